@@ -1,0 +1,1 @@
+"""Hydra configuration of the commands: one YAML per model, data set-up and experiment."""
