@@ -1,0 +1,201 @@
+"""Source cards: one YAML file per training source, ``data/<name>.yaml``.
+
+A card says where a list of URLs and captions comes from, how to read it, and which rules apply to it. To add a
+data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key is
+refused with a sentence that names the key.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from filip.errors import UserError
+
+FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl", "karpathy")
+RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
+ENCODE_FORMATS = ("jpg", "png", "webp")
+DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
+Names = list[str]  # inside SourceCard the name `list` is a field
+CARD_FOLDER = Path(__file__).resolve().parents[2] / "data"
+
+
+@dataclass
+class TextRuleSettings:
+    """What a caption must satisfy before its URL is fetched (see :mod:`filip.data.text_rules`)."""
+
+    language: bool = True  # English only
+    meaningless: bool = True  # file names, hashes, dates, camera names, numbers, URLs, HTML ...
+    switched_off: list[str] = field(default_factory=list)  # names of single "meaningless" rules to leave out
+    max_repeats: int = 10  # pairs whose caption occurs more often in the whole list are dropped; 0 = off
+    min_words: int = 1
+    max_words: int = 256  # CLIP keeps 77 tokens: what is longer is a page, not a caption
+    min_characters: int = 2
+    max_characters: int = 2000
+    person_names: str | None = None  # file of names, one a line: each becomes <person>; null = off
+    sensitive_words: str | None = None  # file of words, one a line: captions with one are dropped; null = off
+
+
+@dataclass
+class ImageRuleSettings:
+    """What an image must satisfy, checked while it is downloaded. Sizes in pixels of the original image."""
+
+    min_side: int = 200  # shorter side
+    max_aspect: float = 3.0  # longer side / shorter side
+
+
+@dataclass
+class DownloadSettings:
+    """How img2dataset fetches and stores the images (see :mod:`filip.data.download`)."""
+
+    image_size: int = 256  # pixels; of the side that resize_mode names
+    resize_mode: str = "keep_ratio"  # shorter side to image_size; see RESIZE_MODES
+    only_if_bigger: bool = True  # never enlarge
+    encode_format: str = "jpg"
+    encode_quality: int = 95  # png: compression level 0..9
+    timeout: int = 10  # seconds per URL
+    retries: int = 1  # at once, within img2dataset
+    processes: int = 2
+    threads: int = 32  # per process
+    samples_per_shard: int = 10_000
+    distributor: str = "multiprocessing"  # or pyspark, ray: an existing cluster
+
+
+@dataclass
+class BackTranslationSettings:
+    """Which engine makes the candidate captions, through which languages."""
+
+    engine: str = "marian"
+    pivots: list[str] = field(default_factory=lambda: ["de", "ru"])
+    models: str | None = None  # folder with the engine's weights, for engines that do not ship them
+
+
+@dataclass
+class SourceCard:
+    """One training source. Paths in ``list`` are relative to the working folder, or a glob of several files."""
+
+    name: str
+    title: str = ""
+    license: str = ""
+    homepage: str = ""
+    obtain: str = ""  # prose: how a person gets the list
+    list: str | None = None  # path or glob of the list; null = give list=PATH to `prepare`
+    format: str = "auto"  # see FORMATS; auto = by file name
+    header: bool = True  # tsv/csv: does the first line name the columns?
+    columns: Names = field(default_factory=lambda: [])  # names, where there is no header
+    url_column: str = "url"
+    caption_column: str = "caption"
+    group_column: str | None = None  # equal value = same content, a positive in a batch
+    extra_columns: Names = field(default_factory=lambda: [])  # carried along
+    image_root: str | None = None  # put before the url column where the list has file names only
+    split: str | None = None  # karpathy lists: the splits to take, joined by "+"
+    expected_count: int | None = None  # pairs in the published list
+    text_rules: TextRuleSettings = field(default_factory=TextRuleSettings)
+    image_rules: ImageRuleSettings = field(default_factory=ImageRuleSettings)
+    download: DownloadSettings = field(default_factory=DownloadSettings)
+    back_translation: BackTranslationSettings | None = field(default_factory=BackTranslationSettings)
+    planted: dict[str, int] = field(default_factory=dict)  # demo: deliberately bad rows by kind
+    attribution: dict[str, Any] = field(default_factory=dict)  # whom the licence obliges to name
+    path: str | None = None  # where the card was read from; filled in by load_source
+
+
+def load_source(name_or_path: str | Path) -> SourceCard:
+    """Read a card by name (``cc3m`` → ``data/cc3m.yaml``) or by path (``*.yaml``).
+
+    Raises UserError, naming the key, when there is no such card or a key is unknown, missing or ill-typed.
+    """
+    path = find_card(name_or_path)
+    try:
+        raw = yaml.safe_load(path.read_text())
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
+    return parse_card(raw, path)
+
+
+def find_card(name_or_path: str | Path) -> Path:
+    """The file of a card. Raises UserError with the known names when there is none."""
+    text = str(name_or_path)
+    candidates = [Path(text)] if text.endswith((".yaml", ".yml")) else []
+    candidates += [Path("data") / f"{text}.yaml", CARD_FOLDER / f"{text}.yaml"] if not candidates else []
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = sorted({p.stem for folder in (Path("data"), CARD_FOLDER) for p in folder.glob("*.yaml")})
+    raise UserError(
+        f"no source card '{text}' (looked for {', '.join(map(str, candidates))}); known cards: "
+        f"{', '.join(known) or 'none'}. A card is a YAML file as described in filip/data/cards.py"
+    )
+
+
+def parse_card(raw: Any, path: Path) -> SourceCard:
+    """Check a mapping read from ``path`` against SourceCard. Raises UserError naming the offending key."""
+    if not isinstance(raw, dict):
+        raise UserError(f"{path}: a source card is a mapping of keys to values, found {type(raw).__name__}")
+    _refuse_unknown_keys(raw, SourceCard, path, "")
+    raw = {"name": path.stem, **raw, "path": str(path)}
+    try:
+        card = cast(SourceCard, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SourceCard), raw)))
+    except OmegaConfBaseException as error:
+        key = error.full_key or "?"
+        problem = str(error).splitlines()[0]
+        raise UserError(f"{path}: key '{key}': {problem}. See filip/data/cards.py for its type") from error
+    _check_values(card, path)
+    return card
+
+
+def _refuse_unknown_keys(raw: dict[Any, Any], schema: type, path: Path, prefix: str) -> None:
+    known = {f.name: f for f in fields(schema)}
+    for key, value in raw.items():
+        if key not in known:
+            raise UserError(f"{path}: unknown key '{prefix}{key}'; known here: {', '.join(sorted(known))}")
+        nested = _NESTED.get(key) if schema is SourceCard else None
+        if nested and isinstance(value, dict):
+            _refuse_unknown_keys(value, nested, path, f"{key}.")
+
+
+def _check_values(card: SourceCard, path: Path) -> None:
+    def check(ok: bool, key: str, value: Any, wanted: str) -> None:
+        if not ok:
+            raise UserError(f"{path}: key '{key}' is {value!r}, but must be {wanted}")
+
+    check(bool(card.name), "name", card.name, "a short name")
+    check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
+    load = card.download
+    check(
+        load.resize_mode in RESIZE_MODES, "download.resize_mode", load.resize_mode, f"one of {RESIZE_MODES}"
+    )
+    check(
+        load.encode_format in ENCODE_FORMATS,
+        "download.encode_format",
+        load.encode_format,
+        f"one of {ENCODE_FORMATS}",
+    )
+    check(
+        load.distributor in DISTRIBUTORS, "download.distributor", load.distributor, f"one of {DISTRIBUTORS}"
+    )
+    for key in ("image_size", "timeout", "processes", "threads", "samples_per_shard"):
+        check(getattr(load, key) > 0, f"download.{key}", getattr(load, key), "above 0")
+    check(load.retries >= 0, "download.retries", load.retries, "0 or more")
+    check(card.image_rules.min_side >= 0, "image_rules.min_side", card.image_rules.min_side, "0 or more")
+    aspect = card.image_rules.max_aspect
+    check(aspect >= 1, "image_rules.max_aspect", aspect, "at least 1 (longer side / shorter side)")
+    check(
+        card.text_rules.max_repeats >= 0,
+        "text_rules.max_repeats",
+        card.text_rules.max_repeats,
+        "0 (off) or more",
+    )
+
+
+_NESTED: dict[str, type] = {
+    "text_rules": TextRuleSettings,
+    "image_rules": ImageRuleSettings,
+    "download": DownloadSettings,
+    "back_translation": BackTranslationSettings,
+}
+assert all(is_dataclass(schema) for schema in _NESTED.values())
