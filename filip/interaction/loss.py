@@ -1,0 +1,112 @@
+"""The contrastive loss over a pair of similarity matrices, on one process or on the own rows of many."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction.packed import Similarity, accumulation_dtype
+
+
+class ContrastiveOutput(NamedTuple):
+    """Scalars. ``loss`` carries the gradient (so do both halves); the accuracies are fractions in 0..1."""
+
+    loss: Tensor
+    i2t_loss: Tensor
+    t2i_loss: Tensor
+    i2t_accuracy: Tensor
+    t2i_accuracy: Tensor
+
+
+def global_similarity(image: Tensor, text: Tensor) -> Similarity:
+    """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both directions are one."""
+    if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
+        raise ValueError(
+            f"expected [images, d] and [texts, d], got {list(image.shape)} and {list(text.shape)}"
+        )
+    if image.shape[0] == 0 or text.shape[0] == 0:
+        raise ValueError(f"empty batch: {image.shape[0]} images and {text.shape[0]} texts")
+    wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
+    with torch.autocast(image.device.type, enabled=False):
+        product = image.to(wide) @ text.to(wide).T
+    return Similarity(product, product)
+
+
+def contrastive_loss(
+    similarity: Similarity,
+    logit_scale: Tensor,
+    *,
+    offset: int = 0,
+    ids: Tensor | None = None,
+    all_ids: Tensor | None = None,
+) -> ContrastiveOutput:
+    """Symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
+
+    Arguments
+        similarity   i2t [b, N] and t2i [N, b]: own images against all texts, all images against own texts
+        logit_scale  the factor itself (1 / temperature), not its logarithm; one element
+        offset       where this rank's own pairs start among the N (see gather_ids)
+        ids          [b] int64; all items with an equal id are positives of each other, each with the target
+                     1 / #positives. None: only the own pair is positive
+        all_ids      [N] int64, the ids of all ranks; None: ``ids`` (one process)
+
+    Everything from the scaled similarity on is float32 (float64 for float64 input). The mean runs over this
+    rank's b rows: when every rank has the same b, the mean over ranks of this loss is the loss of one
+    process that holds all N pairs, and averaging the ranks' gradients (as DeepSpeed and DDP do) gives the
+    gradients of that loss, with no further factor.
+    """
+    wide = accumulation_dtype(similarity.i2t.dtype)
+    b, n = similarity.i2t.shape
+    if similarity.t2i.shape != (n, b) or offset < 0 or offset + b > n:
+        raise ValueError(
+            f"i2t {list(similarity.i2t.shape)} needs t2i [{n}, {b}] and 0 <= offset <= {n - b}; got t2i "
+            f"{list(similarity.t2i.shape)} and offset {offset}"
+        )
+    target: Tensor = torch.arange(offset, offset + b, device=similarity.i2t.device)
+    if ids is not None:
+        positives = _positives(ids, ids if all_ids is None else all_ids, target, n)
+    else:
+        positives = F.one_hot(target, n).bool()
+    with torch.autocast(similarity.i2t.device.type, enabled=False):
+        scale = logit_scale.to(wide).reshape(())
+        i2t_loss, i2t_accuracy = _one_direction(
+            scale * similarity.i2t.to(wide), target, positives, ids is not None
+        )
+        t2i_loss, t2i_accuracy = _one_direction(
+            scale * similarity.t2i.to(wide).T, target, positives, ids is not None
+        )
+        return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
+
+
+def add_global_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight: float) -> ContrastiveOutput:
+    """``token.loss + weight * global_.loss``; the other fields stay those of the token-wise loss.
+
+    Others found the pure token-wise loss unstable at scale and the sum stable (SPARC, 2024).
+    """
+    if weight < 0:
+        raise ValueError(f"weight of the global term must be >= 0, got {weight}")
+    return token._replace(loss=token.loss + weight * global_.loss)
+
+
+def _one_direction(logits: Tensor, target: Tensor, positives: Tensor, soft: bool) -> tuple[Tensor, Tensor]:
+    with torch.no_grad():
+        hits = positives.gather(1, logits.argmax(dim=1, keepdim=True)).to(logits.dtype).mean()
+    if not soft:
+        return F.cross_entropy(logits, target), hits
+    soft_target = positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)
+    return F.cross_entropy(logits, soft_target), hits
+
+
+def _positives(ids: Tensor, all_ids: Tensor, target: Tensor, n: int) -> Tensor:
+    if ids.shape != target.shape or all_ids.shape != (n,):
+        raise ValueError(
+            f"ids and all_ids must be [{len(target)}] and [{n}], got "
+            f"{list(ids.shape)} and {list(all_ids.shape)}"
+        )
+    ids, all_ids = ids.to(target.device), all_ids.to(target.device)
+    if not torch.equal(all_ids[target], ids):
+        raise ValueError("all_ids does not hold ids at this rank's offset; take both from gather_ids")
+    return ids[:, None] == all_ids[None, :]

@@ -1,0 +1,92 @@
+"""Shapes and checks shared by every backend: packed text, and the pair of similarity matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Similarity(NamedTuple):
+    """The two directions of one image-text similarity; rows are images, columns texts, in both.
+
+    ``i2t[i, j]`` is s^I, the score of text j for image i; ``t2i[i, j]`` is s^T, the score of image i for
+    text j. float32 (float64 for float64 tokens), whatever the dtype of the tokens.
+    """
+
+    i2t: Tensor
+    t2i: Tensor
+
+
+def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor) -> list[int]:
+    """Raise ValueError unless the three describe a non-empty late interaction; return the lengths as ints.
+
+    ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d] packed, ``text_lengths`` [t] with sum T, all >= 1.
+    """
+    if image_tokens.dim() != 3 or text_tokens.dim() != 2 or text_lengths.dim() != 1:
+        raise ValueError(
+            "late interaction takes image_tokens [images, n1, d], text_tokens [T, d] (packed) and "
+            f"text_lengths [texts]; got {list(image_tokens.shape)}, {list(text_tokens.shape)}, {list(text_lengths.shape)}"
+        )
+    if image_tokens.shape[0] == 0 or text_lengths.shape[0] == 0:
+        raise ValueError(
+            f"empty batch: {image_tokens.shape[0]} images and {text_lengths.shape[0]} texts; "
+            "late interaction needs at least one of each"
+        )
+    if image_tokens.shape[1] == 0 or image_tokens.shape[2] == 0:
+        raise ValueError(f"image_tokens {list(image_tokens.shape)} has no tokens or no features")
+    if image_tokens.shape[2] != text_tokens.shape[1]:
+        raise ValueError(
+            f"image tokens have {image_tokens.shape[2]} features and text tokens {text_tokens.shape[1]}; "
+            "both must come from the same embedding space"
+        )
+    if image_tokens.device != text_tokens.device:
+        raise ValueError(
+            f"image tokens are on {image_tokens.device}, "
+            f"text tokens on {text_tokens.device}; move one of them"
+        )
+    if not (image_tokens.is_floating_point() and text_tokens.is_floating_point()):
+        raise ValueError(f"tokens must be floating point, got {image_tokens.dtype} and {text_tokens.dtype}")
+    if text_lengths.is_floating_point() or text_lengths.dtype == torch.bool:
+        raise ValueError(f"text_lengths must be integers, got {text_lengths.dtype}")
+    lengths: list[int] = text_lengths.tolist()
+    if min(lengths) < 1:
+        raise ValueError(f"every text needs at least one token, got text_lengths with minimum {min(lengths)}")
+    if sum(lengths) != text_tokens.shape[0]:
+        raise ValueError(
+            f"text_lengths sum to {sum(lengths)} but text_tokens has {text_tokens.shape[0]} rows; "
+            "text_tokens must hold the valid tokens only, one text after the other (see pack_tokens)"
+        )
+    return lengths
+
+
+def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
+    """Drop the padding: ``padded`` [t, n2, d] and ``lengths`` [t] to [sum(lengths), d]. Differentiable.
+
+    What lies at or beyond a text's length is never read into the result, so it may even be NaN.
+    Raises ValueError when a length exceeds n2.
+    """
+    if padded.dim() != 3 or lengths.dim() != 1 or padded.shape[0] != lengths.shape[0]:
+        raise ValueError(
+            f"expected padded tokens [texts, n2, d] and lengths [texts], got {list(padded.shape)} and "
+            f"{list(lengths.shape)}"
+        )
+    if lengths.numel() and int(lengths.max()) > padded.shape[1]:
+        raise ValueError(f"a text of {int(lengths.max())} tokens does not fit in {padded.shape[1]} positions")
+    positions = torch.arange(padded.shape[1], device=padded.device)
+    return padded[positions < lengths.to(padded.device)[:, None]]
+
+
+def offsets_of(lengths: Sequence[int]) -> list[int]:
+    """Start of each text in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
+    offsets = [0]
+    for length in lengths:
+        offsets.append(offsets[-1] + length)
+    return offsets
+
+
+def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
+    """Similarities, soft-max and loss are at least float32: 16-bit tokens are multiplied exactly in it."""
+    return torch.float64 if dtype == torch.float64 else torch.float32

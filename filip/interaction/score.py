@@ -1,0 +1,57 @@
+"""Scores for evaluation: large rectangular problems, no gradient, bounded memory."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+from torch import Tensor
+
+from filip.interaction.dispatch import late_interaction
+from filip.interaction.packed import Similarity, check_tokens, offsets_of
+
+_BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
+
+
+@torch.no_grad()
+def score(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    *,
+    backend: str = "auto",
+    progress: bool = False,
+) -> Similarity:
+    """:func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
+
+    Arguments as in late_interaction. Besides the two float32 results [images, texts] only one block of
+    images against one block of texts is in memory at a time. ``progress`` prints a line to stderr every
+    few seconds.
+    """
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    offsets = offsets_of(lengths)
+    i2t: Tensor | None = None
+    t2i: Tensor | None = None
+    started = shown = time.monotonic()
+    pairs = len(image_tokens) * len(lengths)
+    for first in range(0, len(lengths), _BLOCK_TEXTS):
+        last = min(first + _BLOCK_TEXTS, len(lengths))
+        texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
+        for row in range(0, len(image_tokens), _BLOCK_IMAGES):
+            rows = slice(row, min(row + _BLOCK_IMAGES, len(image_tokens)))
+            block = late_interaction(image_tokens[rows], texts, block_lengths, backend=backend)
+            if i2t is None or t2i is None:
+                i2t = block.i2t.new_empty(len(image_tokens), len(lengths))
+                t2i = torch.empty_like(i2t)
+            i2t[rows, first:last], t2i[rows, first:last] = block
+        if progress and (time.monotonic() - shown > 3 or last == len(lengths)):
+            shown = time.monotonic()
+            done = len(image_tokens) * last
+            print(
+                f"scored {done:,} of {pairs:,} image-text pairs ({shown - started:.0f} s)",
+                file=sys.stderr,
+                flush=True,
+            )
+    assert i2t is not None and t2i is not None
+    return Similarity(i2t, t2i)
