@@ -1,0 +1,141 @@
+"""The configuration of a dual encoder: what a run folder and a saved model carry as JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any, cast
+
+import yaml
+
+from filip.errors import UserError
+
+INTERACTIONS = ("token", "global")
+ACTIVATIONS = ("gelu", "quick_gelu")
+INITIALISATIONS = ("clip", "timm")
+
+
+@dataclass
+class ImageTowerConfig:
+    """A vision transformer of timm, by name, with optional changes of size.
+
+    CLIP's ViT and timm's plain ViT (``vit_base_patch32_224``) differ in four places; timm's ``*_clip_*``
+    names have CLIP's version of the first three, and those are what the presets use:
+
+    - CLIP normalises once more *before* the blocks (``norm_pre``), timm does not;
+    - CLIP's patch embedding has no bias, timm's has one;
+    - CLIP's LayerNorm epsilon is 1e-5, timm's 1e-6;
+    - OpenAI's CLIP uses QuickGELU, ``x * sigmoid(1.702 x)``; timm and open_clip's own trainings use GELU.
+      Ours is GELU (one fused kernel, less memory); ``activation: quick_gelu`` gives OpenAI's.
+    """
+
+    timm: str = field(default="vit_base_patch32_clip_224", metadata={"help": "any ViT of timm, by name"})
+    image_size: int = field(default=224, metadata={"help": "side of the square input in px"})
+    patch_size: int | None = field(default=None, metadata={"help": "px; null = as the timm name says"})
+    width: int | None = field(default=None, metadata={"help": "channels; null = as the timm name says"})
+    layers: int | None = field(default=None, metadata={"help": "blocks; null = as the timm name says"})
+    heads: int | None = field(
+        default=None, metadata={"help": "attention heads; null = as the timm name says"}
+    )
+    activation: str | None = field(
+        default="gelu", metadata={"help": "gelu, quick_gelu, or null = as the timm name says"}
+    )
+    init: str = field(
+        default="clip", metadata={"help": "clip = as CLIP's code initialises its vision tower; timm = timm's"}
+    )
+    options: dict[str, Any] = field(
+        default_factory=dict, metadata={"help": "further arguments of the timm model, e.g. {reg_tokens: 4}"}
+    )
+
+
+@dataclass
+class TextTowerConfig:
+    """A causal, pre-norm transformer as GPT-2's, CLIP's text tower."""
+
+    width: int = field(default=512, metadata={"help": "channels"})
+    layers: int = field(default=12, metadata={"help": "blocks"})
+    heads: int = field(default=8, metadata={"help": "attention heads; width must be divisible by it"})
+    context_length: int = field(
+        default=77, metadata={"help": "longest caption in tokens, [BOS] and [EOS] included"}
+    )
+    vocab_size: int = field(default=49408, metadata={"help": "CLIP's BPE"})
+    activation: str = field(default="gelu", metadata={"help": "gelu or quick_gelu"})
+
+
+@dataclass
+class ModelConfig:
+    """FILIP (``interaction: token``) or the CLIP baseline with the same encoders (``interaction: global``)."""
+
+    name: str = field(default="base", metadata={"help": "shown in tables"})
+    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
+    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    embed_dim: int = field(default=256, metadata={"help": "channels of each token (or global) embedding"})
+    interaction: str = field(
+        default="token",
+        metadata={"help": "token = all patches and words; global = [CLS] and [EOS] only, the CLIP baseline"},
+    )
+    cls_in_interaction: bool = field(
+        default=False, metadata={"help": "let the image's [CLS] take part as one more token (paper: open)"}
+    )
+    init_temperature: float = field(default=0.07, metadata={"help": "the scale starts at 1 / this"})
+    max_logit_scale: float = field(default=100.0, metadata={"help": "clamp of the scale (paper: open)"})
+    gradient_checkpointing: bool = field(
+        default=False, metadata={"help": "recompute blocks in the backward pass: memory for time"}
+    )
+
+    def check(self) -> ModelConfig:
+        """Return self, or raise UserError for a value that no model can be built from."""
+        _choice("model.interaction", self.interaction, INTERACTIONS)
+        _choice("model.text.activation", self.text.activation, ACTIVATIONS)
+        _choice("model.image.init", self.image.init, INITIALISATIONS)
+        if self.image.activation is not None:
+            _choice("model.image.activation", self.image.activation, ACTIVATIONS)
+        if self.text.width % self.text.heads:
+            raise UserError(
+                f"model.text.width={self.text.width} is not divisible by model.text.heads={self.text.heads}"
+            )
+        for name, value in (("embed_dim", self.embed_dim), ("text.layers", self.text.layers)):
+            if value < 1:
+                raise UserError(f"model.{name}={value} must be at least 1")
+        if not 0 < self.init_temperature or not 1 / self.init_temperature <= self.max_logit_scale:
+            raise UserError(
+                f"model.init_temperature={self.init_temperature} starts the scale at its inverse, which must "
+                f"be positive and at most model.max_logit_scale={self.max_logit_scale}"
+            )
+        return self
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+
+
+def config_from_dict(values: dict[str, Any]) -> ModelConfig:
+    """ModelConfig from nested plain dicts (YAML, JSON); UserError names an unknown key."""
+    return cast(ModelConfig, _build(ModelConfig, values, "model")).check()
+
+
+def _build(schema: type, values: dict[str, Any], where: str) -> Any:
+    fields = {f.name: f for f in dataclasses.fields(cast(Any, schema))}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise UserError(f"{where} has no key {unknown[0]!r}; known: {', '.join(fields)}")
+    nested = {"image": ImageTowerConfig, "text": TextTowerConfig} if schema is ModelConfig else {}
+    return schema(
+        **{k: _build(nested[k], v, f"{where}.{k}") if k in nested else v for k, v in values.items()}
+    )
+
+
+def preset_names() -> list[str]:
+    """Names of the YAML files in ``filip/conf/model``."""
+    folder = resources.files("filip.conf").joinpath("model")
+    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+
+
+def load_preset(name: str) -> ModelConfig:
+    """The ModelConfig of ``filip/conf/model/<name>.yaml``; UserError lists the presets for an unknown name."""
+    if name not in preset_names():
+        raise UserError(f"no model preset {name!r}; there are {', '.join(preset_names())}")
+    text = resources.files("filip.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")
+    return config_from_dict(yaml.safe_load(text))

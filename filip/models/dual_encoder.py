@@ -1,0 +1,114 @@
+"""The dual encoder: image and text towers, per-token or global unit embeddings, one learnable temperature."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from filip.errors import UserError
+from filip.models.config import ModelConfig
+from filip.models.image_tower import ImageTower
+from filip.models.text_tower import TextTower
+
+
+class TextFeatures(NamedTuple):
+    """Unit text tokens of a batch without padding: caption j owns ``lengths[j]`` consecutive rows."""
+
+    tokens: Tensor  # [T, d] float32, T = lengths.sum()
+    lengths: Tensor  # [b] int64
+
+
+class Encoded(NamedTuple):
+    """What one forward pass gives the loss."""
+
+    image: Tensor  # [b, n1, d] (token) or [b, d] (global)
+    text: TextFeatures | Tensor  # packed tokens (token) or [b, d] (global)
+    logit_scale: Tensor  # [1], the multiplied scale itself, clamped
+
+
+class DualEncoder(nn.Module):
+    """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``global``.
+
+    Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing, and
+    who wants fewer bits for the wire asks the interaction for them.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config.check()
+        self.image = ImageTower(config.image, config.embed_dim)
+        self.text = TextTower(config.text, config.embed_dim)
+        # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
+        self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
+        if (config.interaction == "global" or config.cls_in_interaction) and not self.image.has_cls:
+            raise UserError(
+                f"model.image.timm={config.image.timm!r} has no [CLS] token, which interaction=global and "
+                "cls_in_interaction need; choose a ViT with one (e.g. vit_base_patch32_clip_224)"
+            )
+        self.set_gradient_checkpointing(config.gradient_checkpointing)
+
+    def set_gradient_checkpointing(self, enable: bool) -> None:
+        """Recompute each block's activations in the backward pass instead of keeping them."""
+        self.image.trunk.set_grad_checkpointing(enable)
+        self.text.grad_checkpointing = enable
+
+    @property
+    def image_size(self) -> int:
+        return self.config.image.image_size
+
+    def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor) -> Encoded:
+        """Both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter."""
+        return Encoded(self.encode_image(pixels), self.encode_text(ids, lengths), self.scale())
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row (token), or ``[b, d]`` of [CLS] (global)."""
+        tokens = self.image(pixels)
+        if self.config.interaction == "global":
+            return _unit(tokens[:, 0])
+        patches = tokens[:, self.image.prefix_tokens :]
+        if self.config.cls_in_interaction:
+            patches = torch.cat([tokens[:, :1], patches], dim=1)
+        return _unit(patches)
+
+    def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
+        """Captions ``ids [b, n2]`` int64, padded behind [EOS], of ``lengths [b]`` ([BOS] and [EOS] included).
+
+        Returns packed unit tokens (token) or the [EOS] vectors ``[b, d]`` (global). The embeddings of a
+        caption do not depend on how far its row is padded.
+        """
+        b, n = ids.shape
+        if n > self.text.context_length:
+            raise ValueError(f"captions of {n} tokens; the text tower takes {self.text.context_length}")
+        starts = torch.arange(b, device=ids.device) * n
+        if self.config.interaction == "global":
+            return _unit(self.text(ids, starts + lengths - 1))
+        columns = torch.arange(n, device=ids.device)
+        positions = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
+        return TextFeatures(_unit(self.text(ids, positions)), lengths)
+
+    def scale(self) -> Tensor:
+        """``[1]`` the factor on the similarities, 1/temperature, at most ``config.max_logit_scale``."""
+        return self.logit_scale.float().exp().clamp(max=self.config.max_logit_scale)
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Clamp the parameter itself; call after each optimiser step, else its gradient stays 0 at the clamp."""
+        self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
+
+    def resize_images(self, image_size: int) -> None:
+        """Take images of another side from now on; position embeddings are interpolated."""
+        self.image.resize(image_size)
+        self.config.image.image_size = image_size
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)
+
+
+def build_model(config: ModelConfig) -> DualEncoder:
+    """A freshly initialised model (torch's global generator); works under ``torch.device("meta")``."""
+    return DualEncoder(config)

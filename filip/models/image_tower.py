@@ -1,0 +1,121 @@
+"""The image encoder: a timm ViT whose tokens are all projected, plus resizing of its position embeddings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from filip.errors import UserError
+from filip.models.config import ImageTowerConfig
+
+
+class ImageTower(nn.Module):
+    """Pixels to embeddings, not yet normalised.
+
+    ``forward(pixels [b, 3, H, W])`` returns all tokens ``[b, prefix + patches, embed_dim]``, prefix tokens
+    ([CLS], registers) first.
+    """
+
+    def __init__(self, config: ImageTowerConfig, embed_dim: int) -> None:
+        super().__init__()
+        self.trunk = _create_trunk(config)
+        self.projection = nn.Linear(self.trunk.embed_dim, embed_dim, bias=False)
+        if config.init == "clip":
+            _init_as_clip(self.trunk)
+            nn.init.normal_(self.projection.weight, std=self.trunk.embed_dim**-0.5)
+
+    @property
+    def prefix_tokens(self) -> int:
+        """How many tokens come before the patches."""
+        return self.trunk.num_prefix_tokens
+
+    @property
+    def has_cls(self) -> bool:
+        return bool(self.trunk.has_class_token)
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        rows, columns = self.trunk.patch_embed.grid_size
+        return int(rows), int(columns)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        # The trunk is *called* (not .forward_features) so that ZeRO-3's hooks gather its own parameters;
+        # global_pool="" and num_classes=0 make that call return every token after the final LayerNorm.
+        return self.projection(self.trunk(pixels))
+
+    def resize(self, image_size: int) -> None:
+        """Change the input side in place: the position embeddings are interpolated (bicubic, as timm's)."""
+        patch_rows, patch_columns = self.trunk.patch_embed.patch_size
+        if image_size % patch_rows or image_size % patch_columns:
+            below = image_size - image_size % patch_rows
+            raise UserError(
+                f"image size {image_size} is not a multiple of the patch size {patch_rows}; "
+                f"choose {below} or {below + patch_rows}"
+            )
+        self.trunk.set_input_size(img_size=(image_size, image_size))
+
+
+def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
+    arguments: dict[str, Any] = dict(config.options)
+    sizes = {
+        "patch_size": config.patch_size,
+        "embed_dim": config.width,
+        "depth": config.layers,
+        "num_heads": config.heads,
+        "act_layer": config.activation,
+    }
+    arguments |= {name: value for name, value in sizes.items() if value is not None}
+    try:
+        trunk = timm.create_model(
+            config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments
+        )
+    except (RuntimeError, TypeError, AssertionError, ValueError) as error:
+        raise UserError(
+            f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}"
+        ) from error
+    if not isinstance(trunk, VisionTransformer):
+        raise UserError(
+            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}, not a VisionTransformer with a grid "
+            "of patch tokens; choose one of timm.list_models('vit_*')"
+        )
+    rows, columns = trunk.patch_embed.patch_size
+    if config.image_size % rows or config.image_size % columns:
+        raise UserError(
+            f"model.image.image_size={config.image_size} is not a multiple of the patch size {rows}; "
+            "pixels at the border would be dropped"
+        )
+    return trunk
+
+
+@torch.no_grad()
+def _init_as_clip(trunk: VisionTransformer) -> None:
+    """CLIP's vision tower: embeddings from N(0, 1/width), the rest as torch's own layers initialise.
+
+    CLIP's GPT-2 style scaling of the blocks is applied to its text tower only. torch's MultiheadAttention
+    draws the joint q/k/v weight by Xavier over its joint shape and sets the attention biases to zero.
+    """
+    std = trunk.embed_dim**-0.5
+    for parameter in (trunk.cls_token, trunk.reg_token, trunk.pos_embed):
+        if parameter is not None:
+            nn.init.normal_(parameter, std=std)
+    for module in trunk.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+            module.reset_parameters()
+    for block in trunk.blocks:
+        nn.init.xavier_uniform_(block.attn.qkv.weight)
+        for layer in (block.attn.qkv, block.attn.proj):
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def interpolate_positions(
+    pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int
+) -> Tensor:
+    """Position embeddings ``[1, prefix + rows * columns, width]`` of ``grid`` for ``new_grid``, bicubic."""
+    return resample_abs_pos_embed(pos_embed, list(new_grid), list(grid), num_prefix_tokens=prefix)
