@@ -1,0 +1,68 @@
+# make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
+
+VENV      := .venv
+PYTHON    ?= $(shell for p in python3.11 python3.12 python3; do \
+               command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+               && { command -v $$p; break; }; done)
+STUDY     ?= demo
+CORES     ?= $(shell nproc)
+RESULTS   := results/$(STUDY)
+SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES)
+
+export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
+export PYTHONUNBUFFERED := 1
+# img2dataset's image library would ask the network for a newer version of itself; hubs are not to be asked either.
+export NO_ALBUMENTATIONS_UPDATE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-quick lint clean dry-run tensorboard
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+setup: $(VENV)/.installed  ## create .venv and install the project with its development tools
+
+$(VENV)/.installed: pyproject.toml
+	@if [ -z "$(PYTHON)" ]; then \
+	  echo "error: no Python 3.11 or 3.12 found (img2dataset needs a module that 3.13 removed)."; \
+	  echo "       Found: $$(python3 --version 2>/dev/null || echo no python3). Install one, e.g. 'apt install python3.11 python3.11-venv'"; \
+	  echo "       or 'uv python install 3.12', or name it: make demo PYTHON=/path/to/python3.12"; exit 1; fi
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: $(PYTHON) has no venv module; install it, e.g. 'apt install python3-venv'"; exit 1; }
+	@echo "== creating $(VENV) with $(PYTHON) and installing (about 2 GB, a few minutes)"
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -e '.[dev]'
+	@touch $@
+
+demo: setup  ## run the whole pipeline, download to report, on the embedded demo corpus
+	@echo "== running the study $(STUDY) on $(CORES) cores"
+	@$(SNAKEMAKE)
+	@$(MAKE) --no-print-directory $(RESULTS)/report.html
+	@echo
+	@$(VENV)/bin/python -m filip.report.summary $(RESULTS)
+	@echo
+	@echo "report       $(RESULTS)/report.html"
+	@echo "tables       $(RESULTS)/tables/"
+	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
+
+$(RESULTS)/report.html: $(RESULTS)/summary.json
+	@$(SNAKEMAKE) --report $@
+
+dry-run: setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
+	@$(SNAKEMAKE) -n
+
+tensorboard: setup  ## show the training curves of STUDY=demo in a browser
+	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs
+
+lint: setup  ## ruff, mypy and snakemake --lint
+	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
+	@$(SNAKEMAKE) --lint
+
+test: setup lint  ## all checks and tests (about 20 minutes on 2 cores)
+	@$(VENV)/bin/python -m pytest
+
+test-quick: setup  ## only the tests that start no processes
+	@$(VENV)/bin/python -m pytest -m 'not slow'
+
+clean:  ## remove results and caches, keep .venv
+	@rm -rf results .snakemake .cache .pytest_cache .mypy_cache .ruff_cache

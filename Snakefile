@@ -1,0 +1,63 @@
+"""FILIP, end to end: URL list -> rules -> download -> back-translation -> training -> evaluation -> tables.
+
+    snakemake --configfile workflow/config/<study>.yaml --profile workflow/profiles/local
+
+Without --configfile the study is the demo. Rules are command lines; what they need to know of a study is in
+workflow/study.py.
+"""
+
+import sys
+
+from snakemake.exceptions import WorkflowError
+from snakemake.utils import min_version
+
+min_version("9.0")
+
+sys.path.insert(0, workflow.basedir)
+from workflow.study import Study, StudyError
+
+if "study" not in config:
+
+    configfile: "workflow/config/demo.yaml"
+
+
+try:
+    STUDY = Study(config)
+except StudyError as error:
+    # One plain sentence; a stack trace would hide it.
+    raise WorkflowError(str(error)) from None
+
+RESULTS = STUDY.results
+DATA = STUDY.data_dir
+TRAINED = STUDY.evaluated
+
+
+wildcard_constraints:
+    source="|".join(STUDY.sources),
+    run="|".join([*STUDY.runs, *STUDY.fine_tunes]),
+    row="|".join(STUDY.efficiency_rows) or "none",
+
+
+report: "workflow/report/study.rst"
+
+
+localrules:
+    all,
+    study_config,
+
+
+rule all:
+    input:
+        f"{RESULTS}/summary.json",
+    default_target: True
+
+
+if STUDY.is_demo:
+
+    include: "workflow/rules/demo.smk"
+
+
+include: "workflow/rules/data.smk"
+include: "workflow/rules/train.smk"
+include: "workflow/rules/eval.smk"
+include: "workflow/rules/report.smk"

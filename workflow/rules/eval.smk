@@ -1,0 +1,75 @@
+# Evaluation of one run: one command per protocol, one JSON each.
+
+
+rule zero_shot:
+    input:
+        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        cards=STUDY.cards("zero_shot"),
+        prompts="eval/prompts.yaml",
+        corpus=STUDY.benchmark_files(),
+    output:
+        f"{RESULTS}/eval/{{run}}/zero_shot.json",
+    params:
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/zero_shot/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/zero_shot/{{run}}.tsv"
+    threads: 2
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.zero_shot model={input.weights} root={params.root} 'cards={params.cards}'"
+        " prompts={input.prompts} out={output} > {log} 2>&1"
+
+
+rule retrieval:
+    input:
+        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        cards=STUDY.cards("retrieval"),
+        prompts="eval/prompts.yaml",
+        corpus=STUDY.benchmark_files(),
+    output:
+        f"{RESULTS}/eval/{{run}}/retrieval.json",
+    params:
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/retrieval/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/retrieval/{{run}}.tsv"
+    threads: 2
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.retrieval model={input.weights} root={params.root} 'cards={params.cards}'"
+        " prompts={input.prompts} out={output} > {log} 2>&1"
+
+
+rule alignment:
+    input:
+        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        cards=STUDY.cards("alignment"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        scores=f"{RESULTS}/eval/{{run}}/alignment.json",
+        picture=report(
+            f"{RESULTS}/eval/{{run}}/alignment.png",
+            caption="../report/alignment.rst",
+            category="Word-patch alignment",
+            labels={"run": "{run}"},
+        ),
+    params:
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/alignment/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/alignment/{{run}}.tsv"
+    threads: 2
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.alignment model={input.weights} root={params.root} 'cards={params.cards}'"
+        " picture={output.picture} out={output.scores} > {log} 2>&1"

@@ -1,0 +1,99 @@
+# From JSON files to what people read: tables, figures, one summary. Snakemake's own HTML report embeds them.
+
+EVALUATIONS = (
+    expand(f"{RESULTS}/eval/{{run}}/zero_shot.json", run=STUDY.rows("zero_shot"))
+    + expand(f"{RESULTS}/eval/{{run}}/retrieval.json", run=STUDY.rows("retrieval"))
+    + expand(f"{RESULTS}/eval/{{run}}/alignment.json", run=STUDY.rows("alignment"))
+)
+TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=TRAINED) + expand(
+    f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency_rows
+)
+
+
+rule study_config:
+    output:
+        STUDY.config_file,
+    params:
+        text=STUDY.config_text(),
+    log:
+        f"{RESULTS}/logs/study_config.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "printf '%s\\n' {params.text:q} > {output} 2> {log}"
+
+
+rule tables:
+    input:
+        EVALUATIONS,
+        TRAININGS,
+        study=STUDY.config_file,
+        published="eval/published.yaml",
+    output:
+        data=f"{RESULTS}/tables/tables.json",
+        html=report(
+            expand(f"{RESULTS}/tables/{{table}}.html", table=STUDY.table_names),
+            caption="../report/tables.rst",
+            category="Tables",
+        ),
+    params:
+        results=RESULTS,
+        out_dir=f"{RESULTS}/tables",
+    log:
+        f"{RESULTS}/logs/tables.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.report.tables study={input.study} results={params.results}"
+        " out_dir={params.out_dir} > {log} 2>&1"
+
+
+rule figures:
+    input:
+        EVALUATIONS,
+        TRAININGS,
+        f"{RESULTS}/tables/tables.json",
+        study=STUDY.config_file,
+        funnel=f"{RESULTS}/funnel.json",
+    output:
+        report(
+            expand(f"{RESULTS}/figures/{{figure}}.png", figure=STUDY.figure_names),
+            caption="../report/figures.rst",
+            category="Figures",
+        ),
+    params:
+        results=RESULTS,
+        data_dir=DATA,
+        out_dir=f"{RESULTS}/figures",
+    log:
+        f"{RESULTS}/logs/figures.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.report.figures study={input.study} results={params.results} data_dir={params.data_dir}"
+        " out_dir={params.out_dir} > {log} 2>&1"
+
+
+rule summary:
+    input:
+        rules.figures.output,
+        tables=rules.tables.output.data,
+        funnel=f"{RESULTS}/funnel.json",
+        study=STUDY.config_file,
+        attribution=f"{RESULTS}/corpus/attribution.json" if STUDY.is_demo else [],
+    output:
+        summary=f"{RESULTS}/summary.json",
+        page=report(
+            f"{RESULTS}/summary.html",
+            caption="../report/summary.rst",
+            category="Overview",
+        ),
+    params:
+        results=RESULTS,
+    log:
+        f"{RESULTS}/logs/summary.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.report.summarize study={input.study} results={params.results} page={output.page}"
+        " out={output.summary} > {log} 2>&1"

@@ -1,0 +1,54 @@
+# Training. Outputs are only the small final files, which the trainer writes last and atomically. Checkpoints lie
+# in a run folder that Snakemake does not own (it would delete them with a failed job); its name carries a hash of
+# the resolved config. flock keeps a second job from starting beside a first one. Exit code 85 means "saved because
+# of a signal": a rerun goes on from there.
+
+
+rule pretrain:
+    input:
+        unpack(lambda wildcards: STUDY.train_inputs(wildcards.run)),
+    output:
+        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        result=f"{RESULTS}/models/{{run}}.json",
+    wildcard_constraints:
+        run="|".join(STUDY.runs),
+    params:
+        launch=STUDY.launch().command(),
+        arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
+        run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
+    log:
+        f"{RESULTS}/logs/train/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/train/{{run}}.tsv"
+    threads: STUDY.train_threads()
+    resources:
+        **STUDY.train_resources(),
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "mkdir -p {params.run_dir} && flock --nonblock --conflict-exit-code 75 {params.run_dir}/lock"
+        " env {params.launch} {params.arguments} run_dir={params.run_dir}"
+        " out={output.weights} result={output.result} > {log} 2>&1"
+
+
+
+use rule pretrain as fine_tune with:
+    wildcard_constraints:
+        run="|".join(STUDY.fine_tunes) or "none",
+
+
+# A row of the efficiency ablation is a training of a few steps: its result holds seconds per iteration and memory.
+use rule pretrain as efficiency with:
+    input:
+        unpack(lambda wildcards: STUDY.train_inputs(wildcards.row)),
+    output:
+        weights=temp(f"{RESULTS}/efficiency/{{row}}.safetensors"),
+        result=f"{RESULTS}/efficiency/{{row}}.json",
+    params:
+        launch=STUDY.launch().command(),
+        arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.row),
+        run_dir=lambda wildcards: STUDY.run_dir(wildcards.row),
+    log:
+        f"{RESULTS}/logs/efficiency/{{row}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/efficiency/{{row}}.tsv"
