@@ -30,14 +30,18 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     Raises StudyError naming the first offending key, its value and what was expected.
     """
     if "study" not in config:
-        raise StudyError("no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)")
+        raise StudyError(
+            "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
+        )
     schema = yaml.safe_load(SCHEMA.read_text())
     problems = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: len(e.path))
     if problems:
         worst = jsonschema.exceptions.best_match(iter(problems))
         assert worst is not None
         key = ".".join(str(part) for part in worst.absolute_path) or "the top level"
-        raise StudyError(f"study config, key {key}: {worst.message} (schema: workflow/schemas/study.schema.yaml)")
+        raise StudyError(
+            f"study config, key {key}: {worst.message} (schema: workflow/schemas/study.schema.yaml)"
+        )
     _check_references(config)
     return config
 
@@ -46,7 +50,9 @@ def _check_references(config: dict[str, Any]) -> None:
     trained = {**config["runs"], **config.get("fine_tune", {})}
     for name, tune in config.get("fine_tune", {}).items():
         if name in config["runs"]:
-            raise StudyError(f"study config, key fine_tune.{name}: a pre-training run has that name; choose another")
+            raise StudyError(
+                f"study config, key fine_tune.{name}: a pre-training run has that name; choose another"
+            )
         if tune["from"] not in config["runs"]:
             raise StudyError(
                 f"study config, key fine_tune.{name}.from: no run is called '{tune['from']}'; "
@@ -55,8 +61,9 @@ def _check_references(config: dict[str, Any]) -> None:
     for table, rows in config["tables"].items():
         for row in rows:
             if row not in trained:
+                known = ", ".join(trained)
                 raise StudyError(
-                    f"study config, key tables.{table}: no run is called '{row}'; there are {', '.join(trained)}"
+                    f"study config, key tables.{table}: no run is called '{row}'; there are {known}"
                 )
     for name, row in config.get("efficiency", {}).items():
         if row.get("accuracy_of") and row["accuracy_of"] not in trained:
@@ -83,7 +90,8 @@ class Launch:
         if self.by == "torchrun":
             return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m filip.train"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
-        return f"{accelerator}deepspeed {hosts}--num_gpus {self.ranks_per_node} --no_local_rank --module filip.train"
+        ranks = f"--num_gpus {self.ranks_per_node} --no_local_rank"
+        return f"{accelerator}deepspeed {hosts}{ranks} --module filip.train"
 
 
 class Study:
@@ -120,12 +128,14 @@ class Study:
 
     def funnel_fragments(self) -> list[str]:
         stages = ("text_rules", "download", "translate")
-        return [f"{self.data_dir}/{source}/funnel/{stage}.json" for source in self.sources for stage in stages]
+        return [
+            f"{self.data_dir}/{source}/funnel/{stage}.json" for source in self.sources for stage in stages
+        ]
 
     # ---- training ------------------------------------------------------------------------------------
 
     def training(self, run: str) -> dict[str, Any]:
-        """The merged settings of a run, fine-tuning or efficiency row: experiment, sources, overrides, from."""
+        """The merged settings of a run, fine-tuning or efficiency row."""
         base = self.config["train"]
         if run in self.runs:
             own, sources = self.runs[run], self.runs[run].get("sources", self.config["sources"])
@@ -232,8 +242,8 @@ class Study:
         return ["loss_curves", "funnel", "augmentation", *ablation, *efficiency]
 
     def benchmark_files(self) -> list[str]:
-        """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others are
-        the user's, below ``eval.root``, and the command says plainly what is missing there."""
+        """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
+        are the user's, below ``eval.root``, and the command says plainly what is missing there."""
         return [f"{self.results}/corpus/corpus.json"] if self.is_demo else []
 
     def cards(self, kind: str) -> list[str]:
@@ -245,9 +255,10 @@ def config_hash(arguments: list[str]) -> str:
 
     Raises StudyError if the overrides do not fit the training config, before any job starts.
     """
+    from filip.train.config import TrainConfig
+
     from filip.command import compose_config
     from filip.errors import UserError
-    from filip.train.config import TrainConfig
 
     try:
         resolved = compose_config(TrainConfig, arguments, "train")
