@@ -1,8 +1,8 @@
 """Source cards: one YAML file per training source, ``data/<name>.yaml``.
 
-A card says where a list of URLs and captions comes from, how to read it, and which rules apply to it. To add a
-data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key is
-refused with a sentence that names the key.
+A card says where a list of URLs and captions comes from, how to read it, and which rules apply to it. To add
+a data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key
+is refused with a sentence that names the key.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ class DownloadSettings:
     resize_mode: str = "keep_ratio"  # shorter side to image_size; see RESIZE_MODES
     only_if_bigger: bool = True  # never enlarge
     encode_format: str = "jpg"
-    encode_quality: int = 95  # png: compression level 0..9
+    encode_quality: int | None = None  # null = 95 for jpg and webp; png: compression level 6 of 0..9
     timeout: int = 10  # seconds per URL
     retries: int = 1  # at once, within img2dataset
     processes: int = 2
@@ -77,7 +77,7 @@ class BackTranslationSettings:
 
 @dataclass
 class SourceCard:
-    """One training source. Paths in ``list`` are relative to the working folder, or a glob of several files."""
+    """One training source. ``list`` is relative to the working folder; a glob may name several files."""
 
     name: str
     title: str = ""
@@ -154,6 +154,8 @@ def _refuse_unknown_keys(raw: dict[Any, Any], schema: type, path: Path, prefix: 
         if key not in known:
             raise UserError(f"{path}: unknown key '{prefix}{key}'; known here: {', '.join(sorted(known))}")
         nested = _NESTED.get(key) if schema is SourceCard else None
+        if nested and value is not None and not isinstance(value, dict):
+            raise UserError(f"{path}: key '{key}' is {value!r}, but must be a mapping of settings")
         if nested and isinstance(value, dict):
             _refuse_unknown_keys(value, nested, path, f"{key}.")
 
@@ -166,30 +168,21 @@ def _check_values(card: SourceCard, path: Path) -> None:
     check(bool(card.name), "name", card.name, "a short name")
     check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
     load = card.download
-    check(
-        load.resize_mode in RESIZE_MODES, "download.resize_mode", load.resize_mode, f"one of {RESIZE_MODES}"
-    )
-    check(
-        load.encode_format in ENCODE_FORMATS,
-        "download.encode_format",
-        load.encode_format,
-        f"one of {ENCODE_FORMATS}",
-    )
-    check(
-        load.distributor in DISTRIBUTORS, "download.distributor", load.distributor, f"one of {DISTRIBUTORS}"
-    )
+    for key, allowed in (
+        ("resize_mode", RESIZE_MODES),
+        ("encode_format", ENCODE_FORMATS),
+        ("distributor", DISTRIBUTORS),
+    ):
+        value = getattr(load, key)
+        check(value in allowed, f"download.{key}", value, f"one of {', '.join(allowed)}")
     for key in ("image_size", "timeout", "processes", "threads", "samples_per_shard"):
         check(getattr(load, key) > 0, f"download.{key}", getattr(load, key), "above 0")
     check(load.retries >= 0, "download.retries", load.retries, "0 or more")
     check(card.image_rules.min_side >= 0, "image_rules.min_side", card.image_rules.min_side, "0 or more")
     aspect = card.image_rules.max_aspect
     check(aspect >= 1, "image_rules.max_aspect", aspect, "at least 1 (longer side / shorter side)")
-    check(
-        card.text_rules.max_repeats >= 0,
-        "text_rules.max_repeats",
-        card.text_rules.max_repeats,
-        "0 (off) or more",
-    )
+    repeats = card.text_rules.max_repeats
+    check(repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
 
 
 _NESTED: dict[str, type] = {
