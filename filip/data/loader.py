@@ -1,0 +1,320 @@
+"""The stream of image-text pairs that training reads: batches as a function of (seed, epoch, batch number).
+
+The content of global batch g depends on nothing else, so the number of workers, a restart and even the number of
+ranks (at the same global batch size) change nothing, and the state to save is a batch number.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import random
+from collections import Counter, OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from filip.data.epoch_plan import Slots, epoch_slots
+from filip.data.shards import ShardCaptions, Source, SourceIndex, index_source
+from filip.data.transforms import EvalTransform, TrainTransform, normalize, open_image
+from filip.errors import UserError
+
+log = logging.getLogger(__name__)
+_ATTEMPTS = 50  # bad images in a row in one slot before giving up
+
+Batch = dict[str, Any]
+
+
+class PairStream(Dataset[Batch]):
+    """Random access to this rank's batches: ``stream[epoch, batch]``. Runs in the workers."""
+
+    def __init__(
+        self,
+        indices: Sequence[SourceIndex],
+        *,
+        batch_size: int,
+        transform: TrainTransform | EvalTransform,
+        back_translation: bool,
+        seed: int,
+        rank: int,
+        world_size: int,
+        context_length: int,
+        window: int,
+        lanes: int,
+    ) -> None:
+        self.indices = list(indices)
+        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
+        self.transform, self.back_translation = transform, back_translation
+        self.seed, self.context_length = seed, context_length
+        self.window, self.lanes = window, lanes
+        self._plan: tuple[int, list[Slots]] | None = None
+        self._open: OrderedDict[tuple[int, int], tuple[int, ShardCaptions]] = OrderedDict()
+
+    def plan(self, epoch: int) -> list[Slots]:
+        """The slots of an epoch, lane by lane."""
+        if self._plan is None or self._plan[0] != epoch:
+            counts = [index.counts for index in self.indices]
+            weights = [index.source.weight for index in self.indices]
+            slots = [
+                epoch_slots(
+                    counts, weights, seed=self.seed, epoch=epoch, window=self.window, lane=i, lanes=self.lanes
+                )
+                for i in range(self.lanes)
+            ]
+            self._plan = (epoch, slots)
+        return self._plan[1]
+
+    @property
+    def global_batch(self) -> int:
+        return self.batch_size * self.world_size
+
+    def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
+        """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
+        lanes, share = self.plan(epoch), self.global_batch // self.lanes
+        result = []
+        for place in range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size):
+            lane, position = lanes[place // share], batch * share + place % share
+            result.append((int(lane.source[position]), int(lane.sample[position]), int(lane.visit[position])))
+        return result
+
+    def __getitem__(self, item: tuple[int, int]) -> Batch:
+        epoch, batch = item
+        problems: Counter[str] = Counter()
+        size = self.transform.image_size
+        pixels = np.empty((self.batch_size, size, size, 3), np.uint8)
+        tokens, group, keys = [], [], []
+        for i, slot in enumerate(self.slots(epoch, batch)):
+            pixels[i], ids, group_id, key = self._pair(epoch, *slot, problems)
+            tokens.append(ids)
+            group.append(group_id)
+            keys.append(key)
+        lengths = np.array([len(ids) for ids in tokens], np.int64)
+        padded = np.zeros((self.batch_size, lengths.max()), np.int64)
+        padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(tokens)
+        return {
+            "pixels": normalize(pixels),
+            "ids": torch.from_numpy(padded),
+            "lengths": torch.from_numpy(lengths),
+            "group": torch.tensor(group, dtype=torch.int64),
+            "key": keys,
+            "problems": dict(problems),
+        }
+
+    def _pair(
+        self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
+    ) -> tuple[np.ndarray, np.ndarray, int, str]:
+        """One pair; an image that cannot be decoded is replaced by another of its shard, and counted."""
+        index = self.indices[source]
+        substitutes: random.Random | None = None
+        for _ in range(_ATTEMPTS):
+            shard = int(index.shard[sample])
+            file, captions = self._shard(source, shard)
+            row = int(index.row[sample])
+            key = captions.keys[row]
+            rng = random.Random(_hash(self.seed, epoch, visit, source, shard, key))
+            draw = rng.random()  # drawn in any case: back-translation must not change the image
+            candidate = int(draw * captions.candidates(row)) if self.back_translation else 0
+            try:
+                data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
+                image = self.transform.pixels(open_image(data), rng)
+                return image, captions.tokens(row, candidate), int(captions.group[row]), key
+            except (OSError, ValueError, SyntaxError, MemoryError) as error:
+                problems["undecodable"] += 1
+                log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
+            if substitutes is None:
+                substitutes = random.Random(_hash(self.seed, epoch, visit, source, shard, key, "substitute"))
+            first = int(index.counts[:shard].sum())
+            sample = first + substitutes.randrange(int(index.counts[shard]))
+        raise UserError(
+            f"{_ATTEMPTS} images in a row of {index.tars[shard]} cannot be decoded; delete that shard's tar and "
+            "stats file and run the download stage again"
+        )
+
+    def _shard(self, source: int, shard: int) -> tuple[int, ShardCaptions]:
+        place = (source, shard)
+        if place in self._open:
+            self._open.move_to_end(place)
+            return self._open[place]
+        index = self.indices[source]
+        opened = (os.open(index.tars[shard], os.O_RDONLY), ShardCaptions(index, shard, self.context_length))
+        self._open[place] = opened
+        if len(self._open) > (self.window + 1) * len(self.indices) * self.lanes:
+            os.close(self._open.popitem(last=False)[1][0])
+        return opened
+
+
+class PairLoader:
+    """Iterate over the rest of an epoch's batches; see :func:`build_loader`."""
+
+    def __init__(
+        self, stream: PairStream, *, epoch: int, workers: int, prefetch: int, pin_memory: bool
+    ) -> None:
+        self.stream, self.epoch, self.batch = stream, epoch, 0
+        self.counters: Counter[str] = Counter()
+        for index in stream.indices:
+            self.counters.update({k: v for k, v in index.problems.items() if v})
+        self.pairs = sum(len(lane.sample) for lane in stream.plan(epoch))
+        share = stream.global_batch // stream.lanes
+        self._batches = min(len(lane.sample) for lane in stream.plan(epoch)) // share
+        if not self._batches:
+            raise UserError(
+                f"{self.pairs} pairs do not fill one global batch of {stream.global_batch} "
+                f"({stream.batch_size} x {stream.world_size} ranks); lower the batch size"
+            )
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            sampler=_Rest(self),
+            num_workers=workers,
+            prefetch_factor=prefetch if workers else None,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+        )
+
+    def __len__(self) -> int:
+        """Batches per epoch, the same on every rank; the pairs that do not fill a global batch are left out."""
+        return self._batches
+
+    def __iter__(self) -> Iterator[Batch]:
+        """The batches from ``self.batch`` to the end of the epoch; then the loader stands at the next epoch."""
+        for batch in self._loader:
+            self.counters.update(batch.pop("problems"))
+            self.batch += 1
+            yield batch
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Go to the start of ``epoch``; nothing happens if the loader is already in it."""
+        if epoch != self.epoch:
+            self.epoch, self.batch = epoch, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the stream stands after the last batch it gave; plain values, the same on every rank but counters."""
+        return {
+            "epoch": self.epoch,
+            "pairs_done": self.batch * self.stream.global_batch,
+            "fingerprint": self.fingerprint(),
+            "counters": dict(self.counters),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on with the very next batch. Workers and ranks may differ from those that wrote the state.
+
+        UserError if the data, the seed or the weights are others, or the global batch size does not divide
+        what was done.
+        """
+        if state["fingerprint"] != self.fingerprint():
+            raise UserError(
+                "the checkpoint's loader state belongs to other data (shards, side-cars, weights or seed); "
+                "resume with the same data.sources and seed, or start afresh with resume=never"
+            )
+        done, remainder = divmod(int(state["pairs_done"]), self.stream.global_batch)
+        if remainder:
+            raise UserError(
+                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, which is no multiple of the "
+                f"global batch {self.stream.global_batch}; resume with the same global batch"
+            )
+        self.epoch, self.batch = int(state["epoch"]), done
+        self.counters = Counter(state["counters"])
+
+    def fingerprint(self) -> str:
+        """Identity of what the order of pairs depends on."""
+        what = {
+            "seed": self.stream.seed,
+            "window": self.stream.window,
+            "lanes": self.stream.lanes,
+            "sources": [
+                [[t.name for t in index.tars], index.counts.tolist(), index.source.weight]
+                for index in self.stream.indices
+            ],
+        }
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+class _Rest(Sampler[tuple[int, int]]):
+    """The batch numbers that are still to come in the loader's epoch."""
+
+    def __init__(self, loader: PairLoader) -> None:
+        self.loader = loader
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        epoch = self.loader.epoch
+        return ((epoch, batch) for batch in range(self.loader.batch, len(self.loader)))
+
+    def __len__(self) -> int:
+        return len(self.loader) - self.loader.batch
+
+
+def build_loader(
+    sources: Sequence[Source | Mapping[str, Any]],
+    *,
+    batch_size: int,
+    image_size: int,
+    auto_augment: bool = True,
+    back_translation: bool = True,
+    seed: int = 0,
+    epoch: int = 0,
+    rank: int = 0,
+    world_size: int = 1,
+    workers: int = 0,
+    context_length: int = 77,
+    transform: TrainTransform | EvalTransform | None = None,
+    window: int = 16,
+    lanes: int = 1,
+    prefetch: int = 4,
+    pin_memory: bool = False,
+) -> PairLoader:
+    """The training stream of this rank.
+
+    Yields ``dict(pixels [b, 3, S, S] float32, ids [b, n2] int64 padded with 0, lengths [b] int64,
+    group [b] int64, key list[str])`` with b = ``batch_size`` pairs of this rank. Every rank gets the same number
+    of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
+
+    ``window``: shards whose samples are shuffled among each other, and the number a reader keeps open.
+    ``lanes``: reading groups, 1 or a number of machines; must divide the global batch. ``transform`` replaces the
+    default training transform. ``loader.counters`` names what was missing or broken so far.
+    """
+    parsed = [s if isinstance(s, Source) else _source(s) for s in sources]
+    if not parsed:
+        raise UserError(
+            "no data: data.sources is empty; give e.g. data.sources=[{shards: DIR, captions: DIR}]"
+        )
+    if batch_size * world_size % lanes:
+        raise UserError(f"data.lanes={lanes} does not divide the global batch {batch_size * world_size}")
+    stream = PairStream(
+        [index_source(source) for source in parsed],
+        batch_size=batch_size,
+        transform=transform or TrainTransform(image_size, auto_augment),
+        back_translation=back_translation,
+        seed=seed,
+        rank=rank,
+        world_size=world_size,
+        context_length=context_length,
+        window=window,
+        lanes=lanes,
+    )
+    return PairLoader(stream, epoch=epoch, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
+
+
+def _source(values: Mapping[str, Any]) -> Source:
+    known = {f.name for f in dataclasses.fields(Source)}
+    unknown = sorted(set(values) - known)
+    if unknown or "shards" not in values:
+        raise UserError(
+            f"data.sources has an entry {dict(values)}; it needs shards and may have captions and weight, "
+            f"not {', '.join(unknown) or 'nothing else'}"
+        )
+    source = Source(**values)
+    if source.weight < 0:
+        raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")
+    return source
+
+
+def _hash(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
