@@ -39,8 +39,9 @@ def tokenize_numpy(texts: Sequence[str], context_length: int = 77) -> tuple[np.n
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tensor, Tensor]:
     """Token ids of captions and their lengths.
 
-    Returns ids int64 ``[b, n2]``, padded with 0 to the longest caption of the batch, and lengths int64 ``[b]``
-    that include [BOS] and [EOS]. A caption longer than ``context_length`` is cut and still ends in [EOS].
+    Returns ids int64 ``[b, n2]``, padded with 0 to the longest caption of the batch, and lengths int64
+    ``[b]`` that include [BOS] and [EOS]. A caption longer than ``context_length`` is cut and still ends in
+    [EOS].
     """
     ids, lengths = tokenize_numpy([texts] if isinstance(texts, str) else texts, context_length)
     longest = int(lengths.max(initial=0))

@@ -6,21 +6,21 @@ shards at a time), then the sources are merged in proportion. No rank, worker or
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
 
 
 class Slots(NamedTuple):
-    """The order of an epoch, one entry per slot."""
+    """An order of pairs, one entry per slot."""
 
     source: np.ndarray  # int16
     sample: np.ndarray  # int64, within the source
     visit: np.ndarray  # int16: how often the source was gone through before in this epoch (weight above 1)
 
 
-def epoch_slots(
+def lane_slots(
     shard_counts: Sequence[np.ndarray],
     weights: Sequence[float],
     *,
@@ -32,40 +32,68 @@ def epoch_slots(
 ) -> Slots:
     """The slots of one lane of an epoch.
 
-    ``shard_counts[s]`` holds the samples per shard of source s, ``weights[s]`` how many times its pairs are seen
-    per epoch (0.5: a random half). ``window`` is in shards. A lane is an equal share of every pass that touches
-    shards of its own only; lanes are there for locality of reading on several machines.
+    ``shard_counts[s]`` holds the samples per shard of source s, ``weights[s]`` how many times its pairs are
+    seen per epoch (0.5: a random half). ``window`` is in shards. A lane is an equal, contiguous share of
+    every pass over the permuted shards, and is shuffled on its own: it gives machines shards of their own.
     """
     parts = []
     for source, (counts, weight) in enumerate(zip(shard_counts, weights, strict=True)):
-        orders, visit, left = [], 0, weight
-        while left > 0:
-            rng = np.random.default_rng([seed, epoch, source, visit])
-            order = _one_pass(counts, rng, window, lane, lanes)
-            orders.append(order[: round(left * len(order))] if left < 1 else order)
-            visit, left = visit + 1, left - 1
+        orders = []
+        for visit, share in _visits(weight):
+            shards = np.random.default_rng([seed, epoch, source, visit]).permutation(len(counts))
+            rng = np.random.default_rng([seed, epoch, source, visit, lane])
+            low, high = _lane_bounds(counts, lane, lanes)
+            order = _shuffled(counts, shards, rng, window, low, high)
+            orders.append(order[: _partial(share, len(order))])
         sample = np.concatenate([np.empty(0, np.int64), *orders])
         visits = np.repeat(np.arange(len(orders), dtype=np.int16), [len(o) for o in orders])
         parts.append(Slots(np.full(len(sample), source, np.int16), sample, visits))
-    merged = Slots(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
     if len(parts) == 1:
-        return merged
+        return parts[0]
     # The k-th of a source's n slots belongs at the fraction (k + 1/2) / n of the epoch.
     fraction = np.concatenate([(np.arange(len(p.sample)) + 0.5) / max(1, len(p.sample)) for p in parts])
     order = np.argsort(fraction, kind="stable")
-    return Slots(*(column[order] for column in merged))
+    return Slots(*(np.concatenate(columns)[order] for columns in zip(*parts, strict=True)))
 
 
-def _one_pass(counts: np.ndarray, rng: np.random.Generator, window: int, lane: int, lanes: int) -> np.ndarray:
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-    shards = rng.permutation(len(counts))
-    permuted = counts[shards]
-    ends = np.cumsum(permuted)
-    total = int(ends[-1]) if len(ends) else 0
-    # Sample ids in the order of the permuted shards: position - (start of the shard here) + (start there).
-    shift = np.repeat(starts[shards] - (ends - permuted), permuted)
-    ids = np.arange(total) + shift
-    block = np.repeat(np.arange(len(shards)) // max(1, window), permuted)
-    low, high = total * lane // lanes, total * (lane + 1) // lanes
-    keys = block + rng.random(total)
-    return ids[low:high][np.argsort(keys[low:high], kind="stable")]
+def lane_length(shard_counts: Sequence[np.ndarray], weights: Sequence[float], lane: int, lanes: int) -> int:
+    """``len(lane_slots(…).sample)`` without computing the order; it is the same in every epoch."""
+    total = 0
+    for counts, weight in zip(shard_counts, weights, strict=True):
+        low, high = _lane_bounds(counts, lane, lanes)
+        total += sum(_partial(share, high - low) for _, share in _visits(weight))
+    return total
+
+
+def _visits(weight: float) -> Iterator[tuple[int, float]]:
+    """Passes over a source: 2.5 gives (0, 1.0), (1, 1.0), (2, 0.5)."""
+    visit = 0
+    while weight > 0:
+        yield visit, min(1.0, weight)
+        visit, weight = visit + 1, weight - 1
+
+
+def _partial(share: float, n: int) -> int:
+    return n if share >= 1 else round(share * n)
+
+
+def _lane_bounds(counts: np.ndarray, lane: int, lanes: int) -> tuple[int, int]:
+    total = int(counts.sum())
+    return total * lane // lanes, total * (lane + 1) // lanes
+
+
+def _shuffled(
+    counts: np.ndarray, shards: np.ndarray, rng: np.random.Generator, window: int, low: int, high: int
+) -> np.ndarray:
+    """Positions low … high - 1 of the samples in the order of ``shards``, shuffled within windows."""
+    if high <= low:
+        return np.empty(0, np.int64)
+    starts = np.cumsum(counts) - counts  # of each shard among the source's samples
+    ends = np.cumsum(counts[shards])  # of each permuted shard
+    begins = ends - counts[shards]
+    first = int(np.searchsorted(ends, low, side="right"))
+    last = int(np.searchsorted(begins, high, side="left"))
+    lengths = np.minimum(ends[first:last], high) - np.maximum(begins[first:last], low)
+    sample = np.arange(low, high) + np.repeat(starts[shards[first:last]] - begins[first:last], lengths)
+    block = np.repeat(np.arange(last - first) // max(1, window), lengths)
+    return sample[np.argsort(block + rng.random(high - low), kind="stable")]

@@ -1,7 +1,7 @@
 """The stream of image-text pairs that training reads: batches as a function of (seed, epoch, batch number).
 
-The content of global batch g depends on nothing else, so the number of workers, a restart and even the number of
-ranks (at the same global batch size) change nothing, and the state to save is a batch number.
+The content of global batch g depends on nothing else, so the number of workers, a restart and even the number
+of ranks (at the same global batch size) change nothing, and the state to save is a batch number.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ import json
 import logging
 import os
 import random
+import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from filip.data.epoch_plan import Slots, epoch_slots
-from filip.data.shards import ShardCaptions, Source, SourceIndex, index_source
+from filip.data.epoch_plan import Slots, lane_length, lane_slots
+from filip.data.shards import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
 from filip.data.transforms import EvalTransform, TrainTransform, normalize, open_image
 from filip.errors import UserError
+from filip.tokenizer import tokenize
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 50  # bad images in a row in one slot before giving up
+# What PIL raises for broken files; it has no common base class.
+_UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 Batch = dict[str, Any]
 
@@ -53,22 +58,31 @@ class PairStream(Dataset[Batch]):
         self.transform, self.back_translation = transform, back_translation
         self.seed, self.context_length = seed, context_length
         self.window, self.lanes = window, lanes
-        self._plan: tuple[int, list[Slots]] | None = None
+        self._counts = [index.counts for index in self.indices]
+        self._weights = [index.source.weight for index in self.indices]
+        self._epoch: int | None = None
+        self._lanes: dict[int, Slots] = {}
         self._open: OrderedDict[tuple[int, int], tuple[int, ShardCaptions]] = OrderedDict()
 
-    def plan(self, epoch: int) -> list[Slots]:
-        """The slots of an epoch, lane by lane."""
-        if self._plan is None or self._plan[0] != epoch:
-            counts = [index.counts for index in self.indices]
-            weights = [index.source.weight for index in self.indices]
-            slots = [
-                epoch_slots(
-                    counts, weights, seed=self.seed, epoch=epoch, window=self.window, lane=i, lanes=self.lanes
-                )
-                for i in range(self.lanes)
-            ]
-            self._plan = (epoch, slots)
-        return self._plan[1]
+    def _lane(self, epoch: int, lane: int) -> Slots:
+        """The order of one lane; kept until another epoch is asked for."""
+        if self._epoch != epoch:
+            self._epoch, self._lanes = epoch, {}
+        if lane not in self._lanes:
+            self._lanes[lane] = lane_slots(
+                self._counts,
+                self._weights,
+                seed=self.seed,
+                epoch=epoch,
+                window=self.window,
+                lane=lane,
+                lanes=self.lanes,
+            )
+        return self._lanes[lane]
+
+    def lane_lengths(self) -> list[int]:
+        """Pairs per lane and epoch."""
+        return [lane_length(self._counts, self._weights, lane, self.lanes) for lane in range(self.lanes)]
 
     @property
     def global_batch(self) -> int:
@@ -76,10 +90,10 @@ class PairStream(Dataset[Batch]):
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
         """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
-        lanes, share = self.plan(epoch), self.global_batch // self.lanes
+        share = self.global_batch // self.lanes
         result = []
         for place in range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size):
-            lane, position = lanes[place // share], batch * share + place % share
+            lane, position = self._lane(epoch, place // share), batch * share + place % share
             result.append((int(lane.source[position]), int(lane.sample[position]), int(lane.visit[position])))
         return result
 
@@ -88,19 +102,17 @@ class PairStream(Dataset[Batch]):
         problems: Counter[str] = Counter()
         size = self.transform.image_size
         pixels = np.empty((self.batch_size, size, size, 3), np.uint8)
-        tokens, group, keys = [], [], []
+        texts, group, keys = [], [], []
         for i, slot in enumerate(self.slots(epoch, batch)):
-            pixels[i], ids, group_id, key = self._pair(epoch, *slot, problems)
-            tokens.append(ids)
+            pixels[i], text, group_id, key = self._pair(epoch, *slot, problems)
+            texts.append(text)
             group.append(group_id)
             keys.append(key)
-        lengths = np.array([len(ids) for ids in tokens], np.int64)
-        padded = np.zeros((self.batch_size, lengths.max()), np.int64)
-        padded[np.arange(padded.shape[1]) < lengths[:, None]] = np.concatenate(tokens)
+        ids, lengths = tokenize(texts, self.context_length)
         return {
             "pixels": normalize(pixels),
-            "ids": torch.from_numpy(padded),
-            "lengths": torch.from_numpy(lengths),
+            "ids": ids,
+            "lengths": lengths,
             "group": torch.tensor(group, dtype=torch.int64),
             "key": keys,
             "problems": dict(problems),
@@ -108,32 +120,31 @@ class PairStream(Dataset[Batch]):
 
     def _pair(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
-    ) -> tuple[np.ndarray, np.ndarray, int, str]:
+    ) -> tuple[np.ndarray, str, int, str]:
         """One pair; an image that cannot be decoded is replaced by another of its shard, and counted."""
         index = self.indices[source]
+        shard = index.shard_of(sample)
+        file, captions = self._shard(source, shard)
         substitutes: random.Random | None = None
         for _ in range(_ATTEMPTS):
-            shard = int(index.shard[sample])
-            file, captions = self._shard(source, shard)
             row = int(index.row[sample])
-            key = captions.keys[row]
+            key = captions.key(row)
             rng = random.Random(_hash(self.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # drawn in any case: back-translation must not change the image
-            candidate = int(draw * captions.candidates(row)) if self.back_translation else 0
             try:
                 data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
-                image = self.transform.pixels(open_image(data), rng)
-                return image, captions.tokens(row, candidate), int(captions.group[row]), key
-            except (OSError, ValueError, SyntaxError, MemoryError) as error:
+                pixels = self.transform.pixels(open_image(data), rng)
+                text = captions.text(row, draw if self.back_translation else 0.0)
+                return pixels, text, int(captions.group[row]), key
+            except _UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
             if substitutes is None:
                 substitutes = random.Random(_hash(self.seed, epoch, visit, source, shard, key, "substitute"))
-            first = int(index.counts[:shard].sum())
-            sample = first + substitutes.randrange(int(index.counts[shard]))
+            sample = int(index.starts[shard]) + substitutes.randrange(int(index.counts[shard]))
         raise UserError(
-            f"{_ATTEMPTS} images in a row of {index.tars[shard]} cannot be decoded; delete that shard's tar and "
-            "stats file and run the download stage again"
+            f"{_ATTEMPTS} images in a row of {index.tars[shard]} cannot be decoded; delete that shard's "
+            "tar and stats file and run the download stage again"
         )
 
     def _shard(self, source: int, shard: int) -> tuple[int, ShardCaptions]:
@@ -142,7 +153,12 @@ class PairStream(Dataset[Batch]):
             self._open.move_to_end(place)
             return self._open[place]
         index = self.indices[source]
-        opened = (os.open(index.tars[shard], os.O_RDONLY), ShardCaptions(index, shard, self.context_length))
+        tar = index.tars[shard]
+        if index.source.captions is None:
+            captions = ShardCaptions.from_tar(tar)
+        else:
+            captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
+        opened = (os.open(tar, os.O_RDONLY), captions)
         self._open[place] = opened
         if len(self._open) > (self.window + 1) * len(self.indices) * self.lanes:
             os.close(self._open.popitem(last=False)[1][0])
@@ -158,10 +174,12 @@ class PairLoader:
         self.stream, self.epoch, self.batch = stream, epoch, 0
         self.counters: Counter[str] = Counter()
         for index in stream.indices:
-            self.counters.update({k: v for k, v in index.problems.items() if v})
-        self.pairs = sum(len(lane.sample) for lane in stream.plan(epoch))
-        share = stream.global_batch // stream.lanes
-        self._batches = min(len(lane.sample) for lane in stream.plan(epoch)) // share
+            self.counters.update(index.problems)
+        if self.counters:
+            log.warning("not all of the data is usable: %s", dict(self.counters))
+        lengths = stream.lane_lengths()
+        self.pairs = sum(lengths)
+        self._batches = min(lengths) // (stream.global_batch // stream.lanes)
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs do not fill one global batch of {stream.global_batch} "
@@ -178,11 +196,11 @@ class PairLoader:
         )
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank; the pairs that do not fill a global batch are left out."""
+        """Batches per epoch, the same on every rank; pairs that do not fill a global batch are left out."""
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from ``self.batch`` to the end of the epoch; then the loader stands at the next epoch."""
+        """The batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
         for batch in self._loader:
             self.counters.update(batch.pop("problems"))
             self.batch += 1
@@ -195,7 +213,7 @@ class PairLoader:
             self.epoch, self.batch = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the last batch it gave; plain values, the same on every rank but counters."""
+        """Where the stream stands after the last batch it gave: plain values, per rank only the counters."""
         return {
             "epoch": self.epoch,
             "pairs_done": self.batch * self.stream.global_batch,
@@ -217,8 +235,8 @@ class PairLoader:
         done, remainder = divmod(int(state["pairs_done"]), self.stream.global_batch)
         if remainder:
             raise UserError(
-                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, which is no multiple of the "
-                f"global batch {self.stream.global_batch}; resume with the same global batch"
+                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, which is no multiple of "
+                f"the global batch {self.stream.global_batch}; resume with the same global batch"
             )
         self.epoch, self.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
@@ -269,16 +287,20 @@ def build_loader(
     lanes: int = 1,
     prefetch: int = 4,
     pin_memory: bool = False,
+    index_cache: str | None = None,
 ) -> PairLoader:
     """The training stream of this rank.
 
-    Yields ``dict(pixels [b, 3, S, S] float32, ids [b, n2] int64 padded with 0, lengths [b] int64,
-    group [b] int64, key list[str])`` with b = ``batch_size`` pairs of this rank. Every rank gets the same number
-    of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
+    Yields ``dict(pixels [b, 3, S, S] float32, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
+    int64, key list[str])`` with b = ``batch_size`` pairs of this rank. Every rank gets the same number of
+    full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
 
     ``window``: shards whose samples are shuffled among each other, and the number a reader keeps open.
-    ``lanes``: reading groups, 1 or a number of machines; must divide the global batch. ``transform`` replaces the
-    default training transform. ``loader.counters`` names what was missing or broken so far.
+    ``lanes``: reading groups with shards of their own. 1 is right for one machine; else the number of ranks
+    (or a divisor of it), so that a rank does not read from every shard. The order of pairs depends on it,
+    so keep it when the number of ranks changes; it must divide the global batch. ``index_cache``: folder
+    that keeps the scan of the shards. ``transform`` replaces the training transform. ``loader.counters``
+    names what was missing or broken so far.
     """
     parsed = [s if isinstance(s, Source) else _source(s) for s in sources]
     if not parsed:
@@ -288,7 +310,7 @@ def build_loader(
     if batch_size * world_size % lanes:
         raise UserError(f"data.lanes={lanes} does not divide the global batch {batch_size * world_size}")
     stream = PairStream(
-        [index_source(source) for source in parsed],
+        [index_source(source, index_cache) for source in parsed],
         batch_size=batch_size,
         transform=transform or TrainTransform(image_size, auto_augment),
         back_translation=back_translation,

@@ -60,8 +60,8 @@ def denormalize(pixels: Tensor) -> np.ndarray:
 class AutoAugment:
     """torchvision's AutoAugment (ImageNet policy) with an explicit generator.
 
-    Policies, magnitudes and operations are torchvision's own; only where the random numbers come from differs,
-    and that the table of magnitudes is made once instead of once per image.
+    Policies, magnitudes and operations are torchvision's own; only where the random numbers come from
+    differs, and that the table of magnitudes is made once instead of once per image.
     """
 
     def __init__(self, size: int, fill: Sequence[int] = _FILL) -> None:
@@ -92,7 +92,8 @@ class AutoAugment:
 class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
-    ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper: open).
+    ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper:
+    open).
     """
 
     def __init__(
@@ -113,7 +114,7 @@ class TrainTransform:
         return normalize(self.pixels(image, random.Random(seed)))
 
     def pixels(self, image: Image.Image, rng: random.Random) -> np.ndarray:
-        """uint8 ``[S, S, 3]``, not normalised. A JPEG that is not yet decoded is scaled down while decoding."""
+        """uint8 ``[S, S, 3]``, not normalised. A JPEG not yet decoded is scaled down while decoding."""
         left, top, width, height = self._crop(image.width, image.height, rng)
         flip = rng.random() < self.flip
         whole = image.size

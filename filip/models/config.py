@@ -65,7 +65,7 @@ class TextTowerConfig:
 
 @dataclass
 class ModelConfig:
-    """FILIP (``interaction: token``) or the CLIP baseline with the same encoders (``interaction: global``)."""
+    """FILIP (``interaction: token``) or CLIP with the same encoders (``interaction: global``)."""
 
     name: str = field(default="base", metadata={"help": "shown in tables"})
     image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
@@ -98,7 +98,7 @@ class ModelConfig:
         for name, value in (("embed_dim", self.embed_dim), ("text.layers", self.text.layers)):
             if value < 1:
                 raise UserError(f"model.{name}={value} must be at least 1")
-        if not 0 < self.init_temperature or not 1 / self.init_temperature <= self.max_logit_scale:
+        if self.init_temperature <= 0 or 1 / self.init_temperature > self.max_logit_scale:
             raise UserError(
                 f"model.init_temperature={self.init_temperature} starts the scale at its inverse, which must "
                 f"be positive and at most model.max_logit_scale={self.max_logit_scale}"
@@ -134,7 +134,7 @@ def preset_names() -> list[str]:
 
 
 def load_preset(name: str) -> ModelConfig:
-    """The ModelConfig of ``filip/conf/model/<name>.yaml``; UserError lists the presets for an unknown name."""
+    """The ModelConfig of ``filip/conf/model/<name>.yaml``; UserError lists the presets if there is none."""
     if name not in preset_names():
         raise UserError(f"no model preset {name!r}; there are {', '.join(preset_names())}")
     text = resources.files("filip.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")

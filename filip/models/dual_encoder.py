@@ -33,8 +33,8 @@ class Encoded(NamedTuple):
 class DualEncoder(nn.Module):
     """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``global``.
 
-    Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing, and
-    who wants fewer bits for the wire asks the interaction for them.
+    Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing,
+    and who wants fewer bits for the wire asks the interaction for them.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -61,11 +61,11 @@ class DualEncoder(nn.Module):
         return self.config.image.image_size
 
     def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor) -> Encoded:
-        """Both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter."""
+        """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter."""
         return Encoded(self.encode_image(pixels), self.encode_text(ids, lengths), self.scale())
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row (token), or ``[b, d]`` of [CLS] (global)."""
+        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (global)."""
         tokens = self.image(pixels)
         if self.config.interaction == "global":
             return _unit(tokens[:, 0])
@@ -96,7 +96,7 @@ class DualEncoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Clamp the parameter itself; call after each optimiser step, else its gradient stays 0 at the clamp."""
+        """Clamp the parameter itself after an optimiser step; beyond the clamp it would have no gradient."""
         self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
 
     def resize_images(self, image_size: int) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
@@ -81,8 +80,8 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
         ) from error
     if not isinstance(trunk, VisionTransformer):
         raise UserError(
-            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}, not a VisionTransformer with a grid "
-            "of patch tokens; choose one of timm.list_models('vit_*')"
+            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}, not a VisionTransformer with a "
+            "grid of patch tokens; choose one of timm.list_models('vit_*')"
         )
     rows, columns = trunk.patch_embed.patch_size
     if config.image_size % rows or config.image_size % columns:
@@ -107,15 +106,10 @@ def _init_as_clip(trunk: VisionTransformer) -> None:
     for module in trunk.modules():
         if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
             module.reset_parameters()
-    for block in trunk.blocks:
-        nn.init.xavier_uniform_(block.attn.qkv.weight)
-        for layer in (block.attn.qkv, block.attn.proj):
-            if layer.bias is not None:
-                nn.init.zeros_(layer.bias)
-
-
-def interpolate_positions(
-    pos_embed: Tensor, grid: tuple[int, int], new_grid: tuple[int, int], prefix: int
-) -> Tensor:
-    """Position embeddings ``[1, prefix + rows * columns, width]`` of ``grid`` for ``new_grid``, bicubic."""
-    return resample_abs_pos_embed(pos_embed, list(new_grid), list(grid), num_prefix_tokens=prefix)
+    for name, layer in trunk.blocks.named_modules():
+        if not isinstance(layer, nn.Linear) or ".attn." not in name:
+            continue
+        if name.endswith("qkv"):
+            nn.init.xavier_uniform_(layer.weight)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)

@@ -44,9 +44,10 @@ class Block(nn.Module):
 class TextTower(nn.Module):
     """Token ids to embeddings, not yet normalised.
 
-    ``forward(ids [b, n] int64, positions [m] int64)`` runs the blocks on all n tokens and returns the embeddings
-    ``[m, embed_dim]`` of the flat positions (row * n + column) asked for. Padding stands behind [EOS], where a
-    causal model cannot see it, so no mask is needed and the last layers run on real tokens only.
+    ``forward(ids [b, n] int64, positions [m] int64)`` runs the blocks on all n tokens and returns the
+    embeddings ``[m, embed_dim]`` of the flat positions (row * n + column) asked for. Padding stands behind
+    [EOS], where a causal model cannot see it, so no mask is needed and the last layers run on real tokens
+    only.
     """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:

@@ -75,6 +75,7 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
         raise UserError(f"cannot read the model {path}: {error}") from error
     if "config" not in metadata:
         raise UserError(
-            f"{path} is a safetensors file without our configuration; give the file that training wrote (out=…)"
+            f"{path} is a safetensors file without a model configuration; give the file that training wrote "
+            "(out=…)"
         )
     return metadata, state
