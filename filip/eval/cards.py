@@ -1,0 +1,191 @@
+"""Benchmark cards: one YAML file says everything that a benchmark is.
+
+    name: oxford_pets
+    title: Oxford-IIIT Pets
+    kind: classification            # or retrieval
+    metric: mean_per_class          # what the tables show: top1, mean_per_class; retrieval: recall
+    loader: webdataset              # the layout used unless the command line names another
+    layouts:
+      webdataset: {path: wds_vtab-pets, split: test, size: 3669}
+      torchvision: {dataset: OxfordIIITPet, split: test, size: 3669}
+    prompts: oxford_pets            # key in the prompt file
+    published: oxford_pets          # column in eval/published.yaml
+    classes: {american_bulldog: American Bulldog, ...}   # raw class -> name in prompts; or: from the data set
+
+To add a benchmark is to add a card.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from filip.errors import UserError
+
+__all__ = ["BenchmarkCard", "Layout", "load_card", "load_cards", "match_classes"]
+
+KINDS = {"classification": ("top1", "top5", "mean_per_class"), "retrieval": ("recall",)}
+LOADERS = ("webdataset", "torchvision", "karpathy")
+FROM_DATA = "from the data set"
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a benchmark lies on disk."""
+
+    loader: str
+    path: str  # folder below the evaluation root
+    split: str
+    size: int | None  # images in the split; None = not stated
+    options: dict[str, Any] = field(default_factory=dict)  # what the loader needs besides
+
+
+@dataclass(frozen=True)
+class BenchmarkCard:
+    """A benchmark as described by ``eval/<name>.yaml``, with one of its layouts chosen."""
+
+    name: str
+    title: str
+    kind: str
+    metric: str
+    layout: Layout
+    classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
+    prompts: str | None = None
+    published: str | None = None
+    homepage: str = ""
+    license: str = ""
+    origin: str = ""  # where class names and numbers come from
+    note: str = ""
+
+    @property
+    def loader(self) -> str:
+        return self.layout.loader
+
+    @property
+    def path(self) -> str:
+        return self.layout.path
+
+    @property
+    def split(self) -> str:
+        return self.layout.split
+
+    @property
+    def size(self) -> int | None:
+        return self.layout.size
+
+
+def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCard]:
+    """Load several cards; a name that occurs twice is a UserError, since results are keyed by name."""
+    cards = [load_card(path, loader) for path in paths]
+    twice = [name for name, times in Counter(c.name for c in cards).items() if times > 1]
+    if twice:
+        raise UserError(f"cards given twice: {', '.join(twice)}; leave one of each")
+    return cards
+
+
+def load_card(path: str | Path, loader: str | None = None) -> BenchmarkCard:
+    """Read ``eval/<name>.yaml``; a bare name means that file in ``eval/``.
+
+    loader: choose this layout of the card instead of its default. Raises UserError for a file that is not
+    there, unknown or missing keys, and values that do not fit, naming the key and the file.
+    """
+    file = Path(path)
+    if file.suffix == "" and not file.is_file():
+        file = Path("eval") / f"{path}.yaml"
+    if not file.is_file():
+        raise UserError(f"no benchmark card at {file}; cards lie in eval/ (one YAML file per benchmark)")
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise UserError(f"{file} is not valid YAML: {error}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file} should hold `key: value` lines, see any other card in eval/")
+    known = {f.name for f in fields(BenchmarkCard)} - {"layout"} | {"loader", "layouts"}
+    required = {"name", "title", "kind", "metric", "loader", "layouts"}
+    if unknown := sorted(set(raw) - known):
+        raise UserError(f"{file}: unknown key {unknown[0]!r}; a card may have {', '.join(sorted(known))}")
+    if missing := sorted(required - set(raw)):
+        raise UserError(f"{file}: the key {missing[0]!r} is missing")
+    if raw["kind"] not in KINDS:
+        raise UserError(f"{file}: kind is {raw['kind']!r}, should be one of {', '.join(KINDS)}")
+    if raw["metric"] not in KINDS[raw["kind"]]:
+        allowed = ", ".join(KINDS[raw["kind"]])
+        raise UserError(f"{file}: metric is {raw['metric']!r}, should be {allowed} for {raw['kind']}")
+    layouts = raw.pop("layouts")
+    layout = _layout(file, layouts, loader or raw["loader"])
+    raw.pop("loader")
+    raw["classes"] = _classes(file, raw.get("classes"), raw["kind"])
+    if raw["kind"] == "classification" and not raw.get("prompts"):
+        raise UserError(f"{file}: a classification card needs `prompts`, a key of the prompt file")
+    return BenchmarkCard(layout=layout, **raw)
+
+
+def _layout(file: Path, layouts: Any, loader: str) -> Layout:
+    if not isinstance(layouts, dict) or loader not in layouts:
+        has = ", ".join(layouts) if isinstance(layouts, dict) else repr(layouts)
+        raise UserError(f"{file}: no layout {loader!r}; the card's layouts are {has}")
+    if loader not in LOADERS:
+        raise UserError(f"{file}: unknown loader {loader!r}; there are {', '.join(LOADERS)}")
+    options = dict(layouts[loader] or {})
+    split = options.pop("split", None)
+    if split is None:
+        raise UserError(f"{file}: layouts.{loader}.split is missing (the folder or split name, e.g. test)")
+    size = options.pop("size", None)
+    return Layout(
+        loader, str(options.pop("path", "")), str(split), None if size is None else int(size), options
+    )
+
+
+def _classes(file: Path, classes: Any, kind: str) -> dict[str, str] | None:
+    if kind == "retrieval" or classes in (None, FROM_DATA):
+        if kind == "classification" and classes is None:
+            raise UserError(f"{file}: classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
+        return None
+    if not isinstance(classes, dict):
+        raise UserError(f"{file}: classes should be {{raw class: prompt name}} or `{FROM_DATA}`")
+    return {str(raw): str(name) for raw, name in classes.items()}
+
+
+def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
+    """The prompt name of each class of the data set, in the data set's own order.
+
+    names: the data set's class names; position = label. They are matched with the card's raw names, or, for
+    a copy that was exported with prompt names, with those; spaces, slashes and capitals do not matter.
+    Raises UserError with the difference if neither set equals the data set's.
+    """
+    if card.classes is None:
+        return list(names)
+    without = set(card.layout.options.get("without", ()))  # classes that this layout's copy does not have
+    classes = {key: name for key, name in card.classes.items() if key not in without}
+    found = [_canonical(name) for name in names]
+    raw = {_canonical(key): name for key, name in classes.items()}
+    if len(raw) != len(classes):
+        raise UserError(f"card {card.name}: two raw class names differ only in capitals or punctuation")
+    if set(found) == set(raw) and len(found) == len(raw):
+        return [raw[name] for name in found]
+    prompt_names = list(classes.values())
+    if Counter(found) == Counter(_canonical(name) for name in prompt_names):
+        # Names may occur twice (ImageNet has two missiles): equal names are interchangeable.
+        by_name = {_canonical(name): name for name in prompt_names}
+        return [by_name[name] for name in found]
+    only_data = sorted(name for name in names if _canonical(name) not in raw)
+    only_card = sorted(key for key in classes if _canonical(key) not in set(found))
+    raise UserError(
+        f"the classes of {card.name} ({len(names)} in the data set, {len(classes)} in its card) differ. "
+        f"Only in the data set: {_some(only_data)}. Only in the card: {_some(only_card)}. "
+        "Correct `classes` in the card or use the matching copy of the data set"
+    )
+
+
+def _canonical(name: str) -> str:
+    return re.sub(r"[^0-9a-z]+", "_", name.lower()).strip("_")
+
+
+def _some(names: list[str], limit: int = 8) -> str:
+    shown = ", ".join(names[:limit]) or "none"
+    return shown + (f" and {len(names) - limit} more" if len(names) > limit else "")

@@ -1,0 +1,150 @@
+"""Models seen from evaluation: pixels and strings in, unit vectors or unit tokens out.
+
+Two kinds: our own (a safetensors file of :mod:`filip.models`) and any model that open_clip can build.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from filip.errors import UserError
+
+__all__ = ["Encoder", "FilipEncoder", "OpenClipEncoder", "load_encoder"]
+
+
+class Encoder(Protocol):
+    """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text."""
+
+    name: str
+    token_wise: bool
+    image_size: int
+    transform: Callable[[Image.Image], Tensor]
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """pixels [b, 3, H, W] -> [b, d], or [b, n1, d] if token-wise; float32, unit length."""
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        """-> ([t, d], None), or if token-wise (packed tokens [T, d], lengths [t] int64); unit length."""
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """One unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
+
+    def words(self, text: str) -> tuple[Tensor, list[str]]:
+        """Unit vectors of one text's tokens [n2, d], [BOS] and [EOS] included, and the tokens as strings."""
+
+
+def load_encoder(model: str, image_size: int | None = None, device: str = "cpu") -> Encoder:
+    """A model by its name.
+
+    model: path of a ``.safetensors`` file written by training, or ``open_clip:ARCH[:WEIGHTS]`` where WEIGHTS
+    is a local file or one of open_clip's tags (which it downloads); without WEIGHTS its initialisation.
+    image_size: evaluate at another resolution; position embeddings are interpolated.
+    Raises UserError if the file or the architecture does not exist.
+    """
+    if model.startswith("open_clip:"):
+        _, architecture, *weights = model.split(":", 2)
+        return OpenClipEncoder(architecture, weights[0] if weights else None, image_size, device)
+    if not Path(model).is_file():
+        raise UserError(
+            f"no model at {model}: give the .safetensors file that training wrote, "
+            "or open_clip:ARCHITECTURE:WEIGHTS (e.g. open_clip:ViT-B-32:laion2b_s34b_b79k)"
+        )
+    return FilipEncoder(model, image_size, device)
+
+
+class FilipEncoder:
+    """A model of this project: FILIP, or its CLIP baseline, as its file says."""
+
+    def __init__(self, path: str, image_size: int | None = None, device: str = "cpu"):
+        from filip.data.transforms import eval_transform
+        from filip.models import load_model
+
+        self.model: Any = load_model(path, image_size=image_size).eval().to(device)
+        self.name = Path(path).stem
+        self.device = device
+        self.token_wise = self.model.config.interaction == "token"
+        self.image_size = int(image_size or self.model.image_size)
+        self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels.to(self.device)).float()
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        from filip.tokenizer import tokenize
+
+        ids, lengths = tokenize(list(texts))
+        features = self.model.encode_text(ids.to(self.device), lengths.to(self.device))
+        if self.token_wise:
+            return features.tokens.float(), features.lengths
+        return features.float(), None
+
+    @torch.inference_mode()
+    def patches(self, pixels: Tensor) -> Tensor:
+        # The tower projects every token; a pooled model merely never uses these in training.
+        tokens = self.model.image(pixels.to(self.device))
+        return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1).cpu()
+
+    @torch.inference_mode()
+    def words(self, text: str) -> tuple[Tensor, list[str]]:
+        from filip.tokenizer import decode_token, tokenize
+
+        ids, lengths = tokenize([text])
+        positions = torch.arange(int(lengths[0]), device=self.device)
+        vectors = self.model.text(ids.to(self.device), positions)
+        return F.normalize(vectors.float(), dim=-1).cpu(), [decode_token(i) for i in ids[0].tolist()]
+
+
+class OpenClipEncoder:
+    """Any model of open_clip, as a pooled model: its own tokenizer, transform and normalisation."""
+
+    def __init__(self, architecture: str, weights: str | None, image_size: int | None, device: str = "cpu"):
+        try:
+            import open_clip
+        except ImportError as error:
+            raise UserError("open_clip: models need `pip install open_clip_torch`") from error
+        if architecture not in open_clip.list_models():
+            raise UserError(
+                f"open_clip has no architecture {architecture!r}; `python -c 'import open_clip; "
+                "print(open_clip.list_models())'` lists them"
+            )
+        extra = {} if image_size is None else {"force_image_size": image_size}
+        model, _, transform = open_clip.create_model_and_transforms(
+            architecture, pretrained=weights, device=device, **extra
+        )
+        self.model: Any = model.eval()
+        self.name = f"open_clip {architecture}" + (f" {Path(weights).stem}" if weights else " (no weights)")
+        self.device = device
+        self.token_wise = False
+        size = model.visual.image_size
+        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
+        self.transform: Callable[[Image.Image], Tensor] = transform
+        self.tokenizer = open_clip.get_tokenizer(architecture)
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        return F.normalize(
+            self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1
+        ), None
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        raise UserError(
+            "word-patch alignment of open_clip models is not supported: they have no token projection"
+        )
+
+    def words(self, text: str) -> tuple[Tensor, list[str]]:
+        raise UserError(
+            "word-patch alignment of open_clip models is not supported: they have no token projection"
+        )

@@ -1,0 +1,123 @@
+"""Prompt ensembles: the paper's Cartesian products, CLIP's template lists, the single prompts of retrieval.
+
+A prompt of the paper is ``[prefix] {label}, [description]. [suffix].``; an empty part is left out with its
+punctuation. A label that comes with nothing around it (all parts empty) is used as it stands.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from filip.errors import UserError
+
+__all__ = ["Prompt", "label_span", "load_ensemble", "load_retrieval_prompts"]
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Text around a label: ``fill("cat")`` gives the prompt."""
+
+    before: str
+    after: str
+
+    def fill(self, label: str) -> str:
+        # A caption that ends in a full stop would give "..": COCO's often do.
+        if self.after.startswith((".", ",")):
+            label = label.rstrip().rstrip(".").rstrip()
+        return f"{self.before}{label}{self.after}"
+
+
+def compose(prefix: str, description: str, suffix: str, comma: bool = True) -> Prompt:
+    """One prompt of the paper's form. comma: whether one stands between label and description."""
+    if not (prefix or description or suffix):
+        return Prompt("", "")
+    before = f"{prefix} " if prefix else ""
+    after = (f", {description}" if comma else f" {description}") if description else ""
+    after += "."
+    after += f" {suffix.rstrip('.')}." if suffix else ""
+    return Prompt(before, after)
+
+
+def load_ensemble(path: str | Path, key: str) -> list[Prompt]:
+    """The prompts of one benchmark from a YAML file of ensembles.
+
+    An entry has either ``prefix``, ``description`` and ``suffix`` (lists; the ensemble is their Cartesian
+    product) or ``templates`` (strings with ``{c}`` for the label), and ``count``, the number of prompts.
+    Raises UserError if the entry is missing, malformed, or does not have ``count`` prompts.
+    """
+    entry = _entry(path, key)
+    if "templates" in entry:
+        prompts = [_from_template(path, key, str(t)) for t in entry["templates"]]
+    else:
+        missing = [
+            part for part in ("prefix", "description", "suffix") if not isinstance(entry.get(part), list)
+        ]
+        if missing:
+            raise UserError(
+                f"prompts '{key}' in {path}: {', '.join(missing)} should be a list "
+                "(or give `templates:`, strings with {c} for the label)"
+            )
+        comma = bool(entry.get("comma", True))
+        prompts = [
+            compose(str(p), str(d), str(s), comma)
+            for p, d, s in product(entry["prefix"], entry["description"], entry["suffix"])
+        ]
+    if len(prompts) != entry.get("count"):
+        raise UserError(
+            f"prompts '{key}' in {path} make {len(prompts)} prompts, but count says {entry.get('count')}: "
+            "mend the lists or the count"
+        )
+    return prompts
+
+
+def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, Prompt]:
+    """The prompts around captions for (image to text, text to image); bare captions if ``key`` is None."""
+    if key is None:
+        return Prompt("", ""), Prompt("", "")
+    entry = _entry(path, "retrieval").get(key)
+    if not isinstance(entry, dict):
+        raise UserError(
+            f"{path} has no entry retrieval.{key}; add one with image_to_text and text_to_image, "
+            "or leave `prompts` out of the card to rank bare captions"
+        )
+    return _single(path, key, entry, "image_to_text"), _single(path, key, entry, "text_to_image")
+
+
+def label_span(prompt: Prompt, label: str) -> tuple[int, int]:
+    """Where the label stands in ``prompt.fill(label)``: [start, end) in characters."""
+    text = prompt.fill(label)
+    return len(prompt.before), len(text) - len(prompt.after)
+
+
+def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -> Prompt:
+    parts = entry.get(direction)
+    if not isinstance(parts, dict):
+        raise UserError(
+            f"{path}: retrieval.{key}.{direction} should have prefix and suffix, but is {parts!r}"
+        )
+    return compose(str(parts.get("prefix", "")), "", str(parts.get("suffix", "")))
+
+
+def _entry(path: str | Path, key: str) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"no prompt file at {path}; the paper's is eval/prompts.yaml") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{path} is not valid YAML: {error}") from error
+    if not isinstance(content, dict) or not isinstance(content.get(key), dict):
+        known = ", ".join(sorted(content)) if isinstance(content, dict) else "nothing"
+        raise UserError(f"{path} has no prompts '{key}'; it has {known}")
+    return content[key]
+
+
+def _from_template(path: str | Path, key: str, template: str) -> Prompt:
+    if template.count("{c}") != 1:
+        raise UserError(f"prompts '{key}' in {path}: template {template!r} needs exactly one {{c}}")
+    before, after = template.split("{c}")
+    return Prompt(before, after)

@@ -1,0 +1,198 @@
+"""Image-text retrieval: ``python -m filip.eval.retrieval model=M.safetensors root=DIR cards=[…] out=F.json``.
+
+R@1, R@5 and R@10 in both directions over all captions. Image to text is a hit if any of the image's own
+captions is among the first k. Which similarity ranks which direction is open in the paper; the default is
+s^I for image to text and s^T for text to image.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.datasets import open_set
+from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
+from filip.eval.prompts import Prompt, load_retrieval_prompts
+from filip.eval.runs import encoded_batches, say, size_note, write_json
+from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.eval.two_stage import rerank
+from filip.interaction import Similarity
+
+__all__ = ["Retrieval", "main", "recall_table", "retrieval_benchmark"]
+
+KS = (1, 5, 10)
+RANKINGS = ("image", "text", "mean")
+
+
+@dataclass
+class Retrieval:
+    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
+    root: str = option(MISSING, "folder below which the test sets lie")
+    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/flickr30k.yaml,eval/mscoco.yaml]")
+    out: str = option(MISSING, "result file (JSON)")
+    prompts: str = option("eval/prompts.yaml", "prompt file; its `retrieval` entry has the paper's prompts")
+    run: str = option("", "name of the run in the result; the model file's name if empty")
+    rank_texts_by: str = option("image", "image to text ranks by: image (s^I), text (s^T) or mean of both")
+    rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
+    shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
+    shortlist_by: str = option(
+        "pooled", "what makes the shortlist: pooled (mean vectors) or int8 (quantised)"
+    )
+    compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    loader: str | None = option(None, "layout of the cards to use instead of their default")
+    batch_size: int = option(64, "images at a time")
+    workers: int = option(0, "processes that decode images")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: Retrieval) -> None:
+    """Recall of a model on several retrieval benchmarks, written as JSON."""
+    for key in ("rank_texts_by", "rank_images_by"):
+        if getattr(config, key) not in RANKINGS:
+            raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
+    cards = load_cards(config.cards, config.loader)
+    if wrong := [card.name for card in cards if card.kind != "retrieval"]:
+        raise UserError(f"{', '.join(wrong)}: not a retrieval card; filip.eval.zero_shot is for those")
+    prompts = {card.name: load_retrieval_prompts(config.prompts, card.prompts) for card in cards}
+    scorer = load_scorer(config.model, config.image_size, config.device)
+    benchmarks = {}
+    for card in cards:
+        found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config)
+        benchmarks[card.name] = found
+        say(
+            f"{card.name}: {found['images']:,} images, {found['captions']:,} captions; "
+            + "; ".join(
+                f"{way} R@1/5/10 {' / '.join(f'{100 * found[way][r]:.1f}' for r in ('r1', 'r5', 'r10'))} %"
+                for way in ("i2t", "t2i")
+            )
+        )
+    result = {
+        "run": config.run or Path(config.model).stem,
+        "model": config.model,
+        "scorer": "token-wise" if scorer.token_wise else "pooled",
+        "image_size": scorer.image_size,
+        "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
+        "benchmarks": benchmarks,
+    }
+    write_json(config.out, result)
+
+
+@dataclass
+class _Collected:
+    images: Tensor  # features of all images
+    captions: list[str]
+    owner: Tensor  # [captions] int64: the image that a caption belongs to
+
+
+def retrieval_benchmark(
+    scorer: Scorer, card: BenchmarkCard, root: str | Path, prompts: tuple[Prompt, Prompt], config: Retrieval
+) -> dict[str, Any]:
+    """The numbers of one benchmark (fractions, not percentages).
+
+    prompts: put around captions when ranking texts, and when ranking images. Raises UserError if the data set
+    is missing or an image has no caption.
+    """
+    found = _collect(scorer, card, root, config)
+    texts = [
+        scorer.encode_texts([p.fill(c) for c in found.captions], progress=True)
+        for p in dict.fromkeys(prompts)
+    ]
+    for_texts, for_images = texts[0], texts[-1]
+    result: dict[str, Any] = {
+        "images": len(found.images),
+        "captions": len(found.captions),
+        "split": card.split,
+        "layout": card.loader,
+        "note": size_note(card, len(found.images)),
+    }
+    exact = None
+    if not config.shortlist or config.compare:
+        say(f"  {card.name}: scoring {len(found.images):,} images x {len(found.captions):,} captions")
+        exact = recall_table(*_exact(scorer, found.images, for_texts, for_images, config), found.owner)
+    if not config.shortlist:
+        return result | (exact or {})
+    scores = rerank(
+        scorer,
+        found.images,
+        for_texts,
+        for_images,
+        config.shortlist,
+        config.shortlist_by,
+        config.rank_texts_by,
+        config.rank_images_by,
+    )
+    short = recall_table(*scores, found.owner)
+    lost = None
+    if exact is not None:
+        lost = {way: {r: exact[way][r] - short[way][r] for r in exact[way]} for way in ("i2t", "t2i")}
+    stage = {"shortlist": config.shortlist, "by": config.shortlist_by, "lost": lost}
+    return result | short | {"two_stage": stage, "exact": exact}
+
+
+def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retrieval) -> _Collected:
+    data = open_set(card, root)
+    features: list[Tensor] = []
+    captions: list[str] = []
+    owner: list[int] = []
+    number = 0
+    for images, batch in encoded_batches(scorer, data, card.name, config.batch_size, config.workers):
+        features.append(images)
+        for key, own in zip(batch.keys, batch.captions, strict=True):
+            if not own:
+                raise UserError(f"{card.name}: image {key} has no caption")
+            captions += own
+            owner += [number] * len(own)
+            number += 1
+    return _Collected(torch.cat(features), captions, torch.tensor(owner, dtype=torch.int64))
+
+
+def _exact(
+    scorer: Scorer, images: Tensor, for_texts: Texts, for_images: Texts, config: Retrieval
+) -> tuple[Tensor, Tensor]:
+    """What ranks texts and what ranks images, both [images, texts]; one pass if the prompts are the same."""
+    similarity = scorer.similarity(images, for_texts, progress=True)
+    by_image = ranking(similarity, config.rank_texts_by)
+    if for_images is not for_texts:
+        similarity = scorer.similarity(images, for_images, progress=True)
+    return by_image, ranking(similarity, config.rank_images_by)
+
+
+def ranking(similarity: Similarity, by: str) -> Tensor:
+    """One of s^I ("image"), s^T ("text") and their mean ("mean"), [images, texts]."""
+    if by == "mean":
+        return (similarity.i2t + similarity.t2i) / 2
+    return similarity.i2t if by == "image" else similarity.t2i
+
+
+def recall_table(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> dict[str, Any]:
+    """R@1, R@5, R@10 both ways, with chance and 95 % intervals over images.
+
+    rank_texts, rank_images: [images, texts], the scores that rank texts for an image, and images for a text.
+    owner: [texts] int64, the image that a text belongs to.
+    """
+    images = torch.arange(len(rank_texts))
+    ways = {
+        "i2t": (retrieval_hits(rank_texts, images, owner, KS), retrieval_chance(images, owner, KS), images),
+        "t2i": (retrieval_hits(rank_images.T, owner, images, KS), retrieval_chance(owner, images, KS), owner),
+    }
+    names = [f"r{k}" for k in KS]
+    table: dict[str, Any] = {"chance": {}, "ci95": {}}
+    for way, (hits, chance, cluster) in ways.items():
+        table[way] = {name: float(hits[:, i].mean()) for i, name in enumerate(names)}
+        table["chance"][way] = dict(zip(names, chance, strict=True))
+        table["ci95"][way] = {
+            name: list(bootstrap_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)
+        }
+    return table
+
+
+if __name__ == "__main__":
+    run_command(main, Retrieval)

@@ -1,0 +1,111 @@
+"""One interface through which every table is computed; pooled and token-wise models differ only here.
+
+    scorer = load_scorer("results/demo/models/filip.safetensors")
+    images = scorer.encode_images(pixels)
+    texts = scorer.encode_texts(["a photo of a cat.", "a photo of a dog."])
+    similarity = scorer.similarity(images, texts)      # .i2t and .t2i, both [images, texts]
+
+Similarity is never pooled by accident: a token-wise model's tokens only ever meet in
+:func:`filip.interaction.score`, a pooled model's vectors only in a matrix product.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from filip.eval.encoders import Encoder, load_encoder
+from filip.interaction import Similarity, global_similarity, score
+
+__all__ = ["PooledScorer", "Scorer", "Texts", "TokenScorer", "load_scorer"]
+
+
+@dataclass
+class Texts:
+    """Encoded texts: ``values`` [t, d] with ``lengths`` None, or packed tokens [T, d] and ``lengths`` [t]."""
+
+    values: Tensor
+    lengths: Tensor | None
+
+    def __len__(self) -> int:
+        return len(self.values) if self.lengths is None else len(self.lengths)
+
+    def select(self, index: Tensor) -> Texts:
+        """The texts at ``index`` [m] int64, in that order; entries may repeat."""
+        if self.lengths is None:
+            return Texts(self.values[index], None)
+        starts = self.lengths.cumsum(0) - self.lengths
+        lengths = self.lengths[index]
+        # Row r of text j is starts[j] + r: repeat each start, and count upwards within each text.
+        within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
+        return Texts(self.values[starts[index].repeat_interleave(lengths) + within], lengths)
+
+
+class Scorer:
+    """Base of the two scorers: batching, progress, and texts encoded once however often they occur."""
+
+    token_wise: bool
+
+    def __init__(self, encoder: Encoder, text_batch: int = 256):
+        self.encoder = encoder
+        self.text_batch = text_batch
+        self.name = encoder.name
+        self.image_size = encoder.image_size
+        self.transform = encoder.transform
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """pixels [b, 3, H, W] -> image features, to be concatenated along the first axis."""
+        return self.encoder.encode_images(pixels).cpu()
+
+    def encode_texts(self, texts: Sequence[str], progress: bool = False) -> Texts:
+        """Features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
+        unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
+        values, lengths = [], []
+        shown = time.monotonic()
+        for start in range(0, len(unique), self.text_batch):
+            value, length = self.encoder.encode_texts(unique[start : start + self.text_batch])
+            values.append(value.cpu())
+            if length is not None:
+                lengths.append(length.cpu())
+            if progress and time.monotonic() - shown > 3:
+                shown = time.monotonic()
+                print(
+                    f"  encoded {start + len(value):,} of {len(unique):,} texts", file=sys.stderr, flush=True
+                )
+        encoded = Texts(torch.cat(values), torch.cat(lengths) if lengths else None)
+        position = {text: i for i, text in enumerate(unique)}
+        return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
+
+    def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
+        """s^I and s^T of all pairs, both [images, texts] float32."""
+        raise NotImplementedError
+
+
+class PooledScorer(Scorer):
+    """One vector per image and text: the cosine, the same in both directions."""
+
+    token_wise = False
+
+    def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
+        return global_similarity(images, texts.values)
+
+
+class TokenScorer(Scorer):
+    """One vector per token: mean of maxima (equations 4 and 5 of the paper), in bounded memory."""
+
+    token_wise = True
+
+    def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
+        assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
+        return score(images, texts.values, texts.lengths, progress=progress)
+
+
+def load_scorer(model: str, image_size: int | None = None, device: str = "cpu") -> Scorer:
+    """The scorer that fits a model; arguments and errors as in :func:`filip.eval.encoders.load_encoder`."""
+    encoder = load_encoder(model, image_size, device)
+    return TokenScorer(encoder) if encoder.token_wise else PooledScorer(encoder)

@@ -1,0 +1,95 @@
+"""Two-stage ranking for token-wise models: a cheap shortlist, then exact scores for the shortlist only.
+
+The shortlist comes from mean vectors ("pooled": one product of [images, d] with [d, texts]) or from int8
+tokens ("int8": the full late interaction on tokens rounded to 8 bits, a quarter of the memory to hold). It
+is an approximation: what it loses against exact ranking is measured and reported, never hidden.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.scorer import Scorer, Texts
+from filip.interaction import Similarity, score
+
+__all__ = ["rerank", "shortlist_scores"]
+
+
+def rerank(
+    scorer: Scorer,
+    images: Tensor,
+    for_texts: Texts,
+    for_images: Texts,
+    keep: int,
+    by: str,
+    rank_texts_by: str,
+    rank_images_by: str,
+) -> tuple[Tensor, Tensor]:
+    """Exact scores for each query's ``keep`` best candidates of a cheap first pass, -inf for all others.
+
+    images: [n, n1, d] tokens. for_texts, for_images: encoded texts when ranking texts, and when ranking
+    images. by: "pooled" or "int8". rank_*_by: "image" (s^I), "text" (s^T) or "mean".
+    Returns (what ranks texts, what ranks images), both [images, texts].
+    Raises UserError for a pooled model (exact is already one product) and for a shortlist under 10.
+    """
+    if not scorer.token_wise:
+        raise UserError("shortlist= is for token-wise models; a pooled model's exact ranking is one product")
+    if keep < 10:
+        raise UserError(f"shortlist={keep}: R@10 needs a shortlist of at least 10")
+    rows = shortlist_scores(images, for_texts, by).i2t.topk(min(keep, len(for_texts)), dim=1).indices
+    texts = torch.full((len(images), len(for_texts)), -torch.inf)
+    progress = _Progress("re-ranked texts for", len(images))
+    for i, chosen in enumerate(rows):
+        similarity = scorer.similarity(images[i : i + 1], for_texts.select(chosen))
+        texts[i, chosen] = _pick(similarity, rank_texts_by)[0]
+        progress.step("images")
+    columns = shortlist_scores(images, for_images, by).t2i.topk(min(keep, len(images)), dim=0).indices.T
+    pictures = torch.full_like(texts, -torch.inf)
+    progress = _Progress("re-ranked images for", len(columns))
+    for j, chosen in enumerate(columns):
+        similarity = scorer.similarity(images[chosen], for_images.select(torch.tensor([j])))
+        pictures[chosen, j] = _pick(similarity, rank_images_by)[:, 0]
+        progress.step("texts")
+    return texts, pictures
+
+
+def shortlist_scores(images: Tensor, texts: Texts, by: str) -> Similarity:
+    """The cheap first pass: approximate scores [images, texts] both ways."""
+    assert texts.lengths is not None
+    if by == "pooled":
+        owner = torch.repeat_interleave(torch.arange(len(texts)), texts.lengths)
+        pooled = torch.zeros(len(texts), texts.values.shape[1]).index_add_(0, owner, texts.values)
+        product = F.normalize(images.mean(1), dim=-1) @ F.normalize(pooled, dim=-1).T
+        return Similarity(product, product)
+    if by == "int8":
+        return score(_int8(images), _int8(texts.values), texts.lengths, progress=True)
+    raise UserError(f"shortlist_by={by}: should be pooled or int8")
+
+
+def _int8(tokens: Tensor) -> Tensor:
+    """Round unit tokens to 8 bits (one scale per token) and back: what an index of 8 bits would hold."""
+    scale = tokens.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
+    return (tokens / scale).round().to(torch.int8).float() * scale
+
+
+def _pick(similarity: Similarity, by: str) -> Tensor:
+    if by == "mean":
+        return (similarity.i2t + similarity.t2i) / 2
+    return similarity.i2t if by == "image" else similarity.t2i
+
+
+class _Progress:
+    def __init__(self, title: str, total: int):
+        self.title, self.total, self.done, self.shown = title, total, 0, time.monotonic()
+
+    def step(self, unit: str) -> None:
+        self.done += 1
+        if time.monotonic() - self.shown > 3:
+            self.shown = time.monotonic()
+            print(f"  {self.title} {self.done:,} of {self.total:,} {unit}", file=sys.stderr, flush=True)

@@ -1,0 +1,176 @@
+"""Zero-shot classification: ``python -m filip.eval.zero_shot model=M root=DIR cards=[…] out=FILE.json``.
+
+The score of a class is the mean over its prompts of s^I (the image-to-text similarity). Embeddings are not
+averaged, except on request for a pooled model (``ensemble=embedding``), which is what CLIP and CLIP_benchmark
+do and what numbers published for CLIP models rest on.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.datasets import open_set
+from filip.eval.metrics import bootstrap_interval, class_accuracies, confusion, label_hits
+from filip.eval.prompts import Prompt, load_ensemble
+from filip.eval.runs import encoded_batches, say, size_note, write_json
+from filip.eval.scorer import Scorer, Texts, load_scorer
+
+__all__ = ["ZeroShot", "class_scores", "main", "zero_shot_task"]
+
+
+@dataclass
+class ZeroShot:
+    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
+    root: str = option(MISSING, "folder below which the test sets lie")
+    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/cifar10.yaml,eval/dtd.yaml]")
+    out: str = option(MISSING, "result file (JSON)")
+    prompts: str = option("eval/prompts.yaml", "prompt ensembles; eval/prompts_clip.yaml has CLIP's")
+    run: str = option("", "name of the run in the result; the model file's name if empty")
+    ensemble: str = option(
+        "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
+    )
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    loader: str | None = option(None, "layout of the cards to use instead of their default")
+    batch_size: int = option(64, "images at a time")
+    workers: int = option(0, "processes that decode images")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: ZeroShot) -> None:
+    """Zero-shot accuracy of a model on several benchmarks, written as JSON."""
+    if config.ensemble not in ("score", "embedding"):
+        raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
+    cards = load_cards(config.cards, config.loader)
+    if wrong := [card.name for card in cards if card.kind != "classification"]:
+        raise UserError(f"{', '.join(wrong)}: not a classification card; filip.eval.retrieval is for those")
+    ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
+    scorer = load_scorer(config.model, config.image_size, config.device)
+    tasks = {}
+    for card in cards:
+        tasks[card.name] = zero_shot_task(
+            scorer,
+            card,
+            config.root,
+            ensembles[card.name],
+            config.ensemble,
+            config.batch_size,
+            config.workers,
+        )
+        task = tasks[card.name]
+        say(
+            f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images, "
+            f"{task['classes']} classes (chance {100 * task['chance']:.1f} %)"
+        )
+    result = {
+        "run": config.run or Path(config.model).stem,
+        "model": config.model,
+        "scorer": "token-wise" if scorer.token_wise else "pooled",
+        "image_size": scorer.image_size,
+        "ensemble": config.ensemble,
+        "prompt_file": config.prompts,
+        "tasks": tasks,
+    }
+    write_json(config.out, result)
+
+
+def zero_shot_task(
+    scorer: Scorer,
+    card: BenchmarkCard,
+    root: str | Path,
+    ensemble: list[Prompt],
+    average: str = "score",
+    batch_size: int = 64,
+    workers: int = 0,
+) -> dict[str, Any]:
+    """Classify one test set; the numbers of the result file for it (fractions, not percentages).
+
+    Raises UserError if the data set is missing, its classes are not the card's, or ``average`` asks for mean
+    embeddings of a token-wise model.
+    """
+    data = open_set(card, root)
+    names = match_classes(card, data.classes or [])
+    texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble], progress=True)
+    if average == "embedding":
+        texts = mean_embeddings(scorer, texts, len(ensemble))
+    prompts = 1 if average == "embedding" else len(ensemble)
+    scores, labels = [], []
+    for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
+        scores.append(class_scores(scorer, images, texts, prompts))
+        labels.append(batch.labels)
+    result = _measure(card, torch.cat(scores), torch.cat(labels), names)
+    return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
+
+
+def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
+    """Mean of s^I over each class's prompts. texts: class-major, ``prompts`` a class. -> [images, classes]."""
+    similarity = scorer.similarity(images, texts).i2t
+    return similarity.view(len(similarity), -1, prompts).mean(2)
+
+
+def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
+    """CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
+    if scorer.token_wise:
+        raise UserError(
+            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: "
+            "use ensemble=score"
+        )
+    return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
+
+
+def _measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
+    classes = len(names)
+    ks = [1, 5] if classes > 5 else [1]
+    hits = label_hits(scores, labels, ks)
+    per_class = class_accuracies(hits[:, 0], labels, classes)
+    values = {
+        "top1": float(hits[:, 0].mean()),
+        "top5": float(hits[:, 1].mean()) if len(ks) > 1 else None,
+        "mean_per_class": float(per_class[~per_class.isnan()].mean()),
+    }
+    if card.metric == "mean_per_class":
+        interval = bootstrap_interval(hits[:, 0], classes=labels)
+    else:
+        interval = bootstrap_interval(hits[:, ks.index(5) if card.metric == "top5" else 0])
+    value = values[card.metric]
+    if value is None:
+        raise UserError(f"card {card.name}: metric top5 needs more than 5 classes, it has {classes}")
+    not_finite = int((~torch.isfinite(scores)).any(1).sum())
+    return {
+        "metric": card.metric,
+        "value": value,
+        **values,
+        "chance": (5 if card.metric == "top5" else 1) / classes,
+        "n": len(labels),
+        "classes": classes,
+        "ci95": list(interval),
+        # a list, since names may repeat (ImageNet has two missiles)
+        "per_class": [[n, None if a != a else a] for n, a in zip(names, per_class.tolist(), strict=True)],
+        "confused": _most_confused(scores, labels, names),
+        "not_finite": not_finite,
+        "note": size_note(card, len(labels)),
+    }
+
+
+def _most_confused(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> list[list[Any]]:
+    """The most frequent mistakes as [true class, predicted class, times]."""
+    counts = confusion(scores, labels, len(names))
+    counts.fill_diagonal_(0)
+    times, where = counts.flatten().topk(min(most, counts.numel()))
+    return [
+        [names[w // len(names)], names[w % len(names)], t]
+        for t, w in zip(times.tolist(), where.tolist(), strict=True)
+        if t > 0
+    ]
+
+
+if __name__ == "__main__":
+    run_command(main, ZeroShot)
