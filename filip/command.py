@@ -61,10 +61,14 @@ def compose_config(schema: type[T], overrides: list[str], config_name: str | Non
         assert isinstance(config, DictConfig)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
-            raise UserError(f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)")
+            raise UserError(
+                f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)"
+            )
         return cast(T, OmegaConf.to_object(config))
     except (HydraException, OmegaConfBaseException) as error:
-        raise UserError(f"bad configuration: {_first_lines(error)} (given: {' '.join(overrides) or 'nothing'}; see --help)") from error
+        raise UserError(
+            f"bad configuration: {_first_lines(error)} (given: {' '.join(overrides) or 'nothing'}; see --help)"
+        ) from error
 
 
 def run_command(
@@ -75,7 +79,9 @@ def run_command(
     if "-h" in arguments or "--help" in arguments:
         print(help_text(main, schema))
         return
-    overrides = [a for a in arguments if not a.startswith("--local_rank") and not a.startswith("--local-rank")]
+    overrides = [
+        a for a in arguments if not a.startswith("--local_rank") and not a.startswith("--local-rank")
+    ]
     try:
         main(compose_config(schema, overrides, config_name))
     except UserError as error:
@@ -94,7 +100,9 @@ def help_text(main: Callable[[T], Any], schema: type[T]) -> str:
 def _help_lines(schema: type, prefix: str) -> list[str]:
     lines = []
     for field in dataclasses.fields(cast(Any, schema)):
-        default = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        default = (
+            field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        )
         if dataclasses.is_dataclass(default):
             lines += [f"  {prefix}{field.name}:  {field.metadata.get('help', '')}"]
             lines += _help_lines(type(cast(Any, default)), f"{prefix}{field.name}.")
