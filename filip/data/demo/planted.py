@@ -1,0 +1,149 @@
+"""Rows that a good pipeline must drop, planted on purpose and labelled in the ``planted`` column.
+
+Kinds about the image carry good English captions, kinds about the text carry good images, so that exactly one
+rule can drop each row. How many rows of each kind there are is in ``PLANTED`` and in the source card.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from filip.data.demo.artists import NAMES_PACKAGE
+from filip.data.demo.captions import informative_tags
+from filip.data.demo.catalogue import Catalogue, Drawing, hash_of, read_emoji
+from filip.data.demo.render import png_bytes, write_atomically
+
+PLANTED = {
+    "not_found": 12,  # 404
+    "hang": 2,  # the server accepts, and never answers
+    "html": 8,  # a page of HTML with status 200, as dead links often give
+    "cut_off": 6,  # the connection closes before the promised number of bytes
+    "truncated": 12,  # the file itself is cut: it arrives whole and does not decode
+    "too_small": 16,
+    "aspect": 12,  # four drawings side by side: 4 : 1
+    "not_english": 48,
+    "meaningless": 40,
+    "repeated": 36,  # three captions, twelve times each
+}
+SMALL_SIDE = 24  # pixels
+STRIP = 4  # drawings side by side
+REPEATED_CAPTIONS = (
+    "click on the picture for a larger view",
+    "this image is no longer available here",
+    "sign up for our newsletter to see more pictures",
+)
+# Locales that separate words by spaces and whose longer labels no language detector takes for English.
+LOCALES = ["bn", "da", "de", "es", "et", "fi", "hi", "hu", "ko", "lt", "pl", "pt", "ru", "sv", "uk", "vi"]
+
+
+@dataclass(frozen=True)
+class PlantedRow:
+    """``path`` is the URL's path; ``drawing`` the image that is, or was to be, behind it."""
+
+    kind: str
+    path: str
+    caption: str
+    drawing: Drawing
+
+
+def plant(catalogue: Catalogue, drawings: list[Drawing], images: Path, out: Path) -> list[PlantedRow]:
+    """Make the planted rows and, below ``out``, the files behind them.
+
+    drawings: training drawings to spoil, rendered at ``images/<artist>/<slug>.png``.
+    """
+    plain = [d for d in drawings if d.emoji.group not in ("flags", "component") and not d.emoji.tones]
+    wordy = [d for d in plain if len(_words(_long_caption(d))) >= 6] or plain
+    texts = {
+        "not_english": _foreign_captions(catalogue),
+        "meaningless": _meaningless_captions(),
+        "repeated": [
+            c for c in REPEATED_CAPTIONS for _ in range(PLANTED["repeated"] // len(REPEATED_CAPTIONS))
+        ],
+    }
+    rows = []
+    for kind, count in PLANTED.items():
+        pool = sorted(plain if kind in texts else wordy, key=lambda d: hash_of(f"{kind} {d.artist} {d.slug}"))
+        for number in range(count):
+            drawing = pool[number % len(pool)]
+            caption = texts[kind][number] if kind in texts else _long_caption(drawing)
+            rows.append(PlantedRow(kind, f"planted/{kind}/{number:04d}.png", caption, drawing))
+    for row in rows:
+        good = (images / row.drawing.artist / f"{row.drawing.slug}.png").read_bytes()
+        spoiled = spoil(row.kind, good)
+        if spoiled is not None:
+            (out / row.path).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(out / row.path, spoiled)
+    return rows
+
+
+def spoil(kind: str, good: bytes) -> bytes | None:
+    """The file behind a row of this kind; None where the server makes the fault or has nothing."""
+    if kind in ("not_found", "hang", "html"):
+        return None
+    if kind == "truncated":
+        return good[: len(good) // 2]
+    if kind in ("too_small", "aspect"):
+        image = Image.open(io.BytesIO(good)).convert("RGB")
+        if kind == "too_small":
+            return png_bytes(image.resize((SMALL_SIDE, SMALL_SIDE), Image.Resampling.LANCZOS))
+        strip = Image.new("RGB", (STRIP * image.width, image.height))
+        for position in range(STRIP):
+            strip.paste(image, (position * image.width, 0))
+        return png_bytes(strip)
+    return good
+
+
+def _long_caption(drawing: Drawing) -> str:
+    return ", ".join([drawing.emoji.label, *informative_tags(drawing.emoji)[:6]])
+
+
+def _words(caption: str) -> list[str]:
+    return caption.replace(",", " ").split()
+
+
+def _foreign_captions(catalogue: Catalogue) -> list[str]:
+    """CLDR labels of other locales: the longest of four words or more with letters that English lacks."""
+    each, captions = PLANTED["not_english"] // len(LOCALES), []
+    for locale in LOCALES:
+        emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
+        labels = {e.label for e in emoji.values() if e.group not in ("flags", "component") and not e.tones}
+        labels = {label for label in labels if len(label.split()) >= 4 and _foreign_letters(label) >= 2}
+        captions += sorted(labels, key=lambda label: (-len(label), label))[:each]
+    return captions
+
+
+def _foreign_letters(text: str) -> int:
+    return sum(letter.isalpha() and not letter.isascii() for letter in text)
+
+
+def _meaningless_captions() -> list[str]:
+    """File names, camera names, hashes, numbers, dates, URLs: what alt texts are full of."""
+    draw = random.Random("meaningless captions")
+    captions = ["img_0.jpg", "DSC_0001.JPG"]
+    for number in range(2, PLANTED["meaningless"]):
+        n = draw.randrange(1000, 10_000)
+        digest = hashlib.sha256(str(n).encode()).hexdigest()
+        forms = [
+            f"img_{n}.jpg",
+            f"DSC_{n}.JPG",
+            f"DSC0{n}",
+            f"IMG_{n}",
+            f"P101{n}.JPG",
+            digest[:32],
+            digest[:40],
+            f"{n}{n * 7}",
+            f"000{n}",
+            f"201{n % 10}0312_15{n}.jpg",
+            f"201{n % 10}-03-12",
+            f"http://example.com/pictures/{n}.jpg",
+            f"www.example.org/gallery/{n}",
+            f"image{n}.png",
+        ]
+        captions.append(forms[number % len(forms)])
+    return captions
