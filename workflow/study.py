@@ -261,7 +261,8 @@ def config_hash(arguments: list[str]) -> str:
     from filip.errors import UserError
 
     try:
-        resolved = compose_config(TrainConfig, arguments, "train")
+        # Where the files of the run lie is not part of what is trained.
+        resolved = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
     except UserError as error:
         raise StudyError(f"study config, training overrides: {error}") from error
     return hashlib.sha256(json.dumps(asdict(resolved), sort_keys=True, default=str).encode()).hexdigest()[:8]

@@ -84,3 +84,74 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]
+
+
+def reduced(config: dict) -> dict:
+    """The demo with few concepts, a tiny model and a handful of steps; every stage and every kind of table."""
+    config["study"] = "reduced"
+    config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
+    few_steps = ["model=tiny", "batch_per_rank=16", "max_steps=6", "log_every=2", "warmup_timing=1"]
+    config["train"]["overrides"] = [*config["train"]["overrides"], *few_steps]
+    config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
+    config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
+    config["efficiency_train"]["overrides"] = few_steps
+    config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_fp32_25",)}
+    config["tables"] = {
+        "zero_shot": ["clip", "filip"],
+        "retrieval": ["filip", "filip_ft"],
+        "component_ablation": ["clip", "filip"],
+        "alignment": ["filip"],
+    }
+    config["eval"]["root"] = "results/reduced/corpus/eval"
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The reduced study run through once: npm corpus, HTTP server, img2dataset, two DeepSpeed ranks, tables."""
+    config = tmp_path_factory.mktemp("study") / "reduced.yaml"
+    config.write_text(
+        yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
+    )
+    done = snakemake("--show-failed-logs", cwd=clone, config=config, timeout=540)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return clone, config
+
+
+@pytest.mark.slow
+def test_the_whole_dag_on_a_reduced_corpus(finished: tuple[Path, Path]) -> None:
+    clone, _ = finished
+    results = clone / "results/reduced"
+    summary = json.loads((results / "summary.json").read_text())
+    assert {"stages", "funnel", "tables", "runs"} <= summary.keys()
+    assert all(seconds >= 0 for seconds in summary["stages"].values())
+    assert {"demo_corpus", "download/demo", "translate/demo", "train/filip"} <= summary["stages"].keys()
+
+    corpus = json.loads((results / "corpus/corpus.json").read_text())
+    stages = {(part["stage"]): part for part in summary["funnel"]}
+    for part in summary["funnel"]:
+        assert part["in"] == part["out"] + sum(part["dropped"].values())
+    assert stages["text_rules"]["out"] == stages["download"]["in"]
+    assert sum(corpus["planted"].values()) <= sum(
+        sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")
+    )
+    for run in ("clip", "filip", "filip_ft", "late_64_fp32_25"):
+        assert summary["runs"][run]["samples_per_second"] > 0
+    for table in ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation"):
+        assert (results / f"tables/{table}.md").is_file()
+        assert summary["tables"][table]
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(
+    finished: tuple[Path, Path],
+) -> None:
+    clone, config = finished
+    again = snakemake(cwd=clone, config=config)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    (clone / "eval/prompts.yaml").touch()
+    planned = snakemake("-n", "--quiet", "rules", cwd=clone, config=config)
+    printed = planned.stdout + planned.stderr
+    assert "zero_shot" in printed and "tables" in printed
+    for unaffected in ("pretrain", "fine_tune", "download", "translate", "efficiency", "alignment"):
+        assert unaffected not in printed
