@@ -255,10 +255,9 @@ def config_hash(arguments: list[str]) -> str:
 
     Raises StudyError if the overrides do not fit the training config, before any job starts.
     """
-    from filip.train.config import TrainConfig
-
     from filip.command import compose_config
     from filip.errors import UserError
+    from filip.train.config import TrainConfig
 
     try:
         # Where the files of the run lie is not part of what is trained.

@@ -1,5 +1,6 @@
 """The DAG through Snakemake itself: dry runs of every study, lint, and a complete run on a reduced corpus."""
 
+import json
 import os
 import shutil
 import socket
@@ -87,7 +88,7 @@ def free_port() -> int:
 
 
 def reduced(config: dict) -> dict:
-    """The demo with few concepts, a tiny model and a handful of steps; every stage and every kind of table."""
+    """The demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
     config["study"] = "reduced"
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
     few_steps = ["model=tiny", "batch_per_rank=16", "max_steps=6", "log_every=2", "warmup_timing=1"]
@@ -108,7 +109,7 @@ def reduced(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The reduced study run through once: npm corpus, HTTP server, img2dataset, two DeepSpeed ranks, tables."""
+    """The reduced study run through once: npm corpus, HTTP server, img2dataset, two ranks, tables."""
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
     config.write_text(
         yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
