@@ -1,8 +1,8 @@
 # make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
 
 VENV      := .venv
-PYTHON    ?= $(shell for p in python3.11 python3.12 python3; do \
-               command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' 2>/dev/null \
+PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
+               command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
                && { command -v $$p; break; }; done)
 STUDY     ?= demo
 CORES     ?= $(shell nproc)
@@ -24,7 +24,7 @@ setup: $(VENV)/.installed  ## create .venv and install the project with its deve
 
 $(VENV)/.installed: pyproject.toml
 	@if [ -z "$(PYTHON)" ]; then \
-	  echo "error: no Python 3.11 or 3.12 found (img2dataset needs a module that 3.13 removed)."; \
+	  echo "error: no Python 3.11, 3.12 or 3.13 found."; \
 	  echo "       Found: $$(python3 --version 2>/dev/null || echo no python3). Install one, e.g. 'apt install python3.11 python3.11-venv'"; \
 	  echo "       or 'uv python install 3.12', or name it: make demo PYTHON=/path/to/python3.12"; exit 1; fi
 	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
