@@ -1,21 +1,48 @@
-"""The public functions on one process, and the choice of a backend."""
+"""The public functions on one process, and the choice of a backend.
+
+A backend is a module with two functions that know nothing of autograd:
+
+    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int]) -> (s^I, s^T, kept)
+    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, kept) -> (grad image, grad text)
+
+``kept`` is a tuple of tensors of the backend's own making, s^I and s^T are [b, texts], and everything but
+the tokens is in the accumulation dtype (float32, or float64 for float64 tokens).
+"""
 
 from __future__ import annotations
 
 import os
 import sys
-from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from filip.interaction import reference, tiled
 from filip.interaction.packed import Similarity, check_tokens, pack_tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
 BACKENDS = ("auto", "reference", "tiled", "native", "triton")
-_notices: set[str] = set()
+
+
+class Backend(Protocol):
+    """What dispatch asks of a module (see above)."""
+
+    def forward(
+        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], /
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
+
+    def backward(
+        self,
+        grad_i2t: Tensor,
+        grad_t2i: Tensor,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        lengths: list[int],
+        kept: tuple[Tensor, ...],
+        /,
+    ) -> tuple[Tensor, Tensor]: ...
 
 
 def late_interaction(
@@ -36,14 +63,15 @@ def late_interaction(
                       FILIP_INTERACTION_BACKEND overrides "auto"
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens); a 16-bit
-    token is multiplied exactly and summed in float32. Gradients arrive in the dtype of the tokens. When
-    several tokens share a maximum, the one with the lowest index takes the whole gradient.
-    Raises ValueError for an empty batch, mismatching shapes or an unknown backend.
+    token is multiplied exactly and summed in float32, under autocast too. Gradients arrive in the dtype of
+    the tokens; there is no second derivative. When several tokens share a maximum, the one with the lowest
+    index takes the whole gradient.
+    Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     common = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
-    module = choose_backend(image_tokens, text_tokens, backend)
+    module = choose_backend(image_tokens, max(lengths), backend)
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module))
 
 
@@ -59,40 +87,95 @@ def late_interaction_padded(
     )
 
 
-def choose_backend(image_tokens: Tensor, text_tokens: Tensor, backend: str = "auto") -> ModuleType:
-    """The module that computes this problem; each has ``forward`` and ``backward`` (see reference.py)."""
-    wanted = backend
-    if backend == "auto":
-        wanted = os.environ.get(ENVIRONMENT_VARIABLE, "auto")
+def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") -> Backend:
+    """The backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
+
+    "auto" takes the native kernel for float32 and bfloat16 on CPUs, Triton for 16-bit and float32 on GPUs of
+    compute capability 8.0 and newer, and else the tiled backend. One notice tells why a better one is not used.
+    """
+    wanted, source = backend, "backend="
+    if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
+        wanted, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="
     if wanted not in BACKENDS:
-        source = f"{ENVIRONMENT_VARIABLE}=" if backend == "auto" else "backend="
         raise ValueError(f"{source}{wanted!r} is not a backend; choose one of {', '.join(BACKENDS)}")
     if wanted == "reference":
         return reference
-    return tiled
+    if wanted == "tiled":
+        return tiled
+    if wanted == "auto":
+        return _automatic(image_tokens, longest)
+    found, reason = (_native if wanted == "native" else _triton)(image_tokens, longest)
+    if found is None:
+        raise ValueError(f"{source}{wanted!r} cannot run here: {reason}; use 'tiled' or 'auto'")
+    return found
 
 
-def notice_once(message: str) -> None:
-    if message not in _notices:
-        _notices.add(message)
-        print(f"filip.interaction: {message}", file=sys.stderr, flush=True)
+def run_forward(
+    module: Backend, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    """``module.forward`` with autocast off: it would round the similarities to 16 bits."""
+    with torch.autocast(image_tokens.device.type, enabled=False):
+        return module.forward(image_tokens, text_tokens, lengths)
+
+
+def run_backward(
+    module: Backend,
+    grads: tuple[Tensor, Tensor],
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    lengths: list[int],
+    kept: tuple[Tensor, ...],
+) -> tuple[Tensor, Tensor]:
+    """``module.backward`` with autocast off, for callers who differentiate inside its context."""
+    with torch.autocast(image_tokens.device.type, enabled=False):
+        return module.backward(*grads, image_tokens, text_tokens, lengths, kept)
 
 
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], module: ModuleType
+        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], module: Backend
     ) -> tuple[Tensor, Tensor]:
-        with torch.autocast(image_tokens.device.type, enabled=False):
-            i2t, t2i, kept = module.forward(image_tokens, text_tokens, lengths)
-        ctx.save_for_backward(image_tokens, text_tokens)
-        ctx.lengths, ctx.module, ctx.kept = lengths, module, kept
+        i2t, t2i, kept = run_forward(module, image_tokens, text_tokens, lengths)
+        ctx.save_for_backward(image_tokens, text_tokens, *kept)
+        ctx.lengths, ctx.module = lengths, module
         return i2t, t2i
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        image_tokens, text_tokens = ctx.saved_tensors
-        grad_images, grad_texts = ctx.module.backward(
-            *grads, image_tokens, text_tokens, ctx.lengths, ctx.kept
+        image_tokens, text_tokens, *kept = ctx.saved_tensors
+        both = (grads[0], grads[1])
+        of_images, of_texts = run_backward(
+            ctx.module, both, image_tokens, text_tokens, ctx.lengths, tuple(kept)
         )
-        return grad_images.to(image_tokens.dtype), grad_texts.to(text_tokens.dtype), None, None
+        return of_images.to(image_tokens.dtype), of_texts.to(text_tokens.dtype), None, None
+
+
+def _automatic(image_tokens: Tensor, longest: int) -> Backend:
+    for device, candidate in (("cpu", _native), ("cuda", _triton)):
+        if image_tokens.device.type == device:
+            found, reason = candidate(image_tokens, longest)
+            if found is not None:
+                return found
+            if reason:
+                _notice_once(f"{reason}; using the tiled PyTorch backend, which is exact but slower")
+    return tiled
+
+
+def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
+    """The compiled CPU backend, or None and why not ("" when nobody would expect it to run)."""
+    return None, ""
+
+
+def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
+    return None, ""
+
+
+_notices: set[str] = set()
+
+
+def _notice_once(message: str) -> None:
+    if message not in _notices and os.environ.get("RANK", "0") == "0":  # one line a job, not one a rank
+        _notices.add(message)
+        print(f"filip.interaction: {message}", file=sys.stderr, flush=True)

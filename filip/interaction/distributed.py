@@ -1,18 +1,40 @@
-"""Late interaction over many ranks: every rank scores its own images and its own texts against all others."""
+"""Late interaction over many ranks: each scores its own images and its own texts against all the others'.
+
+Every image-text pair is scored once, by the rank that owns the image: from one product come both maxima.
+So text tokens travel (they are fewer than image tokens), and the finished s^T, one number per pair, goes to
+the rank that owns the text by an all-to-all. The re-implementations gather both sides and multiply twice.
+
+``gather`` brings all texts to every rank and calls the backend once. ``ring`` lets them travel from rank to
+rank, one block being scored while the next one arrives; in the backward they travel once more, each
+followed by its gradient, which is complete when it comes home.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
-from filip.interaction.dispatch import late_interaction
+from filip.interaction.collectives import (
+    Group,
+    exchange,
+    finish,
+    gather_counts,
+    gather_rows,
+    group_rank,
+    pass_on,
+    sum_at_owner,
+    world_size,
+)
+from filip.interaction.dispatch import Backend, choose_backend, late_interaction, run_backward, run_forward
 from filip.interaction.loss import global_similarity
-from filip.interaction.packed import Similarity
+from filip.interaction.packed import Similarity, accumulation_dtype, check_tokens
 
-Group = Any  # dist.ProcessGroup | None: torch's own stubs disagree about it between versions
+FORMS = ("gather", "ring")
 
 
 def distributed_late_interaction(
@@ -24,109 +46,200 @@ def distributed_late_interaction(
     form: str = "gather",
     transport_dtype: torch.dtype | None = None,
     backend: str = "auto",
+    recompute: bool = False,
 ) -> Similarity:
-    """i2t [b, N]: own images against all texts; t2i [N, b]: all images against own texts."""
-    if form not in ("gather", "ring"):
-        raise ValueError(f"form={form!r} is not one of gather, ring")
-    if world_size(group) == 1:
-        return late_interaction(image_tokens, text_tokens, text_lengths, backend=backend)
+    """:func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
+
+    Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
+    between ranks. Every rank of the group must call it (and its backward), in the same order. Besides
+        form             "gather": all text tokens on every rank; fewest messages. "ring": at most three
+                         blocks of foreign tokens at a time, however many ranks there are
+        transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
+                         also on one process; gradients always travel in the accumulation dtype
+        recompute        do not keep the arg-max maps, b * N * (n1 + mean n2) bytes, but score again in the
+                         backward
+
+    Returns ``i2t`` [b, N], own images against all texts, and ``t2i`` [N, b], all images against own texts,
+    in rank order. Gradients flow to the rank that owns a token, summed over all ranks' losses.
+    Without torch.distributed, or on one rank, it is late_interaction.
+    """
+    if form not in FORMS:
+        raise ValueError(f"form={form!r} is not one of {', '.join(FORMS)}")
     if transport_dtype is not None:
         image_tokens, text_tokens = image_tokens.to(transport_dtype), text_tokens.to(transport_dtype)
-    lengths = text_lengths.to(text_tokens.device)
-    all_lengths = torch.cat(_gather_rows(lengths, group))
-    all_texts = _AllGather.apply(text_tokens, group)
-    own = late_interaction(image_tokens, all_texts, all_lengths, backend=backend)
-    images = _sizes(len(image_tokens), image_tokens.device, group)
-    texts = _sizes(len(lengths), image_tokens.device, group)
-    return Similarity(own.i2t, _Exchange.apply(own.t2i, images, texts, group))
+    if world_size(group) == 1:
+        return late_interaction(image_tokens, text_tokens, text_lengths, backend=backend)
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    common = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
+    image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
+    layout = _layout(len(image_tokens), lengths, image_tokens.device, group)
+    module = choose_backend(image_tokens, max(map(max, layout.lengths)), backend)
+    function = _Gathered if form == "gather" else _Ring
+    return Similarity(*function.apply(image_tokens, text_tokens, layout, module, recompute))
 
 
 def distributed_global_similarity(image: Tensor, text: Tensor, *, group: Group = None) -> Similarity:
-    """CLIP's form: i2t [b, N] and t2i [N, b] from ``image`` [b, d] and ``text`` [b, d] of each rank."""
+    """CLIP's form: ``i2t`` [b, N] and ``t2i`` [N, b] from each rank's ``image`` [b, d] and ``text`` [b, d]."""
     if world_size(group) == 1:
         return global_similarity(image, text)
-    i2t = global_similarity(image, _AllGather.apply(text, group)).i2t
-    t2i = global_similarity(_AllGather.apply(image, group), text).t2i
-    return Similarity(i2t, t2i)
+    counts = gather_counts([len(image), len(text)], image.device, group)
+    images, texts = [count[0] for count in counts], [count[1] for count in counts]
+    own = global_similarity(image, _AllRows.apply(text, texts, group)).i2t
+    return Similarity(own, _Exchange.apply(own, images, texts, group))
 
 
 def gather_ids(ids: Tensor, *, group: Group = None) -> tuple[Tensor, int]:
     """All ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them."""
     if world_size(group) == 1:
         return ids, 0
-    parts = _gather_rows(ids, group)
-    return torch.cat(parts), sum(len(part) for part in parts[: dist.get_rank(group)])
+    counts = [count[0] for count in gather_counts([len(ids)], ids.device, group)]
+    return torch.cat(gather_rows(ids, counts, group)), sum(counts[: group_rank(group)])
 
 
-def world_size(group: Group = None) -> int:
-    """Ranks in the group; 1 when torch.distributed is not initialised."""
-    return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
+@dataclass(frozen=True)
+class _Layout:
+    """Who owns what, known to every rank before the first token travels."""
+
+    group: Group
+    rank: int
+    images: list[int]  # per rank
+    lengths: list[list[int]]  # per rank, of each text
+
+    @property
+    def ranks(self) -> int:
+        return len(self.images)
+
+    @property
+    def texts(self) -> list[int]:
+        return [len(lengths) for lengths in self.lengths]
+
+    @property
+    def tokens(self) -> list[int]:
+        return [sum(lengths) for lengths in self.lengths]
+
+    def columns(self, owner: int) -> slice:
+        """Where the texts of ``owner`` lie among all texts."""
+        start = sum(self.texts[:owner])
+        return slice(start, start + len(self.lengths[owner]))
 
 
-def _sizes(count: int, device: torch.device, group: Group) -> list[int]:
-    own = torch.tensor([count], device=device)
-    parts = [torch.empty_like(own) for _ in range(world_size(group))]
-    dist.all_gather(parts, own, group=group)
-    return torch.cat(parts).tolist()
+def _layout(images: int, lengths: list[int], device: torch.device, group: Group) -> _Layout:
+    counts = gather_counts([images, len(lengths)], device, group)
+    own = torch.tensor(lengths, device=device)
+    every = gather_rows(own, [count[1] for count in counts], group)
+    return _Layout(
+        group, group_rank(group), [count[0] for count in counts], [part.tolist() for part in every]
+    )
 
 
-def _gather_rows(rows: Tensor, group: Group) -> list[Tensor]:
-    """All ranks' ``rows``, of unequal number: padded to the longest for the wire, cut afterwards."""
-    counts = _sizes(len(rows), rows.device, group)
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=group)
-    return [part[:count] for part, count in zip(parts, counts, strict=True)]
-
-
-class _AllGather(torch.autograd.Function):
-    """Concatenate the rows of all ranks; the backward sums every rank's gradient at the owner."""
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, layout: _Layout, module: Backend, recompute: bool
+    ) -> tuple[Tensor, Tensor]:
+        texts = torch.cat(gather_rows(text_tokens, layout.tokens, layout.group))
+        lengths = [length for part in layout.lengths for length in part]
+        i2t, own_t2i, kept = run_forward(module, image_tokens, texts, lengths)
+        ctx.save_for_backward(image_tokens, texts, *(() if recompute else kept))
+        ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, lengths, recompute
+        return i2t, exchange(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
-        parts = _gather_rows(rows.contiguous(), group)
-        ctx.group, ctx.counts = group, [len(part) for part in parts]
-        return torch.cat(parts)
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image_tokens, texts, *saved = ctx.saved_tensors
+        layout, kept = ctx.layout, tuple(saved)
+        grad_t2i = exchange(grads[1].T, layout.texts, layout.images, layout.group).T
+        if ctx.recompute:
+            kept = run_forward(ctx.module, image_tokens, texts, ctx.lengths)[2]
+        both = (grads[0], grad_t2i)
+        own, foreign = run_backward(ctx.module, both, image_tokens, texts, ctx.lengths, kept)
+        returned = sum_at_owner(foreign, layout.tokens, layout.group)
+        return own.to(image_tokens.dtype), returned.to(texts.dtype), None, None, None
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, layout: _Layout, module: Backend, recompute: bool
+    ) -> tuple[Tensor, Tensor]:
+        wide = accumulation_dtype(image_tokens.dtype)
+        i2t = image_tokens.new_empty(len(image_tokens), sum(layout.texts), dtype=wide)
+        own_t2i = torch.empty_like(i2t)
+        saved: list[Tensor] = []
+        for owner, block in _travel(text_tokens.detach(), layout):
+            columns = layout.columns(owner)
+            i2t[:, columns], own_t2i[:, columns], kept = run_forward(
+                module, image_tokens, block, layout.lengths[owner]
+            )
+            saved += () if recompute else kept
+        ctx.save_for_backward(image_tokens, text_tokens, *saved)
+        ctx.layout, ctx.module, ctx.recompute = layout, module, recompute
+        return i2t, exchange(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        grad = grads[0]
-        longest = max(ctx.counts)
-        chunks = []
-        for part in grad.split(ctx.counts):
-            chunk = grad.new_zeros(longest, *grad.shape[1:])
-            chunk[: len(part)] = part
-            chunks.append(chunk)
-        own = torch.empty_like(chunks[0])
-        dist.reduce_scatter(own, chunks, group=ctx.group)
-        return own[: ctx.counts[dist.get_rank(ctx.group)]], None
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image_tokens, text_tokens, *saved = ctx.saved_tensors
+        layout, module = ctx.layout, ctx.module
+        per_step = len(saved) // layout.ranks
+        grad_t2i = exchange(grads[1].T, layout.texts, layout.images, layout.group).T
+        grad_images = torch.zeros_like(image_tokens, dtype=grads[0].dtype)
+        total: Tensor | None = None
+        handles: list[Any] = []
+        for step, (owner, block) in enumerate(_travel(text_tokens, layout)):
+            lengths, columns = layout.lengths[owner], layout.columns(owner)
+            kept = tuple(saved[step * per_step : (step + 1) * per_step])
+            if ctx.recompute:
+                kept = run_forward(module, image_tokens, block, lengths)[2]
+            both = (grads[0][:, columns], grad_t2i[:, columns])
+            own, foreign = run_backward(module, both, image_tokens, block, lengths, kept)
+            grad_images += own
+            finish(handles)  # what the ranks before this one have summed for this block is here now
+            summed = foreign.contiguous() if total is None else total.add_(foreign)
+            following = layout.tokens[(owner - 1) % layout.ranks]
+            total, handles = pass_on(summed, (following, summed.shape[1]), layout.group)
+        finish(handles)  # the last hop has brought each gradient home
+        assert total is not None
+        return grad_images.to(image_tokens.dtype), total.to(text_tokens.dtype), None, None, None
+
+
+def _travel(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
+    """(owner, text tokens) of every rank, the own first; while one is in use the next is under way."""
+    block = block.contiguous()
+    for step in range(layout.ranks):
+        owner = (layout.rank - step) % layout.ranks
+        if step + 1 == layout.ranks:
+            yield owner, block
+            return
+        following = layout.tokens[(owner - 1) % layout.ranks]
+        arriving, handles = pass_on(block, (following, block.shape[1]), layout.group)
+        yield owner, block
+        finish(handles)
+        block = arriving
+
+
+class _AllRows(torch.autograd.Function):
+    """The rows of all ranks, one rank after the other; the backward sums every rank's gradient at the owner."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, counts: list[int], group: Group) -> Tensor:
+        ctx.counts, ctx.group = counts, group
+        return torch.cat(gather_rows(rows, counts, group))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return sum_at_owner(grads[0], ctx.counts, ctx.group), None, None
 
 
 class _Exchange(torch.autograd.Function):
-    """[own images, all texts] on each rank to [all images, own texts]: every pair is scored by one rank."""
+    @staticmethod
+    def forward(ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
+        ctx.rows, ctx.columns, ctx.group = rows, columns, group
+        return exchange(own, rows, columns, group)
 
     @staticmethod
-    def forward(ctx: Any, own: Tensor, images: list[int], texts: list[int], group: Group) -> Tensor:
-        ctx.images, ctx.texts, ctx.group = images, texts, group
-        return _exchange(own, images, texts, group)
-
-    @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        back = _exchange(grads[0].T, ctx.texts, ctx.images, ctx.group)
-        return back.T, None, None, None
-
-
-def _exchange(own: Tensor, images: list[int], texts: list[int], group: Group) -> Tensor:
-    """``own`` [images[rank], sum(texts)] to [sum(images), texts[rank]] by one all-to-all."""
-    rank = dist.get_rank(group)
-    outgoing = torch.cat([block.reshape(-1) for block in own.split(texts, dim=1)])
-    incoming = own.new_empty(sum(images) * texts[rank])
-    dist.all_to_all_single(
-        incoming,
-        outgoing,
-        [count * texts[rank] for count in images],
-        [images[rank] * count for count in texts],
-        group=group,
-    )
-    return incoming.view(sum(images), texts[rank])
+        return exchange(grads[0].T, ctx.columns, ctx.rows, ctx.group).T, None, None, None

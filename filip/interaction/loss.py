@@ -22,7 +22,7 @@ class ContrastiveOutput(NamedTuple):
 
 
 def global_similarity(image: Tensor, text: Tensor) -> Similarity:
-    """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both directions are one."""
+    """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both the same."""
     if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
             f"expected [images, d] and [texts, d], got {list(image.shape)} and {list(text.shape)}"

@@ -28,7 +28,8 @@ def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
     if image_tokens.dim() != 3 or text_tokens.dim() != 2 or text_lengths.dim() != 1:
         raise ValueError(
             "late interaction takes image_tokens [images, n1, d], text_tokens [T, d] (packed) and "
-            f"text_lengths [texts]; got {list(image_tokens.shape)}, {list(text_tokens.shape)}, {list(text_lengths.shape)}"
+            f"text_lengths [texts]; got {list(image_tokens.shape)}, {list(text_tokens.shape)} and "
+            f"{list(text_lengths.shape)}"
         )
     if image_tokens.shape[0] == 0 or text_lengths.shape[0] == 0:
         raise ValueError(

@@ -27,10 +27,12 @@ def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[in
     return torch.stack(i2t, dim=1), torch.stack(t2i, dim=1)
 
 
-def forward(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor, None]:
+def forward(
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+) -> tuple[Tensor, Tensor, tuple[()]]:
     """Same signature as the other backends; it keeps nothing, since ``backward`` starts again."""
     with torch.no_grad():
-        return *late_interaction(image_tokens, text_tokens, lengths), None
+        return *late_interaction(image_tokens, text_tokens, lengths), ()
 
 
 def backward(
@@ -39,7 +41,7 @@ def backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: list[int],
-    kept: None,
+    kept: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():
