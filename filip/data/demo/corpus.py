@@ -36,7 +36,7 @@ from filip.data.demo.evaluation import (
     write_benchmark,
 )
 from filip.data.demo.packages import fetch_packages
-from filip.data.demo.planted import PLANTED, PlantedRow, plant
+from filip.data.demo.planted import PLANTED, PlantedRow, plant, write_planted
 from filip.data.demo.render import SIDE, Job, render_all, svg_document, write_atomically
 from filip.errors import UserError
 
@@ -77,7 +77,8 @@ def main(config: Corpus) -> None:
     rendered = render_all(_jobs(training, out / "images", masks=False), processes, "training images")
     rendered += render_all(_jobs(_shown(sets), out / "held_out", masks=True), processes, "test images")
 
-    planted = plant(catalogue, training, out / "images", out)
+    planted = plant(catalogue, training)
+    write_planted(planted, out / "images", out)
     table = training_table(training, planted, f"http://127.0.0.1:{config.port}")
     write_table(table, out / "list.parquet")
     for benchmark in sets:
@@ -127,18 +128,18 @@ def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Dra
 
 def training_table(training: list[Drawing], planted: list[PlantedRow], server: str) -> pa.Table:
     """The URL list, in an order given by a hash: good and planted rows and all artists are mixed evenly."""
-    rows = [(f"images/{d.artist}/{d.slug}.png", caption_of(d), d, "") for d in training]
-    rows += [(p.path, p.caption, p.drawing, p.kind) for p in planted]
+    rows = [(f"images/{d.artist}/{d.slug}.png", caption_of(d), d.artist, d.emoji, "") for d in training]
+    rows += [(p.path, p.caption, p.drawing.artist, p.emoji, p.kind) for p in planted]
     rows.sort(key=lambda row: hash_of(row[0]))
     return pa.table(
         {
-            "url": pa.array([f"{server}/{path}" for path, _, _, _ in rows], pa.string()),
-            "caption": pa.array([caption for _, caption, _, _ in rows], pa.string()),
-            "group": pa.array([d.emoji.content_id for _, _, d, _ in rows], pa.int64()),
-            "artist": pa.array([d.artist for _, _, d, _ in rows], pa.string()),
-            "concept": pa.array([d.emoji.concept for _, _, d, _ in rows], pa.string()),
-            "label": pa.array([d.emoji.label for _, _, d, _ in rows], pa.string()),
-            "planted": pa.array([kind for _, _, _, kind in rows], pa.string()),
+            "url": pa.array([f"{server}/{path}" for path, *_ in rows], pa.string()),
+            "caption": pa.array([caption for _, caption, *_ in rows], pa.string()),
+            "group": pa.array([emoji.content_id for _, _, _, emoji, _ in rows], pa.int64()),
+            "artist": pa.array([artist for _, _, artist, _, _ in rows], pa.string()),
+            "concept": pa.array([emoji.concept for _, _, _, emoji, _ in rows], pa.string()),
+            "label": pa.array([emoji.label for _, _, _, emoji, _ in rows], pa.string()),
+            "planted": pa.array([kind for *_, kind in rows], pa.string()),
         }
     )
 

@@ -74,7 +74,7 @@ def _install(folder: Path) -> None:
         done = subprocess.run(
             [*command, *wanted], cwd=folder, env=environment, capture_output=True, text=True, check=False
         )
-        complaint = (done.stderr or done.stdout).strip()
+        complaint = " ".join((done.stderr or done.stdout).split())
         if done.returncode == 0 and not missing_packages(folder / "node_modules"):
             seconds = time.monotonic() - started
             print(f"fetched {len(wanted)} npm packages in {seconds:.0f} s", file=sys.stderr, flush=True)

