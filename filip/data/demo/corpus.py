@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
+from filip.data.atomic import replacing, write_json
 from filip.data.demo.artists import ARTISTS, PACKAGES, Artist
 from filip.data.demo.captions import caption_of
 from filip.data.demo.catalogue import Catalogue, Drawing, hash_of
@@ -37,7 +38,7 @@ from filip.data.demo.evaluation import (
 )
 from filip.data.demo.packages import fetch_packages
 from filip.data.demo.planted import PLANTED, PlantedRow, plant, write_planted
-from filip.data.demo.render import SIDE, Job, render_all, svg_document, write_atomically
+from filip.data.demo.render import SIDE, Job, render_all, svg_document
 from filip.errors import UserError
 
 TONES_PER_CONCEPT = (
@@ -83,9 +84,9 @@ def main(config: Corpus) -> None:
     write_table(table, out / "list.parquet")
     for benchmark in sets:
         write_benchmark(benchmark, out / "held_out", out / "eval", catalogue.held_out)
-    write_json(attribution(modules, table, sets), out / "attribution.json")
+    write_json(out / "attribution.json", attribution(modules, table, sets))
     counts = corpus_counts(catalogue, concepts, table, sets)
-    write_json({**counts, "limit": config.limit, "port": config.port}, out / "corpus.json")
+    write_json(out / "corpus.json", {**counts, "limit": config.limit, "port": config.port})
     print(
         f"demo corpus in {out}: {counts['pairs']:,} pairs and {counts['planted_rows']} planted rows, "
         f"{len(sets)} test sets; rendered {rendered:,} images; {time.monotonic() - started:.0f} s",
@@ -201,13 +202,8 @@ def corpus_counts(
 
 
 def write_table(table: pa.Table, path: Path) -> None:
-    buffer = pa.BufferOutputStream()
-    pq.write_table(table, buffer)
-    write_atomically(path, buffer.getvalue().to_pybytes())
-
-
-def write_json(value: Any, path: Path) -> None:
-    write_atomically(path, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    with replacing(path) as part:
+        pq.write_table(table, part)
 
 
 def _role(artist: Artist) -> str:

@@ -82,7 +82,6 @@ def write_planted(rows: list[PlantedRow], images: Path, out: Path) -> None:
         good = (images / row.drawing.artist / f"{row.drawing.slug}.png").read_bytes()
         spoiled = spoil(row.kind, good)
         if spoiled is not None:
-            (out / row.path).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(out / row.path, spoiled)
 
 

@@ -15,6 +15,7 @@ from typing import Any
 import resvg_py
 from PIL import Image
 
+from filip.data.atomic import replacing
 from filip.data.demo.catalogue import Drawing
 
 SIDE = 64  # pixels
@@ -40,8 +41,6 @@ def svg_document(drawing: Drawing) -> str:
 def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
     """Render what is not there yet and return how many were made; says every few seconds how far it is."""
     todo = [job for job in jobs if not os.path.exists(job.image)]
-    for folder in {os.path.dirname(path) for job in todo for path in (job.image, job.mask) if path}:
-        Path(folder).mkdir(parents=True, exist_ok=True)
     if not todo:
         return 0
     said = time.monotonic()
@@ -80,7 +79,5 @@ def png_bytes(image: Image.Image) -> bytes:
 
 def write_atomically(path: str | Path, data: bytes) -> None:
     """A file is whole or not there: a build that was killed goes on where it stopped."""
-    temporary = f"{path}.part{os.getpid()}"
-    with open(temporary, "wb") as file:
-        file.write(data)
-    os.replace(temporary, path)
+    with replacing(path) as part:
+        part.write_bytes(data)
