@@ -1,0 +1,200 @@
+// Forward in float32: one product tile feeds both maxima.
+//
+// A block of images is transposed once into a panel: its tokens lie along the vector lanes. For each text,
+// a register tile of TILE_ROWS text rows x STRIP_VECTORS vectors of image tokens runs over all columns; the
+// tile of the whole text x block goes to a small buffer (first- or second-level cache), where the vertical
+// maximum is image-to-text and the horizontal maximum within an image's lanes is text-to-image.
+
+template <int R, int V>
+static void product(const float* panel, const float* rows, int64_t stride, int64_t dim, float* tile,
+                    int64_t tile_stride) {
+  vf sum[R][V] = {};
+  for (int64_t c = 0; c < dim; ++c, panel += V * LANES) {
+    vf token[V];
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) token[v] = load(panel + v * LANES);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const vf feature = splat(rows[r * stride + c]);
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[r][v] += feature * token[v];
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(tile + r * tile_stride + v * LANES, sum[r][v]);
+}
+
+typedef void (*Product)(const float*, const float*, int64_t, int64_t, float*, int64_t);
+
+#define FILIP_ROWS(R) {product<R, 1>, product<R, 2>, product<R, 3>, product<R, 4>}
+static const Product PRODUCTS[6][4] = {FILIP_ROWS(1), FILIP_ROWS(2), FILIP_ROWS(3),
+                                       FILIP_ROWS(4), FILIP_ROWS(5), FILIP_ROWS(6)};
+#undef FILIP_ROWS
+
+// The largest value among n and its lowest index.
+static inline void first_maximum(const float* values, int64_t n, float* value, int64_t* index) {
+  if (n < LANES) {
+    *value = values[0];
+    *index = 0;
+    for (int64_t l = 1; l < n; ++l)
+      if (values[l] > *value) *value = values[l], *index = l;
+    return;
+  }
+  const vi lanes = lane_numbers();
+  vf best = load(values);
+  vi where = lanes;
+  for (int64_t l = LANES; l < n; l += LANES) {
+    const int64_t from = at_most(l, n - LANES);  // the last vector overlaps its predecessor
+    const vf next = load(values + from);
+    const vi larger = next > best;
+    best = larger ? next : best;
+    where = larger ? lanes + static_cast<int32_t>(from) : where;
+  }
+#ifndef __clang__
+#pragma GCC unroll 4
+  for (int step = LANES / 2; step > 0; step /= 2) {
+    const vf other = __builtin_shuffle(best, lanes ^ step);
+    const vi there = __builtin_shuffle(where, lanes ^ step);
+    const vi take = (other > best) | ((other == best) & (there < where));
+    best = take ? other : best;
+    where = take ? there : where;
+  }
+  *value = best[0];
+  *index = where[0];
+#else
+  *value = best[0];
+  *index = where[0];
+  for (int l = 1; l < LANES; ++l)
+    if (best[l] > *value || (best[l] == *value && where[l] < *index)) *value = best[l], *index = where[l];
+#endif
+}
+
+static inline float sum_of(const float* values, int64_t n) {
+  vf sum = {};
+  int64_t l = 0;
+  for (; l + LANES <= n; l += LANES) sum += load(values + l);
+  float total = 0;
+  for (int s = 0; s < LANES; ++s) total += sum[s];
+  for (; l < n; ++l) total += values[l];
+  return total;
+}
+
+// Images per block: about `lanes` tokens, and as few idle lanes in the last vector as possible.
+static int64_t images_for(int64_t n1, int64_t images, int64_t lanes, int64_t unit) {
+  const int64_t most = at_most(images, at_least(1, lanes / n1));
+  int64_t best = most;
+  double best_use = 0;
+  for (int64_t m = most; m > most / 2; --m) {
+    const double use = static_cast<double>(m * n1) / static_cast<double>(round_up(m * n1, unit));
+    if (use > best_use + 0.005) best_use = use, best = m;
+  }
+  return at_least(1, best);
+}
+
+static int64_t image_block(const Problem& p) { return images_for(p.patches, p.images, BLOCK_LANES, LANES); }
+
+static int64_t longest_text(const Problem& p) {
+  int64_t longest = 1;
+  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
+  return longest;
+}
+
+struct ForwardScratch {
+  int64_t vectors;  // per tile row
+  float *panel, *text, *tile, *best;
+  int32_t* winner;
+  Arena arena;
+  ForwardScratch(const ForwardCall& call, int64_t images, uintptr_t base) : arena{base} {
+    const Problem& p = call.problem;
+    const int64_t longest = longest_text(p);
+    vectors = div_up(images * p.patches, LANES);
+    panel = arena.take<float>(vectors * LANES * p.dim);
+    text = arena.take<float>(p.bf16 ? longest * p.dim : 0);
+    tile = arena.take<float>(longest * vectors * LANES);
+    best = arena.take<float>(vectors * LANES);
+    winner = arena.take<int32_t>(vectors * LANES);
+  }
+};
+
+static int64_t forward_bytes(const ForwardCall& call) {
+  return static_cast<int64_t>(ForwardScratch(call, image_block(call.problem), 0).arena.next);
+}
+
+static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
+  const int64_t first = images.begin * p.patches, rows = (images.end - images.begin) * p.patches;
+  const int64_t strips = div_up(vectors, STRIP_VECTORS);
+  for (int64_t s = 0; s < strips; ++s) {
+    const Range strip = part_of(vectors, strips, s);
+    const int64_t width = (strip.end - strip.begin) * LANES;
+    float* out = panel + strip.begin * LANES * p.dim;
+    for (int64_t l = 0; l < width; ++l) {
+      const int64_t row = strip.begin * LANES + l;
+      for (int64_t c = 0; c < p.dim; ++c)
+        out[c * width + l] = row < rows ? element(p.image, p.bf16, (first + row) * p.dim + c) : 0;
+    }
+  }
+}
+
+// Both maxima of one text's finished tile.
+static void finish_text(const ForwardCall& call, Range images, int64_t j, const ForwardScratch& s) {
+  const Problem& p = call.problem;
+  const int64_t n1 = p.patches, stride = s.vectors * LANES, row0 = p.offsets[j];
+  const int64_t length = p.offsets[j + 1] - row0, total = p.offsets[p.texts];
+  for (int64_t v = 0; v < s.vectors; ++v) {
+    vf best = load(s.tile + v * LANES);
+    vi where = {};
+    for (int64_t r = 1; r < length; ++r) {
+      const vf next = load(s.tile + r * stride + v * LANES);
+      const vi larger = next > best;
+      best = larger ? next : best;
+      where = larger ? splat(static_cast<int32_t>(r)) : where;
+    }
+    store(s.best + v * LANES, best);
+    __builtin_memcpy(s.winner + v * LANES, &where, VECTOR_BYTES);
+  }
+  for (int64_t i = images.begin; i < images.end; ++i) {
+    const int64_t lane = (i - images.begin) * n1;
+    call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1);
+    if (call.maps.i2t)
+      for (int64_t k = 0; k < n1; ++k)
+        store_map(call.maps.i2t, p.wide, (i * p.texts + j) * n1 + k, s.winner[lane + k]);
+    float sum = 0;
+    for (int64_t r = 0; r < length; ++r) {
+      float value;
+      int64_t index;
+      first_maximum(s.tile + r * stride + lane, n1, &value, &index);
+      sum += value;
+      if (call.maps.t2i) store_map(call.maps.t2i, p.wide, i * total + row0 + r, index);
+    }
+    call.t2i[i * p.texts + j] = sum / static_cast<float>(length);
+  }
+}
+
+static void forward(const ForwardCall& call, Range images, Range groups, Range, const char*, char* scratch) {
+  const Problem& p = call.problem;
+  const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
+  pack_panel(p, images, s.vectors, s.panel);
+  const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS);
+  for (int64_t j = call.groups.bounds[groups.begin]; j < call.groups.bounds[groups.end]; ++j) {
+    const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;
+    const float* text = static_cast<const float*>(p.text) + row0 * p.dim;
+    if (p.bf16) {
+      copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);
+      text = s.text;
+    }
+    const int64_t parts = div_up(length, TILE_ROWS);
+    for (int64_t strip = 0; strip < strips; ++strip) {
+      const Range vectors = part_of(s.vectors, strips, strip);
+      const float* panel = s.panel + vectors.begin * LANES * p.dim;
+      for (int64_t part = 0; part < parts; ++part) {
+        const Range rows = part_of(length, parts, part);
+        PRODUCTS[rows.end - rows.begin - 1][vectors.end - vectors.begin - 1](
+            panel, text + rows.begin * p.dim, p.dim, p.dim,
+            s.tile + rows.begin * stride + vectors.begin * LANES, stride);
+      }
+    }
+    finish_text(call, images, j, s);
+  }
+}

@@ -1,0 +1,183 @@
+// Entry points (plain C, called through ctypes) and the division of the work among threads.
+#include <ATen/Parallel.h>
+
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+#include <string>
+#include <vector>
+
+#include "interaction.h"
+
+namespace filip {
+namespace {
+
+constexpr int64_t BLOCK_ROWS = 1600;  // destination rows of a backward unit: 400 KB in slices of 64 columns
+
+// Isas of this CPU, best first.
+std::vector<const Isa*> available_isas() {
+  std::vector<const Isa*> isas;
+#if defined(__x86_64__)
+  __builtin_cpu_init();
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
+  const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+  if (avx512 && __builtin_cpu_supports("avx512vnni")) isas.push_back(avx512vnni_isa());
+  if (avx512) isas.push_back(avx512_isa());
+  if (avx2) isas.push_back(avx2_isa());
+#endif
+  isas.push_back(portable_isa());
+  return isas;
+}
+
+const Isa* find_isa(const char* name) {
+  for (const Isa* isa : available_isas())
+    if (*name == '\0' || std::strcmp(name, isa->name) == 0) return isa;
+  return nullptr;
+}
+
+class Buffer {  // 64-byte aligned, uninitialised, may be empty
+ public:
+  explicit Buffer(int64_t bytes) {
+    if (bytes > 0) data_ = static_cast<char*>(std::aligned_alloc(64, round_up(bytes, 64)));
+    if (bytes > 0 && !data_) throw std::bad_alloc();
+  }
+  ~Buffer() { std::free(data_); }
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  char* data() { return data_; }
+
+ private:
+  char* data_ = nullptr;
+};
+
+// Runs work(unit, scratch) for every unit on PyTorch's threads. Units are taken from a counter, since a thread may
+// be held up; whoever runs one, its result is the same.
+template <class Work>
+void for_each_unit(int64_t units, int64_t scratch_bytes, const Work& work) {
+  std::atomic<int64_t> next{0};
+  const int64_t threads = at_most(units, at::get_num_threads());
+  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
+    if (begin >= end) return;
+    Buffer scratch(scratch_bytes);
+    for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch.data());
+  });
+}
+
+// Texts in groups of at most MAX_GROUP_TEXTS whose rows (of 64 floats, see fixed_point.cpp) fit a cache.
+std::vector<int64_t> group_texts(const Problem& p) {
+  constexpr int64_t rows = 160;
+  std::vector<int64_t> bounds{0};
+  for (int64_t j = 0; j < p.texts; ++j) {
+    const int64_t first = bounds.back();
+    if (j - first == MAX_GROUP_TEXTS || (j > first && p.offsets[j + 1] - p.offsets[first] > rows))
+      bounds.push_back(j);
+  }
+  bounds.push_back(p.texts);
+  return bounds;
+}
+
+void run_forward(const Isa& isa, ForwardCall call) {
+  // A unit is one block of images x GROUPS groups of texts. The text of ROUND units is packed at a time, so that
+  // memory stays bounded for many texts; neither number may depend on the threads.
+  constexpr int64_t GROUPS = 24, ROUND = 4;
+  const Problem& p = call.problem;
+  const std::vector<int64_t> bounds = group_texts(p);
+  call.groups = {bounds.data()};
+  const int64_t groups = static_cast<int64_t>(bounds.size()) - 1;
+  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
+  const int64_t scratch = isa.forward_bytes(call);
+  for (int64_t first = 0; first < groups; first += GROUPS * ROUND) {
+    const Range round{first, at_most(first + GROUPS * ROUND, groups)};
+    const Range texts{bounds[round.begin], bounds[round.end]};
+    Buffer packed(isa.packed_bytes ? isa.packed_bytes(p, texts) : 0);
+    if (isa.pack_group)
+      for_each_unit(round.end - round.begin, 0, [&](int64_t unit, char*) {
+        isa.pack_group(call, texts, round.begin + unit, packed.data());
+      });
+    const int64_t spans = div_up(round.end - round.begin, GROUPS);
+    for_each_unit(blocks * spans, scratch, [&](int64_t unit, char* memory) {
+      const int64_t i = unit / spans * block, g = round.begin + unit % spans * GROUPS;
+      isa.forward(call, {i, at_most(i + block, p.images)}, {g, at_most(g + GROUPS, round.end)}, texts,
+                  packed.data(), memory);
+    });
+  }
+}
+
+// Cuts items whose rows start at start(item) into blocks of about `rows` rows.
+template <class Start>
+std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) {
+  std::vector<int64_t> bounds{0};
+  for (int64_t item = 1; item < items; ++item)
+    if (start(item + 1) - start(bounds.back()) > rows) bounds.push_back(item);
+  bounds.push_back(items);
+  return bounds;
+}
+
+void run_backward(const Isa& isa, const BackwardCall& call) {
+  const Problem& p = call.problem;
+  const int64_t slices = div_up(p.dim, isa.slice_width(p));
+  for (const bool image : {true, false}) {
+    if (!(image ? call.grad_image : call.grad_text)) continue;
+    const auto start = [&](int64_t item) { return image ? item * p.patches : p.offsets[item]; };
+    const int64_t items = image ? p.images : p.texts;
+    // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
+    const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
+    const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
+    int64_t rows = 0;
+    for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
+    const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
+    for_each_unit(blocks * slices, isa.backward_bytes(p, rows), [&](int64_t unit, char* memory) {
+      const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
+      (image ? isa.backward_image : isa.backward_text)(call, range, unit % slices, memory);
+    });
+  }
+}
+
+}  // namespace
+}  // namespace filip
+
+using namespace filip;
+
+extern "C" {
+
+// Names of the instruction sets this CPU can run, best first, separated by spaces.
+const char* filip_isas() {
+  static const std::string names = [] {
+    std::string all;
+    for (const Isa* isa : available_isas()) all += (all.empty() ? "" : " ") + std::string(isa->name);
+    return all;
+  }();
+  return names.c_str();
+}
+
+// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. maps may be null.
+int filip_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
+                  int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, float* i2t, float* t2i,
+                  void* i2t_map, void* t2i_map) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
+  try {
+    run_forward(*isa, ForwardCall{problem, {i2t_map, t2i_map}, {nullptr}, i2t, t2i});
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+
+int filip_backward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
+                   int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, const float* grad_i2t,
+                   const float* grad_t2i, void* i2t_map, void* t2i_map, void* grad_image, void* grad_text) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
+  try {
+    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, grad_image, grad_text});
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+}

@@ -1,0 +1,51 @@
+// One vector type for every instruction set: GCC's and clang's vector extension at VECTOR_BYTES, which the
+// including file defines together with its tile sizes:
+//   STRIP_VECTORS  vectors of image tokens in one register tile      TILE_ROWS    text rows in one
+//   SLICE_VECTORS  columns of one backward slice, in vectors         GATHER_ROWS  destination rows at once
+
+typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
+typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
+typedef float vf_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(4), may_alias));
+
+constexpr int LANES = VECTOR_BYTES / 4;
+
+static inline vf load(const float* p) { return *reinterpret_cast<const vf_unaligned*>(p); }
+static inline void store(float* p, vf v) { *reinterpret_cast<vf_unaligned*>(p) = v; }
+static inline vf splat(float s) { return s - vf{}; }  // x - 0 is x for every x, so this is a bare broadcast
+static inline vi splat(int32_t s) { return s - vi{}; }
+static inline vi lane_numbers() {
+  vi lanes;
+  for (int l = 0; l < LANES; ++l) lanes[l] = l;
+  return lanes;
+}
+
+// out[row][0 .. width) = columns [first, first + valid) of the given rows as float, zeros beyond.
+static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, int64_t first, int64_t valid,
+                         int64_t width, float* out) {
+  for (int64_t row = range.begin; row < range.end; ++row, out += width) {
+    if (bf16) {
+      const uint16_t* in = static_cast<const uint16_t*>(rows) + row * dim + first;
+      for (int64_t c = 0; c < valid; ++c) out[c] = bf16_to_float(in[c]);
+    } else {
+      __builtin_memcpy(out, static_cast<const float*>(rows) + row * dim + first, valid * sizeof(float));
+    }
+    for (int64_t c = valid; c < width; ++c) out[c] = 0;
+  }
+}
+
+// The dim columns cut into slices of at most SLICE_VECTORS vectors, as equal as they come. `wanted` columns
+// per slice; the last one may hold fewer valid columns than its width.
+struct Slice {
+  int64_t first, valid, width;
+};
+
+static inline int64_t slice_count(int64_t dim, int64_t wanted) {
+  return div_up(div_up(dim, LANES), wanted / LANES);
+}
+
+static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t s) {
+  int64_t vectors = div_up(dim, LANES);
+  Range range = part_of(vectors, slice_count(dim, wanted), s);
+  int64_t first = range.begin * LANES, width = (range.end - range.begin) * LANES;
+  return {first, at_most(width, dim - first), width};
+}
