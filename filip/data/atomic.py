@@ -1,0 +1,68 @@
+"""Files that exist whole or not at all: whatever is killed half-way leaves only a ``.part`` file behind."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """Yield a path beside ``path`` to write to; on success it replaces ``path``, on failure it is removed.
+
+    The name is fixed (``.NAME.part``), so that a rerun overwrites what a killed run left.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        os.replace(part, path)
+    except BaseException:
+        with suppress(FileNotFoundError):
+            part.unlink()
+        raise
+
+
+@contextmanager
+def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[Path]:
+    """A folder ``.NAME.work`` beside ``out`` for intermediate files, removed at the end.
+
+    What a killed run left in it is removed first, unless ``keep_on_failure``: then a failed or killed run
+    leaves it and the next run finds its files.
+    """
+    out = Path(out).resolve()
+    folder = out.with_name(f".{out.name}.work")
+    if not keep_on_failure:
+        shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield folder
+    except BaseException:
+        if not keep_on_failure:
+            shutil.rmtree(folder, ignore_errors=True)
+        raise
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as indented JSON, atomically. Keys keep their order."""
+    with replacing(path) as part:
+        part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def sha256_of(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, as hex digits."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest(value: Any) -> str:
+    """SHA-256 of any JSON-serialisable value, as hex digits; equal values give equal digests."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()

@@ -1,0 +1,278 @@
+"""Any list of URLs and captions → ``list.parquet`` with the columns ``url``, ``caption`` and whatever else it had.
+
+    python -m filip.data.prepare source=cc12m list=cc12m.tsv out=list.parquet
+    python -m filip.data.prepare source=my_pairs.csv.gz url_column=link caption_column=alt out=list.parquet
+
+Reads TSV, CSV, JSON lines (plain, .gz, .zst, .bz2), Parquet, globs of them, and Karpathy's split files of COCO
+and Flickr30k. Lines that cannot be read, and rows without a caption or a usable URL, are dropped and counted.
+"""
+
+from __future__ import annotations
+
+import bz2
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from glob import glob
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+
+from filip.command import MISSING, option, run_command
+from filip.data import duck
+from filip.data.atomic import scratch_folder
+from filip.data.cards import SourceCard, load_source
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.karpathy import image_root, read_karpathy
+from filip.errors import UserError
+
+SUFFIXES = {
+    ".parquet": "parquet",
+    ".tsv": "tsv",
+    ".txt": "tsv",
+    ".csv": "csv",
+    ".jsonl": "jsonl",
+    ".ndjson": "jsonl",
+    ".json": "jsonl",
+}
+COMPRESSIONS = (".gz", ".zst", ".bz2")
+# img2dataset writes columns of these names itself and refuses a list that has them.
+RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
+RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
+AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE")
+
+
+@dataclass
+class PrepareConfig:
+    source: str = option(
+        MISSING, "source card (name or path), or straight a list: Parquet, TSV, CSV, JSON lines"
+    )
+    out: str = option(MISSING, "Parquet file to write")
+    list: str | None = option(None, "path or glob of the list; default: the card's")
+    url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
+    caption_column: str | None = option(
+        None, "name of the caption column; default: the card's, else 'caption'"
+    )
+    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    shuffle: bool = option(
+        True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
+    )
+    seed: int = option(0, "of the shuffle")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+
+
+def main(config: PrepareConfig) -> None:
+    """Turn a list of URLs and captions in any of the known formats into list.parquet."""
+    card = resolve_card(config)
+    fragment = prepare(
+        card,
+        config.out,
+        shuffle=config.shuffle,
+        seed=config.seed,
+        threads=config.threads,
+        memory=config.memory,
+    )
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} rows; dropped {dict(fragment.dropped)}")
+    if card.expected_count and abs(fragment.n_in - card.expected_count) > 0.05 * card.expected_count:
+        print(
+            f"note: the card expects about {card.expected_count:,} rows, this list has {fragment.n_in:,}",
+            file=sys.stderr,
+        )
+
+
+def resolve_card(config: PrepareConfig) -> SourceCard:
+    """The card of ``config.source``; a bare list gets a card with the default rules."""
+    is_list = any(suffix in Path(config.source).suffixes for suffix in SUFFIXES) or "*" in config.source
+    card = (
+        SourceCard(name=Path(config.source).name.split(".")[0], list=config.source)
+        if is_list
+        else load_source(config.source)
+    )
+    return replace(
+        card,
+        list=config.list or card.list,
+        url_column=config.url_column or card.url_column,
+        caption_column=config.caption_column or card.caption_column,
+    )
+
+
+def prepare(
+    card: SourceCard,
+    out: str | Path,
+    *,
+    shuffle: bool = True,
+    seed: int = 0,
+    threads: int = 2,
+    memory: str = "1GB",
+) -> Fragment:
+    """Write ``out`` (Parquet: url and caption as strings, then the other columns of the list) and account for it.
+
+    Raises UserError when the list is missing, a named column is not in it, or nothing is left.
+    """
+    paths = list_files(card)
+    with scratch_folder(out) as scratch:
+        con = duck.connect(threads, memory, scratch)
+        con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {_relation(card, paths, scratch)}")
+        query = _select(card, _types(con), paths[0])
+        staged = scratch / "staged.parquet"
+        # One reading of the list: the verdict on each row is kept beside it, then counted and filtered.
+        duck.write_parquet(con, query, staged, "prepare")
+        unreadable = _rejected_lines(con)
+        counts = dict(
+            con.sql(f"SELECT drop_reason, count(*) FROM {_parquet([staged])} GROUP BY 1").fetchall()
+        )
+        kept = counts.pop(None, 0)
+        if not kept:
+            raise UserError(
+                f"no usable row in {', '.join(paths[:3])}: {counts or 'it is empty'}, {unreadable} unreadable "
+                "lines. Are url_column and caption_column the right way round?"
+            )
+        order = f"ORDER BY md5(row_number || ',{seed}'), row_number" if shuffle else "ORDER BY row_number"
+        duck.write_parquet(
+            con,
+            f"SELECT * EXCLUDE (row_number, drop_reason) FROM {_parquet([staged])} "
+            f"WHERE drop_reason IS NULL {order}",
+            out,
+            "prepare",
+        )
+        con.close()
+    if unreadable:
+        counts["unreadable_line"] = unreadable
+    return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts)
+
+
+def list_files(card: SourceCard) -> Sequence[str]:
+    """The files that the card's ``list`` names. Raises UserError with how to obtain them when there are none."""
+    if not card.list:
+        raise UserError(
+            f"source '{card.name}' ({card.path or 'given directly'}) has no list of URLs: give list=PATH. "
+            f"How to obtain it: {' '.join(card.obtain.split()) or 'see its homepage ' + card.homepage}"
+        )
+    folder = Path(card.list)
+    paths = sorted(glob(card.list)) if "*" in card.list else [card.list]
+    if folder.is_dir():
+        paths = sorted(str(p) for p in folder.glob("*.parquet"))
+    missing = [path for path in paths if not Path(path).is_file()]
+    if missing or not paths:
+        raise UserError(
+            f"no list of URLs at {missing[0] if missing else card.list}. "
+            f"How to obtain it: {' '.join(card.obtain.split()) or 'give list=PATH'}"
+        )
+    return paths
+
+
+def _parquet(paths: Sequence[str | Path]) -> str:
+    return f"read_parquet([{', '.join(duck.quote(str(p)) for p in paths)}])"
+
+
+def _format(card: SourceCard, path: str) -> str:
+    if card.format != "auto":
+        return card.format
+    suffixes = [s.lower() for s in Path(path).suffixes if s.lower() not in COMPRESSIONS]
+    if not suffixes or suffixes[-1] not in SUFFIXES:
+        raise UserError(
+            f"cannot tell the format of {path} by its name: end it in one of {', '.join(SUFFIXES)} "
+            f"(optionally {', '.join(COMPRESSIONS)}) or set `format` in a source card"
+        )
+    return SUFFIXES[suffixes[-1]]
+
+
+def _relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> str:
+    """SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
+    kinds = {_format(card, path) for path in paths}
+    if len(kinds) > 1:
+        raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
+    kind = kinds.pop()
+    if kind == "karpathy":
+        path = scratch / "karpathy.parquet"
+        pq.write_table(read_karpathy(Path(paths[0]), card), path)
+        return _parquet([path])
+    if kind == "parquet":
+        return _parquet(paths)
+    files = "[" + ", ".join(duck.quote(str(_plain(path, scratch))) for path in paths) + "]"
+    if kind == "jsonl":
+        return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"
+    tsv = kind == "tsv"
+    options = [
+        f"delim = {duck.quote(chr(9) if tsv else ',')}",
+        # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
+        "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
+        f"header = {'true' if card.header and not card.columns else 'false'}",
+        "all_varchar = true, ignore_errors = true, store_rejects = true, max_line_size = 10000000",
+    ]
+    if card.columns:
+        names = ", ".join(duck.quote(column) for column in card.columns)
+        options.append(f"names = [{names}], auto_detect = true")
+    return f"read_csv({files}, {', '.join(options)})"
+
+
+def _plain(path: str, scratch: Path) -> Path:
+    """DuckDB reads gzip and zstd itself; bzip2 (YFCC100M) is unpacked into ``scratch`` first."""
+    if not path.endswith(".bz2"):
+        return Path(path)
+    target = scratch / Path(path).stem
+    with bz2.open(path) as packed, open(target, "wb") as plain:
+        shutil.copyfileobj(packed, plain, 1 << 22)
+    return target
+
+
+def _rejected_lines(con: duckdb.DuckDBPyConnection) -> int:
+    try:
+        return int(
+            con.sql("SELECT count(DISTINCT (scan_id, file_id, line)) FROM reject_errors").fetchall()[0][0]
+        )
+    except duckdb.Error:  # the table exists only after a CSV was read
+        return 0
+
+
+def _types(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
+    return {row[0]: row[1] for row in con.sql("DESCRIBE listed").fetchall()}
+
+
+def _select(card: SourceCard, types: dict[str, str], where: str) -> str:
+    """SQL of the rows with their position and the reason to drop them, if any."""
+    for key in ("url_column", "caption_column"):
+        wanted = getattr(card, key)
+        if wanted not in types and card.format != "karpathy":
+            raise UserError(
+                f"{where} has no column '{wanted}' ({key}); its columns are {', '.join(types)}. Set {key}=NAME"
+            )
+    # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
+    schemes = "https?|file" if card.image_root else "https?"
+    return f"""
+        SELECT *, CASE
+            WHEN url IS NULL OR trim(url) = '' THEN 'no_url'
+            WHEN NOT regexp_matches(url, '^({schemes})://[^\\s/]*(/\\S*)?$', 'i') THEN 'malformed_url'
+            WHEN caption IS NULL OR trim(caption) = '' THEN 'no_caption'
+        END AS drop_reason
+        FROM (SELECT row_number() OVER () AS row_number, {", ".join(_columns(card, types))} FROM listed)
+    """
+
+
+def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
+    """The SELECT list: url and caption as strings, then every other column under a name that is free."""
+    url, caption = ("url", "caption") if card.format == "karpathy" else (card.url_column, card.caption_column)
+    root = card.image_root if card.image_root and card.format != "karpathy" else None
+    prefix = f"{duck.quote(image_root(root))} || " if root else ""
+    columns = [
+        f"{prefix}trim(CAST({duck.name(url)} AS VARCHAR)) AS url",
+        f"CAST({duck.name(caption)} AS VARCHAR) AS caption",
+    ]
+    for column, kind in types.items():
+        unwanted = card.extra_columns and column not in (*card.extra_columns, card.group_column)
+        if column in (url, caption) or unwanted:
+            continue
+        free = f"source_{column}" if column.lower() in RESERVED else column
+        # img2dataset writes every column as JSON into the tar: dates, decimals, blobs become text.
+        value = duck.name(column)
+        columns.append(f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duck.name(free)}")
+    return columns
+
+
+if __name__ == "__main__":
+    run_command(main, PrepareConfig)
