@@ -97,6 +97,8 @@ class Launch:
 class Study:
     """A checked study config and the questions that rules ask of it. Paths are relative to the repository."""
 
+    DATA_STAGES = ("prepare", "text_rules", "download", "translate")  # each writes a funnel fragment
+
     def __init__(self, config: dict[str, Any]) -> None:
         self.config = check_config(config)
         self.name: str = config["study"]

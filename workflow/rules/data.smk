@@ -8,7 +8,8 @@ rule url_list:
         card="data/{source}.yaml",
         corpus=lambda wildcards: f"{RESULTS}/corpus/list.parquet" if wildcards.source == "demo" else [],
     output:
-        f"{DATA}/{{source}}/list.parquet",
+        list=f"{DATA}/{{source}}/list.parquet",
+        funnel=f"{DATA}/{{source}}/funnel/prepare.json",
     params:
         list=lambda wildcards, input: f"list={input.corpus}" if input.corpus else "",
     log:
@@ -18,7 +19,8 @@ rule url_list:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.prepare source={input.card} {params.list} out={output} > {log} 2>&1"
+        "python -m filip.data.prepare source={input.card} {params.list} out={output.list}"
+        " funnel={output.funnel} > {log} 2>&1"
 
 
 rule text_rules:
@@ -87,7 +89,7 @@ rule manifest:
         list=f"{DATA}/{{source}}/list.parquet",
         kept=f"{DATA}/{{source}}/kept.parquet",
         funnels=expand(
-            f"{DATA}/{{{{source}}}}/funnel/{{stage}}.json", stage=["text_rules", "download", "translate"]
+            f"{DATA}/{{{{source}}}}/funnel/{{stage}}.json", stage=STUDY.DATA_STAGES
         ),
     output:
         f"{DATA}/{{source}}/manifest.json",

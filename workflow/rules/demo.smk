@@ -9,7 +9,7 @@ rule demo_corpus:
         counts=f"{RESULTS}/corpus/corpus.json",
         attribution=f"{RESULTS}/corpus/attribution.json",
     params:
-        out=f"{RESULTS}/corpus",
+        out=lambda wildcards, output: Path(output.list).parent,
         port=DEMO.get("port", 8765),
         limit=DEMO.get("limit") or "null",
         cache=DEMO.get("cache", ".cache/demo"),
@@ -31,7 +31,7 @@ rule demo_server:
     output:
         service(f"{RESULTS}/corpus/server.ready"),
     params:
-        root=f"{RESULTS}/corpus",
+        root=lambda wildcards, input: Path(input[0]).parent,
         port=DEMO.get("port", 8765),
     log:
         f"{RESULTS}/logs/demo_server.log",

@@ -37,8 +37,8 @@ rule tables:
             category="Tables",
         ),
     params:
-        results=RESULTS,
-        out_dir=f"{RESULTS}/tables",
+        results=lambda wildcards, input: Path(input.study).parent,
+        out_dir=lambda wildcards, output: Path(output.data).parent,
     log:
         f"{RESULTS}/logs/tables.log",
     conda:
@@ -62,9 +62,9 @@ rule figures:
             category="Figures",
         ),
     params:
-        results=RESULTS,
+        results=lambda wildcards, input: Path(input.study).parent,
         data_dir=DATA,
-        out_dir=f"{RESULTS}/figures",
+        out_dir=lambda wildcards, output: Path(output[0]).parent,
     log:
         f"{RESULTS}/logs/figures.log",
     conda:
@@ -89,7 +89,7 @@ rule summary:
             category="Overview",
         ),
     params:
-        results=RESULTS,
+        results=lambda wildcards, input: Path(input.study).parent,
     log:
         f"{RESULTS}/logs/summary.log",
     conda:
