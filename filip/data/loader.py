@@ -12,26 +12,23 @@ import json
 import logging
 import os
 import random
-import struct
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip.data.epoch_plan import Slots, lane_length, lane_slots
+from filip.data.images import UNDECODABLE
 from filip.data.shards import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
-from filip.data.transforms import EvalTransform, TrainTransform, normalize, open_image
+from filip.data.transforms import EvalTransform, TrainTransform, normalize
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 
 log = logging.getLogger(__name__)
 _ATTEMPTS = 50  # bad images in a row in one slot before giving up
-# What PIL raises for broken files; it has no common base class.
-_UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 Batch = dict[str, Any]
 
@@ -101,16 +98,17 @@ class PairStream(Dataset[Batch]):
         epoch, batch = item
         problems: Counter[str] = Counter()
         size = self.transform.image_size
-        pixels = np.empty((self.batch_size, size, size, 3), np.uint8)
+        pixels = torch.empty(self.batch_size, 3, size, size)
         texts, group, keys = [], [], []
         for i, slot in enumerate(self.slots(epoch, batch)):
-            pixels[i], text, group_id, key = self._pair(epoch, *slot, problems)
+            image, text, group_id, key = self._pair(epoch, *slot, problems)
+            normalize(image, out=pixels[i])
             texts.append(text)
             group.append(group_id)
             keys.append(key)
         ids, lengths = tokenize(texts, self.context_length)
         return {
-            "pixels": normalize(pixels),
+            "pixels": pixels,
             "ids": ids,
             "lengths": lengths,
             "group": torch.tensor(group, dtype=torch.int64),
@@ -133,10 +131,10 @@ class PairStream(Dataset[Batch]):
             draw = rng.random()  # drawn in any case: back-translation must not change the image
             try:
                 data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
-                pixels = self.transform.pixels(open_image(data), rng)
+                pixels = self.transform.pixels(data, rng)
                 text = captions.text(row, draw if self.back_translation else 0.0)
                 return pixels, text, int(captions.group[row]), key
-            except _UNDECODABLE as error:
+            except UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
             if substitutes is None:
@@ -235,7 +233,7 @@ class PairLoader:
         done, remainder = divmod(int(state["pairs_done"]), self.stream.global_batch)
         if remainder:
             raise UserError(
-                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, which is no multiple of "
+                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, no multiple of "
                 f"the global batch {self.stream.global_batch}; resume with the same global batch"
             )
         self.epoch, self.batch = int(state["epoch"]), done

@@ -74,8 +74,8 @@ def index_source(source: Source, cache: str | Path | None = None) -> SourceIndex
     problems = +problems  # without the zeros
     if not counts.sum():
         raise UserError(
-            f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the side-cars "
-            f"in {source.captions} belong to these shards?"
+            f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the "
+            f"side-cars in {source.captions} belong to these shards?"
         )
     offset, size, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
     index = SourceIndex(source, tars, offset, size, row, counts, problems)

@@ -9,91 +9,40 @@ from __future__ import annotations
 import io
 import math
 import random
-from collections.abc import Sequence
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms import autoaugment as tv
+
+from filip.data.auto_augment import AutoAugment
+from filip.data.images import decode, open_draft, to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-_FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # becomes 0 after normalisation
+_FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # what AutoAugment moves in; close to 0 once normalised
+_SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
+_SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)
 
 
-def open_image(data: bytes) -> Image.Image:
-    """Open encoded bytes without decoding them yet. Raises OSError (or ValueError) if they are no image."""
-    return Image.open(io.BytesIO(data))
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB: transparency onto white, 16 bit down to 8, palettes and CMYK converted."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
-
-
-def normalize(pixels: np.ndarray | Tensor) -> Tensor:
-    """uint8 ``[..., H, W, 3]`` to float32 ``[..., 3, H, W]`` with CLIP's mean and standard deviation."""
-    values = torch.as_tensor(pixels).movedim(-1, -3).to(torch.float32, memory_format=torch.contiguous_format)
-    mean = 255 * torch.tensor(CLIP_MEAN).view(3, 1, 1)
-    std = 255 * torch.tensor(CLIP_STD).view(3, 1, 1)
-    return values.sub_(mean).div_(std)
+def normalize(pixels: np.ndarray, out: Tensor | None = None) -> Tensor:
+    """uint8 ``[S, S, 3]`` to float32 ``[3, S, S]`` with CLIP's mean and deviation, into ``out`` if given."""
+    planes = torch.as_tensor(pixels).permute(2, 0, 1)
+    out = torch.empty(planes.shape) if out is None else out
+    return out.copy_(planes).mul_(_SCALE).add_(_SHIFT)
 
 
 def denormalize(pixels: Tensor) -> np.ndarray:
-    """The inverse of :func:`normalize`, rounded: what to show in a picture."""
-    mean, std = torch.tensor(CLIP_MEAN).view(3, 1, 1), torch.tensor(CLIP_STD).view(3, 1, 1)
-    values = (pixels.detach().float().cpu() * std + mean) * 255
+    """Float ``[..., 3, S, S]`` back to uint8 ``[..., S, S, 3]``: what to show in a picture."""
+    values = (pixels.detach().float().cpu() - _SHIFT) / _SCALE
     return values.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
-
-
-class AutoAugment:
-    """torchvision's AutoAugment (ImageNet policy) with an explicit generator.
-
-    Policies, magnitudes and operations are torchvision's own; only where the random numbers come from
-    differs, and that the table of magnitudes is made once instead of once per image.
-    """
-
-    def __init__(self, size: int, fill: Sequence[int] = _FILL) -> None:
-        library = tv.AutoAugment(tv.AutoAugmentPolicy.IMAGENET)
-        space = library._augmentation_space(10, (size, size))
-        self.policies = library.policies
-        self.magnitudes = {name: (values.tolist(), signed) for name, (values, signed) in space.items()}
-        self.fill = [float(f) for f in fill]
-
-    def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        policy = self.policies[rng.randrange(len(self.policies))]
-        draws = [(rng.random(), rng.random() < 0.5) for _ in policy]
-        for (name, probability, step), (chance, negative) in zip(policy, draws, strict=True):
-            if chance > probability:
-                continue
-            values, signed = self.magnitudes[name]
-            magnitude = float(values[step]) if step is not None else 0.0
-            image = tv._apply_op(
-                image,
-                name,
-                -magnitude if signed and negative else magnitude,
-                InterpolationMode.BILINEAR,
-                self.fill,
-            )
-        return image
 
 
 class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
-    ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper:
-    open).
+    ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper: open).
     """
 
     def __init__(
@@ -105,32 +54,49 @@ class TrainTransform:
         flip: float = 0.5,
     ) -> None:
         self.image_size = image_size
-        self.auto_augment = AutoAugment(image_size) if auto_augment else None
+        self.auto_augment = AutoAugment(image_size, _FILL) if auto_augment else None
         self.crop_scale, self.crop_ratio, self.flip = crop_scale, crop_ratio, flip
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
         """float32 ``[3, S, S]``; the same for the same seed (none: drawn from torch's global generator)."""
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
-        return normalize(self.pixels(image, random.Random(seed)))
+        rng = random.Random(seed)
+        box = self._crop(image.width, image.height, rng)
+        return normalize(self._finish(np.array(to_rgb(image)), box, rng))
 
-    def pixels(self, image: Image.Image, rng: random.Random) -> np.ndarray:
-        """uint8 ``[S, S, 3]``, not normalised. A JPEG not yet decoded is scaled down while decoding."""
-        left, top, width, height = self._crop(image.width, image.height, rng)
+    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
+        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; raises one of ``images.UNDECODABLE``.
+
+        A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop then still has the pixels that it needs.
+        """
+        image = open_draft(data)
+        if image is None:
+            array = decode(data)
+            return self._finish(array, self._crop(array.shape[1], array.shape[0], rng), rng)
+        box = self._crop(image.width, image.height, rng)
+        factor = min(box[2], box[3]) / self.image_size
+        if factor < 2:
+            return self._finish(decode(data), box, rng)
+        width = image.width
+        image.draft(None, (math.ceil(width / factor), math.ceil(image.height / factor)))
+        shrunk = np.array(to_rgb(image))
+        factor = width / shrunk.shape[1]
+        left, top, right, bottom = box[0], box[1], box[0] + box[2], box[1] + box[3]
+        left, top = int(left / factor), int(top / factor)
+        right = min(round(right / factor), shrunk.shape[1])
+        bottom = min(round(bottom / factor), shrunk.shape[0])
+        return self._finish(shrunk, (left, top, right - left, bottom - top), rng)
+
+    def _finish(self, array: np.ndarray, box: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
+        """Everything after decoding; array uint8 ``[H, W, 3]``, box (left, top, width, height)."""
         flip = rng.random() < self.flip
-        whole = image.size
-        if image.format == "JPEG":
-            # Decode at 1/2, 1/4 or 1/8 if the crop keeps at least the pixels that the output needs.
-            shrink = min(width, height) / self.image_size
-            image.draft(None, (math.ceil(whole[0] / shrink), math.ceil(whole[1] / shrink)))
-        image = to_rgb(image)
-        sx, sy = image.width / whole[0], image.height / whole[1]
-        box = (left * sx, top * sy, (left + width) * sx, (top + height) * sy)
-        image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC, box=box)
+        left, top, width, height = box
+        cropped = _resize(array[top : top + height, left : left + width], self.image_size)
         if flip:
-            image = ImageOps.mirror(image)
+            cropped = np.ascontiguousarray(cropped[:, ::-1])
         if self.auto_augment is not None:
-            image = self.auto_augment(image, rng)
-        return np.asarray(image)
+            cropped = np.array(self.auto_augment(Image.fromarray(cropped), rng))
+        return cropped
 
     def _crop(self, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
         """torchvision's RandomResizedCrop.get_params: left, top, width, height."""
@@ -146,6 +112,13 @@ class TrainTransform:
         return (width - w) // 2, (height - h) // 2, w, h
 
 
+def _resize(array: np.ndarray, size: int) -> np.ndarray:
+    """Bicubic with antialiasing, within one grey level of PIL's and three times as fast."""
+    channels_last = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
+    resized = F.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
+    return resized[0].permute(1, 2, 0).contiguous().numpy()
+
+
 class EvalTransform:
     """Shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; no randomness."""
 
@@ -154,10 +127,13 @@ class EvalTransform:
 
     def __call__(self, image: Image.Image) -> Tensor:
         """float32 ``[3, S, S]``."""
-        return normalize(self.pixels(image))
+        return normalize(self._crop(image))
 
-    def pixels(self, image: Image.Image, rng: random.Random | None = None) -> np.ndarray:
-        """uint8 ``[S, S, 3]``, not normalised; the generator is not used."""
+    def pixels(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
+        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; the generator is not used."""
+        return self._crop(Image.open(io.BytesIO(data)))
+
+    def _crop(self, image: Image.Image) -> np.ndarray:
         size, image = self.image_size, to_rgb(image)
         width, height = image.size
         if width <= height:
@@ -167,7 +143,7 @@ class EvalTransform:
         if new != image.size:
             image = image.resize(new, Image.Resampling.BICUBIC)
         left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
-        return np.asarray(image.crop((left, top, left + size, top + size)))
+        return np.array(image.crop((left, top, left + size, top + size)))
 
 
 def train_transform(image_size: int, auto_augment: bool, **options: object) -> TrainTransform:

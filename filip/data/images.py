@@ -1,0 +1,59 @@
+"""Encoded images to RGB arrays, fast for what shards hold and forgiving for what the web holds.
+
+A whole JPEG or 8-bit RGB PNG goes through torchvision's decoder (the same pixels as PIL's in two thirds of the
+time); everything else (palettes, transparency, CMYK, 16 bit, damaged headers) goes through PIL.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import numpy as np
+import torch
+from PIL import Image
+from torchvision.io import ImageReadMode, decode_jpeg, decode_png
+
+# What PIL raises for broken files; it has no common base class.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+
+_PNG = b"\x89PNG\r\n\x1a\n"
+_WORTH_A_DRAFT = 16384  # bytes; below, decoding at full size costs less than looking first
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Any PIL mode as RGB: transparency onto white, 16 bit down to 8, palettes and CMYK converted."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
+        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
+        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def decode(data: bytes) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` of an encoded image; raises one of ``UNDECODABLE``."""
+    if data.startswith(b"\xff\xd8"):
+        kind = decode_jpeg
+    elif data.startswith(_PNG) and data[24:26] == b"\x08\x02" and b"tRNS" not in data[:1024]:  # 8 bit, RGB
+        kind = decode_png
+    else:
+        return np.array(to_rgb(Image.open(io.BytesIO(data))))
+    try:
+        image = kind(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
+    except RuntimeError:
+        image = None
+    if image is None or image.shape[0] != 3:
+        return np.array(to_rgb(Image.open(io.BytesIO(data))))
+    return image.permute(1, 2, 0).numpy()
+
+
+def open_draft(data: bytes) -> Image.Image | None:
+    """A large JPEG, opened but not decoded, for those who may need fewer pixels than it has; else None."""
+    if len(data) < _WORTH_A_DRAFT or not data.startswith(b"\xff\xd8"):
+        return None
+    return Image.open(io.BytesIO(data))
