@@ -57,6 +57,7 @@ class BenchmarkCard:
     classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
     prompts: str | None = None
     published: str | None = None
+    fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
     homepage: str = ""
     license: str = ""
     origin: str = ""  # where class names and numbers come from

@@ -36,8 +36,11 @@ class Encoder(Protocol):
     def patches(self, pixels: Tensor) -> Tensor:
         """One unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
 
-    def words(self, text: str) -> tuple[Tensor, list[str]]:
-        """Unit vectors of one text's tokens [n2, d], [BOS] and [EOS] included, and the tokens as strings."""
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text as strings, [BOS] and [EOS] included."""
+
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        """Unit vectors of each text's tokens [n2, d], [BOS] and [EOS] included; also for a pooled model."""
 
 
 def load_encoder(model: str, image_size: int | None = None, device: str = "cpu") -> Encoder:
@@ -71,6 +74,7 @@ class FilipEncoder:
         self.device = device
         self.token_wise = self.model.config.interaction == "token"
         self.image_size = int(image_size or self.model.image_size)
+        self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
 
     @torch.inference_mode()
@@ -81,7 +85,7 @@ class FilipEncoder:
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         from filip.tokenizer import tokenize
 
-        ids, lengths = tokenize(list(texts))
+        ids, lengths = tokenize(list(texts), self.context_length)
         features = self.model.encode_text(ids.to(self.device), lengths.to(self.device))
         if self.token_wise:
             return features.tokens.float(), features.lengths
@@ -93,14 +97,19 @@ class FilipEncoder:
         tokens = self.model.image(pixels.to(self.device))
         return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1).cpu()
 
-    @torch.inference_mode()
-    def words(self, text: str) -> tuple[Tensor, list[str]]:
+    def tokens(self, text: str) -> list[str]:
         from filip.tokenizer import decode_token, tokenize
 
-        ids, lengths = tokenize([text])
-        positions = torch.arange(int(lengths[0]), device=self.device)
-        vectors = self.model.text(ids.to(self.device), positions)
-        return F.normalize(vectors.float(), dim=-1).cpu(), [decode_token(i) for i in ids[0].tolist()]
+        return [decode_token(i) for i in tokenize([text], self.context_length)[0][0].tolist()]
+
+    @torch.inference_mode()
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        from filip.tokenizer import tokenize
+
+        ids, lengths = tokenize(list(texts), self.context_length)
+        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
+        vectors = self.model.text(ids.to(self.device), real.to(self.device))
+        return list(F.normalize(vectors.float(), dim=-1).cpu().split(lengths.tolist()))
 
 
 class OpenClipEncoder:
@@ -140,11 +149,13 @@ class OpenClipEncoder:
         ), None
 
     def patches(self, pixels: Tensor) -> Tensor:
-        raise UserError(
-            "word-patch alignment of open_clip models is not supported: they have no token projection"
-        )
+        raise UserError(_NO_TOKENS)
 
-    def words(self, text: str) -> tuple[Tensor, list[str]]:
-        raise UserError(
-            "word-patch alignment of open_clip models is not supported: they have no token projection"
-        )
+    def tokens(self, text: str) -> list[str]:
+        raise UserError(_NO_TOKENS)
+
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        raise UserError(_NO_TOKENS)
+
+
+_NO_TOKENS = "word-patch alignment is for models of this project: open_clip's have no projection for tokens"

@@ -15,12 +15,13 @@ import torch
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
+from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.datasets import open_set
 from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
 from filip.eval.prompts import Prompt, load_retrieval_prompts
-from filip.eval.runs import encoded_batches, say, size_note, write_json
+from filip.eval.runs import encoded_batches, say, size_note
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.eval.two_stage import rerank
 from filip.interaction import Similarity

@@ -1,14 +1,10 @@
-"""What the evaluation commands share: encoding a whole test set, and writing a result file."""
+"""What the evaluation commands share: encoding a whole test set, and saying how far it is."""
 
 from __future__ import annotations
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -17,21 +13,12 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, batches
 from filip.eval.scorer import Scorer
 
-__all__ = ["encoded_batches", "say", "size_note", "write_json"]
+__all__ = ["encoded_batches", "say", "size_note"]
 
 
 def say(text: str) -> None:
     """A line of progress on stderr."""
     print(text, file=sys.stderr, flush=True)
-
-
-def write_json(path: str | Path, content: dict[str, Any]) -> None:
-    """Write atomically: the file is complete or not there."""
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    os.replace(temporary, target)
 
 
 def encoded_batches(

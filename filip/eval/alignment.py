@@ -1,0 +1,150 @@
+"""Word-patch alignment: ``python -m filip.eval.alignment model=M root=DIR cards=[…] picture=P.png out=F.json``.
+
+Draws, as the paper's Figure 3, the index of the most similar text token on each patch of some images (label
+tokens red on opaque patches, others white on dimmed ones), and measures on all images with an object mask how
+often the label points at its object.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from filip.command import MISSING, option, run_command
+from filip.data.atomic import write_json
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.datasets import EvalSet, open_set
+from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.pictures import Cell, alignment_cell, sheet
+from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
+from filip.eval.runs import say
+from filip.eval.word_patch import alignment_prompt, word_patches
+
+__all__ = ["Alignment", "labelled", "main", "prompt_text"]
+
+NOTE = (
+    "The number on a patch is the position of the text token it is most similar to (0 = [BOS]). "
+    "Red on an opaque patch: a token of the label. White on a dimmed patch: any other token."
+)
+
+
+@dataclass
+class Alignment:
+    model: str = option(MISSING, "a .safetensors file of ours")
+    root: str = option(MISSING, "folder below which the test sets lie")
+    cards: list[str] = option(MISSING, "benchmark cards whose images are aligned with their labels")
+    picture: str = option(MISSING, "the sheet of pictures (PNG)")
+    out: str = option(MISSING, "result file (JSON)")
+    prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
+    prompt: str | None = option(None, "prompt with {c} for the label, instead of the prompt file's")
+    run: str = option("", "name of the run in the result; the model file's name if empty")
+    examples: int = option(12, "pictures per card, evenly spread over the set")
+    composites: int = option(4, "pictures of two objects side by side")
+    measure: int = option(2000, "images per card to measure pointing on, evenly spread")
+    pairs: int = option(300, "composites to measure pointing on")
+    columns: int = option(4, "pictures per row")
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    loader: str | None = option(None, "layout of the cards to use instead of their default")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: Alignment) -> None:
+    """Draw and measure which word each image patch looks at."""
+    cards = load_cards(config.cards, config.loader)
+    if not cards:
+        raise UserError("cards=[]: give at least one card whose images are to be aligned")
+    encoder = load_encoder(config.model, config.image_size, config.device)
+    run = config.run or Path(config.model).stem
+    cells: list[Cell] = []
+    results: dict[str, Any] = {}
+    for card in cards:
+        found, pictures = _align_card(encoder, card, config)
+        results[card.name] = found
+        cells += pictures
+    title = f"Word-patch alignment: {run} on {', '.join(card.title for card in cards)}"
+    page = sheet(cells, config.columns, title, NOTE)
+    Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
+    page.save(config.picture, optimize=True)
+    content = {"run": run, "model": config.model, "scorer": "token-wise" if encoder.token_wise else "pooled"}
+    write_json(config.out, {**content, "picture": config.picture, "benchmarks": results})
+
+
+def _align_card(
+    encoder: Encoder, card: BenchmarkCard, config: Alignment
+) -> tuple[dict[str, Any], list[Cell]]:
+    data = open_set(card, config.root)
+    text = config.prompt or prompt_text(config.prompts, card.name)
+    prompt = alignment_prompt(text)
+    names = match_classes(card, data.classes) if data.classes is not None else None
+    cells, examples = [], []
+    for item in labelled(data, names, config.examples):
+        pixels = encoder.transform(item.image)
+        found = word_patches(encoder, pixels.unsqueeze(0), [item.label], prompt)[0]
+        cells.append(alignment_cell(_seen(encoder, item), found, item.label, 320))
+        examples.append(
+            {
+                "key": item.key,
+                "label": item.label,
+                "tokens": found.tokens,
+                "label_tokens": found.label,
+                "indices": found.indices.tolist(),
+            }
+        )
+    measured = labelled(data, names, config.measure)
+    result: dict[str, Any] = {"prompt": text, "pointing": pointing(encoder, measured, prompt)}
+    result["composites"] = composite_pointing(encoder, measured, config.pairs)
+    with_mask = [item for item in measured if item.mask is not None]
+    for number in range(config.composites if len(with_mask) > 1 else 0):
+        step = max(1, len(with_mask) // (2 * config.composites))
+        left, right = (
+            with_mask[2 * number * step % len(with_mask)],
+            with_mask[(2 * number + 1) * step % len(with_mask)],
+        )
+        page, found, _ = composite_alignment(encoder, left, right)
+        cells.append(alignment_cell(page, found, f"{left.label} and {right.label}", 320))
+    for measure in ("pointing", "composites"):
+        if result[measure]["n"]:
+            say(
+                f"{card.name}: {measure} {100 * result[measure]['value']:.1f} % of {result[measure]['n']:,} "
+                f"(chance {100 * result[measure]['chance']:.1f} %)"
+            )
+    return {**result, "examples": examples}, cells
+
+
+def _seen(encoder: Encoder, item: Labelled) -> Any:
+    """What the model saw of the image: the centre crop."""
+    width, height = item.image.size
+    side = min(width, height)
+    left, top = (width - side) // 2, (height - side) // 2
+    return item.image.crop((left, top, left + side, top + side))
+
+
+def labelled(data: EvalSet, names: list[str] | None, limit: int) -> list[Labelled]:
+    """Up to ``limit`` samples evenly spread over the set; the label is the class or the first caption."""
+    count = min(limit, len(data))
+    chosen = [number * len(data) // count for number in range(count)]
+    items = []
+    for index in chosen:
+        sample = data[index]
+        label = names[sample.label] if names is not None else sample.captions[0]
+        items.append(Labelled(sample.image, label, sample.mask, sample.key))
+    return items
+
+
+def prompt_text(prompts: str, card: str) -> str:
+    """The alignment prompt of a card, or the file's default."""
+    try:
+        entries = (yaml.safe_load(Path(prompts).read_text(encoding="utf-8")) or {}).get("alignment", {})
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no prompt file at {prompts}; give prompts=FILE or prompt='a photo of a {{c}}.'"
+        ) from error
+    return str(entries.get(card, entries.get("default", "a photo of a {c}.")))
+
+
+if __name__ == "__main__":
+    run_command(main, Alignment)

@@ -1,0 +1,161 @@
+"""Does a model look where the thing is? Pointing accuracy of labels against object masks.
+
+The paper shows pictures; this is a number for them. For a labelled image with a mask of its object, the label
+*points* at the patch that is most similar to any of its tokens, and is right if at least half of that patch
+lies on the object. Chance is the share of patches on the object. Composites, two labelled images side by side
+and a text that names both, ask the harder question: does each name find its own object?
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import Tensor
+
+from filip.eval.encoders import Encoder
+from filip.eval.metrics import bootstrap_interval
+from filip.eval.prompts import Prompt
+from filip.eval.word_patch import WordPatch, label_tokens, stack, word_patches
+
+__all__ = ["Labelled", "composite", "composite_pointing", "pointing"]
+
+
+@dataclass
+class Labelled:
+    """An image, what is on it, and where (mode L, 0 or 255, the image's size; None if unknown)."""
+
+    image: Image.Image
+    label: str
+    mask: Image.Image | None
+    key: str = ""
+
+
+def coverage(
+    mask: Image.Image, transform: Callable[[Image.Image], Tensor], grid: tuple[int, int]
+) -> np.ndarray:
+    """[rows, columns]: the share of each patch that lies on the object, after the image's own transform.
+
+    The mask goes through the transform as if it were the image, whatever that resizes or crops; its
+    normalisation is undone by comparing with what black and white become.
+    """
+    black, white = (transform(Image.new("RGB", mask.size, colour)) for colour in ("black", "white"))
+    seen = ((transform(mask.convert("RGB")) - black) / (white - black)).mean(0).clamp(0, 1)
+    rows, columns = grid
+    height, width = seen.shape[0] // rows, seen.shape[1] // columns
+    seen = seen[: rows * height, : columns * width]
+    return seen.view(rows, height, columns, width).mean((1, 3)).numpy()
+
+
+def pointing(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt, batch: int = 64) -> dict[str, Any]:
+    """Pointing accuracy over images that have a mask (fractions, with chance and a 95 % interval).
+
+    Also ``hit_precision``, the share of patches aligned with a label token that lie on the object, and
+    ``hit_recall``, the share of the object's patches that are so aligned.
+    """
+    right, chance, precision, recall = [], [], [], []
+    for start in range(0, len(items), batch):
+        part = [item for item in items[start : start + batch] if item.mask is not None]
+        if not part:
+            continue
+        found = word_patches(
+            encoder, stack([encoder.transform(i.image) for i in part]), [i.label for i in part], prompt
+        )
+        for item, alignment in zip(part, found, strict=True):
+            assert item.mask is not None
+            on = coverage(item.mask, encoder.transform, alignment.grid) >= 0.5
+            if not on.any() or not alignment.label:
+                continue  # nothing to point at, or a label that the tokenizer leaves nothing of
+            right.append(bool(on.flat[alignment.heat().argmax()]))
+            chance.append(on.mean())
+            hits = alignment.hits
+            precision.append((hits & on).sum() / hits.sum() if hits.any() else np.nan)
+            recall.append((hits & on).sum() / on.sum())
+    if not right:
+        return {
+            "n": 0,
+            "value": None,
+            "chance": None,
+            "ci95": None,
+            "reason": "no image of the set has a mask",
+        }
+    return {
+        "n": len(right),
+        "value": float(np.mean(right)),
+        "chance": float(np.mean(chance)),
+        "ci95": list(bootstrap_interval(np.array(right, float))),
+        "hit_precision": None if np.isnan(precision).all() else float(np.nanmean(precision)),
+        "hit_recall": float(np.mean(recall)),
+    }
+
+
+def composite(left: Labelled, right: Labelled) -> tuple[Image.Image, list[Image.Image]]:
+    """Two images side by side at half size on white, and the mask of each in the result."""
+    side = max(left.image.size + right.image.size)
+    page = Image.new("RGB", (side, side), "white")
+    masks = []
+    for number, item in enumerate((left, right)):
+        place = (number * side // 2, side // 4)
+        page.paste(item.image.resize((side // 2, side // 2), Image.Resampling.LANCZOS), place)
+        mask = Image.new("L", (side, side), 0)
+        own = item.mask or Image.new("L", item.image.size, 255)
+        mask.paste(own.resize((side // 2, side // 2), Image.Resampling.BILINEAR), place)
+        masks.append(mask)
+    return page, masks
+
+
+def composite_alignment(
+    encoder: Encoder, left: Labelled, right: Labelled
+) -> tuple[Image.Image, WordPatch, list[list[int]]]:
+    """The picture of both, its alignment with "LEFT and RIGHT", and the token positions of each label."""
+    page, _ = composite(left, right)
+    first = Prompt("", f" and {right.label}")
+    second = Prompt(f"{left.label} and ", "")
+    found = word_patches(encoder, encoder.transform(page).unsqueeze(0), [left.label], first)[0]
+    names = [label_tokens(encoder, first, left.label), label_tokens(encoder, second, right.label)]
+    found.label = names[0] + names[1]
+    return page, found, names
+
+
+def composite_pointing(
+    encoder: Encoder, items: Sequence[Labelled], pairs: int = 300, seed: int = 0
+) -> dict[str, Any]:
+    """Pointing accuracy on composites of random pairs with different labels.
+
+    ``value``: a label's best patch lies on its own object (chance: the share of such patches).
+    ``own_side``: it lies in its own object's half (chance one half, the sides being drawn at random).
+    """
+    usable = [item for item in items if item.mask is not None]
+    rng = np.random.default_rng(seed)
+    right, side, chance, cluster = [], [], [], []
+    for number in range(pairs if len({item.label for item in usable}) > 1 else 0):
+        first, second = (usable[i] for i in rng.choice(len(usable), 2, replace=False))
+        if first.label == second.label:
+            continue
+        _, masks = composite(first, second)
+        _, found, names = composite_alignment(encoder, first, second)
+        for half, (tokens, mask) in enumerate(zip(names, masks, strict=True)):
+            on = coverage(mask, encoder.transform, found.grid) >= 0.5
+            if not tokens or not on.any():
+                continue
+            best = int(found.heat(tokens).argmax())
+            right.append(bool(on.flat[best]))
+            side.append((best % found.grid[1] >= found.grid[1] / 2) == bool(half))
+            chance.append(on.mean())
+            cluster.append(number)
+    if not right:
+        return {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "needs two labels with masks"}
+    groups = np.array(cluster)
+    return {
+        "n": len(right),
+        "pairs": len(set(cluster)),
+        "value": float(np.mean(right)),
+        "chance": float(np.mean(chance)),
+        "ci95": list(bootstrap_interval(np.array(right, float), clusters=groups)),
+        "own_side": float(np.mean(side)),
+        "own_side_ci95": list(bootstrap_interval(np.array(side, float), clusters=groups)),
+        "own_side_chance": 0.5,
+    }

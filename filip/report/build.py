@@ -1,0 +1,339 @@
+"""The paper's tables from a study's results: our rows, other models measured here, and the published ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_card
+from filip.report.study import Results, Study
+from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell, text_cell
+
+__all__ = ["build_tables", "load_published"]
+
+RANKS = ("r1", "r5", "r10")
+WAYS = {"i2t": "image to text", "t2i": "text to image"}
+TRANSFERRED = "zero-shot after fine-tuning elsewhere (*)"
+
+
+def build_tables(
+    study: Study, results: Results, published: dict[str, Any], cards_dir: Path
+) -> dict[str, Table]:
+    """All tables that the study has rows for, by name."""
+    cards = {
+        name: load_card(cards_dir / f"{name}.yaml")
+        for kind in ("zero_shot", "retrieval")
+        for name in study.benchmarks(kind)
+    }
+    builder = _Builder(study, results, published, cards)
+    tables = {}
+    if study.rows("zero_shot"):
+        tables["zero_shot"] = builder.zero_shot()
+    if study.rows("retrieval"):
+        tables["retrieval"] = builder.retrieval()
+    if study.rows("component_ablation"):
+        tables["component_ablation"] = builder.component_ablation()
+    if study.efficiency:
+        tables["efficiency_ablation"] = builder.efficiency_ablation()
+    return tables
+
+
+def load_published(path: str | Path) -> dict[str, Any]:
+    """``eval/published.yaml``: the paper's numbers, in percent."""
+    file = Path(path)
+    if not file.is_file():
+        raise UserError(f"no file of published numbers at {file}; the paper's are eval/published.yaml")
+    return yaml.safe_load(file.read_text(encoding="utf-8"))
+
+
+class _Builder:
+    def __init__(
+        self, study: Study, results: Results, published: dict[str, Any], cards: dict[str, BenchmarkCard]
+    ):
+        self.study, self.results, self.published, self.cards = study, results, published, cards
+        self.tasks = study.benchmarks("zero_shot")
+        self.sets = study.benchmarks("retrieval")
+
+    # ---- rows and cells ------------------------------------------------------------------------------
+
+    def row(self, run: str, cells: dict[str, Cell], section: str = "", label: str | None = None) -> Row:
+        training = self.results.training(run) or {}
+        # A run that this study does not train is somebody else's model, scored by us.
+        kind = "ours" if run in self.study.trained else "peer"
+        commit = training.get("commit")
+        return Row(
+            label or self.study.label(run), kind, cells, section, run, self.results.run_id(run), commit
+        )
+
+    def task_cell(self, run: str, task: str) -> Cell:
+        """Accuracy of a run on a classification benchmark, over its replicas."""
+        return combine([self._task_cell(member, task) for member in self.study.replicas(run)])
+
+    def _task_cell(self, run: str, task: str) -> Cell:
+        found = (self.results.evaluation(run, "zero_shot") or {}).get("tasks", {}).get(task)
+        if found is None:
+            return Cell(reason=self._why(run, "zero_shot", task))
+        return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))
+
+    def recall_cell(self, run: str, benchmark: str, way: str, rank: str) -> Cell:
+        """Recall of a run on a retrieval benchmark, over its replicas."""
+        return combine([self._recall_cell(m, benchmark, way, rank) for m in self.study.replicas(run)])
+
+    def _recall_cell(self, run: str, benchmark: str, way: str, rank: str) -> Cell:
+        found = (self.results.evaluation(run, "retrieval") or {}).get("benchmarks", {}).get(benchmark)
+        if found is None:
+            return Cell(reason=self._why(run, "retrieval", benchmark))
+        interval = found.get("ci95", {}).get(way, {}).get(rank)
+        return Cell(found[way][rank], found["chance"][way][rank], found["images"], interval)
+
+    def _why(self, run: str, protocol: str, benchmark: str) -> str:
+        if self.results.evaluation(run, protocol) is None:
+            return self.results.why("eval", run, f"{protocol}.json")
+        return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
+
+    def average_cell(self, run: str) -> Cell:
+        """Plain mean over the study's classification benchmarks; over replicas, the mean of their means."""
+        members = [
+            average([self._task_cell(m, t) for t in self.tasks], "task") for m in self.study.replicas(run)
+        ]
+        return combine(members)
+
+    def title(self, benchmark: str) -> str:
+        card = self.cards.get(benchmark)
+        return card.title if card else benchmark
+
+    # ---- tables --------------------------------------------------------------------------------------
+
+    def zero_shot(self) -> Table:
+        columns = [Column(task, self.title(task), _metric(self.cards[task])) for task in self.tasks]
+        if len(columns) > 1:
+            columns.append(Column("average", "average", "mean"))
+        rows = []
+        for run in self.study.rows("zero_shot"):
+            cells = {task: self.task_cell(run, task) for task in self.tasks}
+            rows.append(self.row(run, {**cells, "average": self.average_cell(run)}))
+        block = self.published.get("zero_shot_classification") or {"columns": []}
+        shared = set(block["columns"]) & set(self.tasks)
+        for label, entry in block.items() if shared else ():
+            if label == "columns":
+                continue
+            numbers = dict(zip(block["columns"], entry["values"], strict=True))
+            whole = set(self.tasks) == set(block["columns"])
+            cells = {task: published_cell(numbers.get(task)) for task in self.tasks}
+            cells["average"] = (
+                published_cell(entry["average"]) if whole else Cell(reason="published over other benchmarks")
+            )
+            rows.append(Row(label, "paper", cells, "published"))
+        notes = (
+            [] if shared else ["None of these benchmarks is in the paper, so no published row stands here."]
+        )
+        notes += self._notes("zero_shot", "tasks")
+        return Table("zero_shot", "Zero-shot classification (accuracy, %)", columns, rows, notes)
+
+    def retrieval(self) -> Table:
+        columns = [
+            Column(f"{name}_{way}_{rank}", f"R@{rank[1:]}", f"{self.title(name)}, {meaning}")
+            for name in self.sets
+            for way, meaning in WAYS.items()
+            for rank in RANKS
+        ]
+        rows = []
+        tuned = self.study.fine_tuned
+        for run in self.study.rows("retrieval"):
+            if run not in tuned:
+                rows.append(self.row(run, self._recalls(run, self.sets), "zero-shot"))
+        for run in self.study.rows("retrieval"):
+            if run not in tuned:
+                continue
+            own = self._own_sets(run)
+            cells = self._recalls(run, own)
+            rows.append(self.row(run, cells, "fine-tuned"))
+            other = [name for name in self.sets if name not in own]
+            if other:
+                label = self.study.label(run) + " *"
+                rows.append(self.row(run, self._recalls(run, other), TRANSFERRED, label))
+        for section, title in (("zero_shot_retrieval", "zero-shot"), ("fine_tuned_retrieval", "fine-tuned")):
+            rows += self._published_recalls(section, title)
+        order = {"zero-shot": 0, TRANSFERRED: 1, "fine-tuned": 2}
+        rows.sort(key=lambda row: (order[row.section], row.kind == "paper"))
+        notes = ["Image to text counts a hit if any of the image's captions is among the first k."]
+        notes += self._notes("retrieval", "benchmarks")
+        return Table("retrieval", "Image-text retrieval (recall, %)", columns, rows, notes)
+
+    def _own_sets(self, run: str) -> list[str]:
+        """The benchmarks whose training split a fine-tuning used; all, where no card says anything."""
+        source = str(self.study.fine_tuned[run].get("source"))
+        own = [name for name in self.sets if source in self.cards[name].fine_tuned_on]
+        return own or [name for name in self.sets if not self.cards[name].fine_tuned_on]
+
+    def _recalls(self, run: str, benchmarks: list[str]) -> dict[str, Cell]:
+        cells = {}
+        for name in self.sets:
+            for way in WAYS:
+                for rank in RANKS:
+                    cells[f"{name}_{way}_{rank}"] = (
+                        self.recall_cell(run, name, way, rank)
+                        if name in benchmarks
+                        else Cell(reason="in the other section: depends on what it was fine-tuned on")
+                    )
+        return cells
+
+    def _published_recalls(self, section: str, title: str) -> list[Row]:
+        block = self.published.get(section) or {"columns": []}
+        wanted = {f"{name}_{way}" for name in self.sets for way in WAYS}
+        if not wanted & set(block["columns"]):
+            return []
+        rows = []
+        for label, entry in block.items():
+            if label == "columns":
+                continue
+            cells = {}
+            for column, values in zip(block["columns"], entry, strict=True):
+                for number, rank in enumerate(RANKS):
+                    cells[f"{column}_{rank}"] = published_cell(None if values is None else values[number])
+            where = TRANSFERRED if label.endswith("*") else title
+            rows.append(Row(label, "paper", cells, where))
+        return rows
+
+    def component_ablation(self) -> Table:
+        columns = self.ablation_columns()
+        rows = []
+        for run in self.study.rows("component_ablation"):
+            rows.append(self.row(run, {c.key: self.ablation_cell(run, c.key) for c in columns}))
+        block = self.published.get("component_ablation") or {"columns": []}
+        shared = set(block["columns"]) & {c.key for c in columns}
+        for label, values in block.items() if shared else ():
+            if label != "columns":
+                numbers = dict(zip(block["columns"], values, strict=True))
+                cells = {c.key: published_cell(numbers.get(c.key)) for c in columns}
+                rows.append(Row(label, "paper", cells, "published"))
+        notes = ["Each middle row adds one component to the baseline; the last row has all of them."]
+        if not shared:
+            notes.append("The paper's table is over MSCOCO and ImageNet, so its rows do not stand here.")
+        return Table("component_ablation", "Component ablation (%)", columns, rows, notes)
+
+    def ablation_columns(self) -> list[Column]:
+        """R@1 and R@5 of each retrieval benchmark both ways, then top-1, or the average of several tasks."""
+        columns = [
+            Column(f"{name}_{way}_{rank}", f"R@{rank[1:]}", f"{self.title(name)}, {meaning}")
+            for name in self.sets
+            for way, meaning in WAYS.items()
+            for rank in ("r1", "r5")
+        ]
+        if len(self.tasks) == 1:
+            columns.append(Column(f"{self.tasks[0]}_top1", "top-1", self.title(self.tasks[0])))
+        elif self.tasks:
+            columns.append(Column("average", f"mean of {len(self.tasks)}", "Zero-shot"))
+        return columns
+
+    def ablation_cell(self, run: str, key: str) -> Cell:
+        if key == "average":
+            return self.average_cell(run)
+        if key.endswith("_top1"):
+            return self.task_cell(run, key.removesuffix("_top1"))
+        name, way, rank = key.rsplit("_", 2)
+        return self.recall_cell(run, name, way, rank)
+
+    def efficiency_ablation(self) -> Table:
+        measure = "imagenet_top1" if self.tasks == ["imagenet"] else "accuracy"
+        what = (
+            f"{self.title(self.tasks[0])} top-1"
+            if len(self.tasks) == 1
+            else f"mean of {len(self.tasks)} tasks"
+        )
+        columns = [
+            Column("loss", "loss", unit="text", better="none"),
+            Column("embed_dim", "dim", unit="number", better="none"),
+            Column("precision", "precision", unit="text", better="none"),
+            Column("token_percent", "tokens, %", unit="number", better="none"),
+            Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
+            Column("time_ratio", "x first row", "Time", "ratio", "lower"),
+            Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
+            Column("memory_ratio", "x first row", "Memory", "ratio", "lower"),
+            Column(measure, what, "Zero-shot accuracy"),
+        ]
+        rows = [self._efficiency_row(name, entry, measure) for name, entry in self.study.efficiency.items()]
+        _add_ratios(rows)
+        rows += self._published_efficiency(measure)
+        notes = [
+            "Time and memory are measured in short trainings (median step; peak memory, largest over ranks). "
+            "Ratios are to the first row of the same block, so that different machines compare.",
+            "Accuracy is that of the fully trained run with the same settings, where there is one.",
+        ]
+        return Table("efficiency_ablation", "Efficiency of the loss", columns, rows, notes)
+
+    def _efficiency_row(self, name: str, entry: dict[str, Any], measure: str) -> Row:
+        found = self.results.efficiency(name)
+        why = self.results.why("efficiency", f"{name}.json")
+        cells = {key: text_cell(entry.get(key)) for key in ("loss", "precision")}
+        for key in ("embed_dim", "token_percent"):
+            cells[key] = Cell(entry[key]) if entry.get(key) is not None else Cell(reason="does not apply")
+        for key, source in (
+            ("seconds_per_iteration", "seconds_per_iteration"),
+            ("memory_mb", "peak_memory_mb"),
+        ):
+            value = (found or {}).get(source)
+            cells[key] = (
+                Cell(value) if value is not None else Cell(reason=why if found is None else "not measured")
+            )
+        trained = entry.get("accuracy_of")
+        cells[measure] = self.average_cell(trained) if trained else Cell(reason="not trained to the end")
+        commit = (found or {}).get("commit")
+        return Row(
+            str(entry.get("label", name)),
+            "ours",
+            cells,
+            "measured here",
+            name,
+            self.results.run_id(name),
+            commit,
+        )
+
+    def _published_efficiency(self, measure: str) -> list[Row]:
+        block = self.published.get("efficiency_ablation") or {"columns": []}
+        rows = []
+        for label, values in block.items():
+            if label == "columns":
+                continue
+            numbers = dict(zip(block["columns"], values, strict=True))
+            cells = {"precision": text_cell(numbers["precision"]), "loss": text_cell("late interaction")}
+            if label == "orig":
+                cells["loss"] = text_cell("global")
+            for key in ("embed_dim", "token_percent", "seconds_per_iteration", "memory_mb"):
+                cells[key] = Cell(numbers[key]) if numbers[key] is not None else Cell(reason="does not apply")
+            cells[measure] = (
+                published_cell(numbers["imagenet_top1"])
+                if measure == "imagenet_top1"
+                else Cell(reason="published on ImageNet, which this study does not evaluate")
+            )
+            rows.append(Row(label, "paper", cells, "published: ViT-B/32, 8 V100, 512 per GPU"))
+        _add_ratios(rows)
+        return rows
+
+    def _notes(self, protocol: str, key: str) -> list[str]:
+        """Warnings of the evaluations (such as a test set of another size), each once."""
+        notes = []
+        for run in self.study.rows(protocol):
+            for name, found in ((self.results.evaluation(run, protocol) or {}).get(key) or {}).items():
+                if found.get("note"):
+                    notes.append(f"{self.title(name)}: {found['note']}.")
+        return list(dict.fromkeys(notes))
+
+
+def _metric(card: BenchmarkCard) -> str:
+    return {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}[card.metric]
+
+
+def _add_ratios(rows: list[Row]) -> None:
+    """Time and memory relative to the first row."""
+    for ratio, key in (("time_ratio", "seconds_per_iteration"), ("memory_ratio", "memory_mb")):
+        base = rows[0].cells[key].value if rows else None
+        for row in rows:
+            value = row.cells[key].value
+            if isinstance(value, int | float) and isinstance(base, int | float) and base:
+                row.cells[ratio] = Cell(value / base)
+            else:
+                row.cells[ratio] = Cell(reason=row.cells[key].reason or "the first row has no value")

@@ -1,0 +1,129 @@
+"""A table as data: cells with value, chance, number of images, interval, or the reason why they are empty."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scipy.stats import t as student_t
+
+__all__ = ["Cell", "Column", "Row", "Table", "combine", "published_cell", "text_cell"]
+
+
+@dataclass
+class Cell:
+    """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` says what it is).
+
+    seeds, std: number of repetitions that were averaged, and their standard deviation.
+    reason: why value is None.
+    """
+
+    value: float | str | None = None
+    chance: float | None = None
+    n: int | None = None
+    ci95: list[float] | None = None
+    seeds: int = 1
+    std: float | None = None
+    reason: str | None = None
+
+
+@dataclass
+class Column:
+    """unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text."""
+
+    key: str
+    title: str
+    group: str = ""
+    unit: str = "percent"
+    better: str = "higher"  # or lower, or none: what bold print goes to
+
+
+@dataclass
+class Row:
+    """kind: ours (measured here), peer (another model, measured here) or paper (published)."""
+
+    label: str
+    kind: str
+    cells: dict[str, Cell]
+    section: str = ""
+    run: str | None = None
+    run_id: str | None = None
+    commit: str | None = None
+
+
+@dataclass
+class Table:
+    name: str
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+    notes: list[str] = field(default_factory=list)
+
+    def cell(self, row: Row, column: Column) -> Cell:
+        return row.cells.get(column.key, Cell())
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain data, as in ``tables.json``."""
+        return asdict(self)
+
+    def best(self, column: Column) -> set[int]:
+        """Row numbers with the best measured value of a column (published numbers do not compete)."""
+        values = {
+            i: float(cell.value)
+            for i, row in enumerate(self.rows)
+            if row.kind != "paper" and isinstance((cell := self.cell(row, column)).value, int | float)
+        }
+        if column.better == "none" or len(values) < 2:
+            return set()
+        top = max(values.values()) if column.better == "higher" else min(values.values())
+        return {i for i, value in values.items() if math.isclose(value, top, rel_tol=1e-9)}
+
+    @property
+    def sections(self) -> list[str]:
+        return list(dict.fromkeys(row.section for row in self.rows))
+
+
+def combine(cells: list[Cell]) -> Cell:
+    """The mean over repetitions with other seeds; the interval is then Student's t for the mean over
+    seeds (it covers the luck of the training, not that of the test images).
+
+    Repetitions that have no value are left out. One repetition is returned as it is.
+    """
+    there = [cell for cell in cells if isinstance(cell.value, int | float)]
+    if len(there) <= 1:
+        return there[0] if there else (cells[0] if cells else Cell(reason="not run"))
+    values = [float(cell.value) for cell in there if cell.value is not None]
+    mean, std = statistics.fmean(values), statistics.stdev(values)
+    half = float(student_t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    return Cell(mean, there[0].chance, there[0].n, [mean - half, mean + half], len(values), std)
+
+
+def average(cells: list[Cell], what: str) -> Cell:
+    """The plain mean over benchmarks; empty if one of them is, as a mean over fewer would not compare."""
+    if not cells:
+        return Cell(reason=f"no {what}")
+    if missing := [cell for cell in cells if not isinstance(cell.value, int | float)]:
+        return Cell(reason=missing[0].reason or f"not all {what} run")
+    chances = [cell.chance for cell in cells if cell.chance is not None]
+    counts = [cell.n for cell in cells if cell.n is not None]
+    # Benchmarks have images of their own, so the squares of the half widths add.
+    halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
+    mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))
+    half = math.sqrt(sum(h * h for h in halves)) / len(cells) if len(halves) == len(cells) else None
+    return Cell(
+        mean,
+        statistics.fmean(chances) if len(chances) == len(cells) else None,
+        sum(counts) if len(counts) == len(cells) else None,
+        [mean - half, mean + half] if half is not None else None,
+    )
+
+
+def published_cell(value: float | None) -> Cell:
+    """A percentage of a paper as a fraction."""
+    return Cell(reason="not reported") if value is None else Cell(value / 100)
+
+
+def text_cell(value: Any) -> Cell:
+    return Cell(reason="does not apply") if value is None else Cell(str(value))
