@@ -23,7 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from hydra import compose, initialize_config_module
+from hydra import compose, initialize, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
@@ -51,7 +51,14 @@ def compose_config(schema: type[T], overrides: list[str], config_name: str | Non
     """
     GlobalHydra.instance().clear()
     try:
-        with initialize_config_module("filip.conf", version_base="1.3"):
+        # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
+        # then ask for the group `model`.
+        found = (
+            initialize(config_path=None, version_base="1.3")
+            if config_name is None
+            else initialize_config_module("filip.conf", version_base="1.3")
+        )
+        with found:
             if config_name is None:
                 ConfigStore.instance().store(name=f"schema_{schema.__name__}", node=schema)
                 composed = compose(f"schema_{schema.__name__}", overrides=overrides)
