@@ -28,7 +28,7 @@ from filip.errors import UserError
 from filip.tokenizer import tokenize
 
 log = logging.getLogger(__name__)
-_ATTEMPTS = 50  # bad images in a row in one slot before giving up
+_NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
 
 Batch = dict[str, Any]
 
@@ -119,12 +119,16 @@ class PairStream(Dataset[Batch]):
     def _pair(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
     ) -> tuple[np.ndarray, str, int, str]:
-        """One pair; an image that cannot be decoded is replaced by another of its shard, and counted."""
+        """One pair; an image that cannot be decoded is replaced by another, and both facts are counted.
+
+        Replacing keeps every batch full on every rank without a word between them; the substitute is a
+        function of the slot, so it is the same for any number of workers and after a restart.
+        """
         index = self.indices[source]
-        shard = index.shard_of(sample)
-        file, captions = self._shard(source, shard)
-        substitutes: random.Random | None = None
-        for _ in range(_ATTEMPTS):
+        substitutes = random.Random(_hash(self.seed, epoch, visit, source, sample, "substitute"))
+        for attempt in range(_ATTEMPTS):
+            shard = index.shard_of(sample)
+            file, captions = self._shard(source, shard)
             row = int(index.row[sample])
             key = captions.key(row)
             rng = random.Random(_hash(self.seed, epoch, visit, source, shard, key))
@@ -133,16 +137,19 @@ class PairStream(Dataset[Batch]):
                 data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
                 pixels = self.transform.pixels(data, rng)
                 text = captions.text(row, draw if self.back_translation else 0.0)
+                problems["substituted"] += attempt > 0
                 return pixels, text, int(captions.group[row]), key
             except UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
-            if substitutes is None:
-                substitutes = random.Random(_hash(self.seed, epoch, visit, source, shard, key, "substitute"))
-            sample = int(index.starts[shard]) + substitutes.randrange(int(index.counts[shard]))
+            if attempt < _NEARBY:  # the shard is open already
+                sample = int(index.starts[shard]) + substitutes.randrange(int(index.counts[shard]))
+            else:
+                sample = substitutes.randrange(len(index))
         raise UserError(
-            f"{_ATTEMPTS} images in a row of {index.tars[shard]} cannot be decoded; delete that shard's "
-            "tar and stats file and run the download stage again"
+            f"{_ATTEMPTS} images of {index.source.shards} in a row cannot be decoded, the last in "
+            f"{index.tars[shard].name}; delete the broken tars with their stats files and run the download stage "
+            "again"
         )
 
     def _shard(self, source: int, shard: int) -> tuple[int, ShardCaptions]:
@@ -191,6 +198,7 @@ class PairLoader:
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            generator=torch.Generator(),  # else each epoch's start would draw from torch's global one
         )
 
     def __len__(self) -> int:
@@ -200,7 +208,7 @@ class PairLoader:
     def __iter__(self) -> Iterator[Batch]:
         """The batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
         for batch in self._loader:
-            self.counters.update(batch.pop("problems"))
+            self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
             self.batch += 1
             yield batch
         self.epoch, self.batch = self.epoch + 1, 0

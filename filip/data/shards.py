@@ -52,6 +52,9 @@ class SourceIndex:
     def __post_init__(self) -> None:
         self.starts = np.cumsum(self.counts) - self.counts  # int64 [shards]: first sample of each shard
 
+    def __len__(self) -> int:
+        return len(self.offset)
+
     def shard_of(self, sample: int) -> int:
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
@@ -84,6 +87,13 @@ def index_source(source: Source, cache: str | Path | None = None) -> SourceIndex
     return index
 
 
+def split_key(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key ends at the first dot of the last path component."""
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    return folder + slash + key, suffix
+
+
 def sidecar_path(source: Source, tar: Path) -> Path:
     """The side-car of a shard: the same number, in the captions folder."""
     return Path(source.captions or "") / f"{tar.stem}.parquet"
@@ -114,7 +124,7 @@ def _index_shard(
     images: dict[str, Member] = {}
     texts: dict[str, int] = {}
     for number, member in enumerate(members):
-        key, _, suffix = member.name.partition(".")
+        key, suffix = split_key(member.name)
         if suffix == "txt":
             texts[key] = number
         elif suffix.lower() in IMAGE_SUFFIXES:
@@ -210,7 +220,7 @@ class ShardCaptions:
         keys, texts = [], []
         with open(path, "rb") as file:
             for member in scan_tar(path)[0]:
-                key, _, suffix = member.name.partition(".")
+                key, suffix = split_key(member.name)
                 text = ""
                 if suffix == "txt":
                     file.seek(member.offset)

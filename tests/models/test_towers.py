@@ -1,0 +1,337 @@
+"""The towers are CLIP's: shapes, counts and numbers against open_clip's own models."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+from timm.layers import resample_abs_pos_embed
+
+from filip.errors import UserError
+from filip.models import (
+    DualEncoder,
+    ImageTowerConfig,
+    ModelConfig,
+    TextFeatures,
+    TextTowerConfig,
+    build_model,
+    load_preset,
+)
+from filip.tokenizer import tokenize
+
+# Ours on the left, open_clip's on the right; {i} is the number of a block.
+IMAGE_NAMES = {
+    "cls_token": "class_embedding",
+    "pos_embed": "positional_embedding",
+    "patch_embed.proj.weight": "conv1.weight",
+    "norm_pre": "ln_pre",
+    "norm": "ln_post",
+}
+IMAGE_BLOCK = {
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "attn.qkv.weight": "attn.in_proj_weight",
+    "attn.qkv.bias": "attn.in_proj_bias",
+    "attn.proj": "attn.out_proj",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+}
+TEXT_NAMES = {
+    "token_embedding.weight": "token_embedding.weight",
+    "pos_embed": "positional_embedding",
+    "norm": "ln_final",
+}
+TEXT_BLOCK = {
+    "norm1": "ln_1",
+    "norm2": "ln_2",
+    "qkv.weight": "attn.in_proj_weight",
+    "qkv.bias": "attn.in_proj_bias",
+    "proj": "attn.out_proj",
+    "fc1": "mlp.c_fc",
+    "fc2": "mlp.c_proj",
+}
+
+
+def name_pairs(model: DualEncoder) -> dict[str, str]:
+    """Every parameter of ours and its counterpart in open_clip.CLIP."""
+    towers = [
+        ("image.trunk.", "visual.", IMAGE_NAMES, IMAGE_BLOCK, "visual.proj"),
+        ("text.", "", TEXT_NAMES, TEXT_BLOCK, "text_projection"),
+    ]
+    pairs = {"logit_scale": "logit_scale"}
+    for ours, theirs, names, block_names, projection in towers:
+        layers = len(model.text.blocks if ours == "text." else model.image.trunk.blocks)
+        pairs[ours.replace("trunk.", "") + "projection.weight"] = projection
+        table = dict(names)
+        for i in range(layers):
+            table |= {f"blocks.{i}.{a}": f"transformer.resblocks.{i}.{b}" for a, b in block_names.items()}
+        for a, b in table.items():
+            if a.startswith("norm") or ".norm" in a or a.endswith(("proj", "fc1", "fc2")):
+                pairs |= {f"{ours}{a}.{end}": f"{theirs}{b}.{end}" for end in ("weight", "bias")}
+            else:
+                pairs[ours + a] = theirs + b
+    return pairs
+
+
+def as_ours(name: str, value: torch.Tensor) -> torch.Tensor:
+    """open_clip's tensor in the shape that ours has."""
+    if name.endswith("projection.weight"):
+        return value.T
+    if name in ("image.trunk.cls_token", "image.trunk.pos_embed"):
+        return value.reshape(1, -1, value.shape[-1])
+    return value.reshape(1) if name == "logit_scale" else value
+
+
+def small_pair(activation: str = "gelu", **changes: Any) -> tuple[DualEncoder, open_clip.CLIP]:
+    """The same small CLIP twice, ours with open_clip's weights."""
+    torch.manual_seed(0)
+    theirs = open_clip.CLIP(
+        embed_dim=24,
+        vision_cfg={"image_size": 64, "patch_size": 16, "width": 64, "layers": 2, "head_width": 16},
+        text_cfg={"width": 64, "layers": 3, "heads": 4, "context_length": 20, "vocab_size": 49408},
+        quick_gelu=activation == "quick_gelu",
+    ).eval()
+    ours = build_model(small_config(activation, **changes)).eval()
+    state = theirs.state_dict()
+    ours.load_state_dict({a: as_ours(a, state[b]) for a, b in name_pairs(ours).items()})
+    return ours, theirs
+
+
+def small_config(activation: str = "gelu", **changes: Any) -> ModelConfig:
+    return ModelConfig(
+        image=ImageTowerConfig(
+            image_size=64, patch_size=16, width=64, layers=2, heads=4, activation=activation
+        ),
+        text=TextTowerConfig(width=64, layers=3, heads=4, context_length=20, activation=activation),
+        embed_dim=24,
+        **changes,
+    )
+
+
+def some_pixels(n: int = 3, size: int = 64) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.mark.parametrize(("preset", "reference"), [("base", "ViT-B-32"), ("large", "ViT-L-14")])
+def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
+    """Layer by layer; only the two projections differ, in their number of outputs."""
+    with torch.device("meta"):
+        ours = build_model(load_preset(preset))
+        reference_config = open_clip.get_model_config(reference)
+        theirs = open_clip.CLIP(
+            **{k: reference_config[k] for k in ("embed_dim", "vision_cfg", "text_cfg")}, output_dict=False
+        )
+    mine, other = dict(ours.named_parameters()), dict(theirs.named_parameters())
+    pairs = name_pairs(ours)
+    assert set(pairs) == set(mine)
+    assert set(pairs.values()) == set(other)
+    for a, b in pairs.items():
+        if a.endswith("projection.weight"):
+            assert mine[a].shape == (256, other[b].shape[0])
+        else:
+            assert mine[a].shape == as_ours(a, other[b]).shape, a
+    widths = ours.config.image.width or ours.image.trunk.embed_dim, ours.config.text.width
+    fewer = sum(widths) * (reference_config["embed_dim"] - 256)
+    count = sum(p.numel() for p in ours.parameters())
+    assert count == sum(p.numel() for p in theirs.parameters()) - fewer
+
+
+def test_the_baseline_has_clips_numbers_of_parameters() -> None:
+    """ViT-B-32 of OpenAI and open_clip: 151,277,313."""
+    config = load_preset("base")
+    config.interaction, config.embed_dim = "global", 512
+    with torch.device("meta"):
+        assert sum(p.numel() for p in build_model(config).parameters()) == 151_277_313
+
+
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_global_embeddings_equal_open_clip(activation: str) -> None:
+    ours, theirs = small_pair(activation, interaction="global")
+    ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
+    padded = torch.nn.functional.pad(ids, (0, 20 - ids.shape[1]))
+    with torch.no_grad():
+        image, expected_image = ours.encode_image(some_pixels()), theirs.encode_image(some_pixels(), True)
+        text, expected_text = ours.encode_text(ids, lengths), theirs.encode_text(padded, True)
+    torch.testing.assert_close(image, expected_image, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(text, expected_text, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("cls", [False, True])
+def test_token_embeddings_equal_open_clips_token_states(cls: bool) -> None:
+    """All tokens: final LayerNorm, projection, each to unit length; text packed without padding."""
+    ours, theirs = small_pair(cls_in_interaction=cls)
+    captions = ["a photo of a cat", "two dogs!", "", "x " * 50]
+    ids, lengths = tokenize(captions, context_length=20)
+    with torch.no_grad():
+        image, text = ours.encode_image(some_pixels()), ours.encode_text(ids, lengths)
+        grid = theirs.visual.forward_intermediates(
+            some_pixels(), indices=1, normalize_intermediates=True, output_fmt="NLC", output_extra_tokens=True
+        )
+        states = grid["image_intermediates"][-1]
+        if cls:
+            states = torch.cat([grid["image_intermediates_prefix"][-1], states], dim=1)
+        expected_image = torch.nn.functional.normalize(states @ theirs.visual.proj, dim=-1)
+        x = theirs.token_embedding(ids) + theirs.positional_embedding[: ids.shape[1]]
+        x = theirs.transformer(x, attn_mask=theirs.attn_mask[: ids.shape[1], : ids.shape[1]])
+        x = torch.nn.functional.normalize(theirs.ln_final(x) @ theirs.text_projection, dim=-1)
+    assert image.shape == (3, 16 + cls, 24)
+    torch.testing.assert_close(image, expected_image, atol=1e-5, rtol=1e-4)
+    assert isinstance(text, TextFeatures)
+    assert text.lengths.tolist() == [7, 5, 2, 20]
+    expected_text = torch.cat([x[i, :n] for i, n in enumerate(lengths.tolist())])
+    torch.testing.assert_close(text.tokens, expected_text, atol=1e-5, rtol=1e-4)
+
+
+def test_padding_changes_nothing() -> None:
+    ours = build_model(load_preset("tiny")).eval()
+    ids, lengths = tokenize(["a cat", "a somewhat longer caption of a dog"])
+    wider = torch.nn.functional.pad(ids, (0, 9), value=123)
+    with torch.no_grad():
+        expected, padded = ours.encode_text(ids, lengths), ours.encode_text(wider, lengths)
+        alone = ours.encode_text(ids[:1, :4], lengths[:1])
+    torch.testing.assert_close(padded.tokens, expected.tokens)
+    torch.testing.assert_close(alone.tokens, expected.tokens[:4])
+
+
+def test_initialisation_is_clips() -> None:
+    """Standard deviation of each weight against open_clip's own initialisation, seed by seed independent."""
+    torch.manual_seed(3)
+    theirs = dict(
+        open_clip.CLIP(
+            embed_dim=64,
+            vision_cfg={"image_size": 96, "patch_size": 16, "width": 192, "layers": 2, "head_width": 64},
+            text_cfg={"width": 128, "layers": 4, "heads": 4, "context_length": 77, "vocab_size": 49408},
+        ).named_parameters()
+    )
+    config = small_config()
+    config.image = ImageTowerConfig(image_size=96, patch_size=16, width=192, layers=2, heads=3)
+    config.text = TextTowerConfig(width=128, layers=4, heads=4)
+    config.embed_dim = 64
+    ours = build_model(config)
+    mine = dict(ours.named_parameters())
+    for a, b in name_pairs(ours).items():
+        if mine[a].numel() < 64 * 77:
+            continue  # too few numbers to estimate a deviation from
+        assert mine[a].std().item() == pytest.approx(theirs[b].std().item(), rel=0.06), a
+        assert abs(mine[a].mean().item()) < 0.1 * mine[a].std().item(), a
+    for a, b in name_pairs(ours).items():
+        if a.endswith("bias"):
+            assert (mine[a].abs().max() == 0) == (theirs[b].abs().max() == 0), a
+    assert mine["logit_scale"].shape == (1,)
+    assert ours.scale().item() == pytest.approx(1 / 0.07)
+
+
+def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
+    config = small_config()
+    ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
+    gradients = []
+    for checkpointing in (False, True):
+        config.gradient_checkpointing = checkpointing
+        torch.manual_seed(0)
+        model = build_model(config)
+        saved = 0
+
+        def count(x: torch.Tensor) -> torch.Tensor:
+            nonlocal saved
+            saved += x.numel()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda x: x):
+            out = model(some_pixels(), ids, lengths)
+        (out.image.sum() + out.text.tokens.sum()).backward()
+        gradients.append((saved, {n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    (all_saved, expected), (few_saved, actual) = gradients
+    assert few_saved < all_saved / 2
+    assert set(expected) == set(actual)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(actual[name], gradient, atol=1e-6, rtol=1e-5)
+
+
+def test_any_vit_of_timm_gives_its_patches() -> None:
+    """A ViT with registers, LayerScale and no class position: 4 registers and [CLS] are not patches."""
+    config = small_config()
+    config.image = ImageTowerConfig(
+        timm="vit_small_patch16_dinov3", image_size=64, width=96, layers=2, heads=2, activation=None
+    )
+    with pytest.raises(UserError, match="VisionTransformer"):
+        build_model(config)
+    config.image = ImageTowerConfig(
+        timm="vit_small_patch14_reg4_dinov2", image_size=56, layers=2, width=96, heads=2, activation=None
+    )
+    model = build_model(config).eval()
+    with torch.no_grad():
+        tokens = model.encode_image(some_pixels(2, 56))
+        trunk = timm.create_model(
+            "vit_small_patch14_reg4_dinov2", img_size=56, depth=2, embed_dim=96, num_heads=2, num_classes=0
+        ).eval()
+        trunk.load_state_dict(model.image.trunk.state_dict())
+        states = trunk.forward_features(some_pixels(2, 56))[:, 5:]
+    expected = torch.nn.functional.normalize(states @ model.image.projection.weight.T, dim=-1)
+    assert tokens.shape == (2, 16, 24)
+    torch.testing.assert_close(tokens, expected)
+
+
+def test_resized_positions_are_timms() -> None:
+    model = build_model(small_config()).eval()
+    before = model.image.trunk.pos_embed.detach().clone()
+    model.resize_images(112)
+    expected = resample_abs_pos_embed(before, [7, 7], [4, 4], num_prefix_tokens=1)
+    torch.testing.assert_close(model.image.trunk.pos_embed.detach(), expected)
+    assert model.image.grid == (7, 7)
+    assert model.image_size == 112
+    with torch.no_grad():
+        assert model.encode_image(some_pixels(1, 112)).shape == (1, 49, 24)
+    with pytest.raises(UserError, match="96 or 112"):
+        model.resize_images(100)
+
+
+def test_resizing_equals_a_timm_model_of_that_size() -> None:
+    """timm's own route: load the small checkpoint into a model built for larger images."""
+    model = build_model(small_config()).eval()
+    large = timm.create_model(
+        "vit_base_patch32_clip_224",
+        img_size=96,
+        patch_size=16,
+        embed_dim=64,
+        depth=2,
+        num_heads=4,
+        num_classes=0,
+    ).eval()
+    state = timm.models.vision_transformer.checkpoint_filter_fn(model.image.trunk.state_dict(), large)
+    large.load_state_dict(state)
+    model.resize_images(96)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            model.image.trunk(some_pixels(2, 96)), large.forward_features(some_pixels(2, 96))
+        )
+
+
+def test_scale_is_clamped_and_keeps_learning() -> None:
+    model = build_model(load_preset("tiny"))
+    with torch.no_grad():
+        model.logit_scale.fill_(math.log(100) + 1)
+    assert model.scale().item() == pytest.approx(100)
+    model.clamp_logit_scale()
+    assert model.logit_scale.item() == pytest.approx(math.log(100))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"interaction": "late"}, "token, global"),
+        ({"embed_dim": 0}, "embed_dim=0"),
+        ({"init_temperature": 0.001}, "max_logit_scale"),
+        ({"image": ImageTowerConfig(timm="vit_base_patch33")}, "vit_base_patch33"),
+        ({"image": ImageTowerConfig(image_size=100)}, "image_size=100"),
+        ({"text": TextTowerConfig(width=100, heads=3)}, "width=100"),
+        ({"interaction": "global", "image": ImageTowerConfig(timm="vit_base_patch16_gap_224")}, "CLS"),
+    ],
+)
+def test_impossible_models_are_refused_in_words(change: dict[str, Any], message: str) -> None:
+    with torch.device("meta"), pytest.raises(UserError, match=message):
+        build_model(dataclasses.replace(ModelConfig(), **change))

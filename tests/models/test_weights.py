@@ -1,0 +1,110 @@
+"""A saved model is one file that needs nothing else."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from filip.command import compose_config
+from filip.errors import UserError
+from filip.models import (
+    ModelConfig,
+    build_model,
+    config_from_dict,
+    load_model,
+    load_preset,
+    preset_names,
+    read_extra,
+    save_model,
+)
+from filip.tokenizer import tokenize
+
+
+def test_round_trip(tmp_path: Path) -> None:
+    config = load_preset("tiny")
+    config.embed_dim, config.cls_in_interaction = 24, True
+    model = build_model(config).eval()
+    save_model(tmp_path / "new" / "m.safetensors", model, {"run": "r", "step": 3})
+    loaded = load_model(tmp_path / "new" / "m.safetensors")
+    assert loaded.config == config
+    assert not loaded.training
+    assert read_extra(tmp_path / "new" / "m.safetensors") == {"run": "r", "step": 3}
+    ids, lengths = tokenize(["a cat", "a longer caption"])
+    with torch.no_grad():
+        a, b = model(torch.ones(2, 3, 32, 32), ids, lengths), loaded(torch.ones(2, 3, 32, 32), ids, lengths)
+    assert torch.equal(a.image, b.image)
+    assert torch.equal(a.text.tokens, b.text.tokens)
+    assert [p.name for p in (tmp_path / "new").iterdir()] == ["m.safetensors"]
+
+
+def test_half_precision_is_saved_as_float32(tmp_path: Path) -> None:
+    model = build_model(load_preset("tiny")).half()
+    save_model(tmp_path / "m.safetensors", model)
+    with safe_open(str(tmp_path / "m.safetensors"), "pt") as file:
+        assert {file.get_tensor(k).dtype for k in file.keys()} == {torch.float32}  # noqa: SIM118
+        assert json.loads(file.metadata()["config"])["name"] == "tiny"
+
+
+def test_a_state_gathered_elsewhere_can_be_saved(tmp_path: Path) -> None:
+    with torch.device("meta"):
+        shell = build_model(load_preset("tiny"))
+    model = build_model(load_preset("tiny"))
+    save_model(tmp_path / "m.safetensors", shell, state=model.state_dict())
+    for name, value in load_model(tmp_path / "m.safetensors").state_dict().items():
+        assert torch.equal(value, model.state_dict()[name])
+
+
+def test_loading_at_another_size(tmp_path: Path) -> None:
+    model = build_model(load_preset("tiny"))
+    save_model(tmp_path / "m.safetensors", model)
+    loaded = load_model(tmp_path / "m.safetensors", image_size=48)
+    model.resize_images(48)
+    assert torch.equal(loaded.image.trunk.pos_embed, model.image.trunk.pos_embed)
+    assert loaded.config.image.image_size == 48
+
+
+def test_wrong_files_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"nothing\.safetensors"):
+        load_model(tmp_path / "nothing.safetensors")
+    (tmp_path / "text.safetensors").write_text("no tensors")
+    with pytest.raises(UserError, match=r"text\.safetensors"):
+        load_model(tmp_path / "text.safetensors")
+    save_file({"a": torch.zeros(1)}, tmp_path / "foreign.safetensors")
+    with pytest.raises(UserError, match="configuration"):
+        load_model(tmp_path / "foreign.safetensors")
+    model = build_model(load_preset("tiny"))
+    state = {k: v for k, v in model.state_dict().items() if k != "logit_scale"}
+    save_model(tmp_path / "partial.safetensors", model, state=state)
+    with pytest.raises(UserError, match="logit_scale"):
+        load_model(tmp_path / "partial.safetensors")
+
+
+def test_every_preset_builds_and_survives_yaml_and_hydra() -> None:
+    assert {"tiny", "demo", "small", "base", "large"} <= set(preset_names())
+    for name in preset_names():
+        config = load_preset(name)
+        assert config.name == name
+        assert config_from_dict(yaml.safe_load(yaml.safe_dump(dataclasses.asdict(config)))) == config
+        with torch.device("meta"):
+            assert all(p.is_meta for p in build_model(config).parameters())
+
+
+def test_config_is_a_hydra_schema() -> None:
+    config = compose_config(
+        ModelConfig, ["image.layers=3", "interaction=global", "+image.options.reg_tokens=2"]
+    )
+    assert (config.image.layers, config.interaction, config.image.options) == (3, "global", {"reg_tokens": 2})
+
+
+def test_unknown_keys_and_presets_are_named() -> None:
+    with pytest.raises(UserError, match="'widht'"):
+        config_from_dict({"image": {"widht": 3}})
+    with pytest.raises(UserError, match="'huge'.*base"):
+        load_preset("huge")
