@@ -1,0 +1,53 @@
+"""Start with ``deepspeed --no_local_rank --module filip.train …``, ``torchrun -m filip.train …`` or ``python -m``."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+
+from filip.train.ranks import environment_rank
+
+
+def main(arguments: list[str]) -> int:
+    """One message from the first rank on a user's mistake, exit code 2 on all."""
+    from filip.command import compose_config, help_text
+    from filip.errors import UserError
+    from filip.train.config import TrainConfig
+
+    main_rank = environment_rank() == 0
+    if "-h" in arguments or "--help" in arguments:
+        if main_rank:
+            from filip.train import loop
+
+            print(help_text(loop.train, TrainConfig))
+        return 0
+    overrides = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
+    try:
+        config = compose_config(TrainConfig, overrides, "train")
+        config.check()
+        from filip.train.loop import train
+
+        train(config)
+    except UserError as error:
+        if main_rank:
+            print(f"error: {error}", file=sys.stderr, flush=True)
+        else:
+            time.sleep(2)  # launchers kill the others at the first failure: let the first rank speak
+        return 2
+    return 0
+
+
+def leave(code: int) -> None:
+    """Exit without tearing down threads and process groups, which may hang or complain after the work is done."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+if __name__ == "__main__":
+    try:
+        exit_code = main(sys.argv[1:])
+    except SystemExit as stopped:
+        exit_code = stopped.code if isinstance(stopped.code, int) else 1
+    leave(exit_code)

@@ -1,0 +1,180 @@
+"""The training configuration: every field with its default, its unit and the reason for it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+from hydra.core.config_store import ConfigStore
+
+from filip.command import MISSING, option
+from filip.errors import UserError
+from filip.models import ModelConfig
+
+PRECISIONS = ("fp32", "bf16", "fp16")
+TRANSPORT_DTYPES = ("auto", *PRECISIONS)
+
+
+@dataclass
+class SourceConfig:
+    """One training source."""
+
+    shards: str = option(MISSING, "folder of webdataset tars, as img2dataset writes them")
+    captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
+    weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
+    manifest: str | None = option(
+        None, "its manifest.json; the hash goes into the run and is compared on resume"
+    )
+
+
+@dataclass
+class DataConfig:
+    """What the model sees."""
+
+    sources: list[SourceConfig] = option([], "list of {shards, captions, weight, manifest}")
+    auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
+    back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    workers: int = option(2, "loader processes per rank; 0 = load in the training process")
+    prefetch: int = option(4, "batches that each worker prepares ahead")
+    window: int = option(16, "shards whose samples are shuffled among each other, and kept open by a reader")
+    lanes: int = option(1, "reading groups: 1, or the number of machines, so that each reads its own shards")
+
+
+@dataclass
+class OptimizerConfig:
+    """LAMB as the implementation that the paper names, or AdamW."""
+
+    name: str = option("lamb", "lamb or adamw")
+    base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
+    final_lr: float = option(0.0, "learning rate at the end of the cosine (paper: open)")
+    warmup_steps: int = option(3000, "iterations of linear warm-up")
+    weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature")
+    betas: tuple[float, float] = option((0.9, 0.999), "decay of the first and second moment")
+    eps: float = option(1e-4, "added outside the root")
+    max_trust_norm: float = option(10.0, "LAMB clamps a parameter's norm to this before the trust ratio")
+    clip_grad_norm: float = option(0.0, "0 = no gradient clipping, as the paper")
+
+
+@dataclass
+class CheckpointConfig:
+    """Checkpoints in run_dir/checkpoints: DeepSpeed's, plus loop, loader and random state."""
+
+    every_steps: int = option(0, "save every N steps; 0 = see every_minutes only")
+    every_minutes: float = option(10.0, "save when the last one is older; 0 = never by time")
+    keep: int = option(2, "newest checkpoints that are kept")
+    keep_every_steps: int = option(0, "checkpoints at multiples of this are kept for ever; 0 = none")
+
+
+@dataclass
+class WatchConfig:
+    """What the watchdog names in the log, and when it stops the run."""
+
+    non_finite: str = option(
+        "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"
+    )
+    non_finite_steps: int = option(
+        3, "consecutive steps with a loss or gradient that is not finite (scaler aside)"
+    )
+    max_rollbacks: int = option(3, "rollbacks of a run; after them it stops")
+    min_loss_scale: float = option(1.0, "a dynamic loss scale at or below this has collapsed")
+    clamp_steps: int = option(500, "steps with the logit scale at its clamp before it is reported")
+    stuck_steps: int = option(500, "steps with the loss within 1 % of log(batch) before it is reported")
+
+
+@dataclass
+class TrainConfig:
+    """Train FILIP or the CLIP baseline with DeepSpeed."""
+
+    run: str = option("run", "name in tables and TensorBoard")
+    run_dir: str = option(MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints")
+    out: str = option(MISSING, "the trained model, one safetensors file, written at the end")
+    result: str = option(MISSING, "result.json, written last of all")
+    resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
+    seed: int = option(0, "every random choice derives from it")
+
+    model: ModelConfig = option(ModelConfig(), "see filip/conf/model; model=base|large|demo|small|tiny")
+    data: DataConfig = option(DataConfig(), "sources and augmentation")
+    init_from: str | None = option(
+        None, "start from this model.safetensors (fine-tuning); its model config counts"
+    )
+    image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
+
+    global_batch: int | None = option(8192, "pairs per contrastive batch over all ranks")
+    batch_per_rank: int | None = option(None, "pairs per rank; if given, global_batch = this * ranks")
+    gradient_accumulation: int = option(
+        1, "contrastive batches per optimiser step, each with its own negatives"
+    )
+    gradient_cache: int | None = option(
+        None, "pairs per forward pass: exact loss of the whole batch, less memory"
+    )
+    epochs: float | None = option(30.0, "passes over the data; null = until max_steps")
+    max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there")
+
+    optimizer: OptimizerConfig = option(OptimizerConfig(), "LAMB or AdamW and the schedule")
+    precision: str = option("fp16", "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale")
+    zero_stage: int = option(1, "0 to 3: what DeepSpeed partitions over the ranks")
+    deepspeed: str | None = option(None, "DeepSpeed JSON; null = ds_configs/zero<stage>_<precision>.json")
+    fp16_on_cpu: bool = option(
+        False, "run the fp16 block on a CPU without fp16 support: for tests, very slow"
+    )
+    threads: int | None = option(
+        None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host"
+    )
+
+    token_share: float = option(1.0, "share of tokens kept before they are sent (paper's late*: 0.25)")
+    form: str = option("gather", "gather or ring: how tokens of other ranks are visited")
+    backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
+    transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
+    soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
+
+    log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
+    warmup_timing: int = option(5, "first steps left out of the timings of the result")
+    checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
+    watch: WatchConfig = option(WatchConfig(), "the watchdog")
+
+    def check(self) -> TrainConfig:
+        """Return self; UserError names the first value that cannot work."""
+        _choice("precision", self.precision, PRECISIONS)
+        _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
+        _choice("form", self.form, ("gather", "ring"))
+        _choice("optimizer.name", self.optimizer.name, ("lamb", "adamw"))
+        _choice("watch.non_finite", self.watch.non_finite, ("stop", "rollback"))
+        if self.zero_stage not in (0, 1, 2, 3):
+            raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
+        if not 0 < self.token_share <= 1:
+            raise UserError(f"token_share={self.token_share} must be in (0, 1]; the paper's late* has 0.25")
+        if self.global_batch is None and self.batch_per_rank is None:
+            raise UserError("neither global_batch nor batch_per_rank is given")
+        if self.epochs is None and self.max_steps is None:
+            raise UserError("neither epochs nor max_steps is given, so the run would never end")
+        positive = {
+            "global_batch": self.global_batch,
+            "batch_per_rank": self.batch_per_rank,
+            "gradient_accumulation": self.gradient_accumulation,
+            "gradient_cache": self.gradient_cache,
+            "epochs": self.epochs,
+            "max_steps": self.max_steps,
+            "log_every": self.log_every,
+            "optimizer.base_lr": self.optimizer.base_lr,
+            "optimizer.eps": self.optimizer.eps,
+            "checkpoint.keep": self.checkpoint.keep,
+        }
+        for name, value in positive.items():
+            if value is not None and not (value > 0 and math.isfinite(value)):
+                raise UserError(f"{name}={value} must be positive")
+        if self.init_from is not None and not Path(self.init_from).is_file():
+            raise UserError(
+                f"init_from={self.init_from}: no such file; give the out=… of a finished training"
+            )
+        self.model.check()
+        return self
+
+
+def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
+
+
+# filip/conf/train.yaml starts from this node, so that every field has its default and its type.
+ConfigStore.instance().store(name="train_schema", node=TrainConfig)

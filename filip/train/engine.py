@@ -1,0 +1,232 @@
+"""From a model and a configuration to a DeepSpeed engine, and one optimiser step of it."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+import filip
+from filip.errors import UserError
+from filip.models import DualEncoder
+from filip.train.config import TrainConfig
+from filip.train.fragments import bind_lamb, check_deepspeed_settings
+from filip.train.lamb import ClampedAdamW, Lamb
+from filip.train.param_groups import param_groups
+from filip.train.ranks import deepspeed_accelerator
+
+SETTINGS_FOLDER = Path(filip.__file__).resolve().parent.parent / "ds_configs"
+
+
+@dataclass(frozen=True)
+class Batching:
+    """How many pairs meet where."""
+
+    global_batch: int  # pairs of one contrastive batch, all ranks
+    per_rank: int  # of it on this rank
+    accumulation: int  # contrastive batches per optimiser step
+    chunk: int  # pairs per forward pass; below per_rank with gradient caching
+
+    @property
+    def chunks(self) -> int:
+        return self.per_rank // self.chunk
+
+    @property
+    def pairs_per_step(self) -> int:
+        return self.global_batch * self.accumulation
+
+
+def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
+    """Batch sizes for ``world_size`` ranks; UserError where they do not divide."""
+    if config.batch_per_rank is not None:
+        per_rank = config.batch_per_rank
+    else:
+        assert config.global_batch is not None
+        per_rank, rest = divmod(config.global_batch, world_size)
+        if rest or not per_rank:
+            raise UserError(
+                f"global_batch={config.global_batch} cannot be shared evenly by {world_size} ranks; "
+                f"choose a multiple of {world_size}, or another number of ranks"
+            )
+    chunk = config.gradient_cache or per_rank
+    if per_rank % chunk:
+        raise UserError(
+            f"gradient_cache={chunk} must divide the {per_rank} pairs of a rank (global_batch / ranks); "
+            "choose a divisor"
+        )
+    return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
+
+
+def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
+    """The DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
+    path = Path(config.deepspeed or SETTINGS_FOLDER / f"zero{config.zero_stage}_{config.precision}.json")
+    try:
+        settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        hint = "; DeepSpeed's fp16 needs zero_stage 1, 2 or 3" if path.name == "zero0_fp16.json" else ""
+        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}{hint}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
+    _check_settings(settings, config, path)
+    micro_steps = batching.accumulation * batching.chunks
+    settings |= {
+        "train_micro_batch_size_per_gpu": batching.chunk,
+        "gradient_accumulation_steps": micro_steps,
+        "train_batch_size": batching.chunk * micro_steps * world_size,
+        "gradient_clipping": config.optimizer.clip_grad_norm or settings["gradient_clipping"],
+    }
+    return settings
+
+
+def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -> None:
+    """Refuse what DeepSpeed 0.19 accepts and then does wrongly."""
+    if "gradient_clipping" not in settings:
+        raise UserError(
+            f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0"
+        )
+    for key in ("optimizer", "scheduler"):
+        if key in settings:
+            raise UserError(f"{path}: {key} is decided by the training config ({key} there); remove it here")
+    fp16 = bool(settings.get("fp16", {}).get("enabled"))
+    autocast = settings.get("torch_autocast", {})
+    bf16 = bool(autocast.get("enabled")) or bool(settings.get("bf16", {}).get("enabled"))
+    if autocast.get("enabled") and autocast.get("dtype") in ("float16", "fp16"):
+        raise UserError(
+            f"{path}: float16 autocast never lowers its loss scale under ZeRO; use the fp16 block"
+        )
+    found = "fp16" if fp16 else "bf16" if bf16 else "fp32"
+    if found != config.precision:
+        raise UserError(
+            f"{path} trains in {found}, the config says precision={config.precision}; change one of them"
+        )
+    stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage == 0 and fp16:
+        raise UserError(
+            f"{path}: fp16 without ZeRO divides gradients by a scale it never applied; use stage 1 to 3"
+        )
+    if stage == 0 and settings.get("bf16", {}).get("enabled"):
+        raise UserError(
+            f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast"
+        )
+    if config.optimizer.name == "lamb":
+        check_deepspeed_settings(settings)
+
+
+def require_precision(config: TrainConfig) -> None:
+    """UserError if this machine cannot train in ``config.precision``; applies the patch for tests if asked to."""
+    accelerator = deepspeed_accelerator()
+    if config.precision == "bf16" and not accelerator.is_bf16_supported():
+        raise UserError(f"precision=bf16: this {accelerator.device_name()} has no bf16; use precision=fp32")
+    if config.precision != "fp16" or accelerator.is_fp16_supported():
+        return
+    if accelerator.device_name() != "cpu" or not config.fp16_on_cpu:
+        raise UserError(
+            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=bf16 or fp32 "
+            "(fp16_on_cpu=true runs it all the same, 6 to 40 times slower: for tests)"
+        )
+    type(accelerator).is_fp16_supported = lambda self: True
+
+
+@dataclass
+class Engine:
+    """A DeepSpeed engine with the optimiser inside it."""
+
+    deepspeed: Any
+    optimizer: Optimizer
+    model: DualEncoder
+    batching: Batching
+
+    def bind(self) -> None:
+        """Find the parameters in DeepSpeed's tensors again; after every load of a checkpoint."""
+        if isinstance(self.optimizer, Lamb):
+            bind_lamb(self.deepspeed, self.optimizer)
+
+    def set_lr(self, lr: float) -> None:
+        for group in self.deepspeed.optimizer.param_groups:
+            group["lr"] = lr
+
+    def loss_scale(self) -> float:
+        """The dynamic loss scale; 1 unless fp16."""
+        return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
+
+    @property
+    def is_fp16(self) -> bool:
+        return bool(self.deepspeed.fp16_enabled())
+
+    @property
+    def zero_stage(self) -> int:
+        return int(self.deepspeed.zero_optimization_stage())
+
+    @property
+    def skipped_steps(self) -> int:
+        return int(self.deepspeed.skipped_steps)
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        """LAMB's norms per parameter of the last step; empty with another optimiser. Waits for the device."""
+        return self.optimizer.norms() if isinstance(self.optimizer, Lamb) else {}
+
+    def grad_norm(self) -> float | None:
+        """L2 norm of the whole gradient of the last step (unscaled), if anyone knows it."""
+        norms = self.norms()
+        if norms:
+            return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values()))
+        known = self.deepspeed.get_global_grad_norm()
+        return None if known is None else float(known)
+
+    def is_finite(self) -> bool:
+        """True if the last step that was taken had finite gradients and left finite weights."""
+        norms = self.norms()
+        if norms:
+            return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
+        norm = self.grad_norm()
+        return norm is None or math.isfinite(norm)
+
+
+def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
+    """LAMB or AdamW over the three parameter groups."""
+    o = config.optimizer
+    groups = param_groups(model, o.weight_decay)
+    if o.name == "lamb":
+        return Lamb(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay, o.max_trust_norm)  # type: ignore[arg-type]
+    return ClampedAdamW(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay)  # type: ignore[arg-type]
+
+
+def make_engine(
+    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, universal: bool = False
+) -> Engine:
+    """Hand ``model`` to DeepSpeed. ``universal``: the next checkpoint to load was saved by another world size."""
+    import deepspeed
+
+    settings = deepspeed_settings(config, batching, world_size)
+    if universal:
+        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
+    optimizer = make_optimizer(model, config)
+    wrapped, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer, config=settings, dist_init_required=False
+    )
+    engine = Engine(wrapped, optimizer, model, batching)
+    engine.bind()
+    return engine
+
+
+def model_dtype(precision: str) -> torch.dtype:
+    """The dtype in which a precision computes, and the default on the wire."""
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
+    """Tensors of a loader's batch on ``device``; pixels in ``dtype`` where the model's weights have it."""
+    moved = {
+        name: value.to(device, non_blocking=True)
+        for name, value in batch.items()
+        if isinstance(value, Tensor)
+    }
+    if dtype is not None:
+        moved["pixels"] = moved["pixels"].to(dtype)
+    return moved

@@ -1,0 +1,182 @@
+"""LAMB as the paper's implementation has it, right for whole parameters and for ZeRO's flat slices alike.
+
+DeepSpeed hands an optimiser not parameters but flat slices of all of them, cut anywhere. A trust ratio taken over
+such a slice is wrong (measured: steps off by 37 % at ZeRO-1/2, a thousandfold at ZeRO-3). Here an optimiser tensor
+carries a *layout* (see filip.train.fragments): which stretch of it belongs to which parameter. Norms are summed
+per stretch, completed over the ranks by one all-reduce, and applied per stretch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.optim import AdamW, Optimizer
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What an optimiser tensor of ``sum(sizes)`` elements holds.
+
+    ``sizes[k]`` consecutive elements belong to parameter ``owners[k]``, an index into ``names``, or to none (-1:
+    padding). ``names`` is the same on all ranks of ``group``; a rank may hold no piece of a parameter.
+    """
+
+    names: tuple[str, ...]
+    sizes: tuple[int, ...]
+    owners: tuple[int, ...]
+    group: Any = None  # process group over which pieces of a parameter are spread
+    partitioned: bool = True  # False: every rank holds whole parameters, nothing to add up
+
+
+class Lamb(Optimizer):
+    """Layer-wise adaptive moments (You et al., 2020), in the variant of the paper:
+
+        m = b1 m + (1 - b1) g;  v = b2 v + (1 - b2) g²          no bias correction
+        u = m / (sqrt(v) + eps) + decay * w                     eps outside the root, decay inside the norm
+        w = w - lr * min(|w|, max_trust_norm) / |u| * u         ratio 1 if either norm is 0
+
+    Norms are over a whole parameter. A group may carry ``maximum``: its weights are clamped to it after the step
+    (the temperature). Tensors without a layout are whole parameters.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-4,
+        weight_decay: float = 0.0,
+        max_trust_norm: float = 10.0,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "max_trust_norm": max_trust_norm,
+            "maximum": None,
+        }
+        super().__init__(params, defaults)
+        self.layouts: dict[Tensor, Layout] = {}
+        self.report: dict[str, Tensor] = {}
+
+    def bind(self, layouts: dict[Tensor, Layout]) -> None:
+        """Say what each optimiser tensor holds. ZeRO replaces the tensors, so bind again after every load."""
+        for tensor, layout in layouts.items():
+            if sum(layout.sizes) != tensor.numel():
+                raise RuntimeError(f"layout of {sum(layout.sizes)} elements for a tensor of {tensor.numel()}")
+        self.layouts = dict(layouts)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """One step of every group. DeepSpeed calls it group by group, on all ranks in the same order."""
+        if closure is not None:
+            raise ValueError("Lamb takes no closure")
+        for group in self.param_groups:
+            for tensor in group["params"]:
+                layout = self.layouts.get(tensor)
+                if layout is None:
+                    if self.layouts:
+                        raise RuntimeError(
+                            "an optimiser tensor has no layout: bind() was not called after a load"
+                        )
+                    layout = Layout(("",), (tensor.numel(),), (0,), partitioned=False)
+                if tensor.grad is not None:
+                    self._step_tensor(group, tensor, layout)
+
+    def _step_tensor(self, group: dict[str, Any], weight: Tensor, layout: Layout) -> None:
+        flat, grad = weight.detach().view(-1), _clean(weight.grad, layout)
+        state = self.state[weight]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(flat).view_as(weight)
+            state["exp_avg_sq"] = torch.zeros_like(flat).view_as(weight)
+        state["step"] += 1
+        beta1, beta2 = group["betas"]
+        exp_avg, exp_avg_sq = state["exp_avg"].view(-1), state["exp_avg_sq"].view(-1)
+        exp_avg.lerp_(grad, 1 - beta1)
+        exp_avg_sq.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
+        update = exp_avg / exp_avg_sq.sqrt().add_(group["eps"])
+        if group["weight_decay"]:
+            update.add_(flat, alpha=group["weight_decay"])
+        norms = parameter_norms([flat, update, grad], layout)
+        weight_norm, update_norm = norms[0].clamp(max=group["max_trust_norm"]), norms[1]
+        defined = (weight_norm > 0) & (update_norm > 0)
+        ratio = torch.where(defined, weight_norm / update_norm, torch.ones_like(update_norm))
+        _apply(flat, update, -group["lr"] * ratio, layout)
+        if group["maximum"] is not None:
+            flat.clamp_(max=group["maximum"])
+        self._remember(layout, norms, ratio)
+
+    def _remember(self, layout: Layout, norms: Tensor, ratio: Tensor) -> None:
+        """Keep this step's norms per parameter for telemetry, on the device: reading them would wait for it."""
+        table = torch.cat([norms, ratio[None]])
+        self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
+
+    def norms(self) -> dict[str, dict[str, float]]:
+        """Of the last step: {parameter: {weight, update, gradient, trust_ratio}}; whole parameters, all ranks."""
+        kinds = ("weight", "update", "gradient", "trust_ratio")
+        return {
+            name: dict(zip(kinds, column.tolist(), strict=True))
+            for name, column in self.report.items()
+            if name
+        }
+
+
+class ClampedAdamW(AdamW):
+    """AdamW whose groups may carry ``maximum``. Elementwise, so that any slicing by ZeRO is right as it is."""
+
+    @torch.no_grad()
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        super().step(closure)
+        for group in self.param_groups:
+            if group.get("maximum") is not None:
+                for tensor in group["params"]:
+                    tensor.clamp_(max=group["maximum"])
+
+
+def parameter_norms(tensors: list[Tensor], layout: Layout) -> Tensor:
+    """L2 norms [len(tensors), len(layout.names)] of whole parameters, completed over the ranks of the layout."""
+    pieces = [
+        piece
+        for tensor in tensors
+        for piece, owner in zip(tensor.split(list(layout.sizes)), layout.owners, strict=True)
+        if owner >= 0
+    ]
+    owners = [owner for owner in layout.owners if owner >= 0]
+    if not layout.partitioned and owners == list(range(len(layout.names))):
+        return torch.stack(torch._foreach_norm(pieces)).view(len(tensors), -1)
+    squares = tensors[0].new_zeros(len(tensors), len(layout.names))
+    if pieces:
+        parts = torch.stack(torch._foreach_norm(pieces)).view(len(tensors), -1).square()
+        squares.index_add_(1, torch.tensor(owners, device=squares.device), parts)
+    if layout.partitioned:
+        dist.all_reduce(squares, group=layout.group)
+    return squares.sqrt()
+
+
+def _clean(grad: Tensor | None, layout: Layout) -> Tensor:
+    """The flat gradient with its padding zeroed: ZeRO-3 leaves uninitialised memory there."""
+    assert grad is not None
+    flat, start = grad.detach().view(-1), 0
+    for size, owner in zip(layout.sizes, layout.owners, strict=True):
+        if owner < 0:
+            flat[start : start + size] = 0
+        start += size
+    return flat
+
+
+def _apply(flat: Tensor, update: Tensor, factors: Tensor, layout: Layout) -> None:
+    """``flat += factors[owner] * update``, stretch by stretch; padding stays."""
+    owned = [k for k, owner in enumerate(layout.owners) if owner >= 0]
+    if not owned:
+        return
+    updates, targets = update.split(list(layout.sizes)), flat.split(list(layout.sizes))
+    scaled = [updates[k] for k in owned]
+    torch._foreach_mul_(scaled, list(factors[[layout.owners[k] for k in owned]].unbind()))
+    torch._foreach_add_([targets[k] for k in owned], scaled)

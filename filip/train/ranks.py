@@ -1,0 +1,164 @@
+"""The processes of a training: who am I, how many threads may I use, and how all ranks fail or stop together."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from types import FrameType
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from filip.errors import UserError
+
+STOPPED_BY_SIGNAL = (
+    85  # exit code: saved at a step boundary because of SIGTERM or SIGUSR1; start again to go on
+)
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """This process among its peers."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    local_world_size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def maximum(self, value: float) -> float:
+        """The maximum of ``value`` over all ranks."""
+        tensor = torch.tensor([value], dtype=torch.float32, device=self.device)
+        dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
+        return float(tensor)
+
+
+def environment_rank() -> int:
+    """The rank that the launcher gave this process; 0 without a launcher. Needs no process group."""
+    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if _launched() else 0)
+
+
+def start_ranks(threads: int | None = None, timeout_minutes: float = 30) -> Ranks:
+    """Join the process group that the launcher's environment describes, or be a group of one.
+
+    Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
+    Sets this process's threads so that the ranks of one host share its cores.
+    """
+    _fill_environment()
+    rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    local_rank = int(os.environ["LOCAL_RANK"])
+    local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
+    if threads is not None:
+        torch.set_num_threads(threads)
+    elif "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
+    accelerator = deepspeed_accelerator()
+    name = accelerator.device_name()
+    device = torch.device(name) if name == "cpu" else torch.device(name, local_rank)
+    if name != "cpu":
+        accelerator.set_device(local_rank)
+    import deepspeed.comm
+
+    if not dist.is_initialized():
+        deepspeed.comm.init_distributed(
+            dist_backend="gloo" if name == "cpu" else None,
+            timeout=timedelta(minutes=timeout_minutes),
+            verbose=False,
+        )
+    return Ranks(rank, world_size, local_rank, local_world_size, device)
+
+
+def deepspeed_accelerator() -> Any:
+    """DeepSpeed's accelerator, with its chatter turned down and its 33-second C++ build turned off."""
+    import deepspeed
+    import deepspeed.utils
+    from deepspeed.accelerator import get_accelerator
+
+    # The op speeds up inference only; building it needs a compiler, and a build that was killed hangs later runs.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.utils.logger.setLevel("WARNING")
+    return get_accelerator()
+
+
+def _launched() -> bool:
+    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
+
+
+def _fill_environment() -> None:
+    """The variables that torch.distributed reads, where the launcher did not set them."""
+    environment = os.environ
+    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+        environment.setdefault("LOCAL_WORLD_SIZE", environment.get("SLURM_NTASKS_PER_NODE", "1"))
+        if "MASTER_ADDR" not in environment:
+            environment["MASTER_ADDR"] = _first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
+            environment["MASTER_PORT"] = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
+        return
+    if "RANK" not in environment:
+        environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
+
+
+def _first_host(nodes: str) -> str:
+    """``node[03-07,9]`` or ``a,b``: the first name."""
+    head = nodes.split(",")[0]
+    if "[" not in head:
+        return head
+    prefix, rest = head.split("[", 1)
+    return prefix + rest.rstrip("]").split("-")[0]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextmanager
+def all_or_none(ranks: Ranks) -> Iterator[None]:
+    """A UserError on any rank inside the block becomes the same UserError on all of them, none hangs."""
+    message: str | None = None
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+    if ranks.world_size > 1:
+        messages: list[str | None] = [None] * ranks.world_size
+        dist.all_gather_object(messages, message)
+        first = next(((r, m) for r, m in enumerate(messages) if m is not None), None)
+        if first is not None:
+            raise UserError(first[1] if first[0] == 0 else f"{first[1]} (rank {first[0]})")
+    elif message is not None:
+        raise UserError(message)
+
+
+class StopSignal:
+    """SIGTERM and SIGUSR1 mean: save at the next step boundary on all ranks, then exit with 85."""
+
+    def __init__(self) -> None:
+        self.received: str | None = None
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.received = signal.Signals(number).name
+        # os.write: print is not safe inside a signal handler
+        os.write(sys.stderr.fileno(), f"{self.received}: saving at the next step boundary\n".encode())
+
+
+def barrier() -> None:
+    """Wait for all ranks."""
+    dist.barrier()

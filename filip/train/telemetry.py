@@ -1,0 +1,127 @@
+"""What a run tells: TensorBoard, one JSON line and one text line per interval, from the first rank."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import torch
+
+LOG = "log.jsonl"
+
+
+class Telemetry:
+    """Writes on the first rank; elsewhere every call does nothing."""
+
+    def __init__(self, run_dir: Path, enabled: bool, step: int) -> None:
+        """``step``: where the run starts; what an earlier attempt wrote from there on is dropped."""
+        self.enabled = enabled
+        if not enabled:
+            return
+        from torch.utils.tensorboard import SummaryWriter
+
+        run_dir.mkdir(parents=True, exist_ok=True)
+        self.path = run_dir / LOG
+        _drop_after(self.path, step)
+        self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1, flush_secs=20)
+        self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
+
+    def record(self, step: int, values: dict[str, Any]) -> None:
+        """One interval: every number to TensorBoard under its key, all to log.jsonl."""
+        if not self.enabled:
+            return
+        for key, value in values.items():
+            if isinstance(value, int | float):
+                self.writer.add_scalar(key, value, step)
+        self.file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
+        self.file.flush()
+
+    def event(self, step: int, kind: str, text: str) -> None:
+        """Something worth a sentence: resumed, saved, a finding of the watchdog."""
+        if not self.enabled:
+            return
+        say(text)
+        self.writer.add_text(f"events/{kind}", text, step)
+        self.file.write(json.dumps({"step": step, "time": time.time(), "event": kind, "text": text}) + "\n")
+        self.file.flush()
+
+    def images(self, step: int, tag: str, pixels: np.ndarray) -> None:
+        """uint8 [H, W, 3]."""
+        if self.enabled:
+            self.writer.add_image(tag, pixels, step, dataformats="HWC")
+
+    def close(self) -> None:
+        if self.enabled:
+            self.writer.close()
+            self.file.close()
+
+
+def say(text: str) -> None:
+    """A line for a plain terminal or a log file."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
+    """The line that a person follows: ``values`` as given to :meth:`Telemetry.record`."""
+    parts = [
+        f"step {step}/{steps}",
+        f"loss {values['loss/total']:.4f}",
+        f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%",
+        f"lr {values['optimizer/lr']:.2e}",
+        f"scale {values['optimizer/logit_scale']:.1f}",
+        f"{values['speed/pairs_per_second']:.0f} pairs/s",
+        f"data {100 * values['speed/data_share']:.0f}%",
+        f"{values['memory/peak_mb']:.0f} MB",
+        f"ETA {duration(eta_seconds)}",
+    ]
+    if values.get("optimizer/skipped_steps"):
+        parts.insert(5, f"skipped {values['optimizer/skipped_steps']}")
+    return "  ".join(parts)
+
+
+def duration(seconds: float) -> str:
+    """``1d02h``, ``2h05m``, ``3m20s`` or ``12s``."""
+    minutes, s = divmod(max(0, round(seconds)), 60)
+    hours, m = divmod(minutes, 60)
+    days, h = divmod(hours, 24)
+    if days:
+        return f"{days}d{h:02d}h"
+    return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """Peak memory of this process in MB: of the accelerator, or resident on a CPU."""
+    if device.type == "cpu":
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return torch.cuda.max_memory_allocated(device) / 2**20
+
+
+def memory_mb(device: torch.device) -> float:
+    """Memory of this process now, in MB."""
+    if device.type == "cpu":
+        return psutil.Process().memory_info().rss / 2**20
+    return torch.cuda.memory_allocated(device) / 2**20
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep only lines up to ``step``: a resumed run writes the rest again."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line)
+        except (ValueError, KeyError):
+            continue  # a line cut short by a kill
+    part = path.with_name(f".{path.name}.part")
+    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    os.replace(part, path)

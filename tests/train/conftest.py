@@ -1,0 +1,154 @@
+"""A little data set and the launching of real ranks."""
+
+from __future__ import annotations
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+COLOURS = {
+    "red": (220, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 220), "yellow": (240, 220, 40),
+    "purple": (140, 40, 160), "orange": (250, 140, 20), "black": (15, 15, 15), "white": (245, 245, 245),
+}  # fmt: skip
+PLACES = ("left", "right", "top", "bottom")
+
+
+def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> None:
+    """Tars as img2dataset writes them and caption side-cars, of squares that a colour and a place describe."""
+    rng = np.random.default_rng(seed)
+    names = list(COLOURS)
+    (folder / "shards").mkdir(parents=True)
+    (folder / "captions").mkdir()
+    for s in range(shards):
+        keys, captions, groups = [], [], []
+        with tarfile.open(folder / "shards" / f"{s:05d}.tar", "w") as tar:
+            for i in range(per_shard):
+                front, back = rng.choice(len(names), 2, replace=False)
+                place = int(rng.integers(len(PLACES)))
+                key = f"{s:05d}{i:04d}"
+                text = f"a {names[front]} square at the {PLACES[place]} on {names[back]}"
+                _add(tar, f"{key}.png", _picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place]))
+                _add(tar, f"{key}.txt", text.encode())
+                keys.append(key)
+                captions.append([text, f"{names[front]} square, {PLACES[place]}, {names[back]}"])
+                groups.append(int(front * 64 + back * 8 + place))
+        table = {
+            "key": pa.array(keys),
+            "captions": pa.array(captions, pa.list_(pa.string())),
+            "origins": pa.array([["original", "test"]] * len(keys), pa.list_(pa.string())),
+            "group": pa.array(groups, pa.int64()),
+        }
+        pq.write_table(pa.table(table), folder / "captions" / f"{s:05d}.parquet")
+
+
+def _picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
+    pixels = np.zeros((40, 40, 3), np.uint8) + np.array(back, np.uint8)
+    rows, columns = {
+        "left": (slice(12, 28), slice(2, 18)),
+        "right": (slice(12, 28), slice(22, 38)),
+        "top": (slice(2, 18), slice(12, 28)),
+        "bottom": (slice(22, 38), slice(12, 28)),
+    }[place]
+    pixels[rows, columns] = front
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.fixture(scope="session")
+def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``shards`` and ``captions``: 3 shards of 64 pairs."""
+    folder = tmp_path_factory.mktemp("squares")
+    write_shards(folder, shards=3, per_shard=64)
+    return folder
+
+
+def environment(**more: str) -> dict[str, str]:
+    clean = {
+        k: v for k, v in os.environ.items() if not k.startswith(("RANK", "WORLD_SIZE", "LOCAL_", "MASTER_"))
+    }
+    return {**clean, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1", **more}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class Ranks:
+    """Processes started directly with a launcher's environment: no launcher overhead, signals reach each."""
+
+    def __init__(self, world_size: int, arguments: list[str], log: Path, **more: str) -> None:
+        self.log = log
+        port = str(free_port())
+        self.processes = []
+        with open(log, "wb") as out:
+            for rank in range(world_size):
+                variables = {
+                    "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
+                    "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                }  # fmt: skip
+                self.processes.append(
+                    subprocess.Popen(
+                        [sys.executable, *arguments],
+                        env=environment(**variables, **more),
+                        stdout=out,
+                        stderr=out,
+                    )
+                )
+
+    def wait(self, timeout: float = 240) -> list[int]:
+        """Exit codes of all ranks; those left when one has died are killed, as a launcher does."""
+        try:
+            codes = [self.processes[0].wait(timeout)]
+            codes += [p.wait(30) for p in self.processes[1:]]
+        except subprocess.TimeoutExpired:
+            self.kill()
+            pytest.fail(f"ranks did not end:\n{self.text()[-3000:]}")
+        return codes
+
+    def send(self, number: signal.Signals) -> None:
+        for process in self.processes:
+            process.send_signal(number)
+
+    def kill(self) -> None:
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.wait()
+
+    def text(self) -> str:
+        return self.log.read_text(errors="replace")
+
+
+def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """``-m filip.train`` on the squares with the tiny model; later overrides win."""
+    base = {
+        "experiment": "demo", "model": "tiny", "run": "test", "run_dir": str(run_dir),
+        "out": str(run_dir / "model.safetensors"), "result": str(run_dir / "result.json"),
+        "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
+        "global_batch": "24", "max_steps": "20", "optimizer.warmup_steps": "4", "log_every": "1",
+        "checkpoint.every_minutes": "0", "data.workers": "0", "warmup_timing": "1",
+    }  # fmt: skip
+    for override in overrides:
+        name, _, value = override.partition("=")
+        base[name] = value
+    return ["-m", "filip.train", *(f"{name}={value}" for name, value in base.items())]
