@@ -1,8 +1,11 @@
 """Late interaction: exact, on all tokens, at close to the price of the matrix product.
 
-One function, ``late_interaction``, with several exact backends; the forms for many ranks, the contrastive
-loss and the scorer for evaluation stand on it. Imports nothing of the rest of the project.
-See docs/interaction.md for the design and its memory and flop count.
+    similarity = late_interaction(image_tokens, text_tokens, text_lengths)    # s^I and s^T
+    output = contrastive_loss(similarity, logit_scale)
+
+One function with several exact backends. On it stand the forms for many ranks, gradient caching for batches
+beyond the memory, and the scorer for evaluation. Imports nothing of the rest of the project. The design,
+with its flops and bytes for the paper's setting: docs/interaction.md, ``python -m filip.interaction.cost``.
 """
 
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
@@ -11,6 +14,7 @@ from filip.interaction.distributed import (
     distributed_late_interaction,
     gather_ids,
 )
+from filip.interaction.grad_cache import cached_backward
 from filip.interaction.keep import keep_tokens, token_scores
 from filip.interaction.loss import ContrastiveOutput, add_global_term, contrastive_loss, global_similarity
 from filip.interaction.packed import Similarity, pack_tokens
@@ -20,6 +24,7 @@ __all__ = [
     "ContrastiveOutput",
     "Similarity",
     "add_global_term",
+    "cached_backward",
     "contrastive_loss",
     "distributed_global_similarity",
     "distributed_late_interaction",

@@ -153,7 +153,7 @@ class _LateInteraction(torch.autograd.Function):
 
 
 def _automatic(image_tokens: Tensor, longest: int) -> Backend:
-    for device, candidate in (("cpu", _native), ("cuda", _triton)):
+    for device, candidate in (("cpu", _native), ("cuda", _triton_by_default)):
         if image_tokens.device.type == device:
             found, reason = candidate(image_tokens, longest)
             if found is not None:
@@ -169,7 +169,23 @@ def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
 
 
 def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    return None, ""
+    """The GPU kernels, or None and why not."""
+    try:
+        from filip.interaction import triton_kernel
+    except ImportError as error:
+        return None, f"Triton cannot be imported ({error})"
+    reason = triton_kernel.unavailable(image_tokens, longest)
+    return (None if reason else triton_kernel), reason
+
+
+def _triton_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
+    major, minor = torch.cuda.get_device_capability(image_tokens.device)
+    if major < 8:
+        return (
+            None,
+            f"Triton has no tensor-core path for compute capability {major}.{minor} (8.0 is the first)",
+        )
+    return _triton(image_tokens, longest)
 
 
 _notices: set[str] = set()

@@ -66,18 +66,11 @@ def contrastive_loss(
             f"{list(similarity.t2i.shape)} and offset {offset}"
         )
     target: Tensor = torch.arange(offset, offset + b, device=similarity.i2t.device)
-    if ids is not None:
-        positives = _positives(ids, ids if all_ids is None else all_ids, target, n)
-    else:
-        positives = F.one_hot(target, n).bool()
+    positives = None if ids is None else _positives(ids, ids if all_ids is None else all_ids, target, n)
     with torch.autocast(similarity.i2t.device.type, enabled=False):
         scale = logit_scale.to(wide).reshape(())
-        i2t_loss, i2t_accuracy = _one_direction(
-            scale * similarity.i2t.to(wide), target, positives, ids is not None
-        )
-        t2i_loss, t2i_accuracy = _one_direction(
-            scale * similarity.t2i.to(wide).T, target, positives, ids is not None
-        )
+        i2t_loss, i2t_accuracy = _one_direction(scale * similarity.i2t.to(wide), target, positives)
+        t2i_loss, t2i_accuracy = _one_direction(scale * similarity.t2i.to(wide).T, target, positives)
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
 
 
@@ -91,13 +84,13 @@ def add_global_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight
     return token._replace(loss=token.loss + weight * global_.loss)
 
 
-def _one_direction(logits: Tensor, target: Tensor, positives: Tensor, soft: bool) -> tuple[Tensor, Tensor]:
-    with torch.no_grad():
-        hits = positives.gather(1, logits.argmax(dim=1, keepdim=True)).to(logits.dtype).mean()
-    if not soft:
-        return F.cross_entropy(logits, target), hits
-    soft_target = positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)
-    return F.cross_entropy(logits, soft_target), hits
+def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive in first place."""
+    best = logits.detach().argmax(dim=1)
+    if positives is None:
+        return F.cross_entropy(logits, target), (best == target).to(logits.dtype).mean()
+    hits = positives.gather(1, best[:, None]).to(logits.dtype).mean()
+    return F.cross_entropy(logits, positives.to(logits.dtype) / positives.sum(dim=1, keepdim=True)), hits
 
 
 def _positives(ids: Tensor, all_ids: Tensor, target: Tensor, n: int) -> Tensor:

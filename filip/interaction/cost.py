@@ -1,0 +1,141 @@
+"""What the token-wise loss costs per GPU and step: flops, memory and traffic, counted and not measured.
+
+``python -m filip.interaction.cost`` prints the table for the paper's base model (global batch 40,960 on 128
+GPUs, ViT-B/32); ``--help`` lists what can be changed. docs/interaction.md explains the design from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One training step as one GPU sees it. Defaults: the paper's FILIP base."""
+
+    global_batch: int = 40_960
+    gpus: int = 128
+    n1: int = 49  # image tokens in the interaction
+    n2: float = 18.0  # mean tokens of a caption, [BOS] and [EOS] included
+    n2_padded: int = 77  # what a padded implementation computes with
+    dim: int = 256
+    token_bytes: int = 2  # fp16 transport, as in the paper
+    tile_bytes: int = 1 << 28  # what the tiled backend holds of the similarity on a GPU
+    image_layers: int = 12
+    image_width: int = 768
+    text_layers: int = 12
+    text_width: int = 512
+
+    @property
+    def local(self) -> int:
+        return self.global_batch // self.gpus
+
+
+class Cost(NamedTuple):
+    """Of one GPU in one step, forward and backward."""
+
+    flops: float
+    memory: float  # bytes beyond the own tokens and their gradients
+    traffic: float  # bytes received from other GPUs
+
+
+def encoder_flops(s: Setting) -> float:
+    """Forward and backward of both encoders for the local batch: 3 x 2 flops per weight and token, and attention."""
+
+    def tower(layers: int, width: int, tokens: int) -> float:
+        weights = 12 * width * width  # four attention and two MLP matrices (4x) of a block
+        return layers * tokens * (2 * weights + 4 * width * tokens)
+
+    per_pair = tower(s.image_layers, s.image_width, s.n1 + 1) + tower(
+        s.text_layers, s.text_width, s.n2_padded
+    )
+    return 3 * per_pair * s.local
+
+
+def clip(s: Setting) -> Cost:
+    """One vector per side (2 x dim wide): both sides gathered, each direction its own product."""
+    width = 2 * s.dim
+    product = 2 * s.local * s.global_batch * width
+    logits = 2 * 2 * 4 * s.local * s.global_batch  # two matrices and their gradients
+    gathered = 2 * s.global_batch * width * s.token_bytes
+    foreign = gathered * (s.gpus - 1) / s.gpus
+    return Cost(2 * 3 * product, logits + gathered, 2 * foreign)
+
+
+def materialised(s: Setting, share: float = 1.0) -> Cost:
+    """The form of the public re-implementations: padded text, both sides gathered, einsum per direction.
+
+    ``share`` of the tokens are kept (the paper: 0.25, chosen by a product over the local batch).
+    """
+    n1, n2 = _kept(s.n1, share), _kept(s.n2_padded, share)
+    product = 2 * s.local * s.global_batch * n1 * n2 * s.dim
+    choosing = 2 * s.local**2 * s.n1 * s.n2_padded * s.dim if share < 1 else 0
+    similarity = s.local * s.global_batch * n1 * n2 * s.token_bytes
+    gathered = s.global_batch * (n1 + n2) * s.dim * s.token_bytes
+    foreign = gathered * (s.gpus - 1) / s.gpus
+    matrices = 2 * 2 * 4 * s.local * s.global_batch
+    return Cost(2 * 3 * product + choosing, 2 * similarity + 2 * gathered + matrices, 2 * foreign)
+
+
+def fused(s: Setting, form: str = "gather", recompute: bool = False) -> Cost:
+    """This engine: packed text, every pair scored once, arg-max maps kept, backward by gather and scatter."""
+    pairs = s.local * s.global_batch
+    product = 2 * pairs * s.n1 * s.n2 * s.dim
+    row_sums = 2 * 2 * pairs * (s.n1 + s.n2) * s.dim  # each winner is added once on either side
+    index_bytes = 1 if max(s.n1, s.n2_padded) <= 256 else 2
+    maps = 0 if recompute else pairs * (s.n1 + s.n2) * index_bytes
+    matrices = 2 * 2 * 4 * pairs  # s^I and s^T and their gradients
+    all_texts = s.global_batch * s.n2 * s.dim
+    blocks = 1 if form == "gather" else 2 / s.gpus  # the block in hand and the one arriving
+    foreign = all_texts * (s.token_bytes + 4) * blocks  # with their float32 gradients
+    received = all_texts * (s.gpus - 1) / s.gpus
+    passes = 1 if form == "gather" else 2  # the ring sends the tokens again in the backward
+    traffic = received * (passes * s.token_bytes + 4) + 2 * 4 * pairs
+    return Cost(
+        product * (2 if recompute else 1) + row_sums, maps + matrices + foreign + s.tile_bytes, traffic
+    )
+
+
+def _kept(tokens: int, share: float) -> int:
+    return max(1, -int(-tokens * share // 1))
+
+
+def table(s: Setting) -> str:
+    """The costs of every form, one line each, beside the encoders' flops."""
+    encoders = encoder_flops(s)
+    rows = [
+        ("CLIP, one vector per side", clip(s)),
+        ("padded einsum, all tokens", materialised(s)),
+        ("padded einsum, 25 % of tokens", materialised(s, 0.25)),
+        ("this engine, all tokens, gather", fused(s)),
+        ("this engine, all tokens, ring", fused(s, "ring")),
+        ("  … ring, maps recomputed", fused(s, "ring", recompute=True)),
+    ]
+    lines = [
+        f"Global batch {s.global_batch:,} on {s.gpus} GPUs ({s.local} pairs each), {s.n1} image tokens, captions "
+        f"of {s.n2:g} tokens (padded: {s.n2_padded}), {s.dim} features.",
+        f"Encoders of one GPU, forward and backward: {encoders / 1e12:.1f} TFLOP.",
+        "",
+        f"{'loss, per GPU and step':34s}{'TFLOP':>9s}{'% of encoders':>15s}{'memory GB':>11s}{'received GB':>13s}",
+    ]
+    for name, cost in rows:
+        lines.append(
+            f"{name:34s}{cost.flops / 1e12:9.2f}{100 * cost.flops / encoders:15.1f}"
+            f"{cost.memory / 1e9:11.2f}{cost.traffic / 1e9:13.2f}"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
+    default = Setting()
+    for name in ("global_batch", "gpus", "n1", "n2", "dim", "token_bytes"):
+        value = getattr(default, name)
+        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
+    print(table(replace(default, **vars(parser.parse_args()))))
+
+
+if __name__ == "__main__":
+    main()

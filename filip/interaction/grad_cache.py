@@ -1,0 +1,133 @@
+"""Large batches on few devices: the gradients of one big batch, with the activations of a small one.
+
+A contrastive loss does not split into micro-batches: every pair is a negative of every other. But it
+depends on the encoders only through their outputs, which are small. So
+
+  1. encode every micro-batch without a graph and keep the outputs;
+  2. take the loss once over all of them, and its gradient with respect to each;
+  3. encode every micro-batch again, now with a graph and with the random state of the first time (so that
+     dropout draws the same masks), and back-propagate the scalar <outputs, their gradient>.
+
+By the chain rule the sum of step 3 is exactly the gradient of the big batch (Gao et al. 2021, GradCache).
+One forward pass of the encoders is the price.
+
+Plain PyTorch::
+
+    def encode(batch):
+        image, text = model.encode_image(batch["pixels"]), model.encode_text(batch["ids"], batch["lengths"])
+        return image, text.tokens, text.lengths, model.scale().reshape(1)
+
+    def loss(image, tokens, lengths, scale):
+        similarity = distributed_late_interaction(image, tokens, lengths)
+        return contrastive_loss(similarity, scale.mean(), offset=offset)
+
+    output = cached_backward(micro_batches, encode, loss, backward=torch.Tensor.backward)
+    optimizer.step()
+
+Under DeepSpeed, ``encode`` calls the engine (so that ZeRO-3 gathers its parameters), the config says
+``gradient_accumulation_steps`` = number of micro-batches, and the engine must not divide by it::
+
+    def backward(scalar):
+        engine.backward(scalar, scale_wrt_gas=False)
+        engine.step()   # counts micro-batches; the optimiser moves on the last
+
+With fp16 loss scaling pass ``loss_scale=engine.optimizer.loss_scale``: step 2 then runs at the same scale
+as the big batch would, and its gradients do not underflow.
+
+Whatever belongs to the model rather than to the batch but enters the loss, such as the logit scale, is
+returned by ``encode`` too, with shape [1]; it arrives in ``loss`` as M equal values. Their mean is it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from filip.interaction.loss import ContrastiveOutput
+
+Batch = TypeVar("Batch")
+
+
+def cached_backward(
+    micro_batches: Sequence[Batch],
+    encode: Callable[[Batch], tuple[Tensor, ...]],
+    loss: Callable[..., ContrastiveOutput],
+    backward: Callable[[Tensor], Any],
+    *,
+    loss_scale: float = 1.0,
+) -> ContrastiveOutput:
+    """Accumulate the gradients of ``loss`` over all micro-batches as if they were one batch.
+
+    Arguments
+        micro_batches  M >= 1 of them; each is given to ``encode`` twice
+        encode         outputs of one micro-batch, a tuple of tensors that grow along dimension 0 (tokens
+                       [b, n1, d], packed tokens [T, d], lengths [b], vectors [b, d], a scale [1]);
+                       integer tensors take no gradient
+        loss           called once with the outputs, each concatenated over the micro-batches in order
+        backward       called M times with a scalar; must accumulate gradients, not average them
+        loss_scale     the gradient of the outputs is computed at this scale, then divided by it in float32
+
+    Returns what ``loss`` returned, detached. The random state (CPU and current CUDA device) afterwards is
+    that after the first encoding. Raises ValueError when there is no micro-batch, or when ``encode`` gives
+    other shapes the second time.
+    """
+    if not micro_batches:
+        raise ValueError("cached_backward needs at least one micro-batch")
+    outputs: list[tuple[Tensor, ...]] = []
+    states = []
+    with torch.no_grad():
+        for batch in micro_batches:
+            states.append(_random_state())
+            outputs.append(tuple(tensor.detach() for tensor in encode(batch)))
+    after = _random_state()
+    result, gradients = _gradients(outputs, loss, loss_scale)
+    for batch, state, cached, per_output in zip(micro_batches, states, outputs, gradients, strict=True):
+        _restore(state)
+        again = encode(batch)
+        if [t.shape for t in again] != [t.shape for t in cached]:
+            raise ValueError(
+                f"encode returned shapes {[list(t.shape) for t in again]} the second time and "
+                f"{[list(t.shape) for t in cached]} the first; it must be a function of its micro-batch"
+            )
+        parts = [(t.to(g.dtype) * g).sum() for t, g in zip(again, per_output, strict=True) if g is not None]
+        backward(torch.stack(parts).sum())
+    _restore(after)
+    return result
+
+
+def _gradients(
+    outputs: list[tuple[Tensor, ...]], loss: Callable[..., ContrastiveOutput], loss_scale: float
+) -> tuple[ContrastiveOutput, list[tuple[Tensor | None, ...]]]:
+    """The loss over all outputs, and per micro-batch the gradient of each output (None for integers)."""
+    whole = [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
+    leaves = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in whole]
+    with torch.enable_grad():
+        result = loss(*leaves)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        found = torch.autograd.grad(result.loss * loss_scale, wanted)
+    remaining = iter(found)
+    split: list[Sequence[Tensor | None]] = []
+    for position, leaf in enumerate(leaves):
+        counts = [len(tensors[position]) for tensors in outputs]
+        if not leaf.requires_grad:
+            split.append([None] * len(outputs))
+            continue
+        gradient = next(remaining)
+        wide = torch.promote_types(gradient.dtype, torch.float32)
+        split.append((gradient.to(wide) / loss_scale).split(counts))
+    detached = ContrastiveOutput(*(value.detach() for value in result))
+    return detached, list(zip(*split, strict=True))
+
+
+def _random_state() -> tuple[Tensor, Tensor | None]:
+    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
+    return torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+
+
+def _restore(state: tuple[Tensor, Tensor | None]) -> None:
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
