@@ -7,6 +7,7 @@ workflow/study.py.
 """
 
 import sys
+from pathlib import Path
 
 from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
