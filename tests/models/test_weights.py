@@ -106,5 +106,5 @@ def test_config_is_a_hydra_schema() -> None:
 def test_unknown_keys_and_presets_are_named() -> None:
     with pytest.raises(UserError, match="'widht'"):
         config_from_dict({"image": {"widht": 3}})
-    with pytest.raises(UserError, match="'huge'.*base"):
+    with pytest.raises(UserError, match=r"'huge'.*base"):
         load_preset("huge")

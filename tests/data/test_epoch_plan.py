@@ -1,0 +1,73 @@
+"""The order of an epoch: complete, without duplicates, shuffled, in proportion, and the same everywhere."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from filip.data.epoch_plan import lane_length, lane_slots
+
+COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
+
+
+def plan(counts: list[np.ndarray], weights: list[float], **options: int) -> np.ndarray:
+    settings = {"seed": 1, "epoch": 0, "window": 3} | options
+    return np.stack(lane_slots(counts, weights, **settings), axis=1)  # type: ignore[arg-type]
+
+
+def test_each_sample_once() -> None:
+    for epoch in range(3):
+        slots = plan([COUNTS], [1.0], epoch=epoch)
+        assert np.array_equal(np.sort(slots[:, 1]), np.arange(100))
+        assert not slots[:, [0, 2]].any()
+
+
+def test_orders_differ_by_epoch_and_seed_only() -> None:
+    first = plan([COUNTS], [1.0])
+    assert np.array_equal(first, plan([COUNTS], [1.0]))
+    assert not np.array_equal(first, plan([COUNTS], [1.0], epoch=1))
+    assert not np.array_equal(first, plan([COUNTS], [1.0], seed=2))
+
+
+def test_shuffling_is_thorough_within_a_window_and_stays_within() -> None:
+    counts = np.full(40, 50)
+    shard = plan([counts], [1.0], window=4)[:, 1] // 50
+    windows = [set(shard[i : i + 200]) for i in range(0, 2000, 200)]
+    assert all(len(w) == 4 for w in windows)
+    assert set.union(*windows) == set(range(40))
+    assert sorted(min(w) for w in windows) != [min(w) for w in windows]  # shards are permuted
+    within = shard[:200]
+    assert (within[:-1] != within[1:]).mean() > 0.6  # 3/4 expected if independent
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 3, 7])
+def test_lanes_share_every_sample_and_few_shards(lanes: int) -> None:
+    counts = [np.full(50, 20), COUNTS]
+    parts = [plan(counts, [1.0, 1.0], lane=i, lanes=lanes) for i in range(lanes)]
+    together = np.concatenate(parts)
+    assert len(np.unique(together, axis=0)) == len(together) == 1100
+    assert [len(p) for p in parts] == [lane_length(counts, [1.0, 1.0], i, lanes) for i in range(lanes)]
+    assert max(map(len, parts)) - min(map(len, parts)) <= 2
+    for part in parts:
+        shards = np.unique(part[part[:, 0] == 0, 1] // 20)
+        assert len(shards) <= 50 / lanes + 2
+
+
+def test_weights_are_passes_over_a_source() -> None:
+    counts, weights = [np.array([40, 60]), COUNTS, np.array([10])], [2.5, 0.3, 0.0]
+    slots = plan(counts, weights)
+    assert len(slots) == 280 == lane_length(counts, weights, 0, 1)
+    first = slots[slots[:, 0] == 0]
+    for visit, expected in ((0, 100), (1, 100), (2, 50)):
+        seen = first[first[:, 2] == visit, 1]
+        assert len(np.unique(seen)) == len(seen) == expected
+    assert (slots[:, 0] == 1).sum() == 30
+    # another epoch, another part of a source that is seen in part
+    later = plan(counts, weights, epoch=1)
+    assert set(later[later[:, 0] == 1, 1]) != set(slots[slots[:, 0] == 1, 1])
+
+
+def test_sources_are_mixed_evenly() -> None:
+    slots = plan([np.full(10, 90), np.full(3, 100)], [1.0, 1.0])
+    share = (slots[:, 0].reshape(-1, 40) == 1).sum(axis=1)
+    assert set(share) == {10}  # 300 of 1200, ten in each forty

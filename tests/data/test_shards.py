@@ -1,0 +1,146 @@
+"""The tar scan against Python's tarfile; the index and what it counts."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from filip.data.shards import ShardCaptions, Source, caption_group, index_source
+from filip.data.tar_index import scan_tar
+from filip.errors import UserError
+from tests.data.pair_shards import key_of, write_pairs, write_sidecar
+
+
+def write_tar(path: Path, files: dict[str, bytes], kind: int) -> None:
+    with tarfile.open(path, "w", format=kind) as tar:
+        folder = tarfile.TarInfo("some/folder")
+        folder.type = tarfile.DIRTYPE
+        tar.addfile(folder)
+        for name, data in files.items():
+            info = tarfile.TarInfo(name)
+            info.size, info.mtime = len(data), 1.5  # a fractional time makes a pax header
+            tar.addfile(info, io.BytesIO(data))
+
+
+@pytest.mark.parametrize("kind", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_scan_equals_tarfile(tmp_path: Path, kind: int) -> None:
+    rng = np.random.default_rng(0)
+    names = ["a.jpg", "a.txt", "x/y.z/b.tar.gz", "d" * 90 + "/" + "e" * 60 + ".png", "empty.txt", "last"]
+    if kind != tarfile.USTAR_FORMAT:
+        names += ["f" * 180 + ".jpg", "ünïcödé 名前.png", "after.txt"]
+    sizes = [511, 512, 513, 0, 0, 5000, 1, 1024, 3][: len(names)]
+    files = {n: rng.integers(0, 256, s, dtype=np.uint8).tobytes() for n, s in zip(names, sizes, strict=True)}
+    path = tmp_path / "x.tar"
+    write_tar(path, files, kind)
+    members, defect = scan_tar(path)
+    assert defect is None
+    data = path.read_bytes()
+    with tarfile.open(path) as tar:
+        expected = [(m.name, tar.extractfile(m).read()) for m in tar if m.isreg()]  # type: ignore[union-attr]
+    assert [(m.name, data[m.offset : m.offset + m.size]) for m in members] == expected
+    assert dict(expected) == files
+
+
+def test_scan_of_damaged_tars(tmp_path: Path) -> None:
+    path = tmp_path / "x.tar"
+    write_tar(path, {f"{i}.jpg": bytes([i]) * 700 for i in range(1, 6)}, tarfile.GNU_FORMAT)
+    whole = path.read_bytes()
+    start = [m.offset for m in scan_tar(path)[0]]
+    path.write_bytes(whole[: start[3] + 100])  # within the fourth file
+    members, defect = scan_tar(path)
+    assert ([m.name for m in members], defect) == (["1.jpg", "2.jpg", "3.jpg"], "truncated")
+    path.write_bytes(whole[: start[3] - 512])  # between two files
+    assert (len(scan_tar(path)[0]), scan_tar(path)[1]) == (3, "truncated")
+    path.write_bytes(whole[: start[2] - 512] + os.urandom(len(whole) - start[2] + 512))
+    assert (len(scan_tar(path)[0]), scan_tar(path)[1]) == (2, "corrupt")
+    path.write_bytes(b"")
+    assert scan_tar(path) == ([], "empty")
+    assert scan_tar(tmp_path / "absent.tar") == ([], "unreadable")
+
+
+def test_index_points_at_the_images(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3, 0, 5])
+    index = index_source(pairs.source)
+    assert index.counts.tolist() == [3, 0, 5]
+    assert len(index) == 8
+    assert [index.shard_of(i) for i in range(8)] == [0, 0, 0, 2, 2, 2, 2, 2]
+    assert not index.problems
+    for sample in range(8):
+        shard = index.shard_of(sample)
+        data = index.tars[shard].read_bytes()[index.offset[sample] :][: index.size[sample]]
+        with tarfile.open(index.tars[shard]) as tar:
+            captions = ShardCaptions.from_sidecar(pairs.sidecar(shard))
+            key = captions.key(int(index.row[sample]))
+            assert tar.extractfile(f"{key}.jpg").read() == data  # type: ignore[union-attr]
+
+
+def test_everything_that_is_missing_is_counted(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [6, 6, 6, 6, 6])
+    rows = [(key_of(0, i), ["a"], 0) for i in range(4)] + [("999", ["no image"], 0), ("998", ["none"], 0)]
+    write_sidecar(pairs.sidecar(0), rows)  # two images without a row, two rows without an image
+    pairs.sidecar(1).unlink()
+    write_sidecar(pairs.sidecar(2), [(key_of(2, i), ["a"] if i else [], 0) for i in range(6)])
+    data = pairs.tar(3).read_bytes()
+    pairs.tar(3).write_bytes(data[: len(data) // 2])
+    usable = len([m for m in scan_tar(pairs.tar(3))[0] if m.name.endswith("jpg")])
+    assert 0 < usable < 6
+    pairs.tar(4).write_bytes(b"")
+    index = index_source(pairs.source)
+    assert index.counts.tolist() == [4, 0, 5, usable, 0]
+    assert dict(index.problems) == {
+        "not_in_sidecar": 2,
+        "missing_image": 2 + (6 - usable) + 6,
+        "shards_without_sidecar": 1,
+        "missing_sidecar": 6,
+        "missing_caption": 1,
+        "shards_truncated": 1,
+        "shards_empty": 1,
+    }
+
+
+def test_captions_from_the_tar(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3, 2])
+    index = index_source(Source(pairs.source.shards))
+    captions = ShardCaptions.from_tar(index.tars[1])
+    rows = index.row[3:]
+    assert [captions.text(r, 0.9) for r in rows] == ["thing 3 0", "thing 4 0"]
+    assert [captions.key(int(r)) for r in rows] == [key_of(1, 0), key_of(1, 1)]
+    assert captions.group[rows[0]] == caption_group("THING  3 0")
+    assert captions.group[rows[0]] != captions.group[rows[1]]
+
+
+def test_the_cache_is_used_and_follows_the_files(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3, 4])
+    pairs.sidecar(1).unlink()
+    cache = tmp_path / "cache"
+    first, second = index_source(pairs.source, cache), index_source(pairs.source, cache)
+    assert isinstance(second.offset, np.memmap)
+    assert not isinstance(first.offset, np.memmap)
+    for name in ("offset", "size", "row", "counts"):
+        assert np.array_equal(getattr(first, name), getattr(second, name))
+    assert second.problems == first.problems == {"shards_without_sidecar": 1, "missing_sidecar": 4}
+    write_sidecar(pairs.sidecar(1), [(key_of(1, 2), ["now"], 5)])
+    assert index_source(pairs.source, cache).counts.tolist() == [3, 1]
+    assert len(list(cache.iterdir())) == 2
+
+
+def test_nothing_to_train_on_is_said_before_training(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3])
+    with pytest.raises(UserError, match=r"no shards: .*nowhere is not a folder"):
+        index_source(Source(str(tmp_path / "nowhere")))
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match=r"bare has no \*\.tar"):
+        index_source(Source(str(tmp_path / "bare")))
+    with pytest.raises(UserError, match=r"bare has no \*\.parquet"):
+        index_source(Source(pairs.source.shards, str(tmp_path / "bare")))
+    write_sidecar(pairs.sidecar(0), [("other", ["x"], 0)])
+    with pytest.raises(UserError, match="not_in_sidecar': 3"):
+        index_source(pairs.source)
+    pairs.sidecar(0).write_bytes(b"PAR1 nonsense")
+    with pytest.raises(UserError, match=r"00000\.parquet"):
+        index_source(pairs.source)

@@ -1,0 +1,262 @@
+"""Augmentation against torchvision's own; determinism; the odd images that the web holds."""
+
+from __future__ import annotations
+
+import io
+import random
+from collections import Counter
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms as tv
+from torchvision.transforms import autoaugment as tv_auto
+
+from filip.data.auto_augment import AutoAugment
+from filip.data.images import UNDECODABLE, decode, to_rgb
+from filip.data.transforms import (
+    CLIP_MEAN,
+    CLIP_STD,
+    TrainTransform,
+    denormalize,
+    eval_transform,
+    normalize,
+    train_transform,
+)
+
+FILL = (122, 117, 104)
+
+
+def picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
+    """Smooth colours with some noise."""
+    rng = np.random.default_rng(seed)
+    coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
+    smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
+    return Image.fromarray((smooth + rng.integers(-9, 10, smooth.shape)).clip(0, 255).astype(np.uint8))
+
+
+def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("size", [(80, 60), (61, 97), (32, 32), (20, 300)])
+def test_eval_transform_is_clips(size: tuple[int, int]) -> None:
+    expected = tv.Compose(
+        [
+            tv.Resize(32, tv.InterpolationMode.BICUBIC),
+            tv.CenterCrop(32),
+            tv.ToTensor(),
+            tv.Normalize(CLIP_MEAN, CLIP_STD),
+        ]
+    )(picture(*size))
+    torch.testing.assert_close(eval_transform(32)(picture(*size)), expected, atol=1e-5, rtol=1e-5)
+    data = encoded(picture(*size), "PNG")
+    torch.testing.assert_close(normalize(eval_transform(32).pixels(data)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_denormalize_gives_the_pixels_back() -> None:
+    pixels = np.array(picture(16, 16))
+    assert np.array_equal(denormalize(torch.stack([normalize(pixels)] * 2))[1], pixels)
+
+
+def test_auto_augment_operations_are_torchvisions() -> None:
+    """Every operation and magnitude of the policy gives torchvision's pixels."""
+    ours = AutoAugment(40, FILL)
+    images = [
+        picture(40, 40, 1),
+        Image.new("RGB", (40, 40), (7, 7, 7)),
+        picture(40, 40, 2).point(lambda v: v // 3),
+    ]
+    used = {(name, step) for policy in ours.policies for name, _, step in policy}
+    assert len(used) > 20
+    for image in images:
+        for name, step in used:
+            magnitude = 0.0 if step is None else float(ours.magnitudes[name][0][step])
+            for signed in (magnitude, -magnitude) if ours.magnitudes[name][1] else (magnitude,):
+                expected = tv_auto._apply_op(image, name, signed, tv.InterpolationMode.BILINEAR, list(FILL))
+                assert np.array_equal(ours.apply(image, name, signed), expected), (name, signed)
+
+
+def test_auto_augment_policy_is_torchvisions() -> None:
+    """With the same draws, the same picture: torchvision is handed ours."""
+    ours = AutoAugment(40, FILL)
+    theirs = tv_auto.AutoAugment(
+        tv_auto.AutoAugmentPolicy.IMAGENET, tv.InterpolationMode.BILINEAR, fill=list(FILL)
+    )
+    changed = 0
+    for seed in range(150):
+        rng = random.Random(seed)
+        policy = rng.randrange(25)
+        draws = [(rng.random(), rng.random() < 0.5) for _ in range(2)]
+        params = (
+            policy,
+            torch.tensor([d[0] for d in draws]),
+            torch.tensor([0 if d[1] else 1 for d in draws]),
+        )
+        with patch.object(theirs, "get_params", lambda _, params=params: params):
+            expected = theirs(picture(40, 40, seed))
+        actual = ours(picture(40, 40, seed), random.Random(seed))
+        assert np.array_equal(actual, expected), seed
+        changed += not np.array_equal(actual, picture(40, 40, seed))
+    assert changed > 75
+
+
+def test_crops_follow_torchvisions_distribution() -> None:
+    """Share of the area and aspect ratio of many crops, against RandomResizedCrop's."""
+    transform = TrainTransform(32, False, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0))
+    rng = random.Random(0)
+    ours = np.array([transform._crop(100, 70, rng) for _ in range(4000)])
+    torch.manual_seed(0)
+    image = torch.empty(3, 70, 100)
+    theirs = np.array([tv.RandomResizedCrop.get_params(image, [0.2, 0.9], [0.5, 2.0]) for _ in range(4000)])[
+        :, [1, 0, 3, 2]
+    ]
+    for statistic in (
+        lambda c: c[:, 2] * c[:, 3] / 7000,
+        lambda c: np.log(c[:, 2] / c[:, 3]),
+        lambda c: c[:, 0] / 100,
+        lambda c: c[:, 1] / 70,
+    ):
+        a, b = np.sort(statistic(ours)), np.sort(statistic(theirs))
+        assert abs(a - b).mean() < 0.02
+    assert (ours[:, 0] + ours[:, 2] <= 100).all()
+    assert (ours[:, 1] + ours[:, 3] <= 70).all()
+
+
+@pytest.mark.parametrize("size", [(5, 400), (400, 5), (1, 1), (3, 2)])
+def test_extreme_shapes_still_crop(size: tuple[int, int]) -> None:
+    for seed in range(20):
+        assert train_transform(16, True)(picture(*size), seed).shape == (3, 16, 16)
+
+
+def test_crop_resizes_as_pil_does() -> None:
+    """Without flip: the pixels of PIL's crop and bicubic resize, to rounding."""
+    transform = TrainTransform(32, False, flip=0.0)
+    for seed in range(20):
+        left, top, width, height = transform._crop(80, 60, random.Random(seed))
+        expected = (
+            picture().crop((left, top, left + width, top + height)).resize((32, 32), Image.Resampling.BICUBIC)
+        )
+        actual = denormalize(transform(picture(), seed)).astype(int)
+        assert abs(actual - np.asarray(expected)).max() <= 2
+
+
+def test_flip_and_augmentation_happen_as_often_as_asked() -> None:
+    plain, flipped = TrainTransform(32, False, flip=0.0), TrainTransform(32, False, flip=1.0)
+    for seed in range(5):
+        assert torch.equal(plain(picture(), seed).flip(-1), flipped(picture(), seed))
+    half = TrainTransform(32, False, flip=0.5)
+    same = sum(torch.equal(half(picture(), s), plain(picture(), s)) for s in range(200))
+    assert 70 < same < 130
+    augmented = TrainTransform(32, True, flip=0.0)
+    assert sum(torch.equal(augmented(picture(), s), plain(picture(), s)) for s in range(100)) < 50
+
+
+def test_an_image_is_a_function_of_its_seed_alone() -> None:
+    transform = train_transform(32, True)
+    random.seed(1), np.random.seed(1), torch.manual_seed(1)
+    first = [transform(picture(), seed) for seed in range(8)]
+    states = random.getstate(), torch.get_rng_state()
+    random.seed(2), np.random.seed(2), torch.manual_seed(2)
+    again = [train_transform(32, True)(picture(), seed) for seed in reversed(range(8))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not torch.equal(first[0], first[1])
+    random.setstate(states[0]), torch.set_rng_state(states[1])
+    transform(picture(), 3)
+    assert random.getstate() == states[0]
+    assert torch.equal(torch.get_rng_state(), states[1])
+
+
+def test_without_a_seed_torchs_generator_decides() -> None:
+    torch.manual_seed(5)
+    a, b = train_transform(32, True)(picture()), train_transform(32, True)(picture())
+    torch.manual_seed(5)
+    assert torch.equal(train_transform(32, True)(picture()), a)
+    assert not torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_decoding_equals_pil(kind: str) -> None:
+    data = encoded(picture(), kind)
+    assert np.array_equal(decode(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_transparency_is_onto_white() -> None:
+    half = picture().convert("RGBA")
+    half.putalpha(Image.linear_gradient("L").resize(half.size))
+    alpha = np.asarray(half)[..., 3:] / 255
+    expected = np.asarray(picture()) * alpha + 255 * (1 - alpha)
+    for image in (half, Image.open(io.BytesIO(encoded(half, "WEBP", lossless=True)))):
+        assert abs(np.asarray(to_rgb(image)) - expected).max() <= 1
+    assert abs(decode(encoded(half, "PNG")) - expected).max() <= 1
+    grey = Image.new("LA", (4, 4), (100, 0))
+    assert (decode(encoded(grey, "PNG")) == 255).all()
+
+
+def test_palettes_with_and_without_transparency() -> None:
+    palette = picture().quantize(16)
+    data = encoded(palette, "PNG")
+    assert np.array_equal(decode(data), np.asarray(palette.convert("RGB")))
+    clear = encoded(palette, "PNG", transparency=int(np.asarray(palette)[0, 0]))
+    assert decode(clear)[0, 0].tolist() == [255, 255, 255]
+    assert decode(encoded(palette, "GIF")).shape == (60, 80, 3)
+
+
+def test_rgb_png_with_a_transparent_colour() -> None:
+    image = Image.new("RGB", (8, 8), (10, 20, 30))
+    image.putpixel((1, 1), (50, 60, 70))
+    pixels = decode(encoded(image, "PNG", transparency=(10, 20, 30)))
+    assert pixels[0, 0].tolist() == [255, 255, 255]
+    assert pixels[1, 1].tolist() == [50, 60, 70]
+
+
+def test_grey_16_bit_keeps_its_range() -> None:
+    wide = np.linspace(0, 65535, 64 * 8).astype(np.uint16).reshape(8, 64)
+    pixels = decode(encoded(Image.fromarray(wide), "PNG"))
+    assert np.array_equal(pixels[..., 0], wide >> 8)
+    assert np.array_equal(pixels[..., 0], pixels[..., 2])
+
+
+def test_cmyk_grey_and_bilevel() -> None:
+    data = encoded(picture().convert("CMYK"), "JPEG", quality=95)
+    assert abs(decode(data).astype(int) - np.asarray(picture())).mean() < 6
+    grey = decode(encoded(picture().convert("L"), "JPEG"))
+    assert np.array_equal(grey[..., 0], grey[..., 1])
+    assert set(np.unique(decode(encoded(picture().convert("1"), "PNG")))) == {0, 255}
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("share", [0.0, 0.05, 0.5, 0.95])
+def test_broken_images_raise_what_the_loader_catches(kind: str, share: float) -> None:
+    data = encoded(picture(), kind)
+    cut = data[: int(len(data) * share)]
+    for transform in (train_transform(32, True), eval_transform(32)):
+        with pytest.raises(UNDECODABLE):
+            transform.pixels(cut, random.Random(0))
+    with pytest.raises(UNDECODABLE):
+        decode(b"<html>not an image</html>")
+
+
+def test_draft_decoding_shows_the_same_picture() -> None:
+    """A large JPEG is decoded at a half or quarter, where the crop has pixels enough; the result hardly differs."""
+    data = encoded(picture(900, 700), "JPEG", quality=95)
+    assert len(data) > 16384
+    transform = TrainTransform(64, False)
+    sizes: Counter[tuple[int, ...]] = Counter()
+    finish = TrainTransform._finish
+
+    def spy(self: TrainTransform, array: np.ndarray, box: tuple[int, ...], rng: random.Random) -> np.ndarray:
+        sizes[array.shape[:2]] += 1
+        assert min(box[2:]) >= 64
+        return finish(self, array, box, rng)
+
+    for seed in range(10):
+        with patch.object(TrainTransform, "_finish", spy):
+            draft = transform.pixels(data, random.Random(seed)).astype(int)
+        whole = denormalize(transform(Image.open(io.BytesIO(data)), seed)).astype(int)
+        assert abs(draft - whole).mean() < 3
+    assert set(sizes) <= {(350, 450), (175, 225), (88, 113)}

@@ -1,0 +1,111 @@
+"""Ids and lengths against open_clip's tokenizer, an independent implementation of the same vocabulary."""
+
+from __future__ import annotations
+
+import html
+import random
+
+import ftfy
+import open_clip
+import pytest
+import torch
+
+from filip.tokenizer import BOS, EOS, VOCAB_SIZE, clean, decode_token, tokenize
+
+HAND_PICKED = [
+    "a photo of a cat",
+    "",
+    "   spaces \t tabs \n and lines  ",
+    "Isn't it? They're here; I'd've, we'll",
+    "price: $3,000.50 (50% off!!!)",
+    "😀 grinning face 👩🏽‍🚀 🏴󠁧󠁢󠁥󠁮󠁧󠁿 🇧🇷",
+    "cafe\u0301 café naïve Łódź ß İstanbul",
+    "Tom &amp; Jerry &amp;lt;b&amp;gt; &eacute; &#39;",
+    "schÃ¶n â€“ mojibake",
+    "ﬁ ﬂ ligatures, “curly” ‘quotes’ … ellipsis",
+    "中文 日本語 한국어 русский עברית العربية",
+    "hashtag#one@two_three-four/five\\six",
+    "MiXeD CaSe AND SHOUTING",
+    "!!! ! !",
+    "0",
+    "1234567890" * 5,
+    "\u200bzero\u200bwidth\u00a0space",
+    "half width ＡＢＣ",
+    "word " * 200,
+    "supercalifragilisticexpialidocious" * 10,
+    "<end_of_text> inside <start_of_text>",
+    "a&b a&b; &nbsp;x&copy;",
+    "tail&amp",
+    "control\x07bell \x1b[31mred",
+]
+
+
+def random_strings(n: int) -> list[str]:
+    rng = random.Random(0)
+    pieces = [
+        "cat", "Dog", " ", "  ", "'s", "😀", "👍🏿", "é", "e\u0301", "&amp;", "&lt;", "&#233;", "\n", "-", "...", "42",
+        "ß", "Ω", "中", "\u00a0", "’", "“", "ﬁ", "A", "z", "_", "@", "ã©", "Â£", ";", "&", "Ж", "ש", "ท",
+    ]  # fmt: skip
+    return ["".join(rng.choice(pieces) for _ in range(rng.randint(1, 60))) for _ in range(n)]
+
+
+@pytest.fixture(scope="module")
+def reference() -> open_clip.SimpleTokenizer:
+    return open_clip.SimpleTokenizer()
+
+
+@pytest.mark.parametrize("context_length", [77, 16])
+def test_ids_equal_open_clips(reference: open_clip.SimpleTokenizer, context_length: int) -> None:
+    texts = HAND_PICKED + random_strings(2000)
+    expected = reference(texts, context_length=context_length)
+    ids, lengths = tokenize(texts, context_length)
+    padded = torch.nn.functional.pad(ids, (0, context_length - ids.shape[1]))
+    for text, ours, theirs in zip(texts, padded, expected, strict=True):
+        assert torch.equal(ours, theirs), text
+    assert torch.equal(lengths, expected.argmax(dim=1) + 1)  # [EOS] has the highest id
+
+
+def test_padding_is_to_the_longest_and_lengths_count_both_ends() -> None:
+    ids, lengths = tokenize(["a cat", "one two three four", ""])
+    assert ids.dtype == lengths.dtype == torch.int64
+    assert ids.shape == (3, 6)
+    assert lengths.tolist() == [4, 6, 2]
+    assert ids[:, 0].tolist() == [BOS] * 3
+    assert [ids[i, n - 1].item() for i, n in enumerate(lengths)] == [EOS] * 3
+    assert ids[2].tolist() == [BOS, EOS, 0, 0, 0, 0]
+    assert ids.max() < VOCAB_SIZE
+
+
+def test_token_id_zero_is_a_token_that_counts() -> None:
+    """'!' before another sign has id 0, which is also the padding."""
+    ids, lengths = tokenize(["hi!§ there"])
+    assert (ids[0, : lengths[0]] == 0).any()
+    assert lengths.item() == ids.shape[1]
+
+
+def test_a_long_caption_is_cut_before_its_end_mark() -> None:
+    ids, lengths = tokenize(["word " * 100], context_length=10)
+    assert lengths.tolist() == [10]
+    assert ids[0, 9] == EOS
+
+
+def test_one_string_and_none() -> None:
+    assert tokenize("a cat")[0].shape == (1, 4)
+    ids, lengths = tokenize([])
+    assert ids.shape == (0, 0)
+    assert lengths.shape == (0,)
+
+
+def test_the_short_cut_of_cleaning_changes_nothing() -> None:
+    """Printable ASCII without '&' skips ftfy; ftfy must have had nothing to do there."""
+    rng = random.Random(1)
+    letters = [chr(i) for i in range(32, 127) if chr(i) != "&"]
+    for _ in range(500):
+        text = "".join(rng.choice(letters) for _ in range(rng.randint(0, 80)))
+        assert clean(text) == html.unescape(html.unescape(ftfy.fix_text(text))).strip()
+
+
+def test_tokens_are_readable() -> None:
+    ids, lengths = tokenize(["A zebra's photo"])
+    words = [decode_token(i) for i in ids[0, : lengths[0]].tolist()]
+    assert words == ["[BOS]", "a", "zebra", "'s", "photo", "[EOS]"]
