@@ -1,0 +1,103 @@
+"""The named rules on a caption, as SQL conditions (DuckDB, RE2) on its normalised form ``c``.
+
+``MEANINGLESS`` are the texts that name or number an image without saying what is in it; a card switches single
+ones off by name (``text_rules.switched_off``). The order is the order in which a caption is charged to a rule.
+"""
+
+from __future__ import annotations
+
+from filip.data.cards import TextRuleSettings
+from filip.data.duck import quote
+from filip.errors import UserError
+
+# White space of every kind becomes one space; zero-width characters and the soft hyphen vanish.
+NORMALISE = (
+    "trim(regexp_replace(regexp_replace(nfc_normalize({}), '[\\x{{200B}}\\x{{FEFF}}\\x{{00AD}}]', '', 'g'), "
+    "'[\\s\\p{{Z}}\\p{{Cc}}]+', ' ', 'g'))"
+)
+
+_EXTENSION = r"\.(jpe?g|jfif|png|gif|bmp|tiff?|webp|svg|hei[cf]|raw|cr2|nef|psd|ico|avif|mp4|mov|avi|pdf)"
+_CAMERA = (
+    r"(img|imag|image|dscn?|dscf|dsc|pict|imgp|pana|mvi|sam|gopr|dji|pxl|vid|photo|picture|pic|scan|"
+    r"scanned image|screen ?shots?|whatsapp image|untitled|slide|figure|fig|page|foto|bild|file)"
+)
+_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)[a-z]*\.?"
+_TAGS = (
+    "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
+)
+_TAGS += "|sub|sup|table|td|tr|u|ul"
+
+# name: regular expressions (case-insensitive); the rule holds when one of them matches
+MEANINGLESS: dict[str, tuple[str, ...]] = {
+    "file_name": (rf"^\S+{_EXTENSION}$", rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$"),
+    "camera_name": (
+        rf"^{_CAMERA}[\s_\-#.]*[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
+        rf"^{_CAMERA}[\s_\-]*(from )?\d{{4}}[\-_.]?\d{{2}}[\-_.]?\d{{2}}\b.*$",
+        r"^p\d{6,}$",
+        r"^(olympus|minolta|konica|samsung|casio|kodak|sony|pentax|fuji)?\s*(digital (still )?camera|dsc|camera"
+        r" pictures|exif_jpeg_picture|exif_jpeg_t422)$",
+    ),
+    "placeholder": (
+        r"^[\[(<\"']*(untitled|no (title|caption|description|alt|alt text|name|image|photo)|image|img|photo|"
+        r"picture|pic|photograph|thumbnail|thumb|avatar|alt|alt text|alternative text|null|none|nan|n/?a|"
+        r"undefined|unknown|default|caption|description|title|image not (found|available)|"
+        r"click (here|(to|for) (enlarge|view|zoom|larger|full).*)|read more|loading|coming soon|"
+        r"processed with vsco.*|exif_jpeg_picture|lorem ipsum.*)[\])>\"'.…]*$",
+    ),
+    "url": (
+        r"^(https?://|www\.)\S+$",
+        r"^\S+\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)(/\S*)?$",
+        r"^\S+@\S+\.\w+$",
+    ),
+    "html": (rf"<\s*/?\s*({_TAGS})(\s[^>]*)?/?>", r"\b(href|src)\s*=\s*[\"']"),
+    "template": (r"\{\{.*\}\}", r"\$\{\w+\}", r"%[A-Z_]{3,}%", r"\[/?(caption|gallery|img|url)\b.*\]"),
+    "hash": (
+        r"^[0-9a-f]{16,}([_\-][a-z0-9]{1,4})*$",
+        r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
+        r"^([0-9]+[a-f]|[a-f]+[0-9])[0-9a-f]{6,}$",
+        r"^[A-Za-z0-9+/=]*([A-Za-z]+[0-9]+){3}[A-Za-z0-9+/=]*$",
+    ),
+    "date": (
+        r"^\d{4}[\-/._]\d{1,2}[\-/._]\d{1,2}([\sT,_\-]+\d{1,2}([:.h\-_]\d{2}){1,2}.*)?$",
+        r"^\d{1,2}[\-/._]\d{1,2}[\-/._]\d{2,4}([\s,]+\d{1,2}:\d{2}.*)?$",
+        rf"^(\w+day,? )?\d{{1,2}}(st|nd|rd|th)?[\s\-]+(of )?{_MONTH},?[\s\-]+\d{{2,4}}$",
+        rf"^(\w+day,? )?{_MONTH} \d{{1,2}}(st|nd|rd|th)?,? \d{{4}}$",
+        rf"^{_MONTH} \d{{4}}$",
+        r"^\d{1,2}:\d{2}(:\d{2})?\s*([ap]\.?m\.?)?$",
+        r"^(19|20)\d{6}[_\-]\d{4,6}$",
+    ),
+    "number": (r"^[^\p{L}]*\d[^\p{L}]*(_[a-z])?$", r"^(no|nr|#|number|item|sku)[.:\s#]*\d+$"),
+    "no_letters": (r"^[^\p{L}]*$",),
+}
+
+LENGTHS = ("empty", "too_short", "too_long")
+
+
+def conditions(rules: TextRuleSettings) -> dict[str, str]:
+    """Rule name → SQL condition that is true where the caption ``c`` (with its ``pairs``) is to be dropped.
+
+    Needs the columns c, pairs, english, sensitive. Raises UserError when a rule to switch off does not exist.
+    """
+    unknown = sorted(set(rules.switched_off) - set(MEANINGLESS))
+    if unknown:
+        raise UserError(
+            f"text_rules.switched_off names {', '.join(unknown)}; the rules are {', '.join(MEANINGLESS)}"
+        )
+    words = "(length(c) - length(replace(c, ' ', '')) + 1)"
+    found = {
+        "empty": "c = ''",
+        "too_short": f"c <> '' AND (length(c) < {rules.min_characters} OR {words} < {rules.min_words})",
+        "too_long": f"length(c) > {rules.max_characters} OR {words} > {rules.max_words}",
+    }
+    if rules.meaningless:
+        for name, patterns in MEANINGLESS.items():
+            if name not in rules.switched_off:
+                matches = " OR ".join(f"regexp_matches(c, {quote(p)}, 'i')" for p in patterns)
+                found[name] = f"c <> '' AND ({matches})"
+    if rules.language:
+        found["not_english"] = "NOT english"
+    if rules.sensitive_words:
+        found["sensitive"] = "sensitive"
+    if rules.max_repeats:
+        found["repeated"] = f"pairs > {rules.max_repeats}"
+    return found

@@ -1,0 +1,260 @@
+"""Text rules, before any download: a pair that they drop is never fetched.
+
+    python -m filip.data.text_rules source=cc12m list=list.parquet out=kept.parquet funnel=text_rules.json
+
+Every rule depends on the caption alone, and on how often it occurs in the whole list. So the list is reduced to
+its distinct captions (normalised), these are judged once, and the verdicts are joined back in the order of the
+list. DuckDB does it out of core; the language model, the only slow rule, runs over the distinct captions in
+several processes. A killed run goes on from the last block of captions that was judged.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from filip.command import MISSING, option, run_command
+from filip.data import duck
+from filip.data.atomic import digest, replacing, scratch_folder, sha256_of
+from filip.data.caption_rules import NORMALISE, conditions
+from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.language import are_english
+from filip.data.word_lists import read_word_list
+from filip.errors import UserError
+
+SAMPLES = 20  # captions shown per rule, for a person to read
+
+
+@dataclass
+class TextRulesConfig:
+    source: str = option(MISSING, "source card (name or path)")
+    list: str = option(MISSING, "Parquet file with the columns url and caption")
+    out: str = option(MISSING, "Parquet file to write: the rows that stay, in the same order and columns")
+    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    rules: dict[str, Any] = option({}, "overrides of the card's text_rules, e.g. rules={max_repeats:5}")
+    processes: int = option(2, "processes of the language model")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+
+
+def main(config: TextRulesConfig) -> None:
+    """Drop captions that are not English, meaningless, repeated too often, too short or too long."""
+    card = with_rules(load_source(config.source), config.rules)
+    fragment = apply_text_rules(
+        config.list,
+        config.out,
+        card,
+        processes=config.processes,
+        threads=config.threads,
+        memory=config.memory,
+    )
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs kept")
+    for reason, count in fragment.as_dict()["dropped"].items():
+        examples = "; ".join(repr(text[:40]) for text in fragment.notes["samples"][reason][:3])
+        print(f"  {reason:<12} {count:>10,}  (alone {fragment.notes['alone'][reason]:,})  {examples}")
+
+
+def with_rules(card: SourceCard, overrides: dict[str, Any]) -> SourceCard:
+    """``card`` with some of its text_rules replaced. Raises UserError naming an unknown key."""
+    if overrides:
+        checked = parse_card({"text_rules": {**asdict(card.text_rules), **overrides}}, Path("rules=..."))
+        card.text_rules = checked.text_rules
+    return card
+
+
+def apply_text_rules(
+    list_path: str | Path,
+    out: str | Path,
+    card: SourceCard,
+    *,
+    processes: int = 2,
+    threads: int = 2,
+    memory: str = "1GB",
+) -> Fragment:
+    """Write the rows of ``list_path`` that pass the card's text rules to ``out``, and account for the rest.
+
+    The fragment's notes hold, per rule, ``alone`` (pairs it would drop on its own) and ``samples``.
+    Raises UserError when the list lacks a column or no row is left.
+    """
+    columns = check_list(list_path)
+    rules = conditions(card.text_rules)
+    with scratch_folder(out, keep_on_failure=True) as scratch:
+        _start_over_unless_same(scratch, {"list": sha256_of(list_path), "rules": asdict(card.text_rules)})
+        con = duck.connect(threads, memory, scratch / "spill")
+        unique = _unique_captions(con, list_path, scratch)
+        blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
+        _charge(con, blocks, rules, scratch)
+        fragment = _account(con, rules, card, scratch)
+        if not fragment.n_out:
+            raise UserError(f"the text rules leave nothing of {list_path}: {dict(fragment.dropped)}")
+        caption = "coalesce(v.new_caption, l.caption) AS caption"
+        listed = ", ".join(caption if column == "caption" else f"l.{duck.name(column)}" for column in columns)
+        duck.write_parquet(
+            con,
+            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS row_number FROM
+                read_parquet({duck.quote(str(list_path))})) l
+                JOIN read_parquet({duck.quote(str(scratch / "charged.parquet"))}) v
+                ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}
+                WHERE v.reason IS NULL ORDER BY l.row_number""",
+            out,
+            "text rules",
+        )
+        con.close()
+    return fragment
+
+
+def check_list(path: str | Path) -> list[str]:
+    """The columns of a URL list. Raises UserError when it is missing, no Parquet, or lacks url or caption."""
+    try:
+        schema = pq.read_schema(path)
+    except FileNotFoundError as error:
+        raise UserError(f"no list at {path}: python -m filip.data.prepare makes it") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} is not Parquet: python -m filip.data.prepare converts other formats"
+        ) from error
+    missing = [column for column in ("url", "caption") if column not in schema.names]
+    if missing:
+        raise UserError(
+            f"{path} has no column {', '.join(missing)} (it has {', '.join(schema.names)}): "
+            "python -m filip.data.prepare source=... url_column= caption_column= renames them"
+        )
+    return schema.names
+
+
+def _start_over_unless_same(scratch: Path, identity: dict[str, Any]) -> None:
+    """Intermediate files of a killed run are good only for the same list and the same rules."""
+    stamp, wanted = scratch / "identity", digest(identity)
+    if stamp.exists() and stamp.read_text() == wanted:
+        return
+    for path in sorted(scratch.rglob("*.parquet")):
+        path.unlink()
+    with replacing(stamp) as part:
+        part.write_text(wanted)
+
+
+def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scratch: Path) -> Path:
+    unique = scratch / "unique.parquet"
+    if not unique.exists():
+        normal = NORMALISE.format("coalesce(caption, '')")
+        duck.write_parquet(
+            con,
+            f"SELECT {normal} AS c, count(*) AS pairs FROM read_parquet({duck.quote(str(list_path))}) GROUP BY 1",
+            unique,
+            "text rules: distinct captions",
+        )
+    return unique
+
+
+def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes: int) -> Path:
+    """Run the rules that need Python over the distinct captions, one row group at a time, in ``processes``.
+
+    Each block becomes one file in ``folder`` with the columns c, pairs, english, sensitive, new_caption;
+    blocks that are there already are not judged again.
+    """
+    parquet = pq.ParquetFile(unique)
+    total = parquet.metadata.num_rows
+    todo = [
+        group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()
+    ]
+    done = total - sum(parquet.metadata.row_group(group).num_rows for group in todo)
+    folder.mkdir(exist_ok=True)
+    started, told, first = time.monotonic(), time.monotonic(), done
+    settings = (rules.language, rules.person_names, rules.sensitive_words)
+    if len(todo) <= 1 or processes == 1:
+        for group in todo:
+            judge_block(unique, group, folder, *settings)
+        return folder
+    # spawn: DuckDB's threads must not be forked
+    with ProcessPoolExecutor(min(processes, len(todo)), get_context("spawn")) as pool:
+        futures = [pool.submit(judge_block, unique, group, folder, *settings) for group in todo]
+        for future in as_completed(futures):
+            done += future.result()
+            if time.monotonic() - told > 5:
+                told = time.monotonic()
+                rate = (done - first) / (told - started)
+                print(
+                    f"text rules: {done:,} of {total:,} captions judged, {rate:,.0f}/s, "
+                    f"{(total - done) / rate:,.0f} s left",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    return folder
+
+
+def judge_block(
+    unique: Path, group: int, folder: Path, language: bool, names_path: str | None, words_path: str | None
+) -> int:
+    """Judge one row group of ``unique``; returns its number of captions. Runs in a worker process."""
+    table = pq.ParquetFile(unique).read_row_group(group)
+    captions = table["c"].to_pylist()
+    names = read_word_list(names_path, "person_names")
+    words = read_word_list(words_path, "sensitive_words")
+    replaced = [names.replaced(c) if names else c for c in captions]
+    table = table.append_column(
+        "english", pa.array(are_english(captions) if language else [True] * len(captions))
+    )
+    table = table.append_column("sensitive", pa.array([bool(words) and words.found_in(c) for c in captions]))  # type: ignore[union-attr]
+    changed = [new if new != old else None for new, old in zip(replaced, captions, strict=True)]
+    table = table.append_column("new_caption", pa.array(changed, pa.string()))
+    with replacing(folder / f"{group:05d}.parquet") as part:
+        pq.write_table(table, part, compression="zstd")
+    return table.num_rows
+
+
+def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str], scratch: Path) -> None:
+    """Write charged.parquet: each distinct caption, the first rule it breaks, and all it breaks as bits."""
+    first = " ".join(f"WHEN bits & {1 << i} <> 0 THEN '{name}'" for i, name in enumerate(rules))
+    bits = " | ".join(f"(CASE WHEN {sql} THEN {1 << i} ELSE 0 END)" for i, sql in enumerate(rules.values()))
+    duck.write_parquet(
+        con,
+        f"SELECT c, pairs, new_caption, bits, CASE {first} END AS reason FROM "
+        f"(SELECT *, {bits} AS bits FROM read_parquet({duck.quote(str(blocks / '*.parquet'))}))",
+        scratch / "charged.parquet",
+        "text rules: verdicts",
+    )
+
+
+def _account(
+    con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: SourceCard, scratch: Path
+) -> Fragment:
+    charged = f"read_parquet({duck.quote(str(scratch / 'charged.parquet'))})"
+    counts: dict[str | None, int] = {
+        reason: int(pairs)
+        for reason, pairs in con.sql(f"SELECT reason, sum(pairs) FROM {charged} GROUP BY 1").fetchall()
+    }
+    alone_sql = ", ".join(f"coalesce(sum(pairs) FILTER (bits & {1 << i} <> 0), 0)" for i in range(len(rules)))
+    alone = con.sql(f"SELECT {alone_sql}, count(*) FROM {charged}").fetchall()[0]
+    samples = {}
+    for i, name in enumerate(rules):
+        # the order of md5: as good as random, and the same in every run
+        rows = con.sql(
+            f"SELECT left(c, 200) FROM {charged} WHERE bits & {1 << i} <> 0 ORDER BY md5(c) LIMIT {SAMPLES}"
+        ).fetchall()
+        samples[name] = [row[0] for row in rows]
+    kept = counts.pop(None, 0)
+    dropped = {name: counts.get(name, 0) for name in rules}
+    notes = {
+        "distinct_captions": int(alone[-1]),
+        "alone": {name: int(alone[i]) for i, name in enumerate(rules)},
+        "samples": samples,
+        "rules": yaml.safe_load(yaml.safe_dump(asdict(card.text_rules))),
+    }
+    return Fragment("text_rules", card.name, kept + sum(dropped.values()), kept, dropped, "pairs", notes)
+
+
+if __name__ == "__main__":
+    run_command(main, TextRulesConfig)

@@ -1,0 +1,51 @@
+from pathlib import Path
+
+import pytest
+
+from filip.data.cards import CARD_FOLDER, find_card, load_source, parse_card
+from filip.errors import UserError
+
+
+@pytest.mark.parametrize("path", sorted(CARD_FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+def test_every_card_in_the_repository_loads(path: Path) -> None:
+    card = load_source(path)
+    assert card.name == path.stem
+    assert card.title and card.license and card.homepage and card.obtain, "a card must say what it is"
+
+
+@pytest.mark.parametrize(
+    ("raw", "key"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"text_rules": {"lang": True}}, "text_rules.lang"),
+        ({"download": {"timeout": "soon"}}, "download.timeout"),
+        ({"download": {"resize_mode": "squash"}}, "download.resize_mode"),
+        ({"download": {"threads": 0}}, "download.threads"),
+        ({"download": 3}, "download"),
+        ({"image_rules": {"max_aspect": 0.5}}, "image_rules.max_aspect"),
+        ({"format": "xls"}, "format"),
+        ({"planted": {"html": "few"}}, "planted.html"),
+        ({"name": None}, "name"),
+        ({"list": [1]}, "list"),
+    ],
+)
+def test_bad_card_is_refused_with_the_name_of_the_key(raw: dict, key: str) -> None:
+    with pytest.raises(UserError, match=f"'{key}'"):
+        parse_card(raw, Path("data/mine.yaml"))
+
+
+def test_card_by_name_by_path_and_missing(tmp_path: Path) -> None:
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("title: Mine\nback_translation: null\ntext_rules: {max_repeats: 3}\n")
+    card = load_source(mine)
+    assert (card.name, card.text_rules.max_repeats, card.back_translation) == ("mine", 3, None)
+    assert card.text_rules.language and card.image_rules.min_side == 200, "the paper's rules are the default"
+    assert find_card("demo").name == "demo.yaml"
+    with pytest.raises(UserError, match=r"no source card 'cc3n'.*demo"):
+        load_source("cc3n")
+    mine.write_text("title: [unclosed\n")
+    with pytest.raises(UserError, match="not valid YAML"):
+        load_source(mine)
+    mine.write_text("- a\n- b\n")
+    with pytest.raises(UserError, match="mapping"):
+        load_source(mine)

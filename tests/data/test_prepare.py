@@ -1,0 +1,170 @@
+import bz2
+import gzip
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filip.data.prepare import PrepareConfig, main
+from filip.errors import UserError
+
+PAIRS = [
+    ("https://a.org/1.jpg", 'a "quoted" cat'),
+    ("http://b.org/2.jpg?x=1&y=2", "Ünïcode, with comma"),
+    ("https://c.org/3.jpg", "tail"),
+]
+
+
+def run(tmp_path: Path, source: Path | str, **options) -> pa.Table:
+    main(
+        PrepareConfig(str(source), str(tmp_path / "list.parquet"), funnel=str(tmp_path / "f.json"), **options)
+    )
+    assert not list(tmp_path.glob(".*")), "no scratch is left behind"
+    return pq.read_table(tmp_path / "list.parquet")
+
+
+def funnel(tmp_path: Path) -> dict:
+    return json.loads((tmp_path / "f.json").read_text())
+
+
+def csv_line(url: str, caption: str) -> str:
+    quoted = caption.replace('"', '""')
+    return f'{url},"{quoted}"\n'
+
+
+def as_tsv(path: Path, opener: Callable) -> None:
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write("url\tcaption\n" + "".join(f"{u}\t{c}\n" for u, c in PAIRS))
+
+
+def as_csv(path: Path, opener: Callable) -> None:
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write("url,caption\n" + "".join(csv_line(u, c) for u, c in PAIRS))
+
+
+def as_jsonl(path: Path, opener: Callable) -> None:
+    with opener(path, "wt", encoding="utf-8") as file:
+        file.write("".join(json.dumps({"url": u, "caption": c}) + "\n" for u, c in PAIRS))
+
+
+def as_parquet(path: Path, _: Callable) -> None:
+    pq.write_table(pa.table({"url": [u for u, _ in PAIRS], "caption": [c for _, c in PAIRS]}), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "write", "opener"),
+    [
+        ("l.tsv", as_tsv, open),
+        ("l.tsv.gz", as_tsv, gzip.open),
+        ("l.tsv.bz2", as_tsv, bz2.open),
+        ("l.csv", as_csv, open),
+        ("l.csv.gz", as_csv, gzip.open),
+        ("l.jsonl", as_jsonl, open),
+        ("l.jsonl.gz", as_jsonl, gzip.open),
+        ("l.parquet", as_parquet, open),
+    ],
+)
+def test_every_format_gives_the_same_rows(tmp_path: Path, name: str, write, opener) -> None:
+    write(tmp_path / name, opener)
+    table = run(tmp_path, tmp_path / name, shuffle=False)
+    assert list(zip(table["url"].to_pylist(), table["caption"].to_pylist(), strict=True)) == PAIRS
+    assert funnel(tmp_path)["dropped"] == {}
+
+
+def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
+    pq.write_table(
+        pa.table(
+            {
+                "link": ["https://a.org/1.jpg"],
+                "alt": ["hello"],
+                "caption": ["another caption column"],
+                "width": [3],
+                "score": [0.5],
+                "when": pa.array([0], pa.timestamp("s")),
+            }
+        ),
+        tmp_path / "mine.parquet",
+    )
+    table = run(tmp_path, tmp_path / "mine.parquet", url_column="link", caption_column="alt")
+    assert table.to_pylist() == [
+        {
+            "url": "https://a.org/1.jpg",
+            "caption": "hello",
+            "source_caption": "another caption column",
+            "source_width": 3,
+            "score": 0.5,
+            "when": "1970-01-01 00:00:00",
+        }
+    ]
+    with pytest.raises(UserError, match=r"no column 'url'.*link, alt"):
+        run(tmp_path, tmp_path / "mine.parquet")
+
+
+def test_bad_rows_are_dropped_and_counted_headerless_card(tmp_path: Path) -> None:
+    (tmp_path / "cc.tsv").write_text(
+        "a cat\thttps://a.org/1.jpg\n"
+        "only one field\n"
+        "too\tmany\tfields\n"
+        "\thttps://a.org/2.jpg\n"
+        "no url\t\n"
+        "relative\t/images/3.jpg\n"
+        "other scheme\tftp://a.org/3.jpg\n"
+        "this machine\tfile:///etc/passwd\n"
+        "white space\thttps://a.org/a b.jpg\n"
+        'a stray " quote\thttps://a.org/4.jpg\n'
+    )
+    (tmp_path / "cc.yaml").write_text("columns: [text, link]\nurl_column: link\ncaption_column: text\n")
+    table = run(tmp_path, tmp_path / "cc.yaml", list=str(tmp_path / "cc.tsv"), shuffle=False)
+    assert table["caption"].to_pylist() == ["a cat", 'a stray " quote']
+    report = funnel(tmp_path)
+    assert report["in"] == 10 and report["out"] == 2
+    assert report["dropped"] == {"malformed_url": 4, "unreadable_line": 2, "no_caption": 1, "no_url": 1}
+
+
+def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
+    urls = [f"https://a.org/{i}.jpg" for i in range(500)]
+    pq.write_table(pa.table({"url": urls, "caption": ["x y"] * 500}), tmp_path / "in.parquet")
+    first = run(tmp_path, tmp_path / "in.parquet")["url"].to_pylist()
+    again = run(tmp_path, tmp_path / "in.parquet", threads=1)["url"].to_pylist()
+    other = run(tmp_path, tmp_path / "in.parquet", seed=1)["url"].to_pylist()
+    assert first == again != other and first != urls
+    assert sorted(first) == sorted(other) == sorted(urls)
+
+
+def test_karpathy_split_of_local_images(tmp_path: Path) -> None:
+    images = [
+        {
+            "filepath": "train2014",
+            "filename": "a.jpg",
+            "imgid": 0,
+            "cocoid": 7,
+            "split": "train",
+            "sentences": [{"raw": "A cat."}, {"raw": "One cat sits."}],
+        },
+        {"filename": "b.jpg", "imgid": 1, "split": "restval", "sentences": [{"raw": "A dog."}]},
+        {"filename": "c.jpg", "imgid": 2, "split": "test", "sentences": [{"raw": "held out"}]},
+    ]
+    (tmp_path / "dataset_x.json").write_text(json.dumps({"images": images}))
+    card = tmp_path / "x.yaml"
+    card.write_text(f"format: karpathy\nsplit: train+restval\nimage_root: {tmp_path}\n")
+    table = run(tmp_path, card, list=str(tmp_path / "dataset_x.json"), shuffle=False)
+    assert table["caption"].to_pylist() == ["A cat.", "One cat sits.", "A dog."]
+    assert table["group"].to_pylist() == [7, 7, 1]
+    assert table["url"].to_pylist()[0] == (tmp_path / "train2014" / "a.jpg").as_uri()
+    card.write_text(f"format: karpathy\nsplit: training\nimage_root: {tmp_path}\n")
+    with pytest.raises(UserError, match="no split training; it has restval, test, train"):
+        run(tmp_path, card, list=str(tmp_path / "dataset_x.json"))
+
+
+def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("obtain: Ask the owner.\n")
+    with pytest.raises(UserError, match=r"give list=PATH.*Ask the owner"):
+        run(tmp_path, tmp_path / "c.yaml")
+    with pytest.raises(UserError, match="no list of URLs at"):
+        run(tmp_path, tmp_path / "nothing.tsv")
+    (tmp_path / "e.tsv").write_text("caption\turl\nhttps://a.org/1.jpg\tswapped columns\n")
+    with pytest.raises(UserError, match="the right way round"):
+        run(tmp_path, tmp_path / "e.tsv")

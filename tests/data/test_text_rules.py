@@ -1,0 +1,191 @@
+import json
+import unicodedata
+from collections import Counter
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from bench.text_rules import labelled_captions, language_accuracy
+from filip.data.caption_rules import MEANINGLESS
+from filip.data.cards import SourceCard, TextRuleSettings
+from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
+from filip.errors import UserError
+
+MEANINGLESS_CAPTIONS = {
+    "file_name": ["img_0.jpg", "DSC01234.JPG", "photo (1).jpeg", "a-small-dog_300x200.webp", "Screenshot 12.png"],
+    "camera_name": ["IMG_1234", "DSC00042", "P1010023", "image 12", "Photo-3", "Screenshot 2019-03-04 at 10.11.12",
+                    "IMG_20190304_101112", "OLYMPUS DIGITAL CAMERA", "SONY DSC", "KODAK Digital Still Camera"],
+    "placeholder": ["Untitled", "image", "no caption", "[Photo]", "N/A", "click to enlarge", "null", "Alt text"],
+    "url": ["https://example.org/a/b?c=1", "www.example.com", "example.co.uk/shop", "me@example.org"],
+    "html": ['<img src="a.png">', "A dog <br/> in a park", "<b>Sale</b> now", 'see <a href="x">this</a>'],
+    "template": ["{{ product.title }}", "${name}", "%PRODUCT_NAME%", "[caption id=3]A dog[/caption]"],
+    "hash": ["5d41402abc4b2a76b9719d911017c592", "123e4567-e89b-12d3-a456-426614174000", "9f86d081884c7d65",
+             "a1B2c3D4e5", "5d41402abc4b2a76b9719d911017c592_n"],
+    "date": ["2014-05-12", "12/05/2014", "12 May 2014", "May 12, 2014", "20140512_123456", "June 2011", "10:45 am",
+             "Tuesday, 3rd March 2009"],
+    "number": ["12345", "#42", "1,000.50 €", "No. 17", "10152_3921_n", "3/4"],
+    "no_letters": ["...", "★★★★★", "- -"],
+}  # fmt: skip
+MEANINGFUL = [
+    "A dog in the park.",
+    "llama",
+    "t-shirt",
+    "camera with flash",
+    "framed picture of a boat",
+    "2 dogs playing",
+    "Boeing 747-400 taking off at dusk",
+    "a page from a medieval book",
+    "Route 66 sign at sunset",
+    "12 May 2014, two children on a beach",
+    "dog.com mascot in a blue hat",
+    "The best photo I have ever taken",
+    "<PERSON> arrives at the premiere",
+    "5 > 3 on a blackboard",
+    "keycap: 10",
+    "Windows 95 start screen",
+    "iPhone 6s on a wooden table",
+    "hundred points",
+    "slide in a playground",
+]
+
+
+def write_list(path: Path, captions: list[str | None], **columns: list) -> Path:
+    urls = [f"https://a.org/{i}.jpg" for i in range(len(captions))]
+    pq.write_table(pa.table({"url": urls, "caption": pa.array(captions, pa.string()), **columns}), path)
+    return path
+
+
+def rules(**settings) -> SourceCard:
+    return SourceCard("t", text_rules=TextRuleSettings(**settings))
+
+
+def test_each_meaningless_rule_catches_its_kind_and_no_real_caption(tmp_path: Path) -> None:
+    captions = [c for group in MEANINGLESS_CAPTIONS.values() for c in group] + MEANINGFUL
+    source = write_list(tmp_path / "l.parquet", captions)
+    assert set(MEANINGLESS_CAPTIONS) == set(MEANINGLESS)
+    out = tmp_path / "k.parquet"
+    fragment = apply_text_rules(source, out, rules(language=False, min_characters=1))
+    assert pq.read_table(out)["caption"].to_pylist() == MEANINGFUL
+    for rule, texts in MEANINGLESS_CAPTIONS.items():
+        missed = set(texts) - set(fragment.notes["samples"][rule])
+        assert not missed, f"{rule} does not hold for {missed}"
+    # every rule can be switched off by name, and then keeps what it alone drops
+    for rule in MEANINGLESS:
+        apply_text_rules(source, out, rules(language=False, min_characters=1, switched_off=[rule]))
+        kept = set(pq.read_table(out)["caption"].to_pylist()) - set(MEANINGFUL)
+        assert kept <= set(MEANINGLESS_CAPTIONS[rule]) and kept, f"switching off {rule} kept {kept}"
+    with pytest.raises(UserError, match="switched_off names file_names"):
+        apply_text_rules(source, out, rules(switched_off=["file_names"]))
+
+
+def test_repeats_are_counted_over_the_whole_list_after_normalisation(tmp_path: Path) -> None:
+    forms = ["café au lait", "cafe\u0301 au lait", "  café\u00a0au\tlait ", "café\u200b au\u2003lait"]
+    captions: list[str | None] = [forms[i % 4] for i in range(11)] + ["cafe au lait"] * 10 + [None, "", " \n"]
+    captions = captions[::2] + captions[1::2]
+    out = tmp_path / "k.parquet"
+    card = rules(language=False)
+    fragment = apply_text_rules(write_list(tmp_path / "l.parquet", captions), out, card)
+    assert dict(Counter(pq.read_table(out)["caption"].to_pylist())) == {"cafe au lait": 10}
+    assert {k: v for k, v in fragment.dropped.items() if v} == {"repeated": 11, "empty": 3}
+    # an independent count
+    texts = [" ".join(unicodedata.normalize("NFC", c or "").replace("\u200b", "").split()) for c in captions]
+    assert sum(n for text, n in Counter(texts).items() if n > 10 and text) == 11
+    assert apply_text_rules(tmp_path / "l.parquet", out, rules(language=False, max_repeats=0)).n_out == 21
+
+
+def test_language_rule_recall_and_leakage() -> None:
+    measured = language_accuracy(least_words=3)
+    assert measured["english"] > 400 and measured["others"] > 1500
+    assert measured["english_recall"] >= 0.95
+    assert measured["others_kept"] <= 0.03
+    short = language_accuracy(least_words=1, most_words=2)
+    assert short["english_recall"] >= 0.95, "real short labels must survive"
+
+
+def test_other_scripts_never_pass_and_case_does_not_matter(tmp_path: Path) -> None:
+    english = [c for c in labelled_captions()["en"] if len(c.split()) >= 5]
+    captions = [c.upper() for c in english] + [c.title() for c in english]
+    foreign = ["собака в парке", "公园里的一只狗", "كلب في الحديقة", "犬", "σκύλος στο πάρκο"]
+    out = tmp_path / "k.parquet"
+    apply_text_rules(write_list(tmp_path / "l.parquet", captions + foreign), out, rules())
+    kept = pq.read_table(out)["caption"].to_pylist()
+    assert len(kept) >= 0.97 * len(captions)
+    assert not set(kept) & set(foreign)
+
+
+def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) -> None:
+    captions = (
+        ["img_1.jpg"] * 12 + ["der große Hund läuft durch den Park"] * 2 + ["a dog runs in the park"] * 3
+    )
+    columns = {"n": list(range(17)), "tags": [["x"]] * 17}
+    source = write_list(tmp_path / "l.parquet", captions, **columns)
+    card = tmp_path / "c.yaml"
+    card.write_text("text_rules: {max_repeats: 10}\n")
+    out, funnel = tmp_path / "k.parquet", tmp_path / "f.json"
+    main(TextRulesConfig(str(card), str(source), str(out), str(funnel)))
+    report = json.loads(funnel.read_text())
+    assert (report["in"], report["out"]) == (17, 3)
+    assert report["dropped"] == {"file_name": 12, "not_english": 2}
+    assert report["notes"]["alone"]["repeated"] == 12 and report["notes"]["alone"]["file_name"] == 12
+    assert report["notes"]["samples"]["not_english"] == ["der große Hund läuft durch den Park"]
+    kept = pq.read_table(out)
+    assert kept.column_names == ["url", "caption", "n", "tags"]
+    assert kept["n"].to_pylist() == [14, 15, 16], "order and other columns are the list's"
+    assert kept.schema == pq.read_schema(source)
+    assert {p.name for p in tmp_path.iterdir()} == {"l.parquet", "c.yaml", "k.parquet", "f.json"}
+    main(TextRulesConfig(str(card), str(source), str(out), str(funnel), rules={"language": False}))
+    assert json.loads(funnel.read_text())["out"] == 5
+
+
+def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeypatch) -> None:
+    captions = [f"{c} number {i % 7}" for c in labelled_captions()["en"] for i in range(2)]  # 2,400
+    source = write_list(tmp_path / "l.parquet", captions)
+    apply_text_rules(source, tmp_path / "one.parquet", rules(), threads=1, processes=1)
+    monkeypatch.setattr("filip.data.duck.ROWS_PER_GROUP", 500)
+    apply_text_rules(source, tmp_path / "many.parquet", rules(), threads=2, processes=2)
+    one, many = pq.read_table(tmp_path / "one.parquet"), pq.read_table(tmp_path / "many.parquet")
+    assert one.equals(many) and one.num_rows > 2000
+
+
+def test_person_names_and_sensitive_words_from_lists(tmp_path: Path) -> None:
+    (tmp_path / "names.txt").write_text("# names\nAda\nAda Lovelace\nJean-Luc\nGrace Hopper\n")
+    (tmp_path / "bad.txt").write_text("gore\nvery rude\n")
+    captions = [
+        "Ada Lovelace and Jean-Luc's dog",
+        "Adage about canada",
+        "grace hopper speaking",
+        "a scene of Gore, indeed",
+        "very, rude",
+        "category of gorela",
+    ]
+    card = rules(
+        language=False, person_names=str(tmp_path / "names.txt"), sensitive_words=str(tmp_path / "bad.txt")
+    )
+    out = tmp_path / "k.parquet"
+    fragment = apply_text_rules(write_list(tmp_path / "l.parquet", captions), out, card)
+    assert pq.read_table(out)["caption"].to_pylist() == [
+        "<person> and <person>'s dog",
+        "Adage about canada",
+        "<person> speaking",
+        "category of gorela",
+    ]
+    assert fragment.dropped["sensitive"] == 2
+    with pytest.raises(UserError, match=r"person_names names .*nobody\.txt"):
+        apply_text_rules(tmp_path / "l.parquet", out, rules(person_names=str(tmp_path / "nobody.txt")))
+
+
+def test_user_mistakes_are_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"rules=.*'text_rules.max_repeat'"):
+        with_rules(SourceCard("x"), {"max_repeat": 3})
+    with pytest.raises(UserError, match="no list at"):
+        apply_text_rules(tmp_path / "none.parquet", tmp_path / "k.parquet", rules())
+    (tmp_path / "text").write_text("hello")
+    with pytest.raises(UserError, match="is not Parquet"):
+        apply_text_rules(tmp_path / "text", tmp_path / "k.parquet", rules())
+    pq.write_table(pa.table({"URL": ["x"]}), tmp_path / "c.parquet")
+    with pytest.raises(UserError, match=r"no column url, caption \(it has URL\)"):
+        apply_text_rules(tmp_path / "c.parquet", tmp_path / "k.parquet", rules())
+    with pytest.raises(UserError, match="leave nothing"):
+        apply_text_rules(write_list(tmp_path / "l.parquet", ["img_1.jpg"]), tmp_path / "k.parquet", rules())
