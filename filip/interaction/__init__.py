@@ -18,7 +18,7 @@ from filip.interaction.grad_cache import cached_backward
 from filip.interaction.keep import keep_tokens, token_scores
 from filip.interaction.loss import ContrastiveOutput, add_global_term, contrastive_loss, global_similarity
 from filip.interaction.packed import Similarity, pack_tokens
-from filip.interaction.score import score
+from filip.interaction.scoring import score
 
 __all__ = [
     "ContrastiveOutput",

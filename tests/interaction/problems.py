@@ -1,0 +1,98 @@
+"""Random late-interaction problems for the tests, and the definition written out as loops (the oracle's oracle)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction import late_interaction
+
+
+class Problem(NamedTuple):
+    image_tokens: Tensor
+    text_tokens: Tensor
+    text_lengths: Tensor
+
+
+class Result(NamedTuple):
+    """Both matrices and the gradients of sum(grad_i2t * i2t) + sum(grad_t2i * t2i)."""
+
+    i2t: Tensor
+    t2i: Tensor
+    grad_image: Tensor
+    grad_text: Tensor
+
+
+def random_problem(images: int, n1: int, lengths: list[int], d: int, seed: int = 0) -> Problem:
+    """Unit tokens in float32."""
+    generator = torch.Generator().manual_seed(seed)
+    image = F.normalize(torch.randn(images, n1, d, generator=generator), dim=-1)
+    text = F.normalize(torch.randn(sum(lengths), d, generator=generator), dim=-1)
+    return Problem(image, text, torch.tensor(lengths))
+
+
+def tied_problem(images: int, n1: int, lengths: list[int], d: int, seed: int = 0) -> Problem:
+    """Tokens of -1, 0 and 1: products are exact in every dtype and order of summation, and ties abound."""
+    generator = torch.Generator().manual_seed(seed)
+    image = torch.randint(-1, 2, (images, n1, d), generator=generator).float()
+    text = torch.randint(-1, 2, (sum(lengths), d), generator=generator).float()
+    return Problem(image, text, torch.tensor(lengths))
+
+
+def random_lengths(texts: int, low: int, high: int, seed: int = 0) -> list[int]:
+    return torch.randint(low, high + 1, (texts,), generator=torch.Generator().manual_seed(seed)).tolist()
+
+
+def solve(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> Result:
+    """Values and gradients by ``backend``, with the tokens cast to ``dtype`` first."""
+    image = problem.image_tokens.detach().to(dtype or problem.image_tokens.dtype).requires_grad_()
+    text = problem.text_tokens.detach().to(dtype or problem.text_tokens.dtype).requires_grad_()
+    i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend)
+    weight_i, weight_t = upstream(i2t.shape)
+    grads = torch.autograd.grad((i2t, t2i), (image, text), (weight_i.to(i2t.dtype), weight_t.to(t2i.dtype)))
+    return Result(i2t.detach(), t2i.detach(), *grads)
+
+
+def upstream(shape: torch.Size) -> tuple[Tensor, Tensor]:
+    """Gradients that arrive from the loss: two unrelated matrices with both signs."""
+    generator = torch.Generator().manual_seed(99)
+    return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
+
+
+def by_definition(problem: Problem) -> Result:
+    """s^I and s^T in loops over single numbers, float64; of equal maxima the lowest index takes the gradient."""
+    image, text = problem.image_tokens.double(), problem.text_tokens.double()
+    shape = torch.Size([len(image), len(problem.text_lengths)])
+    i2t, t2i = torch.zeros(shape).double(), torch.zeros(shape).double()
+    grad_image, grad_text = torch.zeros_like(image), torch.zeros_like(text)
+    weight_i, weight_t = (weight.double() for weight in upstream(shape))
+    for i, patches in enumerate(image):
+        start = 0
+        for j, length in enumerate(problem.text_lengths.tolist()):
+            words = range(start, start + length)
+            for k, patch in enumerate(patches):
+                scores = [float(patch @ text[r]) for r in words]
+                r = start + scores.index(max(scores))
+                i2t[i, j] += max(scores) / len(patches)
+                grad_image[i, k] += weight_i[i, j] / len(patches) * text[r]
+                grad_text[r] += weight_i[i, j] / len(patches) * patch
+            for r in words:
+                scores = [float(patch @ text[r]) for patch in patches]
+                k = scores.index(max(scores))
+                t2i[i, j] += max(scores) / length
+                grad_image[i, k] += weight_t[i, j] / length * text[r]
+                grad_text[r] += weight_t[i, j] / length * patches[k]
+            start += length
+    return Result(i2t, t2i, grad_image, grad_text)
+
+
+def assert_close(found: Result, expected: Result, values: float, gradients: float | None = None) -> None:
+    """Largest difference relative to the largest magnitude, per tensor; ``expected`` in float64."""
+    for name, tolerance in zip(Result._fields, [values, values] + [gradients or values] * 2, strict=True):
+        a, b = getattr(found, name).double(), getattr(expected, name).double()
+        assert a.shape == b.shape, name
+        difference = float((a - b).abs().max() / b.abs().max().clamp_min(1e-30))
+        assert difference <= tolerance, f"{name}: {difference:.2e} > {tolerance:.0e}"

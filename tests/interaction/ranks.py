@@ -1,0 +1,201 @@
+"""What each rank of test_distributed.py does: the same pairs on W ranks and on one process, compared on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from filip.interaction import (
+    ContrastiveOutput,
+    contrastive_loss,
+    distributed_global_similarity,
+    distributed_late_interaction,
+    gather_ids,
+    global_similarity,
+    late_interaction,
+)
+
+PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
+N1, D = 6, 16
+
+
+def launch(work: Callable[[int, int], None], ranks: int, folder: Path) -> None:
+    """Run ``work(rank, ranks)`` in that many gloo processes; an assertion in any of them fails the test."""
+    mp.spawn(_start, (work, ranks, str(folder / f"rendezvous-{ranks}")), nprocs=ranks)
+
+
+def _start(rank: int, work: Callable[[int, int], None], ranks: int, rendezvous: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
+    try:
+        work(rank, ranks)
+    finally:
+        dist.destroy_process_group()
+
+
+class Towers(nn.Module):
+    """One linear layer per side, shared by all ranks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.image, self.text = nn.Linear(5, D), nn.Linear(4, D)
+        self.log_scale = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return (
+            F.normalize(self.image(image), dim=-1),
+            F.normalize(self.text(text), dim=-1),
+            self.log_scale.exp(),
+        )
+
+
+class Pairs:
+    """The pairs of ``ranks`` ranks, and each rank's share of them."""
+
+    def __init__(self, counts: list[int]) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.counts, total = counts, sum(counts)
+        self.image = torch.randn(total, N1, 5, generator=generator)
+        self.lengths = torch.randint(1, 9, (total,), generator=generator)
+        self.text = torch.randn(int(self.lengths.sum()), 4, generator=generator)
+        self.ids = torch.randint(0, 1 + total // 2, (total,), generator=generator)
+
+    def of(self, rank: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        first = sum(self.counts[:rank])
+        rows = slice(first, first + self.counts[rank])
+        tokens = slice(int(self.lengths[:first].sum()), int(self.lengths[: rows.stop].sum()))
+        return self.image[rows], self.text[tokens], self.lengths[rows], self.ids[rows]
+
+
+def local_loss(
+    pairs: Pairs, rank: int, model: Towers, group: Any, options: dict[str, Any]
+) -> ContrastiveOutput:
+    image, text, lengths, ids = pairs.of(rank)
+    if options.get("form") == "global":
+        encoded = model(image[:, 0], torch.stack([part[0] for part in text.split(lengths.tolist())]))
+        similarity = distributed_global_similarity(*encoded[:2], group=group)
+    else:
+        encoded = model(image, text)
+        similarity = distributed_late_interaction(*encoded[:2], lengths, group=group, **options)
+    all_ids, offset = gather_ids(ids, group=group)
+    assert torch.equal(all_ids, pairs.ids) and offset == sum(pairs.counts[:rank])
+    return contrastive_loss(similarity, encoded[2], offset=offset, ids=ids, all_ids=all_ids)
+
+
+def whole_loss(pairs: Pairs, model: Towers, options: dict[str, Any]) -> ContrastiveOutput:
+    if options.get("form") == "global":
+        firsts = torch.stack([part[0] for part in pairs.text.split(pairs.lengths.tolist())])
+        encoded = model(pairs.image[:, 0], firsts)
+        return contrastive_loss(global_similarity(*encoded[:2]), encoded[2], ids=pairs.ids)
+    image, text, scale = model(pairs.image, pairs.text)
+    transport = options.get("transport_dtype")
+    if transport is not None:
+        image, text = image.to(transport), text.to(transport)
+    return contrastive_loss(
+        late_interaction(image, text, pairs.lengths, backend="reference"), scale, ids=pairs.ids
+    )
+
+
+def compare(counts: list[int], rank: int, group: Any, tolerance: float, **options: Any) -> None:
+    """Loss, accuracy and parameter gradients of the ranks of ``group`` against one process."""
+    pairs, model, ranks = Pairs(counts), Towers(), len(counts)
+    # With unequal shares the mean over ranks is the mean over pairs only if each rank counts by its pairs.
+    weight = counts[rank] * ranks / sum(counts)
+    output = local_loss(pairs, rank, model, group, options)
+    (output.loss * weight).backward()
+    scalars = torch.stack([value.detach() * weight / ranks for value in output])
+    dist.all_reduce(scalars, group=group)
+    found = []
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        dist.all_reduce(parameter.grad, group=group)
+        found.append(parameter.grad / ranks)
+    alone = Towers()
+    expected = whole_loss(pairs, alone, options)
+    expected.loss.backward()
+    torch.testing.assert_close(
+        scalars, torch.stack([v.detach() for v in expected]), rtol=tolerance, atol=1e-6
+    )
+    for a, parameter in zip(found, alone.parameters(), strict=True):
+        assert parameter.grad is not None
+        difference = float((a - parameter.grad).abs().max() / parameter.grad.abs().max())
+        assert difference <= tolerance, f"{options}: gradient differs by {difference:.1e}"
+
+
+def every_form(rank: int, ranks: int) -> None:
+    """Gather and ring equal one process, whatever the options; and so does CLIP's form."""
+    counts = PAIRS[:ranks]
+    for form in ("gather", "ring"):
+        for recompute in (False, True):
+            compare(counts, rank, None, 1e-5, form=form, recompute=recompute, backend="tiled")
+        compare(counts, rank, None, 1e-5, form=form)  # the backend that "auto" finds
+        compare(counts, rank, None, 1e-5, form=form, backend="reference")
+        compare(counts, rank, None, 2e-3, form=form, transport_dtype=torch.float16, backend="tiled")
+    compare(counts, rank, None, 1e-5, form="global")
+    matrices_have_their_shapes(counts, rank)
+    a_gradient_comes_home(rank, ranks)
+
+
+def matrices_have_their_shapes(counts: list[int], rank: int) -> None:
+    """i2t [b, N] and t2i [N, b] are the rows and the columns of the single process's matrices."""
+    pairs = Pairs(counts)
+    image, text = F.normalize(pairs.image, dim=-1)[:, :, :4], F.normalize(pairs.text, dim=-1)
+    whole = late_interaction(image, text, pairs.lengths, backend="reference")
+    first = sum(counts[:rank])
+    own = slice(first, first + counts[rank])
+    tokens = pairs.lengths.cumsum(0)
+    mine = text[int(tokens[first] - pairs.lengths[first]) : int(tokens[own.stop - 1])]
+    for form in ("gather", "ring"):
+        found = distributed_late_interaction(image[own], mine, pairs.lengths[own], form=form, backend="tiled")
+        torch.testing.assert_close(found.i2t, whole.i2t[own])
+        torch.testing.assert_close(found.t2i, whole.t2i[:, own])
+
+
+def a_gradient_comes_home(rank: int, ranks: int) -> None:
+    """A loss on rank 0 alone reaches the tokens of every other rank."""
+    pairs = Pairs(PAIRS[:ranks])
+    for form in ("gather", "ring"):
+        image, text, lengths, _ = pairs.of(rank)
+        text = F.normalize(text, dim=-1).requires_grad_()
+        found = distributed_late_interaction(
+            F.normalize(image[:, :, :4], dim=-1), text, lengths, form=form, backend="tiled"
+        )
+        (found.i2t.sum() * (rank == 0)).backward()
+        assert text.grad is not None and float(text.grad.abs().max()) > 0, (form, rank)
+
+
+def kept_for_the_backward(form: str, pairs: Pairs, rank: int) -> int:
+    """Bytes that autograd keeps with recomputation on: tokens, nothing else."""
+    image, text, lengths, _ = pairs.of(rank)
+    sizes: list[int] = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        sizes.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    image, text = image[:, :, :4].clone().requires_grad_(), text.clone().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        distributed_late_interaction(image, text, lengths, form=form, backend="tiled", recompute=True)
+    return sum(sizes) - 4 * image.numel()
+
+
+def four_ranks(rank: int, ranks: int) -> None:
+    every_form(rank, ranks)
+    # Groups of two that do not start at rank 0 and are not neighbours.
+    for members in ([0, 2], [1, 3]):
+        group = dist.new_group(members)
+        if rank in members:
+            for form in ("gather", "ring"):
+                compare([3, 2], members.index(rank), group, 1e-5, form=form, backend="tiled")
+    pairs = Pairs(PAIRS)
+    own = pairs.of(rank)[1].numel() * 4
+    assert kept_for_the_backward("ring", pairs, rank) == own
+    assert kept_for_the_backward("gather", pairs, rank) == pairs.text.numel() * 4

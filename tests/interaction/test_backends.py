@@ -1,0 +1,247 @@
+"""Every backend that runs here, values and gradients, against the definition and the float64 reference."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.interaction import late_interaction, late_interaction_padded, pack_tokens
+from filip.interaction.dispatch import choose_backend
+from tests.interaction.problems import (
+    Problem,
+    assert_close,
+    by_definition,
+    random_lengths,
+    random_problem,
+    solve,
+    tied_problem,
+)
+
+
+def runs(backend: str) -> bool:
+    try:
+        choose_backend(torch.zeros(1, 1, 16), 1, backend)
+    except ValueError:
+        return False
+    return True
+
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(not runs(name), reason=f"{name} cannot run here"))
+    for name in ("reference", "tiled", "native")
+]
+
+SHAPES = {
+    "one image token": (5, 1, [2, 7, 3], 16),
+    "one text token": (4, 9, [1, 1, 1], 16),
+    "one of each": (1, 1, [1], 16),
+    "one pair": (1, 49, [18], 32),
+    "all lengths": (2, 10, list(range(2, 78)), 24),
+    "rectangular": (11, 7, [5, 77, 2], 20),
+    "odd features": (6, 49, random_lengths(9, 2, 20, seed=1), 37),
+    "more than 256 image tokens": (2, 300, [4, 9], 16),
+    "more than 256 text tokens": (2, 5, [300, 3], 16),
+    "paper's geometry": (8, 49, random_lengths(8, 5, 30, seed=2), 256),
+    "several tiles": (70, 50, random_lengths(40, 9, 12, seed=3) + [2, 40], 16),
+}
+
+
+def test_reference_is_the_definition() -> None:
+    for problem in (random_problem(3, 4, [1, 5, 2], 6), tied_problem(3, 5, [4, 1, 6], 3)):
+        assert_close(solve(problem, "reference", torch.float64), by_definition(problem), 1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("name", SHAPES)
+def test_float32(backend: str, name: str) -> None:
+    problem = random_problem(*SHAPES[name])
+    assert_close(solve(problem, backend), solve(problem, "reference", torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_16_bit_tokens_are_multiplied_exactly(backend: str, dtype: torch.dtype) -> None:
+    if backend == "native" and dtype == torch.float16:
+        pytest.skip("the native kernel has no float16; dispatch gives it to tiled")
+    problem = random_problem(9, 49, random_lengths(12, 2, 30), 64)
+    rounded = Problem(*(t.to(dtype) for t in problem[:2]), problem.text_lengths)
+    found = solve(rounded, backend)
+    assert found.i2t.dtype == torch.float32 and found.grad_image.dtype == dtype
+    # Values to float32 rounding of the rounded tokens; gradients are returned in 16 bits.
+    assert_close(found, solve(rounded, "reference", torch.float64), 2e-6, 2 * torch.finfo(dtype).eps)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_ties_go_to_the_lowest_index(backend: str) -> None:
+    problem = tied_problem(6, 12, [1, 9, 20, 3, 9], 4)
+    expected = by_definition(problem)
+    assert_close(solve(problem, backend), expected, 1e-6)
+    identical = Problem(problem.image_tokens[:1].expand(6, -1, -1), problem.text_tokens, problem.text_lengths)
+    assert_close(solve(identical, backend), by_definition(identical), 1e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_negative_similarities_are_not_floored(backend: str) -> None:
+    problem = random_problem(4, 6, [2, 5, 31], 16)
+    opposite = Problem(problem.image_tokens.abs(), -problem.text_tokens.abs(), problem.text_lengths)
+    found = solve(opposite, backend)
+    assert float(found.i2t.max()) < 0 and float(found.t2i.max()) < 0
+    assert_close(found, solve(opposite, "reference", torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_non_contiguous_inputs(backend: str) -> None:
+    problem = random_problem(5, 8, [3, 6, 6], 32)
+    image = problem.image_tokens.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    text = torch.stack([problem.text_tokens, problem.text_tokens], dim=1)[:, 1]
+    assert not image.is_contiguous() and not text.is_contiguous()
+    found = solve(Problem(image, text, problem.text_lengths), backend)
+    assert_close(found, solve(problem, "reference", torch.float64), 1e-5)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_only_one_direction_or_side_is_differentiated(backend: str) -> None:
+    problem = random_problem(3, 4, [2, 5], 16)
+    image = problem.image_tokens.clone().requires_grad_()
+    late_interaction(image, *problem[1:], backend=backend).i2t.sum().backward()
+    expected = problem.image_tokens.double().requires_grad_()
+    oracle = late_interaction(expected, problem[1].double(), problem[2], backend="reference")
+    oracle.i2t.sum().backward()
+    torch.testing.assert_close(image.grad, expected.grad.float(), rtol=1e-5, atol=1e-6)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            late_interaction(*problem, backend=backend).t2i, oracle.t2i.float(), rtol=1e-5, atol=1e-6
+        )
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled"])
+def test_gradcheck_in_float64(backend: str) -> None:
+    image, text, lengths = random_problem(2, 3, [1, 3], 4, seed=5)
+    inputs = (image.double().requires_grad_(), text.double().requires_grad_())
+    assert torch.autograd.gradcheck(lambda x, y: late_interaction(x, y, lengths, backend=backend), inputs)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_rounds_nothing(backend: str) -> None:
+    problem = random_problem(6, 9, [4, 7, 2], 32)
+    plain = solve(problem, backend)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = solve(problem, backend)
+    for a, b in zip(plain, inside, strict=True):
+        assert a.dtype == b.dtype == torch.float32 and torch.equal(a, b)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_padding_takes_part_in_nothing(backend: str) -> None:
+    problem = random_problem(4, 6, [3, 1, 5], 16)
+    results = []
+    for filler in (0.0, 1e4, float("nan")):
+        padded = torch.full((3, 9, 16), filler)
+        for j, text in enumerate(problem.text_tokens.split([3, 1, 5])):
+            padded[j, : len(text)] = text
+        padded.requires_grad_()
+        similarity = late_interaction_padded(
+            problem.image_tokens, padded, problem.text_lengths, backend=backend
+        )
+        (similarity.i2t.sum() + similarity.t2i.sum()).backward()
+        assert padded.grad is not None
+        beyond = torch.arange(9) >= problem.text_lengths[:, None]
+        assert float(padded.grad[beyond].abs().max()) == 0
+        results.append((similarity.i2t, similarity.t2i, padded.grad))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+    packed = late_interaction(*problem, backend=backend)
+    assert torch.equal(packed.i2t, results[0][0]) and torch.equal(packed.t2i, results[0][1])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_permuting_the_batch_permutes_the_matrices(backend: str) -> None:
+    problem = random_problem(7, 5, [3, 9, 1, 4, 9, 2], 32)
+    rows, columns = torch.randperm(7), torch.randperm(6)
+    texts = problem.text_tokens.split(problem.text_lengths.tolist())
+    shuffled = Problem(
+        problem.image_tokens[rows], torch.cat([texts[j] for j in columns]), problem.text_lengths[columns]
+    )
+    before, after = solve(problem, backend), solve(shuffled, backend)
+    torch.testing.assert_close(after.i2t, before.i2t[rows][:, columns], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(after.t2i, before.t2i[rows][:, columns], rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(before.i2t, before.t2i, atol=1e-2)  # two different matrices
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_repeated_runs_agree_to_the_bit(backend: str) -> None:
+    problem = random_problem(20, 49, random_lengths(20, 2, 30), 32)
+    first, second = solve(problem, backend), solve(problem, backend)
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("backend", ["reference", "tiled", "auto"])
+def test_a_nan_is_not_hidden(backend: str) -> None:
+    """A model that has diverged must show it: the loss scaler of fp16 training watches for it."""
+    image, text, lengths = random_problem(3, 4, [2, 5], 16)
+    image[1] = float("nan")
+    similarity = late_interaction(image, text, lengths, backend=backend)
+    assert bool(similarity.i2t[1].isnan().all()) and bool(similarity.t2i[1].isnan().all())
+    assert not bool(similarity.i2t[[0, 2]].isnan().any())
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "lengths", "message"),
+    [
+        ((0, 4, 8), (6, 8), [2, 4], "empty batch"),
+        ((2, 4, 8), (0, 8), [], "empty batch"),
+        ((2, 0, 8), (6, 8), [2, 4], "no tokens"),
+        ((2, 4, 8), (6, 8), [2, 0, 4], "at least one token"),
+        ((2, 4, 8), (6, 8), [2, 3], "sum to 5"),
+        ((2, 4, 8), (6, 16), [2, 4], "same embedding space"),
+        ((2, 8), (6, 8), [2, 4], "image_tokens \\[images, n1, d\\]"),
+    ],
+)
+def test_mistakes_are_named(
+    image: tuple[int, ...], text: tuple[int, ...], lengths: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        late_interaction(torch.zeros(image), torch.zeros(text), torch.tensor(lengths, dtype=torch.int64))
+
+
+def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from filip.interaction import reference, tiled
+
+    tokens = torch.zeros(2, 3, 16)
+    assert choose_backend(tokens, 5, "reference") is reference
+    assert choose_backend(tokens.double(), 5, "auto") is tiled
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "reference")
+    assert choose_backend(tokens, 5, "auto") is reference
+    assert choose_backend(tokens, 5, "tiled") is tiled  # an explicit choice wins over the environment
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "natve")
+    with pytest.raises(ValueError, match="FILIP_INTERACTION_BACKEND='natve'"):
+        choose_backend(tokens, 5, "auto")
+
+
+def test_tokens_of_two_dtypes_meet_in_the_wider() -> None:
+    problem = random_problem(3, 4, [2, 5], 16)
+    image = problem.image_tokens.bfloat16()
+    mixed = late_interaction(image, *problem[1:], backend="tiled")
+    expected = late_interaction(image.float(), *problem[1:], backend="tiled")
+    assert torch.equal(mixed.i2t, expected.i2t)
+
+
+def test_tiled_memory_stays_far_below_the_similarity() -> None:
+    """Bytes that autograd keeps beside the tokens: the maps, one byte per winner; and no [b, t, n1, n2]."""
+    problem = random_problem(32, 49, [18] * 32, 64)
+    kept: list[int] = []
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    image, text = problem.image_tokens.requires_grad_(), problem.text_tokens.requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        late_interaction(image, text, problem.text_lengths, backend="tiled")
+    tokens = 4 * (image.numel() + text.numel())
+    assert sum(kept) == tokens + 32 * 32 * (49 + 18)
+
+
+def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:
+    with pytest.raises(ValueError, match="5 tokens does not fit in 4"):
+        pack_tokens(torch.zeros(2, 4, 8), torch.tensor([5, 1]))

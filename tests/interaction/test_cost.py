@@ -1,0 +1,64 @@
+"""The cost model against counts made by hand, and against what the tiled backend really keeps."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from filip.interaction.cost import Setting, clip, encoder_flops, fused, materialised, table
+
+EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
+
+
+def test_forward_of_the_packed_product() -> None:
+    """1,024 local images x 8,192 texts x 49 x 18 x 256, two flops each; a row sum per winner on both sides."""
+    pairs = 1024 * 8192
+    assert fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256 + 4 * pairs * (49 + 18) * 256
+    assert fused(EIGHT_GPUS, recompute=True).flops - fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256
+
+
+def test_memory() -> None:
+    pairs = 1024 * 8192
+    maps_and_matrices = pairs * (49 + 18) + 16 * pairs
+    foreign = 8192 * 18 * 256 * (2 + 4)
+    assert fused(EIGHT_GPUS).memory == maps_and_matrices + foreign
+    assert fused(EIGHT_GPUS, "ring").memory == maps_and_matrices + foreign / 4
+    # A 16-bit similarity of one direction, padded to 77 tokens: 63 GB. The einsum holds one per direction.
+    assert pairs * 49 * 77 * 2 == pytest.approx(63e9, rel=0.01)
+    assert materialised(EIGHT_GPUS).memory == pytest.approx(2 * 63.3e9, rel=0.02)
+
+
+def test_ring_memory_for_foreign_tokens_does_not_grow_with_the_ranks() -> None:
+    def foreign(gpus: int) -> float:
+        setting = Setting(global_batch=320 * gpus, gpus=gpus, tile_bytes=0)
+        return fused(setting, "ring", recompute=True).memory - 16 * 320 * 320 * gpus
+
+    assert foreign(8) == foreign(128)
+
+
+def test_encoders_of_vit_b_32_and_the_text_tower() -> None:
+    """2.95 GFLOP and 2.9 GMAC are the usual figures per image and per 77 tokens; three times that with backward."""
+    one = Setting(global_batch=1, gpus=1)
+    per_image = encoder_flops(replace(one, text_layers=0)) / 3
+    assert per_image == pytest.approx(2 * 50 * 85.0e6 + 12 * 4 * 768 * 50**2, rel=0.01)
+    per_text = encoder_flops(replace(one, image_layers=0)) / 3
+    assert per_text == pytest.approx(2 * 77 * 37.7e6 + 12 * 4 * 512 * 77**2, rel=0.01)
+
+
+def test_a_quarter_of_the_tokens() -> None:
+    quarter, whole = materialised(EIGHT_GPUS, 0.25), materialised(EIGHT_GPUS)
+    assert (
+        13 * 20 / (49 * 77) < quarter.flops / whole.flops < 0.1
+    )  # 13 and 20 are kept, and chosen at a price
+    assert quarter.traffic < 0.3 * whole.traffic
+
+
+def test_table_names_every_form() -> None:
+    text = table(Setting())
+    assert "Global batch 40,960 on 128 GPUs (320 pairs each)" in text
+    assert (
+        len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line])
+        == 5
+    )
+    assert clip(Setting()).flops < 0.01 * encoder_flops(Setting())

@@ -1,0 +1,122 @@
+"""The contrastive loss against open_clip's, against the formula with soft targets, and its numerics."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction import (
+    Similarity,
+    add_global_term,
+    contrastive_loss,
+    global_similarity,
+    late_interaction,
+)
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+@pytest.mark.parametrize("form", ["global", "one token per side"])
+def test_equals_open_clip(form: str) -> None:
+    open_clip_loss = pytest.importorskip("open_clip.loss")
+    image, text = unit(12, 32, seed=1).requires_grad_(), unit(12, 32, seed=2).requires_grad_()
+    scale = torch.tensor([20.0], requires_grad=True)
+    expected = open_clip_loss.ClipLoss()(image, text, scale)
+    wanted = torch.autograd.grad(expected, (image, text, scale))
+    if form == "global":
+        similarity = global_similarity(image, text)
+    else:
+        similarity = late_interaction(image[:, None], text, torch.ones(12, dtype=torch.int64))
+    output = contrastive_loss(similarity, scale)
+    found = torch.autograd.grad(output.loss, (image, text, scale))
+    torch.testing.assert_close(output.loss, expected, rtol=1e-6, atol=1e-6)
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+def test_directions_are_normalised_over_their_own_axis() -> None:
+    i2t, t2i = torch.randn(4, 4).double(), torch.randn(4, 4).double()
+    output = contrastive_loss(Similarity(i2t, t2i), torch.tensor(3.0))
+    by_hand_i = sum(
+        -math.log(math.exp(3 * i2t[k, k]) / sum(math.exp(3 * v) for v in i2t[k])) for k in range(4)
+    )
+    by_hand_t = sum(
+        -math.log(math.exp(3 * t2i[k, k]) / sum(math.exp(3 * v) for v in t2i[:, k])) for k in range(4)
+    )
+    assert float(output.i2t_loss) == pytest.approx(by_hand_i / 4, rel=1e-6)
+    assert float(output.t2i_loss) == pytest.approx(by_hand_t / 4, rel=1e-6)
+    assert float(output.loss) == pytest.approx((by_hand_i + by_hand_t) / 8, rel=1e-6)
+
+
+def test_soft_targets_share_equally() -> None:
+    similarity = Similarity(torch.randn(5, 5).double(), torch.randn(5, 5).double())
+    ids = torch.tensor([7, 3, 7, 9, 7])
+    output = contrastive_loss(similarity, torch.tensor(4.0), ids=ids)
+    logs = {
+        "i2t": (4 * similarity.i2t).log_softmax(1),
+        "t2i": (4 * similarity.t2i).log_softmax(0).T,
+    }
+    for name, found in (("i2t", output.i2t_loss), ("t2i", output.t2i_loss)):
+        rows = []
+        for k, own in enumerate(ids.tolist()):
+            positives = [j for j, other in enumerate(ids.tolist()) if other == own]
+            rows.append(-sum(float(logs[name][k, j]) for j in positives) / len(positives))
+        assert float(found) == pytest.approx(sum(rows) / 5, rel=1e-6)
+
+
+def test_ids_that_are_all_different_change_nothing() -> None:
+    similarity = Similarity(torch.randn(4, 6), torch.randn(6, 4))
+    hard = contrastive_loss(similarity, torch.tensor([9.0]), offset=2)
+    ids = torch.arange(10, 16)
+    soft = contrastive_loss(similarity, torch.tensor([9.0]), offset=2, ids=ids[2:], all_ids=ids)
+    for a, b in zip(hard, soft, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_accuracy_counts_any_positive() -> None:
+    i2t = torch.tensor([[0.0, 1.0, 0.0], [0.0, 2.0, 3.0], [0.0, 1.0, 2.0]])
+    similarity = Similarity(i2t, i2t)
+    hard = contrastive_loss(similarity, torch.tensor(1.0))
+    soft = contrastive_loss(similarity, torch.tensor(1.0), ids=torch.tensor([5, 5, 6]))
+    assert float(hard.i2t_accuracy) == pytest.approx(1 / 3)  # only the third row
+    assert float(soft.i2t_accuracy) == pytest.approx(2 / 3)  # the first row hits its other positive
+    # Columns: the first is all zero (the first image wins), the second won by 1, the third by 1.
+    assert float(hard.t2i_accuracy) == pytest.approx(2 / 3)
+
+
+def test_loss_is_float32_whatever_comes_in() -> None:
+    image, text = unit(6, 16, seed=3).bfloat16(), unit(6, 16, seed=4).bfloat16()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        output = contrastive_loss(global_similarity(image, text), torch.tensor([100.0]).bfloat16())
+    exact = contrastive_loss(global_similarity(image.double(), text.double()), torch.tensor(100.0))
+    assert output.loss.dtype == torch.float32
+    assert float(output.loss) == pytest.approx(float(exact.loss), rel=1e-5)
+
+
+def test_global_term_is_added_with_its_weight() -> None:
+    token = contrastive_loss(Similarity(torch.randn(3, 3), torch.randn(3, 3)), torch.tensor(2.0))
+    pooled = contrastive_loss(Similarity(torch.randn(3, 3), torch.randn(3, 3)), torch.tensor(2.0))
+    mixed = add_global_term(token, pooled, 0.5)
+    assert float(mixed.loss) == pytest.approx(float(token.loss) + 0.5 * float(pooled.loss))
+    assert mixed.i2t_accuracy is token.i2t_accuracy
+    with pytest.raises(ValueError, match="-1"):
+        add_global_term(token, pooled, -1)
+
+
+def test_mistakes_are_named() -> None:
+    square = Similarity(torch.zeros(3, 5), torch.zeros(3, 5))
+    with pytest.raises(ValueError, match="needs t2i"):
+        contrastive_loss(square, torch.tensor(1.0))
+    rows = Similarity(torch.zeros(3, 5), torch.zeros(5, 3))
+    with pytest.raises(ValueError, match="offset 3"):
+        contrastive_loss(rows, torch.tensor(1.0), offset=3)
+    with pytest.raises(ValueError, match="at this rank's offset"):
+        contrastive_loss(rows, torch.tensor(1.0), ids=torch.arange(3), all_ids=torch.arange(1, 6))
+    with pytest.raises(ValueError, match="empty batch"):
+        global_similarity(torch.zeros(0, 4), torch.zeros(2, 4))
