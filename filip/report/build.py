@@ -15,7 +15,7 @@ from filip.report.table import Cell, Column, Row, Table, average, combine, publi
 __all__ = ["build_tables", "load_published"]
 
 RANKS = ("r1", "r5", "r10")
-WAYS = {"i2t": "image to text", "t2i": "text to image"}
+WAYS = {"i2t": "image → text", "t2i": "text → image"}
 TRANSFERRED = "zero-shot after fine-tuning elsewhere (*)"
 
 

@@ -202,7 +202,7 @@ def efficiency_scatter(table: Table) -> Figure:
     """Time against memory per iteration, relative to the first row, for ours and the published rows."""
     figure, (memory_axis, accuracy_axis) = _grid(1, 2, 12.5, 5.2)
     measure = next((column for column in table.columns if column.unit == "percent"), None)
-    for kind, label, place in (("ours", "measured here", (6, 5)), ("paper", "published (8 V100)", (6, -11))):
+    for kind, label, place in (("ours", "measured here", (7, 4)), ("paper", "published (8 V100)", (-7, 4))):
         colour = COLOURS[0] if kind == "ours" else COLOURS[1]
         rows = [row for row in table.rows if (row.kind == "paper") == (kind == "paper")]
         for axis, key, factor in (
@@ -221,7 +221,13 @@ def efficiency_scatter(table: Table) -> Figure:
                 )
             for time, value, name in points:
                 axis.annotate(
-                    name, (time, value), xytext=place, textcoords="offset points", fontsize=7.5, color=colour
+                    name,
+                    (time, value),
+                    xytext=place,
+                    textcoords="offset points",
+                    ha="left" if place[0] > 0 else "right",
+                    fontsize=7.5,
+                    color=colour,
                 )
     memory_axis.set_title("Memory against time, relative to the global loss")
     memory_axis.set_ylabel("memory, x first row")
