@@ -35,8 +35,10 @@ def gather_counts(counts: list[int], device: torch.device, group: Group) -> list
 
 def gather_rows(rows: Tensor, counts: list[int], group: Group) -> list[Tensor]:
     """All ranks' ``rows`` [counts[rank], ...]: padded to the longest on the wire, cut on arrival."""
-    padded = rows.new_zeros(max(counts), *rows.shape[1:])
-    padded[: len(rows)] = rows
+    padded = rows.contiguous()
+    if len(rows) < max(counts):
+        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+        padded[: len(rows)] = rows
     parts = [torch.empty_like(padded) for _ in counts]
     dist.all_gather(parts, padded, group=group)
     return [part[:count] for part, count in zip(parts, counts, strict=True)]
@@ -45,9 +47,11 @@ def gather_rows(rows: Tensor, counts: list[int], group: Group) -> list[Tensor]:
 def sum_at_owner(rows: Tensor, counts: list[int], group: Group) -> Tensor:
     """``rows`` [sum(counts), ...] on every rank; each gets the sum over ranks of its own section."""
     chunks = []
-    for part in rows.split(counts):
-        chunk = rows.new_zeros(max(counts), *rows.shape[1:])
-        chunk[: len(part)] = part
+    for part in rows.contiguous().split(counts):
+        chunk = part
+        if len(part) < max(counts):
+            chunk = rows.new_zeros(max(counts), *rows.shape[1:])
+            chunk[: len(part)] = part
         chunks.append(chunk)
     own = torch.empty_like(chunks[0])
     dist.reduce_scatter(own, chunks, group=group)

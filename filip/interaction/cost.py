@@ -88,8 +88,10 @@ def fused(s: Setting, form: str = "gather", recompute: bool = False) -> Cost:
     maps = 0 if recompute else pairs * (s.n1 + s.n2) * index_bytes
     matrices = 2 * 2 * 4 * pairs  # s^I and s^T and their gradients
     all_texts = s.global_batch * s.n2 * s.dim
-    blocks = 1 if form == "gather" else 2 / s.gpus  # the block in hand and the one arriving
-    foreign = all_texts * (s.token_bytes + 4) * blocks  # with their float32 gradients
+    if form == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
+        foreign = all_texts * (s.token_bytes + 2 * 4)
+    else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
+        foreign = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
     received = all_texts * (s.gpus - 1) / s.gpus
     passes = 1 if form == "gather" else 2  # the ring sends the tokens again in the backward
     traffic = received * (passes * s.token_bytes + 4) + 2 * 4 * pairs

@@ -52,7 +52,7 @@ def distributed_late_interaction(
 
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
     between ranks. Every rank of the group must call it (and its backward), in the same order. Besides
-        form             "gather": all text tokens on every rank; fewest messages. "ring": at most three
+        form             "gather": all text tokens on every rank; fewest messages. "ring": at most two
                          blocks of foreign tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
                          also on one process; gradients always travel in the accumulation dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -21,9 +22,9 @@ def test_forward_of_the_packed_product() -> None:
 def test_memory() -> None:
     pairs = 1024 * 8192
     maps_and_matrices = pairs * (49 + 18) + 16 * pairs
-    foreign = 8192 * 18 * 256 * (2 + 4)
-    assert fused(EIGHT_GPUS).memory == maps_and_matrices + foreign
-    assert fused(EIGHT_GPUS, "ring").memory == maps_and_matrices + foreign / 4
+    texts = 8192 * 18 * 256
+    assert fused(EIGHT_GPUS).memory == maps_and_matrices + texts * (2 + 8)
+    assert fused(EIGHT_GPUS, "ring").memory == maps_and_matrices + texts / 8 * (2 * 2 + 3 * 4)
     # A 16-bit similarity of one direction, padded to 77 tokens: 63 GB. The einsum holds one per direction.
     assert pairs * 49 * 77 * 2 == pytest.approx(63e9, rel=0.01)
     assert materialised(EIGHT_GPUS).memory == pytest.approx(2 * 63.3e9, rel=0.02)
@@ -61,4 +62,6 @@ def test_table_names_every_form() -> None:
         len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line])
         == 5
     )
+    page = Path(__file__).parents[2] / "docs" / "interaction.md"
+    assert text in page.read_text(), "docs/interaction.md quotes another table than this function prints"
     assert clip(Setting()).flops < 0.01 * encoder_flops(Setting())
