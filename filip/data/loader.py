@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip.data.epoch_plan import Slots, lane_length, lane_slots
 from filip.data.images import UNDECODABLE
-from filip.data.shards import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
+from filip.data.pair_index import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
 from filip.data.transforms import EvalTransform, TrainTransform, normalize
 from filip.errors import UserError
 from filip.tokenizer import tokenize

@@ -80,15 +80,13 @@ class DualEncoder(nn.Module):
         Returns packed unit tokens (token) or the [EOS] vectors ``[b, d]`` (global). The embeddings of a
         caption do not depend on how far its row is padded.
         """
-        b, n = ids.shape
-        if n > self.text.context_length:
-            raise ValueError(f"captions of {n} tokens; the text tower takes {self.text.context_length}")
-        starts = torch.arange(b, device=ids.device) * n
+        if ids.shape[1] > self.text.context_length:
+            raise ValueError(
+                f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}"
+            )
         if self.config.interaction == "global":
-            return _unit(self.text(ids, starts + lengths - 1))
-        columns = torch.arange(n, device=ids.device)
-        positions = (columns < lengths[:, None]).flatten().nonzero().squeeze(1)
-        return TextFeatures(_unit(self.text(ids, positions)), lengths)
+            return _unit(self.text(ids, lengths, only_last=True))
+        return TextFeatures(_unit(self.text(ids, lengths)), lengths)
 
     def scale(self) -> Tensor:
         """``[1]`` the factor on the similarities, 1/temperature, at most ``config.max_logit_scale``."""

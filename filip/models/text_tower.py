@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -17,8 +19,26 @@ class QuickGELU(nn.Module):
         return x * torch.sigmoid(1.702 * x)
 
 
+class Layout(NamedTuple):
+    """Where the packed tokens of a batch stand in its padded form."""
+
+    rows: int  # captions, b
+    columns: int  # tokens of the longest, n
+    positions: Tensor  # [T] int64: row * n + column of each token
+
+    @staticmethod
+    def of(lengths: Tensor, columns: int) -> Layout:
+        """Of captions with ``lengths`` [b] in rows of ``columns`` tokens."""
+        valid = torch.arange(columns, device=lengths.device) < lengths[:, None]
+        return Layout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
+
+
 class Block(nn.Module):
-    """Pre-norm attention and MLP; ``[b, n, width] -> [b, n, width]``, each token sees itself and the past."""
+    """Pre-norm attention and MLP on packed tokens ``[T, width]``; each token sees itself and its past.
+
+    Only the attention itself runs on padded rows. Padding stands behind [EOS], where a causal model cannot see
+    it, so no mask is needed.
+    """
 
     def __init__(self, config: TextTowerConfig) -> None:
         super().__init__()
@@ -32,22 +52,24 @@ class Block(nn.Module):
         self.act = QuickGELU() if config.activation == "quick_gelu" else nn.GELU()
         self.fc2 = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        b, n, width = x.shape
-        qkv = self.qkv(self.norm1(x)).view(b, n, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        x = x + self.proj(attended.transpose(1, 2).reshape(b, n, width))
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        x = x + self.proj(self._attention(self.qkv(self.norm1(x)), layout))
         return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+    def _attention(self, qkv: Tensor, layout: Layout) -> Tensor:
+        b, n, positions = layout
+        padded = qkv.new_zeros(b * n, qkv.shape[1]).index_copy(0, positions, qkv)
+        q, k, v = padded.view(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return attended.transpose(1, 2).reshape(b * n, -1).index_select(0, positions)
 
 
 class TextTower(nn.Module):
     """Token ids to embeddings, not yet normalised.
 
-    ``forward(ids [b, n] int64, positions [m] int64)`` runs the blocks on all n tokens and returns the
-    embeddings ``[m, embed_dim]`` of the flat positions (row * n + column) asked for. Padding stands behind
-    [EOS], where a causal model cannot see it, so no mask is needed and the last layers run on real tokens
-    only.
+    ``forward(ids [b, n] int64, lengths [b] int64)`` returns the embeddings of all tokens without padding,
+    caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` those of the [EOS] tokens:
+    ``[b, embed_dim]``. Padding costs nothing but in the attention product.
     """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
@@ -61,14 +83,17 @@ class TextTower(nn.Module):
         self.grad_checkpointing = False
         self._init_as_clip()
 
-    def forward(self, ids: Tensor, positions: Tensor) -> Tensor:
-        x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
+    def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
+        layout = Layout.of(lengths, ids.shape[1])
+        columns = layout.positions % layout.columns
+        x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]
         for block in self.blocks:
             if self.grad_checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, layout, use_reentrant=False)
             else:
-                x = block(x)
-        x = x.flatten(0, 1).index_select(0, positions)
+                x = block(x, layout)
+        if only_last:
+            x = x[lengths.cumsum(0) - 1]
         return self.projection(self.norm(x))
 
     @torch.no_grad()

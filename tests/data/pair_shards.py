@@ -15,7 +15,7 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from filip.data.shards import Source
+from filip.data.pair_index import Source
 from filip.data.transforms import denormalize
 
 

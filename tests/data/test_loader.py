@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from filip.data.loader import PairLoader, build_loader
-from filip.data.shards import Source
+from filip.data.pair_index import Source
 from filip.data.transforms import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize

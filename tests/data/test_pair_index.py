@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filip.data.shards import ShardCaptions, Source, caption_group, index_source
+from filip.data.pair_index import ShardCaptions, Source, caption_group, index_source
 from filip.data.tar_index import scan_tar
 from filip.errors import UserError
 from tests.data.pair_shards import key_of, write_pairs, write_sidecar
