@@ -2,11 +2,12 @@
 
 A backend is a module with two functions that know nothing of autograd:
 
-    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int]) -> (s^I, s^T, kept)
+    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int], keep) -> (s^I, s^T, kept)
     backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, kept) -> (grad image, grad text)
 
-``kept`` is a tuple of tensors of the backend's own making, s^I and s^T are [b, texts], and everything but
-the tokens is in the accumulation dtype (float32, or float64 for float64 tokens).
+``kept`` is a tuple of tensors of the backend's own making, of no meaning unless ``keep`` was true; s^I and s^T
+are [b, texts], and everything but the tokens is in the accumulation dtype (float32, or float64 for float64
+tokens).
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Backend(Protocol):
     """What dispatch asks of a module (see above)."""
 
     def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], /
+        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True, /
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
 
     def backward(
@@ -72,6 +73,8 @@ def late_interaction(
     common = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
     module = choose_backend(image_tokens, max(lengths), backend)
+    if not wants_gradient(image_tokens, text_tokens):
+        return Similarity(*run_forward(module, image_tokens, text_tokens, lengths, keep=False)[:2])
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module))
 
 
@@ -110,12 +113,17 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") ->
     return found
 
 
+def wants_gradient(*tensors: Tensor) -> bool:
+    """Whether autograd would record an operation on these."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+
+
 def run_forward(
-    module: Backend, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+    module: Backend, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """``module.forward`` with autocast off: it would round the similarities to 16 bits."""
     with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.forward(image_tokens, text_tokens, lengths)
+        return module.forward(image_tokens, text_tokens, lengths, keep)
 
 
 def run_backward(

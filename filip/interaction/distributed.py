@@ -30,7 +30,14 @@ from filip.interaction.collectives import (
     sum_at_owner,
     world_size,
 )
-from filip.interaction.dispatch import Backend, choose_backend, late_interaction, run_backward, run_forward
+from filip.interaction.dispatch import (
+    Backend,
+    choose_backend,
+    late_interaction,
+    run_backward,
+    run_forward,
+    wants_gradient,
+)
 from filip.interaction.loss import global_similarity
 from filip.interaction.packed import Similarity, accumulation_dtype, check_tokens
 
@@ -75,6 +82,7 @@ def distributed_late_interaction(
     layout = _layout(len(image_tokens), lengths, image_tokens.device, group)
     module = choose_backend(image_tokens, max(map(max, layout.lengths)), backend)
     function = _Gathered if form == "gather" else _Ring
+    recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # nothing to keep the maps for
     return Similarity(*function.apply(image_tokens, text_tokens, layout, module, recompute))
 
 
@@ -139,7 +147,7 @@ class _Gathered(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         texts = torch.cat(gather_rows(text_tokens, layout.tokens, layout.group))
         lengths = [length for part in layout.lengths for length in part]
-        i2t, own_t2i, kept = run_forward(module, image_tokens, texts, lengths)
+        i2t, own_t2i, kept = run_forward(module, image_tokens, texts, lengths, keep=not recompute)
         ctx.save_for_backward(image_tokens, texts, *(() if recompute else kept))
         ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, lengths, recompute
         return i2t, exchange(own_t2i, layout.images, layout.texts, layout.group)
@@ -170,7 +178,7 @@ class _Ring(torch.autograd.Function):
         for owner, block in _travel(text_tokens.detach(), layout):
             columns = layout.columns(owner)
             i2t[:, columns], own_t2i[:, columns], kept = run_forward(
-                module, image_tokens, block, layout.lengths[owner]
+                module, image_tokens, block, layout.lengths[owner], keep=not recompute
             )
             saved += () if recompute else kept
         ctx.save_for_backward(image_tokens, text_tokens, *saved)

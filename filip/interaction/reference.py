@@ -28,7 +28,7 @@ def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[in
 
 
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
 ) -> tuple[Tensor, Tensor, tuple[()]]:
     """Same signature as the other backends; it keeps nothing, since ``backward`` starts again."""
     with torch.no_grad():

@@ -73,7 +73,7 @@ class _Class(NamedTuple):
 
 
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """s^I, s^T [images, texts] float32 and the arg-max maps [images, texts, n1] and [images, T]."""
     images, texts = image_tokens.contiguous(), text_tokens.contiguous()
