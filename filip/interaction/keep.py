@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from filip.interaction.packed import accumulation_dtype, check_tokens
+from filip.interaction.packed import accumulation_dtype, check_tokens, offsets_of, product
 
 _TILE_ELEMENTS = 1 << 22
 
@@ -18,12 +18,11 @@ def token_scores(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Ten
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
     """
-    wide = accumulation_dtype(image_tokens.dtype)
-    rows, texts = image_tokens.flatten(0, 1).to(wide), text_tokens.to(wide)
-    image_scores, text_scores = [], torch.full_like(texts[:, 0], -math.inf)
+    rows, wide = image_tokens.flatten(0, 1), accumulation_dtype(image_tokens.dtype)
+    image_scores, text_scores = [], torch.full_like(text_tokens[:, 0], -math.inf, dtype=wide)
     with torch.autocast(rows.device.type, enabled=False):
-        for block in rows.split(max(1, _TILE_ELEMENTS // len(texts))):
-            tile = block @ texts.T
+        for block in rows.split(max(1, _TILE_ELEMENTS // len(text_tokens))):
+            tile = product(block, text_tokens)
             image_scores.append(tile.amax(dim=1))
             text_scores = torch.maximum(text_scores, tile.amax(dim=0))
     return torch.cat(image_scores).view(image_tokens.shape[:2]), text_scores
@@ -45,15 +44,12 @@ def keep_tokens(
     if share == 1:
         return image_tokens, text_tokens, text_lengths
     image_scores, text_scores = token_scores(image_tokens, text_tokens)
-    kept_images = _best(image_scores, _count(image_tokens.shape[1], share))
-    images = image_tokens.gather(1, kept_images[:, :, None].expand(-1, -1, image_tokens.shape[2]))
-    kept_texts, start = [], 0
+    b, n1 = image_scores.shape
     counts = [_count(n, share) for n in lengths]
-    for length, count in zip(lengths, counts, strict=True):
-        kept_texts.append(start + _best(text_scores[None, start : start + length], count)[0])
-        start += length
+    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, share)] * b)
+    images = image_tokens.flatten(0, 1)[best].view(b, -1, image_tokens.shape[2])
     kept_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
-    return images, text_tokens[torch.cat(kept_texts)], kept_lengths
+    return images, text_tokens[_best(text_scores, lengths, counts)], kept_lengths
 
 
 def _count(tokens: int, share: float) -> int:
@@ -61,6 +57,16 @@ def _count(tokens: int, share: float) -> int:
     return max(1, math.ceil(share * tokens - 1e-9))
 
 
-def _best(scores: Tensor, count: int) -> Tensor:
-    """Indices [rows, count] of the best scores, ascending; sort is stable, topk promises nothing on ties."""
-    return scores.sort(dim=1, descending=True, stable=True).indices[:, :count].sort(dim=1).values
+def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:
+    """Ascending indices into packed ``scores`` of the ``counts[j]`` best of each item of ``lengths[j]``."""
+    device = scores.device
+    per_item = torch.tensor(lengths, device=device)
+    item_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_item)
+    # Two stable sorts (topk promises nothing about ties): by item, within it by falling score, then by index.
+    order = scores.argsort(descending=True, stable=True)
+    order = order[item_of[order].argsort(stable=True)]
+    rank = (
+        torch.arange(len(order), device=device)
+        - torch.tensor(offsets_of(lengths)[:-1], device=device)[item_of]
+    )
+    return order[rank < torch.tensor(counts, device=device)[item_of]].sort().values

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -91,3 +92,23 @@ def offsets_of(lengths: Sequence[int]) -> list[int]:
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
     """Similarities, soft-max and loss are at least float32: 16-bit tokens are multiplied exactly in it."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def product(left: Tensor, right: Tensor) -> Tensor:
+    """``left`` [m, d] times ``right`` [n, d] transposed, [m, n] in the accumulation dtype, nothing rounded to 16 bits.
+
+    Widening 16-bit factors first is exact; on GPUs the tensor cores take them as they are and sum in float32.
+    """
+    wide = accumulation_dtype(left.dtype)
+    if left.dtype != wide and left.device.type == "cuda" and _mixed_product_runs(left.device, left.dtype):
+        return torch.mm(left, right.T, out_dtype=wide)
+    return left.to(wide) @ right.to(wide).T
+
+
+@functools.cache
+def _mixed_product_runs(device: torch.device, dtype: torch.dtype) -> bool:
+    probe = torch.ones(16, 16, device=device, dtype=dtype)
+    try:
+        return torch.mm(probe, probe, out_dtype=torch.float32).dtype == torch.float32
+    except (TypeError, RuntimeError):  # PyTorch before 2.8 has no out_dtype; some GPUs lack a kernel
+        return False

@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packed import accumulation_dtype, offsets_of
+from filip.interaction.packed import accumulation_dtype, offsets_of, product
 
 # Elements of one tile of the similarity. A CPU wants it in its second-level cache, a GPU wants few launches.
 _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
@@ -65,7 +65,7 @@ def forward(
         )
     for images, first, last in _tiles(b, n1, order.lengths, image_tokens.device):
         span = slice(order.offsets[first], order.offsets[last])
-        tile = _product(image_tokens[images].flatten(0, 1), texts[span], wide)
+        tile = product(image_tokens[images].flatten(0, 1), texts[span])
         tile = tile.view(-1, n1, last - first, order.lengths[first])
         if isinstance(kept, Kept):
             of_images, index = tile.max(dim=3)
@@ -188,11 +188,6 @@ def _text_blocks(lengths: list[int], rows: int) -> Iterator[tuple[int, int]]:
             first, total = j, 0
         total += length
     yield first, len(lengths)
-
-
-def _product(images: Tensor, texts: Tensor, wide: torch.dtype) -> Tensor:
-    # A 16-bit product would round the similarities and move the maxima; widening the factors is exact.
-    return images.to(wide) @ texts.to(wide).T
 
 
 def _index_dtype(size: int) -> torch.dtype:
