@@ -38,6 +38,8 @@ REPEATED_CAPTIONS = (
     "this image is no longer available here",
     "sign up for our newsletter to see more pictures",
 )
+GROUPS_LEFT_OUT = ("flags", "component")  # country names are the same in many languages
+FUNCTION_WORDS = frozenset(["and", "behind", "from", "holding", "in", "of", "on", "over", "with", "without"])
 # Locales that separate words by spaces and whose longer labels no language detector takes for English.
 LOCALES = ["bn", "da", "de", "es", "et", "fi", "hi", "hu", "ko", "lt", "pl", "pt", "ru", "sv", "uk", "vi"]
 
@@ -64,12 +66,17 @@ def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
     }
     by_code = {d.emoji.code: d for d in sorted(drawings, key=lambda d: hash_of(f"{d.artist} {d.slug}"))}
     any_drawing = list(by_code.values())
-    emoji = iter(_wordy_emoji(catalogue))
+    allowed = [catalogue.emoji[code] for code in catalogue.concepts if code not in catalogue.held_out]
+    allowed = sorted((e for e in allowed if e.group not in GROUPS_LEFT_OUT), key=lambda e: hash_of(e.code))
+    english, others = (
+        [e for e in allowed if _surely_english(e)],
+        [e for e in allowed if not _surely_english(e)],
+    )
     rows: list[PlantedRow] = []
     for kind, count in PLANTED.items():
         for number in range(count):
             # Captions come from the whole of CLDR, so that none is repeated even in a reduced corpus.
-            shown = next(emoji)
+            shown = (others if kind in texts else english).pop(0)
             drawing = by_code.get(shown.code, any_drawing[len(rows) % len(any_drawing)])
             caption = texts[kind][number] if kind in texts else _long_caption(shown)
             rows.append(PlantedRow(kind, f"planted/{kind}/{number:04d}.png", caption, shown, drawing))
@@ -102,11 +109,9 @@ def spoil(kind: str, good: bytes) -> bytes | None:
     return good
 
 
-def _wordy_emoji(catalogue: Catalogue) -> list[Emoji]:
-    """Emoji that may be trained on and whose caption is long enough to be safely English, by hash."""
-    allowed = [catalogue.emoji[code] for code in catalogue.concepts if code not in catalogue.held_out]
-    allowed = [e for e in allowed if e.group not in ("flags", "component")]
-    return sorted((e for e in allowed if len(_long_caption(e).split()) >= 7), key=lambda e: hash_of(e.code))
+def _surely_english(emoji: Emoji) -> bool:
+    """Lists of nouns leave a language detector in doubt; seven words with a function word among them do not."""
+    return len(_long_caption(emoji).split()) >= 7 and not FUNCTION_WORDS.isdisjoint(emoji.label.split())
 
 
 def _long_caption(emoji: Emoji) -> str:
@@ -118,7 +123,7 @@ def _foreign_captions(catalogue: Catalogue) -> list[str]:
     each, captions = PLANTED["not_english"] // len(LOCALES), []
     for locale in LOCALES:
         emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
-        labels = {e.label for e in emoji.values() if e.group not in ("flags", "component") and not e.tones}
+        labels = {e.label for e in emoji.values() if e.group not in GROUPS_LEFT_OUT and not e.tones}
         labels = {label for label in labels if len(label.split()) >= 4 and "," not in label}
         labels = {label for label in labels if _foreign_letters(label) >= 2}
         captions += sorted(labels, key=lambda label: (-len(label), label))[:each]
