@@ -1,0 +1,109 @@
+"""Run in each rank by test_zero.py: LAMB steps under every ZeRO stage against LAMB on whole parameters."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+import torch
+from torch import Tensor, nn
+
+from filip.train.fragments import bind_lamb
+from filip.train.lamb import Lamb
+from filip.train.ranks import start_ranks
+
+
+class Odd(nn.Module):
+    """Sizes that no number of ranks divides, scalars, a parameter of zeros, one larger than all others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor([1.5]))
+        self.first = nn.Linear(7, 13)
+        self.table = nn.Parameter(torch.randn(11, 13))
+        self.zeros = nn.Parameter(torch.zeros(13))
+        self.second = nn.Linear(13, 5, bias=False)
+        self.shift = nn.Parameter(torch.tensor([0.25]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x) + self.zeros) @ self.table.T @ self.table
+        return self.scale * self.second(hidden) + self.shift
+
+
+def groups(model: nn.Module) -> list[dict]:
+    decaying = [p for p in model.parameters() if p.dim() > 1]
+    others = [p for p in model.parameters() if p.dim() <= 1]
+    return [{"params": decaying, "weight_decay": 0.05}, {"params": others, "weight_decay": 0.0}]
+
+
+def make() -> tuple[Odd, Lamb]:
+    torch.manual_seed(0)
+    model = Odd()
+    return model, Lamb(groups(model), lr=0.1)
+
+
+def batch(step: int, rank: int) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1000 * step + rank)
+    return torch.randn(8, 7, generator=generator), torch.randn(8, 5, generator=generator)
+
+
+def plain(steps: int, world_size: int) -> dict[str, Tensor]:
+    model, lamb = make()
+    for step in range(steps):
+        lamb.zero_grad()
+        for rank in range(world_size):
+            x, y = batch(step, rank)
+            ((model(x) - y).square().mean() / world_size).backward()
+        lamb.step()
+    return {name: p.detach().clone() for name, p in model.named_parameters()}
+
+
+def under_zero(stage: int, steps: int, rank: int, world_size: int, bind: bool) -> dict[str, Tensor]:
+    import deepspeed
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    model, lamb = make()
+    settings = {
+        "train_micro_batch_size_per_gpu": 8, "train_batch_size": 8 * world_size, "gradient_clipping": 0.0,
+        "zero_allow_untested_optimizer": True, "steps_per_print": 10**9,
+        "zero_optimization": {"stage": stage, "stage3_param_persistence_threshold": 20},
+    }  # fmt: skip
+    engine, *_ = deepspeed.initialize(model=model, optimizer=lamb, config=settings, dist_init_required=False)
+    if bind:
+        bind_lamb(engine, lamb)
+    for step in range(steps):
+        x, y = batch(step, rank)
+        engine.backward((engine(x) - y).square().mean())
+        engine.step()
+    result = {}
+    for name, parameter in engine.module.named_parameters():
+        whole = safe_get_full_fp32_param(parameter)
+        result[name] = (parameter if whole is None else whole).detach().clone().view(-1)
+    return result
+
+
+def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
+    """Largest difference of any parameter, relative to the parameter's largest element."""
+    return max(
+        float((found[n].view(-1) - e.view(-1)).abs().max() / e.abs().max().clamp(min=1e-3))
+        for n, e in expected.items()
+    )
+
+
+def main() -> None:
+    ranks = start_ranks(threads=1)
+    expected = plain(5, ranks.world_size)
+    errors = {
+        f"stage {stage}{'' if bind else ' unbound'}": error(
+            under_zero(stage, 5, ranks.rank, ranks.world_size, bind), expected
+        )
+        for stage, bind in ((0, True), (1, True), (2, True), (3, True), (1, False), (3, False))
+    }
+    if ranks.is_main:
+        print("ERRORS", json.dumps(errors), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""LAMB against a float64 transcription of its definition, with whole tensors and with flat ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from filip.train.lamb import ClampedAdamW, Lamb, Layout
+
+LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
+
+
+def reference_step(w, g, m, v, decay):  # type: ignore[no-untyped-def]
+    """One step in numpy float64, as the paper's implementation has it."""
+    m[:] = BETA1 * m + (1 - BETA1) * g
+    v[:] = BETA2 * v + (1 - BETA2) * g * g
+    update = m / (np.sqrt(v) + EPS) + decay * w
+    weight_norm, update_norm = min(np.linalg.norm(w), 10.0), np.linalg.norm(update)
+    ratio = weight_norm / update_norm if weight_norm > 0 and update_norm > 0 else 1.0
+    w[:] = w - LR * ratio * update
+
+
+def shapes() -> dict[str, tuple[int, ...]]:
+    return {"matrix": (7, 5), "large": (40, 60), "scalar": (1,), "zeros": (6,), "no_gradient": (4,)}
+
+
+def weights_and_gradients(steps: int):  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    weights = {name: rng.normal(size=shape) for name, shape in shapes().items()}
+    weights["zeros"][:] = 0
+    weights["large"] *= 3  # norm about 147: beyond the clamp at 10
+    gradients = [{name: rng.normal(size=shape) for name, shape in shapes().items()} for _ in range(steps)]
+    for step in gradients:
+        step["no_gradient"][:] = 0
+    return weights, gradients
+
+
+def reference(steps: int) -> dict[str, np.ndarray]:
+    weights, gradients = weights_and_gradients(steps)
+    moments = {name: (np.zeros(shape), np.zeros(shape)) for name, shape in shapes().items()}
+    for step in gradients:
+        for name, w in weights.items():
+            reference_step(w, step[name], *moments[name], DECAY)
+    return weights
+
+
+def test_whole_parameters_follow_the_definition() -> None:
+    weights, gradients = weights_and_gradients(6)
+    tensors = {n: torch.nn.Parameter(torch.tensor(w, dtype=torch.float32)) for n, w in weights.items()}
+    lamb = Lamb(tensors.values(), LR, (BETA1, BETA2), EPS, DECAY)
+    for step in gradients:
+        for name, tensor in tensors.items():
+            tensor.grad = torch.tensor(step[name], dtype=torch.float32)
+        lamb.step()
+    for name, expected in reference(6).items():
+        np.testing.assert_allclose(
+            tensors[name].detach().numpy(), expected, rtol=2e-5, atol=2e-6, err_msg=name
+        )
+
+
+def test_a_flat_tensor_with_a_layout_gives_the_same_and_ignores_garbage_in_its_padding() -> None:
+    weights, gradients = weights_and_gradients(6)
+    names = tuple(weights)
+    padding = torch.full((9,), float("nan"))
+    flat = torch.nn.Parameter(
+        torch.cat([torch.tensor(w, dtype=torch.float32).view(-1) for w in weights.values()] + [padding])
+    )
+    sizes = tuple(w.size for w in weights.values())
+    lamb = Lamb([flat], LR, (BETA1, BETA2), EPS, DECAY)
+    lamb.bind({flat: Layout(names, (*sizes, 9), (*range(len(names)), -1), partitioned=False)})
+    for step in gradients:
+        pieces = [torch.tensor(step[name], dtype=torch.float32).view(-1) for name in names]
+        flat.grad = torch.cat([*pieces, torch.full((9,), float("inf"))])
+        lamb.step()
+    expected = reference(6)
+    for name, piece in zip(names, flat.detach()[:-9].split(list(sizes)), strict=True):
+        np.testing.assert_allclose(
+            piece.numpy(), expected[name].reshape(-1), rtol=2e-5, atol=2e-6, err_msg=name
+        )
+
+
+def test_norms_of_large_tensors_are_accurate() -> None:
+    parameter = torch.nn.Parameter(torch.randn(1_500_000, generator=torch.Generator().manual_seed(0)) * 1e-3)
+    exact = float(parameter.detach().double().norm())
+    lamb = Lamb([parameter])
+    lamb.bind({parameter: Layout(("w",), (parameter.numel(),), (0,), partitioned=False)})
+    parameter.grad = torch.ones_like(parameter)
+    lamb.step()
+    assert lamb.norms()["w"]["weight"] == pytest.approx(exact, rel=1e-6)
+
+
+@pytest.mark.parametrize("kind", [Lamb, ClampedAdamW])
+def test_maximum_clamps_after_the_step(kind: type[torch.optim.Optimizer]) -> None:
+    free, clamped = (torch.nn.Parameter(torch.tensor([2.0])) for _ in range(2))
+    optimizer = kind([{"params": [free]}, {"params": [clamped], "maximum": 2.01}], lr=0.5)  # type: ignore[call-arg]
+    for _ in range(3):
+        free.grad = clamped.grad = torch.tensor([-1.0])
+        optimizer.step()
+    assert clamped.item() == pytest.approx(2.01) and free.item() > 2.5
+
+
+def test_a_tensor_that_was_not_bound_after_a_load_is_refused() -> None:
+    known, unknown = (torch.nn.Parameter(torch.ones(3)) for _ in range(2))
+    lamb = Lamb([known, unknown])
+    lamb.bind({known: Layout(("w",), (3,), (0,), partitioned=False)})
+    known.grad = unknown.grad = torch.ones(3)
+    with pytest.raises(RuntimeError, match="bind"):
+        lamb.step()
+    with pytest.raises(RuntimeError, match="layout of 2"):
+        lamb.bind({known: Layout(("w",), (2,), (0,))})

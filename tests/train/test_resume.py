@@ -1,0 +1,155 @@
+"""Runs that are killed, stopped or moved to another number of ranks go on as if nothing had happened."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from filip.export import Export, export
+from filip.models import load_model
+from filip.train.checkpoint import complete_checkpoints
+from tests.train.conftest import Ranks, train_arguments
+from tests.train.test_zero import losses, run_many
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.slow
+def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) -> None:
+    common = ("max_steps=40", "zero_stage=2", "checkpoint.every_steps=3", "data.workers=1")
+    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
+    assert run_many(2, [train_arguments(squares, undisturbed, *common)], tmp_path / "log") == [0]
+    choice = random.Random(0)
+    kills = 0
+    for attempt in range(12):
+        ranks = Ranks(2, train_arguments(squares, killed, *common), tmp_path / f"log{attempt}")
+        before = len(complete_checkpoints(killed / "checkpoints"))
+        deadline = time.monotonic() + 120
+        # Wait for the first sign of training (a checkpoint of its own), then kill one rank at a random moment.
+        while kills < 3 and time.monotonic() < deadline and ranks.processes[0].poll() is None:
+            newest = complete_checkpoints(killed / "checkpoints")
+            if len(newest) > before or (newest and "step" in ranks.text()):
+                time.sleep(choice.random() * 1.5)
+                ranks.processes[choice.randrange(2)].kill()
+                kills += 1
+                break
+            time.sleep(0.05)
+        if ranks.processes[0].poll() is None and kills and not (killed / "result.json").exists():
+            pass
+        codes = ranks_end(ranks)
+        if codes == [0, 0]:
+            break
+    assert (killed / "result.json").exists(), ranks.text()[-2000:]
+    assert kills == 3
+    assert same_weights(undisturbed / "model.safetensors", killed / "model.safetensors")
+    assert losses(undisturbed) == losses(killed)  # the log has each step once, with the very same numbers
+    leftovers = [p.name for p in (killed / "checkpoints").iterdir() if p.name.startswith(".")]
+    assert leftovers == [] and len(complete_checkpoints(killed / "checkpoints")) == 1
+
+
+def ranks_end(ranks: Ranks) -> list[int]:
+    """Wait; when one rank has died by a signal kill the rest, as launchers do."""
+    while all(p.poll() is None for p in ranks.processes):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    if any((p.poll() or 0) < 0 for p in ranks.processes):
+        ranks.kill()
+    return [p.wait(60) for p in ranks.processes]
+
+
+@pytest.mark.slow
+def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: Path, tmp_path: Path) -> None:
+    cases = {
+        "bf16": ("precision=bf16", "zero_stage=1"),
+        "fp16": ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", "gradient_cache=6"),
+        "zero3": ("precision=fp32", "zero_stage=3"),
+        "adamw": ("optimizer.name=adamw", "zero_stage=0", "optimizer.base_lr=1e-3"),
+    }
+    runs = []
+    for name, overrides in cases.items():
+        overrides = (*overrides, "max_steps=8", "global_batch=24")
+        runs.append(train_arguments(squares, tmp_path / f"{name}_whole", *overrides))
+        runs.append([*train_arguments(squares, tmp_path / name, *overrides), "stop_after=4"])
+        runs.append(train_arguments(squares, tmp_path / name, *overrides))
+    codes = run_many(2, runs, tmp_path / "log")
+    assert codes == [0, 85, 0] * len(cases)
+    for name in cases:
+        one, other = tmp_path / f"{name}_whole", tmp_path / name
+        assert same_weights(one / "model.safetensors", other / "model.safetensors"), name
+        assert losses(one) == losses(other), name
+        events = [json.loads(line) for line in (other / "log.jsonl").read_text().splitlines()]
+        kinds = [event["event"] for event in events if "event" in event]
+        assert kinds == ["checkpoint", "signal", "resume", "done"], name
+        stopped = tmp_path / f"{name}_export.safetensors"
+        export(Export(run_dir=str(other), out=str(stopped)))
+        assert load_model(stopped).config == load_model(one / "model.safetensors").config
+
+
+@pytest.mark.slow
+def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tmp_path: Path) -> None:
+    def arguments(name: str, *overrides: str) -> list[str]:
+        return train_arguments(
+            squares, tmp_path / name, "model.interaction=global", "max_steps=12", "zero_stage=2", *overrides
+        )
+
+    third = ("zero_stage=3",)
+    first = [
+        arguments("whole"),
+        [*arguments("shrinks"), "stop_after=6"],
+        [*arguments("shrinks3", *third), "stop_after=6"],
+    ]
+    assert run_many(2, first, tmp_path / "log1") == [0, 85, 85]
+    second = [
+        [*arguments("grows"), "stop_after=6"],
+        arguments("shrinks"),
+        arguments("shrinks3", *third),
+    ]
+    assert run_many(1, second, tmp_path / "log2") == [85, 0, 0]
+    stop = tmp_path / "grows" / "checkpoints"
+    refused = [*arguments("refused", *third, f"resume={complete_checkpoints(stop)[-1]}")]
+    other_batch = [*arguments("refused2", "global_batch=48", f"resume={complete_checkpoints(stop)[-1]}")]
+    changed = arguments("grows", "zero_stage=1")  # within stages 1 and 2 DeepSpeed can convert
+    assert run_many(2, [refused, other_batch, changed], tmp_path / "log3") == [2, 2, 0]
+    text = (tmp_path / "log3").read_text()
+    assert "only within stages 1 and 2, or within 3" in text and "pairs_per_step=24" in text
+    for name in ("shrinks", "shrinks3", "grows"):
+        assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "whole"), abs=2e-5), name
+        events = (tmp_path / name / "log.jsonl").read_text()
+        assert "ranks then" in events
+
+
+@pytest.mark.slow
+def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    ranks = Ranks(2, train_arguments(squares, run, "max_steps=2000"), tmp_path / "log")
+    while "step 3/" not in ranks.text() and ranks.processes[0].poll() is None:
+        time.sleep(0.1)
+    ranks.processes[1].send_signal(signal.SIGTERM)  # one rank is enough, whichever it is
+    assert ranks.wait() == [85, 85], ranks.text()[-2000:]
+    assert len(complete_checkpoints(run / "checkpoints")) == 1 and not (run / "result.json").exists()
+    for overrides, sentence in {
+        ("global_batch=25",): "global_batch=25 cannot be shared evenly by 2 ranks",
+        ("data.sources=[{shards: /nowhere}]",): "no shards: /nowhere",
+        ("precision=fp16",): "no fp16 instructions",
+        ("no_such_key=1",): "no_such_key",
+    }.items():
+        if overrides == ("precision=fp16",) and has_fp16():
+            continue
+        ranks = Ranks(2, train_arguments(squares, tmp_path / "bad", *overrides), tmp_path / "log2")
+        assert ranks.wait() == [2, 2]
+        text = ranks.text()
+        assert text.count("error:") == 1 and sentence in text and "Traceback" not in text, text
+
+
+def has_fp16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

@@ -1,0 +1,58 @@
+import math
+
+import pytest
+
+from filip.train.config import WatchConfig
+from filip.train.watchdog import StepFacts, Watchdog
+
+GOOD = {
+    "loss": 2.0,
+    "grad_norm": 1.0,
+    "logit_scale": 20.0,
+    "loss_scale": 65536.0,
+    "skipped": False,
+    "finite": True,
+}
+
+
+def kinds(settings: WatchConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
+    watchdog = Watchdog(settings, contrastive_batch=128, max_logit_scale=100.0, fp16=fp16)
+    found = []
+    for i, changes in enumerate(steps, start=1):
+        found += watchdog.observe(StepFacts(step=i, **{**GOOD, **changes}))
+    return [(f.kind, f.first, f.last) for f in found]
+
+
+@pytest.mark.parametrize(
+    ("bad", "kind"),
+    [
+        ({"finite": False, "loss": math.nan}, "non-finite"),
+        ({"grad_norm": math.inf}, "non-finite"),
+        ({"logit_scale": 99.99}, "logit scale at its clamp"),
+        ({"loss": math.log(128) * 1.005}, "loss stuck at log(batch)"),
+    ],
+)
+def test_each_condition_is_named_once_with_its_steps(bad: dict, kind: str) -> None:
+    settings = WatchConfig(non_finite_steps=3, clamp_steps=3, stuck_steps=3)
+    assert kinds(settings, [{}, {}, bad, bad, bad, bad, {}]) == [(kind, 3, 5)]
+    assert kinds(settings, [bad, bad, {}, bad, bad]) == []  # never three in a row
+    assert kinds(settings, [bad, bad, bad, {}, bad, bad, bad]) == [(kind, 1, 3), (kind, 5, 7)]
+
+
+def test_overflows_that_the_scaler_skips_are_no_finding_until_the_scale_has_collapsed() -> None:
+    overflow = {"skipped": True, "grad_norm": math.inf, "loss_scale": 1024.0}
+    assert kinds(WatchConfig(), [overflow] * 20, fp16=True) == []
+    collapsed = {**overflow, "loss_scale": 1.0}
+    assert kinds(WatchConfig(), [overflow, collapsed, collapsed], fp16=True) == [
+        ("loss scale collapsed", 2, 2)
+    ]
+
+
+def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
+    watchdog = Watchdog(WatchConfig(), 128, 100.0, False)
+    watchdog.observe(StepFacts(step=1, **GOOD))
+    assert watchdog.healthy
+    watchdog.observe(StepFacts(step=2, **{**GOOD, "finite": False}))
+    assert not watchdog.healthy
+    watchdog.reset()
+    assert watchdog.healthy
