@@ -1,26 +1,62 @@
 // Backward: gradients from the arg-max maps alone, without a second product.
 //
-//   dX[i, k] = sum over j of  gI[i, j] / n1     * Y[j, winner of (i, k) in j]
-//            + sum over j, r with winner k of  gT[i, j] / n2_j * Y[j, r]
+//   dX[i, k] = sum over j of                         gI[i, j] / n1    * Y[j, winner of (i, k)]
+//            + sum over j and its r with winner k of  gT[i, j] / n2_j  * Y[j, r]
 //
-// and dY with the roles exchanged. The first sum has one term per (destination row, foreign item): a gather
-// with the destination in registers. The second is a scatter in the order of the source rows; its
-// destination slice stays in the first-level cache. What decides the speed is where the *source* rows lie:
-// a slice of SLICE_VECTORS vectors of a chunk of rows is copied into a small contiguous buffer (rows 1 KB
-// apart would fight for a few cache sets) and serves a whole block of destinations.
-// Every destination row meets its terms in the order of the source, so nothing depends on the threads.
+// and dY with the roles exchanged. Call the side that receives the gradient the destination. The first sum has
+// one term per (destination row, source item): a gather, with destination rows in registers. The second has one term
+// per source row: a scatter into destination rows.
+//
+// What decides the speed is that all rows touched lie in the first-level cache. So the columns are cut into slices
+// of SLICE_VECTORS vectors; destinations are summed in a contiguous buffer of such slices and sources copied into one
+// (rows 1 KB apart would fight for a few cache sets); and a group of destination items meets a chunk of source items
+// such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
+// number of threads.
 
-constexpr int64_t SOURCE_BYTES = 28 * 1024;  // of a 32 or 48 KB first-level cache
-constexpr int64_t MAX_ITEMS = 64;            // texts (images) of one source chunk
+constexpr int64_t GROUP_BYTES = 26 * 1024;   // of destination rows
+constexpr int64_t CHUNK_BYTES = 20 * 1024;   // of source rows
+constexpr int64_t STORE_BYTES = 200 * 1024;  // of source rows copied at a time, a part of the second-level cache
+constexpr int MAX_GROUP = 6, MAX_CHUNK = 32; // items
 
+// One direction of the backward: images as destination and texts as source, or the reverse.
 template <class Index>
-struct Terms {  // what one destination item (an image or a text) receives from one source chunk
-  int64_t count = 0;
-  float weight[MAX_ITEMS];         // gather: weight per source item
-  const Index* winner[MAX_ITEMS];  // gather: winning source row per destination row
-  const float* source[MAX_ITEMS];  // first source row of the item
+struct Side {
+  const BackwardCall& call;
+  bool image;  // is the destination
+  float inverse_patches;
+
+  int64_t items(bool destination) const {
+    return destination == image ? call.problem.images : call.problem.texts;
+  }
+  int64_t row(bool destination, int64_t item) const {  // the first row of an item
+    return destination == image ? item * call.problem.patches : call.problem.offsets[item];
+  }
+  const void* source() const { return image ? call.problem.text : call.problem.image; }
+  // Winners among the rows of `to`, one for each row of `from`.
+  const Index* winners(int64_t destination, int64_t source, bool from_destination) const {
+    const Problem& p = call.problem;
+    const int64_t i = image ? destination : source, j = image ? source : destination;
+    return from_destination == image ? static_cast<const Index*>(call.maps.i2t) + (i * p.texts + j) * p.patches
+                                     : static_cast<const Index*>(call.maps.t2i) + i * p.offsets[p.texts] + p.offsets[j];
+  }
+  float weight(int64_t destination, int64_t source, bool from_destination) const {
+    const Problem& p = call.problem;
+    const int64_t i = image ? destination : source, j = image ? source : destination;
+    return from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
+                                     : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
+  }
 };
 
+template <class Index>
+struct Terms {
+  int64_t count = 0;
+  float weight[MAX_CHUNK];
+  const Index* winner[MAX_CHUNK];
+  const float* source[MAX_CHUNK];  // gather: the first row of each source item
+  float* destination[MAX_GROUP];   // scatter: the first row of each destination item
+};
+
+// R destination rows += weight * the row of each source item that won them.
 template <int V, int R, class Index>
 static void gather(float* destination, const Terms<Index>& terms, int64_t first) {
   constexpr int WIDTH = V * LANES;
@@ -49,43 +85,73 @@ static void gather(float* destination, const Terms<Index>& terms, int64_t first)
 template <int V, class Index>
 static void gather_all(float* destination, int64_t rows, const Terms<Index>& terms) {
   if (terms.count == 0) return;
-  const int64_t parts = div_up(rows, GATHER_ROWS);
-  for (int64_t p = 0; p < parts; ++p) {
-    const Range range = part_of(rows, parts, p);
-    float* to = destination + range.begin * V * LANES;
-    switch (range.end - range.begin) {
-      case 1: gather<V, 1>(to, terms, range.begin); break;
-      case 2: gather<V, 2>(to, terms, range.begin); break;
-      case 3: gather<V, 3>(to, terms, range.begin); break;
+  for (int64_t first = 0, next; first < rows; first += next) {
+    next = next_part(rows - first, GATHER_ROWS);
+    float* to = destination + first * V * LANES;
+    switch (next) {
+      case 1: gather<V, 1>(to, terms, first); break;
+      case 2: gather<V, 2>(to, terms, first); break;
+      case 3: gather<V, 3>(to, terms, first); break;
 #if GATHER_ROWS > 3
-      case 4: gather<V, 4>(to, terms, range.begin); break;
-      case 5: gather<V, 5>(to, terms, range.begin); break;
-      case 6: gather<V, 6>(to, terms, range.begin); break;
-      case 7: gather<V, 7>(to, terms, range.begin); break;
+      case 4: gather<V, 4>(to, terms, first); break;
+      case 5: gather<V, 5>(to, terms, first); break;
+      case 6: gather<V, 6>(to, terms, first); break;
+      case 7: gather<V, 7>(to, terms, first); break;
 #endif
     }
   }
 }
 
-template <int V, class Index>
-static void scatter(float* destination, const float* source, const Index* winner, int64_t rows, float weight) {
+// Each row of one source item is added, weighted, to the row that it won in each of C destination items. A row that
+// wins twice in succession is not read back right after it was written, since other items lie between.
+template <int V, int C, class Index>
+static void scatter(const float* source, int64_t rows, const Terms<Index>& terms) {
   constexpr int WIDTH = V * LANES;
-  const vf w = splat(weight);
+  vf weight[C];
+#pragma GCC unroll 6
+  for (int c = 0; c < C; ++c) weight[c] = splat(terms.weight[c]);
   for (int64_t r = 0; r < rows; ++r, source += WIDTH) {
-    float* to = destination + static_cast<int64_t>(winner[r]) * WIDTH;
+    vf x[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + w * load(source + v * LANES));
+    for (int v = 0; v < V; ++v) x[v] = load(source + v * LANES);
+#pragma GCC unroll 6
+    for (int c = 0; c < C; ++c) {
+      float* to = terms.destination[c] + static_cast<int64_t>(terms.winner[c][r]) * WIDTH;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + weight[c] * x[v]);
+    }
   }
 }
 
+template <int V, class Index>
+static void scatter_all(const float* source, int64_t rows, const Terms<Index>& terms) {
+  switch (terms.count) {
+    case 1: return scatter<V, 1>(source, rows, terms);
+    case 2: return scatter<V, 2>(source, rows, terms);
+    case 3: return scatter<V, 3>(source, rows, terms);
+    case 4: return scatter<V, 4>(source, rows, terms);
+    case 5: return scatter<V, 5>(source, rows, terms);
+    case 6: return scatter<V, 6>(source, rows, terms);
+  }
+}
+
+// The end of a run of items from `first` that holds at most `limit` items and `rows` rows, but at least one item.
+template <class Index>
+static int64_t run_end(const Side<Index>& side, bool destination, int64_t first, int64_t end, int64_t limit,
+                       int64_t rows) {
+  int64_t last = first + 1;
+  while (last < end && last - first < limit && side.row(destination, last + 1) - side.row(destination, first) <= rows)
+    ++last;
+  return last;
+}
+
 static int64_t backward_slice_width(const Problem& p) {
-  // An image is a source chunk of its own; one of 256 tokens only fits the cache in narrower slices.
-  int64_t vectors = SLICE_VECTORS;
+  int64_t vectors = SLICE_VECTORS;  // narrower where a single image of many tokens would overflow the cache
   while (vectors > 1 && p.patches * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
   return vectors * LANES;
 }
 
-static int64_t chunk_rows(int64_t width) { return SOURCE_BYTES / (width * int64_t(sizeof(float))); }
+static int64_t rows_in(int64_t bytes, int64_t width) { return bytes / (width * static_cast<int64_t>(sizeof(float))); }
 
 static int64_t backward_bytes(const Problem& p, int64_t rows) {
   const int64_t width = backward_slice_width(p);
@@ -93,8 +159,48 @@ static int64_t backward_bytes(const Problem& p, int64_t rows) {
   for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
   Arena arena{0};
   arena.take<float>(rows * width);
-  arena.take<float>(at_least(longest, chunk_rows(width)) * width);
+  arena.take<float>((rows_in(STORE_BYTES, width) + longest + rows_in(CHUNK_BYTES, width)) * width);
   return static_cast<int64_t>(arena.next);
+}
+
+// The maps are read in pieces far apart, which the processor does not foresee.
+template <class Index>
+static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) {
+  for (int64_t s = chunk.begin; s < chunk.end; ++s)
+    for (int64_t d = group.begin; d < group.end; ++d) {
+      __builtin_prefetch(side.winners(d, s, false));
+      __builtin_prefetch(side.winners(d, s, true));
+    }
+}
+
+// All terms between the destination items of one group and the source items of one chunk.
+template <int V, class Index>
+static void meet(const Side<Index>& side, Range group, Range chunk, float* destination, const float* source) {
+  constexpr int WIDTH = V * LANES;
+  const int64_t to0 = side.row(true, group.begin), from0 = side.row(false, chunk.begin);
+  Terms<Index> terms;
+  for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+    terms.count = 0;
+    for (int64_t d = group.begin; d < group.end; ++d) {
+      terms.weight[terms.count] = side.weight(d, s, false);
+      terms.winner[terms.count] = side.winners(d, s, false);
+      terms.destination[terms.count] = destination + (side.row(true, d) - to0) * WIDTH;
+      terms.count += terms.weight[terms.count] != 0;
+    }
+    const int64_t from = side.row(false, s);
+    scatter_all<V>(source + (from - from0) * WIDTH, side.row(false, s + 1) - from, terms);
+  }
+  for (int64_t d = group.begin; d < group.end; ++d) {
+    terms.count = 0;
+    for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+      terms.weight[terms.count] = side.weight(d, s, true);
+      terms.winner[terms.count] = side.winners(d, s, true);
+      terms.source[terms.count] = source + (side.row(false, s) - from0) * WIDTH;
+      terms.count += terms.weight[terms.count] != 0;
+    }
+    const int64_t to = side.row(true, d);
+    gather_all<V>(destination + (to - to0) * WIDTH, side.row(true, d + 1) - to, terms);
+  }
 }
 
 static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice slice, const float* sum) {
@@ -108,105 +214,53 @@ static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice 
   }
 }
 
-// dX of a block of images, one slice of columns: sources are chunks of texts.
+// One slice of the gradient of the given destination items.
 template <int V, class Index>
-static void image_gradient(const BackwardCall& call, Range images, Slice slice, char* scratch) {
-  const Problem& p = call.problem;
-  const int64_t n1 = p.patches, width = slice.width, total = p.offsets[p.texts];
-  const Index* i2t = static_cast<const Index*>(call.maps.i2t);
-  const Index* t2i = static_cast<const Index*>(call.maps.t2i);
+static void slice_gradient(const Side<Index>& side, Range items, Slice slice, char* scratch) {
+  constexpr int WIDTH = V * LANES;
+  const Problem& p = side.call.problem;
+  const int64_t row0 = side.row(true, items.begin), rows = side.row(true, items.end) - row0;
+  const int64_t sources = side.items(false);
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
-  float* sum = arena.take<float>((images.end - images.begin) * n1 * width);
+  float* sum = arena.take<float>(rows * WIDTH);
   float* source = arena.take<float>(0);
-  for (int64_t c = 0; c < (images.end - images.begin) * n1 * width; ++c) sum[c] = 0;
-  Terms<Index> terms;
-  for (int64_t first = 0, last; first < p.texts; first = last) {
-    const int64_t row0 = p.offsets[first];
-    for (last = first + 1; last < p.texts && last - first < MAX_ITEMS; ++last)
-      if (p.offsets[last + 1] - row0 > chunk_rows(width)) break;
-    copy_columns(call.problem.text, p.bf16, {row0, p.offsets[last]}, p.dim, slice.first, slice.valid, width,
+  for (int64_t c = 0; c < rows * WIDTH; ++c) sum[c] = 0;
+  for (int64_t first = 0, last; first < sources; first = last) {
+    // Whole chunks up to STORE_BYTES. Where they end depends on the source alone.
+    const int64_t first_row = side.row(false, first);
+    int64_t bounds[512], chunks = 0;
+    for (bounds[0] = last = first; last < sources && chunks < 511; bounds[++chunks] = last) {
+      if (chunks > 0 && side.row(false, last) - first_row >= rows_in(STORE_BYTES, WIDTH)) break;
+      last = run_end(side, false, last, sources, MAX_CHUNK, rows_in(CHUNK_BYTES, WIDTH));
+    }
+    copy_columns(side.source(), p.bf16, {first_row, side.row(false, last)}, p.dim, slice.first, slice.valid, WIDTH,
                  source);
-    for (int64_t i = images.begin; i < images.end; ++i) {
-      float* destination = sum + (i - images.begin) * n1 * width;
-      terms.count = 0;
-      for (int64_t j = first; j < last; ++j) {
-        const int64_t length = p.offsets[j + 1] - p.offsets[j];
-        const float* rows = source + (p.offsets[j] - row0) * width;
-        const float to_image = call.grad_i2t[i * p.texts + j] / static_cast<float>(n1);
-        const float to_text = call.grad_t2i[i * p.texts + j] / static_cast<float>(length);
-        if (to_image != 0) {
-          terms.weight[terms.count] = to_image;
-          terms.winner[terms.count] = i2t + (i * p.texts + j) * n1;
-          terms.source[terms.count++] = rows;
-        }
-        if (to_text != 0)
-          scatter<V>(destination, rows, t2i + i * total + p.offsets[j], length, to_text);
+    for (int64_t d = items.begin, next; d < items.end; d = next) {
+      next = run_end(side, true, d, items.end, MAX_GROUP, rows_in(GROUP_BYTES, WIDTH));
+      for (int64_t c = 0; c < chunks; ++c) {
+        if (c + 1 < chunks) prefetch_winners(side, {d, next}, {bounds[c + 1], bounds[c + 2]});
+        meet<V>(side, {d, next}, {bounds[c], bounds[c + 1]}, sum + (side.row(true, d) - row0) * WIDTH,
+                source + (side.row(false, bounds[c]) - first_row) * WIDTH);
       }
-      gather_all<V>(destination, n1, terms);
     }
   }
-  write_gradient(call.grad_image, p.bf16, {images.begin * n1, images.end * n1}, p.dim, slice, sum);
-}
-
-// dY of a block of texts, one slice of columns: sources are chunks of images.
-template <int V, class Index>
-static void text_gradient(const BackwardCall& call, Range texts, Slice slice, char* scratch) {
-  const Problem& p = call.problem;
-  const int64_t n1 = p.patches, width = slice.width, total = p.offsets[p.texts];
-  const int64_t row0 = p.offsets[texts.begin], rows = p.offsets[texts.end] - row0;
-  const Index* i2t = static_cast<const Index*>(call.maps.i2t);
-  const Index* t2i = static_cast<const Index*>(call.maps.t2i);
-  Arena arena{reinterpret_cast<uintptr_t>(scratch)};
-  float* sum = arena.take<float>(rows * width);
-  float* source = arena.take<float>(0);
-  for (int64_t c = 0; c < rows * width; ++c) sum[c] = 0;
-  const int64_t step = at_most(MAX_ITEMS, at_least(1, chunk_rows(width) / n1));
-  Terms<Index> terms;
-  for (int64_t first = 0; first < p.images; first += step) {
-    const int64_t last = at_most(first + step, p.images);
-    copy_columns(call.problem.image, p.bf16, {first * n1, last * n1}, p.dim, slice.first, slice.valid, width,
-                 source);
-    for (int64_t j = texts.begin; j < texts.end; ++j) {
-      const int64_t length = p.offsets[j + 1] - p.offsets[j];
-      float* destination = sum + (p.offsets[j] - row0) * width;
-      terms.count = 0;
-      for (int64_t i = first; i < last; ++i) {
-        const float* image = source + (i - first) * n1 * width;
-        const float to_image = call.grad_i2t[i * p.texts + j] / static_cast<float>(n1);
-        const float to_text = call.grad_t2i[i * p.texts + j] / static_cast<float>(length);
-        if (to_text != 0) {
-          terms.weight[terms.count] = to_text;
-          terms.winner[terms.count] = t2i + i * total + p.offsets[j];
-          terms.source[terms.count++] = image;
-        }
-        if (to_image != 0)
-          scatter<V>(destination, image, i2t + (i * p.texts + j) * n1, n1, to_image);
-      }
-      gather_all<V>(destination, length, terms);
-    }
-  }
-  write_gradient(call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice, sum);
+  write_gradient(side.image ? side.call.grad_image : side.call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice,
+                 sum);
 }
 
 template <class Index>
-static void backward_slice(const BackwardCall& call, Range items, int64_t s, bool image, char* scratch) {
+static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
   const Slice slice = slice_of(call.problem.dim, backward_slice_width(call.problem), s);
+  const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
   switch (slice.width / LANES) {
-#define FILIP_CASE(V)                                                                    \
-  case V:                                                                                \
-    return image ? image_gradient<V, Index>(call, items, slice, scratch)                 \
-                 : text_gradient<V, Index>(call, items, slice, scratch);
-    FILIP_CASE(1) FILIP_CASE(2) FILIP_CASE(3) FILIP_CASE(4)
-#undef FILIP_CASE
+    case 1: return slice_gradient<1>(side, items, slice, scratch);
+    case 2: return slice_gradient<2>(side, items, slice, scratch);
+    case 3: return slice_gradient<3>(side, items, slice, scratch);
+    case 4: return slice_gradient<4>(side, items, slice, scratch);
   }
 }
 
-static void backward_image(const BackwardCall& call, Range images, int64_t slice, char* scratch) {
-  call.problem.wide ? backward_slice<int16_t>(call, images, slice, true, scratch)
-                    : backward_slice<uint8_t>(call, images, slice, true, scratch);
-}
-
-static void backward_text(const BackwardCall& call, Range texts, int64_t slice, char* scratch) {
-  call.problem.wide ? backward_slice<int16_t>(call, texts, slice, false, scratch)
-                    : backward_slice<uint8_t>(call, texts, slice, false, scratch);
+static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {
+  call.problem.wide ? any_slice<int16_t>(call, image, items, slice, scratch)
+                    : any_slice<uint8_t>(call, image, items, slice, scratch);
 }

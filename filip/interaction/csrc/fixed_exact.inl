@@ -6,23 +6,31 @@ struct Sliced {
 };
 
 static float exact_product(const Sliced& a, int64_t row_a, const Sliced& b, int64_t row_b, int64_t dim) {
-  __m512 sum = _mm512_setzero_ps();
-  const int64_t slices = slice_count(dim, SLICE);
-  for (int64_t s = 0; s < slices; ++s) {
-    const Slice slice = slice_of(dim, SLICE, s);
-    const float* x = a.rows + a.count * slice.first + row_a * slice.width;
-    const float* y = b.rows + b.count * slice.first + row_b * slice.width;
-    for (int64_t c = 0; c < slice.width; c += 16)
-      sum = _mm512_fmadd_ps(_mm512_loadu_ps(x + c), _mm512_loadu_ps(y + c), sum);
+  // Four sums, for one would wait for itself; whole slices first.
+  __m512 sum[SLICE_VECTORS] = {};
+  int64_t first = 0;
+  for (; first + SLICE <= dim; first += SLICE) {
+    const float* x = a.rows + a.count * first + row_a * SLICE;
+    const float* y = b.rows + b.count * first + row_b * SLICE;
+#pragma GCC unroll 4
+    for (int v = 0; v < SLICE_VECTORS; ++v)
+      sum[v] = _mm512_fmadd_ps(_mm512_loadu_ps(x + v * LANES), _mm512_loadu_ps(y + v * LANES), sum[v]);
   }
-  return _mm512_reduce_add_ps(sum);
+  if (first < dim) {
+    const int64_t width = round_up(dim - first, LANES);
+    const float* x = a.rows + a.count * first + row_a * width;
+    const float* y = b.rows + b.count * first + row_b * width;
+    for (int64_t c = 0; c < width; c += LANES)
+      sum[0] = _mm512_fmadd_ps(_mm512_loadu_ps(x + c), _mm512_loadu_ps(y + c), sum[0]);
+  }
+  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
 }
 
-// For each of C partners: sum[c] += products of every own row with the row of partner c that it chose. One load of
-// the own row serves all partners; the running sums stay in registers.
+// For each of C partners: sum[c] += products of every own row with the foreign row that this partner chose for it,
+// choice[c * stride + row]. One load of the own row serves all partners; the running sums stay in registers.
 template <int V, int C>
-static void add_products(const float* own, int64_t rows, const float* const* partner, const uint16_t* const* choice,
-                         float* const* sums) {
+static void add_products(const float* own, int64_t rows, const float* foreign, const uint16_t* choice, int64_t stride,
+                         float* sums, int64_t sums_stride) {
   constexpr int WIDTH = V * LANES;
   __m512 sum[C][V];
 #pragma GCC unroll 6
@@ -35,21 +43,21 @@ static void add_products(const float* own, int64_t rows, const float* const* par
     for (int v = 0; v < V; ++v) x[v] = _mm512_loadu_ps(own + v * LANES);
 #pragma GCC unroll 6
     for (int c = 0; c < C; ++c) {
-      const float* row = partner[c] + static_cast<int64_t>(choice[c][r]) * WIDTH;
+      const float* row = foreign + static_cast<uint64_t>(choice[c * stride + r]) * WIDTH;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v) sum[c][v] = _mm512_fmadd_ps(x[v], _mm512_loadu_ps(row + v * LANES), sum[c][v]);
     }
   }
 #pragma GCC unroll 6
   for (int c = 0; c < C; ++c) {
-    __m512 total = _mm512_loadu_ps(sums[c]);
+    __m512 total = _mm512_loadu_ps(sums + c * sums_stride);
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) total = _mm512_add_ps(total, sum[c][v]);
-    _mm512_storeu_ps(sums[c], total);
+    _mm512_storeu_ps(sums + c * sums_stride, total);
   }
 }
 
-typedef void (*AddProducts)(const float*, int64_t, const float* const*, const uint16_t* const*, float* const*);
+typedef void (*AddProducts)(const float*, int64_t, const float*, const uint16_t*, int64_t, float*, int64_t);
 #define FILIP_PARTNERS(V) \
   {add_products<V, 1>, add_products<V, 2>, add_products<V, 3>, add_products<V, 4>, add_products<V, 5>, \
    add_products<V, 6>}

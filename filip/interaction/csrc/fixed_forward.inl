@@ -26,8 +26,8 @@ struct FixedScratch {
   int16_t *rows, *panel;  // panel: per strip [pair of columns][lane][2]
   float* slices;          // the block's tokens, [slice][lane][width]
   int32_t *tile, *best;   // tile [row][lane]: similarities in fixed point
-  uint16_t *text_choice;  // [text of the group][lane]: winning row of the text
-  uint16_t* image_choice; // [image][row of the group]: winning token of the image
+  uint16_t *text_choice;  // [text of the group][lane]: winning row of the group
+  uint16_t* image_choice; // [image][row of the group]: winning lane
   float *i2t_sums, *t2i_sums;  // [image][text of the group][16 partial sums]
   float* image_sums;      // of one text in fixed point
   int64_t lost = 0;       // maxima in doubt in this group
@@ -122,15 +122,15 @@ static const FixedProduct FIXED_PRODUCTS[6][4] = {FILIP_ROWS(1), FILIP_ROWS(2), 
 #undef FILIP_ROWS
 
 static void fill_tile(const FixedScratch& s, const int16_t* text, int64_t length, int64_t stride) {
-  const int64_t strips = div_up(s.vectors, 4), parts = div_up(length, 6);
+  const int64_t strips = div_up(s.vectors, 4);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const Range vectors = part_of(s.vectors, strips, strip);
     const int16_t* panel = s.panel + vectors.begin * LANES * s.pairs * 2;
-    for (int64_t part = 0; part < parts; ++part) {
-      const Range rows = part_of(length, parts, part);
-      FIXED_PRODUCTS[rows.end - rows.begin - 1][vectors.end - vectors.begin - 1](
-          panel, text + rows.begin * stride, stride, s.pairs,
-          s.tile + rows.begin * s.lanes + vectors.begin * LANES, s.lanes);
+    for (int64_t row = 0, rows; row < length; row += rows) {
+      rows = next_part(length - row, 6);
+      FIXED_PRODUCTS[rows - 1][vectors.end - vectors.begin - 1](panel, text + row * stride, stride, s.pairs,
+                                                                s.tile + row * s.lanes + vectors.begin * LANES,
+                                                                s.lanes);
     }
   }
 }
@@ -141,10 +141,11 @@ static inline __m512i with_index(__m512i value, __m512i keep, __m512i index) {
 }
 
 // image-to-text: the best row of one text for each lane.
-static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
+__attribute__((noinline)) static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
                      int64_t dim, uint16_t* choice) {
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
+  const __m512i first_row = _mm512_set1_epi32(static_cast<int32_t>(text_row0));
   const Sliced image{s.slices, s.images * s.n1};
   for (int64_t v = 0; v < s.vectors; ++v) {
     const int32_t* column = s.tile + v * LANES;
@@ -155,7 +156,8 @@ static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, 
       second = _mm512_max_epi32(second, _mm512_min_epi32(best, next));
       best = _mm512_max_epi32(best, next);
     }
-    const __m512i winner = _mm512_andnot_si512(best, _mm512_set1_epi32(low));  // low - (best & low)
+    // row = low - (best & low)
+    const __m512i winner = _mm512_add_epi32(_mm512_andnot_si512(best, _mm512_set1_epi32(low)), first_row);
     _mm512_storeu_si512(s.best + v * LANES, best);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(choice + v * LANES), _mm512_cvtepi32_epi16(winner));
     uint32_t unsure = _mm512_cmpge_epi32_mask(second, _mm512_sub_epi32(best, _mm512_set1_epi32(window)));
@@ -171,14 +173,14 @@ static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, 
         const float value = exact_product(image, lane, text, text_row0 + r, dim);
         if (chosen < 0 || value > top) top = value, chosen = r;
       }
-      choice[lane] = static_cast<uint16_t>(chosen);
+      choice[lane] = static_cast<uint16_t>(text_row0 + chosen);
       s.best[lane] = s.tile[chosen * s.lanes + lane];
     }
   }
 }
 
 // text-to-image: the best token of one image (its lanes start at `lane`) for each row of one text.
-static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text,
+__attribute__((noinline)) static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text,
                         int64_t text_row0, int64_t dim, int64_t lane, uint16_t* choice) {
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
@@ -214,7 +216,7 @@ static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bit
       chosen = found;
       top = row[chosen];
     }
-    choice[r] = static_cast<uint16_t>(chosen);
+    choice[r] = static_cast<uint16_t>(lane + chosen);
     sum += static_cast<float>(top);
   }
   return sum;
@@ -227,35 +229,24 @@ static void exact_means(const ForwardCall& call, Range images, int64_t first, in
   const int64_t texts = last - first, row0 = p.offsets[first], rows = p.offsets[last] - row0;
   const int64_t sums = s.images * MAX_GROUP_TEXTS * LANES;
   for (int64_t c = 0; c < sums; ++c) s.i2t_sums[c] = s.t2i_sums[c] = 0;
-  const float* partner[MAX_GROUP_TEXTS];
-  const uint16_t* choice[MAX_GROUP_TEXTS];
-  float* sum[MAX_GROUP_TEXTS];
   for (int64_t n = 0; n < slice_count(p.dim, SLICE); ++n) {
     const Slice slice = slice_of(p.dim, SLICE, n);
     const float* image_rows = s.slices + s.images * s.n1 * slice.first;
     const float* text_rows = text_slices + rows * slice.first;
     const AddProducts* add = ADD_PRODUCTS[slice.width / LANES - 1];
-    for (int64_t i = 0; i < s.images; ++i) {
-      for (int64_t t = 0; t < texts; ++t) {
-        partner[t] = text_rows + (p.offsets[first + t] - row0) * slice.width;
-        choice[t] = s.text_choice + t * s.lanes + i * s.n1;
-        sum[t] = s.i2t_sums + (i * MAX_GROUP_TEXTS + t) * LANES;
-      }
-      add[texts - 1](image_rows + i * s.n1 * slice.width, s.n1, partner, choice, sum);
-    }
+    for (int64_t i = 0; i < s.images; ++i)
+      add[texts - 1](image_rows + i * s.n1 * slice.width, s.n1, text_rows, s.text_choice + i * s.n1, s.lanes,
+                     s.i2t_sums + i * MAX_GROUP_TEXTS * LANES, LANES);
     // Few images at a time, for theirs are the rows chosen among.
     const int64_t parts = div_up(s.images, 3);
     for (int64_t part = 0; part < parts; ++part) {
       const Range some = part_of(s.images, parts, part);
       for (int64_t t = 0; t < texts; ++t) {
         const int64_t offset = p.offsets[first + t] - row0;
-        for (int64_t i = some.begin; i < some.end; ++i) {
-          partner[i - some.begin] = image_rows + i * s.n1 * slice.width;
-          choice[i - some.begin] = s.image_choice + i * s.group_rows + offset;
-          sum[i - some.begin] = s.t2i_sums + (i * MAX_GROUP_TEXTS + t) * LANES;
-        }
-        add[some.end - some.begin - 1](text_rows + offset * slice.width, p.offsets[first + t + 1] - p.offsets[first + t],
-                                       partner, choice, sum);
+        add[some.end - some.begin - 1](text_rows + offset * slice.width, p.offsets[first + t + 1] - row0 - offset,
+                                       image_rows, s.image_choice + some.begin * s.group_rows + offset, s.group_rows,
+                                       s.t2i_sums + (some.begin * MAX_GROUP_TEXTS + t) * LANES,
+                                       MAX_GROUP_TEXTS * LANES);
       }
     }
   }
@@ -268,6 +259,16 @@ static void exact_means(const ForwardCall& call, Range images, int64_t first, in
     }
 }
 
+static void copy_map(void* map, bool wide, int64_t to, const uint16_t* from, int64_t count, int64_t origin) {
+  if (wide) {
+    int16_t* out = static_cast<int16_t*>(map) + to;
+    for (int64_t n = 0; n < count; ++n) out[n] = static_cast<int16_t>(from[n] - origin);
+  } else {
+    uint8_t* out = static_cast<uint8_t*>(map) + to;
+    for (int64_t n = 0; n < count; ++n) out[n] = static_cast<uint8_t>(from[n] - origin);
+  }
+}
+
 static void write_maps(const ForwardCall& call, Range images, int64_t first, int64_t last, const FixedScratch& s) {
   const Problem& p = call.problem;
   if (!call.maps.i2t) return;
@@ -276,11 +277,11 @@ static void write_maps(const ForwardCall& call, Range images, int64_t first, int
     for (int64_t t = 0; t < last - first; ++t) {
       const uint16_t* from = s.text_choice + t * s.lanes + i * s.n1;
       const int64_t to = ((images.begin + i) * p.texts + first + t) * s.n1;
-      for (int64_t k = 0; k < s.n1; ++k) store_map(call.maps.i2t, p.wide, to + k, from[k]);
+      copy_map(call.maps.i2t, p.wide, to, from, s.n1, p.offsets[first + t] - row0);
     }
     const uint16_t* from = s.image_choice + i * s.group_rows;
     const int64_t to = (images.begin + i) * total + row0;
-    for (int64_t r = 0; r < p.offsets[last] - row0; ++r) store_map(call.maps.t2i, p.wide, to + r, from[r]);
+    copy_map(call.maps.t2i, p.wide, to, from, p.offsets[last] - row0, i * s.n1);
   }
 }
 

@@ -46,6 +46,7 @@ struct BackwardCall {
   Maps maps;
   const float* grad_i2t;  // [images][texts]
   const float* grad_t2i;
+  const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
 };
@@ -70,8 +71,8 @@ struct Isa {
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
-  void (*backward_image)(const BackwardCall&, Range images, int64_t slice, char* scratch);
-  void (*backward_text)(const BackwardCall&, Range texts, int64_t slice, char* scratch);
+  // The gradient of some images (or texts), one slice of columns.
+  void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
 };
 
 const Isa* portable_isa();
@@ -85,6 +86,12 @@ static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }
 static inline int64_t at_most(int64_t a, int64_t b) { return a < b ? a : b; }
 static inline int64_t at_least(int64_t a, int64_t b) { return a > b ? a : b; }
+
+// The next part when `left` rows are cut into parts of at most `most`, without a tiny last one (and without a
+// division, which would be felt in the inner loops).
+static inline int64_t next_part(int64_t left, int64_t most) {
+  return left <= most ? left : left >= most + 4 ? most : (left + 1) / 2;
+}
 
 // Part p of `total` split into `parts` nearly equal ones: 20 rows in 4 parts are 5, 5, 5, 5 and not 6, 6, 6, 2.
 static inline Range part_of(int64_t total, int64_t parts, int64_t p) {

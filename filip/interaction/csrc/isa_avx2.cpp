@@ -24,7 +24,7 @@ namespace {
 
 const Isa* avx2_isa() {
   static const Isa isa = {"avx2",      image_block,          nullptr,        nullptr,        forward_bytes,
-                          forward,       backward_slice_width, backward_bytes, backward_image, backward_text};
+                          forward,       backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

@@ -17,7 +17,7 @@ namespace {
 
 const Isa* portable_isa() {
   static const Isa isa = {"scalar",      image_block,          nullptr,        nullptr,        forward_bytes,
-                          forward,       backward_slice_width, backward_bytes, backward_image, backward_text};
+                          forward,       backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

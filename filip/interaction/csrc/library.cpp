@@ -2,6 +2,7 @@
 #include <ATen/Parallel.h>
 
 #include <atomic>
+#include <sys/mman.h>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -13,7 +14,7 @@
 namespace filip {
 namespace {
 
-constexpr int64_t BLOCK_ROWS = 1600;  // destination rows of a backward unit: 400 KB in slices of 64 columns
+constexpr int64_t BLOCK_ROWS = 6400;  // destination rows of a backward unit: 400 KB in slices of 64 columns
 
 // Isas of this CPU, best first.
 std::vector<const Isa*> available_isas() {
@@ -40,7 +41,7 @@ const Isa* find_isa(const char* name) {
 class Buffer {  // 64-byte aligned, uninitialised, may be empty
  public:
   explicit Buffer(int64_t bytes) {
-    if (bytes > 0) data_ = static_cast<char*>(std::aligned_alloc(64, round_up(bytes, 64)));
+    if (bytes > 0) {data_ = static_cast<char*>(std::aligned_alloc(2<<20, round_up(bytes, 2<<20)));madvise(data_,round_up(bytes,2<<20),MADV_HUGEPAGE);}
     if (bytes > 0 && !data_) throw std::bad_alloc();
   }
   ~Buffer() { std::free(data_); }
@@ -115,8 +116,11 @@ std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) 
   return bounds;
 }
 
-void run_backward(const Isa& isa, const BackwardCall& call) {
+void run_backward(const Isa& isa, BackwardCall call) {
   const Problem& p = call.problem;
+  std::vector<float> inverse_length(p.texts);
+  for (int64_t j = 0; j < p.texts; ++j) inverse_length[j] = 1 / static_cast<float>(p.offsets[j + 1] - p.offsets[j]);
+  call.inverse_length = inverse_length.data();
   const int64_t slices = div_up(p.dim, isa.slice_width(p));
   for (const bool image : {true, false}) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
@@ -130,7 +134,7 @@ void run_backward(const Isa& isa, const BackwardCall& call) {
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     for_each_unit(blocks * slices, isa.backward_bytes(p, rows), [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
-      (image ? isa.backward_image : isa.backward_text)(call, range, unit % slices, memory);
+      isa.backward(call, image, range, unit % slices, memory);
     });
   }
 }
@@ -174,7 +178,7 @@ int filip_backward(const char* isa_name, const void* image, const void* text, co
   if (!isa) return 1;
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
-    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, grad_image, grad_text});
+    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image, grad_text});
   } catch (const std::bad_alloc&) {
     return 2;
   }

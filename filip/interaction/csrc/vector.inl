@@ -27,25 +27,24 @@ static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, 
       const uint16_t* in = static_cast<const uint16_t*>(rows) + row * dim + first;
       for (int64_t c = 0; c < valid; ++c) out[c] = bf16_to_float(in[c]);
     } else {
-      __builtin_memcpy(out, static_cast<const float*>(rows) + row * dim + first, valid * sizeof(float));
+      const float* in = static_cast<const float*>(rows) + row * dim + first;
+      int64_t c = 0;
+      for (; c + LANES <= valid; c += LANES) store(out + c, load(in + c));
+      for (; c < valid; ++c) out[c] = in[c];
     }
     for (int64_t c = valid; c < width; ++c) out[c] = 0;
   }
 }
 
-// The dim columns cut into slices of at most SLICE_VECTORS vectors, as equal as they come. `wanted` columns
-// per slice; the last one may hold fewer valid columns than its width.
+// The dim columns cut into slices of `wanted` (a multiple of LANES); the last may be narrower, and hold fewer
+// valid columns than its width.
 struct Slice {
   int64_t first, valid, width;
 };
 
-static inline int64_t slice_count(int64_t dim, int64_t wanted) {
-  return div_up(div_up(dim, LANES), wanted / LANES);
-}
+static inline int64_t slice_count(int64_t dim, int64_t wanted) { return div_up(dim, wanted); }
 
 static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t s) {
-  int64_t vectors = div_up(dim, LANES);
-  Range range = part_of(vectors, slice_count(dim, wanted), s);
-  int64_t first = range.begin * LANES, width = (range.end - range.begin) * LANES;
-  return {first, at_most(width, dim - first), width};
+  const int64_t first = s * wanted, valid = at_most(wanted, dim - first);
+  return {first, valid, (valid + LANES - 1) & ~int64_t{LANES - 1}};
 }
