@@ -14,6 +14,7 @@ import os
 import random
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -170,13 +171,19 @@ class PairStream(Dataset[Batch]):
         return opened
 
 
+@dataclass
+class _Position:
+    epoch: int
+    batch: int  # batches given
+
+
 class PairLoader:
     """Iterate over the rest of an epoch's batches; see :func:`build_loader`."""
 
     def __init__(
         self, stream: PairStream, *, epoch: int, workers: int, prefetch: int, pin_memory: bool
     ) -> None:
-        self.stream, self.epoch, self.batch = stream, epoch, 0
+        self.stream, self._at = stream, _Position(epoch, 0)
         self.counters: Counter[str] = Counter()
         for index in stream.indices:
             self.counters.update(index.problems)
@@ -193,13 +200,22 @@ class PairLoader:
         self._loader = DataLoader(
             stream,
             batch_size=None,
-            sampler=_Rest(self),
+            sampler=_Rest(self._at, self._batches),
             num_workers=workers,
             prefetch_factor=prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else each epoch's start would draw from torch's global one
         )
+
+    @property
+    def epoch(self) -> int:
+        return self._at.epoch
+
+    @property
+    def batch(self) -> int:
+        """How many batches of the epoch were given."""
+        return self._at.batch
 
     def __len__(self) -> int:
         """Batches per epoch, the same on every rank; pairs that do not fill a global batch are left out."""
@@ -209,14 +225,14 @@ class PairLoader:
         """The batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
         for batch in self._loader:
             self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
-            self.batch += 1
+            self._at.batch += 1
             yield batch
-        self.epoch, self.batch = self.epoch + 1, 0
+        self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:
         """Go to the start of ``epoch``; nothing happens if the loader is already in it."""
         if epoch != self.epoch:
-            self.epoch, self.batch = epoch, 0
+            self._at.epoch, self._at.batch = epoch, 0
 
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last batch it gave: plain values, per rank only the counters."""
@@ -244,7 +260,7 @@ class PairLoader:
                 f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, no multiple of "
                 f"the global batch {self.stream.global_batch}; resume with the same global batch"
             )
-        self.epoch, self.batch = int(state["epoch"]), done
+        self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
 
     def fingerprint(self) -> str:
@@ -262,17 +278,18 @@ class PairLoader:
 
 
 class _Rest(Sampler[tuple[int, int]]):
-    """The batch numbers that are still to come in the loader's epoch."""
+    """The batch numbers still to come. Holds the position, not the loader: in a reference cycle the workers
+    would be shut down by the garbage collector, which takes five seconds each."""
 
-    def __init__(self, loader: PairLoader) -> None:
-        self.loader = loader
+    def __init__(self, at: _Position, batches: int) -> None:
+        self.at, self.batches = at, batches
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
-        epoch = self.loader.epoch
-        return ((epoch, batch) for batch in range(self.loader.batch, len(self.loader)))
+        epoch = self.at.epoch
+        return ((epoch, batch) for batch in range(self.at.batch, self.batches))
 
     def __len__(self) -> int:
-        return len(self.loader) - self.loader.batch
+        return self.batches - self.at.batch
 
 
 def build_loader(

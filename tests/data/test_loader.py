@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
 from pathlib import Path
@@ -17,6 +18,8 @@ from filip.data.transforms import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs, write_sidecar
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
 COUNTS = [9, 1, 14, 0, 6]  # uneven, one without a pair: 30 pairs
 
@@ -286,6 +289,20 @@ def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
         list(loader(pairs, workers=workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
+
+
+def test_workers_end_with_the_loader(pairs: Pairs) -> None:
+    """Without the help of the garbage collector, which would wait five seconds for each worker."""
+    stream = loader(pairs, workers=1)
+    next(iter(stream))
+    (worker,) = stream._loader._iterator._workers  # type: ignore[union-attr]
+    gc.disable()
+    try:
+        del stream
+        worker.join(3)
+        assert not worker.is_alive()
+    finally:
+        gc.enable()
 
 
 def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
