@@ -68,7 +68,7 @@ def main(config: Alignment) -> None:
     title = f"Word-patch alignment: {run} on {', '.join(card.title for card in cards)}"
     page = sheet(cells, config.columns, title, NOTE)
     Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
-    page.save(config.picture, optimize=True)
+    page.save(config.picture)
     content = {"run": run, "model": config.model, "scorer": "token-wise" if encoder.token_wise else "pooled"}
     write_json(config.out, {**content, "picture": config.picture, "benchmarks": results})
 

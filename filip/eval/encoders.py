@@ -107,8 +107,7 @@ class FilipEncoder:
         from filip.tokenizer import tokenize
 
         ids, lengths = tokenize(list(texts), self.context_length)
-        real = (torch.arange(ids.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
-        vectors = self.model.text(ids.to(self.device), real.to(self.device))
+        vectors = self.model.text(ids.to(self.device), lengths.to(self.device))  # every token, also if pooled
         return list(F.normalize(vectors.float(), dim=-1).cpu().split(lengths.tolist()))
 
 

@@ -42,14 +42,16 @@ def rerank(
         raise UserError("shortlist= is for token-wise models; a pooled model's exact ranking is one product")
     if keep < 10:
         raise UserError(f"shortlist={keep}: R@10 needs a shortlist of at least 10")
-    rows = shortlist_scores(images, for_texts, by).i2t.topk(min(keep, len(for_texts)), dim=1).indices
+    cheap = _pick(shortlist_scores(images, for_texts, by), rank_texts_by)
+    rows = cheap.topk(min(keep, len(for_texts)), dim=1).indices
     texts = torch.full((len(images), len(for_texts)), -torch.inf)
     progress = _Progress("re-ranked texts for", len(images))
     for i, chosen in enumerate(rows):
         similarity = scorer.similarity(images[i : i + 1], for_texts.select(chosen))
         texts[i, chosen] = _pick(similarity, rank_texts_by)[0]
         progress.step("images")
-    columns = shortlist_scores(images, for_images, by).t2i.topk(min(keep, len(images)), dim=0).indices.T
+    cheap = _pick(shortlist_scores(images, for_images, by), rank_images_by)
+    columns = cheap.topk(min(keep, len(images)), dim=0).indices.T
     pictures = torch.full_like(texts, -torch.inf)
     progress = _Progress("re-ranked images for", len(columns))
     for j, chosen in enumerate(columns):

@@ -1,0 +1,193 @@
+"""Miniature copies of the public data sets, each in the format that it is published in.
+
+Every image shows its class as a colour (:func:`colour`), so that a test knows the truth from the pixels and
+not from the label that a reader made of the files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.io import savemat
+from torchvision import datasets
+
+__all__ = ["WRITERS", "colour", "number_of", "shown"]
+
+STEP = 25  # between colour levels: more than JPEG disturbs
+
+
+def colour(number: int) -> tuple[int, int, int]:
+    """Three decimal digits as three levels."""
+    return (number // 100 * STEP + 12, number // 10 % 10 * STEP + 12, number % 10 * STEP + 12)
+
+
+def number_of(mean: np.ndarray) -> int:
+    """The inverse of :func:`colour` from the mean colour of an image (0..255)."""
+    hundreds, tens, ones = np.rint((mean - 12) / STEP).astype(int)
+    return int(100 * hundreds + 10 * tens + ones)
+
+
+def shown(number: int, side: int = 16) -> Image.Image:
+    return Image.new("RGB", (side, side), colour(number))
+
+
+def _save(path: Path, number: int) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    shown(number).save(path, "JPEG", quality=95)
+
+
+def _md5(path: Path) -> str:
+    return hashlib.md5(path.read_bytes()).hexdigest()
+
+
+def _pickle(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(pickle.dumps(content))
+
+
+def _cifar(cls: Any, folder: str, labels: str, names: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """The pickled batches. Their published checksums cannot fit a miniature, so the class is told its own."""
+
+    def write(root: Path, classes: list[str]) -> None:
+        base = root / folder
+        order = list(range(len(classes)))
+        pixels = np.stack([np.asarray(shown(i, 32)).transpose(2, 0, 1).reshape(-1) for i in order])
+        test = {"data": pixels, labels: order}
+        for name, _ in cls.train_list:
+            _pickle(base / name, {"data": pixels[:1], labels: order[:1]})
+        for name, _ in cls.test_list:
+            _pickle(base / name, test)
+        _pickle(base / cls.meta["filename"], {names: classes})
+        for listing in ("train_list", "test_list"):
+            patch.setattr(cls, listing, [[n, _md5(base / n)] for n, _ in getattr(cls, listing)])
+        patch.setattr(cls, "meta", {**cls.meta, "md5": _md5(base / cls.meta["filename"])})
+
+    return write
+
+
+def cifar10(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    _cifar(datasets.CIFAR10, "cifar-10-batches-py", "labels", "label_names", patch)(root, classes)
+
+
+def cifar100(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    _cifar(datasets.CIFAR100, "cifar-100-python", "fine_labels", "fine_label_names", patch)(root, classes)
+
+
+def caltech101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate(classes):
+        _save(root / "caltech101" / "101_ObjectCategories" / name / "image_0001.jpg", i)
+
+
+def stanford_cars(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "stanford_cars"
+    names = np.empty(len(classes), dtype=object)
+    names[:] = classes
+    (base / "devkit").mkdir(parents=True)
+    savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
+    rows = np.zeros(len(classes), dtype=[("fname", object), ("class", object)])
+    for i in range(len(classes)):
+        rows[i] = (f"{i + 1:05d}.jpg", i + 1)
+        _save(base / "cars_test" / f"{i + 1:05d}.jpg", i)
+    savemat(base / "cars_test_annos_withlabels.mat", {"annotations": rows})
+
+
+def flowers102(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "flowers-102"
+    for i in range(len(classes)):
+        _save(base / "jpg" / f"image_{i + 1:05d}.jpg", i)
+    numbers = np.arange(1, len(classes) + 1)
+    savemat(base / "imagelabels.mat", {"labels": numbers})
+    savemat(base / "setid.mat", {"trnid": numbers[:1], "valid": numbers[:1], "tstid": numbers[::-1]})
+    files = {
+        key: (name, _md5(base / name) if key != "image" else md5)
+        for key, (name, md5) in datasets.Flowers102._file_dict.items()
+    }
+    patch.setattr(datasets.Flowers102, "_file_dict", files)
+
+
+def food101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "food-101"
+    (base / "meta").mkdir(parents=True)
+    (base / "meta" / "test.json").write_text(
+        json.dumps({name: [f"{name}/{i}"] for i, name in enumerate(classes)})
+    )
+    for i, name in enumerate(classes):
+        _save(base / "images" / name / f"{i}.jpg", i)
+
+
+def sun397(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "SUN397"
+    names = [f"/{name[0]}/{name}" for name in classes]
+    lines = []
+    for i, name in enumerate(names):
+        _save(base / name[1:] / f"sun_test{i}.jpg", i)
+        lines.append(f"{name}/sun_test{i}.jpg")
+    _save(base / names[0][1:] / "sun_train.jpg", 0)  # not in the test partition
+    (base / "ClassName.txt").write_text("".join(f"{name}\n" for name in names))
+    (root / "Partitions").mkdir()
+    (root / "Partitions" / "Testing_01.txt").write_text("\n".join(lines) + "\n")
+
+
+def dtd(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "dtd" / "dtd"
+    (base / "labels").mkdir(parents=True)
+    lines = [f"{name}/{name}_0001.jpg" for name in classes]
+    (base / "labels" / "test1.txt").write_text("\n".join(reversed(lines)) + "\n")
+    for i, line in enumerate(lines):
+        _save(base / "images" / line, i)
+
+
+def fgvc_aircraft(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "fgvc-aircraft-2013b" / "data"
+    (base / "images").mkdir(parents=True)
+    (base / "variants.txt").write_text("".join(f"{name}\n" for name in classes))
+    lines = [f"{1000000 + i} {name}" for i, name in enumerate(classes)]
+    (base / "images_variant_test.txt").write_text("\n".join(reversed(lines)) + "\n")
+    for i in range(len(classes)):
+        _save(base / "images" / f"{1000000 + i}.jpg", i)
+
+
+def oxford_pets(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    base = root / "oxford-iiit-pet"
+    (base / "annotations").mkdir(parents=True)
+    lines = []
+    for i, name in enumerate(classes):
+        _save(base / "images" / f"{name}_1.jpg", i)
+        lines.append(f"{name}_1 {i + 1} 1 1")
+    (base / "annotations" / "test.txt").write_text("\n".join(reversed(lines)) + "\n")
+
+
+def eurosat(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    for i, name in enumerate(classes):
+        _save(root / "eurosat" / "2750" / name / f"{name}_1.jpg", i)
+
+
+def imagenet(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
+    for i, wnid in enumerate(classes):
+        _save(root / "val" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG", i)
+    torch.save(({wnid: (f"word {wnid}",) for wnid in classes}, classes), root / "meta.bin")
+
+
+WRITERS: dict[str, Callable[[Path, list[str], pytest.MonkeyPatch], None]] = {
+    "cifar10": cifar10,
+    "cifar100": cifar100,
+    "caltech101": caltech101,
+    "stanford_cars": stanford_cars,
+    "flowers102": flowers102,
+    "food101": food101,
+    "sun397": sun397,
+    "dtd": dtd,
+    "fgvc_aircraft": fgvc_aircraft,
+    "oxford_pets": oxford_pets,
+    "eurosat": eurosat,
+    "imagenet": imagenet,
+}

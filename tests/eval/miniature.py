@@ -1,0 +1,89 @@
+"""Small test sets in the exact formats on disk, and a small model to run them with."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_model, save_model
+
+SIDE = 32
+
+
+def picture(seed: int, side: int = SIDE) -> Image.Image:
+    """A smooth random image: different seeds look different at any resolution."""
+    noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
+    return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, form)
+    return buffer.getvalue()
+
+
+def write_tar(path: Path, members: Sequence[tuple[str, bytes]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w") as tar:
+        for name, data in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def write_webdataset(
+    folder: Path,
+    classes: Sequence[str] | None,
+    targets: Sequence[int | list[str]],
+    split: str = "test",
+    shards: int = 2,
+    form: str = "png",
+    masks: bool = False,
+) -> list[Image.Image]:
+    """CLIP_benchmark's layout; targets: labels, or lists of captions if ``classes`` is None. Returns the images."""
+    images = [picture(i) for i in range(len(targets))]
+    folder.mkdir(parents=True, exist_ok=True)
+    if classes is None:
+        (folder / "dataset_type.txt").write_text("retrieval\n")
+    else:
+        (folder / "classnames.txt").write_text("".join(f"{name}\n" for name in classes))
+    per = -(-len(targets) // shards)
+    for shard in range(shards):
+        members: list[tuple[str, bytes]] = []
+        for i in range(shard * per, min((shard + 1) * per, len(targets))):
+            target = targets[i]
+            extension, text = ("cls", str(target)) if isinstance(target, int) else ("txt", "\n".join(target))
+            members += [
+                (f"s{i:07d}.{form}", encoded(images[i], form.upper())),
+                (f"s{i:07d}.{extension}", text.encode()),
+            ]
+            if masks:
+                mask = Image.new("L", images[i].size, 0)
+                mask.paste(255, (SIDE // 2, 0, SIDE, SIDE))
+                members.append((f"s{i:07d}.mask.png", encoded(mask)))
+        write_tar(folder / split / f"{shard}.tar", members)
+    (folder / split / "nshards.txt").write_text(f"{shards}\n")
+    return images
+
+
+def tiny_config(interaction: str = "token", embed_dim: int = 16) -> ModelConfig:
+    return ModelConfig(
+        name="tiny",
+        image=ImageTowerConfig(image_size=SIDE, patch_size=8, width=32, layers=1, heads=2),
+        text=TextTowerConfig(width=32, layers=1, heads=2),
+        embed_dim=embed_dim,
+        interaction=interaction,
+    )
+
+
+def write_model(path: Path, interaction: str = "token", seed: int = 0) -> str:
+    """A saved model with random weights."""
+    torch.manual_seed(seed)
+    save_model(path, build_model(tiny_config(interaction)), {})
+    return str(path)

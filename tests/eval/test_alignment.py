@@ -1,0 +1,199 @@
+"""Word-patch alignment: token spans, pointing accuracy with a model that looks where it should, pictures."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from filip.data.transforms import eval_transform
+from filip.errors import UserError
+from filip.eval.alignment import Alignment, main
+from filip.eval.encoders import OpenClipEncoder, load_encoder
+from filip.eval.pictures import DIM, draw_alignment, draw_heat, sheet
+from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
+from filip.eval.prompts import Prompt
+from filip.eval.word_patch import WordPatch, alignment_prompt, label_tokens, word_patches
+from tests.eval.miniature import write_model, write_webdataset
+
+EVAL = Path(__file__).parents[2] / "eval"
+COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
+
+
+class ColourBlind:
+    """Patch vectors are colours; each word's vector is its colour, other words' is grey. ``blind``: sees nothing."""
+
+    name, token_wise, image_size = "colours", True, 32
+
+    def __init__(self, blind: bool = False):
+        self.blind = blind
+        self.transform = eval_transform(32)
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        if self.blind:
+            noise = torch.randn(16, 3, generator=torch.Generator().manual_seed(8))
+            return F.normalize(noise, dim=-1).expand(len(pixels), -1, -1)
+        white = self.transform(Image.new("RGB", (32, 32), "white"))
+        black = self.transform(Image.new("RGB", (32, 32), "black"))
+        shares = F.avg_pool2d((pixels - black) / (white - black), 8)
+        colours = shares - shares.mean(1, keepdim=True) - 0.01
+        return F.normalize(colours.flatten(2).transpose(1, 2), dim=-1)
+
+    def tokens(self, text: str) -> list[str]:
+        return ["[BOS]", *text.replace(".", " .").split(), "[EOS]"]
+
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        found = []
+        for text in texts:
+            rows = [
+                torch.tensor(COLOURS.get(t, (-1, -1, -1)), dtype=torch.float32) for t in self.tokens(text)
+            ]
+            found.append(F.normalize(torch.stack(rows), dim=-1))
+        return found
+
+
+def square(name: str, left: int, top: int) -> Labelled:
+    """A coloured square of 16 pixels on white, and its mask."""
+    image, mask = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32), 0)
+    for page, ink in ((image, COLOURS[name]), (mask, 255)):
+        page.paste(ink, (left, top, left + 16, top + 16))
+    return Labelled(image, name, mask)
+
+
+ITEMS = [square(name, x, y) for name in COLOURS for x in (0, 8, 16) for y in (0, 16)]
+
+
+def test_label_tokens_are_those_of_the_label(tmp_path):
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
+    prompt = alignment_prompt("a photo of a {c}.")
+    tokens = encoder.tokens(prompt.fill("black cat"))
+    assert tokens == ["[BOS]", "a", "photo", "of", "a", "black", "cat", ".", "[EOS]"]
+    assert label_tokens(encoder, prompt, "black cat") == [5, 6]
+    assert label_tokens(encoder, Prompt("", ""), "sari") == [1]
+    # BPE cuts rare words; all their pieces belong to the label.
+    pieces = label_tokens(encoder, prompt, "abacus")
+    assert "".join(encoder.tokens(prompt.fill("abacus"))[i] for i in pieces) == "abacus" and len(pieces) > 1
+    # A label that ends in punctuation merges with the full stop: "!." is one token, and not the label's.
+    merged = label_tokens(encoder, prompt, "stop!")
+    assert [encoder.tokens(prompt.fill("stop!"))[i] for i in merged] == ["stop"]
+
+
+def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors"))
+    pixels = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    found = word_patches(encoder, pixels, ["cat", "a longer label"], alignment_prompt("a photo of a {c}."))
+    images = encoder.encode_images(pixels)
+    values, lengths = encoder.encode_texts(["a photo of a cat.", "a photo of a a longer label."])
+    assert lengths is not None
+    for alignment, image, text in zip(found, images, values.split(lengths.tolist()), strict=True):
+        assert alignment.grid == (4, 4)
+        assert (alignment.indices.reshape(-1) == (image @ text.T).argmax(1).numpy()).all()
+
+
+def test_a_pooled_model_has_patches_and_words_too(tmp_path):
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors", "global"))
+    (found,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
+    assert found.similarity.shape == (16, 3)
+    # Its last word vector is the one it is trained with.
+    assert torch.allclose(encoder.words(["cat"])[0][-1], encoder.encode_texts(["cat"])[0][0], atol=1e-6)
+
+
+def test_pointing_is_perfect_for_a_model_that_sees_colour_and_not_for_one_that_does_not():
+    prompt = Prompt("a ", " thing")
+    seeing = pointing(ColourBlind(), ITEMS, prompt)
+    assert (seeing["n"], seeing["value"]) == (18, 1.0)
+    assert seeing["chance"] == pytest.approx(4 / 16)  # 16 px squares in a grid of 8 px patches, 4 x 4 of them
+    assert (seeing["hit_precision"], seeing["hit_recall"]) == (1.0, 1.0)
+    blind = pointing(ColourBlind(blind=True), ITEMS, prompt)
+    assert blind["value"] < 0.7
+
+
+def test_composites_tell_two_things_apart():
+    result = composite_pointing(ColourBlind(), ITEMS, pairs=60)
+    assert result["value"] == 1.0 and result["own_side"] == 1.0 and result["chance"] < 0.15
+    blind = composite_pointing(ColourBlind(blind=True), ITEMS, pairs=200)
+    assert 0.3 < blind["own_side"] < 0.7  # a label finds the other object as often as its own
+
+
+def test_without_masks_or_labels_nothing_is_measured():
+    bare = [Labelled(item.image, item.label, None) for item in ITEMS]
+    assert pointing(ColourBlind(), bare, Prompt("", ""))["value"] is None
+    assert composite_pointing(ColourBlind(), ITEMS[:1])["reason"] == "needs two labels with masks"
+
+
+def test_coverage_follows_the_transform_s_crop():
+    mask = Image.new("L", (64, 32), 0)
+    mask.paste(255, (16, 0, 32, 32))  # the left half of the centre crop
+    share = coverage(mask, eval_transform(16), (2, 2))
+    assert share == pytest.approx(np.array([[1.0, 0.0], [1.0, 0.0]]), abs=0.06)
+
+
+def test_composite_places_both_with_their_masks():
+    page, (left, right) = composite(square("red", 0, 0), square("blue", 16, 16))
+    assert page.getpixel((3, 11)) == (255, 0, 0) and page.getpixel((28, 20)) == (0, 0, 255)
+    assert left.getpixel((3, 11)) == 255 and left.getpixel((28, 20)) == 0
+    assert right.getpixel((28, 20)) == 255 and right.getpixel((3, 11)) == 0
+
+
+def test_picture_is_opaque_with_red_where_the_label_hits_and_dimmed_with_white_elsewhere():
+    similarity = torch.zeros(4, 3)
+    similarity[0, 1] = similarity[1, 0] = similarity[2, 2] = similarity[3, 0] = 1.0
+    found = WordPatch(similarity, ["[BOS]", "green", "[EOS]"], [1], (2, 2))
+    picture = np.asarray(draw_alignment(Image.new("RGB", (32, 32), (0, 200, 0)), found, patch=40)).astype(int)
+    assert tuple(picture[2, 2]) == (0, 200, 0)  # a hit: the image itself
+    dimmed = 0.32 * np.array([0, 200, 0]) + 0.68 * np.array(DIM)
+    assert np.abs(picture[2, 77] - dimmed).max() <= 2
+    hit, missed = picture[:40, :40].reshape(-1, 3), picture[:40, 40:].reshape(-1, 3)
+    assert ((hit[:, 0] > 200) & (hit[:, 1] < 60)).any()  # red ink
+    assert (missed.min(1) > 240).any() and not ((missed[:, 0] > 180) & (missed[:, 1] < 60)).any()
+
+
+def test_heat_map_and_sheet():
+    heat = draw_heat(ITEMS[0].image, np.array([[1.0, 0.0], [0.0, 0.0]]), 0, 1, patch=16)
+    assert heat.size == (32, 32)
+    values = np.asarray(heat).astype(int).sum(2)
+    assert values[2, 2] > values[29, 29]
+    from filip.eval.pictures import Cell
+
+    page = sheet(
+        [Cell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)], 3, "Title", "a note " * 60
+    )
+    assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
+
+
+def test_the_command_draws_and_measures(tmp_path):
+    write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(9)], masks=True)
+    write_webdataset(tmp_path / "data" / "demo_food", ["soup", "black tea"], [0, 1, 0], masks=True)
+    model = write_model(tmp_path / "m.safetensors")
+    config = Alignment(
+        model=model,
+        root=str(tmp_path / "data"),
+        cards=[str(EVAL / "demo_fluent.yaml"), str(EVAL / "demo_food.yaml")],
+        picture=str(tmp_path / "new" / "a.png"),
+        out=str(tmp_path / "new" / "a.json"),
+        prompts=str(EVAL / "prompts.yaml"),
+        examples=3,
+        pairs=5,
+    )
+    main(config)
+    found = json.loads((tmp_path / "new" / "a.json").read_text())
+    fluent, food = found["benchmarks"]["demo_fluent"], found["benchmarks"]["demo_food"]
+    assert (fluent["prompt"], food["prompt"]) == ("{c}", "a photo of a {c}.")
+    assert fluent["pointing"]["n"] == 9 and fluent["pointing"]["chance"] == pytest.approx(0.5)
+    assert food["examples"][1]["label"] == "black tea" and food["examples"][1]["label_tokens"] == [5, 6]
+    assert np.array(food["examples"][0]["indices"]).shape == (4, 4)
+    assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
+
+
+def test_mistakes_are_named():
+    with pytest.raises(UserError, match="needs exactly one"):
+        alignment_prompt("a photo")
+    with pytest.raises(UserError, match="open_clip's have no projection"):
+        OpenClipEncoder.patches(ColourBlind(), torch.zeros(1))  # type: ignore[arg-type]

@@ -1,0 +1,257 @@
+"""Every card through its real loaders, on miniature data in the published formats."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
+from filip.eval.datasets import open_set
+from filip.eval.prompts import load_ensemble, load_retrieval_prompts
+from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.scorer import PooledScorer
+from filip.eval.zero_shot import zero_shot_task
+from tests.eval.formats import WRITERS, number_of, shown
+from tests.eval.miniature import encoded, write_tar
+
+ROOT = Path(__file__).parents[2]
+EVAL = ROOT / "eval"
+PROMPTS = EVAL / "prompts.yaml"
+CARDS = sorted(p.stem for p in EVAL.glob("*.yaml") if "kind" in yaml.safe_load(p.read_text()))
+# name: (classes, images), as stated by the suites that the numbers are compared with
+STATED = {
+    "cifar10": (10, 10000),
+    "cifar100": (100, 10000),
+    "caltech101": (102, 6085),
+    "stanford_cars": (196, 8041),
+    "flowers102": (102, 6149),
+    "food101": (101, 25250),
+    "sun397": (397, 108754),
+    "dtd": (47, 1880),
+    "fgvc_aircraft": (100, 3333),
+    "oxford_pets": (37, 3669),
+    "eurosat": (10, 5400),
+    "imagenet": (1000, 50000),
+}
+CLASSES = {name: classes for name, (classes, _) in STATED.items()}
+SIZES = {name: size for name, (_, size) in STATED.items()} | {"flickr30k": 1000, "mscoco": 5000}
+MEAN_PER_CLASS = {"caltech101", "flowers102", "fgvc_aircraft", "oxford_pets"}
+
+
+class Oracle:
+    """A model that is always right: it reads an image's class from its colour, and knows every prompt."""
+
+    name, token_wise, image_size = "oracle", False, 8
+
+    def __init__(self, names: Sequence[str], prompts: dict[str, str]):
+        self.names = names  # the true prompt name of colour i
+        self.prompts = prompts  # prompt -> name
+        rng = np.random.default_rng(0)
+        self.vectors = {
+            name: torch.tensor(rng.standard_normal(64), dtype=torch.float32) for name in dict.fromkeys(names)
+        }
+
+    def transform(self, image: Image.Image) -> Tensor:
+        mean = np.asarray(image, dtype=float).mean((0, 1))
+        return torch.full((3, 1, 1), float(number_of(mean)))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        vectors = torch.stack([self.vectors[self.names[int(p[0, 0, 0])]] for p in pixels])
+        return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
+        vectors = torch.stack([self.vectors[self.prompts[text]] for text in texts])
+        return torch.nn.functional.normalize(vectors, dim=-1), None
+
+
+def oracle(card: BenchmarkCard, raw: Sequence[str]) -> tuple[PooledScorer, list]:
+    """An oracle for images whose colour number is the position in ``raw``."""
+    ensemble = load_ensemble(PROMPTS, str(card.prompts))
+    assert card.classes is not None
+    prompts = {p.fill(name): name for name in card.classes.values() for p in ensemble}
+    return PooledScorer(Oracle([card.classes[r] for r in raw], prompts)), ensemble
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, monkeypatch):
+    """An oracle scores 100 % only if reader, class names and prompts agree on what each label means."""
+    card = load_card(EVAL / f"{name}.yaml", "torchvision")
+    assert card.classes is not None
+    raw = list(card.classes)
+    WRITERS[name](tmp_path, raw, monkeypatch)
+    scorer, ensemble = oracle(card, raw)
+    result = zero_shot_task(scorer, card, tmp_path, ensemble)
+    without = len(card.layout.options.get("without", ()))
+    assert result["n"] == result["classes"] == CLASSES[name] - without
+    ties = 4 * 0.5 if name == "imagenet" else 0  # missile and sunglasses are the name of two classes each
+    assert result["top1"] == pytest.approx(1 - ties / CLASSES[name])
+    assert result["metric"] == ("mean_per_class" if name in MEAN_PER_CLASS else "top1")
+    assert result["prompts"] == len(ensemble)
+    assert "not comparable" in result["note"]
+
+
+@pytest.mark.parametrize("name", sorted(WRITERS))
+def test_every_classification_card_through_the_webdataset_layout(name, tmp_path):
+    """Exported copies list prompt names, in whatever order their exporter had."""
+    card = load_card(EVAL / f"{name}.yaml")
+    assert card.classes is not None and card.loader == "webdataset"
+    raw = list(card.classes)
+    order = np.random.default_rng(0).permutation(len(raw))
+    folder = tmp_path / card.path
+    members = []
+    for i, which in enumerate(order):
+        members += [(f"s{i:07d}.png", encoded(shown(int(which)))), (f"s{i:07d}.cls", str(i).encode())]
+    write_tar(folder / card.split / "0.tar", members)
+    (folder / card.split / "nshards.txt").write_text("1")
+    names = [card.classes[raw[which]] for which in order]
+    (folder / "classnames.txt").write_text("\n".join(names) + "\n")
+    scorer, ensemble = oracle(card, raw)
+    result = zero_shot_task(scorer, card, tmp_path, ensemble)
+    ties = 4 * 0.5 if name == "imagenet" else 0
+    assert result["top1"] == pytest.approx(1 - ties / CLASSES[name])
+
+
+@pytest.mark.parametrize("name", ["flickr30k", "mscoco"])
+@pytest.mark.parametrize("layout", ["webdataset", "karpathy"])
+def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
+    card = load_card(EVAL / f"{name}.yaml", layout)
+    captions = [[f"caption {j} of picture {i} ." for j in range(5)] for i in range(12)]
+    folder = tmp_path / card.path
+    if layout == "webdataset":
+        members = []
+        for i, own in enumerate(captions):
+            members += [
+                (f"s{i:07d}.jpg", encoded(shown(i), "JPEG")),
+                (f"s{i:07d}.txt", "\n".join(own).encode()),
+            ]
+        write_tar(folder / "test" / "0.tar", members)
+        (folder / "test" / "nshards.txt").write_text("1\n")
+        (folder / "dataset_type.txt").write_text("retrieval")
+    else:
+        write_karpathy(folder, card.layout.options, captions)
+    prompts = load_retrieval_prompts(PROMPTS, card.prompts)
+    texts = {p.fill(c): str(i) for i, own in enumerate(captions) for c in own for p in prompts}
+    scorer = PooledScorer(Oracle([str(i) for i in range(12)], texts))
+    config = Retrieval(model="", root="", cards=[], out="")
+    result = retrieval_benchmark(scorer, card, tmp_path, prompts, config)
+    assert (result["images"], result["captions"]) == (12, 60)
+    assert result["i2t"] == result["t2i"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0}
+    assert result["chance"]["i2t"]["r1"] == pytest.approx(5 / 60)
+    assert result["chance"]["t2i"]["r5"] == pytest.approx(5 / 12)
+
+
+def write_karpathy(folder: Path, options: dict, captions: list[list[str]]) -> None:
+    images = []
+    for i, own in enumerate(captions):
+        place = {"filepath": "val2014"} if "coco" in options["annotations"] else {}
+        path = folder / options.get("images", "") / place.get("filepath", "") / f"{i}.jpg"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shown(i).save(path, "JPEG", quality=95)
+        images.append(
+            {**place, "filename": f"{i}.jpg", "split": "test", "sentences": [{"raw": c} for c in own]}
+        )
+    images.append({"filename": "gone.jpg", "filepath": "x", "split": "val", "sentences": []})
+    (folder / options["annotations"]).write_text(json.dumps({"images": images, "dataset": "x"}))
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_every_card_is_whole(name):
+    card = load_card(EVAL / f"{name}.yaml")
+    assert card.name == name
+    if name in SIZES:
+        assert card.size == SIZES[name]
+    if card.kind == "classification":
+        assert load_ensemble(PROMPTS, str(card.prompts))
+        if name in CLASSES:
+            assert card.classes is not None and len(card.classes) == CLASSES[name]
+            assert card.origin and card.homepage
+            assert load_ensemble(EVAL / "prompts_clip.yaml", str(card.prompts))
+    elif card.prompts:
+        load_retrieval_prompts(PROMPTS, card.prompts)
+
+
+def test_published_numbers_belong_to_cards():
+    published = yaml.safe_load((EVAL / "published.yaml").read_text())
+    columns = published["zero_shot_classification"]["columns"]
+    assert set(columns) == set(CLASSES) == {load_card(EVAL / f"{n}.yaml").published for n in CLASSES}
+    filip = published["zero_shot_classification"]["FILIP-large-ViT-L/14"]
+    assert np.mean(filip["values"]) == pytest.approx(filip["average"], abs=0.06)
+
+
+CARD = load_card(EVAL / "oxford_pets.yaml")
+
+
+def test_classes_are_matched_by_name_not_by_order():
+    assert CARD.classes is not None
+    raw = list(CARD.classes)[::-1]
+    assert match_classes(CARD, raw) == [CARD.classes[r] for r in raw]
+    titles = [" ".join(part.title() for part in r.split("_")) for r in raw]  # as torchvision writes them
+    assert match_classes(CARD, titles) == [CARD.classes[r] for r in raw]
+
+
+def test_another_set_of_classes_stops_with_the_difference():
+    assert CARD.classes is not None
+    names = [*list(CARD.classes)[1:], "goldfish"]
+    with pytest.raises(UserError, match=r"Only in the data set: goldfish\. Only in the card: Abyssinian\."):
+        match_classes(CARD, names)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"kind": "detection"}, "kind is 'detection', should be one of classification, retrieval"),
+        ({"metric": "recall"}, "metric is 'recall'"),
+        ({"colour": "red"}, "unknown key 'colour'"),
+        ({"title": None}, "the key 'title' is missing"),
+        ({"loader": "karpathy"}, "no layout 'karpathy'; the card's layouts are webdataset"),
+        ({"layouts": {"webdataset": {"path": "x"}}}, "split is missing"),
+        ({"classes": None}, "classes is missing"),
+        ({"classes": ["cat"]}, "classes should be"),
+    ],
+)
+def test_mistakes_in_a_card_name_the_key(tmp_path, change, message):
+    good = yaml.safe_load((EVAL / "demo_food.yaml").read_text())
+    file = tmp_path / "card.yaml"
+    content = {k: v for k, v in {**good, **change}.items() if v is not None}
+    file.write_text(yaml.safe_dump(content))
+    with pytest.raises(UserError, match=message):
+        load_card(file)
+
+
+def test_cards_given_twice_or_not_there():
+    with pytest.raises(UserError, match="given twice: demo_food"):
+        load_cards([str(EVAL / "demo_food.yaml")] * 2)
+    with pytest.raises(UserError, match="no benchmark card at"):
+        load_card("eval/none.yaml")
+
+
+def test_a_data_set_that_is_not_there_is_named(tmp_path):
+    for name in ("cifar10", "imagenet", "food101"):
+        card = load_card(EVAL / f"{name}.yaml")
+        with pytest.raises(UserError, match="no data set at"):
+            open_set(card, tmp_path)
+        with pytest.raises(UserError, match="torchvision finds no"):
+            open_set(load_card(EVAL / f"{name}.yaml", "torchvision"), tmp_path)
+    with pytest.raises(UserError, match="no annotations at"):
+        open_set(load_card(EVAL / "mscoco.yaml", "karpathy"), tmp_path)
+
+
+def test_the_kind_of_the_data_must_be_the_card_s(tmp_path):
+    folder = tmp_path / "x" / "test"
+    write_tar(folder / "0.tar", [("s0.png", encoded(shown(1))), ("s0.txt", b"one")])
+    (folder / "nshards.txt").write_text("1")
+    (tmp_path / "x" / "dataset_type.txt").write_text("retrieval\n")
+    card = load_card(EVAL / "demo_food.yaml")
+    card = dataclasses.replace(card, layout=dataclasses.replace(card.layout, path="x"))
+    with pytest.raises(UserError, match="holds the other kind"):
+        open_set(card, tmp_path)

@@ -1,0 +1,145 @@
+"""The evaluation commands as a user types them: results in the agreed form, mistakes in one plain sentence."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from filip.command import run_command
+from filip.eval.alignment import Alignment
+from filip.eval.retrieval import Retrieval
+from filip.eval.retrieval import main as retrieval
+from filip.eval.zero_shot import ZeroShot
+from filip.eval.zero_shot import main as zero_shot
+from tests.eval.miniature import tiny_config, write_model, write_webdataset
+
+EVAL = Path(__file__).parents[2] / "eval"
+
+
+@pytest.fixture
+def root(tmp_path) -> Path:
+    write_webdataset(
+        tmp_path / "data" / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(24)]
+    )
+    write_webdataset(tmp_path / "data" / "demo_skin_tone", ["light", "dark"], [0, 1, 0, 1])
+    write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"text {i}"] for i in range(24)])
+    return tmp_path
+
+
+def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -> list[str]:
+    listed = ",".join(str(EVAL / f"{name}.yaml") for name in cards)
+    prompts = EVAL / "prompts.yaml"
+    return [
+        f"model={model}",
+        f"root={root / 'data'}",
+        f"cards=[{listed}]",
+        f"prompts={prompts}",
+        f"out={root / out}",
+    ]
+
+
+@pytest.mark.parametrize("interaction", ["token", "global"])
+def test_zero_shot(root, interaction):
+    model = write_model(root / "late.safetensors", interaction)
+    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food", "demo_skin_tone"], model))
+    found = json.loads((root / "out.json").read_text())
+    assert (found["run"], found["model"]) == ("late", model)
+    assert found["scorer"] == ("token-wise" if interaction == "token" else "pooled")
+    food, tone = found["tasks"]["demo_food"], found["tasks"]["demo_skin_tone"]
+    assert {
+        "metric",
+        "value",
+        "top1",
+        "top5",
+        "mean_per_class",
+        "chance",
+        "n",
+        "classes",
+        "ci95",
+        "prompts",
+    } <= set(food)
+    assert (food["n"], food["classes"], food["chance"], food["prompts"]) == (24, 8, 1 / 8, 2)
+    assert food["value"] == food["top1"] <= food["top5"] <= 1
+    assert food["ci95"][0] <= food["value"] <= food["ci95"][1]
+    assert tone["top5"] is None and tone["chance"] == 0.5
+    wrong = sum(times for *_, times in food["confused"])
+    assert wrong == round(24 * (1 - food["top1"]))
+
+
+def test_retrieval_and_a_second_time_gives_the_same_file(root):
+    model = write_model(root / "m.safetensors")
+    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model))
+    first = (root / "out.json").read_text()
+    found = json.loads(first)["benchmarks"]["demo_fluent"]
+    assert (found["images"], found["captions"]) == (24, 24)
+    for way in ("i2t", "t2i"):
+        assert found["chance"][way]["r5"] == pytest.approx(5 / 24)
+        assert found[way]["r1"] <= found[way]["r5"] <= found[way]["r10"]
+        assert found["ci95"][way]["r5"][0] <= found[way]["r5"] <= found["ci95"][way]["r5"][1]
+    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model))
+    assert (root / "out.json").read_text() == first
+    assert [p.name for p in root.iterdir() if "part" in p.name] == []
+
+
+def test_retrieval_in_two_stages_reports_what_it_loses(root):
+    model = write_model(root / "m.safetensors")
+    common = arguments(root, ["demo_fluent"], model)
+    run_command(retrieval, Retrieval, argv=[*common, "shortlist=10"])
+    found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    stage = found["two_stage"]
+    assert (stage["shortlist"], stage["by"]) == (10, "pooled")
+    for way in ("i2t", "t2i"):
+        for rank in ("r1", "r5", "r10"):
+            assert stage["lost"][way][rank] == pytest.approx(found["exact"][way][rank] - found[way][rank])
+    run_command(retrieval, Retrieval, argv=[*common, "shortlist=24", "compare=false", "shortlist_by=int8"])
+    everything = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    assert everything["i2t"] == found["exact"]["i2t"] and everything["exact"] is None
+
+
+def test_a_diverged_model_scores_chance_and_says_so(root):
+    from filip.models import build_model, save_model
+
+    model = build_model(tiny_config())
+    with torch.no_grad():
+        model.image.projection.weight.fill_(float("nan"))
+    save_model(root / "nan.safetensors", model, {})
+    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food"], str(root / "nan.safetensors")))
+    food = json.loads((root / "out.json").read_text())["tasks"]["demo_food"]
+    assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
+
+
+@pytest.mark.parametrize(
+    ("command", "schema", "change", "message"),
+    [
+        (zero_shot, ZeroShot, ["cards=[eval/demo_fluent.yaml]"], "demo_fluent: not a classification card"),
+        (retrieval, Retrieval, ["cards=[eval/demo_food.yaml]"], "demo_food: not a retrieval card"),
+        (zero_shot, ZeroShot, ["ensemble=vote"], "should be score or embedding"),
+        (zero_shot, ZeroShot, ["ensemble=embedding"], "no meaning for a token-wise model"),
+        (retrieval, Retrieval, ["rank_texts_by=both"], "should be image, text, mean"),
+        (zero_shot, ZeroShot, ["model=none.safetensors"], "no model at none.safetensors"),
+        (zero_shot, ZeroShot, ["root=/nowhere"], "no data set at /nowhere/demo_food"),
+        (zero_shot, ZeroShot, ["loader=tape"], "no layout 'tape'"),
+        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file at none.yaml"),
+        (zero_shot, ZeroShot, ["image_size=30"], "30"),
+    ],
+)
+def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, command, schema, change, message):
+    monkeypatch.chdir(EVAL.parent)
+    card = "demo_food" if command is zero_shot else "demo_fluent"
+    given = arguments(root, [card], write_model(root / "m.safetensors"))
+    changed = [a for a in given if a.split("=")[0] not in {c.split("=")[0] for c in change}]
+    with pytest.raises(SystemExit) as stop:
+        run_command(command, schema, argv=[*changed, *change])
+    said = capsys.readouterr().err
+    assert stop.value.code == 2 and message in said and "Traceback" not in said
+    assert not (root / "out.json").exists()
+
+
+def test_help_lists_every_option(capsys):
+    for schema in (ZeroShot, Retrieval, Alignment):
+        run_command(zero_shot, schema, argv=["--help"])
+        said = capsys.readouterr().out
+        assert all(f"  {name}=" in said for name in schema.__dataclass_fields__)

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from filip.data.transforms import eval_transform
+from filip.errors import UserError
+from filip.eval.datasets import WebdatasetFolder, batches
+from tests.eval.miniature import encoded, picture, write_tar, write_webdataset
+
+
+def to_tensor(image: Image.Image) -> torch.Tensor:
+    return torch.from_numpy(np.asarray(image).copy())
+
+
+@pytest.mark.parametrize("form", ["png", "webp"])
+def test_webdataset_gives_back_what_was_written(tmp_path, form):
+    labels = [i % 3 for i in range(7)]
+    images = write_webdataset(tmp_path, ["a", "b c", "d"], labels, form=form)
+    data = WebdatasetFolder(tmp_path)
+    assert (len(data), data.classes) == (7, ["a", "b c", "d"])
+    assert [data[i].label for i in range(7)] == labels
+    if form == "png":
+        assert all((to_tensor(data[i].image) == to_tensor(image)).all() for i, image in enumerate(images))
+
+
+def test_captions_and_masks(tmp_path):
+    captions = [["one", "two, 2", ""], ["three"]]
+    write_webdataset(tmp_path, None, captions, masks=True)
+    data = WebdatasetFolder(tmp_path)
+    assert data.classes is None
+    assert [data[i].captions for i in range(2)] == [
+        ["one", "two, 2"],
+        ["three"],
+    ]  # str.splitlines, as the suite
+    mask = data[0].mask
+    assert mask is not None and mask.getpixel((0, 0)) == 0 and mask.getpixel((31, 31)) == 255
+
+
+def test_a_blank_class_name_keeps_its_place(tmp_path):
+    write_webdataset(tmp_path, ["near", "", "far"], [2, 1])
+    assert WebdatasetFolder(tmp_path).classes == ["near", "", "far"]
+
+
+def test_workers_change_neither_order_nor_content(tmp_path):
+    write_webdataset(tmp_path, list("abcd"), [i % 4 for i in range(21)], shards=3)
+    data = WebdatasetFolder(tmp_path)
+    plain = list(batches(data, eval_transform(16), 4))
+    parallel = list(batches(data, eval_transform(16), 4, workers=2))
+    assert [b.keys for b in plain] == [b.keys for b in parallel]
+    assert sum(len(b.keys) for b in plain) == 21
+    for one, other in zip(plain, parallel, strict=True):
+        assert torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels)
+
+
+def test_an_unreadable_image_is_left_out_and_named(tmp_path):
+    good = encoded(picture(0))
+    members = [
+        ("s0.png", good),
+        ("s0.cls", b"0"),
+        ("s1.png", good[:90]),
+        ("s1.cls", b"1"),
+        ("s2.png", b""),
+        ("s2.cls", b"0"),
+    ]
+    write_tar(tmp_path / "test" / "0.tar", members)
+    (tmp_path / "test" / "nshards.txt").write_text("1")
+    (tmp_path / "classnames.txt").write_text("a\nb\n")
+    (batch,) = batches(WebdatasetFolder(tmp_path), eval_transform(16), 8)
+    assert (
+        batch.keys == ["s0"] and len(batch.undecodable) == 2 and batch.undecodable[0].startswith("number 1")
+    )
+
+
+def test_faults_of_a_copy_are_named(tmp_path):
+    write_webdataset(tmp_path / "a", ["x", "y"], [0, 1], split="val")
+    with pytest.raises(UserError, match="its splits are val"):
+        WebdatasetFolder(tmp_path / "a", "test")
+    (tmp_path / "a" / "val" / "1.tar").unlink()
+    with pytest.raises(UserError, match=r"promises 2 shards, but .*1\.tar is missing"):
+        WebdatasetFolder(tmp_path / "a", "val")
+    (tmp_path / "a" / "val" / "1.tar").write_bytes(b"not a tar" * 200)
+    with pytest.raises(UserError, match="not a readable tar"):
+        WebdatasetFolder(tmp_path / "a", "val")
+    write_webdataset(tmp_path / "b", ["x"], [0, 1])
+    with pytest.raises(UserError, match=r"has label 1, but classnames\.txt has 1 names"):
+        WebdatasetFolder(tmp_path / "b")[1]
+    Path(tmp_path / "b" / "classnames.txt").unlink()
+    with pytest.raises(UserError, match=r"no classnames\.txt"):
+        WebdatasetFolder(tmp_path / "b")

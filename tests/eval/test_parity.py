@@ -1,0 +1,105 @@
+"""The same model on the same webdataset, scored by us and by CLIP_benchmark's functions: equal to the last image."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from sklearn.metrics import balanced_accuracy_score
+from torch.utils.data import DataLoader
+
+from filip.eval.retrieval import Retrieval
+from filip.eval.retrieval import main as retrieval_main
+from filip.eval.zero_shot import ZeroShot
+from filip.eval.zero_shot import main as zero_shot_main
+from tests.eval.miniature import write_webdataset
+
+EVAL = Path(__file__).parents[2] / "eval"
+ANIMALS = ["cat", "dog", "brown bear", "sea horse", "owl", "hare", "fox"]
+TEMPLATES = ["a photo of a {c}.", "a drawing of the {c}.", "{c}"]
+
+
+ARCHITECTURE = "ViT-B-32-shallow"
+
+
+@pytest.fixture
+def weights(tmp_path) -> str:
+    """Random weights for open_clip's ViT-B-32 code with two layers instead of twelve, which is quicker."""
+    open_clip = pytest.importorskip("open_clip")
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    folder = tmp_path / "architectures"
+    folder.mkdir()
+    (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder)
+    torch.manual_seed(0)
+    path = tmp_path / "random.pt"
+    torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), path)
+    return str(path)
+
+
+@pytest.mark.slow
+def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path, weights):
+    classification = pytest.importorskip("clip_benchmark.metrics.zeroshot_classification")
+    retrieval = pytest.importorskip("clip_benchmark.metrics.zeroshot_retrieval")
+    from clip_benchmark.datasets.builder import build_wds_dataset, get_dataset_collate_fn
+    from open_clip import create_model_and_transforms, get_tokenizer
+
+    labels = [(3 * i + i // 5) % len(ANIMALS) for i in range(36)]
+    write_webdataset(tmp_path / "demo_animals", ANIMALS, labels)
+    captions = [[f"picture {i} of {ANIMALS[i % 7]}", f"number {i}", "more"][: 1 + i % 2] for i in range(36)]
+    write_webdataset(tmp_path / "demo_fluent", None, captions)
+    (tmp_path / "prompts.yaml").write_text(
+        yaml.safe_dump({"demo_animals": {"templates": TEMPLATES, "count": 3}})
+    )
+
+    model, _, transform = create_model_and_transforms(ARCHITECTURE, pretrained=weights)
+    model.eval()
+    tokenizer = get_tokenizer(ARCHITECTURE)
+    data = build_wds_dataset("demo_animals", transform, "test", str(tmp_path / "demo_animals"))
+    loader = DataLoader(data.batched(16), batch_size=None)
+    loader.dataset.classes = data.classes
+    classifier = classification.zero_shot_classifier(
+        model, tokenizer, data.classes, TEMPLATES, "cpu", amp=False
+    )
+    logits, target = classification.run_classification(model, classifier, loader, "cpu", amp=False)
+    # Its `accuracy` fails under NumPy 2.4 (float() of a one-element array); these are its two lines without that.
+    predicted = logits.topk(5, 1, True, True)[1]
+    correct = predicted.eq(target.view(-1, 1))
+    theirs = {
+        "acc1": float(correct[:, :1].sum()) / len(target),
+        "acc5": float(correct.sum()) / len(target),
+        "mean_per_class_recall": balanced_accuracy_score(target, logits.argmax(1)),
+    }
+    data = build_wds_dataset("demo_fluent", transform, "test", str(tmp_path / "demo_fluent"))
+    loader = DataLoader(
+        data.batched(16, collation_fn=get_dataset_collate_fn("mscoco_captions")), batch_size=None
+    )
+    recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
+
+    common = {
+        "model": f"open_clip:{ARCHITECTURE}:{weights}",
+        "root": str(tmp_path),
+        "prompts": str(tmp_path / "prompts.yaml"),
+    }
+    out = tmp_path / "out.json"
+    zero_shot_main(
+        ZeroShot(**common, cards=[str(EVAL / "demo_animals.yaml")], out=str(out), ensemble="embedding")
+    )
+    ours = json.loads(out.read_text())["tasks"]["demo_animals"]
+    assert ours["n"] == 36
+    assert ours["top1"] == pytest.approx(theirs["acc1"], abs=1e-9)
+    assert ours["top5"] == pytest.approx(theirs["acc5"], abs=1e-9)
+    assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"], abs=1e-9)
+    assert 0 < ours["top1"] < 1
+
+    retrieval_main(Retrieval(**common, cards=[str(EVAL / "demo_fluent.yaml")], out=str(out)))
+    ours = json.loads(out.read_text())["benchmarks"]["demo_fluent"]
+    assert (ours["images"], ours["captions"]) == (36, 54)
+    for k in (1, 5, 10):  # their numbers went through float32
+        assert ours["i2t"][f"r{k}"] == pytest.approx(recalls[f"text_retrieval_recall@{k}"], abs=1e-6)
+        assert ours["t2i"][f"r{k}"] == pytest.approx(recalls[f"image_retrieval_recall@{k}"], abs=1e-6)
+    assert 0 < ours["i2t"]["r5"] < 1

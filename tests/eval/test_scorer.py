@@ -1,0 +1,177 @@
+"""Pooled and token-wise scorers: the definition, their agreement, and the two-stage ranking."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.data.transforms import eval_transform
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.prompts import load_ensemble
+from filip.eval.retrieval import Retrieval, recall_table, retrieval_benchmark
+from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
+from filip.eval.two_stage import rerank
+from filip.eval.zero_shot import class_scores, zero_shot_task
+from tests.eval.miniature import write_model, write_webdataset
+
+EVAL = Path(__file__).parents[2] / "eval"
+
+
+def unit(*shape: int, seed: int = 0) -> Tensor:
+    return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
+
+
+class Vectors:
+    """A pooled model of random but fixed vectors; token-wise, the same vectors as one token per side."""
+
+    name, image_size = "vectors", 16
+
+    def __init__(self, token_wise: bool):
+        self.token_wise = token_wise
+        self.transform = eval_transform(16)
+        self.calls: list[int] = []
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        vectors = F.normalize(pixels.flatten(1)[:, ::7], dim=-1)
+        return vectors.unsqueeze(1) if self.token_wise else vectors
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        self.calls.append(len(texts))
+        size = len(torch.zeros(3, 16, 16).flatten()[::7])
+        rows = [
+            torch.randn(size, generator=torch.Generator().manual_seed(sum(t.encode()) + len(t)))
+            for t in texts
+        ]
+        vectors = F.normalize(torch.stack(rows), dim=-1)
+        return vectors, torch.ones(len(texts), dtype=torch.int64) if self.token_wise else None
+
+
+def test_one_token_per_side_gives_exactly_the_pooled_tables(tmp_path):
+    write_webdataset(tmp_path / "demo_food", [f"dish {i}" for i in range(9)], [i % 9 for i in range(40)])
+    write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}", f"other {i}"] for i in range(40)])
+    food, fluent = load_card(EVAL / "demo_food.yaml"), load_card(EVAL / "demo_fluent.yaml")
+    ensemble = load_ensemble(EVAL / "prompts.yaml", "demo_food")
+    config = Retrieval(model="", root="", cards=[], out="")
+    found = []
+    for scorer in (PooledScorer(Vectors(False)), TokenScorer(Vectors(True))):
+        task = zero_shot_task(scorer, food, tmp_path, ensemble)
+        prompts = ensemble[:1] * 2
+        found.append((task, retrieval_benchmark(scorer, fluent, tmp_path, (prompts[0], prompts[1]), config)))
+    assert found[0] == found[1]
+    assert 0 < found[0][1]["t2i"]["r5"] < 1  # a table of zeros or ones would agree for nothing
+
+
+def test_token_wise_scores_are_the_definition(tmp_path):
+    scorer = load_scorer(write_model(tmp_path / "m.safetensors"))
+    assert isinstance(scorer, TokenScorer)
+    images = scorer.encode_images(torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(3)))
+    names = ["a cat", "two dogs run over a field", "x"]
+    texts = scorer.encode_texts(names)
+    assert texts.lengths is not None and len(texts) == 3
+    similarity = scorer.similarity(images, texts)
+    for i in range(3):
+        for j, tokens in enumerate(texts.values.split(texts.lengths.tolist())):
+            product = images[i].double() @ tokens.double().T
+            assert float(similarity.i2t[i, j]) == pytest.approx(float(product.amax(1).mean()), abs=1e-5)
+            assert float(similarity.t2i[i, j]) == pytest.approx(float(product.amax(0).mean()), abs=1e-5)
+
+
+def test_class_score_is_the_mean_of_scores_over_prompts(tmp_path):
+    scorer = load_scorer(write_model(tmp_path / "m.safetensors"))
+    images = scorer.encode_images(torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(4)))
+    prompts = ["a photo of a cat.", "cat", "a photo of a dog.", "dog"]
+    scores = class_scores(scorer, images, scorer.encode_texts(prompts), 2)
+    single = [scorer.similarity(images, scorer.encode_texts([p])).i2t[:, 0] for p in prompts]
+    assert torch.allclose(scores[:, 0], (single[0] + single[1]) / 2, atol=1e-6)
+    assert torch.allclose(scores[:, 1], (single[2] + single[3]) / 2, atol=1e-6)
+
+
+def test_equal_texts_are_encoded_once_and_get_equal_scores():
+    encoder = Vectors(True)
+    scorer = TokenScorer(encoder, text_batch=2)
+    texts = scorer.encode_texts(["b", "a", "b", "ccc", "a"])
+    assert encoder.calls == [2, 1]
+    assert torch.equal(texts.values[0], texts.values[2]) and torch.equal(texts.values[1], texts.values[4])
+    assert not torch.equal(texts.values[0], texts.values[1])
+
+
+def test_texts_are_selected_whole():
+    lengths = torch.tensor([2, 1, 3])
+    values = torch.arange(6.0).unsqueeze(1)
+    chosen = Texts(values, lengths).select(torch.tensor([2, 0, 2]))
+    assert chosen.values.flatten().tolist() == [3, 4, 5, 0, 1, 3, 4, 5]
+    assert chosen.lengths is not None and chosen.lengths.tolist() == [3, 2, 3]
+    assert Texts(values, None).select(torch.tensor([5, 1])).values.flatten().tolist() == [5, 1]
+
+
+def test_a_model_evaluates_at_another_resolution(tmp_path):
+    path = write_model(tmp_path / "m.safetensors")
+    scorer = load_scorer(path, image_size=48)
+    assert scorer.image_size == 48
+    assert scorer.encode_images(torch.zeros(1, 3, 48, 48)).shape == (1, 36, 16)
+
+
+def test_pooled_model_and_mistakes(tmp_path):
+    scorer = load_scorer(write_model(tmp_path / "m.safetensors", "global"))
+    assert isinstance(scorer, PooledScorer)
+    similarity = scorer.similarity(
+        scorer.encode_images(torch.zeros(2, 3, 32, 32)), scorer.encode_texts(["a", "b"])
+    )
+    assert torch.equal(similarity.i2t, similarity.t2i)
+    with pytest.raises(UserError, match="no model at"):
+        load_scorer(str(tmp_path / "none.safetensors"))
+    with pytest.raises(UserError, match="no architecture 'ViT-Z'"):
+        load_scorer("open_clip:ViT-Z")
+
+
+# ---- two stages ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def retrieval_problem() -> tuple[TokenScorer, Tensor, Texts, Tensor]:
+    """30 images and 60 texts whose tokens are noisy copies of their image's."""
+    images = unit(30, 5, 8)
+    lengths = torch.tensor([2, 4] * 30)
+    owner = torch.arange(30).repeat_interleave(2)
+    rows = [images[i, : int(n)] for i, n in zip(owner, lengths, strict=True)]
+    noisy = torch.cat(rows) + 0.4 * torch.randn(180, 8, generator=torch.Generator().manual_seed(5))
+    return TokenScorer(Vectors(True)), images, Texts(F.normalize(noisy, dim=-1), lengths), owner
+
+
+@pytest.mark.parametrize("by", ["pooled", "int8"])
+def test_two_stages_with_everything_shortlisted_are_exact(retrieval_problem, by):
+    scorer, images, texts, owner = retrieval_problem
+    exact = scorer.similarity(images, texts)
+    ranked = rerank(scorer, images, texts, texts, 60, by, "image", "text")
+    assert torch.allclose(ranked[0], exact.i2t, atol=1e-6) and torch.allclose(ranked[1], exact.t2i, atol=1e-6)
+    assert recall_table(*ranked, owner)["i2t"] == recall_table(exact.i2t, exact.t2i, owner)["i2t"]
+
+
+@pytest.mark.parametrize("by", ["pooled", "int8"])
+def test_a_short_list_loses_what_it_left_out_and_nothing_else(retrieval_problem, by):
+    scorer, images, texts, owner = retrieval_problem
+    exact = scorer.similarity(images, texts)
+    ranked = rerank(scorer, images, texts, texts, 10, by, "mean", "image")
+    kept = torch.isfinite(ranked[0])
+    assert (kept.sum(1) == 10).all() and (torch.isfinite(ranked[1]).sum(0) == 10).all()
+    assert torch.allclose(ranked[0][kept], ((exact.i2t + exact.t2i) / 2)[kept], atol=1e-6)
+    short, full = recall_table(*ranked, owner), recall_table((exact.i2t + exact.t2i) / 2, exact.i2t, owner)
+    assert full["i2t"]["r1"] > 0.5
+    if by == "int8":  # rounding to 8 bits moves the true text out of the first ten of sixty only by bad luck
+        assert short["i2t"]["r1"] == pytest.approx(full["i2t"]["r1"], abs=0.04)
+
+
+def test_two_stages_refuse_what_makes_no_sense(retrieval_problem):
+    scorer, images, texts, _ = retrieval_problem
+    with pytest.raises(UserError, match="at least 10"):
+        rerank(scorer, images, texts, texts, 5, "pooled", "image", "text")
+    with pytest.raises(UserError, match="should be pooled or int8"):
+        rerank(scorer, images, texts, texts, 20, "magic", "image", "text")
+    with pytest.raises(UserError, match="token-wise"):
+        rerank(PooledScorer(Vectors(False)), images, texts, texts, 20, "pooled", "image", "text")
