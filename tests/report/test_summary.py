@@ -1,0 +1,109 @@
+"""The summary: exactly the agreed keys, the funnel as the pipeline counted it, and a page and a text of it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.report.summarize import Summarize, main, stage_seconds
+from filip.report.summary import text
+from tests.report.results import FUNNEL, write_results
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    folder = tmp_path / "small"
+    study = write_results(folder)
+    argv = [
+        f"study={study}",
+        f"results={folder}",
+        f"out={folder / 'summary.json'}",
+        f"page={folder / 'summary.html'}",
+    ]
+    run_command(
+        main, Summarize, argv=[*argv, f"published={ROOT / 'eval/published.yaml'}", f"cards={ROOT / 'eval'}"]
+    )
+    return folder
+
+
+def test_the_summary_has_the_four_parts(folder):
+    summary = json.loads((folder / "summary.json").read_text())
+    assert set(summary) == {"stages", "funnel", "tables", "runs"}
+    assert summary["stages"] == {"train/filip": 150.5, "train/clip": 100.5, "url_list/demo": 2.5}
+    assert next(iter(summary["stages"])) == "train/filip"  # the longest first
+    assert summary["funnel"] == FUNNEL
+    for stage in summary["funnel"]:
+        assert stage["in"] == stage["out"] + sum(stage["dropped"].values())
+    for table in summary["tables"].values():
+        for row in table["rows"]:
+            assert set(row["cells"]) == {column["key"] for column in table["columns"]}
+            assert all({"value", "chance", "n"} <= set(cell) for cell in row["cells"].values())
+            assert all(cell["value"] is not None or cell["reason"] for cell in row["cells"].values())
+    run = summary["runs"]["filip"]
+    assert (run["commit"], run["run_id"]) == ("0123456789abcdef", "filip-00c0ffee")
+    assert run["samples_per_second"] == pytest.approx(128 / 0.3) and run["config"]["experiment"] == "demo"
+    assert (
+        summary["runs"]["late"]["trained"] is False
+        and summary["runs"]["efficiency/late_64"]["trained"] is True
+    )
+
+
+def test_the_page_names_whom_the_licences_oblige_to_name(folder):
+    page = (folder / "summary.html").read_text()
+    assert (
+        "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
+    )
+    assert "not_english 7, repeated 3" in page and "150.5" in page and "<script" not in page
+
+
+def test_the_terminal_shows_all_of_it(folder):
+    shown = subprocess.run(
+        [sys.executable, "-m", "filip.report.summary", str(folder)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        check=True,
+    ).stdout
+    for expected in (
+        "train/filip",
+        "identical 70",
+        "baseline (CLIP)",
+        "2.0 ±0.5",
+        "0.063",
+        "1,590",
+        "427 pairs/s",
+        "not run",
+    ):
+        assert expected in shown
+    for width in (60, 80, 200):
+        lines = text(json.loads((folder / "summary.json").read_text()), width).splitlines()
+        assert max(map(len, lines)) <= max(width, 75)
+
+
+def test_the_terminal_command_says_what_is_missing(tmp_path):
+    found = subprocess.run(
+        [sys.executable, "-m", "filip.report.summary", str(tmp_path)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert (
+        found.returncode == 2
+        and found.stderr.startswith("error: no summary at")
+        and "Traceback" not in found.stderr
+    )
+
+
+def test_a_stray_file_among_the_benchmarks_is_named(tmp_path):
+    assert stage_seconds(tmp_path / "none") == {}
+    (tmp_path / "x.tsv").write_text("a\tb\n1\t2\n")
+    with pytest.raises(UserError, match=r"x\.tsv is not one of Snakemake's benchmark files"):
+        stage_seconds(tmp_path)

@@ -1,0 +1,308 @@
+"""Tables: what is ours, what is published, what is empty and why, and the same figures in every format."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+import yaml
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.report.build import build_tables, load_published
+from filip.report.render import _letters, chance_text, to_html, to_latex, to_markdown
+from filip.report.study import Results, load_study
+from filip.report.table import Cell, average, combine
+from filip.report.tables import Tables, main
+from tests.report.results import STUDY, recalls, task, write, write_results
+
+EVAL = Path(__file__).parents[2] / "eval"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    write_results(tmp_path / "small")
+    return tmp_path / "small"
+
+
+def tables_of(folder: Path, study: Path | None = None) -> dict:
+    return build_tables(
+        load_study(study or folder / "study.json"),
+        Results(folder),
+        load_published(EVAL / "published.yaml"),
+        EVAL,
+    )
+
+
+def cells(table, label: str) -> dict:
+    row = next(row for row in table.rows if row.label == label)
+    return {column.key: table.cell(row, column) for column in table.columns}
+
+
+def test_every_cell_has_value_chance_n_and_interval(folder):
+    table = tables_of(folder)["zero_shot"]
+    found = cells(table, "baseline (CLIP)")
+    assert (found["demo_food"].value, found["demo_food"].chance, found["demo_food"].n) == (0.10, 0.01, 200)
+    assert found["demo_food"].ci95 == pytest.approx([0.08, 0.12])
+    assert found["average"].value == pytest.approx(0.075) and found["average"].n == 500
+    assert found["average"].chance == pytest.approx((1 / 100 + 1 / 130) / 2)
+    row = table.rows[0]
+    assert (row.run, row.run_id, row.commit, row.kind) == (
+        "clip",
+        "clip-00c0ffee",
+        "0123456789abcdef",
+        "ours",
+    )
+
+
+def test_what_was_not_run_is_empty_with_the_reason(folder):
+    tables = tables_of(folder)
+    late = cells(tables["component_ablation"], "w/ late interaction")
+    assert all(cell.value is None and "not run: no" in cell.reason for cell in late.values())
+    assert str(folder / "eval" / "late") in late["average"].reason
+    efficiency = tables["efficiency_ablation"]
+    gone = cells(efficiency, "gone")
+    assert gone["seconds_per_iteration"].value is None and "gone.json" in gone["seconds_per_iteration"].reason
+    assert gone["time_ratio"].value is None
+    assert cells(efficiency, "late-64")["accuracy"].reason == "not trained to the end"
+
+
+def test_published_rows_never_fill_ours(folder):
+    tables = tables_of(folder)
+    for name in ("zero_shot", "retrieval", "component_ablation"):
+        assert all(row.kind != "paper" for row in tables[name].rows)  # other benchmarks than the paper's
+    efficiency = tables["efficiency_ablation"]
+    paper = [row for row in efficiency.rows if row.kind == "paper"]
+    assert len(paper) == 6
+    assert all(row.cells["accuracy"].value is None for row in paper)
+    late = next(row for row in paper if row.label == "late*")
+    assert late.cells["time_ratio"].value == pytest.approx(1.39 / 1.31)
+    assert late.cells["memory_ratio"].value == pytest.approx(16100 / 14300)
+
+
+def test_ratios_are_to_the_first_row(folder):
+    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    assert found["time_ratio"].value == pytest.approx(1.5)
+    assert found["memory_ratio"].value == pytest.approx(1.5)
+
+
+def paper_study(folder: Path) -> Path:
+    study = {
+        **STUDY,
+        "eval": {"root": "x", "zero_shot": ["imagenet"], "retrieval": ["flickr30k", "mscoco"]},
+        "runs": {"filip": {"label": "ours"}},
+        "fine_tune": {
+            "coco_ft": {"label": "ours", "from": "filip", "source": "coco"},
+            "flickr_ft": {"label": "ours", "from": "filip", "source": "flickr30k"},
+        },
+        "tables": {
+            "zero_shot": ["filip", "open_clip_b32"],
+            "retrieval": ["filip", "coco_ft", "flickr_ft"],
+            "component_ablation": ["filip"],
+        },
+    }
+    for run, recall in (("filip", 0.2), ("coco_ft", 0.3), ("flickr_ft", 0.4)):
+        both = {"flickr30k": recalls(recall, 1000), "mscoco": recalls(recall / 2, 5000)}
+        write(folder / "eval" / run / "retrieval.json", {"benchmarks": both})
+    for run in ("filip", "open_clip_b32"):
+        write(folder / "eval" / run / "zero_shot.json", {"tasks": {"imagenet": task(0.4, 50000, 1000)}})
+    file = folder / "paper.yaml"
+    file.write_text(yaml.safe_dump(study, sort_keys=False))
+    return file
+
+
+def test_the_paper_s_rows_stand_beside_ours_where_the_columns_are_the_same(folder):
+    tables = tables_of(folder, paper_study(folder))
+    zero_shot = tables["zero_shot"]
+    assert [row.kind for row in zero_shot.rows] == ["ours", "peer", *["paper"] * 4]
+    assert cells(zero_shot, "FILIP-base-ViT-B/32")["imagenet"].value == pytest.approx(0.688)
+    ablation = tables["component_ablation"]
+    keys = [column.key for column in ablation.columns]
+    assert keys[-1] == "imagenet_top1"
+    tables_with_coco_first = yaml.safe_load((folder / "paper.yaml").read_text())
+    tables_with_coco_first["eval"]["retrieval"] = ["mscoco"]
+    (folder / "coco.yaml").write_text(yaml.safe_dump(tables_with_coco_first, sort_keys=False))
+    ablation = tables_of(folder, folder / "coco.yaml")["component_ablation"]
+    paper = cells(ablation, "w/ back translation")
+    assert [cell.value for cell in paper.values()] == pytest.approx([0.292, 0.550, 0.179, 0.398, 0.339])
+
+
+def test_transferred_rows_come_from_the_other_fine_tuning(folder):
+    """FILIP*: zero-shot on one set after fine-tuning on the other."""
+    table = tables_of(folder, paper_study(folder))["retrieval"]
+    shown = {(row.section, row.run): row for row in table.rows if row.kind == "ours"}
+    fine = shown["fine-tuned", "coco_ft"].cells
+    assert fine["mscoco_i2t_r1"].value == pytest.approx(0.15) and fine["flickr30k_i2t_r1"].value is None
+    star = shown["zero-shot after fine-tuning elsewhere (*)", "coco_ft"]
+    assert star.label == "ours *" and star.cells["mscoco_i2t_r1"].value is None
+    assert star.cells["flickr30k_i2t_r1"].value == pytest.approx(0.3)
+    paper = {row.label: row.section for row in table.rows if row.kind == "paper"}
+    assert paper["FILIP*"] == star.section
+    assert sum(row.label == "FILIP" for row in table.rows) == 2  # zero-shot and fine-tuned
+
+
+def test_seeds_are_averaged_with_their_spread(folder):
+    study = {**STUDY, "replicas": {"filip": ["filip_s1", "filip_s2"]}}
+    (folder / "seeds.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
+        tasks = {"demo_food": task(value), "demo_animals": task(value)}
+        write(folder / "eval" / run / "zero_shot.json", {"tasks": tasks})
+    cell = cells(tables_of(folder, folder / "seeds.yaml")["zero_shot"], STUDY["runs"]["filip"]["label"])[
+        "demo_food"
+    ]
+    assert cell.value == pytest.approx(0.20) and cell.seeds == 3 and cell.std == pytest.approx(0.04)
+    half = 4.302653 * 0.04 / 3**0.5  # Student's t with 2 degrees of freedom, from a printed table
+    assert cell.ci95 == pytest.approx([0.20 - half, 0.20 + half], rel=1e-5)
+
+
+def test_combine_and_average_of_incomplete_cells():
+    missing = Cell(reason="not run: no x")
+    assert combine([missing, Cell(0.5, 0.1, 10)]).value == 0.5
+    assert combine([missing, missing]).reason == "not run: no x"
+    assert (
+        average([Cell(0.5), missing], "task").reason == "not run: no x"
+    )  # a mean over fewer would not compare
+    both = average([Cell(0.2, ci95=[0.1, 0.3]), Cell(0.4, ci95=[0.3, 0.5])], "task")
+    assert both.ci95 == pytest.approx([0.3 - 0.1 / 2**0.5, 0.3 + 0.1 / 2**0.5])
+
+
+# ---- formats -------------------------------------------------------------------------------------------
+
+
+class Cells(HTMLParser):
+    def __init__(self):
+        super().__init__()
+        self.rows: list[list[str]] = []
+        self.open: list[str] = []
+
+    def handle_starttag(self, tag, attributes):
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+        if tag not in ("meta", "br", "link"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.rows and {"td", "th"} & set(self.open):
+            self.rows[-1][-1] += data + " "
+
+
+def test_the_command_writes_every_table_in_every_format(folder):
+    run_command(
+        main,
+        Tables,
+        argv=[f"study={folder / 'study.json'}", f"results={folder}", f"out_dir={folder / 't'}", f"cards={EVAL}",
+              f"published={EVAL / 'published.yaml'}"],
+    )  # fmt: skip
+    names = {p.name for p in (folder / "t").iterdir()}
+    tables = ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation")
+    assert names == {"tables.json"} | {f"{t}.{e}" for t in tables for e in ("md", "csv", "tex", "html")}
+    content = json.loads((folder / "t" / "tables.json").read_text())["tables"]
+    assert set(content) == set(tables)
+    cell = content["retrieval"]["rows"][0]["cells"]["demo_fluent_i2t_r1"]
+    assert (cell["value"], cell["chance"], cell["n"]) == (0.02, 1 / 1590, 1590)
+
+
+def test_every_format_shows_the_same_figures(folder):
+    for table in tables_of(folder).values():
+        reader = Cells()
+        reader.feed(to_html(table))
+        assert reader.open == []  # every tag is closed
+        page = to_html(table)
+        assert "http://" not in page and "https://" not in page and "<script" not in page  # self-contained
+        markdown = [line for line in to_markdown(table).splitlines() if line.startswith("| ")]
+        latex = [line for line in to_latex(table).splitlines() if line.endswith("\\\\")]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown}) == 1
+        for row in table.rows:
+            in_html = next(r for r in reader.rows if r and r[0].strip() == row.label and (table.name, r))
+            in_markdown = next(line for line in markdown if line.startswith(f"| {row.label} |"))
+            for column in table.columns:
+                value = table.cell(row, column).value
+                if isinstance(value, float) and column.unit == "percent":
+                    text = f"{100 * value:.1f}"
+                    assert any(text in c for c in in_html) and text in in_markdown
+                    assert any(text in line for line in latex)
+
+
+def test_chance_is_beside_each_figure_and_the_number_of_images_in_each_table(folder):
+    table = tables_of(folder)["retrieval"]
+    line = next(line for line in to_markdown(table).splitlines() if line.startswith("| baseline"))
+    assert "2.0 [1.5, 2.5] (chance 0.063)" in line
+    assert line.count("chance") == 6
+    for text in (to_markdown(table), to_html(table), to_latex(table)):
+        assert "1,590" in text and "0.063" in text
+
+
+def test_csv_has_one_line_per_cell(folder, tmp_path):
+    from filip.report.render import to_csv
+
+    table = tables_of(folder)["component_ablation"]
+    rows = list(csv.DictReader(to_csv(table).splitlines()))
+    assert len(rows) == len(table.rows) * len(table.columns)
+    first = next(r for r in rows if r["run"] == "filip" and r["column"] == "average")
+    assert float(first["value"]) == pytest.approx(0.12)
+    assert next(r for r in rows if r["run"] == "late")["reason"].startswith("not run")
+
+
+def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
+    text = to_latex(tables_of(folder)["zero_shot"])
+    assert r"FILIP (all) 100 \% \& more" in text
+    body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
+    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
+
+
+def test_bold_is_the_best_of_ours(folder):
+    table = tables_of(folder)["component_ablation"]
+    assert all(table.best(column) == {2} for column in table.columns)
+    efficiency = tables_of(folder)["efficiency_ablation"]
+    time = next(c for c in efficiency.columns if c.key == "seconds_per_iteration")
+    assert efficiency.best(time) == {0}  # less is better
+
+
+def test_small_numbers():
+    assert [_letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == [
+        "a",
+        "z",
+        "aa",
+        "ab",
+        "az",
+        "ba",
+        "zz",
+        "aaa",
+    ]
+    assert [chance_text(c) for c in (0.2, 0.0125, 1 / 1590)] == ["20.0", "1.2", "0.063"]
+
+
+def test_mistakes_are_named(tmp_path, folder):
+    with pytest.raises(UserError, match="no study config at"):
+        load_study(tmp_path / "none.yaml")
+    (tmp_path / "x.yaml").write_text("a: 1")
+    with pytest.raises(UserError, match="no key `study`"):
+        load_study(tmp_path / "x.yaml")
+    (folder / "eval" / "clip" / "zero_shot.json").write_text("{")
+    with pytest.raises(UserError, match=r"zero_shot\.json is not valid JSON"):
+        tables_of(folder)
+
+
+def test_every_study_of_the_repository_makes_its_tables(tmp_path):
+    """Before anything has run: all tables, all empty, each cell with a reason."""
+    for study in sorted((EVAL.parent / "workflow" / "config").glob("*.yaml")):
+        for table in tables_of(tmp_path, study).values():
+            assert table.rows and table.columns
+            ours = [
+                table.cell(r, c)
+                for r in table.rows
+                if r.kind == "ours"
+                for c in table.columns
+                if c.unit == "percent"
+            ]
+            assert ours and all(cell.value is None and cell.reason for cell in ours)
+            to_html(table), to_latex(table), to_markdown(table)
