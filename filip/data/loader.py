@@ -333,7 +333,7 @@ def build_loader(
     if batch_size * world_size % lanes:
         raise UserError(f"data.lanes={lanes} does not divide the global batch {batch_size * world_size}")
     stream = PairStream(
-        [index_source(source, index_cache) for source in parsed],
+        [index_source(source, index_cache, max(1, workers)) for source in parsed],
         batch_size=batch_size,
         transform=transform or TrainTransform(image_size, auto_augment),
         back_translation=back_translation,

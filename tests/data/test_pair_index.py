@@ -126,7 +126,16 @@ def test_the_cache_is_used_and_follows_the_files(tmp_path: Path) -> None:
     assert second.problems == first.problems == {"shards_without_sidecar": 1, "missing_sidecar": 4}
     write_sidecar(pairs.sidecar(1), [(key_of(1, 2), ["now"], 5)])
     assert index_source(pairs.source, cache).counts.tolist() == [3, 1]
-    assert len(list(cache.iterdir())) == 2
+    assert len(list(cache.glob("index-*"))) == 2
+
+
+def test_several_processes_find_the_same(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3, 0, 4, 2])
+    pairs.sidecar(2).unlink()
+    one, three = index_source(pairs.source), index_source(pairs.source, processes=3)
+    for name in ("offset", "size", "row", "counts"):
+        assert np.array_equal(getattr(one, name), getattr(three, name))
+    assert one.problems == three.problems != {}
 
 
 def test_nothing_to_train_on_is_said_before_training(tmp_path: Path) -> None:

@@ -198,6 +198,31 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(alone.tokens, expected.tokens[:4])
 
 
+def test_padding_gets_no_gradient() -> None:
+    """Padding has the id of '!', whose embedding must not learn from it."""
+    model = build_model(load_preset("tiny"))
+    ids, lengths = tokenize(["a cat", "a somewhat longer caption of a dog"])
+    model.encode_text(ids, lengths).tokens.sum().backward()
+    gradient = model.text.token_embedding.weight.grad
+    assert not gradient[0].any()
+    assert gradient[ids[0, 1]].any()
+
+
+@pytest.mark.parametrize("half", ["autocast", "parameters"])
+def test_embeddings_are_float32_of_unit_length_in_half_precision_too(half: str) -> None:
+    model = build_model(load_preset("tiny")).eval()
+    pixels = some_pixels(2, 32)
+    if half == "parameters":
+        model, pixels = model.bfloat16(), pixels.bfloat16()
+    ids, lengths = tokenize(["a cat", "a longer caption"])
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=half == "autocast"):
+        encoded = model(pixels, ids, lengths)
+    for x in (encoded.image, encoded.text.tokens):
+        assert x.dtype == torch.float32
+        torch.testing.assert_close(x.norm(dim=-1), torch.ones(x.shape[:-1]))
+    assert encoded.logit_scale.dtype == torch.float32
+
+
 def test_initialisation_is_clips() -> None:
     """Standard deviation of each weight against open_clip's own initialisation, seed by seed independent."""
     torch.manual_seed(3)
