@@ -59,11 +59,13 @@ class DownloadSettings:
     encode_format: str = "jpg"
     encode_quality: int | None = None  # null = 95 for jpg and webp; png: compression level 6 of 0..9
     timeout: int = 10  # seconds per URL
-    retries: int = 1  # at once, within img2dataset
+    retries: int = 1  # at once
+    retry_passes: int = 1  # after all others: over what failed for a reason that may have passed
     processes: int = 2
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
     distributor: str = "multiprocessing"  # or pyspark, ray: an existing cluster
+    normal_success_rate: float | None = None  # images / URLs as others report it: much less is warned of
 
 
 @dataclass
@@ -177,7 +179,8 @@ def _check_values(card: SourceCard, path: Path) -> None:
         check(value in allowed, f"download.{key}", value, f"one of {', '.join(allowed)}")
     for key in ("image_size", "timeout", "processes", "threads", "samples_per_shard"):
         check(getattr(load, key) > 0, f"download.{key}", getattr(load, key), "above 0")
-    check(load.retries >= 0, "download.retries", load.retries, "0 or more")
+    for key in ("retries", "retry_passes"):
+        check(getattr(load, key) >= 0, f"download.{key}", getattr(load, key), "0 or more")
     check(card.image_rules.min_side >= 0, "image_rules.min_side", card.image_rules.min_side, "0 or more")
     aspect = card.image_rules.max_aspect
     check(aspect >= 1, "image_rules.max_aspect", aspect, "at least 1 (longer side / shorter side)")

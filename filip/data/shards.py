@@ -1,245 +1,286 @@
-"""What lies where in a source's shards: an index of the tars, joined by key with the caption side-cars.
+"""Shards as img2dataset makes them, with what its users miss: atomic, in a fixed order, and surviving a killed worker.
 
-Tars are scanned header by header and never unpacked; a sample is then one ``pread``. Whatever a shard lacks
-is counted here, before training starts. At the scale of hundreds of millions of pairs the scan takes a
-while: with a cache folder it is done once, and all processes of a machine share one copy of the arrays.
+img2dataset's ``Downloader`` does the work of a shard, on whatever its distributors run on. Around it:
+
+- a reader that cuts shards out of the list one by one (img2dataset's own reads the whole list into memory),
+- a writer with the same layout, but with samples in the order of the list and without time stamps: the same
+  responses give the same bytes, whichever thread was faster,
+- a shard appears under its name only when it is complete, its ``_stats.json`` last,
+- a process pool that notices when a worker was killed (multiprocessing.Pool waits for ever).
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
+import math
 import os
 import shutil
+import sys
+import tarfile
 import tempfile
-from collections import Counter
-from dataclasses import dataclass, field
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from functools import partial
+from itertools import chain, islice
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
+from unittest import mock
 
-import numpy as np
+import img2dataset.downloader
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.data.tar_index import Member, scan_tar
+from filip.data.fetch import fetch
 from filip.errors import UserError
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_ARRAYS = ("offset", "size", "row", "counts")
+SHARD_DIGITS = 5  # img2dataset's oom_shard_count
+WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
+SHARDS_PER_WORKER = 20
+SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
 
 
-@dataclass
-class Source:
-    """Shards of one data set, their caption side-cars, and how often its pairs are seen."""
-
-    shards: str  # folder with NNNNN.tar, as img2dataset writes them
-    captions: str | None = None  # folder with NNNNN.parquet (key, captions, group); null: .txt in the tar
-    weight: float = 1.0  # passes over this source per epoch
+def shard_name(shard: int) -> str:
+    return f"{shard:0{SHARD_DIGITS}d}"
 
 
-@dataclass
-class SourceIndex:
-    """Where each usable sample of a source is; arrays have one entry per sample, in tar order."""
+class ListReader:
+    """Cuts a URL list into shards; iterating gives what img2dataset's distributors take: (shard, Arrow file)."""
 
-    source: Source
-    tars: list[Path]
-    offset: np.ndarray  # int64, bytes
-    size: np.ndarray  # int32, bytes
-    row: np.ndarray  # int32: row of the side-car, or number of the .txt member
-    counts: np.ndarray  # int64 [shards]: samples per shard
-    problems: Counter[str] = field(default_factory=Counter)
+    def __init__(
+        self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path
+    ) -> None:
+        self.path, self.rows_per_shard, self.first_shard, self.columns = (
+            path,
+            rows_per_shard,
+            first_shard,
+            columns,
+        )
+        self.work = work
+        self.wanted: set[int] = set()
 
-    def __post_init__(self) -> None:
-        self.starts = np.cumsum(self.counts) - self.counts  # int64 [shards]: first sample of each shard
+    def __iter__(self) -> Iterator[tuple[int, str]]:
+        """The wanted shards in order. Each file is removed by the Downloader when its shard is done."""
+        self.work.mkdir(parents=True, exist_ok=True)
+        for shard, table in self._slices():
+            if shard in self.wanted:
+                path = self.work / f"{shard_name(shard)}.feather"
+                with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
+                    writer.write_table(table)
+                yield shard, str(path)
 
-    def __len__(self) -> int:
-        return len(self.offset)
+    def _slices(self) -> Iterator[tuple[int, pa.Table]]:
+        pending: list[pa.RecordBatch] = []
+        held, shard = 0, self.first_shard
+        with pq.ParquetFile(self.path) as parquet:
+            for batch in parquet.iter_batches(self.rows_per_shard, columns=self.columns):
+                pending.append(batch)
+                held += batch.num_rows
+                while held >= self.rows_per_shard:
+                    table = pa.Table.from_batches(pending)
+                    yield shard, table.slice(0, self.rows_per_shard)
+                    pending = table.slice(self.rows_per_shard).to_batches()
+                    held -= self.rows_per_shard
+                    shard += 1
+        if held:
+            yield shard, pa.Table.from_batches(pending)
 
-    def shard_of(self, sample: int) -> int:
-        return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
+class OrderedWriter:
+    """img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, without time stamps.
 
-def index_source(source: Source, cache: str | Path | None = None) -> SourceIndex:
-    """Scan a source, or read the scan from ``cache`` if no file changed since.
-
-    UserError if there is nothing to train on; lesser defects are counted in ``problems``.
+    Samples arrive in any order: their bytes wait in a spool file, their metadata in memory.
     """
-    tars = _find_tars(source)
-    entry = None if cache is None else Path(cache) / _identity(source, tars)
-    if entry is not None and entry.is_dir():
-        arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
-        return SourceIndex(
-            source, tars, **arrays, problems=Counter(json.loads((entry / "problems.json").read_text()))
-        )
-    problems: Counter[str] = Counter()
-    parts = [_index_shard(source, tar, problems) for tar in tars]
-    counts = np.array([len(part[0]) for part in parts], np.int64)
-    problems = +problems  # without the zeros
-    if not counts.sum():
-        raise UserError(
-            f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the "
-            f"side-cars in {source.captions} belong to these shards?"
-        )
-    offset, size, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    index = SourceIndex(source, tars, offset, size, row, counts, problems)
-    if entry is not None:
-        _store(index, entry)
-    return index
 
+    def __init__(
+        self,
+        shard_id: int,
+        output_folder: str,
+        save_caption: bool,
+        oom_shard_count: int,
+        schema: pa.Schema,
+        encode_format: str,
+    ) -> None:
+        self.path = Path(output_folder) / f"{shard_id:0{oom_shard_count}d}"
+        self.schema, self.save_caption, self.encode_format = schema, save_caption, encode_format
+        self.spool = tempfile.TemporaryFile(dir=output_folder)  # noqa: SIM115 (closed in close)
+        self.rows: list[dict[str, Any]] = []
+        self.samples: list[tuple[str, list[tuple[str, int, int]]]] = []
+        self.failure: Exception | None = None
 
-def split_key(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the last path component."""
-    folder, slash, base = name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    return folder + slash + key, suffix
+    def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
+        """Take one sample; ``img_str`` is None where the download failed. A failure is raised again by close()."""
+        try:  # img2dataset prints what is raised here and goes on without the sample
+            if img_str is not None:
+                parts = [(self.encode_format, img_str), ("json", json.dumps(meta, indent=4).encode())]
+                if self.save_caption:
+                    parts.append(("txt", str(caption if caption is not None else "").encode()))
+                places = []
+                for extension, data in sorted(parts):
+                    places.append((extension, self.spool.tell(), len(data)))
+                    self.spool.write(data)
+                self.samples.append((key, places))
+            self.rows.append(meta)
+        except Exception as error:
+            self.failure = self.failure or error
+            raise
 
-
-def sidecar_path(source: Source, tar: Path) -> Path:
-    """The side-car of a shard: the same number, in the captions folder."""
-    return Path(source.captions or "") / f"{tar.stem}.parquet"
-
-
-def _find_tars(source: Source) -> list[Path]:
-    folder = Path(source.shards)
-    tars = sorted(folder.glob("*.tar"))
-    if not tars:
-        raise UserError(
-            f"no shards: {folder} {'has no *.tar' if folder.is_dir() else 'is not a folder'}; "
-            "give the folder that the download stage wrote (data.sources=[{shards: …, captions: …}])"
-        )
-    if source.captions is not None and not any(Path(source.captions).glob("*.parquet")):
-        raise UserError(
-            f"no caption side-cars: {source.captions} has no *.parquet; give the folder that the translation "
-            "stage wrote, or captions: null to read the .txt files in the tars"
-        )
-    return tars
-
-
-def _index_shard(
-    source: Source, tar: Path, problems: Counter[str]
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    members, defect = scan_tar(tar)
-    if defect is not None:
-        problems[f"shards_{defect}"] += 1
-    images: dict[str, Member] = {}
-    texts: dict[str, int] = {}
-    for number, member in enumerate(members):
-        key, suffix = split_key(member.name)
-        if suffix == "txt":
-            texts[key] = number
-        elif suffix.lower() in IMAGE_SUFFIXES:
-            images[key] = member
-    keys = list(images)
-    if source.captions is None:
-        rows = np.array([texts.get(key, -1) for key in keys], np.int32)
-        problems["missing_caption"] += int((rows < 0).sum())
-        problems["missing_image"] += len(texts.keys() - images.keys())
-    else:
-        rows = _sidecar_rows(sidecar_path(source, tar), keys, problems)
-    used = rows >= 0
-    offset = np.array([m.offset for m in images.values()], np.int64)
-    size = np.array([m.size for m in images.values()], np.int32)
-    return offset[used], size[used], rows[used]
-
-
-def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.ndarray:
-    """Row of each key in the side-car, -1 where it has none (or no caption)."""
-    nowhere = np.full(len(keys), -1, np.int32)
-    if not path.exists():
-        problems["shards_without_sidecar"] += 1
-        problems["missing_sidecar"] += len(keys)
-        return nowhere
-    captions = ShardCaptions.from_sidecar(path)
-    rows = pc.index_in(pa.array(keys, captions.keys.type), value_set=captions.keys)
-    found = rows.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int32)
-    problems["not_in_sidecar"] += int((found < 0).sum())
-    problems["missing_image"] += len(captions.keys) - int((found >= 0).sum())
-    empty = (found >= 0) & (captions.counts[found] == 0) if len(captions.counts) else found >= 0
-    problems["missing_caption"] += int(empty.sum())
-    return np.where(empty, nowhere, found)
-
-
-def _identity(source: Source, tars: list[Path]) -> str:
-    """A name that changes with any file of the source (by name, size and time of change)."""
-    files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
-    stats = [(str(f), *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
-    return "index-" + hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
-def _store(index: SourceIndex, entry: Path) -> None:
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
-    for name in _ARRAYS:
-        np.save(temporary / f"{name}.npy", getattr(index, name))
-    (temporary / "problems.json").write_text(json.dumps(index.problems))
-    try:
-        os.replace(temporary, entry)
-    except OSError:  # another process was faster and wrote the same
-        shutil.rmtree(temporary)
-
-
-class ShardCaptions:
-    """Candidate captions, group and key of each row of a shard's side-car (or of each .txt in a tar)."""
-
-    def __init__(self, keys: pa.Array, captions: pa.Array, group: np.ndarray) -> None:
-        self.keys = keys  # string
-        self.captions = captions  # list<string>
-        self.group = group  # int64
-        self.counts = pc.list_value_length(captions).fill_null(0).to_numpy(zero_copy_only=False)
-
-    def key(self, row: int) -> str:
-        return self.keys[row].as_py()
-
-    def text(self, row: int, draw: float) -> str:
-        """The candidate at the share ``draw`` (0 <= draw < 1) of the row's captions; 0 is the original."""
-        return self.captions[row][int(draw * int(self.counts[row]))].as_py() or ""
-
-    @staticmethod
-    def from_sidecar(path: Path) -> ShardCaptions:
-        """UserError if the file is not a side-car."""
+    def close(self) -> None:
+        """Write the tar and the Parquet file."""
         try:
-            table = pq.read_table(path, columns=["key", "captions", "group"])
-            keys, captions, group = (_whole(table.column(name)) for name in ("key", "captions", "group"))
-            return ShardCaptions(keys, captions, group.to_numpy(zero_copy_only=False).astype(np.int64))
-        except (OSError, pa.ArrowException, KeyError) as error:
-            raise UserError(
-                f"cannot read the side-car {path} (columns key, captions, group): {error}; "
-                "delete it and run the translation stage again"
-            ) from error
-
-    @staticmethod
-    def from_tar(path: Path) -> ShardCaptions:
-        """One row per member; only the rows of .txt members mean anything."""
-        keys, texts = [], []
-        with open(path, "rb") as file:
-            for member in scan_tar(path)[0]:
-                key, suffix = split_key(member.name)
-                text = ""
-                if suffix == "txt":
-                    file.seek(member.offset)
-                    text = file.read(member.size).decode("utf-8", "replace")
-                keys.append(key)
-                texts.append(text)
-        group = np.array([caption_group(text) for text in texts], np.int64)
-        captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
-        return ShardCaptions(pa.array(keys, pa.string()), captions, group)
+            if self.failure:
+                raise self.failure
+            self.rows.sort(key=lambda row: row["key"])
+            table = pa.Table.from_pylist(self.rows, self.schema)
+            pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
+            with open(self.path.with_suffix(".tar"), "wb") as tar:
+                for key, places in sorted(self.samples):
+                    for extension, start, size in places:
+                        self.spool.seek(start)
+                        tar.write(_tar_header(f"{key}.{extension}", size))
+                        tar.write(self.spool.read(size))
+                        tar.write(b"\0" * (-size % tarfile.BLOCKSIZE))
+                tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+        finally:
+            self.spool.close()
 
 
-def caption_group(text: str) -> int:
-    """A stable 63-bit hash of a caption without regard to case and spacing: equal captions, equal group."""
-    digest = hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+def _tar_header(name: str, size: int) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.mode, info.mtime = size, 0o444, 0
+    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter has it
+    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
-def _whole(column: pa.ChunkedArray) -> pa.Array:
-    combined = column.combine_chunks()
-    if isinstance(combined, pa.ChunkedArray):  # an empty column stays chunked
-        return pa.concat_arrays(combined.chunks) if combined.num_chunks else pa.array([], column.type)
-    return combined
+class ShardDownloader(img2dataset.downloader.Downloader):
+    """img2dataset's Downloader with the bounded fetch; a shard is moved to its place when it is complete."""
+
+    def __init__(self, final_folder: Path, allow_files: bool, **options: Any) -> None:
+        super().__init__(output_folder="", **options)
+        self.final_folder, self.allow_files = final_folder, allow_files
+
+    def download_shard(self, row: tuple[int, str]) -> None:
+        """Download one shard. Raises when it could not be completed; then nothing of it is left."""
+        shard = row[0]
+        name = shard_name(shard)
+        staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
+        staging.mkdir(parents=True)
+        self.output_folder = str(staging)
+        bounded = partial(fetch, files=self.allow_files)
+        try:
+            # the one function that has to be replaced inside the module: download_shard looks it up there
+            with mock.patch.object(img2dataset.downloader, "download_image_with_retry", bounded):
+                super().download_shard(row)
+            stats = json.loads((staging / f"{name}_stats.json").read_text())
+            rows = pq.read_metadata(staging / f"{name}.parquet").num_rows
+            if rows != stats["count"]:
+                raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
+            for suffix in (".tar", ".parquet", "_stats.json"):
+                os.replace(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
+def _run_shard(downloader: ShardDownloader, row: tuple[int, str]) -> tuple[int, str | None]:
+    """In a worker: (shard, None), or (shard, why it failed)."""
+    try:
+        downloader.download_shard(row)
+        return row[0], None
+    except Exception as error:
+        return row[0], f"{type(error).__name__}: {error}"
+
+
+def _start_worker() -> None:
+    """Die with the parent: a worker that outlives it would go on filling the disk."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def run_processes(
+    downloader: ShardDownloader, reader: ListReader, processes: int, finished: Callable[[int], None]
+) -> dict[int, str]:
+    """Download the reader's wanted shards in ``processes``; calls ``finished(shard)``; returns {shard: failure}.
+
+    A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all.
+    """
+    context = get_context("forkserver")
+    context.set_forkserver_preload(
+        ["filip.data.shards", "filip.data.image_rules"]
+    )  # imported once, not per worker
+    failures: dict[int, str] = {}
+    for attempt in range(SHARD_TRIES):
+        failures = {}
+        reader.wanted -= {s for s in reader.wanted if is_complete(downloader.final_folder, s)}
+        rows = iter(reader)
+        # A new pool every few shards: image libraries leak, and img2dataset renews its workers for it, too.
+        while batch := list(islice(rows, 1)):
+            part = chain(batch, islice(rows, SHARDS_PER_WORKER * processes - 1))
+            with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+                try:
+                    for shard, failure in _outcomes(pool, downloader, part, 2 * processes):
+                        if failure is None:
+                            finished(shard)
+                        else:
+                            failures[shard] = failure
+                except BrokenProcessPool:
+                    failures |= dict.fromkeys(reader.wanted, "its worker was killed (out of memory?)")
+                    break
+        failures = {s: why for s, why in failures.items() if not is_complete(downloader.final_folder, s)}
+        if not failures:
+            break
+        again = "again" if attempt + 1 < SHARD_TRIES else "given up"
+        for shard, failure in sorted(failures.items())[:5]:
+            print(f"download: shard {shard_name(shard)}: {failure}; {again}", file=sys.stderr, flush=True)
+    return failures
+
+
+def is_complete(folder: Path, shard: int) -> bool:
+    return (folder / f"{shard_name(shard)}_stats.json").exists()
+
+
+def _outcomes(
+    pool: ProcessPoolExecutor, downloader: ShardDownloader, rows: Iterable[tuple[int, str]], ahead: int
+) -> Iterator[tuple[int, str | None]]:
+    """Results as they come, with at most ``ahead`` shards handed out: the list is cut only as fast as needed."""
+    running: set[Future[tuple[int, str | None]]] = set()
+    for row in rows:
+        running.add(pool.submit(_run_shard, downloader, row))
+        if len(running) >= ahead:
+            done, running = wait(running, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    for future in running:
+        yield future.result()
+
+
+def run_cluster(
+    distributor: str, downloader: ShardDownloader, reader: ListReader, processes: int
+) -> dict[int, str]:
+    """The same on a Spark or Ray cluster, by img2dataset's own distributors."""
+    from img2dataset.distributor import pyspark_distributor, ray_distributor
+
+    module = {"pyspark": "pyspark", "ray": "ray"}[distributor]
+    try:
+        __import__(module)
+    except ImportError as error:
+        raise UserError(
+            f"download.distributor is {distributor}, but {module} is not installed: pip install {module}"
+        ) from error
+    run = pyspark_distributor if distributor == "pyspark" else ray_distributor
+    wanted = set(reader.wanted)
+    run(processes, downloader, reader, 1000, SHARD_TRIES - 1)
+    missing = {s for s in wanted if not is_complete(downloader.final_folder, s)}
+    return dict.fromkeys(missing, f"failed on a {distributor} worker; its log has the reason")
+
+
+def count_shards(rows: int, rows_per_shard: int) -> int:
+    return math.ceil(rows / rows_per_shard)

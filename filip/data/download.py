@@ -1,0 +1,312 @@
+"""Download with img2dataset: kept.parquet → webdataset shards, and a funnel in which every URL ends in one bucket.
+
+    python -m filip.data.download source=cc12m list=kept.parquet out=shards funnel=download.json
+
+The folder is restartable at any moment: finished shards stay, others are fetched again. URLs that failed for a
+reason that may have passed (time-out, connection, 5xx, ...) are tried once more after all others, in shards of
+their own. img2dataset exits with 0 whatever happened; here a missing shard is an error.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import shutil
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from filip.command import MISSING, option, run_command
+from filip.data.atomic import replacing, sha256_of, write_json
+from filip.data.cards import SourceCard, load_source
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.text_rules import check_list
+from filip.errors import UserError
+
+TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
+SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
+OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
+
+
+@dataclass
+class DownloadConfig:
+    source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
+    list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json")
+    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    retry_passes: int | None = option(
+        None, "passes over transient failures; a higher number later adds passes"
+    )
+    processes: int | None = option(None, "default: the card's")
+    threads: int | None = option(None, "per process; default: the card's")
+    timeout: int | None = option(None, "seconds; default: the card's")
+    distributor: str | None = option(None, "multiprocessing, pyspark or ray; default: the card's")
+
+
+def main(config: DownloadConfig) -> None:
+    """Download the images of a list into webdataset shards, with the card's image rules."""
+    card = load_source(config.source)
+    for key in ("retry_passes", "processes", "threads", "timeout", "distributor"):
+        if getattr(config, key) is not None:
+            setattr(card.download, key, getattr(config, key))
+    fragment = download(config.list, config.out, card)
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(
+        f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} images in {fragment.notes['shards']} shards"
+    )
+    for reason, count in fragment.as_dict()["dropped"].items():
+        print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
+
+
+def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragment:
+    """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
+
+    Raises UserError when the folder belongs to another list or other settings, when another process is filling
+    it, when a shard could not be completed, or when not one image came.
+    """
+    columns = check_list(list_path)
+    folder = Path(out).resolve()
+    with _locked(folder):
+        plan = _plan(Path(list_path), folder, card, columns)
+        _sweep(folder / "_work")
+        while True:
+            _run_pass(plan, plan["passes"][-1], folder, card, columns)
+            if len(plan["passes"]) > card.download.retry_passes or not _add_retry_pass(plan, folder, columns):
+                break
+        _sweep(folder / "_work")
+        fragment = account(folder, card)
+        if not fragment.n_out:
+            raise UserError(
+                f"not one of {fragment.n_in:,} images could be downloaded: {fragment.as_dict()['dropped']}, e.g. "
+                f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
+                f"{folder}, or give retry_passes={len(plan['passes'])}"
+            )
+    return fragment
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    work = folder / "_work"
+    work.mkdir(parents=True, exist_ok=True)
+    with open(work / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(f"{folder} is being filled by another process: wait for it or stop it") from error
+        yield
+
+
+def _sweep(work: Path) -> None:
+    """Remove the half-finished shards that killed workers left."""
+    for path in work.iterdir():
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif path.suffix == ".feather":
+            path.unlink()
+
+
+def _plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str]) -> dict[str, Any]:
+    """What the folder is to hold; written before the first byte is fetched, and compared on every rerun."""
+    path = folder / "_work" / "plan.json"
+    load = card.download
+    wanted = {
+        "list_sha256": sha256_of(list_path),
+        "rows": pq.read_metadata(list_path).num_rows,
+        "columns": columns,
+        "settings": {
+            "image_rules": asdict(card.image_rules),
+            "image_size": load.image_size,
+            "resize_mode": load.resize_mode,
+            "only_if_bigger": load.only_if_bigger,
+            "encode_format": load.encode_format,
+            "encode_quality": encode_quality(card),
+            "samples_per_shard": load.samples_per_shard,
+        },
+    }
+    if path.exists():
+        plan = json.loads(path.read_text())
+        changed = sorted(key for key in wanted if plan[key] != wanted[key])
+        if changed:
+            raise UserError(
+                f"{folder} was filled with another {', '.join(changed)} than {list_path} and the card "
+                f"'{card.name}' now ask for: give another out=FOLDER, or delete this one"
+            )
+        plan["passes"][0]["list"] = str(list_path.resolve())  # the same list may have moved
+        return plan
+    if any(folder.glob("*.tar")):
+        raise UserError(
+            f"{folder} has shards of unknown origin (no _work/plan.json): give another out=FOLDER"
+        )
+    if not wanted["rows"]:
+        raise UserError(f"{list_path} is empty: nothing to download")
+    shards = -(-wanted["rows"] // load.samples_per_shard)
+    first = {"list": str(list_path.resolve()), "rows": wanted["rows"], "first_shard": 0, "shards": shards}
+    plan = {**wanted, "passes": [first]}
+    write_json(path, plan)
+    return plan
+
+
+def encode_quality(card: SourceCard) -> int:
+    """JPEG and WebP: 0..100; PNG: compression level 0..9."""
+    if card.download.encode_quality is not None:
+        return card.download.encode_quality
+    return 6 if card.download.encode_format == "png" else 95
+
+
+def _run_pass(
+    plan: dict[str, Any], this: dict[str, Any], folder: Path, card: SourceCard, columns: list[str]
+) -> None:
+    """Download the shards of one pass that are not there yet. Raises UserError when one cannot be completed."""
+    shards = range(this["first_shard"], this["first_shard"] + this["shards"])
+    todo = {shard for shard in shards if not (folder / f"{shard:05d}_stats.json").exists()}
+    if not todo:
+        return
+    # imported only now: it takes seconds, and a rerun with nothing to do should not
+    from filip.data import img2dataset_setup
+    from filip.data.shards import ListReader, run_cluster, run_processes, shard_name
+
+    load = card.download
+    reader = ListReader(
+        Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
+    )
+    reader.wanted = todo
+    downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
+    progress = _Progress(folder, len(todo), "download" if this["first_shard"] == 0 else "download, retry")
+    if load.distributor == "multiprocessing":
+        failures = run_processes(downloader, reader, min(load.processes, len(todo)), progress)
+    else:
+        failures = run_cluster(load.distributor, downloader, reader, load.processes)
+    if failures:
+        listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
+        raise UserError(
+            f"{len(failures)} of {len(shards)} shards of {folder} could not be completed ({listed}). The others are "
+            "kept: mend the cause and run the same command again"
+        )
+
+
+class _Progress:
+    """One line per finished shard, every few seconds at most, from img2dataset's per-shard statistics."""
+
+    def __init__(self, folder: Path, shards: int, what: str) -> None:
+        self.folder, self.shards, self.what = folder, shards, what
+        self.started = time.monotonic()
+        self.told = self.started
+        self.done = self.urls = self.images = 0
+
+    def __call__(self, shard: int) -> None:
+        stats = json.loads((self.folder / f"{shard:05d}_stats.json").read_text())
+        self.done += 1
+        self.urls += stats["count"]
+        self.images += stats["successes"]
+        now = time.monotonic()
+        if now - self.told < 3 and self.done < self.shards:
+            return
+        self.told = now
+        passed = now - self.started
+        left = (self.shards - self.done) * passed / self.done
+        print(
+            f"{self.what}: {self.done} of {self.shards} shards, {self.images:,} images of {self.urls:,} URLs "
+            f"({self.images / max(1, self.urls):.1%}), {self.urls / passed:,.0f} URLs/s, {left:,.0f} s left",
+            file=sys.stderr,
+            flush=True,
+        )
+
+
+def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> bool:
+    """Plan shards for the URLs that the last pass lost to something transient; False when there are none."""
+    last = plan["passes"][-1]
+    path = folder / "_work" / f"retry_{len(plan['passes'])}.parquet"
+    rows = 0
+    with replacing(path) as part:
+        writer = None
+        for shard in _shards_of(last):
+            table = pq.read_table(folder / f"{shard:05d}.parquet")
+            reasons = [reason_of(status, error)[0] for status, error in _outcomes(table)]
+            chosen = table.filter([reason in TRANSIENT for reason in reasons]).select(columns)
+            writer = writer or pq.ParquetWriter(part, chosen.schema)
+            writer.write_table(chosen)
+            rows += chosen.num_rows
+        assert writer is not None
+        writer.close()
+    if not rows:
+        return False
+    first_shard = last["first_shard"] + last["shards"]
+    shards = -(-rows // plan["settings"]["samples_per_shard"])
+    plan["passes"].append({"list": str(path), "rows": rows, "first_shard": first_shard, "shards": shards})
+    write_json(folder / "_work" / "plan.json", plan)
+    return True
+
+
+def _shards_of(one_pass: dict[str, Any]) -> range:
+    return range(one_pass["first_shard"], one_pass["first_shard"] + one_pass["shards"])
+
+
+def _outcomes(table: Any) -> list[tuple[str, str | None]]:
+    return list(zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True))
+
+
+def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
+    """The bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""
+    if status == "success":
+        return None, ""
+    reason, _, detail = (error or "other: no message").partition(":")
+    return (reason, detail.strip()) if reason.replace("_", "").isalnum() else ("other", error or "")
+
+
+def account(folder: Path, card: SourceCard) -> Fragment:
+    """The funnel of a filled folder: each URL of the list in exactly one bucket.
+
+    A URL that was tried again is counted in its last pass only.
+    """
+    plan = json.loads((folder / "_work" / "plan.json").read_text())
+    dropped: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    images, seconds, urls = 0, 0.0, 0
+    last = len(plan["passes"]) - 1
+    for number, one_pass in enumerate(plan["passes"]):
+        retried = 0
+        for shard in _shards_of(one_pass):
+            table = pq.read_table(folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"])
+            for url, (status, error) in zip(table["url"].to_pylist(), _outcomes(table), strict=True):
+                reason, detail = reason_of(status, error)
+                if reason is None:
+                    images += 1
+                elif reason in TRANSIENT and number < last:
+                    retried += 1
+                else:
+                    dropped[reason] += 1
+                    if len(examples.setdefault(reason, [])) < SHOWN_ERRORS:
+                        examples[reason].append(f"{url} ({detail})" if detail else url)
+            stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
+            seconds, urls = seconds + stats["duration"], urls + stats["count"]
+        if number < last and retried != plan["passes"][number + 1]["rows"]:
+            raise UserError(
+                f"{folder}: the retry list does not match its pass: delete the folder and start over"
+            )
+    notes = {
+        "shards": sum(one_pass["shards"] for one_pass in plan["passes"]),
+        "retried": [one_pass["rows"] for one_pass in plan["passes"][1:]],
+        "success_rate": round(images / plan["rows"], 4),
+        "urls_per_second_and_process": round(urls / seconds, 1) if seconds else None,
+        "image_rules": asdict(card.image_rules),
+        "examples": examples,
+    }
+    normal = card.download.normal_success_rate
+    if normal and notes["success_rate"] < 0.8 * normal:
+        notes["warning"] = (
+            f"{images / plan['rows']:.0%} of the URLs gave an image; {normal:.0%} is normal here"
+        )
+        print(f"warning: {notes['warning']}", file=sys.stderr)
+    return Fragment("download", card.name, plan["rows"], images, dict(dropped), "pairs", notes)
+
+
+if __name__ == "__main__":
+    run_command(main, DownloadConfig)

@@ -1,0 +1,213 @@
+"""Fetch one image, in bounded time and memory.
+
+img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
+for ever, and reads a body of any size. Here the whole exchange has a deadline (a watchdog shuts the socket down,
+which also ends a header that drips) and the body a limit. Errors that another try cannot mend are not retried.
+Opt-outs are honoured exactly as in img2dataset: by its own reading of the X-Robots-Tag header.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import io
+import socket
+import threading
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from functools import cache
+from typing import Any
+
+from img2dataset.downloader import is_disallowed
+
+MAX_BYTES = 64 << 20
+DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
+CHUNK = 1 << 16
+USER_AGENT = (
+    "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
+)
+OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's words
+WORTH_RETRYING = ("http_408", "http_429", "http_5xx", "timeout", "connection", "dns", "cut_off")
+
+
+class _Watchdog:
+    """Shuts sockets down when the deadline of the thread that opened them has passed."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._open: dict[int, tuple[float, list[socket.socket]]] = {}
+        threading.Thread(target=self._watch, daemon=True, name="fetch-watchdog").start()
+
+    @contextlib.contextmanager
+    def deadline(self, seconds: float) -> Any:
+        with self._lock:
+            self._open[threading.get_ident()] = (time.monotonic() + seconds, [])
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._open.pop(threading.get_ident(), None)
+
+    def add(self, sock: socket.socket) -> None:
+        with self._lock:
+            entry = self._open.get(threading.get_ident())
+            if entry:
+                entry[1].append(sock)
+
+    def _watch(self) -> None:
+        while True:
+            time.sleep(0.25)
+            now = time.monotonic()
+            with self._lock:
+                for when, sockets in self._open.values():
+                    if now > when:
+                        for sock in sockets:
+                            with contextlib.suppress(OSError):
+                                sock.shutdown(socket.SHUT_RDWR)
+
+
+@cache
+def _watchdog() -> _Watchdog:
+    return _Watchdog()
+
+
+class _HTTPConnection(http.client.HTTPConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watchdog().add(self.sock)
+
+
+class _HTTPSConnection(http.client.HTTPSConnection):
+    def connect(self) -> None:
+        super().connect()
+        _watchdog().add(self.sock)
+
+
+class _HTTPHandler(urllib.request.HTTPHandler):
+    def http_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_HTTPConnection, request)
+
+
+class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def https_open(self, request: urllib.request.Request) -> Any:
+        return self.do_open(_HTTPSConnection, request)
+
+
+@cache
+def _opener(files: bool) -> urllib.request.OpenerDirector:
+    """HTTP and HTTPS (with the environment's proxies); ``file:`` only for cards that name a folder of images."""
+    opener = urllib.request.OpenerDirector()
+    handlers: list[urllib.request.BaseHandler] = [
+        urllib.request.ProxyHandler(),
+        urllib.request.UnknownHandler(),
+        _HTTPHandler(),
+        _HTTPSHandler(),
+        urllib.request.HTTPDefaultErrorHandler(),
+        urllib.request.HTTPRedirectHandler(),
+        urllib.request.HTTPErrorProcessor(),
+    ]
+    for handler in handlers + ([urllib.request.FileHandler()] if files else []):
+        opener.add_handler(handler)
+    return opener
+
+
+def fetch(
+    row: tuple[int, str],
+    timeout: float,
+    retries: int,
+    user_agent_token: str | None,
+    disallowed_header_directives: set[str] | None,
+    *,
+    files: bool = False,
+) -> tuple[int, io.BytesIO | None, str | None]:
+    """``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``. Never raises, never hangs.
+
+    The signature and result are those of ``img2dataset.downloader.download_image_with_retry``.
+    """
+    key, url = row
+    problem = "other: not tried"
+    for _ in range(retries + 1):
+        started = time.monotonic()
+        try:
+            with _watchdog().deadline(DEADLINE * timeout):
+                data, problem = _fetch_once(
+                    url, timeout, user_agent_token, disallowed_header_directives, files
+                )
+            if data is not None:
+                return key, data, None
+        except Exception as error:  # the world outside raises anything; one URL must not stop a shard
+            late = time.monotonic() - started > DEADLINE * timeout
+            problem = "timeout: too slow as a whole" if late else explain(error)
+        if problem.split(":")[0] not in WORTH_RETRYING:
+            break
+    return key, None, problem
+
+
+def _fetch_once(
+    url: str, timeout: float, token: str | None, directives: set[str] | None, files: bool
+) -> tuple[io.BytesIO | None, str]:
+    agent = USER_AGENT.format(token=token or "img2dataset")
+    request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
+    started = time.monotonic()
+    with _opener(files).open(request, timeout=timeout) as response:
+        if directives and is_disallowed(response.headers, token, directives):
+            return None, f"opted_out: {OPTED_OUT}"
+        promised = int(response.headers.get("Content-Length") or 0)
+        if promised > MAX_BYTES:
+            return None, f"too_many_bytes: {promised}"
+        body, size = io.BytesIO(), 0
+        read = getattr(response, "read1", response.read)  # a file: response has no read1
+        while chunk := read(CHUNK):
+            size += body.write(chunk)
+            if size > MAX_BYTES:
+                return None, f"too_many_bytes: more than {MAX_BYTES}"
+            if time.monotonic() - started > DEADLINE * timeout:
+                return None, "timeout: too slow as a whole"
+        if time.monotonic() - started > DEADLINE * timeout:
+            return None, "timeout: too slow as a whole"  # the watchdog ended the body
+        if size < promised:
+            return None, f"cut_off: {size} of {promised} bytes"
+        body.seek(0)
+        return body, ""
+
+
+def ascii_url(url: str) -> str:
+    """A URL as lists hold it (``/café.jpg``) in the form that HTTP takes; what is quoted already stays."""
+    if url.isascii():
+        return url
+    parts = urllib.parse.urlsplit(url)
+    host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode()
+    safe = "%/:=&?~#+!$,;'@()*[]"
+    path, query = (urllib.parse.quote(part, safe=safe) for part in (parts.path, parts.query))
+    return urllib.parse.urlunsplit((parts.scheme, host, path, query, ""))
+
+
+def explain(error: BaseException) -> str:
+    """An exception of urllib as ``"reason: detail"``."""
+    detail = " ".join(str(error).split())[:200] or type(error).__name__
+    return f"{_reason(error, detail)}: {detail}"
+
+
+def _reason(error: BaseException, detail: str) -> str:
+    if isinstance(error, urllib.error.HTTPError):
+        if "infinite loop" in detail:
+            return "redirect_loop"
+        return "http_5xx" if error.code >= 500 else f"http_{error.code}"
+    cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, TimeoutError) or "timed out" in detail:
+        return "timeout"
+    if isinstance(cause, socket.gaierror):
+        return "dns"
+    if "SSL" in type(cause).__name__ or "CERTIFICATE" in detail.upper():
+        return "tls"
+    if isinstance(error, http.client.IncompleteRead):
+        return "cut_off"
+    if isinstance(error, http.client.InvalidURL | UnicodeError | ValueError) or "unknown url type" in detail:
+        return "malformed_url"
+    if isinstance(cause, FileNotFoundError) or "No such file" in detail:
+        return "missing_file"
+    if isinstance(cause, OSError | http.client.HTTPException):
+        return "connection"
+    return "other"

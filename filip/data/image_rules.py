@@ -1,0 +1,107 @@
+"""Image rules and repairs, before img2dataset decodes an image with OpenCV.
+
+OpenCV takes a truncated JPEG (and greys out the rest), allocates whatever a PNG header promises, ignores the EXIF
+orientation, and turns 16-bit images white when it writes JPEG. So the header is read first: rules that need
+only the size are applied without decoding, what ends early is refused, and the few images that OpenCV gets wrong
+are normalised by Pillow to plain 8-bit RGB.
+"""
+
+from __future__ import annotations
+
+import io
+import warnings
+from typing import Any
+
+import numpy as np
+from img2dataset.resizer import Resizer
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+Image.MAX_IMAGE_PIXELS = None  # bounded here instead, with an error rather than a warning
+MAX_PIXELS = 100_000_000
+ORIENTATION = 0x0112
+OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}
+PLAIN_MODES = {"L", "RGB", "RGBA"}
+
+
+class CheckedResizer(Resizer):
+    """img2dataset's resizer behind :func:`inspect`; errors are ``"reason: detail"``."""
+
+    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
+        """An image's bytes → (encoded, width, height, original width and height, error or None), in pixels."""
+        problem, repaired = inspect(img_stream.getvalue(), self.min_image_size, self.max_aspect_ratio)
+        if problem:
+            return None, None, None, None, None, problem
+        stream = img_stream if repaired is None else io.BytesIO(repaired)
+        result = super().__call__(stream, blurring_bbox_list)
+        error = result[-1]
+        return (
+            result if error is None else (*result[:-1], f"undecodable: {' '.join(str(error).split())[:200]}")
+        )
+
+
+def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None, bytes | None]:
+    """Why an image is dropped ("reason: detail") or None; and its repaired form where it needs one.
+
+    min_side: least shorter side in pixels. max_aspect: greatest longer / shorter side; either drops it.
+    """
+    if not data:
+        return "not_an_image: empty body", None
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data))
+    except UnidentifiedImageError:
+        return f"not_an_image: starts with {data[:16]!r}", None
+    except Exception as error:  # a header that looks like an image and is broken
+        return f"undecodable: {error}", None
+    width, height = image.size
+    if min(width, height) < max(1, min_side):
+        return f"too_small: {width} x {height}", None
+    if max(width, height) > max_aspect * min(width, height):
+        return f"aspect: {width} x {height}", None
+    if width * height > MAX_PIXELS:
+        return f"too_many_pixels: {width} x {height}", None
+    try:
+        if not ends_properly(data, image.format or ""):
+            image.load()  # the authority on whether something is missing
+        return (None, _plain(image)) if _needs_repair(image, data) else (None, None)
+    except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
+        detail = " ".join(str(error).split())[:200]
+        return (f"truncated: {detail}" if "truncated" in detail.lower() else f"undecodable: {detail}"), None
+
+
+def ends_properly(data: bytes, kind: str) -> bool:
+    """Whether the bytes end as a complete file of that kind does; False where that is not known."""
+    if kind == "JPEG":
+        return data[-64:].rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
+    if kind == "PNG":
+        return b"IEND\xaeB`\x82" in data[-1024:]
+    if kind == "WEBP":
+        return len(data) >= 8 + int.from_bytes(data[4:8], "little")
+    return False
+
+
+def _needs_repair(image: Image.Image, data: bytes) -> bool:
+    if image.format not in OPENCV_READS or image.mode not in PLAIN_MODES:
+        return True
+    if image.format == "PNG":
+        # getexif() would decode the whole picture to look for a chunk that hardly any PNG has
+        deep = data[24:25] == b"\x10"
+        return deep or (b"eXIf" in data and image.getexif().get(ORIENTATION, 1) != 1)
+    return image.getexif().get(ORIENTATION, 1) != 1
+
+
+def _plain(image: Image.Image) -> bytes:
+    """The first frame as an upright 8-bit RGB bitmap on white."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):  # 16 (or 32) bits of grey: the high byte, as everybody shows it
+        values = np.asarray(image).astype(np.int64)
+        image = Image.fromarray(
+            (values >> (8 if values.max() < 1 << 16 else 24)).clip(0, 255).astype(np.uint8)
+        )
+    if "A" in image.getbands() or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "BMP")
+    return out.getvalue()

@@ -1,0 +1,46 @@
+"""img2dataset's parts put together as its own ``download()`` does, from a source card."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from filip.data.cards import SourceCard
+from filip.data.download import encode_quality
+from filip.data.image_rules import MAX_PIXELS, CheckedResizer
+from filip.data.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
+
+
+def make_downloader(
+    card: SourceCard, folder: Path, columns: list[str], opt_outs: list[str]
+) -> ShardDownloader:
+    """The Downloader of a card's settings, writing into ``folder``; it can be pickled to any worker."""
+    load = card.download
+    resizer = CheckedResizer(
+        image_size=load.image_size,
+        resize_mode=load.resize_mode,
+        resize_only_if_bigger=load.only_if_bigger,
+        encode_quality=encode_quality(card),
+        encode_format=load.encode_format,
+        min_image_size=card.image_rules.min_side,
+        max_image_area=MAX_PIXELS,
+        max_aspect_ratio=card.image_rules.max_aspect,
+    )
+    return ShardDownloader(
+        final_folder=folder,
+        allow_files=card.image_root is not None,
+        sample_writer_class=OrderedWriter,
+        resizer=resizer,
+        thread_count=load.threads,
+        save_caption=True,
+        extract_exif=False,
+        column_list=columns,
+        timeout=load.timeout,
+        number_sample_per_shard=load.samples_per_shard,
+        oom_shard_count=SHARD_DIGITS,
+        compute_hash="sha256",
+        verify_hash_type=None,
+        encode_format=load.encode_format,
+        retries=load.retries,
+        user_agent_token="img2dataset",
+        disallowed_header_directives=opt_outs,
+    )

@@ -1,0 +1,216 @@
+"""Real img2dataset against a hostile server: every URL in one bucket, every image right, any moment interruptible."""
+
+import hashlib
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+
+from filip.data.cards import SourceCard, parse_card
+from filip.data.download import download
+from filip.errors import UserError
+from tests.data import hostile
+from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
+
+HTTP = {
+    "nothing": "http_404",
+    "status_403": "http_403",
+    "status_500": "http_5xx",
+    "hang": "timeout",
+    "drip": "timeout",
+    "drip_header": "timeout",
+    "loop": "redirect_loop",
+    "opted_out": "opted_out",
+    "cut_off": "cut_off",
+    "reset": "connection",
+}
+
+
+def write_list(path: Path, urls: list[str], **columns) -> Path:
+    captions = [f"caption {i}" for i in range(len(urls))]
+    pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path)
+    return path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every tar and Parquet file."""
+    files = [*folder.glob("*.tar"), *folder.glob("*.parquet")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@pytest.mark.slow
+def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> None:
+    card = parse_card(
+        {
+            "name": "hostile",
+            "download": {
+                "image_size": 120,
+                "timeout": 1,
+                "retries": 0,
+                "retry_passes": 1,
+                "samples_per_shard": 20,
+                "normal_success_rate": 0.9,
+            },
+        },
+        Path("hostile.yaml"),
+    )
+    reasons = {**HTTP, **PROBLEMS, **dict.fromkeys([*EXPECTED, "moved", "café", "flaky"], "ok")}
+    names = sorted(reasons, key=lambda name: hashlib.md5(name.encode()).hexdigest())
+    with hostile.hostile_server(slow=1) as server:
+        urls = [server.url(name) for name in names]
+        artists = [f"artist {name}" for name in names]
+        source = write_list(tmp_path / "list.parquet", urls, artist=artists, rank=list(range(len(urls))))
+        out = tmp_path / "shards"
+        started = time.monotonic()
+        fragment = download(source, out, card)
+        assert time.monotonic() - started < 60
+        asked = server.requests.copy()
+        again = time.monotonic()
+        assert download(source, out, card) == fragment, "a second run does nothing"
+        assert time.monotonic() - again < 2 and server.requests == asked
+
+    # the funnel: each URL once, in the bucket that its server asked for
+    wanted = Counter(reasons.values())
+    assert fragment.n_in == len(names) and fragment.n_out == wanted.pop("ok")
+    assert fragment.dropped == dict(wanted)
+    transient = ("http_5xx", "timeout", "cut_off", "connection")
+    assert fragment.notes["retried"] == [sum(wanted[r] for r in transient) + 1], "flaky is retried, and comes"
+    assert asked["status_500"] == 2 and asked["nothing"] == asked["status_403"] == 1
+    assert "warning" in fragment.notes
+
+    # the shards: what webdataset reads, in the order of the list, with the columns of the list
+    samples = {}
+    tars = sorted(out.glob("*.tar"))
+    assert [tar.name for tar in tars] == ["00000.tar", "00001.tar", "00002.tar"]
+    for sample in wds.WebDataset([str(tar) for tar in tars], shardshuffle=False):
+        meta = json.loads(sample["json"])
+        name = meta["artist"].removeprefix("artist ")
+        assert meta["url"] == urls[meta["rank"]] and sample["txt"].decode() == f"caption {meta['rank']}"
+        assert meta["key"] == sample["__key__"] and meta["status"] == "success"
+        samples[name] = sample["jpg"]
+        if name in EXPECTED:
+            assert_colours(sample["jpg"], EXPECTED[name], name)
+    assert set(samples) == {name for name, reason in reasons.items() if reason == "ok"}
+    for tar in tars:
+        with tarfile.open(tar) as file:
+            keys = [name.split(".")[0] for name in file.getnames()]
+        assert keys == sorted(keys)
+        rows = pq.read_table(tar.with_suffix(".parquet"))
+        assert rows["key"].to_pylist() == sorted(rows["key"].to_pylist())
+        assert json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())["count"] == rows.num_rows
+    assert {p.name for p in (out / "_work").iterdir()} == {"plan.json", "lock", "retry_1.parquet"}
+
+    # a folder belongs to one list and one setting
+    card.image_rules.min_side = 10
+    with pytest.raises(UserError, match="filled with another settings"):
+        download(source, out, card)
+
+
+KILLED = """
+from pathlib import Path
+from filip.data.cards import parse_card
+from filip.data.download import download
+if __name__ == "__main__":
+    settings = {"image_size": 32, "timeout": 5, "samples_per_shard": 40, "threads": 8, "retry_passes": 0}
+    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("k.yaml"))
+    print(download("list.parquet", "shards", card).n_out)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "run.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_worker_and_of_the_whole_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Uninterrupted; with a worker killed (goes on by itself); with everything killed, and run again."""
+    with hostile.hostile_server() as server:
+        urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(400)]
+        found: dict[str, dict[str, str]] = {}
+        for mode in ("whole", "worker", "parent"):
+            folder = tmp_path / mode
+            folder.mkdir()
+            write_list(folder / "list.parquet", urls)
+            (folder / "run.py").write_text(KILLED)
+            running = start(folder)
+            shards = folder / "shards"
+            if mode != "whole":
+                deadline = time.monotonic() + 60
+                while not (done := list(shards.glob("*.tar"))) and time.monotonic() < deadline:
+                    time.sleep(0.01)
+                assert done
+                children = psutil.Process(running.pid).children(recursive=True)
+            if mode == "worker":
+                # the fork server's children, one of which is at work
+                workers = [c for c in children if c.ppid() != running.pid]
+                os.kill(workers[-1].pid, signal.SIGKILL)
+            if mode == "parent":
+                running.kill()
+                running.communicate()
+                psutil.wait_procs(children, timeout=5)
+                assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+                assert len(list(shards.glob("*_stats.json"))) < 10, "killed too late to show anything"
+                running = start(folder)
+            output, errors = running.communicate(timeout=120)
+            assert running.returncode == 0, errors
+            assert output.split()[-1] == str(400 - 45)
+            if mode == "worker":
+                assert "worker was killed" in errors
+            found[mode] = hashes(shards)
+            assert {p.name for p in (shards / "_work").iterdir()} == {"plan.json", "lock"}
+    # the URLs, and so the JSON in the tars, are the same: one server
+    assert len(found["whole"]) == 20
+    assert found["whole"] == found["worker"] == found["parent"]
+
+
+def test_nothing_comes_a_full_disk_and_a_busy_folder_are_errors(tmp_path: Path) -> None:
+    card = SourceCard("x")
+    with pytest.raises(UserError, match="no list at"):
+        download(tmp_path / "none.parquet", tmp_path / "out", card)
+    source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "00000.tar").touch()
+    with pytest.raises(UserError, match="unknown origin"):
+        download(source, tmp_path / "foreign", card)
+    import fcntl
+
+    (tmp_path / "busy" / "_work").mkdir(parents=True)
+    with open(tmp_path / "busy" / "_work" / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="being filled by another process"):
+            download(source, tmp_path / "busy", card)
+
+
+def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:
+    from filip.data.shards import OrderedWriter
+
+    schema = pa.schema([("key", pa.string()), ("when", pa.string())])
+    writer = OrderedWriter(3, str(tmp_path), True, 5, schema, "jpg")
+    writer.write(b"image b", "b", "second", {"key": "b", "when": "x"})
+    writer.write(None, "c", "no image", {"key": "c", "when": "z"})
+    writer.write(b"image a", "a", None, {"key": "a", "when": "y"})
+    writer.close()
+    (first, second) = wds.WebDataset(str(tmp_path / "00003.tar"), shardshuffle=False)
+    assert (first["__key__"], first["jpg"], first["txt"]) == ("a", b"image a", b"")
+    assert (second["__key__"], second["txt"]) == ("b", b"second")
+    assert pq.read_table(tmp_path / "00003.parquet")["key"].to_pylist() == ["a", "b", "c"]
+    writer = OrderedWriter(4, str(tmp_path), True, 5, schema, "jpg")
+    with pytest.raises(TypeError):
+        writer.write(b"x", "a", "c", {"key": "a", "when": io.BytesIO()})
+    with pytest.raises(TypeError):
+        writer.close()
+    assert not (tmp_path / "00004.tar").exists()

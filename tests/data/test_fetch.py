@@ -1,0 +1,93 @@
+"""The bounded fetch against a hostile server: every way to fail has its reason, and nothing hangs."""
+
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filip.data.fetch import ascii_url, fetch
+from tests.data import hostile
+
+TIMEOUT = 0.6
+DIRECTIVES = {"noai", "noindex"}
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[hostile.Hostile]:
+    with hostile.hostile_server(TIMEOUT) as running:
+        yield running
+
+
+def closed_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        return sock.getsockname()[1]
+
+
+def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None, float]:
+    started = time.monotonic()
+    key, body, error = fetch((7, url), TIMEOUT, retries, "img2dataset", DIRECTIVES, **options)
+    assert key == 7 and (body is None) != (error is None)
+    return body and body.read(), error and error.split(":")[0], time.monotonic() - started
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"),
+    [
+        ("nothing", "http_404"),
+        ("status_410", "http_410"),
+        ("status_500", "http_5xx"),
+        ("status_503", "http_5xx"),
+        ("loop", "redirect_loop"),
+        ("opted_out", "opted_out"),
+        ("cut_off", "cut_off"),
+        ("reset", "connection"),
+        ("huge", "too_many_bytes"),
+    ],
+)
+def test_reasons(server: hostile.Hostile, path: str, reason: str) -> None:
+    assert get(server.url(path))[:2] == (None, reason)
+
+
+@pytest.mark.parametrize("path", ["hang", "drip", "drip_header"])
+def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
+    _, reason, seconds = get(server.url(path))
+    assert reason == "timeout"
+    # a read that hangs: one timeout; a drip, whose every read is in time: the deadline of three
+    assert seconds < (1.8 if path == "hang" else 4.5) * TIMEOUT
+
+
+def test_addresses_that_lead_nowhere() -> None:
+    assert get(f"http://127.0.0.1:{closed_port()}/a.jpg")[1] == "connection"
+    assert get("http://no-such-host.invalid/a.jpg")[1] == "dns"
+    for url in ("http://[bad/a.jpg", "ftp://127.0.0.1/a.jpg", "data:image/png;base64,AAAA", "nonsense"):
+        assert get(url)[1] == "malformed_url", url
+
+
+def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
+    expected = hostile.plain()
+    assert get(server.url("jpeg"))[0] == expected
+    assert get(server.url("moved"))[0] == expected
+    assert get(server.url("café"))[0] == expected
+    assert get(server.url("jpeg?x=caf%C3%A9"))[0] == expected
+    assert any("img2dataset" in agent for agent in server.agents), "the agent says who asks"
+    image = tmp_path / "a b.jpg"
+    image.write_bytes(expected)
+    assert get(image.as_uri())[1] == "malformed_url", "a list must not read this machine's files"
+    assert get(image.as_uri(), files=True)[0] == expected
+    assert get((tmp_path / "none.jpg").as_uri(), files=True)[1] == "missing_file"
+
+
+def test_only_what_may_pass_is_tried_again(server: hostile.Hostile) -> None:
+    server.requests.clear()
+    assert get(server.url("flaky"), retries=1)[0] is not None
+    assert get(server.url("status_500"), retries=2)[1] == "http_5xx"
+    assert get(server.url("status_404"), retries=2)[1] == "http_404"
+    assert server.requests == {"flaky": 2, "status_500": 3, "status_404": 1}
+
+
+def test_ascii_url() -> None:
+    assert ascii_url("https://bücher.de/ü b?q=ä%20#x") == "https://xn--bcher-kva.de/%C3%BC%20b?q=%C3%A4%20"
+    assert ascii_url("https://a.org/b%20c") == "https://a.org/b%20c"

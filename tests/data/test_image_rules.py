@@ -1,0 +1,93 @@
+"""Every odd image that the rules let through must come out upright, 8-bit and in its own colours."""
+
+import io
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from filip.data.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from tests.data import hostile
+
+WHITE = (255, 255, 255)
+# colours at a quarter and at three quarters of the height, left and right: (top left, bottom left, bottom right)
+EXPECTED = {
+    "jpeg": [hostile.RED] * 3,
+    "png": [hostile.GREEN] * 3,
+    "webp": [hostile.BLUE] * 3,
+    "gif": [hostile.RED] * 3,  # the first frame
+    "cmyk": [(0, 0, 255)] * 3,
+    "palette": [hostile.RED, hostile.BLUE, hostile.BLUE],
+    "grey16": [(128, 128, 128)] * 3,
+    "rgb16": [hostile.GREEN] * 3,
+    "exif": [hostile.RED, hostile.BLUE, hostile.BLUE],
+    "rgba": [hostile.GREEN, hostile.GREEN, WHITE],
+    "grey": [(90, 90, 90)] * 3,
+    "text_plain": [hostile.RED] * 3,
+    "trailing": [hostile.RED] * 3,
+    "limit": [hostile.RED] * 3,
+}
+PROBLEMS = {
+    "html": "not_an_image",
+    "empty": "not_an_image",
+    "truncated_jpeg": "truncated",
+    "truncated_png": "truncated",
+    "no_end": "truncated",
+    "broken_png": "undecodable",
+    "bomb": "too_many_pixels",
+    "small": "too_small",
+    "wide": "aspect",
+}
+BODIES = {**hostile.GOOD, **hostile.BAD}
+
+
+@pytest.fixture(scope="module")
+def resizer() -> CheckedResizer:
+    return CheckedResizer(
+        image_size=120,
+        resize_mode="keep_ratio",
+        resize_only_if_bigger=True,
+        min_image_size=200,
+        max_image_area=MAX_PIXELS,
+        max_aspect_ratio=3.0,
+    )
+
+
+def assert_colours(data: bytes, expected, name: str = "") -> None:
+    pixels = np.asarray(Image.open(io.BytesIO(data)).convert("RGB")).astype(int)
+    height, width = pixels.shape[:2]
+    places = [(height // 4, width // 4), (3 * height // 4, width // 4), (3 * height // 4, 3 * width // 4)]
+    for (y, x), colour in zip(places, expected, strict=True):
+        assert np.abs(pixels[y, x] - colour).max() <= 8, f"{name}: {pixels[y, x]} at {x}, {y}, not {colour}"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_what_the_rules_keep_is_upright_and_in_its_colours(resizer: CheckedResizer, name: str) -> None:
+    data, width, height, original_width, original_height, error = resizer(io.BytesIO(BODIES[name]()))
+    assert error is None
+    size = (600, 200) if name == "limit" else (300, 240)
+    assert (original_width, original_height) == size
+    assert height == 120 and width == round(120 * size[0] / size[1])
+    assert_colours(data, EXPECTED[name], name)
+
+
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_what_the_rules_drop_has_one_reason(resizer: CheckedResizer, name: str) -> None:
+    body = BODIES[name]()
+    started = time.perf_counter()
+    *_, error = resizer(io.BytesIO(body))
+    assert error.split(":")[0] == PROBLEMS[name]
+    assert time.perf_counter() - started < 1, "a bomb is refused by its header, not decoded"
+
+
+def test_every_case_is_in_exactly_one_table() -> None:
+    assert set(EXPECTED) | set(PROBLEMS) == set(BODIES) and not set(EXPECTED) & set(PROBLEMS)
+
+
+def test_limits_are_inclusive_and_either_side_counts() -> None:
+    tall = hostile.plain(200, 600)
+    assert inspect(tall, 200, 3.0) == (None, None)
+    assert inspect(tall, 201, 3.0)[0] == "too_small: 200 x 600"
+    assert inspect(tall, 200, 2.99)[0] == "aspect: 200 x 600"
+    assert inspect(hostile.plain(8, 24), 0, 3.0) == (None, None), "min_side 0 switches the rule off"
