@@ -59,21 +59,26 @@ def load_encoder(model: str, image_size: int | None = None, device: str = "cpu")
             f"no model at {model}: give the .safetensors file that training wrote, "
             "or open_clip:ARCHITECTURE:WEIGHTS (e.g. open_clip:ViT-B-32:laion2b_s34b_b79k)"
         )
-    return FilipEncoder(model, image_size, device)
+    from filip.models import load_model
+
+    return FilipEncoder(load_model(model, image_size=image_size).eval().to(device), Path(model).stem, device)
 
 
 class FilipEncoder:
-    """A model of this project: FILIP, or its CLIP baseline, as its file says."""
+    """A model of this project in memory: FILIP, or its CLIP baseline, as its config says.
 
-    def __init__(self, path: str, image_size: int | None = None, device: str = "cpu"):
+    model: a :class:`filip.models.DualEncoder` on ``device``, in evaluation mode; a training loop may wrap the
+    model it trains to see how it is doing.
+    """
+
+    def __init__(self, model: Any, name: str, device: str = "cpu"):
         from filip.data.transforms import eval_transform
-        from filip.models import load_model
 
-        self.model: Any = load_model(path, image_size=image_size).eval().to(device)
-        self.name = Path(path).stem
+        self.model: Any = model
+        self.name = name
         self.device = device
         self.token_wise = self.model.config.interaction == "token"
-        self.image_size = int(image_size or self.model.image_size)
+        self.image_size = int(self.model.image_size)
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from filip.eval.encoders import Encoder, load_encoder
 from filip.interaction import Similarity, global_similarity, score
 
-__all__ = ["PooledScorer", "Scorer", "Texts", "TokenScorer", "load_scorer"]
+__all__ = ["PooledScorer", "Scorer", "Texts", "TokenScorer", "load_scorer", "scorer_for"]
 
 
 @dataclass
@@ -107,5 +107,9 @@ class TokenScorer(Scorer):
 
 def load_scorer(model: str, image_size: int | None = None, device: str = "cpu") -> Scorer:
     """The scorer that fits a model; arguments and errors as in :func:`filip.eval.encoders.load_encoder`."""
-    encoder = load_encoder(model, image_size, device)
+    return scorer_for(load_encoder(model, image_size, device))
+
+
+def scorer_for(encoder: Encoder) -> Scorer:
+    """Token-wise or pooled, as the encoder is."""
     return TokenScorer(encoder) if encoder.token_wise else PooledScorer(encoder)

@@ -25,7 +25,7 @@ def build_tables(
     """All tables that the study has rows for, by name."""
     cards = {
         name: load_card(cards_dir / f"{name}.yaml")
-        for kind in ("zero_shot", "retrieval")
+        for kind in ("zero_shot", "retrieval", "alignment")
         for name in study.benchmarks(kind)
     }
     builder = _Builder(study, results, published, cards)
@@ -36,6 +36,8 @@ def build_tables(
         tables["retrieval"] = builder.retrieval()
     if study.rows("component_ablation"):
         tables["component_ablation"] = builder.component_ablation()
+    if study.rows("alignment"):
+        tables["alignment"] = builder.alignment()
     if study.efficiency:
         tables["efficiency_ablation"] = builder.efficiency_ablation()
     return tables
@@ -235,6 +237,43 @@ class _Builder:
             return self.task_cell(run, key.removesuffix("_top1"))
         name, way, rank = key.rsplit("_", 2)
         return self.recall_cell(run, name, way, rank)
+
+    def alignment(self) -> Table:
+        """How often a label points at its object: what the paper's alignment pictures show, as a number."""
+        measures = (
+            ("pointing", "value", "chance", "label on its object"),
+            ("composites", "value", "chance", "of two, on its own"),
+            ("composites", "own_side", "own_side_chance", "of two, own side"),
+        )
+        columns, sets = [], self.study.benchmarks("alignment")
+        for name in sets:
+            for part, key, _, title in measures:
+                columns.append(Column(f"{name}_{part}_{key}", title, self.title(name)))
+        rows = []
+        for run in self.study.rows("alignment"):
+            cells = {}
+            for name in sets:
+                for part, key, chance, _ in measures:
+                    members = self.study.replicas(run)
+                    found = [self._pointing_cell(member, name, part, key, chance) for member in members]
+                    cells[f"{name}_{part}_{key}"] = combine(found)
+            rows.append(self.row(run, cells))
+        notes = [
+            "The patch most similar to any token of the label lies on the object (by the drawing's own mask). "
+            "Two: two images side by side with a text that names both.",
+            "A pooled model's patches and words go through its projections, which were trained on one vector each.",
+        ]
+        return Table("alignment", "Word-patch alignment: pointing accuracy (%)", columns, rows, notes)
+
+    def _pointing_cell(self, run: str, benchmark: str, part: str, key: str, chance: str) -> Cell:
+        found = (self.results.evaluation(run, "alignment") or {}).get("benchmarks", {}).get(benchmark)
+        if found is None:
+            return Cell(reason=self._why(run, "alignment", benchmark))
+        measured = found[part]
+        if measured.get(key) is None:
+            return Cell(reason=measured.get("reason", "not measured"))
+        interval = measured.get("ci95" if key == "value" else f"{key}_ci95")
+        return Cell(measured[key], measured[chance], measured["n"], interval)
 
     def efficiency_ablation(self) -> Table:
         measure = "imagenet_top1" if self.tasks == ["imagenet"] else "accuracy"

@@ -114,7 +114,8 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
 def _trained_size(study: Study, results: Results) -> int | None:
     """The image size that the first finished run was trained at."""
     for run in study.trained:
-        image = ((results.training(run) or {}).get("config", {}).get("model") or {}).get("image")
+        settings = (results.training(run) or {}).get("config", {})
+        image = (settings.get("model") or {}).get("image")
         if isinstance(image, dict) and image.get("image_size"):
             return int(image["image_size"])
     return None

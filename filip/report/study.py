@@ -47,12 +47,19 @@ class Study:
         tuned = [str(t["source"]) for t in self.fine_tuned.values() if "source" in t]
         return list(dict.fromkeys([*self.config.get("sources", []), *tuned]))
 
+    @property
+    def peers(self) -> dict[str, dict[str, Any]]:
+        """Other people's models that this study evaluates: ``{name: {label, model: open_clip:…}}``."""
+        return self.config.get("peers") or {}
+
     def label(self, run: str) -> str:
-        return str(self.trained.get(run, {}).get("label", run))
+        return str({**self.peers, **self.trained}.get(run, {}).get("label", run))
 
     def rows(self, table: str) -> list[str]:
-        """The runs of a table, in order."""
-        return list((self.config.get("tables") or {}).get(table) or [])
+        """The runs of a table, in order; peers follow where they were evaluated in the same way."""
+        named = list((self.config.get("tables") or {}).get(table) or [])
+        peers = self.peers if named and table in ("zero_shot", "retrieval") else ()
+        return list(dict.fromkeys([*named, *peers]))
 
     def benchmarks(self, kind: str) -> list[str]:
         """Names of the cards of ``zero_shot``, ``retrieval`` or ``alignment``."""
@@ -103,8 +110,9 @@ class Results:
     def run_dir(self, run: str) -> Path | None:
         """The run's folder, from the training result or, failing that, the newest ``runs/<run>-*``."""
         training = self.training(run) or {}
-        if training.get("run_dir") and Path(training["run_dir"]).is_dir():
-            return Path(training["run_dir"])
+        told = training.get("run_dir") or (training.get("config") or {}).get("run_dir")
+        if told and Path(told).is_dir():
+            return Path(told)
         found = sorted(self.folder.glob(f"runs/{run}-*"), key=lambda p: p.stat().st_mtime)
         return found[-1] if found else None
 
