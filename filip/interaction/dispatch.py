@@ -63,8 +63,9 @@ def late_interaction(
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto"
 
-    Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens); a 16-bit
-    token is multiplied exactly and summed in float32, under autocast too. Gradients arrive in the dtype of
+    Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens); 16-bit
+    tokens are multiplied exactly and summed in float32, under autocast too (the native kernel may leave
+    bfloat16 similarities an error of 3e-4 of |f| |g|, a tenth of their rounding; its winners are exact). Gradients arrive in the dtype of
     the tokens; there is no second derivative. When several tokens share a maximum, the one with the lowest
     index takes the whole gradient.
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run.
@@ -161,7 +162,7 @@ class _LateInteraction(torch.autograd.Function):
 
 
 def _automatic(image_tokens: Tensor, longest: int) -> Backend:
-    for device, candidate in (("cpu", _native), ("cuda", _triton_by_default)):
+    for device, candidate in (("cpu", _native_by_default), ("cuda", _triton_by_default)):
         if image_tokens.device.type == device:
             found, reason = candidate(image_tokens, longest)
             if found is not None:
@@ -172,8 +173,19 @@ def _automatic(image_tokens: Tensor, longest: int) -> Backend:
 
 
 def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    """The compiled CPU backend, or None and why not ("" when nobody would expect it to run)."""
-    return None, ""
+    """The compiled CPU kernels, or None and why not. The first call that they fit compiles them."""
+    try:
+        from filip.interaction import native
+    except ImportError as error:
+        return None, f"the native kernels cannot be imported ({error})"
+    reason = native.unavailable(image_tokens, longest)
+    return (None if reason else native), reason
+
+
+def _native_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
+    if image_tokens.dtype not in (torch.float32, torch.bfloat16):
+        return None, ""  # as documented, so not worth a notice
+    return _native(image_tokens, longest)
 
 
 def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:

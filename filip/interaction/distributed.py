@@ -162,7 +162,7 @@ class _Gathered(torch.autograd.Function):
             kept = run_forward(ctx.module, image_tokens, texts, ctx.lengths)[2]
         both = (grads[0], grad_t2i)
         own, foreign = run_backward(ctx.module, both, image_tokens, texts, ctx.lengths, kept)
-        returned = sum_at_owner(foreign, layout.tokens, layout.group)
+        returned = sum_at_owner(foreign.to(grads[0].dtype), layout.tokens, layout.group)
         return own.to(image_tokens.dtype), returned.to(texts.dtype), None, None, None
 
 
@@ -202,6 +202,7 @@ class _Ring(torch.autograd.Function):
                 kept = run_forward(module, image_tokens, block, lengths)[2]
             both = (grads[0][:, columns], grad_t2i[:, columns])
             own, foreign = run_backward(module, both, image_tokens, block, lengths, kept)
+            foreign = foreign.to(grads[0].dtype)  # a backend may round to the dtype of the tokens
             grad_images += own
             finish(handles)  # what the ranks before this one have summed for this block is here now
             summed = foreign.contiguous() if total is None else total.add_(foreign)
