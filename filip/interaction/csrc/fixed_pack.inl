@@ -15,7 +15,7 @@ static inline int64_t sliced_width(int64_t dim) { return round_up(dim, LANES); }
 static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim, int16_t* out) {
   const int64_t stride = fixed_stride(dim);
   // One row at a time as float: a bfloat16 row has to be widened, and both loops below want no tail.
-  float longest = 0;
+  float longest = 0, all = 0;
   const auto load_row = [&](int64_t row, int64_t c) -> __m512 {
     const __mmask16 valid = dim - c >= 16 ? 0xffff : static_cast<__mmask16>((1u << (dim - c)) - 1);
     if (!bf16) return _mm512_maskz_loadu_ps(valid, static_cast<const float*>(rows) + row * dim + c);
@@ -30,6 +30,11 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     }
     const float length = _mm512_reduce_add_ps(sum);
     longest = length > longest ? length : longest;
+    all += length;
+  }
+  if (!(all < __builtin_inff())) {  // not numbers, or too large to be squared: everything in doubt, values not numbers
+    __builtin_memset(out, 0, static_cast<size_t>((range.end - range.begin) * stride) * sizeof(int16_t));
+    return {__builtin_nanf(""), 0};
   }
   // Tokens so short that the scale would overflow are all zero in fixed point, hence all in doubt, hence exact.
   const float length = __builtin_sqrtf(longest) * (1 + 1e-6f);

@@ -1,0 +1,285 @@
+"""The native kernels on every instruction set of this CPU, against the float64 reference; and their build."""
+
+from __future__ import annotations
+
+import functools
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction import native, native_build, reference
+from tests.interaction.problems import (
+    Problem,
+    Result,
+    assert_close,
+    by_definition,
+    random_lengths,
+    random_problem,
+    tied_problem,
+    upstream,
+)
+
+if not native.available():
+    pytest.skip(str(native.unavailable_reason()), allow_module_level=True)
+
+
+@pytest.fixture(params=native.isas())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
+    return request.param
+
+
+@pytest.fixture
+def threads() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def solve(problem: Problem) -> Result:
+    image = problem.image_tokens.detach().requires_grad_()
+    text = problem.text_tokens.detach().requires_grad_()
+    i2t, t2i = native.late_interaction(image, text, problem.text_lengths)
+    grads = torch.autograd.grad((i2t, t2i), (image, text), upstream(i2t.shape))
+    return Result(i2t.detach(), t2i.detach(), *grads)
+
+
+def expected(problem: Problem) -> Result:
+    image = problem.image_tokens.double().requires_grad_()
+    text = problem.text_tokens.double().requires_grad_()
+    i2t, t2i = reference.late_interaction(image, text, problem.text_lengths.tolist())
+    weights = tuple(weight.double() for weight in upstream(i2t.shape))
+    return Result(i2t.detach(), t2i.detach(), *torch.autograd.grad((i2t, t2i), (image, text), weights))
+
+
+@functools.cache
+def problem_and_expected(name: str, dtype: torch.dtype) -> tuple[Problem, Result]:
+    image, text, lengths = random_problem(*SHAPES[name])
+    problem = Problem(image.to(dtype), text.to(dtype), lengths)
+    return problem, expected(problem)
+
+
+SHAPES = {
+    "paper's geometry": (20, 49, random_lengths(40, 4, 30, seed=2), 256),
+    "one image token": (30, 1, [2, 7, 3], 32),
+    "one text token": (4, 9, [1, 1, 1, 1, 1, 1, 1, 1], 16),
+    "one of each, one feature": (1, 1, [1], 1),
+    "all lengths": (3, 10, list(range(1, 78)), 24),
+    "odd features": (9, 50, random_lengths(9, 2, 20, seed=1), 129),
+    "fewer features than a vector": (5, 17, [3, 8, 2], 7),
+    "many features": (2, 6, [4, 5], 1030),
+    "large model": (3, 256, random_lengths(10, 5, 30, seed=3), 64),
+    "more than 256 image tokens": (3, 300, [4, 9, 77], 40),
+    "more than 256 text tokens": (2, 5, [300, 3], 16),
+    "more image tokens than a block": (2, 577, [9, 12], 32),
+    "many texts": (3, 7, random_lengths(600, 1, 4, seed=4), 16),
+    "many images": (400, 3, [2, 9], 16),
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_float32(isa: str, name: str) -> None:
+    problem, wanted = problem_and_expected(name, torch.float32)
+    assert_close(solve(problem), wanted, 2e-6)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_bfloat16(isa: str, name: str) -> None:
+    """Values to far less than bfloat16 rounding; gradients are rounded to it once."""
+    problem, wanted = problem_and_expected(name, torch.bfloat16)
+    found = solve(problem)
+    assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == torch.bfloat16
+    assert_close(found, wanted, 3e-4, torch.finfo(torch.bfloat16).eps)
+
+
+def test_tokens_of_any_length(isa: str) -> None:
+    """Nothing assumes unit tokens: lengths over eight orders of magnitude, zeros and one-hot rows."""
+    image, text, lengths = random_problem(7, 20, [3, 9, 14], 48)
+    image = image * torch.logspace(-4, 4, 7)[:, None, None]
+    text = text * torch.rand(26, 1)
+    image[2, 5], text[4] = 0, 0
+    image[3] = F.one_hot(torch.arange(20), 48).float()
+    found, wanted = solve(Problem(image, text, lengths)), expected(Problem(image, text, lengths))
+    for name in ("i2t", "t2i", "grad_image"):  # each image to its own precision
+        a, b = getattr(found, name).double(), getattr(wanted, name)
+        for i in range(7):
+            torch.testing.assert_close(a[i], b[i], rtol=1e-6, atol=2e-6 * float(b[i].abs().max()))
+
+
+def test_ties_go_to_the_lowest_index(isa: str) -> None:
+    for problem in (tied_problem(6, 12, [1, 9, 20, 3, 9], 4), tied_problem(5, 49, [30, 2, 7], 16, seed=1)):
+        assert_close(solve(problem), by_definition(problem), 1e-6)
+    image, text, lengths = random_problem(4, 10, [6, 6], 32)
+    doubled = Problem(torch.cat([image, image], 1), text[[0, 0, 1, 1, 0, 1] * 2], lengths)
+    i2t_map, t2i_map = native.forward(*doubled[:2], lengths.tolist())[2]
+    assert int(i2t_map.max()) <= 2 and int(t2i_map.max()) < 10
+    one_token = Problem(image[:, :1].expand(-1, 49, -1), text, lengths)
+    assert int(native.forward(*one_token[:2], lengths.tolist())[2][1].max()) == 0
+
+
+def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
+    """As in an untrained model, whose tokens hardly differ: 16 bits cannot tell them apart, float32 can.
+
+    Arg-maxima may differ from float64's only where the two similarities agree to float32 rounding.
+    """
+    image, text, lengths = random_problem(16, 49, random_lengths(60, 10, 30), 64, seed=3)
+    image = F.normalize(image[:1, :1] + 1e-3 * image, dim=-1)
+    text = F.normalize(text[:1] + 1e-3 * text, dim=-1)
+    i2t, t2i, (i2t_map, t2i_map) = native.forward(image, text, lengths.tolist())
+    starts = lengths.cumsum(0) - lengths
+    for j, rows in enumerate(text.split(lengths.tolist())):
+        similarity = image.double() @ rows.double().T
+        chosen = similarity.gather(2, i2t_map[:, j].long()[:, :, None])[:, :, 0]
+        assert float((similarity.amax(2) - chosen).max()) < 5e-7
+        torch.testing.assert_close(i2t[:, j].double(), similarity.amax(2).mean(1), rtol=0, atol=5e-7)
+        winners = t2i_map[:, starts[j] : starts[j] + len(rows)].long()
+        chosen = similarity.gather(1, winners[:, None])[:, 0]
+        assert float((similarity.amax(1) - chosen).max()) < 5e-7
+        torch.testing.assert_close(t2i[:, j].double(), similarity.amax(1).mean(1), rtol=0, atol=5e-7)
+
+
+def test_routing_is_that_of_float64(isa: str) -> None:
+    """Of 100,000 maxima of random tokens, none differs by more than a tie of float32 rounding."""
+    image, text, lengths = random_problem(32, 49, [18] * 48, 256, seed=7)
+    i2t_map, t2i_map = native.forward(image, text, lengths.tolist())[2]
+    similarity = torch.einsum("ikd,jrd->ijkr", image.double(), text.double().view(48, 18, 256))
+    chosen = similarity.gather(3, i2t_map.long()[..., None])[..., 0]
+    assert float((similarity.amax(3) - chosen).max()) < 2e-7
+    chosen = similarity.gather(2, t2i_map.view(32, 48, 18).long()[:, :, None])[:, :, 0]
+    assert float((similarity.amax(2) - chosen).max()) < 2e-7
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_same_bits_whatever_the_threads(isa: str, dtype: torch.dtype, threads: None) -> None:
+    image, text, lengths = random_problem(70, 49, random_lengths(300, 2, 30), 64)
+    problem = Problem(image.to(dtype), text.to(dtype), lengths)
+    results = []
+    for count in (1, 2, 3, 5, 2):
+        torch.set_num_threads(count)
+        results.append(solve(problem))
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other, strict=True))
+
+
+def test_non_contiguous_and_unaligned_inputs(isa: str) -> None:
+    problem = random_problem(5, 8, [3, 6, 6], 33)
+    transposed = problem.image_tokens.permute(2, 1, 0).contiguous().permute(2, 1, 0)
+    wide = torch.zeros(15, 70)
+    wide[:, 1:34] = problem.text_tokens
+    storage = torch.zeros(1 + 15 * 33)
+    storage[1:] = problem.text_tokens.flatten()
+    wanted = expected(problem)
+    for text in (wide[:, 1:34], storage[1:].view(15, 33)):
+        assert_close(solve(Problem(transposed, text, problem.text_lengths)), wanted, 2e-6)
+
+
+def test_upstream_gradients_that_are_zero_expanded_or_large(isa: str) -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    for weight in (torch.zeros(()), torch.tensor(3.0), torch.tensor(1e20)):
+        grads: list[tuple[Tensor, Tensor]] = []
+        for dtype, function in ((torch.float32, native), (torch.float64, reference)):
+            image = problem.image_tokens.to(dtype).requires_grad_()
+            text = problem.text_tokens.to(dtype).requires_grad_()
+            lengths = problem.text_lengths if function is native else problem.text_lengths.tolist()
+            i2t, t2i = function.late_interaction(image, text, lengths)
+            grads.append(torch.autograd.grad(i2t.sum() * weight.to(dtype) + 0 * t2i.sum(), (image, text)))
+        for a, b in zip(*grads, strict=True):
+            torch.testing.assert_close(a.double(), b, rtol=1e-5, atol=1e-6 * float(weight))
+
+
+def test_one_side_only() -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    wanted = solve(problem)
+    for side in (0, 1):
+        tokens = [problem.image_tokens.clone(), problem.text_tokens.clone()]
+        tokens[side].requires_grad_()
+        i2t, t2i = native.late_interaction(*tokens, problem.text_lengths)
+        (grad,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
+        assert torch.equal(grad, wanted[2 + side])
+    with torch.no_grad():
+        i2t, t2i = native.late_interaction(*problem)
+    assert torch.equal(i2t, wanted.i2t) and torch.equal(t2i, wanted.t2i) and not i2t.requires_grad
+    assert native.forward(*problem[:2], [4, 5, 11], keep=False)[2] == ()
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_number_that_is_none_shows(isa: str, dtype: torch.dtype, bad: float) -> None:
+    image, text, lengths = random_problem(3, 4, [2, 5], 16)
+    image[1, 2, 3] = bad
+    found = solve(Problem(image.to(dtype), text.to(dtype), lengths))
+    assert not bool(found.i2t[1].isfinite().any()) and bool(found.i2t[[0, 2]].isfinite().all())
+    if bad != bad:
+        assert bool(found.t2i[1].isnan().all())
+    text[1, 0] = bad
+    found = solve(Problem(image.to(dtype), text.to(dtype), lengths))
+    assert not bool(found.t2i[:, 0].isfinite().any()) and bool(found.t2i[[0, 2], 1].isfinite().all())
+
+
+def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    image, text, lengths = random_problem(2, 3, [2, 4], 16)
+    for arguments, message in (
+        ((image.double(), text.double(), lengths), "float32 and bfloat16, not torch.float64"),
+        ((image.bfloat16(), text, lengths), "differ"),
+        ((image, text[:, :8].contiguous(), lengths), "differ"),
+        ((image, text, lengths + 1), "sum to 8"),
+        ((image[:0], text, lengths), "at least one"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            native.late_interaction(*arguments)
+    monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
+    with pytest.raises(ValueError, match="FILIP_NATIVE_ISA='avx3' is not an instruction set of this CPU"):
+        native.late_interaction(image, text, lengths)
+
+
+_ASK = "from filip.interaction import native as n; print(n.available()); print(n.unavailable_reason())"
+
+
+def _ask(**environment: str) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", _ASK],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
+    answer, reason = _ask(CXX="/nonexistent/c++", FILIP_NATIVE_CACHE=str(tmp_path))
+    assert answer == "False" and "no C++ compiler ('/nonexistent/c++'" in reason
+    answer, reason = _ask(PATH="", FILIP_NATIVE_CACHE=str(tmp_path))
+    assert answer == "False" and "no C++ compiler ('c++'" in reason
+    answer, reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # there, but compiles nothing
+    assert answer == "False" and "compilation failed" in reason
+    assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
+
+
+def test_a_lock_left_behind_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither our lock file, nor PyTorch's "lock" in the folder of a killed build, is waited for."""
+    monkeypatch.setenv(native_build.CACHE_VARIABLE, str(tmp_path))
+    built: list[Path] = []
+
+    def instead_of_compiling(library: Path) -> None:
+        time.sleep(0.1)
+        built.append(library)
+        library.touch()
+
+    monkeypatch.setattr(native_build, "_build", instead_of_compiling)
+    folder = tmp_path / f"native-{native_build._key(native_build._compiler())}"
+    (folder / "build-killed").mkdir(parents=True)
+    (folder / "build-killed" / "lock").touch()
+    (folder / "building").touch()
+    started = time.monotonic()
+    assert native_build.library_path().exists() and native_build.library_path().exists()
+    assert time.monotonic() - started < 10 and len(built) == 1 and not (folder / "build-killed").exists()
