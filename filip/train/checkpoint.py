@@ -9,6 +9,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
+from filip.train.fragments import empty_pieces
 from filip.train.ranks import Ranks, all_or_none, barrier
 
 _COMPLETE = re.compile(r"step(\d{8})$")
@@ -139,7 +141,8 @@ def save_checkpoint(
 def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: Path | None = None) -> None:
     """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
     source = universal or checkpoint
-    loaded, _ = engine.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
+    with empty_pieces(engine.deepspeed) if universal else nullcontext():
+        loaded, _ = engine.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
     if loaded is None:
         raise UserError(
             f"DeepSpeed found nothing to load in {source}; delete that folder and resume from an older one"

@@ -141,9 +141,16 @@ class Engine:
     optimizer: Optimizer
     model: DualEncoder
     batching: Batching
+    groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
 
     def bind(self) -> None:
-        """Find the parameters in DeepSpeed's tensors again; after every load of a checkpoint."""
+        """Find the parameters in DeepSpeed's tensors again; after every load of a checkpoint.
+
+        Also puts the groups' own settings back: DeepSpeed's universal load of ZeRO-3 gives all groups the
+        settings of the first, weight decay included.
+        """
+        for group, own in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
+            group.update(own)
         if isinstance(self.optimizer, Lamb):
             bind_lamb(self.deepspeed, self.optimizer)
 
@@ -181,6 +188,8 @@ class Engine:
 
     def is_finite(self) -> bool:
         """True if the last step that was taken had finite gradients and left finite weights."""
+        if self.is_fp16:
+            return True  # the loss scaler never takes another
         norms = self.norms()
         if norms:
             return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
@@ -207,10 +216,11 @@ def make_engine(
     if universal:
         settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     optimizer = make_optimizer(model, config)
+    groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
     )
-    engine = Engine(wrapped, optimizer, model, batching)
+    engine = Engine(wrapped, optimizer, model, batching, groups)
     engine.bind()
     return engine
 

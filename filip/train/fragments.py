@@ -5,9 +5,12 @@ The only place that reads DeepSpeed's private attributes (hence deepspeed<0.20, 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
+from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 from torch import Tensor, nn
 
 from filip.errors import UserError
@@ -58,6 +61,37 @@ def check_deepspeed_settings(settings: dict[str, Any]) -> None:
                 f"zero_optimization.{key}={value} does not go with LAMB: {reason}; "
                 "remove it, or choose optimizer.name=adamw"
             )
+
+
+@contextmanager
+def empty_pieces(engine: Any) -> Iterator[None]:
+    """Around the load of a universal checkpoint under ZeRO-1/2.
+
+    DeepSpeed's loader fails on a rank that holds nothing of a parameter group (a group of one scalar, the
+    temperature, on two ranks). Such a rank gets a piece of length 0 for the time of the load.
+    """
+    lent = []
+    flats = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])
+    for flat, group in zip(flats, getattr(engine.optimizer, "bit16_groups", []), strict=True):
+        if group and all(parameter._hp_mapping is None for parameter in group):
+            nothing = fragment_address(start=0, numel=0)
+            group[0]._hp_mapping = tensor_fragment(
+                lp_fragment=group[0].detach().flatten()[:0],
+                lp_fragment_address=nothing,
+                hp_fragment=flat.detach()[:0],
+                hp_fragment_address=nothing,
+                gradient_dict={},
+                offload_gradient_dict={},
+                use_offload=False,
+                param_group_index=0,
+                optim_fragment={},
+            )
+            lent.append(group[0])
+    try:
+        yield
+    finally:
+        for parameter in lent:
+            parameter._hp_mapping = None
 
 
 def _whole(module: nn.Module, lamb: Lamb) -> dict[Tensor, Layout]:

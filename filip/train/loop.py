@@ -276,16 +276,16 @@ def save_if_due(run: Run, metrics: dict[str, float]) -> None:
     by_step = c.every_steps > 0 and state.step % c.every_steps == 0
     if not (stopping or ((metrics["save"] or by_step) and state.step < run.schedule.steps)):
         return
-    if run.watchdog.healthy and run.engine.is_finite():
+    good = run.watchdog.healthy and run.engine.is_finite()
+    if good:
         state.loader = run.loader.state_dict()
         began = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.folder, c, run.ranks)
         run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - began:.1f} s")
     run.last_saved = time.monotonic()
     if stopping:
-        run.telemetry.event(
-            state.step, "signal", f"stopped by a signal after step {state.step}; start again to go on"
-        )
+        kept = "saved" if good else "not saved, because its numbers are not finite"
+        run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {kept}")
         run.telemetry.close()
         sys.exit(STOPPED_BY_SIGNAL)
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from filip.export import Export, export
 from filip.models import load_model
 from filip.train.checkpoint import complete_checkpoints
+from filip.train.engine import SETTINGS_FOLDER
 from tests.train.conftest import Ranks, train_arguments
 from tests.train.test_zero import losses, run_many
 
@@ -69,9 +70,13 @@ def ranks_end(ranks: Ranks) -> list[int]:
 
 @pytest.mark.slow
 def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: Path, tmp_path: Path) -> None:
+    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
+    settings["fp16"] |= {"initial_scale_power": 11, "hysteresis": 1}  # overflows before and after the stop
+    (tmp_path / "fp16.json").write_text(json.dumps(settings))
+    fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path / 'fp16.json'}")
     cases = {
         "bf16": ("precision=bf16", "zero_stage=1"),
-        "fp16": ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", "gradient_cache=6"),
+        "fp16": (*fp16, "gradient_cache=6"),
         "zero3": ("precision=fp32", "zero_stage=3"),
         "adamw": ("optimizer.name=adamw", "zero_stage=0", "optimizer.base_lr=1e-3"),
     }
