@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from PIL import Image
 
 from filip.command import MISSING, option, run_command
 from filip.data.atomic import write_json
+from filip.data.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import EvalSet, open_set
@@ -84,7 +86,7 @@ def _align_card(
     for item in labelled(data, names, config.examples):
         pixels = encoder.transform(item.image)
         found = word_patches(encoder, pixels.unsqueeze(0), [item.label], prompt)[0]
-        cells.append(alignment_cell(_seen(encoder, item), found, item.label, 320))
+        cells.append(alignment_cell(Image.fromarray(denormalize(pixels)), found, item.label, 320))
         examples.append(
             {
                 "key": item.key,
@@ -113,14 +115,6 @@ def _align_card(
                 f"(chance {100 * result[measure]['chance']:.1f} %)"
             )
     return {**result, "examples": examples}, cells
-
-
-def _seen(encoder: Encoder, item: Labelled) -> Any:
-    """What the model saw of the image: the centre crop."""
-    width, height = item.image.size
-    side = min(width, height)
-    left, top = (width - side) // 2, (height - side) // 2
-    return item.image.crop((left, top, left + side, top + side))
 
 
 def labelled(data: EvalSet, names: list[str] | None, limit: int) -> list[Labelled]:

@@ -33,6 +33,9 @@ class Encoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
         """-> ([t, d], None), or if token-wise (packed tokens [T, d], lengths [t] int64); unit length."""
 
+    def probe_features(self, pixels: Tensor) -> Tensor:
+        """What a linear probe sees [b, width], not normalised: the mean of the encoder's patch tokens."""
+
     def patches(self, pixels: Tensor) -> Tensor:
         """One unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
 
@@ -97,6 +100,11 @@ class FilipEncoder:
         return features.float(), None
 
     @torch.inference_mode()
+    def probe_features(self, pixels: Tensor) -> Tensor:
+        tokens = self.model.image.trunk(pixels.to(self.device))  # before the projection
+        return tokens[:, self.model.image.prefix_tokens :].float().mean(1).cpu()
+
+    @torch.inference_mode()
     def patches(self, pixels: Tensor) -> Tensor:
         # The tower projects every token; a pooled model merely never uses these in training.
         tokens = self.model.image(pixels.to(self.device))
@@ -151,6 +159,11 @@ class OpenClipEncoder:
         return F.normalize(
             self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1
         ), None
+
+    @torch.inference_mode()
+    def probe_features(self, pixels: Tensor) -> Tensor:
+        # open_clip hands out one vector per image, whatever the tower; probes of CLIP use that.
+        return self.model.encode_image(pixels.to(self.device)).float().cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
         raise UserError(_NO_TOKENS)

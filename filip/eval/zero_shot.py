@@ -25,7 +25,7 @@ from filip.eval.prompts import Prompt, load_ensemble
 from filip.eval.runs import encoded_batches, say, size_note
 from filip.eval.scorer import Scorer, Texts, load_scorer
 
-__all__ = ["ZeroShot", "class_scores", "main", "zero_shot_task"]
+__all__ = ["ZeroShot", "class_scores", "main", "measure", "zero_shot_task"]
 
 
 @dataclass
@@ -107,7 +107,7 @@ def zero_shot_task(
     for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
         scores.append(class_scores(scorer, images, texts, prompts))
         labels.append(batch.labels)
-    result = _measure(card, torch.cat(scores), torch.cat(labels), names)
+    result = measure(card, torch.cat(scores), torch.cat(labels), names)
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
 
 
@@ -127,7 +127,8 @@ def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
     return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
 
 
-def _measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
+def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
+    """Accuracies, interval, chance and mistakes of a classifier. scores: [n, classes]; labels: [n] int64."""
     classes = len(names)
     ks = [1, 5] if classes > 5 else [1]
     hits = label_hits(scores, labels, ks)

@@ -10,13 +10,19 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor
 
+from filip.command import run_command
 from filip.data.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.alignment import Alignment, main
+from filip.eval.compare import Compare
+from filip.eval.compare import main as compare
 from filip.eval.encoders import OpenClipEncoder, load_encoder
+from filip.eval.heatmap import Heatmap, heat_cells
+from filip.eval.heatmap import main as heatmap
 from filip.eval.pictures import DIM, draw_alignment, draw_heat, sheet
 from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
 from filip.eval.prompts import Prompt
@@ -178,16 +184,19 @@ def test_the_command_draws_and_measures(tmp_path):
         cards=[str(EVAL / "demo_fluent.yaml"), str(EVAL / "demo_food.yaml")],
         picture=str(tmp_path / "new" / "a.png"),
         out=str(tmp_path / "new" / "a.json"),
-        prompts=str(EVAL / "prompts.yaml"),
+        prompts=str(tmp_path / "prompts.yaml"),
         examples=3,
         pairs=5,
     )
+    prompts = yaml.safe_load((EVAL / "prompts.yaml").read_text())
+    prompts["alignment"]["demo_food"] = "a {c}"
+    Path(config.prompts).write_text(yaml.safe_dump(prompts))
     main(config)
     found = json.loads((tmp_path / "new" / "a.json").read_text())
     fluent, food = found["benchmarks"]["demo_fluent"], found["benchmarks"]["demo_food"]
-    assert (fluent["prompt"], food["prompt"]) == ("{c}", "a photo of a {c}.")
+    assert (fluent["prompt"], food["prompt"]) == ("{c}", "a {c}")
     assert fluent["pointing"]["n"] == 9 and fluent["pointing"]["chance"] == pytest.approx(0.5)
-    assert food["examples"][1]["label"] == "black tea" and food["examples"][1]["label_tokens"] == [5, 6]
+    assert food["examples"][1]["label"] == "black tea" and food["examples"][1]["label_tokens"] == [2, 3]
     assert np.array(food["examples"][0]["indices"]).shape == (4, 4)
     assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
 
@@ -197,3 +206,42 @@ def test_mistakes_are_named():
         alignment_prompt("a photo")
     with pytest.raises(UserError, match="open_clip's have no projection"):
         OpenClipEncoder.patches(ColourBlind(), torch.zeros(1))  # type: ignore[arg-type]
+
+
+def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
+    write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(8)], masks=True)
+    models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("global", "token")]
+    picture = tmp_path / "side.png"
+    argv = [
+        f"models=[{','.join(models)}]",
+        "labels=[CLIP,FILIP]",
+        f"root={tmp_path / 'data'}",
+        f"picture={picture}",
+    ]
+    argv += [
+        f"card={EVAL / 'demo_fluent.yaml'}",
+        f"prompts={EVAL / 'prompts.yaml'}",
+        "examples=2",
+        "composites=1",
+    ]
+    run_command(compare, Compare, argv=argv)
+    assert Image.open(picture).width == 4 * 300 + 5 * 26  # two comparisons in a row
+    ITEMS[0].image.save(tmp_path / "red.png")
+    argv = [
+        f"model={models[1]}",
+        f"image={tmp_path / 'red.png'}",
+        "caption='a red, red thing'",
+        f"picture={picture}",
+    ]
+    run_command(heatmap, Heatmap, argv=argv)
+    assert Image.open(picture).width == 4 * 240 + 5 * 26
+    cells = heat_cells(load_encoder(models[1]), ITEMS[0].image, "red, thing", 100)
+    assert [cell.title for cell in cells[1:]] == ["1 red", "2 ,", "3 thing", "0 [BOS]", "4 [EOS]"]
+
+
+def test_the_heat_of_a_word_is_where_it_is():
+    encoder = ColourBlind()
+    image = square("red", 16, 0).image
+    (found,) = word_patches(encoder, encoder.transform(image).unsqueeze(0), ["red"], Prompt("a ", " one"))
+    heat = found.heat()
+    assert heat[:2, 2:].min() > heat[2:].max() and heat[:2, 2:].min() > heat[:2, :2].max()

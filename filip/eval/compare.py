@@ -1,0 +1,81 @@
+"""Models side by side: ``python -m filip.eval.compare models=[clip.safetensors,filip.safetensors] … picture=P.png``.
+
+The same images aligned with the same labels by each model, one model per column: what the token-wise loss does
+to the patches. A pooled model's patches and words go through its projections, as in the alignment table.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from filip.command import MISSING, option, run_command
+from filip.data.atomic import replacing
+from filip.data.transforms import denormalize
+from filip.errors import UserError
+from filip.eval.alignment import NOTE, labelled, prompt_text
+from filip.eval.cards import load_card, match_classes
+from filip.eval.datasets import open_set
+from filip.eval.encoders import load_encoder
+from filip.eval.pictures import alignment_cell, sheet
+from filip.eval.pointing import composite_alignment
+from filip.eval.word_patch import alignment_prompt, word_patches
+
+__all__ = ["Compare", "main"]
+
+
+@dataclass
+class Compare:
+    models: list[str] = option(MISSING, "two or more .safetensors files of ours, left to right")
+    labels: list[str] = option([], "their titles; the files' names if empty")
+    root: str = option(MISSING, "folder below which the test sets lie")
+    card: str = option(MISSING, "benchmark card whose images are shown")
+    picture: str = option(MISSING, "the sheet (PNG)")
+    prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
+    examples: int = option(6, "images, evenly spread over the set")
+    composites: int = option(3, "pictures of two objects side by side")
+    loader: str | None = option(None, "layout of the card to use instead of its default")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: Compare) -> None:
+    """Draw the word-patch alignment of several models in columns."""
+    if config.labels and len(config.labels) != len(config.models):
+        raise UserError(
+            f"{len(config.labels)} labels for {len(config.models)} models: give one each, or none"
+        )
+    card = load_card(config.card, config.loader)
+    data = open_set(card, config.root)
+    names = match_classes(card, data.classes) if data.classes is not None else None
+    prompt = alignment_prompt(prompt_text(config.prompts, card.name))
+    items = labelled(data, names, config.examples + 2 * config.composites)
+    encoders = [load_encoder(model, None, config.device) for model in config.models]
+    titles = config.labels or [Path(model).stem for model in config.models]
+    cells = []
+    for item in items[: config.examples]:
+        for encoder, title in zip(encoders, titles, strict=True):
+            pixels = encoder.transform(item.image)
+            found = word_patches(encoder, pixels.unsqueeze(0), [item.label], prompt)[0]
+            cells.append(alignment_cell(_seen(pixels), found, f"{title}: {item.label}", 300))
+    rest = items[config.examples :]
+    for left, right in zip(rest[::2], rest[1::2], strict=False):
+        for encoder, title in zip(encoders, titles, strict=True):
+            image, found, _ = composite_alignment(encoder, left, right)
+            both = f"{title}: {left.label} and {right.label}"
+            cells.append(alignment_cell(_seen(encoder.transform(image)), found, both, 300))
+    columns = len(encoders) * max(1, 4 // len(encoders))  # whole comparisons in a row
+    page = sheet(cells, columns, f"Word-patch alignment on {card.title}", NOTE, cell_width=300)
+    with replacing(config.picture) as part:
+        page.save(part, format="PNG")
+
+
+def _seen(pixels: Tensor) -> Image.Image:
+    """What the model saw."""
+    return Image.fromarray(denormalize(pixels))
+
+
+if __name__ == "__main__":
+    run_command(main, Compare)

@@ -1,0 +1,76 @@
+"""Where each word looks: ``python -m filip.eval.heatmap model=M image=cat.jpg 'caption=a black cat' picture=P.png``.
+
+One heat map per token of any caption on any image, on one scale, beside the word-patch alignment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filip.command import MISSING, option, run_command
+from filip.data.atomic import replacing
+from filip.data.transforms import denormalize
+from filip.errors import UserError
+from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
+from filip.eval.prompts import Prompt
+from filip.eval.word_patch import word_patches
+
+__all__ = ["Heatmap", "heat_cells", "main"]
+
+
+@dataclass
+class Heatmap:
+    model: str = option(MISSING, "a .safetensors file of ours")
+    image: str = option(MISSING, "an image file")
+    caption: str = option(MISSING, "any text")
+    picture: str = option(MISSING, "the sheet of heat maps (PNG)")
+    columns: int = option(4, "heat maps per row")
+    width: int = option(240, "width of a heat map in px")
+    image_size: int | None = option(None, "look at this resolution instead of the model's")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: Heatmap) -> None:
+    """Draw where each word of a caption looks in an image."""
+    if not Path(config.image).is_file():
+        raise UserError(f"no image at {config.image}")
+    encoder = load_encoder(config.model, config.image_size, config.device)
+    try:
+        image = Image.open(config.image).convert("RGB")
+    except OSError as error:
+        raise UserError(f"{config.image} cannot be read as an image: {error}") from error
+    cells = heat_cells(encoder, image, config.caption, config.width)
+    note = (
+        "First: the position of the most similar token on each patch. Then, for each token, its similarity to each "
+        "patch, from dark (the picture's lowest) to bright (its highest)."
+    )
+    page = sheet(cells, config.columns, f"{config.caption}", note, cell_width=config.width)
+    with replacing(config.picture) as part:
+        page.save(part, format="PNG")
+
+
+def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[Cell]:
+    """The alignment of an image with a caption, then one heat map per token, [BOS] and [EOS] last."""
+    pixels = encoder.transform(image)
+    found = word_patches(encoder, pixels.unsqueeze(0), [caption], Prompt("", ""))[0]
+    seen = Image.fromarray(denormalize(pixels))
+    patch = max(12, width // found.grid[1])
+    low, high = (float(v) for v in np.percentile(found.similarity.numpy(), [2, 99.5]))
+    words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
+    cells = [Cell(draw_alignment(seen, found, patch), encoder.name, words)]
+    last = len(found.tokens) - 1
+    for i in [*range(1, last), 0, last]:
+        heat = found.similarity[:, i].view(found.grid).numpy()
+        share = float((found.indices == i).mean())
+        below = [(f"best token of {100 * share:.0f} % of the patches", MUTED)]
+        cells.append(Cell(draw_heat(seen, heat, low, high, patch), f"{i} {found.tokens[i]}", below))
+    return cells
+
+
+if __name__ == "__main__":
+    run_command(main, Heatmap)

@@ -1,0 +1,146 @@
+"""Linear probe: ``python -m filip.eval.linear_probe model=M root=DIR cards=[…] out=FILE.json``.
+
+The encoder is frozen; an image is the mean of its patch tokens; scikit-learn's logistic regression with L-BFGS,
+at most 1,000 iterations, is fitted on the training split and tested on the test split. A benchmark without a
+training split is cross-validated on its test split, and the result says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold
+
+from filip.command import MISSING, option, run_command
+from filip.data.atomic import write_json
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.datasets import EvalSet, batches, open_set
+from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.runs import say, size_note
+from filip.eval.zero_shot import measure
+
+__all__ = ["LinearProbe", "main", "probe"]
+
+
+@dataclass
+class LinearProbe:
+    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
+    root: str = option(MISSING, "folder below which the data sets lie")
+    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/cifar10.yaml]")
+    out: str = option(MISSING, "result file (JSON)")
+    run: str = option("", "name of the run in the result; the model file's name if empty")
+    regularisation: float = option(
+        1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)"
+    )
+    iterations: int = option(1000, "at most this many of L-BFGS")
+    folds: int = option(5, "of the cross-validation where there is no training split")
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    loader: str | None = option(None, "layout of the cards to use instead of their default")
+    batch_size: int = option(64, "images at a time")
+    workers: int = option(0, "processes that decode images")
+    device: str = option("cpu", "torch device")
+
+
+def main(config: LinearProbe) -> None:
+    """Accuracy of a linear classifier on frozen features, written as JSON."""
+    cards = load_cards(config.cards, config.loader)
+    if wrong := [card.name for card in cards if card.kind != "classification"]:
+        raise UserError(f"{', '.join(wrong)}: not a classification card")
+    encoder = load_encoder(config.model, config.image_size, config.device)
+    tasks = {}
+    for card in cards:
+        tasks[card.name] = probe(encoder, card, config)
+        task = tasks[card.name]
+        say(
+            f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images ({task['protocol']})"
+        )
+    run = config.run or Path(config.model).stem
+    write_json(
+        config.out,
+        {"run": run, "model": config.model, "regularisation": config.regularisation, "tasks": tasks},
+    )
+
+
+def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[str, Any]:
+    """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
+    test = open_set(card, config.root)
+    names = match_classes(card, test.classes or [])
+    features, labels = _features(encoder, test, config)
+    train = _training_set(card, config.root)
+    if train is None:
+        scores, protocol = _cross_validated(features, labels, len(names), config)
+    else:
+        if match_classes(card, train.classes or []) != names:
+            raise UserError(f"{card.name}: the training and the test split number their classes differently")
+        fitted = _fit(*_features(encoder, train, config), config)
+        scores = _scores(fitted, features, len(names))
+        protocol = f"trained on {len(train):,} images of the training split"
+    result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names)
+    return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
+
+
+def _training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
+    """The card's training split, if its copy on disk has one."""
+    split = str(card.layout.options.get("train_split", "train"))
+    if card.split == "all":
+        return None
+    if card.loader == "webdataset" and not (Path(root) / card.path / split / "nshards.txt").is_file():
+        return None
+    options = {k: v for k, v in card.layout.options.items() if k != "partition"}
+    if "partition" in card.layout.options:
+        options["partition"] = str(card.layout.options["partition"]).replace("Testing", "Training")
+    return open_set(
+        dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split, options=options)), root
+    )
+
+
+def _features(encoder: Encoder, data: EvalSet, config: LinearProbe) -> tuple[np.ndarray, np.ndarray]:
+    """([n, width] float32, [n] int64)."""
+    features, labels = [], []
+    for batch in batches(data, encoder.transform, config.batch_size, config.workers):
+        if len(batch.keys):
+            features.append(encoder.probe_features(batch.pixels).numpy())
+            labels.append(batch.labels.numpy())
+    return np.concatenate(features), np.concatenate(labels)
+
+
+def _fit(features: np.ndarray, labels: np.ndarray, config: LinearProbe) -> LogisticRegression:
+    model = LogisticRegression(C=config.regularisation, solver="lbfgs", max_iter=config.iterations)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # "at most" is the protocol
+        return model.fit(features, labels)
+
+
+def _scores(fitted: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:
+    """[n, classes] float64; a class that was never seen in training ranks last."""
+    scores = np.full((len(features), classes), -np.inf)
+    scores[:, fitted.classes_] = fitted.predict_log_proba(features)
+    return scores
+
+
+def _cross_validated(
+    features: np.ndarray, labels: np.ndarray, classes: int, config: LinearProbe
+) -> tuple[np.ndarray, str]:
+    """Scores of each image from a classifier that was not fitted on it."""
+    folds = min(config.folds, int(np.bincount(labels)[np.unique(labels)].min()))
+    if folds < 2:
+        raise UserError(
+            "a linear probe needs a training split, or at least two images of every class to fold"
+        )
+    scores = np.zeros((len(labels), classes))
+    for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
+        scores[test] = _scores(_fit(features[train], labels[train], config), features[test], classes)
+    return scores, f"{folds}-fold cross-validation of the test split, which has no training split"
+
+
+if __name__ == "__main__":
+    run_command(main, LinearProbe)

@@ -1,0 +1,78 @@
+"""The linear probe against scikit-learn called directly, with and without a training split."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import accuracy_score
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.datasets import WebdatasetFolder
+from filip.eval.encoders import load_encoder
+from filip.eval.linear_probe import LinearProbe, main, probe
+from tests.eval.miniature import write_model, write_webdataset
+
+EVAL = Path(__file__).parents[2] / "eval"
+NAMES = ["a", "b", "c"]
+
+
+def run(tmp_path: Path, model: str) -> dict:
+    argv = [
+        f"model={model}",
+        f"root={tmp_path}",
+        f"cards=[{EVAL / 'demo_food.yaml'}]",
+        f"out={tmp_path / 'o.json'}",
+    ]
+    run_command(main, LinearProbe, argv=argv)
+    return json.loads((tmp_path / "o.json").read_text())["tasks"]["demo_food"]
+
+
+def features(model: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean of the patch tokens before the projection, by the towers' own forward."""
+    encoder = load_encoder(model)
+    data = WebdatasetFolder(folder, split)
+    rows = []
+    for i in range(len(data)):
+        tokens = encoder.model.image.trunk(encoder.transform(data[i].image).unsqueeze(0))  # type: ignore[attr-defined]
+        rows.append(tokens[0, 1:].mean(0).detach().numpy())
+    return np.stack(rows), np.array([data[i].label for i in range(len(data))])
+
+
+def test_trained_on_the_training_split(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    folder = tmp_path / "demo_food"
+    write_webdataset(folder, NAMES, [i % 3 for i in range(21)], split="train")
+    write_webdataset(folder, NAMES, [(i // 2) % 3 for i in range(15)])
+    found = run(tmp_path, model)
+    fitted = LogisticRegression(max_iter=1000).fit(*features(model, folder, "train"))
+    x, y = features(model, folder, "test")
+    assert found["top1"] == pytest.approx(accuracy_score(y, fitted.predict(x)))
+    assert found["protocol"] == "trained on 21 images of the training split" and found["n"] == 15
+
+
+def test_cross_validated_without_one(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    folder = tmp_path / "demo_food"
+    write_webdataset(folder, NAMES, [i % 3 for i in range(24)])
+    found = run(tmp_path, model)
+    x, y = features(model, folder, "test")
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    predicted = cross_val_predict(LogisticRegression(max_iter=1000), x, y, cv=folds)
+    assert found["top1"] == pytest.approx(accuracy_score(y, predicted))
+    assert found["protocol"].startswith("5-fold cross-validation")
+
+
+def test_one_image_per_class_cannot_be_probed(tmp_path):
+    model = write_model(tmp_path / "m.safetensors")
+    write_webdataset(tmp_path / "demo_food", NAMES, [0, 1, 2])
+    from filip.eval.cards import load_card
+
+    config = LinearProbe(model=model, root=str(tmp_path), cards=[], out="")
+    with pytest.raises(UserError, match="at least two images of every class"):
+        probe(load_encoder(model), load_card(EVAL / "demo_food.yaml"), config)
