@@ -65,9 +65,9 @@ def late_interaction(
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens); 16-bit
     tokens are multiplied exactly and summed in float32, under autocast too (the native kernel may leave
-    bfloat16 similarities an error of 3e-4 of |f| |g|, a tenth of their rounding; its winners are exact). Gradients arrive in the dtype of
-    the tokens; there is no second derivative. When several tokens share a maximum, the one with the lowest
-    index takes the whole gradient.
+    bfloat16 similarities an error of 3e-4 of |f| |g|, a tenth of their rounding; its winners are exact).
+    Gradients arrive in the dtype of the tokens; there is no second derivative. When several tokens share a
+    maximum, the one with the lowest index takes the whole gradient.
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)

@@ -36,7 +36,7 @@ SHAPES = {
     "one text token": (4, 9, [1, 1, 1], 16),
     "one of each": (1, 1, [1], 16),
     "one pair": (1, 49, [18], 32),
-    "all lengths": (2, 10, list(range(2, 78)), 24),
+    "all lengths": (2, 10, list(range(2, 78, 3)), 24),
     "rectangular": (11, 7, [5, 77, 2], 20),
     "odd features": (6, 49, random_lengths(9, 2, 20, seed=1), 37),
     "more than 256 image tokens": (2, 300, [4, 9], 16),
@@ -218,6 +218,25 @@ def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "natve")
     with pytest.raises(ValueError, match="FILIP_INTERACTION_BACKEND='natve'"):
         choose_backend(tokens, 5, "auto")
+
+
+def test_one_notice_when_the_fast_backend_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filip.interaction import dispatch, tiled
+
+    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.setattr(dispatch, "_notices", set())
+    monkeypatch.setattr("filip.interaction.native.unavailable", lambda tokens, longest: "no compiler here")
+    for _ in range(2):
+        assert choose_backend(torch.zeros(2, 3, 16), 5) is tiled
+    assert choose_backend(torch.zeros(2, 3, 16).half(), 5) is tiled
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"
+    ]
+    with pytest.raises(ValueError, match="'native' cannot run here: no compiler here; use 'tiled' or 'auto'"):
+        choose_backend(torch.zeros(2, 3, 16), 5, "native")
 
 
 def test_tokens_of_two_dtypes_meet_in_the_wider() -> None:
