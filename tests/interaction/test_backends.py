@@ -209,6 +209,7 @@ def test_mistakes_are_named(
 def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
     from filip.interaction import reference, tiled
 
+    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
     tokens = torch.zeros(2, 3, 16)
     assert choose_backend(tokens, 5, "reference") is reference
     assert choose_backend(tokens.double(), 5, "auto") is tiled
