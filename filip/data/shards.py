@@ -19,13 +19,13 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
+from multiprocessing.connection import wait as wait_for
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -195,11 +195,12 @@ def _run_shard(downloader: ShardDownloader, row: tuple[int, str]) -> tuple[int, 
 
 def _start_worker() -> None:
     """Die with the parent: a worker that outlives it would go on filling the disk."""
-    parent = os.getppid()
+    parent = parent_process()
+    assert parent is not None
 
     def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(1)
+        # a pipe that only the parent holds open; not getppid(), which is the fork server's number
+        wait_for([parent.sentinel])
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
