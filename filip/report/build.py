@@ -9,10 +9,11 @@ import yaml
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card
+from filip.report.efficiency import efficiency_table
 from filip.report.study import Results, Study
-from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell, text_cell
+from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell
 
-__all__ = ["build_tables", "load_published"]
+__all__ = ["Builder", "build_tables", "load_published"]
 
 RANKS = ("r1", "r5", "r10")
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
@@ -28,10 +29,12 @@ def build_tables(
         for kind in ("zero_shot", "retrieval", "alignment")
         for name in study.benchmarks(kind)
     }
-    builder = _Builder(study, results, published, cards)
+    builder = Builder(study, results, published, cards)
     tables = {}
     if study.rows("zero_shot"):
         tables["zero_shot"] = builder.zero_shot()
+    if study.rows("linear_probe"):
+        tables["linear_probe"] = builder.linear_probe()
     if study.rows("retrieval"):
         tables["retrieval"] = builder.retrieval()
     if study.rows("component_ablation"):
@@ -39,7 +42,7 @@ def build_tables(
     if study.rows("alignment"):
         tables["alignment"] = builder.alignment()
     if study.efficiency:
-        tables["efficiency_ablation"] = builder.efficiency_ablation()
+        tables["efficiency_ablation"] = efficiency_table(study, results, published, builder)
     return tables
 
 
@@ -51,7 +54,7 @@ def load_published(path: str | Path) -> dict[str, Any]:
     return yaml.safe_load(file.read_text(encoding="utf-8"))
 
 
-class _Builder:
+class Builder:
     def __init__(
         self, study: Study, results: Results, published: dict[str, Any], cards: dict[str, BenchmarkCard]
     ):
@@ -70,14 +73,14 @@ class _Builder:
             label or self.study.label(run), kind, cells, section, run, self.results.run_id(run), commit
         )
 
-    def task_cell(self, run: str, task: str) -> Cell:
+    def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
         """Accuracy of a run on a classification benchmark, over its replicas."""
-        return combine([self._task_cell(member, task) for member in self.study.replicas(run)])
+        return combine([self._task_cell(member, task, protocol) for member in self.study.replicas(run)])
 
-    def _task_cell(self, run: str, task: str) -> Cell:
-        found = (self.results.evaluation(run, "zero_shot") or {}).get("tasks", {}).get(task)
+    def _task_cell(self, run: str, task: str, protocol: str) -> Cell:
+        found = (self.results.evaluation(run, protocol) or {}).get("tasks", {}).get(task)
         if found is None:
-            return Cell(reason=self._why(run, "zero_shot", task))
+            return Cell(reason=self._why(run, protocol, task))
         return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))
 
     def recall_cell(self, run: str, benchmark: str, way: str, rank: str) -> Cell:
@@ -96,12 +99,14 @@ class _Builder:
             return self.results.why("eval", run, f"{protocol}.json")
         return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
 
-    def average_cell(self, run: str) -> Cell:
+    def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
         """Plain mean over the study's classification benchmarks; over replicas, the mean of their means."""
-        members = [
-            average([self._task_cell(m, t) for t in self.tasks], "task") for m in self.study.replicas(run)
-        ]
-        return combine(members)
+        return combine(
+            [
+                average([self._task_cell(member, task, protocol) for task in self.tasks], "task")
+                for member in self.study.replicas(run)
+            ]
+        )
 
     def title(self, benchmark: str) -> str:
         card = self.cards.get(benchmark)
@@ -109,14 +114,30 @@ class _Builder:
 
     # ---- tables --------------------------------------------------------------------------------------
 
-    def zero_shot(self) -> Table:
+    def task_rows(self, protocol: str) -> tuple[list[Column], list[Row]]:
+        """Columns and our rows of a table over the classification benchmarks."""
         columns = [Column(task, self.title(task), _metric(self.cards[task])) for task in self.tasks]
         if len(columns) > 1:
             columns.append(Column("average", "average", "mean"))
         rows = []
-        for run in self.study.rows("zero_shot"):
-            cells = {task: self.task_cell(run, task) for task in self.tasks}
-            rows.append(self.row(run, {**cells, "average": self.average_cell(run)}))
+        for run in self.study.rows(protocol):
+            cells = {task: self.task_cell(run, task, protocol) for task in self.tasks}
+            rows.append(self.row(run, {**cells, "average": self.average_cell(run, protocol)}))
+        return columns, rows
+
+    def linear_probe(self) -> Table:
+        columns, rows = self.task_rows("linear_probe")
+        notes = ["Logistic regression on the mean patch token of the frozen image encoder."]
+        entries = [
+            self.results.evaluation(run, "linear_probe") or {} for run in self.study.rows("linear_probe")
+        ]
+        for task in self.tasks:
+            said = {e["tasks"][task]["protocol"] for e in entries if task in e.get("tasks", {})}
+            notes += [f"{self.title(task)}: {protocol}." for protocol in sorted(said)]
+        return Table("linear_probe", "Linear probe (accuracy, %)", columns, rows, notes)
+
+    def zero_shot(self) -> Table:
+        columns, rows = self.task_rows("zero_shot")
         block = self.published.get("zero_shot_classification") or {"columns": []}
         shared = set(block["columns"]) & set(self.tasks)
         for label, entry in block.items() if shared else ():
@@ -275,82 +296,6 @@ class _Builder:
         interval = measured.get("ci95" if key == "value" else f"{key}_ci95")
         return Cell(measured[key], measured[chance], measured["n"], interval)
 
-    def efficiency_ablation(self) -> Table:
-        measure = "imagenet_top1" if self.tasks == ["imagenet"] else "accuracy"
-        what = (
-            f"{self.title(self.tasks[0])} top-1"
-            if len(self.tasks) == 1
-            else f"mean of {len(self.tasks)} tasks"
-        )
-        columns = [
-            Column("loss", "loss", unit="text", better="none"),
-            Column("embed_dim", "dim", unit="number", better="none"),
-            Column("precision", "precision", unit="text", better="none"),
-            Column("token_percent", "tokens, %", unit="number", better="none"),
-            Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
-            Column("time_ratio", "x first row", "Time", "ratio", "lower"),
-            Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
-            Column("memory_ratio", "x first row", "Memory", "ratio", "lower"),
-            Column(measure, what, "Zero-shot accuracy"),
-        ]
-        rows = [self._efficiency_row(name, entry, measure) for name, entry in self.study.efficiency.items()]
-        _add_ratios(rows)
-        rows += self._published_efficiency(measure)
-        notes = [
-            "Time and memory are measured in short trainings (median step; peak memory, largest over ranks). "
-            "Ratios are to the first row of the same block, so that different machines compare.",
-            "Accuracy is that of the fully trained run with the same settings, where there is one.",
-        ]
-        return Table("efficiency_ablation", "Efficiency of the loss", columns, rows, notes)
-
-    def _efficiency_row(self, name: str, entry: dict[str, Any], measure: str) -> Row:
-        found = self.results.efficiency(name)
-        why = self.results.why("efficiency", f"{name}.json")
-        cells = {key: text_cell(entry.get(key)) for key in ("loss", "precision")}
-        for key in ("embed_dim", "token_percent"):
-            cells[key] = Cell(entry[key]) if entry.get(key) is not None else Cell(reason="does not apply")
-        for key, source in (
-            ("seconds_per_iteration", "seconds_per_iteration"),
-            ("memory_mb", "peak_memory_mb"),
-        ):
-            value = (found or {}).get(source)
-            cells[key] = (
-                Cell(value) if value is not None else Cell(reason=why if found is None else "not measured")
-            )
-        trained = entry.get("accuracy_of")
-        cells[measure] = self.average_cell(trained) if trained else Cell(reason="not trained to the end")
-        commit = (found or {}).get("commit")
-        return Row(
-            str(entry.get("label", name)),
-            "ours",
-            cells,
-            "measured here",
-            name,
-            self.results.run_id(name),
-            commit,
-        )
-
-    def _published_efficiency(self, measure: str) -> list[Row]:
-        block = self.published.get("efficiency_ablation") or {"columns": []}
-        rows = []
-        for label, values in block.items():
-            if label == "columns":
-                continue
-            numbers = dict(zip(block["columns"], values, strict=True))
-            cells = {"precision": text_cell(numbers["precision"]), "loss": text_cell("late interaction")}
-            if label == "orig":
-                cells["loss"] = text_cell("global")
-            for key in ("embed_dim", "token_percent", "seconds_per_iteration", "memory_mb"):
-                cells[key] = Cell(numbers[key]) if numbers[key] is not None else Cell(reason="does not apply")
-            cells[measure] = (
-                published_cell(numbers["imagenet_top1"])
-                if measure == "imagenet_top1"
-                else Cell(reason="published on ImageNet, which this study does not evaluate")
-            )
-            rows.append(Row(label, "paper", cells, "published: ViT-B/32, 8 V100, 512 per GPU"))
-        _add_ratios(rows)
-        return rows
-
     def _notes(self, protocol: str, key: str) -> list[str]:
         """Warnings of the evaluations (such as a test set of another size), each once."""
         notes = []
@@ -363,15 +308,3 @@ class _Builder:
 
 def _metric(card: BenchmarkCard) -> str:
     return {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}[card.metric]
-
-
-def _add_ratios(rows: list[Row]) -> None:
-    """Time and memory relative to the first row."""
-    for ratio, key in (("time_ratio", "seconds_per_iteration"), ("memory_ratio", "memory_mb")):
-        base = rows[0].cells[key].value if rows else None
-        for row in rows:
-            value = row.cells[key].value
-            if isinstance(value, int | float) and isinstance(base, int | float) and base:
-                row.cells[ratio] = Cell(value / base)
-            else:
-                row.cells[ratio] = Cell(reason=row.cells[key].reason or "the first row has no value")

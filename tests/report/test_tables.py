@@ -306,3 +306,36 @@ def test_every_study_of_the_repository_makes_its_tables(tmp_path):
             ]
             assert ours and all(cell.value is None and cell.reason for cell in ours)
             to_html(table), to_latex(table), to_markdown(table)
+
+
+def test_linear_probe_and_alignment_have_tables_of_their_own(folder):
+    study = {**STUDY, "tables": {"linear_probe": ["clip"], "alignment": ["clip", "filip"]}}
+    study["eval"] = {**STUDY["eval"], "alignment": ["demo_fluent"]}
+    (folder / "more.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    entry = {**task(0.5), "protocol": "5-fold cross-validation"}
+    write(
+        folder / "eval" / "clip" / "linear_probe.json", {"tasks": {"demo_food": entry, "demo_animals": entry}}
+    )
+    pointing = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8]}
+    two = {**pointing, "own_side": 0.6, "own_side_chance": 0.5, "own_side_ci95": [0.5, 0.7]}
+    none = {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "no image of the set has a mask"}
+    for run, parts in (
+        ("clip", {"pointing": pointing, "composites": two}),
+        ("filip", dict.fromkeys(("pointing", "composites"), none)),
+    ):
+        write(folder / "eval" / run / "alignment.json", {"benchmarks": {"demo_fluent": parts}})
+    tables = tables_of(folder, folder / "more.yaml")
+    probe = cells(tables["linear_probe"], "baseline (CLIP)")
+    assert probe["average"].value == pytest.approx(0.5)
+    assert any("5-fold" in note for note in tables["linear_probe"].notes)
+    found = cells(tables["alignment"], "baseline (CLIP)")
+    assert (found["demo_fluent_pointing_value"].value, found["demo_fluent_pointing_value"].chance) == (
+        0.7,
+        0.5,
+    )
+    assert (found["demo_fluent_composites_own_side"].value, found["demo_fluent_composites_own_side"].n) == (
+        0.6,
+        90,
+    )
+    empty = cells(tables["alignment"], STUDY["runs"]["filip"]["label"])
+    assert {cell.reason for cell in empty.values()} == {"no image of the set has a mask"}
