@@ -62,7 +62,8 @@ def recalls(r1: float, images: int = 1590) -> dict[str, Any]:
 def training(run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0) -> dict[str, Any]:
     return {
         "run": run, "config": {"experiment": "demo", "model": {"image": {"image_size": 24}}},
-        "commit": "0123456789abcdef", "manifest_hashes": {}, "steps": 20, "epochs": 2, "world_size": 2, "global_batch": 128,
+        "commit": "0123456789abcdef", "manifest_hashes": {}, "steps": 20, "epochs": 2, "world_size": 2,
+        "global_batch": 128,
         "samples_per_second": 128 / seconds, "seconds_per_iteration": seconds, "peak_memory_mb": memory,
         "final": {"loss": 1.5}, "precision": "fp32", "started": "a", "finished": "b",
         "run_dir": str(folder / "runs" / f"{run}-00c0ffee"),
