@@ -2,7 +2,8 @@
 
     python many_runs.py '[["-m", "filip.train", "a=b", ...], ...]'
 
-Prints the exit code of each. ``stop_after=N`` among the overrides sends this process SIGUSR1 after step N.
+Prints the exit code of each. Among the overrides, ``stop_after=N`` sends the last rank SIGUSR1 after step N, and
+``poison_at=N`` gives the first rank pixels that are not numbers in step N and the two after it.
 """
 
 from __future__ import annotations
@@ -20,16 +21,23 @@ from filip.train.config import TrainConfig
 
 
 def run(overrides: list[str]) -> int:
-    stop_after = [int(o.split("=")[1]) for o in overrides if o.startswith("stop_after=")]
-    overrides = [o for o in overrides if "=" in o and not o.startswith("stop_after=")]
-    facts = loop.step_facts
+    special = dict(o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=")))
+    overrides = [o for o in overrides if "=" in o and o.partition("=")[0] not in special]
+    stop_after, poison_at = int(special.get("stop_after", -1)), int(special.get("poison_at", -1))
+    facts, one_batch, poisoned = loop.step_facts, loop.one_batch, []
 
     def watched(run, *rest):  # type: ignore[no-untyped-def]
-        if stop_after and run.state.step == stop_after[0] and run.ranks.rank == run.ranks.world_size - 1:
+        if run.state.step == stop_after and run.ranks.rank == run.ranks.world_size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
         return facts(run, *rest)
 
-    loop.step_facts = watched
+    def poisoning(run, batch, *rest, **more):  # type: ignore[no-untyped-def]
+        if 0 < poison_at <= run.state.step + 1 and run.ranks.is_main and len(poisoned) < 3:
+            poisoned.append(True)
+            batch["pixels"].fill_(float("nan"))
+        return one_batch(run, batch, *rest, **more)
+
+    loop.step_facts, loop.one_batch = watched, poisoning
     try:
         loop.train(compose_config(TrainConfig, overrides, "train"))
     except UserError as error:
@@ -38,7 +46,7 @@ def run(overrides: list[str]) -> int:
     except SystemExit as stopped:
         return int(stopped.code or 0)
     finally:
-        loop.step_facts = facts
+        loop.step_facts, loop.one_batch = facts, one_batch
         gc.collect()
     return 0
 

@@ -1,0 +1,173 @@
+"""Every configuration file is loaded by the code that reads it; what cannot work is refused in plain words."""
+
+from __future__ import annotations
+
+import json
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from filip.command import compose_config, help_text
+from filip.errors import UserError
+from filip.models import build_model, load_preset
+from filip.train.config import TrainConfig
+from filip.train.engine import (
+    SETTINGS_FOLDER,
+    Batching,
+    deepspeed_settings,
+    make_optimizer,
+    resolve_batching,
+)
+from filip.train.lamb import ClampedAdamW, Lamb
+
+PLACES = ["run_dir=r", "out=o", "result=j"]
+EXPERIMENTS = sorted(
+    p.name.removesuffix(".yaml")
+    for p in resources.files("filip.conf").joinpath("experiment").iterdir()
+    if p.name.endswith(".yaml")
+)
+SETTINGS = sorted(SETTINGS_FOLDER.glob("*.json"))
+
+
+def compose(*overrides: str) -> TrainConfig:
+    return compose_config(TrainConfig, [*PLACES, *overrides], "train").check()
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -> None:
+    config = compose(f"experiment={name}")
+    world_size = {"base": 128, "large": 192}.get(name, 8)
+    batching = resolve_batching(config, world_size)
+    settings = deepspeed_settings(config, batching, world_size)
+    assert settings["train_batch_size"] == batching.pairs_per_step
+
+
+def test_the_papers_settings() -> None:
+    ablation, base, large = (compose(f"experiment={name}") for name in ("ablation", "base", "large"))
+    assert resolve_batching(ablation, 8).per_rank == 1024
+    assert resolve_batching(base, 128).per_rank == 320
+    assert resolve_batching(large, 192).per_rank == 160
+    assert [c.optimizer.base_lr for c in (ablation, base, large)] == [6e-3, 2e-3, 8e-4]
+    assert [c.optimizer.weight_decay for c in (ablation, base, large)] == [3e-2, 3e-3, 3e-3]
+    for config in (ablation, base, large):
+        o = config.optimizer
+        assert (o.name, o.eps, tuple(o.betas), o.warmup_steps, o.clip_grad_norm) == (
+            "lamb", 1e-4, (0.9, 0.999), 3000, 0.0,
+        )  # fmt: skip
+        assert config.precision == "fp16" and config.epochs == 30
+    for name in ("finetune_coco", "finetune_flickr30k"):
+        tuned = compose(f"experiment={name}")
+        assert (tuned.global_batch, tuned.epochs, tuned.image_size) == (5120, 3, 392)
+        assert (tuned.optimizer.base_lr, tuned.optimizer.weight_decay) == (2e-4, 3e-4)
+        assert tuned.soft_targets and not tuned.data.auto_augment and not tuned.data.back_translation
+
+
+@pytest.mark.parametrize("path", SETTINGS, ids=lambda p: p.stem)
+def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
+    from deepspeed.runtime.config import DeepSpeedConfig
+
+    stage, precision = path.stem.removeprefix("zero").split("_")
+    config = compose(f"zero_stage={stage}", f"precision={precision}", "global_batch=64")
+    settings = deepspeed_settings(config, resolve_batching(config, 1), 1)
+    read = DeepSpeedConfig(settings)
+    assert read.zero_optimization_stage == int(stage)
+    assert read.float16_config.enabled == (precision == "fp16")
+    assert read.torch_autocast_enabled == (precision == "bf16")
+    assert read.gradient_clipping == 0.0
+    assert read.zero_config.round_robin_gradients is False
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: s.pop("gradient_clipping"), "gradient_clipping is missing"),
+        (lambda s: s.update(optimizer={"type": "Lamb"}), "optimizer is decided by the training config"),
+        (
+            lambda s: s.update(torch_autocast={"enabled": True, "dtype": "float16"}),
+            "never lowers its loss scale",
+        ),
+        (lambda s: s.update(bf16={"enabled": True}), "trains in bf16, the config says precision=fp32"),
+        (lambda s: s["zero_optimization"].update(round_robin_gradients=True), "round_robin_gradients=True"),
+        (lambda s: s["zero_optimization"].update(offload_optimizer={"device": "cpu"}), "offload_optimizer"),
+    ],
+)
+def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
+    change, sentence: str, tmp_path: Path
+) -> None:  # type: ignore[no-untyped-def]
+    settings = json.loads((SETTINGS_FOLDER / "zero1_fp32.json").read_text())
+    change(settings)
+    path = tmp_path / "settings.json"
+    path.write_text(json.dumps(settings))
+    config = compose("precision=fp32", f"deepspeed={path}", "global_batch=64")
+    with pytest.raises(UserError, match=sentence):
+        deepspeed_settings(config, resolve_batching(config, 1), 1)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["precision=fp8"], "precision='fp8' is unknown"),
+        (["zero_stage=4"], "zero_stage=4"),
+        (["token_share=0"], "token_share=0"),
+        (["epochs=null"], "neither epochs nor max_steps"),
+        (["global_batch=null"], "neither global_batch nor batch_per_rank"),
+        (["global_batch=-8"], "global_batch=-8 must be positive"),
+        (["init_from=/no/such/model.safetensors"], "init_from=/no/such/model"),
+        (["model.interaction=both"], "model.interaction='both'"),
+        (["optimizer.lr=1"], "lr"),
+        (["experiment=nothing"], "nothing"),
+    ],
+)
+def test_a_bad_value_is_named(overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        compose(*overrides)
+
+
+def test_batch_arithmetic() -> None:
+    config = compose("global_batch=96", "gradient_accumulation=2", "gradient_cache=8")
+    assert resolve_batching(config, 4) == Batching(global_batch=96, per_rank=24, accumulation=2, chunk=8)
+    assert resolve_batching(config, 4).chunks == 3 and resolve_batching(config, 4).pairs_per_step == 192
+    fixed = compose("global_batch=8192", "batch_per_rank=512")
+    assert resolve_batching(fixed, 8).global_batch == 4096
+    with pytest.raises(UserError, match="cannot be shared evenly by 5 ranks"):
+        resolve_batching(config, 5)
+    with pytest.raises(UserError, match="gradient_cache=7 must divide the 24 pairs"):
+        resolve_batching(compose("global_batch=96", "gradient_cache=7"), 4)
+
+
+def test_decay_is_decided_by_the_kind_of_parameter() -> None:
+    model = build_model(load_preset("tiny"))
+    optimizer = make_optimizer(model, compose("model=tiny"))
+    assert isinstance(optimizer, Lamb)
+    names = {id(p): n for n, p in model.named_parameters()}
+    groups = {g["name"]: g for g in optimizer.param_groups}
+    members = {name: {names[id(p)] for p in group["params"]} for name, group in groups.items()}
+    assert sum(len(m) for m in members.values()) == len(names)
+    assert members["temperature"] == {"logit_scale"}
+    assert groups["temperature"]["maximum"] == pytest.approx(4.60517, abs=1e-4)  # log(100)
+    for name in names.values():
+        is_matrix = name.endswith("weight") and "norm" not in name and "embedding" not in name
+        assert (name in members["decay"]) == is_matrix, name
+    assert {
+        "text.token_embedding.weight",
+        "text.pos_embed",
+        "image.trunk.pos_embed",
+        "image.trunk.cls_token",
+    } <= (members["no_decay"])
+    assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
+    assert isinstance(make_optimizer(model, compose("optimizer.name=adamw")), ClampedAdamW)
+
+
+def test_help_names_every_field_with_its_default() -> None:
+    from filip.train.loop import train
+
+    text = help_text(train, TrainConfig)
+    for wanted in (
+        "token_share=1.0",
+        "optimizer.base_lr=0.006",
+        "checkpoint.keep=2",
+        "model.image.image_size=224",
+    ):
+        assert wanted in text
+    assert "REQUIRED" in text

@@ -1,0 +1,74 @@
+"""The fp16 block's loss scale, and numbers that are no longer finite, in real runs of two ranks."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from filip.train.engine import SETTINGS_FOLDER
+from tests.train.conftest import train_arguments
+from tests.train.test_zero import run_many
+
+
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def series(run_dir: Path, key: str) -> list[float]:
+    return [record[key] for record in records(run_dir) if key in record]
+
+
+@pytest.mark.slow
+def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> None:
+    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
+    settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
+    (tmp_path / "fp16.json").write_text(json.dumps(settings))
+    fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
+    saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")
+    runs = [
+        train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=32"),
+        train_arguments(squares, tmp_path / "stops", *saving),
+        train_arguments(squares, tmp_path / "rolls_back", *saving, "watch.non_finite=rollback"),
+        train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
+    ]
+    assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2]
+
+    scale, skipped = (
+        series(tmp_path / "fp16", "optimizer/loss_scale"),
+        series(tmp_path / "fp16", "optimizer/skipped_steps"),
+    )
+    lowest = scale.index(min(scale))
+    assert skipped[0] >= 1 and scale[lowest] < 2**15  # overflows are skipped, each halves the scale
+    assert max(scale[lowest:]) >= 2 * scale[lowest]  # and it grows again after four good steps
+    loss = series(tmp_path / "fp16", "loss/total")
+    assert sum(loss[-5:]) < sum(loss[:5])
+
+    text = (tmp_path / "log").read_text()
+    assert text.count("non-finite in steps 7 to 9") >= 2
+    last_good = tmp_path / "stops" / "checkpoints" / "step00000004"
+    assert f"the last good checkpoint is {last_good}" in text and last_good.is_dir()
+    assert "non-finite" in text.split("run 2 exit")[-1] and "there is no checkpoint yet" in text
+    events = [r for r in records(tmp_path / "rolls_back") if "event" in r]
+    assert [e["step"] for e in events if e["event"] == "rollback"] == [9]
+    steps = [r["step"] for r in records(tmp_path / "rolls_back") if "loss/total" in r]
+    assert steps == [*range(1, 10), *range(5, 15)]  # back to the weights of step 4, on with new data
+    assert json.loads((tmp_path / "rolls_back" / "result.json").read_text())["final"]["loss"] < 10
+    watched_in_tensorboard(tmp_path / "rolls_back")
+
+
+def watched_in_tensorboard(run_dir: Path) -> None:
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    wanted = {
+        "loss/total", "loss/i2t", "loss/t2i", "accuracy/i2t", "accuracy/t2i",
+        "optimizer/lr", "optimizer/lr_temperature",
+        "optimizer/logit_scale", "optimizer/loss_scale", "optimizer/skipped_steps", "optimizer/grad_norm",
+        "optimizer/weight_norm", "trust_ratio/min", "trust_ratio/median", "trust_ratio/max", "tokens/bos_eos_share",
+        "speed/pairs_per_second", "speed/data_wait_seconds", "speed/compute_seconds", "memory/peak_mb",
+    }  # fmt: skip
+    assert wanted <= set(tags["scalars"])
+    assert any("watchdog" in tag for tag in tags["tensors"])
