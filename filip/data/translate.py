@@ -1,0 +1,307 @@
+"""Back-translation: candidate captions in a side-car per shard.
+
+    python -m filip.data.translate source=cc12m shards=SHARDS out=CAPTIONS funnel=translate.json
+
+Each distinct caption is translated once, in blocks of similar length that several processes share, into a cache
+keyed by engine, model and text. A guard then judges every candidate, and the accepted ones are joined back to the
+shards. A killed run goes on from its last block. On a cluster, ``part=3/16`` translates a sixteenth of the
+blocks into the same cache and stops there; a last run without ``part`` writes the side-cars.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.command import MISSING, option, run_command
+from filip.data import duck
+from filip.data.atomic import digest, locked, replacing
+from filip.data.blocks import run_blocks
+from filip.data.cards import BackTranslationSettings, SourceCard, load_source
+from filip.data.engines import load_engine
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.guard import MAX_ORIGINALS, rejection
+from filip.data.sidecar import group_id, write_sidecar
+from filip.data.translation_cache import TranslationCache
+from filip.errors import UserError
+
+SAMPLES = 10  # candidates shown per reason
+PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # guard.plain, in SQL
+
+
+@dataclass
+class TranslateConfig:
+    source: str = option(MISSING, "source card (name or path); its back_translation names engine and pivots")
+    shards: str = option(MISSING, "folder that filip.data.download filled")
+    out: str = option(MISSING, "folder of the side-cars to write")
+    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: candidates)")
+    engine: str | None = option(None, "another engine than the card's; none = original captions only")
+    pivots: list[str] | None = option(None, "other pivot languages than the card's, e.g. [pt]")
+    models: str | None = option(None, "folder of the engine's weights; default: the card's")
+    cache: str | None = option(None, "folder of the translations; default: OUT/_cache; share it between runs")
+    part: str | None = option(None, "i/n: translate only every n-th block, from the i-th (0-based), and stop")
+    processes: int = option(2, "translating processes")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+
+
+def main(config: TranslateConfig) -> None:
+    """Make candidate captions by back-translation, one side-car per shard."""
+    card = load_source(config.source)
+    settings = card.back_translation or BackTranslationSettings("none", [])
+    job = Job(
+        card=card,
+        shards=Path(config.shards).resolve(),
+        out=Path(config.out).resolve(),
+        engine=config.engine or settings.engine,
+        pivots=list(config.pivots if config.pivots is not None else settings.pivots),
+        models=config.models or settings.models,
+        cache=Path(config.cache or Path(config.out) / "_cache").resolve(),
+        processes=config.processes,
+        threads=config.threads,
+        memory=config.memory,
+    )
+    fragment = translate(job, parse_part(config.part))
+    if fragment is None:
+        print(f"part {config.part} is in {job.cache}; run again without part= to write the side-cars")
+        return
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(f"{job.out}: {fragment.n_out:,} of {fragment.n_in:,} candidates kept")
+    for reason, count in fragment.as_dict()["dropped"].items():
+        example = fragment.notes["samples"][reason][0]
+        print(f"  {reason:<12} {count:>10,}  {example['caption'][:40]!r} → {example['back'][:40]!r}")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to translate, with what, where to."""
+
+    card: SourceCard
+    shards: Path
+    out: Path
+    engine: str
+    pivots: list[str]
+    models: str | None
+    cache: Path
+    processes: int = 2
+    threads: int = 2
+    memory: str = "1GB"
+
+
+def parse_part(part: str | None) -> tuple[int, int] | None:
+    """ "3/16" → (3, 16). Raises UserError for anything else."""
+    if part is None:
+        return None
+    try:
+        index, count = (int(number) for number in part.split("/"))
+    except ValueError:
+        index, count = -1, 0
+    if not 0 <= index < count:
+        raise UserError(f"part={part}, but it must be i/n with 0 <= i < n, e.g. part=0/4")
+    return index, count
+
+
+def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
+    """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
+
+    Raises UserError when there are no shards, the engine is not to be had, or another run is at work in ``out``.
+    """
+    caches = open_caches(job)
+    work = job.out / "_work"
+    with locked(work / "plan.lock"):
+        con = duck.connect(job.threads, job.memory, work / "spill")
+        rows = _rows(con, job, work)
+        captions = work / "captions.parquet"
+        if not captions.exists():
+            duck.write_parquet(
+                con,
+                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> ''",
+                captions,
+                "translate: distinct captions",
+            )
+        plans = [cache.plan(con, captions, work) for cache in caches]
+    if part is not None:
+        for cache, plan in zip(caches, plans, strict=True):
+            cache.fill(plan, job.processes, part)
+        return None
+    with locked(work / "lock", f"another process is at work in {job.out}: wait for it or stop it"):
+        for cache, plan in zip(caches, plans, strict=True):
+            cache.fill(plan, job.processes)
+        judged = _judge(con, job, caches, captions, work)
+        _write_sidecars(con, job, rows, judged)
+        fragment = _account(con, job, caches, captions, judged)
+        con.close()
+        for path in work.iterdir():
+            if path.name not in ("lock", "plan.lock"):
+                shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return fragment
+
+
+def open_caches(job: Job) -> list[TranslationCache]:
+    """One cache per pivot. Loading each engine here, too, turns what is missing into an error at once."""
+    pivots = [] if job.engine == "none" else job.pivots
+    return [
+        TranslationCache(
+            job.cache, job.engine, pivot, job.models, load_engine(job.engine, pivot, job.models).model
+        )
+        for pivot in pivots
+    ]
+
+
+def shard_files(folder: Path) -> list[Path]:
+    """The shards' Parquet files, in order. Raises UserError when there are none."""
+    files = sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit())
+    if not files:
+        raise UserError(f"no NNNNN.parquet in {folder}: give the folder that filip.data.download filled")
+    return files
+
+
+def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
+    """SQL of the downloaded pairs: shard, key, caption, group_value (text or NULL)."""
+    files = shard_files(job.shards)
+    identity = digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    stamp = work / "identity"
+    if not stamp.exists() or stamp.read_text() != identity:
+        for path in work.rglob("*.parquet"):  # of a killed run over other shards
+            path.unlink()
+        with replacing(stamp) as new:
+            new.write_text(identity)
+    group = job.card.group_column
+    names = pq.read_schema(files[0]).names
+    if group and group not in names:
+        raise UserError(
+            f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
+            "extra_columns and prepare the list again"
+        )
+    value = f"CAST({duck.name(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
+    source = duck.parquet(files, "filename = true, union_by_name = true")
+    return (
+        f"(SELECT parse_filename(filename, true) AS shard, key, coalesce(caption, '') AS caption, "
+        f"{value} AS group_value FROM {source} WHERE status = 'success')"
+    )
+
+
+def _judge(
+    con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, work: Path
+) -> str:
+    """Judge every candidate; SQL of (caption, pivot, back, reason), reason NULL = accepted."""
+    nothing = "(SELECT '' AS caption, 0 AS pivot, '' AS back, '' AS reason WHERE false)"
+    if not caches:
+        return nothing
+    made = " UNION ALL ".join(
+        f"SELECT caption, {pivot} AS pivot, back FROM {duck.parquet(captions)} JOIN {cache.sql()} "
+        "ON caption = text"
+        for pivot, cache in enumerate(caches)
+    )
+    said, meant = PLAIN.format("back"), PLAIN.format("caption")
+    candidates = work / "candidates.parquet"
+    if not candidates.exists():
+        duck.write_parquet(
+            con,
+            f"""WITH made AS ({made}), plain AS (SELECT *, {said} AS said, {meant} AS meant FROM made),
+                shared AS (SELECT pivot, said, count(DISTINCT meant) AS originals FROM plain GROUP BY ALL)
+                SELECT caption, pivot, back, originals,
+                    row_number() OVER (PARTITION BY caption, said ORDER BY pivot) AS nth
+                FROM plain JOIN shared USING (pivot, said) ORDER BY caption, pivot""",
+            candidates,
+            "translate: candidates",
+        )
+    folder = work / "judged"
+    folder.mkdir(exist_ok=True)
+    groups = pq.ParquetFile(candidates).metadata
+    todo = [(candidates, group, folder / f"{group:05d}.parquet") for group in range(groups.num_row_groups)]
+    run_blocks(
+        judge_block,
+        [block for block in todo if not block[2].exists()],
+        job.processes,
+        what="translate: guard",
+        unit="candidates",
+        total=groups.num_rows,
+    )
+    return duck.parquet(folder / "*.parquet") if todo else nothing
+
+
+def judge_block(candidates: Path, group: int, path: Path) -> int:
+    """Give each candidate of one row group its reason to be dropped, or None."""
+    table = pq.ParquetFile(candidates).read_row_group(group)
+    reasons = []
+    for row in table.to_pylist():
+        reason = rejection(row["caption"], row["back"])
+        if reason is None and row["originals"] > MAX_ORIGINALS:
+            reason = "collapsed"
+        if reason is None and row["nth"] > 1:
+            reason = "duplicate"  # another pivot gave the same
+        reasons.append(reason)
+    table = table.select(["caption", "pivot", "back"]).append_column("reason", pa.array(reasons, pa.string()))
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd")
+    return table.num_rows
+
+
+def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:
+    query = f"""
+        SELECT r.shard, r.key, r.caption, r.group_value, a.backs, a.pivots
+        FROM {rows} r LEFT JOIN (
+            SELECT caption, list(back ORDER BY pivot) AS backs, list(pivot ORDER BY pivot) AS pivots
+            FROM {judged} WHERE reason IS NULL GROUP BY caption
+        ) a USING (caption) ORDER BY r.shard, r.key"""
+    empty = {path.stem for path in shard_files(job.shards)}
+    for path in job.out.glob("*.parquet"):
+        if path.stem not in empty:
+            path.unlink()  # of a shard that is no more
+    reader = con.sql(query).to_arrow_reader(duck.ROWS_PER_GROUP)
+    stream = (row for batch in reader for row in batch.to_pylist())
+    for shard, found in groupby(stream, key=itemgetter("shard")):
+        write_sidecar(job.out / f"{shard}.parquet", [_sidecar_row(row, job) for row in found])
+        empty.discard(shard)
+    for shard in empty:  # shards without one image
+        write_sidecar(job.out / f"{shard}.parquet", [])
+
+
+def _sidecar_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+    return {
+        "key": row["key"],
+        "captions": [row["caption"], *(row["backs"] or [])],
+        "origins": ["original", *(f"{job.engine}:{job.pivots[pivot]}" for pivot in row["pivots"] or [])],
+        "group": group_id(row["caption"], job.card.name, row["group_value"]),
+    }
+
+
+def _account(
+    con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, judged: str
+) -> Fragment:
+    counts = dict(con.sql(f"SELECT reason, count(*) FROM {judged} GROUP BY reason").fetchall())
+    samples = {}
+    for reason in counts:
+        condition = "IS NULL" if reason is None else f"= {duck.quote(reason)}"
+        found = con.sql(
+            f"SELECT caption, back, pivot FROM {judged} WHERE reason {condition} ORDER BY md5(caption), pivot "
+            f"LIMIT {SAMPLES}"
+        ).fetchall()
+        samples[reason or "accepted"] = [
+            {"caption": caption, "back": back, "pivot": job.pivots[pivot]} for caption, back, pivot in found
+        ]
+    distinct = pq.read_metadata(captions).num_rows
+    accepted = counts.pop(None, 0)
+    notes = {
+        "engine": job.engine,
+        "pivots": [cache.pivot for cache in caches],
+        "distinct_captions": distinct,
+        "shards": len(shard_files(job.shards)),
+        "samples": samples,
+    }
+    n_in = distinct * len(caches)
+    return Fragment("translate", job.card.name, n_in, accepted, counts, "candidates", notes)
+
+
+if __name__ == "__main__":
+    run_command(main, TranslateConfig)
