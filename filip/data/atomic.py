@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filip.errors import UserError
 
 
 @contextmanager
@@ -49,6 +52,22 @@ def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[P
             shutil.rmtree(folder, ignore_errors=True)
         raise
     shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def locked(path: str | Path, busy: str | None = None) -> Iterator[None]:
+    """Hold an exclusive lock on the file ``path`` (made if need be); the kernel frees it when the process dies.
+
+    busy: message of the UserError when another process holds it; None = wait for it.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | (0 if busy is None else fcntl.LOCK_NB))
+        except BlockingIOError as error:
+            raise UserError(busy or "") from error
+        yield
 
 
 def write_json(path: str | Path, value: Any) -> None:

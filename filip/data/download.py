@@ -9,14 +9,11 @@ their own. img2dataset exits with 0 whatever happened; here a missing shard is a
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing, sha256_of, write_json
+from filip.data.atomic import locked, replacing, sha256_of, write_json
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.text_rules import check_list
@@ -74,7 +71,8 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
     """
     columns = check_list(list_path)
     folder = Path(out).resolve()
-    with _locked(folder):
+    busy = f"{folder} is being filled by another process: wait for it or stop it"
+    with locked(folder / "_work" / "lock", busy):
         plan = _plan(Path(list_path), folder, card, columns)
         _sweep(folder / "_work")
         while True:
@@ -90,18 +88,6 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
                 f"{folder}, or give retry_passes={len(plan['passes'])}"
             )
     return fragment
-
-
-@contextmanager
-def _locked(folder: Path) -> Iterator[None]:
-    work = folder / "_work"
-    work.mkdir(parents=True, exist_ok=True)
-    with open(work / "lock", "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"{folder} is being filled by another process: wait for it or stop it") from error
-        yield
 
 
 def _sweep(work: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import duckdb
@@ -35,13 +36,16 @@ def name(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
-def write_parquet(con: duckdb.DuckDBPyConnection, query: str, path: str | Path, what: str) -> int:
+def write_parquet(
+    con: duckdb.DuckDBPyConnection, query: str, path: str | Path, what: str, rows_per_group: int | None = None
+) -> int:
     """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
 
     Arrow writes the file, not DuckDB's COPY: row groups then depend on the rows alone and not on the threads,
     so that the same rows give the same bytes.
     """
-    reader = con.sql(query).to_arrow_reader(ROWS_PER_GROUP)
+    size = rows_per_group or ROWS_PER_GROUP
+    reader = con.sql(query).to_arrow_reader(size)
     rows, told = 0, time.monotonic()
     with replacing(path) as part, pq.ParquetWriter(part, reader.schema, compression="zstd") as writer:
         pending: list[pa.RecordBatch] = []
@@ -49,16 +53,22 @@ def write_parquet(con: duckdb.DuckDBPyConnection, query: str, path: str | Path, 
         for batch in reader:
             pending.append(batch)
             held += batch.num_rows
-            while held >= ROWS_PER_GROUP:
+            while held >= size:
                 table = pa.Table.from_batches(pending)
-                writer.write_table(table.slice(0, ROWS_PER_GROUP), ROWS_PER_GROUP)
-                pending = table.slice(ROWS_PER_GROUP).to_batches()
-                held -= ROWS_PER_GROUP
-                rows += ROWS_PER_GROUP
+                writer.write_table(table.slice(0, size), size)
+                pending = table.slice(size).to_batches()
+                held -= size
+                rows += size
                 if time.monotonic() - told > 5:
                     told = time.monotonic()
                     print(f"{what}: {rows:,} rows written", file=sys.stderr, flush=True)
         if held:
-            writer.write_table(pa.Table.from_batches(pending), ROWS_PER_GROUP)
+            writer.write_table(pa.Table.from_batches(pending), size)
             rows += held
     return rows
+
+
+def parquet(paths: str | Path | Sequence[str | Path], options: str = "") -> str:
+    """SQL that reads one or several Parquet files (a path may be a glob); options: e.g. "filename = true"."""
+    files = [paths] if isinstance(paths, str | Path) else paths
+    return f"read_parquet([{', '.join(quote(str(p)) for p in files)}]{', ' + options if options else ''})"

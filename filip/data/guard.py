@@ -51,7 +51,7 @@ def rejection(original: str, translation: str) -> str | None:
             return "too_short"
     if _loops(original, translation):
         return "repetitive"
-    if numbers(original) - numbers(translation):
+    if _spoken(original) - numbers(translation):
         return "number_lost"
     if any(name not in _fold(translation) for name in names(original)):
         return "name_lost"
@@ -65,6 +65,12 @@ def numbers(text: str) -> Counter[str]:
     digits = _NUMBER.findall(_GROUPED.sub("", text))
     words = [NUMBER_WORDS[word] for word in plain(text).split() if word in NUMBER_WORDS]
     return Counter([number.lstrip("0") or "0" for number in digits]) + Counter(words)
+
+
+def _spoken(text: str) -> Counter[str]:
+    """The numbers that must survive: "one" may become "a"."""
+    ones = Counter({NUMBER_WORDS["one"]: plain(text).split().count("one")})
+    return numbers(text) - ones
 
 
 def names(text: str) -> list[str]:

@@ -1,90 +1,192 @@
-"""The manifest: what a data set consists of, in one file with one hash.
+"""The manifest of a data set: what is in it, and one hash that changes when it does.
 
-    python -m filip.data.manifest source=data/demo.yaml list=list.parquet kept=kept.parquet shards=shards \\
-        captions=captions 'funnels=[text_rules.json,download.json]' out=manifest.json
+    python -m filip.data.manifest source=cc12m list=list.parquet kept=kept.parquet shards=SHARDS captions=CAPTIONS \\
+        funnels=[text_rules.json,download.json,translate.json] out=manifest.json
 
-A training run records ``sha256``; when it resumes on another data set it notices.
+The images are not read again: each shard's Parquet file holds the SHA-256 of every image in it, so its own hash
+stands for them. A training run records ``manifest_hash`` and refuses to resume on another one.
 """
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.atomic import digest, sha256_of, write_json
-from filip.data.cards import load_source
-from filip.data.funnel import read_fragment
+from filip.data.cards import SourceCard, load_source
+from filip.data.funnel import merge, read_fragment
 from filip.errors import UserError
+
+THREADS = 8
 
 
 @dataclass
 class ManifestConfig:
-    source: str = option(MISSING, "source card")
-    list: str = option(MISSING, "list.parquet")
-    kept: str = option(MISSING, "kept.parquet")
-    shards: str = option(MISSING, "folder of shards")
-    captions: str = option(MISSING, "folder of caption side-cars")
-    funnels: list[str] = option([], "funnel fragments of the stages")
-    out: str = option(MISSING, "manifest.json to write")
+    source: str = option(MISSING, "source card (name or path)")
+    list: str = option(MISSING, "the whole URL list, Parquet")
+    kept: str = option(MISSING, "what the text rules kept, Parquet")
+    shards: str = option(MISSING, "folder of the shards")
+    captions: str = option(MISSING, "folder of the side-cars")
+    funnels: list[str] = option([], "funnel fragments in the order of the stages")
+    out: str = option(MISSING, "manifest to write, JSON")
 
 
 def main(config: ManifestConfig) -> None:
-    """Write the manifest of a data set: counts by stage, inputs, shards with sizes and hashes, captions."""
-    card = load_source(config.source)
-    shards = [shard_entry(tar, Path(config.captions)) for tar in sorted(Path(config.shards).glob("*.tar"))]
-    if not shards:
-        raise UserError(f"{config.shards} holds no *.tar; give the folder that filip.data.download wrote")
-    content: dict[str, Any] = {
-        "source": card.name,
-        "card": digest(asdict(card)),
-        "list": sha256_of(config.list),
-        "kept": sha256_of(config.kept),
-        "shards": shards,
-    }
-    manifest = {
-        "sha256": digest(content),
-        **content,
-        "stages": [read_fragment(path).as_dict() for path in config.funnels],
-        "pairs": sum(shard["pairs"] for shard in shards),
-        "candidate_captions": sum(shard["candidates"] for shard in shards),
-        "bytes": sum(shard["bytes"] for shard in shards),
-    }
+    """Describe a finished data set in one file, with a hash of everything that training will see."""
+    manifest = make_manifest(
+        load_source(config.source),
+        Path(config.list),
+        Path(config.kept),
+        Path(config.shards),
+        Path(config.captions),
+        [Path(path) for path in config.funnels],
+    )
     write_json(config.out, manifest)
+    images, captions = manifest["images"], manifest["captions"]
     print(
-        f"{config.out}: {manifest['pairs']:,} pairs in {len(shards)} shards, sha256 {manifest['sha256'][:12]}"
+        f"{config.out}: {images['count']:,} images in {len(manifest['shards'])} shards "
+        f"({images['bytes'] / 1e9:.2f} GB), {captions['per_image']:.2f} captions per image, "
+        f"sha256 {manifest['sha256'][:12]}"
     )
 
 
-def shard_entry(tar: Path, captions: Path) -> dict[str, Any]:
-    """Name, size and hashes of a shard and its side-car, and what the side-car holds."""
-    sidecar = captions / f"{tar.stem}.parquet"
-    if not sidecar.is_file():
-        raise UserError(f"shard {tar} has no side-car {sidecar}; run filip.data.translate again")
-    lengths = pc.list_value_length(pq.read_table(sidecar, columns=["captions"])["captions"])
+def make_manifest(
+    card: SourceCard, list_path: Path, kept: Path, shards: Path, captions: Path, funnels: list[Path]
+) -> dict[str, Any]:
+    """The manifest. Raises UserError when a shard has no side-car, or the stages do not fit together."""
+    entries = shard_entries(shards, captions)
+    stages = merge(read_fragment(path) for path in funnels)["stages"]
+    rules = {
+        key: value
+        for key, value in asdict(card).items()
+        if key in ("text_rules", "image_rules", "download", "back_translation", "group_column")
+    }
+    content = [
+        [entry[key] for key in ("name", "images", "tar_bytes", "images_sha256", "captions_sha256")]
+        for entry in entries
+    ]
     return {
-        "name": tar.name,
-        "bytes": tar.stat().st_size,
-        "sha256": sha256_of(tar),
-        "captions_sha256": sha256_of(sidecar),
-        "pairs": len(lengths),
-        "candidates": pc.sum(lengths).as_py() or 0,
+        "source": card.name,
+        "title": card.title,
+        "license": card.license,
+        "sha256": digest(content),
+        "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
+        "settings": rules,
+        "stages": stages,
+        "images": {
+            "count": sum(entry["images"] for entry in entries),
+            "bytes": sum(entry["tar_bytes"] for entry in entries),
+        },
+        "captions": caption_statistics(captions, [entry["name"] for entry in entries]),
+        "shards": entries,
+        "folders": {"shards": str(shards.resolve()), "captions": str(captions.resolve())},
     }
 
 
-def manifest_hash(path: str | Path) -> str:
-    """The ``sha256`` of a manifest. Raises UserError if there is none to read."""
+def shard_entries(shards: Path, captions: Path) -> list[dict[str, Any]]:
+    """Per shard: name, images, sizes, hashes."""
+    tars = sorted(shards.glob("*.tar"))
+    if not tars:
+        raise UserError(f"no NNNNN.tar in {shards}: give the folder that filip.data.download filled")
+    with ThreadPoolExecutor(THREADS) as pool:
+        return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet"), tars))
+
+
+def _entry(tar: Path, sidecar: Path) -> dict[str, Any]:
+    described = tar.with_suffix(".parquet")
+    for path in (described, sidecar):
+        if not path.exists():
+            raise UserError(
+                f"{tar} has no {path}: run filip.data.download and filip.data.translate to the end"
+            )
+    status = pq.read_table(described, columns=["status"])["status"]
+    return {
+        "name": tar.stem,
+        "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
+        "tar_bytes": tar.stat().st_size,
+        "images_sha256": sha256_of(described),
+        "captions_sha256": sha256_of(sidecar),
+    }
+
+
+def _input(path: Path) -> dict[str, Any]:
+    return {"path": str(path), "rows": pq.read_metadata(path).num_rows, "sha256": sha256_of(path)}
+
+
+def caption_statistics(captions: Path, names: list[str]) -> dict[str, Any]:
+    """Captions per image, words per caption, how many groups, and how often each origin occurs."""
+    origins: dict[str, int] = {}
+    words: list[np.ndarray] = []
+    rows = total = 0
+    groups: set[int] = set()
+    for name in names:
+        table = pq.read_table(captions / f"{name}.parquet")
+        rows += table.num_rows
+        texts = pc.list_flatten(table["captions"])
+        total += len(texts)
+        spaces = pc.count_substring(pc.utf8_trim_whitespace(texts), " ")
+        words.append(np.asarray(pc.add(spaces, 1)))
+        for item in pc.value_counts(pc.list_flatten(table["origins"])).to_pylist():
+            origins[item["values"]] = origins.get(item["values"], 0) + item["counts"]
+        groups.update(np.unique(table["group"].to_numpy()).tolist())
+    every = np.concatenate(words) if total else np.zeros(1)
+    return {
+        "images": rows,
+        "count": total,
+        "per_image": round(total / max(1, rows), 4),
+        "groups": len(groups),
+        "origins": dict(sorted(origins.items())),
+        "words": {
+            "mean": round(float(every.mean()), 2),
+            **{f"p{p}": int(np.percentile(every, p)) for p in (5, 50, 95)},
+        },
+    }
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """A manifest. Raises UserError naming the file when it is none."""
     try:
-        return str(json.loads(Path(path).read_text())["sha256"])
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(
-            f"cannot read the manifest {path}: {error}; write it with filip.data.manifest"
-        ) from error
+        manifest: dict[str, Any] = json.loads(Path(path).read_text())
+        assert len(manifest["sha256"]) == 64
+        return manifest
+    except FileNotFoundError as error:
+        raise UserError(f"no manifest at {path}: python -m filip.data.manifest writes it") from error
+    except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+        raise UserError(f"{path} is not a data manifest") from error
+
+
+def manifest_hash(path: str | Path) -> str:
+    """The hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
+    return str(read_manifest(path)["sha256"])
+
+
+def changed_since(path: str | Path) -> list[str]:
+    """What differs between a manifest and the folders it describes, by size and hash; [] if nothing does."""
+    manifest = read_manifest(path)
+    folders = manifest["folders"]
+    try:
+        now = {
+            entry["name"]: entry
+            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]))
+        }
+    except UserError as error:
+        return [str(error)]
+    then = {entry["name"]: entry for entry in manifest["shards"]}
+    changes = [f"shard {name} is new" for name in sorted(set(now) - set(then))]
+    changes += [f"shard {name} is gone" for name in sorted(set(then) - set(now))]
+    for name in sorted(set(then) & set(now)):
+        differing = [key for key in then[name] if then[name][key] != now[name][key]]
+        if differing:
+            changes.append(f"shard {name}: {', '.join(differing)} changed")
+    return changes
 
 
 if __name__ == "__main__":

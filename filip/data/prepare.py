@@ -124,7 +124,7 @@ def prepare(
         duck.write_parquet(con, query, staged, "prepare")
         unreadable = _rejected_lines(con)
         counts = dict(
-            con.sql(f"SELECT drop_reason, count(*) FROM {_parquet([staged])} GROUP BY 1").fetchall()
+            con.sql(f"SELECT drop_reason, count(*) FROM {duck.parquet(staged)} GROUP BY 1").fetchall()
         )
         kept = counts.pop(None, 0)
         if not kept:
@@ -135,7 +135,7 @@ def prepare(
         order = f"ORDER BY md5(row_number || ',{seed}'), row_number" if shuffle else "ORDER BY row_number"
         duck.write_parquet(
             con,
-            f"SELECT * EXCLUDE (row_number, drop_reason) FROM {_parquet([staged])} "
+            f"SELECT * EXCLUDE (row_number, drop_reason) FROM {duck.parquet(staged)} "
             f"WHERE drop_reason IS NULL {order}",
             out,
             "prepare",
@@ -166,10 +166,6 @@ def list_files(card: SourceCard) -> Sequence[str]:
     return paths
 
 
-def _parquet(paths: Sequence[str | Path]) -> str:
-    return f"read_parquet([{', '.join(duck.quote(str(p)) for p in paths)}])"
-
-
 def _format(card: SourceCard, path: str) -> str:
     if card.format != "auto":
         return card.format
@@ -191,9 +187,9 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> str:
     if kind == "karpathy":
         path = scratch / "karpathy.parquet"
         pq.write_table(read_karpathy(Path(paths[0]), card), path)
-        return _parquet([path])
+        return duck.parquet(path)
     if kind == "parquet":
-        return _parquet(paths)
+        return duck.parquet(paths)
     files = "[" + ", ".join(duck.quote(str(_plain(path, scratch))) for path in paths) + "]"
     if kind == "jsonl":
         return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"

@@ -18,14 +18,12 @@ import shutil
 import sys
 import tarfile
 import tempfile
-import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from itertools import chain, islice
-from multiprocessing import get_context, parent_process
-from multiprocessing.connection import wait as wait_for
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -34,6 +32,7 @@ import img2dataset.downloader
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.data.blocks import die_with_parent
 from filip.data.fetch import fetch
 from filip.errors import UserError
 
@@ -193,19 +192,6 @@ def _run_shard(downloader: ShardDownloader, row: tuple[int, str]) -> tuple[int, 
         return row[0], f"{type(error).__name__}: {error}"
 
 
-def _start_worker() -> None:
-    """Die with the parent: a worker that outlives it would go on filling the disk."""
-    parent = parent_process()
-    assert parent is not None
-
-    def watch() -> None:
-        # a pipe that only the parent holds open; not getppid(), which is the fork server's number
-        wait_for([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
 def run_processes(
     downloader: ShardDownloader, reader: ListReader, processes: int, finished: Callable[[int], None]
 ) -> dict[int, str]:
@@ -225,7 +211,7 @@ def run_processes(
         # A new pool every few shards: image libraries leak, and img2dataset renews its workers for it, too.
         while batch := list(islice(rows, 1)):
             part = chain(batch, islice(rows, SHARDS_PER_WORKER * processes - 1))
-            with ProcessPoolExecutor(processes, context, _start_worker) as pool:
+            with ProcessPoolExecutor(processes, context, die_with_parent) as pool:
                 try:
                     for shard, failure in _outcomes(pool, downloader, part, 2 * processes):
                         if failure is None:

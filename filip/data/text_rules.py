@@ -10,11 +10,7 @@ several processes. A killed run goes on from the last block of captions that was
 
 from __future__ import annotations
 
-import sys
-import time
-from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import asdict, dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +22,7 @@ import yaml
 from filip.command import MISSING, option, run_command
 from filip.data import duck
 from filip.data.atomic import digest, replacing, scratch_folder, sha256_of
+from filip.data.blocks import run_blocks
 from filip.data.caption_rules import NORMALISE, conditions
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.funnel import Fragment, write_fragment
@@ -105,8 +102,8 @@ def apply_text_rules(
         duck.write_parquet(
             con,
             f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS row_number FROM
-                read_parquet({duck.quote(str(list_path))})) l
-                JOIN read_parquet({duck.quote(str(scratch / "charged.parquet"))}) v
+                {duck.parquet(list_path)}) l
+                JOIN {duck.parquet(scratch / "charged.parquet")} v
                 ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}
                 WHERE v.reason IS NULL ORDER BY l.row_number""",
             out,
@@ -152,7 +149,7 @@ def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scra
         normal = NORMALISE.format("coalesce(caption, '')")
         duck.write_parquet(
             con,
-            f"SELECT {normal} AS c, count(*) AS pairs FROM read_parquet({duck.quote(str(list_path))}) GROUP BY 1",
+            f"SELECT {normal} AS c, count(*) AS pairs FROM {duck.parquet(list_path)} GROUP BY 1",
             unique,
             "text rules: distinct captions",
         )
@@ -166,32 +163,19 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
     blocks that are there already are not judged again.
     """
     parquet = pq.ParquetFile(unique)
-    total = parquet.metadata.num_rows
     todo = [
         group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()
     ]
-    done = total - sum(parquet.metadata.row_group(group).num_rows for group in todo)
     folder.mkdir(exist_ok=True)
-    started, told, first = time.monotonic(), time.monotonic(), done
     settings = (rules.language, rules.person_names, rules.sensitive_words)
-    if len(todo) <= 1 or processes == 1:
-        for group in todo:
-            judge_block(unique, group, folder, *settings)
-        return folder
-    # spawn: DuckDB's threads must not be forked
-    with ProcessPoolExecutor(min(processes, len(todo)), get_context("spawn")) as pool:
-        futures = [pool.submit(judge_block, unique, group, folder, *settings) for group in todo]
-        for future in as_completed(futures):
-            done += future.result()
-            if time.monotonic() - told > 5:
-                told = time.monotonic()
-                rate = (done - first) / (told - started)
-                print(
-                    f"text rules: {done:,} of {total:,} captions judged, {rate:,.0f}/s, "
-                    f"{(total - done) / rate:,.0f} s left",
-                    file=sys.stderr,
-                    flush=True,
-                )
+    run_blocks(
+        judge_block,
+        [(unique, group, folder, *settings) for group in todo],
+        processes,
+        what="text rules",
+        unit="captions",
+        total=sum(parquet.metadata.row_group(group).num_rows for group in todo),
+    )
     return folder
 
 
@@ -222,7 +206,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
     duck.write_parquet(
         con,
         f"SELECT c, pairs, new_caption, bits, CASE {first} END AS reason FROM "
-        f"(SELECT *, {bits} AS bits FROM read_parquet({duck.quote(str(blocks / '*.parquet'))}))",
+        f"(SELECT *, {bits} AS bits FROM {duck.parquet(blocks / '*.parquet')})",
         scratch / "charged.parquet",
         "text rules: verdicts",
     )
@@ -231,7 +215,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
 def _account(
     con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: SourceCard, scratch: Path
 ) -> Fragment:
-    charged = f"read_parquet({duck.quote(str(scratch / 'charged.parquet'))})"
+    charged = duck.parquet(scratch / "charged.parquet")
     counts: dict[str | None, int] = {
         reason: int(pairs)
         for reason, pairs in con.sql(f"SELECT reason, sum(pairs) FROM {charged} GROUP BY 1").fetchall()

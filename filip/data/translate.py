@@ -193,12 +193,12 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
 def _judge(
     con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, work: Path
 ) -> str:
-    """Judge every candidate; SQL of (caption, pivot, back, reason), reason NULL = accepted."""
-    nothing = "(SELECT '' AS caption, 0 AS pivot, '' AS back, '' AS reason WHERE false)"
+    """Judge every candidate; SQL of (caption, through, back, reason), reason NULL = accepted."""
+    nothing = "(SELECT '' AS caption, 0 AS through, '' AS back, '' AS reason WHERE false)"
     if not caches:
         return nothing
     made = " UNION ALL ".join(
-        f"SELECT caption, {pivot} AS pivot, back FROM {duck.parquet(captions)} JOIN {cache.sql()} "
+        f"SELECT caption, {pivot} AS through, back FROM {duck.parquet(captions)} JOIN {cache.sql()} "
         "ON caption = text"
         for pivot, cache in enumerate(caches)
     )
@@ -208,10 +208,10 @@ def _judge(
         duck.write_parquet(
             con,
             f"""WITH made AS ({made}), plain AS (SELECT *, {said} AS said, {meant} AS meant FROM made),
-                shared AS (SELECT pivot, said, count(DISTINCT meant) AS originals FROM plain GROUP BY ALL)
-                SELECT caption, pivot, back, originals,
-                    row_number() OVER (PARTITION BY caption, said ORDER BY pivot) AS nth
-                FROM plain JOIN shared USING (pivot, said) ORDER BY caption, pivot""",
+                shared AS (SELECT through, said, count(DISTINCT meant) AS originals FROM plain GROUP BY ALL)
+                SELECT caption, through, back, originals,
+                    row_number() OVER (PARTITION BY caption, said ORDER BY through) AS nth
+                FROM plain JOIN shared USING (through, said) ORDER BY caption, through""",
             candidates,
             "translate: candidates",
         )
@@ -241,7 +241,7 @@ def judge_block(candidates: Path, group: int, path: Path) -> int:
         if reason is None and row["nth"] > 1:
             reason = "duplicate"  # another pivot gave the same
         reasons.append(reason)
-    table = table.select(["caption", "pivot", "back"]).append_column("reason", pa.array(reasons, pa.string()))
+    table = table.select(["caption", "through", "back"]).append_column("reason", pa.array(reasons, pa.string()))
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd")
     return table.num_rows
@@ -251,7 +251,7 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     query = f"""
         SELECT r.shard, r.key, r.caption, r.group_value, a.backs, a.pivots
         FROM {rows} r LEFT JOIN (
-            SELECT caption, list(back ORDER BY pivot) AS backs, list(pivot ORDER BY pivot) AS pivots
+            SELECT caption, list(back ORDER BY through) AS backs, list(through ORDER BY through) AS pivots
             FROM {judged} WHERE reason IS NULL GROUP BY caption
         ) a USING (caption) ORDER BY r.shard, r.key"""
     empty = {path.stem for path in shard_files(job.shards)}
@@ -284,7 +284,7 @@ def _account(
     for reason in counts:
         condition = "IS NULL" if reason is None else f"= {duck.quote(reason)}"
         found = con.sql(
-            f"SELECT caption, back, pivot FROM {judged} WHERE reason {condition} ORDER BY md5(caption), pivot "
+            f"SELECT caption, back, through FROM {judged} WHERE reason {condition} ORDER BY md5(caption), through "
             f"LIMIT {SAMPLES}"
         ).fetchall()
         samples[reason or "accepted"] = [

@@ -1,0 +1,108 @@
+"""Translations on disk, by engine, model and text: planned, made in blocks, found again by any later run.
+
+A plan is the list of captions that the cache does not hold, sorted by length and cut into blocks. It is made
+once and kept until the run is over, so that a rerun after a crash works through the very same blocks: with some
+engines a translation may depend on what shares its batch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data import duck
+from filip.data.atomic import digest, sha256_of
+from filip.data.blocks import run_blocks
+from filip.data.engines import Engine, load_engine
+
+# Captions per block: what a kill loses, and a file each. About BLOCKS of them, within the two bounds.
+SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
+SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
+_engines: list[Engine] = []  # of a worker process: loaded once
+
+
+class TranslationCache:
+    """The translations of one engine, pivot and model: a folder of Parquet files (text, back)."""
+
+    def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
+        self.engine, self.pivot, self.models = engine, pivot, models
+        self.folder = root / f"{engine}-{pivot}-{digest(model)[:12]}"
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def sql(self) -> str:
+        """Relation (text, back); each text once, even where two runs translated it."""
+        if not any(self.folder.glob("*.parquet")):
+            return "(SELECT '' AS text, '' AS back WHERE false)"
+        files = duck.parquet(self.folder / "*.parquet")
+        return f"(SELECT text, min(back) AS back FROM {files} GROUP BY text)"
+
+    def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
+        """The captions (column ``caption``) that are not translated yet, one row group per block."""
+        path = work / f"todo-{self.pivot}.parquet"
+        if not path.exists():
+            total = pq.read_metadata(captions).num_rows
+            block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, total // BLOCKS))
+            duck.write_parquet(
+                con,
+                f"SELECT caption FROM {duck.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
+                "ORDER BY length(caption), caption",
+                path,
+                "translate: plan",
+                block,
+            )
+        return path
+
+    def fill(self, plan: Path, processes: int, part: tuple[int, int] | None = None) -> None:
+        """Translate the plan's missing blocks; part (i, n): only every n-th, from the i-th."""
+        parquet = pq.ParquetFile(plan)
+        name = sha256_of(plan)[:16]
+        index, count = part or (0, 1)
+        todo = [
+            (group, self.folder / f"{name}-{group:05d}.parquet")
+            for group in range(index, parquet.num_row_groups, count)
+        ]
+        todo = [(group, path) for group, path in todo if not path.exists()]
+        todo.reverse()  # long captions first: the estimate of the time left errs on the safe side
+        run_blocks(
+            translate_block,
+            [(plan, group, path) for group, path in todo],
+            processes,
+            what=f"translate by {self.engine} through {self.pivot}",
+            unit="captions",
+            total=sum(parquet.metadata.row_group(group).num_rows for group, _ in todo),
+            start=start_engine,
+            start_arguments=(self.engine, self.pivot, self.models),
+        )
+
+
+def start_engine(engine: str, pivot: str, models: str | None) -> None:
+    """Load the engine of this process."""
+    _engines[:] = [load_engine(engine, pivot, models)]
+
+
+def translate_block(plan: Path, group: int, path: Path) -> int:
+    """Translate one row group of the plan into ``path``; returns its number of captions."""
+    texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
+    backs = translate_texts(_engines[0], texts)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two runs may share a cache
+    try:
+        pq.write_table(pa.table({"text": texts, "back": backs}, SCHEMA), part, compression="zstd")
+        os.replace(part, path)
+    finally:
+        with suppress(FileNotFoundError):
+            part.unlink()
+    return len(texts)
+
+
+def translate_texts(engine: Engine, texts: Sequence[str]) -> list[str]:
+    """Back-translations in one line each; raises RuntimeError when an engine loses count."""
+    backs = engine.back_translate([" ".join(text.split()) for text in texts])
+    if len(backs) != len(texts):
+        raise RuntimeError(f"{type(engine).__name__} gave {len(backs)} translations of {len(texts)} texts")
+    return [" ".join(back.split()) for back in backs]
