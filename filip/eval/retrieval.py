@@ -22,14 +22,12 @@ from filip.eval.datasets import open_set
 from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.runs import encoded_batches, say, size_note
-from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.eval.scorer import RANKINGS, Scorer, Texts, load_scorer, ranking
 from filip.eval.two_stage import rerank
-from filip.interaction import Similarity
 
 __all__ = ["Retrieval", "main", "recall_table", "retrieval_benchmark"]
 
 KS = (1, 5, 10)
-RANKINGS = ("image", "text", "mean")
 
 
 @dataclass
@@ -164,13 +162,6 @@ def _exact(
     if for_images is not for_texts:
         similarity = scorer.similarity(images, for_images, progress=True)
     return by_image, ranking(similarity, config.rank_images_by)
-
-
-def ranking(similarity: Similarity, by: str) -> Tensor:
-    """One of s^I ("image"), s^T ("text") and their mean ("mean"), [images, texts]."""
-    if by == "mean":
-        return (similarity.i2t + similarity.t2i) / 2
-    return similarity.i2t if by == "image" else similarity.t2i
 
 
 def recall_table(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> dict[str, Any]:

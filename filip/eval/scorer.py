@@ -22,7 +22,16 @@ from torch import Tensor
 from filip.eval.encoders import Encoder, load_encoder
 from filip.interaction import Similarity, global_similarity, score
 
-__all__ = ["PooledScorer", "Scorer", "Texts", "TokenScorer", "load_scorer", "scorer_for"]
+__all__ = [
+    "RANKINGS",
+    "PooledScorer",
+    "Scorer",
+    "Texts",
+    "TokenScorer",
+    "load_scorer",
+    "ranking",
+    "scorer_for",
+]
 
 
 @dataclass
@@ -103,6 +112,16 @@ class TokenScorer(Scorer):
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
         return score(images, texts.values, texts.lengths, progress=progress)
+
+
+RANKINGS = ("image", "text", "mean")
+
+
+def ranking(similarity: Similarity, by: str) -> Tensor:
+    """One of s^I ("image"), s^T ("text") and their mean ("mean"), [images, texts]."""
+    if by == "mean":
+        return (similarity.i2t + similarity.t2i) / 2
+    return similarity.i2t if by == "image" else similarity.t2i
 
 
 def load_scorer(model: str, image_size: int | None = None, device: str = "cpu") -> Scorer:

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.errors import UserError
-from filip.eval.scorer import Scorer, Texts
+from filip.eval.scorer import Scorer, Texts, ranking
 from filip.interaction import Similarity, score
 
 __all__ = ["rerank", "shortlist_scores"]
@@ -42,21 +42,21 @@ def rerank(
         raise UserError("shortlist= is for token-wise models; a pooled model's exact ranking is one product")
     if keep < 10:
         raise UserError(f"shortlist={keep}: R@10 needs a shortlist of at least 10")
-    cheap = _pick(shortlist_scores(images, for_texts, by), rank_texts_by)
+    cheap = ranking(shortlist_scores(images, for_texts, by), rank_texts_by)
     rows = cheap.topk(min(keep, len(for_texts)), dim=1).indices
     texts = torch.full((len(images), len(for_texts)), -torch.inf)
     progress = _Progress("re-ranked texts for", len(images))
     for i, chosen in enumerate(rows):
         similarity = scorer.similarity(images[i : i + 1], for_texts.select(chosen))
-        texts[i, chosen] = _pick(similarity, rank_texts_by)[0]
+        texts[i, chosen] = ranking(similarity, rank_texts_by)[0]
         progress.step("images")
-    cheap = _pick(shortlist_scores(images, for_images, by), rank_images_by)
+    cheap = ranking(shortlist_scores(images, for_images, by), rank_images_by)
     columns = cheap.topk(min(keep, len(images)), dim=0).indices.T
     pictures = torch.full_like(texts, -torch.inf)
     progress = _Progress("re-ranked images for", len(columns))
     for j, chosen in enumerate(columns):
         similarity = scorer.similarity(images[chosen], for_images.select(torch.tensor([j])))
-        pictures[chosen, j] = _pick(similarity, rank_images_by)[:, 0]
+        pictures[chosen, j] = ranking(similarity, rank_images_by)[:, 0]
         progress.step("texts")
     return texts, pictures
 
@@ -78,12 +78,6 @@ def _int8(tokens: Tensor) -> Tensor:
     """Round unit tokens to 8 bits (one scale per token) and back: what an index of 8 bits would hold."""
     scale = tokens.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
     return (tokens / scale).round().to(torch.int8).float() * scale
-
-
-def _pick(similarity: Similarity, by: str) -> Tensor:
-    if by == "mean":
-        return (similarity.i2t + similarity.t2i) / 2
-    return similarity.i2t if by == "image" else similarity.t2i
 
 
 class _Progress:

@@ -10,8 +10,10 @@ import torch
 
 from filip.command import run_command
 from filip.eval.alignment import Alignment
+from filip.eval.datasets import WebdatasetFolder
 from filip.eval.retrieval import Retrieval
 from filip.eval.retrieval import main as retrieval
+from filip.eval.scorer import load_scorer
 from filip.eval.zero_shot import ZeroShot
 from filip.eval.zero_shot import main as zero_shot
 from tests.eval.miniature import tiny_config, write_model, write_webdataset
@@ -82,6 +84,31 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
     run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model))
     assert (root / "out.json").read_text() == first
     assert [p.name for p in root.iterdir() if "part" in p.name] == []
+
+
+@pytest.mark.parametrize(("texts_by", "images_by"), [("image", "text"), ("text", "image"), ("mean", "mean")])
+def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, texts_by, images_by):
+    """Against the definition, pair by pair in float64, and a sort."""
+    model = write_model(root / "m.safetensors", seed=3)
+    options = [f"rank_texts_by={texts_by}", f"rank_images_by={images_by}"]
+    run_command(retrieval, Retrieval, argv=[*arguments(root, ["demo_fluent"], model), *options])
+    found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+    scorer = load_scorer(model)
+    data = WebdatasetFolder(root / "data" / "demo_fluent")
+    images = scorer.encode_images(torch.stack([scorer.transform(data[i].image) for i in range(24)])).double()
+    texts = [scorer.encode_texts([data[i].captions[0]]).values.double() for i in range(24)]
+    products = [[image @ text.T for text in texts] for image in images]
+    s_image = torch.tensor([[p.amax(1).mean() for p in row] for row in products])
+    s_text = torch.tensor([[p.amax(0).mean() for p in row] for row in products])
+    by = {"image": s_image, "text": s_text, "mean": (s_image + s_text) / 2}
+    for k in (1, 5, 10):
+        own = torch.arange(24)
+        texts_found = (by[texts_by].topk(k, dim=1).indices == own[:, None]).any(1).double().mean()
+        images_found = (by[images_by].topk(k, dim=0).indices == own[None]).any(0).double().mean()
+        assert found["i2t"][f"r{k}"] == pytest.approx(float(texts_found))
+        assert found["t2i"][f"r{k}"] == pytest.approx(float(images_found))
+    order = [by[name].argsort(1) for name in ("image", "text")]
+    assert not torch.equal(*order)  # else the test could not tell them apart
 
 
 def test_retrieval_in_two_stages_reports_what_it_loses(root):
