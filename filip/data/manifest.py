@@ -26,6 +26,7 @@ from filip.data.funnel import merge, read_fragment
 from filip.errors import UserError
 
 THREADS = 8
+Paths = list[str]  # inside ManifestConfig the name `list` is a field
 
 
 @dataclass
@@ -35,7 +36,7 @@ class ManifestConfig:
     kept: str = option(MISSING, "what the text rules kept, Parquet")
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of the side-cars")
-    funnels: list[str] = option([], "funnel fragments in the order of the stages")
+    funnels: Paths = option([], "funnel fragments in the order of the stages")
     out: str = option(MISSING, "manifest to write, JSON")
 
 
@@ -69,15 +70,15 @@ def make_manifest(
         for key, value in asdict(card).items()
         if key in ("text_rules", "image_rules", "download", "back_translation", "group_column")
     }
-    content = [
-        [entry[key] for key in ("name", "images", "tar_bytes", "images_sha256", "captions_sha256")]
-        for entry in entries
-    ]
+    pictures = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "encode_quality")
+    content = [{key: rules["download"][key] for key in pictures}, entries]
     return {
         "source": card.name,
         "title": card.title,
         "license": card.license,
-        "sha256": digest(content),
+        "sha256": digest(
+            content
+        ),  # of what training sees: not of paths, time-outs, or rules that changed nothing
         "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
         "settings": rules,
         "stages": stages,

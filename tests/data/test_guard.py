@@ -1,0 +1,48 @@
+import pytest
+
+from filip.data.guard import names, numbers, plain, rejection
+
+
+@pytest.mark.parametrize(
+    ("original", "translation", "reason"),
+    [
+        ("a dog in the park", "", "empty"),
+        ("a dog in the park", " - ", "empty"),
+        ("a dog, in the Park", "A dog in the park.", "identical"),
+        ("a dog in the park", "one dog inside a park", None),
+        ("cat", "a small cat", None),
+        ("trolleybus", "trolleybus (in the English language)", "too_long"),
+        ("two children playing football on a beach at sunset", "children playing", "too_short"),
+        ("people who wrestle in a hall", "people fighting, fighting, fighting", "repetitive"),
+        ("dog, dog and dog", "dog, dog, dog", None),
+        ("2 dogs and 10 cats", "two dogs and ten cats", None),
+        ("two dogs", "2 dogs", None),
+        ("one dog", "a dog", None),
+        ("room 101 of the hotel", "room of the hotel", "number_lost"),
+        ("the year 1984 in pictures", "the year 1948 in pictures", "number_lost"),
+        ("1,000 people in the street", "1000 people on the street", None),
+        ("two red cars", "red cars", "number_lost"),
+        ("flag: Madagascar", "Flag of the United States", "name_lost"),
+        ("a street in Reykjavík at night", "a night street in Reykjavik", None),
+        ("a boat on Lake Como", "a boat on the lake of Garda", "name_lost"),
+        ("Portrait Of A Young Woman By The Sea", "A portrait of a young woman at sea", None),
+        ("A DOG IN THE PARK", "A dog at the park", None),
+        ("a man riding a bike down a street", "ein Mann auf einem Fahrrad in der Straße", "not_english"),
+        ("犬と猫", "", "empty"),
+    ],
+)
+def test_rejection(original: str, translation: str, reason: str | None) -> None:
+    assert rejection(original, translation) == reason
+
+
+def test_numbers_and_names() -> None:
+    assert numbers("007 agents, 1,000.5 and two") == {"7": 1, "1000": 1, "5": 1, "2": 1}
+    assert names("the visit of Queen Elizabeth II to a Cañon City hotel") == [
+        "queen",
+        "elizabeth",
+        "ii",
+        "canon",
+        "city",
+    ]
+    assert names("I am A dog") == []
+    assert plain("  Héllo,  WORLD_2! ") == "héllo world 2"

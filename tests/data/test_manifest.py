@@ -1,0 +1,82 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.manifest import ManifestConfig, changed_since, main, manifest_hash
+from filip.data.sidecar import write_sidecar
+from filip.errors import UserError
+
+
+def data_set(folder: Path) -> ManifestConfig:
+    (folder / "shards").mkdir(parents=True)
+    (folder / "card.yaml").write_text("title: T\nlicense: MIT\n")
+    for name in ("list", "kept"):
+        pq.write_table(pa.table({"url": ["u"] * 5, "caption": ["c"] * 5}), folder / f"{name}.parquet")
+    for shard, statuses in enumerate((["success"] * 3, ["success", "failed_to_download"])):
+        (folder / "shards" / f"{shard:05d}.tar").write_bytes(b"tar" * 100)
+        keys = [f"{shard}{i}" for i in range(len(statuses))]
+        table = pa.table({"key": keys, "status": statuses, "sha256": [f"h{k}" for k in keys]})
+        pq.write_table(table, folder / "shards" / f"{shard:05d}.parquet")
+        rows = [
+            {
+                "key": key,
+                "captions": ["one two", "one two three"],
+                "origins": ["original", "e:pt"],
+                "group": 5,
+            }
+            for key, status in zip(keys, statuses, strict=True)
+            if status == "success"
+        ]
+        write_sidecar(folder / "captions" / f"{shard:05d}.parquet", rows)
+    write_fragment(folder / "f.json", Fragment("download", "card", 5, 4, {"http_404": 1}))
+    return ManifestConfig(
+        str(folder / "card.yaml"),
+        str(folder / "list.parquet"),
+        str(folder / "kept.parquet"),
+        str(folder / "shards"),
+        str(folder / "captions"),
+        [str(folder / "f.json")],
+        str(folder / "manifest.json"),
+    )
+
+
+def test_manifest_counts_and_describes(tmp_path: Path) -> None:
+    config = data_set(tmp_path / "a")
+    main(config)
+    manifest = json.loads(Path(config.out).read_text())
+    assert manifest["images"] == {"count": 4, "bytes": 600}
+    assert manifest["captions"]["per_image"] == 2.0 and manifest["captions"]["groups"] == 1
+    assert manifest["captions"]["origins"] == {"e:pt": 4, "original": 4}
+    assert manifest["captions"]["words"]["mean"] == 2.5
+    assert manifest["stages"][0]["dropped"] == {"http_404": 1}
+    assert [shard["images"] for shard in manifest["shards"]] == [3, 1]
+
+
+def test_hash_depends_on_the_content_not_on_the_place(tmp_path: Path) -> None:
+    one, two = data_set(tmp_path / "a"), data_set(tmp_path / "b")
+    main(one)
+    main(two)
+    assert manifest_hash(one.out) == manifest_hash(two.out)
+    assert changed_since(two.out) == []
+    sidecar = tmp_path / "b" / "captions" / "00001.parquet"
+    write_sidecar(sidecar, [{"key": "10", "captions": ["other"], "origins": ["original"], "group": 5}])
+    assert changed_since(two.out) == ["shard 00001: captions_sha256 changed"]
+    main(two)
+    assert manifest_hash(one.out) != manifest_hash(two.out)
+    (tmp_path / "b" / "shards" / "00001.tar").unlink()
+    assert changed_since(two.out) == ["shard 00001 is gone"]
+    (tmp_path / "b" / "captions" / "00000.parquet").unlink()
+    with pytest.raises(UserError, match=r"has no .*captions/00000\.parquet: run"):
+        main(two)
+
+
+def test_a_manifest_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no manifest at"):
+        manifest_hash(tmp_path / "m.json")
+    (tmp_path / "m.json").write_text("{}")
+    with pytest.raises(UserError, match="not a data manifest"):
+        manifest_hash(tmp_path / "m.json")

