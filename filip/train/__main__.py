@@ -6,7 +6,10 @@ import os
 import sys
 import time
 
-from filip.train.ranks import environment_rank
+# timm imports wandb where it is installed (img2dataset brings it): a second of each rank's start, for nothing.
+sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
+
+from filip.train.ranks import environment_rank  # noqa: E402
 
 
 def main(arguments: list[str]) -> int:

@@ -5,13 +5,27 @@ python -m filip.train.plan experiment=large ranks=[8,128,192]
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+import sys
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
-from filip.models import ModelConfig, build_model
-from filip.train.config import TrainConfig
-from filip.train.engine import Batching
+from filip.interaction.cost import Setting, clip, fused
+from filip.models import DualEncoder, ModelConfig, build_model
+
+if TYPE_CHECKING:
+    from filip.train.config import TrainConfig
+    from filip.train.engine import Batching
+
+# Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
+# and both MLP layers' inputs, q/k/v, the attention's output, the 4-fold hidden layer before and after its activation.
+# The text tower's fused q/k/v is copied once more. Then, per tower, what stands before and after the blocks.
+IMAGE_BLOCK, TEXT_BLOCK, IMAGE_ENDS, TEXT_ENDS = 16, 20, 4, 3
+CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
+# Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
+VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
 
 
 @dataclass(frozen=True)
@@ -29,15 +43,15 @@ class MemoryPlan:
         """For the log."""
         whole = sum(self.parameters.values())
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
-        needs = ", ".join(f"{name} {_readable(size)}" for name, size in self.bytes.items())
+        needs = ", ".join(f"{name} {readable(size)}" for name, size in self.bytes.items() if size)
         return [
             f"model       {whole:,} parameters: {parts}",
-            f"memory      about {_readable(self.total)} per rank: {needs}",
+            f"memory      about {readable(self.total)} per rank: {needs}",
         ]
 
 
 def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, world_size: int) -> MemoryPlan:
-    """Count parameters on the meta device and add up what a step holds at its peak."""
+    """Build the model on the meta device and add up what a step holds at its peak, on one of ``world_size`` ranks."""
     with torch.device("meta"):
         built = build_model(model)
     parts = {
@@ -45,76 +59,135 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
         "text": sum(p.numel() for p in built.text.parameters()),
         "temperature": built.logit_scale.numel(),
     }
-    count = sum(parts.values())
-    tokens = built.image.grid[0] * built.image.grid[1]
-    sizes = state_bytes(count, config.precision, config.zero_stage, world_size)
-    sizes["activations"] = activation_bytes(
-        model,
-        built.image.trunk.embed_dim,
-        len(built.image.trunk.blocks),
-        tokens,
-        config.precision,
-        batching.chunk,
-    )
-    sizes["loss"] = loss_bytes(model, tokens, config, batching)
+    sizes = state_bytes(sum(parts.values()), config.precision, config.zero_stage, world_size)
+    sizes["activations"] = activation_bytes(built, config.precision, batching.chunk)
+    sizes["loss"] = loss_bytes(built, config, batching, world_size)
     return MemoryPlan(parts, sizes)
 
 
 def state_bytes(parameters: int, precision: str, stage: int, world_size: int) -> dict[str, int]:
     """Weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
 
-    fp16 keeps 2-byte weights and gradients and fp32 master weights; fp32 and bf16 autocast keep 4-byte weights,
-    of which ZeRO makes a flat 4-byte copy of its own share. LAMB and AdamW keep two moments.
+    fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
+    and gradients, of which DeepSpeed still keeps a flat master copy. LAMB and AdamW keep two 4-byte moments.
     """
-    half = precision == "fp16"
-    size = 2 if half else 4
-    share = [world_size if stage >= s else 1 for s in (1, 2, 3)]
-    master = 4 * parameters // share[0] if stage >= 1 else 0
+    size = 2 if precision == "fp16" else 4
+    own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
     return {
-        "weights": size * parameters // share[2],
-        "gradients": size * parameters // share[1],
-        "master weights": 0 if stage == 3 and not half else master,
-        "moments": 8 * parameters // share[0],
+        "weights": size * own[2],
+        "gradients": size * own[1],
+        "master weights": 4 * own[0] if stage else 0,
+        "moments": 8 * own[0],
     }
 
 
-def activation_bytes(
-    model: ModelConfig, width: int, layers: int, patches: int, precision: str, pairs: int
-) -> int:
-    """Activations that the backward pass needs, both towers, for ``pairs`` pairs per forward pass.
+def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
+    """What the backward pass needs of both towers for ``pairs`` pairs per forward pass, captions at full length.
 
-    A pre-norm block keeps per token about 17 values of its width in compute precision (inputs of two norms, of
-    q/k/v, of the projection and of both MLP layers, and the MLP's 4-fold hidden twice); with checkpointing only the
-    block's input is kept, plus one block's recomputation.
+    With gradient checkpointing only each block's input is kept, plus the recomputation of one block.
     """
-    size = 4 if precision == "fp32" else 2
-    total = 0
-    for tokens, channels, depth in (
-        (patches + 1, width, layers),
-        (model.text.context_length, model.text.width, model.text.layers),
-    ):
-        block = 17 * tokens * channels * size
-        kept = depth * tokens * channels * size + block if model.gradient_checkpointing else depth * block
-        total += pairs * kept
-    return total
+    config = model.config
+    rows, columns = model.image.grid
+    patch_rows, patch_columns = model.image.trunk.patch_embed.patch_size
+    tokens = rows * columns + model.image.prefix_tokens
+    patches = rows * columns * patch_rows * patch_columns * 3
+    image = tokens * model.image.trunk.embed_dim
+    text = config.text.context_length * config.text.width
+    blocks = (image * IMAGE_BLOCK, text * TEXT_BLOCK)
+    depths = (len(model.image.trunk.blocks), config.text.layers)
+    ends = image * IMAGE_ENDS + patches + text * TEXT_ENDS
+    if config.gradient_checkpointing:
+        values = float(depths[0] * image + depths[1] * text + max(blocks) + ends)
+    else:
+        values = float(depths[0] * blocks[0] + depths[1] * blocks[1] + ends)
+    return int(pairs * values * VALUE_BYTES[precision])
 
 
-def loss_bytes(model: ModelConfig, patches: int, config: TrainConfig, batching: Batching) -> int:
-    """Embeddings of this rank and of all ranks, their gradients, and the similarity matrices."""
-    wire = {"fp32": 4, "bf16": 2, "fp16": 2}[config.precision]
-    n, b = batching.global_batch, batching.per_rank
-    matrices = 2 * b * n * 4 * 3  # both directions: similarity, logits, gradient
-    if model.interaction == "global":
-        return matrices + (b + n) * 2 * model.embed_dim * 4
-    words, share = model.text.context_length, config.token_share
-    own = b * (patches + words) * model.embed_dim * 4 * 2
-    gathered = n * share * words * model.embed_dim * wire * 2
-    return int(matrices + own + gathered)
+def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> int:
+    """Embeddings of this rank with their gradients, and what filip.interaction.cost counts beyond them."""
+    patches = model.image.grid[0] * model.image.grid[1]
+    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    setting = Setting(
+        global_batch=batching.global_batch,
+        gpus=world_size,
+        n1=math.ceil(patches * config.token_share),
+        n2=math.ceil(words * config.token_share),
+        dim=model.config.embed_dim,
+        token_bytes=4 if config.precision == "fp32" else 2,
+        tile_bytes=0,
+    )
+    if model.config.interaction == "global":
+        own = 2 * batching.per_rank * model.config.embed_dim
+        return int(own * 8 + clip(replace(setting, dim=model.config.embed_dim // 2)).memory)
+    own = batching.per_rank * (patches + words) * model.config.embed_dim
+    return int(own * 8 + fused(setting, config.form).memory)
 
 
-def _readable(size: float) -> str:
+def readable(size: float) -> str:
+    """``1.5 GB``; powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
         size /= 1000
     return f"{size:.1f} TB"
+
+
+def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
+    """A row per number of ranks and ZeRO stage, at the batch size of the config."""
+    from filip.errors import UserError
+    from filip.train.engine import resolve_batching
+
+    plan = memory_plan(config.model, config, resolve_batching(config, 1), 1)
+    checkpointing = "on" if config.model.gradient_checkpointing else "off"
+    lines = [
+        plan.lines()[0],
+        f"precision {config.precision}, gradient checkpointing {checkpointing}, interaction "
+        f"{config.model.interaction}, share of tokens {config.token_share:g}; about, per rank:",
+        f"{'ranks':>6} {'per rank':>9} {'ZeRO':>5} {'total':>9}   of which",
+    ]
+    for world_size in world_sizes:
+        try:
+            batching = resolve_batching(config, world_size)
+        except UserError as error:
+            lines.append(f"{world_size:>6} {error}")
+            continue
+        for stage in range(1 if config.precision == "fp16" else 0, 4):
+            config.zero_stage = stage
+            plan = memory_plan(config.model, config, batching, world_size)
+            parts = ", ".join(f"{name} {readable(size)}" for name, size in plan.bytes.items() if size)
+            lines.append(
+                f"{world_size:>6} {batching.per_rank:>9} {stage:>5} {readable(plan.total):>9}   {parts}"
+            )
+    return lines
+
+
+def main(arguments: list[str]) -> int:
+    """Print the memory plan of a training configuration for several numbers of ranks."""
+    from filip.command import compose_config
+    from filip.errors import UserError
+    from filip.train.config import TrainConfig
+
+    if not arguments or "-h" in arguments or "--help" in arguments:
+        print(f"{__doc__}\nranks=[8,128,192] is the default; all other options are those of filip.train.")
+        return 0
+    given = [a.removeprefix("ranks=") for a in arguments if a.startswith("ranks=")]
+    overrides = [a for a in arguments if not a.startswith("ranks=")]
+    try:
+        sizes = [int(n) for n in (given or ["8,128,192"])[-1].strip("[]").split(",")]
+        if min(sizes) < 1:
+            raise ValueError
+    except ValueError:
+        print(f"error: ranks={given[-1]} is not a list of numbers such as [8,128]", file=sys.stderr)
+        return 2
+    try:
+        places = [f"{name}=-" for name in ("run_dir", "out", "result")]
+        config = compose_config(TrainConfig, [*places, *overrides], "train").check()
+        print("\n".join(table(config, sizes)))
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

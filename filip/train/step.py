@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from filip.interaction import (
     ContrastiveOutput,
     Similarity,
+    cached_backward,
     contrastive_loss,
     distributed_global_similarity,
     distributed_late_interaction,
@@ -100,63 +100,33 @@ def _inspect(encoded: Encoded, inspect: Inspection | None) -> Tensor:
 def _cached_backward(
     engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None
 ) -> StepOutput:
-    """Gradient caching (Gao et al., 2021): the exact gradient of the whole batch with the memory of one chunk.
+    """The same with the activations of one chunk at a time (see filip.interaction.grad_cache)."""
+    kept: list[Tensor] = []
 
-    All chunks are encoded without a graph, the loss gives the gradient of every embedding, and each chunk is
-    encoded once more to carry its share back into the weights.
-    """
-    chunks = _chunks(batch, engine.batching.chunk)
-    states, pieces = [], []
-    with torch.no_grad():
-        for chunk in chunks:
-            states.append(_random_state(chunk["pixels"].device))
-            pieces.append(engine.deepspeed(chunk["pixels"], chunk["ids"], chunk["lengths"]))
-    leaves = [_leaves(piece) for piece in pieces]
-    scale = leaves[0][2]
-    joined = _join(leaves, [c["lengths"] for c in chunks], scale)
-    output = loss(joined, batch["group"])
-    seen = _inspect(joined, inspect)
-    output.loss.backward()
-    for i, (chunk, state, (image, text, _)) in enumerate(zip(chunks, states, leaves, strict=True)):
-        assert image.grad is not None and text.grad is not None and scale.grad is not None
-        _restore_random_state(state)
+    def encode(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
         encoded = engine.deepspeed(chunk["pixels"], chunk["ids"], chunk["lengths"])
-        tokens = encoded.text.tokens if isinstance(encoded.text, TextFeatures) else encoded.text
-        surrogate = (encoded.image * image.grad).sum() + (tokens * text.grad).sum()
-        # The scale has one gradient for the whole batch: the first chunk carries it, the others a zero.
-        surrogate = surrogate + (encoded.logit_scale * (scale.grad if i == 0 else 0 * scale.grad)).sum()
-        engine.deepspeed.backward(surrogate * len(chunks))  # DeepSpeed divides by the number of micro-steps
+        if isinstance(encoded.text, TextFeatures):
+            return encoded.image, encoded.text.tokens, encoded.logit_scale, encoded.text.lengths
+        return encoded.image, encoded.text, encoded.logit_scale
+
+    def whole_loss(image: Tensor, text: Tensor, scales: Tensor, *lengths: Tensor) -> ContrastiveOutput:
+        scale = scales.mean(dim=0, keepdim=True)  # one equal value per chunk
+        encoded = Encoded(image, TextFeatures(text, lengths[0]) if lengths else text, scale)
+        kept.extend((scale.detach(), _inspect(encoded, inspect)))
+        return loss(encoded, batch["group"])
+
+    def carry_back(scalar: Tensor) -> None:
+        engine.deepspeed.backward(scalar / engine.batching.accumulation, scale_wrt_gas=False)
         engine.deepspeed.step()
-    return StepOutput(_detached(output), scale.detach(), seen)
+
+    chunks = _chunks(batch, engine.batching.chunk)
+    output = cached_backward(chunks, encode, whole_loss, carry_back, loss_scale=engine.loss_scale())
+    return StepOutput(output, *kept)
 
 
 def _chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     count = len(batch["group"]) // size
     return [{name: value[i * size : (i + 1) * size] for name, value in batch.items()} for i in range(count)]
-
-
-def _leaves(encoded: Encoded) -> tuple[Tensor, Tensor, Tensor]:
-    text = encoded.text.tokens if isinstance(encoded.text, TextFeatures) else encoded.text
-    image, text, scale = (t.detach().requires_grad_() for t in (encoded.image, text, encoded.logit_scale))
-    return image, text, scale
-
-
-def _join(leaves: list[tuple[Tensor, Tensor, Tensor]], lengths: list[Tensor], scale: Tensor) -> Encoded:
-    image = torch.cat([leaf[0] for leaf in leaves])
-    text: Any = torch.cat([leaf[1] for leaf in leaves])
-    if image.dim() == 3:
-        text = TextFeatures(text, torch.cat(lengths))
-    return Encoded(image, text, scale)
-
-
-def _random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def _restore_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
 
 
 def _detached(output: ContrastiveOutput) -> ContrastiveOutput:

@@ -1,0 +1,102 @@
+"""Run in each rank by test_plan.py: bytes that a run really holds, stage by stage, and its peak, as JSON."""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import resource
+
+import torch
+from torch import Tensor
+
+from filip.command import compose_config
+from filip.models import build_model
+from filip.train.config import TrainConfig
+from filip.train.engine import Engine, make_engine, resolve_batching
+from filip.train.plan import memory_plan
+from filip.train.ranks import Ranks, start_ranks
+from filip.train.step import backward, make_loss
+
+
+def config_of(*overrides: str) -> TrainConfig:
+    places = ["run_dir=-", "out=-", "result=-", "precision=fp32"]
+    return compose_config(TrainConfig, [*places, *overrides], "train")
+
+
+def one_step(config: TrainConfig, ranks: Ranks) -> Engine:
+    torch.manual_seed(0)
+    batching = resolve_batching(config, ranks.world_size)
+    engine = make_engine(build_model(config.model), config, batching, ranks.world_size)
+    b, side, words = batching.per_rank, config.model.image.image_size, config.model.text.context_length
+    batch = {
+        "pixels": torch.randn(b, 3, side, side),
+        "ids": torch.randint(1, 49000, (b, words)),
+        "lengths": torch.full((b,), words),
+        "group": torch.arange(b) + b * ranks.rank,
+    }
+    backward(engine, batch, make_loss(config))
+    return engine
+
+
+def held(engine: Engine) -> dict[str, int]:
+    """Bytes of distinct storages: weights, master weights that are no view of them, moments."""
+    moments = [
+        t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
+    ]
+    wrapper = engine.deepspeed.optimizer
+    flats = [
+        *getattr(wrapper, "single_partition_of_fp32_groups", []),
+        *getattr(wrapper, "fp32_partitioned_groups_flat", []),
+    ]
+    weights = [getattr(p, "ds_tensor", p) for p in engine.model.parameters()]
+    weight_storages = storages(weights)
+    return {
+        "weights": sum(weight_storages.values()),
+        "master weights": sum(
+            size for place, size in storages(flats).items() if place not in weight_storages
+        ),
+        "moments": sum(storages(moments).values()),
+    }
+
+
+def storages(tensors: list[Tensor]) -> dict[int, int]:
+    return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
+
+
+def peak_mb() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+
+
+def main() -> None:
+    ranks = start_ranks(threads=1)
+    result: dict[str, dict] = {}
+    for stage in range(4):
+        config = config_of("model=tiny", f"zero_stage={stage}", "global_batch=12")
+        engine = one_step(config, ranks)
+        plan = memory_plan(config.model, config, engine.batching, ranks.world_size)
+        result[f"stage {stage}"] = {"held": held(engine), "planned": plan.bytes}
+        del engine
+        gc.collect()
+    # The larger ones last: the peak of a process never comes down.
+    for name, checkpointing in (("checkpointing", True), ("plain", False)):
+        config = config_of(
+            "model=small",
+            "global_batch=24",
+            "model.text.layers=4",
+            f"model.gradient_checkpointing={checkpointing}",
+        )
+        config.model.text.vocab_size = 49408
+        before = peak_mb()
+        engine = one_step(config, ranks)
+        plan = memory_plan(config.model, config, engine.batching, ranks.world_size)
+        result[name] = {"before": before, "peak": peak_mb(), "planned": plan.total / 1e6}
+        del engine
+        gc.collect()
+    if ranks.is_main:
+        print("HELD", json.dumps(result), flush=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()
