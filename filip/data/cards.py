@@ -22,6 +22,7 @@ RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop
 ENCODE_FORMATS = ("jpg", "png", "webp")
 DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 Names = list[str]  # inside SourceCard the name `list` is a field
+CLEANING = ("url_encoded", "html_tags")
 CARD_FOLDER = Path(__file__).resolve().parents[2] / "data"
 
 
@@ -92,6 +93,9 @@ class SourceCard:
     columns: Names = field(default_factory=lambda: [])  # names, where there is no header
     url_column: str = "url"
     caption_column: str = "caption"
+    caption_columns: Names = field(default_factory=lambda: [])  # several, joined; instead of caption_column
+    caption_cleaning: Names = field(default_factory=lambda: [])  # of CLEANING, applied in that order
+    only: dict[str, str] = field(default_factory=dict)  # column: value; rows with another value are left out
     group_column: str | None = None  # equal value = same content, a positive in a batch
     extra_columns: Names = field(default_factory=lambda: [])  # carried along
     image_root: str | None = None  # put before the url column where the list has file names only
@@ -169,6 +173,8 @@ def _check_values(card: SourceCard, path: Path) -> None:
 
     check(bool(card.name), "name", card.name, "a short name")
     check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
+    for step in card.caption_cleaning:
+        check(step in CLEANING, "caption_cleaning", step, f"one of {', '.join(CLEANING)}")
     load = card.download
     for key, allowed in (
         ("resize_mode", RESIZE_MODES),

@@ -232,42 +232,76 @@ def _types(con: duckdb.DuckDBPyConnection) -> dict[str, str]:
 
 def _select(card: SourceCard, types: dict[str, str], where: str) -> str:
     """SQL of the rows with their position and the reason to drop them, if any."""
-    for key in ("url_column", "caption_column"):
-        wanted = getattr(card, key)
-        if wanted not in types and card.format != "karpathy":
-            raise UserError(
-                f"{where} has no column '{wanted}' ({key}); its columns are {', '.join(types)}. Set {key}=NAME"
-            )
+    if card.format != "karpathy":
+        _check_columns(card, types, where)
     # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
     schemes = "https?|file" if card.image_root else "https?"
+    only = " AND ".join(
+        f"CAST({duck.name(column)} AS VARCHAR) IS NOT DISTINCT FROM {duck.quote(value)}"
+        for column, value in card.only.items()
+    )
     return f"""
-        SELECT *, CASE
+        SELECT * EXCLUDE (wanted), CASE
+            WHEN NOT wanted THEN 'not_wanted'
             WHEN url IS NULL OR trim(url) = '' THEN 'no_url'
             WHEN NOT regexp_matches(url, '^({schemes})://[^\\s/]*(/\\S*)?$', 'i') THEN 'malformed_url'
             WHEN caption IS NULL OR trim(caption) = '' THEN 'no_caption'
         END AS drop_reason
-        FROM (SELECT row_number() OVER () AS row_number, {", ".join(_columns(card, types))} FROM listed)
+        FROM (
+            SELECT row_number() OVER () AS row_number, {only or "true"} AS wanted,
+                {", ".join(_columns(card, types))}
+            FROM listed
+        )
     """
+
+
+def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
+    asked = [("url_column", card.url_column)]
+    asked += [("caption_columns", c) for c in card.caption_columns] or [
+        ("caption_column", card.caption_column)
+    ]
+    asked += [("only", column) for column in card.only]
+    for key, column in asked:
+        if column not in types:
+            raise UserError(
+                f"{where} has no column '{column}' ({key}); its columns are {', '.join(types)}. Set {key}=NAME"
+            )
 
 
 def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     """The SELECT list: url and caption as strings, then every other column under a name that is free."""
-    url, caption = ("url", "caption") if card.format == "karpathy" else (card.url_column, card.caption_column)
-    root = card.image_root if card.image_root and card.format != "karpathy" else None
+    karpathy = card.format == "karpathy"
+    url = "url" if karpathy else card.url_column
+    captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
+    root = card.image_root if card.image_root and not karpathy else None
     prefix = f"{duck.quote(image_root(root))} || " if root else ""
+    texts = [f"nullif(trim({_cleaned(column, card)}), '')" for column in captions]
     columns = [
         f"{prefix}trim(CAST({duck.name(url)} AS VARCHAR)) AS url",
-        f"CAST({duck.name(caption)} AS VARCHAR) AS caption",
+        f"concat_ws('. ', {', '.join(texts)}) AS caption"
+        if len(texts) > 1
+        else f"{_cleaned(captions[0], card)} AS caption",
     ]
     for column, kind in types.items():
         unwanted = card.extra_columns and column not in (*card.extra_columns, card.group_column)
-        if column in (url, caption) or unwanted:
+        if column in (url, *captions) or unwanted:
             continue
         free = f"source_{column}" if column.lower() in RESERVED else column
         # img2dataset writes every column as JSON into the tar: dates, decimals, blobs become text.
         value = duck.name(column)
         columns.append(f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duck.name(free)}")
     return columns
+
+
+def _cleaned(column: str, card: SourceCard) -> str:
+    """SQL of one caption column as text, after the card's cleaning."""
+    text = f"CAST({duck.name(column)} AS VARCHAR)"
+    for step in card.caption_cleaning:
+        if step == "url_encoded":
+            text = f"url_decode(replace({text}, '+', ' '))"
+        if step == "html_tags":
+            text = f"regexp_replace({text}, '<[^<>]+>', ' ', 'g')"
+    return text
 
 
 if __name__ == "__main__":

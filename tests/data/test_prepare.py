@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.data.cards import load_source
 from filip.data.prepare import PrepareConfig, main
 from filip.errors import UserError
 
@@ -122,6 +123,46 @@ def test_bad_rows_are_dropped_and_counted_headerless_card(tmp_path: Path) -> Non
     report = funnel(tmp_path)
     assert report["in"] == 10 and report["out"] == 2
     assert report["dropped"] == {"malformed_url": 4, "unreadable_line": 2, "no_caption": 1, "no_url": 1}
+
+
+def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
+    """Three lines in the published format: 25 fields, text URL-encoded, videos among the photographs."""
+    card = load_source("yfcc100m")
+    rows = []
+    for number, (title, description, video) in enumerate(
+        [
+            (
+                "The+old+bridge%2C+at+night",
+                "In+%3Ca+href%3D%22x%22%3EVenice%3C%2Fa%3E%0A100%25+caf%C3%A9",
+                "0",
+            ),
+            ("DSC_0001", "", "0"),
+            ("a+film", "", "1"),
+        ]
+    ):
+        fields = {column: f"{column}{number}" for column in card.columns}
+        fields |= {"title": title, "description": description, "is_video": video}
+        fields["download_url"] = f"http://farm1.staticflickr.com/{number}.jpg"
+        rows.append("\t".join(fields[column] for column in card.columns))
+    with bz2.open(tmp_path / "yfcc100m_dataset.bz2", "wt") as file:
+        file.write("\n".join(rows) + "\n")
+    table = run(tmp_path, "yfcc100m", list=str(tmp_path / "yfcc100m_dataset.bz2"), shuffle=False)
+    assert table.column_names == ["url", "caption", "photo_id", "license_name"]
+    assert table["caption"].to_pylist() == [
+        "The old bridge, at night. In  Venice \n100% café",
+        "DSC_0001",
+    ]
+    assert table["photo_id"].to_pylist() == ["photo_id0", "photo_id1"]
+    assert funnel(tmp_path)["dropped"] == {"not_wanted": 1}
+
+
+@pytest.mark.parametrize("name", ["cc3m", "cc12m"])
+def test_conceptual_captions_cards(tmp_path: Path, name: str) -> None:
+    fields = ['a "fine" view of person', "https://a.org/1.jpg"]
+    line = "\t".join(fields if name == "cc3m" else fields[::-1])
+    (tmp_path / "l.tsv").write_text(line + "\n")
+    table = run(tmp_path, name, list=str(tmp_path / "l.tsv"))
+    assert table.to_pylist() == [{"url": fields[1], "caption": fields[0]}]
 
 
 def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path) -> None:
