@@ -122,6 +122,13 @@ class Study:
         """True if the study trains on the embedded corpus, which has to be built and served first."""
         return "demo" in self.sources
 
+    def while_served(self, source: str) -> str:
+        """What stands before the download command of a source that this machine has to serve; empty for others."""
+        if source != "demo":
+            return ""
+        port = self.config.get("demo", {}).get("port", 8765)
+        return f"python -m filip.data.demo.serving {self.results}/corpus {port} -- "
+
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"
 

@@ -46,20 +46,24 @@ rule download:
     input:
         card="data/{source}.yaml",
         kept=f"{DATA}/{{source}}/kept.parquet",
-        server=lambda wildcards: f"{RESULTS}/corpus/server.ready" if wildcards.source == "demo" else [],
+        corpus=lambda wildcards: f"{RESULTS}/corpus/list.parquet" if wildcards.source == "demo" else [],
     output:
         f"{DATA}/{{source}}/funnel/download.json",
     params:
+        # The demo's images come from a server that lives as long as the download. Not a service() rule: when its
+        # consumer fails, Snakemake 9 waits for ever for the service to end.
+        while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
     log:
         f"{RESULTS}/logs/download/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/download/{{source}}.tsv"
+    threads: 2
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.download source={input.card} list={input.kept} out={params.shards}"
-        " funnel={output} > {log} 2>&1"
+        "{params.while_served}python -m filip.data.download source={input.card} list={input.kept}"
+        " out={params.shards} funnel={output} > {log} 2>&1"
 
 
 rule translate:

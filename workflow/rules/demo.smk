@@ -1,4 +1,4 @@
-# The embedded corpus: built from npm packages, then served over HTTP while img2dataset downloads it.
+# The embedded corpus: built from npm packages, served over HTTP while img2dataset downloads it.
 
 DEMO = config.get("demo", {})
 
@@ -23,20 +23,3 @@ rule demo_corpus:
     shell:
         "python -m filip.data.demo.corpus out={params.out} port={params.port} limit={params.limit}"
         " cache={params.cache} > {log} 2>&1"
-
-
-rule demo_server:
-    input:
-        f"{RESULTS}/corpus/list.parquet",
-    output:
-        service(f"{RESULTS}/corpus/server.ready"),
-    params:
-        root=lambda wildcards, input: Path(input[0]).parent,
-        port=DEMO.get("port", 8765),
-    log:
-        f"{RESULTS}/logs/demo_server.log",
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "exec python -m filip.data.demo.server root={params.root} port={params.port} ready={output}"
-        " > {log} 2>&1"
