@@ -13,10 +13,10 @@
 // such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
 // number of threads.
 
-constexpr int64_t GROUP_BYTES = 26 * 1024;   // of destination rows
-constexpr int64_t CHUNK_BYTES = 20 * 1024;   // of source rows
-constexpr int64_t STORE_BYTES = 200 * 1024;  // of source rows copied at a time, a part of the second-level cache
-constexpr int MAX_GROUP = 6, MAX_CHUNK = 32; // items
+// Rows of either side that meet at a time (two images of 49 tokens against four captions, of 48 KB), and source rows
+// copied at a time, a part of the second-level cache.
+constexpr int64_t IMAGE_BYTES = 26 * 1024, TEXT_BYTES = 20 * 1024, STORE_BYTES = 200 * 1024;
+constexpr int MAX_ITEMS = 6;  // images or texts among them: the widest loop below
 
 // One direction of the backward: images as destination and texts as source, or the reverse.
 template <class Index>
@@ -47,100 +47,105 @@ struct Side {
   }
 };
 
+// What a few items of one side mean for one item of the other.
 template <class Index>
 struct Terms {
   int64_t count = 0;
-  float weight[MAX_CHUNK];
-  const Index* winner[MAX_CHUNK];
-  const float* source[MAX_CHUNK];  // gather: the first row of each source item
-  float* destination[MAX_GROUP];   // scatter: the first row of each destination item
+  float weight[MAX_ITEMS];
+  const Index* winner[MAX_ITEMS];
+  const float* source[MAX_ITEMS];  // gather: the first row of each source item
+  float* destination[MAX_ITEMS];   // scatter: the first row of each destination item
 };
 
-// R destination rows += weight * the row of each source item that won them.
-template <int V, int R, class Index>
-static void gather(float* destination, const Terms<Index>& terms, int64_t first) {
+// Every row of one destination item += weight * the row of each of N source items that won it.
+template <int V, int N, class Index>
+static void gather(float* destination, int64_t rows, const Terms<Index>& terms) {
   constexpr int WIDTH = V * LANES;
-  vf sum[R][V];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[r][v] = load(destination + r * WIDTH + v * LANES);
-  for (int64_t n = 0; n < terms.count; ++n) {
-    const vf weight = splat(terms.weight[n]);
-    const Index* winner = terms.winner[n] + first;
-    const float* source = terms.source[n];
-#pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) {
-      const float* row = source + static_cast<int64_t>(winner[r]) * WIDTH;
-#pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += weight * load(row + v * LANES);
-    }
+  vf weight[N];
+  const Index* winner[N];  // copies, which the compiler need not fear to have changed
+  const float* source[N];
+#pragma GCC unroll 6
+  for (int n = 0; n < N; ++n) {
+    weight[n] = splat(terms.weight[n]);
+    winner[n] = terms.winner[n];
+    source[n] = terms.source[n];
   }
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r)
+  for (int64_t r = 0; r < rows; ++r, destination += WIDTH) {
+    vf sum[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(destination + r * WIDTH + v * LANES, sum[r][v]);
-}
-
-template <int V, class Index>
-static void gather_all(float* destination, int64_t rows, const Terms<Index>& terms) {
-  if (terms.count == 0) return;
-  for (int64_t first = 0, next; first < rows; first += next) {
-    next = next_part(rows - first, GATHER_ROWS);
-    float* to = destination + first * V * LANES;
-    switch (next) {
-      case 1: gather<V, 1>(to, terms, first); break;
-      case 2: gather<V, 2>(to, terms, first); break;
-      case 3: gather<V, 3>(to, terms, first); break;
-#if GATHER_ROWS > 3
-      case 4: gather<V, 4>(to, terms, first); break;
-      case 5: gather<V, 5>(to, terms, first); break;
-      case 6: gather<V, 6>(to, terms, first); break;
-      case 7: gather<V, 7>(to, terms, first); break;
-#endif
+    for (int v = 0; v < V; ++v) sum[v] = load(destination + v * LANES);
+#pragma GCC unroll 6
+    for (int n = 0; n < N; ++n) {
+      const float* row = source[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) sum[v] += weight[n] * load(row + v * LANES);
     }
+#pragma GCC unroll 4
+    for (int v = 0; v < V; ++v) store(destination + v * LANES, sum[v]);
   }
 }
 
-// Each row of one source item is added, weighted, to the row that it won in each of C destination items. A row that
+// Each row of one source item is added, weighted, to the row that it won in each of N destination items. A row that
 // wins twice in succession is not read back right after it was written, since other items lie between.
-template <int V, int C, class Index>
+template <int V, int N, class Index>
 static void scatter(const float* source, int64_t rows, const Terms<Index>& terms) {
   constexpr int WIDTH = V * LANES;
-  vf weight[C];
+  vf weight[N];
+  const Index* winner[N];
+  float* destination[N];
 #pragma GCC unroll 6
-  for (int c = 0; c < C; ++c) weight[c] = splat(terms.weight[c]);
+  for (int n = 0; n < N; ++n) {
+    weight[n] = splat(terms.weight[n]);
+    winner[n] = terms.winner[n];
+    destination[n] = terms.destination[n];
+  }
   for (int64_t r = 0; r < rows; ++r, source += WIDTH) {
     vf x[V];
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) x[v] = load(source + v * LANES);
 #pragma GCC unroll 6
-    for (int c = 0; c < C; ++c) {
-      float* to = terms.destination[c] + static_cast<int64_t>(terms.winner[c][r]) * WIDTH;
+    for (int n = 0; n < N; ++n) {
+      float* to = destination[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + weight[c] * x[v]);
+      for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + weight[n] * x[v]);
     }
   }
 }
 
-template <int V, class Index>
-static void scatter_all(const float* source, int64_t rows, const Terms<Index>& terms) {
-  switch (terms.count) {
-    case 1: return scatter<V, 1>(source, rows, terms);
-    case 2: return scatter<V, 2>(source, rows, terms);
-    case 3: return scatter<V, 3>(source, rows, terms);
-    case 4: return scatter<V, 4>(source, rows, terms);
-    case 5: return scatter<V, 5>(source, rows, terms);
-    case 6: return scatter<V, 6>(source, rows, terms);
+#define FILIP_EACH_COUNT(CALL) \
+  switch (terms.count) {       \
+    case 1: return CALL(1);    \
+    case 2: return CALL(2);    \
+    case 3: return CALL(3);    \
+    case 4: return CALL(4);    \
+    case 5: return CALL(5);    \
+    case 6: return CALL(6);    \
   }
+#define FILIP_GATHER(N) gather<V, N>(destination, rows, terms)
+#define FILIP_SCATTER(N) scatter<V, N>(source, rows, terms)
+
+template <int V, class Index>
+static void gather_all(float* destination, int64_t rows, const Terms<Index>& terms) {
+  FILIP_EACH_COUNT(FILIP_GATHER)
 }
 
-// The end of a run of items from `first` that holds at most `limit` items and `rows` rows, but at least one item.
+template <int V, class Index>
+static void scatter_all(const float* source, int64_t rows, const Terms<Index>& terms) {
+  FILIP_EACH_COUNT(FILIP_SCATTER)
+}
+#undef FILIP_GATHER
+#undef FILIP_SCATTER
+#undef FILIP_EACH_COUNT
+
+static int64_t rows_in(int64_t bytes, int64_t width) { return bytes / (width * static_cast<int64_t>(sizeof(float))); }
+
+// The end of a run of items from `first` that fits the cache beside one of the other side; at least one item.
 template <class Index>
-static int64_t run_end(const Side<Index>& side, bool destination, int64_t first, int64_t end, int64_t limit,
-                       int64_t rows) {
+static int64_t run_end(const Side<Index>& side, bool destination, int64_t first, int64_t end, int64_t width) {
+  const int64_t rows = rows_in(destination == side.image ? IMAGE_BYTES : TEXT_BYTES, width);
   int64_t last = first + 1;
-  while (last < end && last - first < limit && side.row(destination, last + 1) - side.row(destination, first) <= rows)
+  while (last < end && last - first < MAX_ITEMS &&
+         side.row(destination, last + 1) - side.row(destination, first) <= rows)
     ++last;
   return last;
 }
@@ -151,15 +156,13 @@ static int64_t backward_slice_width(const Problem& p) {
   return vectors * LANES;
 }
 
-static int64_t rows_in(int64_t bytes, int64_t width) { return bytes / (width * static_cast<int64_t>(sizeof(float))); }
-
 static int64_t backward_bytes(const Problem& p, int64_t rows) {
   const int64_t width = backward_slice_width(p);
   int64_t longest = p.patches;
   for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
   Arena arena{0};
   arena.take<float>(rows * width);
-  arena.take<float>((rows_in(STORE_BYTES, width) + longest + rows_in(CHUNK_BYTES, width)) * width);
+  arena.take<float>((rows_in(STORE_BYTES, width) + longest + rows_in(IMAGE_BYTES, width)) * width);
   return static_cast<int64_t>(arena.next);
 }
 
@@ -231,12 +234,12 @@ static void slice_gradient(const Side<Index>& side, Range items, Slice slice, ch
     int64_t bounds[512], chunks = 0;
     for (bounds[0] = last = first; last < sources && chunks < 511; bounds[++chunks] = last) {
       if (chunks > 0 && side.row(false, last) - first_row >= rows_in(STORE_BYTES, WIDTH)) break;
-      last = run_end(side, false, last, sources, MAX_CHUNK, rows_in(CHUNK_BYTES, WIDTH));
+      last = run_end(side, false, last, sources, WIDTH);
     }
     copy_columns(side.source(), p.bf16, {first_row, side.row(false, last)}, p.dim, slice.first, slice.valid, WIDTH,
                  source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
-      next = run_end(side, true, d, items.end, MAX_GROUP, rows_in(GROUP_BYTES, WIDTH));
+      next = run_end(side, true, d, items.end, WIDTH);
       for (int64_t c = 0; c < chunks; ++c) {
         if (c + 1 < chunks) prefetch_winners(side, {d, next}, {bounds[c + 1], bounds[c + 2]});
         meet<V>(side, {d, next}, {bounds[c], bounds[c + 1]}, sum + (side.row(true, d) - row0) * WIDTH,

@@ -23,7 +23,7 @@ static int64_t fixed_image_block(const Problem& p) {
 // What one unit works in. Winners are kept per group: of each lane in each text, and of each text row per image.
 struct FixedScratch {
   int64_t images, n1, vectors, lanes, pairs, longest, group_rows;
-  int16_t *rows, *panel;  // panel: per strip [pair of columns][lane][2]
+  int16_t *rows, *panel;  // rows [lane][fixed_stride]; panel: per strip [pair of columns][lane][2]
   float* slices;          // the block's tokens, [slice][lane][width]
   int32_t *tile, *best;   // tile [row][lane]: similarities in fixed point
   uint16_t *text_choice;  // [text of the group][lane]: winning row of the group
@@ -42,7 +42,7 @@ struct FixedScratch {
     longest = 1;
     for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
     group_rows = at_least(longest, 160);
-    rows = arena.take<int16_t>(n1 * fixed_stride(p.dim));
+    rows = arena.take<int16_t>(lanes * fixed_stride(p.dim));
     panel = arena.take<int16_t>(lanes * pairs * 2);
     slices = arena.take<float>(images * n1 * sliced_width(p.dim));
     tile = arena.take<int32_t>(longest * lanes + LANES);
@@ -61,28 +61,58 @@ static int64_t fixed_bytes(const ForwardCall& call) {
   return at_least(screening, avx512_isa()->forward_bytes(call));
 }
 
+// 16 vectors of 16 numbers, transposed in place.
+static inline void transpose(__m512i v[16]) {
+  __m512i t[16];
+#pragma GCC unroll 8
+  for (int i = 0; i < 16; i += 2) {
+    t[i] = _mm512_unpacklo_epi32(v[i], v[i + 1]);
+    t[i + 1] = _mm512_unpackhi_epi32(v[i], v[i + 1]);
+  }
+#pragma GCC unroll 4
+  for (int i = 0; i < 16; i += 4) {  // v[i + c]: column c of each 4 x 4 block of rows i .. i + 3
+    v[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+    v[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+    v[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+    v[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+  }
+#pragma GCC unroll 4
+  for (int c = 0; c < 4; ++c) {
+    const __m512i a = _mm512_shuffle_i32x4(v[c], v[4 + c], 0x88), b = _mm512_shuffle_i32x4(v[c], v[4 + c], 0xdd);
+    const __m512i d = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0x88);
+    const __m512i e = _mm512_shuffle_i32x4(v[8 + c], v[12 + c], 0xdd);
+    t[c] = _mm512_shuffle_i32x4(a, d, 0x88);
+    t[8 + c] = _mm512_shuffle_i32x4(a, d, 0xdd);
+    t[4 + c] = _mm512_shuffle_i32x4(b, e, 0x88);
+    t[12 + c] = _mm512_shuffle_i32x4(b, e, 0xdd);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i) v[i] = t[i];
+}
+
 // Rounds the block image by image and transposes it into the panel. Returns the largest error; scales[image].
 static float pack_block(const Problem& p, Range images, const FixedScratch& s, float* scales) {
-  const int64_t strips = div_up(s.vectors, 4), stride = fixed_stride(p.dim);
+  const int64_t strips = div_up(s.vectors, 4), stride = fixed_stride(p.dim), tokens = s.images * s.n1;
   float error = 0;
-  for (int64_t strip = 0, lane = 0; strip < strips; ++strip) {  // idle lanes are zero
+  for (int64_t i = 0; i < s.images; ++i) {
+    const int64_t first = (images.begin + i) * s.n1;
+    const Rounding r =
+        round_rows(p.image, p.bf16, {first, first + s.n1}, p.dim, s.rows + i * s.n1 * stride);
+    scales[i] = r.scale;
+    error = r.error > error ? r.error : error;
+  }
+  __builtin_memset(s.rows + tokens * stride, 0, static_cast<size_t>((s.lanes - tokens) * stride) * sizeof(int16_t));
+  for (int64_t strip = 0; strip < strips; ++strip) {
     const Range vectors = part_of(s.vectors, strips, strip);
     const int64_t width = (vectors.end - vectors.begin) * LANES;
-    for (int64_t l = 0; l < width; ++l, ++lane) {
-      int32_t* out = reinterpret_cast<int32_t*>(s.panel) + vectors.begin * LANES * s.pairs + l;
-      if (lane >= s.images * s.n1) {
-        for (int64_t c = 0; c < s.pairs; ++c) out[c * width] = 0;
-        continue;
+    int32_t* out = reinterpret_cast<int32_t*>(s.panel) + vectors.begin * LANES * s.pairs;
+    for (int64_t v = vectors.begin; v < vectors.end; ++v, out += LANES)
+      for (int64_t c = 0; c < s.pairs; c += 16) {
+        __m512i square[16];
+        for (int l = 0; l < 16; ++l) square[l] = _mm512_loadu_si512(s.rows + (v * LANES + l) * stride + 2 * c);
+        transpose(square);
+        for (int n = 0; n < at_most(16, s.pairs - c); ++n) _mm512_storeu_si512(out + (c + n) * width, square[n]);
       }
-      const int64_t image = lane / s.n1, k = lane % s.n1, first = (images.begin + image) * s.n1;
-      if (k == 0) {
-        const Rounding r = round_rows(p.image, p.bf16, {first, first + s.n1}, p.dim, s.rows);
-        scales[image] = r.scale;
-        error = r.error > error ? r.error : error;
-      }
-      const int16_t* row = s.rows + k * stride;
-      for (int64_t c = 0; c < s.pairs; ++c) __builtin_memcpy(out + c * width, row + 2 * c, 4);
-    }
   }
   slice_rows(p.image, p.bf16, {images.begin * s.n1, images.end * s.n1}, p.dim, s.slices);
   return error;
@@ -141,7 +171,7 @@ static inline __m512i with_index(__m512i value, __m512i keep, __m512i index) {
 }
 
 // image-to-text: the best row of one text for each lane.
-__attribute__((noinline)) static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
+static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
                      int64_t dim, uint16_t* choice) {
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
@@ -179,45 +209,89 @@ __attribute__((noinline)) static void vertical(FixedScratch& s, int64_t length, 
   }
 }
 
+// Which of an image's tokens that reach `least` in a row of the tile is the first largest in float32.
+__attribute__((noinline)) static int64_t settle_row(const FixedScratch& s, const int32_t* row, int32_t least,
+                                                    int64_t lane, const Sliced& text, int64_t text_row, int64_t dim) {
+  const Sliced image{s.slices, s.images * s.n1};
+  const __m512i bound = _mm512_set1_epi32(least);
+  float top = 0;
+  int64_t chosen = -1;
+  for (int64_t k0 = 0; k0 < s.n1; k0 += LANES) {
+    uint32_t close = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(row + k0), bound);
+    for (; close; close &= close - 1) {
+      const int64_t k = k0 + __builtin_ctz(close);
+      if (k >= s.n1) break;
+      const float value = exact_product(image, lane + k, text, text_row, dim);
+      if (chosen < 0 || value > top) top = value, chosen = k;
+    }
+  }
+  return chosen;
+}
+
+// Lane r of the result is the largest of the 16 numbers in v[r].
+static inline __m512i row_maxima(const __m512i v[16]) {
+  __m512i t[8], u[4];
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i)
+    t[i] = _mm512_max_epi32(_mm512_unpacklo_epi32(v[2 * i], v[2 * i + 1]),
+                            _mm512_unpackhi_epi32(v[2 * i], v[2 * i + 1]));
+#pragma GCC unroll 4
+  for (int i = 0; i < 4; ++i)
+    u[i] = _mm512_max_epi32(_mm512_unpacklo_epi64(t[2 * i], t[2 * i + 1]),
+                            _mm512_unpackhi_epi64(t[2 * i], t[2 * i + 1]));
+  const __m512i a =
+      _mm512_max_epi32(_mm512_shuffle_i32x4(u[0], u[1], 0x88), _mm512_shuffle_i32x4(u[0], u[1], 0xdd));
+  const __m512i b =
+      _mm512_max_epi32(_mm512_shuffle_i32x4(u[2], u[3], 0x88), _mm512_shuffle_i32x4(u[2], u[3], 0xdd));
+  return _mm512_max_epi32(_mm512_shuffle_i32x4(a, b, 0x88), _mm512_shuffle_i32x4(a, b, 0xdd));
+}
+
 // text-to-image: the best token of one image (its lanes start at `lane`) for each row of one text.
-__attribute__((noinline)) static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text,
+static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text,
                         int64_t text_row0, int64_t dim, int64_t lane, uint16_t* choice) {
   const int32_t low = (1 << bits) - 1;
-  const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
+  const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN), step = _mm512_set1_epi32(LANES);
   const __m512i first_index = _mm512_sub_epi32(_mm512_set1_epi32(low), (__m512i)lane_numbers());
   const __mmask16 tail = static_cast<__mmask16>((1u << ((s.n1 - 1) % LANES + 1)) - 1);
   const int64_t full = (s.n1 - 1) / LANES * LANES;
   float sum = 0;
-  for (int64_t r = 0; r < length; ++r) {
-    const int32_t* row = s.tile + r * s.lanes + lane;
-    __m512i index = first_index, best = none;
-    for (int64_t k = 0; k < full; k += LANES) {
-      best = _mm512_max_epi32(best, with_index(_mm512_loadu_si512(row + k), keep, index));
-      index = _mm512_sub_epi32(index, _mm512_set1_epi32(LANES));
+  for (int64_t r0 = 0; r0 < length; r0 += 16) {
+    const int64_t count = at_most(16, length - r0);
+    const int32_t* rows = s.tile + r0 * s.lanes + lane;
+    __m512i best[16];
+    for (int64_t r = 0; r < 16; ++r) {
+      const int32_t* row = rows + r * s.lanes;
+      best[r] = none;
+      if (r >= count) continue;
+      __m512i index = first_index;
+      for (int64_t k = 0; k < full; k += LANES, index = _mm512_sub_epi32(index, step))
+        best[r] = _mm512_max_epi32(best[r], with_index(_mm512_loadu_si512(row + k), keep, index));
+      best[r] = _mm512_mask_max_epi32(best[r], tail, best[r],
+                                      with_index(_mm512_maskz_loadu_epi32(tail, row + full), keep, index));
     }
-    best = _mm512_mask_max_epi32(best, tail, best, with_index(_mm512_maskz_loadu_epi32(tail, row + full), keep, index));
-    int32_t top = _mm512_reduce_max_epi32(best);
-    int64_t chosen = low - (top & low);
-    const __m512i least = _mm512_set1_epi32(top - window);
-    int close = 0;
-    for (int64_t k = 0; k < full; k += LANES)
-      close += __builtin_popcount(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(row + k), least));
-    close += __builtin_popcount(_mm512_mask_cmpge_epi32_mask(tail, _mm512_maskz_loadu_epi32(tail, row + full), least));
-    if (close > 1) {
-      ++s.lost;
-      const Sliced image{s.slices, s.images * s.n1};
-      float value = 0;
-      int64_t found = -1;
-      for (int64_t k = 0; k < s.n1; ++k) {
-        if (row[k] < top - window) continue;
-        const float product = exact_product(image, lane + k, text, text_row0 + r, dim);
-        if (found < 0 || product > value) value = product, found = k;
+    const __m512i top = row_maxima(best);
+    const __mmask16 valid = static_cast<__mmask16>((1u << count) - 1);
+    // lane = first lane + low - (top & low)
+    const __m512i winner = _mm512_add_epi32(_mm512_andnot_si512(top, _mm512_set1_epi32(low)),
+                                            _mm512_set1_epi32(static_cast<int32_t>(lane)));
+    _mm256_mask_storeu_epi16(choice + r0, valid, _mm512_cvtepi32_epi16(winner));
+    sum += _mm512_mask_reduce_add_ps(valid, _mm512_cvtepi32_ps(top));
+    int32_t least[16];
+    _mm512_storeu_si512(least, _mm512_sub_epi32(top, _mm512_set1_epi32(window)));
+    for (int64_t r = 0; r < count; ++r) {
+      const int32_t* row = rows + r * s.lanes;
+      const __m512i bound = _mm512_set1_epi32(least[r]);
+      int close = 0;
+      for (int64_t k = 0; k < full; k += LANES)
+        close += __builtin_popcount(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(row + k), bound));
+      close += __builtin_popcount(_mm512_mask_cmpge_epi32_mask(tail, _mm512_maskz_loadu_epi32(tail, row + full), bound));
+      if (__builtin_expect(close > 1, 0)) {
+        ++s.lost;
+        const int64_t chosen = settle_row(s, row, least[r], lane, text, text_row0 + r0 + r, dim);
+        choice[r0 + r] = static_cast<uint16_t>(lane + chosen);
+        sum += static_cast<float>(row[chosen]) - static_cast<float>(least[r] + window);
       }
-      chosen = found;
-      top = row[chosen];
     }
-    choice[r] = static_cast<uint16_t>(lane + chosen);
-    sum += static_cast<float>(top);
   }
   return sum;
 }

@@ -13,7 +13,6 @@
 #define TILE_ROWS 6
 #define BLOCK_LANES 448
 #define SLICE_VECTORS 4
-#define GATHER_ROWS 7
 
 namespace filip {
 namespace {

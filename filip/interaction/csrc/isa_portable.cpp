@@ -6,7 +6,6 @@
 #define TILE_ROWS 4
 #define BLOCK_LANES 128
 #define SLICE_VECTORS 4
-#define GATHER_ROWS 3
 
 namespace filip {
 namespace {

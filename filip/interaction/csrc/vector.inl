@@ -1,7 +1,7 @@
 // One vector type for every instruction set: GCC's and clang's vector extension at VECTOR_BYTES, which the
 // including file defines together with its tile sizes:
-//   STRIP_VECTORS  vectors of image tokens in one register tile      TILE_ROWS    text rows in one
-//   SLICE_VECTORS  columns of one backward slice, in vectors         GATHER_ROWS  destination rows at once
+//   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
+//   SLICE_VECTORS                columns of one backward slice, in vectors
 
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
