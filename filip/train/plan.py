@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 # and both MLP layers' inputs, q/k/v, the attention's output, the 4-fold hidden layer before and after its activation.
 # The text tower's fused q/k/v is copied once more. Then, per tower, what stands before and after the blocks.
 IMAGE_BLOCK, TEXT_BLOCK, IMAGE_ENDS, TEXT_ENDS = 16, 20, 4, 3
+REDUCE_BUCKET = 50_000_000  # elements; reduce_bucket_size of ds_configs/*.json
 CAPTION_TOKENS = 18  # mean length of a web caption, [BOS] and [EOS] included
 # Bytes per value: autocast keeps norms and the residual stream in fp32 and the rest in bf16.
 VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
@@ -78,6 +79,7 @@ def state_bytes(parameters: int, precision: str, stage: int, world_size: int) ->
         "gradients": size * own[1],
         "master weights": 4 * own[0] if stage else 0,
         "moments": 8 * own[0],
+        "reduction buffer": size * min(parameters, REDUCE_BUCKET) if stage else 0,
     }
 
 

@@ -47,9 +47,8 @@ def test_activations_are_what_autograd_keeps(name: str, precision: str, checkpoi
 def test_states_of_the_zero_paper() -> None:
     # 7.5 billion parameters on 64 ranks, fp16 with Adam: the paper's 31.4, 16.6 and 1.9 GB (its figure 1)
     for stage, expected in ((1, 31.4), (2, 16.6), (3, 1.9)):
-        assert sum(state_bytes(7_500_000_000, "fp16", stage, 64).values()) / 1e9 == pytest.approx(
-            expected, abs=0.06
-        )
+        states = state_bytes(7_500_000_000, "fp16", stage, 64)
+        assert (sum(states.values()) - states["reduction buffer"]) / 1e9 == pytest.approx(expected, abs=0.06)
 
 
 def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
@@ -62,17 +61,20 @@ def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
     assert rows == [[n, b, s] for n, b in (("8", "3840"), ("128", "240"), ("192", "160")) for s in "123"]
 
 
+def measured_by(what: str, world_size: int, log: Path) -> dict:
+    ranks = Ranks(world_size, [str(Path(__file__).parent / "plan_worker.py"), what], log)
+    assert ranks.wait() == [0] * world_size, ranks.text()[-3000:]
+    line = next(line for line in ranks.text().splitlines() if line.startswith("RESULT"))
+    return json.loads(line.removeprefix("RESULT"))
+
+
 @pytest.mark.slow
 def test_ranks_hold_what_was_planned(tmp_path: Path) -> None:
-    ranks = Ranks(2, [str(Path(__file__).parent / "plan_worker.py")], tmp_path / "log")
-    assert ranks.wait() == [0, 0], ranks.text()[-3000:]
-    line = next(line for line in ranks.text().splitlines() if line.startswith("HELD"))
-    result = json.loads(line.removeprefix("HELD"))
-    for stage in range(4):
-        held, planned = result[f"stage {stage}"]["held"], result[f"stage {stage}"]["planned"]
-        for purpose, size in held.items():
-            assert size == pytest.approx(planned[purpose], rel=0.02, abs=20_000), (stage, purpose)
-    for name in ("checkpointing", "plain"):
-        measured = result[name]["peak"] - result[name]["before"]
-        print(name, measured, result[name])
-        assert 0.7 * result[name]["planned"] < measured < 1.4 * result[name]["planned"], result
+    for stage, result in measured_by("stages", 2, tmp_path / "log").items():
+        for purpose, size in result["held"].items():
+            assert size == pytest.approx(result["planned"][purpose], rel=0.02, abs=20_000), (stage, purpose)
+    peaks = {c: measured_by(f"{c}", 1, tmp_path / f"log{c}") for c in (False, True)}
+    for result in peaks.values():
+        # The plan adds up terms that do not all peak at once: activations are gone when the last gradients arrive.
+        assert 0.7 * result["planned"] < result["measured"] < 1.35 * result["planned"], peaks
+    assert peaks[True]["measured"] < peaks[False]["measured"]

@@ -1,0 +1,197 @@
+"""A training step of FILIP (all tokens, late interaction) beside a step of open_clip's CLIP with its ClipLoss.
+
+    python -m bench.train_step model=base batch=16 steps=5
+
+Same images and captions, same precision, same threads, the same optimiser (torch's AdamW), steps interleaved so
+that a busy machine is busy for both. Each side gets its captions as its own pipeline makes them: open_clip pads to
+77 tokens, ours to the longest of the batch; ``equal_padding=true`` gives ours 77 as well. Times are wall clock and
+CPU time of this process; the ratio that counts is FILIP / open_clip.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.command import option, run_command
+from filip.interaction import contrastive_loss, global_similarity, late_interaction
+from filip.models import ModelConfig, TextFeatures, build_model, load_preset
+
+WORDS = [
+    "a",
+    "the",
+    "photo",
+    "of",
+    "on",
+    "in",
+    "red",
+    "small",
+    "old",
+    "street",
+    "dog",
+    "boat",
+    "tree",
+    "two",
+    "people",
+]
+
+
+@dataclass
+class TrainStep:
+    """Options of the benchmark."""
+
+    model: str = option("demo", "preset of filip/conf/model")
+    batch: int = option(64, "pairs")
+    steps: int = option(10, "timed steps of each side; one more is for warming up")
+    precision: str = option("fp32", "fp32 or bf16 (autocast)")
+    threads: int = option(1, "CPU threads")
+    words: int = option(14, "mean words per caption; lengths vary between half and one and a half of it")
+    equal_padding: bool = option(False, "pad our captions to open_clip's length too")
+    backend: str = option("auto", "of the late interaction")
+    json: str | None = option(None, "write the numbers here as well")
+
+
+@dataclass
+class Times:
+    """Seconds per step."""
+
+    wall: list[float]
+    cpu: list[float]
+
+    def median(self) -> tuple[float, float]:
+        return statistics.median(self.wall), statistics.median(self.cpu)
+
+
+def captions(count: int, words: int) -> list[str]:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(max(1, words // 2), words + words // 2 + 1, (count,), generator=generator)
+    return [
+        " ".join(WORDS[int(i)] for i in torch.randint(len(WORDS), (int(n),), generator=generator))
+        for n in lengths
+    ]
+
+
+def filip_step(
+    config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
+) -> Callable[[], Tensor]:
+    """A closure that does one step and returns the loss."""
+    from filip.tokenizer import tokenize
+
+    model = build_model(config).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    ids, lengths = tokenize(texts, config.text.context_length)
+    if options.equal_padding:
+        ids = torch.nn.functional.pad(ids, (0, config.text.context_length - ids.shape[1]))
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+            image, text = model.encode_image(pixels), model.encode_text(ids, lengths)
+        if isinstance(text, TextFeatures):
+            similarity = late_interaction(image, *text, backend=options.backend)
+        else:
+            similarity = global_similarity(image, text)
+        loss = contrastive_loss(similarity, model.scale()).loss
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def open_clip_step(
+    config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
+) -> Callable[[], Tensor]:
+    """open_clip's model of the same size, its own tokenizer and its own loss."""
+    import open_clip
+    from open_clip.loss import ClipLoss
+    from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    trunk: Any = build_model(config).image.trunk
+    vision = CLIPVisionCfg(
+        layers=len(trunk.blocks),
+        width=trunk.embed_dim,
+        head_width=trunk.embed_dim // trunk.blocks[0].attn.num_heads,
+        patch_size=trunk.patch_embed.patch_size[0],
+        image_size=config.image.image_size,
+    )
+    text = CLIPTextCfg(
+        context_length=config.text.context_length,
+        vocab_size=config.text.vocab_size,
+        width=config.text.width,
+        heads=config.text.heads,
+        layers=config.text.layers,
+    )
+    model = CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text).train()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
+    loss_function = ClipLoss()
+    ids = open_clip.tokenize(texts, context_length=config.text.context_length)
+
+    def step() -> Tensor:
+        optimizer.zero_grad()
+        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+            image, text_features, scale = model(pixels, ids)
+            loss = loss_function(image, text_features, scale)
+        loss.backward()
+        optimizer.step()
+        return loss.detach()
+
+    return step
+
+
+def measure(sides: dict[str, Callable[[], Tensor]], steps: int) -> dict[str, Times]:
+    """Interleaved: one step of each side after the other, the first of each not counted."""
+    times = {name: Times([], []) for name in sides}
+    for number in range(steps + 1):
+        for name, step in sides.items():
+            gc.collect()
+            wall, cpu = time.perf_counter(), time.process_time()
+            step()
+            if number:
+                times[name].wall.append(time.perf_counter() - wall)
+                times[name].cpu.append(time.process_time() - cpu)
+    return times
+
+
+def main(options: TrainStep) -> None:
+    """Time a training step of FILIP beside open_clip's."""
+    torch.set_num_threads(options.threads)
+    torch.manual_seed(0)
+    config = load_preset(options.model)
+    config.gradient_checkpointing = False
+    side = config.image.image_size
+    pixels, texts = torch.randn(options.batch, 3, side, side), captions(options.batch, options.words)
+    baseline = load_preset(options.model)
+    baseline.interaction, baseline.gradient_checkpointing = "global", False
+    sides = {
+        "open_clip": open_clip_step(config, options, pixels, texts),
+        "filip": filip_step(config, options, pixels, texts),
+        "our clip": filip_step(baseline, options, pixels, texts),
+    }
+    times = measure(sides, options.steps)
+    reference = times["open_clip"].median()
+    print(
+        f"{options.model}, batch {options.batch}, {options.precision}, {options.threads} threads, "
+        f"{options.steps} steps, median seconds per step (ratio to open_clip)"
+    )
+    for name, taken in times.items():
+        wall, cpu = taken.median()
+        print(
+            f"{name:10s} wall {wall:7.3f} ({wall / reference[0]:.2f})   cpu {cpu:7.3f} ({cpu / reference[1]:.2f})"
+        )
+    if options.json:
+        numbers = {name: {"wall": t.wall, "cpu": t.cpu} for name, t in times.items()}
+        Path(options.json).write_text(json.dumps({"options": vars(options), "seconds": numbers}, indent=2))
+
+
+if __name__ == "__main__":
+    run_command(main, TrainStep)
