@@ -81,6 +81,7 @@ class Launch:
     ranks_per_node: int
     accelerator: str | None
     hostfile: str | None
+    master_port: int
 
     def command(self) -> str:
         """The launcher's part of the command line, up to and without the arguments of filip.train."""
@@ -90,7 +91,7 @@ class Launch:
         if self.by == "torchrun":
             return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m filip.train"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
-        ranks = f"--num_gpus {self.ranks_per_node} --no_local_rank"
+        ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
         return f"{accelerator}deepspeed {hosts}{ranks} --module filip.train"
 
 
@@ -208,6 +209,7 @@ class Study:
             ranks_per_node=settings["ranks_per_node"],
             accelerator=settings.get("accelerator"),
             hostfile=settings.get("hostfile"),
+            master_port=settings.get("master_port", 29500),
         )
 
     def train_resources(self) -> dict[str, Any]:
@@ -241,14 +243,16 @@ class Study:
 
     @property
     def table_names(self) -> list[str]:
-        named = [name for name in ("zero_shot", "retrieval", "component_ablation") if self.rows(name)]
+        named = [
+            name for name in ("zero_shot", "retrieval", "component_ablation", "alignment") if self.rows(name)
+        ]
         return named + (["efficiency_ablation"] if self.efficiency_rows else [])
 
     @property
     def figure_names(self) -> list[str]:
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
         efficiency = ["efficiency"] if self.efficiency_rows else []
-        return ["loss_curves", "funnel", "augmentation", *ablation, *efficiency]
+        return ["loss_curves", "funnel", "augmentation", "recall", "confusion", *ablation, *efficiency]
 
     def benchmark_files(self) -> list[str]:
         """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others

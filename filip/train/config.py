@@ -35,6 +35,7 @@ class DataConfig:
     sources: list[SourceConfig] = option([], "list of {shards, captions, weight, manifest}")
     auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    min_crop: float = option(0.5, "smallest share of the image that random resized crop keeps (paper: open)")
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     prefetch: int = option(4, "batches that each worker prepares ahead")
     window: int = option(16, "shards whose samples are shuffled among each other, and kept open by a reader")

@@ -17,6 +17,7 @@ import torch.distributed as dist
 
 from filip.data.atomic import write_json
 from filip.data.loader import Batch, PairLoader, build_loader
+from filip.data.transforms import TrainTransform
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model, load_model
 from filip.train import progress
@@ -103,7 +104,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         [{"shards": s.shards, "captions": s.captions, "weight": s.weight} for s in data.sources],
         batch_size=batching.per_rank,
         image_size=model.image_size,
-        auto_augment=data.auto_augment,
+        transform=TrainTransform(model.image_size, data.auto_augment, crop_scale=(data.min_crop, 1.0)),
         back_translation=data.back_translation,
         seed=config.seed,
         rank=ranks.rank,

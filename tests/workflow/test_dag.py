@@ -91,8 +91,10 @@ def reduced(config: dict) -> dict:
     """The demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
     config["study"] = "reduced"
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
-    few_steps = ["model=tiny", "batch_per_rank=16", "max_steps=6", "log_every=2", "warmup_timing=1"]
+    few_steps = ["batch_per_rank=16", "max_steps=6", "log_every=2"]
+    few_steps += ["warmup_timing=1", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = [*config["train"]["overrides"], *few_steps]
+    config["launch"]["master_port"] = free_port()
     config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
     config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
     config["efficiency_train"]["overrides"] = few_steps

@@ -68,10 +68,10 @@ def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> 
 
 def test_launchers(demo: dict) -> None:
     assert Study(demo).launch().command() == (
-        "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --no_local_rank --module filip.train"
+        "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train"
     )
     demo["launch"] = {"by": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"}
-    assert "--hostfile hosts --num_nodes 2 --num_gpus 8" in Study(demo).launch().command()
+    assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500" in Study(demo).launch().command()
     demo["launch"] = {"by": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
     study = Study(demo)
     assert study.launch().command() == "srun python -m filip.train"

@@ -6,8 +6,8 @@ import random
 
 from filip.data.demo.catalogue import Drawing, Emoji
 
-MAX_TAGS = 3
-LABEL_ONLY = 0.5  # share of captions without keywords; the test captions are labels
+MAX_TAGS = 2
+LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are labels
 
 
 def caption_of(drawing: Drawing) -> str:
