@@ -8,7 +8,6 @@ engines a translation may depend on what shares its batch.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,7 +18,7 @@ import pyarrow.parquet as pq
 from filip.data import duck
 from filip.data.atomic import digest, sha256_of
 from filip.data.blocks import run_blocks
-from filip.data.engines import Engine, load_engine
+from filip.data.engines import Engine, back_translate, load_engine
 
 # Captions per block: what a kill loses, and a file each. About BLOCKS of them, within the two bounds.
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
@@ -89,7 +88,7 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
 def translate_block(plan: Path, group: int, path: Path) -> int:
     """Translate one row group of the plan into ``path``; returns its number of captions."""
     texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
-    backs = translate_texts(_engines[0], texts)
+    backs = back_translate(_engines[0], texts)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two runs may share a cache
     try:
         pq.write_table(pa.table({"text": texts, "back": backs}, SCHEMA), part, compression="zstd")
@@ -98,11 +97,3 @@ def translate_block(plan: Path, group: int, path: Path) -> int:
         with suppress(FileNotFoundError):
             part.unlink()
     return len(texts)
-
-
-def translate_texts(engine: Engine, texts: Sequence[str]) -> list[str]:
-    """Back-translations in one line each; raises RuntimeError when an engine loses count."""
-    backs = engine.back_translate([" ".join(text.split()) for text in texts])
-    if len(backs) != len(texts):
-        raise RuntimeError(f"{type(engine).__name__} gave {len(backs)} translations of {len(texts)} texts")
-    return [" ".join(back.split()) for back in backs]

