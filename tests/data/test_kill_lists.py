@@ -1,0 +1,77 @@
+"""kill -9 of the stages before the download, at several moments: a rerun gives the bytes of an uninterrupted run."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from bench.text_rules import synthetic_list
+
+SMALL_BLOCKS = "import filip.data.duck as d; d.ROWS_PER_GROUP = 1000; "
+PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
+RULES = "from filip.data.text_rules import TextRulesConfig as C, main; "
+RUN = "from filip.command import run_command; run_command(main, C)"
+
+
+def start(program: str, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-c", program + RUN, *arguments], start_new_session=True, stdout=subprocess.DEVNULL
+    )
+
+
+def kill_when(running: subprocess.Popen, moment: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not moment():
+        assert running.poll() is None, "it was over before the moment came"
+        assert time.monotonic() < deadline
+        time.sleep(0.002)
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+
+
+@pytest.mark.slow
+def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
+    synthetic_list(tmp_path / "source.parquet", 20_000)
+    (tmp_path / "c.yaml").write_text("text_rules: {max_repeats: 3}\n")
+
+    def prepare(out: str) -> subprocess.Popen:
+        return start(SMALL_BLOCKS + PREPARE, f"source={tmp_path}/source.parquet", f"out={tmp_path}/{out}")
+
+    def rules(out: str) -> subprocess.Popen:
+        return start(
+            SMALL_BLOCKS + RULES,
+            f"source={tmp_path}/c.yaml",
+            f"list={tmp_path}/list.parquet",
+            f"out={tmp_path}/{out}",
+            f"funnel={tmp_path}/{out}.json",
+            "processes=1",
+        )
+
+    assert prepare("list.parquet").wait(60) == 0
+    work = tmp_path / ".again.parquet.work"
+    kill_when(prepare("again.parquet"), work.exists)
+    assert not (tmp_path / "again.parquet").exists()
+    assert prepare("again.parquet").wait(60) == 0
+
+    assert rules("kept.parquet").wait(60) == 0
+    judged = tmp_path / ".kept_again.parquet.work" / "judged"
+    moments = [
+        lambda: (judged.parent / "unique.parquet").exists(),
+        lambda: len(list(judged.glob("[!.]*"))) >= 3,
+        lambda: len(list(judged.glob("[!.]*"))) >= 9,
+    ]
+    for moment in moments:
+        kill_when(rules("kept_again.parquet"), moment)
+        assert not (tmp_path / "kept_again.parquet").exists()
+    assert rules("kept_again.parquet").wait(60) == 0
+
+    for one, two in (("list.parquet", "again.parquet"), ("kept.parquet", "kept_again.parquet")):
+        assert (tmp_path / one).read_bytes() == (tmp_path / two).read_bytes()
+    reports = [(tmp_path / f"{name}.json").read_text() for name in ("kept.parquet", "kept_again.parquet")]
+    assert reports[0] == reports[1]
+    assert not list(tmp_path.glob(".*"))
