@@ -12,7 +12,6 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 from __future__ import annotations
 
 import json
-import math
 import os
 import shutil
 import sys
@@ -39,6 +38,7 @@ from filip.errors import UserError
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
 SHARDS_PER_WORKER = 20
+SHARDS_PER_JOB = 1000  # of Spark: the lists of so many shards wait on disk at once
 SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
 
 
@@ -252,22 +252,34 @@ def _outcomes(
 def run_cluster(
     distributor: str, downloader: ShardDownloader, reader: ListReader, processes: int
 ) -> dict[int, str]:
-    """The same on a Spark or Ray cluster, by img2dataset's own distributors."""
-    from img2dataset.distributor import pyspark_distributor, ray_distributor
+    """The same on a Spark or Ray cluster, by img2dataset's own distributors.
 
-    module = {"pyspark": "pyspark", "ray": "ray"}[distributor]
+    The folder of the shards has to be one that all machines see. Spark: the active session, else one on
+    SPARK_MASTER, else local mode with ``processes`` threads. Ray: RAY_ADDRESS, else this machine.
+    """
+    from img2dataset import distributor as distributors
+
+    wanted = set(reader.wanted)
     try:
-        __import__(module)
+        if distributor == "pyspark":
+            from pyspark.sql import SparkSession
+
+            os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
+            if SparkSession.getActiveSession() is None:
+                # img2dataset would start one with 16 GB for the driver
+                master = os.environ.get("SPARK_MASTER", f"local[{processes}]")
+                SparkSession.builder.master(master).appName("filip download").getOrCreate()
+            run = distributors.pyspark_distributor
+        else:
+            import ray
+
+            if not ray.is_initialized():
+                ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}))
+            run = distributors.ray_distributor
     except ImportError as error:
         raise UserError(
-            f"download.distributor is {distributor}, but {module} is not installed: pip install {module}"
+            f"download.distributor is {distributor}, but it is not installed: pip install {distributor}"
         ) from error
-    run = pyspark_distributor if distributor == "pyspark" else ray_distributor
-    wanted = set(reader.wanted)
-    run(processes, downloader, reader, 1000, SHARD_TRIES - 1)
+    run(processes, downloader, reader, SHARDS_PER_JOB, SHARD_TRIES - 1)
     missing = {s for s in wanted if not is_complete(downloader.final_folder, s)}
-    return dict.fromkeys(missing, f"failed on a {distributor} worker; its log has the reason")
-
-
-def count_shards(rows: int, rows_per_shard: int) -> int:
-    return math.ceil(rows / rows_per_shard)
+    return dict.fromkeys(missing, f"failed on a {distributor} worker, whose log has the reason")

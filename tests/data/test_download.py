@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -177,6 +178,35 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         assert output.split()[-1] == str(600 - 67)
     assert len(hashes(whole)) == 30 and hashes(whole) == hashes(killed)
     assert {p.name for p in (killed / "_work").iterdir()} == {"plan.json", "lock"}
+
+
+@pytest.mark.slow
+def test_spark_in_local_mode_gives_the_same_bytes(tmp_path: Path) -> None:
+    sql = pytest.importorskip("pyspark.sql")
+    if not shutil.which("java"):
+        pytest.skip("Spark needs Java")
+    settings = {"image_size": 32, "samples_per_shard": 20, "threads": 4, "retry_passes": 0}
+    raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}}
+    with hostile.hostile_server() as server:
+        urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(50)]
+        source = write_list(tmp_path / "list.parquet", urls)
+        fragments = []
+        for distributor in ("multiprocessing", "pyspark"):
+            card = parse_card(raw, Path("c.yaml"))
+            card.download.distributor = distributor
+            fragments.append(download(source, tmp_path / distributor, card))
+        sql.SparkSession.getActiveSession().stop()
+    assert fragments[0].dropped == fragments[1].dropped == {"http_404": 6}
+    assert hashes(tmp_path / "multiprocessing") == hashes(tmp_path / "pyspark")
+    assert len(hashes(tmp_path / "pyspark")) == 6
+
+
+def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+    card = parse_card({"name": "c", "download": {"distributor": "ray"}}, Path("c.yaml"))
+    source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
+    with pytest.raises(UserError, match="pip install ray"):
+        download(source, tmp_path / "out", card)
 
 
 def test_nothing_comes_a_full_disk_and_a_busy_folder_are_errors(tmp_path: Path) -> None:
