@@ -115,7 +115,9 @@ class TrainConfig:
     optimizer: OptimizerConfig = option(OptimizerConfig(), "LAMB or AdamW and the schedule")
     precision: str = option("fp16", "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale")
     zero_stage: int = option(1, "0 to 3: what DeepSpeed partitions over the ranks")
-    deepspeed: str | None = option(None, "DeepSpeed JSON; null = ds_configs/zero<stage>_<precision>.json")
+    deepspeed: str | None = option(
+        None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>"
+    )
     fp16_on_cpu: bool = option(
         False, "run the fp16 block on a CPU without fp16 support: for tests, very slow"
     )

@@ -63,9 +63,15 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
     return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
 
 
+def settings_path(config: TrainConfig) -> Path:
+    """The JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
+    name = config.deepspeed or f"zero{config.zero_stage}_{config.precision}"
+    return SETTINGS_FOLDER / f"{name}.json" if name.isidentifier() else Path(name)
+
+
 def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
     """The DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
-    path = Path(config.deepspeed or SETTINGS_FOLDER / f"zero{config.zero_stage}_{config.precision}.json")
+    path = settings_path(config)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -106,6 +112,10 @@ def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -
             f"{path} trains in {found}, the config says precision={config.precision}; change one of them"
         )
     stage = settings.get("zero_optimization", {}).get("stage", 0)
+    if stage != config.zero_stage:
+        raise UserError(
+            f"{path} has ZeRO stage {stage}, the config says zero_stage={config.zero_stage}; change one"
+        )
     if stage == 0 and fp16:
         raise UserError(
             f"{path}: fp16 without ZeRO divides gradients by a scale it never applied; use stage 1 to 3"

@@ -68,7 +68,9 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
     from deepspeed.runtime.config import DeepSpeedConfig
 
     stage, precision = path.stem.removeprefix("zero").split("_")
-    config = compose(f"zero_stage={stage}", f"precision={precision}", "global_batch=64")
+    config = compose(
+        f"zero_stage={stage}", f"precision={precision}", "global_batch=64", f"deepspeed={path.stem}"
+    )
     settings = deepspeed_settings(config, resolve_batching(config, 1), 1)
     read = DeepSpeedConfig(settings)
     assert read.zero_optimization_stage == int(stage)
@@ -88,6 +90,7 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
             "never lowers its loss scale",
         ),
         (lambda s: s.update(bf16={"enabled": True}), "trains in bf16, the config says precision=fp32"),
+        (lambda s: s["zero_optimization"].update(stage=2), "ZeRO stage 2, the config says zero_stage=1"),
         (lambda s: s["zero_optimization"].update(round_robin_gradients=True), "round_robin_gradients=True"),
         (lambda s: s["zero_optimization"].update(offload_optimizer={"device": "cpu"}), "offload_optimizer"),
     ],
