@@ -1,0 +1,299 @@
+"""Optional filters on finished shards: near-duplicate images, and pairs that a model finds unlike each other.
+
+    python -m filip.data.filter source=cc12m shards=SHARDS captions=CAPTIONS out=FILTERED funnel=filter.json \\
+        max_distance=3 model=model.safetensors min_score=0.2
+
+The images stay where they are: the result is a second folder of side-cars, without the rows that are dropped.
+What was measured (hashes, scores) is kept in OUT/_measured, one file per shard, for a rerun or another limit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.command import MISSING, option, run_command
+from filip.data import duck
+from filip.data.atomic import locked, replacing, sha256_of
+from filip.data.blocks import run_blocks
+from filip.data.cards import load_source
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.pair_index import IMAGE_SUFFIXES, split_key
+from filip.data.sidecar import read_sidecar, write_sidecar
+from filip.data.tar_index import scan_tar
+from filip.errors import UserError
+
+HASH_BITS = 64
+SAMPLES = 20
+_scorers: list[Any] = []  # of a worker process: loaded once
+
+
+@dataclass
+class FilterConfig:
+    source: str = option(MISSING, "source card (name or path)")
+    shards: str = option(MISSING, "folder of the shards")
+    captions: str = option(MISSING, "folder of their side-cars")
+    out: str = option(MISSING, "folder of the filtered side-cars")
+    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    max_distance: int | None = option(
+        None, "near-duplicates: perceptual hashes that differ in so many of 64 bits"
+    )
+    model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:WEIGHTS")
+    min_score: float | None = option(None, "pairs whose image-text similarity (-1..1) is below are dropped")
+    batch: int = option(64, "pairs per batch of the score")
+    processes: int = option(2, "processes that measure")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory")
+
+
+def main(config: FilterConfig) -> None:
+    """Drop near-duplicate images and pairs of low similarity, by writing side-cars without them."""
+    fragment = filter_pairs(config)
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs; dropped {dict(fragment.dropped)}")
+
+
+def filter_pairs(config: FilterConfig) -> Fragment:
+    """Write the filtered side-cars and account for the pairs. Raises UserError for limits that make no sense."""
+    card = load_source(config.source)
+    tars = _tars(config)
+    out = Path(config.out).resolve()
+    with locked(out / "_measured" / "lock", f"another process is at work in {out}: wait for it or stop it"):
+        con = duck.connect(config.threads, config.memory, out / "_measured" / "spill")
+        dropped: dict[tuple[str, str], str] = {}  # (shard, key): reason
+        notes: dict[str, Any] = {"max_distance": config.max_distance, "min_score": config.min_score}
+        if config.max_distance is not None:
+            hashes = _measure(tars, out / "_measured" / "phash", hash_shard, (), config, "near-duplicates")
+            pairs = near_duplicates(con, hashes, config.max_distance)
+            dropped |= {duplicate: "near_duplicate" for duplicate, _ in pairs}
+            notes["near_duplicates"] = [[list(a), list(b)] for a, b in pairs[:SAMPLES]]
+        if config.min_score is not None:
+            assert config.model is not None
+            name = (
+                sha256_of(config.model)[:16]
+                if Path(config.model).is_file()
+                else config.model.replace("/", "_")
+            )
+            scores = _measure(
+                tars,
+                out / "_measured" / f"score-{name}",
+                score_shard,
+                (config.captions, config.batch),
+                config,
+                "image-text score",
+                start=(load_model, (config.model,)),
+            )
+            low = f"SELECT shard, key FROM {scores} WHERE score < {float(config.min_score)}"
+            for shard, key in con.sql(low).fetchall():
+                dropped.setdefault((shard, key), "low_score")
+        con.close()
+        counts = _write(tars, Path(config.captions), out, dropped)
+    n_in = counts.pop("in")
+    return Fragment("filter", card.name, n_in, n_in - sum(counts.values()), counts, "pairs", notes)
+
+
+def _tars(config: FilterConfig) -> list[Path]:
+    if config.max_distance is None and config.min_score is None:
+        raise UserError("nothing to filter by: give max_distance=3, or model=MODEL min_score=0.2, or both")
+    if config.max_distance is not None and not 0 <= config.max_distance < HASH_BITS // 4:
+        raise UserError(
+            f"max_distance={config.max_distance}, but it must be 0 to {HASH_BITS // 4 - 1} bits of 64"
+        )
+    if (config.min_score is None) != (config.model is None):
+        raise UserError("the score needs both: model=MODEL and min_score=NUMBER")
+    if Path(config.out).resolve() == Path(config.captions).resolve():
+        raise UserError(f"out={config.out} is the folder of the unfiltered side-cars: give another one")
+    tars = sorted(Path(config.shards).glob("*.tar"))
+    if not tars:
+        raise UserError(f"no *.tar in {config.shards}: give the folder that filip.data.download filled")
+    missing = [tar.stem for tar in tars if not (Path(config.captions) / f"{tar.stem}.parquet").exists()]
+    if missing:
+        raise UserError(
+            f"no side-car of shard {missing[0]} in {config.captions}: run filip.data.translate first"
+        )
+    return tars
+
+
+def _measure(
+    tars: list[Path],
+    folder: Path,
+    function: Any,
+    arguments: tuple[Any, ...],
+    config: FilterConfig,
+    what: str,
+    start: tuple[Any, tuple[Any, ...]] = (None, ()),
+) -> str:
+    """Run ``function(tar, file, *arguments)`` for each shard without a file in ``folder``; SQL of all the files."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files = [folder / f"{tar.stem}.parquet" for tar in tars]
+    todo = [(tar, file, *arguments) for tar, file in zip(tars, files, strict=True) if not file.exists()]
+    run_blocks(
+        function,
+        todo,
+        config.processes,
+        what=what,
+        unit="images",
+        total=sum(
+            pq.read_metadata(Path(config.captions) / f"{tar.stem}.parquet").num_rows for tar, *_ in todo
+        ),
+        start=start[0],
+        start_arguments=start[1],
+    )
+    source = duck.parquet(files, "filename = true")
+    return f"(SELECT parse_filename(filename, true) AS shard, * EXCLUDE (filename) FROM {source})"
+
+
+def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
+    """(key, encoded image) of every sample of a shard, in its order."""
+    members, _ = scan_tar(tar)
+    file = os.open(tar, os.O_RDONLY)
+    try:
+        for member in members:
+            key, suffix = split_key(member.name)
+            if suffix.lower() in IMAGE_SUFFIXES:
+                yield key, os.pread(file, member.size, member.offset)
+    finally:
+        os.close(file)
+
+
+def hash_shard(tar: Path, file: Path) -> int:
+    """Write the perceptual hash (64 bits, int64) of each image of a shard; returns how many."""
+    import imagehash
+
+    from filip.data.images import UNDECODABLE, decode
+
+    keys, hashes = [], []
+    for key, data in shard_images(tar):
+        try:
+            # 8 x 8 lowest frequencies of a 32 x 32 picture, each above or below their median
+            bits = imagehash.phash(imagehash.Image.fromarray(decode(data))).hash.flatten()
+        except UNDECODABLE:
+            continue
+        keys.append(key)
+        hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True))
+    with replacing(file) as part:
+        pq.write_table(pa.table({"key": keys, "phash": pa.array(hashes, pa.int64())}), part)
+    return len(keys)
+
+
+def near_duplicates(
+    con: duckdb.DuckDBPyConnection, hashes: str, distance: int
+) -> list[tuple[tuple[str, str], tuple[str, str]]]:
+    """((shard, key) of a duplicate, of an earlier image it is like) for each image that has an earlier like it.
+
+    Two hashes that differ in at most d bits agree in one of d + 1 bands of bits: only images that share a band
+    are compared, each distinct hash once.
+    """
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE seen AS SELECT phash, min(shard || '/' || key) AS first FROM {hashes} "
+        "GROUP BY phash"
+    )
+    edges = [HASH_BITS * band // (distance + 1) for band in range(distance + 2)]
+    bands = " UNION ALL ".join(
+        f"SELECT phash, first, {n} AS band, (phash >> {low}) & {(1 << (high - low)) - 1} AS bits FROM seen"
+        for n, (low, high) in enumerate(pairwise(edges))
+    )
+    if distance:
+        con.execute(
+            f"""CREATE OR REPLACE TEMP TABLE likes AS
+                WITH bands AS ({bands})
+                SELECT a.phash AS phash, min(b.first) AS like_first
+                FROM bands a JOIN bands b ON a.band = b.band AND a.bits = b.bits AND b.first < a.first
+                WHERE bit_count(xor(a.phash, b.phash)) <= {distance} GROUP BY a.phash"""
+        )
+    else:
+        con.execute(
+            "CREATE OR REPLACE TEMP TABLE likes AS SELECT 0::BIGINT AS phash, '' AS like_first LIMIT 0"
+        )
+    rows = con.sql(
+        f"""SELECT h.shard, h.key, least(s.first, coalesce(l.like_first, s.first))
+            FROM {hashes} h JOIN seen s USING (phash) LEFT JOIN likes l USING (phash)
+            WHERE least(s.first, coalesce(l.like_first, s.first)) <> h.shard || '/' || h.key
+            ORDER BY h.shard, h.key"""
+    ).fetchall()
+    found = []
+    for shard, key, like in rows:
+        other_shard, _, other_key = like.partition("/")
+        found.append(((shard, key), (other_shard, other_key)))
+    return found
+
+
+def load_model(model: str) -> None:
+    """Load the model of this process."""
+    import torch
+
+    from filip.eval.scorer import load_scorer
+
+    torch.set_num_threads(1)  # the processes share the cores
+    _scorers[:] = [load_scorer(model, device="cuda" if torch.cuda.is_available() else "cpu")]
+
+
+def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
+    """Write each pair's similarity of the image and its original caption, the mean of both directions."""
+    import torch
+
+    from filip.data.images import UNDECODABLE
+    from filip.data.transforms import eval_transform, normalize
+
+    scorer = _scorers[0]
+    make = eval_transform(scorer.image_size)
+    texts = {row["key"]: row["captions"][0] for row in read_sidecar(Path(captions) / f"{tar.stem}.parquet")}
+    keys: list[str] = []
+    scores: list[float] = []
+    waiting: list[tuple[str, Any]] = []
+
+    def flush() -> None:
+        names, pixels = zip(*waiting, strict=True)
+        with torch.inference_mode():
+            images = scorer.encode_images(torch.stack(pixels))
+            both = scorer.similarity(images, scorer.encode_texts([texts[name] for name in names]))
+        keys.extend(names)
+        scores.extend(((both.i2t.diagonal() + both.t2i.diagonal()) / 2).tolist())
+        waiting.clear()
+
+    for key, data in shard_images(tar):
+        if key not in texts:
+            continue
+        try:
+            waiting.append((key, normalize(make.pixels(data))))
+        except UNDECODABLE:
+            continue
+        if len(waiting) == batch:
+            flush()
+    if waiting:
+        flush()
+    with replacing(file) as part:
+        pq.write_table(pa.table({"key": keys, "score": pa.array(scores, pa.float64())}), part)
+    return len(keys)
+
+
+def _write(
+    tars: list[Path], captions: Path, out: Path, dropped: dict[tuple[str, str], str]
+) -> dict[str, int]:
+    counts = {"in": 0, "near_duplicate": 0, "low_score": 0}
+    for tar in tars:
+        rows = read_sidecar(captions / f"{tar.stem}.parquet")
+        kept = []
+        for row in rows:
+            reason = dropped.get((tar.stem, row["key"]))
+            if reason is None:
+                kept.append(row)
+            else:
+                counts[reason] += 1
+        counts["in"] += len(rows)
+        write_sidecar(out / f"{tar.stem}.parquet", kept)
+    return counts
+
+
+if __name__ == "__main__":
+    run_command(main, FilterConfig)
