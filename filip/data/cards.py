@@ -76,6 +76,9 @@ class BackTranslationSettings:
     engine: str = "marian"
     pivots: list[str] = field(default_factory=lambda: ["de", "ru"])
     models: str | None = None  # folder with the engine's weights, for engines that do not ship them
+    min_similarity: float | None = (
+        None  # least cosine of sentence embeddings (about 0.8); null = not measured
+    )
 
 
 @dataclass

@@ -24,6 +24,7 @@ from filip.command import MISSING, option, run_command
 from filip.data.atomic import locked, replacing, sha256_of, write_json
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
+from filip.data.prepare import RESERVED
 from filip.data.text_rules import check_list
 from filip.errors import UserError
 
@@ -70,6 +71,12 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
     it, when a shard could not be completed, or when not one image came.
     """
     columns = check_list(list_path)
+    reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
+    if reserved:
+        raise UserError(
+            f"{list_path} has the columns {', '.join(reserved)}, which img2dataset writes itself: "
+            "python -m filip.data.prepare renames them"
+        )
     folder = Path(out).resolve()
     busy = f"{folder} is being filled by another process: wait for it or stop it"
     with locked(folder / "_work" / "lock", busy):

