@@ -36,6 +36,9 @@ class LoopState:
     loader: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     rollbacks: int = 0
+    step_seconds: list[float] = field(
+        default_factory=list
+    )  # of recent steps, without the first of each start
     world_size: int = 1
     zero_stage: int = 0
     precision: str = "fp32"
@@ -122,7 +125,7 @@ def save_checkpoint(
             shutil.rmtree(leftover, ignore_errors=True)
     barrier()
     engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
-    torch.save(_random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
+    torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
     if ranks.is_main:
         write_json(aside / STATE, asdict(state))
     barrier()
@@ -150,7 +153,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: P
     engine.bind()
     states = checkpoint / f"random_rank{ranks.rank:05d}.pt"
     if universal is None and states.is_file():
-        _restore_random_states(torch.load(states, weights_only=False))
+        restore_random_states(torch.load(states, weights_only=False))
 
 
 def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
@@ -204,7 +207,8 @@ def _to_disk(folder: Path) -> None:
             os.close(handle)
 
 
-def _random_states() -> dict[str, Any]:
+def random_states() -> dict[str, Any]:
+    """Of all generators that anything here may draw from."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -213,7 +217,8 @@ def _random_states() -> dict[str, Any]:
     }
 
 
-def _restore_random_states(states: dict[str, Any]) -> None:
+def restore_random_states(states: dict[str, Any]) -> None:
+    """What :func:`random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     torch.set_rng_state(states["torch"])

@@ -84,6 +84,18 @@ class WatchConfig:
 
 
 @dataclass
+class EvalConfig:
+    """Evaluation while training, with the cards and commands of filip.eval."""
+
+    every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never")
+    root: str = option("results/benchmarks", "folder below which the test sets lie")
+    zero_shot: list[str] = option([], "classification cards, e.g. [eval/cifar10.yaml]")
+    retrieval: list[str] = option([], "retrieval cards")
+    alignment: list[str] = option([], "cards whose images get word-patch alignment pictures")
+    prompts: str = option("eval/prompts.yaml", "prompt ensembles")
+
+
+@dataclass
 class TrainConfig:
     """Train FILIP or the CLIP baseline with DeepSpeed."""
 
@@ -135,6 +147,7 @@ class TrainConfig:
     warmup_timing: int = option(5, "first steps left out of the timings of the result")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watch: WatchConfig = option(WatchConfig(), "the watchdog")
+    eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
     def check(self) -> TrainConfig:
         """Return self; UserError names the first value that cannot work."""

@@ -35,12 +35,16 @@ from filip.train.checkpoint import (
 )
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, Engine, make_engine, require_precision, resolve_batching, to_device
+from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.ranks import STOPPED_BY_SIGNAL, Ranks, StopSignal, all_or_none, start_ranks
 from filip.train.result import full_weights, now, read_manifests, timings, write_result
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward, make_loss, special_token_share
 from filip.train.telemetry import Telemetry, peak_memory_mb
 from filip.train.watchdog import StepFacts, Watchdog
+
+
+KEPT_TIMES = 1000  # seconds of that many recent steps make the median of the result
 
 
 @dataclass
@@ -59,7 +63,6 @@ class Run:
     stop: StopSignal
     folder: Path  # of checkpoints
     started: str = field(default_factory=now)
-    step_seconds: list[float] = field(default_factory=list)  # without the first ones, of this process
     last_saved: float = field(default_factory=time.monotonic)
     last_record: dict[str, Any] = field(default_factory=dict)
 
@@ -74,6 +77,7 @@ def train(config: TrainConfig) -> None:
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)
+        check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
     run = open_run(config, ranks, batching, model, loader, schedule, manifests, stop)
@@ -172,7 +176,7 @@ def open_run(
         universal = to_universal(checkpoint, ranks) if convert else None
         load_checkpoint(engine, checkpoint, ranks, universal)
         state.step, state.loader, state.seconds = saved.step, saved.loader, saved.seconds
-        state.rollbacks = saved.rollbacks
+        state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
         notes.append(f"resumed from {checkpoint} at step {saved.step}" + progress.changes(saved, state))
     if ranks.is_main:
         write_json(run_dir / "config.json", asdict(config))
@@ -194,11 +198,14 @@ def take_steps(run: Run) -> None:
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
         run.engine.set_lr(run.schedule.at(run.state.step))
         skipped = run.engine.skipped_steps
-        outputs, waited = [], 0.0
+        outputs: list[StepOutput] = []
+        waited = 0.0
         for _ in range(run.batching.accumulation):
             asked = time.perf_counter()
             batch = next(batches)
             waited += time.perf_counter() - asked
+            if run.state.step == 0 and not outputs:
+                progress.preview(run, batch)
             outputs.append(one_batch(run, batch, loss, inspect=due))
         run.state.step += 1
         metrics = mean_over_ranks(run, outputs, waited)
@@ -207,13 +214,16 @@ def take_steps(run: Run) -> None:
         interval.add(metrics, seconds)
         facts = step_facts(run, metrics, run.engine.skipped_steps > skipped, due)
         if len(interval.all_seconds) > config.warmup_timing:
-            run.step_seconds.append(seconds)
+            run.state.step_seconds = [*run.state.step_seconds[1 - KEPT_TIMES :], round(seconds, 6)]
         if due:
             run.last_record = progress.write_interval(run, interval)
         for finding in run.watchdog.observe(facts):
             run.telemetry.event(run.state.step, "watchdog", str(finding))
             if finding.kind == "non-finite":
                 recover(run, str(finding))
+        every, last = config.eval.every_steps, run.state.step == run.schedule.steps
+        if every and (run.state.step % every == 0 or last) and not metrics["stop"]:
+            evaluate(run)
         save_if_due(run, metrics)
 
 
@@ -275,8 +285,8 @@ def save_if_due(run: Run, metrics: dict[str, float]) -> None:
     """Save by cadence; after a signal save and leave with the exit code that means it."""
     c, state, stopping = run.config.checkpoint, run.state, metrics["stop"] > 0
     by_step = c.every_steps > 0 and state.step % c.every_steps == 0
-    if not (stopping or ((metrics["save"] or by_step) and state.step < run.schedule.steps)):
-        return
+    if state.step >= run.schedule.steps or not (stopping or metrics["save"] or by_step):
+        return  # after the last step the result is written at once
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
         state.loader = run.loader.state_dict()
@@ -322,7 +332,7 @@ def finish(run: Run, manifests: dict[str, str]) -> None:
             "epochs": run.state.step * run.batching.pairs_per_step / run.loader.pairs,
             "pairs": run.loader.pairs,
             "world_size": run.ranks.world_size,
-            **timings(run.step_seconds, run.batching.pairs_per_step),
+            **timings(run.state.step_seconds, run.batching.pairs_per_step),
             "training_seconds": run.state.seconds,
             "peak_memory_mb": peak,
             "skipped_steps": run.engine.skipped_steps,

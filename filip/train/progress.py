@@ -7,6 +7,10 @@ import statistics
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from filip.data.transforms import denormalize
+from filip.tokenizer import decode_token
 from filip.train.checkpoint import LoopState
 from filip.train.plan import memory_plan
 from filip.train.telemetry import memory_mb, peak_memory_mb, say, text_line
@@ -142,6 +146,22 @@ def print_plan(run: Run) -> None:
         say(
             f"            left out: {', '.join(f'{n} {count}' for n, count in sorted(loader.counters.items()))}"
         )
+
+
+def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
+    """The first images as the model sees them, augmented, and their captions, into TensorBoard."""
+    if not run.ranks.is_main:
+        return
+    pixels = denormalize(batch["pixels"][:count])
+    rows = [
+        np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)
+    ]
+    if rows:
+        run.telemetry.images(0, "data/augmented", np.concatenate(rows, axis=0))
+    captions = []
+    for ids, length in zip(batch["ids"][:count].tolist(), batch["lengths"][:count].tolist(), strict=True):
+        captions.append(" ".join(decode_token(token) for token in ids[1 : length - 1]))
+    run.telemetry.text(0, "data/captions", "\n\n".join(captions))
 
 
 def changes(saved: LoopState, now: LoopState) -> str:

@@ -56,6 +56,11 @@ class Telemetry:
         if self.enabled:
             self.writer.add_image(tag, pixels, step, dataformats="HWC")
 
+    def text(self, step: int, tag: str, text: str) -> None:
+        """Markdown, for TensorBoard only."""
+        if self.enabled:
+            self.writer.add_text(tag, text, step)
+
     def close(self) -> None:
         if self.enabled:
             self.writer.close()

@@ -38,8 +38,10 @@ def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> No
                 place = int(rng.integers(len(PLACES)))
                 key = f"{s:05d}{i:04d}"
                 text = f"a {names[front]} square at the {PLACES[place]} on {names[back]}"
-                _add(tar, f"{key}.png", _picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place]))
-                _add(tar, f"{key}.txt", text.encode())
+                add_to_tar(
+                    tar, f"{key}.png", picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place])
+                )
+                add_to_tar(tar, f"{key}.txt", text.encode())
                 keys.append(key)
                 captions.append([text, f"{names[front]} square, {PLACES[place]}, {names[back]}"])
                 groups.append(int(front * 64 + back * 8 + place))
@@ -52,7 +54,7 @@ def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> No
         pq.write_table(pa.table(table), folder / "captions" / f"{s:05d}.parquet")
 
 
-def _picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
+def picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
     pixels = np.zeros((40, 40, 3), np.uint8) + np.array(back, np.uint8)
     rows, columns = {
         "left": (slice(12, 28), slice(2, 18)),
@@ -66,7 +68,7 @@ def _picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes
     return buffer.getvalue()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     info = tarfile.TarInfo(name)
     info.size = len(data)
     tar.addfile(info, io.BytesIO(data))

@@ -1,0 +1,84 @@
+"""Evaluation while training: numbers and pictures in TensorBoard, and the run itself is not disturbed by it."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from tests.train.conftest import COLOURS, PLACES, add_to_tar, picture, train_arguments
+from tests.train.test_resume import same_weights
+from tests.train.test_zero import run_many
+
+
+def write_test_set(folder: Path) -> list[str]:
+    """Which colour is the square? In CLIP_benchmark's layout, with a card for it and one for retrieval."""
+    names = list(COLOURS)
+    for kind in ("colours", "captions"):
+        (folder / kind / "test").mkdir(parents=True)
+        (folder / kind / "test" / "nshards.txt").write_text("1")
+        with tarfile.open(folder / kind / "test" / "0.tar", "w") as tar:
+            for i, name in enumerate(names):
+                for j, place in enumerate(PLACES):
+                    key = f"s{i * len(PLACES) + j:07d}"
+                    back = COLOURS[names[(i + 3) % len(names)]]
+                    add_to_tar(tar, f"{key}.png", picture(COLOURS[name], back, place))
+                    text = str(i) if kind == "colours" else f"a {name} square at the {place}"
+                    add_to_tar(tar, f"{key}.{'cls' if kind == 'colours' else 'txt'}", text.encode())
+    (folder / "colours" / "classnames.txt").write_text("\n".join(names))
+    (folder / "colours" / "zeroshot_classification_templates.txt").write_text("a {c} square")
+    (folder / "captions" / "dataset_type.txt").write_text("retrieval")
+    paths = []
+    for name, kind, metric in (("colours", "classification", "top1"), ("captions", "retrieval", "recall")):
+        card = {"name": name, "title": name, "kind": kind, "metric": metric, "loader": "webdataset"}
+        card |= {
+            "layouts": {"webdataset": {"path": name, "split": "test"}},
+            "license": "none",
+            "homepage": "none",
+        }
+        if kind == "classification":
+            card |= {"prompts": "colours", "classes": "from the data set", "origin": "none"}
+        (folder / f"{name}.yaml").write_text(yaml.safe_dump(card))
+        paths.append(str(folder / f"{name}.yaml"))
+    prompts = {
+        "colours": {"templates": ["a {c} square", "{c}"], "count": 2},
+        "alignment": {"default": "a {c} square"},
+    }
+    (folder / "prompts.yaml").write_text(yaml.safe_dump(prompts))
+    return paths
+
+
+@pytest.mark.slow
+def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path) -> None:
+    colours, captions = write_test_set(tmp_path / "sets")
+    common = ("max_steps=6", "zero_stage=3")
+    measured = (
+        *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}", f"eval.zero_shot=[{colours}]"),
+        *(
+            f"eval.retrieval=[{captions}]",
+            f"eval.alignment=[{colours}]",
+            f"eval.prompts={tmp_path}/sets/prompts.yaml",
+        ),
+    )
+    runs = [
+        train_arguments(squares, tmp_path / "without", *common),
+        train_arguments(squares, tmp_path / "with", *common, *measured),
+        train_arguments(
+            squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.zero_shot=[{colours}]"
+        ),
+    ]
+    assert run_many(2, runs, tmp_path / "log") == [0, 0, 2], (tmp_path / "log").read_text()[-3000:]
+    assert same_weights(tmp_path / "without" / "model.safetensors", tmp_path / "with" / "model.safetensors")
+    board = EventAccumulator(str(tmp_path / "with" / "tensorboard"))
+    board.Reload()
+    wanted = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
+    assert wanted <= set(board.Tags()["scalars"])
+    assert [e.step for e in board.Scalars("eval/colours")] == [3, 6]
+    assert {"eval/alignment", "data/augmented"} <= set(board.Tags()["images"])
+    result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
+    assert result["tasks"]["colours"]["n"] == 32
+    assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["tasks"]["colours"]["value"])

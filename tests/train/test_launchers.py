@@ -1,0 +1,77 @@
+"""The command lines of the README: deepspeed, torchrun, plain python, help."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from filip.train.checkpoint import LoopState, complete_checkpoints
+from filip.train.progress import changes
+from tests.train.conftest import environment, train_arguments
+
+BIN = Path(sys.executable).parent
+
+
+def launched() -> dict[str, str]:
+    return environment(PATH=f"{BIN}:{os.environ['PATH']}")
+
+
+@pytest.mark.slow
+def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    arguments = train_arguments(squares, run, "max_steps=300", "precision=bf16", "log_every=5")[2:]
+    log = tmp_path / "deepspeed.log"
+    with open(log, "wb") as out:
+        command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--no_local_rank", "--module", "filip.train"]
+        launcher = subprocess.Popen([*command, *arguments], env=launched(), stdout=out, stderr=out)
+        while "step 5/" not in log.read_text() and launcher.poll() is None:
+            time.sleep(0.2)
+        trainers = [
+            child
+            for child in psutil.Process(launcher.pid).children(recursive=True)
+            if "filip.train" in child.cmdline() and "--module" not in child.cmdline()
+        ]
+        trainers = [child for child in trainers if not child.children()]
+        assert len(trainers) == 2, log.read_text()[-2000:]
+        trainers[0].send_signal(signal.SIGUSR1)
+        assert launcher.wait(60) == 85, log.read_text()[-2000:]
+    assert len(complete_checkpoints(run / "checkpoints")) == 1
+    command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "filip.train"]
+    arguments = train_arguments(squares, run, "max_steps=300", "precision=bf16", "log_every=5")[2:]
+    done = subprocess.run([*command, *arguments], env=launched(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for told in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
+        assert told in done.stderr
+    result = json.loads((run / "result.json").read_text())
+    assert result["steps"] == 300 and result["world_size"] == 2 and result["global_batch"] == 24
+    assert result["seconds_per_iteration"] > 0 and result["peak_memory_mb"] > 100
+    assert result["config"]["data"]["sources"][0]["shards"] == f"{squares}/shards"
+    # Squares are easy: the loss of 24 pairs starts near log(24) = 3.2 and the tiny model learns some of them.
+    assert result["final"]["loss"] < 2.5 and result["final"]["i2t_accuracy"] > 0.15
+
+
+def test_help_is_for_people() -> None:
+    command = [sys.executable, "-m", "filip.train", "--help"]
+    done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0
+    assert "token_share=1.0" in done.stdout and "optimizer.warmup_steps=3000" in done.stdout
+    command[-1] = "experiment=demo"
+    done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_what_changed_since_the_checkpoint_is_told() -> None:
+    saved = LoopState(world_size=2, zero_stage=1, manifests={"a": "1", "b": "2"})
+    now = LoopState(world_size=4, zero_stage=2, manifests={"a": "1", "b": "3"})
+    told = changes(saved, now)
+    assert "2 ranks then, 4 now" in told and "ZeRO-1 then, ZeRO-2 now" in told
+    assert "WARNING: the data manifest of b was 2, is 3" in told and "of a" not in told
+    assert changes(saved, saved) == ""
