@@ -116,12 +116,13 @@ def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     config.write_text(
         yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
     )
-    done = snakemake("--show-failed-logs", cwd=clone, config=config, timeout=540)
+    done = snakemake("--show-failed-logs", cwd=clone, config=config, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return clone, config
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1600)  # the fixture runs the study; about three minutes on two idle cores
 def test_the_whole_dag_on_a_reduced_corpus(finished: tuple[Path, Path]) -> None:
     clone, _ = finished
     results = clone / "results/reduced"
