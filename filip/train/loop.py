@@ -43,7 +43,6 @@ from filip.train.step import StepOutput, backward, make_loss, special_token_shar
 from filip.train.telemetry import Telemetry, peak_memory_mb
 from filip.train.watchdog import StepFacts, Watchdog
 
-
 KEPT_TIMES = 1000  # seconds of that many recent steps make the median of the result
 
 
