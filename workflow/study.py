@@ -233,6 +233,11 @@ class Study:
         """The runs that stand in a table."""
         return self.config["tables"].get(table, [])
 
+    def evaluated_by(self, protocol: str) -> list[str]:
+        """The runs that zero_shot, retrieval or alignment evaluates; the component ablation needs the first two."""
+        ablation = self.rows("component_ablation") if protocol in ("zero_shot", "retrieval") else []
+        return list(dict.fromkeys([*self.rows(protocol), *ablation]))
+
     @property
     def config_file(self) -> str:
         """The effective config (all --configfile and --config merged), kept beside the results."""

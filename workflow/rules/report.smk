@@ -1,9 +1,9 @@
 # From JSON files to what people read: tables, figures, one summary. Snakemake's own HTML report embeds them.
 
 EVALUATIONS = (
-    expand(f"{RESULTS}/eval/{{run}}/zero_shot.json", run=STUDY.rows("zero_shot"))
-    + expand(f"{RESULTS}/eval/{{run}}/retrieval.json", run=STUDY.rows("retrieval"))
-    + expand(f"{RESULTS}/eval/{{run}}/alignment.json", run=STUDY.rows("alignment"))
+    expand(f"{RESULTS}/eval/{{run}}/zero_shot.json", run=STUDY.evaluated_by("zero_shot"))
+    + expand(f"{RESULTS}/eval/{{run}}/retrieval.json", run=STUDY.evaluated_by("retrieval"))
+    + expand(f"{RESULTS}/eval/{{run}}/alignment.json", run=STUDY.evaluated_by("alignment"))
 )
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=TRAINED) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency_rows
