@@ -15,6 +15,7 @@ import sys
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass
+from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
@@ -162,11 +163,13 @@ def _run_pass(
     todo = {shard for shard in shards if not (folder / f"{shard:05d}_stats.json").exists()}
     if not todo:
         return
+    load = card.download
+    if load.distributor == "multiprocessing":
+        _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data import img2dataset_setup
     from filip.data.shards import ListReader, run_cluster, run_processes, shard_name
 
-    load = card.download
     reader = ListReader(
         Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
     )
@@ -183,6 +186,12 @@ def _run_pass(
             f"{len(failures)} of {len(shards)} shards of {folder} could not be completed ({listed}). The others are "
             "kept: mend the cause and run the same command again"
         )
+
+
+def _start_fork_server() -> None:
+    """The workers are forked from a process that has img2dataset imported; it imports while this one does."""
+    get_context("forkserver").set_forkserver_preload(["filip.data.shards", "filip.data.image_rules"])
+    forkserver.ensure_running()
 
 
 class _Progress:

@@ -200,9 +200,7 @@ def run_processes(
     A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all.
     """
     context = get_context("forkserver")
-    context.set_forkserver_preload(
-        ["filip.data.shards", "filip.data.image_rules"]
-    )  # imported once, not per worker
+    # its fork server was started, and told what to import, by filip.data.download
     failures: dict[int, str] = {}
     for attempt in range(SHARD_TRIES):
         failures = {}
