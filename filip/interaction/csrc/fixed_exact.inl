@@ -5,25 +5,40 @@ struct Sliced {
   int64_t count;      // rows
 };
 
-static float exact_product(const Sliced& a, int64_t row_a, const Sliced& b, int64_t row_b, int64_t dim) {
-  // Four sums, for one would wait for itself; whole slices first.
-  __m512 sum[SLICE_VECTORS] = {};
-  int64_t first = 0;
-  for (; first + SLICE <= dim; first += SLICE) {
-    const float* x = a.rows + a.count * first + row_a * SLICE;
-    const float* y = b.rows + b.count * first + row_b * SLICE;
+// Of the candidates (rows of b, ascending), the first whose product with a row of `a` is the largest. Usually there are
+// two; taken two at a time, they do not wait for each other's sums.
+static int64_t settle(const Sliced& a, int64_t row_a, const Sliced& b, const uint16_t* candidates, int64_t count,
+                      int64_t dim) {
+  float best = 0;
+  int64_t winner = -1;
+  for (int64_t n = 0; n < count; n += 2) {
+    const int64_t row[2] = {candidates[n], candidates[n + 1 < count ? n + 1 : n]};
+    __m512 sum[2][2] = {};
+    int64_t first = 0;
+    for (; first + SLICE <= dim; first += SLICE) {  // whole slices, then what remains
+      const float* x = a.rows + a.count * first + row_a * SLICE;
 #pragma GCC unroll 4
-    for (int v = 0; v < SLICE_VECTORS; ++v)
-      sum[v] = _mm512_fmadd_ps(_mm512_loadu_ps(x + v * LANES), _mm512_loadu_ps(y + v * LANES), sum[v]);
+      for (int v = 0; v < SLICE_VECTORS; ++v)
+#pragma GCC unroll 2
+        for (int c = 0; c < 2; ++c)
+          sum[c][v % 2] = _mm512_fmadd_ps(
+              _mm512_loadu_ps(x + v * LANES),
+              _mm512_loadu_ps(b.rows + b.count * first + row[c] * SLICE + v * LANES), sum[c][v % 2]);
+    }
+    if (first < dim) {
+      const int64_t width = round_up(dim - first, LANES);
+      const float* x = a.rows + a.count * first + row_a * width;
+      for (int64_t v = 0; v < width; v += LANES)
+        for (int c = 0; c < 2; ++c)
+          sum[c][0] = _mm512_fmadd_ps(_mm512_loadu_ps(x + v),
+                                      _mm512_loadu_ps(b.rows + b.count * first + row[c] * width + v), sum[c][0]);
+    }
+    for (int c = 0; c < 2; ++c) {
+      const float value = _mm512_reduce_add_ps(_mm512_add_ps(sum[c][0], sum[c][1]));
+      if (winner < 0 || value > best) best = value, winner = row[c];
+    }
   }
-  if (first < dim) {
-    const int64_t width = round_up(dim - first, LANES);
-    const float* x = a.rows + a.count * first + row_a * width;
-    const float* y = b.rows + b.count * first + row_b * width;
-    for (int64_t c = 0; c < width; c += LANES)
-      sum[0] = _mm512_fmadd_ps(_mm512_loadu_ps(x + c), _mm512_loadu_ps(y + c), sum[0]);
-  }
-  return _mm512_reduce_add_ps(_mm512_add_ps(_mm512_add_ps(sum[0], sum[1]), _mm512_add_ps(sum[2], sum[3])));
+  return winner;
 }
 
 // For each of C partners: sum[c] += products of every own row with the foreign row that this partner chose for it,

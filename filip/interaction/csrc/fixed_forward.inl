@@ -29,7 +29,8 @@ struct FixedScratch {
   uint16_t *text_choice;  // [text of the group][lane]: winning row of the group
   uint16_t* image_choice; // [image][row of the group]: winning lane
   float *i2t_sums, *t2i_sums;  // [image][text of the group][16 partial sums]
-  float* image_sums;      // of one text in fixed point
+  int32_t* unsure;        // lanes in doubt
+  uint16_t* candidates;   // of one of them
   int64_t lost = 0;       // maxima in doubt in this group
   Arena arena;
 
@@ -51,7 +52,8 @@ struct FixedScratch {
     image_choice = arena.take<uint16_t>(images * group_rows);
     i2t_sums = arena.take<float>(images * MAX_GROUP_TEXTS * LANES);
     t2i_sums = arena.take<float>(images * MAX_GROUP_TEXTS * LANES);
-    image_sums = arena.take<float>(images);
+    unsure = arena.take<int32_t>(lanes + LANES);
+    candidates = arena.take<uint16_t>(at_least(longest, n1) + 2 * LANES);
   }
 };
 
@@ -170,13 +172,22 @@ static inline __m512i with_index(__m512i value, __m512i keep, __m512i index) {
   return _mm512_ternarylogic_epi32(value, keep, index, 0xea);  // (value & keep) | index
 }
 
+static inline int64_t add_candidates(uint16_t* out, __mmask16 which, int64_t first) {
+  const __m512i rows = _mm512_add_epi32((__m512i)lane_numbers(), _mm512_set1_epi32(static_cast<int32_t>(first)));
+  const __m512i chosen = _mm512_maskz_compress_epi32(which, rows);
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(chosen));
+  return __builtin_popcount(which);
+}
+
 // image-to-text: the best row of one text for each lane.
 static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
                      int64_t dim, uint16_t* choice) {
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
   const __m512i first_row = _mm512_set1_epi32(static_cast<int32_t>(text_row0));
+  const __m512i lanes = (__m512i)lane_numbers();
   const Sliced image{s.slices, s.images * s.n1};
+  int64_t unsure = 0;
   for (int64_t v = 0; v < s.vectors; ++v) {
     const int32_t* column = s.tile + v * LANES;
     __m512i best = none, second = none;
@@ -190,42 +201,25 @@ static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, 
     const __m512i winner = _mm512_add_epi32(_mm512_andnot_si512(best, _mm512_set1_epi32(low)), first_row);
     _mm512_storeu_si512(s.best + v * LANES, best);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(choice + v * LANES), _mm512_cvtepi32_epi16(winner));
-    uint32_t unsure = _mm512_cmpge_epi32_mask(second, _mm512_sub_epi32(best, _mm512_set1_epi32(window)));
-    for (; unsure; unsure &= unsure - 1) {
-      const int64_t lane = v * LANES + __builtin_ctz(unsure);
-      if (lane >= image.count) break;
-      ++s.lost;
-      const int32_t least = s.best[lane] - window;
-      float top = 0;
-      int64_t chosen = -1;
-      for (int64_t r = 0; r < length; ++r) {
-        if (s.tile[r * s.lanes + lane] < least) continue;
-        const float value = exact_product(image, lane, text, text_row0 + r, dim);
-        if (chosen < 0 || value > top) top = value, chosen = r;
-      }
-      choice[lane] = static_cast<uint16_t>(text_row0 + chosen);
-      s.best[lane] = s.tile[chosen * s.lanes + lane];
-    }
+    const __mmask16 close = _mm512_cmpge_epi32_mask(second, _mm512_sub_epi32(best, _mm512_set1_epi32(window)));
+    _mm512_mask_compressstoreu_epi32(s.unsure + unsure, close,
+                                     _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(v * LANES))));
+    unsure += __builtin_popcount(close);
   }
-}
-
-// Which of an image's tokens that reach `least` in a row of the tile is the first largest in float32.
-__attribute__((noinline)) static int64_t settle_row(const FixedScratch& s, const int32_t* row, int32_t least,
-                                                    int64_t lane, const Sliced& text, int64_t text_row, int64_t dim) {
-  const Sliced image{s.slices, s.images * s.n1};
-  const __m512i bound = _mm512_set1_epi32(least);
-  float top = 0;
-  int64_t chosen = -1;
-  for (int64_t k0 = 0; k0 < s.n1; k0 += LANES) {
-    uint32_t close = _mm512_cmpge_epi32_mask(_mm512_loadu_si512(row + k0), bound);
-    for (; close; close &= close - 1) {
-      const int64_t k = k0 + __builtin_ctz(close);
-      if (k >= s.n1) break;
-      const float value = exact_product(image, lane + k, text, text_row, dim);
-      if (chosen < 0 || value > top) top = value, chosen = k;
+  const __m512i down = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(s.lanes)));
+  for (int64_t n = 0; n < unsure && s.unsure[n] < image.count; ++n) {
+    const int64_t lane = s.unsure[n];
+    const __m512i least = _mm512_set1_epi32(s.best[lane] - window);
+    int64_t count = 0;
+    for (int64_t r0 = 0; r0 < length; r0 += LANES) {
+      const __mmask16 valid = static_cast<__mmask16>((1u << at_most(length - r0, LANES)) - 1);
+      const __m512i column = _mm512_mask_i32gather_epi32(none, valid, down, s.tile + r0 * s.lanes + lane, 4);
+      count += add_candidates(s.candidates + count, _mm512_cmpge_epi32_mask(column, least), text_row0 + r0);
     }
+    ++s.lost;
+    choice[lane] = static_cast<uint16_t>(settle(image, lane, text, s.candidates, count, dim));
+    s.best[lane] = s.tile[(choice[lane] - text_row0) * s.lanes + lane];
   }
-  return chosen;
 }
 
 // Lane r of the result is the largest of the 16 numbers in v[r].
@@ -278,6 +272,7 @@ static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bit
     sum += _mm512_mask_reduce_add_ps(valid, _mm512_cvtepi32_ps(top));
     int32_t least[16];
     _mm512_storeu_si512(least, _mm512_sub_epi32(top, _mm512_set1_epi32(window)));
+    uint32_t unsure = 0;
     for (int64_t r = 0; r < count; ++r) {
       const int32_t* row = rows + r * s.lanes;
       const __m512i bound = _mm512_set1_epi32(least[r]);
@@ -285,12 +280,22 @@ static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bit
       for (int64_t k = 0; k < full; k += LANES)
         close += __builtin_popcount(_mm512_cmpge_epi32_mask(_mm512_loadu_si512(row + k), bound));
       close += __builtin_popcount(_mm512_mask_cmpge_epi32_mask(tail, _mm512_maskz_loadu_epi32(tail, row + full), bound));
-      if (__builtin_expect(close > 1, 0)) {
-        ++s.lost;
-        const int64_t chosen = settle_row(s, row, least[r], lane, text, text_row0 + r0 + r, dim);
-        choice[r0 + r] = static_cast<uint16_t>(lane + chosen);
-        sum += static_cast<float>(row[chosen]) - static_cast<float>(least[r] + window);
+      unsure |= static_cast<uint32_t>(close > 1) << r;
+    }
+    for (; unsure; unsure &= unsure - 1) {
+      const int64_t r = __builtin_ctz(unsure);
+      const int32_t* row = rows + r * s.lanes;
+      const __m512i bound = _mm512_set1_epi32(least[r]);
+      int64_t candidates = 0;
+      for (int64_t k = 0; k < s.n1; k += LANES) {
+        const __mmask16 within = k < full ? 0xffff : tail;
+        const __mmask16 close = _mm512_mask_cmpge_epi32_mask(within, _mm512_maskz_loadu_epi32(within, row + k), bound);
+        candidates += add_candidates(s.candidates + candidates, close, lane + k);
       }
+      ++s.lost;
+      choice[r0 + r] = static_cast<uint16_t>(
+          settle(text, text_row0 + r0 + r, Sliced{s.slices, s.images * s.n1}, s.candidates, candidates, dim));
+      sum += static_cast<float>(row[choice[r0 + r] - lane]) - static_cast<float>(least[r] + window);
     }
   }
   return sum;

@@ -1,7 +1,8 @@
 // Tokens rounded to int16, and their float32 copy in slices of 64 columns.
 
 constexpr int64_t SLICE = SLICE_VECTORS * LANES;
-constexpr float LONGEST = 32767.0f;
+constexpr float LONGEST = 45000.0f;    // length of a token in fixed point: (45000 + rounding)^2 < 2^31
+constexpr float LARGEST = 32767.0f;    // of a single number
 
 struct Rounding {
   float scale;  // fixed point = token * scale
@@ -16,6 +17,7 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
   const int64_t stride = fixed_stride(dim);
   // One row at a time as float: a bfloat16 row has to be widened, and both loops below want no tail.
   float longest = 0, all = 0;
+  __m512 largest = _mm512_setzero_ps();
   const auto load_row = [&](int64_t row, int64_t c) -> __m512 {
     const __mmask16 valid = dim - c >= 16 ? 0xffff : static_cast<__mmask16>((1u << (dim - c)) - 1);
     if (!bf16) return _mm512_maskz_loadu_ps(valid, static_cast<const float*>(rows) + row * dim + c);
@@ -27,6 +29,7 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     for (int64_t c = 0; c < dim; c += 16) {
       const __m512 x = load_row(row, c);
       sum = _mm512_fmadd_ps(x, x, sum);
+      largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
     }
     const float length = _mm512_reduce_add_ps(sum);
     longest = length > longest ? length : longest;
@@ -37,8 +40,10 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     return {__builtin_nanf(""), 0};
   }
   // Tokens so short that the scale would overflow are all zero in fixed point, hence all in doubt, hence exact.
-  const float length = __builtin_sqrtf(longest) * (1 + 1e-6f);
-  const float scale = LONGEST / (length > 1e-30f ? length : 1e-30f);
+  const float length = __builtin_sqrtf(longest) * (1 + 1e-6f), most = _mm512_reduce_max_ps(largest);
+  const float by_length = LONGEST / (length > 1e-30f ? length : 1e-30f);
+  const float by_number = LARGEST / (most > 1e-30f ? most : 1e-30f);
+  const float scale = by_length < by_number ? by_length : by_number;
   float error = 0;
   for (int64_t row = range.begin; row < range.end; ++row, out += stride) {
     __m512 sum = _mm512_setzero_ps();
@@ -52,7 +57,7 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     const float off = _mm512_reduce_add_ps(sum);
     error = off > error ? off : error;
   }
-  // Multiplying by the scale rounds too, by at most 2^-24 of a component: 0.004 of the length LONGEST.
+  // Multiplying by the scale rounds too, by at most 2^-24 of a component: 0.003 of the length LONGEST.
   return {scale, __builtin_sqrtf(error) * (1 + 1e-5f) + 0.004f};
 }
 
