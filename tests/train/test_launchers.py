@@ -27,7 +27,9 @@ def launched() -> dict[str, str]:
 @pytest.mark.slow
 def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    arguments = train_arguments(squares, run, "max_steps=300", "precision=bf16", "log_every=5")[2:]
+    arguments = train_arguments(
+        squares, run, "max_steps=300", "precision=bf16", "log_every=5", "backend=auto"
+    )[2:]
     log = tmp_path / "deepspeed.log"
     with open(log, "wb") as out:
         command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--no_local_rank", "--module", "filip.train"]
@@ -45,7 +47,9 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
         assert launcher.wait(60) == 85, log.read_text()[-2000:]
     assert len(complete_checkpoints(run / "checkpoints")) == 1
     command = [str(BIN / "torchrun"), "--standalone", "--nproc_per_node", "2", "-m", "filip.train"]
-    arguments = train_arguments(squares, run, "max_steps=300", "precision=bf16", "log_every=5")[2:]
+    arguments = train_arguments(
+        squares, run, "max_steps=300", "precision=bf16", "log_every=5", "backend=auto"
+    )[2:]
     done = subprocess.run([*command, *arguments], env=launched(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stderr[-2000:]
     for told in ("batch ", "schedule ", "memory ", "loader ", "resumed from"):
