@@ -25,7 +25,9 @@ def snakemake(
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONPATH": str(cwd),
     }
-    command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--cores", "2", *arguments]
+    profile = cwd / "workflow/profiles/local"
+    command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--profile", str(profile)]
+    command += ["--cores", "2", *arguments]
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
