@@ -1,0 +1,154 @@
+"""What bench.interaction sets side by side: each contender makes, from one problem, a step to be timed."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction import Similarity, contrastive_loss, global_similarity, late_interaction
+
+TEXT_POSITIONS = 77  # what the padded version pads to
+SCALE = torch.tensor(1 / 0.07)
+Step = Callable[[], object]
+
+
+@dataclass
+class Problem:
+    """Unit tokens: image [b, n1, d], packed text [T, d], lengths [b]; the padded text is made where it is wanted."""
+
+    image: Tensor
+    text: Tensor
+    lengths: Tensor
+
+    def padded(self) -> Tensor:
+        padded = torch.zeros(len(self.lengths), TEXT_POSITIONS, self.text.shape[1])
+        padded[torch.arange(TEXT_POSITIONS) < self.lengths[:, None]] = self.text
+        return padded
+
+
+def random_problem(
+    images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0
+) -> Problem:
+    """Captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
+    generator = torch.Generator().manual_seed(seed)
+    count = texts or images
+    lengths = (20 + 6 * torch.randn(count, generator=generator)).round().long().clamp(4, TEXT_POSITIONS)
+    image = torch.randn(images, patches, dim, generator=generator)
+    text = torch.randn(int(lengths.sum()), dim, generator=generator)
+    for tokens in (image, text):  # in place: nothing of the making may lie about when memory is measured
+        tokens.div_(tokens.norm(dim=-1, keepdim=True))
+    return Problem(image, text, lengths)
+
+
+def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor) -> Step:
+    """Forward, symmetric cross-entropy and backward; the gradients stay in memory as in training."""
+
+    def step() -> object:
+        for tensor in inputs:
+            tensor.grad = None
+        contrastive_loss(Similarity(*similarity()), SCALE).loss.backward()
+        return [tensor.grad for tensor in inputs]
+
+    return step
+
+
+def ours(problem: Problem, backend: str, dtype: torch.dtype = torch.float32) -> Step:
+    image = problem.image.to(dtype).detach().requires_grad_()
+    text = problem.text.to(dtype).detach().requires_grad_()
+    return _loss_step(lambda: late_interaction(image, text, problem.lengths, backend=backend), image, text)
+
+
+def einsum(problem: Problem) -> Step:
+    """The public re-implementations (x-clip and others): [b, b, n1, 77] in memory, padding masked, autograd."""
+    image, text = problem.image.detach().requires_grad_(), problem.padded().requires_grad_()
+    return _masked_einsum(image, text, problem.lengths)
+
+
+def einsum_quarter(problem: Problem) -> Step:
+    """The same on a quarter of the tokens of either side (the paper's saving), without the cost of choosing them."""
+    kept = math.ceil(problem.image.shape[1] / 4), math.ceil(TEXT_POSITIONS / 4)
+    image = problem.image[:, : kept[0]].contiguous().requires_grad_()
+    text = problem.padded()[:, : kept[1]].contiguous().requires_grad_()
+    return _masked_einsum(image, text, (problem.lengths / 4).ceil().long())
+
+
+def _masked_einsum(image: Tensor, text: Tensor, lengths: Tensor) -> Step:
+    mask = torch.arange(text.shape[1]) < lengths[:, None]
+
+    def similarity() -> tuple[Tensor, Tensor]:
+        products = torch.einsum("ikd,jrd->ijkr", image, text)
+        lowest = torch.finfo(products.dtype).min
+        i2t = products.masked_fill(~mask[None, :, None, :], lowest).amax(dim=3).mean(dim=2)
+        t2i = products.amax(dim=2).masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
+        return i2t, t2i
+
+    return _loss_step(similarity, image, text)
+
+
+def clip_loss(problem: Problem) -> Step:
+    """CLIP: one vector of 512 per image and text."""
+    image = F.normalize(torch.randn(len(problem.image), 512), dim=-1).requires_grad_()
+    text = F.normalize(torch.randn(len(problem.lengths), 512), dim=-1).requires_grad_()
+    return _loss_step(lambda: global_similarity(image, text), image, text)
+
+
+def product(problem: Problem, block: tuple[int, int] = (3200, 1152)) -> Step:
+    """The bare product of all tokens, packed, forward only, in blocks that are thrown away."""
+    image, text = problem.image.flatten(0, 1), problem.text
+    out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)))
+
+    def step() -> None:
+        for rows in image.split(block[0]):
+            for columns in text.split(block[1]):
+                torch.mm(rows, columns.T, out=out[: len(rows) * len(columns)].view(len(rows), len(columns)))
+
+    return step
+
+
+PRODUCT_BLOCKS = ((1 << 30, 1 << 30), (3200, 1152), (1600, 1280), (3200, 5120), (800, 5120), (6400, 1152))
+
+
+def forward_only(problem: Problem, backend: str) -> Step:
+    return lambda: late_interaction(problem.image, problem.text, problem.lengths, backend=backend)
+
+
+def maxsim_cpu(problem: Problem) -> Step:
+    """Both matrices by maxsim-cpu: images as queries against captions, and captions against images.
+
+    It crashes at 256 features with 32 or more query tokens, so a query is handed over in pieces of fewer.
+    """
+    import maxsim_cpu as library
+    import numpy as np
+
+    images = problem.image.numpy()
+    texts = [text.numpy() for text in problem.text.split(problem.lengths.tolist())]
+
+    def pieces(query: np.ndarray) -> list[np.ndarray]:
+        return np.array_split(query, math.ceil(len(query) / 31))
+
+    def step() -> None:
+        for image in images:
+            for piece in pieces(image):
+                library.maxsim_scores_variable(piece, texts)
+        for text in texts:
+            for piece in pieces(text):
+                library.maxsim_scores(piece, images)
+
+    return step
+
+
+CONTENDERS: dict[str, Callable[[Problem], Step]] = {
+    "native": lambda problem: ours(problem, "native"),
+    "native_bf16": lambda problem: ours(problem, "native", torch.bfloat16),
+    "tiled": lambda problem: ours(problem, "tiled"),
+    "einsum": einsum,
+    "einsum_quarter": einsum_quarter,
+    "clip_loss": clip_loss,
+    "native_forward": lambda problem: forward_only(problem, "native"),
+    "maxsim_cpu": maxsim_cpu,
+}

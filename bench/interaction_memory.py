@@ -1,0 +1,55 @@
+"""Peak memory of one contender's step, in a process of its own: python -m bench.interaction_memory NAME IMAGES PATCHES
+
+Prints megabytes of resident memory above what lay there before the step, i.e. above the inputs and the loaded
+libraries; the gradients are included. The kernel's high-water mark (VmHWM) is reset before the step, after the inputs
+were made and a small step has started threads and libraries. It counts what every allocator and thread holds, PyTorch's
+or not.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+# Blocks of 64 KB and more go back to the system when freed, so that nothing is hidden in memory kept from before.
+_ENVIRONMENT = {
+    "MALLOC_MMAP_THRESHOLD_": "65536",
+    "MALLOC_TRIM_THRESHOLD_": "65536",
+    "OMP_WAIT_POLICY": "passive",
+}
+
+
+def peak_megabytes(name: str, images: int, patches: int) -> float:
+    """Measure ``name`` in a fresh process."""
+    command = [sys.executable, "-m", "bench.interaction_memory", name, str(images), str(patches)]
+    output = subprocess.run(
+        command, env={**os.environ, **_ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    return float(output.split()[-1])
+
+
+def _resident(field: str) -> float:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"no {field} in /proc/self/status: this measurement needs Linux")
+
+
+def main(name: str, images: int, patches: int) -> None:
+    from bench.interaction_contenders import CONTENDERS, random_problem
+
+    CONTENDERS[name](random_problem(4, 5))()
+    step = CONTENDERS[name](random_problem(images, patches))
+    gc.collect()
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    result = step()
+    print(_resident("VmHWM") - before)
+    del result
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]))

@@ -1,0 +1,101 @@
+"""The paper's geometry in a slice that fits one machine: what the loss adds to a training step.
+
+A global batch of 8,192 over 512 devices leaves 16 pairs on each. Its share of the loss is 16 own images against
+8,192 captions and 16 own captions against 8,192 images, forward and backward; its share of the encoders is 16 pairs
+through ViT-B/32 and the 12-layer text transformer at 77 tokens. (Our distributed form shares the work better: the
+owner of the image scores a pair for both directions, so only the first of the two products is needed. It is given
+as well.)
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.interaction_contenders import Problem, Step, random_problem
+from filip.interaction import late_interaction
+from filip.models import build_model, load_preset
+
+PAIRS, GLOBAL_PAIRS = 16, 8192
+
+
+def measure_slice(rounds: int, progress: Callable[[str], None]) -> dict[str, float]:
+    """CPU seconds of each part (medians) and the ratios of FILIP's step to CLIP's."""
+    wide, tall = random_problem(PAIRS, 49, texts=GLOBAL_PAIRS), random_problem(GLOBAL_PAIRS, 49, texts=PAIRS)
+    steps: dict[str, Step] = {
+        "encoders": _encoders(),
+        "clip_loss": _clip_loss(),
+        "own_images": _one_direction(wide, 0),
+        "own_captions": _one_direction(tall, 1),
+        "both_directions": _one_direction(wide, None),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for done in range(rounds + 1):  # the first round warms up; the encoders need no second one
+        for name, step in steps.items():
+            if done == 0 and name == "encoders":
+                continue
+            started = time.process_time()
+            step()
+            if done > 0:
+                seconds[name].append(time.process_time() - started)
+        progress(f"slice: {done} of {rounds} rounds")
+    cost = {name: statistics.median(values) for name, values in seconds.items()}
+    clip = cost["encoders"] + cost["clip_loss"]
+    return {
+        "step_over_clip_slice": (cost["encoders"] + cost["own_images"] + cost["own_captions"]) / clip,
+        "step_over_clip_slice_scored_once": (cost["encoders"] + cost["both_directions"]) / clip,
+        "encoder_seconds_per_pair": cost["encoders"] / PAIRS,
+        "slice_own_images_seconds": cost["own_images"],
+        "slice_own_captions_seconds": cost["own_captions"],
+    }
+
+
+def _encoders() -> Step:
+    torch.manual_seed(0)
+    model = build_model(load_preset("base"))
+    pixels = torch.randn(PAIRS, 3, 224, 224)
+    ids = torch.randint(1, 49_000, (PAIRS, 77))
+    lengths = torch.full((PAIRS,), 77)
+
+    def step() -> None:
+        model.zero_grad(set_to_none=True)
+        encoded = model(pixels, ids, lengths)
+        (encoded.image.square().sum() + encoded.text.tokens.square().sum()).backward()
+
+    return step
+
+
+def _clip_loss() -> Step:
+    """CLIP's share: 16 rows of either soft-max over 8,192, with gradients for all vectors."""
+    own = [F.normalize(torch.randn(PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
+    foreign = [F.normalize(torch.randn(GLOBAL_PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
+
+    def step() -> None:
+        for a, b in zip(own, foreign, strict=True):
+            a.grad = b.grad = None
+            _cross_entropy(a @ b.T).backward()
+
+    return step
+
+
+def _one_direction(problem: Problem, direction: int | None) -> Step:
+    """The matrix of one direction (None: both), its soft-max and the gradients of all tokens."""
+    image, text = problem.image.requires_grad_(), problem.text.requires_grad_()
+
+    def step() -> None:
+        image.grad = text.grad = None
+        both = late_interaction(image, text, problem.lengths)
+        wanted = both if direction is None else (both[direction],)
+        losses = [_cross_entropy(s if s.shape[0] == PAIRS else s.T) for s in wanted]
+        torch.stack(losses).sum().backward()
+
+    return step
+
+
+def _cross_entropy(similarity: Tensor) -> Tensor:
+    return F.cross_entropy(similarity / 0.07, torch.arange(PAIRS))
