@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 
 # timm imports wandb where it is installed (img2dataset brings it): a second of each rank's start, for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
@@ -53,4 +54,7 @@ if __name__ == "__main__":
         exit_code = main(sys.argv[1:])
     except SystemExit as stopped:
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
+    except BaseException:  # a bug of ours: its trace, and no waiting for threads of a broken process group
+        traceback.print_exc()
+        exit_code = 1
     leave(exit_code)

@@ -123,9 +123,12 @@ class Lamb(Optimizer):
     def norms(self) -> dict[str, dict[str, float]]:
         """Of the last step: {parameter: {weight, update, gradient, trust_ratio}}; whole parameters, all ranks."""
         kinds = ("weight", "update", "gradient", "trust_ratio")
+        if not self.report:
+            return {}
+        table = torch.stack(list(self.report.values())).tolist()  # one wait for the device
         return {
-            name: dict(zip(kinds, column.tolist(), strict=True))
-            for name, column in self.report.items()
+            name: dict(zip(kinds, row, strict=True))
+            for name, row in zip(self.report, table, strict=True)
             if name
         }
 

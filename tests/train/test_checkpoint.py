@@ -1,0 +1,78 @@
+"""Which checkpoints exist, which are kept, which can be gone on from: without processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from filip.errors import UserError
+from filip.train.checkpoint import (
+    LoopState,
+    _prune,
+    check_compatible,
+    complete_checkpoints,
+    find_checkpoint,
+    needs_conversion,
+    read_state,
+)
+from filip.train.config import CheckpointConfig
+
+
+def make(folder: Path, step: int, complete: bool = True) -> Path:
+    path = folder / f"step{step:08d}"
+    path.mkdir(parents=True)
+    if complete:
+        (path / "state.json").write_text(json.dumps(asdict(LoopState(step=step))))
+    return path
+
+
+def test_the_newest_finished_checkpoint_is_found(tmp_path: Path) -> None:
+    assert find_checkpoint(tmp_path / "none", "auto") is None
+    older, newest = make(tmp_path, 90), make(tmp_path, 1000)
+    make(tmp_path, 2000, complete=False)
+    (tmp_path / ".saving-step00003000").mkdir()
+    assert complete_checkpoints(tmp_path) == [older, newest]
+    assert find_checkpoint(tmp_path, "auto") == newest
+    assert find_checkpoint(tmp_path, "never") is None
+    assert find_checkpoint(tmp_path, str(older)) == older
+    with pytest.raises(UserError, match="not a finished checkpoint"):
+        find_checkpoint(tmp_path, str(tmp_path / "step00002000"))
+    (older / "state.json").write_text("{")
+    with pytest.raises(UserError, match=r"state\.json"):
+        read_state(older)
+
+
+def test_retention(tmp_path: Path) -> None:
+    for step in range(10, 80, 10):
+        make(tmp_path, step)
+    (tmp_path / "universal-step00000010").mkdir()
+    _prune(tmp_path, CheckpointConfig(keep=2, keep_every_steps=30))
+    assert [p.name for p in sorted(tmp_path.iterdir())] == [f"step{step:08d}" for step in (30, 60, 70)]
+
+
+@pytest.mark.parametrize(
+    ("saved", "now", "answer"),
+    [
+        ((2, 1), (2, 1), False), ((2, 0), (5, 0), False), ((2, 1), (4, 1), True), ((2, 1), (2, 2), True),
+        ((2, 3), (1, 3), True), ((2, 3), (2, 2), None), ((2, 0), (2, 1), None), ((1, 1), (1, 3), None),
+    ],
+)  # fmt: skip
+def test_where_deepspeed_can_convert(saved: tuple, now: tuple, answer: bool | None) -> None:
+    state = LoopState(world_size=saved[0], zero_stage=saved[1])
+    if answer is None:
+        with pytest.raises(UserError, match="converts only within"):
+            needs_conversion(state, *now)
+    else:
+        assert needs_conversion(state, *now) is answer
+
+
+@pytest.mark.parametrize(
+    "change", [{"pairs_per_step": 2}, {"precision": "bf16"}, {"optimizer": "adamw"}, {"model": {"a": 1}}]
+)
+def test_another_run_is_refused_by_name(change: dict) -> None:
+    with pytest.raises(UserError, match=next(iter(change))):
+        check_compatible(LoopState(), LoopState(**change))
+    check_compatible(LoopState(step=5, world_size=8), LoopState())
