@@ -185,9 +185,10 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 
 
 @pytest.mark.slow
-def test_spark_in_local_mode_gives_the_same_bytes(tmp_path: Path) -> None:
-    sql = pytest.importorskip("pyspark.sql")
-    if not shutil.which("java"):
+@pytest.mark.parametrize("distributor", ["pyspark", "ray"])
+def test_a_cluster_engine_on_this_machine_gives_the_same_bytes(tmp_path: Path, distributor: str) -> None:
+    module = pytest.importorskip(distributor)
+    if distributor == "pyspark" and not shutil.which("java"):
         pytest.skip("Spark needs Java")
     settings = {"image_size": 32, "samples_per_shard": 20, "threads": 4, "retry_passes": 0}
     raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}}
@@ -195,14 +196,17 @@ def test_spark_in_local_mode_gives_the_same_bytes(tmp_path: Path) -> None:
         urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(50)]
         source = write_list(tmp_path / "list.parquet", urls)
         fragments = []
-        for distributor in ("multiprocessing", "pyspark"):
+        for name in ("multiprocessing", distributor):
             card = parse_card(raw, Path("c.yaml"))
-            card.download.distributor = distributor
-            fragments.append(download(source, tmp_path / distributor, card))
-        sql.SparkSession.getActiveSession().stop()
+            card.download.distributor = name
+            fragments.append(download(source, tmp_path / name, card))
+        if distributor == "pyspark":
+            module.sql.SparkSession.getActiveSession().stop()
+        else:
+            module.shutdown()
     assert fragments[0].dropped == fragments[1].dropped == {"http_404": 6}
-    assert hashes(tmp_path / "multiprocessing") == hashes(tmp_path / "pyspark")
-    assert len(hashes(tmp_path / "pyspark")) == 6
+    assert hashes(tmp_path / "multiprocessing") == hashes(tmp_path / distributor)
+    assert len(hashes(tmp_path / distributor)) == 6
 
 
 def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
