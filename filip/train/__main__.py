@@ -6,11 +6,29 @@ import os
 import sys
 import time
 import traceback
+from typing import TYPE_CHECKING
 
 # timm imports wandb where it is installed (img2dataset brings it): a second of each rank's start, for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
 from filip.train.ranks import environment_rank  # noqa: E402
+
+if TYPE_CHECKING:
+    from filip.train.config import TrainConfig
+
+
+def train(config: TrainConfig) -> None:
+    """Train FILIP, or the CLIP baseline with the same encoders, with DeepSpeed.
+
+    deepspeed --num_gpus 2 --no_local_rank --module filip.train experiment=demo run_dir=DIR out=M.safetensors \\
+        result=R.json data.sources='[{shards: DIR, captions: DIR}]'
+
+    experiment=demo|ablation|base|large|finetune_coco|… (filip/conf/experiment) is a complete setting, model=… a size;
+    options after them win. A run that was stopped goes on when started again. docs/training.md is the manual.
+    """
+    from filip.train import loop  # imports torch's compiler and more: not for --help
+
+    loop.train(config)
 
 
 def main(arguments: list[str]) -> int:
@@ -22,17 +40,11 @@ def main(arguments: list[str]) -> int:
     main_rank = environment_rank() == 0
     if "-h" in arguments or "--help" in arguments:
         if main_rank:
-            from filip.train import loop
-
-            print(help_text(loop.train, TrainConfig))
+            print(help_text(train, TrainConfig))
         return 0
     overrides = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
     try:
-        config = compose_config(TrainConfig, overrides, "train")
-        config.check()
-        from filip.train.loop import train
-
-        train(config)
+        train(compose_config(TrainConfig, overrides, "train").check())
     except UserError as error:
         if main_rank:
             print(f"error: {error}", file=sys.stderr, flush=True)

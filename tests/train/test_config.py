@@ -163,7 +163,7 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
 
 
 def test_help_names_every_field_with_its_default() -> None:
-    from filip.train.loop import train
+    from filip.train.__main__ import train
 
     text = help_text(train, TrainConfig)
     for wanted in (
