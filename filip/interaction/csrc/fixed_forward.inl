@@ -23,14 +23,15 @@ static int64_t fixed_image_block(const Problem& p) {
 // What one unit works in. Winners are kept per group: of each lane in each text, and of each text row per image.
 struct FixedScratch {
   int64_t images, n1, vectors, lanes, pairs, longest, group_rows;
-  int16_t *rows, *panel;  // rows [lane][fixed_stride]; panel: per strip [pair of columns][lane][2]
-  float* slices;          // the block's tokens, [slice][lane][width]
-  int32_t *tile, *best;   // tile [row][lane]: similarities in fixed point
-  uint16_t *text_choice;  // [text of the group][lane]: winning row of the group
-  uint16_t* image_choice; // [image][row of the group]: winning lane
-  float *i2t_sums, *t2i_sums;  // [image][text of the group][16 partial sums]
-  int32_t* unsure;        // lanes in doubt
-  uint16_t* candidates;   // of one of them
+  int16_t *rows, *panel;       // rows [lane][fixed_stride]; panel: per strip [pair of columns][lane][2]
+  Rests rests;                 // of the block's tokens
+  int32_t *tile, *best;        // tile [row][lane]: similarities in fixed point; best [lane], the last bits an index
+  uint16_t* text_choice;       // [text of the group][lane]: winning row of the group
+  uint16_t* image_choice;      // [image][row of the group]: winning lane
+  float *i2t_off, *t2i_off;    // [half][image][text of the group][16 partial sums] what rounding added
+  float *i2t_sums, *t2i_sums;  // [image][text of the group] sums of the maxima, in fixed point
+  int32_t* unsure;             // lanes in doubt
+  int64_t* candidates;         // of one of them
   int64_t lost = 0;       // maxima in doubt in this group
   Arena arena;
 
@@ -45,15 +46,18 @@ struct FixedScratch {
     group_rows = at_least(longest, 160);
     rows = arena.take<int16_t>(lanes * fixed_stride(p.dim));
     panel = arena.take<int16_t>(lanes * pairs * 2);
-    slices = arena.take<float>(images * n1 * sliced_width(p.dim));
-    tile = arena.take<int32_t>(longest * lanes + LANES);
+    rests = {arena.take<int8_t>(rests_bytes(images * n1, p.dim)), nullptr, images * n1};
+    rests.sums = arena.take<int32_t>(2 * images * n1);
+    tile = arena.take<int32_t>(longest * lanes);
     best = arena.take<int32_t>(lanes);
     text_choice = arena.take<uint16_t>(MAX_GROUP_TEXTS * lanes);
     image_choice = arena.take<uint16_t>(images * group_rows);
-    i2t_sums = arena.take<float>(images * MAX_GROUP_TEXTS * LANES);
-    t2i_sums = arena.take<float>(images * MAX_GROUP_TEXTS * LANES);
+    i2t_off = arena.take<float>(2 * images * MAX_GROUP_TEXTS * LANES);
+    t2i_off = arena.take<float>(2 * images * MAX_GROUP_TEXTS * LANES);
+    i2t_sums = arena.take<float>(images * MAX_GROUP_TEXTS);
+    t2i_sums = arena.take<float>(images * MAX_GROUP_TEXTS);
     unsure = arena.take<int32_t>(lanes + LANES);
-    candidates = arena.take<uint16_t>(at_least(longest, n1) + 2 * LANES);
+    candidates = arena.take<int64_t>(at_least(longest, n1) + 2 * LANES);
   }
 };
 
@@ -92,15 +96,15 @@ static inline void transpose(__m512i v[16]) {
   for (int i = 0; i < 16; ++i) v[i] = t[i];
 }
 
-// Rounds the block image by image and transposes it into the panel. Returns the largest error; scales[image].
-static float pack_block(const Problem& p, Range images, const FixedScratch& s, float* scales) {
+// Rounds the block image by image and transposes it into the panel. Returns the largest error; rounding[image].
+static float pack_block(const Problem& p, Range images, const FixedScratch& s, Rounding* rounding) {
   const int64_t strips = div_up(s.vectors, 4), stride = fixed_stride(p.dim), tokens = s.images * s.n1;
   float error = 0;
   for (int64_t i = 0; i < s.images; ++i) {
     const int64_t first = (images.begin + i) * s.n1;
-    const Rounding r =
-        round_rows(p.image, p.bf16, {first, first + s.n1}, p.dim, s.rows + i * s.n1 * stride);
-    scales[i] = r.scale;
+    const Rounding r = round_rows(p.image, p.bf16, {first, first + s.n1}, p.dim, false, s.rows + i * s.n1 * stride,
+                                  s.rests, i * s.n1);
+    rounding[i] = r;
     error = r.error > error ? r.error : error;
   }
   __builtin_memset(s.rows + tokens * stride, 0, static_cast<size_t>((s.lanes - tokens) * stride) * sizeof(int16_t));
@@ -116,7 +120,6 @@ static float pack_block(const Problem& p, Range images, const FixedScratch& s, f
         for (int n = 0; n < at_most(16, s.pairs - c); ++n) _mm512_storeu_si512(out + (c + n) * width, square[n]);
       }
   }
-  slice_rows(p.image, p.bf16, {images.begin * s.n1, images.end * s.n1}, p.dim, s.slices);
   return error;
 }
 
@@ -172,21 +175,20 @@ static inline __m512i with_index(__m512i value, __m512i keep, __m512i index) {
   return _mm512_ternarylogic_epi32(value, keep, index, 0xea);  // (value & keep) | index
 }
 
-static inline int64_t add_candidates(uint16_t* out, __mmask16 which, int64_t first) {
-  const __m512i rows = _mm512_add_epi32((__m512i)lane_numbers(), _mm512_set1_epi32(static_cast<int32_t>(first)));
-  const __m512i chosen = _mm512_maskz_compress_epi32(which, rows);
-  _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), _mm512_cvtepi32_epi16(chosen));
-  return __builtin_popcount(which);
+static inline int64_t add_candidates(int64_t* out, uint32_t which, int64_t first) {
+  int64_t count = 0;
+  for (; which; which &= which - 1) out[count++] = first + __builtin_ctz(which);
+  return count;
 }
 
 // image-to-text: the best row of one text for each lane.
-static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text, int64_t text_row0,
-                     int64_t dim, uint16_t* choice) {
+static void vertical(FixedScratch& s, const Problem& p, int64_t image_row0, Range text, int64_t group_row0,
+                     int32_t window, int bits, uint16_t* choice) {
+  const int64_t length = text.end - text.begin, tokens = s.images * s.n1;
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN);
-  const __m512i first_row = _mm512_set1_epi32(static_cast<int32_t>(text_row0));
-  const __m512i lanes = (__m512i)lane_numbers();
-  const Sliced image{s.slices, s.images * s.n1};
+  const __m512i first_row = _mm512_set1_epi32(static_cast<int32_t>(text.begin - group_row0));
+  const __m512i lanes = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
   int64_t unsure = 0;
   for (int64_t v = 0; v < s.vectors; ++v) {
     const int32_t* column = s.tile + v * LANES;
@@ -207,19 +209,30 @@ static void vertical(FixedScratch& s, int64_t length, int32_t window, int bits, 
     unsure += __builtin_popcount(close);
   }
   const __m512i down = _mm512_mullo_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(s.lanes)));
-  for (int64_t n = 0; n < unsure && s.unsure[n] < image.count; ++n) {
+  for (int64_t n = 0; n < unsure && s.unsure[n] < tokens; ++n) {
     const int64_t lane = s.unsure[n];
     const __m512i least = _mm512_set1_epi32(s.best[lane] - window);
     int64_t count = 0;
     for (int64_t r0 = 0; r0 < length; r0 += LANES) {
       const __mmask16 valid = static_cast<__mmask16>((1u << at_most(length - r0, LANES)) - 1);
       const __m512i column = _mm512_mask_i32gather_epi32(none, valid, down, s.tile + r0 * s.lanes + lane, 4);
-      count += add_candidates(s.candidates + count, _mm512_cmpge_epi32_mask(column, least), text_row0 + r0);
+      count += add_candidates(s.candidates + count, _mm512_cmpge_epi32_mask(column, least), text.begin + r0);
     }
     ++s.lost;
-    choice[lane] = static_cast<uint16_t>(settle(image, lane, text, s.candidates, count, dim));
-    s.best[lane] = s.tile[(choice[lane] - text_row0) * s.lanes + lane];
+    const int64_t row = settle(p.image, image_row0 + lane, p.text, s.candidates, count, p.bf16, p.dim);
+    choice[lane] = static_cast<uint16_t>(row - group_row0);
+    s.best[lane] = s.tile[(row - text.begin) * s.lanes + lane];
   }
+}
+
+static inline float sum_of(const int32_t* values, int64_t count, __m512i keep) {
+  __m512 sum = _mm512_setzero_ps();
+  for (int64_t n = 0; n < count; n += LANES) {
+    const __mmask16 valid = count - n >= LANES ? 0xffff : static_cast<__mmask16>((1u << (count - n)) - 1);
+    const __m512i some = _mm512_and_si512(_mm512_maskz_loadu_epi32(valid, values + n), keep);
+    sum = _mm512_add_ps(sum, _mm512_cvtepi32_ps(some));
+  }
+  return _mm512_reduce_add_ps(sum);
 }
 
 // Lane r of the result is the largest of the 16 numbers in v[r].
@@ -241,11 +254,13 @@ static inline __m512i row_maxima(const __m512i v[16]) {
 }
 
 // text-to-image: the best token of one image (its lanes start at `lane`) for each row of one text.
-static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bits, const Sliced& text,
-                        int64_t text_row0, int64_t dim, int64_t lane, uint16_t* choice) {
+// Returns the sum of the maxima.
+static float horizontal(FixedScratch& s, const Problem& p, int64_t image_row0, int64_t lane, Range text,
+                        int32_t window, int bits, uint16_t* choice) {
+  const int64_t length = text.end - text.begin;
   const int32_t low = (1 << bits) - 1;
   const __m512i keep = _mm512_set1_epi32(~low), none = _mm512_set1_epi32(INT32_MIN), step = _mm512_set1_epi32(LANES);
-  const __m512i first_index = _mm512_sub_epi32(_mm512_set1_epi32(low), (__m512i)lane_numbers());
+  const __m512i first_index = _mm512_sub_epi32(_mm512_set1_epi32(low), _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
   const __mmask16 tail = static_cast<__mmask16>((1u << ((s.n1 - 1) % LANES + 1)) - 1);
   const int64_t full = (s.n1 - 1) / LANES * LANES;
   float sum = 0;
@@ -269,7 +284,7 @@ static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bit
     const __m512i winner = _mm512_add_epi32(_mm512_andnot_si512(top, _mm512_set1_epi32(low)),
                                             _mm512_set1_epi32(static_cast<int32_t>(lane)));
     _mm256_mask_storeu_epi16(choice + r0, valid, _mm512_cvtepi32_epi16(winner));
-    sum += _mm512_mask_reduce_add_ps(valid, _mm512_cvtepi32_ps(top));
+    sum += _mm512_mask_reduce_add_ps(valid, _mm512_cvtepi32_ps(_mm512_and_si512(top, keep)));
     int32_t least[16];
     _mm512_storeu_si512(least, _mm512_sub_epi32(top, _mm512_set1_epi32(window)));
     uint32_t unsure = 0;
@@ -290,52 +305,73 @@ static float horizontal(FixedScratch& s, int64_t length, int32_t window, int bit
       for (int64_t k = 0; k < s.n1; k += LANES) {
         const __mmask16 within = k < full ? 0xffff : tail;
         const __mmask16 close = _mm512_mask_cmpge_epi32_mask(within, _mm512_maskz_loadu_epi32(within, row + k), bound);
-        candidates += add_candidates(s.candidates + candidates, close, lane + k);
+        candidates += add_candidates(s.candidates + candidates, close, image_row0 + lane + k);
       }
       ++s.lost;
-      choice[r0 + r] = static_cast<uint16_t>(
-          settle(text, text_row0 + r0 + r, Sliced{s.slices, s.images * s.n1}, s.candidates, candidates, dim));
-      sum += static_cast<float>(row[choice[r0 + r] - lane]) - static_cast<float>(least[r] + window);
+      const int64_t chosen =
+          settle(p.text, text.begin + r0 + r, p.image, s.candidates, candidates, p.bf16, p.dim) - image_row0;
+      choice[r0 + r] = static_cast<uint16_t>(chosen);
+      sum += static_cast<float>(row[chosen - lane]) - static_cast<float>((least[r] + window) & ~low);
     }
   }
   return sum;
 }
 
-// Both means of every image of the block with every text of the group, from the winners' float32 products.
-static void exact_means(const ForwardCall& call, Range images, int64_t first, int64_t last, const FixedScratch& s,
-                        const float* text_slices) {
-  const Problem& p = call.problem;
-  const int64_t texts = last - first, row0 = p.offsets[first], rows = p.offsets[last] - row0;
+// What rounding added to the maxima of every image of the block with every text of the group.
+static void add_rests(const Problem& p, int64_t first, int64_t last, const FixedScratch& s, const Rests& text) {
+  const int64_t texts = last - first, row0 = p.offsets[first], stride = fixed_stride(p.dim);
   const int64_t sums = s.images * MAX_GROUP_TEXTS * LANES;
-  for (int64_t c = 0; c < sums; ++c) s.i2t_sums[c] = s.t2i_sums[c] = 0;
-  for (int64_t n = 0; n < slice_count(p.dim, SLICE); ++n) {
-    const Slice slice = slice_of(p.dim, SLICE, n);
-    const float* image_rows = s.slices + s.images * s.n1 * slice.first;
-    const float* text_rows = text_slices + rows * slice.first;
-    const AddProducts* add = ADD_PRODUCTS[slice.width / LANES - 1];
-    for (int64_t i = 0; i < s.images; ++i)
-      add[texts - 1](image_rows + i * s.n1 * slice.width, s.n1, text_rows, s.text_choice + i * s.n1, s.lanes,
-                     s.i2t_sums + i * MAX_GROUP_TEXTS * LANES, LANES);
-    // Few images at a time, for theirs are the rows chosen among.
-    const int64_t parts = div_up(s.images, 3);
-    for (int64_t part = 0; part < parts; ++part) {
-      const Range some = part_of(s.images, parts, part);
-      for (int64_t t = 0; t < texts; ++t) {
-        const int64_t offset = p.offsets[first + t] - row0;
-        add[some.end - some.begin - 1](text_rows + offset * slice.width, p.offsets[first + t + 1] - row0 - offset,
-                                       image_rows, s.image_choice + some.begin * s.group_rows + offset, s.group_rows,
-                                       s.t2i_sums + (some.begin * MAX_GROUP_TEXTS + t) * LANES,
-                                       MAX_GROUP_TEXTS * LANES);
+  for (int64_t n = 0; n < 2 * sums; ++n) s.i2t_off[n] = s.t2i_off[n] = 0;
+  for (int64_t half = 0; half < 2; ++half)
+    for (int64_t column = 0; column < stride; column += SLICE) {
+      const int64_t width = at_most(SLICE, stride - column);
+      const int8_t* image_rows = s.rests.row(half, column, 0, p.dim);
+      const int8_t* text_rows = text.row(half, column, 0, p.dim);
+      for (int64_t i = 0; i < s.images; ++i)
+        ADD_PRODUCTS[width / 64 - 1][texts - 1](image_rows + i * s.n1 * width, s.n1, text_rows, s.text_choice + i * s.n1,
+                                             s.lanes, s.i2t_off + half * sums + i * MAX_GROUP_TEXTS * LANES, LANES);
+      // Few images at a time, for theirs are the rows chosen among.
+      const int64_t parts = div_up(s.images, 3);
+      for (int64_t part = 0; part < parts; ++part) {
+        const Range some = part_of(s.images, parts, part);
+        for (int64_t t = 0; t < texts; ++t) {
+          const int64_t offset = p.offsets[first + t] - row0;
+          ADD_PRODUCTS[width / 64 - 1][some.end - some.begin - 1](
+              text_rows + offset * width, p.offsets[first + t + 1] - row0 - offset, image_rows,
+              s.image_choice + some.begin * s.group_rows + offset, s.group_rows,
+              s.t2i_off + half * sums + (some.begin * MAX_GROUP_TEXTS + t) * LANES, MAX_GROUP_TEXTS * LANES);
+        }
       }
     }
-  }
-  for (int64_t i = 0; i < s.images; ++i)
-    for (int64_t t = 0; t < texts; ++t) {
-      const int64_t at = (images.begin + i) * p.texts + first + t, from = (i * MAX_GROUP_TEXTS + t) * LANES;
-      const float length = static_cast<float>(p.offsets[first + t + 1] - p.offsets[first + t]);
-      call.i2t[at] = _mm512_reduce_add_ps(_mm512_loadu_ps(s.i2t_sums + from)) / static_cast<float>(s.n1);
-      call.t2i[at] = _mm512_reduce_add_ps(_mm512_loadu_ps(s.t2i_sums + from)) / length;
+}
+
+// The means of the maxima in the units of the input.
+static void write_means(const ForwardCall& call, Range images, int64_t first, int64_t last, const FixedScratch& s,
+                        const Rests& text, const Rounding* image_rounding, const Rounding* text_rounding,
+                        float lost_to_index) {
+  const Problem& p = call.problem;
+  for (int64_t i = 0; i < s.images; ++i) {
+    for (int64_t t = 0; t < last - first; ++t) {
+      const int64_t n = i * MAX_GROUP_TEXTS + t, at = (images.begin + i) * p.texts + first + t;
+      const int64_t offset = p.offsets[first + t] - p.offsets[first];
+      const int64_t length = p.offsets[first + t + 1] - p.offsets[first + t];
+      const float unit = 1 / image_rounding[i].scale / text_rounding[t].scale;
+      float i2t = s.i2t_sums[n] / static_cast<float>(s.n1) + lost_to_index;
+      float t2i = s.t2i_sums[n] / static_cast<float>(length) + lost_to_index;
+      for (int64_t half = 0; half < (p.bf16 ? 0 : 2); ++half) {
+        const float rest_unit = REST_UNIT * (half == 0 ? text_rounding[t].coarse : image_rounding[i].coarse);
+        const int64_t from = (half * s.images * MAX_GROUP_TEXTS + n) * LANES;
+        const float i2t_off = total_of(s.i2t_off + from, text.sums + half * text.count,
+                                       s.text_choice + t * s.lanes + i * s.n1, s.n1);
+        const float t2i_off = total_of(s.t2i_off + from, s.rests.sums + half * s.rests.count,
+                                       s.image_choice + i * s.group_rows + offset, length);
+        i2t -= rest_unit * i2t_off / static_cast<float>(s.n1);
+        t2i -= rest_unit * t2i_off / static_cast<float>(length);
+      }
+      call.i2t[at] = i2t * unit;
+      call.t2i[at] = t2i * unit;
     }
+  }
 }
 
 static void copy_map(void* map, bool wide, int64_t to, const uint16_t* from, int64_t count, int64_t origin) {
@@ -371,37 +407,32 @@ static void fixed_forward(const ForwardCall& call, Range images, Range groups, R
   const PackedText text(p, texts, Arena{reinterpret_cast<uintptr_t>(const_cast<char*>(packed))});
   const int bits = index_bits(at_least(s.n1, s.longest));
   if (bits > MAX_INDEX_BITS) return avx512_isa()->forward(call, images, groups, texts, nullptr, scratch);
-  float scales[FIXED_BLOCK_LANES];  // a block has at most that many images
-  const float error = pack_block(p, images, s, scales);
-  const int64_t stride = fixed_stride(p.dim), row0 = p.offsets[texts.begin];
+  const __m512i keep = _mm512_set1_epi32(-(1 << bits));
+  Rounding rounding[FIXED_BLOCK_LANES];  // a block has at most that many images
+  const float error = pack_block(p, images, s, rounding);
+  const int64_t stride = fixed_stride(p.dim), row0 = p.offsets[texts.begin], image_row0 = images.begin * s.n1;
   for (int64_t g = groups.begin; g < groups.end; ++g) {
     const int64_t first = call.groups.bounds[g], last = call.groups.bounds[g + 1];
     const int64_t group_row0 = p.offsets[first], rows = p.offsets[last] - group_row0;
-    const Sliced sliced{text.slices + (group_row0 - row0) * sliced_width(p.dim), rows};
     s.lost = 0;
     for (int64_t j = first; j < last; ++j) {
-      const int64_t length = p.offsets[j + 1] - p.offsets[j], offset = p.offsets[j] - group_row0;
-      const Rounding& rounding = text.rounding[j - texts.begin];
-      const int32_t window = doubt(error, rounding.error, bits);
-      uint16_t* choice = s.text_choice + (j - first) * s.lanes;
-      fill_tile(s, text.fixed + (p.offsets[j] - row0) * stride, length, stride);
-      vertical(s, length, window, bits, sliced, offset, p.dim, choice);
+      const Range text_rows{p.offsets[j], p.offsets[j + 1]};
+      const int32_t window = doubt(error, text.rounding[j - texts.begin].error, bits);
+      fill_tile(s, text.fixed + (text_rows.begin - row0) * stride, text_rows.end - text_rows.begin, stride);
+      vertical(s, p, image_row0, text_rows, group_row0, window, bits, s.text_choice + (j - first) * s.lanes);
       for (int64_t i = 0; i < s.images; ++i) {
-        const float t2i = horizontal(s, length, window, bits, sliced, offset, p.dim, i * s.n1,
-                                     s.image_choice + i * s.group_rows + offset);
-        if (!p.bf16) continue;
-        float i2t = 0;
-        for (int64_t k = 0; k < s.n1; ++k) i2t += static_cast<float>(s.best[i * s.n1 + k]);
-        const float unit = 1 / scales[i] / rounding.scale;
-        const int64_t at = (images.begin + i) * p.texts + j;
-        call.i2t[at] = i2t * unit / static_cast<float>(s.n1);
-        call.t2i[at] = t2i * unit / static_cast<float>(length);
+        const int64_t n = i * MAX_GROUP_TEXTS + j - first;
+        s.i2t_sums[n] = sum_of(s.best + i * s.n1, s.n1, keep);
+        s.t2i_sums[n] = horizontal(s, p, image_row0, i * s.n1, text_rows, window, bits,
+                                   s.image_choice + i * s.group_rows + text_rows.begin - group_row0);
       }
     }
     write_maps(call, images, first, last, s);
-    if (!p.bf16) exact_means(call, images, first, last, s, sliced.rows);
-    if (s.lost * 3 > s.images * ((last - first) * s.n1 + rows)) {
+    const Rests rests = text.rests_of(p, texts, {first, last});
+    if (!p.bf16) add_rests(p, first, last, s, rests);
+    write_means(call, images, first, last, s, rests, rounding, text.rounding + first - texts.begin,
+                0.5f * static_cast<float>((1 << bits) - 1));
+    if (s.lost * 3 > s.images * ((last - first) * s.n1 + rows))
       return avx512_isa()->forward(call, images, {g + 1, groups.end}, texts, nullptr, scratch);
-    }
   }
 }

@@ -2,13 +2,14 @@
 //
 // vpdpwssd multiplies 32 pairs of int16 and adds them exactly in int32, twice the work of a float32
 // FMA (and, where measured, four times that of vdpbf16ps). Each image and each text is scaled so that its longest
-// token has length 32767: by Cauchy-Schwarz no partial sum overflows, and the error of a similarity is at most
+// token has length 45000: by Cauchy-Schwarz no partial sum overflows, and the error of a similarity is at most
 //     |du| |v| + |u| |dv|        (u, v the rounded tokens; du, dv what rounding changed, measured per token),
-// about 3e-4 of the largest possible similarity at d = 256. A maximum that leads by more than twice this bound is
-// certainly the right one. Where others lie within it (3 % of the maxima of random tokens) all candidates are
-// computed again in float32 and the lowest index among the largest wins. Then, for float32 input, the means are taken
-// again from the winners' float32 products, which are 7 % of all products. bfloat16 input keeps the fixed-point
-// values: their error, 2e-6 of a mean of 49, is far below what bfloat16 has already rounded away.
+// about 2e-4 of the largest possible similarity at d = 256. A maximum that leads by more than twice this bound is
+// certainly the right one. Where others lie within it (1.4 % of the maxima of random tokens) all candidates are
+// computed again in float32, and the lowest index among the largest wins.
+// For float32 input the rounding is then taken back out of the values: du.v + u.dv of every winning pair, computed in
+// int8 (vpdpbusd, a few per cent of the product), leaves them within some 1e-6 of float32's. bfloat16 input keeps the
+// fixed-point values: their error, 1e-6 of a mean of 49, is far below what bfloat16 has already rounded away.
 //
 // If a third of a group's maxima are in doubt (all tokens nearly alike, as with collapsed features), the rest of the
 // unit is done by the plain float32 kernel: screening would cost more than it saves.
@@ -24,12 +25,10 @@
 #pragma GCC target("avx512f,avx512bw,avx512dq,avx512vl,avx512vnni,avx2,fma,popcnt,bmi,bmi2")
 #endif
 
-#define VECTOR_BYTES 64
-#define SLICE_VECTORS 4
 
 namespace filip {
 namespace {
-#include "vector.inl"
+constexpr int LANES = 16;
 #include "fixed_pack.inl"
 #include "fixed_exact.inl"
 #include "fixed_forward.inl"
