@@ -98,14 +98,14 @@ def throughput(config: BenchConfig) -> dict[str, object]:
             list(pool.map(_direct, blocks))
         direct = time.perf_counter() - started
         job = Job(
-            SourceCard("bench"),
-            folder / "shards",
-            folder / "captions",
-            config.engine,
-            [config.pivot],
-            config.models,
-            folder / "cache",
-            config.processes,
+            card=SourceCard("bench"),
+            shards=folder / "shards",
+            out=folder / "captions",
+            engine=config.engine,
+            pivots=[config.pivot],
+            models=config.models,
+            cache=folder / "cache",
+            processes=config.processes,
         )
         started = time.perf_counter()
         translate(job)

@@ -83,7 +83,7 @@ def main(config: TranslateConfig) -> None:
         print(f"  {reason:<12} {count:>10,}  {example['caption'][:40]!r} → {example['back'][:40]!r}")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """What to translate, with what, where to."""
 

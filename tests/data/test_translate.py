@@ -57,7 +57,7 @@ def job(tmp_path: Path, card: SourceCard | None = None, **options) -> Job:
         "cache": tmp_path / "cache",
         "processes": 1,
     }
-    return Job(card or SourceCard("t"), **{**settings, **options})
+    return Job(card=card or SourceCard("t"), **{**settings, **options})
 
 
 def rows_of(folder: Path) -> dict[str, dict]:
