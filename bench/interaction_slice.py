@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.interaction_contenders import Problem, Step, random_problem
-from filip.interaction import late_interaction
+from filip.interaction import late_interaction, native
 from filip.models import build_model, load_preset
 
 PAIRS, GLOBAL_PAIRS = 16, 8192
@@ -30,9 +30,9 @@ def measure_slice(rounds: int, progress: Callable[[str], None]) -> dict[str, flo
     steps: dict[str, Step] = {
         "encoders": _encoders(),
         "clip_loss": _clip_loss(),
-        "own_images": _one_direction(wide, 0),
-        "own_captions": _one_direction(tall, 1),
-        "both_directions": _one_direction(wide, None),
+        "own_images": _loss(wide, "i2t"),
+        "own_captions": _loss(tall, "t2i"),
+        "both_directions": _loss(wide, None),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for done in range(rounds + 1):  # the first round warms up; the encoders need no second one
@@ -83,14 +83,16 @@ def _clip_loss() -> Step:
     return step
 
 
-def _one_direction(problem: Problem, direction: int | None) -> Step:
+def _loss(problem: Problem, direction: str | None) -> Step:
     """The matrix of one direction (None: both), its soft-max and the gradients of all tokens."""
     image, text = problem.image.requires_grad_(), problem.text.requires_grad_()
 
     def step() -> None:
         image.grad = text.grad = None
-        both = late_interaction(image, text, problem.lengths)
-        wanted = both if direction is None else (both[direction],)
+        if direction is None:
+            wanted = list(late_interaction(image, text, problem.lengths))
+        else:
+            wanted = [native.one_direction(image, text, problem.lengths, direction)]
         losses = [_cross_entropy(s if s.shape[0] == PAIRS else s.T) for s in wanted]
         torch.stack(losses).sum().backward()
 

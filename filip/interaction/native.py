@@ -25,6 +25,7 @@ from filip.interaction import native_build
 from filip.interaction.packed import offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
+DIRECTIONS = ("i2t", "t2i")
 _DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
@@ -67,29 +68,41 @@ def late_interaction(
     ``text_lengths`` [t] integers >= 1 with sum T. Gradients have the dtype of the tokens; ties go to the
     lowest index. Raises RuntimeError where the kernels are unavailable, ValueError for anything else than the above.
     """
-    i2t, t2i = _LateInteraction.apply(image_tokens, text_tokens, text_lengths.tolist())
+    i2t, t2i = _LateInteraction.apply(image_tokens, text_tokens, text_lengths.tolist(), DIRECTIONS)
     return i2t, t2i
 
 
+def one_direction(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, direction: str) -> Tensor:
+    """Only s^I ("i2t") or s^T ("t2i"), at about three quarters of the price of both; else as late_interaction."""
+    if direction not in DIRECTIONS:
+        raise ValueError(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
+    both = _LateInteraction.apply(image_tokens, text_tokens, text_lengths.tolist(), (direction,))
+    return both[DIRECTIONS.index(direction)]
+
+
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: Sequence[int], keep: bool = True
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    lengths: Sequence[int],
+    keep: bool = True,
+    directions: Sequence[str] = DIRECTIONS,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """s^I, s^T [images, texts] and, with ``keep``, the two arg-max maps; no graph.
 
-    The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T]; uint8,
-    int16 above 256 tokens.
+    A direction that is not among ``directions`` costs nothing and comes back empty, with its map. The maps: winning
+    text token of each image token [b, t, n1], winning image token of each text token [b, T]; uint8, int16 above 256
+    tokens.
     """
     image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
     offsets = torch.tensor(offsets_of(lengths))
     _check(image, text, offsets)
     b, n1, _ = image.shape
-    i2t = torch.empty(b, len(lengths), dtype=torch.float32)
-    t2i = torch.empty_like(i2t)
-    kept: tuple[Tensor, ...] = ()
-    if keep:
-        index = torch.int16 if _wide(n1, lengths) else torch.uint8
-        kept = torch.empty(b, len(lengths), n1, dtype=index), torch.empty(b, len(text), dtype=index)
-    _call("filip_forward", image, text, offsets, _wide(n1, lengths), i2t, t2i, *(kept or (None, None)))
+    index = torch.int16 if _wide(n1, lengths) else torch.uint8
+    shapes = {"i2t": (b, len(lengths), n1), "t2i": (b, len(text))}
+    i2t, t2i = (torch.empty((b, len(lengths)) if d in directions else 0) for d in DIRECTIONS)
+    maps = [torch.empty(shapes[d] if keep and d in directions else 0, dtype=index) for d in DIRECTIONS]
+    _call("filip_forward", image, text, offsets, _wide(n1, lengths), i2t, t2i, *maps)
+    kept = tuple(maps) if keep else ()
     return i2t, t2i, kept
 
 
@@ -104,13 +117,17 @@ def backward(
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs, in their dtype, from those of s^I and s^T and what ``forward`` kept.
 
-    A side whose entry in ``needs`` is false comes back uninitialised.
+    A side whose entry in ``needs`` is false comes back uninitialised. The gradient of a direction that ``forward``
+    was not asked for is ignored.
     """
     image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
     offsets = torch.tensor(offsets_of(lengths))
     _check(image, text, offsets)
     shape = (image.shape[0], len(lengths))
-    grads = [g.detach().to(torch.float32).expand(shape).contiguous() for g in (grad_i2t, grad_t2i)]
+    grads = [
+        grad.detach().to(torch.float32).expand(shape).contiguous() if winners.numel() else grad.new_empty(0)
+        for grad, winners in zip((grad_i2t, grad_t2i), kept, strict=True)
+    ]
     grad_image, grad_text = torch.empty_like(image), torch.empty_like(text)
     outputs = (grad_image if needs[0] else None, grad_text if needs[1] else None)
     _call("filip_backward", image, text, offsets, kept[0].dtype == torch.int16, *grads, *kept, *outputs)
@@ -120,22 +137,22 @@ def backward(
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]
+        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], directions: Sequence[str]
     ) -> tuple[Tensor, Tensor]:
-        i2t, t2i, kept = forward(image_tokens, text_tokens, lengths, any(ctx.needs_input_grad))
+        i2t, t2i, kept = forward(image_tokens, text_tokens, lengths, any(ctx.needs_input_grad), directions)
         ctx.save_for_backward(image_tokens, text_tokens, *kept)
         ctx.lengths = lengths
         return i2t, t2i
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
         image_tokens, text_tokens, *kept = ctx.saved_tensors
         needs = ctx.needs_input_grad[:2]
         of_images, of_texts = backward(
             grads[0], grads[1], image_tokens, text_tokens, ctx.lengths, tuple(kept), needs
         )
-        return (of_images if needs[0] else None), (of_texts if needs[1] else None), None
+        return (of_images if needs[0] else None), (of_texts if needs[1] else None), None, None
 
 
 def _wide(n1: int, lengths: Sequence[int]) -> bool:
@@ -164,7 +181,10 @@ def _check(image: Tensor, text: Tensor, offsets: Tensor) -> None:
 def _call(
     name: str, image: Tensor, text: Tensor, offsets: Tensor, wide: bool, *tensors: Tensor | None
 ) -> None:
-    """``tensors`` follow the problem in the C signature; the global interpreter lock is released meanwhile."""
+    """``tensors`` follow the problem in the C signature, None and empty ones as null.
+
+    ctypes releases the global interpreter lock meanwhile.
+    """
     isa = os.environ.get(ISA_VARIABLE, "")
     problem = [
         ctypes.c_char_p(isa.encode()),
@@ -173,7 +193,7 @@ def _call(
         ctypes.c_int(image.dtype == torch.bfloat16),
         ctypes.c_int(wide),
     ]
-    pointers = [_Pointer(None if t is None else t.data_ptr()) for t in tensors]
+    pointers = [_Pointer(t.data_ptr() if t is not None and t.numel() else None) for t in tensors]
     code = getattr(_require_library(), name)(*problem, *pointers)
     if code == 1:
         raise ValueError(

@@ -210,6 +210,35 @@ def test_one_side_only() -> None:
     assert native.forward(*problem[:2], [4, 5, 11], keep=False)[2] == ()
 
 
+@pytest.mark.parametrize("direction", native.DIRECTIONS)
+def test_one_direction_is_that_of_both(isa: str, direction: str) -> None:
+    problem = random_problem(12, 20, random_lengths(30, 2, 30), 48)
+    results = []
+    for function in (native.late_interaction, native.one_direction):
+        image, text = problem.image_tokens.clone(), problem.text_tokens.clone()
+        image.requires_grad_(), text.requires_grad_()
+        if function is native.late_interaction:
+            matrix = function(image, text, problem.text_lengths)[native.DIRECTIONS.index(direction)]
+        else:
+            matrix = function(image, text, problem.text_lengths, direction)
+        results.append((matrix, *torch.autograd.grad(matrix, (image, text), upstream(matrix.shape)[0])))
+    assert all(torch.equal(a, b) for a, b in zip(*results, strict=True))
+
+
+def test_tokens_whose_squares_overflow(isa: str) -> None:
+    image, text, lengths = random_problem(3, 7, [4, 5], 32)
+    huge = Problem(image * 2.0**70, text * 2.0**-70, lengths)
+    assert_close(
+        solve(huge)._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
+        expected(huge)._replace(grad_image=torch.ones(1), grad_text=torch.ones(1)),
+        5e-6,
+    )
+    text[4:] *= 2.0**70
+    found, wanted = native.forward(image, text, [4, 5]), expected(Problem(image, text, lengths))
+    for column in (0, 1):
+        torch.testing.assert_close(found[0][:, column].double(), wanted.i2t[:, column], rtol=1e-5, atol=0)
+
+
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_number_that_is_none_shows(isa: str, dtype: torch.dtype, bad: float) -> None:

@@ -31,6 +31,8 @@ struct Side {
   int64_t row(bool destination, int64_t item) const {  // the first row of an item
     return destination == image ? item * call.problem.patches : call.problem.offsets[item];
   }
+  // Whether anything comes from the direction whose winners belong to destination (or source) rows.
+  bool comes(bool from_destination) const { return from_destination == image ? call.grad_i2t : call.grad_t2i; }
   const void* source() const { return image ? call.problem.text : call.problem.image; }
   // Winners among the rows of `to`, one for each row of `from`.
   const Index* winners(int64_t destination, int64_t source, bool from_destination) const {
@@ -171,8 +173,8 @@ template <class Index>
 static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) {
   for (int64_t s = chunk.begin; s < chunk.end; ++s)
     for (int64_t d = group.begin; d < group.end; ++d) {
-      __builtin_prefetch(side.winners(d, s, false));
-      __builtin_prefetch(side.winners(d, s, true));
+      if (side.comes(false)) __builtin_prefetch(side.winners(d, s, false));
+      if (side.comes(true)) __builtin_prefetch(side.winners(d, s, true));
     }
 }
 
@@ -182,7 +184,7 @@ static void meet(const Side<Index>& side, Range group, Range chunk, float* desti
   constexpr int WIDTH = V * LANES;
   const int64_t to0 = side.row(true, group.begin), from0 = side.row(false, chunk.begin);
   Terms<Index> terms;
-  for (int64_t s = chunk.begin; s < chunk.end; ++s) {
+  for (int64_t s = chunk.begin; side.comes(false) && s < chunk.end; ++s) {
     terms.count = 0;
     for (int64_t d = group.begin; d < group.end; ++d) {
       terms.weight[terms.count] = side.weight(d, s, false);
@@ -193,7 +195,7 @@ static void meet(const Side<Index>& side, Range group, Range chunk, float* desti
     const int64_t from = side.row(false, s);
     scatter_all<V>(source + (from - from0) * WIDTH, side.row(false, s + 1) - from, terms);
   }
-  for (int64_t d = group.begin; d < group.end; ++d) {
+  for (int64_t d = group.begin; side.comes(true) && d < group.end; ++d) {
     terms.count = 0;
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
       terms.weight[terms.count] = side.weight(d, s, true);

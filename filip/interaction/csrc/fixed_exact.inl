@@ -68,9 +68,17 @@ static const AddProducts ADD_PRODUCTS[4][MAX_GROUP_TEXTS] = {FILIP_PARTNERS(1), 
                                                              FILIP_PARTNERS(4)};
 #undef FILIP_PARTNERS
 
-// What added up in `partial`, less 128 times the sums of the chosen rows.
-static inline float total_of(const float* partial, const int32_t* sums, const uint16_t* choice, int64_t count) {
-  int64_t chosen = 0;
-  for (int64_t n = 0; n < count; ++n) chosen += sums[choice[n]];
-  return _mm512_reduce_add_ps(_mm512_loadu_ps(partial)) - 128 * static_cast<float>(chosen);
+// What rounding added to a sum of maxima: both halves, from 16 partial sums each (`halves` apart), less 128 times the
+// sums of the chosen rows of `foreign`, in their units.
+static inline float rests_total(const float* partial, int64_t halves, const Rests& foreign, const uint16_t* choice,
+                                int64_t count, float text_coarse, float image_coarse) {
+  float total = 0;
+  for (int64_t half = 0; half < 2; ++half) {
+    const int32_t* sums = foreign.sums + half * foreign.count;
+    int64_t chosen = 0;
+    for (int64_t n = 0; n < count; ++n) chosen += sums[choice[n]];
+    const float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(partial + half * halves));
+    total += (half == 0 ? text_coarse : image_coarse) * (sum - 128 * static_cast<float>(chosen));
+  }
+  return REST_UNIT * total;
 }

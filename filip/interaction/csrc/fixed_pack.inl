@@ -23,7 +23,7 @@ struct Rests {
 static inline int64_t rests_bytes(int64_t rows, int64_t dim) { return rows * 2 * fixed_stride(dim); }
 
 struct Rounding {
-  float scale;  // fixed point = token * scale
+  float scale;  // fixed point = token * scale; NaN if one is not finite, 0 if their squares overflow
   float error;  // the longest rest of a token, in fixed-point units
   float coarse;  // the unit in which rounded numbers are stored beside the rests
 };
@@ -44,26 +44,26 @@ static inline __m128i to_bytes(__m512 x, float factor) {
 static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim, bool text, int16_t* out,
                            const Rests& rests, int64_t rest0) {
   const int64_t stride = fixed_stride(dim);
-  float longest = 0, all = 0;
-  __m512 largest = _mm512_setzero_ps();
+  float longest = 0;
+  __m512 largest = _mm512_setzero_ps(), zero = _mm512_setzero_ps();
   for (int64_t row = range.begin; row < range.end; ++row) {
     __m512 sum = _mm512_setzero_ps();
     for (int64_t c = 0; c < dim; c += 16) {
       const __m512 x = load_columns(rows, bf16, dim, row, c);
       sum = _mm512_fmadd_ps(x, x, sum);
       largest = _mm512_max_ps(largest, _mm512_abs_ps(x));
+      zero = _mm512_fmadd_ps(x, _mm512_setzero_ps(), zero);
     }
     const float length = _mm512_reduce_add_ps(sum);
     longest = length > longest ? length : longest;
-    all += length;
   }
-  // What is not a number, or too large to be squared, becomes zero here and not a number in the end.
-  const bool finite = all < __builtin_inff();
+  const float whole = _mm512_reduce_add_ps(zero);  // 0, or NaN
+  const bool usable = whole == 0 && longest < __builtin_inff();
   // Tokens so short that the scale would overflow are all zero in fixed point, hence all in doubt, hence settled.
   const float length = __builtin_sqrtf(longest) * (1 + 1e-6f), most = _mm512_reduce_max_ps(largest);
   const float by_length = LONGEST / (length > 1e-30f ? length : 1e-30f);
   const float by_number = LARGEST / (most > 1e-30f ? most : 1e-30f);
-  const float scale = by_length < by_number ? by_length : by_number;
+  const float scale = !usable ? 0 : by_length < by_number ? by_length : by_number;
   float coarse = 1;
   while (most * scale > 128 * coarse) coarse *= 2;
   const __m512 factor = _mm512_set1_ps(scale);
@@ -72,8 +72,7 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     __m512 sum = _mm512_setzero_ps();
     __m512i small_sum = _mm512_setzero_si512(), large_sum = _mm512_setzero_si512();
     for (int64_t c = 0; c < stride; c += 16) {
-      const __m512 x =
-          finite ? _mm512_mul_ps(load_columns(rows, bf16, dim, row, c), factor) : _mm512_setzero_ps();
+      const __m512 x = usable ? _mm512_mul_ps(load_columns(rows, bf16, dim, row, c), factor) : _mm512_setzero_ps();
       const __m512i fixed = _mm512_cvtps_epi32(x);
       const __m512 rest = _mm512_sub_ps(_mm512_cvtepi32_ps(fixed), x);
       sum = _mm512_fmadd_ps(rest, rest, sum);
@@ -90,7 +89,7 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
     error = off > error ? off : error;
   }
   // Multiplying by the scale rounds too, by at most 2^-24 of a component: 0.003 of the length LONGEST.
-  return {finite ? scale : __builtin_nanf(""), __builtin_sqrtf(error) * (1 + 1e-5f) + 0.003f, coarse};
+  return {scale + whole, __builtin_sqrtf(error) * (1 + 1e-5f) + 0.003f, coarse};
 }
 
 // How far a similarity must lead to be surely the largest: twice the bound of fixed_point.cpp, plus what its lowest

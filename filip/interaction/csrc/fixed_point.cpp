@@ -31,6 +31,8 @@ namespace {
 constexpr int LANES = 16;
 #include "fixed_pack.inl"
 #include "fixed_exact.inl"
+#include "fixed_product.inl"
+#include "fixed_maxima.inl"
 #include "fixed_forward.inl"
 }  // namespace
 

@@ -104,6 +104,7 @@ static int64_t longest_text(const Problem& p) {
 struct ForwardScratch {
   int64_t vectors;  // per tile row
   float *panel, *text, *tile, *best;
+  float* not_a_number;  // [image] NaN if one of its tokens is not finite, else 0
   int32_t* winner;
   Arena arena;
   ForwardScratch(const ForwardCall& call, int64_t images, uintptr_t base) : arena{base} {
@@ -115,6 +116,7 @@ struct ForwardScratch {
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
+    not_a_number = arena.take<float>(images);
   }
 };
 
@@ -137,12 +139,24 @@ static void pack_panel(const Problem& p, Range images, int64_t vectors, float* p
   }
 }
 
+// A token that is not a number may lose every maximum; a model that has diverged shall show it all the same.
+static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) {
+  float sum[16] = {};  // enough of them that none waits for itself
+  int64_t n = range.begin * dim;
+  for (; n + 16 <= range.end * dim; n += 16)
+    for (int l = 0; l < 16; ++l) sum[l] += element(rows, bf16, n + l) * 0.0f;
+  for (; n < range.end * dim; ++n) sum[0] += element(rows, bf16, n) * 0.0f;
+  for (int l = 1; l < 16; ++l) sum[0] += sum[l];
+  return sum[0];
+}
+
 // Both maxima of one text's finished tile.
 static void finish_text(const ForwardCall& call, Range images, int64_t j, const ForwardScratch& s) {
   const Problem& p = call.problem;
   const int64_t n1 = p.patches, stride = s.vectors * LANES, row0 = p.offsets[j];
   const int64_t length = p.offsets[j + 1] - row0, total = p.offsets[p.texts];
-  for (int64_t v = 0; v < s.vectors; ++v) {
+  const float text_nan = nan_or_zero(p.text, p.bf16, {row0, row0 + length}, p.dim);
+  for (int64_t v = 0; call.i2t && v < s.vectors; ++v) {
     vf best = load(s.tile + v * LANES);
     vi where = {};
     for (int64_t r = 1; r < length; ++r) {
@@ -156,10 +170,12 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
   for (int64_t i = images.begin; i < images.end; ++i) {
     const int64_t lane = (i - images.begin) * n1;
-    call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1);
+    const float nan = s.not_a_number[i - images.begin] + text_nan;
+    if (call.i2t) call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1) + nan;
     if (call.maps.i2t)
       for (int64_t k = 0; k < n1; ++k)
         store_map(call.maps.i2t, p.wide, (i * p.texts + j) * n1 + k, s.winner[lane + k]);
+    if (!call.t2i) continue;
     float sum = 0;
     for (int64_t r = 0; r < length; ++r) {
       float value;
@@ -168,7 +184,7 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
       sum += value;
       if (call.maps.t2i) store_map(call.maps.t2i, p.wide, i * total + row0 + r, index);
     }
-    call.t2i[i * p.texts + j] = sum / static_cast<float>(length);
+    call.t2i[i * p.texts + j] = sum / static_cast<float>(length) + nan;
   }
 }
 
@@ -176,6 +192,8 @@ static void forward(const ForwardCall& call, Range images, Range groups, Range, 
   const Problem& p = call.problem;
   const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);
+  for (int64_t i = images.begin; i < images.end; ++i)
+    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, {i * p.patches, (i + 1) * p.patches}, p.dim);
   const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS);
   for (int64_t j = call.groups.bounds[groups.begin]; j < call.groups.bounds[groups.end]; ++j) {
     const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;

@@ -21,7 +21,7 @@ struct Problem {
 };
 
 // The winning text token of each image token [images][texts][patches] and the winning image token of each
-// text token [images][rows of text]. Both null when nobody will ask for a gradient.
+// text token [images][rows of text]. Null when nobody will ask for a gradient.
 struct Maps {
   void* i2t;
   void* t2i;
@@ -37,15 +37,15 @@ struct ForwardCall {
   Problem problem;
   Maps maps;
   Groups groups;
-  float* i2t;  // [images][texts]
-  float* t2i;  // [images][texts]
+  float* i2t;  // [images][texts], or null: that direction is not wanted
+  float* t2i;  // likewise
 };
 
 struct BackwardCall {
   Problem problem;
   Maps maps;
-  const float* grad_i2t;  // [images][texts]
-  const float* grad_t2i;
+  const float* grad_i2t;  // [images][texts], or null: none comes from there
+  const float* grad_t2i;  // likewise
   const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null

@@ -2,7 +2,6 @@
 #include <ATen/Parallel.h>
 
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
@@ -42,18 +41,25 @@ const Isa* find_isa(const char* name) {
   return nullptr;
 }
 
-// Uninitialised memory, in huge pages where the system has them: the kernels jump between rows, and with pages of 4 KB
-// a tenth of their time went into address translation.
-class Buffer {
+// Asks for huge pages where the system has them: the kernels jump between rows, and with pages of 4 KB a tenth of their
+// time went into address translation, and more into the first touch of large gradients.
+constexpr size_t HUGE_PAGE = size_t{2} << 20;
+void prefer_huge_pages(void* data, size_t bytes) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  const uintptr_t begin = reinterpret_cast<uintptr_t>(data), end = begin + bytes;
+  const uintptr_t first = (begin + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE, last = end / HUGE_PAGE * HUGE_PAGE;
+  if (first < last) madvise(reinterpret_cast<void*>(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+class Buffer {  // uninitialised
  public:
   explicit Buffer(int64_t bytes) {
     if (bytes == 0) return;
-    const size_t size = static_cast<size_t>(round_up(bytes, PAGE));
-    data_ = static_cast<char*>(std::aligned_alloc(PAGE, size));
+    const size_t size = static_cast<size_t>(round_up(bytes, HUGE_PAGE));
+    data_ = static_cast<char*>(std::aligned_alloc(HUGE_PAGE, size));
     if (!data_) throw std::bad_alloc();
-#if defined(__linux__) && defined(MADV_HUGEPAGE)
-    madvise(data_, size, MADV_HUGEPAGE);
-#endif
+    prefer_huge_pages(data_, size);
   }
   ~Buffer() { std::free(data_); }
   Buffer(const Buffer&) = delete;
@@ -61,23 +67,29 @@ class Buffer {
   char* data() { return data_; }
 
  private:
-  static constexpr size_t PAGE = size_t{2} << 20;
   char* data_ = nullptr;
 };
 
-// Runs work(unit, scratch) for every unit on PyTorch's threads. Units are taken from a counter, since a thread may
-// be held up; whoever runs one, its result is the same.
-template <class Work>
-void for_each_unit(int64_t units, int64_t scratch_bytes, const Work& work) {
-  std::atomic<int64_t> next{0};
-  const int64_t threads = at_most(units, at::get_num_threads());
-  scratch_bytes = round_up(scratch_bytes, 4096);
-  Buffer scratch(threads * scratch_bytes);
-  at::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t thread = begin; thread < end; ++thread)
-      for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch.data() + thread * scratch_bytes);
-  });
-}
+// Runs work(unit, scratch) for every unit on PyTorch's threads, each with scratch memory of its own. Units are taken
+// from a counter, since a thread may be held up; whoever runs one, its result is the same.
+class Workers {
+ public:
+  explicit Workers(int64_t scratch_bytes)
+      : threads_(at::get_num_threads()), bytes_(round_up(scratch_bytes, 4096)), scratch_(threads_ * bytes_) {}
+
+  template <class Work>
+  void operator()(int64_t units, const Work& work) {
+    std::atomic<int64_t> next{0};
+    at::parallel_for(0, at_most(units, threads_), 1, [&](int64_t begin, int64_t end) {
+      for (int64_t thread = begin; thread < end; ++thread)
+        for (int64_t unit; (unit = next.fetch_add(1)) < units;) work(unit, scratch_.data() + thread * bytes_);
+    });
+  }
+
+ private:
+  int64_t threads_, bytes_;
+  Buffer scratch_;
+};
 
 // Texts in groups of at most MAX_GROUP_TEXTS whose rows (of 64 floats, see fixed_point.cpp) fit a cache.
 std::vector<int64_t> group_texts(const Problem& p) {
@@ -101,26 +113,27 @@ void run_forward(const Isa& isa, ForwardCall call) {
   call.groups = {bounds.data()};
   const int64_t groups = static_cast<int64_t>(bounds.size()) - 1;
   const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
-  const int64_t scratch = isa.forward_bytes(call);
+  const auto round_from = [&](int64_t first) { return Range{first, at_most(first + GROUPS * ROUND, groups)}; };
+  int64_t packed_bytes = 0;
+  for (int64_t first = 0; isa.packed_bytes && first < groups; first += GROUPS * ROUND) {
+    const Range round = round_from(first);
+    packed_bytes = at_least(packed_bytes, isa.packed_bytes(p, {bounds[round.begin], bounds[round.end]}));
+  }
+  Buffer packed(packed_bytes);
+  Workers for_each_unit(isa.forward_bytes(call));
   for (int64_t first = 0; first < groups; first += GROUPS * ROUND) {
-    const Range round{first, at_most(first + GROUPS * ROUND, groups)};
-    const Range texts{bounds[round.begin], bounds[round.end]};
-    Buffer packed(isa.packed_bytes ? isa.packed_bytes(p, texts) : 0);
+    const Range round = round_from(first), texts{bounds[round.begin], bounds[round.end]};
     if (isa.pack_group)
-      for_each_unit(round.end - round.begin, 0, [&](int64_t unit, char*) {
+      for_each_unit(round.end - round.begin, [&](int64_t unit, char*) {
         isa.pack_group(call, texts, round.begin + unit, packed.data());
       });
     const int64_t spans = div_up(round.end - round.begin, GROUPS);
-    for_each_unit(blocks * spans, scratch, [&](int64_t unit, char* memory) {
+    for_each_unit(blocks * spans, [&](int64_t unit, char* memory) {
       const int64_t i = unit / spans * block, g = round.begin + unit % spans * GROUPS;
       isa.forward(call, {i, at_most(i + block, p.images)}, {g, at_most(g + GROUPS, round.end)}, texts,
                   packed.data(), memory);
     });
   }
-  // A token that is not a number reaches the mean over its own side in every pair (each of its maxima is one), but
-  // may lose every maximum of the other side: a model that has diverged shall show it in both.
-  for (int64_t n = 0; n < p.images * p.texts; ++n)
-    if (std::isnan(call.i2t[n]) || std::isnan(call.t2i[n])) call.i2t[n] = call.t2i[n] = NAN;
 }
 
 // Cuts items whose rows start at start(item) into blocks of about `rows` rows.
@@ -143,13 +156,16 @@ void run_backward(const Isa& isa, BackwardCall call) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
     const auto start = [&](int64_t item) { return image ? item * p.patches : p.offsets[item]; };
     const int64_t items = image ? p.images : p.texts;
+    const size_t row_bytes = static_cast<size_t>(p.dim) * (p.bf16 ? 2 : 4);
+    prefer_huge_pages(image ? call.grad_image : call.grad_text, static_cast<size_t>(start(items)) * row_bytes);
     // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
     const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
     const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
     int64_t rows = 0;
     for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
-    for_each_unit(blocks * slices, isa.backward_bytes(p, rows), [&](int64_t unit, char* memory) {
+    Workers for_each_unit(isa.backward_bytes(p, rows));
+    for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
       isa.backward(call, image, range, unit % slices, memory);
     });
@@ -175,7 +191,8 @@ FILIP_EXPORT const char* filip_isas() {
   return names.c_str();
 }
 
-// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. maps may be null.
+// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. The matrix and the map of a
+// direction that is not wanted may be null, and both maps.
 FILIP_EXPORT int filip_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
                   int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, float* i2t, float* t2i,
                   void* i2t_map, void* t2i_map) {
