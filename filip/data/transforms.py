@@ -43,6 +43,7 @@ class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
     ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper: open).
+    ``augment_share`` of the images go through AutoAugment; torchvision's and the paper's is all of them.
     """
 
     def __init__(
@@ -52,9 +53,11 @@ class TrainTransform:
         crop_scale: tuple[float, float] = (0.5, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
+        augment_share: float = 1.0,
     ) -> None:
         self.image_size = image_size
         self.auto_augment = AutoAugment(image_size, _FILL) if auto_augment else None
+        self.augment_share = augment_share
         self.crop_scale, self.crop_ratio, self.flip = crop_scale, crop_ratio, flip
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
@@ -94,7 +97,7 @@ class TrainTransform:
         cropped = _resize(array[top : top + height, left : left + width], self.image_size)
         if flip:
             cropped = np.ascontiguousarray(cropped[:, ::-1])
-        if self.auto_augment is not None:
+        if self.auto_augment is not None and (self.augment_share >= 1 or rng.random() < self.augment_share):
             cropped = np.array(self.auto_augment(Image.fromarray(cropped), rng))
         return cropped
 

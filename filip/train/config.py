@@ -35,6 +35,9 @@ class DataConfig:
     sources: list[SourceConfig] = option([], "list of {shards, captions, weight, manifest}")
     auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    augment_share: float = option(
+        1.0, "share of the images that auto_augment applies to; short trainings want less"
+    )
     min_crop: float = option(0.5, "smallest share of the image that random resized crop keeps (paper: open)")
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     prefetch: int = option(4, "batches that each worker prepares ahead")
@@ -175,6 +178,8 @@ class TrainConfig:
             "optimizer.base_lr": self.optimizer.base_lr,
             "optimizer.eps": self.optimizer.eps,
             "checkpoint.keep": self.checkpoint.keep,
+            "data.augment_share": self.data.augment_share,
+            "data.min_crop": self.data.min_crop,
         }
         for name, value in positive.items():
             if value is not None and not (value > 0 and math.isfinite(value)):

@@ -12,11 +12,16 @@
 // (rows 1 KB apart would fight for a few cache sets); and a group of destination items meets a chunk of source items
 // such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
 // number of threads.
+//
+// Everything is summed in float32, with one exception: the gradients of bfloat16 tokens on a CPU that calculates in
+// 16-bit floating point. There a few dozen terms are summed in it, weights and tokens scaled to at most 1, and these
+// sums in float32. What that rounds, about 4e-4 of a gradient, is a third of what bfloat16 then rounds away.
 
 // Rows of either side that meet at a time (two images of 49 tokens against four captions, of 48 KB), and source rows
 // copied at a time, a part of the second-level cache.
 constexpr int64_t IMAGE_BYTES = 26 * 1024, TEXT_BYTES = 20 * 1024, STORE_BYTES = 200 * 1024;
-constexpr int MAX_ITEMS = 6;  // images or texts among them: the widest loop below
+constexpr int MAX_ITEMS = 6;     // images or texts among them: the widest loop below
+constexpr int HALF_CHUNKS = 4;   // chunks whose terms are summed in 16 bits
 
 // One direction of the backward: images as destination and texts as source, or the reverse.
 template <class Index>
@@ -24,6 +29,7 @@ struct Side {
   const BackwardCall& call;
   bool image;  // is the destination
   float inverse_patches;
+  bool scaled;  // weights are to be at most 1
 
   int64_t items(bool destination) const {
     return destination == image ? call.problem.images : call.problem.texts;
@@ -44,28 +50,32 @@ struct Side {
   float weight(int64_t destination, int64_t source, bool from_destination) const {
     const Problem& p = call.problem;
     const int64_t i = image ? destination : source, j = image ? source : destination;
-    return from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
-                                     : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
+    const float weight = from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
+                                                   : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
+    return scaled ? weight / scale(destination) : weight;
   }
+  float scale(int64_t destination) const { return (image ? call.image_scale : call.text_scale)[destination]; }
+  float source_scale() const { return image ? call.text_token_scale : call.image_token_scale; }
 };
 
 // What a few items of one side mean for one item of the other.
-template <class Index>
+template <class Real, class Index>
 struct Terms {
   int64_t count = 0;
-  float weight[MAX_ITEMS];
+  Real weight[MAX_ITEMS];
   const Index* winner[MAX_ITEMS];
-  const float* source[MAX_ITEMS];  // gather: the first row of each source item
-  float* destination[MAX_ITEMS];   // scatter: the first row of each destination item
+  const Real* source[MAX_ITEMS];  // gather: the first row of each source item
+  Real* destination[MAX_ITEMS];   // scatter: the first row of each destination item
 };
 
 // Every row of one destination item += weight * the row of each of N source items that won it.
-template <int V, int N, class Index>
-static void gather(float* destination, int64_t rows, const Terms<Index>& terms) {
-  constexpr int WIDTH = V * LANES;
-  vf weight[N];
+template <int V, int N, class Real, class Index>
+static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& terms) {
+  constexpr int STEP = lanes_of<Real>(), WIDTH = V * STEP;
+  typedef decltype(load(destination)) Vector;
+  Vector weight[N];
   const Index* winner[N];  // copies, which the compiler need not fear to have changed
-  const float* source[N];
+  const Real* source[N];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n) {
     weight[n] = splat(terms.weight[n]);
@@ -73,28 +83,29 @@ static void gather(float* destination, int64_t rows, const Terms<Index>& terms) 
     source[n] = terms.source[n];
   }
   for (int64_t r = 0; r < rows; ++r, destination += WIDTH) {
-    vf sum[V];
+    Vector sum[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[v] = load(destination + v * LANES);
+    for (int v = 0; v < V; ++v) sum[v] = load(destination + v * STEP);
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) {
-      const float* row = source[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
+      const Real* row = source[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[v] += weight[n] * load(row + v * LANES);
+      for (int v = 0; v < V; ++v) sum[v] += weight[n] * load(row + v * STEP);
     }
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(destination + v * LANES, sum[v]);
+    for (int v = 0; v < V; ++v) store(destination + v * STEP, sum[v]);
   }
 }
 
 // Each row of one source item is added, weighted, to the row that it won in each of N destination items. A row that
 // wins twice in succession is not read back right after it was written, since other items lie between.
-template <int V, int N, class Index>
-static void scatter(const float* source, int64_t rows, const Terms<Index>& terms) {
-  constexpr int WIDTH = V * LANES;
-  vf weight[N];
+template <int V, int N, class Real, class Index>
+static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& terms) {
+  constexpr int STEP = lanes_of<Real>(), WIDTH = V * STEP;
+  typedef decltype(load(source)) Vector;
+  Vector weight[N];
   const Index* winner[N];
-  float* destination[N];
+  Real* destination[N];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n) {
     weight[n] = splat(terms.weight[n]);
@@ -102,14 +113,14 @@ static void scatter(const float* source, int64_t rows, const Terms<Index>& terms
     destination[n] = terms.destination[n];
   }
   for (int64_t r = 0; r < rows; ++r, source += WIDTH) {
-    vf x[V];
+    Vector x[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) x[v] = load(source + v * LANES);
+    for (int v = 0; v < V; ++v) x[v] = load(source + v * STEP);
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) {
-      float* to = destination[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
+      Real* to = destination[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + weight[n] * x[v]);
+      for (int v = 0; v < V; ++v) store(to + v * STEP, load(to + v * STEP) + weight[n] * x[v]);
     }
   }
 }
@@ -126,25 +137,26 @@ static void scatter(const float* source, int64_t rows, const Terms<Index>& terms
 #define FILIP_GATHER(N) gather<V, N>(destination, rows, terms)
 #define FILIP_SCATTER(N) scatter<V, N>(source, rows, terms)
 
-template <int V, class Index>
-static void gather_all(float* destination, int64_t rows, const Terms<Index>& terms) {
+template <int V, class Real, class Index>
+static void gather_all(Real* destination, int64_t rows, const Terms<Real, Index>& terms) {
   FILIP_EACH_COUNT(FILIP_GATHER)
 }
 
-template <int V, class Index>
-static void scatter_all(const float* source, int64_t rows, const Terms<Index>& terms) {
+template <int V, class Real, class Index>
+static void scatter_all(const Real* source, int64_t rows, const Terms<Real, Index>& terms) {
   FILIP_EACH_COUNT(FILIP_SCATTER)
 }
 #undef FILIP_GATHER
 #undef FILIP_SCATTER
 #undef FILIP_EACH_COUNT
 
-static int64_t rows_in(int64_t bytes, int64_t width) { return bytes / (width * static_cast<int64_t>(sizeof(float))); }
+// Rows of `vectors` vectors in so many bytes.
+static int64_t rows_in(int64_t bytes, int64_t vectors) { return bytes / (vectors * VECTOR_BYTES); }
 
 // The end of a run of items from `first` that fits the cache beside one of the other side; at least one item.
 template <class Index>
-static int64_t run_end(const Side<Index>& side, bool destination, int64_t first, int64_t end, int64_t width) {
-  const int64_t rows = rows_in(destination == side.image ? IMAGE_BYTES : TEXT_BYTES, width);
+static int64_t run_end(const Side<Index>& side, bool destination, int64_t first, int64_t end, int64_t vectors) {
+  const int64_t rows = rows_in(destination == side.image ? IMAGE_BYTES : TEXT_BYTES, vectors);
   int64_t last = first + 1;
   while (last < end && last - first < MAX_ITEMS &&
          side.row(destination, last + 1) - side.row(destination, first) <= rows)
@@ -152,19 +164,33 @@ static int64_t run_end(const Side<Index>& side, bool destination, int64_t first,
   return last;
 }
 
-static int64_t backward_slice_width(const Problem& p) {
-  int64_t vectors = SLICE_VECTORS;  // narrower where a single image of many tokens would overflow the cache
-  while (vectors > 1 && p.patches * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
-  return vectors * LANES;
+static bool in_halves(const Problem& p) {
+#ifdef HALF_SUMS
+  return p.bf16;
+#else
+  return p.bf16 && false;
+#endif
 }
 
+static int64_t backward_lanes(const Problem& p) { return in_halves(p) ? 2 * LANES : LANES; }
+
+static int64_t backward_slice_vectors(const Problem& p) {
+  int64_t vectors = SLICE_VECTORS;  // fewer where a single image of many tokens would overflow the cache
+  while (vectors > 1 && p.patches * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
+  return vectors;
+}
+
+static int64_t backward_slice_width(const Problem& p) { return backward_slice_vectors(p) * backward_lanes(p); }
+
 static int64_t backward_bytes(const Problem& p, int64_t rows) {
-  const int64_t width = backward_slice_width(p);
+  const int64_t vectors = backward_slice_vectors(p);
   int64_t longest = p.patches;
   for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
+  const int64_t run = longest + rows_in(IMAGE_BYTES, vectors);  // the rows of a group or chunk, at most
   Arena arena{0};
-  arena.take<float>(rows * width);
-  arena.take<float>((rows_in(STORE_BYTES, width) + longest + rows_in(IMAGE_BYTES, width)) * width);
+  arena.take<float>(rows * backward_slice_width(p));
+  arena.take<char>(run * vectors * VECTOR_BYTES);
+  arena.take<char>((rows_in(STORE_BYTES, vectors) + run) * vectors * VECTOR_BYTES);
   return static_cast<int64_t>(arena.next);
 }
 
@@ -179,15 +205,15 @@ static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) 
 }
 
 // All terms between the destination items of one group and the source items of one chunk.
-template <int V, class Index>
-static void meet(const Side<Index>& side, Range group, Range chunk, float* destination, const float* source) {
-  constexpr int WIDTH = V * LANES;
+template <int V, class Real, class Index>
+static void meet(const Side<Index>& side, Range group, Range chunk, Real* destination, const Real* source) {
+  constexpr int WIDTH = V * lanes_of<Real>();
   const int64_t to0 = side.row(true, group.begin), from0 = side.row(false, chunk.begin);
-  Terms<Index> terms;
+  Terms<Real, Index> terms;
   for (int64_t s = chunk.begin; side.comes(false) && s < chunk.end; ++s) {
     terms.count = 0;
     for (int64_t d = group.begin; d < group.end; ++d) {
-      terms.weight[terms.count] = side.weight(d, s, false);
+      terms.weight[terms.count] = static_cast<Real>(side.weight(d, s, false));
       terms.winner[terms.count] = side.winners(d, s, false);
       terms.destination[terms.count] = destination + (side.row(true, d) - to0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -198,7 +224,7 @@ static void meet(const Side<Index>& side, Range group, Range chunk, float* desti
   for (int64_t d = group.begin; side.comes(true) && d < group.end; ++d) {
     terms.count = 0;
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
-      terms.weight[terms.count] = side.weight(d, s, true);
+      terms.weight[terms.count] = static_cast<Real>(side.weight(d, s, true));
       terms.winner[terms.count] = side.winners(d, s, true);
       terms.source[terms.count] = source + (side.row(false, s) - from0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -219,53 +245,115 @@ static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice 
   }
 }
 
-// One slice of the gradient of the given destination items.
+template <class Index>
+static void copy_source(const Side<Index>& side, Range rows, Slice slice, float* out) {
+  const Problem& p = side.call.problem;
+  copy_columns(side.source(), p.bf16, rows, p.dim, slice.first, slice.valid, slice.width, out);
+}
+
+#ifdef HALF_SUMS
+template <class Index>
+static void copy_source(const Side<Index>& side, Range rows, Slice slice, half* out) {
+  copy_columns(static_cast<const uint16_t*>(side.source()), 1 / side.source_scale(), rows, side.call.problem.dim,
+               slice.first, slice.valid, slice.width, out);
+}
+#endif
+
+// The chunks of the source from item `first`, as many as are copied at a time; where they end depends on the source
+// alone. bounds[0 .. chunks] are their first items.
+constexpr int MAX_CHUNKS = 512;
+template <class Index>
+static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vectors, int64_t* bounds) {
+  const int64_t rows = rows_in(STORE_BYTES, vectors), sources = side.items(false);
+  int64_t chunks = 0;
+  bounds[0] = first;
+  while (bounds[chunks] < sources && chunks < MAX_CHUNKS && (chunks == 0 || side.row(false, bounds[chunks]) - side.row(false, first) < rows)) {
+    bounds[chunks + 1] = run_end(side, false, bounds[chunks], sources, vectors);
+    ++chunks;
+  }
+  return chunks;
+}
+
+// One group of destination items and the copied chunks; `sum` is the group's.
 template <int V, class Index>
+static void meet_all(const Side<Index>& side, Range group, const int64_t* bounds, int64_t chunks, const float* source,
+                     float*, float* sum) {
+  for (int64_t c = 0; c < chunks; ++c) {
+    if (c + 1 < chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
+    const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
+    meet<V>(side, group, {bounds[c], bounds[c + 1]}, sum, source + from * V * LANES);
+  }
+}
+
+#ifdef HALF_SUMS
+// The same, a few chunks at a time summed in 16 bits, in `part`.
+template <int V, class Index>
+static void meet_all(const Side<Index>& side, Range group, const int64_t* bounds, int64_t chunks, const half* source,
+                     half* part, float* sum) {
+  constexpr int WIDTH = V * lanes_of<half>();
+  const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
+  for (int64_t first = 0; first < chunks; first += HALF_CHUNKS) {
+    for (int64_t c = 0; c < count; ++c) part[c] = 0;
+    for (int64_t c = first; c < at_most(first + HALF_CHUNKS, chunks); ++c) {
+      if (c + 1 < chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
+      const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
+      meet<V>(side, group, {bounds[c], bounds[c + 1]}, part, source + from * WIDTH);
+    }
+    for (int64_t d = group.begin; d < group.end; ++d) {
+      const float unit = side.scale(d) * side.source_scale();
+      for (int64_t c = (side.row(true, d) - row0) * WIDTH; c < (side.row(true, d + 1) - row0) * WIDTH; ++c)
+        sum[c] += unit * static_cast<float>(part[c]);
+    }
+  }
+}
+#endif
+
+// One slice of the gradient of the given destination items.
+template <int V, class Real, class Index>
 static void slice_gradient(const Side<Index>& side, Range items, Slice slice, char* scratch) {
-  constexpr int WIDTH = V * LANES;
+  constexpr int WIDTH = V * lanes_of<Real>();
   const Problem& p = side.call.problem;
   const int64_t row0 = side.row(true, items.begin), rows = side.row(true, items.end) - row0;
-  const int64_t sources = side.items(false);
+  int64_t longest = p.patches;
+  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   float* sum = arena.take<float>(rows * WIDTH);
-  float* source = arena.take<float>(0);
+  Real* part = arena.take<Real>((longest + rows_in(IMAGE_BYTES, V)) * WIDTH);
+  Real* source = arena.take<Real>(0);
   for (int64_t c = 0; c < rows * WIDTH; ++c) sum[c] = 0;
-  for (int64_t first = 0, last; first < sources; first = last) {
-    // Whole chunks up to STORE_BYTES. Where they end depends on the source alone.
-    const int64_t first_row = side.row(false, first);
-    int64_t bounds[512], chunks = 0;
-    for (bounds[0] = last = first; last < sources && chunks < 511; bounds[++chunks] = last) {
-      if (chunks > 0 && side.row(false, last) - first_row >= rows_in(STORE_BYTES, WIDTH)) break;
-      last = run_end(side, false, last, sources, WIDTH);
-    }
-    copy_columns(side.source(), p.bf16, {first_row, side.row(false, last)}, p.dim, slice.first, slice.valid, WIDTH,
-                 source);
+  int64_t bounds[MAX_CHUNKS + 1];
+  for (int64_t first = 0; first < side.items(false);) {
+    const int64_t chunks = next_chunks(side, first, V, bounds);
+    copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
-      next = run_end(side, true, d, items.end, WIDTH);
-      for (int64_t c = 0; c < chunks; ++c) {
-        if (c + 1 < chunks) prefetch_winners(side, {d, next}, {bounds[c + 1], bounds[c + 2]});
-        meet<V>(side, {d, next}, {bounds[c], bounds[c + 1]}, sum + (side.row(true, d) - row0) * WIDTH,
-                source + (side.row(false, bounds[c]) - first_row) * WIDTH);
-      }
+      next = run_end(side, true, d, items.end, V);
+      meet_all<V>(side, {d, next}, bounds, chunks, source, part, sum + (side.row(true, d) - row0) * WIDTH);
     }
+    first = bounds[chunks];
   }
   write_gradient(side.image ? side.call.grad_image : side.call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice,
                  sum);
 }
 
-template <class Index>
+template <class Real, class Index>
 static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
-  const Slice slice = slice_of(call.problem.dim, backward_slice_width(call.problem), s);
-  const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
-  switch (slice.width / LANES) {
-    case 1: return slice_gradient<1>(side, items, slice, scratch);
-    case 2: return slice_gradient<2>(side, items, slice, scratch);
-    case 3: return slice_gradient<3>(side, items, slice, scratch);
-    case 4: return slice_gradient<4>(side, items, slice, scratch);
+  const Problem& p = call.problem;
+  const Slice slice = slice_of(p.dim, backward_slice_width(p), backward_lanes(p), s);
+  const Side<Index> side{call, image, 1 / static_cast<float>(p.patches), in_halves(p)};
+  switch (slice.width / backward_lanes(p)) {
+    case 1: return slice_gradient<1, Real>(side, items, slice, scratch);
+    case 2: return slice_gradient<2, Real>(side, items, slice, scratch);
+    case 3: return slice_gradient<3, Real>(side, items, slice, scratch);
+    case 4: return slice_gradient<4, Real>(side, items, slice, scratch);
   }
 }
 
 static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {
-  call.problem.wide ? any_slice<int16_t>(call, image, items, slice, scratch)
-                    : any_slice<uint8_t>(call, image, items, slice, scratch);
+#ifdef HALF_SUMS
+  if (in_halves(call.problem))
+    return call.problem.wide ? any_slice<half, int16_t>(call, image, items, slice, scratch)
+                             : any_slice<half, uint8_t>(call, image, items, slice, scratch);
+#endif
+  call.problem.wide ? any_slice<float, int16_t>(call, image, items, slice, scratch)
+                    : any_slice<float, uint8_t>(call, image, items, slice, scratch);
 }

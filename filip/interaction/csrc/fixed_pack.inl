@@ -36,6 +36,14 @@ static inline __m512 load_columns(const void* rows, bool bf16, int64_t dim, int6
   return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
 }
 
+static inline float power_below(float x) {  // the largest power of two that is at most x
+  uint32_t bits;
+  __builtin_memcpy(&bits, &x, 4);
+  bits &= 0x7f800000u;
+  __builtin_memcpy(&x, &bits, 4);
+  return x;
+}
+
 static inline __m128i to_bytes(__m512 x, float factor) {
   return _mm512_cvtsepi32_epi8(_mm512_cvtps_epi32(_mm512_mul_ps(x, _mm512_set1_ps(factor))));
 }
@@ -63,7 +71,9 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
   const float length = __builtin_sqrtf(longest) * (1 + 1e-6f), most = _mm512_reduce_max_ps(largest);
   const float by_length = LONGEST / (length > 1e-30f ? length : 1e-30f);
   const float by_number = LARGEST / (most > 1e-30f ? most : 1e-30f);
-  const float scale = !usable ? 0 : by_length < by_number ? by_length : by_number;
+  float scale = !usable ? 0 : by_length < by_number ? by_length : by_number;
+  // By a power of two: most bfloat16 numbers, of 8 bits, are then integers as they are.
+  if (bf16 && usable) scale = power_below(scale);
   float coarse = 1;
   while (most * scale > 128 * coarse) coarse *= 2;
   const __m512 factor = _mm512_set1_ps(scale);

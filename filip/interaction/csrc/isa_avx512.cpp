@@ -22,8 +22,8 @@ namespace {
 }  // namespace
 
 const Isa* avx512_isa() {
-  static const Isa isa = {"avx512",      image_block,          nullptr,        nullptr,        forward_bytes,
-                          forward,       backward_slice_width, backward_bytes, backward};
+  static const Isa isa = {"avx512", image_block, nullptr, nullptr, forward_bytes, forward,
+                          false, backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

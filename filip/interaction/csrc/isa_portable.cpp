@@ -15,8 +15,8 @@ namespace {
 }  // namespace
 
 const Isa* portable_isa() {
-  static const Isa isa = {"scalar",      image_block,          nullptr,        nullptr,        forward_bytes,
-                          forward,       backward_slice_width, backward_bytes, backward};
+  static const Isa isa = {"scalar", image_block, nullptr, nullptr, forward_bytes, forward,
+                          false, backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

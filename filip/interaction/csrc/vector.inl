@@ -2,6 +2,7 @@
 // including file defines together with its tile sizes:
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
 //   SLICE_VECTORS                columns of one backward slice, in vectors
+//   HALF_SUMS                    (optional) the CPU calculates in 16-bit floating point
 
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
@@ -19,7 +20,23 @@ static inline vi lane_numbers() {
   return lanes;
 }
 
-// out[row][0 .. width) = columns [first, first + valid) of the given rows as float, zeros beyond.
+#ifdef HALF_SUMS
+// Twice as many numbers of 16 bits, with arithmetic in them.
+typedef _Float16 half;
+typedef half vh __attribute__((vector_size(VECTOR_BYTES)));
+typedef half vh_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
+static inline vh load(const half* p) { return *reinterpret_cast<const vh_unaligned*>(p); }
+static inline void store(half* p, vh v) { *reinterpret_cast<vh_unaligned*>(p) = v; }
+static inline vh splat(half s) { return s - vh{}; }
+#endif
+
+// Numbers of type Real in a vector.
+template <class Real>
+constexpr int lanes_of() {
+  return VECTOR_BYTES / static_cast<int>(sizeof(Real));
+}
+
+// out[row][0 .. width) = columns [first, first + valid) of the given rows, zeros beyond.
 static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, int64_t first, int64_t valid,
                          int64_t width, float* out) {
   for (int64_t row = range.begin; row < range.end; ++row, out += width) {
@@ -36,7 +53,19 @@ static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, 
   }
 }
 
-// The dim columns cut into slices of `wanted` (a multiple of LANES); the last may be narrower, and hold fewer
+#ifdef HALF_SUMS
+// The same from bfloat16 rows, times `factor`.
+static void copy_columns(const uint16_t* rows, float factor, Range range, int64_t dim, int64_t first, int64_t valid,
+                         int64_t width, half* out) {
+  for (int64_t row = range.begin; row < range.end; ++row, out += width) {
+    const uint16_t* in = rows + row * dim + first;
+    for (int64_t c = 0; c < valid; ++c) out[c] = static_cast<half>(bf16_to_float(in[c]) * factor);
+    for (int64_t c = valid; c < width; ++c) out[c] = 0;
+  }
+}
+#endif
+
+// The dim columns cut into slices of `wanted` (a multiple of `lanes`); the last may be narrower, and hold fewer
 // valid columns than its width.
 struct Slice {
   int64_t first, valid, width;
@@ -44,7 +73,7 @@ struct Slice {
 
 static inline int64_t slice_count(int64_t dim, int64_t wanted) { return div_up(dim, wanted); }
 
-static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t s) {
+static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t lanes, int64_t s) {
   const int64_t first = s * wanted, valid = at_most(wanted, dim - first);
-  return {first, valid, (valid + LANES - 1) & ~int64_t{LANES - 1}};
+  return {first, valid, (valid + lanes - 1) & -lanes};
 }
