@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import io
+import os
 import socket
 import threading
 import time
@@ -68,9 +69,16 @@ class _Watchdog:
                                 sock.shutdown(socket.SHUT_RDWR)
 
 
-@cache
+_watchdog_lock = threading.Lock()
+_watchdogs: dict[int, _Watchdog] = {}
+
+
 def _watchdog() -> _Watchdog:
-    return _Watchdog()
+    """The one of this process: a fork has none of its parent's threads, and threads that ask at once share one."""
+    with _watchdog_lock:
+        if os.getpid() not in _watchdogs:
+            _watchdogs[os.getpid()] = _Watchdog()
+        return _watchdogs[os.getpid()]
 
 
 class _HTTPConnection(http.client.HTTPConnection):

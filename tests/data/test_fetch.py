@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,16 @@ def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
     assert reason == "timeout"
     # a read that hangs: one timeout; a drip, whose every read is in time: the deadline of three
     assert seconds < (1.8 if path == "hang" else 4.5) * TIMEOUT
+
+
+def test_what_never_ends_is_ended_for_the_first_threads_of_a_process(
+    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("filip.data.fetch._watchdogs", {})  # as in a new process
+    with ThreadPoolExecutor(16) as pool:
+        results = list(pool.map(get, [server.url("drip_header")] * 16))
+    assert {reason for _, reason, _ in results} == {"timeout"}
+    assert max(seconds for *_, seconds in results) < 6 * TIMEOUT
 
 
 def test_addresses_that_lead_nowhere() -> None:
