@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import time
 
 import torch
@@ -18,6 +17,7 @@ from torch import Tensor
 
 from filip.eval.retrieval import recall_table
 from filip.interaction import score
+from filip.train.telemetry import peak_memory_mb
 
 
 def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int = 8192) -> float:
@@ -60,7 +60,7 @@ def main() -> None:
     started = time.perf_counter()
     table = recall_table(similarity.i2t, similarity.t2i, owner)
     ranked = time.perf_counter() - started
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peak = peak_memory_mb(torch.device("cpu")) / 1024
     found = {
         "images": arguments.images,
         "captions": captions,

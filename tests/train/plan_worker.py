@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import resource
 import sys
 
 import torch
@@ -18,6 +17,7 @@ from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.plan import memory_plan
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward, make_loss
+from filip.train.telemetry import peak_memory_mb
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -65,8 +65,8 @@ def storages(tensors: list[Tensor]) -> dict[int, int]:
     return {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in tensors}
 
 
-def peak_mb() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000
+def peak_mb(ranks: Ranks) -> float:
+    return peak_memory_mb(ranks.device) * 2**20 / 1e6
 
 
 def stages(ranks: Ranks) -> dict[str, dict]:
@@ -89,10 +89,10 @@ def peak(ranks: Ranks, checkpointing: str) -> dict[str, float]:
         f"model.gradient_checkpointing={checkpointing}",
     )
     one_step(config_of("model=tiny", "global_batch=4"), ranks)  # what is loaded at first use
-    before = peak_mb()
+    before = peak_mb(ranks)
     engine = one_step(config, ranks)
     plan = memory_plan(config.model, config, engine.batching, ranks.world_size)
-    return {"measured": peak_mb() - before, "planned": plan.total / 1e6}
+    return {"measured": peak_mb(ranks) - before, "planned": plan.total / 1e6}
 
 
 def main(what: str) -> None:
