@@ -21,8 +21,8 @@ from filip.data.demo import packages
 from filip.data.demo.artists import ARTISTS, PACKAGES
 from filip.data.demo.captions import MAX_TAGS, caption_of, informative_tags
 from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
-from filip.data.demo.corpus import Corpus, choose_concepts, main, training_drawings, training_table
-from filip.data.demo.evaluation import TONES, benchmarks
+from filip.data.demo.corpus import Corpus, choose_concepts, main, train_and_test, training_table
+from filip.data.demo.evaluation import TONES, Benchmark, benchmarks
 from filip.data.demo.planted import PLANTED, plant, spoil
 from filip.data.demo.render import png_bytes
 from filip.errors import UserError
@@ -58,12 +58,17 @@ def drawings(catalogue):
 @pytest.fixture(scope="module")
 def whole_list(catalogue, drawings):
     """The list of the complete corpus as dictionaries; nothing is rendered."""
-    training = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
+    training, _ = train_and_test(catalogue, drawings)
     return training_table(training, plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
 
 
 def probability_of_english(detector: LangDetector, text: str) -> float:
     return next((r["score"] for r in detector.detect(text, model="lite", k=176) if r["lang"] == "en"), 0.0)
+
+
+def all_benchmarks(catalogue: Catalogue, drawings: dict[str, list[Drawing]]) -> list[Benchmark]:
+    _, own = train_and_test(catalogue, drawings)
+    return benchmarks(catalogue, drawings["fluent-emoji"], drawings["fluent-emoji-flat"], own)
 
 
 def _letters(slug: str) -> str:
@@ -285,7 +290,7 @@ def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
             assert image.size == mask.size == (64, 64) and image.mode == "RGB"
             inside = np.asarray(mask.convert("L"))
             assert set(np.unique(inside)) <= {0, 255} and 0.02 < (inside > 0).mean() < 1
-            assert about["artist"].startswith("fluent-emoji")
+            assert about["artist"].startswith("fluent-emoji") == (name != "demo_test")
             assert (about["label"] in trained) <= (not about["unseen"])
             if classes is None:
                 assert target == about["label"]
@@ -296,8 +301,18 @@ def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
 
 
 @pytest.mark.slow
+def test_the_test_split_is_kept_out_of_training_but_its_concepts_are_not(catalogue, drawings):
+    training, own = train_and_test(catalogue, drawings)
+    shown = {(d.artist, d.slug) for d in own}
+    assert len(own) == len(shown) == len({d.emoji.concept for d in own}) > 450
+    assert not shown & {(d.artist, d.slug) for d in training}
+    assert {d.emoji.concept for d in own} <= {d.emoji.concept for d in training if not d.emoji.tones}
+    assert len({d.artist for d in own}) == sum(not a.test for a in ARTISTS)
+
+
+@pytest.mark.slow
 def test_benchmarks_of_the_whole_corpus(catalogue, drawings):
-    sets = {b.name: b for b in benchmarks(catalogue, drawings["fluent-emoji"], drawings["fluent-emoji-flat"])}
+    sets = {b.name: b for b in all_benchmarks(catalogue, drawings)}
     assert len(sets["demo_fluent"].items) > 1500 and len(sets["demo_flat"].items) > 1500
     for name in ("demo_fluent", "demo_flat", "demo_unseen"):
         assert len({caption.lower() for _, caption in sets[name].items}) == len(sets[name].items)
@@ -314,8 +329,6 @@ def test_benchmarks_of_the_whole_corpus(catalogue, drawings):
 def test_a_reduced_corpus_fills_every_benchmark(catalogue, drawings):
     concepts = set(choose_concepts(catalogue, drawings, 8))
     assert len(concepts) == 8
-    fluent, flat = (
-        [d for d in drawings[a] if d.emoji.concept in concepts] for a in ("fluent-emoji", "fluent-emoji-flat")
-    )
-    whole = benchmarks(catalogue, drawings["fluent-emoji"], drawings["fluent-emoji-flat"])
-    assert [b.name for b in benchmarks(catalogue, fluent, flat)] == [b.name for b in whole]
+    few = {a: [d for d in ds if d.emoji.concept in concepts] for a, ds in drawings.items()}
+    whole = all_benchmarks(catalogue, drawings)
+    assert [b.name for b in all_benchmarks(catalogue, few)] == [b.name for b in whole]

@@ -15,7 +15,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from filip.data.demo.evaluation import (
     NAMED,
     Benchmark,
     benchmarks,
+    test_split,
     tone_drawings,
     write_benchmark,
 )
@@ -70,10 +71,8 @@ def main(config: Corpus) -> None:
     concepts = frozenset(choose_concepts(catalogue, drawings, config.limit))
     drawings = {key: [d for d in ds if d.emoji.concept in concepts] for key, ds in drawings.items()}
 
-    training = list(
-        chain.from_iterable(training_drawings(catalogue, drawings[a.key]) for a in ARTISTS if not a.test)
-    )
-    sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT])
+    training, own = train_and_test(catalogue, drawings)
+    sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT], own)
     processes = config.processes or len(os.sched_getaffinity(0))
     rendered = render_all(_jobs(training, out / "images", masks=False), processes, "training images")
     rendered += render_all(_jobs(_shown(sets), out / "held_out", masks=True), processes, "test images")
@@ -113,6 +112,16 @@ def choose_concepts(catalogue: Catalogue, drawings: dict[str, list[Drawing]], li
     return list(dict.fromkeys(turns))[:limit]
 
 
+def train_and_test(
+    catalogue: Catalogue, drawings: dict[str, list[Drawing]]
+) -> tuple[list[Drawing], list[Drawing]]:
+    """The trained artists' drawings: those to train on, and their test split."""
+    whole = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
+    own = test_split(whole)
+    kept_out = {(d.artist, d.slug) for d in own}
+    return [d for d in whole if (d.artist, d.slug) not in kept_out], own
+
+
 def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Drawing]:
     """What of an artist's drawings is trained on: no held-out concept, a few skin tones of the others."""
     tones: dict[str, list[Drawing]] = {}
@@ -148,7 +157,7 @@ def training_table(training: list[Drawing], planted: list[PlantedRow], server: s
 def attribution(modules: Path, table: pa.Table, sets: list[Benchmark]) -> dict[str, Any]:
     """Whom the licences oblige to name, and for how many images: by artist, then the source of the names."""
     trained = Counter(table.filter(pa.compute.equal(table["planted"], ""))["artist"].to_pylist())
-    shown = Counter(d.artist for d in _shown(sets))
+    shown = Counter(d.artist for d in _shown(sets))  # of a trained artist only the test split is shown
     entries: dict[str, Any] = {}
     for artist in ARTISTS:
         info = json.loads((modules / artist.package / "info.json").read_text())
@@ -160,7 +169,7 @@ def attribution(modules: Path, table: pa.Table, sets: list[Benchmark]) -> dict[s
             "license_url": info["license"]["url"],
             "package": f"{artist.package}@{artist.version}",
             "role": _role(artist),
-            "images": shown[artist.key] if artist.test else trained[artist.key],
+            "images": shown[artist.key] + trained[artist.key],
             "changes": f"rendered to {SIDE} x {SIDE} pixels on white",
         }
     names = json.loads((modules / "emojibase-data" / "package.json").read_text())
