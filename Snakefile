@@ -35,7 +35,7 @@ TRAINED = STUDY.evaluated
 
 wildcard_constraints:
     source="|".join(STUDY.sources),
-    run="|".join([*STUDY.runs, *STUDY.fine_tunes]),
+    run="|".join([*STUDY.runs, *STUDY.fine_tunes, *STUDY.peers]),
     row="|".join(STUDY.efficiency_rows) or "none",
 
 

@@ -17,6 +17,8 @@ import jsonschema
 import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
+TABLES = ("zero_shot", "retrieval", "component_ablation", "alignment", "linear_probe")
+SHARDS_PER_TRANSLATION = 8  # shards that one translating job is given
 SCHEMA = Path(__file__).parent / "schemas" / "study.schema.yaml"
 
 
@@ -46,6 +48,19 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     return config
 
 
+def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """``seeds: 3`` spelled out: each run once more with seed 1 and 2, averaged into its row of every table."""
+    count = config.get("seeds", 1)
+    repeated = {name: [f"{name}_s{seed}" for seed in range(1, count)] for name in config["runs"] if count > 1}
+    runs = dict(config["runs"])
+    for name, members in repeated.items():
+        for seed, member in enumerate(members, start=1):
+            own = config["runs"][name]
+            label = f"{own['label']}, seed {seed}"
+            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
+    return {**config, "runs": runs, "replicas": {**config.get("replicas", {}), **repeated}}
+
+
 def _check_references(config: dict[str, Any]) -> None:
     trained = {**config["runs"], **config.get("fine_tune", {})}
     for name, tune in config.get("fine_tune", {}).items():
@@ -58,13 +73,16 @@ def _check_references(config: dict[str, Any]) -> None:
                 f"study config, key fine_tune.{name}.from: no run is called '{tune['from']}'; "
                 f"there are {', '.join(config['runs'])}"
             )
-    for table, rows in config["tables"].items():
+    for name in config.get("peers", {}):
+        if name in trained:
+            raise StudyError(f"study config, key peers.{name}: a run has that name; choose another")
+    named = {f"tables.{table}": rows for table, rows in config["tables"].items()}
+    named |= {f"replicas.{run}": [run, *members] for run, members in config.get("replicas", {}).items()}
+    for key, rows in named.items():
         for row in rows:
             if row not in trained:
                 known = ", ".join(trained)
-                raise StudyError(
-                    f"study config, key tables.{table}: no run is called '{row}'; there are {known}"
-                )
+                raise StudyError(f"study config, key {key}: no run is called '{row}'; there are {known}")
     for name, row in config.get("efficiency", {}).items():
         if row.get("accuracy_of") and row["accuracy_of"] not in trained:
             raise StudyError(
@@ -101,13 +119,14 @@ class Study:
     DATA_STAGES = ("prepare", "text_rules", "download", "translate")  # each writes a funnel fragment
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = check_config(config)
+        self.config = with_seeds(check_config(config))
         self.name: str = config["study"]
         self.results = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
-        self.runs: dict[str, dict[str, Any]] = config["runs"]
+        self.runs: dict[str, dict[str, Any]] = self.config["runs"]
         self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
         self.efficiency_rows: dict[str, dict[str, Any]] = config.get("efficiency", {})
+        self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
 
     # ---- sources -------------------------------------------------------------------------------------
@@ -132,6 +151,16 @@ class Study:
 
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"
+
+    def translation_parts(self, source: str, downloaded: str | Path) -> list[str]:
+        """The jobs that share a source's back-translation, by the number of shards that its download reports.
+
+        None where one job is enough: the last one then does it all.
+        """
+        shards = json.loads(Path(downloaded).read_text())["notes"]["shards"]
+        parts = -(-shards // SHARDS_PER_TRANSLATION)
+        folder = f"{self.data_dir}/{source}/translated"
+        return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
 
     def manifests(self, sources: list[str]) -> list[str]:
         return [f"{self.data_dir}/{source}/manifest.json" for source in sources]
@@ -218,25 +247,43 @@ class Study:
         cluster = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node} if launch.by == "srun" else {}
         return {"nodes": launch.nodes, **cluster, **self.config["launch"].get("resources", {})}
 
-    def train_threads(self) -> int:
-        """Cores that a training job takes on the machine that starts it."""
-        return self.config["launch"]["ranks_per_node"]
+    def train_threads(self, cores: int | None) -> int:
+        """Cores that a training job takes on the machine that starts it: all ``cores`` of it, if it trains on them."""
+        launch = self.launch()
+        return (
+            max(launch.ranks_per_node, cores or 1) if launch.accelerator == "cpu" else launch.ranks_per_node
+        )
 
     # ---- evaluation ----------------------------------------------------------------------------------
 
     @property
     def evaluated(self) -> list[str]:
-        """Every run that a table names, in order of first use."""
-        return list(dict.fromkeys(run for rows in self.config["tables"].values() for run in rows))
+        """Every run that a table names, and its replicas, in order of first use."""
+        named = [run for rows in self.config["tables"].values() for run in rows]
+        return list(dict.fromkeys(self._with_replicas(named)))
+
+    def _with_replicas(self, runs: list[str]) -> list[str]:
+        return [member for run in runs for member in (run, *self.config["replicas"].get(run, []))]
 
     def rows(self, table: str) -> list[str]:
         """The runs that stand in a table."""
         return self.config["tables"].get(table, [])
 
     def evaluated_by(self, protocol: str) -> list[str]:
-        """The runs that zero_shot, retrieval or alignment evaluates; the component ablation needs the first two."""
-        ablation = self.rows("component_ablation") if protocol in ("zero_shot", "retrieval") else []
-        return list(dict.fromkeys([*self.rows(protocol), *ablation]))
+        """The models that zero_shot, retrieval, alignment or linear_probe evaluates: runs, their replicas, and peers
+        where the table of that protocol is wanted. The component ablation needs the first two protocols."""
+        compared = protocol in ("zero_shot", "retrieval")
+        ablation = self.rows("component_ablation") if compared else []
+        peers = self.peers if compared and self.rows(protocol) else {}
+        return list(dict.fromkeys([*self._with_replicas([*self.rows(protocol), *ablation]), *peers]))
+
+    def model_file(self, name: str) -> list[str]:
+        """The weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
+        return [] if name in self.peers else [self.weights(name)]
+
+    def model(self, name: str) -> str:
+        """What an evaluation calls the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
+        return self.peers[name]["model"] if name in self.peers else self.weights(name)
 
     @property
     def config_file(self) -> str:
@@ -248,9 +295,7 @@ class Study:
 
     @property
     def table_names(self) -> list[str]:
-        named = [
-            name for name in ("zero_shot", "retrieval", "component_ablation", "alignment") if self.rows(name)
-        ]
+        named = [name for name in TABLES if self.rows(name)]
         return named + (["efficiency_ablation"] if self.efficiency_rows else [])
 
     @property

@@ -42,7 +42,8 @@ rule text_rules:
         " funnel={output.funnel} > {log} 2>&1"
 
 
-rule download:
+# Its result says how many shards there are, and so how many jobs share the translation.
+checkpoint download:
     input:
         card="data/{source}.yaml",
         kept=f"{DATA}/{{source}}/kept.parquet",
@@ -66,10 +67,37 @@ rule download:
         " out={params.shards} funnel={output} > {log} 2>&1"
 
 
+# One share of the back-translation, into a cache that all of them fill: shares run beside each other, on a cluster
+# each as a job of its own.
+rule translate_part:
+    input:
+        card="data/{source}.yaml",
+        downloaded=f"{DATA}/{{source}}/funnel/download.json",
+    output:
+        touch(f"{DATA}/{{source}}/translated/{{part}}-of-{{parts}}.done"),
+    params:
+        shards=f"{DATA}/{{source}}/shards",
+        captions=f"{DATA}/{{source}}/captions",
+    log:
+        f"{RESULTS}/logs/translate_part/{{source}}-{{part}}-of-{{parts}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/translate_part/{{source}}-{{part}}-of-{{parts}}.tsv"
+    threads: 1
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.data.translate source={input.card} shards={params.shards} out={params.captions}"
+        " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log} 2>&1"
+
+
+# Takes the translations from the cache, judges them and writes the side-cars.
 rule translate:
     input:
         card="data/{source}.yaml",
         downloaded=f"{DATA}/{{source}}/funnel/download.json",
+        parts=lambda wildcards: STUDY.translation_parts(
+            wildcards.source, checkpoints.download.get(**wildcards).output[0]
+        ),
     output:
         f"{DATA}/{{source}}/funnel/translate.json",
     params:

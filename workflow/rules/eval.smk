@@ -3,13 +3,14 @@
 
 rule zero_shot:
     input:
-        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("zero_shot"),
         prompts="eval/prompts.yaml",
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/zero_shot.json",
     params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
         cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
     log:
@@ -20,19 +21,20 @@ rule zero_shot:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.zero_shot model={input.weights} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.zero_shot model={params.model} root={params.root} 'cards={params.cards}'"
         " prompts={input.prompts} out={output} > {log} 2>&1"
 
 
 rule retrieval:
     input:
-        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("retrieval"),
         prompts="eval/prompts.yaml",
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/retrieval.json",
     params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
         cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
     log:
@@ -43,13 +45,13 @@ rule retrieval:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.retrieval model={input.weights} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.retrieval model={params.model} root={params.root} 'cards={params.cards}'"
         " prompts={input.prompts} out={output} > {log} 2>&1"
 
 
 rule alignment:
     input:
-        weights=f"{RESULTS}/models/{{run}}.safetensors",
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("alignment"),
         corpus=STUDY.benchmark_files(),
     output:
@@ -61,6 +63,7 @@ rule alignment:
             labels={"run": "{run}"},
         ),
     params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
         cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
     log:
@@ -71,5 +74,28 @@ rule alignment:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.alignment model={input.weights} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.alignment model={params.model} root={params.root} 'cards={params.cards}'"
         " picture={output.picture} out={output.scores} > {log} 2>&1"
+
+
+rule linear_probe:
+    input:
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
+        cards=STUDY.cards("zero_shot"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        f"{RESULTS}/eval/{{run}}/linear_probe.json",
+    params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/linear_probe/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/linear_probe/{{run}}.tsv"
+    threads: 2
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.linear_probe model={params.model} root={params.root} 'cards={params.cards}'"
+        " out={output} > {log} 2>&1"

@@ -1,10 +1,10 @@
 # From JSON files to what people read: tables, figures, one summary. Snakemake's own HTML report embeds them.
 
-EVALUATIONS = (
-    expand(f"{RESULTS}/eval/{{run}}/zero_shot.json", run=STUDY.evaluated_by("zero_shot"))
-    + expand(f"{RESULTS}/eval/{{run}}/retrieval.json", run=STUDY.evaluated_by("retrieval"))
-    + expand(f"{RESULTS}/eval/{{run}}/alignment.json", run=STUDY.evaluated_by("alignment"))
-)
+EVALUATIONS = [
+    f"{RESULTS}/eval/{run}/{protocol}.json"
+    for protocol in ("zero_shot", "retrieval", "alignment", "linear_probe")
+    for run in STUDY.evaluated_by(protocol)
+]
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=TRAINED) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency_rows
 )

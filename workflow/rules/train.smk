@@ -14,20 +14,23 @@ rule pretrain:
         run="|".join(STUDY.runs),
     params:
         launch=STUDY.launch().command(),
+        ranks=STUDY.launch().ranks_per_node,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
     log:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
-    threads: STUDY.train_threads()
+    threads: STUDY.train_threads(workflow.cores)
     resources:
         **STUDY.train_resources(),
     conda:
         "../envs/filip.yaml"
     shell:
         "mkdir -p {params.run_dir} && flock --nonblock --conflict-exit-code 75 {params.run_dir}/lock"
-        " env {params.launch} {params.arguments} run_dir={params.run_dir}"
+        # Snakemake gives every process as many threads as the job has: shared by its ranks here
+        " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
+        " {params.launch} {params.arguments} run_dir={params.run_dir}"
         " out={output.weights} result={output.result} > {log} 2>&1"
 
 
@@ -46,6 +49,7 @@ use rule pretrain as efficiency with:
         result=f"{RESULTS}/efficiency/{{row}}.json",
     params:
         launch=STUDY.launch().command(),
+        ranks=STUDY.launch().ranks_per_node,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.row),
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.row),
     log:
