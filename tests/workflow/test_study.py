@@ -82,3 +82,42 @@ def test_a_fine_tuning_inherits_the_architecture_of_its_run(demo: dict) -> None:
     arguments = Study(demo).train_arguments("clip_ft")
     assert "model.interaction=global" in arguments
     assert "init_from=results/demo/models/clip.safetensors" in arguments
+
+
+def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> None:
+    once, thrice = Study(demo), Study({**demo, "seeds": 3})
+    assert set(thrice.runs) == {f"{run}{end}" for run in once.runs for end in ("", "_s1", "_s2")}
+    assert thrice.config["replicas"]["filip"] == ["filip_s1", "filip_s2"]
+    assert "seed=2" in thrice.train_arguments("filip_s2")
+    assert thrice.run_dir("filip") == once.run_dir("filip"), "the first seed is the run that there is already"
+    for protocol in ("zero_shot", "retrieval"):
+        assert {"clip_aug", "clip_aug_s1", "clip_aug_s2"} <= set(thrice.evaluated_by(protocol))
+    assert thrice.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
+
+
+def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:
+    demo["peers"] = {"theirs": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
+    study = Study(demo)
+    assert "theirs" in study.evaluated_by("zero_shot") and "theirs" not in study.evaluated_by("alignment")
+    assert study.model_file("theirs") == [] and study.model("theirs") == "open_clip:ViT-B-32"
+    assert study.model_file("clip") == [study.model("clip")] == ["results/demo/models/clip.safetensors"]
+    demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
+    with pytest.raises(StudyError, match=r"peers\.clip"):
+        Study(demo)
+
+
+def test_as_many_translating_jobs_as_the_download_has_shards_for(demo: dict, tmp_path: Path) -> None:
+    for shards, parts in ((1, 0), (8, 0), (9, 2), (1242, 156)):
+        (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
+        assert len(Study(demo).translation_parts("demo", tmp_path / "download.json")) == parts
+    assert (
+        Study(demo)
+        .translation_parts("demo", tmp_path / "download.json")[-1]
+        .endswith("translated/155-of-156.done")
+    )
+
+
+def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
+    assert Study(demo).train_threads(2) == 2 and Study(demo).train_threads(16) == 16
+    demo["launch"] = {"by": "deepspeed", "ranks_per_node": 8}
+    assert Study(demo).train_threads(96) == 8
