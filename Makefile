@@ -1,4 +1,5 @@
 # make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
+# make demo SEEDS=3 adds two more seeds of every run, and tables with intervals over them. STUDY=… runs another study.
 
 VENV      := .venv
 PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
@@ -7,7 +8,8 @@ PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
 STUDY     ?= demo
 CORES     ?= $(shell nproc)
 RESULTS   := results/$(STUDY)
-SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES)
+SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
+             $(if $(SEEDS),--config seeds=$(SEEDS))
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
