@@ -1,8 +1,9 @@
 """Fetch one image, in bounded time and memory.
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
-for ever, and reads a body of any size. Here the whole exchange has a deadline (a watchdog shuts the socket down,
-which also ends a header that drips) and the body a limit. Errors that another try cannot mend are not retried.
+for ever, and reads a body of any size. Here the whole exchange has a deadline (a watchdog shuts its connections
+down, from the first byte on, which also ends a header or a proxy that drips) and the body a limit, that of a
+redirection included. Errors that another try cannot mend are not retried.
 Opt-outs are honoured exactly as in img2dataset: by its own reading of the X-Robots-Tag header.
 """
 
@@ -34,7 +35,7 @@ WORTH_RETRYING = ("http_408", "http_429", "http_5xx", "timeout", "connection", "
 
 
 class _Watchdog:
-    """Shuts sockets down when the deadline of the thread that opened them has passed."""
+    """Shuts connections down when the deadline of the thread that opened them has passed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -49,13 +50,20 @@ class _Watchdog:
             yield
         finally:
             with self._lock:
-                self._open.pop(threading.get_ident(), None)
+                _, sockets = self._open.pop(threading.get_ident())
+            for sock in sockets:
+                sock.close()
+
+    def left(self) -> float:
+        """Seconds until this thread's deadline."""
+        with self._lock:
+            return self._open[threading.get_ident()][0] - time.monotonic()
 
     def add(self, sock: socket.socket) -> None:
+        """Watch a connection, by a duplicate: TLS takes the descriptor out of the socket that it is given."""
+        duplicate = sock.dup()
         with self._lock:
-            entry = self._open.get(threading.get_ident())
-            if entry:
-                entry[1].append(sock)
+            self._open[threading.get_ident()][1].append(duplicate)
 
     def _watch(self) -> None:
         while True:
@@ -81,16 +89,42 @@ def _watchdog() -> _Watchdog:
         return _watchdogs[os.getpid()]
 
 
+def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
+    """``socket.create_connection`` under the watchdog; a host's many dead addresses do not outlast the deadline."""
+    problem: OSError = TimeoutError("timed out: no time left to connect")
+    for family, kind, protocol, _name, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
+        left = min(timeout, _watchdog().left())
+        if left <= 0:
+            break
+        sock = None
+        try:
+            sock = socket.socket(family, kind, protocol)
+            sock.settimeout(left)
+            sock.connect(place)
+            sock.settimeout(timeout)
+            _watchdog().add(sock)
+            return sock
+        except OSError as error:
+            problem = error
+            if sock:
+                sock.close()
+    raise problem
+
+
 class _HTTPConnection(http.client.HTTPConnection):
-    def connect(self) -> None:
-        super().connect()
-        _watchdog().add(self.sock)
+    _create_connection: Any  # http.client calls it to connect, before a proxy's tunnel and before TLS
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = _connect
 
 
 class _HTTPSConnection(http.client.HTTPSConnection):
-    def connect(self) -> None:
-        super().connect()
-        _watchdog().add(self.sock)
+    _create_connection: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._create_connection = _connect
 
 
 class _HTTPHandler(urllib.request.HTTPHandler):
@@ -103,6 +137,14 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
         return self.do_open(_HTTPSConnection, request)
 
 
+class _RedirectHandler(urllib.request.HTTPRedirectHandler):
+    def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
+        fp.close()  # unread: urllib would take it into memory, whatever its size
+        return super().http_error_302(req, io.BytesIO(), code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
 @cache
 def _opener(files: bool) -> urllib.request.OpenerDirector:
     """HTTP and HTTPS (with the environment's proxies); ``file:`` only for cards that name a folder of images."""
@@ -113,7 +155,7 @@ def _opener(files: bool) -> urllib.request.OpenerDirector:
         _HTTPHandler(),
         _HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
-        urllib.request.HTTPRedirectHandler(),
+        _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
     ]
     for handler in handlers + ([urllib.request.FileHandler()] if files else []):
@@ -162,7 +204,7 @@ def _fetch_once(
     with _opener(files).open(request, timeout=timeout) as response:
         if directives and is_disallowed(response.headers, token, directives):
             return None, f"opted_out: {OPTED_OUT}"
-        promised = int(response.headers.get("Content-Length") or 0)
+        promised = getattr(response, "length", None) or 0  # http.client's reading of Content-Length
         if promised > MAX_BYTES:
             return None, f"too_many_bytes: {promised}"
         body, size = io.BytesIO(), 0

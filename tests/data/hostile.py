@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import random
+import socket
 import struct
 import threading
 import time
@@ -170,6 +171,12 @@ class Hostile:
                     self.reply(302, Location="/loop")
                 elif name == "moved":
                     self.reply(301, Location="/jpeg")
+                elif name == "moved_endlessly":  # a redirection whose own body has no end
+                    self.send_response(302)
+                    self.send_header("Location", "/jpeg")
+                    self.end_headers()
+                    while not stop.is_set():
+                        self.wfile.write(bytes(1 << 16))
                 elif name == "opted_out":
                     self.reply(200, bodies["jpeg"], X_Robots_Tag="noai")
                 elif name == "cut_off":
@@ -182,6 +189,8 @@ class Hostile:
                     self.close_connection = True
                 elif name == "huge":
                     self.reply(200, b"x", Content_Length=str(1 << 40))
+                elif name == "no_length":
+                    self.reply(200, bodies["jpeg"], Content_Length="unknown")
                 elif name in bodies:
                     kind = "text/plain" if name == "text_plain" else "image/jpeg"
                     self.reply(200, bodies[name], Content_Type=kind)
@@ -213,6 +222,29 @@ class Hostile:
         self.stop.set()
         self.server.shutdown()
         self.server.server_close()
+
+
+@contextmanager
+def dripping_port(data: bytes, pause: float) -> Iterator[int]:
+    """A port that says ``data`` to whoever connects, whatever was asked, a byte every ``pause`` seconds."""
+    over = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            with suppress(OSError):
+                connection, _ = listener.accept()
+                with connection:
+                    for i in range(len(data)):
+                        connection.sendall(data[i : i + 1])
+                        if over.wait(pause):
+                            break
+
+        thread = threading.Thread(target=serve, daemon=True)
+        thread.start()
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            over.set()
 
 
 @contextmanager

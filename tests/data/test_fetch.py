@@ -2,13 +2,14 @@
 
 import socket
 import time
+import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from filip.data.fetch import ascii_url, fetch
+from filip.data.fetch import _HTTPSHandler, ascii_url, fetch
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -70,6 +71,43 @@ def test_what_never_ends_is_ended_for_the_first_threads_of_a_process(
     assert max(seconds for *_, seconds in results) < 6 * TIMEOUT
 
 
+def test_a_handshake_that_drips_is_ended() -> None:
+    """TLS promises a record of 16 KiB and sends it byte by byte; a proxy does so with its answer to CONNECT."""
+    with hostile.dripping_port(b"\x16\x03\x03\x40\x00" + bytes(10_000), TIMEOUT / 4) as port:
+        _, reason, seconds = get(f"https://127.0.0.1:{port}/a.jpg")
+    assert reason == "timeout" and seconds < 4.5 * TIMEOUT
+    with hostile.dripping_port(b"HTTP/1.1 200 OK\r\nX-Long: " + b"x" * 10_000, TIMEOUT / 4) as port:
+        opener = urllib.request.OpenerDirector()
+        opener.add_handler(urllib.request.ProxyHandler({"https": f"http://127.0.0.1:{port}"}))
+        opener.add_handler(_HTTPSHandler())
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("filip.data.fetch._opener", lambda files: opener)
+            _, reason, seconds = get("https://a.invalid/a.jpg")
+    assert reason == "timeout" and seconds < 4.5 * TIMEOUT
+
+
+def test_a_host_of_many_dead_addresses_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0), backlog=0) as full:
+        place = full.getsockname()
+        waiting = [
+            socket.socket() for _ in range(3)
+        ]  # they fill the backlog: the next one's SYN is not answered
+        for sock in waiting:
+            sock.setblocking(False)
+            sock.connect_ex(place)
+        addresses = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)] * 50
+        monkeypatch.setattr("socket.getaddrinfo", lambda *_: addresses)
+        _, reason, seconds = get("http://many.invalid/a.jpg")
+        assert reason == "timeout" and seconds < 4.5 * TIMEOUT
+        for sock in waiting:
+            sock.close()
+
+
+def test_the_body_of_a_redirection_is_not_read(server: hostile.Hostile) -> None:
+    body, _, seconds = get(server.url("moved_endlessly"))
+    assert body == hostile.plain() and seconds < TIMEOUT
+
+
 def test_addresses_that_lead_nowhere() -> None:
     assert get(f"http://127.0.0.1:{closed_port()}/a.jpg")[1] == "connection"
     assert get("http://no-such-host.invalid/a.jpg")[1] == "dns"
@@ -81,6 +119,7 @@ def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
     expected = hostile.plain()
     assert get(server.url("jpeg"))[0] == expected
     assert get(server.url("moved"))[0] == expected
+    assert get(server.url("no_length"))[0] == expected
     assert get(server.url("café"))[0] == expected
     assert get(server.url("jpeg?x=caf%C3%A9"))[0] == expected
     assert any("img2dataset" in agent for agent in server.agents), "the agent says who asks"
