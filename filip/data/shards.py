@@ -6,7 +6,7 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 - a writer with the same layout, but with samples in the order of the list and without time stamps: the same
   responses give the same bytes, whichever thread was faster,
 - a shard appears under its name only when it is complete, its ``_stats.json`` last,
-- a process pool that notices when a worker was killed (multiprocessing.Pool waits for ever).
+- a process pool that notices when a worker was killed (multiprocessing.Pool waits for ever) or is stuck.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import shutil
 import sys
 import tarfile
 import tempfile
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,7 +33,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.blocks import die_with_parent
-from filip.data.fetch import fetch
+from filip.data.fetch import DEADLINE, fetch
 from filip.errors import UserError
 
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
@@ -40,6 +41,9 @@ WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half
 SHARDS_PER_WORKER = 20
 SHARDS_PER_JOB = 1000  # of Spark: the lists of so many shards wait on disk at once
 SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
+DEAD_POOLS = 10  # in a row, without one shard done: the fault is not a shard's
+SECONDS_PER_IMAGE = 1.0  # beside the network: far more than decoding and writing take
+SECONDS_PER_SHARD = 600.0
 
 
 def shard_name(shard: int) -> str:
@@ -166,6 +170,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         shard = row[0]
         name = shard_name(shard)
         staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
+        shutil.rmtree(staging, ignore_errors=True)  # of a killed worker that had the same number
         staging.mkdir(parents=True)
         self.output_folder = str(staging)
         bounded = partial(fetch, files=self.allow_files)
@@ -183,13 +188,31 @@ class ShardDownloader(img2dataset.downloader.Downloader):
             shutil.rmtree(staging, ignore_errors=True)
 
 
-def _run_shard(downloader: ShardDownloader, row: tuple[int, str]) -> tuple[int, str | None]:
-    """In a worker: (shard, None), or (shard, why it failed)."""
+def longest_time(downloader: ShardDownloader) -> float:
+    """Seconds that no shard takes, even if every URL uses up its deadline; whoever is at it then is stuck."""
+    rows = downloader.number_sample_per_shard
+    rounds = -(-rows // downloader.thread_count) * (downloader.retries + 1)
+    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout
+
+
+def _run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> tuple[int, str | None]:
+    """In a worker: (shard, None), or (shard, why it failed). After ``limit`` seconds the worker ends itself."""
+    # A thread in a system call that never returns (a name server, a network disk) cannot be ended, a process can.
+    stuck = threading.Timer(limit, _give_up, (row[0],))
+    stuck.daemon = True
+    stuck.start()
     try:
         downloader.download_shard(row)
         return row[0], None
     except Exception as error:
         return row[0], f"{type(error).__name__}: {error}"
+    finally:
+        stuck.cancel()
+
+
+def _give_up(shard: int) -> None:
+    print(f"download: the worker of shard {shard_name(shard)} is stuck and ends", file=sys.stderr, flush=True)
+    os._exit(1)
 
 
 def run_processes(
@@ -197,29 +220,21 @@ def run_processes(
 ) -> dict[int, str]:
     """Download the reader's wanted shards in ``processes``; calls ``finished(shard)``; returns {shard: failure}.
 
-    A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all.
+    A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. When a worker dies,
+    all shards that were handed out are suspects; they are tried again one by one, so that the guilty one fails alone.
     """
-    context = get_context("forkserver")
-    # its fork server was started, and told what to import, by filip.data.download
+    folder, todo = downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
+    suspects: set[int] = set()
     for attempt in range(SHARD_TRIES):
         failures = {}
-        reader.wanted -= {s for s in reader.wanted if is_complete(downloader.final_folder, s)}
-        rows = iter(reader)
-        # A new pool every few shards: image libraries leak, and img2dataset renews its workers for it, too.
-        while batch := list(islice(rows, 1)):
-            part = chain(batch, islice(rows, SHARDS_PER_WORKER * processes - 1))
-            with ProcessPoolExecutor(processes, context, die_with_parent) as pool:
-                try:
-                    for shard, failure in _outcomes(pool, downloader, part, 2 * processes):
-                        if failure is None:
-                            finished(shard)
-                        else:
-                            failures[shard] = failure
-                except BrokenProcessPool:
-                    failures |= dict.fromkeys(reader.wanted, "its worker was killed (out of memory?)")
-                    break
-        failures = {s: why for s, why in failures.items() if not is_complete(downloader.final_folder, s)}
+        todo = {shard for shard in todo if not is_complete(folder, shard)}
+        died: set[int] = set()
+        for shards, workers, ahead in ((todo - suspects, processes, 2 * processes), (todo & suspects, 1, 1)):
+            reader.wanted = shards
+            died |= _run_round(downloader, reader, workers, ahead, finished, failures)
+        suspects |= died
+        failures |= dict.fromkeys(died, "its worker was killed (out of memory?) or stuck")
         if not failures:
             break
         again = "again" if attempt + 1 < SHARD_TRIES else "given up"
@@ -228,17 +243,75 @@ def run_processes(
     return failures
 
 
+def _run_round(
+    downloader: ShardDownloader,
+    reader: ListReader,
+    processes: int,
+    ahead: int,
+    finished: Callable[[int], None],
+    failures: dict[int, str],
+) -> set[int]:
+    """Try each of the reader's wanted shards once; returns those that were handed out when a worker died."""
+    # its fork server was started, and told what to import, by filip.data.download
+    context = get_context("forkserver")
+    died: set[int] = set()
+    dead_pools = 0
+    rows = iter(reader)
+    # A new pool every few shards: image libraries leak, and img2dataset renews its workers for it, too.
+    while batch := list(islice(rows, 1)):
+        part = chain(batch, islice(rows, SHARDS_PER_WORKER * processes - 1))
+        handed_out: set[int] = set()
+        with ProcessPoolExecutor(processes, context, die_with_parent) as pool:
+            try:
+                for shard, failure in _outcomes(pool, downloader, part, ahead, handed_out):
+                    handed_out.remove(shard)
+                    dead_pools = 0
+                    if failure is None:
+                        finished(shard)
+                    else:
+                        failures[shard] = failure
+            except BrokenProcessPool:
+                died |= handed_out
+                dead_pools += 1
+                names = ", ".join(map(shard_name, sorted(handed_out)))
+                print(
+                    f"download: a worker was killed (out of memory?) or stuck; handed out were shards {names}: "
+                    "they are tried again after the others, one by one",
+                    file=sys.stderr,
+                    flush=True,
+                )
+        if dead_pools == DEAD_POOLS:
+            raise UserError(
+                f"download: {DEAD_POOLS} times in a row the worker processes died before any finished a shard (out "
+                "of memory? a broken installation?). What is done is kept: mend the cause, or give fewer processes "
+                "and threads, and run the same command again"
+            )
+    completed = {shard for shard in died if is_complete(downloader.final_folder, shard)}
+    for shard in sorted(completed):
+        finished(shard)
+    return died - completed
+
+
 def is_complete(folder: Path, shard: int) -> bool:
     return (folder / f"{shard_name(shard)}_stats.json").exists()
 
 
 def _outcomes(
-    pool: ProcessPoolExecutor, downloader: ShardDownloader, rows: Iterable[tuple[int, str]], ahead: int
+    pool: ProcessPoolExecutor,
+    downloader: ShardDownloader,
+    rows: Iterable[tuple[int, str]],
+    ahead: int,
+    handed_out: set[int],
 ) -> Iterator[tuple[int, str | None]]:
-    """Results as they come, with at most ``ahead`` shards handed out: the list is cut only as fast as needed."""
+    """Results as they come, with at most ``ahead`` shards handed out: the list is cut only as fast as needed.
+
+    Each shard is put into ``handed_out``; the caller takes it out.
+    """
     running: set[Future[tuple[int, str | None]]] = set()
+    limit = longest_time(downloader)
     for row in rows:
-        running.add(pool.submit(_run_shard, downloader, row))
+        handed_out.add(row[0])
+        running.add(pool.submit(_run_shard, downloader, row, limit))
         if len(running) >= ahead:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:

@@ -27,6 +27,7 @@ from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.errors import UserError
 from tests.data import hostile
+from tests.data.killing import kill_at_random
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
 
 HTTP = {
@@ -136,7 +137,12 @@ if __name__ == "__main__":
 
 def start(folder: Path) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "run.py"], cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [sys.executable, "run.py"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
 
 
@@ -157,10 +163,12 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
             write_list(folder / "list.parquet", urls)
             (folder / "run.py").write_text(KILLED)
         whole, killed = (folder / "shards" for folder in folders)
+        started = time.monotonic()
         running = start(folders[0])
         output, errors = running.communicate(timeout=120)
         assert running.returncode == 0, errors
         assert output.split()[-1] == str(600 - 67)
+        took = time.monotonic() - started
 
         running = start(folders[1])
         wait_for_shards(killed, 1)
@@ -175,6 +183,7 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         psutil.wait_procs(children, timeout=5)
         assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
         assert len(list(killed.glob("*_stats.json"))) < 15, "killed too late to show anything"
+        kill_at_random(start(folders[1]), took)
 
         running = start(folders[1])
         output, errors = running.communicate(timeout=120)
@@ -182,6 +191,47 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         assert output.split()[-1] == str(600 - 67)
     assert len(hashes(whole)) == 30 and hashes(whole) == hashes(killed)
     assert {p.name for p in (killed / "_work").iterdir()} == {"plan.json", "lock"}
+
+
+@pytest.mark.slow
+def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
+    """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
+    monkeypatch.setattr("filip.data.shards.SECONDS_PER_SHARD", 0)  # leaves 1 s an image and 3 s of time-outs
+    monkeypatch.setattr("filip.data.shards.SHARD_TRIES", 2)
+    for n in range(3):
+        (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())
+    os.mkfifo(tmp_path / "3.jpg")
+    settings = {"image_size": 32, "samples_per_shard": 2, "timeout": 1, "retries": 0, "threads": 2}
+    card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))
+    source = write_list(tmp_path / "list.parquet", [(tmp_path / f"{n}.jpg").as_uri() for n in range(4)])
+    with pytest.raises(UserError, match=r"1 of 2 shards .*00001: its worker was killed \(.*\) or stuck"):
+        download(source, tmp_path / "shards", card)
+    assert [path.name for path in (tmp_path / "shards").glob("*.tar")] == ["00000.tar"]
+    (tmp_path / "3.jpg").unlink()
+    assert download(source, tmp_path / "shards", card).dropped == {"missing_file": 1}
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
+    from filip.data.img2dataset_setup import make_downloader
+    from filip.data.shards import SHARD_TRIES, ListReader, run_processes
+    from tests.data.poisoned import POISON, Poisoned
+
+    settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
+    card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))
+    (tmp_path / "a.jpg").write_bytes(hostile.plain())
+    source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
+    out = tmp_path / "shards"
+    out.mkdir()
+    downloader = make_downloader(card, out, ["url", "caption"], [])
+    downloader.__class__ = Poisoned
+    reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
+    reader.wanted = set(range(9))
+    done: list[int] = []
+    failures = run_processes(downloader, reader, 2, done.append)
+    assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
+    assert sorted(done) == [shard for shard in range(9) if shard != POISON]
+    assert len(list(out.glob("*_stats.json"))) == 8
 
 
 @pytest.mark.slow
