@@ -223,10 +223,13 @@ class PairLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
-        for batch in self._loader:
-            self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
-            self._at.batch += 1
-            yield batch
+        try:
+            for batch in self._loader:
+                self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
+                self._at.batch += 1
+                yield batch
+        except UserError as error:  # torch puts a worker's traceback before its sentence
+            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def set_epoch(self, epoch: int) -> None:

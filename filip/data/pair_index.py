@@ -15,6 +15,8 @@ import multiprocessing
 import os
 import tempfile
 from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -87,8 +89,15 @@ def index_source(source: Source, cache: str | Path | None = None, processes: int
 def _scan_source(source: Source, tars: list[Path], processes: int) -> SourceIndex:
     if processes > 1 and len(tars) > processes:
         context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
-        with context.Pool(processes) as pool:
-            parts = pool.map(functools.partial(_index_shard, source), tars)
+        try:
+            # not multiprocessing.Pool, which waits for ever for a worker that was killed
+            with ProcessPoolExecutor(processes, context) as pool:
+                parts = list(pool.map(functools.partial(_index_shard, source), tars, chunksize=4))
+        except BrokenProcessPool as error:
+            raise UserError(
+                f"a process that scanned the shards of {source.shards} was killed (out of memory?): start again, "
+                "with fewer workers if memory is short"
+            ) from error
     else:
         parts = [_index_shard(source, tar) for tar in tars]
     problems = +sum((part[3] for part in parts), Counter())

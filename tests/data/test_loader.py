@@ -255,12 +255,13 @@ def test_broken_images_are_replaced_and_counted(tmp_path: Path, workers: int) ->
     assert state["counters"] == dict(stream.counters)
 
 
-def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path) -> None:
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers: int) -> None:
     data = write_pairs(tmp_path / "broken", [5])
     blob = data.tar(0).read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0")
     data.tar(0).write_bytes(blob)
-    with pytest.raises(UserError, match=r"cannot be decoded.*00000\.tar"):
-        list(loader(data))
+    with pytest.raises(UserError, match=r"^50 images of .* cannot be decoded.*00000\.tar.* again$"):
+        list(loader(data, workers=workers))
 
 
 def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

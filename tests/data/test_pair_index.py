@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import tarfile
 from pathlib import Path
 
@@ -136,6 +137,17 @@ def test_several_processes_find_the_same(tmp_path: Path) -> None:
     for name in ("offset", "size", "row", "counts"):
         assert np.array_equal(getattr(one, name), getattr(three, name))
     assert one.problems == three.problems != {}
+
+
+def killed(source: Source, tar: Path) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_killed_scanner_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = write_pairs(tmp_path, [1, 1, 1])
+    monkeypatch.setattr("filip.data.pair_index._index_shard", killed)
+    with pytest.raises(UserError, match="was killed"):
+        index_source(pairs.source, processes=2)
 
 
 def test_nothing_to_train_on_is_said_before_training(tmp_path: Path) -> None:
