@@ -2,13 +2,17 @@
 
 import shutil
 import threading
+import time
+from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from bench.translate import quality
 from filip.data.cards import SourceCard
 from filip.data.engines import back_translate, load_engine
+from filip.data.engines.apertium import _run
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import translate
 from filip.errors import UserError
@@ -59,8 +63,12 @@ def test_marian_reads_opus_mt_files_and_its_own_conversion(marian_models: Path, 
     assert other.model == engines[0].model, "same weights, same cache"
 
 
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
 @pytest.mark.slow
-def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path) -> None:
+def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, monkeypatch) -> None:
     captions = ["the big dog likes the cat", "the red house and the tree", "the big cat sees the dog"]
     make_shards(tmp_path / "shards", captions)
     this = job(tmp_path, SourceCard("t"), engine="marian", pivots=["de"], models=str(marian_models))
@@ -73,6 +81,18 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path) ->
         ["the big cat sees the dog", "the large cat sees the dog"],
     ]
     assert read_sidecar(sidecar)[0]["origins"] == ["original", "marian:de"]
+
+    # a run that was killed before its last step, and is asked for again with another engine
+    monkeypatch.setattr("filip.data.translate._write_sidecars", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        translate(replace(this, out=tmp_path / "other"))
+    monkeypatch.undo()
+    other, fresh = (
+        job(tmp_path, SourceCard("t"), out=tmp_path / name, cache=tmp_path / f"{name}_cache")
+        for name in ("other", "fresh")
+    )
+    assert translate(other) == translate(fresh)
+    assert (other.out / sidecar.name).read_bytes() == (fresh.out / sidecar.name).read_bytes()
 
 
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
@@ -107,6 +127,19 @@ def test_apertium_keeps_the_lines_apart() -> None:
     assert together[3].endswith(".") and not together[0].endswith(".")
     assert ("car" in together[0] and "boat" in together[6]) or "ship" in together[6]
     assert len(back_translate(engine, ["the same line"] * 700)) == 700
+
+
+@pytest.mark.skipif(not shutil.which("apertium"), reason="apt-get install apertium apertium-eng-spa")
+def test_apertium_loses_a_line_and_not_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    lines = ["a dog.", "a house.", "one\ntwo.", "a boat."]  # the third would push all later ones out of step
+    assert _run("eng-spa", lines) == ["Un perro.", "Una casa.", "", "Un bote."]
+    said = back_translate(load_engine("apertium", "es"), ["\x00", "a\x00 dog", "\u200b"])
+    assert said[0] == said[2] == "" and said[1].lower() == "a dog"
+    monkeypatch.setattr("filip.data.engines.apertium.TIMEOUT", -1)
+    with pytest.raises(UserError, match="eng-spa does not translate: no end after"):
+        _run("eng-spa", lines)
+    time.sleep(0.2)
+    assert not [p for p in psutil.process_iter(["name"]) if p.info["name"] in ("apertium", "lt-proc")]
 
 
 def test_apertium_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -45,7 +45,7 @@ def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
 
     Raises RuntimeError when an engine loses count: then no translation belongs to its text any more.
     """
-    lines = [" ".join(text.split()) for text in texts]
+    lines = [_printable(" ".join(text.split())) for text in texts]
     wanted = [i for i, line in enumerate(lines) if line]
     said = engine.to_english(engine.to_pivot([lines[i] for i in wanted])) if wanted else []
     if len(said) != len(wanted):
@@ -54,6 +54,11 @@ def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
     for i, text in zip(wanted, said, strict=True):
         out[i] = " ".join(text.split())
     return out
+
+
+def _printable(line: str) -> str:
+    """Without control and format characters: an engine may take them for its own marks, or for the end."""
+    return line if line.isprintable() else "".join(c for c in line if c.isprintable()).strip()
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:

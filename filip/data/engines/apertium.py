@@ -5,14 +5,16 @@ apt-get install apertium apertium-eng-spa        # pivot es; apertium-eng-cat: p
 
 from __future__ import annotations
 
+import os
 import shutil
+import signal
 import subprocess
 from collections.abc import Sequence
 
 from filip.errors import UserError
 
 LANGUAGES = {"es": "spa", "ca": "cat"}  # ISO 639-1 → what Apertium's modes call it
-TIMEOUT = 600  # seconds per block
+TIMEOUT, TIMEOUT_PER_LINE = 60.0, 0.05  # seconds; a line takes a thousandth
 
 
 class Apertium:
@@ -47,22 +49,48 @@ def _translate(mode: str, texts: Sequence[str]) -> list[str]:
     """One line each. Sentences without a full stop bleed into the next line: each gets one, and loses it again."""
     stopped = [text.rstrip().endswith((".", "!", "?")) for text in texts]
     lines = [text if stop else f"{text.rstrip()}." for text, stop in zip(texts, stopped, strict=True)]
-    # -u: unknown words without a mark
-    done = subprocess.run(
-        ["apertium", "-u", mode],
-        input="\n".join(lines) + "\n",
-        capture_output=True,
-        text=True,
-        timeout=TIMEOUT,
-        check=False,
-    )
-    translated = [line.strip() for line in done.stdout.split("\n")[:-1]]
-    if done.returncode or len(translated) != len(lines):
-        raise RuntimeError(
-            f"apertium {mode} gave {len(translated)} lines for {len(lines)} (exit {done.returncode}): "
-            f"{done.stderr[:300]}"
-        )
+    translated = _run(mode, lines)
     return [line if stop else line.removesuffix(".") for line, stop in zip(translated, stopped, strict=True)]
+
+
+def _run(mode: str, lines: list[str]) -> list[str]:
+    """As many lines as came in. A line that Apertium swallows, splits or chokes on becomes "", alone.
+
+    Raises UserError when not one comes back.
+    """
+    translated, problem = _pipeline(mode, "\n".join(lines) + "\n")
+    if len(translated) == len(lines):
+        return translated
+    if len(lines) > 1:
+        half = len(lines) // 2
+        return _run(mode, lines[:half]) + _run(mode, lines[half:])
+    if _pipeline(mode, "a house.\n")[0]:
+        return [""]  # this line is the reason: the guard will drop it as empty
+    raise UserError(f"apertium {mode} does not translate: {problem or 'it says nothing'}")
+
+
+def _pipeline(mode: str, text: str) -> tuple[list[str], str]:
+    """What one run of the command says, by line; none, and why, when it fails or does not come to an end."""
+    limit = TIMEOUT + TIMEOUT_PER_LINE * text.count("\n")
+    # -u: unknown words without a mark. A session of its own: it is a script that starts a dozen programs.
+    with subprocess.Popen(
+        ["apertium", "-u", mode],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as running:
+        try:
+            said, errors = running.communicate(text, limit)
+        except BaseException as error:
+            os.killpg(running.pid, signal.SIGKILL)
+            if isinstance(error, subprocess.TimeoutExpired):
+                return [], f"no end after {limit:.0f} s"
+            raise
+    if running.returncode:
+        return [], f"exit {running.returncode}: {errors.strip()[:300]}"
+    return [line.strip() for line in said.split("\n")[:-1]], ""
 
 
 def _version(package: str) -> str:
