@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data import duck
-from filip.data.atomic import locked, replacing, sha256_of
+from filip.data.atomic import digest, locked, replacing, sha256_of
 from filip.data.blocks import run_blocks
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
@@ -73,7 +73,8 @@ def filter_pairs(config: FilterConfig) -> Fragment:
         dropped: dict[tuple[str, str], str] = {}  # (shard, key): reason
         notes: dict[str, Any] = {"max_distance": config.max_distance, "min_score": config.min_score}
         if config.max_distance is not None:
-            hashes = _measure(tars, out / "_measured" / "phash", hash_shard, (), config, "near-duplicates")
+            files = _named(out / "_measured" / "phash", tars)
+            hashes = _measure(tars, files, hash_shard, (), config, "near-duplicates")
             pairs = near_duplicates(con, hashes, config.max_distance)
             dropped |= {duplicate: "near_duplicate" for duplicate, _ in pairs}
             notes["near_duplicates"] = [[list(a), list(b)] for a, b in pairs[:SAMPLES]]
@@ -86,7 +87,7 @@ def filter_pairs(config: FilterConfig) -> Fragment:
             )
             scores = _measure(
                 tars,
-                out / "_measured" / f"score-{name}",
+                _named(out / "_measured" / f"score-{name}", tars, Path(config.captions)),
                 score_shard,
                 (config.captions, config.batch),
                 config,
@@ -124,18 +125,26 @@ def _tars(config: FilterConfig) -> list[Path]:
     return tars
 
 
+def _named(folder: Path, tars: list[Path], captions: Path | None = None) -> list[Path]:
+    """A file per shard, of another name once the shard (or its side-car) is another: SHARD-IDENTITY.parquet."""
+    names = []
+    for tar in tars:
+        states = [tar.stat()] + ([(captions / f"{tar.stem}.parquet").stat()] if captions else [])
+        names.append(f"{tar.stem}-{digest([[s.st_size, s.st_mtime_ns] for s in states])[:12]}.parquet")
+    return [folder / name for name in names]
+
+
 def _measure(
     tars: list[Path],
-    folder: Path,
+    files: list[Path],
     function: Any,
     arguments: tuple[Any, ...],
     config: FilterConfig,
     what: str,
     start: tuple[Any, tuple[Any, ...]] = (None, ()),
 ) -> str:
-    """Run ``function(tar, file, *arguments)`` for each shard without a file in ``folder``; SQL of all the files."""
-    folder.mkdir(parents=True, exist_ok=True)
-    files = [folder / f"{tar.stem}.parquet" for tar in tars]
+    """Run ``function(tar, file, *arguments)`` for each shard whose file is not there; SQL of all the files."""
+    files[0].parent.mkdir(parents=True, exist_ok=True)
     todo = [(tar, file, *arguments) for tar, file in zip(tars, files, strict=True) if not file.exists()]
     run_blocks(
         function,
@@ -150,7 +159,8 @@ def _measure(
         start_arguments=start[1],
     )
     source = duck.parquet(files, "filename = true")
-    return f"(SELECT parse_filename(filename, true) AS shard, * EXCLUDE (filename) FROM {source})"
+    shard = "split_part(parse_filename(filename, true), '-', 1)"
+    return f"(SELECT {shard} AS shard, * EXCLUDE (filename) FROM {source})"
 
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:

@@ -208,7 +208,9 @@ def _judge(
         for pivot, cache in enumerate(caches)
     )
     said, meant = PLAIN.format("back"), PLAIN.format("caption")
-    candidates = work / "candidates.parquet"
+    # a killed run may be asked for again with another engine, pivot or limit
+    made_by = digest([cache.folder.name for cache in caches])[:16]
+    candidates = work / f"candidates-{made_by}.parquet"
     if not candidates.exists():
         duck.write_parquet(
             con,
@@ -220,7 +222,7 @@ def _judge(
             candidates,
             "translate: candidates",
         )
-    folder = work / "judged"
+    folder = work / f"judged-{made_by}-{job.min_similarity}"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
     todo = [

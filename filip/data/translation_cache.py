@@ -43,7 +43,7 @@ class TranslationCache:
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """The captions (column ``caption``) that are not translated yet, one row group per block."""
-        path = work / f"todo-{self.pivot}.parquet"
+        path = work / f"todo-{self.folder.name}.parquet"
         if not path.exists():
             total = pq.read_metadata(captions).num_rows
             block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, total // BLOCKS))

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -82,6 +83,11 @@ def test_copies_of_an_image_are_dropped_wherever_they_lie(tmp_path: Path) -> Non
     config.max_distance = 0
     assert filter_pairs(config).dropped["near_duplicate"] >= 1, "the exact copy"
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "_measured").rglob("*.parquet")} == measured
+    # shards that were filled anew are hashed anew
+    shutil.rmtree(tmp_path / "shards")
+    shutil.rmtree(tmp_path / "captions")
+    write_shards(tmp_path, [scenes[:5], [scene(n) for n in range(20, 25)], [scene(30), scene(31)]])
+    assert filter_pairs(config).dropped["near_duplicate"] == 0
 
 
 @pytest.mark.parametrize("distance", [0, 2, 5])

@@ -1,4 +1,4 @@
-"""kill -9 of the stages before the download, at several moments: a rerun gives the bytes of an uninterrupted run."""
+"""kill -9 of the stages around the download, at several moments: a rerun gives the bytes of an uninterrupted run."""
 
 import os
 import signal
@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 
 from bench.text_rules import synthetic_list
+from tests.data.killing import kill_at_random
+from tests.data.pair_shards import write_pairs
 
 SMALL_BLOCKS = "import filip.data.duck as d; d.ROWS_PER_GROUP = 1000; "
 PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
@@ -34,6 +36,39 @@ def kill_when(running: subprocess.Popen, moment: Callable[[], bool]) -> None:
     running.wait()
 
 
+def timed(stage: Callable[[str], subprocess.Popen], out: str) -> float:
+    """Run a stage to its end; seconds."""
+    started = time.monotonic()
+    assert stage(out).wait(60) == 0
+    return time.monotonic() - started
+
+
+@pytest.mark.slow
+def test_filter_survives_kill_9(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [40] * 8, size=64)
+    (tmp_path / "c.yaml").write_text("title: T\n")
+
+    def filtered(out: str) -> subprocess.Popen:
+        return start(
+            "from filip.data.filter import FilterConfig as C, main; ",
+            f"source={tmp_path}/c.yaml",
+            f"shards={pairs.source.shards}",
+            f"captions={pairs.source.captions}",
+            f"out={tmp_path}/{out}",
+            f"funnel={tmp_path}/{out}.json",
+            "max_distance=2",
+            "processes=1",
+        )
+
+    took = timed(filtered, "whole")
+    kill_when(filtered("killed"), lambda: any((tmp_path / "killed").rglob("0*.parquet")))
+    kill_at_random(filtered("killed"), took)
+    timed(filtered, "killed")
+    one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("whole", "killed"))
+    assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
+    assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()
+
+
 @pytest.mark.slow
 def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
     synthetic_list(tmp_path / "source.parquet", 20_000)
@@ -52,13 +87,14 @@ def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
             "processes=1",
         )
 
-    assert prepare("list.parquet").wait(60) == 0
+    took = timed(prepare, "list.parquet")
     work = tmp_path / ".again.parquet.work"
     kill_when(prepare("again.parquet"), work.exists)
     assert not (tmp_path / "again.parquet").exists()
-    assert prepare("again.parquet").wait(60) == 0
+    kill_at_random(prepare("again.parquet"), took)
+    timed(prepare, "again.parquet")
 
-    assert rules("kept.parquet").wait(60) == 0
+    took = timed(rules, "kept.parquet")
     judged = tmp_path / ".kept_again.parquet.work" / "judged"
     moments = [
         lambda: (judged.parent / "unique.parquet").exists(),
@@ -68,7 +104,8 @@ def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
     for moment in moments:
         kill_when(rules("kept_again.parquet"), moment)
         assert not (tmp_path / "kept_again.parquet").exists()
-    assert rules("kept_again.parquet").wait(60) == 0
+    kill_at_random(rules("kept_again.parquet"), took)
+    timed(rules, "kept_again.parquet")
 
     for one, two in (("list.parquet", "again.parquet"), ("kept.parquet", "kept_again.parquet")):
         assert (tmp_path / one).read_bytes() == (tmp_path / two).read_bytes()

@@ -18,6 +18,7 @@ from filip.data.guard import MAX_ORIGINALS
 from filip.data.sidecar import group_id, read_sidecar
 from filip.data.translate import Job, TranslateConfig, main, parse_part, translate
 from filip.errors import UserError
+from tests.data.killing import kill_at_random
 
 CAPTIONS = [
     "a man riding a wave on top of a surfboard",
@@ -218,7 +219,9 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
             [sys.executable, "-c", program, *arguments, "processes=1"], start_new_session=True
         )
 
+    started = time.monotonic()
     assert start("whole").wait(120) == 0
+    took = time.monotonic() - started
     for blocks in (1, 6):  # killed twice
         running = start("killed")
         deadline = time.monotonic() + 60
@@ -228,6 +231,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
         os.killpg(running.pid, signal.SIGKILL)
         running.wait()
         assert not list((tmp_path / "killed").glob("*.parquet"))
+    kill_at_random(start("killed"), took)
     assert start("killed").wait(120) == 0
     whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.parquet")}
     killed = {p.name: p.read_bytes() for p in (tmp_path / "killed").glob("*.parquet")}
