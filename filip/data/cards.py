@@ -99,6 +99,9 @@ class SourceCard:
     caption_columns: Names = field(default_factory=lambda: [])  # several, joined; instead of caption_column
     caption_cleaning: Names = field(default_factory=lambda: [])  # of CLEANING, applied in that order
     only: dict[str, str] = field(default_factory=dict)  # column: value; rows with another value are left out
+    subset: str | None = None  # a second list: only rows that it names are taken ...
+    subset_columns: Names = field(default_factory=lambda: [])  # names of its columns, where it has no header
+    subset_on: str | None = None  # ... by this column, which both lists have
     group_column: str | None = None  # equal value = same content, a positive in a batch
     extra_columns: Names = field(default_factory=lambda: [])  # carried along
     image_root: str | None = None  # put before the url column where the list has file names only
@@ -178,6 +181,7 @@ def _check_values(card: SourceCard, path: Path) -> None:
     check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
     for step in card.caption_cleaning:
         check(step in CLEANING, "caption_cleaning", step, f"one of {', '.join(CLEANING)}")
+    check((card.subset_on is None) == (card.subset is None), "subset_on", card.subset_on, "given with subset")
     load = card.download
     for key, allowed in (
         ("resize_mode", RESIZE_MODES),

@@ -4,7 +4,7 @@
         funnels=[text_rules.json,download.json,translate.json] out=manifest.json
 
 The images are not read again: each shard's Parquet file holds the SHA-256 of every image in it, so its own hash
-stands for them. A training run records ``manifest_hash`` and refuses to resume on another one.
+stands for them. A training run records ``manifest_hash`` and warns when it resumes on another one.
 """
 
 from __future__ import annotations

@@ -38,6 +38,7 @@ SUFFIXES = {
     ".json": "jsonl",
 }
 COMPRESSIONS = (".gz", ".zst", ".bz2")
+ROW, REASON = "_row_", "_drop_reason_"  # columns of this stage, beside those of the list
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
@@ -55,6 +56,7 @@ class PrepareConfig:
     caption_column: str | None = option(
         None, "name of the caption column; default: the card's, else 'caption'"
     )
+    subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
     funnel: str | None = option(None, "funnel fragment to write, JSON")
     shuffle: bool = option(
         True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
@@ -96,6 +98,7 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
     return replace(
         card,
         list=config.list or card.list,
+        subset=config.subset or card.subset,
         url_column=config.url_column or card.url_column,
         caption_column=config.caption_column or card.caption_column,
     )
@@ -118,25 +121,24 @@ def prepare(
     with scratch_folder(out) as scratch:
         con = duck.connect(threads, memory, scratch)
         con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {_relation(card, paths, scratch)}")
+        if card.subset:
+            con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
         query = _select(card, _types(con), paths[0])
         staged = scratch / "staged.parquet"
         # One reading of the list: the verdict on each row is kept beside it, then counted and filtered.
         duck.write_parquet(con, query, staged, "prepare")
         unreadable = _rejected_lines(con)
-        counts = dict(
-            con.sql(f"SELECT drop_reason, count(*) FROM {duck.parquet(staged)} GROUP BY 1").fetchall()
-        )
+        counts = dict(con.sql(f"SELECT {REASON}, count(*) FROM {duck.parquet(staged)} GROUP BY 1").fetchall())
         kept = counts.pop(None, 0)
         if not kept:
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counts or 'it is empty'}, {unreadable} unreadable "
                 "lines. Are url_column and caption_column the right way round?"
             )
-        order = f"ORDER BY md5(row_number || ',{seed}'), row_number" if shuffle else "ORDER BY row_number"
+        order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
         duck.write_parquet(
             con,
-            f"SELECT * EXCLUDE (row_number, drop_reason) FROM {duck.parquet(staged)} "
-            f"WHERE drop_reason IS NULL {order}",
+            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {duck.parquet(staged)} WHERE {REASON} IS NULL {order}",
             out,
             "prepare",
         )
@@ -178,7 +180,19 @@ def _format(card: SourceCard, path: str) -> str:
     return SUFFIXES[suffixes[-1]]
 
 
-def _relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> str:
+def _subset(card: SourceCard, scratch: Path) -> str:
+    """SQL of the values of ``subset_on`` in the second list, as text."""
+    assert card.subset and card.subset_on
+    second = SourceCard(card.name, list=card.subset, columns=card.subset_columns, obtain=card.obtain)
+    try:
+        relation = _relation(second, list_files(second), scratch, count_rejects=False)
+    except UserError as error:
+        raise UserError(f"subset of '{card.name}': {error}") from error
+    value = f"CAST({duck.name(card.subset_on)} AS VARCHAR)"
+    return f"SELECT DISTINCT {value} AS value FROM {relation} WHERE {value} IS NOT NULL"
+
+
+def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True) -> str:
     """SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
@@ -199,7 +213,7 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path) -> str:
         # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
         "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
         f"header = {'true' if card.header and not card.columns else 'false'}",
-        "all_varchar = true, ignore_errors = true, store_rejects = true, max_line_size = 10000000",
+        f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
     ]
     if card.columns:
         names = ", ".join(duck.quote(column) for column in card.columns)
@@ -236,21 +250,24 @@ def _select(card: SourceCard, types: dict[str, str], where: str) -> str:
         _check_columns(card, types, where)
     # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
     schemes = "https?|file" if card.image_root else "https?"
-    only = " AND ".join(
+    conditions = [
         f"CAST({duck.name(column)} AS VARCHAR) IS NOT DISTINCT FROM {duck.quote(value)}"
         for column, value in card.only.items()
-    )
+    ]
+    if card.subset_on:
+        conditions.append(
+            f"coalesce(CAST({duck.name(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
+        )
     return f"""
-        SELECT * EXCLUDE (wanted), CASE
-            WHEN NOT wanted THEN 'not_wanted'
+        SELECT * EXCLUDE (_wanted_), CASE
+            WHEN NOT _wanted_ THEN 'not_wanted'
             WHEN url IS NULL OR trim(url) = '' THEN 'no_url'
             WHEN NOT regexp_matches(url, '^({schemes})://[^\\s/]*(/\\S*)?$', 'i') THEN 'malformed_url'
             WHEN caption IS NULL OR trim(caption) = '' THEN 'no_caption'
-        END AS drop_reason
+        END AS {REASON}
         FROM (
-            SELECT row_number() OVER () AS row_number, {only or "true"} AS wanted,
-                {", ".join(_columns(card, types))}
-            FROM listed
+            SELECT {ROW}, {" AND ".join(conditions) or "true"} AS _wanted_, {", ".join(_columns(card, types))}
+            FROM (SELECT *, row_number() OVER () AS {ROW} FROM listed)
         )
     """
 
@@ -261,6 +278,7 @@ def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
         ("caption_column", card.caption_column)
     ]
     asked += [("only", column) for column in card.only]
+    asked += [("subset_on", card.subset_on)] if card.subset_on else []
     for key, column in asked:
         if column not in types:
             raise UserError(

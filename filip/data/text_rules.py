@@ -89,7 +89,7 @@ def apply_text_rules(
     columns = check_list(list_path)
     rules = conditions(card.text_rules)
     with scratch_folder(out, keep_on_failure=True) as scratch:
-        _start_over_unless_same(scratch, {"list": sha256_of(list_path), "rules": asdict(card.text_rules)})
+        _start_over_unless_same(scratch, _identity(list_path, card.text_rules))
         con = duck.connect(threads, memory, scratch / "spill")
         unique = _unique_captions(con, list_path, scratch)
         blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
@@ -101,11 +101,10 @@ def apply_text_rules(
         listed = ", ".join(caption if column == "caption" else f"l.{duck.name(column)}" for column in columns)
         duck.write_parquet(
             con,
-            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS row_number FROM
-                {duck.parquet(list_path)}) l
+            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS _row_ FROM {duck.parquet(list_path)}) l
                 JOIN {duck.parquet(scratch / "charged.parquet")} v
                 ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}
-                WHERE v.reason IS NULL ORDER BY l.row_number""",
+                WHERE v.reason IS NULL ORDER BY l._row_""",
             out,
             "text rules",
         )
@@ -130,6 +129,14 @@ def check_list(path: str | Path) -> list[str]:
             "python -m filip.data.prepare source=... url_column= caption_column= renames them"
         )
     return schema.names
+
+
+def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
+    words = {"person_names": rules.person_names, "sensitive_words": rules.sensitive_words}
+    for key, path in words.items():
+        read_word_list(path, key)  # what is missing is said before the work starts
+    hashes = {key: path and sha256_of(path) for key, path in words.items()}
+    return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
 
 
 def _start_over_unless_same(scratch: Path, identity: dict[str, Any]) -> None:

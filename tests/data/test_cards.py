@@ -24,6 +24,7 @@ def test_every_card_in_the_repository_loads(path: Path) -> None:
         ({"download": 3}, "download"),
         ({"image_rules": {"max_aspect": 0.5}}, "image_rules.max_aspect"),
         ({"format": "xls"}, "format"),
+        ({"subset": "x.tsv"}, "subset_on"),
         ({"planted": {"html": "few"}}, "planted.html"),
         ({"name": None}, "name"),
         ({"list": [1]}, "list"),

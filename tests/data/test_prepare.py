@@ -83,6 +83,8 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
                 "alt": ["hello"],
                 "caption": ["another caption column"],
                 "width": [3],
+                "row_number": [1],
+                "drop_reason": ["x"],
                 "score": [0.5],
                 "when": pa.array([0], pa.timestamp("s")),
             }
@@ -96,6 +98,8 @@ def test_own_column_names_extra_and_reserved_columns(tmp_path: Path) -> None:
             "caption": "hello",
             "source_caption": "another caption column",
             "source_width": 3,
+            "row_number": 1,
+            "drop_reason": "x",
             "score": 0.5,
             "when": "1970-01-01 00:00:00",
         }
@@ -154,6 +158,17 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
     ]
     assert table["photo_id"].to_pylist() == ["photo_id0", "photo_id1"]
     assert funnel(tmp_path)["dropped"] == {"not_wanted": 1}
+
+    # OpenAI's subset: photographs by their identifiers, in another order, with one that is gone
+    subset = tmp_path / "yfcc100m_subset_data.tsv.bz2"
+    with bz2.open(subset, "wt") as file:
+        file.write("7\tphoto_id7\th\n1\tphoto_id1\th\nan unreadable line\n")
+    options = {"list": str(tmp_path / "yfcc100m_dataset.bz2"), "shuffle": False}
+    table = run(tmp_path, "yfcc15m", subset=str(subset), **options)
+    assert table["photo_id"].to_pylist() == ["photo_id1"]
+    assert funnel(tmp_path)["dropped"] == {"not_wanted": 2} and funnel(tmp_path)["in"] == 3
+    with pytest.raises(UserError, match=r"subset of 'yfcc15m': no list of URLs at nowhere\.tsv.*subset_data"):
+        run(tmp_path, "yfcc15m", subset="nowhere.tsv", **options)
 
 
 @pytest.mark.parametrize("name", ["cc3m", "cc12m"])

@@ -119,7 +119,7 @@ def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) ->
     captions = (
         ["img_1.jpg"] * 12 + ["der große Hund läuft durch den Park"] * 2 + ["a dog runs in the park"] * 3
     )
-    columns = {"n": list(range(17)), "tags": [["x"]] * 17}
+    columns = {"n": list(range(17)), "tags": [["x"]] * 17, "row_number": [0] * 17, "reason": [""] * 17}
     source = write_list(tmp_path / "l.parquet", captions, **columns)
     card = tmp_path / "c.yaml"
     card.write_text("text_rules: {max_repeats: 10}\n")
@@ -131,7 +131,7 @@ def test_funnel_charges_the_first_rule_and_reports_each_alone(tmp_path: Path) ->
     assert report["notes"]["alone"]["repeated"] == 12 and report["notes"]["alone"]["file_name"] == 12
     assert report["notes"]["samples"]["not_english"] == ["der große Hund läuft durch den Park"]
     kept = pq.read_table(out)
-    assert kept.column_names == ["url", "caption", "n", "tags"]
+    assert kept.column_names == ["url", "caption", *columns]
     assert kept["n"].to_pylist() == [14, 15, 16], "order and other columns are the list's"
     assert kept.schema == pq.read_schema(source)
     assert {p.name for p in tmp_path.iterdir()} == {"l.parquet", "c.yaml", "k.parquet", "f.json"}
@@ -150,7 +150,11 @@ def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeyp
     assert one.equals(many) and one.num_rows > 2000
 
 
-def test_person_names_and_sensitive_words_from_lists(tmp_path: Path) -> None:
+def stopped(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "names.txt").write_text("# names\nAda\nAda Lovelace\nJean-Luc\nGrace Hopper\n")
     (tmp_path / "bad.txt").write_text("gore\nvery rude\n")
     captions = [
@@ -173,6 +177,14 @@ def test_person_names_and_sensitive_words_from_lists(tmp_path: Path) -> None:
         "category of gorela",
     ]
     assert fragment.dropped["sensitive"] == 2
+
+    # a run that was killed after judging; then the list of words is corrected
+    monkeypatch.setattr("filip.data.text_rules._charge", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        apply_text_rules(tmp_path / "l.parquet", out, card)
+    monkeypatch.undo()
+    (tmp_path / "bad.txt").write_text("gore\n")
+    assert apply_text_rules(tmp_path / "l.parquet", out, card).dropped["sensitive"] == 1
     with pytest.raises(UserError, match=r"person_names names .*nobody\.txt"):
         apply_text_rules(tmp_path / "l.parquet", out, rules(person_names=str(tmp_path / "nobody.txt")))
 
