@@ -28,7 +28,7 @@ from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.runs import say, size_note
 from filip.eval.zero_shot import measure
 
-__all__ = ["LinearProbe", "main", "probe"]
+__all__ = ["LinearProbe", "main", "probe", "training_set"]
 
 
 @dataclass
@@ -75,7 +75,7 @@ def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[st
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
     features, labels = _features(encoder, test, config)
-    train = _training_set(card, config.root)
+    train = training_set(card, config.root)
     if train is None:
         scores, protocol = _cross_validated(features, labels, len(names), config)
     else:
@@ -88,8 +88,8 @@ def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[st
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
-def _training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
-    """The card's training split, if its copy on disk has one."""
+def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
+    """The card's training split, or None if its copy on disk has none (a layout may name it: ``train_split``)."""
     split = str(card.layout.options.get("train_split", "train"))
     if card.split == "all":
         return None

@@ -1,7 +1,9 @@
 """Miniature copies of the public data sets, each in the format that it is published in.
 
 Every image shows its class as a colour (:func:`colour`), so that a test knows the truth from the pixels and
-not from the label that a reader made of the files.
+not from the label that a reader made of the files. The test split has one image of every class; the training
+split, where the format has one, an image of the second class and one of the first, or of every class where the
+readers make the list of classes from it.
 """
 
 from __future__ import annotations
@@ -63,7 +65,7 @@ def _cifar(cls: Any, folder: str, labels: str, names: str, patch: pytest.MonkeyP
         pixels = np.stack([np.asarray(shown(i, 32)).transpose(2, 0, 1).reshape(-1) for i in order])
         test = {"data": pixels, labels: order}
         for name, _ in cls.train_list:
-            _pickle(base / name, {"data": pixels[:1], labels: order[:1]})
+            _pickle(base / name, {"data": pixels[1::-1], labels: order[1::-1]})
         for name, _ in cls.test_list:
             _pickle(base / name, test)
         _pickle(base / cls.meta["filename"], {names: classes})
@@ -93,11 +95,15 @@ def stanford_cars(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> 
     names[:] = classes
     (base / "devkit").mkdir(parents=True)
     savemat(base / "devkit" / "cars_meta.mat", {"class_names": names})
-    rows = np.zeros(len(classes), dtype=[("fname", object), ("class", object)])
-    for i in range(len(classes)):
-        rows[i] = (f"{i + 1:05d}.jpg", i + 1)
-        _save(base / "cars_test" / f"{i + 1:05d}.jpg", i)
-    savemat(base / "cars_test_annos_withlabels.mat", {"annotations": rows})
+    for numbers, folder, file in (
+        (range(len(classes)), "cars_test", "cars_test_annos_withlabels.mat"),
+        ([1, 0], "cars_train", "devkit/cars_train_annos.mat"),
+    ):
+        rows = np.zeros(len(numbers), dtype=[("fname", object), ("class", object)])
+        for row, i in enumerate(numbers):
+            rows[row] = (f"{i + 1:05d}.jpg", i + 1)
+            _save(base / folder / f"{i + 1:05d}.jpg", i)
+        savemat(base / file, {"annotations": rows})
 
 
 def flowers102(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -106,7 +112,7 @@ def flowers102(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> Non
         _save(base / "jpg" / f"image_{i + 1:05d}.jpg", i)
     numbers = np.arange(1, len(classes) + 1)
     savemat(base / "imagelabels.mat", {"labels": numbers})
-    savemat(base / "setid.mat", {"trnid": numbers[:1], "valid": numbers[:1], "tstid": numbers[::-1]})
+    savemat(base / "setid.mat", {"trnid": numbers[1::-1], "valid": numbers[:1], "tstid": numbers[::-1]})
     files = {
         key: (name, _md5(base / name) if key != "image" else md5)
         for key, (name, md5) in datasets.Flowers102._file_dict.items()
@@ -120,6 +126,7 @@ def food101(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     (base / "meta" / "test.json").write_text(
         json.dumps({name: [f"{name}/{i}"] for i, name in enumerate(classes)})
     )
+    (base / "meta" / "train.json").write_text((base / "meta" / "test.json").read_text())
     for i, name in enumerate(classes):
         _save(base / "images" / name / f"{i}.jpg", i)
 
@@ -131,10 +138,13 @@ def sun397(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     for i, name in enumerate(names):
         _save(base / name[1:] / f"sun_test{i}.jpg", i)
         lines.append(f"{name}/sun_test{i}.jpg")
-    _save(base / names[0][1:] / "sun_train.jpg", 0)  # not in the test partition
+    for i in (1, 0):  # not in the test partition
+        _save(base / names[i][1:] / "sun_train.jpg", i)
     (base / "ClassName.txt").write_text("".join(f"{name}\n" for name in names))
     (root / "Partitions").mkdir()
     (root / "Partitions" / "Testing_01.txt").write_text("\n".join(lines) + "\n")
+    train = [f"{names[i]}/sun_train.jpg" for i in (1, 0)]
+    (root / "Partitions" / "Training_01.txt").write_text("\n".join(train) + "\n")
 
 
 def dtd(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -142,6 +152,7 @@ def dtd(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     (base / "labels").mkdir(parents=True)
     lines = [f"{name}/{name}_0001.jpg" for name in classes]
     (base / "labels" / "test1.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (base / "labels" / "train1.txt").write_text("\n".join(lines) + "\n")
     for i, line in enumerate(lines):
         _save(base / "images" / line, i)
 
@@ -152,6 +163,7 @@ def fgvc_aircraft(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> 
     (base / "variants.txt").write_text("".join(f"{name}\n" for name in classes))
     lines = [f"{1000000 + i} {name}" for i, name in enumerate(classes)]
     (base / "images_variant_test.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (base / "images_variant_trainval.txt").write_text("\n".join(lines[1::-1]) + "\n")
     for i in range(len(classes)):
         _save(base / "images" / f"{1000000 + i}.jpg", i)
 
@@ -164,6 +176,7 @@ def oxford_pets(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> No
         _save(base / "images" / f"{name}_1.jpg", i)
         lines.append(f"{name}_1 {i + 1} 1 1")
     (base / "annotations" / "test.txt").write_text("\n".join(reversed(lines)) + "\n")
+    (base / "annotations" / "trainval.txt").write_text("\n".join(lines) + "\n")
 
 
 def eurosat(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
@@ -174,6 +187,7 @@ def eurosat(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
 def imagenet(root: Path, classes: list[str], patch: pytest.MonkeyPatch) -> None:
     for i, wnid in enumerate(classes):
         _save(root / "val" / wnid / f"ILSVRC2012_val_{i:08d}.JPEG", i)
+        _save(root / "train" / wnid / f"{wnid}_1.JPEG", i)
     torch.save(({wnid: (f"word {wnid}",) for wnid in classes}, classes), root / "meta.bin")
 
 

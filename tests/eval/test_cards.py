@@ -17,6 +17,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
 from filip.eval.datasets import open_set
+from filip.eval.linear_probe import training_set
 from filip.eval.prompts import load_ensemble, load_retrieval_prompts
 from filip.eval.retrieval import Retrieval, retrieval_benchmark
 from filip.eval.scorer import PooledScorer
@@ -98,6 +99,20 @@ def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, 
     assert result["metric"] == ("mean_per_class" if name in MEAN_PER_CLASS else "top1")
     assert result["prompts"] == len(ensemble)
     assert "not comparable" in result["note"]
+    check_training_split(card, tmp_path, raw)
+
+
+def check_training_split(card: BenchmarkCard, root: Path, raw: Sequence[str]) -> None:
+    """What a linear probe is fitted on: the layout's training split, numbered as its names say."""
+    train = training_set(card, root)
+    if card.split == "all":  # Caltech101's and EuroSAT's official files have no split
+        assert train is None
+        return
+    assert train is not None and train.classes is not None and card.classes is not None and len(train) >= 2
+    names = match_classes(card, train.classes)
+    for i in (0, 1):
+        number = number_of(np.asarray(train[i].image, dtype=float).mean((0, 1)))
+        assert names[train[i].label] == card.classes[raw[number]]
 
 
 @pytest.mark.parametrize("name", sorted(WRITERS))
