@@ -15,7 +15,7 @@ from filip.eval.word_patch import WordPatch
 __all__ = ["Cell", "alignment_cell", "draw_alignment", "draw_heat", "sheet"]
 
 INK, MUTED, RED = (34, 34, 40), (120, 120, 128), (214, 30, 44)
-DIM = (38, 40, 52)
+DIM, LINE = (38, 40, 52), (168, 172, 182)
 
 
 @lru_cache
@@ -37,6 +37,7 @@ def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Ima
     opaque = Image.fromarray(np.kron(found.hits, np.full((patch, patch), 255)).astype(np.uint8))
     picture = Image.composite(picture, dimmed, opaque)
     draw = ImageDraw.Draw(picture)
+    _grid(draw, size, patch)
     number = font(max(9, int(patch * 0.42)), bold=True)
     for row in range(rows):
         for column in range(columns):
@@ -51,6 +52,14 @@ def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Ima
                 anchor="mm",
             )
     return picture
+
+
+def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
+    """Lines along the patches, so that an opaque white patch does not run into the page."""
+    for x in range(0, size[0] + patch, patch):
+        draw.line([(min(x, size[0] - 1), 0), (min(x, size[0] - 1), size[1])], fill=LINE)
+    for y in range(0, size[1] + patch, patch):
+        draw.line([(0, min(y, size[1] - 1)), (size[0], min(y, size[1] - 1))], fill=LINE)
 
 
 def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, patch: int = 40) -> Image.Image:
@@ -73,23 +82,29 @@ class Cell:
     ):
         self.picture, self.title, self.words = picture, title, list(words)
 
-    def draw(self, width: int) -> Image.Image:
-        """The cell at ``width`` pixels, as high as it needs."""
+    def heading(self, width: int) -> list[str]:
+        """The title in lines that fit ``width`` pixels."""
+        return _title_lines(self.title, font(15, bold=True), width)
+
+    def draw(self, width: int, heading_lines: int = 1) -> Image.Image:
+        """The cell at ``width`` pixels, as high as it needs, with room for ``heading_lines`` above the picture."""
         picture = self.picture
         if picture.width != width:
             height = round(picture.height * width / picture.width)
             picture = picture.resize((width, height), Image.Resampling.LANCZOS)
         heading, small = font(15, bold=True), font(13)
         lines = _wrap(self.words, small, width)
-        title = _fit(self.title, heading, width)
-        cell = Image.new("RGB", (width, 26 + picture.height + 6 + 19 * len(lines)), "white")
+        titles = self.heading(width)
+        top = 6 + 20 * max(heading_lines, len(titles))
+        cell = Image.new("RGB", (width, top + picture.height + 6 + 19 * len(lines)), "white")
         draw = ImageDraw.Draw(cell)
-        draw.text((0, 3), title, font=heading, fill=INK)
-        cell.paste(picture, (0, 26))
+        for number, title in enumerate(titles):
+            draw.text((0, top - 3 - 20 * (len(titles) - number)), title, font=heading, fill=INK)
+        cell.paste(picture, (0, top))
         for number, line in enumerate(lines):
             x = 0.0
             for word, colour in line:
-                draw.text((x, 26 + picture.height + 6 + 19 * number), word, font=small, fill=colour)
+                draw.text((x, top + picture.height + 6 + 19 * number), word, font=small, fill=colour)
                 x += small.getlength(word + "  ")
         return cell
 
@@ -105,8 +120,11 @@ def sheet(
     cells: Sequence[Cell], columns: int, title: str, note: str = "", cell_width: int = 320, gap: int = 26
 ) -> Image.Image:
     """A page of cells, row by row, with a title and a line of explanation."""
-    drawn = [cell.draw(cell_width) for cell in cells]
-    rows = [drawn[i : i + columns] for i in range(0, len(drawn), columns)]
+    rows = []
+    for start in range(0, len(cells), columns):
+        chosen = cells[start : start + columns]
+        lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures of a row stand on one line
+        rows.append([cell.draw(cell_width, lines) for cell in chosen])
     width = columns * cell_width + (columns + 1) * gap
     note_lines = (
         _wrap([(word, MUTED) for word in note.split()], font(14), width - 2 * gap, space=" ") if note else []
@@ -143,6 +161,15 @@ def _wrap(
         lines[-1].append((word, colour))
         used += length
     return [line for line in lines if line]
+
+
+def _title_lines(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """A title in at most two lines; what does not fit into them is cut off."""
+    lines = [
+        " ".join(word for word, _ in line)
+        for line in _wrap([(w, INK) for w in text.split()], face, width, " ")
+    ]
+    return [_fit(line, face, width) for line in [*lines[:1], " ".join(lines[1:])] if line]
 
 
 def _fit(text: str, face: ImageFont.FreeTypeFont, width: int) -> str:

@@ -156,22 +156,26 @@ def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str
         "ci95": list(interval),
         # a list, since names may repeat (ImageNet has two missiles)
         "per_class": [[n, None if a != a else a] for n, a in zip(names, per_class.tolist(), strict=True)],
-        "confused": _most_confused(scores, labels, names),
+        **_mistakes(scores, labels, names),
         "not_finite": not_finite,
         "note": size_note(card, len(labels)),
     }
 
 
-def _most_confused(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> list[list[Any]]:
-    """The most frequent mistakes as [true class, predicted class, times]."""
+def _mistakes(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> dict[str, list[list[Any]]]:
+    """``confused``: the most frequent mistakes as [true class, predicted class, times]; ``overpredicted``: the
+    classes that images of other classes are most often taken for, as [class, times]."""
     counts = confusion(scores, labels, len(names))
     counts.fill_diagonal_(0)
     times, where = counts.flatten().topk(min(most, counts.numel()))
-    return [
+    pairs = [
         [names[w // len(names)], names[w % len(names)], t]
         for t, w in zip(times.tolist(), where.tolist(), strict=True)
         if t > 0
     ]
+    times, where = counts.sum(0).topk(min(most, len(names)))
+    over = [[names[w], t] for t, w in zip(times.tolist(), where.tolist(), strict=True) if t > 0]
+    return {"confused": pairs, "overpredicted": over}
 
 
 if __name__ == "__main__":

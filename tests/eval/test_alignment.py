@@ -174,6 +174,20 @@ def test_heat_map_and_sheet():
     assert page.width == 3 * 320 + 4 * 26 and page.height > 2 * 320
 
 
+def test_long_titles_take_two_lines_and_the_pictures_of_a_row_stay_level():
+    from filip.eval.pictures import Cell
+
+    square_ = Image.new("RGB", (100, 100), (250, 0, 0))
+    cells = [
+        Cell(square_, "short"),
+        Cell(square_, "a title that does not fit into a single line of 100 pixels"),
+    ]
+    assert len(cells[0].heading(100)) == 1 and len(cells[1].heading(100)) == 2
+    page = np.asarray(sheet(cells, 2, "Title", cell_width=100, gap=10)).astype(int)
+    red = (page[..., 0] == 250) & (page[..., 1] == 0)
+    assert (red[:, 20].nonzero()[0] == red[:, 130].nonzero()[0]).all() and red[:, 20].sum() == 100
+
+
 def test_the_command_draws_and_measures(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(9)], masks=True)
     write_webdataset(tmp_path / "data" / "demo_food", ["soup", "black tea"], [0, 1, 0], masks=True)
