@@ -26,7 +26,7 @@ def build_tables(
     """All tables that the study has rows for, by name."""
     cards = {
         name: load_card(cards_dir / f"{name}.yaml")
-        for kind in ("zero_shot", "retrieval", "alignment")
+        for kind in ("zero_shot", "retrieval", "alignment", "linear_probe")
         for name in study.benchmarks(kind)
     }
     builder = Builder(study, results, published, cards)
@@ -43,7 +43,24 @@ def build_tables(
         tables["alignment"] = builder.alignment()
     if study.efficiency:
         tables["efficiency_ablation"] = efficiency_table(study, results, published, builder)
+    for table in tables.values():
+        table.notes += _interval_notes(table)
     return tables
+
+
+def _interval_notes(table: Table) -> list[str]:
+    """What the brackets of a table mean, as far as it has any."""
+    cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
+    notes = []
+    if any(cell.seeds == 1 for cell in cells):
+        notes.append("Brackets: 95 % bootstrap interval over the test images, for one training.")
+    if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
+        counts = " or ".join(str(n) for n in several)
+        notes.append(
+            f"Rows of {counts} seeds: the mean over trainings, and the 95 % interval of that mean over trainings "
+            "(Student's t)."
+        )
+    return notes
 
 
 def load_published(path: str | Path) -> dict[str, Any]:
@@ -60,6 +77,7 @@ class Builder:
     ):
         self.study, self.results, self.published, self.cards = study, results, published, cards
         self.tasks = study.benchmarks("zero_shot")
+        self.probed = study.benchmarks("linear_probe") or self.tasks
         self.sets = study.benchmarks("retrieval")
 
     # ---- rows and cells ------------------------------------------------------------------------------
@@ -68,10 +86,8 @@ class Builder:
         training = self.results.training(run) or {}
         # A run that this study does not train is somebody else's model, scored by us.
         kind = "ours" if run in self.study.trained else "peer"
-        commit = training.get("commit")
-        return Row(
-            label or self.study.label(run), kind, cells, section, run, self.results.run_id(run), commit
-        )
+        run_id = self.results.run_id(run) or (self.study.peers.get(run) or {}).get("model")
+        return Row(label or self.study.label(run), kind, cells, section, run, run_id, training.get("commit"))
 
     def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
         """Accuracy of a run on a classification benchmark, over its replicas."""
@@ -99,11 +115,14 @@ class Builder:
             return self.results.why("eval", run, f"{protocol}.json")
         return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
 
+    def tasks_of(self, protocol: str) -> list[str]:
+        return self.probed if protocol == "linear_probe" else self.tasks
+
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
         """Plain mean over the study's classification benchmarks; over replicas, the mean of their means."""
         return combine(
             [
-                average([self._task_cell(member, task, protocol) for task in self.tasks], "task")
+                average([self._task_cell(member, task, protocol) for task in self.tasks_of(protocol)], "task")
                 for member in self.study.replicas(run)
             ]
         )
@@ -116,12 +135,13 @@ class Builder:
 
     def task_rows(self, protocol: str) -> tuple[list[Column], list[Row]]:
         """Columns and our rows of a table over the classification benchmarks."""
-        columns = [Column(task, self.title(task), _metric(self.cards[task])) for task in self.tasks]
+        tasks = self.tasks_of(protocol)
+        columns = [Column(task, self.title(task), _metric(self.cards[task])) for task in tasks]
         if len(columns) > 1:
             columns.append(Column("average", "average", "mean"))
         rows = []
         for run in self.study.rows(protocol):
-            cells = {task: self.task_cell(run, task, protocol) for task in self.tasks}
+            cells = {task: self.task_cell(run, task, protocol) for task in tasks}
             rows.append(self.row(run, {**cells, "average": self.average_cell(run, protocol)}))
         return columns, rows
 
@@ -131,7 +151,7 @@ class Builder:
         entries = [
             self.results.evaluation(run, "linear_probe") or {} for run in self.study.rows("linear_probe")
         ]
-        for task in self.tasks:
+        for task in self.probed:
             said = {e["tasks"][task]["protocol"] for e in entries if task in e.get("tasks", {})}
             notes += [f"{self.title(task)}: {protocol}." for protocol in sorted(said)]
         return Table("linear_probe", "Linear probe (accuracy, %)", columns, rows, notes)
@@ -236,7 +256,9 @@ class Builder:
         notes = ["Each middle row adds one component to the baseline; the last row has all of them."]
         if not shared:
             notes.append("The paper's table is over MSCOCO and ImageNet, so its rows do not stand here.")
-        return Table("component_ablation", "Component ablation (%)", columns, rows, notes)
+        table = Table("component_ablation", "Component ablation (%)", columns, rows, notes)
+        notes += first_against_last(table)
+        return table
 
     def ablation_columns(self) -> list[Column]:
         """R@1 and R@5 of the first retrieval benchmark both ways, as in the paper, then each task and their mean."""
@@ -304,6 +326,29 @@ class Builder:
                 if found.get("note"):
                     notes.append(f"{self.title(name)}: {found['note']}.")
         return list(dict.fromkeys(notes))
+
+
+def first_against_last(table: Table) -> list[str]:
+    """A sentence on where the last of our rows stands above the first, and where it does not; none if not run."""
+    ours = [row for row in table.rows if row.kind == "ours"]
+    above: list[str] = []
+    below: list[str] = []
+    apart = 0
+    for column in table.columns:
+        one, other = (table.cell(row, column) for row in (ours[0], ours[-1]))
+        if not (isinstance(one.value, int | float) and isinstance(other.value, int | float)):
+            continue
+        name = f"{column.group}: {column.title}" if column.group else column.title
+        (above if other.value > one.value else below).append(name)
+        if one.ci95 and other.ci95:
+            apart += one.ci95[1] < other.ci95[0] or other.ci95[1] < one.ci95[0]
+    if len(ours) < 2 or not above + below:
+        return []
+    where = f", not in {'; '.join(below)}" if below else ""
+    return [
+        f"{ours[-1].label} is above {ours[0].label} in {len(above)} of {len(above + below)} columns{where}; "
+        f"their intervals do not overlap in {apart}."
+    ]
 
 
 def _metric(card: BenchmarkCard) -> str:

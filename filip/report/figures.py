@@ -1,6 +1,6 @@
 """The report's figures: ``python -m filip.report.figures study=… results=results/demo out_dir=…``.
 
-Always written: loss_curves, funnel, augmentation; component_ablation, efficiency, recall, confusion where the
+Always written: loss_curves, funnel, augmentation, recall, confusion; component_ablation and efficiency where the
 study has them. PNG; with ``vector=true`` the plots also as SVG. What is missing is said in the figure.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ from filip.report import plots
 from filip.report.build import build_tables, load_published
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.study import Results, Study, load_study
+from filip.report.table import Table
 
-__all__ = ["Figures", "main", "read_log"]
+__all__ = ["Figures", "main", "read_log", "training_logs"]
 
 
 @dataclass
@@ -48,41 +50,45 @@ def main(config: Figures) -> None:
     out = Path(config.out_dir)
     out.mkdir(parents=True, exist_ok=True)
     tables = build_tables(study, results, load_published(config.published), Path(config.cards))
-    figures = {"loss_curves": plots.curves(_logs(study, results)), "funnel": plots.funnel(results.funnel())}
+    figures = {
+        "loss_curves": plots.curves(training_logs(study, results)),
+        "funnel": plots.funnel(results.funnel()),
+    }
     if "component_ablation" in tables:
         figures["component_ablation"] = plots.ablation_bars(tables["component_ablation"])
     if "efficiency_ablation" in tables:
         figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"])
-    figures |= _evaluation_plots(study, results)
+    recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])
+    figures["recall"] = plots.recall_curves(recalls)
+    figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.vector)
     _save_image(_preview(study, results, config), out / "augmentation.png")
 
 
-def _evaluation_plots(study: Study, results: Results) -> dict[str, Figure]:
-    found: dict[str, Figure] = {}
-    retrieval = {run: results.evaluation(run, "retrieval") for run in study.rows("retrieval")}
-    first = next(iter(study.benchmarks("retrieval")), None)
-    curves = {
-        study.label(run): entry["benchmarks"][first]
-        for run, entry in retrieval.items()
-        if entry and first in entry["benchmarks"]
-    }
-    if curves and first:
-        found["recall"] = plots.recall_curves(curves, first)
-    run = next((r for r in reversed(study.rows("zero_shot")) if results.evaluation(r, "zero_shot")), None)
-    entry = results.evaluation(run, "zero_shot") if run else None
-    if entry and entry["tasks"]:
-        found["confusion"] = plots.confusions(entry["tasks"])
-    return found
+def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> Figure:
+    """The mistakes of the last classifying row that was evaluated; of its first seed, if it has several."""
+    titles = {column.key: column.title for table in tables.values() for column in table.columns}
+    for run in reversed(study.rows("zero_shot") or study.rows("component_ablation")):
+        entry = results.evaluation(run, "zero_shot")
+        if entry and entry["tasks"]:
+            label = study.label(run) + (", first seed" if len(study.replicas(run)) > 1 else "")
+            named = {name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["tasks"]}
+            return plots.confusions({named[name]: task for name, task in entry["tasks"].items()}, label)
+    return plots.confusions({}, "")
 
 
-def _logs(study: Study, results: Results) -> dict[str, list[dict[str, Any]]]:
+def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[str, Any]]]]:
+    """{label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
+    repeated = {seed for run in study.trained for seed in study.replicas(run)[1:]}
     logs = {}
     for run in study.trained:
-        folder = results.run_dir(run)
-        if folder and (folder / "log.jsonl").is_file():
-            logs[study.label(run)] = read_log(folder / "log.jsonl")
+        if run in repeated:
+            continue
+        folders = [results.run_dir(seed) for seed in study.replicas(run)]
+        files = [folder / "log.jsonl" for folder in folders if folder]
+        if found := [read_log(file) for file in files if file.is_file()]:
+            logs[study.label(run)] = found
     return logs
 
 
@@ -107,18 +113,21 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
     if not samples:
         empty = Cell(Image.new("RGB", (640, 40), "white"), f"no shards below {base}")
         return sheet([empty], 1, "What training sees", cell_width=640)
-    size = config.image_size or _trained_size(study, results) or 224
-    return augmentation_sheet(samples[: config.previews], size)
+    settings = _trained(study, results)
+    size = config.image_size or int(
+        ((settings.get("model") or {}).get("image") or {}).get("image_size") or 224
+    )
+    data = settings.get("data") or {}
+    crop, share = float(data.get("min_crop") or 0.5), float(data.get("augment_share") or 1.0)
+    return augmentation_sheet(samples[: config.previews], size, min_crop=crop, augment_share=share)
 
 
-def _trained_size(study: Study, results: Results) -> int | None:
-    """The image size that the first finished run was trained at."""
-    for run in study.trained:
-        settings = (results.training(run) or {}).get("config", {})
-        image = (settings.get("model") or {}).get("image")
-        if isinstance(image, dict) and image.get("image_size"):
-            return int(image["image_size"])
-    return None
+def _trained(study: Study, results: Results) -> dict[str, Any]:
+    """The settings of the first pre-training that is finished and augments its images, else of the first finished."""
+    found = [results.training(run) or {} for run in study.trained if run not in study.fine_tuned]
+    settings = [entry["config"] for entry in found if entry.get("config")]
+    augmented = [s for s in settings if (s.get("data") or {}).get("auto_augment")]
+    return next(iter([*augmented, *settings]), {})
 
 
 def _save(figure: Figure, stem: Path, vector: bool) -> None:

@@ -13,9 +13,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from filip.report.table import Cell, Table
+from filip.report.table import Cell, Column, Table
 
 __all__ = ["ablation_bars", "confusions", "curves", "efficiency_scatter", "funnel", "recall_curves"]
 
@@ -58,20 +58,30 @@ PANELS = [  # key in log.jsonl, title, factor
 ]
 
 
-def curves(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> Figure:
-    """Training curves of several runs. logs: {label: lines of log.jsonl, each with "step"}."""
+def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
+    """Training curves of several runs. logs: {label: one list of log.jsonl's lines per seed, each with "step"}.
+
+    Of several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
+    """
     figure, axes = _grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
-        for number, (label, lines) in enumerate(logs.items()):
-            points = [(line["step"], factor * line[key]) for line in lines if _number(line.get(key))]
-            if not points:
+        noisy = key.split("/")[0] in ("loss", "accuracy", "speed")
+        for number, (label, seeds) in enumerate(logs.items()):
+            series = [
+                points
+                for lines in seeds
+                if (points := {line["step"]: factor * line[key] for line in lines if _number(line.get(key))})
+            ]
+            if not series:
                 continue
-            steps, values = np.array(points, dtype=float).T
             colour = COLOURS[number % len(COLOURS)]
-            noisy = key.split("/")[0] in ("loss", "accuracy", "speed")
-            if noisy:
-                axis.plot(steps, values, color=colour, alpha=0.28, linewidth=1)
-            axis.plot(steps, _smooth(values) if noisy else values, color=colour, linewidth=1.8, label=label)
+            if noisy or len(series) > 1:
+                for points in series:
+                    axis.plot(list(points), list(points.values()), color=colour, alpha=0.28, linewidth=1)
+            steps = sorted(set.intersection(*map(set, series))) or sorted(series[0])
+            values = np.mean([[points.get(step, np.nan) for step in steps] for points in series], axis=0)
+            named = f"{label} (mean of {len(series)} seeds)" if len(series) > 1 else label
+            axis.plot(steps, _smooth(values) if noisy else values, color=colour, linewidth=1.8, label=named)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(True, axis="y")
@@ -199,94 +209,157 @@ def ablation_bars(table: Table) -> Figure:
 
 
 def efficiency_scatter(table: Table) -> Figure:
-    """Time against memory per iteration, relative to the first row, for ours and the published rows."""
-    figure, (memory_axis, accuracy_axis) = _grid(1, 2, 12.5, 5.2)
+    """Time, memory and accuracy of the rows against each other; time and memory relative to the block's first row.
+
+    Filled circles are measured here, hollow squares are published.
+    """
+    figure, axes = _grid(1, 3, 14, 5.4)
     measure = next((column for column in table.columns if column.unit == "percent"), None)
-    for kind, label, place in (("ours", "measured here", (7, 4)), ("paper", "published (8 V100)", (-7, 4))):
-        colour = COLOURS[0] if kind == "ours" else COLOURS[1]
-        rows = [row for row in table.rows if (row.kind == "paper") == (kind == "paper")]
-        for axis, key, factor in (
-            (memory_axis, "memory_ratio", 1.0),
-            (accuracy_axis, measure and measure.key, 100.0),
-        ):
-            points = [
-                (float(time), factor * float(value), row.label)
-                for row in rows
-                if isinstance(time := row.cells["time_ratio"].value, int | float)
-                and isinstance(value := row.cells.get(str(key), Cell()).value, int | float)
-            ]
-            if points:
-                axis.scatter(
-                    [p[0] for p in points], [p[1] for p in points], color=colour, s=46, label=label, zorder=3
-                )
-            for time, value, name in points:
-                axis.annotate(
-                    name,
-                    (time, value),
-                    xytext=place,
-                    textcoords="offset points",
-                    ha="left" if place[0] > 0 else "right",
-                    fontsize=7.5,
-                    color=colour,
-                )
-    memory_axis.set_title("Memory against time, relative to the global loss")
-    memory_axis.set_ylabel("memory, x first row")
-    accuracy_axis.set_title("Accuracy of the trained runs against time")
-    accuracy_axis.set_ylabel(f"{measure.title if measure else 'accuracy'}, %")
-    for axis in (memory_axis, accuracy_axis):
-        axis.set_xlabel("time per iteration, x first row")
-        axis.margins(0.18)
-        axis.grid(True)
-        if axis.collections:
-            axis.legend(loc="upper left")
-        else:
+    accuracy = (measure.key if measure else "", f"accuracy: {measure.title if measure else 'none'}, %", 100.0)
+    time = ("time_ratio", "time per iteration, x first row", 1.0)
+    memory = ("memory_ratio", "memory, x first row", 1.0)
+    titles = ("Memory against time", "Accuracy against time", "Accuracy against memory")
+    pairs = ((time, memory), (time, accuracy), (memory, accuracy))
+    for axis, title, (across, up) in zip(axes, titles, pairs, strict=True):
+        numbers = {"ours": 0, "paper": 0}
+        for row in table.rows:
+            kind = "paper" if row.kind == "paper" else "ours"
+            colour = COLOURS[numbers[kind] % len(COLOURS)]
+            numbers[kind] += 1
+            x, y = (row.cells.get(key, Cell()).value for key, *_ in (across, up))
+            if not (isinstance(x, int | float) and isinstance(y, int | float)):
+                continue
+            paper = kind == "paper"
+            axis.scatter(
+                [x * across[2]],
+                [y * up[2]],
+                s=58,
+                marker="s" if paper else "o",
+                facecolors="none" if paper else colour,
+                edgecolors=colour,
+                label=f"{row.label} (published)" if paper else row.label,
+                zorder=3,
+            )
+        axis.set_title(title)
+        axis.set_xlabel(across[1])
+        axis.set_ylabel(up[1])
+        if not axis.collections:
             axis.text(0.5, 0.5, "not run yet", ha="center", color=MUTED, transform=axis.transAxes)
+            continue
+        axis.margins(0.12)
+        _ratio_axis(axis, "x")
+        if up is memory:
+            _ratio_axis(axis, "y")
+        axis.grid(True)
+    _legend_of_all(figure, axes, 5)
     return figure
 
 
-def recall_curves(results: Mapping[str, Mapping[str, Any]], title: str) -> Figure:
-    """Recall against k for several runs on one benchmark. results: {label: an entry of retrieval.json}."""
-    figure, axes = _grid(1, 2, 10, 4.2)
-    for axis, (way, meaning) in zip(axes, (("i2t", "image to text"), ("t2i", "text to image")), strict=True):
-        for number, (label, found) in enumerate(results.items()):
-            ks = [int(rank[1:]) for rank in found[way]]
-            values = [100 * value for value in found[way].values()]
+def _ratio_axis(axis: Axes, which: str) -> None:
+    """A logarithmic axis in plain numbers, never narrower than a quarter up and down: noise should look like noise."""
+    values = [float(np.asarray(mark.get_offsets())[0, int(which == "y")]) for mark in axis.collections]
+    low, high = min(0.8, 0.88 * min(values)), max(1.25, 1.14 * max(values))
+    axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
+    long = axis.xaxis if which == "x" else axis.yaxis
+    wide = high / low > 4
+    steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100] + [0.85, 1.2] * (not wide)
+    long.set_major_locator(FixedLocator([step for step in steps if low <= step <= high]))
+    long.set_major_formatter(FormatStrFormatter("%g"))
+    long.set_minor_locator(NullLocator())
+
+
+def _legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
+    """One legend below for the labels of all panels, each once."""
+    entries = {
+        text: mark for axis in axes for mark, text in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    if entries:
+        figure.legend(
+            handles=list(entries.values()),
+            labels=list(entries),
+            loc="outside lower center",
+            ncols=min(columns, len(entries)),
+            fontsize=8.5,
+            title=title,
+            title_fontsize=8.5,
+        )
+
+
+def recall_curves(table: Table) -> Figure:
+    """Recall against k of every run of a table: a row of panels per benchmark, both ways.
+
+    Columns that are no recall, ``<benchmark>_<way>_r<k>``, are passed over. Bars are 95 % intervals, dashes chance.
+    """
+    panels: dict[str, list[Column]] = {}
+    for column in table.columns:
+        name, _, rank = column.key.rpartition("_r")
+        if rank.isdigit():
+            panels.setdefault(name, []).append(column)
+    down = max(1, -(-len(panels) // 2))
+    figure, axes = _grid(down, 2, 11, 0.6 + 3.5 * down)
+    rows = [row for row in table.rows if row.kind != "paper"]
+    for axis, columns in zip(axes, panels.values(), strict=False):
+        ks = [int(column.key.rpartition("_r")[2]) for column in columns]
+        chance: list[float | None] = []
+        for number, row in enumerate(rows):
+            cells = [table.cell(row, column) for column in columns]
+            values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
+            if len(values) < len(cells):
+                continue
             colour = COLOURS[number % len(COLOURS)]
-            axis.plot(ks, values, "o-", color=colour, label=label, linewidth=1.8)
-            bounds = found.get("ci95", {}).get(way)
-            if bounds:
-                low, high = np.array([bounds[rank] for rank in found[way]]).T * 100
-                axis.fill_between(ks, low, high, color=colour, alpha=0.13, linewidth=0)
-        for found in list(results.values())[:1]:
-            ks = [int(rank[1:]) for rank in found["chance"][way]]
-            chance = [100 * value for value in found["chance"][way].values()]
-            axis.plot(ks, chance, "--", color=MUTED, label="chance", linewidth=1)
-        axis.set_title(f"{title}, {meaning}")
-        axis.set_xlabel("k")
+            percent = 100 * np.array(values)
+            axis.plot(ks, percent, "o-", color=colour, label=row.label, linewidth=1.6, markersize=4)
+            bounds = [cell.ci95 for cell in cells if cell.ci95]
+            if len(bounds) == len(cells):
+                reach = np.abs(100 * np.array(bounds).T - percent)
+                beside = np.array(ks) + 0.13 * (
+                    number - (len(rows) - 1) / 2
+                )  # bars of several runs side by side
+                axis.errorbar(beside, percent, reach, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
+            chance = chance or [cell.chance for cell in cells]
+        if chance and None not in chance:
+            axis.plot(ks, [100 * c for c in chance if c is not None], "--", color=MUTED, label="chance")
+        if not axis.lines:
+            axis.text(0.5, 0.5, "not run yet", ha="center", color=MUTED, transform=axis.transAxes)
+        axis.set_title(columns[0].group)
+        axis.set_xticks(ks)
         axis.set_ylabel("recall at k, %")
         axis.set_ylim(bottom=0)
         axis.grid(True, axis="y")
-    axes[0].legend(loc="upper left")
+    for axis in axes[len(panels) :]:
+        axis.set_visible(False)
+    for axis in axes[-2:]:
+        axis.set_xlabel("k")
+    _legend_of_all(figure, axes, 4, "bars: 95 % intervals")
     return figure
 
 
-def confusions(tasks: Mapping[str, Mapping[str, Any]], most: int = 12) -> Figure:
-    """The most frequent mistakes of each classification task. tasks: {title: an entry of zero_shot.json}."""
+def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, most: int = 12) -> Figure:
+    """The most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
+
+    Where no pair of classes stands out (few images a class), the classes that others are most often taken for.
+    """
     across = min(3, max(1, len(tasks)))
     down = -(-max(1, len(tasks)) // across)
-    figure, axes = _grid(down, across, 5.2 * across, 0.6 + 3.2 * down)
+    figure, axes = _grid(down, across, 5.2 * across, 0.6 + 3.5 * down)
     for axis, (title, task) in zip(axes, tasks.items(), strict=False):
-        mistakes = (task.get("confused") or [])[:most]
-        axis.barh(range(len(mistakes)), [times for *_, times in mistakes], color=COLOURS[1], height=0.7)
-        names = [f"{_short(true)} → {_short(predicted)}" for true, predicted, _ in mistakes]
-        axis.set_yticks(range(len(mistakes)), names, fontsize=7.5)
+        pairs = task.get("confused") or []
+        counts = [(f"{_short(true)} → {_short(predicted)}", times) for true, predicted, times in pairs]
+        means = "images of the first class taken for the second"
+        if len({times for _, times in counts[:most]}) < 2 and task.get("overpredicted"):
+            counts = [(_short(predicted, 40), times) for predicted, times in task["overpredicted"]]
+            means = "images of other classes taken for this one"
+        names, times = [name for name, _ in counts[:most]], [n for _, n in counts[:most]]
+        axis.barh(range(len(names)), times, color=COLOURS[1], height=0.7)
+        axis.set_yticks(range(len(names)), names, fontsize=7.5)
         axis.set_ylim(most - 0.4, -0.6)
         axis.set_title(f"{title}: {100 * task['value']:.1f} %")
+        axis.set_xlabel(means, fontsize=8)
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(tasks) :]:
         axis.set_visible(False)
-    figure.supxlabel("images of the first class that were taken for the second", fontsize=8.5, color=MUTED)
+    figure.suptitle(f"Most frequent mistakes of {label}" if tasks else "Mistakes: no run was evaluated yet")
     return figure
 
 

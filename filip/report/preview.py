@@ -67,10 +67,18 @@ def _text_of(file: tarfile.TarFile, key: str) -> list[str]:
 
 
 def augmentation_sheet(
-    samples: Sequence[ShardSample], size: int, augmented: int = 7, seed: int = 0
+    samples: Sequence[ShardSample],
+    size: int,
+    augmented: int = 7,
+    seed: int = 0,
+    min_crop: float = 0.5,
+    augment_share: float = 1.0,
 ) -> Image.Image:
-    """A page: per sample the original and ``augmented`` draws of the training transform, captions below."""
-    transform = train_transform(size, True)
+    """A page: per sample the original and ``augmented`` draws of the training transform, captions below.
+
+    min_crop, augment_share: as the fields of the training config's ``data``.
+    """
+    transform = train_transform(size, True, crop_scale=(min_crop, 1.0), augment_share=augment_share)
     shown, gap = 96, 6
     cells = []
     for number, sample in enumerate(samples):
@@ -85,7 +93,8 @@ def augmentation_sheet(
         words = [(f"→ {text}", MUTED) for text, _ in words]
         cells.append(Cell(strip, sample.captions[0] if sample.captions else sample.key, words))
     note = (
-        f"Left: as downloaded. Then {augmented} draws of random resized crop, flip and AutoAugment at {size} px. "
+        f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * min_crop:.0f} to 100 % of the "
+        f"image), flip and AutoAugment (on {100 * augment_share:.0f} % of the images) at {size} px. "
         "Below, after the arrow: back-translations that may stand in for the caption."
     )
     return sheet(

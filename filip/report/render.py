@@ -11,7 +11,10 @@ from itertools import groupby
 from filip.report.page import page
 from filip.report.table import Cell, Column, Row, Table
 
-__all__ = ["RENDERERS", "footnotes", "shown", "to_csv", "to_html", "to_latex", "to_markdown"]
+__all__ = [
+    *("RENDERERS", "footnotes", "html_table", "short_commit", "shown"),
+    *("to_csv", "to_html", "to_latex", "to_markdown"),
+]
 
 
 def shown(cell: Cell, column: Column) -> str:
@@ -23,7 +26,7 @@ def shown(cell: Cell, column: Column) -> str:
         return value
     formats: dict[str, Callable[[float], str]] = {
         "percent": lambda v: f"{100 * v:.1f}",
-        "seconds": lambda v: f"{v:.3g}",
+        "seconds": lambda v: f"{v:#.3g}".rstrip("."),
         "mb": lambda v: f"{v:,.0f}",
         "ratio": lambda v: f"{v:.2f}",
         "number": lambda v: f"{v:g}",
@@ -73,17 +76,22 @@ def _common(table: Table, column: Column) -> tuple[float | None, int | None]:
 def _origin(row: Row) -> str:
     if row.kind == "paper":
         return "published"
-    commit = f"@{row.commit[:8]}" if row.commit else ""
+    commit = f"@{short_commit(row.commit)}" if row.commit else ""
     seeds = max((cell.seeds for cell in row.cells.values()), default=1)
     repeated = f", mean of {seeds} seeds" if seeds > 1 else ""
     return f"{row.run_id or row.run or ''}{commit}{repeated}"
+
+
+def short_commit(commit: str) -> str:
+    """The first eight digits, and the ``+`` that says that the tree differed from the commit."""
+    return commit[:8] + "+" * commit.endswith("+")
 
 
 # ---- Markdown ------------------------------------------------------------------------------------------
 
 
 def to_markdown(table: Table) -> str:
-    """GitHub's Markdown: ``value [low, high] (chance c)``; best of our rows in bold."""
+    """GitHub's Markdown: ``value [low, high] (chance c)``; the best measured row of each section in bold."""
     marks, lines = footnotes(table)
     heads = ["", *(_heading(c) for c in table.columns), "run"]
     text = [
@@ -156,44 +164,68 @@ def to_csv(table: Table) -> str:
 # ---- LaTeX ---------------------------------------------------------------------------------------------
 
 
+LATEX_COLUMNS = 13  # side by side: twelve benchmarks and their average
+
+
 def to_latex(table: Table) -> str:
-    """A booktabs table (``\\usepackage{booktabs,graphicx}``); intervals and chance in small print."""
+    """A booktabs table (``\\usepackage{booktabs,graphicx}``); intervals and chance in small print.
+
+    A table of more than ``LATEX_COLUMNS`` columns is cut between benchmarks into blocks that stand below each other.
+    """
     marks, lines = footnotes(table)
     tex = [
         "% needs \\usepackage{booktabs,graphicx}",
         "\\begin{table}",
         f"\\caption{{{_tex(table.title)}}}",
         f"\\label{{tab:{table.name}}}",
-        "\\resizebox{\\textwidth}{!}{%",
-        f"\\begin{{tabular}}{{l{'r' * len(table.columns)}}}",
-        "\\toprule",
     ]
-    if any(c.group for c in table.columns):
-        spans = [(g, len(list(cs))) for g, cs in groupby(table.columns, key=lambda c: c.group)]
-        tex.append(" & " + " & ".join(f"\\multicolumn{{{n}}}{{c}}{{{_tex(g)}}}" for g, n in spans) + " \\\\")
-    tex.append(" & " + " & ".join(_tex(c.title) for c in table.columns) + " \\\\")
-    tex.append("\\midrule")
-    for what, place in (("chance", 0), ("test images", 1)):
-        values = [_common(table, c)[place] for c in table.columns]
-        if any(v is not None for v in values):
-            texts = ["" if v is None else chance_text(v) if place == 0 else f"{v:,}" for v in values]
-            tex.append(f"\\textit{{{what}}} & " + " & ".join(texts) + " \\\\")
-    best = {c.key: table.best(c) for c in table.columns}
-    for section in table.sections:
-        tex.append("\\midrule")
-        if section:
-            tex.append(f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\textit{{{_tex(section)}}}}} \\\\")
-        for number, row in enumerate(table.rows):
-            if row.section == section:
-                cells = [
-                    _tex_cell(table.cell(row, c), c, marks, number in best[c.key]) for c in table.columns
-                ]
-                tex.append(f"{_tex(row.label)} & " + " & ".join(cells) + " \\\\")
-    tex += ["\\bottomrule", "\\end{tabular}}"]
+    for columns in _blocks(table.columns):
+        tex += _tex_block(table, columns, marks)
     tex += [f"% {row.label}: {_origin(row)}" for row in table.rows if row.kind != "paper"]
     tex += [f"\\par\\footnotesize {_tex(line)}" for line in [*table.notes, *lines]]
     tex.append("\\end{table}")
     return "\n".join(tex) + "\n"
+
+
+def _blocks(columns: list[Column]) -> list[list[Column]]:
+    """Columns that stand side by side: as many whole groups as there is room for."""
+    if len(columns) <= LATEX_COLUMNS:
+        return [columns]
+    blocks: list[list[Column]] = [[]]
+    for _, members in groupby(columns, key=lambda column: column.group):
+        group = list(members)
+        if blocks[-1] and len(blocks[-1]) + len(group) > LATEX_COLUMNS:
+            blocks.append([])
+        blocks[-1] += group
+    return blocks
+
+
+def _tex_block(table: Table, columns: list[Column], marks: dict[str, str]) -> list[str]:
+    """The lines of one tabular with these of the table's columns."""
+    tex = ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(columns)}}}", "\\toprule"]
+    if any(c.group for c in columns):
+        spans = [(g, len(list(cs))) for g, cs in groupby(columns, key=lambda c: c.group)]
+        tex.append(" & " + " & ".join(f"\\multicolumn{{{n}}}{{c}}{{{_tex(g)}}}" for g, n in spans) + " \\\\")
+    tex.append(" & " + " & ".join(_tex(c.title) for c in columns) + " \\\\")
+    tex.append("\\midrule")
+    for what, place in (("chance", 0), ("test images", 1)):
+        values = [_common(table, c)[place] for c in columns]
+        if any(v is not None for v in values):
+            texts = ["" if v is None else chance_text(v) if place == 0 else f"{v:,}" for v in values]
+            tex.append(f"\\textit{{{what}}} & " + " & ".join(texts) + " \\\\")
+    best = {c.key: table.best(c) for c in columns}
+    for section in table.sections:
+        tex.append("\\midrule")
+        if section:
+            tex.append(f"\\multicolumn{{{len(columns) + 1}}}{{l}}{{\\textit{{{_tex(section)}}}}} \\\\")
+        for number, row in enumerate(table.rows):
+            if row.section == section:
+                cells = [_tex_cell(table.cell(row, c), c, marks, number in best[c.key]) for c in columns]
+                # A published row may bear the name of one of ours.
+                told = row.kind == "paper" and not section.startswith("published")
+                label = _tex(row.label) + (" (published)" if told else "")
+                tex.append(f"{label} & " + " & ".join(cells) + " \\\\")
+    return [*tex, "\\bottomrule", "\\end{tabular}}\\par\\medskip"]
 
 
 def _tex_cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> str:
@@ -209,6 +241,7 @@ def _tex_cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> 
 def _tex(text: str) -> str:
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {c: "\\" + c for c in "&%$#_{}"}
+    special |= {"→": "$\\rightarrow$", "×": "$\\times$", "…": "\\ldots{}"}  # which pdflatex does not know
     return "".join(special.get(c, c) for c in text)
 
 

@@ -62,7 +62,7 @@ class Study:
         return list(dict.fromkeys([*named, *peers]))
 
     def benchmarks(self, kind: str) -> list[str]:
-        """Names of the cards of ``zero_shot``, ``retrieval`` or ``alignment``."""
+        """Names of the cards of ``zero_shot``, ``retrieval``, ``alignment`` or ``linear_probe``."""
         return list((self.config.get("eval") or {}).get(kind) or [])
 
     def replicas(self, run: str) -> list[str]:

@@ -20,6 +20,7 @@ from filip.data.atomic import replacing, write_json
 from filip.errors import UserError
 from filip.report.build import build_tables, load_published
 from filip.report.page import page
+from filip.report.render import html_table, short_commit
 from filip.report.study import Results, Study, load_study
 from filip.report.table import Table
 
@@ -46,7 +47,7 @@ def main(config: Summarize) -> None:
         credits = Path(config.attribution or results.folder / "corpus" / "attribution.json")
         attribution = json.loads(credits.read_text(encoding="utf-8")) if credits.is_file() else {}
         with replacing(config.page) as part:
-            part.write_text(_page(study, content, attribution), encoding="utf-8")
+            part.write_text(_page(study, content, tables, attribution), encoding="utf-8")
     write_json(config.out, content)
 
 
@@ -125,8 +126,11 @@ def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[
 # ---- the page ------------------------------------------------------------------------------------------
 
 
-def _page(study: Study, content: dict[str, Any], attribution: Mapping[str, Any]) -> str:
-    parts = [_stages_html(content["stages"]), _funnel_html(content["funnel"]), _runs_html(content["runs"])]
+def _page(
+    study: Study, content: dict[str, Any], tables: Mapping[str, Table], attribution: Mapping[str, Any]
+) -> str:
+    parts = [f"<h2>{html.escape(table.title)}</h2>{html_table(table)}" for table in tables.values()]
+    parts += [_stages_html(content["stages"]), _funnel_html(content["funnel"]), _runs_html(content["runs"])]
     if attribution:
         parts.append(_attribution_html(attribution))
     return page(study.title, "\n".join(parts))
@@ -191,7 +195,7 @@ def _runs_html(runs: Mapping[str, Any]) -> str:
             continue
         numbers = [run["steps"], run["global_batch"], run["samples_per_second"], run["seconds_per_iteration"]]
         memory = run["peak_memory_mb"]
-        commit = html.escape(str(run["commit"] or "–")[:9])
+        commit = html.escape(short_commit(run["commit"] or "–"))
         cells = ["–" if n is None else f"{n:,.4g}" if isinstance(n, float) else f"{n:,}" for n in numbers]
         peak = "–" if memory is None else f"{memory:,.0f}"
         shown = html.escape(str(run["run_id"] or name))

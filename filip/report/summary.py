@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
-from filip.report.render import shown
+from filip.report.render import short_commit, shown
 from filip.report.table import Cell, Column
 
 __all__ = ["main", "text"]
@@ -157,7 +157,7 @@ def _runs(runs: dict[str, Any]) -> list[str]:
             f"{run['samples_per_second']:,.0f} pairs/s" if run["samples_per_second"] else "speed not measured"
         )
         lines.append(
-            f"  {name:<{size}}  {run['steps']:,} steps, {rate}, commit {str(run['commit'] or '–')[:9]}"
+            f"  {name:<{size}}  {run['steps']:,} steps, {rate}, commit {short_commit(run['commit'] or '–')}"
         )
     return lines
 

@@ -69,16 +69,21 @@ class Table:
         return asdict(self)
 
     def best(self, column: Column) -> set[int]:
-        """Row numbers with the best measured value of a column (published numbers do not compete)."""
-        values = {
-            i: float(cell.value)
-            for i, row in enumerate(self.rows)
-            if row.kind != "paper" and isinstance((cell := self.cell(row, column)).value, int | float)
-        }
-        if column.better == "none" or len(values) < 2:
-            return set()
-        top = max(values.values()) if column.better == "higher" else min(values.values())
-        return {i for i, value in values.items() if math.isclose(value, top, rel_tol=1e-9)}
+        """Row numbers with the best measured value of a column in their section (published numbers do not compete)."""
+        found: set[int] = set()
+        for section in self.sections:
+            values = {
+                i: float(cell.value)
+                for i, row in enumerate(self.rows)
+                if row.section == section
+                and row.kind != "paper"
+                and isinstance((cell := self.cell(row, column)).value, int | float)
+            }
+            if column.better == "none" or len(values) < 2:
+                continue
+            top = max(values.values()) if column.better == "higher" else min(values.values())
+            found |= {i for i, value in values.items() if math.isclose(value, top, rel_tol=1e-9)}
+        return found
 
     @property
     def sections(self) -> list[str]:

@@ -7,15 +7,16 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
 from filip.command import run_command
 from filip.report import plots
 from filip.report.build import build_tables, load_published
-from filip.report.figures import Figures, main, read_log
+from filip.report.figures import Figures, main, read_log, training_logs
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.study import Results, load_study
-from tests.report.results import FUNNEL, STUDY, recalls, write_results
+from tests.report.results import FUNNEL, STUDY, write, write_results
 
 EVAL = Path(__file__).parents[2] / "eval"
 
@@ -56,17 +57,48 @@ def test_the_command_writes_every_figure(folder):
 def test_figures_of_a_study_that_has_not_run_yet(tmp_path):
     study = EVAL.parent / "workflow" / "config" / "demo.yaml"
     run_command(main, Figures, argv=[*common(tmp_path), f"study={study}"])
-    assert (tmp_path / "f" / "loss_curves.png").is_file() and (tmp_path / "f" / "augmentation.png").is_file()
+    names = {
+        "loss_curves",
+        "funnel",
+        "augmentation",
+        "component_ablation",
+        "efficiency",
+        "recall",
+        "confusion",
+    }
+    assert {p.stem for p in (tmp_path / "f").iterdir()} == names  # the workflow waits for every one of them
 
 
 def test_curves_are_the_log(folder):
     lines = read_log(folder / "runs" / "clip-00c0ffee" / "log.jsonl")
     assert [line["step"] for line in lines] == list(range(0, 20, 2))  # no event, no torn line
-    axis = plots.curves({"clip": lines}).axes[0]
+    axis = plots.curves({"clip": [lines]}).axes[0]
     raw, smooth = axis.lines
     assert raw.get_ydata() == pytest.approx([5 - s / 10 for s in range(0, 20, 2)])
     assert smooth.get_ydata() == pytest.approx(raw.get_ydata())  # a straight line stays one, to its ends
     plt.close("all")
+
+
+def test_curves_of_several_seeds_are_their_mean_at_the_steps_that_all_logged():
+    seeds = [[{"step": s, "optimizer/lr": k * s} for s in range(stop)] for k, stop in ((1, 5), (3, 4))]
+    axis = plots.curves({"clip": seeds}).axes[4]
+    one, other, mean = axis.lines
+    assert (list(one.get_ydata()), list(other.get_ydata())) == ([0, 1, 2, 3, 4], [0, 3, 6, 9])
+    assert list(mean.get_xdata()) == [0, 1, 2, 3] and list(mean.get_ydata()) == [0, 2, 4, 6]
+    assert mean.get_label() == "clip (mean of 2 seeds)"
+    plt.close("all")
+
+
+def test_repetitions_with_other_seeds_belong_to_their_run(folder):
+    config = {**STUDY, "runs": {**STUDY["runs"], "clip_s1": {"label": "a repetition"}}}
+    (folder / "seeds.yaml").write_text(yaml.safe_dump({**config, "replicas": {"clip": ["clip_s1"]}}))
+    log = (folder / "runs" / "clip-00c0ffee" / "log.jsonl").read_text()
+    write(folder / "runs" / "clip_s1-00c0ffee" / "log.jsonl", log)
+    logs = training_logs(load_study(folder / "seeds.yaml"), Results(folder))
+    assert {label: len(found) for label, found in logs.items()} == {
+        STUDY["runs"]["clip"]["label"]: 2,
+        STUDY["runs"]["filip"]["label"]: 1,
+    }
 
 
 def test_funnel_bars_are_shares_that_add_up():
@@ -94,11 +126,59 @@ def test_bars_have_the_values_and_the_intervals(folder):
     plt.close("all")
 
 
-def test_recall_curves_show_chance():
-    axis = plots.recall_curves({"a": recalls(0.05), "b": recalls(0.02)}, "x").axes[0]
-    assert list(axis.lines[0].get_ydata()) == pytest.approx([5, 15, 20])
-    assert list(axis.lines[-1].get_ydata()) == pytest.approx([100 * k / 1590 for k in (1, 5, 10)])
+def test_recall_curves_show_every_benchmark_with_its_chance(folder):
+    study, results = load_study(folder / "study.json"), Results(folder)
+    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["retrieval"]
+    to_text, to_image = plots.recall_curves(table).axes
+    assert to_text.get_title("left") == "Fluent emoji, image → text"
+    assert to_image.get_title("left") == "Fluent emoji, text → image"
+    shown = [line for line in to_text.lines if not line.get_label().startswith("_")]  # without the bars' ends
+    by_label = {line.get_label(): line.get_ydata() for line in shown}
+    assert list(by_label) == [*(row.label for row in table.rows), "chance"]
+    assert list(by_label["baseline (CLIP)"]) == pytest.approx([2, 6, 8])
+    assert list(to_image.lines[0].get_ydata()) == pytest.approx([1.8, 5.4, 7.2])
+    assert list(by_label["chance"]) == pytest.approx([100 * k / 1590 for k in (1, 5, 10)])
     plt.close("all")
+
+
+def test_a_study_without_a_retrieval_table_has_the_recalls_of_its_ablation(folder):
+    study, results = load_study(folder / "study.json"), Results(folder)
+    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["component_ablation"]
+    figure = plots.recall_curves(table)
+    assert [list(axis.lines[0].get_xdata()) for axis in figure.axes] == [[1, 5], [1, 5]]
+    plt.close("all")
+
+
+def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_the_panel(folder):
+    study, results = load_study(folder / "study.json"), Results(folder)
+    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["efficiency_ablation"]
+    figure = plots.efficiency_scatter(table)
+    memory, accuracy, _ = figure.axes
+    points = [tuple(mark.get_offsets()[0]) for mark in memory.collections]
+    assert points[:2] == [(1.0, 1.0), (pytest.approx(1.5), pytest.approx(1.5))] and len(points) == 2 + 6
+    low, high = accuracy.get_xlim()
+    assert low <= 0.8 and high >= 1.25
+    legend = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert len(legend) == len(set(legend)) == 8 and "late* (published)" in legend and "gone" not in legend
+    plt.close("all")
+
+
+def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for():
+    pairs = {"value": 0.5, "confused": [["cat", "dog", 3], ["owl", "bat", 1]], "overpredicted": [["dog", 4]]}
+    flat = {**pairs, "confused": [["cat", "dog", 2], ["owl", "bat", 2]]}
+    one, other = plots.confusions({"A": pairs, "B": flat}, "some run").axes[:2]
+    assert [t.get_text() for t in one.get_yticklabels()] == ["cat → dog", "owl → bat"]
+    assert [t.get_text() for t in other.get_yticklabels()] == ["dog"]
+    assert [bar.get_width() for bar in other.patches] == [4]
+    assert "some run" in one.figure.get_suptitle()
+    plt.close("all")
+
+
+def test_the_preview_augments_as_the_run_was_trained(folder):
+    base = folder / "data" / "demo"
+    samples = read_samples(base / "shards", None, 2)
+    plain = augmentation_sheet(samples, 24, augmented=3)
+    assert augmentation_sheet(samples, 24, augmented=3, min_crop=0.9).tobytes() != plain.tobytes()
 
 
 def test_the_preview_reads_shards_and_side_cars(folder):

@@ -61,6 +61,7 @@ def test_the_page_names_whom_the_licences_oblige_to_name(folder):
     assert (
         "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
     )
+    assert "Zero-shot classification (accuracy, %)" in page and page.count("<h1") == 1
     assert "not_english 7, repeated 3" in page and "150.5" in page and "<script" not in page
 
 

@@ -14,7 +14,7 @@ import yaml
 from filip.command import run_command
 from filip.errors import UserError
 from filip.report.build import build_tables, load_published
-from filip.report.render import _letters, chance_text, to_html, to_latex, to_markdown
+from filip.report.render import _letters, chance_text, short_commit, to_html, to_latex, to_markdown
 from filip.report.study import Results, load_study
 from filip.report.table import Cell, average, combine
 from filip.report.tables import Tables, main
@@ -143,6 +143,8 @@ def test_transferred_rows_come_from_the_other_fine_tuning(folder):
     paper = {row.label: row.section for row in table.rows if row.kind == "paper"}
     assert paper["FILIP*"] == star.section
     assert sum(row.label == "FILIP" for row in table.rows) == 2  # zero-shot and fine-tuned
+    latex = to_latex(table)  # where no column says whose a row is
+    assert latex.count("\nFILIP (published) &") == 2 and "\nours *" in latex and "ours (pub" not in latex
 
 
 def test_seeds_are_averaged_with_their_spread(folder):
@@ -157,6 +159,39 @@ def test_seeds_are_averaged_with_their_spread(folder):
     assert cell.value == pytest.approx(0.20) and cell.seeds == 3 and cell.std == pytest.approx(0.04)
     half = 4.302653 * 0.04 / 3**0.5  # Student's t with 2 degrees of freedom, from a printed table
     assert cell.ci95 == pytest.approx([0.20 - half, 0.20 + half], rel=1e-5)
+    table = tables_of(folder, folder / "seeds.yaml")["zero_shot"]
+    assert "mean of 3 seeds" in to_markdown(table)
+    said = " ".join(table.notes)
+    assert "95 % bootstrap interval" in said and "Rows of 3 seeds" in said and "Student's t" in said
+
+
+def test_the_ablation_says_where_the_whole_recipe_is_not_better(folder):
+    notes = " ".join(tables_of(folder)["component_ablation"].notes)
+    whole = STUDY["runs"]["filip"]["label"]
+    assert (
+        f"{whole} is above baseline (CLIP) in 7 of 7 columns; their intervals do not overlap in 6." in notes
+    )
+    worse = {"demo_food": task(0.05), "demo_animals": task(0.08, 300, 130)}
+    write(folder / "eval" / "filip" / "zero_shot.json", {"run": "filip", "tasks": worse})
+    notes = " ".join(tables_of(folder)["component_ablation"].notes)
+    assert "in 5 of 7 columns, not in Zero-shot: Food; Zero-shot: average; their intervals" in notes
+
+
+def test_a_commit_is_short_and_still_says_that_the_tree_differed():
+    assert short_commit("0123456789abcdef") == "01234567" and short_commit("0123456789abcdef+") == "01234567+"
+
+
+def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
+    peers = {"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:laion2b_s34b_b79k"}}
+    (folder / "peers.yaml").write_text(yaml.safe_dump({**STUDY, "peers": peers}, sort_keys=False))
+    tasks = {"demo_food": task(0.3), "demo_animals": task(0.4)}
+    write(folder / "eval" / "b32" / "zero_shot.json", {"tasks": tasks})
+    tables = tables_of(folder, folder / "peers.yaml")
+    row = next(row for row in tables["zero_shot"].rows if row.label == "CLIP B/32")
+    assert (row.kind, row.run_id) == ("peer", "open_clip:ViT-B-32:laion2b_s34b_b79k")
+    assert row.cells["average"].value == pytest.approx(0.35)
+    retrieval = cells(tables["retrieval"], "CLIP B/32")
+    assert all(cell.value is None and "not run" in cell.reason for cell in retrieval.values())
 
 
 def test_combine_and_average_of_incomplete_cells():
@@ -255,8 +290,23 @@ def test_csv_has_one_line_per_cell(folder, tmp_path):
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     text = to_latex(tables_of(folder)["zero_shot"])
     assert r"FILIP (all) 100 \% \& more" in text
+    assert all(to_latex(table).isascii() for table in tables_of(folder).values())  # any engine can set it
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
+
+
+def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
+    study = yaml.safe_load((folder / "study.json").read_text())
+    study["eval"]["retrieval"] = ["demo_fluent", "demo_flat", "demo_unseen"]
+    (folder / "wide.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    table = tables_of(folder, folder / "wide.yaml")["retrieval"]
+    text = to_latex(table)
+    blocks = text.split("\\begin{tabular}")[1:]
+    assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
+    for block in blocks:
+        assert all(label in block for label in ("baseline (CLIP)", "FILIP, fine-tuned"))
+    assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[1]
+    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 1
 
 
 def test_bold_is_the_best_of_ours(folder):
@@ -265,6 +315,9 @@ def test_bold_is_the_best_of_ours(folder):
     efficiency = tables_of(folder)["efficiency_ablation"]
     time = next(c for c in efficiency.columns if c.key == "seconds_per_iteration")
     assert efficiency.best(time) == {0}  # less is better
+    retrieval = tables_of(folder)["retrieval"]
+    assert [row.section for row in retrieval.rows] == ["zero-shot", "zero-shot", "fine-tuned"]
+    assert all(retrieval.best(column) == {1} for column in retrieval.columns)  # each section by itself
 
 
 def test_small_numbers():
@@ -328,6 +381,12 @@ def test_linear_probe_and_alignment_have_tables_of_their_own(folder):
     probe = cells(tables["linear_probe"], "baseline (CLIP)")
     assert probe["average"].value == pytest.approx(0.5)
     assert any("5-fold" in note for note in tables["linear_probe"].notes)
+    study["eval"]["linear_probe"] = [
+        "demo_food"
+    ]  # some benchmarks have too few images of a class to be probed
+    (folder / "probe.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    alone = tables_of(folder, folder / "probe.yaml")["linear_probe"]
+    assert [column.key for column in alone.columns] == ["demo_food"]
     found = cells(tables["alignment"], "baseline (CLIP)")
     assert (found["demo_fluent_pointing_value"].value, found["demo_fluent_pointing_value"].chance) == (
         0.7,
