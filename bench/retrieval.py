@@ -49,11 +49,12 @@ def main() -> None:
     tokens = F.normalize(torch.randn(int(lengths.sum()), arguments.dim, generator=generator), dim=-1)
     owner = torch.arange(captions) * arguments.images // captions
     threads = torch.get_num_threads()
-    print(f"{arguments.images:,} images x {captions:,} captions ({len(tokens):,} tokens), {threads} threads")
+    head = f"{arguments.images:,} images x {captions:,} captions ({len(tokens):,} tokens), {threads} threads"
+    print(head, flush=True)
     # A first call may compile the native kernels, which is not part of scoring.
     score(images[:2], tokens[: int(lengths[:2].sum())], lengths[:2], backend=arguments.backend)
     product = product_alone(images, tokens)
-    print(f"packed product alone: {product:.1f} s")
+    print(f"packed product alone: {product:.1f} s", flush=True)
     started = time.perf_counter()
     similarity = score(images, tokens, lengths, backend=arguments.backend, progress=True)
     scored = time.perf_counter() - started
