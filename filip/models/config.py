@@ -68,8 +68,10 @@ class ModelConfig:
     """FILIP (``interaction: token``) or CLIP with the same encoders (``interaction: global``)."""
 
     name: str = field(default="base", metadata={"help": "shown in tables"})
-    image: ImageTowerConfig = field(default_factory=ImageTowerConfig)
-    text: TextTowerConfig = field(default_factory=TextTowerConfig)
+    image: ImageTowerConfig = field(
+        default_factory=ImageTowerConfig, metadata={"help": "the vision transformer"}
+    )
+    text: TextTowerConfig = field(default_factory=TextTowerConfig, metadata={"help": "the text transformer"})
     embed_dim: int = field(default=256, metadata={"help": "channels of each token (or global) embedding"})
     interaction: str = field(
         default="token",

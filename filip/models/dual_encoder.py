@@ -22,12 +22,20 @@ class TextFeatures(NamedTuple):
     lengths: Tensor  # [b] int64
 
 
+class GlobalFeatures(NamedTuple):
+    """One unit vector per image ([CLS]) and per text ([EOS]), by the projections that all tokens go through."""
+
+    image: Tensor  # [b, d] float32
+    text: Tensor  # [b, d] float32
+
+
 class Encoded(NamedTuple):
     """What one forward pass gives the loss."""
 
     image: Tensor  # [b, n1, d] (token) or [b, d] (global)
     text: TextFeatures | Tensor  # packed tokens (token) or [b, d] (global)
     logit_scale: Tensor  # [1], the multiplied scale itself, clamped
+    pooled: GlobalFeatures | None = None  # beside tokens, where they were asked for
 
 
 class DualEncoder(nn.Module):
@@ -60,13 +68,36 @@ class DualEncoder(nn.Module):
     def image_size(self) -> int:
         return self.config.image.image_size
 
-    def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor) -> Encoded:
-        """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter."""
-        return Encoded(self.encode_image(pixels), self.encode_text(ids, lengths), self.scale())
+    def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, pooled: bool = False) -> Encoded:
+        """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
+
+        ``pooled`` asks for the global vectors beside the tokens; see :meth:`check_pooled`.
+        """
+        states, text = self.image(pixels), self.encode_text(ids, lengths)
+        vectors = None
+        if pooled:
+            assert isinstance(text, TextFeatures)
+            vectors = GlobalFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
+        return Encoded(self._image_embeddings(states), text, self.scale(), vectors)
+
+    def check_pooled(self) -> None:
+        """UserError if this model has no global vectors to give beside its tokens."""
+        if self.config.interaction == "global":
+            raise UserError(
+                "global_weight adds a loss over global vectors to the token-wise one, but model.interaction=global "
+                "has no other; set global_weight=0 or model.interaction=token"
+            )
+        if not self.image.has_cls:
+            raise UserError(
+                f"global_weight needs the [CLS] token, which model.image.timm={self.config.image.timm!r} has not; "
+                "choose a ViT with one (e.g. vit_base_patch32_clip_224), or global_weight=0"
+            )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (global)."""
-        tokens = self.image(pixels)
+        return self._image_embeddings(self.image(pixels))
+
+    def _image_embeddings(self, tokens: Tensor) -> Tensor:
         if self.config.interaction == "global":
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.prefix_tokens :]

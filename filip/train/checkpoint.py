@@ -21,10 +21,10 @@ from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
-from filip.train.fragments import empty_pieces
+from filip.train.fragments import reading_universal
 from filip.train.ranks import Ranks, all_or_none, barrier
 
-_COMPLETE = re.compile(r"step(\d{8})$")
+_COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"
 
 
@@ -52,7 +52,7 @@ def complete_checkpoints(folder: Path) -> list[Path]:
     """Finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
-    return sorted(p for p in folder.iterdir() if _COMPLETE.search(p.name) and (p / STATE).is_file())
+    return sorted(p for p in folder.iterdir() if _COMPLETE.fullmatch(p.name) and (p / STATE).is_file())
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
@@ -106,6 +106,8 @@ def check_compatible(saved: LoopState, now: LoopState) -> None:
         "model": "its weights would not fit",
     }.items():
         before, after = getattr(saved, name), getattr(now, name)
+        if name == "model":  # recomputing activations is no other model: fewer ranks may ask for it
+            before, after = ({**m, "gradient_checkpointing": None} for m in (before, after))
         if before != after:
             raise UserError(
                 f"the checkpoint was saved with {name}={before}, this run has {after}: {why}; use the same value, "
@@ -133,9 +135,10 @@ def save_checkpoint(
         _to_disk(aside)
     barrier()
     if ranks.is_main:
-        if final.exists():  # saved before and resumed from: the new one is the same step
-            shutil.rmtree(final)
+        if final.exists():  # a rename cannot replace it; deleting it could be interrupted half-way
+            os.rename(final, folder / f".old-{final.name}")
         os.rename(aside, final)
+        _sync(folder)
         _prune(folder, settings)
     barrier()
     return final
@@ -144,7 +147,7 @@ def save_checkpoint(
 def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: Path | None = None) -> None:
     """Restore weights, optimiser, loss scale and, at the same world size, the random states."""
     source = universal or checkpoint
-    with empty_pieces(engine.deepspeed) if universal else nullcontext():
+    with reading_universal(engine.deepspeed) if universal else nullcontext():
         loaded, _ = engine.deepspeed.load_checkpoint(str(source.parent), tag=source.name)
     if loaded is None:
         raise UserError(
@@ -178,6 +181,24 @@ def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
     return target
 
 
+def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
+    """Rename checkpoints behind ``step``, which ``resume=PATH`` went back to: they belong to a course given up.
+
+    They would be taken for the newest of this run. Returns a note of it.
+    """
+    newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > step]
+    barrier()  # all ranks have looked
+    if not newer:
+        return []
+    if ranks.is_main:
+        for path in newer:
+            target = path.with_name(f"superseded-{path.name}")
+            shutil.rmtree(target, ignore_errors=True)
+            os.rename(path, target)
+    names = ", ".join(path.name for path in newer)
+    return [f"renamed the newer checkpoints {names} to superseded-*; delete them when unneeded"]
+
+
 def prepare_folder(folder: Path, ranks: Ranks, fresh: bool) -> None:
     """Remove what an interrupted save left, and with ``fresh`` the checkpoints of an earlier run."""
     if ranks.is_main and folder.is_dir():
@@ -187,24 +208,26 @@ def prepare_folder(folder: Path, ranks: Ranks, fresh: bool) -> None:
 
 def _prune(folder: Path, settings: CheckpointConfig) -> None:
     for path in complete_checkpoints(folder)[: -settings.keep]:
-        step = int(_COMPLETE.search(path.name)[1])  # type: ignore[index]
+        step = int(path.name.removeprefix("step"))
         if settings.keep_every_steps and step % settings.keep_every_steps == 0:
             continue
-        doomed = path.with_name(f".old-{path.name}")  # a half-deleted folder must not look like a checkpoint
-        os.rename(path, doomed)
-        shutil.rmtree(doomed, ignore_errors=True)
-    for path in folder.glob("universal-*"):
+        os.rename(path, path.with_name(f".old-{path.name}"))  # half deleted, it must not look complete
+    for path in [*folder.glob(".old-*"), *folder.glob("universal-*")]:
         shutil.rmtree(path, ignore_errors=True)
 
 
 def _to_disk(folder: Path) -> None:
     """Wait until the files of this host are on the disk, so that a power cut after the rename loses nothing."""
     for path in [*folder.iterdir(), folder]:
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        _sync(path)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def random_states() -> dict[str, Any]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from operator import attrgetter
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 
 from filip.command import MISSING, option
 from filip.errors import UserError
+from filip.interaction.dispatch import BACKENDS
 from filip.models import ModelConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -144,6 +147,10 @@ class TrainConfig:
     form: str = option("gather", "gather or ring: how tokens of other ranks are visited")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
+    global_weight: float = option(
+        0.0,
+        "weight of CLIP's loss on [CLS] and [EOS] beside the token-wise one; 0 = the paper; others needed it",
+    )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
@@ -157,39 +164,52 @@ class TrainConfig:
         _choice("precision", self.precision, PRECISIONS)
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("form", self.form, ("gather", "ring"))
+        _choice("backend", self.backend, BACKENDS)
         _choice("optimizer.name", self.optimizer.name, ("lamb", "adamw"))
         _choice("watch.non_finite", self.watch.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
-        if not 0 < self.token_share <= 1:
-            raise UserError(f"token_share={self.token_share} must be in (0, 1]; the paper's late* has 0.25")
         if self.global_batch is None and self.batch_per_rank is None:
             raise UserError("neither global_batch nor batch_per_rank is given")
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
-        positive = {
-            "global_batch": self.global_batch,
-            "batch_per_rank": self.batch_per_rank,
-            "gradient_accumulation": self.gradient_accumulation,
-            "gradient_cache": self.gradient_cache,
-            "epochs": self.epochs,
-            "max_steps": self.max_steps,
-            "log_every": self.log_every,
-            "optimizer.base_lr": self.optimizer.base_lr,
-            "optimizer.eps": self.optimizer.eps,
-            "checkpoint.keep": self.checkpoint.keep,
-            "data.augment_share": self.data.augment_share,
-            "data.min_crop": self.data.min_crop,
-        }
-        for name, value in positive.items():
-            if value is not None and not (value > 0 and math.isfinite(value)):
-                raise UserError(f"{name}={value} must be positive")
+        _check_numbers(self)
         if self.init_from is not None and not Path(self.init_from).is_file():
             raise UserError(
                 f"init_from={self.init_from}: no such file; give the out=… of a finished training"
             )
         self.model.check()
         return self
+
+
+POSITIVE = (
+    "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
+    "log_every", "optimizer.base_lr", "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
+    "data.prefetch", "data.window", "data.lanes", "watch.non_finite_steps", "watch.clamp_steps", "watch.stuck_steps",
+)  # fmt: skip
+NOT_NEGATIVE = (
+    "seed", "global_weight", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
+    "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
+    "checkpoint.keep_every_steps", "watch.max_rollbacks", "watch.min_loss_scale", "eval.every_steps", "data.workers",
+)  # fmt: skip
+SHARES = ("token_share", "data.augment_share", "data.min_crop")
+
+
+def _check_numbers(config: TrainConfig) -> None:
+    """UserError for the first number out of its range; None means that something else decides."""
+
+    def refuse(names: tuple[str, ...], fits: Callable[[float], bool], wanted: str) -> None:
+        for name in names:
+            value = attrgetter(name)(config)
+            if value is not None and not (math.isfinite(value) and fits(value)):
+                raise UserError(f"{name}={value} must be {wanted}")
+
+    refuse(POSITIVE, lambda value: value > 0, "positive")
+    refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
+    refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    betas = config.optimizer.betas
+    if not all(0 <= beta < 1 for beta in betas):
+        raise UserError(f"optimizer.betas={list(betas)} must be two numbers from 0 to below 1")
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 
 import filip
 from filip.errors import UserError
-from filip.models import DualEncoder
+from filip.models import DualEncoder, Encoded
 from filip.train.config import TrainConfig
 from filip.train.fragments import bind_lamb, check_deepspeed_settings
 from filip.train.lamb import ClampedAdamW, Lamb
@@ -152,6 +152,12 @@ class Engine:
     model: DualEncoder
     batching: Batching
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
+    pooled: bool = False  # the loss wants global vectors beside the tokens
+
+    def encode(self, batch: dict[str, Tensor]) -> Encoded:
+        """Forward pass of this rank's pixels, ids and lengths."""
+        encoded: Encoded = self.deepspeed(batch["pixels"], batch["ids"], batch["lengths"], pooled=self.pooled)
+        return encoded
 
     def bind(self) -> None:
         """Find the parameters in DeepSpeed's tensors again; after every load of a checkpoint.
@@ -171,6 +177,11 @@ class Engine:
     def loss_scale(self) -> float:
         """The dynamic loss scale; 1 unless fp16."""
         return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
+
+    def lowest_loss_scale(self) -> float:
+        """Where DeepSpeed's loss scaler can go no lower; a static scale cannot at all."""
+        scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
+        return float(getattr(scaler, "min_scale", self.loss_scale()))
 
     @property
     def is_fp16(self) -> bool:
@@ -197,14 +208,13 @@ class Engine:
         return None if known is None else float(known)
 
     def is_finite(self) -> bool:
-        """True if the last step that was taken had finite gradients and left finite weights."""
-        if self.is_fp16:
-            return True  # the loss scaler never takes another
+        """True if the last step that was taken left finite weights."""
         norms = self.norms()
         if norms:
             return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
-        norm = self.grad_norm()
-        return norm is None or math.isfinite(norm)
+        if self.zero_stage:
+            return True  # DeepSpeed takes no step whose gradients are not finite, and AdamW's step is bounded
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.model.parameters())
 
 
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
@@ -216,21 +226,20 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     return ClampedAdamW(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay)  # type: ignore[arg-type]
 
 
-def make_engine(
-    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, universal: bool = False
-) -> Engine:
-    """Hand ``model`` to DeepSpeed. ``universal``: the next checkpoint to load was saved by another world size."""
+def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> Engine:
+    """Hand ``model`` to DeepSpeed."""
     import deepspeed
 
     settings = deepspeed_settings(config, batching, world_size)
-    if universal:
-        settings["checkpoint"] = {**settings.get("checkpoint", {}), "load_universal": True}
     optimizer = make_optimizer(model, config)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
     wrapped, *_ = deepspeed.initialize(
         model=model, optimizer=optimizer, config=settings, dist_init_required=False
     )
-    engine = Engine(wrapped, optimizer, model, batching, groups)
+    scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
+    if hasattr(scaler, "raise_error_at_min_scale"):
+        scaler.raise_error_at_min_scale = False  # the watchdog stops the run, in words
+    engine = Engine(wrapped, optimizer, model, batching, groups, pooled=config.global_weight > 0)
     engine.bind()
     return engine
 

@@ -64,13 +64,15 @@ def check_deepspeed_settings(settings: dict[str, Any]) -> None:
 
 
 @contextmanager
-def empty_pieces(engine: Any) -> Iterator[None]:
-    """Around the load of a universal checkpoint under ZeRO-1/2.
+def reading_universal(engine: Any) -> Iterator[None]:
+    """Around the load of a universal checkpoint.
 
-    DeepSpeed's loader fails on a rank that holds nothing of a parameter group (a group of one scalar, the
-    temperature, on two ranks). Such a rank gets a piece of length 0 for the time of the load.
+    The setting is DeepSpeed's ``{"checkpoint": {"load_universal": true}}``, but for this load only: a rollback reads
+    this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank that holds nothing of a
+    parameter group (a group of one scalar, the temperature, on two ranks). Such a rank gets a piece of length 0.
     """
     lent = []
+    engine._config.load_universal_checkpoint = True
     flats = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])
     for flat, group in zip(flats, getattr(engine.optimizer, "bit16_groups", []), strict=True):
         if group and all(parameter._hp_mapping is None for parameter in group):
@@ -90,6 +92,7 @@ def empty_pieces(engine: Any) -> Iterator[None]:
     try:
         yield
     finally:
+        engine._config.load_universal_checkpoint = False
         for parameter in lent:
             parameter._hp_mapping = None
 

@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from filip.train.checkpoint import (
     prepare_folder,
     read_state,
     save_checkpoint,
+    set_aside_newer,
     to_universal,
 )
 from filip.train.config import TrainConfig
@@ -92,11 +93,15 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     torch.manual_seed(config.seed)
     if config.init_from is not None:
         model = load_model(config.init_from, image_size=config.image_size).train()
+        model.config.gradient_checkpointing = config.model.gradient_checkpointing
         model.set_gradient_checkpointing(config.model.gradient_checkpointing)
-        return model
-    model = build_model(config.model)
-    if config.image_size is not None:
-        model.resize_images(config.image_size)
+    else:
+        model = build_model(config.model)
+        if config.image_size is not None:
+            model.resize_images(config.image_size)
+    if config.global_weight:
+        model.check_pooled()
+    config.model = model.config  # what is written down is what is trained
     return model
 
 
@@ -175,20 +180,26 @@ def open_run(
             convert = needs_conversion(saved, ranks.world_size, config.zero_stage)
             loader.load_state_dict(saved.loader)
     prepare_folder(folder, ranks, fresh=config.resume == "never")
-    engine = make_engine(model, config, batching, ranks.world_size, universal=convert)
+    engine = make_engine(model, config, batching, ranks.world_size)
     if checkpoint is not None and saved is not None:
         universal = to_universal(checkpoint, ranks) if convert else None
         load_checkpoint(engine, checkpoint, ranks, universal)
         state.step, state.loader, state.seconds = saved.step, saved.loader, saved.seconds
         state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
         notes.append(f"resumed from {checkpoint} at step {saved.step}" + progress.changes(saved, state))
+        notes += set_aside_newer(folder, saved.step, ranks)
     if ranks.is_main:
         write_json(run_dir / "config.json", asdict(config))
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
+    lowest = max(config.watch.min_loss_scale, engine.lowest_loss_scale())
     watchdog = Watchdog(
-        config.watch, batching.global_batch, model.config.max_logit_scale, config.precision == "fp16"
+        replace(config.watch, min_loss_scale=lowest),
+        batching.global_batch,
+        model.config.max_logit_scale,
+        config.precision == "fp16",
+        loss_weights=1 + config.global_weight,
     )
     return Run(config, ranks, batching, engine, loader, schedule, state, telemetry, watchdog, stop, folder)
 
@@ -317,7 +328,9 @@ def recover(run: Run, why: str) -> None:
             "or with watch.non_finite=rollback to skip the data since then"
         )
     saved = read_state(good[-1])
-    load_checkpoint(run.engine, good[-1], run.ranks)
+    convert = needs_conversion(saved, run.ranks.world_size, run.config.zero_stage)
+    universal = to_universal(good[-1], run.ranks) if convert else None
+    load_checkpoint(run.engine, good[-1], run.ranks, universal)
     bad, run.state.step = run.state.step, saved.step
     run.state.rollbacks += 1
     run.watchdog.reset()

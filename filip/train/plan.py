@@ -118,11 +118,13 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
         token_bytes=4 if config.precision == "fp32" else 2,
         tile_bytes=0,
     )
+    vectors = batching.per_rank * 2 * model.config.embed_dim * 8
+    of_vectors = vectors + clip(replace(setting, dim=model.config.embed_dim // 2)).memory
     if model.config.interaction == "global":
-        own = 2 * batching.per_rank * model.config.embed_dim
-        return int(own * 8 + clip(replace(setting, dim=model.config.embed_dim // 2)).memory)
-    own = batching.per_rank * (patches + words) * model.config.embed_dim
-    return int(own * 8 + fused(setting, config.form).memory)
+        return int(of_vectors)
+    tokens = batching.per_rank * (patches + words) * model.config.embed_dim * 8
+    of_tokens = tokens + fused(setting, config.form).memory
+    return int(of_tokens + (of_vectors if config.global_weight else 0))
 
 
 def readable(size: float) -> str:
@@ -184,6 +186,7 @@ def main(arguments: list[str]) -> int:
     try:
         places = [f"{name}=-" for name in ("run_dir", "out", "result")]
         config = compose_config(TrainConfig, [*places, *overrides], "train").check()
+        config.model.image.image_size = config.image_size or config.model.image.image_size
         print("\n".join(table(config, sizes)))
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)

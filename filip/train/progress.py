@@ -76,6 +76,10 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
     }
     for group in engine.deepspeed.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
+    weight = run.config.global_weight
+    if weight:
+        token = (values["loss/i2t"] + values["loss/t2i"]) / 2
+        values["loss/global"] = (values["loss/total"] - token) / weight
     if math.isfinite(last["special_share"]):
         values["tokens/bos_eos_share"] = last["special_share"]
     values |= norm_values(engine.norms(), engine.grad_norm())

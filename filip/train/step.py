@@ -12,6 +12,7 @@ from torch import Tensor
 from filip.interaction import (
     ContrastiveOutput,
     Similarity,
+    add_global_term,
     cached_backward,
     contrastive_loss,
     distributed_global_similarity,
@@ -19,7 +20,7 @@ from filip.interaction import (
     gather_ids,
     keep_tokens,
 )
-from filip.models import Encoded, TextFeatures
+from filip.models import Encoded, GlobalFeatures, TextFeatures
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, model_dtype
 
@@ -37,7 +38,10 @@ class StepOutput:
 
 
 def make_loss(config: TrainConfig) -> LossFunction:
-    """``loss(encoded, group)`` of this rank's pairs against those of all ranks; ``group`` [b] int64."""
+    """``loss(encoded, group)`` of this rank's pairs against those of all ranks; ``group`` [b] int64.
+
+    Where the model gives global vectors beside its tokens, their loss is added with ``config.global_weight``.
+    """
     name = config.precision if config.transport_dtype == "auto" else config.transport_dtype
     wire = None if name == "fp32" else model_dtype(name)
 
@@ -52,9 +56,15 @@ def make_loss(config: TrainConfig) -> LossFunction:
     def loss(encoded: Encoded, group: Tensor) -> ContrastiveOutput:
         all_ids, offset = gather_ids(group)
         ids = (group, all_ids) if config.soft_targets else (None, None)
-        return contrastive_loss(
-            similarity(encoded), encoded.logit_scale, offset=offset, ids=ids[0], all_ids=ids[1]
-        )
+
+        def cross_entropy(both: Similarity) -> ContrastiveOutput:
+            return contrastive_loss(both, encoded.logit_scale, offset=offset, ids=ids[0], all_ids=ids[1])
+
+        output = cross_entropy(similarity(encoded))
+        if encoded.pooled is None:
+            return output
+        pooled = cross_entropy(distributed_global_similarity(*encoded.pooled))
+        return add_global_term(output, pooled, config.global_weight)
 
     return loss
 
@@ -68,7 +78,7 @@ def backward(
     """
     if engine.batching.chunks > 1:
         return _cached_backward(engine, batch, loss, inspect)
-    encoded = engine.deepspeed(batch["pixels"], batch["ids"], batch["lengths"])
+    encoded = engine.encode(batch)
     output = loss(encoded, batch["group"])
     seen = _inspect(encoded, inspect)
     engine.deepspeed.backward(output.loss)
@@ -104,14 +114,18 @@ def _cached_backward(
     kept: list[Tensor] = []
 
     def encode(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        encoded = engine.deepspeed(chunk["pixels"], chunk["ids"], chunk["lengths"])
+        encoded = engine.encode(chunk)
         if isinstance(encoded.text, TextFeatures):
-            return encoded.image, encoded.text.tokens, encoded.logit_scale, encoded.text.lengths
+            pooled = encoded.pooled or ()
+            return encoded.image, encoded.text.tokens, encoded.logit_scale, encoded.text.lengths, *pooled
         return encoded.image, encoded.text, encoded.logit_scale
 
-    def whole_loss(image: Tensor, text: Tensor, scales: Tensor, *lengths: Tensor) -> ContrastiveOutput:
+    def whole_loss(
+        image: Tensor, text: Tensor, scales: Tensor, lengths: Tensor | None = None, *pooled: Tensor
+    ) -> ContrastiveOutput:
         scale = scales.mean(dim=0, keepdim=True)  # one equal value per chunk
-        encoded = Encoded(image, TextFeatures(text, lengths[0]) if lengths else text, scale)
+        packed = text if lengths is None else TextFeatures(text, lengths)
+        encoded = Encoded(image, packed, scale, GlobalFeatures(*pooled) if pooled else None)
         kept.extend((scale.detach(), _inspect(encoded, inspect)))
         return loss(encoded, batch["group"])
 

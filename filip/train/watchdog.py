@@ -19,7 +19,7 @@ class StepFacts:
     grad_norm: float | None  # None where the engine does not know it
     logit_scale: float
     loss_scale: float
-    skipped: bool  # the loss scaler discarded the step
+    skipped: bool  # DeepSpeed discarded the step, whose gradients were not finite
     finite: bool  # on every rank
 
 
@@ -40,10 +40,17 @@ class Watchdog:
     """Feed it every step; it answers with what is newly wrong. The same facts give the same answer on all ranks."""
 
     def __init__(
-        self, settings: WatchConfig, contrastive_batch: int, max_logit_scale: float, fp16: bool
+        self,
+        settings: WatchConfig,
+        contrastive_batch: int,
+        max_logit_scale: float,
+        fp16: bool,
+        loss_weights: float = 1.0,
     ) -> None:
+        """``loss_weights``: sum of the weights of the cross-entropies that make the loss."""
         self.settings, self.fp16 = settings, fp16
-        self.chance_loss = math.log(contrastive_batch)
+        self.contrastive_batch = contrastive_batch
+        self.chance_loss = loss_weights * math.log(contrastive_batch)
         self.max_logit_scale = max_logit_scale
         self._since: dict[str, int] = {}
         self._reported: set[str] = set()
@@ -51,11 +58,12 @@ class Watchdog:
     def observe(self, facts: StepFacts) -> list[Finding]:
         """Findings that became true with this step; a condition is reported once until it has ended."""
         s, found = self.settings, []
-        # The scaler's own skips are its work; a loss that is not finite is not.
-        bad = not facts.finite or (not facts.skipped and not _finite(facts.grad_norm))
         stuck = facts.finite and abs(facts.loss - self.chance_loss) <= STUCK_TOLERANCE * self.chance_loss
         clamped = facts.logit_scale >= self.max_logit_scale * (1 - 1e-3)
         collapsed = self.fp16 and facts.skipped and facts.loss_scale <= s.min_loss_scale
+        # A skip of a loss scaler that can still go down is its work; any other, and a loss that is not finite, is not.
+        excused = self.fp16 and facts.skipped and not collapsed
+        bad = not facts.finite or (not excused and (facts.skipped or not _finite(facts.grad_norm)))
         conditions = [
             (
                 "non-finite",
@@ -74,7 +82,7 @@ class Watchdog:
                 "loss stuck at log(batch)",
                 stuck,
                 s.stuck_steps,
-                f"the loss stays at {self.chance_loss:.3f}, chance for {round(math.exp(self.chance_loss))} pairs",
+                f"the loss stays at {self.chance_loss:.3f}, chance for {self.contrastive_batch} pairs",
             ),
         ]
         for kind, holds, patience, message in conditions:

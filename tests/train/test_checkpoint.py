@@ -33,7 +33,8 @@ def test_the_newest_finished_checkpoint_is_found(tmp_path: Path) -> None:
     assert find_checkpoint(tmp_path / "none", "auto") is None
     older, newest = make(tmp_path, 90), make(tmp_path, 1000)
     make(tmp_path, 2000, complete=False)
-    (tmp_path / ".saving-step00003000").mkdir()
+    make(tmp_path, 3000).rename(tmp_path / ".saving-step00003000")  # killed just before it was published
+    make(tmp_path, 80).rename(tmp_path / ".old-step00000080")  # killed while it was being deleted
     assert complete_checkpoints(tmp_path) == [older, newest]
     assert find_checkpoint(tmp_path, "auto") == newest
     assert find_checkpoint(tmp_path, "never") is None
@@ -76,3 +77,6 @@ def test_another_run_is_refused_by_name(change: dict) -> None:
     with pytest.raises(UserError, match=next(iter(change))):
         check_compatible(LoopState(), LoopState(**change))
     check_compatible(LoopState(step=5, world_size=8), LoopState())
+    check_compatible(
+        LoopState(model={"gradient_checkpointing": True}), LoopState(model={"gradient_checkpointing": False})
+    )

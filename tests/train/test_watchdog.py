@@ -46,6 +46,22 @@ def test_overflows_that_the_scaler_skips_are_no_finding_until_the_scale_has_coll
     assert kinds(WatchConfig(), [overflow, collapsed, collapsed], fp16=True) == [
         ("loss scale collapsed", 2, 2)
     ]
+    assert kinds(WatchConfig(non_finite_steps=2), [overflow, collapsed, collapsed], fp16=True)[1:] == [
+        ("non-finite", 2, 3)
+    ]
+
+
+def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
+    assert kinds(WatchConfig(non_finite_steps=2), [{}, *[{"skipped": True, "grad_norm": None}] * 3]) == [
+        ("non-finite", 2, 3)
+    ]
+
+
+def test_chance_counts_every_term_of_the_loss() -> None:
+    watchdog = Watchdog(WatchConfig(stuck_steps=1), 128, 100.0, False, loss_weights=1.5)
+    facts = {**GOOD, "loss": 1.5 * math.log(128)}
+    assert "chance for 128 pairs" in str(watchdog.observe(StepFacts(step=1, **facts))[0])
+    assert watchdog.observe(StepFacts(step=2, **{**facts, "loss": math.log(128)})) == []
 
 
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
