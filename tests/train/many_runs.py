@@ -2,7 +2,8 @@
 
     python many_runs.py '[["-m", "filip.train", "a=b", ...], ...]'
 
-Prints the exit code of each. Among the overrides, ``stop_after=N`` sends the last rank SIGUSR1 after step N, and
+Prints the exit code of each. Among the overrides, ``stop_after=N`` sends the last rank SIGUSR1 after step N, so that
+all stop with step N + 1; the weights of that step, gathered from the engine, go to ``run_dir/at_stop.safetensors``.
 ``poison_at=N`` gives the first rank pixels that are not numbers in step N and the two after it.
 """
 
@@ -16,8 +17,10 @@ import sys
 
 from filip.command import compose_config
 from filip.errors import UserError
+from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig
+from filip.train.result import full_weights
 
 
 def run(overrides: list[str]) -> int:
@@ -29,6 +32,10 @@ def run(overrides: list[str]) -> int:
     def watched(run, *rest):  # type: ignore[no-untyped-def]
         if run.state.step == stop_after and run.ranks.rank == run.ranks.world_size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
+        if run.state.step == stop_after + 1 > 0:
+            weights = full_weights(run.engine, keep=run.ranks.is_main)
+            if run.ranks.is_main:
+                save_model(f"{run.config.run_dir}/at_stop.safetensors", run.engine.model, state=weights)
         return facts(run, *rest)
 
     def poisoning(run, batch, *rest, **more):  # type: ignore[no-untyped-def]

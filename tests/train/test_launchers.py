@@ -1,4 +1,4 @@
-"""The command lines of the README: deepspeed, torchrun, plain python, help."""
+"""The command lines of the README: deepspeed, torchrun, srun, plain python, help."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ import pytest
 
 from filip.train.checkpoint import LoopState, complete_checkpoints
 from filip.train.progress import changes
-from tests.train.conftest import environment, train_arguments
+from filip.train.ranks import _first_host
+from tests.train.conftest import Process, environment, free_port, train_arguments
 
 BIN = Path(sys.executable).parent
 
@@ -60,6 +61,31 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
     assert result["config"]["data"]["sources"][0]["shards"] == f"{squares}/shards"
     # Squares are easy: the loss of 24 pairs starts near log(24) = 3.2 and the tiny model learns some of them.
     assert result["final"]["loss"] < 2.5 and result["final"]["i2t_accuracy"] > 0.15
+
+
+@pytest.mark.slow
+def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
+    """One process per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
+    port = next(p for p in iter(free_port, None) if 20000 <= p < 40000)
+    job = {"SLURM_JOB_ID": f"{port - 20000}", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
+    job |= {"SLURM_STEP_NODELIST": "localhost"}
+    log = tmp_path / "log"
+    log.touch()
+    arguments = train_arguments(squares, tmp_path / "run", "max_steps=5")
+    tasks = [
+        Process(arguments, environment(**job, SLURM_PROCID=f"{n}", SLURM_LOCALID=f"{n}"), log)
+        for n in range(2)
+    ]
+    assert [task.wait(120) for task in tasks] == [0, 0], log.read_text()[-2000:]
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["world_size"] == 2
+
+
+@pytest.mark.parametrize(
+    ("nodes", "first"),
+    [("node[03-07,9]", "node03"), ("a[1,3]-x", "a1"), ("gpu1,gpu2", "gpu1"), ("alone", "alone")],
+)
+def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
+    assert _first_host(nodes) == first
 
 
 def test_help_is_for_people() -> None:

@@ -10,15 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from filip.train.engine import SETTINGS_FOLDER
 from tests.train.conftest import train_arguments
-from tests.train.test_zero import run_many
-
-
-def records(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-
-
-def series(run_dir: Path, key: str) -> list[float]:
-    return [record[key] for record in records(run_dir) if key in record]
+from tests.train.test_zero import records, run_many, series
 
 
 @pytest.mark.slow
@@ -27,6 +19,8 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
     (tmp_path / "fp16.json").write_text(json.dumps(settings))
     fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
+    settings["fp16"] |= {"initial_scale_power": 24, "min_loss_scale": 2**24}  # overflows, and cannot go down
+    (tmp_path / "floor.json").write_text(json.dumps(settings))
     saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")
     runs = [
         train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=32"),
@@ -36,8 +30,9 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
         train_arguments(
             squares, tmp_path / "rolls_back3", *saving, "watch.non_finite=rollback", "zero_stage=3"
         ),
+        train_arguments(squares, tmp_path / "floor", *fp16[:3], f"deepspeed={tmp_path}/floor.json"),
     ]
-    assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2, 0]
+    assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2, 0, 2]
 
     scale, skipped = (
         series(tmp_path / "fp16", "optimizer/loss_scale"),
@@ -64,6 +59,11 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
         assert steps == [*range(1, 10), *range(5, 15)]  # back to the weights of step 4, on with new data
     one, three = (series(tmp_path / name, "loss/total")[9:] for name in ("rolls_back", "rolls_back3"))
     assert one == pytest.approx(three, abs=2e-2)  # ZeRO-3 loads in a running engine as well
+    findings = [r["text"] for r in records(tmp_path / "floor") if r.get("event") == "watchdog"]
+    assert [f.split(": ")[1] for f in findings] == [
+        "loss scale collapsed in steps 1 to 1",
+        "non-finite in steps 1 to 3",
+    ]
     watched_in_tensorboard(tmp_path / "rolls_back")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -17,7 +18,7 @@ from filip.models import load_model
 from filip.train.checkpoint import complete_checkpoints
 from filip.train.engine import SETTINGS_FOLDER
 from tests.train.conftest import Ranks, train_arguments
-from tests.train.test_zero import losses, run_many
+from tests.train.test_zero import losses, records, run_many
 
 
 def same_weights(one: Path, other: Path) -> bool:
@@ -25,18 +26,35 @@ def same_weights(one: Path, other: Path) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 
 
+def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
+    """Overrides for DeepSpeed's fp16 block under ZeRO-2, starting at a loss scale that overflows now and then."""
+    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
+    settings["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
+    (folder / "fp16.json").write_text(json.dumps(settings))
+    return "precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={folder / 'fp16.json'}"
+
+
 @pytest.mark.slow
-def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) -> None:
-    common = ("max_steps=60", "zero_stage=2", "checkpoint.every_steps=3", "data.workers=1")
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_killed_three_times_ends_bit_identical(precision: str, squares: Path, tmp_path: Path) -> None:
+    settings = {
+        "fp32": ("precision=fp32", "zero_stage=2"),
+        "bf16": ("precision=bf16", "zero_stage=1"),
+        "fp16": fp16_settings(tmp_path, 12),
+    }
+    common = (*settings[precision], "max_steps=40", "checkpoint.every_steps=3", "data.workers=1")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert run_many(2, [train_arguments(squares, undisturbed, *common)], tmp_path / "log") == [0]
-    choice, saves = random.Random(0), killed / "checkpoints"
+    choice, saves = random.Random(precision), killed / "checkpoints"
     for attempt in range(3):
         before = complete_checkpoints(saves)
         ranks = Ranks(2, train_arguments(squares, killed, *common), tmp_path / f"log{attempt}")
         while complete_checkpoints(saves) == before and ranks.processes[0].poll() is None:
             time.sleep(0.02)
-        time.sleep(choice.random() * 0.5)  # anywhere in a step, or in the next save
+        told, more = len(records(killed)), choice.randrange(5)
+        while len(records(killed)) < told + more and ranks.processes[0].poll() is None:
+            time.sleep(0.01)
+        time.sleep(choice.random() * 0.1)  # anywhere in a step, or in the next save
         ranks.processes[choice.randrange(2)].kill()
         assert any(code != 0 for code in ranks_end(ranks)), "it ended before it was killed"
         assert not (killed / "result.json").exists()
@@ -52,22 +70,23 @@ def ranks_end(ranks: Ranks) -> list[int]:
     """Wait until a rank has died, then kill the rest, as launchers do."""
     while all(process.poll() is None for process in ranks.processes):
         time.sleep(0.05)
-    time.sleep(0.5)
+    time.sleep(0.1)
     ranks.kill()
     return [process.wait(60) for process in ranks.processes]
 
 
 @pytest.mark.slow
 def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: Path, tmp_path: Path) -> None:
-    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
-    settings["fp16"] |= {"initial_scale_power": 11, "hysteresis": 1}  # overflows before and after the stop
-    (tmp_path / "fp16.json").write_text(json.dumps(settings))
-    fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path / 'fp16.json'}")
     cases = {
         "bf16": ("precision=bf16", "zero_stage=1"),
-        "fp16": (*fp16, "gradient_cache=6"),
+        "fp16": (*fp16_settings(tmp_path, 11), "gradient_cache=6"),  # overflows before and after the stop
         "zero3": ("precision=fp32", "zero_stage=3"),
-        "adamw": ("optimizer.name=adamw", "zero_stage=0", "optimizer.base_lr=1e-3"),
+        "adamw": (
+            "optimizer.name=adamw",
+            "zero_stage=0",
+            "optimizer.base_lr=1e-3",
+            "gradient_accumulation=2",
+        ),
     }
     runs = []
     for name, overrides in cases.items():
@@ -81,12 +100,29 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
         one, other = tmp_path / f"{name}_whole", tmp_path / name
         assert same_weights(one / "model.safetensors", other / "model.safetensors"), name
         assert losses(one) == losses(other), name
-        events = [json.loads(line) for line in (other / "log.jsonl").read_text().splitlines()]
-        kinds = [event["event"] for event in events if "event" in event]
+        kinds = [line["event"] for line in records(other) if "event" in line]
         assert kinds == ["checkpoint", "signal", "resume", "done"], name
         stopped = tmp_path / f"{name}_export.safetensors"
         export(Export(run_dir=str(other), out=str(stopped)))
+        assert same_weights(stopped, other / "at_stop.safetensors"), name
         assert load_model(stopped).config == load_model(one / "model.safetensors").config
+
+
+@pytest.mark.slow
+def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(squares: Path, tmp_path: Path) -> None:
+    def arguments(*overrides: str) -> list[str]:
+        return train_arguments(
+            squares, tmp_path / "run", "max_steps=10", "checkpoint.every_steps=3", *overrides
+        )
+
+    saves = tmp_path / "run" / "checkpoints"
+    whole = arguments(f"out={tmp_path}/whole.safetensors", "checkpoint.keep=3")
+    back = [*arguments(f"resume={saves}/step00000003"), "stop_after=5"]
+    assert run_many(2, [whole, back, arguments()], tmp_path / "log") == [0, 85, 0]
+    assert same_weights(tmp_path / "whole.safetensors", tmp_path / "run" / "model.safetensors")
+    names = sorted(path.name for path in saves.iterdir() if path.is_dir())
+    assert names == ["step00000009", "superseded-step00000006", "superseded-step00000009"]
+    assert "renamed the newer checkpoints step00000006, step00000009" in (tmp_path / "log").read_text()
 
 
 @pytest.mark.slow
@@ -103,12 +139,19 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
         [*arguments("shrinks3", *third), "stop_after=6"],
     ]
     assert run_many(2, first, tmp_path / "log1") == [0, 85, 85]
+    rolls_back = ("watch.non_finite=rollback", "poison_at=8", "checkpoint.every_steps=11")
+    shutil.copytree(tmp_path / "shrinks", tmp_path / "rolls_back")
     second = [
         [*arguments("grows"), "stop_after=6"],
+        arguments("rolls_back", *rolls_back),
         arguments("shrinks"),
         arguments("shrinks3", *third),
     ]
-    assert run_many(1, second, tmp_path / "log2") == [85, 0, 0]
+    assert run_many(1, second, tmp_path / "log2") == [85, 0, 0, 0]
+    # It went back to a checkpoint of two ranks, and saved and left one of its own after that.
+    steps = [line["step"] for line in records(tmp_path / "rolls_back") if "loss/total" in line]
+    assert steps == [*range(1, 11), *range(8, 13)]
+    assert complete_checkpoints(tmp_path / "rolls_back" / "checkpoints")[-1].name == "step00000011"
     stop = tmp_path / "grows" / "checkpoints"
     refused = [*arguments("refused", *third, f"resume={complete_checkpoints(stop)[-1]}")]
     other_batch = [*arguments("refused2", "global_batch=48", f"resume={complete_checkpoints(stop)[-1]}")]

@@ -26,9 +26,16 @@ def test_a_lamb_step_is_the_single_process_step_at_every_stage(world_size: int, 
     assert errors["stage 1 unbound"] > 1e-2 and errors["stage 3 unbound"] > 1e-2, errors
 
 
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def series(run_dir: Path, key: str) -> list[float]:
+    return [line[key] for line in records(run_dir) if key in line]
+
+
 def losses(run_dir: Path) -> list[float]:
-    lines = [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-    return [line["loss/total"] for line in lines if "loss/total" in line]
+    return series(run_dir, "loss/total")
 
 
 def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float = 400) -> list[int]:
