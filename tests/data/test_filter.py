@@ -58,7 +58,6 @@ def write_shards(root: Path, shards: list[list[Image.Image]]) -> FilterConfig:
 
 
 def test_copies_of_an_image_are_dropped_wherever_they_lie(tmp_path: Path) -> None:
-    pytest.importorskip("imagehash")
     scenes = [scene(n) for n in range(8)]
     smaller = scenes[0].resize((160, 120))
     brighter = scenes[3].point(lambda value: min(255, value + 12))

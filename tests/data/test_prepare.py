@@ -1,5 +1,6 @@
 import bz2
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -55,16 +56,22 @@ def as_parquet(path: Path, _: Callable) -> None:
     pq.write_table(pa.table({"url": [u for u, _ in PAIRS], "caption": [c for _, c in PAIRS]}), path)
 
 
+def zst_open(path: Path, mode: str, encoding: str) -> io.TextIOWrapper:
+    return io.TextIOWrapper(pa.CompressedOutputStream(str(path), "zstd"), encoding=encoding)
+
+
 @pytest.mark.parametrize(
     ("name", "write", "opener"),
     [
         ("l.tsv", as_tsv, open),
         ("l.tsv.gz", as_tsv, gzip.open),
         ("l.tsv.bz2", as_tsv, bz2.open),
+        ("l.tsv.zst", as_tsv, zst_open),
         ("l.csv", as_csv, open),
         ("l.csv.gz", as_csv, gzip.open),
         ("l.jsonl", as_jsonl, open),
         ("l.jsonl.gz", as_jsonl, gzip.open),
+        ("l.jsonl.zst", as_jsonl, zst_open),
         ("l.parquet", as_parquet, open),
     ],
 )
