@@ -3,11 +3,14 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import psutil
 import pytest
 import yaml
 
@@ -19,6 +22,11 @@ STUDIES = ["demo", "ablation", "base", "large"]
 def snakemake(
     *arguments: str, cwd: Path, config: Path, timeout: int = 120
 ) -> subprocess.CompletedProcess[str]:
+    command, environment = snakemake_command(*arguments, cwd=cwd, config=config)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
     environment = {
         **os.environ,
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -27,8 +35,7 @@ def snakemake(
     }
     profile = cwd / "workflow/profiles/local"
     command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--profile", str(profile)]
-    command += ["--cores", "2", *arguments]
-    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+    return [*command, "--cores", "2", *arguments], environment
 
 
 @pytest.fixture(scope="module")
@@ -171,3 +178,43 @@ def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(
     assert "zero_shot" in printed and "tables" in printed
     for unaffected in ("pretrain", "fine_tune", "download", "translate", "efficiency", "alignment"):
         assert unaffected not in printed
+
+
+def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
+    """The training processes below Snakemake, not their launchers."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in below if "RANK" in p.environ() and f"run={run}" in p.cmdline()]
+
+
+@pytest.mark.slow
+def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    clone, config = finished
+    study = yaml.safe_load(config.read_text())
+    longer = ["max_steps=240", "log_every=5", "checkpoint.every_steps=40"]
+    study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
+    config = tmp_path / "longer.yaml"
+    config.write_text(yaml.safe_dump(study))
+    target = clone / "results/reduced/models/long.json"
+    for number, steps in ((signal.SIGUSR1, 10), (signal.SIGKILL, 90)):
+        command, environment = snakemake_command(str(target.relative_to(clone)), cwd=clone, config=config)
+        running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while last_step(clone) < steps and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.1)
+        for rank in ranks_of(running, "long"):
+            rank.send_signal(number)
+        assert running.wait(120) != 0 and not target.exists()
+    done = snakemake(str(target.relative_to(clone)), cwd=clone, config=config)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert json.loads(target.read_text())["steps"] == 240
+    (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
+    text = log.read_text()
+    assert "stopped by a signal after step" in text and text.count("resumed from") == 2, text
+
+
+def last_step(clone: Path) -> int:
+    """Of the run `long`, as far as its log tells."""
+    lines = [
+        s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()
+    ]
+    return json.loads(lines[-1])["step"] if lines else 0
