@@ -10,13 +10,12 @@ import yaml
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.efficiency import efficiency_table
+from filip.report.notes import RANKS, WAYS, brackets, first_against_last, warnings
 from filip.report.study import Results, Study
 from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell
 
 __all__ = ["Builder", "build_tables", "load_published"]
 
-RANKS = ("r1", "r5", "r10")
-WAYS = {"i2t": "image → text", "t2i": "text → image"}
 TRANSFERRED = "zero-shot after fine-tuning elsewhere (*)"
 
 
@@ -44,23 +43,8 @@ def build_tables(
     if study.efficiency:
         tables["efficiency_ablation"] = efficiency_table(study, results, published, builder)
     for table in tables.values():
-        table.notes += _interval_notes(table)
+        table.notes += brackets(table)
     return tables
-
-
-def _interval_notes(table: Table) -> list[str]:
-    """What the brackets of a table mean, as far as it has any."""
-    cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
-    notes = []
-    if any(cell.seeds == 1 for cell in cells):
-        notes.append("Brackets: 95 % bootstrap interval over the test images, for one training.")
-    if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
-        counts = " or ".join(str(n) for n in several)
-        notes.append(
-            f"Rows of {counts} seeds: the mean over trainings, and the 95 % interval of that mean over trainings "
-            "(Student's t)."
-        )
-    return notes
 
 
 def load_published(path: str | Path) -> dict[str, Any]:
@@ -173,7 +157,7 @@ class Builder:
         notes = (
             [] if shared else ["None of these benchmarks is in the paper, so no published row stands here."]
         )
-        notes += self._notes("zero_shot", "tasks")
+        notes += warnings(self.study, self.results, "zero_shot", "tasks", self.title)
         return Table("zero_shot", "Zero-shot classification (accuracy, %)", columns, rows, notes)
 
     def retrieval(self) -> Table:
@@ -203,7 +187,7 @@ class Builder:
         order = {"zero-shot": 0, TRANSFERRED: 1, "fine-tuned": 2}
         rows.sort(key=lambda row: (order[row.section], row.kind == "paper"))
         notes = ["Image to text counts a hit if any of the image's captions is among the first k."]
-        notes += self._notes("retrieval", "benchmarks")
+        notes += warnings(self.study, self.results, "retrieval", "benchmarks", self.title)
         return Table("retrieval", "Image-text retrieval (recall, %)", columns, rows, notes)
 
     def _own_sets(self, run: str) -> list[str]:
@@ -317,38 +301,6 @@ class Builder:
             return Cell(reason=measured.get("reason", "not measured"))
         interval = measured.get("ci95" if key == "value" else f"{key}_ci95")
         return Cell(measured[key], measured[chance], measured["n"], interval)
-
-    def _notes(self, protocol: str, key: str) -> list[str]:
-        """Warnings of the evaluations (such as a test set of another size), each once."""
-        notes = []
-        for run in self.study.rows(protocol):
-            for name, found in ((self.results.evaluation(run, protocol) or {}).get(key) or {}).items():
-                if found.get("note"):
-                    notes.append(f"{self.title(name)}: {found['note']}.")
-        return list(dict.fromkeys(notes))
-
-
-def first_against_last(table: Table) -> list[str]:
-    """A sentence on where the last of our rows stands above the first, and where it does not; none if not run."""
-    ours = [row for row in table.rows if row.kind == "ours"]
-    above: list[str] = []
-    below: list[str] = []
-    apart = 0
-    for column in table.columns:
-        one, other = (table.cell(row, column) for row in (ours[0], ours[-1]))
-        if not (isinstance(one.value, int | float) and isinstance(other.value, int | float)):
-            continue
-        name = f"{column.group}: {column.title}" if column.group else column.title
-        (above if other.value > one.value else below).append(name)
-        if one.ci95 and other.ci95:
-            apart += one.ci95[1] < other.ci95[0] or other.ci95[1] < one.ci95[0]
-    if len(ours) < 2 or not above + below:
-        return []
-    where = f", not in {'; '.join(below)}" if below else ""
-    return [
-        f"{ours[-1].label} is above {ours[0].label} in {len(above)} of {len(above + below)} columns{where}; "
-        f"their intervals do not overlap in {apart}."
-    ]
 
 
 def _metric(card: BenchmarkCard) -> str:

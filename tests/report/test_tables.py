@@ -147,6 +147,27 @@ def test_transferred_rows_come_from_the_other_fine_tuning(folder):
     assert latex.count("\nFILIP (published) &") == 2 and "\nours *" in latex and "ours (pub" not in latex
 
 
+def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
+    lost = {way: {"r1": 0.012, "r5": 0.004, "r10": 0.0} for way in ("i2t", "t2i")}
+    stage = {"shortlist": 50, "by": "pooled", "lost": lost}
+    write(
+        folder / "eval" / "filip" / "retrieval.json",
+        {"benchmarks": {"demo_fluent": {**recalls(0.05), "two_stage": stage}}},
+    )
+    bad = {**task(0.1), "not_finite": 7, "note": "200 images, but the card's split has 260"}
+    write(
+        folder / "eval" / "filip" / "zero_shot.json", {"tasks": {"demo_food": bad, "demo_animals": task(0.2)}}
+    )
+    tables = tables_of(folder)
+    assert any(
+        "exact scores only for the best 50 by pooled vectors" in note
+        and "image → text 1.2 / 0.4 / 0.0, text → image 1.2" in note
+        for note in tables["retrieval"].notes
+    )
+    said = " ".join(tables["zero_shot"].notes)
+    assert "Food: 200 images, but the card's split has 260." in said and "7 of 200 images" in said
+
+
 def test_seeds_are_averaged_with_their_spread(folder):
     study = {**STUDY, "replicas": {"filip": ["filip_s1", "filip_s2"]}}
     (folder / "seeds.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
