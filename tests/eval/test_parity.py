@@ -11,6 +11,8 @@ import yaml
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader
 
+from filip.eval.linear_probe import LinearProbe
+from filip.eval.linear_probe import main as probe_main
 from filip.eval.retrieval import Retrieval
 from filip.eval.retrieval import main as retrieval_main
 from filip.eval.zero_shot import ZeroShot
@@ -104,3 +106,10 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path, weights):
         assert ours["i2t"][f"r{k}"] == pytest.approx(recalls[f"text_retrieval_recall@{k}"], abs=1e-6)
         assert ours["t2i"][f"r{k}"] == pytest.approx(recalls[f"image_retrieval_recall@{k}"], abs=1e-6)
     assert 0 < ours["i2t"]["r5"] < 1
+
+    del common["prompts"]
+    probe_main(LinearProbe(**common, cards=[str(EVAL / "demo_animals.yaml")], out=str(out)))
+    probed = json.loads(out.read_text())["tasks"][
+        "demo_animals"
+    ]  # a peer goes through every protocol but alignment
+    assert probed["n"] == 36 and probed["protocol"].startswith("5-fold")
