@@ -10,7 +10,7 @@ import yaml
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.efficiency import efficiency_table
-from filip.report.notes import RANKS, WAYS, brackets, first_against_last, warnings
+from filip.report.notes import RANKS, WAYS, first_against_last, intervals, warnings
 from filip.report.study import Results, Study
 from filip.report.table import Cell, Column, Row, Table, average, combine, published_cell
 
@@ -43,7 +43,7 @@ def build_tables(
     if study.efficiency:
         tables["efficiency_ablation"] = efficiency_table(study, results, published, builder)
     for table in tables.values():
-        table.notes += brackets(table)
+        table.notes += intervals(table)
     return tables
 
 

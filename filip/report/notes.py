@@ -1,4 +1,4 @@
-"""The sentences below a table: what its brackets mean, what the evaluations warned of, what did not get better."""
+"""The sentences below a table: what its intervals are, what the evaluations warned of, what did not get better."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 from filip.report.study import Results, Study
 from filip.report.table import Table
 
-__all__ = ["RANKS", "WAYS", "brackets", "first_against_last", "warnings"]
+__all__ = ["RANKS", "WAYS", "first_against_last", "intervals", "warnings"]
 
 RANKS = ("r1", "r5", "r10")
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 
 
-def brackets(table: Table) -> list[str]:
-    """What the brackets of a table mean, as far as it has any."""
+def intervals(table: Table) -> list[str]:
+    """What the intervals of a table are, as far as it has any."""
     cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
     notes = []
     if any(cell.seeds == 1 for cell in cells):
-        notes.append("Brackets: 95 % bootstrap interval over the test images, for one training.")
+        notes.append("Intervals of one training: 95 % by bootstrap over the test images.")
     if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
         counts = " or ".join(str(n) for n in several)
         notes.append(
-            f"Rows of {counts} seeds: the mean over trainings, and the 95 % interval of that mean over trainings "
-            "(Student's t)."
+            f"Rows of {counts} seeds: the mean over the trainings, and the 95 % interval of that mean (Student's t "
+            "over the trainings)."
         )
     return notes
 

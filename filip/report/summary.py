@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import textwrap
@@ -24,9 +25,12 @@ def main(arguments: list[str]) -> None:
         sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
     try:
         print(text(load(arguments[0]), shutil.get_terminal_size((110, 40)).columns))
+        sys.stdout.flush()
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def load(where: str) -> dict[str, Any]:

@@ -183,7 +183,11 @@ def test_seeds_are_averaged_with_their_spread(folder):
     table = tables_of(folder, folder / "seeds.yaml")["zero_shot"]
     assert "mean of 3 seeds" in to_markdown(table)
     said = " ".join(table.notes)
-    assert "95 % bootstrap interval" in said and "Rows of 3 seeds" in said and "Student's t" in said
+    assert (
+        "95 % by bootstrap over the test images" in said
+        and "Rows of 3 seeds" in said
+        and "Student's t" in said
+    )
 
 
 def test_the_ablation_says_where_the_whole_recipe_is_not_better(folder):
