@@ -108,6 +108,7 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
         "loss": "loss/total",
         "i2t_loss": "loss/i2t",
         "t2i_loss": "loss/t2i",
+        "global_loss": "loss/global",
         "i2t_accuracy": "accuracy/i2t",
         "t2i_accuracy": "accuracy/t2i",
         "logit_scale": "optimizer/logit_scale",
@@ -138,6 +139,8 @@ def print_plan(run: Run) -> None:
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
         f"gradient clipping {optimizer.clip_grad_norm or 'off'}"
     )
+    if c.global_weight:
+        say(f"loss        token-wise + {c.global_weight:g} x global ([CLS] and [EOS])")
     for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)
     stream = loader.stream

@@ -39,6 +39,7 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
     # Same seed, same parameters: the first step shows the two terms, the later ones that both train the towers.
     assert reference[0] == pytest.approx(tokens[0] + 0.5 * vectors[0], abs=1e-6)
     assert series(tmp_path / "one", "loss/global")[0] == pytest.approx(vectors[0], abs=1e-5)
+    assert "token-wise + 0.5 x global" in (tmp_path / "one.log").read_text()
     assert abs(reference[-1] - 1.5 * tokens[-1]) > 1e-2
     assert "loss/global" not in (tmp_path / "tokens" / "log.jsonl").read_text()
     for name in ("one_cached", "two", "two_zero3", "two_cached"):
