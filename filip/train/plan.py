@@ -6,6 +6,7 @@ python -m filip.train.plan experiment=large ranks=[8,128,192]
 from __future__ import annotations
 
 import math
+import os
 import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -174,6 +175,7 @@ def main(arguments: list[str]) -> int:
     if not arguments or "-h" in arguments or "--help" in arguments:
         print(f"{__doc__}\nranks=[8,128,192] is the default; all other options are those of filip.train.")
         return 0
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
     given = [a.removeprefix("ranks=") for a in arguments if a.startswith("ranks=")]
     overrides = [a for a in arguments if not a.startswith("ranks=")]
     try:
