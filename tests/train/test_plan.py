@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from filip.models import build_model, load_preset
-from filip.train.plan import activation_bytes, state_bytes
+from filip.train.plan import activation_bytes, main, state_bytes
 from tests.train.conftest import Ranks, environment
 
 
@@ -59,6 +59,17 @@ def test_the_papers_sizes_are_printed_without_a_gpu() -> None:
     assert "426,699,009 parameters" in lines[0]
     rows = [line.split()[:3] for line in lines[3:]]
     assert rows == [[n, b, s] for n, b in (("8", "3840"), ("128", "240"), ("192", "160")) for s in "123"]
+
+
+def test_the_plan_is_for_the_resolution_asked_for(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DS_ACCELERATOR", "cpu")
+    assert main(["experiment=finetune_coco", "model=large", "ranks=[64]"]) == 0
+    positions = (28 * 28 - 16 * 16) * 1024  # at 392 px, beyond those of 224 px
+    assert f"{426_699_009 + positions:,} parameters" in capsys.readouterr().out
+    assert main(["experiment=finetune_coco"]) == 2
+    assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 
 def measured_by(what: str, world_size: int, log: Path) -> dict:
