@@ -81,7 +81,7 @@ rule alignment:
 rule linear_probe:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("zero_shot"),
+        cards=STUDY.cards("linear_probe") or STUDY.cards("zero_shot"),
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/linear_probe.json",
@@ -99,3 +99,32 @@ rule linear_probe:
     shell:
         "python -m filip.eval.linear_probe model={params.model} root={params.root} 'cards={params.cards}'"
         " out={output} > {log} 2>&1"
+
+
+# What the paper's figure shows for one model, for all models of the alignment table beside each other.
+rule compare:
+    input:
+        weights=[STUDY.weights(run) for run in STUDY.rows("alignment")],
+        cards=STUDY.cards("alignment"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        report(
+            f"{RESULTS}/eval/alignment_compared.png",
+            caption="../report/alignment.rst",
+            category="Word-patch alignment",
+            labels={"run": "beside each other"},
+        ),
+    params:
+        models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
+        labels=lambda wildcards: "[" + ",".join(STUDY.rows("alignment")) + "]",
+        root=STUDY.evaluation["root"],
+        card=lambda wildcards, input: input.cards[0],
+    log:
+        f"{RESULTS}/logs/compare.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/compare.tsv"
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.compare 'models={params.models}' 'labels={params.labels}' root={params.root}"
+        " card={params.card} picture={output} > {log} 2>&1"

@@ -5,6 +5,7 @@ EVALUATIONS = [
     for protocol in ("zero_shot", "retrieval", "alignment", "linear_probe")
     for run in STUDY.evaluated_by(protocol)
 ]
+COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=TRAINED) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency_rows
 )
@@ -77,6 +78,7 @@ rule figures:
 rule summary:
     input:
         rules.figures.output,
+        COMPARED,
         tables=rules.tables.output.data,
         funnel=f"{RESULTS}/funnel.json",
         study=STUDY.config_file,
