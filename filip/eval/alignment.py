@@ -51,7 +51,7 @@ class Alignment:
     columns: int = option(4, "pictures per row")
     image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
     loader: str | None = option(None, "layout of the cards to use instead of their default")
-    device: str = option("cpu", "torch device")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Alignment) -> None:

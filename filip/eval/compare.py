@@ -38,7 +38,7 @@ class Compare:
     examples: int = option(6, "images, evenly spread over the set")
     composites: int = option(3, "pictures of two objects side by side")
     loader: str | None = option(None, "layout of the card to use instead of its default")
-    device: str = option("cpu", "torch device")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Compare) -> None:

@@ -52,8 +52,11 @@ def load_encoder(model: str, image_size: int | None = None, device: str = "cpu")
     model: path of a ``.safetensors`` file written by training, or ``open_clip:ARCH[:WEIGHTS]`` where WEIGHTS
     is a local file or one of open_clip's tags (which it downloads); without WEIGHTS its initialisation.
     image_size: evaluate at another resolution; position embeddings are interpolated.
+    device: a torch device, or "auto": a GPU where there is one.
     Raises UserError if the file or the architecture does not exist.
     """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.startswith("open_clip:"):
         _, architecture, *weights = model.split(":", 2)
         return OpenClipEncoder(architecture, weights[0] if weights else None, image_size, device)

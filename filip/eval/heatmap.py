@@ -32,7 +32,7 @@ class Heatmap:
     columns: int = option(4, "heat maps per row")
     width: int = option(240, "width of a heat map in px")
     image_size: int | None = option(None, "look at this resolution instead of the model's")
-    device: str = option("cpu", "torch device")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Heatmap) -> None:

@@ -49,7 +49,7 @@ class Retrieval:
     loader: str | None = option(None, "layout of the cards to use instead of their default")
     batch_size: int = option(64, "images at a time")
     workers: int = option(0, "processes that decode images")
-    device: str = option("cpu", "torch device")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Retrieval) -> None:

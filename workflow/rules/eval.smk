@@ -18,6 +18,8 @@ rule zero_shot:
     benchmark:
         f"{RESULTS}/benchmarks/zero_shot/{{run}}.tsv"
     threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
     conda:
         "../envs/filip.yaml"
     shell:
@@ -42,6 +44,8 @@ rule retrieval:
     benchmark:
         f"{RESULTS}/benchmarks/retrieval/{{run}}.tsv"
     threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
     conda:
         "../envs/filip.yaml"
     shell:
@@ -71,6 +75,8 @@ rule alignment:
     benchmark:
         f"{RESULTS}/benchmarks/alignment/{{run}}.tsv"
     threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
     conda:
         "../envs/filip.yaml"
     shell:
@@ -94,6 +100,8 @@ rule linear_probe:
     benchmark:
         f"{RESULTS}/benchmarks/linear_probe/{{run}}.tsv"
     threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
     conda:
         "../envs/filip.yaml"
     shell:
