@@ -13,15 +13,13 @@
 // such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
 // number of threads.
 //
-// Everything is summed in float32, with one exception: the gradients of bfloat16 tokens on a CPU that calculates in
-// 16-bit floating point. There a few dozen terms are summed in it, weights and tokens scaled to at most 1, and these
-// sums in float32. What that rounds, about 4e-4 of a gradient, is a third of what bfloat16 then rounds away.
+// Everything is summed in float32, with one exception: the gradients of bfloat16 tokens where FIXED_SUMS is defined,
+// see backward_fixed.inl.
 
 // Rows of either side that meet at a time (two images of 49 tokens against four captions, of 48 KB), and source rows
 // copied at a time, a part of the second-level cache.
 constexpr int64_t IMAGE_BYTES = 26 * 1024, TEXT_BYTES = 20 * 1024, STORE_BYTES = 200 * 1024;
 constexpr int MAX_ITEMS = 6;     // images or texts among them: the widest loop below
-constexpr int HALF_CHUNKS = 4;   // chunks whose terms are summed in 16 bits
 
 // One direction of the backward: images as destination and texts as source, or the reverse.
 template <class Index>
@@ -29,7 +27,6 @@ struct Side {
   const BackwardCall& call;
   bool image;  // is the destination
   float inverse_patches;
-  bool scaled;  // weights are to be at most 1
 
   int64_t items(bool destination) const {
     return destination == image ? call.problem.images : call.problem.texts;
@@ -50,12 +47,9 @@ struct Side {
   float weight(int64_t destination, int64_t source, bool from_destination) const {
     const Problem& p = call.problem;
     const int64_t i = image ? destination : source, j = image ? source : destination;
-    const float weight = from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
-                                                   : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
-    return scaled ? weight / scale(destination) : weight;
+    return from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
+                                     : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
   }
-  float scale(int64_t destination) const { return (image ? call.image_scale : call.text_scale)[destination]; }
-  float source_scale() const { return image ? call.text_token_scale : call.image_token_scale; }
 };
 
 // What a few items of one side mean for one item of the other.
@@ -90,7 +84,7 @@ static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& te
     for (int n = 0; n < N; ++n) {
       const Real* row = source[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[v] += weight[n] * load(row + v * STEP);
+      for (int v = 0; v < V; ++v) sum[v] = add_product(sum[v], weight[n], load(row + v * STEP));
     }
 #pragma GCC unroll 4
     for (int v = 0; v < V; ++v) store(destination + v * STEP, sum[v]);
@@ -120,7 +114,7 @@ static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& 
     for (int n = 0; n < N; ++n) {
       Real* to = destination[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(to + v * STEP, load(to + v * STEP) + weight[n] * x[v]);
+      for (int v = 0; v < V; ++v) store(to + v * STEP, add_product(load(to + v * STEP), weight[n], x[v]));
     }
   }
 }
@@ -164,15 +158,15 @@ static int64_t run_end(const Side<Index>& side, bool destination, int64_t first,
   return last;
 }
 
-static bool in_halves(const Problem& p) {
-#ifdef HALF_SUMS
+static bool in_fixed_point(const Problem& p) {
+#ifdef FIXED_SUMS
   return p.bf16;
 #else
   return p.bf16 && false;
 #endif
 }
 
-static int64_t backward_lanes(const Problem& p) { return in_halves(p) ? 2 * LANES : LANES; }
+static int64_t backward_lanes(const Problem& p) { return in_fixed_point(p) ? 2 * LANES : LANES; }
 
 static int64_t backward_slice_vectors(const Problem& p) {
   int64_t vectors = SLICE_VECTORS;  // fewer where a single image of many tokens would overflow the cache
@@ -181,18 +175,6 @@ static int64_t backward_slice_vectors(const Problem& p) {
 }
 
 static int64_t backward_slice_width(const Problem& p) { return backward_slice_vectors(p) * backward_lanes(p); }
-
-static int64_t backward_bytes(const Problem& p, int64_t rows) {
-  const int64_t vectors = backward_slice_vectors(p);
-  int64_t longest = p.patches;
-  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
-  const int64_t run = longest + rows_in(IMAGE_BYTES, vectors);  // the rows of a group or chunk, at most
-  Arena arena{0};
-  arena.take<float>(rows * backward_slice_width(p));
-  arena.take<char>(run * vectors * VECTOR_BYTES);
-  arena.take<char>((rows_in(STORE_BYTES, vectors) + run) * vectors * VECTOR_BYTES);
-  return static_cast<int64_t>(arena.next);
-}
 
 // The maps are read in pieces far apart, which the processor does not foresee.
 template <class Index>
@@ -204,16 +186,25 @@ static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) 
     }
 }
 
-// All terms between the destination items of one group and the source items of one chunk.
+// A weight as the sums want it: as it is, or times the factor of its destination item and rounded.
+template <class Real>
+static inline Real as_weight(float weight, const float* factor, int64_t item) {
+  if (!factor) return static_cast<Real>(weight);
+  return static_cast<Real>(weight == 0 ? 0 : __builtin_rintf(weight * factor[item]));
+}
+
+// All terms between the destination items of one group and the source items of one chunk. Fixed point has a factor for
+// each of the former.
 template <int V, class Real, class Index>
-static void meet(const Side<Index>& side, Range group, Range chunk, Real* destination, const Real* source) {
+static void meet(const Side<Index>& side, Range group, Range chunk, Real* destination, const Real* source,
+                 const float* factor = nullptr) {
   constexpr int WIDTH = V * lanes_of<Real>();
   const int64_t to0 = side.row(true, group.begin), from0 = side.row(false, chunk.begin);
   Terms<Real, Index> terms;
   for (int64_t s = chunk.begin; side.comes(false) && s < chunk.end; ++s) {
     terms.count = 0;
     for (int64_t d = group.begin; d < group.end; ++d) {
-      terms.weight[terms.count] = static_cast<Real>(side.weight(d, s, false));
+      terms.weight[terms.count] = as_weight<Real>(side.weight(d, s, false), factor, d - group.begin);
       terms.winner[terms.count] = side.winners(d, s, false);
       terms.destination[terms.count] = destination + (side.row(true, d) - to0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -224,7 +215,7 @@ static void meet(const Side<Index>& side, Range group, Range chunk, Real* destin
   for (int64_t d = group.begin; side.comes(true) && d < group.end; ++d) {
     terms.count = 0;
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
-      terms.weight[terms.count] = static_cast<Real>(side.weight(d, s, true));
+      terms.weight[terms.count] = as_weight<Real>(side.weight(d, s, true), factor, d - group.begin);
       terms.winner[terms.count] = side.winners(d, s, true);
       terms.source[terms.count] = source + (side.row(false, s) - from0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -246,18 +237,11 @@ static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice 
 }
 
 template <class Index>
-static void copy_source(const Side<Index>& side, Range rows, Slice slice, float* out) {
+static float copy_source(const Side<Index>& side, Range rows, Slice slice, float* out) {
   const Problem& p = side.call.problem;
   copy_columns(side.source(), p.bf16, rows, p.dim, slice.first, slice.valid, slice.width, out);
+  return 1;
 }
-
-#ifdef HALF_SUMS
-template <class Index>
-static void copy_source(const Side<Index>& side, Range rows, Slice slice, half* out) {
-  copy_columns(static_cast<const uint16_t*>(side.source()), 1 / side.source_scale(), rows, side.call.problem.dim,
-               slice.first, slice.valid, slice.width, out);
-}
-#endif
 
 // The chunks of the source from item `first`, as many as are copied at a time; where they end depends on the source
 // alone. bounds[0 .. chunks] are their first items.
@@ -274,39 +258,57 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
   return chunks;
 }
 
+// What sums in fixed point need besides: where they are taken, room for a number per row, and for each destination item
+// of the unit the mean square of what rounding has done to it (infinite: not to be had in fixed point).
+template <class Real>
+struct Partial {
+  Real* rows;
+  float* hits;
+  double* noise;
+};
+
+// The chunks of the source that were copied at a time, in units of `unit`.
+template <class Real>
+struct Copied {
+  const int64_t* bounds;
+  int64_t chunks;
+  const Real* rows;
+  float unit;
+};
+
 // One group of destination items and the copied chunks; `sum` is the group's.
 template <int V, class Index>
-static void meet_all(const Side<Index>& side, Range group, const int64_t* bounds, int64_t chunks, const float* source,
-                     float*, float* sum) {
+static void meet_all(const Side<Index>& side, Range group, const Copied<float>& source, Partial<float>, float* sum) {
+  const int64_t* bounds = source.bounds;
+  const int64_t chunks = source.chunks;
   for (int64_t c = 0; c < chunks; ++c) {
     if (c + 1 < chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
     const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
-    meet<V>(side, group, {bounds[c], bounds[c + 1]}, sum, source + from * V * LANES);
+    meet<V>(side, group, {bounds[c], bounds[c + 1]}, sum, source.rows + from * V * LANES);
   }
 }
 
-#ifdef HALF_SUMS
-// The same, a few chunks at a time summed in 16 bits, in `part`.
-template <int V, class Index>
-static void meet_all(const Side<Index>& side, Range group, const int64_t* bounds, int64_t chunks, const half* source,
-                     half* part, float* sum) {
-  constexpr int WIDTH = V * lanes_of<half>();
-  const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
-  for (int64_t first = 0; first < chunks; first += HALF_CHUNKS) {
-    for (int64_t c = 0; c < count; ++c) part[c] = 0;
-    for (int64_t c = first; c < at_most(first + HALF_CHUNKS, chunks); ++c) {
-      if (c + 1 < chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
-      const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
-      meet<V>(side, group, {bounds[c], bounds[c + 1]}, part, source + from * WIDTH);
-    }
-    for (int64_t d = group.begin; d < group.end; ++d) {
-      const float unit = side.scale(d) * side.source_scale();
-      for (int64_t c = (side.row(true, d) - row0) * WIDTH; c < (side.row(true, d + 1) - row0) * WIDTH; ++c)
-        sum[c] += unit * static_cast<float>(part[c]);
-    }
-  }
-}
+#ifdef FIXED_SUMS
+#include "backward_fixed.inl"
 #endif
+
+static int64_t longest_item(const Problem& p) {
+  int64_t longest = p.patches;
+  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
+  return longest;
+}
+
+static int64_t backward_bytes(const Problem& p, int64_t rows) {
+  const int64_t vectors = backward_slice_vectors(p), longest = longest_item(p);
+  const int64_t run = longest + rows_in(IMAGE_BYTES, vectors);  // the rows of a group or chunk, at most
+  Arena arena{0};
+  arena.take<double>(rows);
+  arena.take<float>(rows * backward_slice_width(p));
+  arena.take<char>(run * vectors * VECTOR_BYTES);
+  arena.take<float>(longest);
+  arena.take<char>((rows_in(STORE_BYTES, vectors) + run) * vectors * VECTOR_BYTES);
+  return static_cast<int64_t>(arena.next);
+}
 
 // One slice of the gradient of the given destination items.
 template <int V, class Real, class Index>
@@ -314,32 +316,43 @@ static void slice_gradient(const Side<Index>& side, Range items, Slice slice, ch
   constexpr int WIDTH = V * lanes_of<Real>();
   const Problem& p = side.call.problem;
   const int64_t row0 = side.row(true, items.begin), rows = side.row(true, items.end) - row0;
-  int64_t longest = p.patches;
-  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
+  const int64_t longest = longest_item(p);
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
+  Partial<Real> part;
+  part.noise = arena.take<double>(rows);
+  [[maybe_unused]] const uintptr_t after_noise = arena.next;
   float* sum = arena.take<float>(rows * WIDTH);
-  Real* part = arena.take<Real>((longest + rows_in(IMAGE_BYTES, V)) * WIDTH);
+  part.rows = arena.take<Real>((longest + rows_in(IMAGE_BYTES, V)) * WIDTH);
+  part.hits = arena.take<float>(longest);
   Real* source = arena.take<Real>(0);
   for (int64_t c = 0; c < rows * WIDTH; ++c) sum[c] = 0;
+  for (int64_t d = 0; d < items.end - items.begin; ++d) part.noise[d] = 0;
   int64_t bounds[MAX_CHUNKS + 1];
   for (int64_t first = 0; first < side.items(false);) {
     const int64_t chunks = next_chunks(side, first, V, bounds);
-    copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, source);
+    const float unit =
+        copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
       next = run_end(side, true, d, items.end, V);
-      meet_all<V>(side, {d, next}, bounds, chunks, source, part, sum + (side.row(true, d) - row0) * WIDTH);
+      meet_all<V>(side, {d, next}, {bounds, chunks, source, unit},
+                  Partial<Real>{part.rows, part.hits, part.noise + (d - items.begin)},
+                  sum + (side.row(true, d) - row0) * WIDTH);
     }
     first = bounds[chunks];
   }
   write_gradient(side.image ? side.call.grad_image : side.call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice,
                  sum);
+#ifdef FIXED_SUMS
+  if (sizeof(Real) == 2)
+    sum_coarse_items_again<V>(side, items, slice, part.noise, sum, reinterpret_cast<char*>(after_noise));
+#endif
 }
 
 template <class Real, class Index>
 static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
   const Problem& p = call.problem;
   const Slice slice = slice_of(p.dim, backward_slice_width(p), backward_lanes(p), s);
-  const Side<Index> side{call, image, 1 / static_cast<float>(p.patches), in_halves(p)};
+  const Side<Index> side{call, image, 1 / static_cast<float>(p.patches)};
   switch (slice.width / backward_lanes(p)) {
     case 1: return slice_gradient<1, Real>(side, items, slice, scratch);
     case 2: return slice_gradient<2, Real>(side, items, slice, scratch);
@@ -349,10 +362,10 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
 }
 
 static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {
-#ifdef HALF_SUMS
-  if (in_halves(call.problem))
-    return call.problem.wide ? any_slice<half, int16_t>(call, image, items, slice, scratch)
-                             : any_slice<half, uint8_t>(call, image, items, slice, scratch);
+#ifdef FIXED_SUMS
+  if (in_fixed_point(call.problem))
+    return call.problem.wide ? any_slice<int16_t, int16_t>(call, image, items, slice, scratch)
+                             : any_slice<int16_t, uint8_t>(call, image, items, slice, scratch);
 #endif
   call.problem.wide ? any_slice<float, int16_t>(call, image, items, slice, scratch)
                     : any_slice<float, uint8_t>(call, image, items, slice, scratch);

@@ -39,7 +39,7 @@ constexpr int LANES = 16;
 const Isa* avx512vnni_isa() {
   static const Isa* plain = avx512_isa();
   static const Isa isa = {"avx512vnni", fixed_image_block, fixed_packed_bytes, fixed_pack_group, fixed_bytes,
-                          fixed_forward, false, plain->slice_width, plain->backward_bytes, plain->backward};
+                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->backward};
   return &isa;
 }
 }  // namespace filip

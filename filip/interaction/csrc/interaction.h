@@ -47,9 +47,6 @@ struct BackwardCall {
   const float* grad_i2t;  // [images][texts], or null: none comes from there
   const float* grad_t2i;  // likewise
   const float* inverse_length;  // [texts] one over the number of tokens
-  // Powers of two: no weight of the item, or number of the tokens, is larger. Only where half_sums asks for them.
-  const float *image_scale, *text_scale;  // [images], [texts]
-  float image_token_scale, text_token_scale;
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
 };
@@ -72,7 +69,6 @@ struct Isa {
   void (*forward)(const ForwardCall&, Range images, Range groups, Range packed_texts, const char* packed,
                   char* scratch);
 
-  bool half_sums;                          // sums gradients of bfloat16 tokens in 16 bits at first
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
   // The gradient of some images (or texts), one slice of columns.
@@ -83,7 +79,6 @@ const Isa* portable_isa();
 const Isa* avx2_isa();
 const Isa* avx512_isa();
 const Isa* avx512vnni_isa();
-const Isa* avx512fp16_isa();  // null if the compiler does not know it
 
 constexpr int MAX_GROUP_TEXTS = 6;
 

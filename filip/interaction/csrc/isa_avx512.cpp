@@ -2,6 +2,8 @@
 #include "interaction.h"
 
 #if defined(__x86_64__)
+#include <immintrin.h>
+
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
@@ -13,6 +15,7 @@
 #define TILE_ROWS 6
 #define BLOCK_LANES 448
 #define SLICE_VECTORS 4
+#define FIXED_SUMS
 
 namespace filip {
 namespace {
@@ -23,7 +26,7 @@ namespace {
 
 const Isa* avx512_isa() {
   static const Isa isa = {"avx512", image_block, nullptr, nullptr, forward_bytes, forward,
-                          false, backward_slice_width, backward_bytes, backward};
+                          backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

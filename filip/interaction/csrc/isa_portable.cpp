@@ -16,7 +16,7 @@ namespace {
 
 const Isa* portable_isa() {
   static const Isa isa = {"scalar", image_block, nullptr, nullptr, forward_bytes, forward,
-                          false, backward_slice_width, backward_bytes, backward};
+                          backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

@@ -3,19 +3,14 @@
 
 #include <algorithm>
 #include <atomic>
-#include <cmath>
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <optional>
 #include <string>
 #include <vector>
 
 #if defined(__linux__)
 #include <sys/mman.h>
-#endif
-#if defined(__x86_64__)
-#include <cpuid.h>
 #endif
 
 #include "interaction.h"
@@ -24,13 +19,6 @@ namespace filip {
 namespace {
 
 constexpr int64_t BLOCK_ROWS = 3000;  // destination rows of a backward unit: 768 KB in slices of 64 columns
-
-#if defined(__x86_64__)
-bool has_fp16() {  // __builtin_cpu_supports knows the name from GCC 12 on
-  unsigned eax, ebx, ecx, edx;
-  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) && (edx >> 23 & 1);
-}
-#endif
 
 // Isas of this CPU, best first.
 std::vector<const Isa*> available_isas() {
@@ -41,7 +29,6 @@ std::vector<const Isa*> available_isas() {
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
   const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni && has_fp16() && avx512fp16_isa()) isas.push_back(avx512fp16_isa());
   if (vnni) isas.push_back(avx512vnni_isa());
   if (avx512) isas.push_back(avx512_isa());
   if (avx2) isas.push_back(avx2_isa());
@@ -161,54 +148,11 @@ std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) 
   return bounds;
 }
 
-// The smallest power of two that is at least x; 1 for what has none.
-float power_above(float x) {
-  int exponent;
-  if (!(x > 0) || !(x < INFINITY)) return 1;
-  std::frexp(x, &exponent);
-  return std::ldexp(1.0f, std::max(exponent, -100));
-}
-
-float token_scale(const void* rows, int64_t count) {  // of bfloat16 numbers, whose bits are ordered as they are
-  int16_t largest = 0;
-  for (int64_t n = 0; n < count; ++n)
-    largest = std::max(largest, static_cast<int16_t>(static_cast<const uint16_t*>(rows)[n] & 0x7fff));
-  return power_above(bf16_to_float(static_cast<uint16_t>(largest)));
-}
-
-// The scales of a backward in 16 bits, see BackwardCall.
-struct Scales {
-  std::vector<float> image, text;
-  float image_tokens, text_tokens;
-
-  explicit Scales(const BackwardCall& call)
-      : image(call.problem.images), text(call.problem.texts) {
-    const Problem& p = call.problem;
-    for (int64_t i = 0; i < p.images; ++i)
-      for (int64_t j = 0; j < p.texts; ++j) {
-        const float i2t = call.grad_i2t ? std::fabs(call.grad_i2t[i * p.texts + j]) / static_cast<float>(p.patches) : 0;
-        const float t2i = call.grad_t2i ? std::fabs(call.grad_t2i[i * p.texts + j]) * call.inverse_length[j] : 0;
-        image[i] = std::max({image[i], i2t, t2i});
-        text[j] = std::max({text[j], i2t, t2i});
-      }
-    for (float& scale : image) scale = power_above(scale);
-    for (float& scale : text) scale = power_above(scale);
-    image_tokens = token_scale(p.image, p.images * p.patches * p.dim);
-    text_tokens = token_scale(p.text, p.offsets[p.texts] * p.dim);
-  }
-};
-
 void run_backward(const Isa& isa, BackwardCall call) {
   const Problem& p = call.problem;
   std::vector<float> inverse_length(p.texts);
   for (int64_t j = 0; j < p.texts; ++j) inverse_length[j] = 1 / static_cast<float>(p.offsets[j + 1] - p.offsets[j]);
   call.inverse_length = inverse_length.data();
-  std::optional<Scales> scales;
-  if (isa.half_sums && p.bf16) {
-    scales.emplace(call);
-    call.image_scale = scales->image.data(), call.text_scale = scales->text.data();
-    call.image_token_scale = scales->image_tokens, call.text_token_scale = scales->text_tokens;
-  }
   const int64_t slices = div_up(p.dim, isa.slice_width(p));
   for (const bool image : {true, false}) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
@@ -272,8 +216,8 @@ FILIP_EXPORT int filip_backward(const char* isa_name, const void* image, const v
   if (!isa) return 1;
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
-    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, nullptr, nullptr, 1, 1,
-                                    grad_image, grad_text});
+    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image,
+                                    grad_text});
   } catch (const std::bad_alloc&) {
     return 2;
   }

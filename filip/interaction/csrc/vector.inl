@@ -2,7 +2,7 @@
 // including file defines together with its tile sizes:
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
 //   SLICE_VECTORS                columns of one backward slice, in vectors
-//   HALF_SUMS                    (optional) the CPU calculates in 16-bit floating point
+//   FIXED_SUMS                   (optional, AVX-512) 16-bit fixed point for the backward of bfloat16 tokens
 
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
@@ -20,15 +20,18 @@ static inline vi lane_numbers() {
   return lanes;
 }
 
-#ifdef HALF_SUMS
-// Twice as many numbers of 16 bits, with arithmetic in them.
-typedef _Float16 half;
-typedef half vh __attribute__((vector_size(VECTOR_BYTES)));
-typedef half vh_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
-static inline vh load(const half* p) { return *reinterpret_cast<const vh_unaligned*>(p); }
-static inline void store(half* p, vh v) { *reinterpret_cast<vh_unaligned*>(p) = v; }
-static inline vh splat(half s) { return s - vh{}; }
+#ifdef FIXED_SUMS
+// Twice as many numbers, in 16-bit fixed point: n stands for n / 2^15.
+typedef int16_t vs __attribute__((vector_size(VECTOR_BYTES)));
+typedef int16_t vs_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
+static inline vs load(const int16_t* p) { return *reinterpret_cast<const vs_unaligned*>(p); }
+static inline void store(int16_t* p, vs v) { *reinterpret_cast<vs_unaligned*>(p) = v; }
+static inline vs splat(int16_t s) { return s - vs{}; }
+static inline vs add_product(vs sum, vs a, vs b) {  // rounded to nearest
+  return sum + reinterpret_cast<vs>(_mm512_mulhrs_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
+}
 #endif
+static inline vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
 
 // Numbers of type Real in a vector.
 template <class Real>
@@ -52,18 +55,6 @@ static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, 
     for (int64_t c = valid; c < width; ++c) out[c] = 0;
   }
 }
-
-#ifdef HALF_SUMS
-// The same from bfloat16 rows, times `factor`.
-static void copy_columns(const uint16_t* rows, float factor, Range range, int64_t dim, int64_t first, int64_t valid,
-                         int64_t width, half* out) {
-  for (int64_t row = range.begin; row < range.end; ++row, out += width) {
-    const uint16_t* in = rows + row * dim + first;
-    for (int64_t c = 0; c < valid; ++c) out[c] = static_cast<half>(bf16_to_float(in[c]) * factor);
-    for (int64_t c = valid; c < width; ++c) out[c] = 0;
-  }
-}
-#endif
 
 // The dim columns cut into slices of `wanted` (a multiple of `lanes`); the last may be narrower, and hold fewer
 // valid columns than its width.

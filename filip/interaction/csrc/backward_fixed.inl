@@ -1,0 +1,143 @@
+// Sums of the backward in 16-bit fixed point: twice as many numbers in a vector, for bfloat16 tokens only.
+//
+// A few chunks of the source are summed so, then widened and added to the float32 sums. Their weights are scaled, for
+// each destination item, by the largest sum of absolute weights that one of its rows can get from them (the winners are
+// counted for that), so nothing overflows. On tokens that differ from one another this loses a third of what rounding
+// the result to bfloat16 loses. Where the terms all but cancel, as with collapsed features, it would be far more: so
+// the expected loss of every item is added up beside its sums, and an item that lost too much is summed again in
+// float32. (The expectation takes terms to be rounded independently. Equal tokens with equal weights are not: there two
+// times as much as bfloat16's own rounding has been seen.)
+
+constexpr int FIXED_CHUNKS = 4;         // chunks that are summed before widening
+constexpr float NOISE = 1e-3f;          // of an item, relative root mean square; bfloat16 itself rounds away 1.7e-3
+constexpr float ROUNDING = 1.1f / 12;   // mean square of what a term loses, in units: its product, and its weight
+
+// Rows of bfloat16 in 16-bit fixed point. Returns what 2^15 stands for; infinity if a number is not finite, or all are
+// tiny.
+template <class Index>
+static float copy_source(const Side<Index>& side, Range rows, Slice slice, int16_t* out) {
+  const int64_t dim = side.call.problem.dim;
+  const uint16_t* in = static_cast<const uint16_t*>(side.source()) + rows.begin * dim + slice.first;
+  const int64_t count = rows.end - rows.begin;
+  int16_t largest = 0;  // the bits of positive floating point numbers are in their order
+  for (int64_t row = 0; row < count; ++row)
+    for (int64_t c = 0; c < slice.valid; ++c) {
+      const int16_t bits = static_cast<int16_t>(in[row * dim + c] & 0x7fff);
+      largest = bits > largest ? bits : largest;
+    }
+  const float most = bf16_to_float(static_cast<uint16_t>(largest));
+  if (!(most < __builtin_inff())) return __builtin_inff();
+  if (most > 0 && most < 1e-30f) return __builtin_inff();
+  const float factor = most > 0 ? 32767 / most : 1;
+  for (int64_t row = 0; row < count; ++row, in += dim, out += slice.width) {
+    int64_t c = 0;
+    for (; c + LANES <= slice.valid; c += LANES) {
+      const __m256i half = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(in + c));
+      const __m512 value = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+      const __m512i fixed = _mm512_cvtps_epi32(_mm512_mul_ps(value, _mm512_set1_ps(factor)));
+      _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), _mm512_cvtepi32_epi16(fixed));
+    }
+    for (; c < slice.valid; ++c) out[c] = static_cast<int16_t>(__builtin_rintf(bf16_to_float(in[c]) * factor));
+    for (; c < slice.width; ++c) out[c] = 0;
+  }
+  return 32768 / factor;
+}
+
+// What the weights of destination item d are multiplied by to meet the source items in fixed point: 0 if they cannot,
+// infinity if all of them are zero.
+template <class Index>
+static float weight_factor(const Side<Index>& side, int64_t d, Range sources, float* hits) {
+  const int64_t rows = side.row(true, d + 1) - side.row(true, d);
+  float each = 0, total = 0, most = 0;
+  for (int64_t r = 0; r < rows; ++r) hits[r] = 0;
+  for (int64_t s = sources.begin; s < sources.end; ++s) {
+    if (side.comes(true)) each += __builtin_fabsf(side.weight(d, s, true));
+    if (!side.comes(false)) continue;
+    const float weight = __builtin_fabsf(side.weight(d, s, false));
+    const Index* winner = side.winners(d, s, false);
+    const int64_t count = side.row(false, s + 1) - side.row(false, s);
+    for (int64_t r = 0; r < count; ++r) hits[winner[r]] += weight;
+    total += weight * static_cast<float>(count);
+  }
+  for (int64_t r = 0; r < rows; ++r) most = hits[r] > most ? hits[r] : most;
+  const float bound = each + most;
+  // Rounding may add half a unit to every weight of a row.
+  const int64_t terms = side.row(false, sources.end) - side.row(false, sources.begin) + sources.end - sources.begin;
+  const float room = 32767 - static_cast<float>(terms);
+  if (each + total == 0) return __builtin_inff();
+  const bool usable = each + total < 1e30f && bound > 1e-30f && room > 16384;
+  return usable ? room / bound : 0;
+}
+
+// One group of destination items and the copied chunks, see the head of this file.
+template <int V, class Index>
+static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>& source, Partial<int16_t> part,
+                     float* sum) {
+  constexpr int STEP = lanes_of<int16_t>(), WIDTH = V * STEP;
+  const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
+  const int64_t* bounds = source.bounds;
+  float factor[MAX_ITEMS];
+  for (int64_t first = 0; first < source.chunks; first += FIXED_CHUNKS) {
+    const int64_t last = at_most(first + FIXED_CHUNKS, source.chunks);
+    const Range sources{bounds[first], bounds[last]};
+    for (int64_t d = group.begin; d < group.end; ++d)
+      factor[d - group.begin] = weight_factor(side, d, sources, part.hits);
+    for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
+    for (int64_t c = first; c < last; ++c) {
+      if (c + 1 < source.chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
+      const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
+      meet<V>(side, group, {bounds[c], bounds[c + 1]}, part.rows, source.rows + from * WIDTH, factor);
+    }
+    const int64_t scattered = side.row(false, sources.end) - side.row(false, sources.begin);
+    for (int64_t d = group.begin; d < group.end; ++d) {
+      const int64_t begin = side.row(true, d) - row0, end = side.row(true, d + 1) - row0;
+      const float terms = static_cast<float>(sources.end - sources.begin) +
+                          static_cast<float>(scattered) / static_cast<float>(end - begin);  // of a row, on average
+      const float unit = source.unit / factor[d - group.begin];
+      part.noise[d - group.begin] += static_cast<double>(ROUNDING * terms) * unit * unit;
+      if (unit == 0) continue;
+      const vf units = splat(unit);
+      for (int64_t c = begin * WIDTH; c < end * WIDTH; c += STEP) {
+        const __m512i both = reinterpret_cast<__m512i>(load(part.rows + c));
+        const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(both));
+        const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(both, 1));
+        store(sum + c, load(sum + c) + units * reinterpret_cast<vf>(_mm512_cvtepi32_ps(low)));
+        store(sum + c + LANES, load(sum + c + LANES) + units * reinterpret_cast<vf>(_mm512_cvtepi32_ps(high)));
+      }
+    }
+  }
+}
+
+template <int V, class Real, class Index>
+static void slice_gradient(const Side<Index>& side, Range items, Slice slice, char* scratch);
+
+// Items that rounding has harmed more than bfloat16 will, in float32 and over what was written for them. The scratch
+// memory of `sum` is used again.
+template <int V, class Index>
+static void sum_coarse_items_again(const Side<Index>& side, Range items, Slice slice, double* noise, const float* sum,
+                                   char* scratch) {
+  const int64_t row0 = side.row(true, items.begin), count = items.end - items.begin;
+  bool any = false;
+  for (int64_t d = 0; d < count; ++d) {
+    const int64_t begin = side.row(true, items.begin + d) - row0, end = side.row(true, items.begin + d + 1) - row0;
+    double squares = 0, partial[LANES] = {};
+    for (int64_t c = begin * slice.width; c < end * slice.width; c += LANES)
+      for (int l = 0; l < LANES; ++l) partial[l] += static_cast<double>(sum[c + l]) * sum[c + l];
+    for (int l = 0; l < LANES; ++l) squares += partial[l];
+    const bool fine = noise[d] * static_cast<double>((end - begin) * slice.valid) <= double{NOISE} * NOISE * squares;
+    noise[d] = fine ? 0 : 1;
+    any |= !fine;
+  }
+  if (!any) return;
+  int64_t run = 0;
+  for (int64_t d = 0; d < count; d += at_least(run, 1)) {
+    for (run = 0; d + run < count && noise[d + run] != 0; ++run) {}
+    if (run == 0) continue;
+    constexpr int64_t WIDTH = V * LANES;
+    for (int64_t first = 0; first < slice.valid; first += WIDTH) {
+      const int64_t valid = at_most(WIDTH, slice.valid - first);
+      slice_gradient<V, float>(side, {items.begin + d, items.begin + d + run}, {slice.first + first, valid, WIDTH},
+                               scratch);
+    }
+  }
+}
