@@ -19,6 +19,7 @@ LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
 LENGTH_SLACK = 10  # ... unless they differ by no more than this: "cat" → "a small cat" is a paraphrase
 LOOP = 3  # a word that the original has n times may occur n + LOOP - 1 times
 TITLE_CASE = 0.6  # captions with a larger share of capitalised words are titles: capitals mean nothing there
+_PLAIN = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _NUMBER = re.compile(r"\d+")
 _GROUPED = re.compile(r"(?<=\d)[.,](?=\d{3}\b)")
@@ -33,15 +34,19 @@ NUMBER_WORDS = dict(
 
 def plain(text: str) -> str:
     """Lower-cased words with single spaces: texts with the same plain form say the same."""
-    return " ".join(re.findall(r"[^\W_]+", text.casefold()))
+    return " ".join(_words(text))
+
+
+def _words(text: str) -> list[str]:
+    return _PLAIN.findall(text.casefold())
 
 
 def rejection(original: str, translation: str) -> str | None:
     """Why ``translation`` may not stand for ``original``; None if it may."""
-    said = plain(translation)
+    said, meant = _words(translation), _words(original)
     if not said:
         return "empty"
-    if said == plain(original):
+    if said == meant:
         return "identical"
     longer, shorter = (len(translation), len(original))
     if abs(longer - shorter) > LENGTH_SLACK:
@@ -49,11 +54,12 @@ def rejection(original: str, translation: str) -> str | None:
             return "too_long"
         if len(original) > LENGTH_RATIO * len(translation):
             return "too_short"
-    if _loops(original, translation):
+    if _loops(meant, said):
         return "repetitive"
-    if _spoken(original) - numbers(translation):
+    if _has_number(original, meant) and _spoken(original) - numbers(translation):
         return "number_lost"
-    if any(name not in _fold(translation) for name in names(original)):
+    # most captions have no capitals, and then no names
+    if original != original.lower() and any(name not in _fold(translation) for name in names(original)):
         return "name_lost"
     if not are_english([translation])[0]:
         return "not_english"
@@ -87,6 +93,12 @@ def _fold(text: str) -> str:
     return "".join(c for c in decomposed if not unicodedata.combining(c))
 
 
-def _loops(original: str, translation: str) -> bool:
-    before, after = Counter(plain(original).split()), Counter(plain(translation).split())
+def _has_number(text: str, words: list[str]) -> bool:
+    return _NUMBER.search(text) is not None or not NUMBER_WORDS.keys().isdisjoint(words)
+
+
+def _loops(meant: list[str], said: list[str]) -> bool:
+    if len(said) - len(set(said)) < LOOP - 1:
+        return False  # no word is there often enough
+    before, after = Counter(meant), Counter(said)
     return any(count >= before[word] + LOOP for word, count in after.items())
