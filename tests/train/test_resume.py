@@ -132,22 +132,24 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
             squares, tmp_path / name, "model.interaction=global", "max_steps=12", "zero_stage=2", *overrides
         )
 
-    third = ("zero_stage=3",)
+    none, third = ("zero_stage=0",), ("zero_stage=3",)
     first = [
         arguments("whole"),
         [*arguments("shrinks"), "stop_after=6"],
+        [*arguments("shrinks0", *none), "stop_after=6"],
         [*arguments("shrinks3", *third), "stop_after=6"],
     ]
-    assert run_many(2, first, tmp_path / "log1") == [0, 85, 85]
+    assert run_many(2, first, tmp_path / "log1") == [0, 85, 85, 85]
     rolls_back = ("watch.non_finite=rollback", "poison_at=8", "checkpoint.every_steps=11")
     shutil.copytree(tmp_path / "shrinks", tmp_path / "rolls_back")
     second = [
         [*arguments("grows"), "stop_after=6"],
         arguments("rolls_back", *rolls_back),
         arguments("shrinks"),
+        arguments("shrinks0", *none),
         arguments("shrinks3", *third),
     ]
-    assert run_many(1, second, tmp_path / "log2") == [85, 0, 0, 0]
+    assert run_many(1, second, tmp_path / "log2") == [85, 0, 0, 0, 0]
     # It went back to a checkpoint of two ranks, and saved and left one of its own after that.
     steps = [line["step"] for line in records(tmp_path / "rolls_back") if "loss/total" in line]
     assert steps == [*range(1, 11), *range(8, 13)]
@@ -159,7 +161,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
     assert run_many(2, [refused, other_batch, changed], tmp_path / "log3") == [2, 2, 0]
     text = (tmp_path / "log3").read_text()
     assert "only within stages 1 and 2, or within 3" in text and "pairs_per_step=24" in text
-    for name in ("shrinks", "shrinks3", "grows"):
+    for name in ("shrinks", "shrinks0", "shrinks3", "grows"):
         assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "whole"), abs=2e-5), name
         events = (tmp_path / name / "log.jsonl").read_text()
         assert "ranks then" in events
