@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -78,9 +79,10 @@ def add_global_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight
     """``token.loss + weight * global_.loss``; the other fields stay those of the token-wise loss.
 
     Others found the pure token-wise loss unstable at scale and the sum stable (SPARC, 2024).
+    Raises ValueError for a weight that is negative or not finite.
     """
-    if weight < 0:
-        raise ValueError(f"weight of the global term must be >= 0, got {weight}")
+    if not 0 <= weight < math.inf:
+        raise ValueError(f"weight of the global term must be a finite number >= 0, got {weight}")
     return token._replace(loss=token.loss + weight * global_.loss)
 
 
