@@ -8,7 +8,6 @@
 // float32. (The expectation takes terms to be rounded independently. Equal tokens with equal weights are not: there two
 // times as much as bfloat16's own rounding has been seen.)
 
-constexpr int FIXED_CHUNKS = 4;         // chunks that are summed before widening
 constexpr float NOISE = 1e-3f;          // of an item, relative root mean square; bfloat16 itself rounds away 1.7e-3
 constexpr float ROUNDING = 1.1f / 12;   // mean square of what a term loses, in units: its product, and its weight
 
@@ -76,9 +75,10 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
   constexpr int STEP = lanes_of<int16_t>(), WIDTH = V * STEP;
   const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
   const int64_t* bounds = source.bounds;
+  constexpr int64_t CHUNKS = V;  // summed before widening; they are longer where rows are narrower
   float factor[MAX_ITEMS];
-  for (int64_t first = 0; first < source.chunks; first += FIXED_CHUNKS) {
-    const int64_t last = at_most(first + FIXED_CHUNKS, source.chunks);
+  for (int64_t first = 0; first < source.chunks; first += CHUNKS) {
+    const int64_t last = at_most(first + CHUNKS, source.chunks);
     const Range sources{bounds[first], bounds[last]};
     for (int64_t d = group.begin; d < group.end; ++d)
       factor[d - group.begin] = weight_factor(side, d, sources, part.hits);
