@@ -126,6 +126,7 @@ class Study:
         self.runs: dict[str, dict[str, Any]] = self.config["runs"]
         self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
         self.efficiency_rows: dict[str, dict[str, Any]] = config.get("efficiency", {})
+        self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
 

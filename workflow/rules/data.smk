@@ -55,6 +55,7 @@ checkpoint download:
         # consumer fails, Snakemake 9 waits for ever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
+        distributor=f"distributor={STUDY.distributor}" if STUDY.distributor else "",
     log:
         f"{RESULTS}/logs/download/{{source}}.log",
     benchmark:
@@ -64,7 +65,7 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={input.card} list={input.kept}"
-        " out={params.shards} funnel={output} > {log} 2>&1"
+        " out={params.shards} funnel={output} {params.distributor} > {log} 2>&1"
 
 
 # One share of the back-translation, into a cache that all of them fill: shares run beside each other, on a cluster
