@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import json
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
@@ -115,6 +116,8 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
             lines += _help_lines(type(cast(Any, default)), f"{prefix}{field.name}.")
             continue
         shown = "REQUIRED" if default in (MISSING, dataclasses.MISSING) else default
+        if shown is None or isinstance(shown, bool):
+            shown = json.dumps(shown)  # null, true, false: as they are written on the command line
         lines.append(f"  {prefix}{field.name}={shown}\n        {field.metadata.get('help', '')}")
     return lines
 
