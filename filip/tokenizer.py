@@ -62,6 +62,8 @@ class OpenClipTokenizer:
         from open_clip.tokenizer import SimpleTokenizer
 
         self.bpe = SimpleTokenizer()
+        # `clean` was here before, and mending mojibake twice is not the same as once
+        self.bpe.clean_fn = lambda text: " ".join(text.split()).lower()
 
     def tokenize_batch(self, texts: list[str], context_length: int) -> np.ndarray:
         return self.bpe(texts, context_length).numpy().astype(np.uint16)
