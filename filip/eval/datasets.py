@@ -7,6 +7,7 @@ the same :class:`Sample`, in a fixed order, so that a loader may use any number 
 from __future__ import annotations
 
 import io
+import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -125,9 +126,8 @@ class WebdatasetFolder(EvalSet):
     def _read(self, member: _Member) -> bytes:
         if member.shard not in self._open:
             self._open[member.shard] = open(self.shards[member.shard], "rb")  # noqa: SIM115 (kept open)
-        file = self._open[member.shard]
-        file.seek(member.offset)
-        return file.read(member.size)
+        # not seek and read: forked workers share the position of a file that was open before them
+        return os.pread(self._open[member.shard].fileno(), member.size, member.offset)
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # workers open the tars themselves
