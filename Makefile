@@ -60,7 +60,7 @@ lint: setup  ## ruff, mypy and snakemake --lint
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@$(SNAKEMAKE) --lint
 
-test: setup lint  ## all checks and tests (about 20 minutes on 2 cores)
+test: setup lint  ## all checks and tests (about 15 minutes on 2 cores)
 	@$(VENV)/bin/python -m pytest
 
 test-quick: setup  ## only the tests that start no processes

@@ -37,6 +37,7 @@ def save_model(
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
     save_file(contiguous, temporary, metadata)
+    temporary.chmod(0o644)  # safetensors lets only the owner read; colleagues evaluate models, too
     os.replace(temporary, path)
 
 
