@@ -20,6 +20,8 @@ from tests.report.results import FUNNEL, STUDY, write, write_results
 
 EVAL = Path(__file__).parents[2] / "eval"
 
+FIGURES = ["loss_curves", "funnel", "augmentation", "component_ablation", "efficiency", "recall", "confusion"]
+
 
 @pytest.fixture
 def folder(tmp_path) -> Path:
@@ -38,18 +40,9 @@ def common(folder: Path) -> list[str]:
 
 def test_the_command_writes_every_figure(folder):
     run_command(main, Figures, argv=[*common(folder), f"study={folder / 'study.json'}", "vector=true"])
-    names = [
-        "loss_curves",
-        "funnel",
-        "augmentation",
-        "component_ablation",
-        "efficiency",
-        "recall",
-        "confusion",
-    ]
     written = {p.name for p in (folder / "f").iterdir()}
-    assert written == {f"{n}.png" for n in names} | {f"{n}.svg" for n in names if n != "augmentation"}
-    for name in names:
+    assert written == {f"{n}.png" for n in FIGURES} | {f"{n}.svg" for n in FIGURES if n != "augmentation"}
+    for name in FIGURES:
         pixels = np.asarray(Image.open(folder / "f" / f"{name}.png").convert("L"))
         assert min(pixels.shape) > 150 and pixels.std() > 5  # there is something on it
 
@@ -57,16 +50,8 @@ def test_the_command_writes_every_figure(folder):
 def test_figures_of_a_study_that_has_not_run_yet(tmp_path):
     study = EVAL.parent / "workflow" / "config" / "demo.yaml"
     run_command(main, Figures, argv=[*common(tmp_path), f"study={study}"])
-    names = {
-        "loss_curves",
-        "funnel",
-        "augmentation",
-        "component_ablation",
-        "efficiency",
-        "recall",
-        "confusion",
-    }
-    assert {p.stem for p in (tmp_path / "f").iterdir()} == names  # the workflow waits for every one of them
+    # the workflow waits for every one of them
+    assert {p.stem for p in (tmp_path / "f").iterdir()} == set(FIGURES)
 
 
 def test_curves_are_the_log(folder):
