@@ -176,6 +176,14 @@ static int64_t backward_slice_vectors(const Problem& p) {
 
 static int64_t backward_slice_width(const Problem& p) { return backward_slice_vectors(p) * backward_lanes(p); }
 
+// Of the first slice, which is the widest: who meets whom depends on it in all of them.
+static int64_t widest_slice_vectors(const Problem& p) {
+  return slice_of(p.dim, backward_slice_width(p), backward_lanes(p), 0).width / backward_lanes(p);
+}
+
+// Chunks that are summed in fixed point before widening; where rows are narrower, chunks have more of them.
+static int64_t chunks_of_run(const Problem& p) { return widest_slice_vectors(p); }
+
 // The maps are read in pieces far apart, which the processor does not foresee.
 template <class Index>
 static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) {
@@ -258,12 +266,11 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
   return chunks;
 }
 
-// What sums in fixed point need besides: where they are taken, room for a number per row, and for each destination item
-// of the unit the mean square of what rounding has done to it (infinite: not to be had in fixed point).
+// What sums in fixed point need besides: where they are taken, and for each destination item of the unit the mean square
+// of what rounding has done to it (infinite: not to be had in fixed point).
 template <class Real>
 struct Partial {
   Real* rows;
-  float* hits;
   double* noise;
 };
 
@@ -274,6 +281,7 @@ struct Copied {
   int64_t chunks;
   const Real* rows;
   float unit;
+  int64_t first_run;  // runs before them, see backward_fixed.inl
 };
 
 // One group of destination items and the copied chunks; `sum` is the group's.
@@ -305,7 +313,6 @@ static int64_t backward_bytes(const Problem& p, int64_t rows) {
   arena.take<double>(rows);
   arena.take<float>(rows * backward_slice_width(p));
   arena.take<char>(run * vectors * VECTOR_BYTES);
-  arena.take<float>(longest);
   arena.take<char>((rows_in(STORE_BYTES, vectors) + run) * vectors * VECTOR_BYTES);
   return static_cast<int64_t>(arena.next);
 }
@@ -316,29 +323,29 @@ static void slice_gradient(const Side<Index>& side, Range items, Slice slice, ch
   constexpr int WIDTH = V * lanes_of<Real>();
   const Problem& p = side.call.problem;
   const int64_t row0 = side.row(true, items.begin), rows = side.row(true, items.end) - row0;
-  const int64_t longest = longest_item(p);
+  const int64_t vectors = widest_slice_vectors(p);
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
   Partial<Real> part;
   part.noise = arena.take<double>(rows);
   [[maybe_unused]] const uintptr_t after_noise = arena.next;
   float* sum = arena.take<float>(rows * WIDTH);
-  part.rows = arena.take<Real>((longest + rows_in(IMAGE_BYTES, V)) * WIDTH);
-  part.hits = arena.take<float>(longest);
+  part.rows = arena.take<Real>((longest_item(p) + rows_in(IMAGE_BYTES, vectors)) * WIDTH);
   Real* source = arena.take<Real>(0);
   for (int64_t c = 0; c < rows * WIDTH; ++c) sum[c] = 0;
   for (int64_t d = 0; d < items.end - items.begin; ++d) part.noise[d] = 0;
   int64_t bounds[MAX_CHUNKS + 1];
-  for (int64_t first = 0; first < side.items(false);) {
-    const int64_t chunks = next_chunks(side, first, V, bounds);
+  for (int64_t first = 0, run = 0; first < side.items(false);) {
+    const int64_t chunks = next_chunks(side, first, vectors, bounds);
     const float unit =
         copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
-      next = run_end(side, true, d, items.end, V);
-      meet_all<V>(side, {d, next}, {bounds, chunks, source, unit},
-                  Partial<Real>{part.rows, part.hits, part.noise + (d - items.begin)},
+      next = run_end(side, true, d, items.end, vectors);
+      meet_all<V>(side, {d, next}, {bounds, chunks, source, unit, run},
+                  Partial<Real>{part.rows, part.noise + (d - items.begin)},
                   sum + (side.row(true, d) - row0) * WIDTH);
     }
     first = bounds[chunks];
+    run += div_up(chunks, chunks_of_run(p));
   }
   write_gradient(side.image ? side.call.grad_image : side.call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice,
                  sum);
@@ -359,6 +366,21 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
     case 3: return slice_gradient<3, Real>(side, items, slice, scratch);
     case 4: return slice_gradient<4, Real>(side, items, slice, scratch);
   }
+}
+
+static int64_t factor_count(const BackwardCall& call, bool image) {
+#ifdef FIXED_SUMS
+  const Side<uint8_t> side{call, image, 0};
+  if (in_fixed_point(call.problem)) return side.items(true) * count_runs(side);
+#endif
+  return 0;
+}
+
+static void find_factors(const BackwardCall& call, bool image, Range items, char* scratch) {
+#ifdef FIXED_SUMS
+  call.problem.wide ? find_factors<int16_t>(call, image, items, scratch)
+                    : find_factors<uint8_t>(call, image, items, scratch);
+#endif
 }
 
 static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {

@@ -68,6 +68,36 @@ static float weight_factor(const Side<Index>& side, int64_t d, Range sources, fl
   return usable ? room / bound : 0;
 }
 
+// Calls visit(sources, run) for every run of the source, returns their number.
+template <class Index, class Visit>
+static int64_t for_each_run(const Side<Index>& side, const Visit& visit) {
+  const int64_t vectors = widest_slice_vectors(side.call.problem);
+  const int64_t length = chunks_of_run(side.call.problem);
+  int64_t bounds[MAX_CHUNKS + 1], run = 0;
+  for (int64_t first = 0; first < side.items(false);) {
+    const int64_t chunks = next_chunks(side, first, vectors, bounds);
+    for (int64_t c = 0; c < chunks; c += length, ++run)
+      visit(Range{bounds[c], bounds[at_most(c + length, chunks)]}, run);
+    first = bounds[chunks];
+  }
+  return run;
+}
+
+template <class Index>
+static int64_t count_runs(const Side<Index>& side) {
+  return for_each_run(side, [](Range, int64_t) {});
+}
+
+// The factors lie one run after the other.
+template <class Index>
+static void find_factors(const BackwardCall& call, bool image, Range items, char* scratch) {
+  const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
+  for_each_run(side, [&](Range sources, int64_t run) {
+    for (int64_t d = items.begin; d < items.end; ++d)
+      call.factors[run * side.items(true) + d] = weight_factor(side, d, sources, reinterpret_cast<float*>(scratch));
+  });
+}
+
 // One group of destination items and the copied chunks, see the head of this file.
 template <int V, class Index>
 static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>& source, Partial<int16_t> part,
@@ -75,13 +105,11 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
   constexpr int STEP = lanes_of<int16_t>(), WIDTH = V * STEP;
   const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
   const int64_t* bounds = source.bounds;
-  constexpr int64_t CHUNKS = V;  // summed before widening; they are longer where rows are narrower
-  float factor[MAX_ITEMS];
-  for (int64_t first = 0; first < source.chunks; first += CHUNKS) {
-    const int64_t last = at_most(first + CHUNKS, source.chunks);
+  const int64_t run = chunks_of_run(side.call.problem);
+  const float* factor = side.call.factors + source.first_run * side.items(true) + group.begin;
+  for (int64_t first = 0; first < source.chunks; first += run, factor += side.items(true)) {
+    const int64_t last = at_most(first + run, source.chunks);
     const Range sources{bounds[first], bounds[last]};
-    for (int64_t d = group.begin; d < group.end; ++d)
-      factor[d - group.begin] = weight_factor(side, d, sources, part.hits);
     for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
     for (int64_t c = first; c < last; ++c) {
       if (c + 1 < source.chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});

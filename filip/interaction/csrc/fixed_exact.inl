@@ -1,8 +1,8 @@
-// From fixed point back to float32: which of several close maxima is the largest, and what the values are off by.
+// From fixed point back to float32, for float32 tokens: which of several close maxima is the largest, and what the values are off by.
 
 // Of the candidates (rows of b, ascending), the first whose float32 product with row_a of `a` is the largest. Usually
 // there are two; taken two at a time, they do not wait for each other's sums.
-static int64_t settle(const void* a, int64_t row_a, const void* b, const int64_t* candidates, int64_t count, bool bf16,
+static int64_t settle(const void* a, int64_t row_a, const void* b, const int64_t* candidates, int64_t count,
                       int64_t dim) {
   float best = 0;
   int64_t winner = -1;
@@ -12,10 +12,10 @@ static int64_t settle(const void* a, int64_t row_a, const void* b, const int64_t
     for (int64_t c = 0; c < dim; c += 32)
 #pragma GCC unroll 2
       for (int64_t half = 0; half < 2; ++half) {
-        const __m512 x = load_columns(a, bf16, dim, row_a, c + 16 * half);
+        const __m512 x = load_columns(a, false, dim, row_a, c + 16 * half);
 #pragma GCC unroll 2
         for (int k = 0; k < 2; ++k)
-          sum[k][half] = _mm512_fmadd_ps(x, load_columns(b, bf16, dim, row[k], c + 16 * half), sum[k][half]);
+          sum[k][half] = _mm512_fmadd_ps(x, load_columns(b, false, dim, row[k], c + 16 * half), sum[k][half]);
       }
     for (int k = 0; k < 2; ++k) {
       const float value = _mm512_reduce_add_ps(_mm512_add_ps(sum[k][0], sum[k][1]));

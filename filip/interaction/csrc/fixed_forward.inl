@@ -110,13 +110,15 @@ static void fixed_forward(const ForwardCall& call, Range images, Range groups, R
       const int32_t window = doubt(error, text.rounding[j - texts.begin].error, bits);
       fill_tile(s, text.fixed + (text_rows.begin - row0) * stride, text_rows.end - text_rows.begin, stride);
       if (call.i2t)
-        vertical(s, p, image_row0, text_rows, group_row0, window, bits, s.text_choice + (j - first) * s.lanes);
+        (p.bf16 ? vertical<false> : vertical<true>)(s, p, image_row0, text_rows, group_row0, window, bits,
+                                                    s.text_choice + (j - first) * s.lanes);
       for (int64_t i = 0; i < s.images; ++i) {
         const int64_t n = i * MAX_GROUP_TEXTS + j - first;
         if (call.i2t) s.i2t_sums[n] = sum_of(s.best + i * s.n1, s.n1, keep);
         if (call.t2i)
-          s.t2i_sums[n] = horizontal(s, p, image_row0, i * s.n1, text_rows, window, bits,
-                                     s.image_choice + i * s.group_rows + text_rows.begin - group_row0);
+          s.t2i_sums[n] = (p.bf16 ? horizontal<false> : horizontal<true>)(
+              s, p, image_row0, i * s.n1, text_rows, window, bits,
+              s.image_choice + i * s.group_rows + text_rows.begin - group_row0);
       }
     }
     write_maps(call, images, first, last, s);

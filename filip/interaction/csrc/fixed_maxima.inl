@@ -1,4 +1,5 @@
-// The maxima of one text's tile in either direction, each with its winner; those in doubt are settled in float32.
+// The maxima of one text's tile in either direction, each with its winner; with Settle, those in doubt are settled in
+// float32.
 
 // A similarity with its lowest bits replaced by the reversed index: one maximum finds value and lowest index.
 static inline __m512i with_index(__m512i value, __m512i keep, __m512i index) {
@@ -12,6 +13,7 @@ static inline int64_t add_candidates(int64_t* out, uint32_t which, int64_t first
 }
 
 // image-to-text: the best row of one text for each lane.
+template <bool Settle>
 static void vertical(FixedScratch& s, const Problem& p, int64_t image_row0, Range text, int64_t group_row0,
                      int32_t window, int bits, uint16_t* choice) {
   const int64_t length = text.end - text.begin, tokens = s.images * s.n1;
@@ -26,13 +28,14 @@ static void vertical(FixedScratch& s, const Problem& p, int64_t image_row0, Rang
     for (int64_t r = 0; r < length; ++r) {
       const __m512i index = _mm512_set1_epi32(low - static_cast<int32_t>(r));
       const __m512i next = with_index(_mm512_loadu_si512(column + r * s.lanes), keep, index);
-      second = _mm512_max_epi32(second, _mm512_min_epi32(best, next));
+      if (Settle) second = _mm512_max_epi32(second, _mm512_min_epi32(best, next));
       best = _mm512_max_epi32(best, next);
     }
     // row = low - (best & low)
     const __m512i winner = _mm512_add_epi32(_mm512_andnot_si512(best, _mm512_set1_epi32(low)), first_row);
     _mm512_storeu_si512(s.best + v * LANES, best);
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(choice + v * LANES), _mm512_cvtepi32_epi16(winner));
+    if (!Settle) continue;
     const __mmask16 close = _mm512_cmpge_epi32_mask(second, _mm512_sub_epi32(best, _mm512_set1_epi32(window)));
     _mm512_mask_compressstoreu_epi32(s.unsure + unsure, close,
                                      _mm512_add_epi32(lanes, _mm512_set1_epi32(static_cast<int32_t>(v * LANES))));
@@ -49,7 +52,7 @@ static void vertical(FixedScratch& s, const Problem& p, int64_t image_row0, Rang
       count += add_candidates(s.candidates + count, _mm512_cmpge_epi32_mask(column, least), text.begin + r0);
     }
     ++s.lost;
-    const int64_t row = settle(p.image, image_row0 + lane, p.text, s.candidates, count, p.bf16, p.dim);
+    const int64_t row = settle(p.image, image_row0 + lane, p.text, s.candidates, count, p.dim);
     choice[lane] = static_cast<uint16_t>(row - group_row0);
     s.best[lane] = s.tile[(row - text.begin) * s.lanes + lane];
   }
@@ -85,6 +88,7 @@ static inline __m512i row_maxima(const __m512i v[16]) {
 
 // text-to-image: the best token of one image (its lanes start at `lane`) for each row of one text.
 // Returns the sum of the maxima.
+template <bool Settle>
 static float horizontal(FixedScratch& s, const Problem& p, int64_t image_row0, int64_t lane, Range text,
                         int32_t window, int bits, uint16_t* choice) {
   const int64_t length = text.end - text.begin;
@@ -115,6 +119,7 @@ static float horizontal(FixedScratch& s, const Problem& p, int64_t image_row0, i
                                             _mm512_set1_epi32(static_cast<int32_t>(lane)));
     _mm256_mask_storeu_epi16(choice + r0, valid, _mm512_cvtepi32_epi16(winner));
     sum += _mm512_mask_reduce_add_ps(valid, _mm512_cvtepi32_ps(_mm512_and_si512(top, keep)));
+    if (!Settle) continue;
     int32_t least[16];
     _mm512_storeu_si512(least, _mm512_sub_epi32(top, _mm512_set1_epi32(window)));
     uint32_t unsure = 0;
@@ -139,7 +144,7 @@ static float horizontal(FixedScratch& s, const Problem& p, int64_t image_row0, i
       }
       ++s.lost;
       const int64_t chosen =
-          settle(p.text, text.begin + r0 + r, p.image, s.candidates, candidates, p.bf16, p.dim) - image_row0;
+          settle(p.text, text.begin + r0 + r, p.image, s.candidates, candidates, p.dim) - image_row0;
       choice[r0 + r] = static_cast<uint16_t>(chosen);
       sum += static_cast<float>(row[chosen - lane]) - static_cast<float>((least[r] + window) & ~low);
     }

@@ -1,4 +1,4 @@
-// Tokens rounded to int16, and what the rounding left, in int8.
+// Tokens rounded to int16, and for float32 tokens what the rounding left, in int8.
 
 constexpr float LONGEST = 45000.0f;  // length of a token in fixed point: (45000 + rounding)^2 < 2^31
 constexpr float LARGEST = 32767.0f;  // of a single number
@@ -20,7 +20,9 @@ struct Rests {
   }
 };
 
-static inline int64_t rests_bytes(int64_t rows, int64_t dim) { return rows * 2 * fixed_stride(dim); }
+static inline int64_t rests_bytes(const Problem& p, int64_t rows) {
+  return p.bf16 ? 0 : rows * 2 * fixed_stride(p.dim);
+}
 
 struct Rounding {
   float scale;  // fixed point = token * scale; NaN if one is not finite, 0 if their squares overflow
@@ -87,14 +89,17 @@ static Rounding round_rows(const void* rows, bool bf16, Range range, int64_t dim
       const __m512 rest = _mm512_sub_ps(_mm512_cvtepi32_ps(fixed), x);
       sum = _mm512_fmadd_ps(rest, rest, sum);
       _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + c), _mm512_cvtsepi32_epi16(fixed));
+      if (bf16) continue;
       const __m128i small = to_bytes(rest, 1 / REST_UNIT), large = to_bytes(_mm512_cvtepi32_ps(fixed), 1 / coarse);
       small_sum = _mm512_add_epi32(small_sum, _mm512_cvtepi8_epi32(small));
       large_sum = _mm512_add_epi32(large_sum, _mm512_cvtepi8_epi32(large));
       _mm_storeu_si128(reinterpret_cast<__m128i*>(rests.row(text, c, rest0, dim)), small);
       _mm_storeu_si128(reinterpret_cast<__m128i*>(rests.row(!text, c, rest0, dim)), large);
     }
-    rests.sums[text * rests.count + rest0] = _mm512_reduce_add_epi32(small_sum);
-    rests.sums[!text * rests.count + rest0] = _mm512_reduce_add_epi32(large_sum);
+    if (!bf16) {
+      rests.sums[text * rests.count + rest0] = _mm512_reduce_add_epi32(small_sum);
+      rests.sums[!text * rests.count + rest0] = _mm512_reduce_add_epi32(large_sum);
+    }
     const float off = _mm512_reduce_add_ps(sum);
     error = off > error ? off : error;
   }
@@ -118,14 +123,14 @@ struct PackedText {
   PackedText(const Problem& p, Range texts, Arena arena) {
     const int64_t rows = p.offsets[texts.end] - p.offsets[texts.begin];
     fixed = arena.take<int16_t>(rows * fixed_stride(p.dim));
-    rests = arena.take<int8_t>(rests_bytes(rows, p.dim));
-    rest_sums = arena.take<int32_t>(2 * rows);
+    rests = arena.take<int8_t>(rests_bytes(p, rows));
+    rest_sums = arena.take<int32_t>(p.bf16 ? 0 : 2 * rows);
     rounding = arena.take<Rounding>(texts.end - texts.begin);
     bytes = static_cast<int64_t>(arena.next);
   }
   Rests rests_of(const Problem& p, Range texts, Range group) const {
     const int64_t row = p.offsets[group.begin] - p.offsets[texts.begin];
-    return {rests + rests_bytes(row, p.dim), rest_sums + 2 * row, p.offsets[group.end] - p.offsets[group.begin]};
+    return {rests + rests_bytes(p, row), rest_sums + 2 * row, p.offsets[group.end] - p.offsets[group.begin]};
   }
   int64_t bytes;
 };

@@ -5,11 +5,13 @@
 // token has length 45000: by Cauchy-Schwarz no partial sum overflows, and the error of a similarity is at most
 //     |du| |v| + |u| |dv|        (u, v the rounded tokens; du, dv what rounding changed, measured per token),
 // about 2e-4 of the largest possible similarity at d = 256. A maximum that leads by more than twice this bound is
-// certainly the right one. Where others lie within it (1.4 % of the maxima of random tokens) all candidates are
-// computed again in float32, and the lowest index among the largest wins.
-// For float32 input the rounding is then taken back out of the values: du.v + u.dv of every winning pair, computed in
-// int8 (vpdpbusd, a few per cent of the product), leaves them within some 1e-6 of float32's. bfloat16 input keeps the
-// fixed-point values: their error, 1e-6 of a mean of 49, is far below what bfloat16 has already rounded away.
+// certainly the right one. For float32 tokens, where others lie within it (1.4 % of the maxima of random tokens) all
+// candidates are computed again in float32, and the lowest index among the largest wins; then the rounding is taken
+// back out of the values: du.v + u.dv of every winning pair, computed in int8 (vpdpbusd, a few per cent of the product),
+// leaves them within some 1e-6 of float32's.
+// For bfloat16 tokens neither is done. Scaled by a power of two, all but their small numbers are integers already, and a
+// similarity is off by some 2e-6 of |u| |v|, a hundredth of what rounding the tokens to bfloat16 has changed. Maxima
+// closer than that are a tie, and equal tokens still tie exactly.
 //
 // If a third of a group's maxima are in doubt (all tokens nearly alike, as with collapsed features), the rest of the
 // unit is done by the plain float32 kernel: screening would cost more than it saves.
@@ -39,7 +41,8 @@ constexpr int LANES = 16;
 const Isa* avx512vnni_isa() {
   static const Isa* plain = avx512_isa();
   static const Isa isa = {"avx512vnni", fixed_image_block, fixed_packed_bytes, fixed_pack_group, fixed_bytes,
-                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->backward};
+                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->factor_count, plain->find_factors,
+                          plain->backward};
   return &isa;
 }
 }  // namespace filip

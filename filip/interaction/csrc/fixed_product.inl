@@ -46,7 +46,7 @@ struct FixedScratch {
     group_rows = at_least(longest, 160);
     rows = arena.take<int16_t>(lanes * fixed_stride(p.dim));
     panel = arena.take<int16_t>(lanes * pairs * 2);
-    rests = {arena.take<int8_t>(rests_bytes(images * n1, p.dim)), nullptr, images * n1};
+    rests = {arena.take<int8_t>(rests_bytes(p, images * n1)), nullptr, images * n1};
     rests.sums = arena.take<int32_t>(2 * images * n1);
     tile = arena.take<int32_t>(longest * lanes);
     best = arena.take<int32_t>(lanes);

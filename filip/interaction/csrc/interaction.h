@@ -49,6 +49,7 @@ struct BackwardCall {
   const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
+  float* factors;    // see Isa::find_factors
 };
 
 struct Range {
@@ -71,6 +72,10 @@ struct Isa {
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
+  // What each image (or text) multiplies its weights by when it meets a run of the other side, the same in all slices.
+  // How many such numbers there are, 0 where sums are taken in float32; those of some images (or texts).
+  int64_t (*factor_count)(const BackwardCall&, bool image);
+  void (*find_factors)(const BackwardCall&, bool image, Range items, char* scratch);
   // The gradient of some images (or texts), one slice of columns.
   void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
 };

@@ -167,6 +167,12 @@ void run_backward(const Isa& isa, BackwardCall call) {
     for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Workers for_each_unit(isa.backward_bytes(p, rows));
+    Buffer factors(isa.factor_count(call, image) * static_cast<int64_t>(sizeof(float)));
+    call.factors = reinterpret_cast<float*>(factors.data());
+    if (call.factors)
+      for_each_unit(blocks, [&](int64_t unit, char* memory) {
+        isa.find_factors(call, image, {bounds[unit], bounds[unit + 1]}, memory);
+      });
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
       isa.backward(call, image, range, unit % slices, memory);
@@ -217,7 +223,7 @@ FILIP_EXPORT int filip_backward(const char* isa_name, const void* image, const v
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
     run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image,
-                                    grad_text});
+                                    grad_text, nullptr});
   } catch (const std::bad_alloc&) {
     return 2;
   }
