@@ -89,7 +89,7 @@ def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
     )
     names = [name for name in CONTENDERS if _fits(name, images, patches)]
     steps = {"product": _best_product(problem)} | {name: CONTENDERS[name](problem) for name in names}
-    milliseconds = measure_time(steps, seconds_each=3 if quick else 8)
+    milliseconds = measure_time(steps, *((3, 1) if quick else (8, 2)))
     memory = {}
     for name in MEMORY_OF:
         if name in steps:
@@ -108,15 +108,15 @@ def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
     return ratios | {f"{name}_peak_mb": value for name, value in memory.items()}
 
 
-def measure_time(steps: dict[str, Step], seconds_each: float) -> dict[str, float]:
+def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2) -> dict[str, float]:
     """Median CPU milliseconds, the contenders taking turns: up to 15 rounds each, fewer for those who take long."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for current in range(16):
         for name, step in steps.items():
             taken = seconds[name]
-            if current > 1 and sum(taken) > seconds_each and current % 5:
+            if len(taken) >= at_least and sum(taken) > seconds_each and current % 5:
                 continue  # a slow one takes part in the first rounds and in every fifth
-            if current > 1 and sum(taken) + taken[-1] > 2 * seconds_each:
+            if len(taken) >= at_least and sum(taken) + taken[-1] > 2 * seconds_each:
                 continue
             started = time.process_time()
             step()
