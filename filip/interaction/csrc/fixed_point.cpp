@@ -1,4 +1,4 @@
-// AVX-512 with VNNI: the product in 16-bit fixed point, the arg-maxima and their values still those of float32.
+// AVX-512 with VNNI: the product in 16-bit fixed point; arg-maxima and values of float32 tokens still those of float32.
 //
 // vpdpwssd multiplies 32 pairs of int16 and adds them exactly in int32, twice the work of a float32
 // FMA (and, where measured, four times that of vdpbf16ps). Each image and each text is scaled so that its longest
@@ -41,8 +41,8 @@ constexpr int LANES = 16;
 const Isa* avx512vnni_isa() {
   static const Isa* plain = avx512_isa();
   static const Isa isa = {"avx512vnni", fixed_image_block, fixed_packed_bytes, fixed_pack_group, fixed_bytes,
-                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->factor_count, plain->find_factors,
-                          plain->backward};
+                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->factor_count,
+                          plain->find_factors, plain->backward};
   return &isa;
 }
 }  // namespace filip

@@ -49,7 +49,7 @@ struct BackwardCall {
   const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
-  float* factors;    // see Isa::find_factors
+  float* factors;    // see Isa::find_factors, or null
 };
 
 struct Range {
@@ -72,8 +72,8 @@ struct Isa {
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
-  // What each image (or text) multiplies its weights by when it meets a run of the other side, the same in all slices.
-  // How many such numbers there are, 0 where sums are taken in float32; those of some images (or texts).
+  // The factors by which each image (or text) scales its weights for sums in fixed point, one for each run of the other
+  // side and the same in all slices: how many there are in all (0: sums are in float32), and those of some items.
   int64_t (*factor_count)(const BackwardCall&, bool image);
   void (*find_factors)(const BackwardCall&, bool image, Range items, char* scratch);
   // The gradient of some images (or texts), one slice of columns.
