@@ -9,9 +9,9 @@
 // candidates are computed again in float32, and the lowest index among the largest wins; then the rounding is taken
 // back out of the values: du.v + u.dv of every winning pair, computed in int8 (vpdpbusd, a few per cent of the product),
 // leaves them within some 1e-6 of float32's.
-// For bfloat16 tokens neither is done. Scaled by a power of two, all but their small numbers are integers already, and a
-// similarity is off by some 2e-6 of |u| |v|, a hundredth of what rounding the tokens to bfloat16 has changed. Maxima
-// closer than that are a tie, and equal tokens still tie exactly.
+// For bfloat16 tokens neither is done. Scaled by a power of two, all but their small numbers are integers already, and
+// the winners that differ are a fiftieth of those that rounding the tokens to bfloat16 has changed, or fewer
+// (bench/bfloat16_winners.py). Equal tokens still tie exactly.
 //
 // If a third of a group's maxima are in doubt (all tokens nearly alike, as with collapsed features), the rest of the
 // unit is done by the plain float32 kernel: screening would cost more than it saves.
