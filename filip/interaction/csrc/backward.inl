@@ -62,6 +62,37 @@ struct Terms {
   Real* destination[MAX_ITEMS];   // scatter: the first row of each destination item
 };
 
+// Winners of the rows from r on, eight bytes at a time with the first in the lowest bits: loaded one by one they would
+// compete with the rows for the load ports, a fifth of the time.
+template <class Index>
+constexpr int64_t winners_of_word() {
+  return static_cast<int64_t>(sizeof(uint64_t) / sizeof(Index));
+}
+
+template <class Index>
+__attribute__((noinline)) static uint64_t few_winners(const Index* winner, int64_t r, int64_t rows) {
+  uint64_t word = 0;
+  for (int64_t n = rows; n-- > r;) word = word << (8 * sizeof(Index)) | static_cast<uint64_t>(winner[n]);
+  return word;
+}
+
+template <class Index>
+static inline uint64_t winners_from(const Index* winner, int64_t r, int64_t rows) {
+  if (rows < winners_of_word<Index>()) return few_winners(winner, r, rows);
+  const int64_t from = at_most(r, rows - winners_of_word<Index>());  // nothing beyond the last row is read
+  uint64_t word;
+  __builtin_memcpy(&word, winner + from, sizeof(word));
+  return word >> (8 * sizeof(Index) * static_cast<uint64_t>(r - from));
+}
+
+template <class Index>
+static inline int64_t next_winner(uint64_t& word) {
+  constexpr int BITS = 8 * sizeof(Index);
+  const uint64_t winner = word & ((uint64_t{1} << BITS) - 1);
+  word >>= BITS;
+  return static_cast<int64_t>(winner);
+}
+
 // Every row of one destination item += weight * the row of each of N source items that won it.
 template <int V, int N, class Real, class Index>
 static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& terms) {
@@ -76,18 +107,23 @@ static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& te
     winner[n] = terms.winner[n];
     source[n] = terms.source[n];
   }
-  for (int64_t r = 0; r < rows; ++r, destination += WIDTH) {
-    Vector sum[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) sum[v] = load(destination + v * STEP);
+  for (int64_t r = 0; r < rows;) {
+    uint64_t word[N];
 #pragma GCC unroll 6
-    for (int n = 0; n < N; ++n) {
-      const Real* row = source[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
+    for (int n = 0; n < N; ++n) word[n] = winners_from(winner[n], r, rows);
+    for (const int64_t end = at_most(rows, r + winners_of_word<Index>()); r < end; ++r, destination += WIDTH) {
+      Vector sum[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[v] = add_product(sum[v], weight[n], load(row + v * STEP));
+      for (int v = 0; v < V; ++v) sum[v] = load(destination + v * STEP);
+#pragma GCC unroll 6
+      for (int n = 0; n < N; ++n) {
+        const Real* row = source[n] + next_winner<Index>(word[n]) * WIDTH;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) sum[v] = add_product(sum[v], weight[n], load(row + v * STEP));
+      }
+#pragma GCC unroll 4
+      for (int v = 0; v < V; ++v) store(destination + v * STEP, sum[v]);
     }
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) store(destination + v * STEP, sum[v]);
   }
 }
 
@@ -106,15 +142,20 @@ static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& 
     winner[n] = terms.winner[n];
     destination[n] = terms.destination[n];
   }
-  for (int64_t r = 0; r < rows; ++r, source += WIDTH) {
-    Vector x[V];
-#pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) x[v] = load(source + v * STEP);
+  for (int64_t r = 0; r < rows;) {
+    uint64_t word[N];
 #pragma GCC unroll 6
-    for (int n = 0; n < N; ++n) {
-      Real* to = destination[n] + static_cast<int64_t>(winner[n][r]) * WIDTH;
+    for (int n = 0; n < N; ++n) word[n] = winners_from(winner[n], r, rows);
+    for (const int64_t end = at_most(rows, r + winners_of_word<Index>()); r < end; ++r, source += WIDTH) {
+      Vector x[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(to + v * STEP, add_product(load(to + v * STEP), weight[n], x[v]));
+      for (int v = 0; v < V; ++v) x[v] = load(source + v * STEP);
+#pragma GCC unroll 6
+      for (int n = 0; n < N; ++n) {
+        Real* to = destination[n] + next_winner<Index>(word[n]) * WIDTH;
+#pragma GCC unroll 4
+        for (int v = 0; v < V; ++v) store(to + v * STEP, add_product(load(to + v * STEP), weight[n], x[v]));
+      }
     }
   }
 }
@@ -368,7 +409,7 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
   }
 }
 
-static int64_t factor_count(const BackwardCall& call, bool image) {
+static int64_t bound_count(const BackwardCall& call, bool image) {
 #ifdef FIXED_SUMS
   const Side<uint8_t> side{call, image, 0};
   if (in_fixed_point(call.problem)) return side.items(true) * count_runs(side);
@@ -376,10 +417,10 @@ static int64_t factor_count(const BackwardCall& call, bool image) {
   return 0;
 }
 
-static void find_factors(const BackwardCall& call, bool image, Range items, char* scratch) {
+static void find_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
 #ifdef FIXED_SUMS
-  call.problem.wide ? find_factors<int16_t>(call, image, items, scratch)
-                    : find_factors<uint8_t>(call, image, items, scratch);
+  call.problem.wide ? find_bounds<int16_t>(call, image, items, scratch)
+                    : find_bounds<uint8_t>(call, image, items, scratch);
 #endif
 }
 

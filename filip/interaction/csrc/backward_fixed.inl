@@ -5,10 +5,11 @@
 // counted for that), so nothing overflows. On tokens that differ from one another this loses a third of what rounding
 // the result to bfloat16 loses. Where the terms all but cancel, as with collapsed features, it would be far more: so
 // the expected loss of every item is added up beside its sums, and an item that lost too much is summed again in
-// float32. (The expectation takes terms to be rounded independently. Equal tokens with equal weights are not: there two
+// float32. (The expectation takes terms to be rounded independently. Those of nearly equal tokens are not: there three
 // times as much as bfloat16's own rounding has been seen.)
 
 constexpr float NOISE = 1e-3f;          // of an item, relative root mean square; bfloat16 itself rounds away 1.7e-3
+constexpr double LITTLE = 0.3;          // of the mean square of what an item loses: so much more from longer runs
 constexpr float ROUNDING = 1.1f / 12;   // mean square of what a term loses, in units: its product, and its weight
 
 // Rows of bfloat16 in 16-bit fixed point. Returns what 2^15 stands for; infinity if a number is not finite, or all are
@@ -42,59 +43,98 @@ static float copy_source(const Side<Index>& side, Range rows, Slice slice, int16
   return 32768 / factor;
 }
 
-// What the weights of destination item d are multiplied by to meet the source items in fixed point: 0 if they cannot,
-// infinity if all of them are zero.
+// The largest sum of absolute weights that a row of destination item d can meet among these source items; infinity if
+// fixed point will not do.
 template <class Index>
-static float weight_factor(const Side<Index>& side, int64_t d, Range sources, float* hits) {
+static float weight_bound(const Side<Index>& side, int64_t d, Range sources, float* all_hits) {
+  constexpr int64_t WAYS = 4;  // tables of hits: a row that wins twice in succession does not wait for itself
   const int64_t rows = side.row(true, d + 1) - side.row(true, d);
   float each = 0, total = 0, most = 0;
-  for (int64_t r = 0; r < rows; ++r) hits[r] = 0;
+  for (int64_t r = 0; r < WAYS * rows; ++r) all_hits[r] = 0;
   for (int64_t s = sources.begin; s < sources.end; ++s) {
     if (side.comes(true)) each += __builtin_fabsf(side.weight(d, s, true));
     if (!side.comes(false)) continue;
     const float weight = __builtin_fabsf(side.weight(d, s, false));
     const Index* winner = side.winners(d, s, false);
     const int64_t count = side.row(false, s + 1) - side.row(false, s);
-    for (int64_t r = 0; r < count; ++r) hits[winner[r]] += weight;
+    for (int64_t r0 = 0; r0 < count; r0 += WAYS)
+#pragma GCC unroll 4
+      for (int64_t way = 0; way < WAYS && r0 + way < count; ++way) all_hits[way * rows + winner[r0 + way]] += weight;
     total += weight * static_cast<float>(count);
   }
-  for (int64_t r = 0; r < rows; ++r) most = hits[r] > most ? hits[r] : most;
-  const float bound = each + most;
-  // Rounding may add half a unit to every weight of a row.
-  const int64_t terms = side.row(false, sources.end) - side.row(false, sources.begin) + sources.end - sources.begin;
-  const float room = 32767 - static_cast<float>(terms);
-  if (each + total == 0) return __builtin_inff();
-  const bool usable = each + total < 1e30f && bound > 1e-30f && room > 16384;
-  return usable ? room / bound : 0;
+  for (int64_t r = 0; r < rows; ++r) {
+    float hits = 0;
+    for (int64_t way = 0; way < WAYS; ++way) hits += all_hits[way * rows + r];
+    most = hits > most ? hits : most;
+  }
+  if (each + total == 0) return 0;
+  return each + total < 1e30f && each + most > 1e-30f ? each + most : __builtin_inff();
 }
 
-// Calls visit(sources, run) for every run of the source, returns their number.
+// Terms that the rows of a destination item meet, all together and each at most.
+template <class Index>
+static int64_t terms_from(const Side<Index>& side, Range sources) {
+  return side.row(false, sources.end) - side.row(false, sources.begin) + sources.end - sources.begin;
+}
+
+// What weights are multiplied by for sums that cannot overflow; rounding may add half a unit to each of them. 0: cannot
+// be had.
+static float weight_factor(float bound, int64_t terms) {
+  return terms < 16384 ? static_cast<float>(32767 - terms) / bound : 0;
+}
+
+// Calls visit(bounds, chunks, first run) for all that is copied at a time, see next_chunks. Returns the number of runs.
 template <class Index, class Visit>
-static int64_t for_each_run(const Side<Index>& side, const Visit& visit) {
+static int64_t for_each_store(const Side<Index>& side, const Visit& visit) {
   const int64_t vectors = widest_slice_vectors(side.call.problem);
-  const int64_t length = chunks_of_run(side.call.problem);
   int64_t bounds[MAX_CHUNKS + 1], run = 0;
-  for (int64_t first = 0; first < side.items(false);) {
-    const int64_t chunks = next_chunks(side, first, vectors, bounds);
-    for (int64_t c = 0; c < chunks; c += length, ++run)
-      visit(Range{bounds[c], bounds[at_most(c + length, chunks)]}, run);
-    first = bounds[chunks];
+  for (int64_t first = 0, chunks; first < side.items(false); first = bounds[chunks]) {
+    chunks = next_chunks(side, first, vectors, bounds);
+    visit(bounds, chunks, run);
+    run += div_up(chunks, chunks_of_run(side.call.problem));
   }
   return run;
 }
 
 template <class Index>
 static int64_t count_runs(const Side<Index>& side) {
-  return for_each_run(side, [](Range, int64_t) {});
+  return for_each_store(side, [](const int64_t*, int64_t, int64_t) {});
 }
 
-// The factors lie one run after the other.
+// The bounds lie one run after the other. Those of an item are negative where its runs are made one: where this adds
+// little to what rounding costs the item elsewhere. (Of a soft-max, most weights are tiny.)
 template <class Index>
-static void find_factors(const BackwardCall& call, bool image, Range items, char* scratch) {
+static void find_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
   const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
-  for_each_run(side, [&](Range sources, int64_t run) {
-    for (int64_t d = items.begin; d < items.end; ++d)
-      call.factors[run * side.items(true) + d] = weight_factor(side, d, sources, reinterpret_cast<float*>(scratch));
+  const int64_t length = chunks_of_run(call.problem), all = side.items(true);
+  const auto loss = [](float bound, int64_t terms) {
+    const double unit = 1 / static_cast<double>(weight_factor(bound, terms));
+    return static_cast<double>(terms) * unit * unit;
+  };
+  Arena arena{reinterpret_cast<uintptr_t>(scratch)};
+  double* lost = arena.take<double>(items.end - items.begin);
+  float* hits = arena.take<float>(0);
+  for (int64_t d = items.begin; d < items.end; ++d) lost[d - items.begin] = 0;
+  int64_t stores = 0;
+  for_each_store(side, [&](const int64_t* bounds, int64_t chunks, int64_t run) {
+    ++stores;
+    for (int64_t c = 0; c < chunks; c += length, ++run) {
+      const Range sources{bounds[c], bounds[at_most(c + length, chunks)]};
+      for (int64_t d = items.begin; d < items.end; ++d) {
+        const float bound = call.bounds[run * all + d] = weight_bound(side, d, sources, hits);
+        lost[d - items.begin] += loss(bound, terms_from(side, sources));
+      }
+    }
+  });
+  for_each_store(side, [&](const int64_t* bounds, int64_t chunks, int64_t first_run) {
+    const Range sources{bounds[0], bounds[chunks]}, runs{first_run, first_run + div_up(chunks, length)};
+    for (int64_t d = items.begin; d < items.end; ++d) {
+      float bound = 0;
+      for (int64_t run = runs.begin; run < runs.end; ++run) bound += call.bounds[run * all + d];
+      const double added = loss(bound, terms_from(side, sources)) * static_cast<double>(stores);
+      if (added > LITTLE * lost[d - items.begin]) continue;
+      for (int64_t run = runs.begin; run < runs.end; ++run) call.bounds[run * all + d] *= -1;
+    }
   });
 }
 
@@ -105,21 +145,34 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
   constexpr int STEP = lanes_of<int16_t>(), WIDTH = V * STEP;
   const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
   const int64_t* bounds = source.bounds;
-  const int64_t run = chunks_of_run(side.call.problem);
-  const float* factor = side.call.factors + source.first_run * side.items(true) + group.begin;
-  for (int64_t first = 0; first < source.chunks; first += run, factor += side.items(true)) {
-    const int64_t last = at_most(first + run, source.chunks);
-    const Range sources{bounds[first], bounds[last]};
-    for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
+  const int64_t length = chunks_of_run(side.call.problem), all = side.items(true);
+  const float* weight_bounds = side.call.bounds + source.first_run * all;
+  for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
+  for (int64_t first = 0; first < source.chunks; first += length) {
+    const int64_t last = at_most(first + length, source.chunks);
+    Range summed[MAX_ITEMS];  // chunks that an item sums before widening: a run, or all
+    float factor[MAX_ITEMS];
+    for (int64_t d = group.begin; d < group.end; ++d) {
+      const bool in_one = __builtin_signbit(weight_bounds[d]);
+      const Range chunks = in_one ? Range{0, source.chunks} : Range{first, last};
+      float bound = 0;
+      for (int64_t c = chunks.begin; c < chunks.end; c += length)
+        bound += __builtin_fabsf(weight_bounds[c / length * all + d]);
+      summed[d - group.begin] = chunks;
+      factor[d - group.begin] = weight_factor(bound, terms_from(side, {bounds[chunks.begin], bounds[chunks.end]}));
+    }
     for (int64_t c = first; c < last; ++c) {
       if (c + 1 < source.chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
       const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
       meet<V>(side, group, {bounds[c], bounds[c + 1]}, part.rows, source.rows + from * WIDTH, factor);
     }
-    const int64_t scattered = side.row(false, sources.end) - side.row(false, sources.begin);
     for (int64_t d = group.begin; d < group.end; ++d) {
+      const Range chunks = summed[d - group.begin];
+      if (last < chunks.end) continue;
       const int64_t begin = side.row(true, d) - row0, end = side.row(true, d + 1) - row0;
-      const float terms = static_cast<float>(sources.end - sources.begin) +
+      const int64_t sources = bounds[chunks.end] - bounds[chunks.begin];
+      const int64_t scattered = side.row(false, bounds[chunks.end]) - side.row(false, bounds[chunks.begin]);
+      const float terms = static_cast<float>(sources) +
                           static_cast<float>(scattered) / static_cast<float>(end - begin);  // of a row, on average
       const float unit = source.unit / factor[d - group.begin];
       part.noise[d - group.begin] += static_cast<double>(ROUNDING * terms) * unit * unit;
@@ -129,6 +182,7 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
         const __m512i both = reinterpret_cast<__m512i>(load(part.rows + c));
         const __m512i low = _mm512_cvtepi16_epi32(_mm512_castsi512_si256(both));
         const __m512i high = _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64(both, 1));
+        store(part.rows + c, vs{});  // for the next run
         store(sum + c, load(sum + c) + units * reinterpret_cast<vf>(_mm512_cvtepi32_ps(low)));
         store(sum + c + LANES, load(sum + c + LANES) + units * reinterpret_cast<vf>(_mm512_cvtepi32_ps(high)));
       }

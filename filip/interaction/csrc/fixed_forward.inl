@@ -84,13 +84,13 @@ static void write_maps(const ForwardCall& call, Range images, int64_t first, int
 }
 
 static void fixed_forward(const ForwardCall& call, Range images, Range groups, Range texts, const char* packed,
-                          char* scratch) {
+                          Ahead ahead, char* scratch) {
   const Problem& p = call.problem;
   FixedScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
   const PackedText text(p, texts, Arena{reinterpret_cast<uintptr_t>(const_cast<char*>(packed))});
   const int bits = index_bits(at_least(s.n1, s.longest));
   const auto plain = [&](int64_t from) {
-    avx512_isa()->forward(call, images, {from, groups.end}, texts, nullptr, scratch);
+    avx512_isa()->forward(call, images, {from, groups.end}, texts, nullptr, ahead, scratch);
   };
   if (bits > MAX_INDEX_BITS) return plain(groups.begin);
   const __m512i keep = _mm512_set1_epi32(-(1 << bits));
@@ -108,7 +108,7 @@ static void fixed_forward(const ForwardCall& call, Range images, Range groups, R
     for (int64_t j = first; j < last; ++j) {
       const Range text_rows{p.offsets[j], p.offsets[j + 1]};
       const int32_t window = doubt(error, text.rounding[j - texts.begin].error, bits);
-      fill_tile(s, text.fixed + (text_rows.begin - row0) * stride, text_rows.end - text_rows.begin, stride);
+      fill_tile(s, text.fixed + (text_rows.begin - row0) * stride, text_rows.end - text_rows.begin, stride, ahead);
       if (call.i2t)
         (p.bf16 ? vertical<false> : vertical<true>)(s, p, image_row0, text_rows, group_row0, window, bits,
                                                     s.text_choice + (j - first) * s.lanes);

@@ -41,8 +41,8 @@ constexpr int LANES = 16;
 const Isa* avx512vnni_isa() {
   static const Isa* plain = avx512_isa();
   static const Isa isa = {"avx512vnni", fixed_image_block, fixed_packed_bytes, fixed_pack_group, fixed_bytes,
-                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->factor_count,
-                          plain->find_factors, plain->backward};
+                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->bound_count,
+                          plain->find_bounds, plain->backward};
   return &isa;
 }
 }  // namespace filip

@@ -156,13 +156,14 @@ static const FixedProduct FIXED_PRODUCTS[6][4] = {FILIP_ROWS(1), FILIP_ROWS(2), 
                                                   FILIP_ROWS(4), FILIP_ROWS(5), FILIP_ROWS(6)};
 #undef FILIP_ROWS
 
-static void fill_tile(const FixedScratch& s, const int16_t* text, int64_t length, int64_t stride) {
+static void fill_tile(const FixedScratch& s, const int16_t* text, int64_t length, int64_t stride, Ahead& ahead) {
   const int64_t strips = div_up(s.vectors, 4);
   for (int64_t strip = 0; strip < strips; ++strip) {
     const Range vectors = part_of(s.vectors, strips, strip);
     const int16_t* panel = s.panel + vectors.begin * LANES * s.pairs * 2;
     for (int64_t row = 0, rows; row < length; row += rows) {
       rows = next_part(length - row, 6);
+      ahead.fetch(20);  // about as many lines as may be under way at once
       FIXED_PRODUCTS[rows - 1][vectors.end - vectors.begin - 1](panel, text + row * stride, stride, s.pairs,
                                                                 s.tile + row * s.lanes + vectors.begin * LANES,
                                                                 s.lanes);

@@ -188,7 +188,7 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
 }
 
-static void forward(const ForwardCall& call, Range images, Range groups, Range, const char*, char* scratch) {
+static void forward(const ForwardCall& call, Range images, Range groups, Range, const char*, Ahead, char* scratch) {
   const Problem& p = call.problem;
   const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);

@@ -49,11 +49,19 @@ struct BackwardCall {
   const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
-  float* factors;    // see Isa::find_factors, or null
+  float* bounds;     // see Isa::find_bounds, or null
 };
 
 struct Range {
   int64_t begin, end;
+};
+
+// Memory that will be read soon: to be fetched, a few lines at a time, while the arithmetic keeps the processor busy.
+struct Ahead {
+  const char *next, *end;
+  inline void fetch(int64_t lines) {
+    for (; lines > 0 && next < end; --lines, next += 64) __builtin_prefetch(next, 0, 2);
+  }
 };
 
 // One implementation. A unit of work is a block of images against a range of groups (forward), or a block of
@@ -68,14 +76,14 @@ struct Isa {
 
   int64_t (*forward_bytes)(const ForwardCall&);
   void (*forward)(const ForwardCall&, Range images, Range groups, Range packed_texts, const char* packed,
-                  char* scratch);
+                  Ahead ahead, char* scratch);
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
-  // The factors by which each image (or text) scales its weights for sums in fixed point, one for each run of the other
-  // side and the same in all slices: how many there are in all (0: sums are in float32), and those of some items.
-  int64_t (*factor_count)(const BackwardCall&, bool image);
-  void (*find_factors)(const BackwardCall&, bool image, Range items, char* scratch);
+  // For sums in fixed point, how large the weights of an image (or text) can get together, in each run of the other side;
+  // the same for all slices. How many such bounds there are (0: sums are in float32), and those of some items.
+  int64_t (*bound_count)(const BackwardCall&, bool image);
+  void (*find_bounds)(const BackwardCall&, bool image, Range items, char* scratch);
   // The gradient of some images (or texts), one slice of columns.
   void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
 };

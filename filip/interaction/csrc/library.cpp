@@ -106,15 +106,26 @@ std::vector<int64_t> group_texts(const Problem& p) {
   return bounds;
 }
 
+int64_t row_bytes(const Problem& p) { return p.dim * (p.bf16 ? 2 : 4); }
+
+Ahead ahead_of(const Problem& p, Range images) {
+  const char* tokens = static_cast<const char*>(p.image);
+  const int64_t bytes = p.patches * row_bytes(p);
+  return {tokens + images.begin * bytes, tokens + images.end * bytes};
+}
+
 void run_forward(const Isa& isa, ForwardCall call) {
   // A unit is one block of images x GROUPS groups of texts. The text of ROUND units is packed at a time, so that
   // memory stays bounded for many texts; neither number may depend on the threads.
-  constexpr int64_t GROUPS = 24, ROUND = 4;
+  constexpr int64_t GROUPS = 48, ROUND = 2;
   const Problem& p = call.problem;
   const std::vector<int64_t> bounds = group_texts(p);
   call.groups = {bounds.data()};
   const int64_t groups = static_cast<int64_t>(bounds.size()) - 1;
   const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
+  const auto images_of = [&](int64_t b) {
+    return Range{at_most(b * block, p.images), at_most((b + 1) * block, p.images)};
+  };
   const auto round_from = [&](int64_t first) { return Range{first, at_most(first + GROUPS * ROUND, groups)}; };
   int64_t packed_bytes = 0;
   for (int64_t first = 0; isa.packed_bytes && first < groups; first += GROUPS * ROUND) {
@@ -131,9 +142,10 @@ void run_forward(const Isa& isa, ForwardCall call) {
       });
     const int64_t spans = div_up(round.end - round.begin, GROUPS);
     for_each_unit(blocks * spans, [&](int64_t unit, char* memory) {
-      const int64_t i = unit / spans * block, g = round.begin + unit % spans * GROUPS;
-      isa.forward(call, {i, at_most(i + block, p.images)}, {g, at_most(g + GROUPS, round.end)}, texts,
-                  packed.data(), memory);
+      const int64_t g = round.begin + unit % spans * GROUPS;
+      const int64_t own = unit / spans, later = own + at::get_num_threads();  // a guess: of this thread's next unit
+      isa.forward(call, images_of(own), {g, at_most(g + GROUPS, round.end)}, texts, packed.data(),
+                  ahead_of(p, images_of(later)), memory);
     });
   }
 }
@@ -158,8 +170,7 @@ void run_backward(const Isa& isa, BackwardCall call) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
     const auto start = [&](int64_t item) { return image ? item * p.patches : p.offsets[item]; };
     const int64_t items = image ? p.images : p.texts;
-    const size_t row_bytes = static_cast<size_t>(p.dim) * (p.bf16 ? 2 : 4);
-    prefer_huge_pages(image ? call.grad_image : call.grad_text, static_cast<size_t>(start(items)) * row_bytes);
+    prefer_huge_pages(image ? call.grad_image : call.grad_text, static_cast<size_t>(start(items) * row_bytes(p)));
     // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
     const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
     const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
@@ -167,11 +178,11 @@ void run_backward(const Isa& isa, BackwardCall call) {
     for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Workers for_each_unit(isa.backward_bytes(p, rows));
-    Buffer factors(isa.factor_count(call, image) * static_cast<int64_t>(sizeof(float)));
-    call.factors = reinterpret_cast<float*>(factors.data());
-    if (call.factors)
+    std::vector<float> weight_bounds(isa.bound_count(call, image));
+    call.bounds = weight_bounds.data();
+    if (!weight_bounds.empty())
       for_each_unit(blocks, [&](int64_t unit, char* memory) {
-        isa.find_factors(call, image, {bounds[unit], bounds[unit + 1]}, memory);
+        isa.find_bounds(call, image, {bounds[unit], bounds[unit + 1]}, memory);
       });
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
