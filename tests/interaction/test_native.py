@@ -1,22 +1,17 @@
-"""The native kernels on every instruction set of this CPU, against the float64 reference; and their build."""
+"""The native kernels on every instruction set of this CPU, against the float64 reference."""
 
 from __future__ import annotations
 
 import functools
 import math
-import os
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import native, native_build, reference
+from filip.interaction import native, reference
 from tests.interaction.problems import (
     Problem,
     Result,
@@ -135,12 +130,7 @@ def test_bfloat16(isa: str, name: str) -> None:
 
 @pytest.mark.parametrize(
     ("images", "texts", "d", "spread"),
-    [
-        (40, 60, 96, 1.0),
-        (40, 60, 96, 0.1),
-        (40, 60, 96, 0.01),
-        (100, 200, 64, 1.0),
-    ],  # the last: many runs of terms
+    [(40, 60, 96, 1.0), (40, 60, 96, 0.1), (40, 60, 96, 0.01), (100, 200, 64, 1.0)],
 )
 def test_bfloat16_gradients_lose_little_more_than_their_rounding(
     isa: str, images: int, texts: int, d: int, spread: float
@@ -148,7 +138,8 @@ def test_bfloat16_gradients_lose_little_more_than_their_rounding(
     """Terms may be summed in 16 bits, but not where they cancel, as between tokens that hardly differ.
 
     The same winners and upstream gradients in float32 tell what is lost, root mean square: 1.7e-3 by rounding the
-    result alone, 1.8e-3 for tokens that differ, and never more than the largest error of that rounding, 2^-8.
+    result alone, 1.8e-3 for tokens that differ, and of the others here no more than the largest error of that rounding,
+    2^-8 (more has been seen in other shapes: bench/bfloat16.py).
     """
     image, text, lengths = random_problem(images, 49, random_lengths(texts, 4, 30, seed=5), d, seed=6)
     image = F.normalize((1 - spread) * image[:1, :1] + spread * image, dim=-1).bfloat16()
@@ -182,6 +173,19 @@ def test_bfloat16_gradients_of_nothing_and_of_what_is_no_number(isa: str) -> Non
     assert not bool(
         native.backward(one, nothing, image, text, lengths.tolist(), maps)[1][4:9].isfinite().all()
     )
+
+
+def test_bfloat16_sums_too_small_to_count_leave_nothing_behind(isa: str) -> None:
+    """What the first texts contribute underflows; the others must not notice."""
+    image, text, lengths = random_problem(3, 49, [16] * 220, 64, seed=8)
+    image, text = (1e-29 * image).bfloat16(), (1e-29 * text).bfloat16()
+    maps = native.forward(image.float(), text.float(), lengths.tolist())[2]
+    weight = torch.full((3, 220), 1e-5)
+    weight[:, :12] = 1e-29
+    found = native.backward(weight, weight, image, text, lengths.tolist(), maps)
+    wanted = native.backward(weight, weight, image.float(), text.float(), lengths.tolist(), maps)
+    loss = (found[0].double() - wanted[0].double()).norm() / wanted[0].double().norm()
+    assert float(wanted[0].abs().max()) > 1e-35 and float(loss) < 2**-8
 
 
 def test_winners_of_bfloat16_tokens_are_those_of_float64_but_for_ties(isa: str) -> None:
@@ -379,48 +383,3 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
     with pytest.raises(ValueError, match="FILIP_NATIVE_ISA='avx3' is not an instruction set of this CPU"):
         native.late_interaction(image, text, lengths)
-
-
-_ASK = "from filip.interaction import native as n; print(n.available()); print(n.unavailable_reason())"
-
-
-def _ask(**environment: str) -> list[str]:
-    process = subprocess.run(
-        [sys.executable, "-c", _ASK],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert process.returncode == 0, process.stderr
-    return process.stdout.splitlines()
-
-
-def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
-    answer, reason = _ask(CXX="/nonexistent/c++", FILIP_NATIVE_CACHE=str(tmp_path))
-    assert answer == "False" and "no C++ compiler ('/nonexistent/c++'" in reason
-    answer, reason = _ask(PATH="", FILIP_NATIVE_CACHE=str(tmp_path))
-    assert answer == "False" and "no C++ compiler ('c++'" in reason
-    answer, reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # there, but compiles nothing
-    assert answer == "False" and "compilation failed" in reason
-    assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
-
-
-def test_a_lock_left_behind_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Neither our lock file, nor PyTorch's "lock" in the folder of a killed build, is waited for."""
-    monkeypatch.setenv(native_build.CACHE_VARIABLE, str(tmp_path))
-    built: list[Path] = []
-
-    def instead_of_compiling(library: Path) -> None:
-        time.sleep(0.1)
-        built.append(library)
-        library.touch()
-
-    monkeypatch.setattr(native_build, "_build", instead_of_compiling)
-    folder = tmp_path / f"native-{native_build._key(native_build._compiler())}"
-    (folder / "build-killed").mkdir(parents=True)
-    (folder / "build-killed" / "lock").touch()
-    (folder / "building").touch()
-    started = time.monotonic()
-    assert native_build.library_path().exists() and native_build.library_path().exists()
-    assert time.monotonic() - started < 10 and len(built) == 1 and not (folder / "build-killed").exists()

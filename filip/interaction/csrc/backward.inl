@@ -409,7 +409,7 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
   }
 }
 
-static int64_t bound_count(const BackwardCall& call, bool image) {
+static int64_t weight_bound_count(const BackwardCall& call, bool image) {
 #ifdef FIXED_SUMS
   const Side<uint8_t> side{call, image, 0};
   if (in_fixed_point(call.problem)) return side.items(true) * count_runs(side);
@@ -417,10 +417,10 @@ static int64_t bound_count(const BackwardCall& call, bool image) {
   return 0;
 }
 
-static void find_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
+static void find_weight_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
 #ifdef FIXED_SUMS
-  call.problem.wide ? find_bounds<int16_t>(call, image, items, scratch)
-                    : find_bounds<uint8_t>(call, image, items, scratch);
+  call.problem.wide ? find_weight_bounds<int16_t>(call, image, items, scratch)
+                    : find_weight_bounds<uint8_t>(call, image, items, scratch);
 #endif
 }
 

@@ -5,11 +5,11 @@
 // counted for that), so nothing overflows. On tokens that differ from one another this loses a third of what rounding
 // the result to bfloat16 loses. Where the terms all but cancel, as with collapsed features, it would be far more: so
 // the expected loss of every item is added up beside its sums, and an item that lost too much is summed again in
-// float32. (The expectation takes terms to be rounded independently. Those of nearly equal tokens are not: there three
-// times as much as bfloat16's own rounding has been seen.)
+// float32. (The expectation takes terms to be rounded independently. Those of nearly equal tokens are not: there it
+// can lose three times as much as bfloat16's own rounding: bench/bfloat16.py.)
 
 constexpr float NOISE = 1e-3f;          // of an item, relative root mean square; bfloat16 itself rounds away 1.7e-3
-constexpr double LITTLE = 0.3;          // of the mean square of what an item loses: so much more from longer runs
+constexpr double LONGER_RUNS = 0.3;     // what they may add to the mean square of an item's loss, relative
 constexpr float ROUNDING = 1.1f / 12;   // mean square of what a term loses, in units: its product, and its weight
 
 // Rows of bfloat16 in 16-bit fixed point. Returns what 2^15 stands for; infinity if a number is not finite, or all are
@@ -104,7 +104,7 @@ static int64_t count_runs(const Side<Index>& side) {
 // The bounds lie one run after the other. Those of an item are negative where its runs are made one: where this adds
 // little to what rounding costs the item elsewhere. (Of a soft-max, most weights are tiny.)
 template <class Index>
-static void find_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
+static void find_weight_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
   const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
   const int64_t length = chunks_of_run(call.problem), all = side.items(true);
   const auto loss = [](float bound, int64_t terms) {
@@ -121,7 +121,7 @@ static void find_bounds(const BackwardCall& call, bool image, Range items, char*
     for (int64_t c = 0; c < chunks; c += length, ++run) {
       const Range sources{bounds[c], bounds[at_most(c + length, chunks)]};
       for (int64_t d = items.begin; d < items.end; ++d) {
-        const float bound = call.bounds[run * all + d] = weight_bound(side, d, sources, hits);
+        const float bound = call.weight_bounds[run * all + d] = weight_bound(side, d, sources, hits);
         lost[d - items.begin] += loss(bound, terms_from(side, sources));
       }
     }
@@ -130,10 +130,10 @@ static void find_bounds(const BackwardCall& call, bool image, Range items, char*
     const Range sources{bounds[0], bounds[chunks]}, runs{first_run, first_run + div_up(chunks, length)};
     for (int64_t d = items.begin; d < items.end; ++d) {
       float bound = 0;
-      for (int64_t run = runs.begin; run < runs.end; ++run) bound += call.bounds[run * all + d];
+      for (int64_t run = runs.begin; run < runs.end; ++run) bound += call.weight_bounds[run * all + d];
       const double added = loss(bound, terms_from(side, sources)) * static_cast<double>(stores);
-      if (added > LITTLE * lost[d - items.begin]) continue;
-      for (int64_t run = runs.begin; run < runs.end; ++run) call.bounds[run * all + d] *= -1;
+      if (added > LONGER_RUNS * lost[d - items.begin]) continue;
+      for (int64_t run = runs.begin; run < runs.end; ++run) call.weight_bounds[run * all + d] *= -1;
     }
   });
 }
@@ -146,7 +146,7 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
   const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
   const int64_t* bounds = source.bounds;
   const int64_t length = chunks_of_run(side.call.problem), all = side.items(true);
-  const float* weight_bounds = side.call.bounds + source.first_run * all;
+  const float* weight_bounds = side.call.weight_bounds + source.first_run * all;
   for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
   for (int64_t first = 0; first < source.chunks; first += length) {
     const int64_t last = at_most(first + length, source.chunks);
@@ -176,7 +176,7 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
                           static_cast<float>(scattered) / static_cast<float>(end - begin);  // of a row, on average
       const float unit = source.unit / factor[d - group.begin];
       part.noise[d - group.begin] += static_cast<double>(ROUNDING * terms) * unit * unit;
-      if (unit == 0) continue;
+      if (__builtin_isinf(factor[d - group.begin])) continue;  // of weights that are all zero: nothing was summed
       const vf units = splat(unit);
       for (int64_t c = begin * WIDTH; c < end * WIDTH; c += STEP) {
         const __m512i both = reinterpret_cast<__m512i>(load(part.rows + c));

@@ -11,7 +11,7 @@
 // leaves them within some 1e-6 of float32's.
 // For bfloat16 tokens neither is done. Scaled by a power of two, all but their small numbers are integers already, and
 // the winners that differ are a fiftieth of those that rounding the tokens to bfloat16 has changed, or fewer
-// (bench/bfloat16_winners.py). Equal tokens still tie exactly.
+// (bench/bfloat16.py). Equal tokens still tie exactly.
 //
 // If a third of a group's maxima are in doubt (all tokens nearly alike, as with collapsed features), the rest of the
 // unit is done by the plain float32 kernel: screening would cost more than it saves.
@@ -41,8 +41,8 @@ constexpr int LANES = 16;
 const Isa* avx512vnni_isa() {
   static const Isa* plain = avx512_isa();
   static const Isa isa = {"avx512vnni", fixed_image_block, fixed_packed_bytes, fixed_pack_group, fixed_bytes,
-                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->bound_count,
-                          plain->find_bounds, plain->backward};
+                          fixed_forward, plain->slice_width, plain->backward_bytes, plain->weight_bound_count,
+                          plain->find_weight_bounds, plain->backward};
   return &isa;
 }
 }  // namespace filip

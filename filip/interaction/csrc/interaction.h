@@ -49,7 +49,7 @@ struct BackwardCall {
   const float* inverse_length;  // [texts] one over the number of tokens
   void* grad_image;  // like image, or null
   void* grad_text;   // like text, or null
-  float* bounds;     // see Isa::find_bounds, or null
+  float* weight_bounds;  // see Isa::find_weight_bounds, or null
 };
 
 struct Range {
@@ -80,10 +80,11 @@ struct Isa {
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
-  // For sums in fixed point, how large the weights of an image (or text) can get together, in each run of the other side;
-  // the same for all slices. How many such bounds there are (0: sums are in float32), and those of some items.
-  int64_t (*bound_count)(const BackwardCall&, bool image);
-  void (*find_bounds)(const BackwardCall&, bool image, Range items, char* scratch);
+  // For sums in fixed point, how large the weights that a row of an image (or text) meets can get together, in each run
+  // of the other side; the same for all slices. How many such bounds there are (0: sums are in float32), and those of
+  // some items.
+  int64_t (*weight_bound_count)(const BackwardCall&, bool image);
+  void (*find_weight_bounds)(const BackwardCall&, bool image, Range items, char* scratch);
   // The gradient of some images (or texts), one slice of columns.
   void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
 };

@@ -26,7 +26,7 @@ namespace {
 
 const Isa* avx512_isa() {
   static const Isa isa = {"avx512", image_block, nullptr, nullptr, forward_bytes, forward,
-                          backward_slice_width, backward_bytes, bound_count, find_bounds, backward};
+                          backward_slice_width, backward_bytes, weight_bound_count, find_weight_bounds, backward};
   return &isa;
 }
 }  // namespace filip

@@ -178,11 +178,11 @@ void run_backward(const Isa& isa, BackwardCall call) {
     for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Workers for_each_unit(isa.backward_bytes(p, rows));
-    std::vector<float> weight_bounds(isa.bound_count(call, image));
-    call.bounds = weight_bounds.data();
+    std::vector<float> weight_bounds(isa.weight_bound_count(call, image));
+    call.weight_bounds = weight_bounds.data();
     if (!weight_bounds.empty())
       for_each_unit(blocks, [&](int64_t unit, char* memory) {
-        isa.find_bounds(call, image, {bounds[unit], bounds[unit + 1]}, memory);
+        isa.find_weight_bounds(call, image, {bounds[unit], bounds[unit + 1]}, memory);
       });
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};

@@ -1,0 +1,57 @@
+"""Compiling the native kernels on first use: without a compiler, and after a build that was killed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from filip.interaction import native_build
+
+_ASK = "from filip.interaction import native as n; print(n.available()); print(n.unavailable_reason())"
+
+
+def _ask(**environment: str) -> list[str]:
+    process = subprocess.run(
+        [sys.executable, "-c", _ASK],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert process.returncode == 0, process.stderr
+    return process.stdout.splitlines()
+
+
+def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
+    answer, reason = _ask(CXX="/nonexistent/c++", FILIP_NATIVE_CACHE=str(tmp_path))
+    assert answer == "False" and "no C++ compiler ('/nonexistent/c++'" in reason
+    answer, reason = _ask(PATH="", FILIP_NATIVE_CACHE=str(tmp_path))
+    assert answer == "False" and "no C++ compiler ('c++'" in reason
+    answer, reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # there, but compiles nothing
+    assert answer == "False" and "compilation failed" in reason
+    assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
+
+
+def test_a_lock_left_behind_does_not_block(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither our lock file, nor PyTorch's "lock" in the folder of a killed build, is waited for."""
+    monkeypatch.setenv(native_build.CACHE_VARIABLE, str(tmp_path))
+    built: list[Path] = []
+
+    def instead_of_compiling(library: Path) -> None:
+        time.sleep(0.1)
+        built.append(library)
+        library.touch()
+
+    monkeypatch.setattr(native_build, "_build", instead_of_compiling)
+    folder = tmp_path / f"native-{native_build._key(native_build._compiler())}"
+    (folder / "build-killed").mkdir(parents=True)
+    (folder / "build-killed" / "lock").touch()
+    (folder / "building").touch()
+    started = time.monotonic()
+    assert native_build.library_path().exists() and native_build.library_path().exists()
+    assert time.monotonic() - started < 10 and len(built) == 1 and not (folder / "build-killed").exists()
