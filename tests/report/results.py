@@ -13,6 +13,11 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
+from filip.report.build import build_tables, load_published
+from filip.report.study import Results, load_study
+
+EVAL = Path(__file__).parents[2] / "eval"
+
 STUDY: dict[str, Any] = {
     "study": "small",
     "title": "A small study",
@@ -140,3 +145,12 @@ def write_shard(folder: Path) -> None:
     keys = [f"{i:09d}" for i in range(4)]
     captions = [[f"text {i}", f"back-translated {i}"] if i else ["text 0"] for i in range(4)]
     pq.write_table(pa.table({"key": keys, "captions": captions}), folder / "captions" / "00000.parquet")
+
+
+def tables_of(folder: Path, study: Path | None = None) -> dict:
+    return build_tables(
+        load_study(study or folder / "study.json"),
+        Results(folder),
+        load_published(EVAL / "published.yaml"),
+        EVAL,
+    )

@@ -16,17 +16,9 @@ from filip.report.build import build_tables, load_published
 from filip.report.figures import Figures, main, read_log, training_logs
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.study import Results, load_study
-from tests.report.results import FUNNEL, STUDY, write, write_results
-
-EVAL = Path(__file__).parents[2] / "eval"
+from tests.report.results import EVAL, FUNNEL, STUDY, write
 
 FIGURES = ["loss_curves", "funnel", "augmentation", "component_ablation", "efficiency", "recall", "confusion"]
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    write_results(tmp_path / "small")
-    return tmp_path / "small"
 
 
 def common(folder: Path) -> list[str]:

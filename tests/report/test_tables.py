@@ -1,41 +1,17 @@
-"""Tables: what is ours, what is published, what is empty and why, and the same figures in every format."""
+"""Tables: what is ours, what is published, what is empty and why."""
 
 from __future__ import annotations
 
-import csv
-import json
-import re
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 import yaml
 
-from filip.command import run_command
 from filip.errors import UserError
-from filip.report.build import build_tables, load_published
-from filip.report.render import _letters, chance_text, short_commit, to_html, to_latex, to_markdown
-from filip.report.study import Results, load_study
+from filip.report.render import short_commit, to_html, to_latex, to_markdown
+from filip.report.study import load_study
 from filip.report.table import Cell, average, combine
-from filip.report.tables import Tables, main
-from tests.report.results import STUDY, recalls, task, write, write_results
-
-EVAL = Path(__file__).parents[2] / "eval"
-
-
-@pytest.fixture
-def folder(tmp_path) -> Path:
-    write_results(tmp_path / "small")
-    return tmp_path / "small"
-
-
-def tables_of(folder: Path, study: Path | None = None) -> dict:
-    return build_tables(
-        load_study(study or folder / "study.json"),
-        Results(folder),
-        load_published(EVAL / "published.yaml"),
-        EVAL,
-    )
+from tests.report.results import EVAL, STUDY, recalls, tables_of, task, write
 
 
 def cells(table, label: str) -> dict:
@@ -246,110 +222,6 @@ def test_combine_and_average_of_incomplete_cells():
     assert both.ci95 == pytest.approx([0.3 - 0.1 / 2**0.5, 0.3 + 0.1 / 2**0.5])
 
 
-# ---- formats -------------------------------------------------------------------------------------------
-
-
-class Cells(HTMLParser):
-    def __init__(self):
-        super().__init__()
-        self.rows: list[list[str]] = []
-        self.open: list[str] = []
-
-    def handle_starttag(self, tag, attributes):
-        if tag == "tr":
-            self.rows.append([])
-        if tag in ("td", "th"):
-            self.rows[-1].append("")
-        if tag not in ("meta", "br", "link"):
-            self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        assert self.open.pop() == tag
-
-    def handle_data(self, data):
-        if self.rows and {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += data + " "
-
-
-def test_the_command_writes_every_table_in_every_format(folder):
-    run_command(
-        main,
-        Tables,
-        argv=[f"study={folder / 'study.json'}", f"results={folder}", f"out_dir={folder / 't'}", f"cards={EVAL}",
-              f"published={EVAL / 'published.yaml'}"],
-    )  # fmt: skip
-    names = {p.name for p in (folder / "t").iterdir()}
-    tables = ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation")
-    assert names == {"tables.json"} | {f"{t}.{e}" for t in tables for e in ("md", "csv", "tex", "html")}
-    content = json.loads((folder / "t" / "tables.json").read_text())["tables"]
-    assert set(content) == set(tables)
-    cell = content["retrieval"]["rows"][0]["cells"]["demo_fluent_i2t_r1"]
-    assert (cell["value"], cell["chance"], cell["n"]) == (0.02, 1 / 1590, 1590)
-
-
-def test_every_format_shows_the_same_figures(folder):
-    for table in tables_of(folder).values():
-        reader = Cells()
-        reader.feed(to_html(table))
-        assert reader.open == []  # every tag is closed
-        page = to_html(table)
-        assert "http://" not in page and "https://" not in page and "<script" not in page  # self-contained
-        markdown = [line for line in to_markdown(table).splitlines() if line.startswith("| ")]
-        latex = [line for line in to_latex(table).splitlines() if line.endswith("\\\\")]
-        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in markdown}) == 1
-        for row in table.rows:
-            in_html = next(r for r in reader.rows if r and r[0].strip() == row.label and (table.name, r))
-            in_markdown = next(line for line in markdown if line.startswith(f"| {row.label} |"))
-            for column in table.columns:
-                value = table.cell(row, column).value
-                if isinstance(value, float) and column.unit == "percent":
-                    text = f"{100 * value:.1f}"
-                    assert any(text in c for c in in_html) and text in in_markdown
-                    assert any(text in line for line in latex)
-
-
-def test_chance_is_beside_each_figure_and_the_number_of_images_in_each_table(folder):
-    table = tables_of(folder)["retrieval"]
-    line = next(line for line in to_markdown(table).splitlines() if line.startswith("| baseline"))
-    assert "2.0 [1.5, 2.5] (chance 0.063)" in line
-    assert line.count("chance") == 6
-    for text in (to_markdown(table), to_html(table), to_latex(table)):
-        assert "1,590" in text and "0.063" in text
-
-
-def test_csv_has_one_line_per_cell(folder, tmp_path):
-    from filip.report.render import to_csv
-
-    table = tables_of(folder)["component_ablation"]
-    rows = list(csv.DictReader(to_csv(table).splitlines()))
-    assert len(rows) == len(table.rows) * len(table.columns)
-    first = next(r for r in rows if r["run"] == "filip" and r["column"] == "average")
-    assert float(first["value"]) == pytest.approx(0.12)
-    assert next(r for r in rows if r["run"] == "late")["reason"].startswith("not run")
-
-
-def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
-    text = to_latex(tables_of(folder)["zero_shot"])
-    assert r"FILIP (all) 100 \% \& more" in text
-    assert all(to_latex(table).isascii() for table in tables_of(folder).values())  # any engine can set it
-    body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
-    assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
-
-
-def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
-    study = yaml.safe_load((folder / "study.json").read_text())
-    study["eval"]["retrieval"] = ["demo_fluent", "demo_flat", "demo_unseen"]
-    (folder / "wide.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    table = tables_of(folder, folder / "wide.yaml")["retrieval"]
-    text = to_latex(table)
-    blocks = text.split("\\begin{tabular}")[1:]
-    assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
-    for block in blocks:
-        assert all(label in block for label in ("baseline (CLIP)", "FILIP, fine-tuned"))
-    assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[1]
-    assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 1
-
-
 def test_bold_is_the_best_of_ours(folder):
     table = tables_of(folder)["component_ablation"]
     assert all(table.best(column) == {2} for column in table.columns)
@@ -359,20 +231,6 @@ def test_bold_is_the_best_of_ours(folder):
     retrieval = tables_of(folder)["retrieval"]
     assert [row.section for row in retrieval.rows] == ["zero-shot", "zero-shot", "fine-tuned"]
     assert all(retrieval.best(column) == {1} for column in retrieval.columns)  # each section by itself
-
-
-def test_small_numbers():
-    assert [_letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == [
-        "a",
-        "z",
-        "aa",
-        "ab",
-        "az",
-        "ba",
-        "zz",
-        "aaa",
-    ]
-    assert [chance_text(c) for c in (0.2, 0.0125, 1 / 1590)] == ["20.0", "1.2", "0.063"]
 
 
 def test_mistakes_are_named(tmp_path, folder):
