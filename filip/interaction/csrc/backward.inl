@@ -286,7 +286,7 @@ static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice 
 }
 
 template <class Index>
-static float copy_source(const Side<Index>& side, Range rows, Slice slice, float* out) {
+static float copy_source(const Side<Index>& side, Range rows, Slice slice, int64_t, float* out) {
   const Problem& p = side.call.problem;
   copy_columns(side.source(), p.bf16, rows, p.dim, slice.first, slice.valid, slice.width, out);
   return 1;
@@ -378,7 +378,7 @@ static void slice_gradient(const Side<Index>& side, Range items, Slice slice, ch
   for (int64_t first = 0, run = 0; first < side.items(false);) {
     const int64_t chunks = next_chunks(side, first, vectors, bounds);
     const float unit =
-        copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, source);
+        copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, run, source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
       next = run_end(side, true, d, items.end, vectors);
       meet_all<V>(side, {d, next}, {bounds, chunks, source, unit, run},
@@ -412,7 +412,7 @@ static void any_slice(const BackwardCall& call, bool image, Range items, int64_t
 static int64_t weight_bound_count(const BackwardCall& call, bool image) {
 #ifdef FIXED_SUMS
   const Side<uint8_t> side{call, image, 0};
-  if (in_fixed_point(call.problem)) return side.items(true) * count_runs(side);
+  if (in_fixed_point(call.problem)) return bounds_stride(side) * count_runs(side);
 #endif
   return 0;
 }

@@ -12,20 +12,36 @@ constexpr float NOISE = 1e-3f;          // of an item, relative root mean square
 constexpr double LONGER_RUNS = 0.3;     // what they may add to the mean square of an item's loss, relative
 constexpr float ROUNDING = 1.1f / 12;   // mean square of what a term loses, in units: its product, and its weight
 
-// Rows of bfloat16 in 16-bit fixed point. Returns what 2^15 stands for; infinity if a number is not finite, or all are
-// tiny.
+// The table of weight bounds: a row for each run, in which the bounds of all destination items are followed by the largest
+// number of what was copied at a time (in the row of its first run; 0: not known yet).
 template <class Index>
-static float copy_source(const Side<Index>& side, Range rows, Slice slice, int16_t* out) {
+static int64_t bounds_stride(const Side<Index>& side) {
+  return side.items(true) + 1;
+}
+
+static float largest_number(const uint16_t* numbers, int64_t count) {
+  int16_t largest = 0;  // the bits of positive floating point numbers are in their order
+  for (int64_t n = 0; n < count; ++n) {
+    const int16_t bits = static_cast<int16_t>(numbers[n] & 0x7fff);
+    largest = bits > largest ? bits : largest;
+  }
+  return bf16_to_float(static_cast<uint16_t>(largest));
+}
+
+// Rows of bfloat16 in 16-bit fixed point. Returns what 2^15 stands for; infinity if a number is not finite, or all are
+// tiny. The largest number is looked for by the first unit that comes here (or by a few at once, with one result).
+template <class Index>
+static float copy_source(const Side<Index>& side, Range rows, Slice slice, int64_t run, int16_t* out) {
   const int64_t dim = side.call.problem.dim;
   const uint16_t* in = static_cast<const uint16_t*>(side.source()) + rows.begin * dim + slice.first;
   const int64_t count = rows.end - rows.begin;
-  int16_t largest = 0;  // the bits of positive floating point numbers are in their order
-  for (int64_t row = 0; row < count; ++row)
-    for (int64_t c = 0; c < slice.valid; ++c) {
-      const int16_t bits = static_cast<int16_t>(in[row * dim + c] & 0x7fff);
-      largest = bits > largest ? bits : largest;
-    }
-  const float most = bf16_to_float(static_cast<uint16_t>(largest));
+  float* known = side.call.weight_bounds + run * bounds_stride(side) + side.items(true);
+  float most;
+  __atomic_load(known, &most, __ATOMIC_RELAXED);
+  if (most == 0) {
+    most = largest_number(in - slice.first, count * dim);
+    __atomic_store(known, &most, __ATOMIC_RELAXED);
+  }
   if (!(most < __builtin_inff())) return __builtin_inff();
   if (most > 0 && most < 1e-30f) return __builtin_inff();
   const float factor = most > 0 ? 32767 / most : 1;
@@ -101,12 +117,12 @@ static int64_t count_runs(const Side<Index>& side) {
   return for_each_store(side, [](const int64_t*, int64_t, int64_t) {});
 }
 
-// The bounds lie one run after the other. Those of an item are negative where its runs are made one: where this adds
+// The bounds of an item are negative where its runs are made one: where this adds
 // little to what rounding costs the item elsewhere. (Of a soft-max, most weights are tiny.)
 template <class Index>
 static void find_weight_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
   const Side<Index> side{call, image, 1 / static_cast<float>(call.problem.patches)};
-  const int64_t length = chunks_of_run(call.problem), all = side.items(true);
+  const int64_t length = chunks_of_run(call.problem), stride = bounds_stride(side);
   const auto loss = [](float bound, int64_t terms) {
     const double unit = 1 / static_cast<double>(weight_factor(bound, terms));
     return static_cast<double>(terms) * unit * unit;
@@ -121,7 +137,7 @@ static void find_weight_bounds(const BackwardCall& call, bool image, Range items
     for (int64_t c = 0; c < chunks; c += length, ++run) {
       const Range sources{bounds[c], bounds[at_most(c + length, chunks)]};
       for (int64_t d = items.begin; d < items.end; ++d) {
-        const float bound = call.weight_bounds[run * all + d] = weight_bound(side, d, sources, hits);
+        const float bound = call.weight_bounds[run * stride + d] = weight_bound(side, d, sources, hits);
         lost[d - items.begin] += loss(bound, terms_from(side, sources));
       }
     }
@@ -130,10 +146,10 @@ static void find_weight_bounds(const BackwardCall& call, bool image, Range items
     const Range sources{bounds[0], bounds[chunks]}, runs{first_run, first_run + div_up(chunks, length)};
     for (int64_t d = items.begin; d < items.end; ++d) {
       float bound = 0;
-      for (int64_t run = runs.begin; run < runs.end; ++run) bound += call.weight_bounds[run * all + d];
+      for (int64_t run = runs.begin; run < runs.end; ++run) bound += call.weight_bounds[run * stride + d];
       const double added = loss(bound, terms_from(side, sources)) * static_cast<double>(stores);
       if (added > LONGER_RUNS * lost[d - items.begin]) continue;
-      for (int64_t run = runs.begin; run < runs.end; ++run) call.weight_bounds[run * all + d] *= -1;
+      for (int64_t run = runs.begin; run < runs.end; ++run) call.weight_bounds[run * stride + d] *= -1;
     }
   });
 }
@@ -145,8 +161,8 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
   constexpr int STEP = lanes_of<int16_t>(), WIDTH = V * STEP;
   const int64_t row0 = side.row(true, group.begin), count = (side.row(true, group.end) - row0) * WIDTH;
   const int64_t* bounds = source.bounds;
-  const int64_t length = chunks_of_run(side.call.problem), all = side.items(true);
-  const float* weight_bounds = side.call.weight_bounds + source.first_run * all;
+  const int64_t length = chunks_of_run(side.call.problem), stride = bounds_stride(side);
+  const float* weight_bounds = side.call.weight_bounds + source.first_run * stride;
   for (int64_t c = 0; c < count; c += STEP) store(part.rows + c, vs{});
   for (int64_t first = 0; first < source.chunks; first += length) {
     const int64_t last = at_most(first + length, source.chunks);
@@ -157,7 +173,7 @@ static void meet_all(const Side<Index>& side, Range group, const Copied<int16_t>
       const Range chunks = in_one ? Range{0, source.chunks} : Range{first, last};
       float bound = 0;
       for (int64_t c = chunks.begin; c < chunks.end; c += length)
-        bound += __builtin_fabsf(weight_bounds[c / length * all + d]);
+        bound += __builtin_fabsf(weight_bounds[c / length * stride + d]);
       summed[d - group.begin] = chunks;
       factor[d - group.begin] = weight_factor(bound, terms_from(side, {bounds[chunks.begin], bounds[chunks.end]}));
     }
