@@ -73,9 +73,11 @@ static float weight_bound(const Side<Index>& side, int64_t d, Range sources, flo
     const float weight = __builtin_fabsf(side.weight(d, s, false));
     const Index* winner = side.winners(d, s, false);
     const int64_t count = side.row(false, s + 1) - side.row(false, s);
-    for (int64_t r0 = 0; r0 < count; r0 += WAYS)
+    int64_t r = 0;
+    for (; r + WAYS <= count; r += WAYS)
 #pragma GCC unroll 4
-      for (int64_t way = 0; way < WAYS && r0 + way < count; ++way) all_hits[way * rows + winner[r0 + way]] += weight;
+      for (int64_t way = 0; way < WAYS; ++way) all_hits[way * rows + winner[r + way]] += weight;
+    for (; r < count; ++r) all_hits[winner[r]] += weight;
     total += weight * static_cast<float>(count);
   }
   for (int64_t r = 0; r < rows; ++r) {
