@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Similarity, contrastive_loss, global_similarity, late_interaction
+from filip.interaction import Similarity, contrastive_loss, late_interaction, pooled_similarity
 
 TEXT_POSITIONS = 77  # what the padded version pads to
 SCALE = torch.tensor(1 / 0.07)
@@ -95,7 +95,7 @@ def clip_loss(problem: Problem) -> Step:
     """CLIP: one vector of 512 per image and text."""
     image = F.normalize(torch.randn(len(problem.image), 512), dim=-1).requires_grad_()
     text = F.normalize(torch.randn(len(problem.lengths), 512), dim=-1).requires_grad_()
-    return _loss_step(lambda: global_similarity(image, text), image, text)
+    return _loss_step(lambda: pooled_similarity(image, text), image, text)
 
 
 def product(problem: Problem, block: tuple[int, int] = (3200, 1152)) -> Step:

@@ -33,9 +33,9 @@ from torchvision import transforms as tv
 from webdataset.tariterators import tar_file_expander
 
 from filip.command import option, run_command
-from filip.data.loader import build_loader
-from filip.data.tar_index import scan_tar
-from filip.data.transforms import CLIP_MEAN, CLIP_STD
+from filip.data.loading.loader import build_loader
+from filip.data.loading.tar_index import scan_tar
+from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 
 CROP_SCALE = (0.5, 1.0)
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from filip.command import option, run_command
 from filip.data.cards import SourceCard
-from filip.data.language import are_english
+from filip.data.lists.language import are_english
 from filip.data.text_rules import apply_text_rules
 
 CAPTIONS = Path(__file__).resolve().parents[1] / "tests" / "data" / "short_captions.tsv.gz"

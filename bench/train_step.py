@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from filip.command import option, run_command
-from filip.interaction import contrastive_loss, global_similarity, late_interaction
+from filip.interaction import contrastive_loss, late_interaction, pooled_similarity
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 
 WORDS = [
@@ -99,7 +99,7 @@ def filip_step(
         if isinstance(text, TextFeatures):
             similarity = late_interaction(image, *text, backend=options.backend)
         else:
-            similarity = global_similarity(image, text)
+            similarity = pooled_similarity(image, text)
         loss = contrastive_loss(similarity, model.scale()).loss
         loss.backward()
         optimizer.step()
@@ -171,7 +171,7 @@ def main(options: TrainStep) -> None:
     side = config.image.image_size
     pixels, texts = torch.randn(options.batch, 3, side, side), captions(options.batch, options.words)
     baseline = load_preset(options.model)
-    baseline.interaction, baseline.gradient_checkpointing = "global", False
+    baseline.interaction, baseline.gradient_checkpointing = "pooled", False
     sides = {
         "open_clip": open_clip_step(config, options, pixels, texts),
         "filip": filip_step(config, options, pixels, texts),

@@ -33,11 +33,11 @@ import pyarrow.parquet as pq
 
 from bench.text_rules import labelled_captions
 from filip.command import option, run_command
+from filip.data.captions.acceptance import rejection
+from filip.data.captions.translation_cache import SMALLEST_BLOCK
 from filip.data.cards import SourceCard
 from filip.data.engines import Engine, back_translate, load_engine
-from filip.data.guard import rejection
 from filip.data.translate import Job, translate
-from filip.data.translation_cache import SMALLEST_BLOCK
 
 PARALLEL = Path(__file__).resolve().parents[1] / "tests" / "data" / "parallel_captions.tsv.gz"
 _engine: list[Engine] = []

@@ -94,7 +94,7 @@ def _check_references(config: dict[str, Any]) -> None:
 class Launch:
     """How one training command is started: by what, on how many ranks, with which resources."""
 
-    by: str
+    launcher: str
     nodes: int
     ranks_per_node: int
     accelerator: str | None
@@ -103,10 +103,10 @@ class Launch:
 
     def command(self) -> str:
         """The launcher's part of the command line, up to and without the arguments of filip.train."""
-        if self.by == "srun":  # one task per GPU, so that signals reach every rank
+        if self.launcher == "srun":  # one task per GPU, so that signals reach every rank
             return "srun python -m filip.train"
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
-        if self.by == "torchrun":
+        if self.launcher == "torchrun":
             return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m filip.train"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
@@ -234,7 +234,7 @@ class Study:
     def launch(self) -> Launch:
         settings = self.config["launch"]
         return Launch(
-            by=settings["by"],
+            launcher=settings["launcher"],
             nodes=settings.get("nodes", 1),
             ranks_per_node=settings["ranks_per_node"],
             accelerator=settings.get("accelerator"),
@@ -245,7 +245,9 @@ class Study:
     def train_resources(self) -> dict[str, Any]:
         """Snakemake resources of a training job: nodes and tasks for a cluster, and what the config adds."""
         launch = self.launch()
-        cluster = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node} if launch.by == "srun" else {}
+        cluster = (
+            {"mpi": "srun", "tasks_per_node": launch.ranks_per_node} if launch.launcher == "srun" else {}
+        )
         return {"nodes": launch.nodes, **cluster, **self.config["launch"].get("resources", {})}
 
     def train_threads(self, cores: int | None) -> int:

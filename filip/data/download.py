@@ -22,12 +22,12 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import locked, replacing, sha256_of, write_json
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.prepare import RESERVED
 from filip.data.text_rules import check_list
 from filip.errors import UserError
+from filip.files import locked, replacing, sha256_of, write_json
 
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
@@ -167,8 +167,8 @@ def _run_pass(
     if load.distributor == "multiprocessing":
         _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
-    from filip.data import img2dataset_setup
-    from filip.data.shards import ListReader, run_cluster, run_processes, shard_name
+    from filip.data.fetching import img2dataset_setup
+    from filip.data.fetching.shards import ListReader, run_cluster, run_processes, shard_name
 
     reader = ListReader(
         Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
@@ -190,7 +190,9 @@ def _run_pass(
 
 def _start_fork_server() -> None:
     """The workers are forked from a process that has img2dataset imported; it imports while this one does."""
-    get_context("forkserver").set_forkserver_preload(["filip.data.shards", "filip.data.image_rules"])
+    get_context("forkserver").set_forkserver_preload(
+        ["filip.data.fetching.shards", "filip.data.fetching.image_rules"]
+    )
     forkserver.ensure_running()
 
 

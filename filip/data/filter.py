@@ -22,15 +22,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data import duck
-from filip.data.atomic import digest, locked, replacing, sha256_of
-from filip.data.blocks import run_blocks
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.pair_index import IMAGE_SUFFIXES, split_key
+from filip.data.lists import duckdb_io
+from filip.data.loading.pair_index import IMAGE_SUFFIXES, split_key
+from filip.data.loading.tar_index import scan_tar
 from filip.data.sidecar import read_sidecar, write_sidecar
-from filip.data.tar_index import scan_tar
 from filip.errors import UserError
+from filip.files import digest, locked, replacing, sha256_of
+from filip.worker_pool import run_blocks
 
 HASH_BITS = 64
 SAMPLES = 20
@@ -69,7 +69,7 @@ def filter_pairs(config: FilterConfig) -> Fragment:
     tars = _tars(config)
     out = Path(config.out).resolve()
     with locked(out / "_measured" / "lock", f"another process is at work in {out}: wait for it or stop it"):
-        con = duck.connect(config.threads, config.memory, out / "_measured" / "spill")
+        con = duckdb_io.connect(config.threads, config.memory, out / "_measured" / "spill")
         dropped: dict[tuple[str, str], str] = {}  # (shard, key): reason
         notes: dict[str, Any] = {"max_distance": config.max_distance, "min_score": config.min_score}
         if config.max_distance is not None:
@@ -158,7 +158,7 @@ def _measure(
         start=start[0],
         start_arguments=start[1],
     )
-    source = duck.parquet(files, "filename = true")
+    source = duckdb_io.parquet(files, "filename = true")
     shard = "split_part(parse_filename(filename, true), '-', 1)"
     return f"(SELECT {shard} AS shard, * EXCLUDE (filename) FROM {source})"
 
@@ -180,7 +180,7 @@ def hash_shard(tar: Path, file: Path) -> int:
     """Write the perceptual hash (64 bits, int64) of each image of a shard; returns how many."""
     import imagehash
 
-    from filip.data.images import UNDECODABLE, decode
+    from filip.data.loading.images import UNDECODABLE, decode
 
     keys, hashes = [], []
     for key, data in shard_images(tar):
@@ -252,8 +252,8 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     """Write each pair's similarity of the image and its original caption, the mean of both directions."""
     import torch
 
-    from filip.data.images import UNDECODABLE
-    from filip.data.transforms import eval_transform, normalize
+    from filip.data.loading.images import UNDECODABLE
+    from filip.data.loading.transforms import eval_transform, normalize
 
     scorer = _scorers[0]
     make = eval_transform(scorer.image_size)

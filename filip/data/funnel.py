@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import write_json
 from filip.errors import UserError
+from filip.files import write_json
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,12 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing
-from filip.data.images import UNDECODABLE
-from filip.data.pair_index import Source, index_source, sidecar_path
+from filip.data.loading.images import UNDECODABLE
+from filip.data.loading.pair_index import Source, index_source, sidecar_path
+from filip.data.loading.transforms import train_transform
 from filip.data.sidecar import read_sidecar
-from filip.data.transforms import train_transform
 from filip.errors import UserError
+from filip.files import replacing
 
 TEXT_WIDTH = 520  # pixels of the captions' column in a PNG
 STYLE = """body{font:15px/1.5 sans-serif;margin:2em;color:#222}td{padding:6px 10px;vertical-align:top}

@@ -20,10 +20,10 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import digest, sha256_of, write_json
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import merge, read_fragment
 from filip.errors import UserError
+from filip.files import digest, sha256_of, write_json
 
 THREADS = 8
 Paths = list[str]  # inside ManifestConfig the name `list` is a field

@@ -21,12 +21,12 @@ import duckdb
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data import duck
-from filip.data.atomic import scratch_folder
 from filip.data.cards import SourceCard, load_source
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.karpathy import image_root, read_karpathy
+from filip.data.lists import duckdb_io
+from filip.data.lists.karpathy import image_root, read_karpathy
 from filip.errors import UserError
+from filip.files import scratch_folder
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -119,16 +119,18 @@ def prepare(
     """
     paths = list_files(card)
     with scratch_folder(out) as scratch:
-        con = duck.connect(threads, memory, scratch)
+        con = duckdb_io.connect(threads, memory, scratch)
         con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {_relation(card, paths, scratch)}")
         if card.subset:
             con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
         query = _select(card, _types(con), paths[0])
         staged = scratch / "staged.parquet"
         # One reading of the list: the verdict on each row is kept beside it, then counted and filtered.
-        duck.write_parquet(con, query, staged, "prepare")
+        duckdb_io.write_parquet(con, query, staged, "prepare")
         unreadable = _rejected_lines(con)
-        counts = dict(con.sql(f"SELECT {REASON}, count(*) FROM {duck.parquet(staged)} GROUP BY 1").fetchall())
+        counts = dict(
+            con.sql(f"SELECT {REASON}, count(*) FROM {duckdb_io.parquet(staged)} GROUP BY 1").fetchall()
+        )
         kept = counts.pop(None, 0)
         if not kept:
             raise UserError(
@@ -136,9 +138,9 @@ def prepare(
                 "lines. Are url_column and caption_column the right way round?"
             )
         order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
-        duck.write_parquet(
+        duckdb_io.write_parquet(
             con,
-            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {duck.parquet(staged)} WHERE {REASON} IS NULL {order}",
+            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {duckdb_io.parquet(staged)} WHERE {REASON} IS NULL {order}",
             out,
             "prepare",
         )
@@ -188,7 +190,7 @@ def _subset(card: SourceCard, scratch: Path) -> str:
         relation = _relation(second, list_files(second), scratch, count_rejects=False)
     except UserError as error:
         raise UserError(f"subset of '{card.name}': {error}") from error
-    value = f"CAST({duck.name(card.subset_on)} AS VARCHAR)"
+    value = f"CAST({duckdb_io.name(card.subset_on)} AS VARCHAR)"
     return f"SELECT DISTINCT {value} AS value FROM {relation} WHERE {value} IS NOT NULL"
 
 
@@ -201,22 +203,22 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejec
     if kind == "karpathy":
         path = scratch / "karpathy.parquet"
         pq.write_table(read_karpathy(Path(paths[0]), card), path)
-        return duck.parquet(path)
+        return duckdb_io.parquet(path)
     if kind == "parquet":
-        return duck.parquet(paths)
-    files = "[" + ", ".join(duck.quote(str(_plain(path, scratch))) for path in paths) + "]"
+        return duckdb_io.parquet(paths)
+    files = "[" + ", ".join(duckdb_io.quote(str(_plain(path, scratch))) for path in paths) + "]"
     if kind == "jsonl":
         return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"
     tsv = kind == "tsv"
     options = [
-        f"delim = {duck.quote(chr(9) if tsv else ',')}",
+        f"delim = {duckdb_io.quote(chr(9) if tsv else ',')}",
         # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
         "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
         f"header = {'true' if card.header and not card.columns else 'false'}",
         f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
     ]
     if card.columns:
-        names = ", ".join(duck.quote(column) for column in card.columns)
+        names = ", ".join(duckdb_io.quote(column) for column in card.columns)
         options.append(f"names = [{names}], auto_detect = true")
     return f"read_csv({files}, {', '.join(options)})"
 
@@ -251,12 +253,12 @@ def _select(card: SourceCard, types: dict[str, str], where: str) -> str:
     # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
     schemes = "https?|file" if card.image_root else "https?"
     conditions = [
-        f"CAST({duck.name(column)} AS VARCHAR) IS NOT DISTINCT FROM {duck.quote(value)}"
+        f"CAST({duckdb_io.name(column)} AS VARCHAR) IS NOT DISTINCT FROM {duckdb_io.quote(value)}"
         for column, value in card.only.items()
     ]
     if card.subset_on:
         conditions.append(
-            f"coalesce(CAST({duck.name(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
+            f"coalesce(CAST({duckdb_io.name(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
         )
     return f"""
         SELECT * EXCLUDE (_wanted_), CASE
@@ -292,10 +294,10 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     url = "url" if karpathy else card.url_column
     captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
     root = card.image_root if card.image_root and not karpathy else None
-    prefix = f"{duck.quote(image_root(root))} || " if root else ""
+    prefix = f"{duckdb_io.quote(image_root(root))} || " if root else ""
     texts = [f"nullif(trim({_cleaned(column, card)}), '')" for column in captions]
     columns = [
-        f"{prefix}trim(CAST({duck.name(url)} AS VARCHAR)) AS url",
+        f"{prefix}trim(CAST({duckdb_io.name(url)} AS VARCHAR)) AS url",
         f"concat_ws('. ', {', '.join(texts)}) AS caption"
         if len(texts) > 1
         else f"{_cleaned(captions[0], card)} AS caption",
@@ -306,14 +308,16 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
             continue
         free = f"source_{column}" if column.lower() in RESERVED else column
         # img2dataset writes every column as JSON into the tar: dates, decimals, blobs become text.
-        value = duck.name(column)
-        columns.append(f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duck.name(free)}")
+        value = duckdb_io.name(column)
+        columns.append(
+            f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duckdb_io.name(free)}"
+        )
     return columns
 
 
 def _cleaned(column: str, card: SourceCard) -> str:
     """SQL of one caption column as text, after the card's cleaning."""
-    text = f"CAST({duck.name(column)} AS VARCHAR)"
+    text = f"CAST({duckdb_io.name(column)} AS VARCHAR)"
     for step in card.caption_cleaning:
         if step == "url_encoded":
             text = f"url_decode(replace({text}, '+', ' '))"

@@ -14,8 +14,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.atomic import replacing
-from filip.data.guard import plain
+from filip.data.captions.acceptance import plain
+from filip.files import replacing
 
 SCHEMA = pa.schema(
     [

@@ -20,15 +20,15 @@ import pyarrow.parquet as pq
 import yaml
 
 from filip.command import MISSING, option, run_command
-from filip.data import duck
-from filip.data.atomic import digest, replacing, scratch_folder, sha256_of
-from filip.data.blocks import run_blocks
-from filip.data.caption_rules import NORMALISE, conditions
 from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_card
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.language import are_english
-from filip.data.word_lists import read_word_list
+from filip.data.lists import duckdb_io
+from filip.data.lists.caption_rules import NORMALISE, conditions
+from filip.data.lists.language import are_english
+from filip.data.lists.word_lists import read_word_list
 from filip.errors import UserError
+from filip.files import digest, replacing, scratch_folder, sha256_of
+from filip.worker_pool import run_blocks
 
 SAMPLES = 20  # captions shown per rule, for a person to read
 
@@ -90,7 +90,7 @@ def apply_text_rules(
     rules = conditions(card.text_rules)
     with scratch_folder(out, keep_on_failure=True) as scratch:
         _start_over_unless_same(scratch, _identity(list_path, card.text_rules))
-        con = duck.connect(threads, memory, scratch / "spill")
+        con = duckdb_io.connect(threads, memory, scratch / "spill")
         unique = _unique_captions(con, list_path, scratch)
         blocks = judge_blocks(unique, scratch / "judged", card.text_rules, processes)
         _charge(con, blocks, rules, scratch)
@@ -98,11 +98,13 @@ def apply_text_rules(
         if not fragment.n_out:
             raise UserError(f"the text rules leave nothing of {list_path}: {dict(fragment.dropped)}")
         caption = "coalesce(v.new_caption, l.caption) AS caption"
-        listed = ", ".join(caption if column == "caption" else f"l.{duck.name(column)}" for column in columns)
-        duck.write_parquet(
+        listed = ", ".join(
+            caption if column == "caption" else f"l.{duckdb_io.name(column)}" for column in columns
+        )
+        duckdb_io.write_parquet(
             con,
-            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS _row_ FROM {duck.parquet(list_path)}) l
-                JOIN {duck.parquet(scratch / "charged.parquet")} v
+            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
+                JOIN {duckdb_io.parquet(scratch / "charged.parquet")} v
                 ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}
                 WHERE v.reason IS NULL ORDER BY l._row_""",
             out,
@@ -154,9 +156,9 @@ def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scra
     unique = scratch / "unique.parquet"
     if not unique.exists():
         normal = NORMALISE.format("coalesce(caption, '')")
-        duck.write_parquet(
+        duckdb_io.write_parquet(
             con,
-            f"SELECT {normal} AS c, count(*) AS pairs FROM {duck.parquet(list_path)} GROUP BY 1",
+            f"SELECT {normal} AS c, count(*) AS pairs FROM {duckdb_io.parquet(list_path)} GROUP BY 1",
             unique,
             "text rules: distinct captions",
         )
@@ -210,10 +212,10 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
     """Write charged.parquet: each distinct caption, the first rule it breaks, and all it breaks as bits."""
     first = " ".join(f"WHEN bits & {1 << i} <> 0 THEN '{name}'" for i, name in enumerate(rules))
     bits = " | ".join(f"(CASE WHEN {sql} THEN {1 << i} ELSE 0 END)" for i, sql in enumerate(rules.values()))
-    duck.write_parquet(
+    duckdb_io.write_parquet(
         con,
         f"SELECT c, pairs, new_caption, bits, CASE {first} END AS reason FROM "
-        f"(SELECT *, {bits} AS bits FROM {duck.parquet(blocks / '*.parquet')})",
+        f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(blocks / '*.parquet')})",
         scratch / "charged.parquet",
         "text rules: verdicts",
     )
@@ -222,7 +224,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
 def _account(
     con: duckdb.DuckDBPyConnection, rules: dict[str, str], card: SourceCard, scratch: Path
 ) -> Fragment:
-    charged = duck.parquet(scratch / "charged.parquet")
+    charged = duckdb_io.parquet(scratch / "charged.parquet")
     counts: dict[str | None, int] = {
         reason: int(pairs)
         for reason, pairs in con.sql(f"SELECT reason, sum(pairs) FROM {charged} GROUP BY 1").fetchall()

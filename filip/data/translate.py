@@ -23,17 +23,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data import duck
-from filip.data.atomic import digest, locked, replacing
-from filip.data.blocks import run_blocks
+from filip.data.captions.acceptance import MAX_ORIGINALS, rejection
+from filip.data.captions.semantic_similarity import require_packages, similarities
+from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.guard import MAX_ORIGINALS, rejection
-from filip.data.meaning import require_packages, similarities
+from filip.data.lists import duckdb_io
 from filip.data.sidecar import group_id, write_sidecar
-from filip.data.translation_cache import TranslationCache
 from filip.errors import UserError
+from filip.files import digest, locked, replacing
+from filip.worker_pool import run_blocks
 
 SAMPLES = 10  # candidates shown per reason
 PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # guard.plain, in SQL
@@ -123,11 +123,11 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
     work = job.out / "_work"
     with locked(work / "plan.lock"):
         # parts run at once, and DuckDB clears its folder when it is done
-        con = duck.connect(job.threads, job.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
+        con = duckdb_io.connect(job.threads, job.memory, work / f"spill-{os.uname().nodename}-{os.getpid()}")
         rows = _rows(con, job, work)
         captions = work / "captions.parquet"
         if not captions.exists():
-            duck.write_parquet(
+            duckdb_io.write_parquet(
                 con,
                 f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> ''",
                 captions,
@@ -190,8 +190,8 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
             "extra_columns and prepare the list again"
         )
-    value = f"CAST({duck.name(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
-    source = duck.parquet(files, "filename = true, union_by_name = true")
+    value = f"CAST({duckdb_io.name(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
+    source = duckdb_io.parquet(files, "filename = true, union_by_name = true")
     return (
         f"(SELECT parse_filename(filename, true) AS shard, key, coalesce(caption, '') AS caption, "
         f"{value} AS group_value FROM {source} WHERE status = 'success')"
@@ -206,7 +206,7 @@ def _judge(
     if not caches:
         return nothing
     made = " UNION ALL ".join(
-        f"SELECT caption, {pivot} AS through, back FROM {duck.parquet(captions)} JOIN {cache.sql()} "
+        f"SELECT caption, {pivot} AS through, back FROM {duckdb_io.parquet(captions)} JOIN {cache.sql()} "
         "ON caption = text"
         for pivot, cache in enumerate(caches)
     )
@@ -215,7 +215,7 @@ def _judge(
     made_by = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{made_by}.parquet"
     if not candidates.exists():
-        duck.write_parquet(
+        duckdb_io.write_parquet(
             con,
             f"""WITH made AS ({made}), plain AS (SELECT *, {said} AS said, {meant} AS meant FROM made),
                 shared AS (SELECT through, said, count(DISTINCT meant) AS originals FROM plain GROUP BY ALL)
@@ -241,13 +241,13 @@ def _judge(
         unit="candidates",
         total=groups.num_rows,
     )
-    return duck.parquet(folder / "*.parquet") if todo else nothing
+    return duckdb_io.parquet(folder / "*.parquet") if todo else nothing
 
 
 def _rows_per_block(candidates: int, job: Job) -> int:
     """Of the guard: seconds of work by the rules alone; embeddings take a thousand times as long."""
     if job.min_similarity is None:
-        return duck.ROWS_PER_GROUP
+        return duckdb_io.ROWS_PER_GROUP
     return min(5000, max(250, -(-candidates // (4 * job.processes))))
 
 
@@ -286,7 +286,7 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:
             path.unlink()  # of a shard that is no more
-    reader = con.sql(query).to_arrow_reader(duck.ROWS_PER_GROUP)
+    reader = con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)
     stream = (row for batch in reader for row in batch.to_pylist())
     for shard, found in groupby(stream, key=itemgetter("shard")):
         write_sidecar(job.out / f"{shard}.parquet", [_sidecar_row(row, job) for row in found])
@@ -310,7 +310,7 @@ def _account(
     counts = dict(con.sql(f"SELECT reason, count(*) FROM {judged} GROUP BY reason").fetchall())
     samples = {}
     for reason in counts:
-        condition = "IS NULL" if reason is None else f"= {duck.quote(reason)}"
+        condition = "IS NULL" if reason is None else f"= {duckdb_io.quote(reason)}"
         found = con.sql(
             f"SELECT caption, back, through FROM {judged} WHERE reason {condition} ORDER BY md5(caption), through "
             f"LIMIT {SAMPLES}"

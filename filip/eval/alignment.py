@@ -15,16 +15,16 @@ import yaml
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import write_json
-from filip.data.transforms import denormalize
+from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import EvalSet, open_set
+from filip.eval.encode_set import say
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.pictures import Cell, alignment_cell, sheet
 from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
-from filip.eval.runs import say
 from filip.eval.word_patch import alignment_prompt, word_patches
+from filip.files import write_json
 
 __all__ = ["Alignment", "labelled", "main", "prompt_text"]
 

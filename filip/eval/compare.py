@@ -13,8 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing
-from filip.data.transforms import denormalize
+from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.alignment import NOTE, labelled, prompt_text
 from filip.eval.cards import load_card, match_classes
@@ -23,6 +22,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.pictures import alignment_cell, sheet
 from filip.eval.pointing import composite_alignment
 from filip.eval.word_patch import alignment_prompt, word_patches
+from filip.files import replacing
 
 __all__ = ["Compare", "main"]
 

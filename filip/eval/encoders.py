@@ -78,12 +78,12 @@ class FilipEncoder:
     """
 
     def __init__(self, model: Any, name: str, device: str = "cpu"):
-        from filip.data.transforms import eval_transform
+        from filip.data.loading.transforms import eval_transform
 
         self.model: Any = model
         self.name = name
         self.device = device
-        self.token_wise = self.model.config.interaction == "token"
+        self.token_wise = self.model.config.interaction == "token_wise"
         self.image_size = int(self.model.image_size)
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)

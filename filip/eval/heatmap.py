@@ -12,13 +12,13 @@ import numpy as np
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing
-from filip.data.transforms import denormalize
+from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
+from filip.files import replacing
 
 __all__ = ["Heatmap", "heat_cells", "main"]
 

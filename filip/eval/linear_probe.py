@@ -20,13 +20,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import EvalSet, batches, open_set
+from filip.eval.encode_set import say, size_note
 from filip.eval.encoders import Encoder, load_encoder
-from filip.eval.runs import say, size_note
 from filip.eval.zero_shot import measure
+from filip.files import write_json
 
 __all__ = ["LinearProbe", "main", "probe", "training_set"]
 

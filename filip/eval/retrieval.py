@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.datasets import open_set
+from filip.eval.encode_set import encoded_batches, say, size_note
 from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
 from filip.eval.prompts import Prompt, load_retrieval_prompts
-from filip.eval.runs import encoded_batches, say, size_note
 from filip.eval.scorer import RANKINGS, Scorer, Texts, load_scorer, ranking
-from filip.eval.two_stage import rerank
+from filip.eval.shortlist import rerank
+from filip.files import write_json
 
 __all__ = ["Retrieval", "main", "recall_table", "retrieval_benchmark"]
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from filip.eval.encoders import Encoder, load_encoder
-from filip.interaction import Similarity, global_similarity, score
+from filip.interaction import Similarity, pooled_similarity, score
 
 __all__ = [
     "RANKINGS",
@@ -101,7 +101,7 @@ class PooledScorer(Scorer):
     token_wise = False
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        return global_similarity(images, texts.values)
+        return pooled_similarity(images, texts.values)
 
 
 class TokenScorer(Scorer):

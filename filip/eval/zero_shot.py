@@ -16,14 +16,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import write_json
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import open_set
+from filip.eval.encode_set import encoded_batches, say, size_note
 from filip.eval.metrics import bootstrap_interval, class_accuracies, confusion, label_hits
 from filip.eval.prompts import Prompt, load_ensemble
-from filip.eval.runs import encoded_batches, say, size_note
 from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.files import write_json
 
 __all__ = ["ZeroShot", "class_scores", "main", "measure", "zero_shot_task"]
 

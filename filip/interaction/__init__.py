@@ -10,30 +10,30 @@ with its flops and bytes for the paper's setting: docs/interaction.md, ``python 
 
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
 from filip.interaction.distributed import (
-    distributed_global_similarity,
     distributed_late_interaction,
+    distributed_pooled_similarity,
     gather_ids,
 )
 from filip.interaction.grad_cache import cached_backward
-from filip.interaction.keep import keep_tokens, token_scores
-from filip.interaction.loss import ContrastiveOutput, add_global_term, contrastive_loss, global_similarity
-from filip.interaction.packed import Similarity, pack_tokens
+from filip.interaction.loss import ContrastiveOutput, add_pooled_term, contrastive_loss, pooled_similarity
+from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
+from filip.interaction.token_selection import keep_tokens, token_scores
 
 __all__ = [
     "ContrastiveOutput",
     "Similarity",
-    "add_global_term",
+    "add_pooled_term",
     "cached_backward",
     "contrastive_loss",
-    "distributed_global_similarity",
     "distributed_late_interaction",
+    "distributed_pooled_similarity",
     "gather_ids",
-    "global_similarity",
     "keep_tokens",
     "late_interaction",
     "late_interaction_padded",
     "pack_tokens",
+    "pooled_similarity",
     "score",
     "token_scores",
 ]

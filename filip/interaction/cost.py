@@ -79,7 +79,7 @@ def materialised(s: Setting, share: float = 1.0) -> Cost:
     return Cost(2 * 3 * product + choosing, 2 * similarity + 2 * gathered + matrices, 2 * foreign)
 
 
-def fused(s: Setting, form: str = "gather", recompute: bool = False) -> Cost:
+def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost:
     """This engine: packed text, every pair scored once, arg-max maps kept, backward by gather and scatter."""
     pairs = s.local * s.global_batch
     product = 2 * pairs * s.n1 * s.n2 * s.dim
@@ -88,12 +88,12 @@ def fused(s: Setting, form: str = "gather", recompute: bool = False) -> Cost:
     maps = 0 if recompute else pairs * (s.n1 + s.n2) * index_bytes
     matrices = 2 * 2 * 4 * pairs  # s^I and s^T and their gradients
     all_texts = s.global_batch * s.n2 * s.dim
-    if form == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
+    if exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
         foreign = all_texts * (s.token_bytes + 2 * 4)
     else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
         foreign = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
     received = all_texts * (s.gpus - 1) / s.gpus
-    passes = 1 if form == "gather" else 2  # the ring sends the tokens again in the backward
+    passes = 1 if exchange == "gather" else 2  # the ring sends the tokens again in the backward
     traffic = received * (passes * s.token_bytes + 4) + 2 * 4 * pairs
     return Cost(
         product * (2 if recompute else 1) + row_sums, maps + matrices + foreign + s.tile_bytes, traffic

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from filip.interaction import reference, tiled
-from filip.interaction.packed import Similarity, check_tokens, pack_tokens
+from filip.interaction.packing import Similarity, check_tokens, pack_tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
 BACKENDS = ("auto", "reference", "tiled", "native", "triton")

@@ -38,10 +38,10 @@ from filip.interaction.dispatch import (
     run_forward,
     wants_gradient,
 )
-from filip.interaction.loss import global_similarity
-from filip.interaction.packed import Similarity, accumulation_dtype, check_tokens
+from filip.interaction.loss import pooled_similarity
+from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
 
-FORMS = ("gather", "ring")
+EXCHANGES = ("gather", "ring")
 
 
 def distributed_late_interaction(
@@ -50,7 +50,7 @@ def distributed_late_interaction(
     text_lengths: Tensor,
     *,
     group: Group = None,
-    form: str = "gather",
+    exchange: str = "gather",
     transport_dtype: torch.dtype | None = None,
     backend: str = "auto",
     recompute: bool = False,
@@ -59,7 +59,7 @@ def distributed_late_interaction(
 
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
     between ranks. Every rank of the group must call it (and its backward), in the same order. Besides
-        form             "gather": all text tokens on every rank; fewest messages. "ring": at most two
+        exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
                          blocks of foreign tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
                          also on one process; gradients always travel in the accumulation dtype
@@ -70,8 +70,8 @@ def distributed_late_interaction(
     in rank order. Gradients flow to the rank that owns a token, summed over all ranks' losses.
     Without torch.distributed, or on one rank, it is late_interaction.
     """
-    if form not in FORMS:
-        raise ValueError(f"form={form!r} is not one of {', '.join(FORMS)}")
+    if exchange not in EXCHANGES:
+        raise ValueError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
     if transport_dtype is not None:
         image_tokens, text_tokens = image_tokens.to(transport_dtype), text_tokens.to(transport_dtype)
     if world_size(group) == 1:
@@ -81,18 +81,18 @@ def distributed_late_interaction(
     image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
     layout = _layout(len(image_tokens), lengths, image_tokens.device, group)
     module = choose_backend(image_tokens, max(map(max, layout.lengths)), backend)
-    function = _Gathered if form == "gather" else _Ring
+    function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # nothing to keep the maps for
     return Similarity(*function.apply(image_tokens, text_tokens, layout, module, recompute))
 
 
-def distributed_global_similarity(image: Tensor, text: Tensor, *, group: Group = None) -> Similarity:
+def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group = None) -> Similarity:
     """CLIP's form: ``i2t`` [b, N] and ``t2i`` [N, b] from each rank's ``image`` [b, d] and ``text`` [b, d]."""
     if world_size(group) == 1:
-        return global_similarity(image, text)
+        return pooled_similarity(image, text)
     counts = gather_counts([len(image), len(text)], image.device, group)
     images, texts = [count[0] for count in counts], [count[1] for count in counts]
-    own = global_similarity(image, _AllRows.apply(text, texts, group)).i2t
+    own = pooled_similarity(image, _AllRows.apply(text, texts, group)).i2t
     return Similarity(own, _Exchange.apply(own, images, texts, group))
 
 

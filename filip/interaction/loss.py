@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packed import Similarity, accumulation_dtype
+from filip.interaction.packing import Similarity, accumulation_dtype
 
 
 class ContrastiveOutput(NamedTuple):
@@ -22,7 +22,7 @@ class ContrastiveOutput(NamedTuple):
     t2i_accuracy: Tensor
 
 
-def global_similarity(image: Tensor, text: Tensor) -> Similarity:
+def pooled_similarity(image: Tensor, text: Tensor) -> Similarity:
     """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both the same."""
     if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
@@ -75,7 +75,7 @@ def contrastive_loss(
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
 
 
-def add_global_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight: float) -> ContrastiveOutput:
+def add_pooled_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight: float) -> ContrastiveOutput:
     """``token.loss + weight * global_.loss``; the other fields stay those of the token-wise loss.
 
     Others found the pure token-wise loss unstable at scale and the sum stable (SPARC, 2024).

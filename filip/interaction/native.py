@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from filip.interaction import native_build
-from filip.interaction.packed import offsets_of
+from filip.interaction.packing import offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
 DIRECTIONS = ("i2t", "t2i")

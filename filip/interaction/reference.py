@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from filip.interaction.packed import accumulation_dtype
+from filip.interaction.packing import accumulation_dtype
 
 
 def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction.dispatch import late_interaction
-from filip.interaction.packed import Similarity, check_tokens, offsets_of
+from filip.interaction.packing import Similarity, check_tokens, offsets_of
 
 _BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
 

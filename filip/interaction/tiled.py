@@ -21,7 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packed import accumulation_dtype, offsets_of, product
+from filip.interaction.packing import accumulation_dtype, offsets_of, product
 
 # Elements of one tile of the similarity. A CPU wants it in its second-level cache, a GPU wants few launches.
 _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26

@@ -8,15 +8,15 @@ from filip.models.config import (
     load_preset,
     preset_names,
 )
-from filip.models.dual_encoder import DualEncoder, Encoded, GlobalFeatures, TextFeatures, build_model
+from filip.models.dual_encoder import DualEncoder, Encoded, PooledFeatures, TextFeatures, build_model
 from filip.models.weights import load_model, read_extra, save_model
 
 __all__ = [
     "DualEncoder",
     "Encoded",
-    "GlobalFeatures",
     "ImageTowerConfig",
     "ModelConfig",
+    "PooledFeatures",
     "TextFeatures",
     "TextTowerConfig",
     "build_model",

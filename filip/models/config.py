@@ -11,7 +11,7 @@ import yaml
 
 from filip.errors import UserError
 
-INTERACTIONS = ("token", "global")
+INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu")
 INITIALISATIONS = ("clip", "timm")
 
@@ -65,17 +65,19 @@ class TextTowerConfig:
 
 @dataclass
 class ModelConfig:
-    """FILIP (``interaction: token``) or CLIP with the same encoders (``interaction: global``)."""
+    """FILIP (``interaction: token_wise``) or CLIP with the same encoders (``interaction: pooled``)."""
 
     name: str = field(default="base", metadata={"help": "shown in tables"})
     image: ImageTowerConfig = field(
         default_factory=ImageTowerConfig, metadata={"help": "the vision transformer"}
     )
     text: TextTowerConfig = field(default_factory=TextTowerConfig, metadata={"help": "the text transformer"})
-    embed_dim: int = field(default=256, metadata={"help": "channels of each token (or global) embedding"})
+    embed_dim: int = field(default=256, metadata={"help": "channels of each token (or pooled) embedding"})
     interaction: str = field(
-        default="token",
-        metadata={"help": "token = all patches and words; global = [CLS] and [EOS] only, the CLIP baseline"},
+        default="token_wise",
+        metadata={
+            "help": "token_wise = all patches and words; pooled = [CLS] and [EOS] only, the CLIP baseline"
+        },
     )
     cls_in_interaction: bool = field(
         default=False, metadata={"help": "let the image's [CLS] take part as one more token (paper: open)"}

@@ -1,4 +1,4 @@
-"""The dual encoder: image and text towers, per-token or global unit embeddings, one learnable temperature."""
+"""The dual encoder: image and text towers, per-token or pooled unit embeddings, one learnable temperature."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class TextFeatures(NamedTuple):
     lengths: Tensor  # [b] int64
 
 
-class GlobalFeatures(NamedTuple):
+class PooledFeatures(NamedTuple):
     """One unit vector per image ([CLS]) and per text ([EOS]), by the projections that all tokens go through."""
 
     image: Tensor  # [b, d] float32
@@ -32,14 +32,14 @@ class GlobalFeatures(NamedTuple):
 class Encoded(NamedTuple):
     """What one forward pass gives the loss."""
 
-    image: Tensor  # [b, n1, d] (token) or [b, d] (global)
-    text: TextFeatures | Tensor  # packed tokens (token) or [b, d] (global)
+    image: Tensor  # [b, n1, d] (token_wise) or [b, d] (pooled)
+    text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the multiplied scale itself, clamped
-    pooled: GlobalFeatures | None = None  # beside tokens, where they were asked for
+    pooled: PooledFeatures | None = None  # beside tokens, where they were asked for
 
 
 class DualEncoder(nn.Module):
-    """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``global``.
+    """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``pooled``.
 
     Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing,
     and who wants fewer bits for the wire asks the interaction for them.
@@ -52,9 +52,9 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text, config.embed_dim)
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
-        if (config.interaction == "global" or config.cls_in_interaction) and not self.image.has_cls:
+        if (config.interaction == "pooled" or config.cls_in_interaction) and not self.image.has_cls:
             raise UserError(
-                f"model.image.timm={config.image.timm!r} has no [CLS] token, which interaction=global and "
+                f"model.image.timm={config.image.timm!r} has no [CLS] token, which interaction=pooled and "
                 "cls_in_interaction need; choose a ViT with one (e.g. vit_base_patch32_clip_224)"
             )
         self.set_gradient_checkpointing(config.gradient_checkpointing)
@@ -71,34 +71,34 @@ class DualEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, pooled: bool = False) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
-        ``pooled`` asks for the global vectors beside the tokens; see :meth:`check_pooled`.
+        ``pooled`` asks for the pooled vectors beside the tokens; see :meth:`check_pooled`.
         """
         states, text = self.image(pixels), self.encode_text(ids, lengths)
         vectors = None
         if pooled:
             assert isinstance(text, TextFeatures)
-            vectors = GlobalFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
+            vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
         return Encoded(self._image_embeddings(states), text, self.scale(), vectors)
 
     def check_pooled(self) -> None:
-        """UserError if this model has no global vectors to give beside its tokens."""
-        if self.config.interaction == "global":
+        """UserError if this model has no pooled vectors to give beside its tokens."""
+        if self.config.interaction == "pooled":
             raise UserError(
-                "global_weight adds a loss over global vectors to the token-wise one, but model.interaction=global "
-                "has no other; set global_weight=0 or model.interaction=token"
+                "pooled_weight adds a loss over pooled vectors to the token-wise one, but model.interaction=pooled "
+                "has no other; set pooled_weight=0 or model.interaction=token_wise"
             )
         if not self.image.has_cls:
             raise UserError(
-                f"global_weight needs the [CLS] token, which model.image.timm={self.config.image.timm!r} has not; "
-                "choose a ViT with one (e.g. vit_base_patch32_clip_224), or global_weight=0"
+                f"pooled_weight needs the [CLS] token, which model.image.timm={self.config.image.timm!r} has not; "
+                "choose a ViT with one (e.g. vit_base_patch32_clip_224), or pooled_weight=0"
             )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (global)."""
+        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (pooled)."""
         return self._image_embeddings(self.image(pixels))
 
     def _image_embeddings(self, tokens: Tensor) -> Tensor:
-        if self.config.interaction == "global":
+        if self.config.interaction == "pooled":
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.prefix_tokens :]
         if self.config.cls_in_interaction:
@@ -108,14 +108,14 @@ class DualEncoder(nn.Module):
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
         """Captions ``ids [b, n2]`` int64, padded behind [EOS], of ``lengths [b]`` ([BOS] and [EOS] included).
 
-        Returns packed unit tokens (token) or the [EOS] vectors ``[b, d]`` (global). The embeddings of a
+        Returns packed unit tokens (token_wise) or the [EOS] vectors ``[b, d]`` (pooled). The embeddings of a
         caption do not depend on how far its row is padded.
         """
         if ids.shape[1] > self.text.context_length:
             raise ValueError(
                 f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}"
             )
-        if self.config.interaction == "global":
+        if self.config.interaction == "pooled":
             return _unit(self.text(ids, lengths, only_last=True))
         return TextFeatures(_unit(self.text(ids, lengths)), lengths)
 

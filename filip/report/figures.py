@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing
 from filip.eval.pictures import Cell, sheet
+from filip.files import replacing
 from filip.report import plots
 from filip.report.build import build_tables, load_published
 from filip.report.preview import augmentation_sheet, read_samples
@@ -118,8 +118,10 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
         ((settings.get("model") or {}).get("image") or {}).get("image_size") or 224
     )
     data = settings.get("data") or {}
-    crop, share = float(data.get("min_crop") or 0.5), float(data.get("augment_share") or 1.0)
-    return augmentation_sheet(samples[: config.previews], size, min_crop=crop, augment_share=share)
+    crop, share = float(data.get("crop_scale_min") or 0.5), float(data.get("auto_augment_probability") or 1.0)
+    return augmentation_sheet(
+        samples[: config.previews], size, crop_scale_min=crop, auto_augment_probability=share
+    )
 
 
 def _trained(study: Study, results: Results) -> dict[str, Any]:

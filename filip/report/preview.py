@@ -11,7 +11,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from filip.data.transforms import denormalize, train_transform
+from filip.data.loading.transforms import denormalize, train_transform
 from filip.eval.pictures import INK, MUTED, Cell, sheet
 
 __all__ = ["ShardSample", "augmentation_sheet", "read_samples"]
@@ -71,14 +71,16 @@ def augmentation_sheet(
     size: int,
     augmented: int = 7,
     seed: int = 0,
-    min_crop: float = 0.5,
-    augment_share: float = 1.0,
+    crop_scale_min: float = 0.5,
+    auto_augment_probability: float = 1.0,
 ) -> Image.Image:
     """A page: per sample the original and ``augmented`` draws of the training transform, captions below.
 
-    min_crop, augment_share: as the fields of the training config's ``data``.
+    crop_scale_min, auto_augment_probability: as the fields of the training config's ``data``.
     """
-    transform = train_transform(size, True, crop_scale=(min_crop, 1.0), augment_share=augment_share)
+    transform = train_transform(
+        size, True, crop_scale=(crop_scale_min, 1.0), auto_augment_probability=auto_augment_probability
+    )
     shown, gap = 96, 6
     cells = []
     for number, sample in enumerate(samples):
@@ -93,8 +95,8 @@ def augmentation_sheet(
         words = [(f"→ {text}", MUTED) for text, _ in words]
         cells.append(Cell(strip, sample.captions[0] if sample.captions else sample.key, words))
     note = (
-        f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * min_crop:.0f} to 100 % of the "
-        f"image), flip and AutoAugment (on {100 * augment_share:.0f} % of the images) at {size} px. "
+        f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * crop_scale_min:.0f} to 100 % "
+        f"of the image), flip and AutoAugment (on {100 * auto_augment_probability:.0f} % of the images) at {size} px. "
         "Below, after the arrow: back-translations that may stand in for the caption."
     )
     return sheet(

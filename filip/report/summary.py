@@ -1,182 +1,239 @@
-"""The summary of a study in a terminal: ``python -m filip.report.summary results/demo``."""
+"""One summary of a study: ``python -m filip.report.summary study=… results=results/demo page=… out=summary.json``.
+
+``summary.json`` has ``stages`` (seconds by stage), ``funnel`` (by stage: in, out, dropped by reason), ``tables``
+(each cell with value, chance, n) and ``runs`` (config, commit, samples per second). The page shows the same,
+with the attribution of the images.
+"""
 
 from __future__ import annotations
 
+import csv
+import html
 import json
-import os
-import shutil
-import sys
-import textwrap
-from itertools import groupby
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.report.render import short_commit, shown
-from filip.report.table import Cell, Column
+from filip.files import replacing, write_json
+from filip.report.build import build_tables, load_published
+from filip.report.page import page
+from filip.report.render import html_table, short_commit
+from filip.report.study import Results, Study, load_study
+from filip.report.table import Table
 
-__all__ = ["main", "text"]
-
-
-def main(arguments: list[str]) -> None:
-    """Print ``<folder>/summary.json``. Takes the folder (or the file) as its only argument."""
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print("usage: python -m filip.report.summary results/<study>", file=sys.stderr)
-        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
-    try:
-        print(text(load(arguments[0]), shutil.get_terminal_size((110, 40)).columns))
-        sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+__all__ = ["Summarize", "main", "stage_seconds", "summary"]
 
 
-def load(where: str) -> dict[str, Any]:
-    """summary.json of a results folder. Raises UserError if it is not there."""
-    path = Path(where)
-    file = path / "summary.json" if path.is_dir() or path.suffix != ".json" else path
-    if not file.is_file():
-        raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
-    return json.loads(file.read_text(encoding="utf-8"))
+@dataclass
+class Summarize:
+    study: str = option(MISSING, "study config, e.g. workflow/config/demo.yaml")
+    results: str = option(MISSING, "its results, e.g. results/demo")
+    out: str = option(MISSING, "the summary, JSON")
+    page: str | None = option(None, "the summary as an HTML page")
+    attribution: str | None = option(None, "attribution.json; RESULTS/corpus/attribution.json if null")
+    published: str = option("eval/published.yaml", "published numbers")
+    cards: str = option("eval", "folder of the benchmark cards")
 
 
-def text(summary: dict[str, Any], width: int = 110) -> str:
-    """The summary as plain text, no line longer than ``width`` where that can be helped."""
-    parts = _stages(summary["stages"])
-    parts += _funnel(summary["funnel"], width)
-    for table in summary["tables"].values():
-        parts += _table(table, width)
-    parts += _runs(summary["runs"])
-    return "\n".join(parts)
+def main(config: Summarize) -> None:
+    """Write summary.json and, if wanted, the page."""
+    study, results = load_study(config.study), Results(config.results)
+    tables = build_tables(study, results, load_published(config.published), Path(config.cards))
+    content = summary(study, results, tables)
+    if config.page:
+        credits = Path(config.attribution or results.folder / "corpus" / "attribution.json")
+        attribution = json.loads(credits.read_text(encoding="utf-8")) if credits.is_file() else {}
+        with replacing(config.page) as part:
+            part.write_text(_page(study, content, tables, attribution), encoding="utf-8")
+    write_json(config.out, content)
 
 
-def _stages(stages: dict[str, float]) -> list[str]:
-    longest = max(stages.values(), default=1)
-    size = max((len(name) for name in stages), default=0)
-    lines = [_head("Time of each stage")]
-    for name, seconds in stages.items():
-        lines.append(f"  {name:<{size}}  {seconds:8.1f} s  {'#' * max(1, round(30 * seconds / longest))}")
-    return [*lines, f"  {'sum':<{size}}  {sum(stages.values()):8.1f} s", ""]
+def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict[str, Any]:
+    """The content of summary.json."""
+    return {
+        "stages": stage_seconds(results.folder / "benchmarks"),
+        "funnel": results.funnel(),
+        "tables": {name: _plain(table) for name, table in tables.items()},
+        "runs": _runs(study, results),
+    }
 
 
-def _funnel(funnel: list[dict[str, Any]], width: int) -> list[str]:
-    lines = [_head("Funnel")]
-    for stage in funnel:
-        counts = f"{stage['in']:>11,} → {stage['out']:>11,} {stage.get('unit', 'pairs')}"
-        lines.append(f"  {stage.get('source', ''):<12} {stage['stage']:<12} {counts}")
-        reasons = ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items())
-        lines += _wrapped(f"dropped: {reasons or 'nothing'}", width, "      ")
-    return [*lines, ""]
+def stage_seconds(folder: Path) -> dict[str, float]:
+    """Seconds by stage from Snakemake's benchmark files; a stage is the file's path without ``.tsv``.
+
+    The longest first. A file of several repetitions counts with their mean. Raises UserError for a file
+    that has no column ``s``.
+    """
+    seconds = {}
+    for file in sorted(folder.rglob("*.tsv")):
+        with open(file, newline="", encoding="utf-8") as lines:
+            rows = list(csv.DictReader(lines, delimiter="\t"))
+        try:
+            values = [float(row["s"]) for row in rows]
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{file} is not one of Snakemake's benchmark files: {error!r}") from error
+        if values:
+            seconds[file.relative_to(folder).with_suffix("").as_posix()] = sum(values) / len(values)
+    return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def _table(table: dict[str, Any], width: int) -> list[str]:
-    """A table in blocks of as many columns as fit."""
-    lines = [_head(table["title"])]
-    rows = table["rows"]
-    size = min(34, max([11, *(len(row["label"]) for row in rows)]))
-    values = {c["key"]: [_value(row["cells"].get(c["key"], {}), c) for row in rows] for c in table["columns"]}
-    widths = {c["key"]: max(9, len(c["title"]), *map(len, values[c["key"]])) for c in table["columns"]}
-    for block in _blocks(table["columns"], widths, width - size - 2):
-        if any(column["group"] for column in block):
-            lines.append(f"  {'':<{size}} " + _groups(block, widths))
-        lines.append(f"  {'':<{size}} " + _cells(block, widths, [c["title"] for c in block]))
-        for name, key in (("chance", "chance"), ("test images", "n")):
-            shared = [_shared(rows, column["key"], key) for column in block]
-            if any(shared):
-                lines.append(f"  {name:<{size}} " + _cells(block, widths, shared))
-        section = ""
-        for number, row in enumerate(rows):
-            if row["section"] != section:
-                section = row["section"]
-                lines.append(f"  -- {section}")
-            cells = _cells(block, widths, [values[c["key"]][number] for c in block])
-            lines.append(f"  {_cut(row['label'], size):<{size}} {cells}")
-        lines.append("")
-    for note in table.get("notes", []):
-        lines += _wrapped(note, width, "  ")
-    return [*lines, ""]
+def _plain(table: Table) -> dict[str, Any]:
+    """A table as {columns, rows: [{label, kind, run, commit, cells: {column: {value, chance, n, …}}}]}."""
+    content = table.as_json()
+    for row in content["rows"]:
+        for column in table.columns:
+            row["cells"].setdefault(
+                column.key, {"value": None, "chance": None, "n": None, "reason": "not reported"}
+            )
+    return content
 
 
-def _cells(block: list[dict[str, Any]], widths: dict[str, int], texts: list[str]) -> str:
-    return " ".join(f"{text:>{widths[column['key']]}}" for column, text in zip(block, texts, strict=True))
+def _runs(study: Study, results: Results) -> dict[str, Any]:
+    runs = {}
+    for name in study.trained:
+        runs[name] = _run(study.label(name), results.training(name), results.run_id(name))
+    for name, entry in study.efficiency.items():
+        label = str(entry.get("label", name))
+        runs[f"efficiency/{name}"] = _run(label, results.efficiency(name), results.run_id(name))
+    return runs
 
 
-def _blocks(columns: list[dict[str, Any]], widths: dict[str, int], room: int) -> list[list[dict[str, Any]]]:
-    """Columns that fit beside each other; a block ends where a group does, if the group fits at all."""
-    blocks: list[list[dict[str, Any]]] = []
-    for group, members in groupby(columns, key=lambda column: column["group"]):
-        together = list(members)
-        need = sum(widths[c["key"]] + 1 for c in together)
-        used = sum(widths[c["key"]] + 1 for c in blocks[-1]) if blocks else room + 1
-        if group and used + need <= room:
-            blocks[-1] += together
-            continue
-        for column in together:
-            used = sum(widths[c["key"]] + 1 for c in blocks[-1]) if blocks else room + 1
-            new = column is together[0] and group
-            if new or used + widths[column["key"]] + 1 > room:
-                blocks.append([])
-            blocks[-1].append(column)
-    return blocks
+def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[str, Any]:
+    found = result or {}
+    keys = (
+        *(
+            "config",
+            "commit",
+            "samples_per_second",
+            "seconds_per_iteration",
+            "peak_memory_mb",
+            "steps",
+            "epochs",
+        ),
+        *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
+    )
+    return {
+        "label": label,
+        "run_id": run_id,
+        "trained": result is not None,
+        **{key: found.get(key) for key in keys},
+    }
 
 
-def _groups(block: list[dict[str, Any]], widths: dict[str, int]) -> str:
-    parts = []
-    for group, members in groupby(block, key=lambda column: column["group"]):
-        span = sum(widths[column["key"]] + 1 for column in members) - 1
-        parts.append(f"{_cut(group, span):>{span}}")
-    return " ".join(parts)
+# ---- the page ------------------------------------------------------------------------------------------
 
 
-def _shared(rows: list[dict[str, Any]], column: str, key: str) -> str:
-    """Chance or number of images of a column, from the first row that has it."""
-    found = (row["cells"].get(column, {}).get(key) for row in rows)
-    value = next((v for v in found if v is not None), None)
-    if value is None:
-        return ""
-    return f"{value:,}" if key == "n" else f"{100 * value:.2g}"
+def _page(
+    study: Study, content: dict[str, Any], tables: Mapping[str, Table], attribution: Mapping[str, Any]
+) -> str:
+    parts = [f"<h2>{html.escape(table.title)}</h2>{html_table(table)}" for table in tables.values()]
+    parts += [_stages_html(content["stages"]), _funnel_html(content["funnel"]), _runs_html(content["runs"])]
+    if attribution:
+        parts.append(_attribution_html(attribution))
+    return page(study.title, "\n".join(parts))
 
 
-def _value(cell: dict[str, Any], column: dict[str, Any]) -> str:
-    value = cell.get("value")
-    if value is None:
-        return "–"
-    if isinstance(value, str):
-        return value
-    plain = shown(Cell(value), Column(column["key"], column["title"], unit=column["unit"]))
-    half = cell.get("ci95") and column["unit"] == "percent"
-    return f"{plain} ±{50 * (cell['ci95'][1] - cell['ci95'][0]):.1f}" if half else plain
+def _table_html(heads: list[str], rows: list[list[str]], text: tuple[int, ...] = ()) -> str:
+    """rows hold HTML already; columns in ``text`` are words, not numbers."""
+    mark = [' class="text"' if i in text else "" for i in range(len(heads))]
+    head = "".join(f"<th{m}>{html.escape(h)}</th>" for h, m in zip(heads, mark, strict=True))
+    body = "".join(
+        "<tr>" + "".join(f"<td{m}>{cell}</td>" for cell, m in zip(row, mark, strict=True)) + "</tr>"
+        for row in rows
+    )
+    return f'<div class="scroll"><table><thead><tr>{head}</tr></thead>{body}</table></div>'
 
 
-def _runs(runs: dict[str, Any]) -> list[str]:
-    size = max((len(name) for name in runs), default=0)
-    lines = [_head("Runs")]
+def _stages_html(stages: Mapping[str, float]) -> str:
+    total = sum(stages.values())
+    longest = max(stages.values(), default=1.0)
+    rows = [
+        [
+            html.escape(name),
+            f"{seconds:,.1f}",
+            f'<span class="bar" style="width:{max(1, 220 * seconds / longest):.0f}px"></span>',
+        ]
+        for name, seconds in stages.items()
+    ]
+    rows.append(
+        [
+            "<b>sum</b>",
+            f"<b>{total:,.1f}</b>",
+            f"{total / 60:.1f} minutes, stages that ran beside each other added",
+        ]
+    )
+    return "<h2>Time of each stage</h2>" + _table_html(["stage", "seconds", ""], rows, (2,))
+
+
+def _funnel_html(funnel: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            html.escape(str(stage.get("source", ""))),
+            html.escape(str(stage["stage"])),
+            f"{stage['in']:,}",
+            f"{stage['out']:,}",
+            f"{sum(stage['dropped'].values()):,}",
+            html.escape(str(stage.get("unit", "pairs"))),
+            html.escape(
+                ", ".join(f"{reason} {count:,}" for reason, count in stage["dropped"].items()) or "nothing"
+            ),
+        ]
+        for stage in funnel
+    ]
+    heads = ["source", "stage", "in", "out", "dropped", "unit", "dropped because"]
+    return "<h2>Data funnel</h2>" + _table_html(heads, rows, (1, 5, 6))
+
+
+def _runs_html(runs: Mapping[str, Any]) -> str:
+    rows = []
     for name, run in runs.items():
         if not run["trained"]:
-            lines.append(f"  {name:<{size}}  not run")
+            rows.append([html.escape(run["label"]), html.escape(name), *["–"] * 6, "not run"])
             continue
-        rate = (
-            f"{run['samples_per_second']:,.0f} pairs/s" if run["samples_per_second"] else "speed not measured"
+        numbers = [run["steps"], run["global_batch"], run["samples_per_second"], run["seconds_per_iteration"]]
+        memory = run["peak_memory_mb"]
+        commit = html.escape(short_commit(run["commit"] or "–"))
+        cells = ["–" if n is None else f"{n:,.4g}" if isinstance(n, float) else f"{n:,}" for n in numbers]
+        peak = "–" if memory is None else f"{memory:,.0f}"
+        shown = html.escape(str(run["run_id"] or name))
+        rows.append(
+            [
+                html.escape(run["label"]),
+                shown,
+                *cells,
+                peak,
+                html.escape(str(run["precision"] or "–")),
+                commit,
+            ]
         )
-        lines.append(
-            f"  {name:<{size}}  {run['steps']:,} steps, {rate}, commit {short_commit(run['commit'] or '–')}"
+    heads = ["run", "id", "steps", "batch", "pairs / s", "s / step", "peak MB", "precision", "commit"]
+    return "<h2>Runs</h2>" + _table_html(heads, rows, (1, 7, 8))
+
+
+def _attribution_html(attribution: Mapping[str, Any]) -> str:
+    rows = []
+    for name, entry in attribution.items():
+        if not isinstance(entry, Mapping):
+            continue
+        title = html.escape(str(entry.get("title", name)))
+        home, licence = (html.escape(str(entry.get(k, "")), quote=True) for k in ("homepage", "license_url"))
+        rows.append(
+            [
+                f'<a href="{home}">{title}</a>' if home else title,
+                html.escape(str(entry.get("author", ""))),
+                f'<a href="{licence}">{html.escape(str(entry.get("license", "")))}</a>',
+                html.escape(str(entry.get("role", ""))),
+                f"{entry['images']:,}" if isinstance(entry.get("images"), int) else "",
+                html.escape(str(entry.get("package", ""))),
+                html.escape(str(entry.get("changes", ""))),
+            ]
         )
-    return lines
-
-
-def _head(title: str) -> str:
-    return f"{title}\n{'-' * len(title)}"
-
-
-def _cut(words: str, limit: int) -> str:
-    return words if len(words) <= limit else words[: limit - 1] + "…"
-
-
-def _wrapped(words: str, width: int, indent: str) -> list[str]:
-    return textwrap.wrap(words, width, initial_indent=indent, subsequent_indent=indent)
+    heads = ["set", "author", "licence", "used for", "images", "package", "changes"]
+    return "<h2>Attribution</h2>" + _table_html(heads, rows, (1, 2, 3, 5, 6))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, Summarize)

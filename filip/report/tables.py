@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing, write_json
+from filip.files import replacing, write_json
 from filip.report.build import build_tables, load_published
 from filip.report.render import RENDERERS
 from filip.report.study import Results, load_study

@@ -17,12 +17,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from filip.data.atomic import write_json
 from filip.errors import UserError
+from filip.files import write_json
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
-from filip.train.fragments import reading_universal
 from filip.train.ranks import Ranks, all_or_none, barrier
+from filip.train.zero_layout import reading_universal
 
 _COMPLETE = re.compile(r"step(\d{8})")
 STATE = "state.json"

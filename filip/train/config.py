@@ -38,14 +38,20 @@ class DataConfig:
     sources: list[SourceConfig] = option([], "list of {shards, captions, weight, manifest}")
     auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
-    augment_share: float = option(
+    auto_augment_probability: float = option(
         1.0, "share of the images that auto_augment applies to; short trainings want less"
     )
-    min_crop: float = option(0.5, "smallest share of the image that random resized crop keeps (paper: open)")
+    crop_scale_min: float = option(
+        0.5, "smallest share of the image that random resized crop keeps (paper: open)"
+    )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     prefetch: int = option(4, "batches that each worker prepares ahead")
-    window: int = option(16, "shards whose samples are shuffled among each other, and kept open by a reader")
-    lanes: int = option(1, "reading groups: 1, or the number of machines, so that each reads its own shards")
+    shuffle_window_shards: int = option(
+        16, "shards whose samples are shuffled among each other, and kept open by a reader"
+    )
+    reader_groups: int = option(
+        1, "reading groups: 1, or the number of machines, so that each reads its own shards"
+    )
 
 
 @dataclass
@@ -74,7 +80,7 @@ class CheckpointConfig:
 
 
 @dataclass
-class WatchConfig:
+class WatchdogConfig:
     """What the watchdog names in the log, and when it stops the run."""
 
     non_finite: str = option(
@@ -143,11 +149,11 @@ class TrainConfig:
         None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host"
     )
 
-    token_share: float = option(1.0, "share of tokens kept before they are sent (paper's late*: 0.25)")
-    form: str = option("gather", "gather or ring: how tokens of other ranks are visited")
+    token_keep_ratio: float = option(1.0, "share of tokens kept before they are sent (paper's late*: 0.25)")
+    exchange: str = option("gather", "gather or ring: how tokens of other ranks are visited")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
-    global_weight: float = option(
+    pooled_weight: float = option(
         0.0,
         "weight of CLIP's loss on [CLS] and [EOS] beside the token-wise one; 0 = the paper; others needed it",
     )
@@ -156,17 +162,17 @@ class TrainConfig:
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
     warmup_timing: int = option(5, "first steps left out of the timings of the result")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
-    watch: WatchConfig = option(WatchConfig(), "the watchdog")
+    watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
     def check(self) -> TrainConfig:
         """Return self; UserError names the first value that cannot work."""
         _choice("precision", self.precision, PRECISIONS)
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
-        _choice("form", self.form, ("gather", "ring"))
+        _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)
         _choice("optimizer.name", self.optimizer.name, ("lamb", "adamw"))
-        _choice("watch.non_finite", self.watch.non_finite, ("stop", "rollback"))
+        _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
         if self.global_batch is None and self.batch_per_rank is None:
@@ -185,14 +191,17 @@ class TrainConfig:
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "log_every", "optimizer.base_lr", "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
-    "data.prefetch", "data.window", "data.lanes", "watch.non_finite_steps", "watch.clamp_steps", "watch.stuck_steps",
+    "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
+    "watchdog.non_finite_steps", "watchdog.clamp_steps",
+    "watchdog.stuck_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "global_weight", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
+    "seed", "pooled_weight", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_every_steps", "watch.max_rollbacks", "watch.min_loss_scale", "eval.every_steps", "data.workers",
+    "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
+    "data.workers",
 )  # fmt: skip
-SHARES = ("token_share", "data.augment_share", "data.min_crop")
+SHARES = ("token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min")
 
 
 def _check_numbers(config: TrainConfig) -> None:

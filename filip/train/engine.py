@@ -16,10 +16,10 @@ import filip
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import TrainConfig
-from filip.train.fragments import bind_lamb, check_deepspeed_settings
 from filip.train.lamb import ClampedAdamW, Lamb
 from filip.train.param_groups import param_groups
 from filip.train.ranks import deepspeed_accelerator
+from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 
 SETTINGS_FOLDER = Path(filip.__file__).resolve().parent.parent / "ds_configs"
 
@@ -239,7 +239,7 @@ def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, wor
     scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the watchdog stops the run, in words
-    engine = Engine(wrapped, optimizer, model, batching, groups, pooled=config.global_weight > 0)
+    engine = Engine(wrapped, optimizer, model, batching, groups, pooled=config.pooled_weight > 0)
     engine.bind()
     return engine
 

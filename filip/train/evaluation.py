@@ -93,7 +93,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             for name, found in _read(out)["benchmarks"].items():
                 for way in ("i2t", "t2i"):
                     values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
-        if c.alignment and run.engine.model.config.interaction == "token":
+        if c.alignment and run.engine.model.config.interaction == "token_wise":
             out, picture = folder / f"alignment-{step:08d}.json", folder / f"alignment-{step:08d}.png"
             settings = alignment.Alignment(
                 cards=c.alignment, out=str(out), picture=str(picture), measure=200, pairs=20, **common

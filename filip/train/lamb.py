@@ -2,7 +2,7 @@
 
 DeepSpeed hands an optimiser not parameters but flat slices of all of them, cut anywhere. A trust ratio taken over
 such a slice is wrong (measured: steps off by 37 % at ZeRO-1/2, a thousandfold at ZeRO-3). Here an optimiser tensor
-carries a *layout* (see filip.train.fragments): which stretch of it belongs to which parameter. Norms are summed
+carries a *layout* (see filip.train.zero_layout): which stretch of it belongs to which parameter. Norms are summed
 per stretch, completed over the ranks by one all-reduce, and applied per stretch.
 """
 

@@ -15,10 +15,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from filip.data.atomic import write_json
-from filip.data.loader import Batch, PairLoader, build_loader
-from filip.data.transforms import TrainTransform
+from filip.data.loading.loader import Batch, PairLoader, build_loader
+from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
+from filip.files import write_json
 from filip.models import DualEncoder, build_model, load_model
 from filip.train import progress
 from filip.train.checkpoint import (
@@ -106,7 +106,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
         model = build_model(config.model)
         if config.image_size is not None:
             model.resize_images(config.image_size)
-    if config.global_weight:
+    if config.pooled_weight:
         model.check_pooled()
     config.model = model.config  # what is written down is what is trained
     return model
@@ -122,8 +122,8 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         transform=TrainTransform(
             model.image_size,
             data.auto_augment,
-            crop_scale=(data.min_crop, 1.0),
-            augment_share=data.augment_share,
+            crop_scale=(data.crop_scale_min, 1.0),
+            auto_augment_probability=data.auto_augment_probability,
         ),
         back_translation=data.back_translation,
         seed=config.seed,
@@ -131,8 +131,8 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         world_size=ranks.world_size,
         workers=data.workers,
         context_length=model.config.text.context_length,
-        window=data.window,
-        lanes=data.lanes,
+        shuffle_window_shards=data.shuffle_window_shards,
+        reader_groups=data.reader_groups,
         prefetch=data.prefetch,
         pin_memory=ranks.device.type == "cuda",
     )
@@ -202,13 +202,13 @@ def open_run(
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
-    lowest = max(config.watch.min_loss_scale, engine.lowest_loss_scale())
+    lowest = max(config.watchdog.min_loss_scale, engine.lowest_loss_scale())
     watchdog = Watchdog(
-        replace(config.watch, min_loss_scale=lowest),
+        replace(config.watchdog, min_loss_scale=lowest),
         batching.global_batch,
         model.config.max_logit_scale,
         config.precision == "fp16",
-        loss_weights=1 + config.global_weight,
+        loss_weights=1 + config.pooled_weight,
     )
     return Run(config, ranks, batching, engine, loader, schedule, state, telemetry, watchdog, stop, folder)
 
@@ -329,12 +329,12 @@ def recover(run: Run, why: str) -> None:
     """Numbers are no longer finite: stop, naming the last good checkpoint, or go back to it and skip the data since."""
     good = complete_checkpoints(run.folder)
     named = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
-    settings = run.config.watch
+    settings = run.config.watchdog
     if settings.non_finite == "stop" or not good or run.state.rollbacks >= settings.max_rollbacks:
         run.telemetry.close()
         raise UserError(
             f"{why}. Stopped; {named}. Resume with a larger optimizer.weight_decay or a lower optimizer.base_lr, "
-            "or with watch.non_finite=rollback to skip the data since then"
+            "or with watchdog.non_finite=rollback to skip the data since then"
         )
     saved = read_state(good[-1])
     convert = needs_conversion(saved, run.ranks.world_size, run.config.zero_stage)

@@ -113,19 +113,19 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
     setting = Setting(
         global_batch=batching.global_batch,
         gpus=world_size,
-        n1=math.ceil(patches * config.token_share),
-        n2=math.ceil(words * config.token_share),
+        n1=math.ceil(patches * config.token_keep_ratio),
+        n2=math.ceil(words * config.token_keep_ratio),
         dim=model.config.embed_dim,
         token_bytes=4 if config.precision == "fp32" else 2,
         tile_bytes=0,
     )
     vectors = batching.per_rank * 2 * model.config.embed_dim * 8
     of_vectors = vectors + clip(replace(setting, dim=model.config.embed_dim // 2)).memory
-    if model.config.interaction == "global":
+    if model.config.interaction == "pooled":
         return int(of_vectors)
     tokens = batching.per_rank * (patches + words) * model.config.embed_dim * 8
-    of_tokens = tokens + fused(setting, config.form).memory
-    return int(of_tokens + (of_vectors if config.global_weight else 0))
+    of_tokens = tokens + fused(setting, config.exchange).memory
+    return int(of_tokens + (of_vectors if config.pooled_weight else 0))
 
 
 def readable(size: float) -> str:
@@ -147,7 +147,7 @@ def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
     lines = [
         plan.lines()[0],
         f"precision {config.precision}, gradient checkpointing {checkpointing}, interaction "
-        f"{config.model.interaction}, share of tokens {config.token_share:g}; about, per rank:",
+        f"{config.model.interaction}, share of tokens {config.token_keep_ratio:g}; about, per rank:",
         f"{'ranks':>6} {'per rank':>9} {'ZeRO':>5} {'total':>9}   of which",
     ]
     for world_size in world_sizes:

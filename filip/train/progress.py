@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from filip.data.transforms import denormalize
+from filip.data.loading.transforms import denormalize
 from filip.tokenizer import decode_token
 from filip.train.checkpoint import LoopState
 from filip.train.plan import memory_plan
@@ -76,10 +76,10 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
     }
     for group in engine.deepspeed.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
-    weight = run.config.global_weight
+    weight = run.config.pooled_weight
     if weight:
         token = (values["loss/i2t"] + values["loss/t2i"]) / 2
-        values["loss/global"] = (values["loss/total"] - token) / weight
+        values["loss/pooled"] = (values["loss/total"] - token) / weight
     if math.isfinite(last["special_share"]):
         values["tokens/bos_eos_share"] = last["special_share"]
     values |= norm_values(engine.norms(), engine.grad_norm())
@@ -108,7 +108,7 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
         "loss": "loss/total",
         "i2t_loss": "loss/i2t",
         "t2i_loss": "loss/t2i",
-        "global_loss": "loss/global",
+        "pooled_loss": "loss/pooled",
         "i2t_accuracy": "accuracy/i2t",
         "t2i_accuracy": "accuracy/t2i",
         "logit_scale": "optimizer/logit_scale",
@@ -139,8 +139,8 @@ def print_plan(run: Run) -> None:
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
         f"gradient clipping {optimizer.clip_grad_norm or 'off'}"
     )
-    if c.global_weight:
-        say(f"loss        token-wise + {c.global_weight:g} x global ([CLS] and [EOS])")
+    if c.pooled_weight:
+        say(f"loss        token-wise + {c.pooled_weight:g} x global ([CLS] and [EOS])")
     for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)
     stream = loader.stream

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 import filip
-from filip.data.atomic import write_json
 from filip.data.manifest import changed_since
 from filip.errors import UserError
+from filip.files import write_json
 from filip.models import save_model
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine

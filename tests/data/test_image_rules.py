@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from filip.data.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
 from tests.data import hostile
 
 WHITE = (255, 255, 255)

@@ -14,7 +14,7 @@ from bench.text_rules import synthetic_list
 from tests.data.killing import kill_at_random
 from tests.data.pair_shards import write_pairs
 
-SMALL_BLOCKS = "import filip.data.duck as d; d.ROWS_PER_GROUP = 1000; "
+SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 1000; "
 PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "
 RULES = "from filip.data.text_rules import TextRulesConfig as C, main; "
 RUN = "from filip.command import run_command; run_command(main, C)"

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 
-from filip.data.loader import PairLoader, build_loader
-from filip.data.pair_index import Source
-from filip.data.transforms import EvalTransform
+from filip.data.loading.loader import PairLoader, build_loader
+from filip.data.loading.pair_index import Source
+from filip.data.loading.transforms import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs, write_sidecar
@@ -30,7 +30,7 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 
 
 def loader(pairs: Pairs | list[Source], **options: Any) -> PairLoader:
-    settings = {"batch_size": 4, "image_size": 16, "seed": 3, "window": 2} | options
+    settings = {"batch_size": 4, "image_size": 16, "seed": 3, "shuffle_window_shards": 2} | options
     return build_loader([pairs.source] if isinstance(pairs, Pairs) else pairs, **settings)
 
 
@@ -161,7 +161,7 @@ def test_resume_under_another_world_size(pairs: Pairs) -> None:
 def test_resume_with_other_data_is_refused(pairs: Pairs, tmp_path: Path) -> None:
     state = loader(pairs).state_dict()
     other = write_pairs(tmp_path / "other", [9, 1, 14, 0, 7])
-    for stream in (loader(other), loader(pairs, seed=4), loader(pairs, window=3)):
+    for stream in (loader(other), loader(pairs, seed=4), loader(pairs, shuffle_window_shards=3)):
         with pytest.raises(UserError, match="other data"):
             stream.load_state_dict(state)
 
@@ -217,18 +217,18 @@ def test_sources_are_mixed_by_weight(pairs: Pairs, tmp_path: Path) -> None:
 
 
 def test_lanes_keep_ranks_on_shards_of_their_own(tmp_path: Path) -> None:
-    data = write_pairs(tmp_path / "lanes", [5] * 8)
+    data = write_pairs(tmp_path / "reader_groups", [5] * 8)
     ranks = [
-        list(loader(data, batch_size=4, rank=r, world_size=2, lanes=2, transform=EvalTransform(16)))
+        list(loader(data, batch_size=4, rank=r, world_size=2, reader_groups=2, transform=EvalTransform(16)))
         for r in (0, 1)
     ]
     shards = [{key[:5] for key in keys(batches)} for batches in ranks]
     assert not shards[0] & shards[1]
     assert sorted(keys(ranks[0] + ranks[1])) == data.keys
-    one = list(loader(data, batch_size=8, lanes=2, transform=EvalTransform(16)))
+    one = list(loader(data, batch_size=8, reader_groups=2, transform=EvalTransform(16)))
     assert [b["key"] for b in one] == [a["key"] + b["key"] for a, b in zip(*ranks, strict=True)]
-    with pytest.raises(UserError, match=r"lanes=3"):
-        loader(data, batch_size=8, lanes=3)
+    with pytest.raises(UserError, match=r"reader_groups=3"):
+        loader(data, batch_size=8, reader_groups=3)
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -314,9 +314,9 @@ def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
 
 
 def test_few_open_shards(tmp_path: Path) -> None:
-    """A reader keeps a window of shards open, not all of them."""
+    """A reader keeps a shuffle_window_shards of shards open, not all of them."""
     data = write_pairs(tmp_path / "many", [2] * 30)
-    stream = loader(data, window=3)
+    stream = loader(data, shuffle_window_shards=3)
     assert len(keys(list(stream))) == 60
     assert len(stream.stream._open) <= 4
 

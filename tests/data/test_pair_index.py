@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filip.data.pair_index import ShardCaptions, Source, caption_group, index_source
-from filip.data.tar_index import scan_tar
+from filip.data.loading.pair_index import ShardCaptions, Source, caption_group, index_source
+from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
 from tests.data.pair_shards import key_of, write_pairs, write_sidecar
 
@@ -145,7 +145,7 @@ def killed(source: Source, tar: Path) -> None:
 
 def test_a_killed_scanner_is_an_error_and_no_hang(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pairs = write_pairs(tmp_path, [1, 1, 1])
-    monkeypatch.setattr("filip.data.pair_index._index_shard", killed)
+    monkeypatch.setattr("filip.data.loading.pair_index._index_shard", killed)
     with pytest.raises(UserError, match="was killed"):
         index_source(pairs.source, processes=2)
 

@@ -8,8 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.text_rules import labelled_captions, language_accuracy
-from filip.data.caption_rules import MEANINGLESS
 from filip.data.cards import SourceCard, TextRuleSettings
+from filip.data.lists.caption_rules import MEANINGLESS
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
 
@@ -144,7 +144,7 @@ def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeyp
     captions = [f"{c} number {i % 7}" for c in labelled_captions()["en"] for i in range(2)]  # 2,400
     source = write_list(tmp_path / "l.parquet", captions)
     apply_text_rules(source, tmp_path / "one.parquet", rules(), threads=1, processes=1)
-    monkeypatch.setattr("filip.data.duck.ROWS_PER_GROUP", 500)
+    monkeypatch.setattr("filip.data.lists.duckdb_io.ROWS_PER_GROUP", 500)
     apply_text_rules(source, tmp_path / "many.parquet", rules(), threads=2, processes=2)
     one, many = pq.read_table(tmp_path / "one.parquet"), pq.read_table(tmp_path / "many.parquet")
     assert one.equals(many) and one.num_rows > 2000

@@ -14,9 +14,9 @@ from PIL import Image
 from torchvision import transforms as tv
 from torchvision.transforms import autoaugment as tv_auto
 
-from filip.data.auto_augment import AutoAugment
-from filip.data.images import UNDECODABLE, decode, to_rgb
-from filip.data.transforms import (
+from filip.data.loading.auto_augment import AutoAugment
+from filip.data.loading.images import UNDECODABLE, decode, to_rgb
+from filip.data.loading.transforms import (
     CLIP_MEAN,
     CLIP_STD,
     TrainTransform,
@@ -267,7 +267,7 @@ def test_augment_share_of_the_images_are_augmented() -> None:
     image = Image.fromarray(noise)
     plain = TrainTransform(48, False, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)(image, seed=0)
     some = TrainTransform(
-        48, True, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, augment_share=0.25
+        48, True, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, auto_augment_probability=0.25
     )
     untouched = sum(torch.equal(some(image, seed=seed), plain) for seed in range(400))
     assert 0.70 * 400 < untouched < 0.85 * 400  # three quarters, and where a policy happens to do nothing

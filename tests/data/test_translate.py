@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.data.captions.acceptance import MAX_ORIGINALS
 from filip.data.cards import SourceCard
-from filip.data.guard import MAX_ORIGINALS
 from filip.data.sidecar import group_id, read_sidecar
 from filip.data.translate import Job, TranslateConfig, main, parse_part, translate
 from filip.errors import UserError
@@ -166,7 +166,7 @@ def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None
 
 
 def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr("filip.data.translation_cache.SMALLEST_BLOCK", 2)
+    monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 2)
     make_shards(tmp_path / "shards", CAPTIONS)
     whole = job(tmp_path, out=tmp_path / "whole", cache=tmp_path / "whole_cache")
     translate(whole)
@@ -194,7 +194,7 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
         translate(job(tmp_path, pivots=["de"]))
     with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
         translate(job(tmp_path, shards=tmp_path / "nothing"))
-    monkeypatch.setattr("filip.data.meaning.PACKAGES", ("no_such_package",))
+    monkeypatch.setattr("filip.data.captions.semantic_similarity.PACKAGES", ("no_such_package",))
     with pytest.raises(UserError, match="min_similarity needs no_such_package"):
         translate(job(tmp_path, min_similarity=0.8))
     with pytest.raises(UserError, match="part=4/4"):
@@ -210,7 +210,7 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
 
     def start(out: str, *more: str) -> subprocess.Popen:
         program = (
-            "import filip.data.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
+            "import filip.data.captions.translation_cache as c; c.SMALLEST_BLOCK = 8\n"
             "from filip.command import run_command; from filip.data.translate import TranslateConfig, main\n"
             "run_command(main, TranslateConfig)"
         )

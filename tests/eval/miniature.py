@@ -72,7 +72,7 @@ def write_webdataset(
     return images
 
 
-def tiny_config(interaction: str = "token", embed_dim: int = 16) -> ModelConfig:
+def tiny_config(interaction: str = "token_wise", embed_dim: int = 16) -> ModelConfig:
     return ModelConfig(
         name="tiny",
         image=ImageTowerConfig(image_size=SIDE, patch_size=8, width=32, layers=1, heads=2),
@@ -82,7 +82,7 @@ def tiny_config(interaction: str = "token", embed_dim: int = 16) -> ModelConfig:
     )
 
 
-def write_model(path: Path, interaction: str = "token", seed: int = 0) -> str:
+def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> str:
     """A saved model with random weights."""
     torch.manual_seed(seed)
     save_model(path, build_model(tiny_config(interaction)), {})

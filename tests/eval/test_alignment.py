@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import run_command
-from filip.data.transforms import eval_transform
+from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.alignment import Alignment, main
 from filip.eval.compare import Compare
@@ -104,7 +104,7 @@ def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
 
 
 def test_a_pooled_model_has_patches_and_words_too(tmp_path):
-    encoder = load_encoder(write_model(tmp_path / "m.safetensors", "global"))
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors", "pooled"))
     (found,) = word_patches(encoder, torch.zeros(1, 3, 32, 32), ["cat"], Prompt("", ""))
     assert found.similarity.shape == (16, 3)
     # Its last word vector is the one it is trained with.
@@ -224,7 +224,7 @@ def test_mistakes_are_named():
 
 def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(8)], masks=True)
-    models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("global", "token")]
+    models = [write_model(tmp_path / f"{kind}.safetensors", kind) for kind in ("pooled", "token_wise")]
     picture = tmp_path / "side.png"
     argv = [
         f"models=[{','.join(models)}]",

@@ -43,13 +43,13 @@ def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -
     ]
 
 
-@pytest.mark.parametrize("interaction", ["token", "global"])
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
 def test_zero_shot(root, interaction):
     model = write_model(root / "late.safetensors", interaction)
     run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food", "demo_skin_tone"], model))
     found = json.loads((root / "out.json").read_text())
     assert (found["run"], found["model"]) == ("late", model)
-    assert found["scorer"] == ("token-wise" if interaction == "token" else "pooled")
+    assert found["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
     food, tone = found["tasks"]["demo_food"], found["tasks"]["demo_skin_tone"]
     assert {
         "metric",

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.data.transforms import eval_transform
+from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.datasets import WebdatasetFolder, batches
 from tests.eval.miniature import encoded, picture, write_tar, write_webdataset

@@ -10,13 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.data.transforms import eval_transform
+from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
 from filip.eval.retrieval import Retrieval, recall_table, retrieval_benchmark
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
-from filip.eval.two_stage import rerank
+from filip.eval.shortlist import rerank
 from filip.eval.zero_shot import class_scores, zero_shot_task
 from tests.eval.miniature import write_model, write_webdataset
 
@@ -118,7 +118,7 @@ def test_a_model_evaluates_at_another_resolution(tmp_path):
 
 
 def test_pooled_model_and_mistakes(tmp_path):
-    scorer = load_scorer(write_model(tmp_path / "m.safetensors", "global"))
+    scorer = load_scorer(write_model(tmp_path / "m.safetensors", "pooled"))
     assert isinstance(scorer, PooledScorer)
     similarity = scorer.similarity(
         scorer.encode_images(torch.zeros(2, 3, 32, 32)), scorer.encode_texts(["a", "b"])

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from filip.interaction import (
     ContrastiveOutput,
     contrastive_loss,
-    distributed_global_similarity,
     distributed_late_interaction,
+    distributed_pooled_similarity,
     gather_ids,
-    global_similarity,
     late_interaction,
+    pooled_similarity,
 )
 
 PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
@@ -79,9 +79,9 @@ def local_loss(
     pairs: Pairs, rank: int, model: Towers, group: Any, options: dict[str, Any]
 ) -> ContrastiveOutput:
     image, text, lengths, ids = pairs.of(rank)
-    if options.get("form") == "global":
+    if options.get("exchange") == "pooled":
         encoded = model(image[:, 0], torch.stack([part[0] for part in text.split(lengths.tolist())]))
-        similarity = distributed_global_similarity(*encoded[:2], group=group)
+        similarity = distributed_pooled_similarity(*encoded[:2], group=group)
     else:
         encoded = model(image, text)
         similarity = distributed_late_interaction(*encoded[:2], lengths, group=group, **options)
@@ -91,10 +91,10 @@ def local_loss(
 
 
 def whole_loss(pairs: Pairs, model: Towers, options: dict[str, Any]) -> ContrastiveOutput:
-    if options.get("form") == "global":
+    if options.get("exchange") == "pooled":
         firsts = torch.stack([part[0] for part in pairs.text.split(pairs.lengths.tolist())])
         encoded = model(pairs.image[:, 0], firsts)
-        return contrastive_loss(global_similarity(*encoded[:2]), encoded[2], ids=pairs.ids)
+        return contrastive_loss(pooled_similarity(*encoded[:2]), encoded[2], ids=pairs.ids)
     image, text, scale = model(pairs.image, pairs.text)
     transport = options.get("transport_dtype")
     if transport is not None:
@@ -133,13 +133,13 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
 def every_form(rank: int, ranks: int) -> None:
     """Gather and ring equal one process, whatever the options; and so does CLIP's form."""
     counts = PAIRS[:ranks]
-    for form in ("gather", "ring"):
+    for exchange in ("gather", "ring"):
         for recompute in (False, True):
-            compare(counts, rank, None, 1e-5, form=form, recompute=recompute, backend="tiled")
-        compare(counts, rank, None, 1e-5, form=form)  # the backend that "auto" finds
-        compare(counts, rank, None, 1e-5, form=form, backend="reference")
-        compare(counts, rank, None, 2e-3, form=form, transport_dtype=torch.float16, backend="tiled")
-    compare(counts, rank, None, 1e-5, form="global")
+            compare(counts, rank, None, 1e-5, exchange=exchange, recompute=recompute, backend="tiled")
+        compare(counts, rank, None, 1e-5, exchange=exchange)  # the backend that "auto" finds
+        compare(counts, rank, None, 1e-5, exchange=exchange, backend="reference")
+        compare(counts, rank, None, 2e-3, exchange=exchange, transport_dtype=torch.float16, backend="tiled")
+    compare(counts, rank, None, 1e-5, exchange="pooled")
     matrices_have_their_shapes(counts, rank)
     a_gradient_comes_home(rank, ranks)
 
@@ -153,8 +153,10 @@ def matrices_have_their_shapes(counts: list[int], rank: int) -> None:
     own = slice(first, first + counts[rank])
     tokens = pairs.lengths.cumsum(0)
     mine = text[int(tokens[first] - pairs.lengths[first]) : int(tokens[own.stop - 1])]
-    for form in ("gather", "ring"):
-        found = distributed_late_interaction(image[own], mine, pairs.lengths[own], form=form, backend="tiled")
+    for exchange in ("gather", "ring"):
+        found = distributed_late_interaction(
+            image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled"
+        )
         torch.testing.assert_close(found.i2t, whole.i2t[own])
         torch.testing.assert_close(found.t2i, whole.t2i[:, own])
 
@@ -162,17 +164,17 @@ def matrices_have_their_shapes(counts: list[int], rank: int) -> None:
 def a_gradient_comes_home(rank: int, ranks: int) -> None:
     """A loss on rank 0 alone reaches the tokens of every other rank."""
     pairs = Pairs(PAIRS[:ranks])
-    for form in ("gather", "ring"):
+    for exchange in ("gather", "ring"):
         image, text, lengths, _ = pairs.of(rank)
         text = F.normalize(text, dim=-1).requires_grad_()
         found = distributed_late_interaction(
-            F.normalize(image[:, :, :4], dim=-1), text, lengths, form=form, backend="tiled"
+            F.normalize(image[:, :, :4], dim=-1), text, lengths, exchange=exchange, backend="tiled"
         )
         (found.i2t.sum() * (rank == 0)).backward()
-        assert text.grad is not None and float(text.grad.abs().max()) > 0, (form, rank)
+        assert text.grad is not None and float(text.grad.abs().max()) > 0, (exchange, rank)
 
 
-def kept_for_the_backward(form: str, pairs: Pairs, rank: int) -> int:
+def kept_for_the_backward(exchange: str, pairs: Pairs, rank: int) -> int:
     """Bytes that autograd keeps with recomputation on: tokens, nothing else."""
     image, text, lengths, _ = pairs.of(rank)
     sizes: list[int] = []
@@ -183,7 +185,7 @@ def kept_for_the_backward(form: str, pairs: Pairs, rank: int) -> int:
 
     image, text = image[:, :, :4].clone().requires_grad_(), text.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        distributed_late_interaction(image, text, lengths, form=form, backend="tiled", recompute=True)
+        distributed_late_interaction(image, text, lengths, exchange=exchange, backend="tiled", recompute=True)
     return sum(sizes) - 4 * image.numel()
 
 
@@ -193,8 +195,8 @@ def four_ranks(rank: int, ranks: int) -> None:
     for members in ([0, 2], [1, 3]):
         group = dist.new_group(members)
         if rank in members:
-            for form in ("gather", "ring"):
-                compare([3, 2], members.index(rank), group, 1e-5, form=form, backend="tiled")
+            for exchange in ("gather", "ring"):
+                compare([3, 2], members.index(rank), group, 1e-5, exchange=exchange, backend="tiled")
     pairs = Pairs(PAIRS)
     own = pairs.of(rank)[1].numel() * 4
     assert kept_for_the_backward("ring", pairs, rank) == own

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from filip.interaction import (
-    distributed_global_similarity,
     distributed_late_interaction,
+    distributed_pooled_similarity,
     gather_ids,
-    global_similarity,
     late_interaction,
+    pooled_similarity,
 )
 from tests.interaction.problems import random_problem
 from tests.interaction.ranks import every_form, four_ranks, launch
@@ -21,20 +21,20 @@ from tests.interaction.ranks import every_form, four_ranks, launch
 def test_without_ranks_it_is_the_plain_function() -> None:
     problem = random_problem(3, 5, [2, 7, 4], 16)
     plain = late_interaction(*problem, backend="tiled")
-    for form in ("gather", "ring"):
-        found = distributed_late_interaction(*problem, form=form, backend="tiled")
+    for exchange in ("gather", "ring"):
+        found = distributed_late_interaction(*problem, exchange=exchange, backend="tiled")
         assert torch.equal(found.i2t, plain.i2t) and torch.equal(found.t2i, plain.t2i)
     rounded = distributed_late_interaction(*problem, transport_dtype=torch.float16, backend="tiled")
     expected = late_interaction(problem[0].half(), problem[1].half(), problem[2], backend="tiled")
     assert torch.equal(rounded.i2t, expected.i2t)
     image, text = torch.randn(3, 4), torch.randn(3, 4)
-    assert torch.equal(distributed_global_similarity(image, text).i2t, global_similarity(image, text).i2t)
+    assert torch.equal(distributed_pooled_similarity(image, text).i2t, pooled_similarity(image, text).i2t)
     assert gather_ids(torch.tensor([4, 2]))[1] == 0
 
 
 def test_an_unknown_form_is_named() -> None:
-    with pytest.raises(ValueError, match="form='rign' is not one of gather, ring"):
-        distributed_late_interaction(*random_problem(1, 2, [2], 16), form="rign")
+    with pytest.raises(ValueError, match="exchange='rign' is not one of gather, ring"):
+        distributed_late_interaction(*random_problem(1, 2, [2], 16), exchange="rign")
 
 
 @pytest.mark.slow

@@ -12,10 +12,10 @@ from torch import Tensor
 from filip.interaction import (
     ContrastiveOutput,
     Similarity,
-    add_global_term,
+    add_pooled_term,
     contrastive_loss,
-    global_similarity,
     late_interaction,
+    pooled_similarity,
 )
 
 
@@ -23,15 +23,15 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
     return F.normalize(torch.randn(*shape, generator=torch.Generator().manual_seed(seed)), dim=-1)
 
 
-@pytest.mark.parametrize("form", ["global", "one token per side"])
+@pytest.mark.parametrize("form", ["pooled", "one token per side"])
 def test_equals_open_clip(form: str) -> None:
     open_clip_loss = pytest.importorskip("open_clip.loss")
     image, text = unit(12, 32, seed=1).requires_grad_(), unit(12, 32, seed=2).requires_grad_()
     scale = torch.tensor([20.0], requires_grad=True)
     expected = open_clip_loss.ClipLoss()(image, text, scale)
     wanted = torch.autograd.grad(expected, (image, text, scale))
-    if form == "global":
-        similarity = global_similarity(image, text)
+    if form == "pooled":
+        similarity = pooled_similarity(image, text)
     else:
         similarity = late_interaction(image[:, None], text, torch.ones(12, dtype=torch.int64))
     output = contrastive_loss(similarity, scale)
@@ -94,8 +94,8 @@ def test_accuracy_counts_any_positive() -> None:
 def test_loss_is_float32_whatever_comes_in() -> None:
     image, text = unit(6, 16, seed=3).bfloat16(), unit(6, 16, seed=4).bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        output = contrastive_loss(global_similarity(image, text), torch.tensor([100.0]).bfloat16())
-    exact = contrastive_loss(global_similarity(image.double(), text.double()), torch.tensor(100.0))
+        output = contrastive_loss(pooled_similarity(image, text), torch.tensor([100.0]).bfloat16())
+    exact = contrastive_loss(pooled_similarity(image.double(), text.double()), torch.tensor(100.0))
     assert output.loss.dtype == torch.float32
     assert float(output.loss) == pytest.approx(float(exact.loss), rel=1e-5)
 
@@ -112,10 +112,10 @@ def test_global_term_is_added_with_its_weight() -> None:
     def both() -> tuple[ContrastiveOutput, ContrastiveOutput]:
         pooled = torch.stack([part.mean(0) for part in text.split(lengths.tolist())])
         token = contrastive_loss(late_interaction(image, text, lengths), scale)
-        return token, contrastive_loss(global_similarity(image.mean(1), pooled), scale)
+        return token, contrastive_loss(pooled_similarity(image.mean(1), pooled), scale)
 
     token, pooled = both()
-    mixed = add_global_term(token, pooled, 0.5)
+    mixed = add_pooled_term(token, pooled, 0.5)
     assert float(mixed.loss) == pytest.approx(float(token.loss) + 0.5 * float(pooled.loss))
     assert mixed.i2t_accuracy is token.i2t_accuracy
     found = torch.autograd.grad(mixed.loss, inputs)
@@ -123,10 +123,10 @@ def test_global_term_is_added_with_its_weight() -> None:
     parts = torch.autograd.grad(token.loss, inputs), torch.autograd.grad(pooled.loss, inputs)
     for mixture, a, b in zip(found, *parts, strict=True):
         torch.testing.assert_close(mixture, a + 0.5 * b)
-    assert float(add_global_term(token, pooled, 0).loss) == float(token.loss)
+    assert float(add_pooled_term(token, pooled, 0).loss) == float(token.loss)
     for weight in (-1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match=str(weight)):
-            add_global_term(token, pooled, weight)
+            add_pooled_term(token, pooled, weight)
 
 
 def test_mistakes_are_named() -> None:
@@ -139,4 +139,4 @@ def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="at this rank's offset"):
         contrastive_loss(rows, torch.tensor(1.0), ids=torch.arange(3), all_ids=torch.arange(1, 6))
     with pytest.raises(ValueError, match="empty batch"):
-        global_similarity(torch.zeros(0, 4), torch.zeros(2, 4))
+        pooled_similarity(torch.zeros(0, 4), torch.zeros(2, 4))

@@ -52,9 +52,11 @@ def joined(batches: list[Batch]) -> Batch:
     return image, text, lengths
 
 
-def loss_of_rank(image: Tensor, text: Tensor, lengths: Tensor, scale: Tensor, form: str) -> ContrastiveOutput:
+def loss_of_rank(
+    image: Tensor, text: Tensor, lengths: Tensor, scale: Tensor, exchange: str
+) -> ContrastiveOutput:
     _, offset = gather_ids(lengths)
-    similarity = distributed_late_interaction(image, text, lengths, form=form)
+    similarity = distributed_late_interaction(image, text, lengths, exchange=exchange)
     return contrastive_loss(similarity, scale.mean(), offset=offset)
 
 
@@ -73,7 +75,7 @@ def engine_for(stage: int, accumulation: int, dropout: float) -> Any:
     return deepspeed.initialize(model=model, optimizer=optimizer, config=config)[0]
 
 
-def step_under_zero(rank: int, stage: int, form: str, cached: bool, dropout: float) -> list[Tensor]:
+def step_under_zero(rank: int, stage: int, exchange: str, cached: bool, dropout: float) -> list[Tensor]:
     """Parameters after one step of SGD on the batch of all ranks."""
     from deepspeed.runtime.zero import GatheredParameters
 
@@ -86,9 +88,9 @@ def step_under_zero(rank: int, stage: int, form: str, cached: bool, dropout: flo
             engine.backward(scalar, scale_wrt_gas=False)
             engine.step()
 
-        cached_backward(batches, engine, lambda *encoded: loss_of_rank(*encoded, form=form), backward)
+        cached_backward(batches, engine, lambda *encoded: loss_of_rank(*encoded, exchange=exchange), backward)
     else:
-        engine.backward(loss_of_rank(*engine(joined(batches)), form=form).loss)
+        engine.backward(loss_of_rank(*engine(joined(batches)), exchange=exchange).loss)
         engine.step()
     with GatheredParameters(list(engine.module.parameters()), enabled=stage == 3):
         return [parameter.detach().clone() for parameter in engine.module.parameters()]
@@ -118,10 +120,14 @@ def every_stage(rank: int, ranks: int) -> None:
     deepspeed.init_distributed("gloo")
     before = [parameter.detach().clone() for parameter in Towers(0.0).parameters()]
     for stage in (1, 2, 3):
-        for form, cached, dropout in (("gather", False, 0.0), ("ring", False, 0.0), ("gather", True, 0.3)):
-            found = step_under_zero(rank, stage, form, cached, dropout)
+        for exchange, cached, dropout in (
+            ("gather", False, 0.0),
+            ("ring", False, 0.0),
+            ("gather", True, 0.3),
+        ):
+            found = step_under_zero(rank, stage, exchange, cached, dropout)
             expected = step_of_one_process(ranks, dropout, cut=cached)
             for start, a, b in zip(before, found, expected, strict=True):
                 assert float((b - start).abs().max()) > 1e-4  # the step moved it
                 difference = float((a - b).abs().max() / (b - start).abs().max())
-                assert difference < 1e-5, (stage, form, cached, difference)
+                assert difference < 1e-5, (stage, exchange, cached, difference)

@@ -144,14 +144,14 @@ def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
 def test_the_baseline_has_clips_numbers_of_parameters() -> None:
     """ViT-B-32 of OpenAI and open_clip: 151,277,313."""
     config = load_preset("base")
-    config.interaction, config.embed_dim = "global", 512
+    config.interaction, config.embed_dim = "pooled", 512
     with torch.device("meta"):
         assert sum(p.numel() for p in build_model(config).parameters()) == 151_277_313
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
 def test_global_embeddings_equal_open_clip(activation: str) -> None:
-    ours, theirs = small_pair(activation, interaction="global")
+    ours, theirs = small_pair(activation, interaction="pooled")
     ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
     padded = torch.nn.functional.pad(ids, (0, 20 - ids.shape[1]))
     with torch.no_grad():
@@ -190,7 +190,7 @@ def test_token_embeddings_equal_open_clips_token_states(cls: bool) -> None:
 def test_pooled_vectors_are_the_baselines_and_leave_the_tokens_alone() -> None:
     tokens, baseline = (
         build_model(small_config()).eval(),
-        build_model(small_config(interaction="global")).eval(),
+        build_model(small_config(interaction="pooled")).eval(),
     )
     baseline.load_state_dict(tokens.state_dict())
     ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
@@ -364,13 +364,13 @@ def test_scale_is_clamped_and_keeps_learning() -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"interaction": "late"}, "token, global"),
+        ({"interaction": "late"}, "token_wise, pooled"),
         ({"embed_dim": 0}, "embed_dim=0"),
         ({"init_temperature": 0.001}, "max_logit_scale"),
         ({"image": ImageTowerConfig(timm="vit_base_patch33")}, "vit_base_patch33"),
         ({"image": ImageTowerConfig(image_size=100)}, "image_size=100"),
         ({"text": TextTowerConfig(width=100, heads=3)}, "width=100"),
-        ({"interaction": "global", "image": ImageTowerConfig(timm="vit_base_patch16_gap_224")}, "CLS"),
+        ({"interaction": "pooled", "image": ImageTowerConfig(timm="vit_base_patch16_gap_224")}, "CLS"),
     ],
 )
 def test_impossible_models_are_refused_in_words(change: dict[str, Any], message: str) -> None:

@@ -98,9 +98,9 @@ def test_every_preset_builds_and_survives_yaml_and_hydra() -> None:
 
 def test_config_is_a_hydra_schema() -> None:
     config = compose_config(
-        ModelConfig, ["image.layers=3", "interaction=global", "+image.options.reg_tokens=2"]
+        ModelConfig, ["image.layers=3", "interaction=pooled", "+image.options.reg_tokens=2"]
     )
-    assert (config.image.layers, config.interaction, config.image.options) == (3, "global", {"reg_tokens": 2})
+    assert (config.image.layers, config.interaction, config.image.options) == (3, "pooled", {"reg_tokens": 2})
 
 
 def test_unknown_keys_and_presets_are_named() -> None:

@@ -155,7 +155,7 @@ def test_the_preview_augments_as_the_run_was_trained(folder):
     base = folder / "data" / "demo"
     samples = read_samples(base / "shards", None, 2)
     plain = augmentation_sheet(samples, 24, augmented=3)
-    assert augmentation_sheet(samples, 24, augmented=3, min_crop=0.9).tobytes() != plain.tobytes()
+    assert augmentation_sheet(samples, 24, augmented=3, crop_scale_min=0.9).tobytes() != plain.tobytes()
 
 
 def test_the_preview_reads_shards_and_side_cars(folder):

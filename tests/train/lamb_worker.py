@@ -9,9 +9,9 @@ import sys
 import torch
 from torch import Tensor, nn
 
-from filip.train.fragments import bind_lamb
 from filip.train.lamb import Lamb
 from filip.train.ranks import start_ranks
+from filip.train.zero_layout import bind_lamb
 
 
 class Odd(nn.Module):

@@ -112,7 +112,7 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
     [
         (["precision=fp8"], "precision='fp8' is unknown"),
         (["zero_stage=4"], "zero_stage=4"),
-        (["token_share=0"], "token_share=0"),
+        (["token_keep_ratio=0"], "token_keep_ratio=0"),
         (["epochs=null"], "neither epochs nor max_steps"),
         (["global_batch=null"], "neither global_batch nor batch_per_rank"),
         (["global_batch=-8"], "global_batch=-8 must be positive"),
@@ -120,7 +120,7 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
         (["data.workers=-1"], "data.workers=-1 must be 0 or positive"),
         (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be 0 or positive"),
         (["optimizer.betas=[0.9,1]"], r"optimizer\.betas=\[0\.9, 1\.0\]"),
-        (["data.min_crop=2"], r"data\.min_crop=2\.0 must be above 0 and at most 1"),
+        (["data.crop_scale_min=2"], r"data\.crop_scale_min=2\.0 must be above 0 and at most 1"),
         (["backend=fast"], "backend='fast' is unknown"),
         (["init_from=/no/such/model.safetensors"], "init_from=/no/such/model"),
         (["model.interaction=both"], "model.interaction='both'"),
@@ -173,7 +173,7 @@ def test_help_names_every_field_with_its_default() -> None:
 
     text = help_text(train, TrainConfig)
     for wanted in (
-        "token_share=1.0",
+        "token_keep_ratio=1.0",
         "optimizer.base_lr=0.006",
         "checkpoint.keep=2",
         "model.image.image_size=224",

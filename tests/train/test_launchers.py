@@ -93,7 +93,7 @@ def test_help_is_for_people() -> None:
     command = [sys.executable, "-m", "filip.train", "--help"]
     done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 0
-    assert "token_share=1.0" in done.stdout and "optimizer.warmup_steps=3000" in done.stdout
+    assert "token_keep_ratio=1.0" in done.stdout and "optimizer.warmup_steps=3000" in done.stdout
     command[-1] = "experiment=demo"
     done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr

@@ -25,10 +25,10 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     runs = [
         train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=32"),
         train_arguments(squares, tmp_path / "stops", *saving),
-        train_arguments(squares, tmp_path / "rolls_back", *saving, "watch.non_finite=rollback"),
+        train_arguments(squares, tmp_path / "rolls_back", *saving, "watchdog.non_finite=rollback"),
         train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
         train_arguments(
-            squares, tmp_path / "rolls_back3", *saving, "watch.non_finite=rollback", "zero_stage=3"
+            squares, tmp_path / "rolls_back3", *saving, "watchdog.non_finite=rollback", "zero_stage=3"
         ),
         train_arguments(squares, tmp_path / "floor", *fp16[:3], f"deepspeed={tmp_path}/floor.json"),
     ]

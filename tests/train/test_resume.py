@@ -129,7 +129,7 @@ def test_going_back_to_an_older_checkpoint_gives_up_the_newer_ones(squares: Path
 def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tmp_path: Path) -> None:
     def arguments(name: str, *overrides: str) -> list[str]:
         return train_arguments(
-            squares, tmp_path / name, "model.interaction=global", "max_steps=12", "zero_stage=2", *overrides
+            squares, tmp_path / name, "model.interaction=pooled", "max_steps=12", "zero_stage=2", *overrides
         )
 
     none, third = ("zero_stage=0",), ("zero_stage=3",)
@@ -140,7 +140,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
         [*arguments("shrinks3", *third), "stop_after=6"],
     ]
     assert run_many(2, first, tmp_path / "log1") == [0, 85, 85, 85]
-    rolls_back = ("watch.non_finite=rollback", "poison_at=8", "checkpoint.every_steps=11")
+    rolls_back = ("watchdog.non_finite=rollback", "poison_at=8", "checkpoint.every_steps=11")
     shutil.copytree(tmp_path / "shrinks", tmp_path / "rolls_back")
     second = [
         [*arguments("grows"), "stop_after=6"],

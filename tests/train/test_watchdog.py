@@ -2,7 +2,7 @@ import math
 
 import pytest
 
-from filip.train.config import WatchConfig
+from filip.train.config import WatchdogConfig
 from filip.train.watchdog import StepFacts, Watchdog
 
 GOOD = {
@@ -15,7 +15,7 @@ GOOD = {
 }
 
 
-def kinds(settings: WatchConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
+def kinds(settings: WatchdogConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
     watchdog = Watchdog(settings, contrastive_batch=128, max_logit_scale=100.0, fp16=fp16)
     found = []
     for i, changes in enumerate(steps, start=1):
@@ -33,7 +33,7 @@ def kinds(settings: WatchConfig, steps: list[dict], fp16: bool = False) -> list[
     ],
 )
 def test_each_condition_is_named_once_with_its_steps(bad: dict, kind: str) -> None:
-    settings = WatchConfig(non_finite_steps=3, clamp_steps=3, stuck_steps=3)
+    settings = WatchdogConfig(non_finite_steps=3, clamp_steps=3, stuck_steps=3)
     assert kinds(settings, [{}, {}, bad, bad, bad, bad, {}]) == [(kind, 3, 5)]
     assert kinds(settings, [bad, bad, {}, bad, bad]) == []  # never three in a row
     assert kinds(settings, [bad, bad, bad, {}, bad, bad, bad]) == [(kind, 1, 3), (kind, 5, 7)]
@@ -41,31 +41,31 @@ def test_each_condition_is_named_once_with_its_steps(bad: dict, kind: str) -> No
 
 def test_overflows_that_the_scaler_skips_are_no_finding_until_the_scale_has_collapsed() -> None:
     overflow = {"skipped": True, "grad_norm": math.inf, "loss_scale": 1024.0}
-    assert kinds(WatchConfig(), [overflow] * 20, fp16=True) == []
+    assert kinds(WatchdogConfig(), [overflow] * 20, fp16=True) == []
     collapsed = {**overflow, "loss_scale": 1.0}
-    assert kinds(WatchConfig(), [overflow, collapsed, collapsed], fp16=True) == [
+    assert kinds(WatchdogConfig(), [overflow, collapsed, collapsed], fp16=True) == [
         ("loss scale collapsed", 2, 2)
     ]
-    assert kinds(WatchConfig(non_finite_steps=2), [overflow, collapsed, collapsed], fp16=True)[1:] == [
+    assert kinds(WatchdogConfig(non_finite_steps=2), [overflow, collapsed, collapsed], fp16=True)[1:] == [
         ("non-finite", 2, 3)
     ]
 
 
 def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
-    assert kinds(WatchConfig(non_finite_steps=2), [{}, *[{"skipped": True, "grad_norm": None}] * 3]) == [
+    assert kinds(WatchdogConfig(non_finite_steps=2), [{}, *[{"skipped": True, "grad_norm": None}] * 3]) == [
         ("non-finite", 2, 3)
     ]
 
 
 def test_chance_counts_every_term_of_the_loss() -> None:
-    watchdog = Watchdog(WatchConfig(stuck_steps=1), 128, 100.0, False, loss_weights=1.5)
+    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 100.0, False, loss_weights=1.5)
     facts = {**GOOD, "loss": 1.5 * math.log(128)}
     assert "chance for 128 pairs" in str(watchdog.observe(StepFacts(step=1, **facts))[0])
     assert watchdog.observe(StepFacts(step=2, **{**facts, "loss": math.log(128)})) == []
 
 
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
-    watchdog = Watchdog(WatchConfig(), 128, 100.0, False)
+    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False)
     watchdog.observe(StepFacts(step=1, **GOOD))
     assert watchdog.healthy
     watchdog.observe(StepFacts(step=2, **{**GOOD, "finite": False}))

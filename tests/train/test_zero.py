@@ -65,7 +65,7 @@ def test_all_stages_accumulation_and_caching_train_like_one_process(squares: Pat
     # The global vector has no maximum whose choice could flip between two nearly equal tokens, so its curve must
     # agree to rounding for all 20 steps. For tokens a flip after a rounding error of 1e-7 moves the loss by 1e-3
     # (seen in one process too, after such a perturbation), so those curves may drift apart slowly.
-    smooth = "model.interaction=global"
+    smooth = "model.interaction=pooled"
     single = [
         arguments("one", smooth),
         arguments("one_tokens"),
@@ -76,7 +76,7 @@ def test_all_stages_accumulation_and_caching_train_like_one_process(squares: Pat
     double = [
         *(arguments(f"zero{s}", smooth, f"zero_stage={s}") for s in range(4)),
         *(arguments(f"tokens{s}", f"zero_stage={s}") for s in (1, 3)),
-        arguments("ring", "form=ring"),
+        arguments("ring", "exchange=ring"),
         arguments("cached2", smooth, "zero_stage=2", "gradient_cache=4"),
         arguments("cached3", smooth, "zero_stage=3", "gradient_cache=6"),
         arguments("accumulated2", smooth, "zero_stage=2", "gradient_accumulation=2", "global_batch=12"),

@@ -35,7 +35,7 @@ def test_every_study_passes_its_own_checks_and_composes_every_training(path: Pat
         (lambda c: c.pop("runs"), "runs"),
         (lambda c: c.update(runz={}), "runz"),
         (lambda c: c["demo"].update(port="many"), "demo.port"),
-        (lambda c: c["launch"].update(by="mpirun"), "launch.by"),
+        (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
         (lambda c: c["runs"]["clip"].update(overrides="a=b"), "runs.clip.overrides"),
         (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
         (lambda c: c["tables"]["zero_shot"].append("nobody"), "tables.zero_shot"),
@@ -70,9 +70,9 @@ def test_launchers(demo: dict) -> None:
     assert Study(demo).launch().command() == (
         "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train"
     )
-    demo["launch"] = {"by": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"}
+    demo["launch"] = {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"}
     assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500" in Study(demo).launch().command()
-    demo["launch"] = {"by": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
+    demo["launch"] = {"launcher": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
     study = Study(demo)
     assert study.launch().command() == "srun python -m filip.train"
     assert study.train_resources() == {"nodes": 24, "mpi": "srun", "tasks_per_node": 8, "runtime": 100}
@@ -80,7 +80,7 @@ def test_launchers(demo: dict) -> None:
 
 def test_a_fine_tuning_inherits_the_architecture_of_its_run(demo: dict) -> None:
     arguments = Study(demo).train_arguments("clip_ft")
-    assert "model.interaction=global" in arguments
+    assert "model.interaction=pooled" in arguments
     assert "init_from=results/demo/models/clip.safetensors" in arguments
 
 
@@ -119,5 +119,5 @@ def test_as_many_translating_jobs_as_the_download_has_shards_for(demo: dict, tmp
 
 def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
     assert Study(demo).train_threads(2) == 2 and Study(demo).train_threads(16) == 16
-    demo["launch"] = {"by": "deepspeed", "ranks_per_node": 8}
+    demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
     assert Study(demo).train_threads(96) == 8

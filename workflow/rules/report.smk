@@ -97,5 +97,5 @@ rule summary:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.summarize study={input.study} results={params.results} page={output.page}"
+        "python -m filip.report.summary study={input.study} results={params.results} page={output.page}"
         " out={output.summary} > {log} 2>&1"

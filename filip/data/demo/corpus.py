@@ -23,7 +23,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.atomic import replacing, write_json
 from filip.data.demo.artists import ARTISTS, PACKAGES, Artist
 from filip.data.demo.captions import caption_of
 from filip.data.demo.catalogue import Catalogue, Drawing, hash_of
@@ -37,10 +36,11 @@ from filip.data.demo.evaluation import (
     tone_drawings,
     write_benchmark,
 )
+from filip.data.demo.faulty_rows import PLANTED, PlantedRow, plant, write_planted
 from filip.data.demo.packages import fetch_packages
-from filip.data.demo.planted import PLANTED, PlantedRow, plant, write_planted
 from filip.data.demo.render import SIDE, Job, render_all, svg_document
 from filip.errors import UserError
+from filip.files import replacing, write_json
 
 TONES_PER_CONCEPT = (
     2  # skin tones kept per artist and concept, beside the plain drawing: else 56 % are people

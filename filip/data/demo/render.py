@@ -15,8 +15,8 @@ from typing import Any
 import resvg_py
 from PIL import Image
 
-from filip.data.atomic import replacing
 from filip.data.demo.catalogue import Drawing
+from filip.files import replacing
 
 SIDE = 64  # pixels
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from filip.data.atomic import locked, sha256_of
 from filip.errors import UserError
+from filip.files import locked, sha256_of
 
 BEAM = 2
 MAX_BATCH_TOKENS = 2048  # source tokens in one batch: the blocks are sorted by length, so little is padding

@@ -26,14 +26,14 @@ def lane_slots(
     *,
     seed: int,
     epoch: int,
-    window: int,
+    shuffle_window_shards: int,
     lane: int = 0,
-    lanes: int = 1,
+    reader_groups: int = 1,
 ) -> Slots:
     """The slots of one lane of an epoch.
 
     ``shard_counts[s]`` holds the samples per shard of source s, ``weights[s]`` how many times its pairs are
-    seen per epoch (0.5: a random half). ``window`` is in shards. A lane is an equal, contiguous share of
+    seen per epoch (0.5: a random half). ``shuffle_window_shards`` is in shards. A lane is an equal, contiguous share of
     every pass over the permuted shards, and is shuffled on its own: it gives machines shards of their own.
     """
     parts = []
@@ -42,8 +42,8 @@ def lane_slots(
         for visit, share in _visits(weight):
             shards = np.random.default_rng([seed, epoch, source, visit]).permutation(len(counts))
             rng = np.random.default_rng([seed, epoch, source, visit, lane])
-            low, high = _lane_bounds(counts, lane, lanes)
-            order = _shuffled(counts, shards, rng, window, low, high)
+            low, high = _lane_bounds(counts, lane, reader_groups)
+            order = _shuffled(counts, shards, rng, shuffle_window_shards, low, high)
             orders.append(order[: _partial(share, len(order))])
         sample = np.concatenate([np.empty(0, np.int64), *orders])
         visits = np.repeat(np.arange(len(orders), dtype=np.int16), [len(o) for o in orders])
@@ -56,11 +56,13 @@ def lane_slots(
     return Slots(*(np.concatenate(columns)[order] for columns in zip(*parts, strict=True)))
 
 
-def lane_length(shard_counts: Sequence[np.ndarray], weights: Sequence[float], lane: int, lanes: int) -> int:
+def lane_length(
+    shard_counts: Sequence[np.ndarray], weights: Sequence[float], lane: int, reader_groups: int
+) -> int:
     """``len(lane_slots(…).sample)`` without computing the order; it is the same in every epoch."""
     total = 0
     for counts, weight in zip(shard_counts, weights, strict=True):
-        low, high = _lane_bounds(counts, lane, lanes)
+        low, high = _lane_bounds(counts, lane, reader_groups)
         total += sum(_partial(share, high - low) for _, share in _visits(weight))
     return total
 
@@ -77,13 +79,18 @@ def _partial(share: float, n: int) -> int:
     return n if share >= 1 else round(share * n)
 
 
-def _lane_bounds(counts: np.ndarray, lane: int, lanes: int) -> tuple[int, int]:
+def _lane_bounds(counts: np.ndarray, lane: int, reader_groups: int) -> tuple[int, int]:
     total = int(counts.sum())
-    return total * lane // lanes, total * (lane + 1) // lanes
+    return total * lane // reader_groups, total * (lane + 1) // reader_groups
 
 
 def _shuffled(
-    counts: np.ndarray, shards: np.ndarray, rng: np.random.Generator, window: int, low: int, high: int
+    counts: np.ndarray,
+    shards: np.ndarray,
+    rng: np.random.Generator,
+    shuffle_window_shards: int,
+    low: int,
+    high: int,
 ) -> np.ndarray:
     """Positions low … high - 1 of the samples in the order of ``shards``, shuffled within windows."""
     if high <= low:
@@ -95,5 +102,5 @@ def _shuffled(
     last = int(np.searchsorted(begins, high, side="left"))
     lengths = np.minimum(ends[first:last], high) - np.maximum(begins[first:last], low)
     sample = np.arange(low, high) + np.repeat(starts[shards[first:last]] - begins[first:last], lengths)
-    block = np.repeat(np.arange(last - first) // max(1, window), lengths)
+    block = np.repeat(np.arange(last - first) // max(1, shuffle_window_shards), lengths)
     return sample[np.argsort(block + rng.random(high - low), kind="stable")]

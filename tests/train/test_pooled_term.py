@@ -1,4 +1,4 @@
-"""CLIP's loss beside the token-wise one (``global_weight``): off it is not there, on it is exact over ranks."""
+"""CLIP's loss beside the token-wise one (``pooled_weight``): off it is not there, on it is exact over ranks."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
     def arguments(name: str, *overrides: str) -> list[str]:
         return train_arguments(squares, tmp_path / name, "max_steps=6", *overrides)
 
-    both = "global_weight=0.5"
+    both = "pooled_weight=0.5"
     single = [
         arguments("tokens"),
-        arguments("vectors", "model.interaction=global"),
+        arguments("vectors", "model.interaction=pooled"),
         arguments("one", both),
         arguments("one_cached", both, "gradient_cache=6"),
     ]
@@ -38,27 +38,27 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
     reference, tokens, vectors = (losses(tmp_path / name) for name in ("one", "tokens", "vectors"))
     # Same seed, same parameters: the first step shows the two terms, the later ones that both train the towers.
     assert reference[0] == pytest.approx(tokens[0] + 0.5 * vectors[0], abs=1e-6)
-    assert series(tmp_path / "one", "loss/global")[0] == pytest.approx(vectors[0], abs=1e-5)
+    assert series(tmp_path / "one", "loss/pooled")[0] == pytest.approx(vectors[0], abs=1e-5)
     assert "token-wise + 0.5 x global" in (tmp_path / "one.log").read_text()
     assert abs(reference[-1] - 1.5 * tokens[-1]) > 1e-2
-    assert "loss/global" not in (tmp_path / "tokens" / "log.jsonl").read_text()
+    assert "loss/pooled" not in (tmp_path / "tokens" / "log.jsonl").read_text()
     for name in ("one_cached", "two", "two_zero3", "two_cached"):
         assert losses(tmp_path / name)[:4] == pytest.approx(reference[:4], abs=1e-5), name
         assert largest_difference(tmp_path / "one", tmp_path / name) < 2e-3, name
 
 
 def test_a_model_without_a_second_view_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.interaction=global has no other"):
-        initial_model(compose("model=tiny", "model.interaction=global", "global_weight=1"))
+    with pytest.raises(UserError, match=r"model\.interaction=pooled has no other"):
+        initial_model(compose("model=tiny", "model.interaction=pooled", "pooled_weight=1"))
     headless = ("model.image.timm=vit_base_patch16_gap_224", "model.image.layers=1", "model.image.width=48")
     with pytest.raises(UserError, match="CLS"):
-        initial_model(compose("model=tiny", *headless, "model.image.heads=2", "global_weight=1"))
-    with pytest.raises(UserError, match="global_weight=-1"):
-        compose("global_weight=-1")
+        initial_model(compose("model=tiny", *headless, "model.image.heads=2", "pooled_weight=1"))
+    with pytest.raises(UserError, match="pooled_weight=-1"):
+        compose("pooled_weight=-1")
 
 
 def test_it_has_a_place_in_the_memory_plan() -> None:
-    off, on = (compose("model=base", f"global_weight={weight}") for weight in (0, 0.5))
+    off, on = (compose("model=base", f"pooled_weight={weight}") for weight in (0, 0.5))
     batching = Batching(global_batch=8192, per_rank=1024, accumulation=1, chunk=1024)
     plans = [memory_plan(load_preset("base"), config, batching, 8).bytes for config in (off, on)]
     # Two logit matrices with their gradients, and the vectors of all ranks in fp16 and our own with gradients.

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from filip.data.cards import SourceCard
 from filip.data.download import encode_quality
-from filip.data.image_rules import MAX_PIXELS, CheckedResizer
-from filip.data.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
+from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
+from filip.data.fetching.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
 
 
 def make_downloader(

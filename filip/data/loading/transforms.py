@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.data.auto_augment import AutoAugment
-from filip.data.images import decode, open_draft, to_rgb
+from filip.data.loading.auto_augment import AutoAugment
+from filip.data.loading.images import decode, open_draft, to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -43,7 +43,7 @@ class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
     ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper: open).
-    ``augment_share`` of the images go through AutoAugment; torchvision's and the paper's is all of them.
+    ``auto_augment_probability`` of the images go through AutoAugment; torchvision's and the paper's is all of them.
     """
 
     def __init__(
@@ -53,11 +53,11 @@ class TrainTransform:
         crop_scale: tuple[float, float] = (0.5, 1.0),
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
-        augment_share: float = 1.0,
+        auto_augment_probability: float = 1.0,
     ) -> None:
         self.image_size = image_size
         self.auto_augment = AutoAugment(image_size, _FILL) if auto_augment else None
-        self.augment_share = augment_share
+        self.auto_augment_probability = auto_augment_probability
         self.crop_scale, self.crop_ratio, self.flip = crop_scale, crop_ratio, flip
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
@@ -97,7 +97,9 @@ class TrainTransform:
         cropped = _resize(array[top : top + height, left : left + width], self.image_size)
         if flip:
             cropped = np.ascontiguousarray(cropped[:, ::-1])
-        if self.auto_augment is not None and (self.augment_share >= 1 or rng.random() < self.augment_share):
+        if self.auto_augment is not None and (
+            self.auto_augment_probability >= 1 or rng.random() < self.auto_augment_probability
+        ):
             cropped = np.array(self.auto_augment(Image.fromarray(cropped), rng))
         return cropped
 

@@ -11,7 +11,7 @@ import re
 import unicodedata
 from collections import Counter
 
-from filip.data.language import are_english
+from filip.data.lists.language import are_english
 
 # Many different captions with one back-translation: a favourite of the model, not a paraphrase.
 MAX_ORIGINALS = 3

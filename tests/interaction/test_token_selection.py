@@ -31,7 +31,7 @@ def test_keeps_the_best_of_each_item(share: float) -> None:
 def test_scores_do_not_depend_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, _ = random_problem(6, 9, [4, 11, 7], 16)
     whole = token_scores(image, text)
-    monkeypatch.setattr("filip.interaction.keep._TILE_ELEMENTS", 50)
+    monkeypatch.setattr("filip.interaction.token_selection._TILE_ELEMENTS", 50)
     for a, b in zip(whole, token_scores(image, text), strict=True):
         torch.testing.assert_close(a, b)
 

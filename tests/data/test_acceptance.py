@@ -1,6 +1,6 @@
 import pytest
 
-from filip.data.guard import names, numbers, plain, rejection
+from filip.data.captions.acceptance import names, numbers, plain, rejection
 
 
 @pytest.mark.parametrize(
@@ -50,7 +50,7 @@ def test_numbers_and_names() -> None:
 
 @pytest.mark.slow
 def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
-    from filip.data.meaning import similarities
+    from filip.data.captions.semantic_similarity import similarities
 
     caption = "a man riding a wave on top of a surfboard"
     others = ["a surfer rides a wave on his board", caption, "a cat sleeping on a red sofa"]

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from filip.data.epoch_plan import lane_length, lane_slots
+from filip.data.loading.epoch_order import lane_length, lane_slots
 
 COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
 
 
 def plan(counts: list[np.ndarray], weights: list[float], **options: int) -> np.ndarray:
-    settings = {"seed": 1, "epoch": 0, "window": 3} | options
+    settings = {"seed": 1, "epoch": 0, "shuffle_window_shards": 3} | options
     return np.stack(lane_slots(counts, weights, **settings), axis=1)  # type: ignore[arg-type]
 
 
@@ -31,7 +31,7 @@ def test_orders_differ_by_epoch_and_seed_only() -> None:
 
 def test_shuffling_is_thorough_within_a_window_and_stays_within() -> None:
     counts = np.full(40, 50)
-    shard = plan([counts], [1.0], window=4)[:, 1] // 50
+    shard = plan([counts], [1.0], shuffle_window_shards=4)[:, 1] // 50
     windows = [set(shard[i : i + 200]) for i in range(0, 2000, 200)]
     assert all(len(w) == 4 for w in windows)
     assert set.union(*windows) == set(range(40))
@@ -40,17 +40,19 @@ def test_shuffling_is_thorough_within_a_window_and_stays_within() -> None:
     assert (within[:-1] != within[1:]).mean() > 0.6  # 3/4 expected if independent
 
 
-@pytest.mark.parametrize("lanes", [1, 2, 3, 7])
-def test_lanes_share_every_sample_and_few_shards(lanes: int) -> None:
+@pytest.mark.parametrize("reader_groups", [1, 2, 3, 7])
+def test_lanes_share_every_sample_and_few_shards(reader_groups: int) -> None:
     counts = [np.full(50, 20), COUNTS]
-    parts = [plan(counts, [1.0, 1.0], lane=i, lanes=lanes) for i in range(lanes)]
+    parts = [plan(counts, [1.0, 1.0], lane=i, reader_groups=reader_groups) for i in range(reader_groups)]
     together = np.concatenate(parts)
     assert len(np.unique(together, axis=0)) == len(together) == 1100
-    assert [len(p) for p in parts] == [lane_length(counts, [1.0, 1.0], i, lanes) for i in range(lanes)]
+    assert [len(p) for p in parts] == [
+        lane_length(counts, [1.0, 1.0], i, reader_groups) for i in range(reader_groups)
+    ]
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
     for part in parts:
         shards = np.unique(part[part[:, 0] == 0, 1] // 20)
-        assert len(shards) <= 50 / lanes + 2
+        assert len(shards) <= 50 / reader_groups + 2
 
 
 def test_weights_are_passes_over_a_source() -> None:

@@ -21,10 +21,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from filip.data.epoch_plan import Slots, lane_length, lane_slots
-from filip.data.images import UNDECODABLE
-from filip.data.pair_index import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
-from filip.data.transforms import EvalTransform, TrainTransform, normalize
+from filip.data.loading.epoch_order import Slots, lane_length, lane_slots
+from filip.data.loading.images import UNDECODABLE
+from filip.data.loading.pair_index import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
+from filip.data.loading.transforms import EvalTransform, TrainTransform, normalize
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 
@@ -48,14 +48,14 @@ class PairStream(Dataset[Batch]):
         rank: int,
         world_size: int,
         context_length: int,
-        window: int,
-        lanes: int,
+        shuffle_window_shards: int,
+        reader_groups: int,
     ) -> None:
         self.indices = list(indices)
         self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
         self.transform, self.back_translation = transform, back_translation
         self.seed, self.context_length = seed, context_length
-        self.window, self.lanes = window, lanes
+        self.shuffle_window_shards, self.reader_groups = shuffle_window_shards, reader_groups
         self._counts = [index.counts for index in self.indices]
         self._weights = [index.source.weight for index in self.indices]
         self._epoch: int | None = None
@@ -72,15 +72,18 @@ class PairStream(Dataset[Batch]):
                 self._weights,
                 seed=self.seed,
                 epoch=epoch,
-                window=self.window,
+                shuffle_window_shards=self.shuffle_window_shards,
                 lane=lane,
-                lanes=self.lanes,
+                reader_groups=self.reader_groups,
             )
         return self._lanes[lane]
 
     def lane_lengths(self) -> list[int]:
         """Pairs per lane and epoch."""
-        return [lane_length(self._counts, self._weights, lane, self.lanes) for lane in range(self.lanes)]
+        return [
+            lane_length(self._counts, self._weights, lane, self.reader_groups)
+            for lane in range(self.reader_groups)
+        ]
 
     @property
     def global_batch(self) -> int:
@@ -88,7 +91,7 @@ class PairStream(Dataset[Batch]):
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
         """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
-        share = self.global_batch // self.lanes
+        share = self.global_batch // self.reader_groups
         result = []
         for place in range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size):
             lane, position = self._lane(epoch, place // share), batch * share + place % share
@@ -166,7 +169,7 @@ class PairStream(Dataset[Batch]):
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
         opened = (os.open(tar, os.O_RDONLY), captions)
         self._open[place] = opened
-        if len(self._open) > (self.window + 1) * len(self.indices) * self.lanes:
+        if len(self._open) > (self.shuffle_window_shards + 1) * len(self.indices) * self.reader_groups:
             os.close(self._open.popitem(last=False)[1][0])
         return opened
 
@@ -191,7 +194,7 @@ class PairLoader:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths = stream.lane_lengths()
         self.pairs = sum(lengths)
-        self._batches = min(lengths) // (stream.global_batch // stream.lanes)
+        self._batches = min(lengths) // (stream.global_batch // stream.reader_groups)
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs do not fill one global batch of {stream.global_batch} "
@@ -270,8 +273,8 @@ class PairLoader:
         """Identity of what the order of pairs depends on."""
         what = {
             "seed": self.stream.seed,
-            "window": self.stream.window,
-            "lanes": self.stream.lanes,
+            "shuffle_window_shards": self.stream.shuffle_window_shards,
+            "reader_groups": self.stream.reader_groups,
             "sources": [
                 [[t.name for t in index.tars], index.counts.tolist(), index.source.weight]
                 for index in self.stream.indices
@@ -309,8 +312,8 @@ def build_loader(
     workers: int = 0,
     context_length: int = 77,
     transform: TrainTransform | EvalTransform | None = None,
-    window: int = 16,
-    lanes: int = 1,
+    shuffle_window_shards: int = 16,
+    reader_groups: int = 1,
     prefetch: int = 4,
     pin_memory: bool = False,
     index_cache: str | None = None,
@@ -321,8 +324,8 @@ def build_loader(
     int64, key list[str])`` with b = ``batch_size`` pairs of this rank. Every rank gets the same number of
     full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
 
-    ``window``: shards whose samples are shuffled among each other, and the number a reader keeps open.
-    ``lanes``: reading groups with shards of their own. 1 is right for one machine; else the number of ranks
+    ``shuffle_window_shards``: shards whose samples are shuffled among each other, and the number a reader keeps open.
+    ``reader_groups``: reading groups with shards of their own. 1 is right for one machine; else the number of ranks
     (or a divisor of it), so that a rank does not read from every shard. The order of pairs depends on it,
     so keep it when the number of ranks changes; it must divide the global batch. ``index_cache``: folder
     that keeps the scan of the shards. ``transform`` replaces the training transform. ``loader.counters``
@@ -333,8 +336,10 @@ def build_loader(
         raise UserError(
             "no data: data.sources is empty; give e.g. data.sources=[{shards: DIR, captions: DIR}]"
         )
-    if batch_size * world_size % lanes:
-        raise UserError(f"data.lanes={lanes} does not divide the global batch {batch_size * world_size}")
+    if batch_size * world_size % reader_groups:
+        raise UserError(
+            f"data.reader_groups={reader_groups} does not divide the global batch {batch_size * world_size}"
+        )
     stream = PairStream(
         [index_source(source, index_cache, max(1, workers)) for source in parsed],
         batch_size=batch_size,
@@ -344,8 +349,8 @@ def build_loader(
         rank=rank,
         world_size=world_size,
         context_length=context_length,
-        window=window,
-        lanes=lanes,
+        shuffle_window_shards=shuffle_window_shards,
+        reader_groups=reader_groups,
     )
     return PairLoader(stream, epoch=epoch, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
 

@@ -7,7 +7,7 @@ ones off by name (``text_rules.switched_off``). The order is the order in which 
 from __future__ import annotations
 
 from filip.data.cards import TextRuleSettings
-from filip.data.duck import quote
+from filip.data.lists.duckdb_io import quote
 from filip.errors import UserError
 
 # White space of every kind becomes one space; zero-width characters and the soft hyphen vanish.

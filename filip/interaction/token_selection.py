@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from filip.interaction.packed import accumulation_dtype, check_tokens, offsets_of, product
+from filip.interaction.packing import accumulation_dtype, check_tokens, offsets_of, product
 
 _TILE_ELEMENTS = 1 << 22
 

@@ -32,9 +32,9 @@ import img2dataset.downloader
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.blocks import die_with_parent
-from filip.data.fetch import DEADLINE, fetch
+from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.errors import UserError
+from filip.worker_pool import die_with_parent
 
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards

@@ -11,7 +11,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.atomic import replacing
+from filip.files import replacing
 
 ROWS_PER_GROUP = 100_000
 

@@ -15,10 +15,10 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data import duck
-from filip.data.atomic import digest, sha256_of
-from filip.data.blocks import run_blocks
 from filip.data.engines import Engine, back_translate, load_engine
+from filip.data.lists import duckdb_io
+from filip.files import digest, sha256_of
+from filip.worker_pool import run_blocks
 
 # Captions per block: what a kill loses, and a file each. About BLOCKS of them, within the two bounds.
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
@@ -38,7 +38,7 @@ class TranslationCache:
         """Relation (text, back); each text once, even where two runs translated it."""
         if not any(self.folder.glob("*.parquet")):
             return "(SELECT '' AS text, '' AS back WHERE false)"
-        files = duck.parquet(self.folder / "*.parquet")
+        files = duckdb_io.parquet(self.folder / "*.parquet")
         return f"(SELECT text, min(back) AS back FROM {files} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
@@ -47,9 +47,9 @@ class TranslationCache:
         if not path.exists():
             total = pq.read_metadata(captions).num_rows
             block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, total // BLOCKS))
-            duck.write_parquet(
+            duckdb_io.write_parquet(
                 con,
-                f"SELECT caption FROM {duck.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
+                f"SELECT caption FROM {duckdb_io.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
                 "ORDER BY length(caption), caption",
                 path,
                 "translate: plan",
