@@ -34,7 +34,7 @@ class Encoded(NamedTuple):
 
     image: Tensor  # [b, n1, d] (token_wise) or [b, d] (pooled)
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
-    logit_scale: Tensor  # [1], the multiplied scale itself, clamped
+    logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # beside tokens, where they were asked for
 
 
@@ -120,13 +120,13 @@ class DualEncoder(nn.Module):
         return TextFeatures(_unit(self.text(ids, lengths)), lengths)
 
     def scale(self) -> Tensor:
-        """``[1]`` the factor on the similarities, 1/temperature, at most ``config.max_logit_scale``."""
-        return self.logit_scale.float().exp().clamp(max=self.config.max_logit_scale)
+        """``[1]`` the factor on the similarities, 1/temperature.
 
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Clamp the parameter itself after an optimiser step; beyond the clamp it would have no gradient."""
-        self.logit_scale.clamp_(max=math.log(self.config.max_logit_scale))
+        Not clamped here: the optimiser clamps the parameter to ``log(config.max_logit_scale)``, whose exponential
+        exceeds the maximum by rounding (100.0000076 in float32, 100.04 from a float16 copy). A clamp of the result
+        would then have gradient 0, and the temperature could never move again.
+        """
+        return self.logit_scale.float().exp()
 
     def resize_images(self, image_size: int) -> None:
         """Take images of another side from now on; position embeddings are interpolated."""

@@ -66,6 +66,12 @@ class OptimizerConfig:
     betas: tuple[float, float] = option((0.9, 0.999), "decay of the first and second moment")
     eps: float = option(1e-4, "added outside the root")
     max_trust_norm: float = option(10.0, "LAMB clamps a parameter's norm to this before the trust ratio")
+    temperature_lr_factor: float = option(
+        1.0,
+        "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
+        "step whatever its gradient; the implementation that the paper names does so too, hence 1. Lower it if the "
+        "scale jumps",
+    )
     clip_grad_norm: float = option(0.0, "0 = no gradient clipping, as the paper")
 
 
@@ -190,7 +196,8 @@ class TrainConfig:
 
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
-    "log_every", "optimizer.base_lr", "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
+    "log_every", "optimizer.base_lr", "optimizer.temperature_lr_factor",
+    "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",
     "watchdog.stuck_steps",

@@ -17,7 +17,7 @@ from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import TrainConfig
 from filip.train.lamb import ClampedAdamW, Lamb
-from filip.train.param_groups import param_groups
+from filip.train.param_groups import param_groups, set_lr
 from filip.train.ranks import deepspeed_accelerator
 from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 
@@ -171,8 +171,7 @@ class Engine:
             bind_lamb(self.deepspeed, self.optimizer)
 
     def set_lr(self, lr: float) -> None:
-        for group in self.deepspeed.optimizer.param_groups:
-            group["lr"] = lr
+        set_lr(self.deepspeed.optimizer.param_groups, lr)
 
     def loss_scale(self) -> float:
         """The dynamic loss scale; 1 unless fp16."""
@@ -220,10 +219,14 @@ class Engine:
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
     """LAMB or AdamW over the three parameter groups."""
     o = config.optimizer
-    groups = param_groups(model, o.weight_decay)
+    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
+    optimizer: Optimizer
     if o.name == "lamb":
-        return Lamb(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay, o.max_trust_norm)  # type: ignore[arg-type]
-    return ClampedAdamW(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay)  # type: ignore[arg-type]
+        optimizer = Lamb(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay, o.max_trust_norm)  # type: ignore[arg-type]
+    else:
+        optimizer = ClampedAdamW(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay)  # type: ignore[arg-type]
+    set_lr(optimizer.param_groups, o.base_lr)
+    return optimizer
 
 
 def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> Engine:

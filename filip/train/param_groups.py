@@ -22,11 +22,13 @@ def decays(module: nn.Module, name: str) -> bool:
     return isinstance(module, _DECAYING) and not name.endswith("bias")
 
 
-def param_groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]]:
+def param_groups(
+    model: DualEncoder, weight_decay: float, temperature_lr_factor: float = 1.0
+) -> list[dict[str, Any]]:
     """Three groups for the optimiser, named: ``decay``, ``no_decay`` and ``temperature``.
 
-    The temperature is clamped at ``model.config.max_logit_scale`` by the optimiser itself (``maximum``, of the
-    parameter, which is a logarithm), so that ZeRO's master copy is clamped, and not only the model's.
+    The optimiser clamps the temperature to ``maximum``, the logarithm of ``model.config.max_logit_scale``, so that
+    ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate.
     """
     groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
     for module, name, parameter in _owned_parameters(model):
@@ -38,8 +40,16 @@ def param_groups(model: DualEncoder, weight_decay: float) -> list[dict[str, Any]
     for name, parameters in groups.items():
         maximum = math.log(model.config.max_logit_scale) if name == "temperature" else None
         decay = weight_decay if name == "decay" else 0.0
-        result.append({"name": name, "params": parameters, "weight_decay": decay, "maximum": maximum})
+        factor = temperature_lr_factor if name == "temperature" else 1.0
+        group = {"name": name, "params": parameters, "weight_decay": decay}
+        result.append({**group, "maximum": maximum, "lr_factor": factor})
     return result
+
+
+def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
+    """Give every group ``lr``, multiplied by its own factor."""
+    for group in groups:
+        group["lr"] = lr * group["lr_factor"]
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any
 
 import open_clip
@@ -350,15 +349,6 @@ def test_resizing_equals_a_timm_model_of_that_size() -> None:
         torch.testing.assert_close(
             model.image.trunk(some_pixels(2, 96)), large.forward_features(some_pixels(2, 96))
         )
-
-
-def test_scale_is_clamped_and_keeps_learning() -> None:
-    model = build_model(load_preset("tiny"))
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(100) + 1)
-    assert model.scale().item() == pytest.approx(100)
-    model.clamp_logit_scale()
-    assert model.logit_scale.item() == pytest.approx(math.log(100))
 
 
 @pytest.mark.parametrize(
