@@ -1,4 +1,4 @@
-"""Source cards: one YAML file per training source, ``data/<name>.yaml``.
+"""Source cards: one YAML file per training source, ``data/<name>.yaml``, found by :mod:`filip.resources`.
 
 A card says where a list of URLs and captions comes from, how to read it, and which rules apply to it. To add
 a data set is to add a card. Every key has a type and a default here; a card with an unknown or mistyped key
@@ -15,6 +15,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from filip import resources
 from filip.errors import UserError
 
 FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl", "karpathy")
@@ -23,7 +24,6 @@ ENCODE_FORMATS = ("jpg", "png", "webp")
 DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
 Names = list[str]  # inside SourceCard the name `list` is a field
 CLEANING = ("url_encoded", "html_tags")
-CARD_FOLDER = Path(__file__).resolve().parents[2] / "data"
 
 
 @dataclass
@@ -121,27 +121,12 @@ def load_source(name_or_path: str | Path) -> SourceCard:
 
     Raises UserError, naming the key, when there is no such card or a key is unknown, missing or ill-typed.
     """
-    path = find_card(name_or_path)
+    path = resources.find("source", name_or_path)
     try:
         raw = yaml.safe_load(path.read_text())
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     return parse_card(raw, path)
-
-
-def find_card(name_or_path: str | Path) -> Path:
-    """The file of a card. Raises UserError with the known names when there is none."""
-    text = str(name_or_path)
-    candidates = [Path(text)] if text.endswith((".yaml", ".yml")) else []
-    candidates += [Path("data") / f"{text}.yaml", CARD_FOLDER / f"{text}.yaml"] if not candidates else []
-    for candidate in candidates:
-        if candidate.is_file():
-            return candidate
-    known = sorted({p.stem for folder in (Path("data"), CARD_FOLDER) for p in folder.glob("*.yaml")})
-    raise UserError(
-        f"no source card '{text}' (looked for {', '.join(map(str, candidates))}); known cards: "
-        f"{', '.join(known) or 'none'}. A card is a YAML file as described in filip/data/cards.py"
-    )
 
 
 def parse_card(raw: Any, path: Path) -> SourceCard:

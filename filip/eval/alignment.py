@@ -14,6 +14,7 @@ from typing import Any
 import yaml
 from PIL import Image
 
+from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
@@ -131,12 +132,8 @@ def labelled(data: EvalSet, names: list[str] | None, limit: int) -> list[Labelle
 
 def prompt_text(prompts: str, card: str) -> str:
     """The alignment prompt of a card, or the file's default."""
-    try:
-        entries = (yaml.safe_load(Path(prompts).read_text(encoding="utf-8")) or {}).get("alignment", {})
-    except FileNotFoundError as error:
-        raise UserError(
-            f"no prompt file at {prompts}; give prompts=FILE or prompt='a photo of a {{c}}.'"
-        ) from error
+    content = yaml.safe_load(resources.find("prompts", prompts).read_text(encoding="utf-8")) or {}
+    entries = content.get("alignment", {})
     return str(entries.get(card, entries.get("default", "a photo of a {c}.")))
 
 

@@ -25,6 +25,7 @@ from typing import Any
 
 import yaml
 
+from filip import resources
 from filip.errors import UserError
 
 __all__ = ["BenchmarkCard", "Layout", "load_card", "load_cards", "match_classes"]
@@ -90,16 +91,12 @@ def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCar
 
 
 def load_card(path: str | Path, loader: str | None = None) -> BenchmarkCard:
-    """Read ``eval/<name>.yaml``; a bare name means that file in ``eval/``.
+    """Read a benchmark card: a name (``cifar10`` is ``eval/cifar10.yaml``) or a path; see :mod:`filip.resources`.
 
     loader: choose this layout of the card instead of its default. Raises UserError for a file that is not
     there, unknown or missing keys, and values that do not fit, naming the key and the file.
     """
-    file = Path(path)
-    if file.suffix == "" and not file.is_file():
-        file = Path("eval") / f"{path}.yaml"
-    if not file.is_file():
-        raise UserError(f"no benchmark card at {file}; cards lie in eval/ (one YAML file per benchmark)")
+    file = resources.find("benchmark", path)
     try:
         raw = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:

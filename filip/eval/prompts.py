@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from filip import resources
 from filip.errors import UserError
 
 __all__ = ["Prompt", "label_span", "load_ensemble", "load_retrieval_prompts"]
@@ -105,9 +106,7 @@ def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -
 
 def _entry(path: str | Path, key: str) -> dict[str, Any]:
     try:
-        content = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"no prompt file at {path}; the paper's is eval/prompts.yaml") from error
+        content = yaml.safe_load(resources.find("prompts", path).read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise UserError(f"{path} is not valid YAML: {error}") from error
     if not isinstance(content, dict) or not isinstance(content.get(key), dict):

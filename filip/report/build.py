@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from filip.errors import UserError
+from filip import resources
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.efficiency import efficiency_table
 from filip.report.notes import RANKS, WAYS, first_against_last, intervals, warnings
@@ -49,10 +49,7 @@ def build_tables(
 
 def load_published(path: str | Path) -> dict[str, Any]:
     """``eval/published.yaml``: the paper's numbers, in percent."""
-    file = Path(path)
-    if not file.is_file():
-        raise UserError(f"no file of published numbers at {file}; the paper's are eval/published.yaml")
-    return yaml.safe_load(file.read_text(encoding="utf-8"))
+    return yaml.safe_load(resources.find("published", path).read_text(encoding="utf-8"))
 
 
 class Builder:

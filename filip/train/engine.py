@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-import filip
+from filip import resources
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import TrainConfig
@@ -20,8 +20,6 @@ from filip.train.lamb import ClampedAdamW, Lamb
 from filip.train.param_groups import param_groups, set_lr
 from filip.train.ranks import deepspeed_accelerator
 from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
-
-SETTINGS_FOLDER = Path(filip.__file__).resolve().parent.parent / "ds_configs"
 
 
 @dataclass(frozen=True)
@@ -65,8 +63,9 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
 
 def settings_path(config: TrainConfig) -> Path:
     """The JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
-    name = config.deepspeed or f"zero{config.zero_stage}_{config.precision}"
-    return SETTINGS_FOLDER / f"{name}.json" if name.isidentifier() else Path(name)
+    if config.deepspeed is None and config.zero_stage == 0 and config.precision == "fp16":
+        raise UserError("zero_stage=0 with precision=fp16: DeepSpeed's fp16 needs zero_stage 1, 2 or 3")
+    return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
 
 
 def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
@@ -75,8 +74,7 @@ def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        hint = "; DeepSpeed's fp16 needs zero_stage 1, 2 or 3" if path.name == "zero0_fp16.json" else ""
-        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}{hint}") from error
+        raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
     _check_settings(settings, config, path)

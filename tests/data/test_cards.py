@@ -2,11 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from filip.data.cards import CARD_FOLDER, find_card, load_source, parse_card
+from filip.data.cards import load_source, parse_card
 from filip.errors import UserError
+from filip.resources import shipped
 
 
-@pytest.mark.parametrize("path", sorted(CARD_FOLDER.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(shipped("data").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_card_in_the_repository_loads(path: Path) -> None:
     card = load_source(path)
     assert card.name == path.stem
@@ -41,7 +42,7 @@ def test_card_by_name_by_path_and_missing(tmp_path: Path) -> None:
     card = load_source(mine)
     assert (card.name, card.text_rules.max_repeats, card.back_translation) == ("mine", 3, None)
     assert card.text_rules.language and card.image_rules.min_side == 200, "the paper's rules are the default"
-    assert find_card("demo").name == "demo.yaml"
+    assert Path(str(load_source("demo").path)).name == "demo.yaml"
     with pytest.raises(UserError, match=r"no source card 'cc3n'.*demo"):
         load_source("cc3n")
     mine.write_text("title: [unclosed\n")

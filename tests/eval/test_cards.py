@@ -246,7 +246,7 @@ def test_mistakes_in_a_card_name_the_key(tmp_path, change, message):
 def test_cards_given_twice_or_not_there():
     with pytest.raises(UserError, match="given twice: demo_food"):
         load_cards([str(EVAL / "demo_food.yaml")] * 2)
-    with pytest.raises(UserError, match="no benchmark card at"):
+    with pytest.raises(UserError, match=r"no benchmark card 'eval/none\.yaml'"):
         load_card("eval/none.yaml")
 
 

@@ -149,7 +149,7 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
         (zero_shot, ZeroShot, ["model=none.safetensors"], "no model at none.safetensors"),
         (zero_shot, ZeroShot, ["root=/nowhere"], "no data set at /nowhere/demo_food"),
         (zero_shot, ZeroShot, ["loader=tape"], "no layout 'tape'"),
-        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file at none.yaml"),
+        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file 'none.yaml'"),
         (zero_shot, ZeroShot, ["image_size=30"], "30"),
     ],
 )

@@ -82,5 +82,5 @@ def test_mistakes_are_named(tmp_path, entry, message):
 
 
 def test_a_missing_prompt_file_is_named(tmp_path):
-    with pytest.raises(UserError, match="no prompt file at"):
+    with pytest.raises(UserError, match="no prompt file"):
         load_ensemble(tmp_path / "none.yaml", "x")

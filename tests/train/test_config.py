@@ -11,9 +11,9 @@ import pytest
 from filip.command import compose_config, help_text
 from filip.errors import UserError
 from filip.models import build_model, load_preset
+from filip.resources import shipped
 from filip.train.config import TrainConfig
 from filip.train.engine import (
-    SETTINGS_FOLDER,
     Batching,
     deepspeed_settings,
     make_optimizer,
@@ -27,7 +27,7 @@ EXPERIMENTS = sorted(
     for p in resources.files("filip.conf").joinpath("experiment").iterdir()
     if p.name.endswith(".yaml")
 )
-SETTINGS = sorted(SETTINGS_FOLDER.glob("*.json"))
+SETTINGS = sorted(shipped("ds_configs").glob("*.json"))
 
 
 def compose(*overrides: str) -> TrainConfig:
@@ -98,7 +98,7 @@ def test_deepspeed_reads_every_settings_file_as_it_is_named(path: Path) -> None:
 def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
     change, sentence: str, tmp_path: Path
 ) -> None:  # type: ignore[no-untyped-def]
-    settings = json.loads((SETTINGS_FOLDER / "zero1_fp32.json").read_text())
+    settings = json.loads((shipped("ds_configs") / "zero1_fp32.json").read_text())
     change(settings)
     path = tmp_path / "settings.json"
     path.write_text(json.dumps(settings))

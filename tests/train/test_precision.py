@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from filip.train.engine import SETTINGS_FOLDER
+from filip.resources import shipped
 from tests.train.conftest import train_arguments
 from tests.train.test_zero import records, run_many, series
 
 
 @pytest.mark.slow
 def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> None:
-    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
+    settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
     (tmp_path / "fp16.json").write_text(json.dumps(settings))
     fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")

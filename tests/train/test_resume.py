@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 
 from filip.export import Export, export
 from filip.models import load_model
+from filip.resources import shipped
 from filip.train.checkpoint import complete_checkpoints
-from filip.train.engine import SETTINGS_FOLDER
 from tests.train.conftest import Ranks, train_arguments
 from tests.train.test_zero import losses, records, run_many
 
@@ -28,7 +28,7 @@ def same_weights(one: Path, other: Path) -> bool:
 
 def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
     """Overrides for DeepSpeed's fp16 block under ZeRO-2, starting at a loss scale that overflows now and then."""
-    settings = json.loads((SETTINGS_FOLDER / "zero2_fp16.json").read_text())
+    settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
     (folder / "fp16.json").write_text(json.dumps(settings))
     return "precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={folder / 'fp16.json'}"

@@ -1,0 +1,94 @@
+"""The files that a person edits: source cards, benchmark cards, prompts, published numbers, DeepSpeed settings.
+
+They lie in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders beside
+this file (``setup.py`` maps them there), so that an installed FILIP knows every card from any working directory.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+
+from filip.errors import UserError
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of file: ``<folder>/<name><suffix>``."""
+
+    title: str
+    folder: str
+    suffix: str = ".yaml"
+    include: str = "*"
+    exclude: tuple[str, ...] = ()
+
+    def __contains__(self, name: str) -> bool:
+        return fnmatch(name, self.include) and not any(fnmatch(name, pattern) for pattern in self.exclude)
+
+
+KINDS = {
+    "source": Kind("source card", "data"),
+    "benchmark": Kind("benchmark card", "eval", exclude=("prompts*", "published*")),
+    "prompts": Kind("prompt file", "eval", include="prompts*"),
+    "published": Kind("file of published numbers", "eval", include="published*"),
+    "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
+}
+_PACKAGE = Path(__file__).resolve().parent
+_CHECKOUT = _PACKAGE.parents[1]
+
+
+def find(kind: str, name: str | Path) -> Path:
+    """The file of a card or setting.
+
+    kind: a key of :data:`KINDS`. name: a bare name (``cc3m``), or a path, which has the suffix of its kind.
+    A bare name is looked for in the kind's folder, first below the working directory, then in the package. A path is
+    taken as it stands; one into the kind's folder that does not exist (``eval/prompts.yaml`` from an empty folder)
+    is looked for in the package as well.
+    Raises UserError that says what was looked for, where, and which names are known.
+    """
+    of = KINDS[kind]
+    candidates = list(_candidates(of, Path(name)))
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate
+    known = names(kind)
+    close = difflib.get_close_matches(Path(name).stem, known, 1)
+    raise UserError(
+        f"no {of.title} {str(name)!r} (looked for {', '.join(map(str, candidates))})"
+        + (f"; did you mean {close[0]!r}?" if close else ";")
+        + f" known here: {', '.join(known) or 'none'}. Give one of these names or the path of a {of.suffix} file"
+    )
+
+
+def names(kind: str) -> list[str]:
+    """All names of a kind that :func:`find` finds from the working directory, sorted."""
+    of = KINDS[kind]
+    return sorted({f.stem for folder in folders(kind) for f in folder.glob(f"*{of.suffix}") if f.stem in of})
+
+
+def folders(kind: str) -> list[Path]:
+    """Where names of a kind are looked for, in this order: below the working directory, then in the package."""
+    folder = KINDS[kind].folder
+    return [Path(folder), shipped(folder)]
+
+
+def shipped(folder: str) -> Path:
+    """``data``, ``eval`` or ``ds_configs`` as the package has it: inside a wheel, or at the top of a checkout."""
+    inside = _PACKAGE / folder
+    return inside if inside.is_dir() else _CHECKOUT / folder
+
+
+def _candidates(kind: Kind, name: Path) -> Iterator[Path]:
+    if name.suffix in (kind.suffix, ".yml"):
+        yield name
+        if name.parent == Path(kind.folder):
+            yield shipped(kind.folder) / name.name
+        return
+    if name.is_file():  # a file with a name of its own choosing
+        yield name
+        return
+    yield Path(kind.folder) / f"{name}{kind.suffix}"
+    yield shipped(kind.folder) / f"{name}{kind.suffix}"

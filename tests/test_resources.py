@@ -1,0 +1,59 @@
+"""Cards, prompts and settings are found from any working directory; one's own come first."""
+
+from pathlib import Path
+
+import pytest
+
+from filip import resources
+from filip.data.cards import load_source
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.prompts import load_ensemble
+from filip.report.build import load_published
+from filip.train.config import TrainConfig
+from filip.train.engine import settings_path
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_everything_is_found_from_an_empty_folder(empty: Path) -> None:
+    assert load_source("cc3m").name == load_source("data/cc3m.yaml").name == "cc3m"
+    assert load_card("cifar10").name == load_card("eval/cifar10.yaml").name == "cifar10"
+    assert load_ensemble("eval/prompts.yaml", "cifar10") == load_ensemble("prompts", "cifar10")
+    assert load_ensemble("prompts_clip", "cifar10") != load_ensemble("prompts", "cifar10")
+    assert load_published("eval/published.yaml") == load_published("published")
+    assert settings_path(TrainConfig(zero_stage=2, precision="bf16")).name == "zero2_bf16.json"
+
+
+def test_a_file_in_the_working_directory_comes_before_the_packages(empty: Path) -> None:
+    (empty / "data").mkdir()
+    (empty / "data/cc3m.yaml").write_text("title: My own\n")
+    assert load_source("cc3m").title == load_source("data/cc3m.yaml").title == "My own"
+    (empty / "data/mine.yaml").write_text("title: Mine\n")
+    assert {"mine", "cc3m", "coco"} <= set(resources.names("source"))
+
+
+def test_a_path_elsewhere_is_not_replaced_by_a_card_of_the_same_name(empty: Path) -> None:
+    with pytest.raises(UserError, match=r"no source card 'lists/cc3m\.yaml' \(looked for lists/cc3m\.yaml\)"):
+        resources.find("source", "lists/cc3m.yaml")
+
+
+def test_a_name_that_is_not_found_says_what_was_looked_for_where_and_what_is_known(empty: Path) -> None:
+    with pytest.raises(UserError) as error:
+        resources.find("benchmark", "cifar11")
+    message = str(error.value)
+    assert "no benchmark card 'cifar11' (looked for eval/cifar11.yaml, " in message
+    assert str(resources.shipped("eval") / "cifar11.yaml") in message
+    assert "did you mean 'cifar10'?" in message and "imagenet" in message
+
+
+def test_cards_prompts_and_published_numbers_share_a_folder_but_not_their_names() -> None:
+    assert resources.names("prompts") == ["prompts", "prompts_clip"]
+    assert resources.names("published") == ["published"]
+    assert "imagenet" in resources.names("benchmark")
+    assert not {"prompts", "prompts_clip", "published"} & set(resources.names("benchmark"))
+    assert "zero3_fp16" in resources.names("deepspeed")
