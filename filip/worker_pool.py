@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -14,8 +12,7 @@ from multiprocessing.connection import wait as wait_for
 from typing import Any
 
 from filip.errors import UserError
-
-SECONDS_BETWEEN_LINES = 5
+from filip.progress import Progress
 
 
 def run_blocks(
@@ -32,28 +29,36 @@ def run_blocks(
     """Call ``function(*block)``, which returns how many items it handled, for every block.
 
     ``start(*start_arguments)`` runs once in each worker. With one process, or one block, nothing is spawned.
-    what, unit, total: for the line on stderr ("translate pt: 1,024 of 9,000 captions, ...").
-    Raises UserError when a worker was killed; what the other blocks left stays, and a rerun goes on from there.
+    what, unit, total: for the progress, as in :class:`filip.progress.Progress`.
+    Raises UserError when a worker was killed; what the other blocks left stays, and a rerun continues from there.
     """
-    progress = _Progress(what, unit, total)
-    if processes <= 1 or len(blocks) <= 1:
+    with Progress(what, unit, total) as progress:
+        if processes > 1 and len(blocks) > 1:
+            _run_in_pool(function, blocks, min(processes, len(blocks)), progress, (start, start_arguments))
+            return
         if blocks and start:
             start(*start_arguments)
         for block in blocks:
             progress.add(function(*block))
-        return
+
+
+def _run_in_pool(
+    function: Callable[..., int],
+    blocks: Sequence[tuple[Any, ...]],
+    processes: int,
+    progress: Progress,
+    start: tuple[Callable[..., None] | None, tuple[Any, ...]],
+) -> None:
     # spawn: the parent's threads (DuckDB's) must not be forked
-    with ProcessPoolExecutor(
-        min(processes, len(blocks)), get_context("spawn"), _start_worker, (start, start_arguments)
-    ) as pool:
+    with ProcessPoolExecutor(processes, get_context("spawn"), _start_worker, start) as pool:
         futures = [pool.submit(function, *block) for block in blocks]
         try:
             for future in as_completed(futures):
                 progress.add(future.result())
         except BrokenProcessPool as error:
             raise UserError(
-                f"{what}: a worker process was killed (out of memory?). Finished blocks are kept: run the same "
-                "command again, with fewer processes if memory is short"
+                f"{progress.what}: a worker process was killed (out of memory?). Finished blocks are kept: run the "
+                "same command again, with fewer processes if memory is short"
             ) from error
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -61,7 +66,7 @@ def run_blocks(
 
 
 def die_with_parent() -> None:
-    """To be called in a worker process: a worker that outlives its parent would go on and fill the disk."""
+    """To be called in a worker process: a worker that outlives its parent would keep filling the disk."""
     parent = parent_process()
     assert parent is not None
 
@@ -77,22 +82,3 @@ def _start_worker(start: Callable[..., None] | None, arguments: tuple[Any, ...])
     die_with_parent()
     if start:
         start(*arguments)
-
-
-class _Progress:
-    def __init__(self, what: str, unit: str, total: int) -> None:
-        self.what, self.unit, self.total, self.done = what, unit, total, 0
-        self.started = self.told = time.monotonic()
-
-    def add(self, count: int) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.told >= SECONDS_BETWEEN_LINES:
-            self.told = now
-            rate = self.done / (now - self.started)
-            print(
-                f"{self.what}: {self.done:,} of {self.total:,} {self.unit}, {rate:,.0f}/s, "
-                f"{(self.total - self.done) / max(rate, 1e-9):,.0f} s left",
-                file=sys.stderr,
-                flush=True,
-            )

@@ -11,8 +11,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import sys
-import time
 from collections import Counter
 from dataclasses import asdict, dataclass
 from multiprocessing import forkserver, get_context
@@ -28,6 +26,7 @@ from filip.data.prepare import RESERVED
 from filip.data.text_rules import check_list
 from filip.errors import UserError
 from filip.files import locked, replacing, sha256_of, write_json
+from filip.progress import Progress, say
 
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
@@ -175,9 +174,11 @@ def _run_pass(
     )
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
-    progress = _Progress(folder, len(todo), "download" if this["first_shard"] == 0 else "download, retry")
     if load.distributor == "multiprocessing":
-        failures = run_processes(downloader, reader, min(load.processes, len(todo)), progress)
+        what = "download" if this["first_shard"] == 0 else "download, retry"
+        with Progress(what, "shards", len(todo)) as progress:
+            finished = _ShardProgress(folder, progress)
+            failures = run_processes(downloader, reader, min(load.processes, len(todo)), finished)
     else:
         failures = run_cluster(load.distributor, downloader, reader, load.processes)
     if failures:
@@ -196,32 +197,19 @@ def _start_fork_server() -> None:
     forkserver.ensure_running()
 
 
-class _Progress:
-    """One line per finished shard, every few seconds at most, from img2dataset's per-shard statistics."""
+class _ShardProgress:
+    """To be called with each finished shard: progress, with the share of URLs that gave an image."""
 
-    def __init__(self, folder: Path, shards: int, what: str) -> None:
-        self.folder, self.shards, self.what = folder, shards, what
-        self.started = time.monotonic()
-        self.told = self.started
-        self.done = self.urls = self.images = 0
+    def __init__(self, folder: Path, progress: Progress) -> None:
+        self.folder, self.progress = folder, progress
+        self.urls = self.images = 0
 
     def __call__(self, shard: int) -> None:
         stats = json.loads((self.folder / f"{shard:05d}_stats.json").read_text())
-        self.done += 1
         self.urls += stats["count"]
         self.images += stats["successes"]
-        now = time.monotonic()
-        if now - self.told < 3 and self.done < self.shards:
-            return
-        self.told = now
-        passed = now - self.started
-        left = (self.shards - self.done) * passed / self.done
-        print(
-            f"{self.what}: {self.done} of {self.shards} shards, {self.images:,} images of {self.urls:,} URLs "
-            f"({self.images / max(1, self.urls):.1%}), {self.urls / passed:,.0f} URLs/s, {left:,.0f} s left",
-            file=sys.stderr,
-            flush=True,
-        )
+        share = self.images / max(1, self.urls)
+        self.progress.add(note=f"{self.images:,} images of {self.urls:,} URLs ({share:.1%})")
 
 
 def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> bool:
@@ -308,7 +296,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
         notes["warning"] = (
             f"{images / plan['rows']:.0%} of the URLs gave an image; {normal:.0%} is normal here"
         )
-        print(f"warning: {notes['warning']}", file=sys.stderr)
+        say(f"warning: {notes['warning']}")
     return Fragment("download", card.name, plan["rows"], images, dict(dropped), "pairs", notes)
 
 

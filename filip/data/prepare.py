@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import bz2
 import shutil
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from glob import glob
@@ -27,6 +26,7 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.karpathy import image_root, read_karpathy
 from filip.errors import UserError
 from filip.files import scratch_folder
+from filip.progress import say
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -81,10 +81,7 @@ def main(config: PrepareConfig) -> None:
         write_fragment(config.funnel, fragment)
     print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} rows; dropped {dict(fragment.dropped)}")
     if card.expected_count and abs(fragment.n_in - card.expected_count) > 0.05 * card.expected_count:
-        print(
-            f"note: the card expects about {card.expected_count:,} rows, this list has {fragment.n_in:,}",
-            file=sys.stderr,
-        )
+        say(f"note: the card expects about {card.expected_count:,} rows, this list has {fragment.n_in:,}")
 
 
 def resolve_card(config: PrepareConfig) -> SourceCard:

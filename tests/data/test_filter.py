@@ -10,14 +10,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
-import webdataset as wds
 from PIL import Image, ImageFilter
 
 from filip.data.filter import FilterConfig, filter_pairs, main, near_duplicates, shard_images
 from filip.data.lists import duckdb_io
-from filip.data.sidecar import read_sidecar, write_sidecar
+from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
 from tests.data.pair_shards import write_pairs
+from tests.support.shards import Sample, encoded, write_shard
 
 
 def scene(seed: int) -> Image.Image:
@@ -30,22 +30,18 @@ def scene(seed: int) -> Image.Image:
     )
 
 
-def encoded(image: Image.Image, quality: int = 90) -> bytes:
-    out = io.BytesIO()
-    image.save(out, "JPEG", quality=quality)
-    return out.getvalue()
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    return encoded(image, "JPEG", quality=quality)
 
 
 def write_shards(root: Path, shards: list[list[Image.Image]]) -> FilterConfig:
-    (root / "shards").mkdir(parents=True)
     for number, images in enumerate(shards):
-        rows = []
-        with wds.TarWriter(str(root / "shards" / f"{number:05d}.tar")) as tar:
-            for i, image in enumerate(images):
-                key = f"{number:05d}{i:04d}"
-                tar.write({"__key__": key, "jpg": encoded(image), "txt": "x"})
-                rows.append({"key": key, "captions": [f"{key} x"], "origins": ["original"], "group": i})
-        write_sidecar(root / "captions" / f"{number:05d}.parquet", rows)
+        keys = [f"{number:05d}{i:04d}" for i in range(len(images))]
+        samples = [
+            Sample(key, jpeg(image), [f"{key} x"], i, "jpg")
+            for i, (key, image) in enumerate(zip(keys, images, strict=True))
+        ]
+        write_shard(root, number, samples)
     (root / "c.yaml").write_text("title: T\n")
     return FilterConfig(
         str(root / "c.yaml"),
@@ -61,7 +57,7 @@ def test_copies_of_an_image_are_dropped_wherever_they_lie(tmp_path: Path) -> Non
     scenes = [scene(n) for n in range(8)]
     smaller = scenes[0].resize((160, 120))
     brighter = scenes[3].point(lambda value: min(255, value + 12))
-    recompressed = Image.open(io.BytesIO(encoded(scenes[5], 40)))
+    recompressed = Image.open(io.BytesIO(jpeg(scenes[5], 40)))
     config = write_shards(
         tmp_path, [[*scenes[:4], smaller], [brighter, *scenes[4:]], [recompressed, scenes[0]]]
     )

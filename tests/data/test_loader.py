@@ -17,7 +17,8 @@ from filip.data.loading.pair_index import Source
 from filip.data.loading.transforms import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
-from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs, write_sidecar
+from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs
+from tests.support.shards import write_sidecar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 

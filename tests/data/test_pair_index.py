@@ -14,7 +14,8 @@ import pytest
 from filip.data.loading.pair_index import ShardCaptions, Source, caption_group, index_source
 from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
-from tests.data.pair_shards import key_of, write_pairs, write_sidecar
+from tests.data.pair_shards import key_of, write_pairs
+from tests.support.shards import write_sidecar
 
 
 def write_tar(path: Path, files: dict[str, bytes], kind: int) -> None:

@@ -23,7 +23,7 @@ from filip.eval.retrieval import Retrieval, retrieval_benchmark
 from filip.eval.scorer import PooledScorer
 from filip.eval.zero_shot import zero_shot_task
 from tests.eval.formats import WRITERS, number_of, shown
-from tests.eval.miniature import encoded, write_tar
+from tests.support.shards import encoded, write_tar
 
 ROOT = Path(__file__).parents[2]
 EVAL = ROOT / "eval"

@@ -10,7 +10,8 @@ from PIL import Image
 from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.datasets import WebdatasetFolder, batches
-from tests.eval.miniature import encoded, picture, write_tar, write_webdataset
+from tests.eval.miniature import picture, write_webdataset
+from tests.support.shards import encoded, write_tar
 
 
 def to_tensor(image: Image.Image) -> torch.Tensor:

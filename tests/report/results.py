@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import io
 import json
-import tarfile
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 
 from filip.report.build import build_tables, load_published
 from filip.report.study import Results, load_study
+from tests.support.shards import Sample, encoded, write_shard
 
 EVAL = Path(__file__).parents[2] / "eval"
 
@@ -111,7 +108,7 @@ def write_results(folder: Path) -> Path:
         rows = "".join(f"{s}\t0:00:01\t12.5\n" for s in seconds)
         write(folder / "benchmarks" / f"{stage}.tsv", f"s\th:m:s\tmax_rss\n{rows}")
     write(folder / "corpus" / "attribution.json", ATTRIBUTION)
-    write_shard(folder / "data" / "demo")
+    write_images(folder / "data" / "demo")
     study = folder / "study.json"
     write(study, yaml.safe_dump(STUDY, sort_keys=False))
     return study
@@ -130,21 +127,14 @@ ATTRIBUTION = {
 }  # fmt: skip
 
 
-def write_shard(folder: Path) -> None:
+def write_images(folder: Path) -> None:
     """Four images as img2dataset writes them, with a caption side-car."""
-    (folder / "shards").mkdir(parents=True)
-    with tarfile.open(folder / "shards" / "00000.tar", "w") as tar:
-        for i in range(4):
-            buffer = io.BytesIO()
-            Image.new("RGB", (40, 30), (60 * i, 90, 120)).save(buffer, "JPEG")
-            for name, data in ((f"{i:09d}.jpg", buffer.getvalue()), (f"{i:09d}.txt", f"text {i}".encode())):
-                info = tarfile.TarInfo(name)
-                info.size = len(data)
-                tar.addfile(info, io.BytesIO(data))
-    (folder / "captions").mkdir()
-    keys = [f"{i:09d}" for i in range(4)]
-    captions = [[f"text {i}", f"back-translated {i}"] if i else ["text 0"] for i in range(4)]
-    pq.write_table(pa.table({"key": keys, "captions": captions}), folder / "captions" / "00000.parquet")
+    samples = []
+    for i in range(4):
+        image = encoded(Image.new("RGB", (40, 30), (60 * i, 90, 120)), "JPEG")
+        captions = [f"text {i}", f"back-translated {i}"] if i else ["text 0"]
+        samples.append(Sample(f"{i:09d}", image, captions, suffix="jpg"))
+    write_shard(folder, 0, samples)
 
 
 def tables_of(folder: Path, study: Path | None = None) -> dict:

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 from functools import cache
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from tests.support.shards import Sample, encoded, write_shard
 
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 220), "yellow": (240, 220, 40),
@@ -28,33 +26,19 @@ PLACES = ("left", "right", "top", "bottom")
 
 
 def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> None:
-    """Tars as img2dataset writes them and caption side-cars, of squares that a colour and a place describe."""
+    """Shards and side-cars of squares that a colour and a place describe."""
     rng = np.random.default_rng(seed)
     names = list(COLOURS)
-    (folder / "shards").mkdir(parents=True)
-    (folder / "captions").mkdir()
     for s in range(shards):
-        keys, captions, groups = [], [], []
-        with tarfile.open(folder / "shards" / f"{s:05d}.tar", "w") as tar:
-            for i in range(per_shard):
-                front, back = rng.choice(len(names), 2, replace=False)
-                place = int(rng.integers(len(PLACES)))
-                key = f"{s:05d}{i:04d}"
-                text = f"a {names[front]} square at the {PLACES[place]} on {names[back]}"
-                add_to_tar(
-                    tar, f"{key}.png", picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place])
-                )
-                add_to_tar(tar, f"{key}.txt", text.encode())
-                keys.append(key)
-                captions.append([text, f"{names[front]} square, {PLACES[place]}, {names[back]}"])
-                groups.append(int(front * 64 + back * 8 + place))
-        table = {
-            "key": pa.array(keys),
-            "captions": pa.array(captions, pa.list_(pa.string())),
-            "origins": pa.array([["original", "test"]] * len(keys), pa.list_(pa.string())),
-            "group": pa.array(groups, pa.int64()),
-        }
-        pq.write_table(pa.table(table), folder / "captions" / f"{s:05d}.parquet")
+        samples = []
+        for i in range(per_shard):
+            front, back = rng.choice(len(names), 2, replace=False)
+            place = int(rng.integers(len(PLACES)))
+            image = picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place])
+            text = f"a {names[front]} square at the {PLACES[place]} on {names[back]}"
+            candidates = [text, f"{names[front]} square, {PLACES[place]}, {names[back]}"]
+            samples.append(Sample(f"{s:05d}{i:04d}", image, candidates, int(front * 64 + back * 8 + place)))
+        write_shard(folder, s, samples)
 
 
 def picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
@@ -66,15 +50,7 @@ def picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
         "bottom": (slice(22, 38), slice(12, 28)),
     }[place]
     pixels[rows, columns] = front
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
-    info = tarfile.TarInfo(name)
-    info.size = len(data)
-    tar.addfile(info, io.BytesIO(data))
+    return encoded(Image.fromarray(pixels))
 
 
 @pytest.fixture(scope="session")

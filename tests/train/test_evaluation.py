@@ -10,7 +10,8 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from tests.train.conftest import COLOURS, PLACES, add_to_tar, picture, train_arguments
+from tests.support.shards import add_to_tar
+from tests.train.conftest import COLOURS, PLACES, picture, train_arguments
 from tests.train.test_resume import same_weights
 from tests.train.test_zero import run_many
 

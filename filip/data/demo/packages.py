@@ -13,6 +13,7 @@ from pathlib import Path
 
 from filip.data.demo.artists import PACKAGES
 from filip.errors import UserError
+from filip.progress import say
 
 ATTEMPTS = 3
 
@@ -65,11 +66,11 @@ def _install(folder: Path) -> None:
     # Scripts of packages are not run; the packages are data.
     command = [npm, "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
     started = time.monotonic()
-    print(f"fetching {len(wanted)} npm packages (36 MB) into {folder} …", file=sys.stderr, flush=True)
+    say(f"fetching {len(wanted)} npm packages (36 MB) into {folder} …")
     complaint = ""
     for attempt in range(ATTEMPTS):
         if attempt:
-            print(f"npm failed; attempt {attempt + 1} of {ATTEMPTS} …", file=sys.stderr, flush=True)
+            say(f"npm failed; attempt {attempt + 1} of {ATTEMPTS} …")
             time.sleep(3 * attempt)
         done = subprocess.run(
             [*command, *wanted], cwd=folder, env=environment, capture_output=True, text=True, check=False
@@ -77,7 +78,7 @@ def _install(folder: Path) -> None:
         complaint = " ".join((done.stderr or done.stdout).split())
         if done.returncode == 0 and not missing_packages(folder / "node_modules"):
             seconds = time.monotonic() - started
-            print(f"fetched {len(wanted)} npm packages in {seconds:.0f} s", file=sys.stderr, flush=True)
+            say(f"fetched {len(wanted)} npm packages in {seconds:.0f} s")
             return
     raise UserError(
         f"could not fetch {', '.join(missing_packages(folder / 'node_modules')) or 'the npm packages'} into "

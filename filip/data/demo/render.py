@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import sys
-import time
 from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -17,6 +15,7 @@ from PIL import Image
 
 from filip.data.demo.catalogue import Drawing
 from filip.files import replacing
+from filip.progress import track
 
 SIDE = 64  # pixels
 
@@ -39,16 +38,14 @@ def svg_document(drawing: Drawing) -> str:
 
 
 def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
-    """Render what is not there yet and return how many were made; says every few seconds how far it is."""
+    """Render what is not there yet and return how many were made."""
     todo = [job for job in jobs if not os.path.exists(job.image)]
     if not todo:
         return 0
-    said = time.monotonic()
     with ProcessPoolExecutor(processes) as pool:
-        for done, _ in enumerate(pool.map(render, todo, chunksize=32), 1):
-            if time.monotonic() - said > 5:
-                said = time.monotonic()
-                print(f"rendering {name}: {done:,} of {len(todo):,}", file=sys.stderr, flush=True)
+        made = pool.map(render, todo, chunksize=32)
+        for _ in track(made, f"rendering {name}", "images", total=len(todo)):
+            pass
     return len(todo)
 
 

@@ -34,6 +34,7 @@ import pyarrow.parquet as pq
 
 from filip.data.fetching.fetch import DEADLINE, fetch
 from filip.errors import UserError
+from filip.progress import say
 from filip.worker_pool import die_with_parent
 
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
@@ -211,7 +212,7 @@ def _run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) 
 
 
 def _give_up(shard: int) -> None:
-    print(f"download: the worker of shard {shard_name(shard)} is stuck and ends", file=sys.stderr, flush=True)
+    say(f"download: the worker of shard {shard_name(shard)} is stuck and ends")
     os._exit(1)
 
 
@@ -239,7 +240,7 @@ def run_processes(
             break
         again = "again" if attempt + 1 < SHARD_TRIES else "given up"
         for shard, failure in sorted(failures.items())[:5]:
-            print(f"download: shard {shard_name(shard)}: {failure}; {again}", file=sys.stderr, flush=True)
+            say(f"download: shard {shard_name(shard)}: {failure}; {again}")
     return failures
 
 
@@ -274,11 +275,9 @@ def _run_round(
                 died |= handed_out
                 dead_pools += 1
                 names = ", ".join(map(shard_name, sorted(handed_out)))
-                print(
-                    f"download: a worker was killed (out of memory?) or stuck; handed out were shards {names}: "
-                    "they are tried again after the others, one by one",
-                    file=sys.stderr,
-                    flush=True,
+                say(
+                    f"download: a worker was killed (out of memory?) or stuck; in progress were shards {names}: "
+                    "they are tried again after the others, one by one"
                 )
         if dead_pools == DEAD_POOLS:
             raise UserError(

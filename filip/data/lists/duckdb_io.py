@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.files import replacing
+from filip.progress import Progress
 
 ROWS_PER_GROUP = 100_000
 
@@ -46,8 +45,12 @@ def write_parquet(
     """
     size = rows_per_group or ROWS_PER_GROUP
     reader = con.sql(query).to_arrow_reader(size)
-    rows, told = 0, time.monotonic()
-    with replacing(path) as part, pq.ParquetWriter(part, reader.schema, compression="zstd") as writer:
+    rows = 0
+    with (
+        replacing(path) as part,
+        pq.ParquetWriter(part, reader.schema, compression="zstd") as writer,
+        Progress(what, "rows written") as progress,
+    ):
         pending: list[pa.RecordBatch] = []
         held = 0
         for batch in reader:
@@ -59,9 +62,7 @@ def write_parquet(
                 pending = table.slice(size).to_batches()
                 held -= size
                 rows += size
-                if time.monotonic() - told > 5:
-                    told = time.monotonic()
-                    print(f"{what}: {rows:,} rows written", file=sys.stderr, flush=True)
+                progress.add(size)
         if held:
             writer.write_table(pa.Table.from_batches(pending), size)
             rows += held

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from filip import progress
+from filip.progress import Progress, say, track
+
+
+def test_a_log_gets_whole_lines_with_rate_and_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)
+    with Progress("translate pt", "captions", 9000) as bar:
+        bar.add(1024)
+        bar.add(2000, note="3 failed")
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("translate pt: 1,024 of 9,000 captions, ")
+    assert "captions/s" in first and first.endswith(" left")
+    assert second.startswith("translate pt: 3,024 of 9,000 captions, ") and second.endswith("left, 3 failed")
+
+
+def test_a_short_job_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(track(range(1000), "counting", "numbers")) == list(range(1000))
+    assert capsys.readouterr().err == ""
+
+
+def test_an_unknown_total_shows_no_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(progress, "SECONDS_BETWEEN_LINES", 1e-9)
+    list(track(iter("ab"), "reading", "rows"))
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[-1].startswith("reading: 2 rows, ") and "left" not in lines[-1]
+
+
+def test_a_terminal_gets_a_bar_in_one_line() -> None:
+    code = (
+        "import os, pty, sys, termios\n"
+        "pid, terminal = pty.fork()\n"
+        "if pid == 0:\n"
+        "    termios.tcsetwinsize(0, (24, 80))\n"
+        "    from filip import progress\n"
+        "    progress.SECONDS_BETWEEN_REDRAWS = 0.0\n"
+        "    list(progress.track(range(3), 'counting', 'numbers'))\n"
+        "    os._exit(0)\n"
+        "seen = b''\n"
+        "try:\n"
+        "    while part := os.read(terminal, 4096): seen += part\n"
+        "except OSError: pass\n"
+        "os.waitpid(pid, 0)\n"
+        "sys.stdout.buffer.write(seen)\n"
+    )
+    seen = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
+    assert seen.count(b"\r") >= 3 and b"3/3" in seen and seen.count(b"\n") == 1
+
+
+def test_a_line_beside_the_bars_is_a_line(capsys: pytest.CaptureFixture[str]) -> None:
+    say("left out an unreadable image")
+    assert capsys.readouterr().err == "left out an unreadable image\n"
