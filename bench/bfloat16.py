@@ -29,8 +29,8 @@ def similarities(image: Tensor, text: Tensor, lengths: list[int]) -> list[Tensor
 
 
 def main() -> None:
-    if not native.available():
-        sys.exit(f"nothing to measure: {native.unavailable_reason()}")
+    if reason := native.unavailable_reason():
+        sys.exit(f"nothing to measure: {reason}")
     winners()
     gradients()
 

@@ -18,7 +18,7 @@ from filip.interaction.grad_cache import cached_backward
 from filip.interaction.loss import ContrastiveOutput, add_pooled_term, contrastive_loss, pooled_similarity
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
-from filip.interaction.token_selection import keep_tokens, token_scores
+from filip.interaction.token_selection import select_tokens, token_scores
 
 __all__ = [
     "ContrastiveOutput",
@@ -29,11 +29,11 @@ __all__ = [
     "distributed_late_interaction",
     "distributed_pooled_similarity",
     "gather_ids",
-    "keep_tokens",
     "late_interaction",
     "late_interaction_padded",
     "pack_tokens",
     "pooled_similarity",
     "score",
+    "select_tokens",
     "token_scores",
 ]

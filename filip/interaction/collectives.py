@@ -44,7 +44,7 @@ def gather_rows(rows: Tensor, counts: list[int], group: Group) -> list[Tensor]:
     return [part[:count] for part, count in zip(parts, counts, strict=True)]
 
 
-def sum_at_owner(rows: Tensor, counts: list[int], group: Group) -> Tensor:
+def reduce_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
     """``rows`` [sum(counts), ...] on every rank; each gets the sum over ranks of its own section."""
     chunks = []
     for part in rows.contiguous().split(counts):
@@ -58,10 +58,10 @@ def sum_at_owner(rows: Tensor, counts: list[int], group: Group) -> Tensor:
     return own[: counts[group_rank(group)]]
 
 
-def exchange(own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
+def all_to_all_blocks(own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
     """``own`` [rows[rank], sum(columns)] on each rank to [sum(rows), columns[rank]]: one all-to-all.
 
-    ``exchange(result.T, columns, rows).T`` is the inverse, and so the backward.
+    ``all_to_all_blocks(result.T, columns, rows).T`` is the inverse, and so the backward.
     """
     rank = group_rank(group)
     outgoing = torch.cat([block.reshape(-1) for block in own.split(columns, dim=1)])
@@ -72,7 +72,7 @@ def exchange(own: Tensor, rows: list[int], columns: list[int], group: Group) -> 
     return incoming.view(sum(rows), columns[rank])
 
 
-def pass_on(outgoing: Tensor, shape: tuple[int, ...], group: Group) -> tuple[Tensor, list[Any]]:
+def ring_send_recv(outgoing: Tensor, shape: tuple[int, ...], group: Group) -> tuple[Tensor, list[Any]]:
     """Start sending ``outgoing`` to the next rank of the ring and receiving ``shape`` from the one before.
 
     Returns the buffer that will hold what arrives, and the handles to wait for before it is read or
@@ -92,6 +92,6 @@ def pass_on(outgoing: Tensor, shape: tuple[int, ...], group: Group) -> tuple[Ten
     return incoming, handles
 
 
-def finish(handles: list[Any]) -> None:
+def wait_all(handles: list[Any]) -> None:
     for handle in handles:
         handle.wait()

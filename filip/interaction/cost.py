@@ -60,27 +60,27 @@ def clip(s: Setting) -> Cost:
     product = 2 * s.local * s.global_batch * width
     logits = 2 * 2 * 4 * s.local * s.global_batch  # two matrices and their gradients
     gathered = 2 * s.global_batch * width * s.token_bytes
-    foreign = gathered * (s.gpus - 1) / s.gpus
-    return Cost(2 * 3 * product, logits + gathered, 2 * foreign)
+    remote = gathered * (s.gpus - 1) / s.gpus
+    return Cost(2 * 3 * product, logits + gathered, 2 * remote)
 
 
-def materialised(s: Setting, share: float = 1.0) -> Cost:
+def materialised(s: Setting, keep_ratio: float = 1.0) -> Cost:
     """The form of the public re-implementations: padded text, both sides gathered, einsum per direction.
 
-    ``share`` of the tokens are kept (the paper: 0.25, chosen by a product over the local batch).
+    ``keep_ratio`` of the tokens are selected (the paper: 0.25), which costs a product over the local batch.
     """
-    n1, n2 = _kept(s.n1, share), _kept(s.n2_padded, share)
+    n1, n2 = _selected(s.n1, keep_ratio), _selected(s.n2_padded, keep_ratio)
     product = 2 * s.local * s.global_batch * n1 * n2 * s.dim
-    choosing = 2 * s.local**2 * s.n1 * s.n2_padded * s.dim if share < 1 else 0
+    choosing = 2 * s.local**2 * s.n1 * s.n2_padded * s.dim if keep_ratio < 1 else 0
     similarity = s.local * s.global_batch * n1 * n2 * s.token_bytes
     gathered = s.global_batch * (n1 + n2) * s.dim * s.token_bytes
-    foreign = gathered * (s.gpus - 1) / s.gpus
+    remote = gathered * (s.gpus - 1) / s.gpus
     matrices = 2 * 2 * 4 * s.local * s.global_batch
-    return Cost(2 * 3 * product + choosing, 2 * similarity + 2 * gathered + matrices, 2 * foreign)
+    return Cost(2 * 3 * product + choosing, 2 * similarity + 2 * gathered + matrices, 2 * remote)
 
 
 def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost:
-    """This engine: packed text, every pair scored once, arg-max maps kept, backward by gather and scatter."""
+    """This engine: packed text, every pair scored once, arg-max maps saved, backward by gather and scatter."""
     pairs = s.local * s.global_batch
     product = 2 * pairs * s.n1 * s.n2 * s.dim
     row_sums = 2 * 2 * pairs * (s.n1 + s.n2) * s.dim  # each winner is added once on either side
@@ -89,19 +89,19 @@ def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost
     matrices = 2 * 2 * 4 * pairs  # s^I and s^T and their gradients
     all_texts = s.global_batch * s.n2 * s.dim
     if exchange == "gather":  # all tokens, their float32 gradients, and those once more padded for the wire
-        foreign = all_texts * (s.token_bytes + 2 * 4)
+        remote = all_texts * (s.token_bytes + 2 * 4)
     else:  # the block in hand and the one arriving; a gradient being computed, one leaving, one arriving
-        foreign = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
+        remote = all_texts / s.gpus * (2 * s.token_bytes + 3 * 4)
     received = all_texts * (s.gpus - 1) / s.gpus
     passes = 1 if exchange == "gather" else 2  # the ring sends the tokens again in the backward
     traffic = received * (passes * s.token_bytes + 4) + 2 * 4 * pairs
     return Cost(
-        product * (2 if recompute else 1) + row_sums, maps + matrices + foreign + s.tile_bytes, traffic
+        product * (2 if recompute else 1) + row_sums, maps + matrices + remote + s.tile_bytes, traffic
     )
 
 
-def _kept(tokens: int, share: float) -> int:
-    return max(1, -int(-tokens * share // 1))
+def _selected(tokens: int, keep_ratio: float) -> int:
+    return max(1, -int(-tokens * keep_ratio // 1))
 
 
 def table(s: Setting) -> str:

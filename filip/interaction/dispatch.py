@@ -2,12 +2,13 @@
 
 A backend is a module with two functions that know nothing of autograd:
 
-    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int], keep) -> (s^I, s^T, kept)
-    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, kept) -> (grad image, grad text)
+    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int], save_for_backward: bool)
+        -> (s^I, s^T, residuals)
+    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, residuals) -> (grad image, grad text)
 
-``kept`` is a tuple of tensors of the backend's own making, of no meaning unless ``keep`` was true; s^I and s^T
-are [b, texts], and everything but the tokens is in the accumulation dtype (float32, or float64 for float64
-tokens).
+``residuals`` is a tuple of tensors whose contents only the backend knows, and undefined unless
+``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens is in the accumulation
+dtype (float32, or float64 for float64 tokens).
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ class Backend(Protocol):
     """What dispatch asks of a module (see above)."""
 
     def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True, /
+        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True, /
     ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
 
     def backward(
@@ -41,7 +42,7 @@ class Backend(Protocol):
         image_tokens: Tensor,
         text_tokens: Tensor,
         lengths: list[int],
-        kept: tuple[Tensor, ...],
+        residuals: tuple[Tensor, ...],
         /,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -75,7 +76,9 @@ def late_interaction(
     image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
     module = choose_backend(image_tokens, max(lengths), backend)
     if not wants_gradient(image_tokens, text_tokens):
-        return Similarity(*run_forward(module, image_tokens, text_tokens, lengths, keep=False)[:2])
+        return Similarity(
+            *run_forward(module, image_tokens, text_tokens, lengths, save_for_backward=False)[:2]
+        )
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module))
 
 
@@ -120,11 +123,15 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 
 def run_forward(
-    module: Backend, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
+    module: Backend,
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    lengths: list[int],
+    save_for_backward: bool = True,
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """``module.forward`` with autocast off: it would round the similarities to 16 bits."""
     with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.forward(image_tokens, text_tokens, lengths, keep)
+        return module.forward(image_tokens, text_tokens, lengths, save_for_backward)
 
 
 def run_backward(
@@ -133,11 +140,11 @@ def run_backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: list[int],
-    kept: tuple[Tensor, ...],
+    residuals: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """``module.backward`` with autocast off, for callers who differentiate inside its context."""
     with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.backward(*grads, image_tokens, text_tokens, lengths, kept)
+        return module.backward(*grads, image_tokens, text_tokens, lengths, residuals)
 
 
 class _LateInteraction(torch.autograd.Function):
@@ -145,18 +152,18 @@ class _LateInteraction(torch.autograd.Function):
     def forward(
         ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], module: Backend
     ) -> tuple[Tensor, Tensor]:
-        i2t, t2i, kept = run_forward(module, image_tokens, text_tokens, lengths)
-        ctx.save_for_backward(image_tokens, text_tokens, *kept)
+        i2t, t2i, residuals = run_forward(module, image_tokens, text_tokens, lengths)
+        ctx.save_for_backward(image_tokens, text_tokens, *residuals)
         ctx.lengths, ctx.module = lengths, module
         return i2t, t2i
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        image_tokens, text_tokens, *kept = ctx.saved_tensors
+        image_tokens, text_tokens, *residuals = ctx.saved_tensors
         both = (grads[0], grads[1])
         of_images, of_texts = run_backward(
-            ctx.module, both, image_tokens, text_tokens, ctx.lengths, tuple(kept)
+            ctx.module, both, image_tokens, text_tokens, ctx.lengths, tuple(residuals)
         )
         return of_images.to(image_tokens.dtype), of_texts.to(text_tokens.dtype), None, None
 
@@ -178,7 +185,7 @@ def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
         from filip.interaction import native
     except ImportError as error:
         return None, f"the native kernels cannot be imported ({error})"
-    reason = native.unavailable(image_tokens, longest)
+    reason = native.unavailable_reason(image_tokens, longest)
     return (None if reason else native), reason
 
 
@@ -194,7 +201,7 @@ def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
         from filip.interaction import triton_kernel
     except ImportError as error:
         return None, f"Triton cannot be imported ({error})"
-    reason = triton_kernel.unavailable(image_tokens, longest)
+    reason = triton_kernel.unavailable_reason(image_tokens, longest)
     return (None if reason else triton_kernel), reason
 
 

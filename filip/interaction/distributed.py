@@ -21,13 +21,13 @@ from torch.autograd.function import once_differentiable
 
 from filip.interaction.collectives import (
     Group,
-    exchange,
-    finish,
+    all_to_all_blocks,
     gather_counts,
     gather_rows,
     group_rank,
-    pass_on,
-    sum_at_owner,
+    reduce_scatter_rows,
+    ring_send_recv,
+    wait_all,
     world_size,
 )
 from filip.interaction.dispatch import (
@@ -60,10 +60,10 @@ def distributed_late_interaction(
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
     between ranks. Every rank of the group must call it (and its backward), in the same order. Besides
         exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
-                         blocks of foreign tokens at a time, however many ranks there are
+                         blocks of remote tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
                          also on one process; gradients always travel in the accumulation dtype
-        recompute        do not keep the arg-max maps, b * N * (n1 + mean n2) bytes, but score again in the
+        recompute        do not save the arg-max maps, b * N * (n1 + mean n2) bytes, but score again in the
                          backward
 
     Returns ``i2t`` [b, N], own images against all texts, and ``t2i`` [N, b], all images against own texts,
@@ -82,7 +82,7 @@ def distributed_late_interaction(
     layout = _layout(len(image_tokens), lengths, image_tokens.device, group)
     module = choose_backend(image_tokens, max(map(max, layout.lengths)), backend)
     function = _Gathered if exchange == "gather" else _Ring
-    recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # nothing to keep the maps for
+    recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
     return Similarity(*function.apply(image_tokens, text_tokens, layout, module, recompute))
 
 
@@ -147,22 +147,24 @@ class _Gathered(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         texts = torch.cat(gather_rows(text_tokens, layout.tokens, layout.group))
         lengths = [length for part in layout.lengths for length in part]
-        i2t, own_t2i, kept = run_forward(module, image_tokens, texts, lengths, keep=not recompute)
-        ctx.save_for_backward(image_tokens, texts, *(() if recompute else kept))
+        i2t, own_t2i, residuals = run_forward(
+            module, image_tokens, texts, lengths, save_for_backward=not recompute
+        )
+        ctx.save_for_backward(image_tokens, texts, *(() if recompute else residuals))
         ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, lengths, recompute
-        return i2t, exchange(own_t2i, layout.images, layout.texts, layout.group)
+        return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image_tokens, texts, *saved = ctx.saved_tensors
-        layout, kept = ctx.layout, tuple(saved)
-        grad_t2i = exchange(grads[1].T, layout.texts, layout.images, layout.group).T
+        layout, residuals = ctx.layout, tuple(saved)
+        grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         if ctx.recompute:
-            kept = run_forward(ctx.module, image_tokens, texts, ctx.lengths)[2]
+            residuals = run_forward(ctx.module, image_tokens, texts, ctx.lengths)[2]
         both = (grads[0], grad_t2i)
-        own, foreign = run_backward(ctx.module, both, image_tokens, texts, ctx.lengths, kept)
-        returned = sum_at_owner(foreign.to(grads[0].dtype), layout.tokens, layout.group)
+        own, remote = run_backward(ctx.module, both, image_tokens, texts, ctx.lengths, residuals)
+        returned = reduce_scatter_rows(remote.to(grads[0].dtype), layout.tokens, layout.group)
         return own.to(image_tokens.dtype), returned.to(texts.dtype), None, None, None
 
 
@@ -175,15 +177,15 @@ class _Ring(torch.autograd.Function):
         i2t = image_tokens.new_empty(len(image_tokens), sum(layout.texts), dtype=wide)
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
-        for owner, block in _travel(text_tokens.detach(), layout):
+        for owner, block in _ring_blocks(text_tokens.detach(), layout):
             columns = layout.columns(owner)
-            i2t[:, columns], own_t2i[:, columns], kept = run_forward(
-                module, image_tokens, block, layout.lengths[owner], keep=not recompute
+            i2t[:, columns], own_t2i[:, columns], residuals = run_forward(
+                module, image_tokens, block, layout.lengths[owner], save_for_backward=not recompute
             )
-            saved += () if recompute else kept
+            saved += () if recompute else residuals
         ctx.save_for_backward(image_tokens, text_tokens, *saved)
         ctx.layout, ctx.module, ctx.recompute = layout, module, recompute
-        return i2t, exchange(own_t2i, layout.images, layout.texts, layout.group)
+        return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @once_differentiable
@@ -191,29 +193,29 @@ class _Ring(torch.autograd.Function):
         image_tokens, text_tokens, *saved = ctx.saved_tensors
         layout, module = ctx.layout, ctx.module
         per_step = len(saved) // layout.ranks
-        grad_t2i = exchange(grads[1].T, layout.texts, layout.images, layout.group).T
+        grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         grad_images = torch.zeros_like(image_tokens, dtype=grads[0].dtype)
         total: Tensor | None = None
         handles: list[Any] = []
-        for step, (owner, block) in enumerate(_travel(text_tokens, layout)):
+        for step, (owner, block) in enumerate(_ring_blocks(text_tokens, layout)):
             lengths, columns = layout.lengths[owner], layout.columns(owner)
-            kept = tuple(saved[step * per_step : (step + 1) * per_step])
+            residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             if ctx.recompute:
-                kept = run_forward(module, image_tokens, block, lengths)[2]
+                residuals = run_forward(module, image_tokens, block, lengths)[2]
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, foreign = run_backward(module, both, image_tokens, block, lengths, kept)
-            foreign = foreign.to(grads[0].dtype)  # a backend may round to the dtype of the tokens
+            own, remote = run_backward(module, both, image_tokens, block, lengths, residuals)
+            remote = remote.to(grads[0].dtype)  # a backend may round to the dtype of the tokens
             grad_images += own
-            finish(handles)  # what the ranks before this one have summed for this block is here now
-            summed = foreign.contiguous() if total is None else total.add_(foreign)
+            wait_all(handles)  # what the ranks before this one have summed for this block is here now
+            summed = remote.contiguous() if total is None else total.add_(remote)
             following = layout.tokens[(owner - 1) % layout.ranks]
-            total, handles = pass_on(summed, (following, summed.shape[1]), layout.group)
-        finish(handles)  # the last hop has brought each gradient home
+            total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
+        wait_all(handles)  # the last hop has brought each gradient home
         assert total is not None
         return grad_images.to(image_tokens.dtype), total.to(text_tokens.dtype), None, None, None
 
 
-def _travel(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
+def _ring_blocks(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
     """(owner, text tokens) of every rank, the own first; while one is in use the next is under way."""
     block = block.contiguous()
     for step in range(layout.ranks):
@@ -222,9 +224,9 @@ def _travel(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
             yield owner, block
             return
         following = layout.tokens[(owner - 1) % layout.ranks]
-        arriving, handles = pass_on(block, (following, block.shape[1]), layout.group)
+        arriving, handles = ring_send_recv(block, (following, block.shape[1]), layout.group)
         yield owner, block
-        finish(handles)
+        wait_all(handles)
         block = arriving
 
 
@@ -239,16 +241,16 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        return sum_at_owner(grads[0], ctx.counts, ctx.group), None, None
+        return reduce_scatter_rows(grads[0], ctx.counts, ctx.group), None, None
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
         ctx.rows, ctx.columns, ctx.group = rows, columns, group
-        return exchange(own, rows, columns, group)
+        return all_to_all_blocks(own, rows, columns, group)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return exchange(grads[0].T, ctx.columns, ctx.rows, ctx.group).T, None, None, None
+        return all_to_all_blocks(grads[0].T, ctx.columns, ctx.rows, ctx.group).T, None, None, None

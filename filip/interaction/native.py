@@ -15,41 +15,32 @@ import ctypes
 import functools
 import os
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from filip.interaction import native_build
 from filip.interaction.packing import offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
-DIRECTIONS = ("i2t", "t2i")
 _DTYPES = (torch.float32, torch.bfloat16)
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 
 
-def available() -> bool:
-    """Whether the kernels can run here; compiles them if nobody has yet (some ten seconds, once)."""
-    return _library()[0] is not None
+def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> str:
+    """Why the kernels cannot run here, or cannot take these tokens and a text of ``longest``; "" if they can.
 
-
-def unavailable_reason() -> str | None:
-    """Why not, as one line for a user; None when they are available."""
-    return _library()[1]
-
-
-def unavailable(image_tokens: Tensor, longest: int) -> str:
-    """Why this problem cannot be given to the native kernels, or ""; ``longest`` is the longest text."""
-    if image_tokens.device.type != "cpu":
-        return f"the native kernels run on CPUs, not on {image_tokens.device}"
-    if image_tokens.dtype not in _DTYPES:
-        return f"the native kernels take float32 and bfloat16, not {image_tokens.dtype}"
-    if max(image_tokens.shape[1], longest) > _LARGEST:
-        return f"the native kernels take at most {_LARGEST} tokens per image or text"
-    return unavailable_reason() or ""
+    Compiles them if nobody has yet (some ten seconds, once).
+    """
+    if image_tokens is not None:
+        if image_tokens.device.type != "cpu":
+            return f"the native kernels run on CPUs, not on {image_tokens.device}"
+        if image_tokens.dtype not in _DTYPES:
+            return f"the native kernels take float32 and bfloat16, not {image_tokens.dtype}"
+        if max(image_tokens.shape[1], longest) > _LARGEST:
+            return f"the native kernels take at most {_LARGEST} tokens per image or text"
+    return _library()[1] or ""
 
 
 def isas() -> list[str]:
@@ -59,51 +50,27 @@ def isas() -> list[str]:
     return library.filip_isas().decode().split()
 
 
-def late_interaction(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
-) -> tuple[Tensor, Tensor]:
-    """s^I and s^T [images, texts] in float32, differentiable once.
-
-    ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d], both float32 or both bfloat16 on the CPU;
-    ``text_lengths`` [t] integers >= 1 with sum T. Gradients have the dtype of the tokens; ties go to the
-    lowest index. Raises RuntimeError where the kernels are unavailable, ValueError for anything else than the above.
-    """
-    i2t, t2i = _LateInteraction.apply(image_tokens, text_tokens, text_lengths.tolist(), DIRECTIONS)
-    return i2t, t2i
-
-
-def one_direction(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, direction: str) -> Tensor:
-    """Only s^I ("i2t") or s^T ("t2i"), at about three quarters of the price of both; else as late_interaction."""
-    if direction not in DIRECTIONS:
-        raise ValueError(f"direction={direction!r} is not one of {', '.join(DIRECTIONS)}")
-    both = _LateInteraction.apply(image_tokens, text_tokens, text_lengths.tolist(), (direction,))
-    return both[DIRECTIONS.index(direction)]
-
-
 def forward(
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: Sequence[int],
-    keep: bool = True,
-    directions: Sequence[str] = DIRECTIONS,
+    image_tokens: Tensor, text_tokens: Tensor, lengths: Sequence[int], save_for_backward: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """s^I, s^T [images, texts] and, with ``keep``, the two arg-max maps; no graph.
+    """s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
 
-    A direction that is not among ``directions`` costs nothing and comes back empty, with its map. The maps: winning
-    text token of each image token [b, t, n1], winning image token of each text token [b, T]; uint8, int16 above 256
-    tokens.
+    The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T];
+    uint8, int16 above 256 tokens. Raises RuntimeError where the kernels are unavailable, ValueError for tokens that
+    they do not take.
     """
     image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
     offsets = torch.tensor(offsets_of(lengths))
     _check(image, text, offsets)
     b, n1, _ = image.shape
     index = torch.int16 if _wide(n1, lengths) else torch.uint8
-    shapes = {"i2t": (b, len(lengths), n1), "t2i": (b, len(text))}
-    i2t, t2i = (torch.empty((b, len(lengths)) if d in directions else 0) for d in DIRECTIONS)
-    maps = [torch.empty(shapes[d] if keep and d in directions else 0, dtype=index) for d in DIRECTIONS]
-    _call("filip_forward", image, text, offsets, _wide(n1, lengths), i2t, t2i, *maps)
-    kept = tuple(maps) if keep else ()
-    return i2t, t2i, kept
+    i2t, t2i = (torch.empty(b, len(lengths)) for _ in range(2))
+    maps: tuple[Tensor, ...] = ()
+    if save_for_backward:
+        maps = torch.empty(b, len(lengths), n1, dtype=index), torch.empty(b, len(text), dtype=index)
+    outputs = maps or (None, None)
+    _call("filip_forward", image, text, offsets, _wide(n1, lengths), i2t, t2i, *outputs)
+    return i2t, t2i, maps
 
 
 def backward(
@@ -112,47 +79,18 @@ def backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: Sequence[int],
-    kept: tuple[Tensor, ...],
-    needs: tuple[bool, bool] = (True, True),
+    residuals: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both inputs, in their dtype, from those of s^I and s^T and what ``forward`` kept.
-
-    A side whose entry in ``needs`` is false comes back uninitialised. The gradient of a direction that ``forward``
-    was not asked for is ignored.
-    """
+    """Gradients of both inputs, in their dtype, from those of s^I and s^T and the maps that ``forward`` saved."""
     image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
     offsets = torch.tensor(offsets_of(lengths))
     _check(image, text, offsets)
     shape = (image.shape[0], len(lengths))
-    grads = [
-        grad.detach().to(torch.float32).expand(shape).contiguous() if winners.numel() else grad.new_empty(0)
-        for grad, winners in zip((grad_i2t, grad_t2i), kept, strict=True)
-    ]
+    grads = [g.detach().to(torch.float32).expand(shape).contiguous() for g in (grad_i2t, grad_t2i)]
+    wide = residuals[0].dtype == torch.int16
     grad_image, grad_text = torch.empty_like(image), torch.empty_like(text)
-    outputs = (grad_image if needs[0] else None, grad_text if needs[1] else None)
-    _call("filip_backward", image, text, offsets, kept[0].dtype == torch.int16, *grads, *kept, *outputs)
+    _call("filip_backward", image, text, offsets, wide, *grads, *residuals, grad_image, grad_text)
     return grad_image, grad_text
-
-
-class _LateInteraction(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], directions: Sequence[str]
-    ) -> tuple[Tensor, Tensor]:
-        i2t, t2i, kept = forward(image_tokens, text_tokens, lengths, any(ctx.needs_input_grad), directions)
-        ctx.save_for_backward(image_tokens, text_tokens, *kept)
-        ctx.lengths = lengths
-        return i2t, t2i
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        image_tokens, text_tokens, *kept = ctx.saved_tensors
-        needs = ctx.needs_input_grad[:2]
-        of_images, of_texts = backward(
-            grads[0], grads[1], image_tokens, text_tokens, ctx.lengths, tuple(kept), needs
-        )
-        return (of_images if needs[0] else None), (of_texts if needs[1] else None), None, None
 
 
 def _wide(n1: int, lengths: Sequence[int]) -> bool:
@@ -173,8 +111,7 @@ def _check(image: Tensor, text: Tensor, offsets: Tensor) -> None:
     steps = offsets.diff()
     if int(steps.min()) < 1 or int(offsets[-1]) != len(text):
         raise ValueError(f"text lengths must be >= 1 with sum {len(text)}; they sum to {int(offsets[-1])}")
-    reason = unavailable(image, int(steps.max()))
-    if reason:
+    if reason := unavailable_reason(image, int(steps.max())):
         raise (RuntimeError if unavailable_reason() else ValueError)(reason)
 
 

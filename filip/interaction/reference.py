@@ -28,7 +28,7 @@ def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[in
 
 
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
 ) -> tuple[Tensor, Tensor, tuple[()]]:
     """Same signature as the other backends; it keeps nothing, since ``backward`` starts again."""
     with torch.no_grad():
@@ -41,7 +41,7 @@ def backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: list[int],
-    kept: tuple[Tensor, ...],
+    residuals: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():

@@ -1,8 +1,8 @@
-"""Pure PyTorch on any device and dtype: one tile of the similarity at a time, then only who won is kept.
+"""Pure PyTorch on any device and dtype: one tile of the similarity at a time, of which only the winners are saved.
 
 Forward. Texts are put in order of length, so that texts of equal length form a rectangle: a block of images
 against such a run of texts is one matrix product without padding, viewed as [images, n1, texts, n2], and
-both maxima are taken from it before the next tile overwrites it. Kept are the two arg-max maps in the
+both maxima are taken from it before the next tile overwrites it. What is saved are the two arg-max maps, in the
 smallest integer type that fits.
 
 Backward. The gradient of the tile is sparse: one entry per (image token, text) and one per (image, text
@@ -29,7 +29,7 @@ _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
 _ROWS_CPU, _ROWS_ACCELERATOR = 1 << 10, 1 << 15
 
 
-class Kept(NamedTuple):
+class Residuals(NamedTuple):
     """What the forward leaves for the backward. Texts are in order of length, not in the caller's."""
 
     image_argmax: Tensor  # [images, n1, texts]: the winning token within the text
@@ -44,11 +44,11 @@ class _Order(NamedTuple):
 
 
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """s^I and s^T [images, texts] and the arg-max maps; ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d].
 
-    Without ``keep`` there are no maps, and the forward takes half the time: PyTorch's maximum is fast,
+    Without ``save_for_backward`` there are no maps, and the forward takes half the time: PyTorch's maximum is fast,
     its maximum with the index is not.
     """
     b, n1, _ = image_tokens.shape
@@ -57,9 +57,9 @@ def forward(
     texts = text_tokens[order.tokens]
     i2t = image_tokens.new_empty(b, len(lengths), dtype=wide)
     t2i = torch.empty_like(i2t)
-    kept: tuple[Tensor, ...] = ()
-    if keep:
-        kept = Kept(
+    residuals: tuple[Tensor, ...] = ()
+    if save_for_backward:
+        residuals = Residuals(
             image_tokens.new_empty(b, n1, len(lengths), dtype=_index_dtype(order.lengths[-1])),
             image_tokens.new_empty(b, order.offsets[-1], dtype=_index_dtype(n1)),
         )
@@ -67,18 +67,18 @@ def forward(
         span = slice(order.offsets[first], order.offsets[last])
         tile = product(image_tokens[images].flatten(0, 1), texts[span])
         tile = tile.view(-1, n1, last - first, order.lengths[first])
-        if isinstance(kept, Kept):
+        if isinstance(residuals, Residuals):
             of_images, index = tile.max(dim=3)
-            kept.image_argmax[images, :, first:last] = index
+            residuals.image_argmax[images, :, first:last] = index
             of_texts, index = tile.max(dim=1)
-            kept.text_argmax[images, span] = index.flatten(1)
+            residuals.text_argmax[images, span] = index.flatten(1)
         else:
             of_images, of_texts = tile.amax(dim=3), tile.amax(dim=1)
         i2t[images, first:last] = of_images.mean(dim=1)
         t2i[images, first:last] = of_texts.mean(dim=2)
     back = torch.empty_like(order.texts)
     back[order.texts] = torch.arange(len(lengths), device=back.device)
-    return i2t[:, back], t2i[:, back], kept
+    return i2t[:, back], t2i[:, back], residuals
 
 
 def backward(
@@ -87,13 +87,13 @@ def backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: list[int],
-    kept: tuple[Tensor, ...],
+    residuals: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
     b, n1, d = image_tokens.shape
     wide = accumulation_dtype(image_tokens.dtype)
     device = image_tokens.device
-    image_argmax, text_argmax = Kept(*kept)
+    image_argmax, text_argmax = Residuals(*residuals)
     order = _by_length(lengths, device)
     per_text = torch.tensor(order.lengths, device=device)
     text_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_text)

@@ -1,4 +1,4 @@
-"""The paper's third saving: keep only the share of tokens that matter most to the local batch."""
+"""The paper's third saving: keep only the tokens that matter most to the local batch."""
 
 from __future__ import annotations
 
@@ -28,33 +28,33 @@ def token_scores(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Ten
     return torch.cat(image_scores).view(image_tokens.shape[:2]), text_scores
 
 
-def keep_tokens(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, share: float
+def select_tokens(
+    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, keep_ratio: float
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Keep of each image and each text the ``share`` of tokens with the highest score (see token_scores).
+    """The fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores (see token_scores).
 
-    Shapes as in late_interaction. Of n valid tokens max(1, ceil(share * n)) stay, in their order; of equal
-    scores the lower index stays. Call it before tokens are sent to other workers. Gradients flow to the
-    tokens kept; the selection is not differentiated. ``share=1`` returns the arguments.
-    Raises ValueError for a share outside (0, 1].
+    Shapes as in late_interaction. Of n valid tokens max(1, ceil(keep_ratio * n)) stay, in their order; among equal
+    scores the lower index wins. Call it before tokens are sent to other ranks. Gradients flow to the
+    selected tokens; the selection is not differentiated. ``keep_ratio=1`` returns the arguments.
+    Raises ValueError for a keep_ratio outside (0, 1].
     """
-    if not 0 < share <= 1:
-        raise ValueError(f"share of tokens to keep must be in (0, 1], got {share}")
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    if share == 1:
+    if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
     image_scores, text_scores = token_scores(image_tokens, text_tokens)
     b, n1 = image_scores.shape
-    counts = [_count(n, share) for n in lengths]
-    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, share)] * b)
+    counts = [_count(n, keep_ratio) for n in lengths]
+    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, keep_ratio)] * b)
     images = image_tokens.flatten(0, 1)[best].view(b, -1, image_tokens.shape[2])
-    kept_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
-    return images, text_tokens[_best(text_scores, lengths, counts)], kept_lengths
+    selected_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
+    return images, text_tokens[_best(text_scores, lengths, counts)], selected_lengths
 
 
-def _count(tokens: int, share: float) -> int:
+def _count(tokens: int, keep_ratio: float) -> int:
     # 1e-9: 0.07 * 100 is 7.000000000000001 in binary, and must not be rounded up to 8.
-    return max(1, math.ceil(share * tokens - 1e-9))
+    return max(1, math.ceil(keep_ratio * tokens - 1e-9))
 
 
 def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:

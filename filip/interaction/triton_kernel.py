@@ -33,7 +33,7 @@ _CLASSES = (16, 32, 64, 128)
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def unavailable(image_tokens: Tensor, longest: int) -> str:
+def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
     """Why these kernels cannot compute this problem; "" if they can."""
     if longest > LONGEST:
         return f"the Triton kernels take captions of at most {LONGEST} tokens, not {longest}"
@@ -73,7 +73,7 @@ class _Class(NamedTuple):
 
 
 def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], keep: bool = True
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
 ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
     """s^I, s^T [images, texts] float32 and the arg-max maps [images, texts, n1] and [images, T]."""
     images, texts = image_tokens.contiguous(), text_tokens.contiguous()
@@ -97,11 +97,11 @@ def backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     lengths: list[int],
-    kept: tuple[Tensor, ...],
+    residuals: tuple[Tensor, ...],
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs, float32."""
     images, texts = image_tokens.contiguous(), text_tokens.contiguous()
-    image_map, text_map = kept
+    image_map, text_map = residuals
     b, n1, d = images.shape
     per_text = torch.tensor(lengths, device=images.device)
     weight_i, weight_t = grad_i2t.float() / n1, grad_t2i.float() / per_text

@@ -18,7 +18,7 @@ from filip.interaction import (
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
-    keep_tokens,
+    select_tokens,
 )
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.config import TrainConfig
@@ -48,7 +48,7 @@ def make_loss(config: TrainConfig) -> LossFunction:
     def similarity(encoded: Encoded) -> Similarity:
         if not isinstance(encoded.text, TextFeatures):
             return distributed_pooled_similarity(encoded.image, encoded.text)
-        images, texts, lengths = keep_tokens(encoded.image, *encoded.text, config.token_keep_ratio)
+        images, texts, lengths = select_tokens(encoded.image, *encoded.text, config.token_keep_ratio)
         return distributed_late_interaction(
             images, texts, lengths, exchange=config.exchange, transport_dtype=wire, backend=config.backend
         )

@@ -228,7 +228,9 @@ def test_one_notice_when_the_fast_backend_is_missing(
 
     monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
     monkeypatch.setattr(dispatch, "_notices", set())
-    monkeypatch.setattr("filip.interaction.native.unavailable", lambda tokens, longest: "no compiler here")
+    monkeypatch.setattr(
+        "filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here"
+    )
     for _ in range(2):
         assert choose_backend(torch.zeros(2, 3, 16), 5) is tiled
     assert choose_backend(torch.zeros(2, 3, 16).half(), 5) is tiled

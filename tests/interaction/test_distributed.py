@@ -32,7 +32,7 @@ def test_without_ranks_it_is_the_plain_function() -> None:
     assert gather_ids(torch.tensor([4, 2]))[1] == 0
 
 
-def test_an_unknown_form_is_named() -> None:
+def test_an_unknown_exchange_is_named() -> None:
     with pytest.raises(ValueError, match="exchange='rign' is not one of gather, ring"):
         distributed_late_interaction(*random_problem(1, 2, [2], 16), exchange="rign")
 

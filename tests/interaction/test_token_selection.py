@@ -7,25 +7,25 @@ import math
 import pytest
 import torch
 
-from filip.interaction import keep_tokens, late_interaction, token_scores
+from filip.interaction import late_interaction, select_tokens, token_scores
 from tests.interaction.problems import random_problem
 
 
-@pytest.mark.parametrize("share", [0.25, 0.5, 0.01])
-def test_keeps_the_best_of_each_item(share: float) -> None:
+@pytest.mark.parametrize("keep_ratio", [0.25, 0.5, 0.01])
+def test_keeps_the_best_of_each_item(keep_ratio: float) -> None:
     image, text, lengths = random_problem(4, 10, [3, 8, 1, 5], 16)
-    kept_image, kept_text, kept_lengths = keep_tokens(image, text, lengths, share)
+    selected_image, selected_text, selected_lengths = select_tokens(image, text, lengths, keep_ratio)
     products = image.double() @ text.double().T  # [4, 10, 17]
     start = 0
     for j, length in enumerate(lengths.tolist()):
-        count = max(1, math.ceil(share * length))
+        count = max(1, math.ceil(keep_ratio * length))
         best = products[:, :, start : start + length].amax((0, 1)).topk(count).indices.sort().values
-        own = kept_text.split(kept_lengths.tolist())[j]
+        own = selected_text.split(selected_lengths.tolist())[j]
         assert torch.equal(own, text[start : start + length][best])
         start += length
     for i in range(4):
-        best = products[i].amax(1).topk(max(1, math.ceil(share * 10))).indices.sort().values
-        assert torch.equal(kept_image[i], image[i][best])
+        best = products[i].amax(1).topk(max(1, math.ceil(keep_ratio * 10))).indices.sort().values
+        assert torch.equal(selected_image[i], image[i][best])
 
 
 def test_scores_do_not_depend_on_the_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -40,8 +40,8 @@ def test_gradient_reaches_the_kept_tokens_only() -> None:
     image, text, lengths = random_problem(3, 8, [4, 4, 4], 16)
     image.requires_grad_()
     text.requires_grad_()
-    kept = keep_tokens(image, text, lengths, 0.25)
-    similarity = late_interaction(*kept)
+    selected = select_tokens(image, text, lengths, 0.25)
+    similarity = late_interaction(*selected)
     (similarity.i2t.sum() + similarity.t2i.sum()).backward()
     assert image.grad is not None and text.grad is not None
     assert ((image.grad != 0).any(-1).sum(1) == 2).all()
@@ -53,24 +53,24 @@ def test_ties_keep_the_lower_index() -> None:
     image[0, :, 1] = torch.arange(6).flip(0) * 0  # equal scores throughout
     labelled = image.clone()
     labelled[0, :, 0] += 0  # the same numbers
-    kept, _, lengths = keep_tokens(labelled, text, torch.tensor([3]), 0.5)
-    assert kept.shape == (1, 3, 4) and lengths.tolist() == [2]
+    selected, _, lengths = select_tokens(labelled, text, torch.tensor([3]), 0.5)
+    assert selected.shape == (1, 3, 4) and lengths.tolist() == [2]
     distinct = torch.zeros(1, 6, 4)
     distinct[0, :, 3] = torch.arange(6)
     silent = torch.zeros(2, 4)  # scores are all zero, the tokens differ
-    kept, _, _ = keep_tokens(distinct, silent, torch.tensor([2]), 0.5)
-    assert kept[0, :, 3].tolist() == [0, 1, 2]
+    selected, _, _ = select_tokens(distinct, silent, torch.tensor([2]), 0.5)
+    assert selected[0, :, 3].tolist() == [0, 1, 2]
 
 
-def test_share_is_rounded_up_but_not_by_binary_dust() -> None:
+def test_the_ratio_is_rounded_up_but_not_by_binary_dust() -> None:
     image, text, lengths = random_problem(2, 100, [100, 7], 16)
-    kept_image, _, kept_lengths = keep_tokens(image, text, lengths, 0.07)
-    assert kept_image.shape[1] == 7 and kept_lengths.tolist() == [7, 1]
+    selected_image, _, selected_lengths = select_tokens(image, text, lengths, 0.07)
+    assert selected_image.shape[1] == 7 and selected_lengths.tolist() == [7, 1]
 
 
 def test_all_tokens_means_the_same_tensors() -> None:
     image, text, lengths = random_problem(2, 3, [2, 4], 16)
-    assert keep_tokens(image, text, lengths, 1.0) == (image, text, lengths)
-    for share in (0, -0.5, 1.5, float("nan")):
-        with pytest.raises(ValueError, match="share of tokens"):
-            keep_tokens(image, text, lengths, share)
+    assert select_tokens(image, text, lengths, 1.0) == (image, text, lengths)
+    for keep_ratio in (0, -0.5, 1.5, float("nan")):
+        with pytest.raises(ValueError, match="keep_ratio must be in"):
+            select_tokens(image, text, lengths, keep_ratio)
