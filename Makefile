@@ -17,7 +17,7 @@ export PYTHONUNBUFFERED := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint clean dry-run tensorboard
+.PHONY: help setup demo test test-quick lint docs clean dry-run tensorboard
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -60,6 +60,9 @@ lint: setup  ## ruff, mypy and snakemake --lint
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@$(SNAKEMAKE) --lint
 
+docs: setup  ## build the documentation into site/; a broken link or a missing reference fails
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+
 test: setup lint  ## all checks and tests (about 15 minutes on 2 cores)
 	@$(VENV)/bin/python -m pytest
 
@@ -67,4 +70,4 @@ test-quick: setup  ## only the tests that start no processes
 	@$(VENV)/bin/python -m pytest -m 'not slow'
 
 clean:  ## remove results and caches, keep .venv
-	@rm -rf results .snakemake .cache .pytest_cache .mypy_cache .ruff_cache
+	@rm -rf results site .snakemake .cache .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,82 @@
+"""The documentation site builds strictly, from this checkout alone."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
+    # A proxy that nobody listens to: whatever asks the network fails.
+    offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
+    return subprocess.run(
+        [*command, "--site-dir", str(site)], cwd=config.parent, env={**os.environ, **offline},
+        capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    target = tmp_path_factory.mktemp("docs") / "site"
+    done = build(ROOT / "mkdocs.yml", target)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return target
+
+
+def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
+    pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
+    for page in pages:
+        folder = page.with_suffix("") if page.stem != "index" else page.parent
+        assert (site / folder / "index.html").is_file(), page
+    navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
+    assert {Path(name) for name in re.findall(r"[\w/]+\.md", str(navigation))} == pages
+
+
+def test_the_reference_shows_public_functions_with_their_docstrings(site: Path) -> None:
+    page = (site / "api/interaction/index.html").read_text()
+    for name in ("late_interaction", "contrastive_loss", "cached_backward", "distributed_late_interaction"):
+        assert f'id="filip.interaction.{name}"' in page
+    assert "the one with the lowest index takes the whole gradient" in page
+
+
+def test_the_measurements_are_those_of_bench(site: Path) -> None:
+    assert "python -m bench.interaction --json PATH" in (site / "measurements/index.html").read_text()
+
+
+def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
+    loads = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\b(?:href|src)=\"(?:https?:)?//")
+    for page in site.rglob("*.html"):
+        assert not loads.search(page.read_text()), page
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ("[gone](no_such_page.md)", "no_such_page.md"),
+        ("[gone](training.md#no-such-section)", "no-such-section"),
+        ("::: filip.interaction.no_such_function", "no_such_function"),
+        ('--8<-- "bench/NO_SUCH_FILE.md"', "NO_SUCH_FILE.md"),
+    ],
+)
+def test_a_broken_link_or_reference_fails_the_build(tmp_path: Path, line: str, complaint: str) -> None:
+    for name in ("docs", "bench"):
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("api"))
+    (tmp_path / "filip").symlink_to(ROOT / "filip")
+    config = re.sub(r"(?m)^  - API reference:\n(?:      .*\n)+", "", (ROOT / "mkdocs.yml").read_text())
+    (tmp_path / "mkdocs.yml").write_text(config)
+    page = tmp_path / "docs/data.md"
+    for other in (tmp_path / "docs").glob("*.md"):  # links to the reference, left out here for speed
+        other.write_text(re.sub(r"\(api/\w+\.md\)", "(data.md)", other.read_text()))
+    page.write_text(page.read_text() + f"\n\n{line}\n")
+    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
+    assert done.returncode != 0 and complaint in done.stdout + done.stderr, done.stdout + done.stderr
