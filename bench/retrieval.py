@@ -17,6 +17,7 @@ from torch import Tensor
 
 from filip.eval.retrieval import recall_table
 from filip.interaction import score
+from filip.progress import Progress
 from filip.train.telemetry import peak_memory_mb
 
 
@@ -56,7 +57,8 @@ def main() -> None:
     product = product_alone(images, tokens)
     print(f"packed product alone: {product:.1f} s", flush=True)
     started = time.perf_counter()
-    similarity = score(images, tokens, lengths, backend=arguments.backend, progress=True)
+    with Progress("scoring", "image-text pairs", len(images) * captions) as bar:
+        similarity = score(images, tokens, lengths, backend=arguments.backend, progress=bar.add)
     scored = time.perf_counter() - started
     started = time.perf_counter()
     table = recall_table(similarity.i2t, similarity.t2i, owner)

@@ -19,15 +19,15 @@ from filip.command import MISSING, option, run_command
 from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
-from filip.eval.datasets import EvalSet, open_set
-from filip.eval.encode_set import say
+from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.formats import open_set
+from filip.eval.options import CardOptions
 from filip.eval.pictures import Cell, alignment_cell, sheet
 from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
 from filip.eval.word_patch import alignment_prompt, word_patches
 from filip.files import write_json
-
-__all__ = ["Alignment", "labelled", "main", "prompt_text"]
+from filip.progress import say
 
 NOTE = (
     "The number on a patch is the position of the text token it is most similar to (0 = [BOS]). "
@@ -36,23 +36,15 @@ NOTE = (
 
 
 @dataclass
-class Alignment:
-    model: str = option(MISSING, "a .safetensors file of ours")
-    root: str = option(MISSING, "folder below which the test sets lie")
-    cards: list[str] = option(MISSING, "benchmark cards whose images are aligned with their labels")
+class Alignment(CardOptions):
     picture: str = option(MISSING, "the sheet of pictures (PNG)")
-    out: str = option(MISSING, "result file (JSON)")
     prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
     prompt: str | None = option(None, "prompt with {c} for the label, instead of the prompt file's")
-    run: str = option("", "name of the run in the result; the model file's name if empty")
     examples: int = option(12, "pictures per card, evenly spread over the set")
     composites: int = option(4, "pictures of two objects side by side")
     measure: int = option(2000, "images per card to measure pointing on, evenly spread")
     pairs: int = option(300, "composites to measure pointing on")
     columns: int = option(4, "pictures per row")
-    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Alignment) -> None:
@@ -61,7 +53,7 @@ def main(config: Alignment) -> None:
     if not cards:
         raise UserError("cards=[]: give at least one card whose images are to be aligned")
     encoder = load_encoder(config.model, config.image_size, config.device)
-    run = config.run or Path(config.model).stem
+    run = config.run_name
     cells: list[Cell] = []
     results: dict[str, Any] = {}
     for card in cards:

@@ -27,11 +27,9 @@ import yaml
 
 from filip import resources
 from filip.errors import UserError
-
-__all__ = ["BenchmarkCard", "Layout", "load_card", "load_cards", "match_classes"]
+from filip.eval.formats import FORMATS
 
 KINDS = {"classification": ("top1", "top5", "mean_per_class"), "retrieval": ("recall",)}
-LOADERS = ("webdataset", "torchvision", "karpathy")
 FROM_DATA = "from the data set"
 
 
@@ -127,8 +125,8 @@ def _layout(file: Path, layouts: Any, loader: str) -> Layout:
     if not isinstance(layouts, dict) or loader not in layouts:
         has = ", ".join(layouts) if isinstance(layouts, dict) else repr(layouts)
         raise UserError(f"{file}: no layout {loader!r}; the card's layouts are {has}")
-    if loader not in LOADERS:
-        raise UserError(f"{file}: unknown loader {loader!r}; there are {', '.join(LOADERS)}")
+    if loader not in FORMATS:
+        raise UserError(f"{file}: unknown loader {loader!r}; there are {', '.join(FORMATS)}")
     options = dict(layouts[loader] or {})
     split = options.pop("split", None)
     if split is None:
@@ -154,8 +152,13 @@ def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
 
     names: the data set's class names; position = label. They are matched with the card's raw names, or, for
     a copy that was exported with prompt names, with those; spaces, slashes and capitals do not matter.
-    Raises UserError with the difference if neither set equals the data set's.
+    Raises UserError with the difference if neither set equals the data set's, and if the card's metric makes no
+    sense with so few classes.
     """
+    if card.metric == "top5" and len(names) <= 5:
+        raise UserError(
+            f"card {card.name}: metric top5 needs more than 5 classes, the data set has {len(names)}"
+        )
     if card.classes is None:
         return list(names)
     without = set(card.layout.options.get("without", ()))  # classes that this layout's copy does not have

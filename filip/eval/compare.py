@@ -17,14 +17,12 @@ from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.alignment import NOTE, labelled, prompt_text
 from filip.eval.cards import load_card, match_classes
-from filip.eval.datasets import open_set
 from filip.eval.encoders import load_encoder
+from filip.eval.formats import open_set
 from filip.eval.pictures import alignment_cell, sheet
 from filip.eval.pointing import composite_alignment
 from filip.eval.word_patch import alignment_prompt, word_patches
 from filip.files import replacing
-
-__all__ = ["Compare", "main"]
 
 
 @dataclass

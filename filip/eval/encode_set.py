@@ -1,45 +1,45 @@
-"""What the evaluation commands share: encoding a whole test set, and saying how far it is."""
+"""Going through a whole test set, with its progress, and what is to be said of its size."""
 
 from __future__ import annotations
 
-import sys
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from PIL import Image
 from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, batches
 from filip.eval.scorer import Scorer
+from filip.progress import Progress, say
 
-__all__ = ["encoded_batches", "say", "size_note"]
 
+def image_batches(
+    data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int
+) -> Iterator[Batch]:
+    """The whole set in order, without the images that cannot be read: a line on stderr names each of those.
 
-def say(text: str) -> None:
-    """A line of progress on stderr."""
-    print(text, file=sys.stderr, flush=True)
+    Raises UserError if nothing is left.
+    """
+    read = 0
+    with Progress(title, "images", len(data)) as progress:
+        for batch in batches(data, transform, batch_size, workers):
+            for problem in batch.undecodable:
+                say(f"{title}: left out an unreadable image, {problem}")
+            if len(batch.keys):
+                yield batch
+            read += len(batch.keys)
+            progress.add(len(batch.keys) + len(batch.undecodable))
+    if read == 0:
+        raise UserError(f"{title}: the test set has no readable image")
 
 
 def encoded_batches(
     scorer: Scorer, data: EvalSet, title: str, batch_size: int, workers: int
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(image features, batch) through the whole set, with a line of progress every few seconds."""
-    started = shown = time.monotonic()
-    done = 0
-    for batch in batches(data, scorer.transform, batch_size, workers):
-        for problem in batch.undecodable:
-            say(f"  {title}: left out an unreadable image, {problem}")
-        if len(batch.keys):
-            yield scorer.encode_images(batch.pixels), batch
-        done += len(batch.keys) + len(batch.undecodable)
-        if time.monotonic() - shown > 3:
-            shown = time.monotonic()
-            rate = done / (shown - started)
-            left = (len(data) - done) / rate
-            say(f"  {title}: {done:,} of {len(data):,} images, {rate:.0f} a second, {left:.0f} s left")
-    if done == 0:
-        raise UserError(f"{title}: the test set is empty")
+    """(image features, batch) through the whole set; see :func:`image_batches`."""
+    for batch in image_batches(data, scorer.transform, title, batch_size, workers):
+        yield scorer.encode_images(batch.pixels), batch
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from filip.errors import UserError
 
-__all__ = ["Encoder", "FilipEncoder", "OpenClipEncoder", "load_encoder"]
-
 
 class Encoder(Protocol):
-    """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text."""
+    """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text.
+
+    ``grid``: rows and columns of the patches; (0, 0) where ``patches`` is not to be had.
+    """
 
     name: str
     token_wise: bool
     image_size: int
+    grid: tuple[int, int]
     transform: Callable[[Image.Image], Tensor]
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -85,6 +87,7 @@ class FilipEncoder:
         self.device = device
         self.token_wise = self.model.config.interaction == "token_wise"
         self.image_size = int(self.model.image_size)
+        self.grid: tuple[int, int] = self.model.image.grid
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
 
@@ -104,8 +107,7 @@ class FilipEncoder:
 
     @torch.inference_mode()
     def probe_features(self, pixels: Tensor) -> Tensor:
-        tokens = self.model.image.trunk(pixels.to(self.device))  # before the projection
-        return tokens[:, self.model.image.prefix_tokens :].float().mean(1).cpu()
+        return self.model.image.patch_features(pixels.to(self.device)).float().mean(1).cpu()
 
     @torch.inference_mode()
     def patches(self, pixels: Tensor) -> Tensor:
@@ -147,7 +149,7 @@ class OpenClipEncoder:
         self.model: Any = model.eval()
         self.name = f"open_clip {architecture}" + (f" {Path(weights).stem}" if weights else " (no weights)")
         self.device = device
-        self.token_wise = False
+        self.token_wise, self.grid = False, (0, 0)
         size = model.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
         self.transform: Callable[[Image.Image], Tensor] = transform

@@ -15,24 +15,20 @@ from filip.command import MISSING, option, run_command
 from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.options import ModelOptions
 from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
 from filip.files import replacing
 
-__all__ = ["Heatmap", "heat_cells", "main"]
-
 
 @dataclass
-class Heatmap:
-    model: str = option(MISSING, "a .safetensors file of ours")
+class Heatmap(ModelOptions):
     image: str = option(MISSING, "an image file")
     caption: str = option(MISSING, "any text")
     picture: str = option(MISSING, "the sheet of heat maps (PNG)")
     columns: int = option(4, "heat maps per row")
     width: int = option(240, "width of a heat map in px")
-    image_size: int | None = option(None, "look at this resolution instead of the model's")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Heatmap) -> None:

@@ -19,35 +19,26 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
 
-from filip.command import MISSING, option, run_command
+from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
-from filip.eval.datasets import EvalSet, batches, open_set
-from filip.eval.encode_set import say, size_note
+from filip.eval.datasets import EvalSet
+from filip.eval.encode_set import image_batches, size_note
 from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.formats import open_set
+from filip.eval.options import EvalOptions
 from filip.eval.zero_shot import measure
 from filip.files import write_json
-
-__all__ = ["LinearProbe", "main", "probe", "training_set"]
+from filip.progress import say
 
 
 @dataclass
-class LinearProbe:
-    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
-    root: str = option(MISSING, "folder below which the data sets lie")
-    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/cifar10.yaml]")
-    out: str = option(MISSING, "result file (JSON)")
-    run: str = option("", "name of the run in the result; the model file's name if empty")
+class LinearProbe(EvalOptions):
     regularisation: float = option(
         1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)"
     )
     iterations: int = option(1000, "at most this many of L-BFGS")
     folds: int = option(5, "of the cross-validation where there is no training split")
-    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: LinearProbe) -> None:
@@ -63,7 +54,7 @@ def main(config: LinearProbe) -> None:
         say(
             f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images ({task['protocol']})"
         )
-    run = config.run or Path(config.model).stem
+    run = config.run_name
     write_json(
         config.out,
         {"run": run, "model": config.model, "regularisation": config.regularisation, "tasks": tasks},
@@ -74,14 +65,14 @@ def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[st
     """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
-    features, labels = _features(encoder, test, config)
+    features, labels = _features(encoder, test, card.name, config)
     train = training_set(card, config.root)
     if train is None:
         scores, protocol = _cross_validated(features, labels, len(names), config)
     else:
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        fitted = _fit(*_features(encoder, train, config), config)
+        fitted = _fit(*_features(encoder, train, f"{card.name}, training split", config), config)
         scores = _scores(fitted, features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
     result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names)
@@ -103,13 +94,14 @@ def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
     )
 
 
-def _features(encoder: Encoder, data: EvalSet, config: LinearProbe) -> tuple[np.ndarray, np.ndarray]:
+def _features(
+    encoder: Encoder, data: EvalSet, title: str, config: LinearProbe
+) -> tuple[np.ndarray, np.ndarray]:
     """([n, width] float32, [n] int64)."""
     features, labels = [], []
-    for batch in batches(data, encoder.transform, config.batch_size, config.workers):
-        if len(batch.keys):
-            features.append(encoder.probe_features(batch.pixels).numpy())
-            labels.append(batch.labels.numpy())
+    for batch in image_batches(data, encoder.transform, title, config.batch_size, config.workers):
+        features.append(encoder.probe_features(batch.pixels).numpy())
+        labels.append(batch.labels.numpy())
     return np.concatenate(features), np.concatenate(labels)
 
 

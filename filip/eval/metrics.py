@@ -13,17 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = [
-    "bootstrap_interval",
-    "chance_at_k",
-    "class_accuracies",
-    "confusion",
-    "hits_at_k",
-    "label_hits",
-    "retrieval_chance",
-    "retrieval_hits",
-]
-
 
 def hits_at_k(best_own: Tensor, scores: Tensor, own: Tensor, ks: Sequence[int]) -> Tensor:
     """The probability, over random orders of ties, that an own candidate is among the first k.

@@ -12,8 +12,6 @@ from PIL import Image, ImageDraw, ImageFont
 
 from filip.eval.word_patch import WordPatch
 
-__all__ = ["Cell", "alignment_cell", "draw_alignment", "draw_heat", "sheet"]
-
 INK, MUTED, RED = (34, 34, 40), (120, 120, 128), (214, 30, 44)
 DIM, LINE = (38, 40, 52), (168, 172, 182)
 

@@ -13,15 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import Tensor
 
 from filip.eval.encoders import Encoder
 from filip.eval.metrics import bootstrap_interval
 from filip.eval.prompts import Prompt
-from filip.eval.word_patch import WordPatch, label_tokens, stack, word_patches
-
-__all__ = ["Labelled", "composite", "composite_pointing", "pointing"]
+from filip.eval.word_patch import WordPatch, label_tokens, word_patches
 
 
 @dataclass
@@ -61,9 +60,8 @@ def pointing(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt, batch:
         part = [item for item in items[start : start + batch] if item.mask is not None]
         if not part:
             continue
-        found = word_patches(
-            encoder, stack([encoder.transform(i.image) for i in part]), [i.label for i in part], prompt
-        )
+        pixels = torch.stack([encoder.transform(item.image) for item in part])
+        found = word_patches(encoder, pixels, [item.label for item in part], prompt)
         for item, alignment in zip(part, found, strict=True):
             assert item.mask is not None
             on = coverage(item.mask, encoder.transform, alignment.grid) >= 0.5

@@ -16,8 +16,6 @@ import yaml
 from filip import resources
 from filip.errors import UserError
 
-__all__ = ["Prompt", "label_span", "load_ensemble", "load_retrieval_prompts"]
-
 
 @dataclass(frozen=True)
 class Prompt:
@@ -87,12 +85,6 @@ def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, P
             "or leave `prompts` out of the card to rank bare captions"
         )
     return _single(path, key, entry, "image_to_text"), _single(path, key, entry, "text_to_image")
-
-
-def label_span(prompt: Prompt, label: str) -> tuple[int, int]:
-    """Where the label stands in ``prompt.fill(label)``: [start, end) in characters."""
-    text = prompt.fill(label)
-    return len(prompt.before), len(text) - len(prompt.after)
 
 
 def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -> Prompt:

@@ -14,30 +14,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.command import MISSING, option, run_command
+from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
-from filip.eval.datasets import open_set
-from filip.eval.encode_set import encoded_batches, say, size_note
+from filip.eval.encode_set import encoded_batches, size_note
+from filip.eval.formats import open_set
 from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
+from filip.eval.options import EvalOptions
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.scorer import RANKINGS, Scorer, Texts, load_scorer, ranking
 from filip.eval.shortlist import rerank
 from filip.files import write_json
-
-__all__ = ["Retrieval", "main", "recall_table", "retrieval_benchmark"]
+from filip.progress import say
 
 KS = (1, 5, 10)
 
 
 @dataclass
-class Retrieval:
-    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
-    root: str = option(MISSING, "folder below which the test sets lie")
-    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/flickr30k.yaml,eval/mscoco.yaml]")
-    out: str = option(MISSING, "result file (JSON)")
+class Retrieval(EvalOptions):
     prompts: str = option("eval/prompts.yaml", "prompt file; its `retrieval` entry has the paper's prompts")
-    run: str = option("", "name of the run in the result; the model file's name if empty")
     rank_texts_by: str = option("image", "image to text ranks by: image (s^I), text (s^T) or mean of both")
     rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
     shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
@@ -45,11 +40,6 @@ class Retrieval:
         "pooled", "what makes the shortlist: pooled (mean vectors) or int8 (quantised)"
     )
     compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
-    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Retrieval) -> None:
@@ -74,7 +64,7 @@ def main(config: Retrieval) -> None:
             )
         )
     result = {
-        "run": config.run or Path(config.model).stem,
+        "run": config.run_name,
         "model": config.model,
         "scorer": "token-wise" if scorer.token_wise else "pooled",
         "image_size": scorer.image_size,
@@ -100,10 +90,7 @@ def retrieval_benchmark(
     is missing or an image has no caption.
     """
     found = _collect(scorer, card, root, config)
-    texts = [
-        scorer.encode_texts([p.fill(c) for c in found.captions], progress=True)
-        for p in dict.fromkeys(prompts)
-    ]
+    texts = [scorer.encode_texts([p.fill(c) for c in found.captions]) for p in dict.fromkeys(prompts)]
     for_texts, for_images = texts[0], texts[-1]
     result: dict[str, Any] = {
         "images": len(found.images),
@@ -114,7 +101,6 @@ def retrieval_benchmark(
     }
     exact = None
     if not config.shortlist or config.compare:
-        say(f"  {card.name}: scoring {len(found.images):,} images x {len(found.captions):,} captions")
         exact = recall_table(*_exact(scorer, found.images, for_texts, for_images, config), found.owner)
     if not config.shortlist:
         return result | (exact or {})

@@ -11,8 +11,6 @@ Similarity is never pooled by accident: a token-wise model's tokens only ever me
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -21,17 +19,7 @@ from torch import Tensor
 
 from filip.eval.encoders import Encoder, load_encoder
 from filip.interaction import Similarity, pooled_similarity, score
-
-__all__ = [
-    "RANKINGS",
-    "PooledScorer",
-    "Scorer",
-    "Texts",
-    "TokenScorer",
-    "load_scorer",
-    "ranking",
-    "scorer_for",
-]
+from filip.progress import Progress
 
 
 @dataclass
@@ -71,21 +59,18 @@ class Scorer:
         """pixels [b, 3, H, W] -> image features, to be concatenated along the first axis."""
         return self.encoder.encode_images(pixels).cpu()
 
-    def encode_texts(self, texts: Sequence[str], progress: bool = False) -> Texts:
+    def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
         values, lengths = [], []
-        shown = time.monotonic()
-        for start in range(0, len(unique), self.text_batch):
-            value, length = self.encoder.encode_texts(unique[start : start + self.text_batch])
-            values.append(value.cpu())
-            if length is not None:
-                lengths.append(length.cpu())
-            if progress and time.monotonic() - shown > 3:
-                shown = time.monotonic()
-                print(
-                    f"  encoded {start + len(value):,} of {len(unique):,} texts", file=sys.stderr, flush=True
-                )
+        with Progress("encoding texts", "texts", len(unique)) as progress:
+            for start in range(0, len(unique), self.text_batch):
+                batch = unique[start : start + self.text_batch]
+                value, length = self.encoder.encode_texts(batch)
+                values.append(value.cpu())
+                if length is not None:
+                    lengths.append(length.cpu())
+                progress.add(len(batch))
         encoded = Texts(torch.cat(values), torch.cat(lengths) if lengths else None)
         position = {text: i for i, text in enumerate(unique)}
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
@@ -111,7 +96,10 @@ class TokenScorer(Scorer):
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
-        return score(images, texts.values, texts.lengths, progress=progress)
+        if not progress:
+            return score(images, texts.values, texts.lengths)
+        with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
+            return score(images, texts.values, texts.lengths, progress=bar.add)
 
 
 RANKINGS = ("image", "text", "mean")

@@ -7,9 +7,6 @@ is an approximation: what it loses against exact ranking is measured and reporte
 
 from __future__ import annotations
 
-import sys
-import time
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +14,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.scorer import Scorer, Texts, ranking
 from filip.interaction import Similarity, score
-
-__all__ = ["rerank", "shortlist_scores"]
+from filip.progress import track
 
 
 def rerank(
@@ -26,12 +22,12 @@ def rerank(
     images: Tensor,
     for_texts: Texts,
     for_images: Texts,
-    keep: int,
+    candidates: int,
     by: str,
     rank_texts_by: str,
     rank_images_by: str,
 ) -> tuple[Tensor, Tensor]:
-    """Exact scores for each query's ``keep`` best candidates of a cheap first pass, -inf for all others.
+    """Exact scores for each query's ``candidates`` best candidates of a cheap first pass, -inf for all others.
 
     images: [n, n1, d] tokens. for_texts, for_images: encoded texts when ranking texts, and when ranking
     images. by: "pooled" or "int8". rank_*_by: "image" (s^I), "text" (s^T) or "mean".
@@ -40,24 +36,20 @@ def rerank(
     """
     if not scorer.token_wise:
         raise UserError("shortlist= is for token-wise models; a pooled model's exact ranking is one product")
-    if keep < 10:
-        raise UserError(f"shortlist={keep}: R@10 needs a shortlist of at least 10")
+    if candidates < 10:
+        raise UserError(f"shortlist={candidates}: R@10 needs a shortlist of at least 10")
     cheap = ranking(shortlist_scores(images, for_texts, by), rank_texts_by)
-    rows = cheap.topk(min(keep, len(for_texts)), dim=1).indices
+    rows = cheap.topk(min(candidates, len(for_texts)), dim=1).indices
     texts = torch.full((len(images), len(for_texts)), -torch.inf)
-    progress = _Progress("re-ranked texts for", len(images))
-    for i, chosen in enumerate(rows):
+    for i, chosen in enumerate(track(rows, "re-ranking texts", "images")):
         similarity = scorer.similarity(images[i : i + 1], for_texts.select(chosen))
         texts[i, chosen] = ranking(similarity, rank_texts_by)[0]
-        progress.step("images")
     cheap = ranking(shortlist_scores(images, for_images, by), rank_images_by)
-    columns = cheap.topk(min(keep, len(images)), dim=0).indices.T
+    columns = cheap.topk(min(candidates, len(images)), dim=0).indices.T
     pictures = torch.full_like(texts, -torch.inf)
-    progress = _Progress("re-ranked images for", len(columns))
-    for j, chosen in enumerate(columns):
+    for j, chosen in enumerate(track(columns, "re-ranking images", "texts")):
         similarity = scorer.similarity(images[chosen], for_images.select(torch.tensor([j])))
         pictures[chosen, j] = ranking(similarity, rank_images_by)[:, 0]
-        progress.step("texts")
     return texts, pictures
 
 
@@ -70,7 +62,7 @@ def shortlist_scores(images: Tensor, texts: Texts, by: str) -> Similarity:
         product = F.normalize(images.mean(1), dim=-1) @ F.normalize(pooled, dim=-1).T
         return Similarity(product, product)
     if by == "int8":
-        return score(_int8(images), _int8(texts.values), texts.lengths, progress=True)
+        return score(_int8(images), _int8(texts.values), texts.lengths)
     raise UserError(f"shortlist_by={by}: should be pooled or int8")
 
 
@@ -78,14 +70,3 @@ def _int8(tokens: Tensor) -> Tensor:
     """Round unit tokens to 8 bits (one scale per token) and back: what an index of 8 bits would hold."""
     scale = tokens.abs().amax(-1, keepdim=True).clamp(min=1e-12) / 127
     return (tokens / scale).round().to(torch.int8).float() * scale
-
-
-class _Progress:
-    def __init__(self, title: str, total: int):
-        self.title, self.total, self.done, self.shown = title, total, 0, time.monotonic()
-
-    def step(self, unit: str) -> None:
-        self.done += 1
-        if time.monotonic() - self.shown > 3:
-            self.shown = time.monotonic()
-            print(f"  {self.title} {self.done:,} of {self.total:,} {unit}", file=sys.stderr, flush=True)

@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.prompts import Prompt
-
-__all__ = ["WordPatch", "label_tokens", "word_patches"]
 
 
 @dataclass
@@ -52,16 +49,13 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
     vectors are those of its projections applied to every token, which its training never used.
     """
     patches = encoder.patches(pixels)
-    side = round(patches.shape[1] ** 0.5)
-    if side * side != patches.shape[1]:
-        raise UserError(f"{encoder.name}: {patches.shape[1]} patches are no square grid; cannot draw them")
     words = encoder.words([prompt.fill(label) for label in labels])
     return [
         WordPatch(
             image @ text.T,
             encoder.tokens(prompt.fill(label)),
             label_tokens(encoder, prompt, label),
-            (side, side),
+            encoder.grid,
         )
         for image, text, label in zip(patches, words, labels, strict=True)
     ]
@@ -85,8 +79,3 @@ def alignment_prompt(text: str) -> Prompt:
         raise UserError(f"alignment prompt {text!r} needs exactly one {{c}} where the label goes")
     before, after = text.split("{c}")
     return Prompt(before, after)
-
-
-def stack(images: Sequence[Tensor]) -> Tensor:
-    """[3, H, W] each -> [b, 3, H, W]."""
-    return torch.stack(list(images))

@@ -15,35 +15,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.command import MISSING, option, run_command
+from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
-from filip.eval.datasets import open_set
-from filip.eval.encode_set import encoded_batches, say, size_note
+from filip.eval.encode_set import encoded_batches, size_note
+from filip.eval.formats import open_set
 from filip.eval.metrics import bootstrap_interval, class_accuracies, confusion, label_hits
+from filip.eval.options import EvalOptions
 from filip.eval.prompts import Prompt, load_ensemble
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.files import write_json
-
-__all__ = ["ZeroShot", "class_scores", "main", "measure", "zero_shot_task"]
+from filip.progress import say
 
 
 @dataclass
-class ZeroShot:
-    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
-    root: str = option(MISSING, "folder below which the test sets lie")
-    cards: list[str] = option(MISSING, "benchmark cards, e.g. [eval/cifar10.yaml,eval/dtd.yaml]")
-    out: str = option(MISSING, "result file (JSON)")
+class ZeroShot(EvalOptions):
     prompts: str = option("eval/prompts.yaml", "prompt ensembles; eval/prompts_clip.yaml has CLIP's")
-    run: str = option("", "name of the run in the result; the model file's name if empty")
     ensemble: str = option(
         "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
     )
-    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: ZeroShot) -> None:
@@ -72,7 +62,7 @@ def main(config: ZeroShot) -> None:
             f"{task['classes']} classes (chance {100 * task['chance']:.1f} %)"
         )
     result = {
-        "run": config.run or Path(config.model).stem,
+        "run": config.run_name,
         "model": config.model,
         "scorer": "token-wise" if scorer.token_wise else "pooled",
         "image_size": scorer.image_size,
@@ -99,7 +89,7 @@ def zero_shot_task(
     """
     data = open_set(card, root)
     names = match_classes(card, data.classes or [])
-    texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble], progress=True)
+    texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble])
     if average == "embedding":
         texts = mean_embeddings(scorer, texts, len(ensemble))
     prompts = 1 if average == "embedding" else len(ensemble)
@@ -142,13 +132,10 @@ def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str
         interval = bootstrap_interval(hits[:, 0], classes=labels)
     else:
         interval = bootstrap_interval(hits[:, ks.index(5) if card.metric == "top5" else 0])
-    value = values[card.metric]
-    if value is None:
-        raise UserError(f"card {card.name}: metric top5 needs more than 5 classes, it has {classes}")
     not_finite = int((~torch.isfinite(scores)).any(1).sum())
     return {
         "metric": card.metric,
-        "value": value,
+        "value": values[card.metric],
         **values,
         "chance": (5 if card.metric == "top5" else 1) / classes,
         "n": len(labels),

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-import time
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,20 +21,18 @@ def score(
     text_lengths: Tensor,
     *,
     backend: str = "auto",
-    progress: bool = False,
+    progress: Callable[[int], Any] | None = None,
 ) -> Similarity:
     """:func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
 
     Arguments as in late_interaction. Besides the two float32 results [images, texts] only one block of
-    images against one block of texts is in memory at a time. ``progress`` prints a line to stderr every
-    few seconds.
+    images against one block of texts is in memory at a time. ``progress`` is called with the number of
+    image-text pairs that were scored since its last call.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     offsets = offsets_of(lengths)
     i2t: Tensor | None = None
     t2i: Tensor | None = None
-    started = shown = time.monotonic()
-    pairs = len(image_tokens) * len(lengths)
     for first in range(0, len(lengths), _BLOCK_TEXTS):
         last = min(first + _BLOCK_TEXTS, len(lengths))
         texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
@@ -45,13 +43,7 @@ def score(
                 i2t = block.i2t.new_empty(len(image_tokens), len(lengths))
                 t2i = torch.empty_like(i2t)
             i2t[rows, first:last], t2i[rows, first:last] = block
-        if progress and (time.monotonic() - shown > 3 or last == len(lengths)):
-            shown = time.monotonic()
-            done = len(image_tokens) * last
-            print(
-                f"scored {done:,} of {pairs:,} image-text pairs ({shown - started:.0f} s)",
-                file=sys.stderr,
-                flush=True,
-            )
+            if progress is not None:
+                progress(block.i2t.numel())
     assert i2t is not None and t2i is not None
     return Similarity(i2t, t2i)

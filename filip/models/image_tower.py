@@ -43,14 +43,34 @@ class ImageTower(nn.Module):
         rows, columns = self.trunk.patch_embed.grid_size
         return int(rows), int(columns)
 
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        height, width = self.trunk.patch_embed.patch_size
+        return int(height), int(width)
+
+    @property
+    def width(self) -> int:
+        """Features of a token before the projection."""
+        return int(self.trunk.embed_dim)
+
+    @property
+    def depth(self) -> int:
+        """Transformer blocks."""
+        return len(self.trunk.blocks)
+
     def forward(self, pixels: Tensor) -> Tensor:
         # The trunk is *called* (not .forward_features) so that ZeRO-3's hooks gather its own parameters;
         # global_pool="" and num_classes=0 make that call return every token after the final LayerNorm.
         return self.projection(self.trunk(pixels))
 
+    def patch_features(self, pixels: Tensor) -> Tensor:
+        """The patch tokens before the projection, ``[b, patches, width]``: what a linear probe sees."""
+        return self.trunk(pixels)[:, self.prefix_tokens :]
+
     def resize(self, image_size: int) -> None:
         """Change the input side in place: the position embeddings are interpolated (bicubic, as timm's)."""
-        patch_rows, patch_columns = self.trunk.patch_embed.patch_size
+        patch_rows, patch_columns = self.patch_size
         if image_size % patch_rows or image_size % patch_columns:
             below = image_size - image_size % patch_rows
             raise UserError(

@@ -15,7 +15,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval import alignment, retrieval, zero_shot
 from filip.eval.cards import load_cards
-from filip.eval.datasets import open_set
+from filip.eval.formats import open_set
 from filip.eval.prompts import load_ensemble
 from filip.models import save_model
 from filip.train.checkpoint import random_states, restore_random_states

@@ -91,13 +91,13 @@ def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
     """
     config = model.config
     rows, columns = model.image.grid
-    patch_rows, patch_columns = model.image.trunk.patch_embed.patch_size
+    patch_rows, patch_columns = model.image.patch_size
     tokens = rows * columns + model.image.prefix_tokens
     patches = rows * columns * patch_rows * patch_columns * 3
-    image = tokens * model.image.trunk.embed_dim
+    image = tokens * model.image.width
     text = config.text.context_length * config.text.width
     blocks = (image * IMAGE_BLOCK, text * TEXT_BLOCK)
-    depths = (len(model.image.trunk.blocks), config.text.layers)
+    depths = (model.image.depth, config.text.layers)
     ends = image * IMAGE_ENDS + patches + text * TEXT_ENDS
     if config.gradient_checkpointing:
         values = float(depths[0] * image + depths[1] * text + max(blocks) + ends)

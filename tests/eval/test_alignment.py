@@ -36,7 +36,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 class ColourBlind:
     """Patch vectors are colours; each word's vector is its colour, other words' is grey. ``blind``: sees nothing."""
 
-    name, token_wise, image_size = "colours", True, 32
+    name, token_wise, image_size, grid = "colours", True, 32, (4, 4)
 
     def __init__(self, blind: bool = False):
         self.blind = blind
@@ -101,6 +101,14 @@ def test_indices_are_the_arg_max_over_all_tokens(tmp_path):
     for alignment, image, text in zip(found, images, values.split(lengths.tolist()), strict=True):
         assert alignment.grid == (4, 4)
         assert (alignment.indices.reshape(-1) == (image @ text.T).argmax(1).numpy()).all()
+
+
+def test_patches_need_not_form_a_square():
+    class Wide(ColourBlind):
+        grid = (2, 8)
+
+    (found,) = word_patches(Wide(), Wide().transform(ITEMS[0].image)[None], ["red"], Prompt("", ""))
+    assert found.grid == found.indices.shape == found.heat().shape == (2, 8)
 
 
 def test_a_pooled_model_has_patches_and_words_too(tmp_path):

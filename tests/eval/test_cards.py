@@ -16,7 +16,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
-from filip.eval.datasets import open_set
+from filip.eval.formats import open_set
 from filip.eval.linear_probe import training_set
 from filip.eval.prompts import load_ensemble, load_retrieval_prompts
 from filip.eval.retrieval import Retrieval, retrieval_benchmark

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from filip.command import run_command
 from filip.eval.alignment import Alignment
-from filip.eval.datasets import WebdatasetFolder
+from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.retrieval import Retrieval
 from filip.eval.retrieval import main as retrieval
 from filip.eval.scorer import load_scorer
@@ -136,6 +137,23 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
     run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food"], str(root / "nan.safetensors")))
     food = json.loads((root / "out.json").read_text())["tasks"]["demo_food"]
     assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
+
+
+def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys):
+    """Everybody is among the first five of five: no number, and no stack trace either."""
+    card = yaml.safe_load((EVAL / "demo_food.yaml").read_text())
+    (root / "five.yaml").write_text(yaml.safe_dump({**card, "metric": "top5"}))
+    write_webdataset(root / "data" / "demo_food", list("abcde"), [0, 1, 2, 3, 4])
+    model = write_model(root / "m.safetensors")
+    given = [
+        *arguments(root, ["demo_food"], model)[:2],
+        f"cards=[{root / 'five.yaml'}]",
+        f"out={root / 'out.json'}",
+    ]
+    with pytest.raises(SystemExit):
+        run_command(zero_shot, ZeroShot, argv=given)
+    said = capsys.readouterr().err
+    assert said.strip() == "error: card demo_food: metric top5 needs more than 5 classes, the data set has 5"
 
 
 @pytest.mark.parametrize(

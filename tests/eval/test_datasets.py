@@ -9,7 +9,8 @@ from PIL import Image
 
 from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
-from filip.eval.datasets import WebdatasetFolder, batches
+from filip.eval.datasets import batches
+from filip.eval.formats.webdataset import WebdatasetFolder
 from tests.eval.miniature import picture, write_webdataset
 from tests.support.shards import encoded, write_tar
 

@@ -13,8 +13,8 @@ from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.eval.datasets import WebdatasetFolder
 from filip.eval.encoders import load_encoder
+from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.linear_probe import LinearProbe, main, probe
 from tests.eval.miniature import write_model, write_webdataset
 

@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.eval.prompts import label_span, load_ensemble, load_retrieval_prompts
+from filip.eval.prompts import load_ensemble, load_retrieval_prompts
 
 EVAL = Path(__file__).parents[2] / "eval"
 PROMPTS = EVAL / "prompts.yaml"
@@ -53,12 +53,6 @@ def test_retrieval_prompts():
         load_retrieval_prompts(PROMPTS, "mscoco")[1].fill("two dogs run.") == "two dogs run."
     )  # as it stands
     assert load_retrieval_prompts(PROMPTS, None)[0].fill(" A caption . ") == " A caption . "
-
-
-def test_label_span():
-    for prompt in load_ensemble(PROMPTS, "oxford_pets"):
-        start, end = label_span(prompt, "Maine Coon")
-        assert prompt.fill("Maine Coon")[start:end] == "Maine Coon"
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,123 @@
+"""CLIP_benchmark's webdataset folders: tars of images with a class number or captions beside each."""
+
+from __future__ import annotations
+
+import io
+import os
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard
+from filip.eval.datasets import EvalSet, Sample
+
+IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark looks for them
+
+
+def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
+    return WebdatasetFolder(Path(root) / card.path, card.split)
+
+
+@dataclass
+class _Member:
+    shard: int
+    offset: int
+    size: int
+
+
+class WebdatasetFolder(EvalSet):
+    """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``classnames.txt`` beside.
+
+    A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
+    optionally ``.mask.png``. The tars are indexed once by their headers and then read at random.
+    """
+
+    def __init__(self, folder: str | Path, split: str = "test"):
+        self.folder = Path(folder)
+        self.shards = self._find_shards(split)
+        kind = self._text("dataset_type.txt")
+        self.retrieval = kind is not None and kind.strip().lower() == "retrieval"
+        names = None if self.retrieval else self._text("classnames.txt")
+        if names is None and not self.retrieval:
+            raise UserError(f"{self.folder} has no classnames.txt (one class name a line, first = label 0)")
+        self.classes = None if names is None else [line.strip() for line in names.splitlines()]
+        self.samples = [s for number, shard in enumerate(self.shards) for s in _index(number, shard)]
+        self._open: dict[int, Any] = {}
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        key, members = self.samples[index]
+        extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
+        if extension is None:
+            raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
+        sample = Sample(key, Image.open(io.BytesIO(self._read(members[extension]))).convert("RGB"))
+        wanted = "txt" if self.retrieval else "cls"
+        if wanted not in members:
+            raise UserError(f"sample {key} in {self.folder} has no .{wanted}")
+        text = self._read(members[wanted]).decode("utf-8")
+        if self.retrieval:
+            sample.captions = text.splitlines()
+        else:
+            sample.label = int(text)
+            if not 0 <= sample.label < len(self.classes or []):
+                raise UserError(
+                    f"sample {key} in {self.folder} has label {sample.label}, but classnames.txt has "
+                    f"{len(self.classes or [])} names"
+                )
+        if "mask.png" in members:
+            sample.mask = Image.open(io.BytesIO(self._read(members["mask.png"]))).convert("L")
+        return sample
+
+    def _find_shards(self, split: str) -> list[Path]:
+        count = self.folder / split / "nshards.txt"
+        if not count.is_file():
+            splits = sorted(p.parent.name for p in self.folder.glob("*/nshards.txt"))
+            raise UserError(
+                f"no data set at {self.folder} (looked for {count}); "
+                + (
+                    f"its splits are {', '.join(splits)}"
+                    if splits
+                    else "see the card's homepage, or set root="
+                )
+            )
+        shards = [self.folder / split / f"{i}.tar" for i in range(int(count.read_text()))]
+        if missing := [str(s) for s in shards if not s.is_file()]:
+            raise UserError(f"{count} promises {len(shards)} shards, but {missing[0]} is missing")
+        return shards
+
+    def _text(self, name: str) -> str | None:
+        file = self.folder / name
+        return file.read_text(encoding="utf-8") if file.is_file() else None
+
+    def _read(self, member: _Member) -> bytes:
+        if member.shard not in self._open:
+            self._open[member.shard] = open(self.shards[member.shard], "rb")  # noqa: SIM115 (kept open)
+        # not seek and read: forked workers share the position of a file that was open before them
+        return os.pread(self._open[member.shard].fileno(), member.size, member.offset)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # workers open the tars themselves
+
+
+def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
+    """(key, {extension: where it lies}) for each sample of a tar, in the tar's order."""
+    samples: dict[str, dict[str, _Member]] = {}
+    try:
+        with tarfile.open(shard, "r:") as tar:
+            for item in tar:
+                if item.isfile():
+                    folder, _, name = item.name.rpartition("/")
+                    stem, _, extension = name.partition(".")
+                    key = f"{folder}/{stem}" if folder else stem
+                    samples.setdefault(key, {})[extension.lower()] = _Member(
+                        number, item.offset_data, item.size
+                    )
+    except tarfile.TarError as error:
+        raise UserError(f"{shard} is not a readable tar ({error}); fetch it again") from error
+    return list(samples.items())

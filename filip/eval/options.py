@@ -1,0 +1,40 @@
+"""The options that the evaluation commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from filip.command import MISSING, option
+
+
+@dataclass
+class ModelOptions:
+    """Commands that load one model."""
+
+    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+
+
+@dataclass
+class CardOptions(ModelOptions):
+    """Commands that read benchmarks and write a result file."""
+
+    root: str = option(MISSING, "folder below which the data sets lie")
+    cards: list[str] = option(MISSING, "benchmark cards, e.g. [cifar10,flickr30k] or [my/card.yaml]")
+    out: str = option(MISSING, "result file (JSON)")
+    run: str = option("", "name of the run in the result; the model file's name if empty")
+    loader: str | None = option(None, "layout of the cards to use instead of their default")
+
+    @property
+    def run_name(self) -> str:
+        return self.run or Path(self.model).stem
+
+
+@dataclass
+class EvalOptions(CardOptions):
+    """Commands that go through whole test sets in batches."""
+
+    batch_size: int = option(64, "images at a time")
+    workers: int = option(0, "processes that decode images")
