@@ -1,0 +1,159 @@
+"""The README's commands and its Python run as printed.
+
+Every fenced block has a language that says what happens to it. ``sh``: each command must match one line of
+``SHELL``, which runs it whole where that is cheap, and otherwise checks its arguments as the command itself would
+(a command that matches none fails here, so that none is added untested). ``yaml`` and ``python`` blocks are used by
+the tests named after them. ``text`` is not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import gzip
+import importlib
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import typing
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from filip.command import compose_config
+from filip.data.cards import load_source
+from filip.train.config import TrainConfig
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+BIN = Path(sys.executable).parent
+
+
+def blocks(language: str) -> list[str]:
+    return [text for found, text in BLOCK.findall(README) if found == language]
+
+
+def commands(block: str) -> Iterator[str]:
+    """The commands of an ``sh`` block: continued lines joined, comments and empty lines left out."""
+    for line in block.replace("\\\n", " ").splitlines():
+        if words := shlex.split(line, comments=True):
+            yield shlex.join(words).replace("'>'", ">")  # a redirection is not a word to be quoted
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose owner has followed the README so far: a list of pairs, and a card for it."""
+    folder = tmp_path_factory.mktemp("readme") / "filip"
+    folder.mkdir()
+    for entry in ROOT.iterdir():
+        if entry.name in ("data", "workflow"):
+            shutil.copytree(entry, folder / entry.name)
+        elif not entry.name.startswith(".") and entry.name not in ("results", "runs"):
+            (folder / entry.name).symlink_to(entry)
+    captions = [
+        "a dog runs on the beach",
+        "two cats on a red sofa",
+        "an old bridge over the river",
+        "IMG_2041.JPG",
+    ]
+    rows = "".join(f"http://example.org/{n}.jpg,{text}\n" for n, text in enumerate(captions))
+    with gzip.open(folder / "pairs.csv.gz", "wt") as file:
+        file.write("link,alt\n" + rows)
+    for block in blocks("yaml"):
+        path = block.splitlines()[0].removeprefix("# ")
+        (folder / path).write_text(block)
+    return folder
+
+
+def run(command: list[str], cwd: Path) -> str:
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    return done.stdout + done.stderr
+
+
+def whole(command: str, workspace: Path) -> None:
+    run(["bash", "-c", command], workspace)
+
+
+def made(command: str, workspace: Path) -> None:
+    """The Makefile has the target, and the study exists."""
+    words = shlex.split(command)
+    target = words[words.index("make") + 1]
+    assert re.search(rf"^{target}:", (workspace / "Makefile").read_text(), re.MULTILINE)
+    for study in re.findall(r"STUDY=(\w+)", command):
+        assert (workspace / f"workflow/config/{study}.yaml").is_file()
+
+
+def arguments_checked(command: str, workspace: Path) -> None:
+    """Composes the configuration from the arguments: unknown options and mistyped values are refused."""
+    words = shlex.split(command)
+    module = words[words.index("-m" if "-m" in words else "--module") + 1]
+    overrides = words[words.index(module) + 1 :]
+    if module == "filip.train":
+        compose_config(TrainConfig, overrides, "train").check()
+        return
+    main = importlib.import_module(module).main
+    (schema,) = [t for t in typing.get_type_hints(main).values() if dataclasses.is_dataclass(t)]
+    compose_config(schema, overrides)
+
+
+def installable(command: str, workspace: Path) -> None:
+    for word in shlex.split(command)[2:]:
+        Requirement(word)
+
+
+SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
+    (r"(\w+=\S+ )*make [a-z-]+( [A-Z]+=\w+)*", made),
+    (r"sed .* > workflow/config/\w+\.yaml", whole),
+    (r"python -m filip\.data\.(prepare|text_rules) .*", whole),
+    (r"python -m filip\.\w+(\.\w+)* .*", arguments_checked),
+    (r"deepspeed .*--module filip\.train .*", arguments_checked),
+    (r"pip install .*", installable),
+]
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: block.splitlines()[0][:40])
+def test_commands_run_or_their_arguments_are_valid(block: str, workspace: Path) -> None:
+    for command in commands(block):
+        check = next((check for pattern, check in SHELL if re.fullmatch(pattern, command)), None)
+        assert check, f"no rule in SHELL says how to test this command of the README: {command}"
+        check(command, workspace)
+
+
+def test_the_card_is_valid(workspace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(workspace)
+    for block in blocks("yaml"):
+        name = yaml.safe_load(block)["name"]
+        assert load_source(name).caption_column == "alt"
+
+
+@pytest.mark.slow
+def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
+    for command in (command for block in blocks("sh") for command in commands(block)):
+        if command.startswith("sed "):
+            whole(command, workspace)
+    snakemake = [sys.executable, "-m", "snakemake", "--configfile", "workflow/config/mine.yaml"]
+    printed = run([*snakemake, "--profile", "workflow/profiles/local", "--cores", "2", "-n"], workspace)
+    assert "rule summary" in printed and "results/mine/" in printed
+
+
+def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
+    assert {language for language, _ in BLOCK.findall(README)} <= {"sh", "python", "yaml", "text"}
+    for target in re.findall(r"\]\(([^)#]+)\)", README):
+        assert target.startswith("https://") or (ROOT / target).exists(), target
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "NOTICE"])
+def test_every_path_that_a_page_names_exists(page: str) -> None:
+    text = (ROOT / page).read_text()
+    tops = "bench|data|docs|ds_configs|eval|filip|tests|workflow"
+    for path in set(re.findall(rf"(?<![\w/.-])(?:{tops})/[\w./*-]*[\w*/]", text)):
+        if "mine" not in path:
+            assert list(ROOT.glob(path)), f"{page} names {path}, which does not exist"
