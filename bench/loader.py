@@ -33,6 +33,7 @@ from torchvision import transforms as tv
 from webdataset.tariterators import tar_file_expander
 
 from filip.command import option, run_command
+from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import build_loader
 from filip.data.loading.tar_index import scan_tar
 from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
@@ -75,13 +76,10 @@ def compare(
     config: LoaderBench, shards: str, captions: str | None, image_size: int, auto_augment: bool
 ) -> dict[str, object]:
     """Both pipelines on the same shards, interleaved."""
-    ours = build_loader(
-        [{"shards": shards, "captions": captions}],
-        batch_size=config.batch_size,
-        image_size=image_size,
-        auto_augment=auto_augment,
-        back_translation=False,
+    data = DataConfig(
+        sources=[Source(shards, captions)], auto_augment=auto_augment, back_translation=False, workers=0
     )
+    ours = build_loader(StreamConfig(data, batch_size=config.batch_size, image_size=image_size))
     theirs = open_clip_loader(shards, image_size, auto_augment, config.batch_size)
     pipelines: dict[str, Callable[[], int]] = {
         "filip": lambda: sum(len(batch["pixels"]) for batch in ours),

@@ -9,12 +9,13 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import ftfy
 import numpy as np
-import torch
-from torch import Tensor
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 VOCAB_SIZE = 49408
 BOS = 49406
@@ -43,9 +44,17 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tens
     ``[b]`` that include [BOS] and [EOS]. A caption longer than ``context_length`` is cut and still ends in
     [EOS].
     """
+    import torch  # not above: the text rules need tokens in many processes, and none of torch
+
     ids, lengths = tokenize_numpy([texts] if isinstance(texts, str) else texts, context_length)
     longest = int(lengths.max(initial=0))
     return torch.from_numpy(ids[:, :longest].astype(np.int64)), torch.from_numpy(lengths)
+
+
+def is_one_token(word: str) -> bool:
+    """Whether CLIP's vocabulary has the word in one piece."""
+    _, lengths = tokenize_numpy([word], context_length=4)  # [BOS] token [EOS], and room for a second one
+    return int(lengths[0]) == 3
 
 
 def decode_token(token: int) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import html
 import random
+import subprocess
+import sys
 
 import ftfy
 import open_clip
 import pytest
 import torch
 
-from filip.tokenizer import BOS, EOS, VOCAB_SIZE, clean, decode_token, tokenize
+from filip import tokenizer
+from filip.tokenizer import BOS, EOS, VOCAB_SIZE, clean, decode_token, is_one_token, tokenize
 
 HAND_PICKED = [
     "a photo of a cat",
@@ -109,3 +112,27 @@ def test_tokens_are_readable() -> None:
     ids, lengths = tokenize(["A zebra's photo"])
     words = [decode_token(i) for i in ids[0, : lengths[0]].tolist()]
     assert words == ["[BOS]", "a", "zebra", "'s", "photo", "[EOS]"]
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_words_of_one_token_are_known(blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With either tokenizer: instant-clip-tokenizer has no wheel for Python 3.13."""
+    if blocked:
+        monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
+    tokenizer._tokenizer.cache_clear()
+    try:
+        assert all(map(is_one_token, ["llama", "Otter", "a"]))
+        assert not any(map(is_one_token, ["chiaroscuro", "qqqq", "", "two words"]))
+    finally:
+        tokenizer._tokenizer.cache_clear()
+
+
+@pytest.mark.parametrize("blocked", [False, True])
+def test_the_language_rule_needs_no_particular_tokenizer(blocked: bool) -> None:
+    block = "import sys; sys.modules['instant_clip_tokenizer'] = None; " if blocked else ""
+    code = (
+        f"{block}from filip.data.lists.language import are_english; "
+        "print(are_english(['llama', 'otter', 'ein Haus am See im Winter']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[True, True, False]", done.stderr

@@ -21,9 +21,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from filip.command import MISSING, option, run_command
+from filip.data.loading.config import AugmentConfig, Source
 from filip.data.loading.images import UNDECODABLE
-from filip.data.loading.pair_index import Source, index_source, sidecar_path
-from filip.data.loading.transforms import train_transform
+from filip.data.loading.pair_index import index_source, sidecar_path
+from filip.data.loading.transforms import TrainTransform
 from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
 from filip.files import replacing
@@ -78,7 +79,10 @@ def samples(config: InspectConfig) -> Iterator[Sample]:
     source = Source(config.shards, config.captions)
     index = index_source(source)
     rng = random.Random(config.seed)
-    plain, augmented = (train_transform(config.image_size, auto_augment) for auto_augment in (False, True))
+    plain, augmented = (
+        TrainTransform(config.image_size, AugmentConfig(auto_augment=auto_augment))
+        for auto_augment in (False, True)
+    )
     for number in sorted(rng.sample(range(len(index)), min(config.count, len(index)))):
         tar = index.tars[index.shard_of(number)]
         row = read_sidecar(sidecar_path(source, tar))[int(index.row[number])]

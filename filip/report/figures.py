@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
+from filip.data.loading.config import AugmentConfig
 from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
 from filip.report import plots
@@ -118,10 +119,11 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
         ((settings.get("model") or {}).get("image") or {}).get("image_size") or 224
     )
     data = settings.get("data") or {}
-    crop, share = float(data.get("crop_scale_min") or 0.5), float(data.get("auto_augment_probability") or 1.0)
-    return augmentation_sheet(
-        samples[: config.previews], size, crop_scale_min=crop, auto_augment_probability=share
-    )
+    names = {field.name for field in fields(AugmentConfig)} - {
+        "auto_augment"
+    }  # a preview shows it in any case
+    augment = AugmentConfig(**{name: value for name, value in data.items() if name in names})
+    return augmentation_sheet(samples[: config.previews], size, augment=augment)
 
 
 def _trained(study: Study, results: Results) -> dict[str, Any]:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
-from filip.data.loading.transforms import denormalize, train_transform
+from filip.data.loading.config import AugmentConfig
+from filip.data.loading.transforms import TrainTransform, denormalize
 from filip.eval.pictures import INK, MUTED, Cell, sheet
 
 __all__ = ["ShardSample", "augmentation_sheet", "read_samples"]
@@ -71,16 +72,11 @@ def augmentation_sheet(
     size: int,
     augmented: int = 7,
     seed: int = 0,
-    crop_scale_min: float = 0.5,
-    auto_augment_probability: float = 1.0,
+    augment: AugmentConfig | None = None,
 ) -> Image.Image:
-    """A page: per sample the original and ``augmented`` draws of the training transform, captions below.
-
-    crop_scale_min, auto_augment_probability: as the fields of the training config's ``data``.
-    """
-    transform = train_transform(
-        size, True, crop_scale=(crop_scale_min, 1.0), auto_augment_probability=auto_augment_probability
-    )
+    """A page: per sample the original and ``augmented`` draws of the training transform, captions below."""
+    augment = augment or AugmentConfig()
+    transform = TrainTransform(size, augment)
     shown, gap = 96, 6
     cells = []
     for number, sample in enumerate(samples):
@@ -94,9 +90,10 @@ def augmentation_sheet(
         words = [(text, INK if i == 0 else MUTED) for i, text in enumerate(sample.captions[1:3])]
         words = [(f"→ {text}", MUTED) for text, _ in words]
         cells.append(Cell(strip, sample.captions[0] if sample.captions else sample.key, words))
+    policy = f"AutoAugment (on {100 * augment.auto_augment_probability:.0f} % of the images)"
     note = (
-        f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * crop_scale_min:.0f} to 100 % "
-        f"of the image), flip and AutoAugment (on {100 * auto_augment_probability:.0f} % of the images) at {size} px. "
+        f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * augment.crop_scale_min:.0f} to "
+        f"100 % of the image), flip and {policy} at {size} px. "
         "Below, after the arrow: back-translations that may stand in for the caption."
     )
     return sheet(

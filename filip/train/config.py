@@ -11,47 +11,13 @@ from pathlib import Path
 from hydra.core.config_store import ConfigStore
 
 from filip.command import MISSING, option
+from filip.data.loading.config import DataConfig
 from filip.errors import UserError
 from filip.interaction.dispatch import BACKENDS
 from filip.models import ModelConfig
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
-
-
-@dataclass
-class SourceConfig:
-    """One training source."""
-
-    shards: str = option(MISSING, "folder of webdataset tars, as img2dataset writes them")
-    captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
-    weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
-    manifest: str | None = option(
-        None, "its manifest.json; the hash goes into the run and is compared on resume"
-    )
-
-
-@dataclass
-class DataConfig:
-    """What the model sees."""
-
-    sources: list[SourceConfig] = option([], "list of {shards, captions, weight, manifest}")
-    auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
-    back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
-    auto_augment_probability: float = option(
-        1.0, "share of the images that auto_augment applies to; short trainings want less"
-    )
-    crop_scale_min: float = option(
-        0.5, "smallest share of the image that random resized crop keeps (paper: open)"
-    )
-    workers: int = option(2, "loader processes per rank; 0 = load in the training process")
-    prefetch: int = option(4, "batches that each worker prepares ahead")
-    shuffle_window_shards: int = option(
-        16, "shards whose samples are shuffled among each other, and kept open by a reader"
-    )
-    reader_groups: int = option(
-        1, "reading groups: 1, or the number of machines, so that each reads its own shards"
-    )
 
 
 @dataclass

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
-from filip.data.loading.transforms import TrainTransform
 from filip.errors import UserError
 from filip.files import write_json
 from filip.models import DualEncoder, build_model, load_model
@@ -114,28 +114,16 @@ def initial_model(config: TrainConfig) -> DualEncoder:
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> PairLoader:
     """This rank's stream of contrastive batches."""
-    data = config.data
-    return build_loader(
-        [{"shards": s.shards, "captions": s.captions, "weight": s.weight} for s in data.sources],
+    stream = StreamConfig(
+        config.data,
         batch_size=batching.per_rank,
         image_size=model.image_size,
-        transform=TrainTransform(
-            model.image_size,
-            data.auto_augment,
-            crop_scale=(data.crop_scale_min, 1.0),
-            auto_augment_probability=data.auto_augment_probability,
-        ),
-        back_translation=data.back_translation,
+        context_length=model.config.text.context_length,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
-        workers=data.workers,
-        context_length=model.config.text.context_length,
-        shuffle_window_shards=data.shuffle_window_shards,
-        reader_groups=data.reader_groups,
-        prefetch=data.prefetch,
-        pin_memory=ranks.device.type == "cuda",
     )
+    return build_loader(stream, pin_memory=ranks.device.type == "cuda")
 
 
 def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) -> Schedule:

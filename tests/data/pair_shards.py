@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.data.loading.pair_index import Source
+from filip.data.loading.config import Source
 from filip.data.loading.transforms import denormalize
 from tests.support.shards import Sample, encoded, write_shard
 

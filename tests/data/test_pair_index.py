@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filip.data.loading.pair_index import ShardCaptions, Source, caption_group, index_source
+from filip.data.loading.config import Source
+from filip.data.loading.pair_index import ShardCaptions, caption_group, index_source
 from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
 from tests.data.pair_shards import key_of, write_pairs

@@ -15,6 +15,7 @@ from torchvision import transforms as tv
 from torchvision.transforms import autoaugment as tv_auto
 
 from filip.data.loading.auto_augment import AutoAugment
+from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import UNDECODABLE, decode, to_rgb
 from filip.data.loading.transforms import (
     CLIP_MEAN,
@@ -23,7 +24,6 @@ from filip.data.loading.transforms import (
     denormalize,
     eval_transform,
     normalize,
-    train_transform,
 )
 
 FILL = (122, 117, 104)
@@ -107,12 +107,12 @@ def test_auto_augment_policy_is_torchvisions() -> None:
 
 def test_crops_follow_torchvisions_distribution() -> None:
     """Share of the area and aspect ratio of many crops, against RandomResizedCrop's."""
-    transform = TrainTransform(32, False, crop_scale=(0.2, 0.9), crop_ratio=(0.5, 2.0))
+    transform = TrainTransform(32, AugmentConfig(False, crop_scale_min=0.2), crop_ratio=(0.5, 2.0))
     rng = random.Random(0)
     ours = np.array([transform._crop(100, 70, rng) for _ in range(4000)])
     torch.manual_seed(0)
     image = torch.empty(3, 70, 100)
-    theirs = np.array([tv.RandomResizedCrop.get_params(image, [0.2, 0.9], [0.5, 2.0]) for _ in range(4000)])[
+    theirs = np.array([tv.RandomResizedCrop.get_params(image, [0.2, 1.0], [0.5, 2.0]) for _ in range(4000)])[
         :, [1, 0, 3, 2]
     ]
     for statistic in (
@@ -130,12 +130,12 @@ def test_crops_follow_torchvisions_distribution() -> None:
 @pytest.mark.parametrize("size", [(5, 400), (400, 5), (1, 1), (3, 2)])
 def test_extreme_shapes_still_crop(size: tuple[int, int]) -> None:
     for seed in range(20):
-        assert train_transform(16, True)(picture(*size), seed).shape == (3, 16, 16)
+        assert TrainTransform(16)(picture(*size), seed).shape == (3, 16, 16)
 
 
 def test_crop_resizes_as_pil_does() -> None:
     """Without flip: the pixels of PIL's crop and bicubic resize, to rounding."""
-    transform = TrainTransform(32, False, flip=0.0)
+    transform = TrainTransform(32, AugmentConfig(False), flip=0.0)
     for seed in range(20):
         left, top, width, height = transform._crop(80, 60, random.Random(seed))
         expected = (
@@ -146,23 +146,26 @@ def test_crop_resizes_as_pil_does() -> None:
 
 
 def test_flip_and_augmentation_happen_as_often_as_asked() -> None:
-    plain, flipped = TrainTransform(32, False, flip=0.0), TrainTransform(32, False, flip=1.0)
+    plain, flipped = (
+        TrainTransform(32, AugmentConfig(False), flip=0.0),
+        TrainTransform(32, AugmentConfig(False), flip=1.0),
+    )
     for seed in range(5):
         assert torch.equal(plain(picture(), seed).flip(-1), flipped(picture(), seed))
-    half = TrainTransform(32, False, flip=0.5)
+    half = TrainTransform(32, AugmentConfig(False), flip=0.5)
     same = sum(torch.equal(half(picture(), s), plain(picture(), s)) for s in range(200))
     assert 70 < same < 130
-    augmented = TrainTransform(32, True, flip=0.0)
+    augmented = TrainTransform(32, AugmentConfig(True), flip=0.0)
     assert sum(torch.equal(augmented(picture(), s), plain(picture(), s)) for s in range(100)) < 50
 
 
 def test_an_image_is_a_function_of_its_seed_alone() -> None:
-    transform = train_transform(32, True)
+    transform = TrainTransform(32)
     random.seed(1), np.random.seed(1), torch.manual_seed(1)
     first = [transform(picture(), seed) for seed in range(8)]
     states = random.getstate(), torch.get_rng_state()
     random.seed(2), np.random.seed(2), torch.manual_seed(2)
-    again = [train_transform(32, True)(picture(), seed) for seed in reversed(range(8))][::-1]
+    again = [TrainTransform(32)(picture(), seed) for seed in reversed(range(8))][::-1]
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert not torch.equal(first[0], first[1])
     random.setstate(states[0]), torch.set_rng_state(states[1])
@@ -173,9 +176,9 @@ def test_an_image_is_a_function_of_its_seed_alone() -> None:
 
 def test_without_a_seed_torchs_generator_decides() -> None:
     torch.manual_seed(5)
-    a, b = train_transform(32, True)(picture()), train_transform(32, True)(picture())
+    a, b = TrainTransform(32)(picture()), TrainTransform(32)(picture())
     torch.manual_seed(5)
-    assert torch.equal(train_transform(32, True)(picture()), a)
+    assert torch.equal(TrainTransform(32)(picture()), a)
     assert not torch.equal(a, b)
 
 
@@ -234,7 +237,7 @@ def test_cmyk_grey_and_bilevel() -> None:
 def test_broken_images_raise_what_the_loader_catches(kind: str, share: float) -> None:
     data = encoded(picture(), kind)
     cut = data[: int(len(data) * share)]
-    for transform in (train_transform(32, True), eval_transform(32)):
+    for transform in (TrainTransform(32), eval_transform(32)):
         with pytest.raises(UNDECODABLE):
             transform.pixels(cut, random.Random(0))
     with pytest.raises(UNDECODABLE):
@@ -245,7 +248,7 @@ def test_draft_decoding_shows_the_same_picture() -> None:
     """A large JPEG is decoded at a half or quarter, where the crop has pixels enough; the result hardly differs."""
     data = encoded(picture(900, 700), "JPEG", quality=95)
     assert len(data) > 16384
-    transform = TrainTransform(64, False)
+    transform = TrainTransform(64, AugmentConfig(False))
     sizes: Counter[tuple[int, ...]] = Counter()
     finish = TrainTransform._finish
 
@@ -265,9 +268,7 @@ def test_draft_decoding_shows_the_same_picture() -> None:
 def test_augment_share_of_the_images_are_augmented() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     image = Image.fromarray(noise)
-    plain = TrainTransform(48, False, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)(image, seed=0)
-    some = TrainTransform(
-        48, True, crop_scale=(1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0, auto_augment_probability=0.25
-    )
+    plain = TrainTransform(48, AugmentConfig(False, 1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)(image, seed=0)
+    some = TrainTransform(48, AugmentConfig(True, 0.25, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
     untouched = sum(torch.equal(some(image, seed=seed), plain) for seed in range(400))
     assert 0.70 * 400 < untouched < 0.85 * 400  # three quarters, and where a policy happens to do nothing

@@ -11,6 +11,7 @@ import yaml
 from PIL import Image
 
 from filip.command import run_command
+from filip.data.loading.config import AugmentConfig
 from filip.report import plots
 from filip.report.build import build_tables, load_published
 from filip.report.figures import Figures, main, read_log, training_logs
@@ -154,8 +155,8 @@ def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for()
 def test_the_preview_augments_as_the_run_was_trained(folder):
     base = folder / "data" / "demo"
     samples = read_samples(base / "shards", None, 2)
-    plain = augmentation_sheet(samples, 24, augmented=3)
-    assert augmentation_sheet(samples, 24, augmented=3, crop_scale_min=0.9).tobytes() != plain.tobytes()
+    plain, other = augmentation_sheet(samples, 24, augmented=3), AugmentConfig(crop_scale_min=0.9)
+    assert augmentation_sheet(samples, 24, augmented=3, augment=other).tobytes() != plain.tobytes()
 
 
 def test_the_preview_reads_shards_and_side_cars(folder):

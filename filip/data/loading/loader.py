@@ -6,7 +6,6 @@ of ranks (at the same global batch size) change nothing, and the state to save i
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
@@ -21,9 +20,10 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from filip.data.loading.config import StreamConfig
 from filip.data.loading.epoch_order import Slots, lane_length, lane_slots
 from filip.data.loading.images import UNDECODABLE
-from filip.data.loading.pair_index import ShardCaptions, Source, SourceIndex, index_source, sidecar_path
+from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import EvalTransform, TrainTransform, normalize
 from filip.errors import UserError
 from filip.tokenizer import tokenize
@@ -40,22 +40,12 @@ class PairStream(Dataset[Batch]):
     def __init__(
         self,
         indices: Sequence[SourceIndex],
-        *,
-        batch_size: int,
+        config: StreamConfig,
         transform: TrainTransform | EvalTransform,
-        back_translation: bool,
-        seed: int,
-        rank: int,
-        world_size: int,
-        context_length: int,
-        shuffle_window_shards: int,
-        reader_groups: int,
     ) -> None:
-        self.indices = list(indices)
-        self.batch_size, self.rank, self.world_size = batch_size, rank, world_size
-        self.transform, self.back_translation = transform, back_translation
-        self.seed, self.context_length = seed, context_length
-        self.shuffle_window_shards, self.reader_groups = shuffle_window_shards, reader_groups
+        self.indices, self.config, self.transform = list(indices), config, transform
+        self.shuffle_window_shards = config.data.shuffle_window_shards
+        self.reader_groups = config.data.reader_groups
         self._counts = [index.counts for index in self.indices]
         self._weights = [index.source.weight for index in self.indices]
         self._epoch: int | None = None
@@ -70,7 +60,7 @@ class PairStream(Dataset[Batch]):
             self._lanes[lane] = lane_slots(
                 self._counts,
                 self._weights,
-                seed=self.seed,
+                seed=self.config.seed,
                 epoch=epoch,
                 shuffle_window_shards=self.shuffle_window_shards,
                 lane=lane,
@@ -85,15 +75,16 @@ class PairStream(Dataset[Batch]):
             for lane in range(self.reader_groups)
         ]
 
-    @property
-    def global_batch(self) -> int:
-        return self.batch_size * self.world_size
+    def _places(self) -> range:
+        """This rank's part of a global batch."""
+        size = self.config.batch_size
+        return range(self.config.rank * size, (self.config.rank + 1) * size)
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
         """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
-        share = self.global_batch // self.reader_groups
+        share = self.config.global_batch // self.reader_groups
         result = []
-        for place in range(self.rank * self.batch_size, (self.rank + 1) * self.batch_size):
+        for place in self._places():
             lane, position = self._lane(epoch, place // share), batch * share + place % share
             result.append((int(lane.source[position]), int(lane.sample[position]), int(lane.visit[position])))
         return result
@@ -102,7 +93,7 @@ class PairStream(Dataset[Batch]):
         epoch, batch = item
         problems: Counter[str] = Counter()
         size = self.transform.image_size
-        pixels = torch.empty(self.batch_size, 3, size, size)
+        pixels = torch.empty(self.config.batch_size, 3, size, size)
         texts, group, keys = [], [], []
         for i, slot in enumerate(self.slots(epoch, batch)):
             image, text, group_id, key = self._pair(epoch, *slot, problems)
@@ -110,7 +101,7 @@ class PairStream(Dataset[Batch]):
             texts.append(text)
             group.append(group_id)
             keys.append(key)
-        ids, lengths = tokenize(texts, self.context_length)
+        ids, lengths = tokenize(texts, self.config.context_length)
         return {
             "pixels": pixels,
             "ids": ids,
@@ -129,18 +120,18 @@ class PairStream(Dataset[Batch]):
         function of the slot, so it is the same for any number of workers and after a restart.
         """
         index = self.indices[source]
-        substitutes = random.Random(_hash(self.seed, epoch, visit, source, sample, "substitute"))
+        substitutes = random.Random(_hash(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
             shard = index.shard_of(sample)
             file, captions = self._shard(source, shard)
             row = int(index.row[sample])
             key = captions.key(row)
-            rng = random.Random(_hash(self.seed, epoch, visit, source, shard, key))
+            rng = random.Random(_hash(self.config.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # drawn in any case: back-translation must not change the image
             try:
                 data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
                 pixels = self.transform.pixels(data, rng)
-                text = captions.text(row, draw if self.back_translation else 0.0)
+                text = captions.text(row, draw if self.config.data.back_translation else 0.0)
                 problems["substituted"] += attempt > 0
                 return pixels, text, int(captions.group[row]), key
             except UNDECODABLE as error:
@@ -183,29 +174,28 @@ class _Position:
 class PairLoader:
     """Iterate over the rest of an epoch's batches; see :func:`build_loader`."""
 
-    def __init__(
-        self, stream: PairStream, *, epoch: int, workers: int, prefetch: int, pin_memory: bool
-    ) -> None:
-        self.stream, self._at = stream, _Position(epoch, 0)
+    def __init__(self, stream: PairStream, pin_memory: bool = False) -> None:
+        self.stream, self._at = stream, _Position(0, 0)
         self.counters: Counter[str] = Counter()
         for index in stream.indices:
             self.counters.update(index.problems)
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
-        lengths = stream.lane_lengths()
+        lengths, config = stream.lane_lengths(), stream.config
         self.pairs = sum(lengths)
-        self._batches = min(lengths) // (stream.global_batch // stream.reader_groups)
+        self._batches = min(lengths) // (config.global_batch // stream.reader_groups)
         if not self._batches:
             raise UserError(
-                f"{self.pairs} pairs do not fill one global batch of {stream.global_batch} "
-                f"({stream.batch_size} x {stream.world_size} ranks); lower the batch size"
+                f"{self.pairs} pairs do not fill one global batch of {config.global_batch} "
+                f"({config.batch_size} x {config.world_size} ranks); lower the batch size"
             )
+        workers = config.data.workers
         self._loader = DataLoader(
             stream,
             batch_size=None,
             sampler=_Rest(self._at, self._batches),
             num_workers=workers,
-            prefetch_factor=prefetch if workers else None,
+            prefetch_factor=config.data.prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             generator=torch.Generator(),  # else each epoch's start would draw from torch's global one
@@ -235,16 +225,11 @@ class PairLoader:
             raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Go to the start of ``epoch``; nothing happens if the loader is already in it."""
-        if epoch != self.epoch:
-            self._at.epoch, self._at.batch = epoch, 0
-
     def state_dict(self) -> dict[str, Any]:
         """Where the stream stands after the last batch it gave: plain values, per rank only the counters."""
         return {
             "epoch": self.epoch,
-            "pairs_done": self.batch * self.stream.global_batch,
+            "pairs_done": self.batch * self.stream.config.global_batch,
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
         }
@@ -260,11 +245,11 @@ class PairLoader:
                 "the checkpoint's loader state belongs to other data (shards, side-cars, weights or seed); "
                 "resume with the same data.sources and seed, or start afresh with resume=never"
             )
-        done, remainder = divmod(int(state["pairs_done"]), self.stream.global_batch)
+        done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_batch)
         if remainder:
             raise UserError(
                 f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, no multiple of "
-                f"the global batch {self.stream.global_batch}; resume with the same global batch"
+                f"the global batch {self.stream.config.global_batch}; resume with the same global batch"
             )
         self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
@@ -272,7 +257,7 @@ class PairLoader:
     def fingerprint(self) -> str:
         """Identity of what the order of pairs depends on."""
         what = {
-            "seed": self.stream.seed,
+            "seed": self.stream.config.seed,
             "shuffle_window_shards": self.stream.shuffle_window_shards,
             "reader_groups": self.stream.reader_groups,
             "sources": [
@@ -299,74 +284,34 @@ class _Rest(Sampler[tuple[int, int]]):
 
 
 def build_loader(
-    sources: Sequence[Source | Mapping[str, Any]],
+    config: StreamConfig,
     *,
-    batch_size: int,
-    image_size: int,
-    auto_augment: bool = True,
-    back_translation: bool = True,
-    seed: int = 0,
-    epoch: int = 0,
-    rank: int = 0,
-    world_size: int = 1,
-    workers: int = 0,
-    context_length: int = 77,
     transform: TrainTransform | EvalTransform | None = None,
-    shuffle_window_shards: int = 16,
-    reader_groups: int = 1,
-    prefetch: int = 4,
     pin_memory: bool = False,
-    index_cache: str | None = None,
 ) -> PairLoader:
-    """The training stream of this rank.
+    """The training stream of one rank.
 
     Yields ``dict(pixels [b, 3, S, S] float32, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
-    int64, key list[str])`` with b = ``batch_size`` pairs of this rank. Every rank gets the same number of
+    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank. Every rank gets the same number of
     full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
-
-    ``shuffle_window_shards``: shards whose samples are shuffled among each other, and the number a reader keeps open.
-    ``reader_groups``: reading groups with shards of their own. 1 is right for one machine; else the number of ranks
-    (or a divisor of it), so that a rank does not read from every shard. The order of pairs depends on it,
-    so keep it when the number of ranks changes; it must divide the global batch. ``index_cache``: folder
-    that keeps the scan of the shards. ``transform`` replaces the training transform. ``loader.counters``
-    names what was missing or broken so far.
+    ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
+    Raises UserError when there is nothing to train on.
     """
-    parsed = [s if isinstance(s, Source) else _source(s) for s in sources]
-    if not parsed:
+    data = config.data
+    if not data.sources:
         raise UserError(
             "no data: data.sources is empty; give e.g. data.sources=[{shards: DIR, captions: DIR}]"
         )
-    if batch_size * world_size % reader_groups:
+    for source in data.sources:
+        if source.weight < 0:
+            raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")
+    if config.global_batch % data.reader_groups:
         raise UserError(
-            f"data.reader_groups={reader_groups} does not divide the global batch {batch_size * world_size}"
+            f"data.reader_groups={data.reader_groups} does not divide the global batch {config.global_batch}"
         )
-    stream = PairStream(
-        [index_source(source, index_cache, max(1, workers)) for source in parsed],
-        batch_size=batch_size,
-        transform=transform or TrainTransform(image_size, auto_augment),
-        back_translation=back_translation,
-        seed=seed,
-        rank=rank,
-        world_size=world_size,
-        context_length=context_length,
-        shuffle_window_shards=shuffle_window_shards,
-        reader_groups=reader_groups,
-    )
-    return PairLoader(stream, epoch=epoch, workers=workers, prefetch=prefetch, pin_memory=pin_memory)
-
-
-def _source(values: Mapping[str, Any]) -> Source:
-    known = {f.name for f in dataclasses.fields(Source)}
-    unknown = sorted(set(values) - known)
-    if unknown or "shards" not in values:
-        raise UserError(
-            f"data.sources has an entry {dict(values)}; it needs shards and may have captions and weight, "
-            f"not {', '.join(unknown) or 'nothing else'}"
-        )
-    source = Source(**values)
-    if source.weight < 0:
-        raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")
-    return source
+    indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
+    stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
+    return PairLoader(stream, pin_memory)
 
 
 def _hash(*parts: object) -> int:

@@ -25,20 +25,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from filip.data.loading.config import Source
 from filip.data.loading.tar_index import Member, scan_tar
 from filip.errors import UserError
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 _ARRAYS = ("offset", "size", "row", "counts")
-
-
-@dataclass
-class Source:
-    """Shards of one data set, their caption side-cars, and how often its pairs are seen."""
-
-    shards: str  # folder with NNNNN.tar, as img2dataset writes them
-    captions: str | None = None  # folder with NNNNN.parquet (key, captions, group); null: .txt in the tar
-    weight: float = 1.0  # passes over this source per epoch
 
 
 @dataclass

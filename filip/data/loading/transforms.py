@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.data.loading.auto_augment import AutoAugment
+from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode, open_draft, to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -42,23 +43,22 @@ def denormalize(pixels: Tensor) -> np.ndarray:
 class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
-    ``crop_scale`` is the range of the crop's share of the area, ``crop_ratio`` of width / height (paper: open).
-    ``auto_augment_probability`` of the images go through AutoAugment; torchvision's and the paper's is all of them.
+    The crop keeps ``augment.crop_scale_min`` to all of the area. crop_ratio: range of its width / height;
+    flip: probability (torchvision's values; the paper names none).
     """
 
     def __init__(
         self,
         image_size: int,
-        auto_augment: bool,
-        crop_scale: tuple[float, float] = (0.5, 1.0),
+        augment: AugmentConfig | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
         flip: float = 0.5,
-        auto_augment_probability: float = 1.0,
     ) -> None:
+        augment = augment or AugmentConfig()
         self.image_size = image_size
-        self.auto_augment = AutoAugment(image_size, _FILL) if auto_augment else None
-        self.auto_augment_probability = auto_augment_probability
-        self.crop_scale, self.crop_ratio, self.flip = crop_scale, crop_ratio, flip
+        self.auto_augment = AutoAugment(image_size, _FILL) if augment.auto_augment else None
+        self.auto_augment_probability = augment.auto_augment_probability
+        self.crop_scale, self.crop_ratio, self.flip = (augment.crop_scale_min, 1.0), crop_ratio, flip
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
         """float32 ``[3, S, S]``; the same for the same seed (none: drawn from torch's global generator)."""
@@ -149,11 +149,6 @@ class EvalTransform:
             image = image.resize(new, Image.Resampling.BICUBIC)
         left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
         return np.array(image.crop((left, top, left + size, top + size)))
-
-
-def train_transform(image_size: int, auto_augment: bool, **options: object) -> TrainTransform:
-    """A callable PIL image -> float32 ``[3, S, S]``; options as of :class:`TrainTransform`."""
-    return TrainTransform(image_size, auto_augment, **options)  # type: ignore[arg-type]
 
 
 def eval_transform(image_size: int) -> EvalTransform:

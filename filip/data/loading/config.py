@@ -1,0 +1,68 @@
+"""What training reads, in what order, and how images are augmented: one object each, passed on whole."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from filip.command import MISSING, option
+
+
+@dataclass
+class Source:
+    """Shards of one data set, their caption side-cars, and how often its pairs are seen."""
+
+    shards: str = option(MISSING, "folder of webdataset tars, as img2dataset writes them")
+    captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
+    weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
+    manifest: str | None = option(
+        None, "its manifest.json; the hash goes into the run and is compared on resume"
+    )
+
+
+@dataclass
+class AugmentConfig:
+    """Random resized crop, flip and AutoAugment."""
+
+    auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
+    auto_augment_probability: float = option(
+        1.0, "share of the images that auto_augment applies to; short trainings want less"
+    )
+    crop_scale_min: float = option(
+        0.5, "smallest share of the image that random resized crop keeps (paper: open)"
+    )
+
+
+@dataclass
+class DataConfig(AugmentConfig):
+    """What the model sees: the group ``data`` of the training configuration."""
+
+    sources: list[Source] = option([], "list of {shards, captions, weight, manifest}")
+    back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    workers: int = option(2, "loader processes per rank; 0 = load in the training process")
+    prefetch: int = option(4, "batches that each worker prepares ahead")
+    shuffle_window_shards: int = option(
+        16, "shards whose samples are shuffled among each other, and kept open by a reader"
+    )
+    reader_groups: int = option(
+        1,
+        "groups of ranks with shards of their own: 1 on one machine, else the number of ranks or a divisor of it, so "
+        "that a rank does not read from every shard; the order of pairs depends on it",
+    )
+
+
+@dataclass(frozen=True)
+class StreamConfig:
+    """One rank's stream of batches."""
+
+    data: DataConfig
+    batch_size: int  # pairs per rank
+    image_size: int  # pixels
+    context_length: int = 77  # tokens, [BOS] and [EOS] included
+    seed: int = 0
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def global_batch(self) -> int:
+        """Pairs per contrastive batch over all ranks."""
+        return self.batch_size * self.world_size
