@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
+import typing
 from pathlib import Path
 
 import pytest
 import yaml
+
+from filip.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -80,3 +86,42 @@ def test_a_broken_link_or_reference_fails_the_build(tmp_path: Path, line: str, c
     page.write_text(page.read_text() + f"\n\n{line}\n")
     done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
     assert done.returncode != 0 and complaint in done.stdout + done.stderr, done.stdout + done.stderr
+
+
+def documented_commands() -> list[tuple[str, str, str]]:
+    """(page, module, arguments) of every ``python -m`` of this project in the manual and the measurements."""
+    pages = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]
+    found = re.compile(r"(?:python -m|--module|-m) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)")
+    return [
+        (page.name, *match)
+        for page in pages
+        for match in found.findall(page.read_text().replace("\\\n", " "))
+    ]
+
+
+@pytest.mark.parametrize(("page", "module", "arguments"), documented_commands())
+def test_a_documented_command_exists_with_its_options(page: str, module: str, arguments: str) -> None:
+    assert importlib.util.find_spec(module), f"{page}: there is no {module}"
+    schema = schema_of(module)
+    named = set(re.findall(r"(?:^|[\s\['])([a-z_]+(?:\.[a-z_]+)*)=", arguments))
+    unknown = named - {"experiment", "model", *fields_of(schema)} if schema else set()
+    assert not unknown, f"{page}: {module} has no option {', '.join(sorted(unknown))}"
+
+
+def schema_of(module: str) -> type | None:
+    """The dataclass that the command is configured by; None for what takes other arguments, and for bench."""
+    if module == "filip.train":
+        return TrainConfig
+    main = None if module.startswith("bench.") else getattr(importlib.import_module(module), "main", None)
+    hints = typing.get_type_hints(main) if main else {}
+    return next((hint for hint in hints.values() if dataclasses.is_dataclass(hint)), None)
+
+
+def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
+    names = set()
+    for field in dataclasses.fields(schema):
+        names.add(prefix + field.name)
+        inner = field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
+        if dataclasses.is_dataclass(inner):
+            names |= fields_of(inner, f"{prefix}{field.name}.")
+    return names
