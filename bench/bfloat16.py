@@ -1,14 +1,14 @@
-"""What the native kernel gives up for bfloat16 tokens: winners that are not float64's, and precision of the gradients.
+"""The accuracy of the native kernel for bfloat16 tokens: arg-maxes that differ from float64's, and gradient error.
 
     python -m bench.bfloat16
 
-Winners: how many of them, by how much they trail, and how many the rounding of the tokens to bfloat16 had changed
-before. 128 images of 49 tokens against 128 captions of 20 tokens, d = 256: random tokens, and tokens nearly alike (a
-common vector plus `spread` times a random one).
+Arg-maxes: the share that differs from float64's, by how much their similarity falls short, and the share that rounding
+the tokens to bfloat16 has changed already. 128 images of 49 tokens against 128 captions of 20 tokens, d = 256: random
+tokens, and nearly equal ones (a common vector plus `spread` times a random one).
 
-Gradients of a soft-max: root mean square error against the same winners and tokens in float32, relative; rounding the
-result to bfloat16 alone makes 1.7e-3. The largest of both sides, two temperatures and five problems, for three shapes.
-Tokens are (1 - `spread`) times the first image's (caption's) first one plus `spread` times a random one.
+Gradients of a soft-max: relative root mean square error against the same arg-maxes and tokens in float32; rounding the
+result to bfloat16 alone costs 1.7e-3. The largest of both sides, two temperatures and five problems, in three shapes.
+Tokens are (1 - `spread`) times the first token of the first image (caption) plus `spread` times a random one.
 """
 
 from __future__ import annotations

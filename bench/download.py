@@ -4,7 +4,7 @@
 
 A server on this machine serves 500 x 400 JPEGs of noise (90 kB each) from memory; both store 256-pixel JPEGs in
 webdataset shards. Start-up (imports) is left out: img2dataset's own per-shard statistics give the seconds. The
-order is direct, filip, filip, direct, so that a drift of the machine's speed falls on both.
+order is direct, filip, filip, direct, so that a drift of the machine's speed affects both equally.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class BenchConfig:
     images: int = option(4000, "images per run")
     processes: int = option(2, "worker processes")
     threads: int = option(16, "per process")
-    rounds: int = option(1, "of direct, filip, filip, direct")
+    rounds: int = option(1, "repetitions of direct, filip, filip, direct")
 
 
 def serve(port: Any, count: int) -> None:

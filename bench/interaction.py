@@ -1,15 +1,16 @@
-"""The late-interaction loss beside its alternatives: time and memory, forward and backward, on this machine.
+"""The late-interaction loss against its alternatives: time and memory, forward and backward, on this machine.
 
     python -m bench.interaction [--quick] [--json PATH]
 
-Time is CPU time of the process (both cores together, so a busy machine disturbs it little), the contenders taking
-turns, medians over the rounds; waiting threads sleep (OMP_WAIT_POLICY=passive), for spinning would count as work.
+Time is CPU time of the process, all cores together, so that other load on the machine matters little; the contenders
+take turns, and medians over the rounds are reported. Waiting threads sleep (OMP_WAIT_POLICY=passive), because spinning
+would count as work.
 Memory is the growth of the resident set over the inputs, gradients included, at its high-water mark in a fresh process
 (bench/interaction_memory.py). Captions have 20 tokens on average; d = 256. `--quick` measures only B = 256 with 49
 image tokens, in about a minute on two idle cores.
 
-The JSON is one flat object. `native_over_product` and the other ratios stand for B = 256 and 49 image tokens;
-with a prefix, as in `B64_n49/native_over_product`, for that shape.
+The JSON is one flat object. `native_over_product` and the other ratios are those of B = 256 and 49 image tokens; with a
+prefix, as in `B64_n49/native_over_product`, those of that shape.
 """
 
 from __future__ import annotations
@@ -108,7 +109,7 @@ def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
 
 
 def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2) -> dict[str, float]:
-    """Median CPU milliseconds, the contenders taking turns: up to 15 rounds each, fewer for those who take long."""
+    """Median CPU milliseconds of contenders that take turns: up to 15 rounds each, fewer for slow ones."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for current in range(16):
         for name, step in steps.items():
@@ -121,21 +122,21 @@ def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2)
             step()
             if current > 0 or name.startswith(
                 "einsum"
-            ):  # the first is a warm-up, of little effect on the slowest
+            ):  # the first is a warm-up, which matters little to the slowest
                 taken.append(time.process_time() - started)
         progress(f"round {current} of 15")
     return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
 
 
 def _best_product(problem: Problem, seconds_each: float) -> Step:
-    """The product in the blocks that suit this machine and PyTorch best."""
+    """The product in the block size that is fastest on this machine."""
     candidates = [product(problem, block) for block in PRODUCT_BLOCKS]
     cost = measure_time({str(i): step for i, step in enumerate(candidates)}, seconds_each)
     return candidates[min(range(len(candidates)), key=lambda i: cost[str(i)])]
 
 
 def _fits(name: str, images: int, patches: int) -> bool:
-    """The padded similarity is kept about four times over; beyond 8 GB nobody would wait for it."""
+    """The padded form holds about four copies of the similarity; beyond 8 GB it is not worth waiting for."""
     return name != "einsum" or images**2 * patches * 77 * 4 * 4 < 8e9
 
 
@@ -144,7 +145,7 @@ def _print_ratios(targets: list, ratios: dict[str, float]) -> None:
         if name in ratios and target is not None:
             met = ratios[name] >= target if more else ratios[name] <= target
             bound = f"{'at least' if more else 'at most'} {target}"
-            print(f"  {name:42} {ratios[name]:8.3f}   wanted: {bound:14} {'' if met else '  MISSED'}")
+            print(f"  {name:42} {ratios[name]:8.3f}   target: {bound:14} {'' if met else '  MISSED'}")
 
 
 def progress(message: str) -> None:

@@ -1,4 +1,4 @@
-"""What bench.interaction sets side by side: each contender makes, from one problem, a step to be timed."""
+"""The contenders of bench.interaction: each turns one problem into a step to be timed."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Step = Callable[[], object]
 
 @dataclass
 class Problem:
-    """Unit tokens: image [b, n1, d], packed text [T, d], lengths [b]; the padded text is made where it is wanted."""
+    """Unit tokens: image [b, n1, d], packed text [T, d], lengths [b]; padded text is built on demand."""
 
     image: Tensor
     text: Tensor
@@ -40,7 +40,7 @@ def random_problem(
     lengths = (20 + 6 * torch.randn(count, generator=generator)).round().long().clamp(4, TEXT_POSITIONS)
     image = torch.randn(images, patches, dim, generator=generator)
     text = torch.randn(int(lengths.sum()), dim, generator=generator)
-    for tokens in (image, text):  # in place: nothing of the making may lie about when memory is measured
+    for tokens in (image, text):  # in place, so that no temporary is still allocated when memory is measured
         tokens.div_(tokens.norm(dim=-1, keepdim=True))
     return Problem(image, text, lengths)
 
@@ -70,7 +70,7 @@ def einsum(problem: Problem) -> Step:
 
 
 def einsum_quarter(problem: Problem) -> Step:
-    """The same on a quarter of the tokens of either side (the paper's saving), without the cost of choosing them."""
+    """The same on a quarter of the tokens of either side (the paper's saving), without the cost of selecting them."""
     kept = math.ceil(problem.image.shape[1] / 4), math.ceil(TEXT_POSITIONS / 4)
     image = problem.image[:, : kept[0]].contiguous().requires_grad_()
     text = problem.padded()[:, : kept[1]].contiguous().requires_grad_()
@@ -83,7 +83,7 @@ def _masked_einsum(image: Tensor, text: Tensor, lengths: Tensor) -> Step:
     def similarity() -> tuple[Tensor, Tensor]:
         products = torch.einsum("ikd,jrd->ijkr", image, text)
         lowest = torch.finfo(products.dtype).min
-        # max, which keeps indices, takes half the memory of their amax, which keeps the whole similarity twice
+        # max, which saves indices, takes half the memory of their amax, which saves the whole similarity twice
         i2t = products.masked_fill(~mask[None, :, None, :], lowest).max(dim=3).values.mean(dim=2)
         t2i = products.max(dim=2).values.masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
         return i2t, t2i
@@ -99,7 +99,7 @@ def clip_loss(problem: Problem) -> Step:
 
 
 def product(problem: Problem, block: tuple[int, int] = (3200, 1152)) -> Step:
-    """The bare product of all tokens, packed, forward only, in blocks that are thrown away."""
+    """The bare product of all tokens, packed, forward only, in blocks that are discarded."""
     image, text = problem.image.flatten(0, 1), problem.text
     out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)))
 
@@ -122,7 +122,7 @@ def maxsim_cpu(problem: Problem) -> Step:
     """Both matrices by maxsim-cpu: images as queries against captions, and captions against images.
 
     At 256 features version 0.1.0 crashes, or falls back to a product 10 times slower, from 21 query tokens on (the
-    number differs between machines), so a query is handed over in pieces of at most 16.
+    number differs between machines), so a query is passed in pieces of at most 16.
     """
     import maxsim_cpu as library
     import numpy as np

@@ -1,9 +1,9 @@
 """Peak memory of one contender's step, in a process of its own: python -m bench.interaction_memory NAME IMAGES PATCHES
 
-Prints megabytes of resident memory above what lay there before the step, i.e. above the inputs and the loaded
-libraries; the gradients are included. The kernel's high-water mark (VmHWM) is reset before the step, after the inputs
-were made and a small step has started threads and libraries. It counts what every allocator and thread holds, PyTorch's
-or not.
+Prints megabytes of resident memory beyond what was resident before the step, i.e. beyond the inputs and the loaded
+libraries; the gradients are included. The kernel's high-water mark (VmHWM) is reset before the step, after the
+inputs have been built and a small step has started threads and libraries. It counts the memory of every allocator and
+thread, PyTorch's or not.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-# Blocks of 64 KB and more go back to the system when freed, so that nothing is hidden in memory kept from before.
+# Blocks of 64 KB and more are returned to the system when freed, so that no growth hides in memory freed earlier.
 _ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
@@ -45,7 +45,7 @@ def main(name: str, images: int, patches: int) -> None:
     step = CONTENDERS[name](random_problem(images, patches))
     gc.collect()
     before = _resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts again from here
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = step()
     print(_resident("VmHWM") - before)
     del result

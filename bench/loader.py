@@ -1,7 +1,7 @@
-"""Samples per second of the loader beside open_clip's webdataset pipeline: same shards, same augmentation.
+"""Samples per second of the loader and of open_clip's webdataset pipeline: same shards, same augmentation.
 
 Both run in one process without workers, so the figure is per core. Rounds of one whole epoch alternate between
-the two (what else the machine does then hits both), after one round each that does not count.
+the two, so that other load on the machine affects both; the first round of each does not count.
 
     python -m bench.loader                              # photographs of 256 px to 224, and 64 px to 48
     python -m bench.loader shards=DIR captions=DIR image_size=224
@@ -53,7 +53,7 @@ class LoaderBench:
 
 
 def main(config: LoaderBench) -> None:
-    """Measure and print, with the ratio of the medians."""
+    """Measure both and print the ratio of the medians."""
     torch.set_num_threads(1)
     results = []
     with tempfile.TemporaryDirectory() as folder:
@@ -134,7 +134,7 @@ def open_clip_loader(shards: str, image_size: int, auto_augment: bool, batch_siz
         workers=0,
         world_size=1,
     )
-    # webdataset from 0.2.90 on marks the end of a shard with an entry that open_clip trips over; no other change.
+    # webdataset from 0.2.90 on marks the end of a shard with an entry that makes open_clip fail; the rest is unchanged.
     open_clip_data.tar_file_expander = functools.partial(tar_file_expander, eof_value=None)
     info = open_clip_data.get_wds_dataset(
         args, tv.Compose(steps), True, floor=True, tokenizer=open_clip.get_tokenizer("ViT-B-32")

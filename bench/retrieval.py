@@ -1,8 +1,8 @@
 """Retrieval at MSCOCO's size: ``python -m bench.retrieval [--images 5000] [--json PATH]``.
 
 Random unit tokens: 5,000 images of 49 patches against 25,010 captions of 10 to 20 tokens, 256 channels. Times
-exact scoring in both directions and R@1/5/10 of it with ties and intervals, beside the packed matrix product
-alone, and reports the peak memory. Run it on a quiet machine.
+exact scoring in both directions, R@1/5/10 with ties and intervals, and the packed matrix product alone, and
+reports the peak memory. Run it on an idle machine.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from filip.train.telemetry import peak_memory_mb
 
 
 def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int = 8192) -> float:
-    """Seconds of the packed product, block by block into one buffer: the least that any scorer must do."""
+    """Seconds of the packed product, block by block into one buffer: the minimum for any scorer."""
     flat = images.flatten(0, 1)
     buffer = torch.empty(rows * columns)
     started = time.perf_counter()
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--patches", type=int, default=49)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--json", help="write the figures here")
+    parser.add_argument("--json", help="write the numbers to this file")
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     captions = round(arguments.images * arguments.per_image)

@@ -1,12 +1,12 @@
 """Speed, memory and accuracy of the text rules.
 
     python -m bench.text_rules rows=1000000            # time and peak memory of the whole stage
-    python -m bench.text_rules rows=10000000           # cost should be ten times that
-    python -m bench.text_rules rows=0                  # only the language rule's recall and leakage
+    python -m bench.text_rules rows=10000000           # should take ten times as long
+    python -m bench.text_rules rows=0                  # only the accuracy of the language rule
 
 Captions: ``tests/data/short_captions.tsv.gz``, human labels of pictures in twelve languages (Unicode CLDR short
 names as packed in emojibase-data 17.0.0, MIT), 1,200 English and 400 of each other language. For the timing they
-are combined in pairs and numbered, so that three of four captions are distinct.
+are combined in pairs and numbered, so that about nine captions in ten are distinct.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ CAPTIONS = Path(__file__).resolve().parents[1] / "tests" / "data" / "short_capti
 @dataclass
 class BenchConfig:
     rows: int = option(1_000_000, "pairs in the list; 0 = accuracy only")
-    processes: int = option(2, "of the language model")
-    threads: int = option(2, "of DuckDB")
-    memory: str = option("1GB", "of DuckDB")
+    processes: int = option(2, "processes of the language model")
+    threads: int = option(2, "threads of DuckDB")
+    memory: str = option("1GB", "memory limit of DuckDB")
 
 
 def labelled_captions() -> dict[str, list[str]]:
@@ -55,7 +55,7 @@ def labelled_captions() -> dict[str, list[str]]:
 
 
 def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str, float]:
-    """Recall of English, and the share of other languages that is kept, for captions of that many words."""
+    """Shares of English and of other languages that the rule accepts, for captions of that many words."""
     kept: dict[bool, list[bool]] = {True: [], False: []}
     for language, captions in labelled_captions().items():
         chosen = [c for c in captions if least_words <= len(c.split()) <= most_words]
@@ -123,7 +123,7 @@ def main(config: BenchConfig) -> None:
         folder = Path(tempfile.mkdtemp(prefix="bench_text_rules."))
         try:
             synthetic_list(folder / "list.parquet", config.rows)
-            print(f"{config.rows:,} rows made; the stage starts", file=sys.stderr)
+            print(f"{config.rows:,} rows written; the stage starts", file=sys.stderr)
             started = time.perf_counter()
             with PeakMemory() as peak:
                 fragment = apply_text_rules(

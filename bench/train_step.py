@@ -1,10 +1,10 @@
-"""A training step of FILIP (all tokens, late interaction) beside a step of open_clip's CLIP with its ClipLoss.
+"""A training step of FILIP (all tokens, late interaction) against a step of open_clip's CLIP with its ClipLoss.
 
     python -m bench.train_step model=base batch=16 steps=5
 
-Same images and captions, same precision, same threads, the same optimiser (torch's AdamW), steps interleaved so
-that a busy machine is busy for both. Each side gets its captions as its own pipeline makes them: open_clip pads to
-77 tokens, ours to the longest of the batch; ``equal_padding=true`` gives ours 77 as well. Times are wall clock and
+Same images and captions, precision, threads and optimiser (torch's AdamW), steps interleaved so that other load on
+the machine affects both. Each side gets its captions as its own pipeline produces them: open_clip pads to 77 tokens,
+ours to the longest of the batch; ``equal_padding=true`` pads ours to 77 as well. Times are wall clock and
 CPU time of this process; the ratio that counts is FILIP / open_clip.
 """
 
@@ -51,13 +51,13 @@ class TrainStep:
 
     model: str = option("demo", "preset of filip/conf/model")
     batch: int = option(64, "pairs")
-    steps: int = option(10, "timed steps of each side; one more is for warming up")
+    steps: int = option(10, "timed steps of each side, after one warm-up step")
     precision: str = option("fp32", "fp32 or bf16 (autocast)")
     threads: int = option(1, "CPU threads")
-    words: int = option(14, "mean words per caption; lengths vary between half and one and a half of it")
+    words: int = option(14, "mean words per caption; lengths vary from half to one and a half times that")
     equal_padding: bool = option(False, "pad our captions to open_clip's length too")
-    backend: str = option("auto", "of the late interaction")
-    json: str | None = option(None, "write the numbers here as well")
+    backend: str = option("auto", "backend of the late interaction")
+    json: str | None = option(None, "also write the numbers to this file")
 
 
 @dataclass
@@ -163,7 +163,7 @@ def measure(sides: dict[str, Callable[[], Tensor]], steps: int) -> dict[str, Tim
 
 
 def main(options: TrainStep) -> None:
-    """Time a training step of FILIP beside open_clip's."""
+    """Time a training step of FILIP and of open_clip."""
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)
     config = load_preset(options.model)

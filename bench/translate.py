@@ -4,10 +4,10 @@
     python -m bench.translate engine=apertium pivot=es captions=20000
     python -m bench.translate engine=marian pivot=de models=models/opus-mt captions=5000
 
-Throughput: captions per second of ``filip.data.translate`` (cache, guard and side-cars included) and of the
+Throughput: captions per second of ``filip.data.translate`` (cache, acceptance rules and side-cars included) and of the
 engine called directly on the same captions, sorted by length, in the same number of processes.
 Quality: chrF++ (sacrebleu) of English → pivot against the human names of the same pictures, and of the round trip
-against the original; the share that comes back unchanged, and what the guard says to the rest. Data:
+against the original; the share that returns unchanged, and which of the others are accepted. Data:
 ``tests/data/parallel_captions.tsv.gz``, 800 names of two words and more in five languages (Unicode CLDR short
 names as packed in emojibase-data 17.0.0, MIT).
 """
@@ -49,7 +49,7 @@ class BenchConfig:
     pivot: str = option("pt", "pivot language")
     models: str | None = option(None, "folder of the weights (marian)")
     captions: int = option(2000, "captions for the throughput; 0 = quality only")
-    processes: int = option(2, "translating processes")
+    processes: int = option(2, "translation processes")
 
 
 def parallel_captions() -> dict[str, list[str]]:
@@ -60,7 +60,7 @@ def parallel_captions() -> dict[str, list[str]]:
 
 
 def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str, Any]:
-    """chrF++ (0..100) there and back, and what becomes of the candidates (shares), on the first ``captions``."""
+    """chrF++ (0..100) of pivot and round trip, and the fate of the candidates (shares), on the first ``captions``."""
     from sacrebleu.metrics import CHRF
 
     corpus = parallel_captions()
@@ -72,8 +72,10 @@ def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str
     verdicts = Counter(rejection(a, b) or "accepted" for a, b in zip(english, back, strict=True))
     return {
         "captions": len(english),
-        "chrf++ there, against people": round(chrf.corpus_score(there, [human]).score, 1) if human else None,
-        "chrf++ and back, against the original": round(chrf.corpus_score(back, [english]).score, 1),
+        "chrf++ of the pivot, against human translations": round(chrf.corpus_score(there, [human]).score, 1)
+        if human
+        else None,
+        "chrf++ of the round trip, against the original": round(chrf.corpus_score(back, [english]).score, 1),
         "unchanged": round(verdicts.pop("identical", 0) / len(english), 3),
         **{name: round(count / len(english), 3) for name, count in verdicts.most_common()},
     }
