@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -21,23 +19,10 @@ from filip.interaction import (
     late_interaction,
     pooled_similarity,
 )
+from tests.support.ranks import Cases
 
 PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
 N1, D = 6, 16
-
-
-def launch(work: Callable[[int, int], None], ranks: int, folder: Path) -> None:
-    """Run ``work(rank, ranks)`` in that many gloo processes; an assertion in any of them fails the test."""
-    mp.spawn(_start, (work, ranks, str(folder / f"rendezvous-{ranks}")), nprocs=ranks)
-
-
-def _start(rank: int, work: Callable[[int, int], None], ranks: int, rendezvous: str) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{rendezvous}", rank=rank, world_size=ranks)
-    try:
-        work(rank, ranks)
-    finally:
-        dist.destroy_process_group()
 
 
 class Towers(nn.Module):
@@ -130,22 +115,38 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
         assert difference <= tolerance, f"{options}: gradient differs by {difference:.1e}"
 
 
-def every_form(rank: int, ranks: int) -> None:
-    """Gather and ring equal one process, whatever the options; and so does CLIP's form."""
-    counts = PAIRS[:ranks]
+def cases(ranks: int) -> Cases:
+    """What must hold on ``ranks`` ranks: they equal one process, whatever the options."""
+    found: Cases = {"pooled": partial(as_one_process, tolerance=1e-5, exchange="pooled")}
     for exchange in ("gather", "ring"):
-        for recompute in (False, True):
-            compare(counts, rank, None, 1e-5, exchange=exchange, recompute=recompute, backend="tiled")
-        compare(counts, rank, None, 1e-5, exchange=exchange)  # the backend that "auto" finds
-        compare(counts, rank, None, 1e-5, exchange=exchange, backend="reference")
-        compare(counts, rank, None, 2e-3, exchange=exchange, transport_dtype=torch.float16, backend="tiled")
-    compare(counts, rank, None, 1e-5, exchange="pooled")
-    matrices_have_their_shapes(counts, rank)
-    a_gradient_comes_home(rank, ranks)
+        options: dict[str, dict[str, Any]] = {
+            "tiled": {"backend": "tiled"},
+            "tiled, recomputed": {"backend": "tiled", "recompute": True},
+            "auto": {},
+            "reference": {"backend": "reference"},
+            "float16 on the wire": {"backend": "tiled", "transport_dtype": torch.float16, "tolerance": 2e-3},
+        }
+        for name, chosen in options.items():
+            found[f"{exchange}, {name}"] = partial(
+                as_one_process, **{"tolerance": 1e-5, "exchange": exchange, **chosen}
+            )
+        found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
+        found[f"{exchange}, gradients reach their owner"] = partial(
+            gradients_reach_their_owner, exchange=exchange
+        )
+        if ranks == 4:
+            found[f"{exchange}, groups of two"] = partial(groups_of_two, exchange=exchange)
+            found[f"{exchange}, memory of the backward"] = partial(only_tokens_are_saved, exchange=exchange)
+    return found
 
 
-def matrices_have_their_shapes(counts: list[int], rank: int) -> None:
+def as_one_process(rank: int, ranks: int, *, tolerance: float, **options: Any) -> None:
+    compare(PAIRS[:ranks], rank, None, tolerance, **options)
+
+
+def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
     """i2t [b, N] and t2i [N, b] are the rows and the columns of the single process's matrices."""
+    counts = PAIRS[:ranks]
     pairs = Pairs(counts)
     image, text = F.normalize(pairs.image, dim=-1)[:, :, :4], F.normalize(pairs.text, dim=-1)
     whole = late_interaction(image, text, pairs.lengths, backend="reference")
@@ -153,29 +154,35 @@ def matrices_have_their_shapes(counts: list[int], rank: int) -> None:
     own = slice(first, first + counts[rank])
     tokens = pairs.lengths.cumsum(0)
     mine = text[int(tokens[first] - pairs.lengths[first]) : int(tokens[own.stop - 1])]
-    for exchange in ("gather", "ring"):
-        found = distributed_late_interaction(
-            image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled"
-        )
-        torch.testing.assert_close(found.i2t, whole.i2t[own])
-        torch.testing.assert_close(found.t2i, whole.t2i[:, own])
+    found = distributed_late_interaction(
+        image[own], mine, pairs.lengths[own], exchange=exchange, backend="tiled"
+    )
+    torch.testing.assert_close(found.i2t, whole.i2t[own])
+    torch.testing.assert_close(found.t2i, whole.t2i[:, own])
 
 
-def a_gradient_comes_home(rank: int, ranks: int) -> None:
+def gradients_reach_their_owner(rank: int, ranks: int, *, exchange: str) -> None:
     """A loss on rank 0 alone reaches the tokens of every other rank."""
-    pairs = Pairs(PAIRS[:ranks])
-    for exchange in ("gather", "ring"):
-        image, text, lengths, _ = pairs.of(rank)
-        text = F.normalize(text, dim=-1).requires_grad_()
-        found = distributed_late_interaction(
-            F.normalize(image[:, :, :4], dim=-1), text, lengths, exchange=exchange, backend="tiled"
-        )
-        (found.i2t.sum() * (rank == 0)).backward()
-        assert text.grad is not None and float(text.grad.abs().max()) > 0, (exchange, rank)
+    image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
+    text = F.normalize(text, dim=-1).requires_grad_()
+    found = distributed_late_interaction(
+        F.normalize(image[:, :, :4], dim=-1), text, lengths, exchange=exchange, backend="tiled"
+    )
+    (found.i2t.sum() * (rank == 0)).backward()
+    assert text.grad is not None and float(text.grad.abs().max()) > 0
 
 
-def kept_for_the_backward(exchange: str, pairs: Pairs, rank: int) -> int:
-    """Bytes that autograd keeps with recomputation on: tokens, nothing else."""
+def groups_of_two(rank: int, ranks: int, *, exchange: str) -> None:
+    """Groups that do not start at rank 0 and whose members are not neighbours."""
+    for members in ([0, 2], [1, 3]):
+        group = dist.new_group(members)
+        if rank in members:
+            compare([3, 2], members.index(rank), group, 1e-5, exchange=exchange, backend="tiled")
+
+
+def only_tokens_are_saved(rank: int, ranks: int, *, exchange: str) -> None:
+    """With recomputation autograd saves tokens and nothing else: the own (ring) or all (gather)."""
+    pairs = Pairs(PAIRS)
     image, text, lengths, _ = pairs.of(rank)
     sizes: list[int] = []
 
@@ -186,18 +193,5 @@ def kept_for_the_backward(exchange: str, pairs: Pairs, rank: int) -> int:
     image, text = image[:, :, :4].clone().requires_grad_(), text.clone().requires_grad_()
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         distributed_late_interaction(image, text, lengths, exchange=exchange, backend="tiled", recompute=True)
-    return sum(sizes) - 4 * image.numel()
-
-
-def four_ranks(rank: int, ranks: int) -> None:
-    every_form(rank, ranks)
-    # Groups of two that do not start at rank 0 and are not neighbours.
-    for members in ([0, 2], [1, 3]):
-        group = dist.new_group(members)
-        if rank in members:
-            for exchange in ("gather", "ring"):
-                compare([3, 2], members.index(rank), group, 1e-5, exchange=exchange, backend="tiled")
-    pairs = Pairs(PAIRS)
-    own = pairs.of(rank)[1].numel() * 4
-    assert kept_for_the_backward("ring", pairs, rank) == own
-    assert kept_for_the_backward("gather", pairs, rank) == pairs.text.numel() * 4
+    texts = pairs.text if exchange == "gather" else text
+    assert sum(sizes) == 4 * (image.numel() + texts.numel())

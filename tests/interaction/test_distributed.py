@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import functools
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from filip.interaction import (
     pooled_similarity,
 )
 from tests.interaction.problems import random_problem
-from tests.interaction.ranks import every_form, four_ranks, launch
+from tests.interaction.ranks import cases
+from tests.support.ranks import run_cases
 
 
 def test_without_ranks_it_is_the_plain_function() -> None:
@@ -37,12 +39,13 @@ def test_an_unknown_exchange_is_named() -> None:
         distributed_late_interaction(*random_problem(1, 2, [2], 16), exchange="rign")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("ranks", [2, 3])
-def test_ranks_equal_one_process(ranks: int, tmp_path: Path) -> None:
-    launch(every_form, ranks, tmp_path)
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, str]]:
+    """Of all cases on that many ranks, which are spawned once."""
+    return functools.cache(lambda ranks: run_cases(cases, ranks, tmp_path_factory.mktemp(f"{ranks}-ranks")))
 
 
 @pytest.mark.slow
-def test_four_ranks_and_groups_of_two(tmp_path: Path) -> None:
-    launch(four_ranks, 4, tmp_path)
+@pytest.mark.parametrize(("ranks", "case"), [(ranks, case) for ranks in (2, 3, 4) for case in cases(ranks)])
+def test_ranks_equal_one_process(failures: Callable[[int], dict[str, str]], ranks: int, case: str) -> None:
+    assert not failures(ranks)[case], failures(ranks)[case]

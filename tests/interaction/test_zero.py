@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
-from tests.interaction.ranks import launch
-from tests.interaction.zero_ranks import every_stage
+from tests.interaction.zero_ranks import cases
+from tests.support.ranks import run_cases
+
+
+@pytest.fixture(scope="module")
+def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Of all cases; the ranks are spawned once."""
+    return run_cases(cases, 2, tmp_path_factory.mktemp("zero"))
 
 
 @pytest.mark.slow
-def test_every_stage_equals_one_process(tmp_path: Path) -> None:
-    launch(every_stage, 2, tmp_path)
+@pytest.mark.parametrize("case", cases(2))
+def test_a_step_equals_that_of_one_process(failures: dict[str, str], case: str) -> None:
+    assert not failures[case], failures[case]
