@@ -41,7 +41,7 @@ demo: setup  ## run the whole pipeline, download to report, on the embedded demo
 	@$(SNAKEMAKE)
 	@$(MAKE) --no-print-directory $(RESULTS)/report.html
 	@echo
-	@$(VENV)/bin/python -m filip.report.show $(RESULTS)
+	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo
 	@echo "report       $(RESULTS)/report.html"
 	@echo "tables       $(RESULTS)/tables/"

@@ -10,7 +10,8 @@
     if __name__ == "__main__":
         run_command(main, TextRules)
 
-Then ``python -m filip.data.text_rules list=a.parquet min_words=2`` works, and ``--help`` lists every field.
+Then ``filip data text_rules list=a.parquet min_words=2`` works, and ``--help`` lists every field. A field that is
+declared ``str`` takes its value word for word: ``caption="a man's dog, café!"`` needs no quotes beyond the shell's.
 Hydra's compose API is used rather than ``@hydra.main``: a command has no need of a dated output folder, and
 launchers append ``--local_rank``, which ``@hydra.main`` rejects.
 """
@@ -18,20 +19,24 @@ launchers append ``--local_rank``, which ``@hydra.main`` rejects.
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import inspect
 import json
+import re
 import sys
-from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from hydra import compose, initialize, initialize_config_module
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from filip.errors import UserError
+from filip.extras import missing_extra
 
 T = TypeVar("T")
 __all__ = ["MISSING", "compose_config", "option", "run_command"]
@@ -44,12 +49,15 @@ def option(default: Any, help: str) -> Any:
     return dataclasses.field(default=default, metadata={"help": help})
 
 
-def compose_config(schema: type[T], overrides: list[str], config_name: str | None = None) -> T:
+def compose_config(schema: type[T], overrides: Sequence[str], config_name: str | None = None) -> T:
     """Compose ``filip/conf/<config_name>.yaml`` (if any) with ``overrides`` and check it against ``schema``.
 
-    Returns an instance of the dataclass ``schema``. Raises UserError for an unknown key, a value of the
-    wrong type or a required field (``MISSING``) that nobody set.
+    The file's defaults list may start with ``<config_name>_schema``, the defaults of ``schema``. What launchers append
+    (``--local_rank``) is passed over. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
+    key, a value of the wrong type or a required field (``MISSING``) that nobody set.
     """
+    given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
+    quoted = [quote_text(schema, override) for override in given]
     GlobalHydra.instance().clear()
     try:
         # A command without a config file must not see filip/conf: its folders are groups, and `model=PATH` would
@@ -62,9 +70,10 @@ def compose_config(schema: type[T], overrides: list[str], config_name: str | Non
         with found:
             if config_name is None:
                 ConfigStore.instance().store(name=f"schema_{schema.__name__}", node=schema)
-                composed = compose(f"schema_{schema.__name__}", overrides=overrides)
+                composed = compose(f"schema_{schema.__name__}", overrides=quoted)
             else:
-                composed = compose(config_name, overrides=overrides)
+                ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
+                composed = compose(config_name, overrides=quoted)
         config = OmegaConf.merge(OmegaConf.structured(schema), composed)
         assert isinstance(config, DictConfig)
         missing = sorted(OmegaConf.missing_keys(config))
@@ -75,26 +84,97 @@ def compose_config(schema: type[T], overrides: list[str], config_name: str | Non
         return cast(T, OmegaConf.to_object(config))
     except (HydraException, OmegaConfBaseException) as error:
         raise UserError(
-            f"bad configuration: {_first_lines(error)} (given: {' '.join(overrides) or 'nothing'}; see --help)"
+            f"bad configuration: {_reason(error)}{_suggestion(schema, given)} "
+            f"(given: {' '.join(given) or 'nothing'}; see --help)"
         ) from error
 
 
+def quote_text(schema: type, override: str) -> str:
+    """``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
+
+    The value of a field of type ``str``, and each element of a ``list[str]``, is quoted. Left as they are: ``null``,
+    values in Hydra's own quotes (in which an interpolation such as ``${run_dir}`` works), and every other type.
+    """
+    key, equals, value = override.partition("=")
+    declared = _declared_type(schema, key.lstrip("+")) if equals else None
+    if declared is str:
+        return f"{key}={_quoted(value)}"
+    if declared == list[str] and value.strip().startswith("[") and value.strip().endswith("]"):
+        return f"{key}=[{','.join(_quoted(element.strip()) for element in _elements(value.strip()[1:-1]))}]"
+    return override
+
+
+def _declared_type(schema: type, key: str) -> Any:
+    """The type of a dotted key, without ``| None``; None if the schema has no such key."""
+    name, _, rest = key.partition(".")
+    declared = get_type_hints(schema).get(name)
+    alternatives = [a for a in get_args(declared) if a is not type(None)]
+    if type(None) in get_args(declared) and len(alternatives) == 1:
+        declared = alternatives[0]
+    if not rest:
+        return declared
+    return _declared_type(cast(type, declared), rest) if dataclasses.is_dataclass(declared) else None
+
+
+def _quoted(value: str) -> str:
+    if value.strip().lower() == "null" or re.fullmatch(_IN_QUOTES, value.strip(), re.DOTALL):
+        return value
+    # OmegaConf would read ${...} as an interpolation; \${...} is the text, and a backslash before it counts double.
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+_IN_QUOTES = r"'(?:\\.|[^'\\])*'" + "|" + r'"(?:\\.|[^"\\])*"'
+
+
+def _elements(inside: str) -> list[str]:
+    """The elements of a list: split at commas outside of quotes, where a quote opens nothing but an element."""
+    one = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
+    return [found[1] for found in re.finditer(one, inside, re.DOTALL)][:-1]  # the last match is the empty end
+
+
+def _suggestion(schema: type, overrides: Sequence[str]) -> str:
+    """``; did you mean …?`` for the first key that the schema does not have but nearly has."""
+    known = [field.name for field in dataclasses.fields(cast(Any, schema))]
+    for override in overrides:
+        key = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        close = difflib.get_close_matches(key, known, 1)
+        if key not in known and close:
+            return f"; did you mean {close[0]!r}?"
+    return ""
+
+
 def run_command(
-    main: Callable[[T], Any], schema: type[T], config_name: str | None = None, argv: list[str] | None = None
+    main: Callable[[T], Any],
+    schema: type[T],
+    config_name: str | None = None,
+    argv: list[str] | None = None,
+    quiet: bool = False,
 ) -> None:
-    """Parse the command line, call ``main(config)``; a UserError becomes one plain message and exit code 2."""
+    """Parse the command line, call ``main(config)``; a UserError becomes one plain message and exit code 2.
+
+    schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
+    """
     arguments = list(sys.argv[1:] if argv is None else argv)
     if "-h" in arguments or "--help" in arguments:
-        print(help_text(main, schema))
+        if not quiet:
+            print(help_text(main, schema))
         return
-    overrides = [
-        a for a in arguments if not a.startswith("--local_rank") and not a.startswith("--local-rank")
-    ]
     try:
-        main(compose_config(schema, overrides, config_name))
+        try:
+            main(compose_config(schema, arguments, config_name))
+        except ModuleNotFoundError as error:
+            raise missing_extra(error, module_name(main)) from error
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if not quiet:
+            print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def module_name(function: Callable[..., Any]) -> str:
+    """The name under which a function's module is imported, also when it runs as ``__main__``."""
+    spec = getattr(inspect.getmodule(function), "__spec__", None)
+    return spec.name if spec else function.__module__
 
 
 def help_text(main: Callable[[T], Any], schema: type[T]) -> str:
@@ -122,5 +202,20 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
     return lines
 
 
-def _first_lines(error: Exception) -> str:
-    return " ".join(line.strip() for line in str(error).splitlines()[:2])
+def _reason(error: Exception) -> str:
+    """What Hydra and the error behind it say, without their advice and stack."""
+    lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
+    told = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return " ".join(dict.fromkeys(told))
+
+
+_ADVICE = (
+    "See https:",
+    "To append to your config",
+    "Set the environment variable",
+    "full_key:",
+    "object_type=",
+    "reference_type=",
+    "Config search path",
+    "provider=",
+)

@@ -148,7 +148,7 @@ class Study:
         if source != "demo":
             return ""
         port = self.config.get("demo", {}).get("port", 8765)
-        return f"python -m filip.data.demo.serving {self.results}/corpus {port} -- "
+        return f"python -m filip.data.demo.serving root={self.results}/corpus port={port} -- "
 
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"

@@ -1,32 +1,35 @@
 """What the token-wise loss costs per GPU and step: flops, memory and traffic, counted and not measured.
 
-``python -m filip.interaction.cost`` prints the table for the paper's base model (global batch 40,960 on 128
-GPUs, ViT-B/32); ``--help`` lists what can be changed. docs/interaction.md explains the design from it.
+``filip interaction cost`` prints the table for the paper's base model (global batch 40,960 on 128 GPUs, ViT-B/32);
+``--help`` lists what can be changed. docs/interaction.md explains the design from it.
 """
 
 from __future__ import annotations
 
-import argparse
-from dataclasses import dataclass, replace
-from typing import NamedTuple
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
+def _option(default: Any, help: str) -> Any:
+    return field(default=default, metadata={"help": help})
+
+
+@dataclass
 class Setting:
     """One training step as one GPU sees it. Defaults: the paper's FILIP base."""
 
-    global_batch: int = 40_960
-    gpus: int = 128
-    n1: int = 49  # image tokens in the interaction
-    n2: float = 18.0  # mean tokens of a caption, [BOS] and [EOS] included
-    n2_padded: int = 77  # what a padded implementation computes with
-    dim: int = 256
-    token_bytes: int = 2  # fp16 transport, as in the paper
-    tile_bytes: int = 1 << 28  # what the tiled backend holds of the similarity on a GPU
-    image_layers: int = 12
-    image_width: int = 768
-    text_layers: int = 12
-    text_width: int = 512
+    global_batch: int = _option(40_960, "pairs of one contrastive batch, all GPUs")
+    gpus: int = _option(128, "GPUs that share the batch")
+    n1: int = _option(49, "image tokens in the interaction")
+    n2: float = _option(18.0, "mean tokens of a caption, [BOS] and [EOS] included")
+    n2_padded: int = _option(77, "tokens of a caption that a padded implementation computes with")
+    dim: int = _option(256, "features of a token")
+    token_bytes: int = _option(2, "of a feature when it is sent; 2 = fp16, as in the paper")
+    tile_bytes: int = _option(1 << 28, "what the tiled backend holds of the similarity on a GPU")
+    image_layers: int = _option(12, "of the image encoder")
+    image_width: int = _option(768, "of the image encoder")
+    text_layers: int = _option(12, "of the text encoder")
+    text_width: int = _option(512, "of the text encoder")
 
     @property
     def local(self) -> int:
@@ -130,14 +133,12 @@ def table(s: Setting) -> str:
     return "\n".join(lines)
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    default = Setting()
-    for name in ("global_batch", "gpus", "n1", "n2", "dim", "token_bytes"):
-        value = getattr(default, name)
-        parser.add_argument(f"--{name}", type=type(value), default=value, help=f"default {value}")
-    print(table(replace(default, **vars(parser.parse_args()))))
+def main(setting: Setting) -> None:
+    """Flops, memory and traffic of the token-wise loss per GPU and step, counted, beside CLIP's and the encoders'."""
+    print(table(setting))
 
 
 if __name__ == "__main__":
-    main()
+    from filip.command import run_command  # the library itself imports nothing of the project
+
+    run_command(main, Setting)

@@ -1,4 +1,4 @@
-"""The summary of a study in a terminal: ``python -m filip.report.show results/demo``."""
+"""The summary of a study in a terminal: ``filip report show results=results/demo``."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import shutil
 import sys
 import textwrap
+from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.report.render import short_commit, shown
 from filip.report.table import Cell, Column
@@ -18,17 +20,16 @@ from filip.report.table import Cell, Column
 __all__ = ["main", "text"]
 
 
-def main(arguments: list[str]) -> None:
-    """Print ``<folder>/summary.json``. Takes the folder (or the file) as its only argument."""
-    if len(arguments) != 1 or arguments[0] in ("-h", "--help"):
-        print("usage: python -m filip.report.show results/<study>", file=sys.stderr)
-        sys.exit(0 if arguments and arguments[0] in ("-h", "--help") else 2)
+@dataclass
+class Show:
+    results: str = option(MISSING, "results folder of a study (results/demo), or its summary.json")
+
+
+def main(config: Show) -> None:
+    """Print the summary of a study in the terminal: times, funnel, tables, runs."""
     try:
-        print(text(load(arguments[0]), shutil.get_terminal_size((110, 40)).columns))
+        print(text(load(config.results), shutil.get_terminal_size((110, 40)).columns))
         sys.stdout.flush()
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
     except BrokenPipeError:  # the reader, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -179,4 +180,4 @@ def _wrapped(words: str, width: int, indent: str) -> list[str]:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    run_command(main, Show)

@@ -28,30 +28,21 @@ def train(config: TrainConfig) -> None:
     """
     from filip.train import loop  # imports torch's compiler and more: not for --help
 
-    loop.train(config)
+    loop.train(config.check())
 
 
-def main(arguments: list[str]) -> int:
-    """One message from the first rank on a user's mistake, exit code 2 on all."""
-    from filip.command import compose_config, help_text
-    from filip.errors import UserError
+def main(arguments: list[str]) -> None:
+    """Run the command; of a user's mistake only the first rank speaks, and all exit with 2."""
+    from filip.command import run_command
     from filip.train.config import TrainConfig
 
     main_rank = environment_rank() == 0
-    if "-h" in arguments or "--help" in arguments:
-        if main_rank:
-            print(help_text(train, TrainConfig))
-        return 0
-    overrides = [a for a in arguments if not a.startswith(("--local_rank", "--local-rank"))]
     try:
-        train(compose_config(TrainConfig, overrides, "train").check())
-    except UserError as error:
-        if main_rank:
-            print(f"error: {error}", file=sys.stderr, flush=True)
-        else:
+        run_command(train, TrainConfig, "train", arguments, quiet=not main_rank)
+    except SystemExit:
+        if not main_rank:
             time.sleep(2)  # launchers kill the others at the first failure: let the first rank speak
-        return 2
-    return 0
+        raise
 
 
 def leave(code: int) -> None:
@@ -63,7 +54,8 @@ def leave(code: int) -> None:
 
 if __name__ == "__main__":
     try:
-        exit_code = main(sys.argv[1:])
+        main(sys.argv[1:])
+        exit_code = 0
     except SystemExit as stopped:
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException:  # a bug of ours: its trace, and no waiting for threads of a broken process group

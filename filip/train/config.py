@@ -8,8 +8,6 @@ from dataclasses import dataclass
 from operator import attrgetter
 from pathlib import Path
 
-from hydra.core.config_store import ConfigStore
-
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
@@ -197,7 +195,3 @@ def _check_numbers(config: TrainConfig) -> None:
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise UserError(f"{name}={value!r} is unknown; choose one of {', '.join(allowed)}")
-
-
-# filip/conf/train.yaml starts from this node, so that every field has its default and its type.
-ConfigStore.instance().store(name="train_schema", node=TrainConfig)

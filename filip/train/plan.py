@@ -1,23 +1,24 @@
 """How much memory a training takes per rank, term by term, before any of it is allocated.
 
-python -m filip.train.plan experiment=large ranks=[8,128,192]
+filip train plan experiment=large ranks=[8,128,192]
 """
 
 from __future__ import annotations
 
 import math
 import os
-import sys
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from filip.command import option, run_command
+from filip.errors import UserError
 from filip.interaction.cost import Setting, clip, fused
 from filip.models import DualEncoder, ModelConfig, build_model
+from filip.train.config import TrainConfig
 
 if TYPE_CHECKING:
-    from filip.train.config import TrainConfig
     from filip.train.engine import Batching
 
 # Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
@@ -139,7 +140,6 @@ def readable(size: float) -> str:
 
 def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
     """A row per number of ranks and ZeRO stage, at the batch size of the config."""
-    from filip.errors import UserError
     from filip.train.engine import resolve_batching
 
     plan = memory_plan(config.model, config, resolve_batching(config, 1), 1)
@@ -166,35 +166,23 @@ def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
     return lines
 
 
-def main(arguments: list[str]) -> int:
-    """Print the memory plan of a training configuration for several numbers of ranks."""
-    from filip.command import compose_config
-    from filip.errors import UserError
-    from filip.train.config import TrainConfig
+@dataclass
+class Plan(TrainConfig):
+    run_dir: str = option("-", "not used: nothing is written")
+    out: str = option("-", "not used")
+    result: str = option("-", "not used")
+    ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan for")
 
-    if not arguments or "-h" in arguments or "--help" in arguments:
-        print(f"{__doc__}\nranks=[8,128,192] is the default; all other options are those of filip.train.")
-        return 0
+
+def main(config: Plan) -> None:
+    """Parameters and memory per rank of a training configuration, for several numbers of ranks."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
-    given = [a.removeprefix("ranks=") for a in arguments if a.startswith("ranks=")]
-    overrides = [a for a in arguments if not a.startswith("ranks=")]
-    try:
-        sizes = [int(n) for n in (given or ["8,128,192"])[-1].strip("[]").split(",")]
-        if min(sizes) < 1:
-            raise ValueError
-    except ValueError:
-        print(f"error: ranks={given[-1]} is not a list of numbers such as [8,128]", file=sys.stderr)
-        return 2
-    try:
-        places = [f"{name}=-" for name in ("run_dir", "out", "result")]
-        config = compose_config(TrainConfig, [*places, *overrides], "train").check()
-        config.model.image.image_size = config.image_size or config.model.image.image_size
-        print("\n".join(table(config, sizes)))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if not config.ranks or min(config.ranks) < 1:
+        raise UserError(f"ranks={config.ranks} should be numbers of ranks, each at least 1, such as [8,128]")
+    config.check()
+    config.model.image.image_size = config.image_size or config.model.image.image_size
+    print("\n".join(table(config, config.ranks)))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_command(main, Plan, "train")

@@ -67,7 +67,7 @@ def test_the_page_names_whom_the_licences_oblige_to_name(folder):
 
 def test_the_terminal_shows_all_of_it(folder):
     shown = subprocess.run(
-        [sys.executable, "-m", "filip.report.show", str(folder)],
+        [sys.executable, "-m", "filip.report.show", f"results={folder}"],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -91,7 +91,7 @@ def test_the_terminal_shows_all_of_it(folder):
 
 def test_the_terminal_command_says_what_is_missing(tmp_path):
     found = subprocess.run(
-        [sys.executable, "-m", "filip.report.show", str(tmp_path)],
+        [sys.executable, "-m", "filip.report.show", f"results={tmp_path}"],
         capture_output=True,
         text=True,
         cwd=ROOT,

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from filip.command import run_command
 from filip.models import build_model, load_preset
-from filip.train.plan import activation_bytes, main, state_bytes
+from filip.train.plan import Plan, activation_bytes, main, state_bytes
 from tests.train.conftest import Ranks, environment
 
 
@@ -65,10 +66,11 @@ def test_the_plan_is_for_the_resolution_asked_for(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("DS_ACCELERATOR", "cpu")
-    assert main(["experiment=finetune_coco", "model=large", "ranks=[64]"]) == 0
+    run_command(main, Plan, "train", ["experiment=finetune_coco", "model=large", "ranks=[64]"])
     positions = (28 * 28 - 16 * 16) * 1024  # at 392 px, beyond those of 224 px
     assert f"{426_699_009 + positions:,} parameters" in capsys.readouterr().out
-    assert main(["experiment=finetune_coco"]) == 2
+    with pytest.raises(SystemExit):
+        run_command(main, Plan, "train", ["experiment=finetune_coco"])
     assert "not a multiple of the patch size 32" in capsys.readouterr().err
 
 

@@ -1,6 +1,6 @@
-"""Run a command while the demo corpus is being served, and stop serving when it ends, however it ends.
+"""Run a command while the demo corpus is served, and stop serving when it ends, however it ends.
 
-python -m filip.data.demo.serving results/demo/corpus 8765 -- python -m filip.data.download ...
+filip data demo serving root=results/demo/corpus port=8765 -- filip data download ...
 """
 
 from __future__ import annotations
@@ -9,12 +9,12 @@ import signal
 import subprocess
 import sys
 import threading
+from dataclasses import dataclass
 from pathlib import Path
 
+from filip.command import MISSING, option, run_command
 from filip.data.demo.server import CorpusServer, say, summary
 from filip.errors import UserError
-
-USAGE = "usage: python -m filip.data.demo.serving CORPUS_FOLDER PORT -- COMMAND [ARGUMENT ...]"
 
 
 def serve_while(root: Path, port: int, command: list[str]) -> int:
@@ -35,16 +35,19 @@ def serve_while(root: Path, port: int, command: list[str]) -> int:
         say(f"stopped after {summary(server)}")
 
 
-def main(arguments: list[str]) -> int:
-    if len(arguments) < 4 or arguments[2] != "--" or not arguments[1].isdigit():
-        print(USAGE, file=sys.stderr)
-        return 2
-    try:
-        return serve_while(Path(arguments[0]), int(arguments[1]), arguments[3:])
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+@dataclass
+class Serving:
+    root: str = option(MISSING, "folder of the demo corpus")
+    port: int = option(8765, "port on 127.0.0.1")
+
+
+def main(config: Serving, command: list[str]) -> None:
+    """Run a command while the demo corpus is served: ``root=CORPUS port=8765 -- COMMAND [ARGUMENT ...]``."""
+    if not command:
+        raise UserError("no command; give root=CORPUS port=8765 -- COMMAND [ARGUMENT ...]")
+    sys.exit(serve_while(Path(config.root), config.port, command))
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    run_command(lambda config: main(config, sys.argv[split + 1 :]), Serving, argv=sys.argv[1:split])

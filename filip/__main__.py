@@ -1,0 +1,135 @@
+"""One command for all: ``filip`` lists them, ``filip data download key=value ...`` runs ``filip.data.download``.
+
+A command is a module with an ``if __name__ == "__main__"`` block; nothing has to be registered. Its line in the list
+is the first line of the docstring of the function that it runs.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import runpy
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from filip.errors import UserError
+from filip.extras import missing_extra
+
+PACKAGE = Path(__file__).resolve().parent
+GROUPS = {
+    "data": "From a list of URLs to shards with candidate captions",
+    "train": "Training with DeepSpeed",
+    "eval": "Evaluation of trained models",
+    "report": "Tables, figures and pages of a study",
+    "data demo": "The embedded demo corpus",
+    "": "Other",
+}
+_ENTRY = 'if __name__ == "__main__":'
+
+
+class Command(NamedTuple):
+    """``words`` as they are typed, the module that they run, and one line about it."""
+
+    words: tuple[str, ...]
+    module: str
+    about: str
+
+    @property
+    def group(self) -> str:
+        """The key of GROUPS: the longest that the words begin with; "" for a command outside of them."""
+        starts = (" ".join(self.words[:length]) for length in range(len(self.words), 0, -1))
+        return next((start for start in starts if start in GROUPS), "")
+
+
+def commands() -> list[Command]:
+    """All commands of the package, found by reading its files; none of them is imported."""
+    return sorted(_find_commands())
+
+
+def _find_commands() -> Iterator[Command]:
+    for file in PACKAGE.rglob("*.py"):
+        source = file.read_text(encoding="utf-8")
+        if f"\n{_ENTRY}" in source and file != Path(__file__).resolve():
+            parts = file.relative_to(PACKAGE).with_suffix("").parts
+            words = parts[:-1] if parts[-1] == "__main__" else parts
+            yield Command(words, ".".join(("filip", *words)), _about(source))
+
+
+def _about(source: str) -> str:
+    """First line of the docstring of what ``run_command`` is given, or else of the module."""
+    tree = ast.parse(source)
+    documented = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    run = [
+        call.args[0].id
+        for call in ast.walk(tree)
+        if isinstance(call, ast.Call)
+        and isinstance(call.func, ast.Name)
+        and call.func.id == "run_command"
+        and isinstance(call.args[0], ast.Name)
+    ]
+    function = next((documented[name] for name in run if name in documented), None)
+    text = (function and ast.get_docstring(function)) or ast.get_docstring(tree) or ""
+    return text.split("\n\n")[0].replace("\n", " ").replace("``", "")
+
+
+def overview(found: list[Command]) -> str:
+    """The list that ``filip`` prints: the commands by group, one line each."""
+    width = max(len(" ".join(command.words)) for command in found)
+    lines = ["filip COMMAND key=value ...   (filip COMMAND --help lists the keys)"]
+    for group, title in GROUPS.items():
+        members = [command for command in found if command.group == group]
+        lines += ["", f"{title}:"] if members else []
+        lines += [f"  {' '.join(command.words):<{width}}  {command.about}" for command in members]
+    return "\n".join(lines)
+
+
+def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[str]]:
+    """The command that the arguments begin with, the longest one, and what follows it. UserError if there is none."""
+    by_words = {command.words: command for command in found}
+    for length in range(len(arguments), 0, -1):
+        if command := by_words.get(tuple(word.replace("-", "_") for word in arguments[:length])):
+            return command, arguments[length:]
+    typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
+    known = [" ".join(words) for words in by_words]
+    close = difflib.get_close_matches(typed, known, 3)
+    close += [name for name in known if name.endswith(f" {typed}") and name not in close]
+    hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `filip` lists all commands"
+    raise UserError(f"there is no command {typed or arguments[0]!r}{hint}")
+
+
+def run(arguments: list[str]) -> None:
+    """Print the list, or run a command as ``python -m`` would."""
+    found = commands()
+    if arguments == ["--version"]:
+        from filip import __version__
+
+        print(f"filip {__version__}")
+        return
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(overview(found))
+        return
+    group = [c for c in found if list(c.words[: len(arguments)]) == arguments]
+    if group and tuple(arguments) not in {c.words for c in found}:
+        print(overview(group))
+        return
+    command, rest = choose(arguments, found)
+    sys.argv = [command.module, *rest]
+    try:
+        runpy.run_module(command.module, run_name="__main__", alter_sys=True)
+    except ModuleNotFoundError as error:
+        raise missing_extra(error, command.module) from error
+
+
+def main() -> None:
+    """The entry point ``filip``: a UserError becomes one plain message and exit code 2."""
+    try:
+        run(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

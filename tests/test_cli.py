@@ -1,0 +1,143 @@
+"""``filip``: every command is listed and answers to --help; mistakes are answered with what to type instead."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import filip
+from filip.__main__ import GROUPS, choose, commands, overview, run
+from filip.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = [" ".join(command.words) for command in commands()]
+
+
+def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line() -> None:
+    files = [file for file in (ROOT / "filip").rglob("*.py") if "run_command(" in file.read_text()]
+    modules = {
+        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files
+    } - {"filip.command"}
+    assert {command.module for command in commands()} == modules
+    assert {"train", "train plan", "data download", "data demo corpus", "eval retrieval", "export"} <= set(
+        NAMES
+    )
+    text = overview(commands())
+    for command in commands():
+        line = next(
+            line for line in text.splitlines() if line.split()[: len(command.words)] == list(command.words)
+        )
+        assert command.about and command.about in line and len(line) <= 150
+        assert command.group in GROUPS
+        assert command.group or len(command.words) == 1 or command.words[0] == "interaction", (
+            "a group without a title"
+        )
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+@pytest.mark.parametrize("name", [name for name in NAMES if name != "train"])
+def test_help_of_each_command_says_what_it_does_and_lists_its_keys(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    run([*name.split(), "--help"])
+    printed = capsys.readouterr().out
+    assert ("key=value" in printed and "=REQUIRED" in printed) or name in ("interaction cost", "train plan")
+    about = next(command.about for command in commands() if " ".join(command.words) == name)
+    assert about.split(".")[0][:40] in " ".join(printed.split())
+
+
+def filip_command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
+    """The entry point in a process of its own, after the statements ``before``."""
+    program = f"import sys; {before}; from filip.__main__ import main; main()"
+    return subprocess.run(
+        [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False
+    )
+
+
+def test_train_is_a_command_like_the_others() -> None:
+    found = filip_command("train", "--help")
+    assert found.returncode == 0 and "run_dir=REQUIRED" in found.stdout
+    found = filip_command("train", "experiment=demo")
+    assert found.returncode == 2 and found.stderr.startswith(
+        "error: required but not given: out, result, run_dir"
+    )
+
+
+def test_the_list_needs_no_third_party_package_and_a_group_lists_its_own() -> None:
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", "from filip.__main__ import run; run([]); run(['report'])"],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    everything, group = found.stdout.split("filip COMMAND key=value")[1:]
+    assert "data download" in everything
+    assert "report tables" in group and "data download" not in group
+
+
+def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
+    for typed, meant in (
+        (["data", "downlaod", "source=cc3m"], "data download"),
+        (["retrieval"], "eval retrieval"),
+        (["eval", "zeroshot"], "eval zero_shot"),
+        (["trian"], "train"),
+    ):
+        with pytest.raises(
+            UserError, match=rf"no command '{' '.join(w for w in typed if '=' not in w)}'.*'{meant}'"
+        ):
+            choose(typed, commands())
+    with pytest.raises(UserError, match="`filip` lists all commands"):
+        choose(["xyzzy"], commands())
+    assert choose(["eval", "zero-shot", "model=m"], commands())[0].module == "filip.eval.zero_shot"
+
+
+def test_a_missing_extra_is_named() -> None:
+    found = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
+    assert (found.returncode, found.stderr) == (
+        2,
+        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: pip install 'filip[data]'\n",
+    )
+
+
+def test_worker_processes_start_under_the_command(tmp_path: Path) -> None:
+    """Spawned workers import the module that the command runs, not the entry point."""
+    (tmp_path / "pairs.csv").write_text(
+        "url,caption\n" + "".join(f"http://x/{i}.jpg,a dog number {i} runs on the beach\n" for i in range(40))
+    )
+    for arguments in (
+        ("data", "prepare", f"source={tmp_path}/pairs.csv", f"out={tmp_path}/list.parquet"),
+        (
+            "data",
+            "text_rules",
+            "source=cc3m",
+            f"list={tmp_path}/list.parquet",
+            f"out={tmp_path}/kept.parquet",
+            f"funnel={tmp_path}/funnel.json",
+            "processes=2",
+        ),
+    ):
+        found = filip_command(*arguments)
+        assert found.returncode == 0, found.stderr
+    assert (tmp_path / "kept.parquet").is_file()
+
+
+def test_the_version_is_said_and_the_import_is_light() -> None:
+    assert filip_command("--version").stdout == f"filip {filip.__version__}\n"
+    program = """
+import os, sys
+before = dict(os.environ)
+import filip
+print(sorted(name for name in sys.modules if name.partition(".")[0] not in sys.stdlib_module_names))
+assert dict(os.environ) == before
+"""
+    found = subprocess.run(
+        [sys.executable, "-S", "-c", program],
+        capture_output=True,
+        text=True,
+        env={"PYTHONPATH": str(ROOT)},
+        check=True,
+    )
+    assert found.stdout == "['__main__', 'filip']\n"

@@ -1,0 +1,132 @@
+"""The command line: everyday text arrives as it was typed, mistakes are answered in one sentence."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from filip.command import MISSING, compose_config, option, run_command
+from filip.errors import UserError
+
+
+@dataclass
+class Nested:
+    text: str = "default"
+
+
+@dataclass
+class Options:
+    """Of a command that exists only here."""
+
+    text: str = option("default", "a sentence")
+    maybe: str | None = option(None, "a sentence or nothing")
+    texts: list[str] = option([], "sentences")
+    number: int = option(1, "a number")
+    numbers: list[int] = option([], "numbers")
+    nested: Nested = field(default_factory=Nested)
+
+
+EVERYDAY = [
+    "a man's dog",
+    "a dog, running",
+    "café!",
+    "results/lr=0.1/model (1).safetensors",
+    "it's \"quoted\" twice: 'so' and 'so'",
+    '"unbalanced',
+    "'",
+    "a photo of a {c}.",
+    "[a] and {b}",
+    "${name} costs $5",
+    "\\${name}",
+    "number #1",
+    "100%25 off",
+    "C:\\images\\",
+    "ends in \\'",
+    "日本語 🦙",
+    "two\nlines",
+    "  spaces around  ",
+    "",
+    "1e3",
+    "007",
+    "true",
+    "~",
+    "a: b",
+    "x@y?z=1&w=2;*|",
+]
+
+
+@pytest.mark.parametrize("text", EVERYDAY)
+def test_a_text_arrives_as_it_was_typed(text: str) -> None:
+    found = compose_config(Options, [f"text={text}", f"maybe={text}", f"nested.text={text}"])
+    assert (found.text, found.maybe, found.nested.text) == (text, text, text)
+
+
+@pytest.mark.parametrize(
+    ("given", "elements"),
+    [
+        ("[a man's dog,café!]", ["a man's dog", "café!"]),
+        ("[ a (1).png , b=c ]", ["a (1).png", "b=c"]),
+        ("['a dog, running', \"it's\"]", ["a dog, running", "it's"]),
+        ("[]", []),
+        ("['']", [""]),
+        ("[007,1e3,true]", ["007", "1e3", "true"]),
+        ("[${x},50%]", ["${x}", "50%"]),
+    ],
+)
+def test_the_elements_of_a_list_of_texts_arrive_as_they_were_typed(given: str, elements: list[str]) -> None:
+    assert compose_config(Options, [f"texts={given}"]).texts == elements
+
+
+def test_null_and_hydras_own_quotes_and_interpolations_in_them_still_work() -> None:
+    found = compose_config(
+        Options, ["maybe=null", 'text="a dog, running"', "nested.text='${text}'", "number=3", "numbers=[1,2]"]
+    )
+    assert found.maybe is None
+    assert found.text == found.nested.text == "a dog, running"
+    assert (found.number, found.numbers) == (3, [1, 2])
+
+
+def test_a_value_that_does_not_fit_and_a_key_that_is_misspelt_are_named() -> None:
+    with pytest.raises(UserError, match="could not be converted to Integer"):
+        compose_config(Options, ["number=many"])
+    with pytest.raises(UserError, match="did you mean 'number'"):
+        compose_config(Options, ["nubmer=2"])
+
+
+@dataclass
+class Required:
+    out: str = option(MISSING, "file")
+
+
+def fails(config: Required) -> None:
+    """Fails."""
+    raise UserError(f"cannot write {config.out}")
+
+
+def imports(config: Required) -> None:
+    """Imports what is not there."""
+    __import__(config.out)
+
+
+def test_a_users_mistake_is_one_line_and_exit_code_2(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments, message in (
+        (["out=it's there"], "error: cannot write it's there\n"),
+        ([], "error: required but not given: out; add e.g. out=VALUE (see --help)\n"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            run_command(fails, Required, argv=arguments)
+        assert (stopped.value.code, capsys.readouterr().err) == (2, message)
+
+
+def test_a_module_that_is_not_installed_is_answered_with_what_to_install(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    with pytest.raises(SystemExit):
+        run_command(imports, Required, argv=["out=not_a_module_of_anybody"])
+    assert "pip install not_a_module_of_anybody" in capsys.readouterr().err
+    with pytest.raises(ModuleNotFoundError):  # a bug of ours, not a missing package
+        run_command(imports, Required, argv=["out=filip.no_such_module"])
+
+
+def test_what_launchers_append_is_passed_over(tmp_path: Path) -> None:
+    assert compose_config(Options, ["--local_rank=0", "--local-rank=1", "number=2"]).number == 2
