@@ -41,7 +41,7 @@ class Layout:
     path: str  # folder below the evaluation root
     split: str
     size: int | None  # images in the split; None = not stated
-    options: dict[str, Any] = field(default_factory=dict)  # what the loader needs besides
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loader
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Going through a whole test set, with its progress, and what is to be said of its size."""
+"""Going through a whole test set with a progress display, and the note on its size."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from filip.errors import UserError
 class Encoder(Protocol):
     """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text.
 
-    ``grid``: rows and columns of the patches; (0, 0) where ``patches`` is not to be had.
+    ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``.
     """
 
     name: str
@@ -111,7 +111,7 @@ class FilipEncoder:
 
     @torch.inference_mode()
     def patches(self, pixels: Tensor) -> Tensor:
-        # The tower projects every token; a pooled model merely never uses these in training.
+        # The tower projects every token; training of a pooled model just ignores all but one.
         tokens = self.model.image(pixels.to(self.device))
         return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1).cpu()
 

@@ -1,6 +1,6 @@
 """Where each word looks: ``python -m filip.eval.heatmap model=M image=cat.jpg 'caption=a black cat' picture=P.png``.
 
-One heat map per token of any caption on any image, on one scale, beside the word-patch alignment.
+One heat map per token of any caption on any image, all on one scale, next to the word-patch alignment.
 """
 
 from __future__ import annotations

@@ -117,7 +117,7 @@ def bootstrap_interval(
     """95 % percentile interval of a mean, from resampled images.
 
     values: [n], one number per query. clusters: [n], the image a query belongs to: images are drawn with
-    replacement, and all their queries come along (captions of one image are not independent). classes: [n],
+    replacement together with all their queries (captions of one image are not independent). classes: [n],
     for a mean of per-class means: images are drawn within their class, so that no class disappears; not to
     be combined with clusters. Returns (low, high); (nan, nan) for no values. Deterministic for a given seed.
     """

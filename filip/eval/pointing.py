@@ -123,7 +123,7 @@ def composite_pointing(
 ) -> dict[str, Any]:
     """Pointing accuracy on composites of random pairs with different labels.
 
-    ``value``: a label's best patch lies on its own object (chance: the share of such patches).
+    ``value``: a label's best patch lies on its own object (chance: the fraction of patches that do).
     ``own_side``: it lies in its own object's half (chance one half, the sides being drawn at random).
     """
     usable = [item for item in items if item.mask is not None]

@@ -1,7 +1,7 @@
 """Prompt ensembles: the paper's Cartesian products, CLIP's template lists, the single prompts of retrieval.
 
 A prompt of the paper is ``[prefix] {label}, [description]. [suffix].``; an empty part is left out with its
-punctuation. A label that comes with nothing around it (all parts empty) is used as it stands.
+punctuation. A label with nothing around it (all parts empty) is used unchanged.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def load_ensemble(path: str | Path, key: str) -> list[Prompt]:
     if len(prompts) != entry.get("count"):
         raise UserError(
             f"prompts '{key}' in {path} make {len(prompts)} prompts, but count says {entry.get('count')}: "
-            "mend the lists or the count"
+            "correct the lists or the count"
         )
     return prompts
 

@@ -37,7 +37,7 @@ class Retrieval(EvalOptions):
     rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
     shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
     shortlist_by: str = option(
-        "pooled", "what makes the shortlist: pooled (mean vectors) or int8 (quantised)"
+        "pooled", "first stage of the shortlist: pooled (mean vectors) or int8 (quantised tokens)"
     )
     compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
 

@@ -1,4 +1,4 @@
-"""One interface through which every table is computed; pooled and token-wise models differ only here.
+"""The one interface behind every table; pooled and token-wise models differ only here.
 
     scorer = load_scorer("results/demo/models/filip.safetensors")
     images = scorer.encode_images(pixels)
@@ -44,7 +44,7 @@ class Texts:
 
 
 class Scorer:
-    """Base of the two scorers: batching, progress, and texts encoded once however often they occur."""
+    """Base of the two scorers: batches, progress, and each distinct text encoded once."""
 
     token_wise: bool
 

@@ -2,7 +2,7 @@
 
 The shortlist comes from mean vectors ("pooled": one product of [images, d] with [d, texts]) or from int8
 tokens ("int8": the full late interaction on tokens rounded to 8 bits, a quarter of the memory to hold). It
-is an approximation: what it loses against exact ranking is measured and reported, never hidden.
+is an approximation: its loss against exact ranking is measured and reported.
 """
 
 from __future__ import annotations

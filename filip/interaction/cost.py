@@ -1,4 +1,4 @@
-"""What the token-wise loss costs per GPU and step: flops, memory and traffic, counted and not measured.
+"""What the token-wise loss costs per GPU and step: flops, memory and traffic, by counting, not measuring.
 
 ``filip interaction cost`` prints the table for the paper's base model (global batch 40,960 on 128 GPUs, ViT-B/32);
 ``--help`` lists what can be changed. docs/interaction.md explains the design from it.
@@ -108,7 +108,7 @@ def _selected(tokens: int, keep_ratio: float) -> int:
 
 
 def table(s: Setting) -> str:
-    """The costs of every form, one line each, beside the encoders' flops."""
+    """One line of costs for each form of the loss, with the encoders' flops for comparison."""
     encoders = encoder_flops(s)
     rows = [
         ("CLIP, one vector per side", clip(s)),

@@ -58,15 +58,17 @@ def late_interaction(
         t2i[i, j] = mean over k of max over r of f_i[r] . g_j[k]
 
     Arguments
-        image_tokens  [images, n1, d], floating point; FILIP's are of unit length, nothing here needs that
+        image_tokens  [images, n1, d], floating point; of unit length in FILIP (see below for tokens that are not)
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto"
 
-    Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens); 16-bit
-    tokens are multiplied exactly and summed in float32, under autocast too (the native kernel may leave
-    bfloat16 similarities an error of 3e-4 of |f| |g|, a tenth of their rounding; its winners are exact).
+    Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
+    tokens are multiplied exactly and summed in float32, under autocast too, with one exception: the native
+    kernel multiplies in 16-bit fixed point, scaled by the longest token of each image and text. Its bfloat16
+    similarities may be off by 3e-4 of the product of those lengths, and it may take the runner-up for the winner
+    of a maximum that is decided by less. So prefer tokens of about equal length there.
     Gradients arrive in the dtype of the tokens; there is no second derivative. When several tokens share a
     maximum, the one with the lowest index takes the whole gradient.
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run.
@@ -87,7 +89,7 @@ def late_interaction_padded(
 ) -> Similarity:
     """:func:`late_interaction` for padded text: ``text_tokens`` [texts, n2, d], ``text_lengths`` [texts].
 
-    What lies in the padding takes part in nothing: neither a value nor a gradient depends on it.
+    The padding is ignored: no value and no gradient depends on it.
     """
     return late_interaction(
         image_tokens, pack_tokens(text_tokens, text_lengths), text_lengths, backend=backend
@@ -98,7 +100,8 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") ->
     """The backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
 
     "auto" takes the native kernel for float32 and bfloat16 on CPUs, Triton for 16-bit and float32 on GPUs of
-    compute capability 8.0 and newer, and else the tiled backend. One notice tells why a better one is not used.
+    compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster
+    one is not used.
     """
     wanted, source = backend, "backend="
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):

@@ -1,12 +1,12 @@
 """Late interaction over many ranks: each scores its own images and its own texts against all the others'.
 
 Every image-text pair is scored once, by the rank that owns the image: from one product come both maxima.
-So text tokens travel (they are fewer than image tokens), and the finished s^T, one number per pair, goes to
-the rank that owns the text by an all-to-all. The re-implementations gather both sides and multiply twice.
+So only text tokens are sent (they are fewer than image tokens), and the finished s^T, one number per pair, goes
+to the rank that owns the text by an all-to-all. Other implementations gather both sides and multiply twice.
 
-``gather`` brings all texts to every rank and calls the backend once. ``ring`` lets them travel from rank to
-rank, one block being scored while the next one arrives; in the backward they travel once more, each
-followed by its gradient, which is complete when it comes home.
+``gather`` brings all texts to every rank and calls the backend once. ``ring`` passes them from rank to
+rank, one block being scored while the next one arrives; in the backward they are sent round once more, each
+followed by its gradient, which is complete when it is back at its owner.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def gather_ids(ids: Tensor, *, group: Group = None) -> tuple[Tensor, int]:
 
 @dataclass(frozen=True)
 class _Layout:
-    """Who owns what, known to every rank before the first token travels."""
+    """Which rank owns which images and texts, known to all before the first token is sent."""
 
     group: Group
     rank: int
@@ -210,13 +210,13 @@ class _Ring(torch.autograd.Function):
             summed = remote.contiguous() if total is None else total.add_(remote)
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
-        wait_all(handles)  # the last hop has brought each gradient home
+        wait_all(handles)  # after the last hop each gradient is at its owner
         assert total is not None
         return grad_images.to(image_tokens.dtype), total.to(text_tokens.dtype), None, None, None
 
 
 def _ring_blocks(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
-    """(owner, text tokens) of every rank, the own first; while one is in use the next is under way."""
+    """(owner, text tokens) of every rank, this rank's first; the next block is received while one is in use."""
     block = block.contiguous()
     for step in range(layout.ranks):
         owner = (layout.rank - step) % layout.ranks

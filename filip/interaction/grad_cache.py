@@ -35,7 +35,7 @@ With fp16 loss scaling pass ``loss_scale=engine.optimizer.loss_scale``: step 2 t
 as the big batch would, and its gradients do not underflow.
 
 Whatever belongs to the model rather than to the batch but enters the loss, such as the logit scale, is
-returned by ``encode`` too, with shape [1]; it arrives in ``loss`` as M equal values. Their mean is it.
+returned by ``encode`` too, with shape [1]; ``loss`` receives M equal values, whose mean is the value.
 """
 
 from __future__ import annotations

@@ -87,7 +87,7 @@ def add_pooled_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight
 
 
 def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive in first place."""
+    """Cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
     best = logits.detach().argmax(dim=1)
     if positives is None:
         return F.cross_entropy(logits, target), (best == target).to(logits.dtype).mean()

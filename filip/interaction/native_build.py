@@ -41,8 +41,8 @@ def library_path() -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         with _lock(folder / "building"):
             if not library.exists():  # another process may have built it while this one waited
-                for left_by_a_killed_build in folder.glob("build-*"):
-                    shutil.rmtree(left_by_a_killed_build, ignore_errors=True)
+                for abandoned in folder.glob("build-*"):
+                    shutil.rmtree(abandoned, ignore_errors=True)
                 _build(library)
     except OSError as error:
         raise BuildError(f"cannot write to {folder} ({error.strerror}); set {CACHE_VARIABLE}") from error
@@ -62,7 +62,7 @@ def _compiler() -> str:
         raise BuildError("they are not built on Windows")
     command = os.environ.get("CXX", "c++")
     if not command.strip() or shutil.which(shlex.split(command)[0]) is None:
-        raise BuildError(f"no C++ compiler ({command!r} is not there; install g++ or set CXX)")
+        raise BuildError(f"no C++ compiler ({command!r} not found; install g++ or set CXX)")
     return command
 
 
@@ -110,7 +110,7 @@ def _build(library: Path) -> None:
 
 @contextlib.contextmanager
 def _tools_on_path() -> Iterator[None]:
-    """PyTorch looks for ninja on PATH; in a virtual environment that is not activated it lies beside python."""
+    """PyTorch looks for ninja on PATH; in a virtual environment that is not activated it is in the folder of python."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
     try:

@@ -8,7 +8,7 @@ smallest integer type that fits.
 Backward. The gradient of the tile is sparse: one entry per (image token, text) and one per (image, text
 token). As a list of (image token, text token, weight) it is sorted by image token, and each image token's
 gradient is the weighted sum of the text tokens in its segment; sorted by text token, it gives the other
-side. No second product, no atomic additions, the same bits each time. Measured and slower on a CPU: a dense
+side. No second product, no atomic additions, the same bits each time. Tried and found slower on a CPU: a dense
 tile of weights with two more products, index_add, maxima by comparison instead of by index.
 """
 

@@ -1,10 +1,9 @@
 """Triton kernels for GPUs: one product tile feeds both maxima; the backward multiplies the winners' weights.
 
-Status, plainly: written for fp16, bf16 and float32 on NVIDIA compute capability 8.0 and newer; checked value
-by value in Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and compiled to machine code for 8.0 and 9.0,
-without register spills at the sizes below (tests/interaction/test_triton.py does both); never run or timed on
-a GPU by us. Triton dropped Volta's tensor cores after 3.1, so on V100 "auto" takes the tiled
-backend. float64, texts of more than 128 tokens and other devices are not for it.
+Status: written for fp16, bf16 and float32 on NVIDIA compute capability 8.0 and newer. Tests compare every value in
+Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and compile the kernels for 8.0 and 9.0
+(tests/interaction/test_triton.py); they have not been run on a GPU. Triton dropped Volta's tensor cores after 3.1,
+so on V100 "auto" takes the tiled backend. float64 and texts of more than 128 tokens are not supported.
 
 Forward. One program scores one image against a tile of columns. A caption occupies 16, 32, 64 or 128
 columns (its length class), and the columns beyond its length repeat its last token: a repeated token cannot
@@ -13,8 +12,8 @@ maximum per column; rows beyond n1 repeat the last.
 
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot
 matrices times their weights) and multiplied with the tokens: on tensor cores that is cheaper than gathering
-rows. 16-bit tokens: the weights are scaled to at most 1 and split in a high and a low 16-bit part, so they
-neither underflow nor lose precision. No atomics: each program owns the rows that it writes.
+rows. 16-bit tokens: the weights are scaled to at most 1 and split in a high and a low 16-bit part; in fp16 weights
+below some 3e-8 of the largest are lost. No atomics: each program owns the rows that it writes.
 """
 
 from __future__ import annotations
@@ -234,7 +233,7 @@ def _image_gradient_kernel(
     m = start + tl.arange(0, BLOCK_M)
     where = gradient + (image * n1 + m)[:, None] * d + feature[None, :]
     inside = (m < n1)[:, None] & (feature < d)[None, :]
-    # Launches of the other length classes come before and after this one, never beside it.
+    # Launches of the other length classes come before and after this one, never concurrently.
     tl.store(where, tl.load(where, mask=inside, other=0.0) + total, mask=inside)
 
 

@@ -83,7 +83,7 @@ def test_faults_of_a_copy_are_named(tmp_path):
     with pytest.raises(UserError, match="its splits are val"):
         WebdatasetFolder(tmp_path / "a", "test")
     (tmp_path / "a" / "val" / "1.tar").unlink()
-    with pytest.raises(UserError, match=r"promises 2 shards, but .*1\.tar is missing"):
+    with pytest.raises(UserError, match=r"says 2 shards, but .*1\.tar is missing"):
         WebdatasetFolder(tmp_path / "a", "val")
     (tmp_path / "a" / "val" / "1.tar").write_bytes(b"not a tar" * 200)
     with pytest.raises(UserError, match="not a readable tar"):

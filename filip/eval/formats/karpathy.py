@@ -1,4 +1,4 @@
-"""Karpathy's JSON of captions and splits, with the images of Flickr30K or MS-COCO beside it."""
+"""Karpathy's JSON of captions and splits, with the images of Flickr30K or MS-COCO next to it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class KarpathySet(EvalSet):
-    """Karpathy's ``dataset_coco.json`` / ``dataset_flickr30k.json`` with the images beside.
+    """Karpathy's ``dataset_coco.json`` / ``dataset_flickr30k.json`` and its images.
 
     folder: holds the JSON (``annotations``) and the images (below ``images`` if given): COCO's at
     ``<filepath>/<filename>``, Flickr30K's at ``<filename>``.

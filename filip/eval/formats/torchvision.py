@@ -27,7 +27,7 @@ def _whole(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
     return data_set(str(folder))  # these have no split of their own
 
 
-# How each reader is told which split to read.
+# How each reader takes the split.
 READERS: dict[str, Callable[..., Any]] = {
     "CIFAR10": _train_flag,
     "CIFAR100": _train_flag,

@@ -1,4 +1,4 @@
-"""CLIP_benchmark's webdataset folders: tars of images with a class number or captions beside each."""
+"""CLIP_benchmark's webdataset folders: tars of images, each with a class number or captions."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class _Member:
 
 
 class WebdatasetFolder(EvalSet):
-    """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``classnames.txt`` beside.
+    """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
 
     A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
-    optionally ``.mask.png``. The tars are indexed once by their headers and then read at random.
+    optionally ``.mask.png``. The tars are indexed once by their headers; samples are then read in any order.
     """
 
     def __init__(self, folder: str | Path, split: str = "test"):
@@ -88,7 +88,7 @@ class WebdatasetFolder(EvalSet):
             )
         shards = [self.folder / split / f"{i}.tar" for i in range(int(count.read_text()))]
         if missing := [str(s) for s in shards if not s.is_file()]:
-            raise UserError(f"{count} promises {len(shards)} shards, but {missing[0]} is missing")
+            raise UserError(f"{count} says {len(shards)} shards, but {missing[0]} is missing")
         return shards
 
     def _text(self, name: str) -> str | None:
@@ -98,7 +98,7 @@ class WebdatasetFolder(EvalSet):
     def _read(self, member: _Member) -> bytes:
         if member.shard not in self._open:
             self._open[member.shard] = open(self.shards[member.shard], "rb")  # noqa: SIM115 (kept open)
-        # not seek and read: forked workers share the position of a file that was open before them
+        # pread, because forked workers share the offset of a file opened before the fork
         return os.pread(self._open[member.shard].fileno(), member.size, member.offset)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -106,7 +106,7 @@ class WebdatasetFolder(EvalSet):
 
 
 def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
-    """(key, {extension: where it lies}) for each sample of a tar, in the tar's order."""
+    """(key, {extension: its place}) for each sample of a tar, in the tar's order."""
     samples: dict[str, dict[str, _Member]] = {}
     try:
         with tarfile.open(shard, "r:") as tar:

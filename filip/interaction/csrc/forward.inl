@@ -139,7 +139,7 @@ static void pack_panel(const Problem& p, Range images, int64_t vectors, float* p
   }
 }
 
-// A token that is not a number may lose every maximum; a model that has diverged shall show it all the same.
+// A NaN may lose every maximum; it must show in the result all the same, or a diverged model would go unnoticed.
 static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) {
   float sum[16] = {};  // enough of them that none waits for itself
   int64_t n = range.begin * dim;

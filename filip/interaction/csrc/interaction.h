@@ -37,7 +37,7 @@ struct ForwardCall {
   Problem problem;
   Maps maps;
   Groups groups;
-  float* i2t;  // [images][texts], or null: that direction is not wanted
+  float* i2t;  // [images][texts], or null: that direction is not computed
   float* t2i;  // likewise
 };
 
@@ -56,7 +56,7 @@ struct Range {
   int64_t begin, end;
 };
 
-// Memory that will be read soon: to be fetched, a few lines at a time, while the arithmetic keeps the processor busy.
+// Memory that will be read soon: prefetched a few cache lines at a time while the arithmetic runs.
 struct Ahead {
   const char *next, *end;
   inline void fetch(int64_t lines) {
@@ -80,9 +80,9 @@ struct Isa {
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
-  // For sums in fixed point, how large the weights that a row of an image (or text) meets can get together, in each run
-  // of the other side; the same for all slices. How many such bounds there are (0: sums are in float32), and those of
-  // some items.
+  // For sums in fixed point: upper bounds on the sum of the absolute weights that contribute to a row of an image (or
+  // text), one bound for each run of the other side; the same for all slices. weight_bound_count: how many bounds there
+  // are (0: sums are in float32). find_weight_bounds: computes those of some items.
   int64_t (*weight_bound_count)(const BackwardCall&, bool image);
   void (*find_weight_bounds)(const BackwardCall&, bool image, Range items, char* scratch);
   // The gradient of some images (or texts), one slice of columns.
