@@ -12,8 +12,11 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+import torch.nn.functional as F
 import yaml
 
 from filip.train.config import TrainConfig
@@ -125,3 +128,24 @@ def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
         if dataclasses.is_dataclass(inner):
             names |= fields_of(inner, f"{prefix}{field.name}.")
     return names
+
+
+def test_the_python_of_the_interaction_page_runs() -> None:
+    """One after the other in one namespace, which holds what a training step has at that point."""
+    generator = torch.Generator().manual_seed(0)
+
+    def unit(*shape: int) -> torch.Tensor:
+        return F.normalize(torch.randn(*shape, generator=generator), dim=-1).requires_grad_()
+
+    lengths = torch.tensor([4, 2, 3])
+    namespace: dict[str, typing.Any] = {
+        "image_tokens": unit(3, 5, 8), "text_tokens": unit(9, 8), "text_lengths": lengths, "lengths": lengths,
+        "ids": torch.arange(3), "logit_scale": torch.tensor(10.0), "scale": torch.tensor(10.0),
+        "image": SimpleNamespace(tokens=unit(3, 5, 8), pooled=unit(3, 8)),
+        "text": SimpleNamespace(tokens=unit(9, 8), pooled=unit(3, 8)),
+    }  # fmt: skip
+    page = (ROOT / "docs/interaction.md").read_text()
+    for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
+        exec("from filip.interaction import *\n" + block, namespace)
+    assert namespace["image_tokens"].grad.abs().sum() > 0
+    assert namespace["output"].loss > namespace["token"].loss
