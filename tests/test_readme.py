@@ -150,7 +150,10 @@ def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 
-@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", "NOTICE"])
+PAGES = ["README.md", "CONTRIBUTING.md", "NOTICE", "CHANGELOG.md", "bench/RESULTS.md"]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *(f"docs/{page.name}" for page in (ROOT / "docs").glob("*.md"))])
 def test_every_path_that_a_page_names_exists(page: str) -> None:
     text = (ROOT / page).read_text()
     tops = "bench|data|docs|ds_configs|eval|filip|tests|workflow"
