@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,6 +20,7 @@ import torch
 import torch.nn.functional as F
 import yaml
 
+from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,20 +93,26 @@ def test_a_broken_link_or_reference_fails_the_build(tmp_path: Path, line: str, c
     assert done.returncode != 0 and complaint in done.stdout + done.stderr, done.stdout + done.stderr
 
 
-def documented_commands() -> list[tuple[str, str, str]]:
-    """(page, module, arguments) of every ``python -m`` of this project in the manual and the measurements."""
-    pages = [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]
-    found = re.compile(r"(?:python -m|--module|-m) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)")
-    return [
-        (page.name, *match)
-        for page in pages
-        for match in found.findall(page.read_text().replace("\\\n", " "))
-    ]
+def documented_commands() -> Iterator[tuple[str, str, str]]:
+    """(page, module, arguments) of every command of this project in the manual, the measurements and the README."""
+    known = {command.words: command.module for command in filip_commands()}
+    groups = "|".join(sorted({words[0] for words in known}))
+    for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]:
+        text = page.read_text().replace("\\\n", " ")
+        for module, arguments in re.findall(
+            r"(?:-m|--module) ((?:filip|bench)\.[\w.]*\w)((?: [^\n`#]*)?)", text
+        ):
+            yield page.name, module, arguments
+        for line in re.findall(rf"(?:^|[\s`(])filip ((?:{groups})\b[^\n`#]*)", text):
+            words = line.split()
+            found = [n for n in range(1, len(words) + 1) if tuple(words[:n]) in known]
+            module = known[tuple(words[: found[-1]])] if found else f"filip {' '.join(words[:2])}"
+            yield page.name, module, line
 
 
 @pytest.mark.parametrize(("page", "module", "arguments"), documented_commands())
 def test_a_documented_command_exists_with_its_options(page: str, module: str, arguments: str) -> None:
-    assert importlib.util.find_spec(module), f"{page}: there is no {module}"
+    assert " " not in module and importlib.util.find_spec(module), f"{page}: there is no {module}"
     schema = schema_of(module)
     named = set(re.findall(r"(?:^|[\s\['])([a-z_]+(?:\.[a-z_]+)*)=", arguments))
     unknown = named - {"experiment", "model", *fields_of(schema)} if schema else set()

@@ -25,6 +25,8 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from filip.__main__ import choose
+from filip.__main__ import commands as filip_commands
 from filip.command import compose_config
 from filip.data.cards import load_source
 from filip.train.config import TrainConfig
@@ -79,7 +81,8 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def whole(command: str, workspace: Path) -> None:
-    run(["bash", "-c", command], workspace)
+    """As it stands; ``filip`` is this interpreter's, whether its script is installed or not."""
+    run(["bash", "-c", re.sub(r"^filip\b", f"{shlex.quote(sys.executable)} -m filip", command)], workspace)
 
 
 def made(command: str, workspace: Path) -> None:
@@ -94,8 +97,12 @@ def made(command: str, workspace: Path) -> None:
 def arguments_checked(command: str, workspace: Path) -> None:
     """Composes the configuration from the arguments: unknown options and mistyped values are refused."""
     words = shlex.split(command)
-    module = words[words.index("-m" if "-m" in words else "--module") + 1]
-    overrides = words[words.index(module) + 1 :]
+    if words[0] == "filip":
+        chosen, overrides = choose(words[1:], filip_commands())
+        module = chosen.module
+    else:
+        module = words[words.index("--module") + 1]
+        overrides = words[words.index(module) + 1 :]
     if module == "filip.train":
         compose_config(TrainConfig, overrides, "train").check()
         return
@@ -112,8 +119,9 @@ def installable(command: str, workspace: Path) -> None:
 SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"(\w+=\S+ )*make [a-z-]+( [A-Z]+=\w+)*", made),
     (r"sed .* > workflow/config/\w+\.yaml", whole),
-    (r"python -m filip\.data\.(prepare|text_rules) .*", whole),
-    (r"python -m filip\.\w+(\.\w+)* .*", arguments_checked),
+    (r"filip data (prepare|text_rules) .*", whole),
+    (r"filip", whole),
+    (r"filip \w+ .*", arguments_checked),
     (r"deepspeed .*--module filip\.train .*", arguments_checked),
     (r"pip install .*", installable),
 ]
