@@ -3,7 +3,7 @@
     snakemake --configfile workflow/config/<study>.yaml --profile workflow/profiles/local
 
 Without --configfile the study is the demo. Rules are command lines; what they need to know of a study is in
-workflow/study.py.
+filip/study.py and workflow/study.py.
 """
 
 import sys
@@ -15,7 +15,9 @@ from snakemake.utils import min_version
 min_version("9.0")
 
 sys.path.insert(0, workflow.basedir)
-from workflow.study import Study, StudyError
+from filip.errors import UserError
+from filip.study import PROTOCOLS
+from workflow.study import WorkflowStudy
 
 if "study" not in config:
 
@@ -23,20 +25,19 @@ if "study" not in config:
 
 
 try:
-    STUDY = Study(config)
-except StudyError as error:
-    # One plain sentence; a stack trace would hide it.
+    STUDY = WorkflowStudy(config)
+except UserError as error:
+    # One plain sentence, without a stack trace around it.
     raise WorkflowError(str(error)) from None
 
 RESULTS = STUDY.results
 DATA = STUDY.data_dir
-TRAINED = STUDY.evaluated
 
 
 wildcard_constraints:
     source="|".join(STUDY.sources),
     run="|".join([*STUDY.runs, *STUDY.fine_tunes, *STUDY.peers]),
-    row="|".join(STUDY.efficiency_rows) or "none",
+    row="|".join(STUDY.efficiency) or "none",
 
 
 report: "workflow/report/study.rst"
@@ -53,7 +54,7 @@ rule all:
     default_target: True
 
 
-if STUDY.is_demo:
+if STUDY.corpus_builder:
 
     include: "workflow/rules/demo.smk"
 

@@ -1,7 +1,6 @@
-"""What the Snakemake rules need to know of a study: its paths, its commands, its hashes.
+"""What the Snakemake rules need to know of a study beyond the study itself: paths, command lines, resources.
 
-A study is one YAML in ``workflow/config``. The rules hold no logic of their own; they ask this module, which
-knows nothing of Snakemake and is tested without it.
+The rules hold no logic of their own; they ask this module, which knows nothing of Snakemake and is tested without it.
 """
 
 from __future__ import annotations
@@ -13,81 +12,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import jsonschema
-import yaml
+from filip.data.cards import SourceCard, load_source
+from filip.study import Study, resolve
 
 ROOT = Path(__file__).resolve().parent.parent
-TABLES = ("zero_shot", "retrieval", "component_ablation", "alignment", "linear_probe")
-SHARDS_PER_TRANSLATION = 8  # shards that one translating job is given
-SCHEMA = Path(__file__).parent / "schemas" / "study.schema.yaml"
-
-
-class StudyError(Exception):
-    """A study's config is wrong; the message is one plain sentence that names the key."""
-
-
-def check_config(config: dict[str, Any]) -> dict[str, Any]:
-    """Check ``config`` against the schema and its own cross-references, and return it.
-
-    Raises StudyError naming the first offending key, its value and what was expected.
-    """
-    if "study" not in config:
-        raise StudyError(
-            "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
-        )
-    schema = yaml.safe_load(SCHEMA.read_text())
-    problems = sorted(jsonschema.Draft202012Validator(schema).iter_errors(config), key=lambda e: len(e.path))
-    if problems:
-        worst = jsonschema.exceptions.best_match(iter(problems))
-        assert worst is not None
-        key = ".".join(str(part) for part in worst.absolute_path) or "the top level"
-        raise StudyError(
-            f"study config, key {key}: {worst.message} (schema: workflow/schemas/study.schema.yaml)"
-        )
-    _check_references(config)
-    return config
-
-
-def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """``seeds: 3`` spelled out: each run once more with seed 1 and 2, averaged into its row of every table."""
-    count = config.get("seeds", 1)
-    repeated = {name: [f"{name}_s{seed}" for seed in range(1, count)] for name in config["runs"] if count > 1}
-    runs = dict(config["runs"])
-    for name, members in repeated.items():
-        for seed, member in enumerate(members, start=1):
-            own = config["runs"][name]
-            label = f"{own['label']}, seed {seed}"
-            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
-    return {**config, "runs": runs, "replicas": {**config.get("replicas", {}), **repeated}}
-
-
-def _check_references(config: dict[str, Any]) -> None:
-    trained = {**config["runs"], **config.get("fine_tune", {})}
-    for name, tune in config.get("fine_tune", {}).items():
-        if name in config["runs"]:
-            raise StudyError(
-                f"study config, key fine_tune.{name}: a pre-training run has that name; choose another"
-            )
-        if tune["from"] not in config["runs"]:
-            raise StudyError(
-                f"study config, key fine_tune.{name}.from: no run is called '{tune['from']}'; "
-                f"there are {', '.join(config['runs'])}"
-            )
-    for name in config.get("peers", {}):
-        if name in trained:
-            raise StudyError(f"study config, key peers.{name}: a run has that name; choose another")
-    named = {f"tables.{table}": rows for table, rows in config["tables"].items()}
-    named |= {f"replicas.{run}": [run, *members] for run, members in config.get("replicas", {}).items()}
-    for key, rows in named.items():
-        for row in rows:
-            if row not in trained:
-                known = ", ".join(trained)
-                raise StudyError(f"study config, key {key}: no run is called '{row}'; there are {known}")
-    for name, row in config.get("efficiency", {}).items():
-        if row.get("accuracy_of") and row["accuracy_of"] not in trained:
-            raise StudyError(
-                f"study config, key efficiency.{name}.accuracy_of: no run is called '{row['accuracy_of']}'"
-            )
+SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets
 
 
 @dataclass(frozen=True)
@@ -113,42 +42,40 @@ class Launch:
         return f"{accelerator}deepspeed {hosts}{ranks} --module filip.train"
 
 
-class Study:
-    """A checked study config and the questions that rules ask of it. Paths are relative to the repository."""
+class WorkflowStudy(Study):
+    """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
 
     DATA_STAGES = ("prepare", "text_rules", "download", "translate")  # each writes a funnel fragment
 
     def __init__(self, config: dict[str, Any]) -> None:
-        self.config = with_seeds(check_config(config))
-        self.name: str = config["study"]
+        super().__init__(config)
         self.results = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
-        self.runs: dict[str, dict[str, Any]] = self.config["runs"]
-        self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
-        self.efficiency_rows: dict[str, dict[str, Any]] = config.get("efficiency", {})
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
-        self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
-        self.evaluation: dict[str, Any] = config["eval"]
+        self.prompts: str = self.evaluation.get("prompts", "eval/prompts.yaml")
+        self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
 
     # ---- sources -------------------------------------------------------------------------------------
 
     @property
-    def sources(self) -> list[str]:
-        """All sources, those of fine-tuning included, each once, in order of first use."""
-        tuned = [tune["source"] for tune in self.fine_tunes.values()]
-        return list(dict.fromkeys([*self.config["sources"], *tuned]))
+    def corpus(self) -> str:
+        """The folder of the corpus that is built here, with the list, the images and the benchmarks."""
+        return f"{self.results}/corpus"
 
     @property
-    def is_demo(self) -> bool:
-        """True if the study trains on the embedded corpus, which has to be built and served first."""
-        return "demo" in self.sources
+    def corpus_builder(self) -> str | None:
+        """The module that builds the study's corpus; None if all sources are obtained from elsewhere."""
+        return next((card.built_by for card in self.source_cards.values() if card.built_by), None)
+
+    def built_list(self, source: str) -> list[str]:
+        """The list of a source that is built here; empty for others, whose cards say where the list is."""
+        return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
 
     def while_served(self, source: str) -> str:
-        """What stands before the download command of a source that this machine has to serve; empty for others."""
-        if source != "demo":
-            return ""
+        """What precedes the download command of a source that this machine has to serve; empty for others."""
+        server = self.source_cards[source].served_by
         port = self.config.get("demo", {}).get("port", 8765)
-        return f"python -m filip.data.demo.serving root={self.results}/corpus port={port} -- "
+        return f"python -m {server} root={self.corpus} port={port} -- " if server else ""
 
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"
@@ -156,7 +83,7 @@ class Study:
     def translation_parts(self, source: str, downloaded: str | Path) -> list[str]:
         """The jobs that share a source's back-translation, by the number of shards that its download reports.
 
-        None where one job is enough: the last one then does it all.
+        Empty if one job is enough: rule `translate` then does all of it.
         """
         shards = json.loads(Path(downloaded).read_text())["notes"]["shards"]
         parts = -(-shards // SHARDS_PER_TRANSLATION)
@@ -174,27 +101,6 @@ class Study:
 
     # ---- training ------------------------------------------------------------------------------------
 
-    def training(self, run: str) -> dict[str, Any]:
-        """The merged settings of a run, fine-tuning or efficiency row."""
-        base = self.config["train"]
-        if run in self.runs:
-            own, sources = self.runs[run], self.runs[run].get("sources", self.config["sources"])
-        elif run in self.fine_tunes:
-            own, sources = self.fine_tunes[run], [self.fine_tunes[run]["source"]]
-        else:
-            own, sources = self.efficiency_rows[run], self.config["sources"]
-            base = {**base, **self.config.get("efficiency_train", {})}
-        inherited = base.get("overrides", [])
-        if run in self.fine_tunes:
-            # A fine-tuning starts from its run's architecture, then adds its own settings.
-            inherited = [*inherited, *self.runs[own["from"]].get("overrides", [])]
-        return {
-            "experiment": own.get("experiment", base["experiment"]),
-            "sources": sources,
-            "overrides": [*inherited, *own.get("overrides", [])],
-            "from": own.get("from"),
-        }
-
     def train_arguments(self, run: str) -> list[str]:
         """Hydra overrides of filip.train that say what is trained (not where the files lie)."""
         training = self.training(run)
@@ -211,13 +117,9 @@ class Study:
             *([f"init_from={self.weights(training['from'])}"] if training["from"] else []),
         ]
 
-    def weights(self, run: str) -> str:
-        return f"{self.results}/models/{run}.safetensors"
-
-    def run_dir(self, run: str) -> str:
-        """The run's folder. Its name carries a hash of the resolved config, so that a changed setting starts
-        a new run beside the old one, while a repeated or interrupted one finds its checkpoints again."""
-        return f"{self.results}/runs/{run}-{config_hash(self.train_arguments(run))}"
+    def quoted_arguments(self, run: str) -> str:
+        """`train_arguments` for a shell command line."""
+        return shlex.join(self.train_arguments(run))
 
     def train_inputs(self, run: str) -> dict[str, Any]:
         """Files a training needs: the manifests of its sources and the weights it starts from."""
@@ -227,9 +129,18 @@ class Study:
             inputs["init"] = self.weights(training["from"])
         return inputs
 
-    def quoted_arguments(self, run: str) -> str:
-        """`train_arguments` for a shell command line."""
-        return shlex.join(self.train_arguments(run))
+    def weights(self, run: str) -> str:
+        return f"{self.results}/models/{run}.safetensors"
+
+    def run_dir(self, run: str) -> str:
+        """The run's folder. Its name carries a hash of the resolved config, so that a changed setting starts
+        a new run next to the old one, while a repeated or interrupted one finds its checkpoints again.
+
+        Raises UserError if the overrides do not fit the training config, before any job starts.
+        """
+        resolved = asdict(resolve(*self.train_arguments(run)))
+        digest = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()
+        return f"{self.results}/runs/{run}-{digest[:8]}"
 
     def launch(self) -> Launch:
         settings = self.config["launch"]
@@ -251,34 +162,13 @@ class Study:
         return {"nodes": launch.nodes, **cluster, **self.config["launch"].get("resources", {})}
 
     def train_threads(self, cores: int | None) -> int:
-        """Cores that a training job takes on the machine that starts it: all ``cores`` of it, if it trains on them."""
+        """Cores that a training job takes on the machine that starts it: all of them, if it trains on the CPU."""
         launch = self.launch()
         return (
             max(launch.ranks_per_node, cores or 1) if launch.accelerator == "cpu" else launch.ranks_per_node
         )
 
     # ---- evaluation ----------------------------------------------------------------------------------
-
-    @property
-    def evaluated(self) -> list[str]:
-        """Every run that a table names, and its replicas, in order of first use."""
-        named = [run for rows in self.config["tables"].values() for run in rows]
-        return list(dict.fromkeys(self._with_replicas(named)))
-
-    def _with_replicas(self, runs: list[str]) -> list[str]:
-        return [member for run in runs for member in (run, *self.config["replicas"].get(run, []))]
-
-    def rows(self, table: str) -> list[str]:
-        """The runs that stand in a table."""
-        return self.config["tables"].get(table, [])
-
-    def evaluated_by(self, protocol: str) -> list[str]:
-        """The models that zero_shot, retrieval, alignment or linear_probe evaluates: runs, their replicas, and peers
-        where the table of that protocol is wanted. The component ablation needs the first two protocols."""
-        compared = protocol in ("zero_shot", "retrieval")
-        ablation = self.rows("component_ablation") if compared else []
-        peers = self.peers if compared and self.rows(protocol) else {}
-        return list(dict.fromkeys([*self._with_replicas([*self.rows(protocol), *ablation]), *peers]))
 
     def model_file(self, name: str) -> list[str]:
         """The weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
@@ -288,46 +178,31 @@ class Study:
         """What an evaluation calls the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
         return self.peers[name]["model"] if name in self.peers else self.weights(name)
 
+    def cards(self, protocol: str) -> list[str]:
+        return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
+
+    def benchmark_files(self) -> list[str]:
+        """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
+        are the user's, below ``eval.root``, and the command names those that are missing."""
+        return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
+
+    # ---- report --------------------------------------------------------------------------------------
+
     @property
     def config_file(self) -> str:
-        """The effective config (all --configfile and --config merged), kept beside the results."""
+        """The config as it was run (all --configfile and --config merged), kept with the results."""
         return f"{self.results}/study.json"
 
     def config_text(self) -> str:
         return json.dumps(self.config, indent=1, sort_keys=False)
 
     @property
-    def table_names(self) -> list[str]:
-        named = [name for name in TABLES if self.rows(name)]
-        return named + (["efficiency_ablation"] if self.efficiency_rows else [])
-
-    @property
-    def figure_names(self) -> list[str]:
+    def figures(self) -> list[str]:
+        """Names of the figures, as filip.report.figures writes them."""
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
-        efficiency = ["efficiency"] if self.efficiency_rows else []
+        efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
         return ["loss_curves", "funnel", "augmentation", "recall", "confusion", *ablation, *efficiency]
 
-    def benchmark_files(self) -> list[str]:
-        """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
-        are the user's, below ``eval.root``, and the command says plainly what is missing there."""
-        return [f"{self.results}/corpus/corpus.json"] if self.is_demo else []
-
-    def cards(self, kind: str) -> list[str]:
-        return [f"eval/{name}.yaml" for name in self.evaluation.get(kind, [])]
-
-
-def config_hash(arguments: list[str]) -> str:
-    """Eight hex digits over the resolved training config that ``arguments`` compose.
-
-    Raises StudyError if the overrides do not fit the training config, before any job starts.
-    """
-    from filip.command import compose_config
-    from filip.errors import UserError
-    from filip.train.config import TrainConfig
-
-    try:
-        # Where the files of the run lie is not part of what is trained.
-        resolved = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
-    except UserError as error:
-        raise StudyError(f"study config, training overrides: {error}") from error
-    return hashlib.sha256(json.dumps(asdict(resolved), sort_keys=True, default=str).encode()).hexdigest()[:8]
+    def report_cards(self) -> list[str]:
+        """The cards of all benchmarks: tables take titles and metrics from them."""
+        return [f"eval/{name}.yaml" for name in self.all_benchmarks]

@@ -111,6 +111,10 @@ class SourceCard:
     image_rules: ImageRuleSettings = field(default_factory=ImageRuleSettings)
     download: DownloadSettings = field(default_factory=DownloadSettings)
     back_translation: BackTranslationSettings | None = field(default_factory=BackTranslationSettings)
+    built_by: str | None = (
+        None  # module that builds the list and the images here; null = the list is obtained
+    )
+    served_by: str | None = None  # module that serves those images while they are downloaded
     planted: dict[str, int] = field(default_factory=dict)  # demo: deliberately bad rows by kind
     attribution: dict[str, Any] = field(default_factory=dict)  # whom the licence obliges to name
     path: str | None = None  # where the card was read from; filled in by load_source

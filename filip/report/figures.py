@@ -1,7 +1,7 @@
-"""The report's figures: ``python -m filip.report.figures study=… results=results/demo out_dir=…``.
+"""The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
 Always written: loss_curves, funnel, augmentation, recall, confusion; component_ablation and efficiency where the
-study has them. PNG; with ``vector=true`` the plots also as SVG. What is missing is said in the figure.
+study has them. PNG; with ``vector=true`` the plots also as SVG. A figure without data says what is missing.
 """
 
 from __future__ import annotations
@@ -22,24 +22,22 @@ from filip.data.loading.config import AugmentConfig
 from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
 from filip.report import plots
-from filip.report.build import build_tables, load_published
 from filip.report.preview import augmentation_sheet, read_samples
-from filip.report.study import Results, Study, load_study
+from filip.report.results import Results
 from filip.report.table import Table
-
-__all__ = ["Figures", "main", "read_log", "training_logs"]
+from filip.study import Study, load_study
 
 
 @dataclass
 class Figures:
-    study: str = option(MISSING, "study config, e.g. workflow/config/demo.yaml")
-    results: str = option(MISSING, "its results, e.g. results/demo")
-    out_dir: str = option(MISSING, "folder for the figures")
+    results: str = option(MISSING, "results of a study, e.g. results/demo")
+    study: str | None = option(
+        None, "study config; null = RESULTS/study.json, which the results were made with"
+    )
+    out_dir: str | None = option(None, "folder for the figures; null = RESULTS/figures")
     data_dir: str | None = option(
         None, "where <source>/shards and <source>/captions lie; RESULTS/data if null"
     )
-    published: str = option("eval/published.yaml", "published numbers")
-    cards: str = option("eval", "folder of the benchmark cards")
     image_size: int | None = option(None, "side of the augmented previews; the training's if null")
     previews: int = option(8, "samples in the augmentation preview")
     vector: bool = option(False, "write the plots as SVG too")
@@ -47,10 +45,10 @@ class Figures:
 
 def main(config: Figures) -> None:
     """Write every figure of a study."""
-    study, results = load_study(config.study), Results(config.results)
-    out = Path(config.out_dir)
+    study, results = load_study(config.study, config.results), Results(config.results)
+    out = Path(config.out_dir or results.folder / "figures")
+    tables = results.tables()
     out.mkdir(parents=True, exist_ok=True)
-    tables = build_tables(study, results, load_published(config.published), Path(config.cards))
     figures = {
         "loss_curves": plots.curves(training_logs(study, results)),
         "funnel": plots.funnel(results.funnel()),
@@ -81,10 +79,9 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
 
 def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[str, Any]]]]:
     """{label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
-    repeated = {seed for run in study.trained for seed in study.replicas(run)[1:]}
     logs = {}
     for run in study.trained:
-        if run in repeated:
+        if study.is_replica(run):
             continue
         folders = [results.run_dir(seed) for seed in study.replicas(run)]
         files = [folder / "log.jsonl" for folder in folders if folder]
@@ -94,7 +91,7 @@ def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[st
 
 
 def read_log(path: Path) -> list[dict[str, Any]]:
-    """The measurements of a run's log.jsonl (events and a line cut short by a kill are passed over)."""
+    """The measurements of a run's log.jsonl (events, and a line cut short by a kill, are skipped)."""
     lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
@@ -128,7 +125,7 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
 
 def _trained(study: Study, results: Results) -> dict[str, Any]:
     """The settings of the first pre-training that is finished and augments its images, else of the first finished."""
-    found = [results.training(run) or {} for run in study.trained if run not in study.fine_tuned]
+    found = [results.training(run) or {} for run in study.trained if run not in study.fine_tunes]
     settings = [entry["config"] for entry in found if entry.get("config")]
     augmented = [s for s in settings if (s.get("data") or {}).get("auto_augment")]
     return next(iter([*augmented, *settings]), {})

@@ -14,10 +14,8 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.report.render import short_commit, shown
+from filip.report.formats.text import short_commit, shown
 from filip.report.table import Cell, Column
-
-__all__ = ["main", "text"]
 
 
 @dataclass
@@ -30,7 +28,7 @@ def main(config: Show) -> None:
     try:
         print(text(load(config.results), shutil.get_terminal_size((110, 40)).columns))
         sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -44,7 +42,7 @@ def load(where: str) -> dict[str, Any]:
 
 
 def text(summary: dict[str, Any], width: int = 110) -> str:
-    """The summary as plain text, no line longer than ``width`` where that can be helped."""
+    """The summary as plain text, no line longer than ``width`` where that is possible."""
     parts = _stages(summary["stages"])
     parts += _funnel(summary["funnel"], width)
     for table in summary["tables"].values():
@@ -105,7 +103,7 @@ def _cells(block: list[dict[str, Any]], widths: dict[str, int], texts: list[str]
 
 
 def _blocks(columns: list[dict[str, Any]], widths: dict[str, int], room: int) -> list[list[dict[str, Any]]]:
-    """Columns that fit beside each other; a block ends where a group does, if the group fits at all."""
+    """Columns that fit side by side; a block ends where a group does, if the group fits at all."""
     blocks: list[list[dict[str, Any]]] = []
     for group, members in groupby(columns, key=lambda column: column["group"]):
         together = list(members)

@@ -1,4 +1,4 @@
-"""One summary of a study: ``python -m filip.report.summary study=… results=results/demo page=… out=summary.json``.
+"""One summary of a study: ``python -m filip.report.summary results=results/demo``, after ``filip.report.tables``.
 
 ``summary.json`` has ``stages`` (seconds by stage), ``funnel`` (by stage: in, out, dropped by reason), ``tables``
 (each cell with value, chance, n) and ``runs`` (config, commit, samples per second). The page shows the same,
@@ -18,37 +18,39 @@ from typing import Any
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import replacing, write_json
-from filip.report.build import build_tables, load_published
-from filip.report.page import page
-from filip.report.render import html_table, short_commit
-from filip.report.study import Results, Study, load_study
+from filip.report.formats.html import page, table_html
+from filip.report.formats.text import short_commit
+from filip.report.results import Results
 from filip.report.table import Table
+from filip.study import Study, load_study
 
-__all__ = ["Summarize", "main", "stage_seconds", "summary"]
+RUN_FACTS = (  # what the summary takes over from the result of a training
+    *("config", "commit", "samples_per_second", "seconds_per_iteration", "peak_memory_mb", "steps", "epochs"),
+    *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
+)
 
 
 @dataclass
-class Summarize:
-    study: str = option(MISSING, "study config, e.g. workflow/config/demo.yaml")
-    results: str = option(MISSING, "its results, e.g. results/demo")
-    out: str = option(MISSING, "the summary, JSON")
-    page: str | None = option(None, "the summary as an HTML page")
+class Summary:
+    results: str = option(MISSING, "results of a study, e.g. results/demo")
+    study: str | None = option(
+        None, "study config; null = RESULTS/study.json, which the results were made with"
+    )
+    out: str | None = option(None, "the summary, JSON; null = RESULTS/summary.json")
+    page: str | None = option(None, "the summary as an HTML page; null = RESULTS/summary.html")
     attribution: str | None = option(None, "attribution.json; RESULTS/corpus/attribution.json if null")
-    published: str = option("eval/published.yaml", "published numbers")
-    cards: str = option("eval", "folder of the benchmark cards")
 
 
-def main(config: Summarize) -> None:
-    """Write summary.json and, if wanted, the page."""
-    study, results = load_study(config.study), Results(config.results)
-    tables = build_tables(study, results, load_published(config.published), Path(config.cards))
+def main(config: Summary) -> None:
+    """Write summary.json and the page."""
+    study, results = load_study(config.study, config.results), Results(config.results)
+    tables = results.tables()
     content = summary(study, results, tables)
-    if config.page:
-        credits = Path(config.attribution or results.folder / "corpus" / "attribution.json")
-        attribution = json.loads(credits.read_text(encoding="utf-8")) if credits.is_file() else {}
-        with replacing(config.page) as part:
-            part.write_text(_page(study, content, tables, attribution), encoding="utf-8")
-    write_json(config.out, content)
+    credits = Path(config.attribution or results.folder / "corpus" / "attribution.json")
+    attribution = json.loads(credits.read_text(encoding="utf-8")) if credits.is_file() else {}
+    with replacing(config.page or results.folder / "summary.html") as part:
+        part.write_text(_page(study, content, tables, attribution), encoding="utf-8")
+    write_json(config.out or results.folder / "summary.json", content)
 
 
 def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict[str, Any]:
@@ -62,10 +64,9 @@ def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
-    """Seconds by stage from Snakemake's benchmark files; a stage is the file's path without ``.tsv``.
+    """Seconds by stage from Snakemake's benchmark files, longest first; a stage is a file's path without ``.tsv``.
 
-    The longest first. A file of several repetitions counts with their mean. Raises UserError for a file
-    that has no column ``s``.
+    A file of several repetitions counts with their mean. Raises UserError for a file that has no column ``s``.
     """
     seconds = {}
     for file in sorted(folder.rglob("*.tsv")):
@@ -95,31 +96,18 @@ def _runs(study: Study, results: Results) -> dict[str, Any]:
     runs = {}
     for name in study.trained:
         runs[name] = _run(study.label(name), results.training(name), results.run_id(name))
-    for name, entry in study.efficiency.items():
-        label = str(entry.get("label", name))
-        runs[f"efficiency/{name}"] = _run(label, results.efficiency(name), results.run_id(name))
+    for name in study.efficiency:
+        runs[f"efficiency/{name}"] = _run(study.label(name), results.efficiency(name), results.run_id(name))
     return runs
 
 
 def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[str, Any]:
     found = result or {}
-    keys = (
-        *(
-            "config",
-            "commit",
-            "samples_per_second",
-            "seconds_per_iteration",
-            "peak_memory_mb",
-            "steps",
-            "epochs",
-        ),
-        *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
-    )
     return {
         "label": label,
         "run_id": run_id,
         "trained": result is not None,
-        **{key: found.get(key) for key in keys},
+        **{key: found.get(key) for key in RUN_FACTS},
     }
 
 
@@ -129,7 +117,7 @@ def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[
 def _page(
     study: Study, content: dict[str, Any], tables: Mapping[str, Table], attribution: Mapping[str, Any]
 ) -> str:
-    parts = [f"<h2>{html.escape(table.title)}</h2>{html_table(table)}" for table in tables.values()]
+    parts = [f"<h2>{html.escape(table.title)}</h2>{table_html(table)}" for table in tables.values()]
     parts += [_stages_html(content["stages"]), _funnel_html(content["funnel"]), _runs_html(content["runs"])]
     if attribution:
         parts.append(_attribution_html(attribution))
@@ -162,7 +150,7 @@ def _stages_html(stages: Mapping[str, float]) -> str:
         [
             "<b>sum</b>",
             f"<b>{total:,.1f}</b>",
-            f"{total / 60:.1f} minutes, stages that ran beside each other added",
+            f"{total / 60:.1f} minutes, counting stages that ran at the same time in full",
         ]
     )
     return "<h2>Time of each stage</h2>" + _table_html(["stage", "seconds", ""], rows, (2,))
@@ -236,4 +224,4 @@ def _attribution_html(attribution: Mapping[str, Any]) -> str:
 
 
 if __name__ == "__main__":
-    run_command(main, Summarize)
+    run_command(main, Summary)

@@ -9,8 +9,6 @@ from typing import Any
 
 from scipy.stats import t as student_t
 
-__all__ = ["Cell", "Column", "Row", "Table", "combine", "published_cell", "text_cell"]
-
 
 @dataclass
 class Cell:
@@ -68,6 +66,16 @@ class Table:
         """Plain data, as in ``tables.json``."""
         return asdict(self)
 
+    @staticmethod
+    def from_json(content: dict[str, Any]) -> Table:
+        """The table that ``as_json`` made ``content`` of."""
+        rows = [
+            Row(**{**row, "cells": {key: Cell(**cell) for key, cell in row["cells"].items()}})
+            for row in content["rows"]
+        ]
+        columns = [Column(**column) for column in content["columns"]]
+        return Table(content["name"], content["title"], columns, rows, content["notes"])
+
     def best(self, column: Column) -> set[int]:
         """Row numbers with the best measured value of a column in their section (published numbers do not compete)."""
         found: set[int] = set()
@@ -92,17 +100,17 @@ class Table:
 
 def combine(cells: list[Cell]) -> Cell:
     """The mean over repetitions with other seeds; the interval is then Student's t for the mean over
-    seeds (it covers the luck of the training, not that of the test images).
+    seeds (it covers the variance between trainings, not that of the test images).
 
     Repetitions that have no value are left out. One repetition is returned as it is.
     """
-    there = [cell for cell in cells if isinstance(cell.value, int | float)]
-    if len(there) <= 1:
-        return there[0] if there else (cells[0] if cells else Cell(reason="not run"))
-    values = [float(cell.value) for cell in there if cell.value is not None]
+    measured = [cell for cell in cells if isinstance(cell.value, int | float)]
+    if len(measured) <= 1:
+        return measured[0] if measured else (cells[0] if cells else Cell(reason="not run"))
+    values = [float(cell.value) for cell in measured if cell.value is not None]
     mean, std = statistics.fmean(values), statistics.stdev(values)
     half = float(student_t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
-    return Cell(mean, there[0].chance, there[0].n, [mean - half, mean + half], len(values), std)
+    return Cell(mean, measured[0].chance, measured[0].n, [mean - half, mean + half], len(values), std)
 
 
 def average(cells: list[Cell], what: str) -> Cell:
@@ -113,7 +121,7 @@ def average(cells: list[Cell], what: str) -> Cell:
         return Cell(reason=missing[0].reason or f"not all {what} run")
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
-    # Benchmarks have images of their own, so the squares of the half widths add.
+    # Benchmarks have different images, so their errors are independent: the squares of the half widths add.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
     mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))
     half = math.sqrt(sum(h * h for h in halves)) / len(cells) if len(halves) == len(cells) else None

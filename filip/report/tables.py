@@ -1,7 +1,7 @@
-"""The paper's tables: ``python -m filip.report.tables study=workflow/config/demo.yaml results=results/demo out_dir=…``.
+"""The paper's tables: ``python -m filip.report.tables results=results/demo``.
 
-Writes zero_shot, retrieval, component_ablation and efficiency_ablation, each as .md, .csv, .tex and .html,
-and all of them as ``tables.json``. Cells that were not run are empty and say why.
+Writes every table of the study as .md, .csv, .tex and .html, and all of them as ``tables.json``, which figures and
+summary read. Cells that were not run are empty and say why.
 """
 
 from __future__ import annotations
@@ -9,35 +9,37 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing, write_json
-from filip.report.build import build_tables, load_published
-from filip.report.render import RENDERERS
-from filip.report.study import Results, load_study
-
-__all__ = ["Tables", "main"]
+from filip.report.formats import FORMATS
+from filip.report.results import Results
+from filip.report.rows import build_tables
+from filip.study import load_study
 
 
 @dataclass
 class Tables:
-    study: str = option(MISSING, "study config, e.g. workflow/config/demo.yaml")
-    results: str = option(MISSING, "its results, e.g. results/demo")
-    out_dir: str = option(MISSING, "folder for the tables")
+    results: str = option(MISSING, "results of a study, e.g. results/demo")
+    study: str | None = option(
+        None, "study config; null = RESULTS/study.json, which the results were made with"
+    )
+    out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables")
     published: str = option("eval/published.yaml", "published numbers")
-    cards: str = option("eval", "folder of the benchmark cards")
 
 
 def main(config: Tables) -> None:
     """Write every table of a study in four formats, and tables.json."""
-    study = load_study(config.study)
-    tables = build_tables(
-        study, Results(config.results), load_published(config.published), Path(config.cards)
-    )
-    out = Path(config.out_dir)
+    study = load_study(config.study, config.results)
+    tables = build_tables(study, Results(config.results), load_published(config.published))
+    out = Path(config.out_dir or Path(config.results, "tables"))
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        for extension, render in RENDERERS.items():
+        for extension, render in FORMATS.items():
             with replacing(out / f"{name}.{extension}") as part:
                 part.write_text(render(table), encoding="utf-8")
         cells = [table.cell(r, c) for r in table.rows if r.kind != "paper" for c in table.columns]
@@ -45,6 +47,11 @@ def main(config: Tables) -> None:
         print(f"{out / name}.html: {filled} of {len(cells)} cells filled", file=sys.stderr, flush=True)
     content = {"study": study.name, "title": study.title}
     write_json(out / "tables.json", {**content, "tables": {n: t.as_json() for n, t in tables.items()}})
+
+
+def load_published(path: str | Path) -> dict[str, Any]:
+    """The paper's numbers, in percent: a file, or ``published`` for ``eval/published.yaml``. UserError if missing."""
+    return dict(yaml.safe_load(resources.find("published", path).read_text(encoding="utf-8")))
 
 
 if __name__ == "__main__":

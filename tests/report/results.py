@@ -9,8 +9,12 @@ from typing import Any
 import yaml
 from PIL import Image
 
-from filip.report.build import build_tables, load_published
-from filip.report.study import Results, load_study
+from filip.command import run_command
+from filip.report.results import Results
+from filip.report.rows import build_tables
+from filip.report.table import Table
+from filip.report.tables import Tables, load_published, main
+from filip.study import load_study
 from tests.support.shards import Sample, encoded, write_shard
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -19,19 +23,20 @@ STUDY: dict[str, Any] = {
     "study": "small",
     "title": "A small study",
     "sources": ["demo"],
+    "launch": {"launcher": "torchrun", "ranks_per_node": 1},
+    "train": {"experiment": "demo"},
     "runs": {
-        "clip": {"label": "baseline (CLIP)"},
+        "clip": {"label": "baseline (CLIP)", "overrides": ["model.interaction=pooled"]},
         "late": {"label": "w/ late interaction"},
         "filip": {"label": "FILIP (all) 100 % & more"},
     },
-    "fine_tune": {"filip_ft": {"label": "FILIP, fine-tuned", "from": "filip", "source": "demo"}},
+    "fine_tune": {
+        "filip_ft": {"label": "FILIP, fine-tuned", "from": "filip", "source": "demo", "experiment": "demo_finetune"}
+    },
     "efficiency": {
-        "orig": {"label": "orig", "loss": "global", "embed_dim": 512, "precision": "fp32", "token_percent": None,
-                 "accuracy_of": "clip"},
-        "late_64": {"label": "late-64", "loss": "late interaction", "embed_dim": 64, "precision": "bf16",
-                    "token_percent": 100, "accuracy_of": None},
-        "gone": {"label": "gone", "loss": "late interaction", "embed_dim": 64, "precision": "fp16",
-                 "token_percent": 25, "accuracy_of": "late"},
+        "orig": {"label": "orig", "accuracy_of": "clip", "overrides": ["model.interaction=pooled"]},
+        "late_64": {"label": "late-64", "overrides": ["model.embed_dim=64", "precision=bf16"]},
+        "gone": {"label": "gone", "accuracy_of": "late"},
     },
     "eval": {"root": "x", "zero_shot": ["demo_food", "demo_animals"], "retrieval": ["demo_fluent"]},
     "tables": {
@@ -61,9 +66,18 @@ def recalls(r1: float, images: int = 1590) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def training(run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0) -> dict[str, Any]:
+def training(
+    run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any
+) -> dict[str, Any]:
+    """A training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
+    model = {
+        "image": {"image_size": 24},
+        "interaction": config.pop("interaction", "token_wise"),
+        "embed_dim": config.pop("embed_dim", 128),
+    }
     return {
-        "run": run, "config": {"experiment": "demo", "model": {"image": {"image_size": 24}}},
+        "run": run,
+        "config": {"experiment": "demo", "model": model, "precision": "fp32", "token_keep_ratio": 1.0, **config},
         "commit": "0123456789abcdef", "manifest_hashes": {}, "steps": 20, "epochs": 2, "world_size": 2,
         "global_batch": 128,
         "samples_per_second": 128 / seconds, "seconds_per_iteration": seconds, "peak_memory_mb": memory,
@@ -97,8 +111,11 @@ def write_results(folder: Path) -> Path:
         )
         write(folder / "runs" / f"{run}-00c0ffee" / "log.jsonl", log)
     write(folder / "eval" / "filip_ft" / "retrieval.json", {"benchmarks": {"demo_fluent": recalls(0.08)}})
-    write(folder / "efficiency" / "orig.json", training("orig", folder))
-    write(folder / "efficiency" / "late_64.json", training("late_64", folder, 0.45, 1350.0))
+    write(folder / "efficiency" / "orig.json", training("orig", folder, interaction="pooled"))
+    write(
+        folder / "efficiency" / "late_64.json",
+        training("late_64", folder, 0.45, 1350.0, embed_dim=64, precision="bf16"),
+    )
     write(folder / "funnel.json", {"stages": FUNNEL})
     for stage, seconds in (
         ("train/clip", [100.5]),
@@ -109,9 +126,8 @@ def write_results(folder: Path) -> Path:
         write(folder / "benchmarks" / f"{stage}.tsv", f"s\th:m:s\tmax_rss\n{rows}")
     write(folder / "corpus" / "attribution.json", ATTRIBUTION)
     write_images(folder / "data" / "demo")
-    study = folder / "study.json"
-    write(study, yaml.safe_dump(STUDY, sort_keys=False))
-    return study
+    write(folder / "study.json", STUDY)
+    return folder / "study.json"
 
 
 FUNNEL = [
@@ -137,10 +153,19 @@ def write_images(folder: Path) -> None:
     write_shard(folder, 0, samples)
 
 
-def tables_of(folder: Path, study: Path | None = None) -> dict:
-    return build_tables(
-        load_study(study or folder / "study.json"),
-        Results(folder),
-        load_published(EVAL / "published.yaml"),
-        EVAL,
-    )
+def changed(folder: Path, name: str, **changes: Any) -> Path:
+    """The file of a study that is STUDY with ``changes`` of its top-level keys."""
+    file = folder / f"{name}.yaml"
+    file.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
+    return file
+
+
+def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
+    """The tables of the study's results, built in this process."""
+    published = load_published(EVAL / "published.yaml")
+    return build_tables(load_study(study or folder / "study.json", folder), Results(folder), published)
+
+
+def write_tables(folder: Path, *arguments: str) -> None:
+    """``filip.report.tables`` on the study's results."""
+    run_command(main, Tables, argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", *arguments])

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
@@ -12,39 +10,39 @@ from PIL import Image
 
 from filip.command import run_command
 from filip.data.loading.config import AugmentConfig
+from filip.errors import UserError
 from filip.report import plots
-from filip.report.build import build_tables, load_published
 from filip.report.figures import Figures, main, read_log, training_logs
 from filip.report.preview import augmentation_sheet, read_samples
-from filip.report.study import Results, load_study
-from tests.report.results import EVAL, FUNNEL, STUDY, write
+from filip.report.results import Results
+from filip.study import load_study
+from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write, write_tables
+from workflow.study import WorkflowStudy
 
 FIGURES = ["loss_curves", "funnel", "augmentation", "component_ablation", "efficiency", "recall", "confusion"]
 
 
-def common(folder: Path) -> list[str]:
-    return [
-        f"results={folder}",
-        f"out_dir={folder / 'f'}",
-        f"cards={EVAL}",
-        f"published={EVAL / 'published.yaml'}",
-    ]
-
-
 def test_the_command_writes_every_figure(folder):
-    run_command(main, Figures, argv=[*common(folder), f"study={folder / 'study.json'}", "vector=true"])
-    written = {p.name for p in (folder / "f").iterdir()}
+    write_tables(folder)
+    run_command(main, Figures, argv=[f"results={folder}", "vector=true"])
+    written = {p.name for p in (folder / "figures").iterdir()}
     assert written == {f"{n}.png" for n in FIGURES} | {f"{n}.svg" for n in FIGURES if n != "augmentation"}
     for name in FIGURES:
-        pixels = np.asarray(Image.open(folder / "f" / f"{name}.png").convert("L"))
+        pixels = np.asarray(Image.open(folder / "figures" / f"{name}.png").convert("L"))
         assert min(pixels.shape) > 150 and pixels.std() > 5  # there is something on it
 
 
-def test_figures_of_a_study_that_has_not_run_yet(tmp_path):
+def test_a_study_that_has_not_run_yet_has_every_figure_that_the_workflow_waits_for(tmp_path):
     study = EVAL.parent / "workflow" / "config" / "demo.yaml"
-    run_command(main, Figures, argv=[*common(tmp_path), f"study={study}"])
-    # the workflow waits for every one of them
-    assert {p.stem for p in (tmp_path / "f").iterdir()} == set(FIGURES)
+    write_tables(tmp_path, f"study={study}")
+    run_command(main, Figures, argv=[f"results={tmp_path}", f"study={study}"])
+    waited_for = WorkflowStudy(yaml.safe_load(study.read_text())).figures
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(waited_for) == set(FIGURES)
+
+
+def test_figures_before_the_tables_are_refused_with_the_command_that_is_missing(folder):
+    with pytest.raises(UserError, match=r"no tables at .*python -m filip\.report\.tables results="):
+        main(Figures(results=str(folder)))
 
 
 def test_curves_are_the_log(folder):
@@ -68,11 +66,11 @@ def test_curves_of_several_seeds_are_their_mean_at_the_steps_that_all_logged():
 
 
 def test_repetitions_with_other_seeds_belong_to_their_run(folder):
-    config = {**STUDY, "runs": {**STUDY["runs"], "clip_s1": {"label": "a repetition"}}}
-    (folder / "seeds.yaml").write_text(yaml.safe_dump({**config, "replicas": {"clip": ["clip_s1"]}}))
+    runs = {**STUDY["runs"], "clip_s1": {"label": "a repetition"}}
+    study = changed(folder, "seeds", runs=runs, replicas={"clip": ["clip_s1"]})
     log = (folder / "runs" / "clip-00c0ffee" / "log.jsonl").read_text()
     write(folder / "runs" / "clip_s1-00c0ffee" / "log.jsonl", log)
-    logs = training_logs(load_study(folder / "seeds.yaml"), Results(folder))
+    logs = training_logs(load_study(study), Results(folder))
     assert {label: len(found) for label, found in logs.items()} == {
         STUDY["runs"]["clip"]["label"]: 2,
         STUDY["runs"]["filip"]["label"]: 1,
@@ -94,8 +92,7 @@ def test_funnel_bars_are_shares_that_add_up():
 
 
 def test_bars_have_the_values_and_the_intervals(folder):
-    study, results = load_study(folder / "study.json"), Results(folder)
-    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["component_ablation"]
+    table = tables_of(folder)["component_ablation"]
     figure = plots.ablation_bars(table)
     axis = figure.axes[0]
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([2.0, 5.0])
@@ -105,8 +102,7 @@ def test_bars_have_the_values_and_the_intervals(folder):
 
 
 def test_recall_curves_show_every_benchmark_with_its_chance(folder):
-    study, results = load_study(folder / "study.json"), Results(folder)
-    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["retrieval"]
+    table = tables_of(folder)["retrieval"]
     to_text, to_image = plots.recall_curves(table).axes
     assert to_text.get_title("left") == "Fluent emoji, image → text"
     assert to_image.get_title("left") == "Fluent emoji, text → image"
@@ -120,16 +116,14 @@ def test_recall_curves_show_every_benchmark_with_its_chance(folder):
 
 
 def test_a_study_without_a_retrieval_table_has_the_recalls_of_its_ablation(folder):
-    study, results = load_study(folder / "study.json"), Results(folder)
-    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["component_ablation"]
+    table = tables_of(folder)["component_ablation"]
     figure = plots.recall_curves(table)
     assert [list(axis.lines[0].get_xdata()) for axis in figure.axes] == [[1, 5], [1, 5]]
     plt.close("all")
 
 
 def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_the_panel(folder):
-    study, results = load_study(folder / "study.json"), Results(folder)
-    table = build_tables(study, results, load_published(EVAL / "published.yaml"), EVAL)["efficiency_ablation"]
+    table = tables_of(folder)["efficiency_ablation"]
     figure = plots.efficiency_scatter(table)
     memory, accuracy, _ = figure.axes
     points = [tuple(mark.get_offsets()[0]) for mark in memory.collections]

@@ -12,8 +12,8 @@ import pytest
 from filip.command import run_command
 from filip.errors import UserError
 from filip.report.show import text
-from filip.report.summary import Summarize, main, stage_seconds
-from tests.report.results import FUNNEL, write_results
+from filip.report.summary import Summary, main, stage_seconds
+from tests.report.results import FUNNEL, write_results, write_tables
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,16 +21,9 @@ ROOT = Path(__file__).parents[2]
 @pytest.fixture
 def folder(tmp_path) -> Path:
     folder = tmp_path / "small"
-    study = write_results(folder)
-    argv = [
-        f"study={study}",
-        f"results={folder}",
-        f"out={folder / 'summary.json'}",
-        f"page={folder / 'summary.html'}",
-    ]
-    run_command(
-        main, Summarize, argv=[*argv, f"published={ROOT / 'eval/published.yaml'}", f"cards={ROOT / 'eval'}"]
-    )
+    write_results(folder)
+    write_tables(folder)
+    run_command(main, Summary, argv=[f"results={folder}"])
     return folder
 
 

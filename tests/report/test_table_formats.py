@@ -8,12 +8,13 @@ import re
 from html.parser import HTMLParser
 
 import pytest
-import yaml
 
-from filip.command import run_command
-from filip.report.render import _letters, chance_text, to_csv, to_html, to_latex, to_markdown
-from filip.report.tables import Tables, main
-from tests.report.results import EVAL, tables_of
+from filip.report.formats.csv import to_csv
+from filip.report.formats.html import to_html
+from filip.report.formats.latex import to_latex
+from filip.report.formats.markdown import to_markdown
+from filip.report.formats.text import chance_text, letters
+from tests.report.results import STUDY, changed, tables_of, write_tables
 
 
 class Cells(HTMLParser):
@@ -39,12 +40,7 @@ class Cells(HTMLParser):
 
 
 def test_the_command_writes_every_table_in_every_format(folder):
-    run_command(
-        main,
-        Tables,
-        argv=[f"study={folder / 'study.json'}", f"results={folder}", f"out_dir={folder / 't'}", f"cards={EVAL}",
-              f"published={EVAL / 'published.yaml'}"],
-    )  # fmt: skip
+    write_tables(folder, f"out_dir={folder / 't'}")
     names = {p.name for p in (folder / "t").iterdir()}
     tables = ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation")
     assert names == {"tables.json"} | {f"{t}.{e}" for t in tables for e in ("md", "csv", "tex", "html")}
@@ -102,10 +98,8 @@ def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
 
 
 def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
-    study = yaml.safe_load((folder / "study.json").read_text())
-    study["eval"]["retrieval"] = ["demo_fluent", "demo_flat", "demo_unseen"]
-    (folder / "wide.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    table = tables_of(folder, folder / "wide.yaml")["retrieval"]
+    benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
+    table = tables_of(folder, changed(folder, "wide", eval=benchmarks))["retrieval"]
     text = to_latex(table)
     blocks = text.split("\\begin{tabular}")[1:]
     assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
@@ -116,7 +110,7 @@ def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
 
 
 def test_small_numbers():
-    assert [_letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == [
+    assert [letters(n) for n in (0, 25, 26, 27, 51, 52, 701, 702)] == [
         "a",
         "z",
         "aa",

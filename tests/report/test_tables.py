@@ -8,10 +8,15 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.report.render import short_commit, to_html, to_latex, to_markdown
-from filip.report.study import load_study
-from filip.report.table import Cell, average, combine
-from tests.report.results import EVAL, STUDY, recalls, tables_of, task, write
+from filip.report.formats import FORMATS
+from filip.report.formats.latex import to_latex
+from filip.report.formats.markdown import to_markdown
+from filip.report.formats.text import short_commit
+from filip.report.table import Cell, Table, average, combine
+from filip.study import load_study
+from tests.report.results import EVAL, STUDY, changed, recalls, tables_of, task, training, write
+
+STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
 
 def cells(table, label: str) -> dict:
@@ -66,29 +71,27 @@ def test_ratios_are_to_the_first_row(folder):
     assert found["memory_ratio"].value == pytest.approx(1.5)
 
 
-def paper_study(folder: Path) -> Path:
-    study = {
-        **STUDY,
-        "eval": {"root": "x", "zero_shot": ["imagenet"], "retrieval": ["flickr30k", "mscoco"]},
-        "runs": {"filip": {"label": "ours"}},
-        "fine_tune": {
-            "coco_ft": {"label": "ours", "from": "filip", "source": "coco"},
-            "flickr_ft": {"label": "ours", "from": "filip", "source": "flickr30k"},
-        },
-        "tables": {
-            "zero_shot": ["filip", "open_clip_b32"],
-            "retrieval": ["filip", "coco_ft", "flickr_ft"],
-            "component_ablation": ["filip"],
-        },
-    }
+def paper_study(folder: Path, retrieval: tuple[str, ...] = ("flickr30k", "mscoco")) -> Path:
+    tuned = {"label": "ours", "from": "filip", "experiment": "finetune_coco"}
     for run, recall in (("filip", 0.2), ("coco_ft", 0.3), ("flickr_ft", 0.4)):
         both = {"flickr30k": recalls(recall, 1000), "mscoco": recalls(recall / 2, 5000)}
         write(folder / "eval" / run / "retrieval.json", {"benchmarks": both})
     for run in ("filip", "open_clip_b32"):
         write(folder / "eval" / run / "zero_shot.json", {"tasks": {"imagenet": task(0.4, 50000, 1000)}})
-    file = folder / "paper.yaml"
-    file.write_text(yaml.safe_dump(study, sort_keys=False))
-    return file
+    return changed(
+        folder,
+        "paper",
+        eval={"root": "x", "zero_shot": ["imagenet"], "retrieval": list(retrieval)},
+        runs={"filip": {"label": "ours"}},
+        peers={"open_clip_b32": {"label": "theirs", "model": "open_clip:ViT-B-32"}},
+        fine_tune={"coco_ft": {**tuned, "source": "coco"}, "flickr_ft": {**tuned, "source": "flickr30k"}},
+        efficiency={},
+        tables={
+            "zero_shot": ["filip"],
+            "retrieval": ["filip", "coco_ft", "flickr_ft"],
+            "component_ablation": ["filip"],
+        },
+    )
 
 
 def test_the_paper_s_rows_stand_beside_ours_where_the_columns_are_the_same(folder):
@@ -96,13 +99,11 @@ def test_the_paper_s_rows_stand_beside_ours_where_the_columns_are_the_same(folde
     zero_shot = tables["zero_shot"]
     assert [row.kind for row in zero_shot.rows] == ["ours", "peer", *["paper"] * 4]
     assert cells(zero_shot, "FILIP-base-ViT-B/32")["imagenet"].value == pytest.approx(0.688)
-    ablation = tables["component_ablation"]
-    keys = [column.key for column in ablation.columns]
-    assert keys[-1] == "imagenet_top1"
-    tables_with_coco_first = yaml.safe_load((folder / "paper.yaml").read_text())
-    tables_with_coco_first["eval"]["retrieval"] = ["mscoco"]
-    (folder / "coco.yaml").write_text(yaml.safe_dump(tables_with_coco_first, sort_keys=False))
-    ablation = tables_of(folder, folder / "coco.yaml")["component_ablation"]
+    assert tables["component_ablation"].columns[-1].key == "imagenet_top1"
+
+
+def test_the_paper_s_ablation_stands_beside_ours_on_its_own_benchmarks(folder):
+    ablation = tables_of(folder, paper_study(folder, ("mscoco",)))["component_ablation"]
     paper = cells(ablation, "w/ back translation")
     assert [cell.value for cell in paper.values()] == pytest.approx([0.292, 0.550, 0.179, 0.398, 0.339])
 
@@ -156,30 +157,38 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
         and "image → text 1.2 / 0.4 / 0.0, text → image 1.2" in note
         for note in tables["retrieval"].notes
     )
-    said = " ".join(tables["zero_shot"].notes)
-    assert "Food: 200 images, but the card's split has 260." in said and "7 of 200 images" in said
+    notes = " ".join(tables["zero_shot"].notes)
+    assert "Food: 200 images, but the card's split has 260." in notes and "7 of 200 images" in notes
 
 
-def test_seeds_are_averaged_with_their_spread(folder):
-    study = {**STUDY, "replicas": {"filip": ["filip_s1", "filip_s2"]}}
-    (folder / "seeds.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+@pytest.fixture
+def three_seeds(folder: Path) -> Path:
+    """Results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
     for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
         tasks = {"demo_food": task(value), "demo_animals": task(value)}
         write(folder / "eval" / run / "zero_shot.json", {"tasks": tasks})
-    cell = cells(tables_of(folder, folder / "seeds.yaml")["zero_shot"], STUDY["runs"]["filip"]["label"])[
-        "demo_food"
-    ]
+    write(folder / "study.json", {**STUDY, "seeds": 3})
+    return folder
+
+
+def test_seeds_are_averaged_with_their_spread(three_seeds):
+    table = tables_of(three_seeds)["zero_shot"]
+    cell = cells(table, STUDY["runs"]["filip"]["label"])["demo_food"]
     assert cell.value == pytest.approx(0.20) and cell.seeds == 3 and cell.std == pytest.approx(0.04)
     half = 4.302653 * 0.04 / 3**0.5  # Student's t with 2 degrees of freedom, from a printed table
     assert cell.ci95 == pytest.approx([0.20 - half, 0.20 + half], rel=1e-5)
-    table = tables_of(folder, folder / "seeds.yaml")["zero_shot"]
     assert "mean of 3 seeds" in to_markdown(table)
-    said = " ".join(table.notes)
-    assert (
-        "95 % by bootstrap over the test images" in said
-        and "Rows of 3 seeds" in said
-        and "Student's t" in said
-    )
+    notes = " ".join(table.notes)
+    assert "95 % by bootstrap over the test images" in notes
+    assert "Rows of 3 seeds" in notes and "Student's t" in notes
+
+
+def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_command_line(three_seeds):
+    from_results = tables_of(three_seeds)["zero_shot"]
+    assert tables_of(three_seeds, changed(three_seeds, "plain"))["zero_shot"] == from_results
+    assert tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"] == from_results
+    alone = tables_of(three_seeds, changed(three_seeds, "one", seeds=1))["zero_shot"]
+    assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
 
 
 def test_the_ablation_says_where_the_whole_recipe_is_not_better(folder):
@@ -200,10 +209,10 @@ def test_a_commit_is_short_and_still_says_that_the_tree_differed():
 
 def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     peers = {"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:laion2b_s34b_b79k"}}
-    (folder / "peers.yaml").write_text(yaml.safe_dump({**STUDY, "peers": peers}, sort_keys=False))
+    study = changed(folder, "peers", peers=peers)
     tasks = {"demo_food": task(0.3), "demo_animals": task(0.4)}
     write(folder / "eval" / "b32" / "zero_shot.json", {"tasks": tasks})
-    tables = tables_of(folder, folder / "peers.yaml")
+    tables = tables_of(folder, study)
     row = next(row for row in tables["zero_shot"].rows if row.label == "CLIP B/32")
     assert (row.kind, row.run_id) == ("peer", "open_clip:ViT-B-32:laion2b_s34b_b79k")
     assert row.cells["average"].value == pytest.approx(0.35)
@@ -244,56 +253,94 @@ def test_mistakes_are_named(tmp_path, folder):
         tables_of(folder)
 
 
-def test_every_study_of_the_repository_makes_its_tables(tmp_path):
+@pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
+def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
     """Before anything has run: all tables, all empty, each cell with a reason."""
-    for study in sorted((EVAL.parent / "workflow" / "config").glob("*.yaml")):
-        for table in tables_of(tmp_path, study).values():
-            assert table.rows and table.columns
-            ours = [
-                table.cell(r, c)
-                for r in table.rows
-                if r.kind == "ours"
-                for c in table.columns
-                if c.unit == "percent"
-            ]
-            assert ours and all(cell.value is None and cell.reason for cell in ours)
-            to_html(table), to_latex(table), to_markdown(table)
+    for table in tables_of(tmp_path, study).values():
+        ours = [
+            table.cell(row, column) for row in table.rows if row.kind == "ours" for column in table.columns
+        ]
+        assert ours and all(cell.value is None and cell.reason for cell in ours)
+        for render in FORMATS.values():
+            assert render(table)
 
 
-def test_linear_probe_and_alignment_have_tables_of_their_own(folder):
-    study = {**STUDY, "tables": {"linear_probe": ["clip"], "alignment": ["clip", "filip"]}}
-    study["eval"] = {**STUDY["eval"], "alignment": ["demo_fluent"]}
-    (folder / "more.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+@pytest.fixture
+def probed(folder: Path) -> Path:
+    """Linear probes of one run on both benchmarks."""
     entry = {**task(0.5), "protocol": "5-fold cross-validation"}
-    write(
-        folder / "eval" / "clip" / "linear_probe.json", {"tasks": {"demo_food": entry, "demo_animals": entry}}
-    )
+    both = {"demo_food": entry, "demo_animals": entry}
+    write(folder / "eval" / "clip" / "linear_probe.json", {"tasks": both})
+    return folder
+
+
+def test_the_linear_probe_has_a_table_that_states_its_splits(probed):
+    table = tables_of(probed, changed(probed, "probe", tables={"linear_probe": ["clip"]}))["linear_probe"]
+    assert cells(table, "baseline (CLIP)")["average"].value == pytest.approx(0.5)
+    assert any("5-fold" in note for note in table.notes)
+
+
+def test_the_linear_probe_may_have_benchmarks_of_its_own(probed):
+    """Some benchmarks have too few images of a class to be probed."""
+    benchmarks = {**STUDY["eval"], "linear_probe": ["demo_food"]}
+    study = changed(probed, "probe", eval=benchmarks, tables={"linear_probe": ["clip"]})
+    assert [column.key for column in tables_of(probed, study)["linear_probe"].columns] == ["demo_food"]
+
+
+def alignment_table(folder: Path, **parts) -> Table:
+    write(folder / "eval" / "clip" / "alignment.json", {"benchmarks": {"demo_fluent": parts}})
+    benchmarks = {**STUDY["eval"], "alignment": ["demo_fluent"]}
+    return tables_of(folder, changed(folder, "align", eval=benchmarks, tables={"alignment": ["clip"]}))[
+        "alignment"
+    ]
+
+
+def test_alignment_shows_where_labels_point(folder):
     pointing = {"n": 90, "value": 0.7, "chance": 0.5, "ci95": [0.6, 0.8]}
     two = {**pointing, "own_side": 0.6, "own_side_chance": 0.5, "own_side_ci95": [0.5, 0.7]}
+    found = cells(alignment_table(folder, pointing=pointing, composites=two), "baseline (CLIP)")
+    on_object, own_side = found["demo_fluent_pointing_value"], found["demo_fluent_composites_own_side"]
+    assert (on_object.value, on_object.chance) == (0.7, 0.5)
+    assert (own_side.value, own_side.n) == (0.6, 90)
+
+
+def test_alignment_that_could_not_be_measured_says_why(folder):
     none = {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "no image of the set has a mask"}
-    for run, parts in (
-        ("clip", {"pointing": pointing, "composites": two}),
-        ("filip", dict.fromkeys(("pointing", "composites"), none)),
-    ):
-        write(folder / "eval" / run / "alignment.json", {"benchmarks": {"demo_fluent": parts}})
-    tables = tables_of(folder, folder / "more.yaml")
-    probe = cells(tables["linear_probe"], "baseline (CLIP)")
-    assert probe["average"].value == pytest.approx(0.5)
-    assert any("5-fold" in note for note in tables["linear_probe"].notes)
-    study["eval"]["linear_probe"] = [
-        "demo_food"
-    ]  # some benchmarks have too few images of a class to be probed
-    (folder / "probe.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
-    alone = tables_of(folder, folder / "probe.yaml")["linear_probe"]
-    assert [column.key for column in alone.columns] == ["demo_food"]
-    found = cells(tables["alignment"], "baseline (CLIP)")
-    assert (found["demo_fluent_pointing_value"].value, found["demo_fluent_pointing_value"].chance) == (
-        0.7,
-        0.5,
+    found = cells(alignment_table(folder, pointing=none, composites=none), "baseline (CLIP)")
+    assert {cell.reason for cell in found.values()} == {"no image of the set has a mask"}
+
+
+def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
+    """The study labels the row; what it trained is in its result."""
+    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_percent")]
+    assert facts == ["token-wise", 64, "bf16", 100]
+    other = training("late_64", folder, embed_dim=256, precision="fp16", token_keep_ratio=0.25)
+    write(folder / "efficiency" / "late_64.json", other)
+    found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
+    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_percent")]
+    assert facts == ["token-wise", 256, "fp16", 25]
+
+
+def test_a_row_that_keeps_a_part_of_its_tokens_says_so_in_its_label(folder):
+    write(folder / "models" / "filip.json", training("filip", folder, token_keep_ratio=0.25))
+    write(
+        folder / "models" / "clip.json", training("clip", folder, interaction="pooled", token_keep_ratio=0.25)
     )
-    assert (found["demo_fluent_composites_own_side"].value, found["demo_fluent_composites_own_side"].n) == (
-        0.6,
-        90,
+    labels = [row.label for row in tables_of(folder)["zero_shot"].rows]
+    assert labels == ["baseline (CLIP)", "FILIP (all) 100 % & more, 25 % of tokens"]
+
+
+def test_a_variant_is_shown_below_the_ablation_and_does_not_count_as_its_last_row(folder):
+    runs = {**STUDY["runs"], "all": {"label": "all tokens", "variant_of": "filip"}}
+    study = changed(
+        folder, "variant", runs=runs, tables={"component_ablation": ["clip", "late", "filip", "all"]}
     )
-    empty = cells(tables["alignment"], STUDY["runs"]["filip"]["label"])
-    assert {cell.reason for cell in empty.values()} == {"no image of the set has a mask"}
+    table = tables_of(folder, study)["component_ablation"]
+    assert [row.section for row in table.rows] == ["", "", "", "our own variants"]
+    assert any(note.startswith("FILIP (all) 100 % & more is above baseline (CLIP)") for note in table.notes)
+
+
+def test_a_table_survives_tables_json(folder):
+    for table in tables_of(folder).values():
+        assert Table.from_json(table.as_json()) == table

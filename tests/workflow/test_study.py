@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from workflow.study import ROOT, Study, StudyError, check_config
+from filip.errors import UserError
+from filip.study import load_study
+from filip.study_checks import check_config
+from workflow.study import ROOT, WorkflowStudy
 
 CONFIGS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
 
@@ -18,9 +21,9 @@ def demo() -> dict:
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
 def test_every_study_passes_its_own_checks_and_composes_every_training(path: Path) -> None:
-    study = Study(yaml.safe_load(path.read_text()))
+    study = WorkflowStudy(yaml.safe_load(path.read_text()))
     assert study.name == path.stem
-    for run in [*study.runs, *study.fine_tunes, *study.efficiency_rows]:
+    for run in [*study.trained, *study.efficiency]:
         assert study.run_dir(run).startswith(f"results/{study.name}/runs/{run}-")
     for source in study.sources:
         assert (ROOT / study.card(source)).is_file()
@@ -36,58 +39,139 @@ def test_every_study_passes_its_own_checks_and_composes_every_training(path: Pat
         (lambda c: c.update(runz={}), "runz"),
         (lambda c: c["demo"].update(port="many"), "demo.port"),
         (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
+        (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
+        (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
         (lambda c: c["runs"]["clip"].update(overrides="a=b"), "runs.clip.overrides"),
+        (lambda c: c["runs"]["clip"].update(variant_of="nobody"), "runs.clip.variant_of"),
         (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
         (lambda c: c["tables"]["zero_shot"].append("nobody"), "tables.zero_shot"),
+        (lambda c: c["eval"].pop("alignment"), "tables.alignment"),
         (lambda c: c["efficiency"]["orig"].update(accuracy_of="nobody"), "efficiency.orig.accuracy_of"),
     ],
 )
 def test_a_broken_config_is_refused_with_the_key(demo: dict, change, named: str) -> None:
     change(demo)
-    with pytest.raises(StudyError) as caught:
+    with pytest.raises(UserError) as caught:
         check_config(demo)
     assert named in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.update(sources=["nowhere"]), "sources, 'nowhere'"),
+        (lambda c: c["runs"]["clip"].update(sources=["nowhere"]), "runs.clip.sources, 'nowhere'"),
+        (lambda c: c["fine_tune"]["clip_ft"].update(source="nowhere"), "fine_tune.clip_ft.source, 'nowhere'"),
+        (lambda c: c["eval"]["zero_shot"].append("nowhere"), "eval.zero_shot, 'nowhere'"),
+        (lambda c: c["eval"]["linear_probe"].append("nowhere"), "eval.linear_probe, 'nowhere'"),
+    ],
+)
+def test_a_card_that_does_not_exist_is_refused_by_name(demo: dict, change, named: str) -> None:
+    change(demo)
+    with pytest.raises(UserError) as caught:
+        check_config(demo)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda c: c.update(launch={"by": "srun", "ranks_per_node": 8}), "launcher: srun"),
+        (lambda c: c["efficiency"]["orig"].update(token_percent=25), "token_keep_ratio=0.25"),
+        (lambda c: c["efficiency"]["orig"].update(embed_dim=64), "model.embed_dim=256"),
+    ],
+)
+def test_a_key_of_older_studies_is_refused_with_what_to_write_now(demo: dict, change, advice: str) -> None:
+    change(demo)
+    with pytest.raises(UserError, match=advice):
+        check_config(demo)
+
+
+@pytest.mark.parametrize(
+    ("row", "run", "difference"),
+    [
+        ("late_128_fp32", "filip", "data.auto_augment is True there and False here"),
+        ("late_128_fp32", "clip", "model.interaction is pooled there and token_wise here"),
+        ("late_64_fp32", "late", "model.embed_dim is 128 there and 64 here"),
+        ("late_64_fp32_25", "late", "token_keep_ratio is 1.0 there and 0.25 here"),
+    ],
+)
+def test_an_accuracy_of_other_settings_is_refused_with_the_difference(
+    demo: dict, row: str, run: str, difference: str
+) -> None:
+    demo["efficiency"][row]["accuracy_of"] = run
+    with pytest.raises(UserError, match=rf"efficiency\.{row}\.accuracy_of") as caught:
+        WorkflowStudy(demo)
+    assert difference in str(caught.value)
+
+
+@pytest.mark.parametrize("study", ["ablation", "base", "large"])
+def test_reproductions_keep_the_paper_s_quarter_of_the_tokens_and_show_all_tokens_beside_it(
+    study: str,
+) -> None:
+    study = load_study(ROOT / f"workflow/config/{study}.yaml")
+    ratios = {run: study.resolved(run).token_keep_ratio for run in study.evaluated}
+    variants = {run: own["variant_of"] for run, own in study.runs.items() if "variant_of" in own}
+    assert len(variants) == 1
+    for run, ratio in ratios.items():
+        assert ratio == (1.0 if run in variants else 0.25)
+    for variant, base in variants.items():
+        for table in study.tables:
+            assert (variant in study.rows(table)) == (base in study.rows(table))
+        ours, theirs = study.resolved(variant), study.resolved(base)
+        ours.token_keep_ratio = theirs.token_keep_ratio
+        assert ours == theirs
+
+
 def test_an_override_that_the_trainer_does_not_know_is_refused(demo: dict) -> None:
     demo["runs"]["clip"]["overrides"].append("no_such_key=1")
-    with pytest.raises(StudyError, match="no_such_key"):
-        Study(demo).run_dir("clip")
+    with pytest.raises(UserError, match="no_such_key"):
+        WorkflowStudy(demo).run_dir("clip")
 
 
 def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> None:
-    before = Study(demo).run_dir("filip")
+    before = WorkflowStudy(demo).run_dir("filip")
     ranks = copy.deepcopy(demo)
     ranks["launch"]["ranks_per_node"] = 4  # another world size continues the same run
-    assert Study(ranks).run_dir("filip") == before
+    assert WorkflowStudy(ranks).run_dir("filip") == before
     changed = copy.deepcopy(demo)
     changed["runs"]["filip"]["overrides"].append("seed=7")
-    assert Study(changed).run_dir("filip") != before
+    assert WorkflowStudy(changed).run_dir("filip") != before
 
 
 def test_launchers(demo: dict) -> None:
-    assert Study(demo).launch().command() == (
+    assert WorkflowStudy(demo).launch().command() == (
         "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train"
     )
     demo["launch"] = {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"}
-    assert "--hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500" in Study(demo).launch().command()
+    assert (
+        "--hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500"
+        in WorkflowStudy(demo).launch().command()
+    )
     demo["launch"] = {"launcher": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
-    study = Study(demo)
+    study = WorkflowStudy(demo)
     assert study.launch().command() == "srun python -m filip.train"
     assert study.train_resources() == {"nodes": 24, "mpi": "srun", "tasks_per_node": 8, "runtime": 100}
 
 
-def test_a_fine_tuning_inherits_the_architecture_of_its_run(demo: dict) -> None:
-    arguments = Study(demo).train_arguments("clip_ft")
-    assert "model.interaction=pooled" in arguments
-    assert "init_from=results/demo/models/clip.safetensors" in arguments
+@pytest.mark.parametrize("tuned", ["clip_ft", "filip_ft"])
+def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(demo: dict, tuned: str) -> None:
+    run = demo["fine_tune"][tuned]["from"]
+    demo["runs"][run]["overrides"] += ["model.embed_dim=32", "optimizer.base_lr=1"]
+    demo["efficiency"] = {}  # whose accuracies would no longer be those of the same settings
+    study = WorkflowStudy(demo)
+    assert f"init_from=results/demo/models/{run}.safetensors" in study.train_arguments(tuned)
+    resolved = study.resolved(tuned)
+    assert resolved.model == study.resolved(run).model
+    assert not resolved.data.auto_augment and not resolved.data.back_translation
+    assert resolved.optimizer.base_lr == 6e-3  # as its experiment says
 
 
 def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> None:
-    once, thrice = Study(demo), Study({**demo, "seeds": 3})
+    once, thrice = WorkflowStudy(demo), WorkflowStudy({**demo, "seeds": 3})
     assert set(thrice.runs) == {f"{run}{end}" for run in once.runs for end in ("", "_s1", "_s2")}
-    assert thrice.config["replicas"]["filip"] == ["filip_s1", "filip_s2"]
+    assert thrice.replicas("filip") == ["filip", "filip_s1", "filip_s2"]
     assert "seed=2" in thrice.train_arguments("filip_s2")
     assert thrice.run_dir("filip") == once.run_dir("filip"), "the first seed is the run that there is already"
     for protocol in ("zero_shot", "retrieval"):
@@ -95,29 +179,60 @@ def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> Non
     assert thrice.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
 
 
+def test_the_config_beside_the_results_is_the_same_study(demo: dict, tmp_path: Path) -> None:
+    """`make demo SEEDS=3` changes no YAML; the report reads study.json."""
+    study = WorkflowStudy({**demo, "seeds": 3})
+    (tmp_path / "study.json").write_text(study.config_text())
+    read = load_study(None, tmp_path)
+    assert read.runs == study.runs and read.evaluated == study.evaluated
+    assert read.replicas("filip") == ["filip", "filip_s1", "filip_s2"]
+
+
+def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
+    demo["tables"] = {"alignment": ["filip"]}
+    study = WorkflowStudy(demo)
+    assert study.evaluated_by("zero_shot") == ["clip", "late"]
+    assert study.evaluated == ["clip", "late", "filip"]
+
+
+def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -> None:
+    study = WorkflowStudy({**demo, "sources": ["demo", "cc3m"]})
+    assert study.built_list("demo") == ["results/demo/corpus/list.parquet"] and study.built_list("cc3m") == []
+    assert (
+        study.while_served("demo")
+        == "python -m filip.data.demo.serving root=results/demo/corpus port=8765 -- "
+    )
+    assert study.while_served("cc3m") == ""
+    assert study.corpus_builder == "filip.data.demo.corpus"
+    assert (
+        WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder
+        is None
+    )
+
+
 def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:
     demo["peers"] = {"theirs": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
-    study = Study(demo)
+    study = WorkflowStudy(demo)
     assert "theirs" in study.evaluated_by("zero_shot") and "theirs" not in study.evaluated_by("alignment")
     assert study.model_file("theirs") == [] and study.model("theirs") == "open_clip:ViT-B-32"
     assert study.model_file("clip") == [study.model("clip")] == ["results/demo/models/clip.safetensors"]
     demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
-    with pytest.raises(StudyError, match=r"peers\.clip"):
-        Study(demo)
+    with pytest.raises(UserError, match=r"peers\.clip"):
+        WorkflowStudy(demo)
 
 
 def test_as_many_translating_jobs_as_the_download_has_shards_for(demo: dict, tmp_path: Path) -> None:
     for shards, parts in ((1, 0), (8, 0), (9, 2), (1242, 156)):
         (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
-        assert len(Study(demo).translation_parts("demo", tmp_path / "download.json")) == parts
+        assert len(WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")) == parts
     assert (
-        Study(demo)
+        WorkflowStudy(demo)
         .translation_parts("demo", tmp_path / "download.json")[-1]
         .endswith("translated/155-of-156.done")
     )
 
 
 def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
-    assert Study(demo).train_threads(2) == 2 and Study(demo).train_threads(16) == 16
+    assert WorkflowStudy(demo).train_threads(2) == 2 and WorkflowStudy(demo).train_threads(16) == 16
     demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
-    assert Study(demo).train_threads(96) == 8
+    assert WorkflowStudy(demo).train_threads(96) == 8

@@ -6,7 +6,7 @@
 rule url_list:
     input:
         card="data/{source}.yaml",
-        corpus=lambda wildcards: f"{RESULTS}/corpus/list.parquet" if wildcards.source == "demo" else [],
+        corpus=lambda wildcards: STUDY.built_list(wildcards.source),
     output:
         list=f"{DATA}/{{source}}/list.parquet",
         funnel=f"{DATA}/{{source}}/funnel/prepare.json",
@@ -42,17 +42,17 @@ rule text_rules:
         " funnel={output.funnel} > {log} 2>&1"
 
 
-# Its result says how many shards there are, and so how many jobs share the translation.
+# Its result says how many shards there are, and thereby how many jobs share the translation.
 checkpoint download:
     input:
         card="data/{source}.yaml",
         kept=f"{DATA}/{{source}}/kept.parquet",
-        corpus=lambda wildcards: f"{RESULTS}/corpus/list.parquet" if wildcards.source == "demo" else [],
+        corpus=lambda wildcards: STUDY.built_list(wildcards.source),
     output:
         f"{DATA}/{{source}}/funnel/download.json",
     params:
-        # The demo's images come from a server that lives as long as the download. Not a service() rule: when its
-        # consumer fails, Snakemake 9 waits for ever for the service to end.
+        # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
+        # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
         distributor=f"distributor={STUDY.distributor}" if STUDY.distributor else "",
@@ -68,8 +68,8 @@ checkpoint download:
         " out={params.shards} funnel={output} {params.distributor} > {log} 2>&1"
 
 
-# One share of the back-translation, into a cache that all of them fill: shares run beside each other, on a cluster
-# each as a job of its own.
+# One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
+# job of its own.
 rule translate_part:
     input:
         card="data/{source}.yaml",
@@ -91,7 +91,7 @@ rule translate_part:
         " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log} 2>&1"
 
 
-# Takes the translations from the cache, judges them and writes the side-cars.
+# Takes the translations from the cache, rejects the bad ones and writes the side-cars.
 rule translate:
     input:
         card="data/{source}.yaml",

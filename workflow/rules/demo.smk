@@ -1,14 +1,16 @@
-# The embedded corpus: built from npm packages, served over HTTP while img2dataset downloads it.
+# A corpus that is built here (its card's `built_by`): the demo's emoji come from npm packages and are served over HTTP
+# while img2dataset downloads them.
 
 DEMO = config.get("demo", {})
 
 
 rule demo_corpus:
     output:
-        list=f"{RESULTS}/corpus/list.parquet",
-        counts=f"{RESULTS}/corpus/corpus.json",
-        attribution=f"{RESULTS}/corpus/attribution.json",
+        list=f"{STUDY.corpus}/list.parquet",
+        counts=f"{STUDY.corpus}/corpus.json",
+        attribution=f"{STUDY.corpus}/attribution.json",
     params:
+        builder=STUDY.corpus_builder,
         out=lambda wildcards, output: Path(output.list).parent,
         port=DEMO.get("port", 8765),
         limit=DEMO.get("limit") or "null",
@@ -21,5 +23,5 @@ rule demo_corpus:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.demo.corpus out={params.out} port={params.port} limit={params.limit}"
+        "python -m {params.builder} out={params.out} port={params.port} limit={params.limit}"
         " cache={params.cache} > {log} 2>&1"

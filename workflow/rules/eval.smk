@@ -5,7 +5,7 @@ rule zero_shot:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("zero_shot"),
-        prompts="eval/prompts.yaml",
+        prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/zero_shot.json",
@@ -31,7 +31,7 @@ rule retrieval:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("retrieval"),
-        prompts="eval/prompts.yaml",
+        prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/retrieval.json",
@@ -57,6 +57,7 @@ rule alignment:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("alignment"),
+        prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
         scores=f"{RESULTS}/eval/{{run}}/alignment.json",
@@ -81,13 +82,13 @@ rule alignment:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.alignment model={params.model} root={params.root} 'cards={params.cards}'"
-        " picture={output.picture} out={output.scores} > {log} 2>&1"
+        " prompts={input.prompts} picture={output.picture} out={output.scores} > {log} 2>&1"
 
 
 rule linear_probe:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("linear_probe") or STUDY.cards("zero_shot"),
+        cards=STUDY.cards("linear_probe"),
         corpus=STUDY.benchmark_files(),
     output:
         f"{RESULTS}/eval/{{run}}/linear_probe.json",
@@ -109,18 +110,19 @@ rule linear_probe:
         " out={output} > {log} 2>&1"
 
 
-# What the paper's figure shows for one model, for all models of the alignment table beside each other.
+# The paper's alignment figure, with all models of the alignment table side by side.
 rule compare:
     input:
         weights=[STUDY.weights(run) for run in STUDY.rows("alignment")],
         cards=STUDY.cards("alignment"),
+        prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
         report(
             f"{RESULTS}/eval/alignment_compared.png",
             caption="../report/alignment.rst",
             category="Word-patch alignment",
-            labels={"run": "beside each other"},
+            labels={"run": "side by side"},
         ),
     params:
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
@@ -135,4 +137,4 @@ rule compare:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.compare 'models={params.models}' 'labels={params.labels}' root={params.root}"
-        " card={params.card} picture={output} > {log} 2>&1"
+        " card={params.card} prompts={input.prompts} picture={output} > {log} 2>&1"

@@ -2,12 +2,12 @@
 
 EVALUATIONS = [
     f"{RESULTS}/eval/{run}/{protocol}.json"
-    for protocol in ("zero_shot", "retrieval", "alignment", "linear_probe")
+    for protocol in PROTOCOLS
     for run in STUDY.evaluated_by(protocol)
 ]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
-TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=TRAINED) + expand(
-    f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency_rows
+TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
+    f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )
 
 
@@ -29,11 +29,12 @@ rule tables:
         EVALUATIONS,
         TRAININGS,
         study=STUDY.config_file,
+        cards=STUDY.report_cards(),
         published="eval/published.yaml",
     output:
         data=f"{RESULTS}/tables/tables.json",
         html=report(
-            expand(f"{RESULTS}/tables/{{table}}.html", table=STUDY.table_names),
+            expand(f"{RESULTS}/tables/{{table}}.html", table=STUDY.tables),
             caption="../report/tables.rst",
             category="Tables",
         ),
@@ -46,7 +47,7 @@ rule tables:
         "../envs/filip.yaml"
     shell:
         "python -m filip.report.tables study={input.study} results={params.results}"
-        " out_dir={params.out_dir} > {log} 2>&1"
+        " published={input.published} out_dir={params.out_dir} > {log} 2>&1"
 
 
 rule figures:
@@ -58,7 +59,7 @@ rule figures:
         funnel=f"{RESULTS}/funnel.json",
     output:
         report(
-            expand(f"{RESULTS}/figures/{{figure}}.png", figure=STUDY.figure_names),
+            expand(f"{RESULTS}/figures/{{figure}}.png", figure=STUDY.figures),
             caption="../report/figures.rst",
             category="Figures",
         ),
@@ -82,7 +83,7 @@ rule summary:
         tables=rules.tables.output.data,
         funnel=f"{RESULTS}/funnel.json",
         study=STUDY.config_file,
-        attribution=f"{RESULTS}/corpus/attribution.json" if STUDY.is_demo else [],
+        attribution=f"{STUDY.corpus}/attribution.json" if STUDY.corpus_builder else [],
     output:
         summary=f"{RESULTS}/summary.json",
         page=report(

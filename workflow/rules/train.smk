@@ -1,7 +1,7 @@
 # Training. Outputs are only the small final files, which the trainer writes last and atomically. Checkpoints lie
 # in a run folder that Snakemake does not own (it would delete them with a failed job); its name carries a hash of
-# the resolved config. flock keeps a second job from starting beside a first one. Exit code 85 means "saved because
-# of a signal": a rerun goes on from there.
+# the resolved config. flock keeps a second job from starting on a run that is in progress. Exit code 85 means
+# "saved because of a signal": a rerun continues from there.
 
 
 rule pretrain:
@@ -32,7 +32,6 @@ rule pretrain:
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
         " {params.launch} {params.arguments} run_dir={params.run_dir}"
         " out={output.weights} result={output.result} > {log} 2>&1"
-
 
 
 use rule pretrain as fine_tune with:

@@ -1,0 +1,72 @@
+"""What lies below ``results/<study>``: what was trained, evaluated and measured, and why something is missing."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from filip.errors import UserError
+from filip.report.table import Table
+
+
+class Results:
+    """The JSON files below ``results/<study>``. A missing file reads as None; ``why`` gives the reason to print."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def evaluation(self, run: str, protocol: str) -> dict[str, Any] | None:
+        """``eval/<run>/<protocol>.json``, written by the evaluation of that protocol."""
+        return self._read(self.folder / "eval" / run / f"{protocol}.json")
+
+    def training(self, run: str) -> dict[str, Any] | None:
+        """``models/<run>.json``, written by training."""
+        return self._read(self.folder / "models" / f"{run}.json")
+
+    def efficiency(self, row: str) -> dict[str, Any] | None:
+        """``efficiency/<row>.json``, written by the short trainings of the efficiency ablation."""
+        return self._read(self.folder / "efficiency" / f"{row}.json")
+
+    def funnel(self) -> list[dict[str, Any]]:
+        """``funnel.json``: how many pairs entered and left each stage, and how many were dropped for which reason."""
+        content = self._read(self.folder / "funnel.json")
+        return content if isinstance(content, list) else list((content or {}).get("stages", []))
+
+    def tables(self) -> dict[str, Table]:
+        """The tables by name, from ``tables/tables.json``. Raises UserError if the tables were not written yet."""
+        file = self.folder / "tables" / "tables.json"
+        content = self._read(file)
+        if content is None:
+            raise UserError(
+                f"no tables at {file}; write them with: python -m filip.report.tables results={self.folder}"
+            )
+        return {name: Table.from_json(table) for name, table in content["tables"].items()}
+
+    def run_dir(self, run: str) -> Path | None:
+        """The run's folder, from the training result or, failing that, the newest ``runs/<run>-*``."""
+        training = self.training(run) or {}
+        recorded = training.get("run_dir") or (training.get("config") or {}).get("run_dir")
+        if recorded and Path(recorded).is_dir():
+            return Path(recorded)
+        found = sorted(self.folder.glob(f"runs/{run}-*"), key=lambda path: path.stat().st_mtime)
+        return found[-1] if found else None
+
+    def run_id(self, run: str) -> str | None:
+        """The run's name with its config hash, as its folder is called."""
+        folder = self.run_dir(run)
+        return folder.name if folder else None
+
+    def why(self, *parts: str) -> str:
+        """The reason to print for a missing file."""
+        return f"not run: no {Path(self.folder, *parts)}"
+
+    def _read(self, file: Path) -> Any:
+        if not file.is_file():
+            return None
+        try:
+            return json.loads(file.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(
+                f"{file} is not valid JSON ({error}); delete it and run its rule again"
+            ) from error

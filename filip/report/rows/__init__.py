@@ -1,0 +1,56 @@
+"""The tables of the report: each is one module of this folder, registered in ``TABLES``.
+
+To add a table, write a module with ``build(inputs) -> Table`` and add its line to ``TABLES``. The study's schema, the
+workflow's evaluations and the report take names and protocols from here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from filip.report.results import Results
+from filip.report.rows import alignment, component_ablation, efficiency, linear_probe, retrieval, zero_shot
+from filip.report.rows.cells import Inputs, Study
+from filip.report.rows.notes import intervals
+from filip.report.table import Table
+
+
+@dataclass(frozen=True)
+class TableKind:
+    """How a table is made, and what has to be evaluated for it.
+
+    build: from the inputs to the table, interval notes excluded.
+    protocols: commands of filip.eval that the table's runs go through.
+    with_peers: other people's models (the study's ``peers``) follow the runs.
+    lists_runs: the study lists its runs under ``tables.<name>``; otherwise its rows are the study's ``efficiency``.
+    """
+
+    build: Callable[[Inputs], Table]
+    protocols: tuple[str, ...]
+    with_peers: bool = False
+    lists_runs: bool = True
+
+
+TABLES: dict[str, TableKind] = {
+    "zero_shot": TableKind(zero_shot.build, ("zero_shot",), with_peers=True),
+    "linear_probe": TableKind(linear_probe.build, ("linear_probe",)),
+    "retrieval": TableKind(retrieval.build, ("retrieval",), with_peers=True),
+    "component_ablation": TableKind(component_ablation.build, ("zero_shot", "retrieval")),
+    "alignment": TableKind(alignment.build, ("alignment",)),
+    "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), lists_runs=False),
+}
+PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))
+
+
+def build_tables(study: Study, results: Results, published: dict[str, Any]) -> dict[str, Table]:
+    """All tables that the study has rows for, by name.
+
+    published: the content of ``eval/published.yaml``. Raises UserError for a benchmark without a card.
+    """
+    inputs = Inputs.of(study, results, published)
+    tables = {name: kind.build(inputs) for name, kind in TABLES.items() if study.rows(name)}
+    for table in tables.values():
+        table.notes += intervals(table)
+    return tables

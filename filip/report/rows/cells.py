@@ -1,0 +1,149 @@
+"""What the tables are made of: the study, its results and the published numbers, and the cells that they give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from filip.eval.cards import BenchmarkCard, load_card
+from filip.report.results import Results
+from filip.report.table import Cell, Column, Row, average, combine, published_cell
+
+RANKS = ("r1", "r5", "r10")
+DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
+
+
+class Study(Protocol):
+    """What the tables ask of a study (:class:`filip.study.Study`, which knows this folder for its table names)."""
+
+    runs: dict[str, dict[str, Any]]
+    fine_tunes: dict[str, dict[str, Any]]
+    efficiency: dict[str, dict[str, Any]]
+    peers: dict[str, dict[str, Any]]
+
+    @property
+    def trained(self) -> dict[str, dict[str, Any]]: ...
+
+    @property
+    def all_benchmarks(self) -> list[str]: ...
+
+    def label(self, name: str) -> str: ...
+
+    def rows(self, table: str) -> list[str]: ...
+
+    def replicas(self, run: str) -> list[str]: ...
+
+    def benchmarks(self, protocol: str) -> list[str]: ...
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that a table is built from. cards: the benchmarks' cards by name."""
+
+    study: Study
+    results: Results
+    published: dict[str, Any]
+    cards: dict[str, BenchmarkCard]
+
+    @staticmethod
+    def of(study: Study, results: Results, published: dict[str, Any]) -> Inputs:
+        """With the cards of every benchmark that the study evaluates. Raises UserError if there is none of a name."""
+        cards = {name: load_card(name) for name in study.all_benchmarks}
+        return Inputs(study, results, published, cards)
+
+    def title(self, benchmark: str) -> str:
+        """A benchmark's name in print."""
+        card = self.cards.get(benchmark)
+        return card.title if card else benchmark
+
+    def published_block(self, name: str) -> dict[str, Any]:
+        """A block of the published numbers: ``columns``, then rows by label; no columns if there is no such block."""
+        return dict(self.published.get(name) or {"columns": []})
+
+    # ---- rows ----------------------------------------------------------------------------------------
+
+    def row(self, run: str, cells: dict[str, Cell], section: str = "", suffix: str = "") -> Row:
+        """A measured row: a run of this study, or a peer, that is somebody else's model scored by us."""
+        training = self.results.training(run) or {}
+        kind = "ours" if run in self.study.trained else "peer"
+        run_id = self.results.run_id(run) or self.study.peers.get(run, {}).get("model")
+        label = self.study.label(run) + tokens_kept(training.get("config") or {}) + suffix
+        return Row(label, kind, cells, section, run, run_id, training.get("commit"))
+
+    # ---- cells: each the mean over a run's seeds -----------------------------------------------------
+
+    def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
+        """Accuracy of a run on a classification benchmark."""
+        return combine([self._task(member, task, protocol) for member in self.study.replicas(run)])
+
+    def _task(self, run: str, task: str, protocol: str) -> Cell:
+        found = (self.results.evaluation(run, protocol) or {}).get("tasks", {}).get(task)
+        if found is None:
+            return Cell(reason=self.why_empty(run, protocol, task))
+        return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))
+
+    def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
+        """Plain mean over the protocol's classification benchmarks; over seeds, the mean of their means."""
+        tasks = self.study.benchmarks(protocol)
+        members = self.study.replicas(run)
+        return combine([average([self._task(m, task, protocol) for task in tasks], "task") for m in members])
+
+    def recall_cell(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
+        """Recall of a run on a retrieval benchmark."""
+        return combine([self._recall(m, benchmark, direction, rank) for m in self.study.replicas(run)])
+
+    def _recall(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
+        found = (self.results.evaluation(run, "retrieval") or {}).get("benchmarks", {}).get(benchmark)
+        if found is None:
+            return Cell(reason=self.why_empty(run, "retrieval", benchmark))
+        interval = found.get("ci95", {}).get(direction, {}).get(rank)
+        return Cell(found[direction][rank], found["chance"][direction][rank], found["images"], interval)
+
+    def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
+        """Why an evaluation of a run has no result for a benchmark."""
+        if self.results.evaluation(run, protocol) is None:
+            return self.results.why("eval", run, f"{protocol}.json")
+        return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
+
+
+def tokens_kept(config: dict[str, Any]) -> str:
+    """What a row's label says of a token-wise training that keeps a part of the tokens; empty if it keeps all."""
+    ratio = config.get("token_keep_ratio", 1.0)
+    if ratio == 1.0 or (config.get("model") or {}).get("interaction") == "pooled":
+        return ""
+    return f", {100 * ratio:g} % of tokens"
+
+
+def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
+    """Columns and our rows of a table over classification benchmarks, with their average where there are several."""
+    tasks = inputs.study.benchmarks(protocol)
+    names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
+    columns = [Column(task, inputs.title(task), names[inputs.cards[task].metric]) for task in tasks]
+    if len(columns) > 1:
+        columns.append(Column("average", "average", "mean"))
+    rows = []
+    for run in inputs.study.rows(protocol):
+        cells = {task: inputs.task_cell(run, task, protocol) for task in tasks}
+        rows.append(inputs.row(run, {**cells, "average": inputs.average_cell(run, protocol)}))
+    return columns, rows
+
+
+def recall_columns(inputs: Inputs, benchmarks: list[str], ranks: tuple[str, ...]) -> list[Column]:
+    """A column for each rank of each direction of each retrieval benchmark."""
+    return [
+        Column(f"{name}_{direction}_{rank}", f"R@{rank[1:]}", f"{inputs.title(name)}, {meaning}")
+        for name in benchmarks
+        for direction, meaning in DIRECTIONS.items()
+        for rank in ranks
+    ]
+
+
+def published_rows(block: dict[str, Any], columns: list[Column]) -> list[Row]:
+    """The rows of a block of published numbers, one number a column; empty where the paper has none."""
+    rows = []
+    for label, values in block.items():
+        if label != "columns":
+            numbers = dict(zip(block["columns"], values, strict=True))
+            cells = {column.key: published_cell(numbers.get(column.key)) for column in columns}
+            rows.append(Row(label, "paper", cells, "published"))
+    return rows

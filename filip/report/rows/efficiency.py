@@ -1,0 +1,103 @@
+"""The efficiency ablation: what the loss costs in time and memory, with the paper's own measurements."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from filip.report.rows.cells import Inputs
+from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
+
+FACTS = ("interaction", "embed_dim", "precision", "token_percent")  # what a row trains, from its own config
+INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
+NOT_APPLICABLE = "does not apply"
+
+
+def build(inputs: Inputs) -> Table:
+    """One row per entry of the study's ``efficiency``, then the published rows."""
+    tasks = inputs.study.benchmarks("zero_shot")
+    measure = "imagenet_top1" if tasks == ["imagenet"] else "accuracy"
+    title = f"{inputs.title(tasks[0])} top-1" if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
+    columns = [
+        Column("interaction", "interaction", unit="text", better="none"),
+        Column("embed_dim", "dim", unit="number", better="none"),
+        Column("precision", "precision", unit="text", better="none"),
+        Column("token_percent", "tokens, %", unit="number", better="none"),
+        Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
+        Column("time_ratio", "x first row", "Time", "ratio", "lower"),
+        Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
+        Column("memory_ratio", "x first row", "Memory", "ratio", "lower"),
+        Column(measure, title, "Zero-shot accuracy"),
+    ]
+    rows = [_row(inputs, name, measure) for name in inputs.study.rows("efficiency_ablation")]
+    _add_ratios(rows)
+    rows += _published(inputs, measure)
+    notes = [
+        "Time and memory are measured in short trainings (median step; peak memory, largest over ranks). "
+        "Ratios are to the first row of the same block, so that different machines compare.",
+        "Accuracy is that of the fully trained run with the same settings, where there is one.",
+    ]
+    return Table("efficiency_ablation", "Efficiency of the loss", columns, rows, notes)
+
+
+def _row(inputs: Inputs, name: str, measure: str) -> Row:
+    found = inputs.results.efficiency(name)
+    if found is None:
+        why = inputs.results.why("efficiency", f"{name}.json")
+        keys = (*FACTS, "seconds_per_iteration", "memory_mb")
+        cells = {key: Cell(reason=why) for key in keys}
+    else:
+        cells = _facts(found["config"])
+        for key, source in (("seconds_per_iteration",) * 2, ("memory_mb", "peak_memory_mb")):
+            value = found.get(source)
+            cells[key] = Cell(value) if value is not None else Cell(reason="not measured")
+    trained = inputs.study.efficiency[name].get("accuracy_of")
+    cells[measure] = inputs.average_cell(trained) if trained else Cell(reason="not trained to the end")
+    commit = (found or {}).get("commit")
+    label = inputs.study.label(name)
+    return Row(label, "ours", cells, "measured here", name, inputs.results.run_id(name), commit)
+
+
+def _facts(config: dict[str, Any]) -> dict[str, Cell]:
+    """What was trained, from the config that the training itself recorded."""
+    model = config["model"]
+    pooled = model["interaction"] == "pooled"
+    percent = 100 * config["token_keep_ratio"]
+    return {
+        "interaction": text_cell(INTERACTIONS[model["interaction"]]),
+        "embed_dim": Cell(model["embed_dim"]),
+        "precision": text_cell(config["precision"]),
+        "token_percent": Cell(reason=NOT_APPLICABLE) if pooled else Cell(percent),
+    }
+
+
+def _published(inputs: Inputs, measure: str) -> list[Row]:
+    block = inputs.published_block("efficiency_ablation")
+    rows = []
+    for label, values in block.items():
+        if label == "columns":
+            continue
+        numbers = dict(zip(block["columns"], values, strict=True))
+        cells = {"precision": text_cell(numbers["precision"])}
+        cells["interaction"] = text_cell(INTERACTIONS["pooled" if label == "orig" else "token_wise"])
+        for key in ("embed_dim", "token_percent", "seconds_per_iteration", "memory_mb"):
+            cells[key] = Cell(numbers[key]) if numbers[key] is not None else Cell(reason=NOT_APPLICABLE)
+        cells[measure] = (
+            published_cell(numbers["imagenet_top1"])
+            if measure == "imagenet_top1"
+            else Cell(reason="published on ImageNet, which this study does not evaluate")
+        )
+        rows.append(Row(label, "paper", cells, "published: ViT-B/32, 8 V100, 512 per GPU"))
+    _add_ratios(rows)
+    return rows
+
+
+def _add_ratios(rows: list[Row]) -> None:
+    """Time and memory relative to the first row."""
+    for ratio, key in (("time_ratio", "seconds_per_iteration"), ("memory_ratio", "memory_mb")):
+        base = rows[0].cells[key].value if rows else None
+        for row in rows:
+            value = row.cells[key].value
+            if isinstance(value, int | float) and isinstance(base, int | float) and base:
+                row.cells[ratio] = Cell(value / base)
+            else:
+                row.cells[ratio] = Cell(reason=row.cells[key].reason or "the first row has no value")

@@ -1,0 +1,80 @@
+"""The sentences below a table: what its intervals are, what the evaluations warn of, what did not get better."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from filip.report.rows.cells import DIRECTIONS, RANKS, Inputs
+from filip.report.table import Column, Row, Table
+
+
+def intervals(table: Table) -> list[str]:
+    """What the intervals of a table are, as far as it has any."""
+    cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
+    notes = []
+    if any(cell.seeds == 1 for cell in cells):
+        notes.append("Intervals of one training: 95 % by bootstrap over the test images.")
+    if several := sorted({cell.seeds for cell in cells if cell.seeds > 1}):
+        counts = " or ".join(str(n) for n in several)
+        notes.append(
+            f"Rows of {counts} seeds: the mean over the trainings, and the 95 % interval of that mean (Student's t "
+            "over the trainings)."
+        )
+    return notes
+
+
+def first_against_last(columns: list[Column], rows: list[Row]) -> list[str]:
+    """A sentence on where the last of ``rows`` is above the first, and where it is not; none if they were not run."""
+    if len(rows) < 2:
+        return []
+    above: list[str] = []
+    below: list[str] = []
+    disjoint = 0
+    for column in columns:
+        first, last = (row.cells.get(column.key) for row in (rows[0], rows[-1]))
+        if first is None or last is None:
+            continue
+        if not (isinstance(first.value, int | float) and isinstance(last.value, int | float)):
+            continue
+        name = f"{column.group}: {column.title}" if column.group else column.title
+        (above if last.value > first.value else below).append(name)
+        if first.ci95 and last.ci95:
+            disjoint += first.ci95[1] < last.ci95[0] or last.ci95[1] < first.ci95[0]
+    if not above + below:
+        return []
+    where = f", not in {'; '.join(below)}" if below else ""
+    return [
+        f"{rows[-1].label} is above {rows[0].label} in {len(above)} of {len(above + below)} columns{where}; "
+        f"their intervals do not overlap in {disjoint}."
+    ]
+
+
+def warnings(inputs: Inputs, protocol: str, key: str) -> list[str]:
+    """What the evaluations of a table's runs warn of, each once: a test set of another size, scores that are
+    not finite, ranking in two stages. key: where the protocol's JSON has its benchmarks."""
+    notes = []
+    for run in inputs.study.rows(protocol):
+        for name, found in ((inputs.results.evaluation(run, protocol) or {}).get(key) or {}).items():
+            where = f"{inputs.study.label(run)}, {inputs.title(name)}"
+            if found.get("note"):
+                notes.append(f"{inputs.title(name)}: {found['note']}.")
+            if bad := found.get("not_finite"):
+                notes.append(
+                    f"{where}: {bad:,} of {found['n']:,} images have scores that are not finite; they rank last."
+                )
+            if found.get("two_stage"):
+                notes.append(f"{where}: {_two_stages(found['two_stage'])}")
+    return list(dict.fromkeys(notes))
+
+
+def _two_stages(stage: dict[str, Any]) -> str:
+    """How a recall that is not exact came about, and what it lost."""
+    lost = stage.get("lost")
+    loss = "what that loses was not measured"
+    if lost:
+        points = [
+            f"{name} {' / '.join(f'{100 * lost[direction][rank]:.1f}' for rank in RANKS)}"
+            for direction, name in DIRECTIONS.items()
+        ]
+        loss = f"points lost against exact ranking at R@1 / 5 / 10: {', '.join(points)}"
+    return f"exact scores only for the best {stage['shortlist']} by {stage['by']} vectors; {loss}."

@@ -1,0 +1,220 @@
+"""A study: what is trained on what, how it is evaluated, and which tables show it.
+
+A study is one YAML of ``workflow/config``. This class is the only reader of it: the workflow extends it by paths and
+resources (``workflow/study.py``), the report asks it for rows, labels and seeds.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+
+from filip.errors import UserError
+from filip.report.rows import PROTOCOLS, TABLES
+from filip.study_checks import check_accuracy_of, check_config
+
+if TYPE_CHECKING:
+    from filip.train.config import TrainConfig
+
+__all__ = ["PROTOCOLS", "TABLES", "Study", "load_study", "resolve", "with_seeds"]
+
+
+class Study:
+    """A checked study config and the questions that are asked of it.
+
+    config: the mapping as it was given (``seeds: 3`` not yet written out).
+
+    Raises UserError naming the first offending key.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = check_config(config)
+        seeded = with_seeds(config)
+        self.name: str = config["study"]
+        self.title: str = config["title"]
+        self.runs: dict[str, dict[str, Any]] = seeded["runs"]
+        self.fine_tunes: dict[str, dict[str, Any]] = config.get("fine_tune", {})
+        self.efficiency: dict[str, dict[str, Any]] = config.get("efficiency", {})
+        self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
+        self.evaluation: dict[str, Any] = config["eval"]
+        self._replicas: dict[str, list[str]] = seeded["replicas"]
+        check_accuracy_of(self)
+
+    # ---- training ------------------------------------------------------------------------------------
+
+    @property
+    def trained(self) -> dict[str, dict[str, Any]]:
+        """Pre-training runs of every seed, then fine-tunings, by name."""
+        return {**self.runs, **self.fine_tunes}
+
+    @property
+    def sources(self) -> list[str]:
+        """All sources, those of single runs and of fine-tunings included, each once, in order of first use."""
+        own = [source for run in self.runs.values() for source in run.get("sources", [])]
+        tuned = [tune["source"] for tune in self.fine_tunes.values()]
+        return list(dict.fromkeys([*self.config["sources"], *own, *tuned]))
+
+    def replicas(self, run: str) -> list[str]:
+        """A run and its repetitions with other seeds; the run alone if it has none."""
+        return [run, *self._replicas.get(run, [])]
+
+    def is_replica(self, run: str) -> bool:
+        """True for a run that only repeats another one with another seed."""
+        return any(run in members for members in self._replicas.values())
+
+    def training(self, name: str) -> dict[str, Any]:
+        """Settings of a run, fine-tuning or efficiency row: experiment, sources, overrides, from (None: scratch)."""
+        shared = self.config["train"]
+        if name in self.fine_tunes:
+            own = self.fine_tunes[name]
+            sources = [own["source"]]
+            # The architecture is the run's. Its other overrides are about pre-training, and would undo what the
+            # experiment of the fine-tuning says (no AutoAugment, no back-translation).
+            inherited = [text for text in self._overrides(own["from"]) if text.startswith("model.")]
+        elif name in self.runs:
+            own = self.runs[name]
+            sources = own.get("sources", self.config["sources"])
+            inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
+        else:
+            own, sources, inherited = self.efficiency[name], self.config["sources"], []
+            shared = {**shared, **self.config.get("efficiency_train", {})}
+        return {
+            "experiment": own.get("experiment", shared["experiment"]),
+            "sources": sources,
+            "overrides": [*shared.get("overrides", []), *inherited, *own.get("overrides", [])],
+            "from": own.get("from"),
+        }
+
+    def _overrides(self, run: str) -> list[str]:
+        """A run's overrides without those that all trainings share."""
+        own = self.runs[run]
+        inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
+        return [*inherited, *own.get("overrides", [])]
+
+    def resolved(self, name: str) -> TrainConfig:
+        """The training config that the settings of ``name`` compose; without its files, which the workflow adds."""
+        training = self.training(name)
+        return resolve(f"experiment={training['experiment']}", *training["overrides"])
+
+    # ---- evaluation and tables -----------------------------------------------------------------------
+
+    def benchmarks(self, protocol: str) -> list[str]:
+        """Names of the benchmark cards of a protocol; the linear probe's are those of zero_shot unless stated."""
+        named = self.evaluation.get(protocol, [])
+        return named or (self.evaluation["zero_shot"] if protocol == "linear_probe" else [])
+
+    @property
+    def all_benchmarks(self) -> list[str]:
+        """The benchmarks of all protocols, each once."""
+        return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
+
+    def rows(self, table: str) -> list[str]:
+        """What stands in a table, in order: runs, then peers; for the efficiency table, its rows. Empty: no table."""
+        kind = TABLES[table]
+        if not kind.lists_runs:
+            return list(self.efficiency)
+        named = self.config["tables"].get(table, [])
+        peers = self.peers if named and kind.with_peers else {}
+        return list(dict.fromkeys([*named, *peers]))
+
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables that have rows."""
+        return [name for name in TABLES if self.rows(name)]
+
+    @property
+    def evaluated(self) -> list[str]:
+        """Every training that a table shows, and its replicas, in order of first use."""
+        shown = [run for protocol in PROTOCOLS for run in self.evaluated_by(protocol)]
+        return [run for run in dict.fromkeys(shown) if run not in self.peers]
+
+    def evaluated_by(self, protocol: str) -> list[str]:
+        """The models that a protocol evaluates: those of all tables that need it, with their replicas."""
+        models = []
+        for name in self.tables:
+            if protocol in TABLES[name].protocols:
+                rows = self.rows(name) if TABLES[name].lists_runs else self._accuracies()
+                models += [member for row in rows for member in self.replicas(row)]
+        return list(dict.fromkeys(models))
+
+    def _accuracies(self) -> list[str]:
+        """The trained runs whose accuracy stands in the efficiency table."""
+        return [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
+
+    def label(self, name: str) -> str:
+        """The name in tables of a training, a peer or an efficiency row."""
+        entry = {**self.efficiency, **self.peers, **self.trained}.get(name, {})
+        return str(entry.get("label", name))
+
+
+def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
+    """``seeds: 3`` written out: each run once more with seed 1 and 2, averaged into its row of every table."""
+    runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
+    for name, own in config["runs"].items():
+        for seed in range(1, config.get("seeds", 1)):
+            member = f"{name}_s{seed}"
+            label = f"{own['label']}, seed {seed}"
+            runs[member] = {**own, "label": label, "overrides": [*own.get("overrides", []), f"seed={seed}"]}
+            replicas[name] = [*replicas.get(name, []), member]
+    return {**config, "runs": runs, "replicas": replicas}
+
+
+def resolve(*arguments: str) -> TrainConfig:
+    """The training config that Hydra composes from ``arguments``; the paths of a run need not be given.
+
+    Raises UserError if an override does not fit the training config.
+    """
+    return _resolve(arguments)
+
+
+@lru_cache(maxsize=256)
+def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
+    from filip.command import compose_config
+    from filip.train.config import TrainConfig
+
+    try:
+        # Where the files of a run lie is not part of what is trained.
+        return compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
+    except UserError as error:
+        raise UserError(f"study config, training overrides: {error}") from error
+
+
+def load_study(path: str | Path | None, results: str | Path | None = None) -> Study:
+    """Read a study from ``path``, or, if that is None, from the ``study.json`` that its results were made with.
+
+    A YAML says how many seeds there are only if nobody asked for more on the command line (``make demo SEEDS=3``), so
+    its tables would show one of three trainings: a number of seeds that ``path`` leaves open is taken from
+    ``results``/study.json. Raises UserError if a file is missing or is not a study config.
+    """
+    effective = Path(results) / "study.json" if results is not None else None
+    if path is None:
+        if effective is None or not effective.is_file():
+            raise UserError(
+                f"no study.json in {results}; name the study, e.g. study=workflow/config/demo.yaml"
+            )
+        return Study(_read(effective))
+    config = _read(Path(path))
+    if effective is not None and effective.is_file() and "seeds" not in config:
+        made_with = _read(effective)
+        if made_with["study"] == config["study"] and made_with.get("seeds", 1) > 1:
+            config["seeds"] = made_with["seeds"]
+            print(f"averaging over {config['seeds']} seeds, as {effective} says", file=sys.stderr, flush=True)
+    return Study(config)
+
+
+def _read(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise UserError(f"no study config at {file}; the studies lie in workflow/config, e.g. demo.yaml")
+    try:
+        text = file.read_text(encoding="utf-8")
+        config = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)
+    except (yaml.YAMLError, json.JSONDecodeError) as error:
+        raise UserError(f"{file} is not valid {file.suffix.lstrip('.').upper()}: {error}") from error
+    if not isinstance(config, dict) or "study" not in config:
+        raise UserError(f"{file} has no key `study`; is it a study config (workflow/config/*.yaml)?")
+    return config

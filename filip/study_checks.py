@@ -1,0 +1,190 @@
+"""What a study config must satisfy: the schema, names that exist, and accuracies of the same settings."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from importlib import resources
+from typing import TYPE_CHECKING, Any
+
+import jsonschema
+import yaml
+
+from filip.data.cards import load_source
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.report.rows import PROTOCOLS, TABLES
+
+if TYPE_CHECKING:
+    from filip.study import Study
+
+REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, and the override that states them
+    "loss": "model.interaction=token_wise",
+    "embed_dim": "model.embed_dim=256",
+    "precision": "precision=fp16",
+    "token_percent": "token_keep_ratio=0.25",
+}
+# Settings of a training that say how long, where or how comfortably it runs, not what it learns per pair: a timing run
+# of a few steps has others than the training whose accuracy stands in its row.
+NOT_COMPARED = (
+    *("run", "run_dir", "out", "result", "resume", "seed", "threads", "log_every", "warmup_timing"),
+    *("global_batch", "batch_per_rank", "gradient_cache", "epochs", "max_steps", "optimizer.warmup_steps"),
+    *("fp16_on_cpu", "checkpoint.", "watchdog.", "eval.", "data.workers", "data.prefetch"),
+    *("model.name", "model.gradient_checkpointing", "data.shuffle_window_shards", "data.reader_groups"),
+)
+
+
+def check_config(config: dict[str, Any]) -> dict[str, Any]:
+    """Check ``config`` against the schema and its own cross-references, and return it.
+
+    Raises UserError naming the first offending key, its value and what was expected.
+    """
+    if "study" not in config:
+        raise UserError(
+            "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
+        )
+    _refuse_renamed_keys(config)
+    problems = list(jsonschema.Draft202012Validator(schema()).iter_errors(config))
+    if problems:
+        worst = jsonschema.exceptions.best_match(iter(problems))
+        assert worst is not None
+        _refuse(
+            ".".join(str(part) for part in worst.absolute_path) or "the top level",
+            f"{worst.message} (schema: filip/conf/study.schema.yaml)",
+        )
+    _check_launch(config["launch"])
+    _check_runs(config)
+    _check_tables(config)
+    _check_cards(config)
+    return config
+
+
+def schema() -> dict[str, Any]:
+    """The JSON schema of a study, with the protocols and tables that there are."""
+    found = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
+    names = {"$ref": "#/$defs/names"}
+    listed = [name for name, kind in TABLES.items() if kind.lists_runs]
+    found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
+    found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
+    return found
+
+
+def _refuse(key: str, problem: str) -> None:
+    raise UserError(f"study config, key {key}: {problem}")
+
+
+def _refuse_renamed_keys(config: dict[str, Any]) -> None:
+    """Name the new key where an old one is used; the schema could only say that the old one is unknown."""
+    launch = config.get("launch")
+    if isinstance(launch, dict) and "by" in launch:
+        _refuse("launch.by", f"is now called launch.launcher; write launcher: {launch['by']}")
+    for name, row in (config.get("efficiency") or {}).items():
+        for key, override in REMOVED_FROM_ROWS.items():
+            if isinstance(row, dict) and key in row:
+                _refuse(
+                    f"efficiency.{name}.{key}",
+                    "is no longer given: the table reads it from the row's training. State it once, as an "
+                    f"override, e.g. overrides: [{override}]",
+                )
+
+
+def _check_launch(launch: dict[str, Any]) -> None:
+    nodes = launch.get("nodes", 1)
+    if launch["launcher"] == "torchrun" and nodes > 1:
+        _refuse("launch.nodes", f"torchrun starts one node only here, not {nodes}; use srun or deepspeed")
+    if launch["launcher"] == "deepspeed" and nodes > 1 and not launch.get("hostfile"):
+        _refuse("launch.hostfile", f"deepspeed needs a hostfile to start {nodes} nodes, and none is given")
+
+
+def _check_runs(config: dict[str, Any]) -> None:
+    runs = config["runs"]
+    for name, run in runs.items():
+        base = run.get("variant_of", name)
+        _known(f"runs.{name}.variant_of", base, runs)
+        if base != name and "variant_of" in runs[base]:
+            _refuse(f"runs.{name}.variant_of", f"'{base}' is a variant itself; name the run that it varies")
+    for name, tune in config.get("fine_tune", {}).items():
+        if name in runs:
+            _refuse(f"fine_tune.{name}", "a pre-training run has that name; choose another")
+        _known(f"fine_tune.{name}.from", tune["from"], runs)
+    trained = {**runs, **config.get("fine_tune", {})}
+    for name in config.get("peers", {}):
+        if name in trained:
+            _refuse(f"peers.{name}", "a run has that name; choose another")
+    for run, members in config.get("replicas", {}).items():
+        for name in (run, *members):
+            _known(f"replicas.{run}", name, trained)
+
+
+def _check_tables(config: dict[str, Any]) -> None:
+    trained = {**config["runs"], **config.get("fine_tune", {})}
+    for table, rows in config["tables"].items():
+        for row in rows:
+            _known(f"tables.{table}", row, trained)
+        for protocol in TABLES[table].protocols:
+            if rows and not config["eval"].get(protocol) and protocol != "linear_probe":
+                _refuse(f"tables.{table}", f"needs benchmarks to evaluate, and eval.{protocol} names none")
+    for name, row in config.get("efficiency", {}).items():
+        if row.get("accuracy_of"):
+            _known(f"efficiency.{name}.accuracy_of", row["accuracy_of"], trained)
+
+
+def _known(key: str, name: str, runs: dict[str, Any]) -> None:
+    if name not in runs:
+        _refuse(key, f"no run is called '{name}'; there are {', '.join(runs)}")
+
+
+def _check_cards(config: dict[str, Any]) -> None:
+    """Every source and benchmark that is named has a card that can be read."""
+    sources = {f"sources, '{source}'": source for source in config["sources"]}
+    for name, run in config["runs"].items():
+        sources |= {f"runs.{name}.sources, '{source}'": source for source in run.get("sources", [])}
+    for name, tune in config.get("fine_tune", {}).items():
+        sources[f"fine_tune.{name}.source, '{tune['source']}'"] = tune["source"]
+    benchmarks = {
+        f"eval.{protocol}, '{card}'": card
+        for protocol in PROTOCOLS
+        for card in config["eval"].get(protocol, [])
+    }
+    for names, load in ((sources, load_source), (benchmarks, load_card)):
+        for key, name in names.items():
+            try:
+                load(name)  # type: ignore[operator]
+            except UserError as error:
+                raise UserError(f"study config, key {key}: {error}") from error
+
+
+def check_accuracy_of(study: Study) -> None:
+    """An efficiency row shows the accuracy of a trained run only if both train with the same settings.
+
+    What the row states (interaction, dimension, precision, tokens kept) has to hold for the run too; only
+    ``NOT_COMPARED`` may differ. Raises UserError with the settings that differ.
+    """
+    for name, row in study.efficiency.items():
+        run = row.get("accuracy_of")
+        if not run:
+            continue
+        timed, trained = _settings(study, name), _settings(study, run)
+        apart = [key for key in timed if timed[key] != trained[key]]
+        if apart:
+            differences = "; ".join(f"{key} is {trained[key]} there and {timed[key]} here" for key in apart)
+            _refuse(
+                f"efficiency.{name}.accuracy_of", f"'{run}' is trained with other settings: {differences}"
+            )
+
+
+def _settings(study: Study, name: str) -> dict[str, Any]:
+    """The settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
+    flat: dict[str, Any] = {}
+
+    def add(prefix: str, values: dict[str, Any]) -> None:
+        for key, value in values.items():
+            if isinstance(value, dict):
+                add(f"{prefix}{key}.", value)
+            elif not any(f"{prefix}{key}.".startswith(f"{skipped.rstrip('.')}.") for skipped in NOT_COMPARED):
+                flat[f"{prefix}{key}"] = value
+
+    add("", asdict(study.resolved(name)))
+    flat["data.sources"] = study.training(name)["sources"]
+    if flat["model.interaction"] == "pooled":
+        flat["token_keep_ratio"] = None  # one vector per image: there are no tokens to keep
+    return flat
