@@ -1,0 +1,182 @@
+"""A trained model in five lines: ``from filip import load``.
+
+    model = load("filip.safetensors")
+    images = model.encode_images(["cat.jpg", "dog.jpg"])
+    texts = model.encode_texts(["a photo of a cat.", "a photo of a dog."])
+    print(model.similarity(images, texts).i2t.argmax(1))       # the best text of each image
+    print(model.align("cat.jpg", "a photo of a cat."))         # the word that each patch is most similar to
+
+Everything goes through the transform, the towers and the scorer of the evaluation (:mod:`filip.eval.scorer`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TypeAlias
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from filip.data.loading.images import UNDECODABLE
+from filip.errors import UserError
+from filip.eval.prompts import Prompt
+from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.eval.word_patch import word_patches
+from filip.interaction import Similarity
+
+__all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
+
+ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | Tensor"
+
+
+def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | None = None) -> Model:
+    """A trained model, ready to encode, on ``device`` (a torch device; "auto" = a GPU where there is one).
+
+    path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
+    ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: take images of another side in pixels than those of the training.
+    Raises UserError if there is no such model or the image size is not a multiple of its patches.
+    """
+    return Model(load_scorer(str(path), image_size, device))
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Which patch of an image belongs to which word of a text: cosines of every patch with every token.
+
+    tokens: the text's tokens as strings, [BOS] first and [EOS] last, n2 of them.
+    similarity: float32 ``[rows, columns, n2]``, patches from top left to bottom right.
+    """
+
+    tokens: list[str]
+    similarity: Tensor
+
+    @property
+    def best_token(self) -> Tensor:
+        """int64 ``[rows, columns]``: for each patch the position in ``tokens`` of its most similar token."""
+        return self.similarity.argmax(2)
+
+    @property
+    def best_patch(self) -> Tensor:
+        """int64 ``[n2, 2]``: for each token the row and the column of its most similar patch."""
+        rows, columns, _ = self.similarity.shape
+        best = self.similarity.reshape(rows * columns, -1).argmax(0)
+        return torch.stack([best // columns, best % columns], 1)
+
+    @property
+    def words(self) -> list[list[str]]:
+        """``rows`` lists of ``columns`` strings: the most similar token of each patch."""
+        return [[self.tokens[token] for token in row] for row in self.best_token.tolist()]
+
+    def __str__(self) -> str:
+        width = max(map(len, self.tokens))
+        return "\n".join(" ".join(f"{word:<{width}}" for word in row).rstrip() for row in self.words)
+
+
+class Model:
+    """A trained model: images and texts to unit embeddings, their similarity, and who belongs to whom.
+
+    name: of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
+    model (CLIP), which has one per image and text. image_size: side of its input in pixels.
+    """
+
+    def __init__(self, scorer: Scorer) -> None:
+        self._scorer = scorer
+        self.name = scorer.name
+        self.token_wise = scorer.token_wise
+        self.image_size = scorer.image_size
+
+    def encode_images(self, images: Sequence[ImageLike] | Tensor, *, batch_size: int = 64) -> Tensor:
+        """Unit embeddings of images, float32 on the CPU: ``[n, n1, d]`` if token-wise, else ``[n, d]``.
+
+        images: paths, PIL images, or tensors: uint8 ``[3, H, W]`` is a picture of any size; float ``[3, S, S]`` has
+        been resized to ``image_size`` and normalised by the caller. A tensor ``[n, 3, ...]`` is n of these.
+        The n1 tokens of an image are its patches, row by row (after [CLS], if the model was trained with it).
+        Raises UserError for a file that cannot be read as an image; TypeError and ValueError for anything else.
+        """
+        if isinstance(images, str | PathLike | Image.Image) or (
+            isinstance(images, Tensor) and images.ndim != 4
+        ):
+            raise TypeError(
+                "encode_images takes a list of images, or a tensor [n, 3, H, W]; for one give [image]"
+            )
+        encoded = [self._scorer.encode_images(pixels) for pixels in self._batches(images, batch_size)]
+        if not encoded:
+            raise ValueError("no images: the list is empty")
+        return torch.cat(encoded)
+
+    def encode_texts(self, texts: Sequence[str]) -> Texts:
+        """Unit embeddings of texts, float32 on the CPU, each text encoded once however often it occurs.
+
+        Returns ``values`` ``[T, d]``, the tokens of all texts one after another, with their ``lengths`` ``[t]`` ([BOS]
+        and [EOS] included) if token-wise; else ``values`` ``[t, d]``, and ``lengths`` is None.
+        """
+        if isinstance(texts, str):
+            raise TypeError("encode_texts takes a list of strings; for one text give [text]")
+        if not texts:
+            raise ValueError("no texts: the list is empty")
+        return self._scorer.encode_texts(texts)
+
+    def similarity(
+        self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str] | Texts, *, batch_size: int = 64
+    ) -> Similarity:
+        """The similarity of every image with every text in both directions, float32 ``[images, texts]`` each.
+
+        images, texts: what :meth:`encode_images` and :meth:`encode_texts` take, or what they have returned.
+        ``i2t`` ranks the texts of an image: the mean over its patches of the best token (equation 4 of the paper);
+        ``t2i`` ranks the images of a text: the mean over its tokens of the best patch (equation 5). A pooled model's
+        are both the cosine.
+        """
+        encoded = isinstance(images, Tensor) and images.ndim == (3 if self.token_wise else 2)
+        features = images if encoded else self.encode_images(images, batch_size=batch_size)
+        assert isinstance(features, Tensor)
+        return self._scorer.similarity(
+            features, texts if isinstance(texts, Texts) else self.encode_texts(texts)
+        )
+
+    def align(self, image: ImageLike, text: str) -> Alignment:
+        """Which patch of ``image`` belongs to which word of ``text``; one of each, as :meth:`encode_images` takes them.
+
+        Raises UserError for a pooled model: it is trained on one vector per image and text, not on patches and words.
+        """
+        if not self.token_wise:
+            raise UserError(
+                f"{self.name} is a pooled model: it was trained on one vector per image and text, so its patches and "
+                "words cannot be aligned; load a token-wise one (model.interaction=token_wise)"
+            )
+        found = word_patches(self._scorer.encoder, self._pixels(image)[None], [text], Prompt("", ""))[0]
+        return Alignment(found.tokens, found.similarity.reshape(*found.grid, -1))
+
+    def _batches(self, images: Sequence[ImageLike] | Tensor, size: int) -> Iterator[Tensor]:
+        for start in range(0, len(images), size):
+            yield torch.stack([self._pixels(image) for image in images[start : start + size]])
+
+    def _pixels(self, image: ImageLike) -> Tensor:
+        """float32 ``[3, S, S]``, as the model takes it."""
+        if isinstance(image, Tensor):
+            if image.ndim != 3 or image.shape[0] != 3:
+                raise ValueError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W]")
+            if image.dtype == torch.uint8:
+                return self._scorer.transform(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
+            if tuple(image.shape[1:]) != (self.image_size, self.image_size):
+                raise ValueError(
+                    f"a {image.dtype} tensor of shape {list(image.shape)}: normalised pixels have to be "
+                    f"[3, {self.image_size}, {self.image_size}]; pixels of another size can be given as uint8"
+                )
+            return image.float()
+        if isinstance(image, Image.Image):
+            return self._scorer.transform(image)
+        if not isinstance(image, str | PathLike):
+            raise TypeError(
+                f"{type(image).__name__} is no image; give a path, a PIL image or a tensor [3, H, W]"
+            )
+        if not Path(image).is_file():
+            raise UserError(f"no image at {image}")
+        try:
+            with Image.open(image) as opened:
+                return self._scorer.transform(opened)
+        except UNDECODABLE as error:
+            raise UserError(f"{image} cannot be read as an image: {error}") from error
