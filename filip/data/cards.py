@@ -79,6 +79,9 @@ class BackTranslationSettings:
     min_similarity: float | None = (
         None  # least cosine of sentence embeddings (about 0.8); null = not measured
     )
+    share: float = (
+        1.0  # of the distinct captions, by hash, that are translated; the others keep their original only
+    )
 
 
 @dataclass
@@ -186,6 +189,9 @@ def _check_values(card: SourceCard, path: Path) -> None:
     check(card.image_rules.min_side >= 0, "image_rules.min_side", card.image_rules.min_side, "0 or more")
     aspect = card.image_rules.max_aspect
     check(aspect >= 1, "image_rules.max_aspect", aspect, "at least 1 (longer side / shorter side)")
+    if card.back_translation is not None:
+        share = card.back_translation.share
+        check(0 < share <= 1, "back_translation.share", share, "above 0 and at most 1")
     repeats = card.text_rules.max_repeats
     check(repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
 

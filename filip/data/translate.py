@@ -68,6 +68,7 @@ def main(config: TranslateConfig) -> None:
         models=config.models or settings.models,
         cache=Path(config.cache or Path(config.out) / "_cache").resolve(),
         min_similarity=settings.min_similarity,
+        share=settings.share,
         processes=config.processes,
         threads=config.threads,
         memory=config.memory,
@@ -96,6 +97,7 @@ class Job:
     models: str | None
     cache: Path
     min_similarity: float | None = None
+    share: float = 1.0  # of the distinct captions that are translated
     processes: int = 2
     threads: int = 2
     memory: str = "1GB"
@@ -129,7 +131,7 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
         if not captions.exists():
             duckdb_io.write_parquet(
                 con,
-                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> ''",
+                f"SELECT DISTINCT caption FROM {rows} WHERE trim(caption) <> '' AND {_within(job.share)}",
                 captions,
                 "translate: distinct captions",
             )
@@ -150,6 +152,11 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
             if path.name not in ("lock", "plan.lock"):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     return fragment
+
+
+def _within(share: float) -> str:
+    """SQL: whether a caption is one of the ``share`` that is translated. By hash: of equal captions, all or none."""
+    return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
 def open_caches(job: Job) -> list[TranslationCache]:
@@ -176,7 +183,8 @@ def shard_files(folder: Path) -> list[Path]:
 def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
     """SQL of the downloaded pairs: shard, key, caption, group_value (text or NULL)."""
     files = shard_files(job.shards)
-    identity = digest([[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files])
+    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    identity = digest([state, job.share])
     stamp = work / "identity"
     if not stamp.exists() or stamp.read_text() != identity:
         for path in work.rglob("*.parquet"):  # of a killed run over other shards
@@ -324,6 +332,7 @@ def _account(
         "engine": job.engine,
         "pivots": [cache.pivot for cache in caches],
         "distinct_captions": distinct,
+        "share": job.share,
         "shards": len(shard_files(job.shards)),
         "samples": samples,
     }

@@ -21,10 +21,11 @@ from filip.data.demo import packages
 from filip.data.demo.artists import ARTISTS, PACKAGES
 from filip.data.demo.captions import MAX_TAGS, caption_of, informative_tags
 from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
-from filip.data.demo.corpus import Corpus, choose_concepts, main, train_and_test, training_table
+from filip.data.demo.corpus import Corpus, choose_concepts, main, train_and_test
 from filip.data.demo.evaluation import TONES, Benchmark, benchmarks
 from filip.data.demo.faulty_rows import PLANTED, plant, spoil
-from filip.data.demo.render import png_bytes
+from filip.data.demo.render import SIDE, png_bytes
+from filip.data.demo.training_list import training_table
 from filip.errors import UserError
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
@@ -36,6 +37,7 @@ TULIP = Emoji(
 
 def build(out: Path) -> Path:
     overrides = [f"out={out}", f"limit={LIMIT}", f"cache={CACHE}", "port=8901", "processes=2"]
+    overrides += ["scenes=60", "test_scenes=20"]
     main(compose_config(Corpus, overrides))
     return out
 
@@ -57,9 +59,9 @@ def drawings(catalogue):
 
 @pytest.fixture(scope="module")
 def whole_list(catalogue, drawings):
-    """The list of the complete corpus as dictionaries; nothing is rendered."""
+    """The list of the complete corpus without its scenes, as dictionaries; nothing is rendered."""
     training, _ = train_and_test(catalogue, drawings)
-    return training_table(training, plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
+    return training_table(training, [], plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
 
 
 def probability_of_english(detector: LangDetector, text: str) -> float:
@@ -192,7 +194,7 @@ def test_a_tenth_of_the_concepts_is_held_out_and_never_half_a_family(catalogue):
 
 @pytest.mark.slow
 def test_whole_list_keeps_the_rules(catalogue, whole_list):
-    assert len(whole_list) == load_source("demo").expected_count
+    assert len(whole_list) + Corpus.scenes == load_source("demo").expected_count
     good = [row for row in whole_list if row["planted"] == ""]
     assert len(good) > 10_000
     assert {row["artist"] for row in whole_list} == {a.key for a in ARTISTS if not a.test}
@@ -228,8 +230,13 @@ def test_attribution_in_the_card_is_that_of_the_packages(corpus):
     for key, entry in card.items():
         assert entry == {name: built[key][name] for name in entry}
     counts = json.loads((corpus / "corpus.json").read_text())
-    whole = counts["pairs"] + counts["eval"]["demo_test"]["images"]
+    whole = counts["pairs"] - counts["scenes"] + counts["eval"]["demo_test"]["images"]
     assert sum(e["images"] for e in built.values() if e["role"] == "training") == whole
+    rows = pq.read_table(corpus / "list.parquet").to_pylist()
+    for row in rows:
+        for artist in row["artist"].split(";"):
+            assert built[artist]["images"] and ("/scenes/" not in row["url"] or built[artist]["scenes"])
+    assert "demo_scenes_artist" in built["fluent-emoji"]["test_scenes"]
 
 
 @pytest.mark.slow
@@ -243,7 +250,7 @@ def test_every_row_has_its_file_or_its_fault(corpus):
         assert path.is_file() == (row["planted"] not in ("not_found", "hang", "html"))
         if row["planted"] == "":
             image = np.asarray(Image.open(path).convert("RGB"))
-            assert image.shape == (64, 64, 3)
+            assert image.shape == (SIDE, SIDE, 3)
             assert image.std() > 4, f"{path} is blank"
 
 
@@ -262,18 +269,17 @@ def test_a_second_build_renders_nothing_and_mends_a_lost_image(corpus, capfd):
     os.remove(lost)
     build(corpus)
     assert lost.read_bytes() == before
-    assert "rendered 1 images" in capfd.readouterr().err
+    assert "rendered 1 drawings" in capfd.readouterr().err
 
 
 @pytest.mark.slow
 def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
-    trained = {
-        row["label"] for row in pq.read_table(corpus / "list.parquet").to_pylist() if not row["planted"]
-    }
+    rows = pq.read_table(corpus / "list.parquet").to_pylist()
+    trained = {row["label"] for row in rows if not row["planted"] and ";" not in row["label"]}
     names = sorted(p.name for p in (corpus / "eval").iterdir())
     counts = json.loads((corpus / "corpus.json").read_text())["eval"]
     assert sorted(counts) == names
-    for name in names:
+    for name in (name for name in names if not name.startswith("demo_scenes")):
         folder = corpus / "eval" / name
         retrieval = (folder / "dataset_type.txt").is_file()
         # the reader of clip_benchmark.datasets.builder.build_wds_dataset
@@ -288,7 +294,7 @@ def test_benchmarks_read_as_clip_benchmark_reads_them(corpus):
         classes = None if retrieval else (folder / "classnames.txt").read_text().splitlines()
         assert classes is None or len(set(classes)) == len(classes) == counts[name]["classes"]
         for image, target, mask, about in samples:
-            assert image.size == mask.size == (64, 64) and image.mode == "RGB"
+            assert image.size == mask.size == (SIDE, SIDE) and image.mode == "RGB"
             inside = np.asarray(mask.convert("L"))
             assert set(np.unique(inside)) <= {0, 255} and 0.02 < (inside > 0).mean() < 1
             assert about["artist"].startswith("fluent-emoji") == (name != "demo_test")

@@ -243,3 +243,22 @@ def test_kill_9_at_any_moment_and_a_rerun_give_the_same_side_cars(tmp_path: Path
         for out in ("whole", "killed", "parted")
     )
     assert len(whole) == 6 and whole == killed == parted
+
+
+def test_a_share_of_the_captions_is_translated_and_the_others_keep_their_original(tmp_path: Path) -> None:
+    people, things = (
+        ["man", "woman", "girl", "boy", "child", "dog"],
+        ["bus", "bench", "tree", "table", "house", "river"],
+    )
+    captions = [
+        f"a {one} and a {two} stand beside the {a}" for one in people for two in people for a in things
+    ]
+    captions += captions[:50]  # equal captions are translated all or none
+    make_shards(tmp_path / "shards", captions, per_shard=len(captions))
+    fragment = translate(job(tmp_path, share=0.25))
+    assert fragment is not None and 30 < fragment.n_in < 75
+    rows = rows_of(tmp_path / "captions").values()
+    translated = {row["captions"][0] for row in rows if len(row["captions"]) > 1}
+    untouched = {row["captions"][0] for row in rows if len(row["captions"]) == 1}
+    assert len(rows) > 200 and fragment.n_out == len(translated) > 0
+    assert not translated & untouched

@@ -96,6 +96,7 @@ def reduced(config: dict) -> dict:
     """The demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
     config["study"] = "reduced"
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
+    config["demo"] |= {"scenes": 200, "test_scenes": 40}
     few_steps = ["batch_per_rank=16", "max_steps=6", "log_every=2"]
     few_steps += ["warmup_timing=1", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = few_steps

@@ -1,9 +1,10 @@
 """Build the demo corpus: fetch the packages, render the drawings, write the training list and the test sets.
 
-Below ``out``: ``images/<artist>/<slug>.png`` and ``planted/…`` (what the server serves), ``list.parquet``
-(url, caption, group, artist, concept, label, planted), ``held_out/…`` (drawings of the test artists),
-``eval/<dataset>/…``, ``attribution.json`` and, last, ``corpus.json``. A second build finds its images and
-only rewrites the lists; equal settings give equal bytes.
+Below ``out``: ``images/<artist>/<slug>.png``, ``images/scenes/NNNNNN.png`` and ``planted/…`` (what the server
+serves), ``list.parquet`` (url, caption, group, artist, concept, label, planted; a scene names the artists, concepts
+and labels of its things, joined by ";"), ``held_out/…`` (drawings of the test sets), ``sprites/…`` (drawings cut
+out, for scenes), ``eval/<dataset>/…``, ``attribution.json`` and, last, ``corpus.json``. A second build finds its
+images and only rewrites the lists; equal settings give equal bytes.
 """
 
 from __future__ import annotations
@@ -13,18 +14,15 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.demo.artists import ARTISTS, PACKAGES, Artist
-from filip.data.demo.captions import caption_of
 from filip.data.demo.catalogue import Catalogue, Drawing, hash_of
 from filip.data.demo.evaluation import (
     FLAT,
@@ -36,11 +34,14 @@ from filip.data.demo.evaluation import (
     tone_drawings,
     write_benchmark,
 )
-from filip.data.demo.faulty_rows import PLANTED, PlantedRow, plant, write_planted
+from filip.data.demo.faulty_rows import PLANTED, plant, write_planted
 from filip.data.demo.packages import fetch_packages
 from filip.data.demo.render import SIDE, Job, render_all, svg_document
+from filip.data.demo.scene_sets import SceneFacts, scene_makers, write_scene_set, write_training_scenes
+from filip.data.demo.scenes import in_scenes, load_sprites
+from filip.data.demo.training_list import training_table, write_table
 from filip.errors import UserError
-from filip.files import replacing, write_json
+from filip.files import write_json
 
 TONES_PER_CONCEPT = (
     2  # skin tones kept per artist and concept, beside the plain drawing: else 56 % are people
@@ -54,6 +55,8 @@ class Corpus:
         8765, "port of the server (filip.data.demo.server): it is part of the URLs in the list"
     )
     limit: int | None = option(None, "keep only this many concepts (tests); null = all")
+    scenes: int = option(12_000, "training scenes to compose of the drawings")
+    test_scenes: int = option(1000, "scenes in each test set of scenes")
     cache: str = option(".cache/demo", "folder where the npm packages are kept")
     processes: int = option(0, "processes that render; 0 = one per core")
 
@@ -73,22 +76,39 @@ def main(config: Corpus) -> None:
 
     training, own = train_and_test(catalogue, drawings)
     sets = benchmarks(catalogue, drawings[FLUENT], drawings[FLAT], own)
+    unlisted = [
+        d for a in ARTISTS if not a.test for d in drawings[a.key] if d.emoji.concept in catalogue.held_out
+    ]
+    trained = [d for d in training + unlisted if in_scenes(d.emoji)]
+    unseen_artist = [d for d in drawings[FLUENT] if in_scenes(d.emoji)]
     processes = config.processes or len(os.sched_getaffinity(0))
-    rendered = render_all(_jobs(training, out / "images", masks=False), processes, "training images")
-    rendered += render_all(_jobs(_shown(sets), out / "held_out", masks=True), processes, "test images")
+    rendered = render_all(_jobs(out, training, _shown(sets), trained + unseen_artist), processes, "drawings")
+
+    sprites = load_sprites(trained, out / "sprites")
+    known = sorted(set(sprites) - catalogue.held_out)
+    scenes = write_training_scenes(out, sprites, known, config.scenes, processes)
+    makers = scene_makers(sprites, load_sprites(unseen_artist, out / "sprites"), catalogue.held_out)
+    scene_counts = {
+        name: write_scene_set(
+            name, out / "eval", compose, config.test_scenes, processes, catalogue.emoji, known
+        )
+        for name, compose in makers.items()
+    }
 
     planted = plant(catalogue, training)
     write_planted(planted, out / "images", out)
-    table = training_table(training, planted, f"http://127.0.0.1:{config.port}")
+    table = training_table(training, scenes, planted, f"http://127.0.0.1:{config.port}")
     write_table(table, out / "list.parquet")
     for benchmark in sets:
         write_benchmark(benchmark, out / "held_out", out / "eval", catalogue.held_out)
-    write_json(out / "attribution.json", attribution(modules, table, sets))
-    counts = corpus_counts(catalogue, concepts, table, sets)
+    write_json(out / "attribution.json", attribution(modules, training, scenes, sets, scene_counts))
+    counts = corpus_counts(catalogue, concepts, table, len(scenes))
+    counts["eval"] = {s.name: s.summary for s in sets} | scene_counts
     write_json(out / "corpus.json", {**counts, "limit": config.limit, "port": config.port})
     print(
-        f"demo corpus in {out}: {counts['pairs']:,} pairs and {counts['planted_rows']} planted rows, "
-        f"{len(sets)} test sets; rendered {rendered:,} images; {time.monotonic() - started:.0f} s",
+        f"demo corpus in {out}: {counts['pairs']:,} pairs, of which {len(scenes):,} scenes, and "
+        f"{counts['planted_rows']} planted rows, {len(counts['eval'])} test sets; rendered {rendered:,} drawings; "
+        f"{time.monotonic() - started:.0f} s",
         file=sys.stderr,
         flush=True,
     )
@@ -136,28 +156,20 @@ def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Dra
     return [d for d in seen if not d.emoji.tones or d.emoji.code in kept]
 
 
-def training_table(training: list[Drawing], planted: list[PlantedRow], server: str) -> pa.Table:
-    """The URL list, in an order given by a hash: good and planted rows and all artists are mixed evenly."""
-    rows = [(f"images/{d.artist}/{d.slug}.png", caption_of(d), d.artist, d.emoji, "") for d in training]
-    rows += [(p.path, p.caption, p.drawing.artist, p.emoji, p.kind) for p in planted]
-    rows.sort(key=lambda row: hash_of(row[0]))
-    return pa.table(
-        {
-            "url": pa.array([f"{server}/{path}" for path, *_ in rows], pa.string()),
-            "caption": pa.array([caption for _, caption, *_ in rows], pa.string()),
-            "group": pa.array([emoji.content_id for _, _, _, emoji, _ in rows], pa.int64()),
-            "artist": pa.array([artist for _, _, artist, _, _ in rows], pa.string()),
-            "concept": pa.array([emoji.concept for _, _, _, emoji, _ in rows], pa.string()),
-            "label": pa.array([emoji.label for _, _, _, emoji, _ in rows], pa.string()),
-            "planted": pa.array([kind for *_, kind in rows], pa.string()),
-        }
-    )
+def attribution(
+    modules: Path,
+    training: list[Drawing],
+    scenes: list[SceneFacts],
+    sets: list[Benchmark],
+    scene_sets: dict[str, Any],
+) -> dict[str, Any]:
+    """Whom the licences oblige to name, and for how many images: by artist, then the source of the names.
 
-
-def attribution(modules: Path, table: pa.Table, sets: list[Benchmark]) -> dict[str, Any]:
-    """Whom the licences oblige to name, and for how many images: by artist, then the source of the names."""
-    trained = Counter(table.filter(pa.compute.equal(table["planted"], ""))["artist"].to_pylist())
-    shown = Counter(d.artist for d in _shown(sets))  # of a trained artist only the test split is shown
+    ``images`` counts drawings shown alone, ``scenes`` training scenes with something of the artist in them.
+    Which artists a scene takes from is in the list's column ``artist`` and in the test scenes' ``.json``.
+    """
+    alone = Counter(d.artist for d in training + _shown(sets))
+    in_training_scenes = Counter(artist for scene in scenes for artist in set(scene.artists))
     entries: dict[str, Any] = {}
     for artist in ARTISTS:
         info = json.loads((modules / artist.package / "info.json").read_text())
@@ -169,8 +181,10 @@ def attribution(modules: Path, table: pa.Table, sets: list[Benchmark]) -> dict[s
             "license_url": info["license"]["url"],
             "package": f"{artist.package}@{artist.version}",
             "role": _role(artist),
-            "images": shown[artist.key] + trained[artist.key],
-            "changes": f"rendered to {SIDE} x {SIDE} pixels on white",
+            "images": alone[artist.key],
+            "scenes": in_training_scenes[artist.key],
+            "test_scenes": sorted(name for name, s in scene_sets.items() if artist.key in s["artists"]),
+            "changes": f"rendered to {SIDE} x {SIDE} pixels on white; cut out, scaled and composed into scenes",
         }
     names = json.loads((modules / "emojibase-data" / "package.json").read_text())
     entries["emojibase-data"] = {
@@ -186,33 +200,29 @@ def attribution(modules: Path, table: pa.Table, sets: list[Benchmark]) -> dict[s
 
 
 def corpus_counts(
-    catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, sets: list[Benchmark]
+    catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, scenes: int
 ) -> dict[str, Any]:
     """What ``corpus.json`` says: counts of everything, the packages and their versions."""
     planted = Counter(table["planted"].to_pylist())
     good = table.filter(pa.compute.equal(table["planted"], ""))
+    alone = good.filter(pa.compute.invert(pa.compute.match_substring(good["url"], "/images/scenes/")))
     repeats = Counter(good["caption"].to_pylist())
     return {
         "rows": len(table),
         "pairs": planted.pop(""),
+        "scenes": scenes,
         "planted_rows": sum(planted.values()),
         "planted": {kind: planted[kind] for kind in PLANTED},
         "concepts": len(concepts),
         "held_out_concepts": len(concepts & catalogue.held_out),
-        "trained_concepts": len(set(good["concept"].to_pylist())),
+        "trained_concepts": len(set(alone["concept"].to_pylist())),
         "distinct_captions": len(repeats),
         "most_repeated_caption": max(repeats.values()),
         "artists": {a.key: _role(a) for a in ARTISTS},
-        "pairs_by_artist": dict(sorted(Counter(good["artist"].to_pylist()).items())),
+        "drawings_by_artist": dict(sorted(Counter(alone["artist"].to_pylist()).items())),
         "image_side": SIDE,
-        "eval": {s.name: s.summary for s in sets},
         "packages": PACKAGES,
     }
-
-
-def write_table(table: pa.Table, path: Path) -> None:
-    with replacing(path) as part:
-        pq.write_table(table, part)
 
 
 def _role(artist: Artist) -> str:
@@ -224,12 +234,22 @@ def _shown(sets: list[Benchmark]) -> list[Drawing]:
     return list({(d.artist, d.slug): d for s in sets for d, _ in s.items}.values())
 
 
-def _jobs(drawings: Iterable[Drawing], folder: Path, masks: bool) -> list[Job]:
-    jobs = []
-    for drawing in drawings:
-        stem = f"{folder}/{drawing.artist}/{drawing.slug}"
-        jobs.append(Job(svg_document(drawing), f"{stem}.png", f"{stem}.mask.png" if masks else None))
-    return jobs
+def _jobs(out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]) -> list[Job]:
+    """Each drawing once, with all the files that are made of it."""
+    files: dict[str, dict[str, str]] = {}
+    drawings = {f"{d.artist}/{d.slug}": d for d in [*training, *shown, *cut_out]}
+    for drawing in training:
+        stem = f"{drawing.artist}/{drawing.slug}"
+        files.setdefault(stem, {})["image"] = f"{out}/images/{stem}.png"
+    for drawing in shown:
+        stem = f"{drawing.artist}/{drawing.slug}"
+        files.setdefault(stem, {}).update(
+            image=f"{out}/held_out/{stem}.png", mask=f"{out}/held_out/{stem}.mask.png"
+        )
+    for drawing in cut_out:
+        stem = f"{drawing.artist}/{drawing.slug}"
+        files.setdefault(stem, {})["sprite"] = f"{out}/sprites/{stem}.png"
+    return [Job(svg_document(drawings[stem]), **paths) for stem, paths in files.items()]
 
 
 if __name__ == "__main__":

@@ -147,13 +147,13 @@ def write_benchmark(benchmark: Benchmark, images: Path, root: Path, unseen: froz
         for number, (drawing, text) in enumerate(items):
             key = f"s{number:07d}"
             stem = images / drawing.artist / drawing.slug
-            _add(tar, f"{key}.png", Path(f"{stem}.png").read_bytes())
+            add_member(tar, f"{key}.png", Path(f"{stem}.png").read_bytes())
             if benchmark.classes is None:
-                _add(tar, f"{key}.txt", text.encode())
+                add_member(tar, f"{key}.txt", text.encode())
             else:
-                _add(tar, f"{key}.cls", str(benchmark.classes.index(text)).encode())
-            _add(tar, f"{key}.mask.png", Path(f"{stem}.mask.png").read_bytes())
-            _add(tar, f"{key}.json", _origin(drawing, unseen))
+                add_member(tar, f"{key}.cls", str(benchmark.classes.index(text)).encode())
+            add_member(tar, f"{key}.mask.png", Path(f"{stem}.mask.png").read_bytes())
+            add_member(tar, f"{key}.json", _origin(drawing, unseen))
     write_atomically(split / "0.tar", buffer.getvalue())
     write_atomically(split / "nshards.txt", b"1\n")
 
@@ -171,7 +171,7 @@ def _origin(drawing: Drawing, unseen: frozenset[str]) -> bytes:
     return json.dumps(about, ensure_ascii=False).encode()
 
 
-def _add(tar: tarfile.TarFile, name: str, data: bytes) -> None:
+def add_member(tar: tarfile.TarFile, name: str, data: bytes) -> None:
     member = tarfile.TarInfo(name)  # time, owner and mode are TarInfo's constants: equal builds, equal bytes
     member.size = len(data)
     tar.addfile(member, io.BytesIO(data))

@@ -6,18 +6,18 @@ A scene is a function of (seed, index) and of the drawings it may show: the same
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import combinations
-from multiprocessing import get_context
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
 from filip.data.demo.catalogue import Drawing, Emoji, hash_of
+from filip.data.demo.render import OPAQUE, SIDE
+from filip.data.demo.scene_captions import caption
 
-SCENE_SIDE = 96  # pixels
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 MAX_NAME_WORDS = 3
 THINGS = {1: 0.2, 2: 0.25, 3: 0.3, 4: 0.25}  # share of the training scenes with so many things
@@ -28,7 +28,6 @@ SIZES = {
     4: (0.3, 0.46),
 }  # longer side, in sides of the scene
 TRIES = 40  # places tried for a thing before it is drawn smaller
-OPAQUE = 128  # alpha from which a pixel belongs to the thing
 HELD_OUT_PAIRS = 0.1  # of all pairs of concepts
 
 
@@ -40,10 +39,6 @@ class Sprite:
     emoji: Emoji
     image: Image.Image  # RGBA
 
-    @property
-    def label(self) -> str:
-        return self.emoji.label
-
 
 @dataclass(frozen=True)
 class Thing:
@@ -54,11 +49,6 @@ class Thing:
     artist: str
     box: tuple[int, int, int, int]
     mask: np.ndarray
-
-    @property
-    def centre(self) -> tuple[float, float]:
-        left, top, right, bottom = self.box
-        return (left + right) / 2, (top + bottom) / 2
 
 
 @dataclass(frozen=True)
@@ -80,10 +70,15 @@ def in_scenes(emoji: Emoji) -> bool:
     return emoji.group in GROUPS and len(words) <= MAX_NAME_WORDS and "and" not in words and not clock
 
 
-def cut_out(drawing: Drawing, rendered: Image.Image) -> Sprite | None:
-    """The sprite of a rendered drawing (RGBA); None if nothing of it is visible."""
-    box = rendered.getchannel("A").point(lambda alpha: 255 if alpha >= OPAQUE else 0).getbbox()
-    return Sprite(drawing.artist, drawing.emoji, rendered.crop(box)) if box else None
+def load_sprites(drawings: Iterable[Drawing], folder: Path) -> dict[str, list[Sprite]]:
+    """The sprites at ``folder/<artist>/<slug>.png`` by concept; those of which nothing is visible are left out."""
+    found: dict[str, list[Sprite]] = {}
+    for drawing in drawings:
+        file = folder / drawing.artist / f"{drawing.slug}.png"
+        if file.stat().st_size:
+            image = Image.open(file).convert("RGBA")
+            found.setdefault(drawing.emoji.concept, []).append(Sprite(drawing.artist, drawing.emoji, image))
+    return found
 
 
 def pair_is_held_out(first: str, second: str, share: float = HELD_OUT_PAIRS) -> bool:
@@ -123,9 +118,7 @@ def new_concepts(draw: random.Random, concepts: Sequence[str], count: int, share
     return best
 
 
-def compose(
-    sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SCENE_SIDE
-) -> Scene:
+def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE) -> Scene:
     """The scene number ``index`` that shows ``concepts``, each drawn by one of the artists in ``sprites``."""
     draw = random.Random(f"scene {seed} {index}")
     page = background(draw, side)
@@ -141,7 +134,7 @@ def compose(
             below &= ~mask
         masks.append(mask)
     things = tuple(
-        Thing(sprite.emoji.concept, sprite.label, sprite.artist, box, mask)
+        Thing(sprite.emoji.concept, sprite.emoji.label, sprite.artist, box, mask)
         for sprite, box, mask in zip(chosen, placed, masks, strict=True)
     )
     return Scene(index, page, things, caption(draw, things))
@@ -223,89 +216,8 @@ def _smooth(values: np.ndarray, side: int) -> Image.Image:
     return small.resize((side, side), Image.Resampling.BICUBIC)
 
 
-# {0} … are names with an article ("a tulip"), {names} the plain names separated by commas, {list} all of them with
-# articles and an "and" before the last. The order of the names is drawn, whatever the places of the things.
-TEMPLATES: dict[int, list[str]] = {
-    1: ["{0}", "{names}", "a picture of {0}", "there is {0} here", "here we see {0}"],
-    2: ["{list}", "{names}", "a picture of {list}", "{0} with {1}", "{0} next to {1}", "here we see {list}"],
-    3: [
-        "{list}",
-        "{names}",
-        "a picture of {list}",
-        "{0} with {1} and {2}",
-        "{0} and {1} next to {2}",
-        "here we see {list}",
-    ],
-    4: [
-        "{list}",
-        "{names}",
-        "a picture of {list}",
-        "{0} with {1}, {2} and {3}",
-        "{0} and {1} next to {2} and {3}",
-        "here we see {list}",
-    ],
-}
-RELATION_SHARE = 0.2  # of the captions of two things or more: they say where one thing is from another
-RELATIONS = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
-
-
-def caption(draw: random.Random, things: Sequence[Thing]) -> str:
-    """A sentence that names each thing once, in an order that is drawn."""
-    order = draw.sample(list(things), len(things))
-    if len(things) > 1 and draw.random() < RELATION_SHARE:
-        sentence = relation_caption(order, draw)
-        if sentence:
-            return sentence
-    return fill(draw.choice(TEMPLATES[len(things)]), [thing.label for thing in order])
-
-
-def fill(template: str, names: Sequence[str]) -> str:
-    with_article = [article(name) for name in names]
-    listed = " and ".join([part for part in [", ".join(with_article[:-1]), with_article[-1]] if part])
-    return template.format(*with_article, names=", ".join(names), list=listed)
-
-
-def relation_caption(order: Sequence[Thing], draw: random.Random) -> str | None:
-    """``a tulip left of a fish, with a bus``: a true relation of the first two; None if there is no clear one."""
-    relation = relation_of(order[0], order[1], draw)
-    if relation is None:
-        return None
-    first, second, *others = (thing.label for thing in order)
-    return relation_sentence(first, relation, second, others)
-
-
-def relation_sentence(first: str, relation: str, second: str, others: Sequence[str]) -> str:
-    sentence = f"{article(first)} {relation} {article(second)}"
-    return f"{sentence}, with {fill('{list}', others)}" if others else sentence
-
-
-def relation_of(first: Thing, second: Thing, draw: random.Random) -> str | None:
-    """Where the first is, seen from the second: a relation that holds for their whole boxes, or None."""
-    (left, top, right, bottom), (l2, t2, r2, b2) = first.box, second.box
-    true = [
-        name
-        for name, holds in (
-            ("left of", right <= l2),
-            ("right of", left >= r2),
-            ("above", bottom <= t2),
-            ("below", top >= b2),
-        )
-        if holds
-    ]
-    return draw.choice(true) if true else None
-
-
-def article(name: str) -> str:
-    """``a tulip``, ``an onion``; plurals and proper names stand alone."""
-    last = name.split()[-1]
-    plural = last.endswith("s") and not last.endswith(("ss", "us"))
-    if plural or name[0].isupper() or name[0].isdigit():
-        return name
-    return f"{'an' if name[0] in 'aeiou' and not name.startswith(('uni', 'ewe', 'euro')) else 'a'} {name}"
-
-
 def training_scene(
-    sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SCENE_SIDE
+    sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE
 ) -> Scene:
     """The training scene number ``index``: one to four things, no two of them a held-out pair."""
     draw = random.Random(f"training scene {seed} {index}")
@@ -315,27 +227,19 @@ def training_scene(
 
 
 def new_scene(
-    sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SCENE_SIDE, count: int = 3
+    sprites: Sprites,
+    concepts: Sequence[str],
+    seed: int,
+    index: int,
+    side: int = SIDE,
+    unseen: Sequence[str] = (),
 ) -> Scene:
-    """The test scene number ``index``: three things of which every two are a held-out pair."""
+    """The test scene number ``index``: three things of which every two are a held-out pair.
+
+    unseen: concepts that were never trained on, of which one then takes the place of the third.
+    """
     draw = random.Random(f"test scene {seed} {index}")
-    return compose(sprites, new_concepts(draw, concepts, count, pair_share(len(concepts))), seed, index, side)
-
-
-def make(scene: partial[Scene], count: int, processes: int) -> Iterator[Scene]:
-    """Scenes 0 … count - 1 in order, made by so many processes. scene: everything but the index is given."""
-    if processes <= 1:
-        yield from (scene(index=index) for index in range(count))
-        return
-    # Forked, so that the sprites need not be sent to the workers.
-    global _SCENE
-    _SCENE = scene
-    with get_context("fork").Pool(processes) as pool:
-        yield from pool.imap(_make_one, range(count), chunksize=64)
-
-
-_SCENE: partial[Scene]
-
-
-def _make_one(index: int) -> Scene:
-    return _SCENE(index=index)
+    chosen = new_concepts(draw, concepts, 2 if unseen else 3, pair_share(len(concepts)))
+    if unseen:
+        chosen.insert(draw.randrange(3), draw.choice(unseen))
+    return compose(sprites, chosen, seed, index, side)

@@ -1,0 +1,65 @@
+"""False captions of a scene: one with a wrong name, one with the relation of two things turned round.
+
+A false caption must be false. A name may replace another only if no word of it belongs to the labels or keywords
+of what is shown, nor the other way round, and if it comes from another subgroup of CLDR than all that is shown:
+"bird" is never offered as the wrong name beside an eagle.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+
+from filip.data.demo.catalogue import Emoji
+from filip.data.demo.scene_captions import fill, relation_of, relation_sentence
+from filip.data.demo.scenes import Scene
+
+WRONG_NAMES = 4  # false captions beside the true one
+LIST = "{list}"
+FUNCTION_WORDS = frozenset(["a", "and", "in", "of", "on", "the", "to", "with", "without"])
+
+
+def name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:
+    """The true list of the things, then WRONG_NAMES lists in which one name is wrong; [] if there are too few.
+
+    emoji: by concept. names: the concepts that may be named wrongly.
+    """
+    draw = random.Random(f"wrong names {scene.caption} {scene.index}")
+    shown = [emoji[thing.concept] for thing in scene.things]
+    order = draw.sample([thing.label for thing in scene.things], len(scene.things))
+    wrong: list[str] = []
+    for concept in draw.sample(names, len(names)):
+        label = emoji[concept].label
+        if label not in wrong and not any(may_be_called(other, emoji[concept]) for other in shown):
+            wrong.append(label)
+        if len(wrong) == WRONG_NAMES:
+            place = draw.randrange(len(order))
+            lists = [[*order[:place], label, *order[place + 1 :]] for label in [order[place], *wrong]]
+            return [fill(LIST, each) for each in lists]
+    return []
+
+
+def may_be_called(shown: Emoji, other: Emoji) -> bool:
+    """Whether a picture of ``shown`` might be said to show ``other``."""
+    own, name = _words(shown.label), _words(other.label)
+    known_as = own.union(*map(_words, shown.tags))
+    other_known_as = name.union(*map(_words, other.tags))
+    return shown.subgroup == other.subgroup or bool(name & known_as) or bool(own & other_known_as)
+
+
+def relation_choices(scene: Scene) -> list[str]:
+    """A true relation of two things, then the same words with the two exchanged; [] if no relation is clear."""
+    draw = random.Random(f"wrong relation {scene.caption} {scene.index}")
+    first, second, *others = draw.sample(scene.things, len(scene.things))
+    relation = relation_of(first, second, draw)
+    if relation is None:
+        return []
+    rest = [thing.label for thing in others]
+    return [
+        relation_sentence(first.label, relation, second.label, rest),
+        relation_sentence(second.label, relation, first.label, rest),
+    ]
+
+
+def _words(text: str) -> frozenset[str]:
+    return frozenset(text.lower().replace("-", " ").split()) - FUNCTION_WORDS

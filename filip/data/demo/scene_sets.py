@@ -1,0 +1,172 @@
+"""Many scenes: the training list's share of them, and the test sets with their ground truth.
+
+A test set is written in CLIP_benchmark's webdataset layout. Beside image and caption a sample has
+``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
+order: concept, label, artist, box) and, where there are any, ``.names.txt`` and ``.relation.txt`` (captions to
+select from, the true one first; see :mod:`filip.data.demo.distractors`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from filip.data.demo.catalogue import Emoji
+from filip.data.demo.distractors import name_choices, relation_choices
+from filip.data.demo.evaluation import add_member
+from filip.data.demo.render import png_bytes, write_atomically
+from filip.data.demo.scenes import Scene, Sprites, new_scene, training_scene
+from filip.progress import track
+
+SETS = ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts")  # the seed of each is its number + 1
+TRAINING_SEED = 0
+
+
+@dataclass(frozen=True)
+class SceneFacts:
+    """What the lists say about a scene."""
+
+    path: str  # of its image, below the corpus
+    caption: str
+    concepts: tuple[str, ...]
+    labels: tuple[str, ...]
+    artists: tuple[str, ...]
+
+    @property
+    def content_id(self) -> int:
+        """Equal for scenes of the same things, and for a drawing of one thing alone (Emoji.content_id)."""
+        codes = " ".join(sorted(self.concepts))
+        return int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") >> 1
+
+
+def write_training_scenes(
+    out: Path, sprites: Sprites, concepts: Sequence[str], count: int, processes: int
+) -> list[SceneFacts]:
+    """Compose the training scenes, write their images below ``out`` and return what they show."""
+    if not concepts:
+        return []
+    compose = partial(training_scene, sprites, concepts, TRAINING_SEED)
+    made = _for_each(partial(_write_image, out, compose), count, processes)
+    return list(track(made, "composing training scenes", "scenes", total=count))
+
+
+def _write_image(out: Path, compose: Callable[..., Scene], index: int) -> SceneFacts:
+    scene = compose(index=index)
+    path = f"images/scenes/{index:06d}.png"
+    if not (out / path).exists():
+        write_atomically(out / path, png_bytes(scene.image))
+    return facts(scene, path)
+
+
+def facts(scene: Scene, path: str) -> SceneFacts:
+    things = scene.things
+    concepts, labels, artists = (
+        tuple(getattr(t, key) for t in things) for key in ("concept", "label", "artist")
+    )
+    return SceneFacts(path, scene.caption, concepts, labels, artists)
+
+
+def scene_makers(
+    trained: Sprites, unseen_artist: Sprites, held_out: frozenset[str]
+) -> dict[str, Callable[..., Scene]]:
+    """How the scenes of each test set are composed. trained: the trained artists' sprites, held-out concepts too."""
+    known = sorted(concept for concept in trained if concept not in held_out)
+    unseen = sorted(concept for concept in trained if concept in held_out)
+    drawn = [concept for concept in known if concept in unseen_artist]
+    makers: dict[str, Callable[..., Scene]] = {}
+    if len(known) > 2:
+        makers["demo_scenes_new"] = partial(new_scene, trained, known)
+    if len(drawn) > 2:
+        makers["demo_scenes_artist"] = partial(new_scene, unseen_artist, drawn)
+    if len(known) > 1 and unseen:
+        makers["demo_scenes_concepts"] = partial(new_scene, trained, known, unseen=unseen)
+    return makers
+
+
+def write_scene_set(
+    name: str,
+    root: Path,
+    compose: Callable[..., Scene],
+    count: int,
+    processes: int,
+    emoji: Mapping[str, Emoji],
+    distractors: Sequence[str],
+) -> dict[str, Any]:
+    """Write ``root/<name>/…`` and return its summary. distractors: concepts whose names make false captions."""
+    folder = root / name
+    (folder / "test").mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "dataset_type.txt", b"retrieval\n")
+    compose = partial(compose, seed=SETS.index(name) + 1)
+    buffer = io.BytesIO()
+    artists: set[str] = set()
+    made = _for_each(partial(_members, compose, emoji, distractors), count, processes)
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+        for index, (members, drawn_by) in enumerate(track(made, f"composing {name}", "scenes", total=count)):
+            artists |= drawn_by
+            for extension, data in members.items():
+                add_member(tar, f"s{index:07d}.{extension}", data)
+    write_atomically(folder / "test" / "0.tar", buffer.getvalue())
+    write_atomically(folder / "test" / "nshards.txt", b"1\n")
+    return {"kind": "retrieval", "images": count, "captions": count, "artists": sorted(artists)}
+
+
+def _members(
+    compose: Callable[..., Scene], emoji: Mapping[str, Emoji], distractors: Sequence[str], index: int
+) -> tuple[dict[str, bytes], set[str]]:
+    """The files of one test scene by extension, and its artists."""
+    scene = compose(index=index)
+    things = [
+        {"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things
+    ]
+    members = {
+        "png": png_bytes(scene.image),
+        "txt": scene.caption.encode(),
+        "things.png": png_bytes(Image.fromarray(thing_map(scene))),
+        "json": json.dumps({"things": things}, ensure_ascii=False).encode(),
+    }
+    choices = {
+        "names.txt": name_choices(scene, emoji, distractors),
+        "relation.txt": relation_choices(scene),
+    }
+    members |= {extension: "\n".join(found).encode() for extension, found in choices.items() if found}
+    return members, {t.artist for t in scene.things}
+
+
+def thing_map(scene: Scene) -> np.ndarray:
+    """uint8 [side, side]: which thing (from 1) is visible at each pixel, 0 = background."""
+    shown = np.zeros((scene.image.height, scene.image.width), np.uint8)
+    for number, thing in enumerate(scene.things, 1):
+        shown[thing.mask] = number
+    return shown
+
+
+def _for_each(make: Callable[[int], Any], count: int, processes: int) -> Iterator[Any]:
+    """``make(0) … make(count - 1)`` in order, in forked processes: the sprites need not be sent to them."""
+    if processes == 1 or count < 64:
+        yield from map(make, range(count))
+        return
+    with ProcessPoolExecutor(processes, get_context("fork"), _install, (make,)) as pool:
+        yield from pool.map(_make, range(count), chunksize=32)
+
+
+_installed: list[Callable[[int], Any]] = []  # of a worker process
+
+
+def _install(make: Callable[[int], Any]) -> None:
+    _installed[:] = [make]
+
+
+def _make(index: int) -> Any:
+    return _installed[0](index)

@@ -1,0 +1,67 @@
+"""The URL list of the demo corpus: single drawings, scenes and planted rows, mixed by hash."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.demo.captions import caption_of
+from filip.data.demo.catalogue import Drawing, hash_of
+from filip.data.demo.faulty_rows import PlantedRow
+from filip.data.demo.scene_sets import SceneFacts
+from filip.files import replacing
+
+BETWEEN = ";"  # the artists, concepts and labels of a scene
+
+
+@dataclass(frozen=True)
+class Row:
+    path: str  # of the image, below the server's root
+    caption: str
+    group: int
+    artist: str
+    concept: str
+    label: str
+    planted: str = ""
+
+
+def drawing_row(drawing: Drawing) -> Row:
+    emoji = drawing.emoji
+    path = f"images/{drawing.artist}/{drawing.slug}.png"
+    return Row(path, caption_of(drawing), emoji.content_id, drawing.artist, emoji.concept, emoji.label)
+
+
+def scene_row(scene: SceneFacts) -> Row:
+    artist, concept, label = (BETWEEN.join(names) for names in (scene.artists, scene.concepts, scene.labels))
+    return Row(scene.path, scene.caption, scene.content_id, artist, concept, label)
+
+
+def planted_row(row: PlantedRow) -> Row:
+    emoji = row.emoji
+    return Row(
+        row.path, row.caption, emoji.content_id, row.drawing.artist, emoji.concept, emoji.label, row.kind
+    )
+
+
+def training_table(
+    training: Sequence[Drawing], scenes: Sequence[SceneFacts], planted: Sequence[PlantedRow], server: str
+) -> pa.Table:
+    """The URL list, in an order given by a hash: all kinds of rows and all artists are mixed evenly."""
+    rows = [drawing_row(d) for d in training] + [scene_row(s) for s in scenes]
+    rows += [planted_row(p) for p in planted]
+    rows.sort(key=lambda row: hash_of(row.path))
+    columns = {"url": pa.array([f"{server}/{row.path}" for row in rows], pa.string())}
+    columns["caption"] = pa.array([row.caption for row in rows], pa.string())
+    columns["group"] = pa.array([row.group for row in rows], pa.int64())
+    for name in ("artist", "concept", "label", "planted"):
+        columns[name] = pa.array([getattr(row, name) for row in rows], pa.string())
+    return pa.table(columns)
+
+
+def write_table(table: pa.Table, path: Path) -> None:
+    with replacing(path) as part:
+        pq.write_table(table, part)

@@ -1,0 +1,296 @@
+"""Scenes of the demo corpus: what they show, what is said of it, and what is never shown or said."""
+
+import io
+import itertools
+import json
+import random
+import tarfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from filip.command import compose_config
+from filip.data.demo.catalogue import Emoji
+from filip.data.demo.corpus import Corpus, main
+from filip.data.demo.distractors import WRONG_NAMES, may_be_called, name_choices, relation_choices
+from filip.data.demo.scene_captions import TEMPLATES, article, fill, relation_of
+from filip.data.demo.scene_sets import SceneFacts
+from filip.data.demo.scenes import (
+    SIDE,
+    Sprite,
+    compose,
+    in_scenes,
+    new_scene,
+    pair_is_held_out,
+    pair_share,
+    training_scene,
+)
+
+CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
+
+
+def emoji(number: int) -> Emoji:
+    return Emoji(f"{number:X}", f"{number:X}", f"thing{number}", (), "objects", f"kind{number % 7}")
+
+
+def sprite(number: int) -> Sprite:
+    """A block of one colour with a transparent corner, in proportions of its own."""
+    width, height = 20 + 13 * number % 60, 20 + 29 * number % 70
+    pixels = np.zeros((height, width, 4), np.uint8)
+    pixels[..., :3] = number * 37 % 256, number * 101 % 256, number * 59 % 256
+    pixels[..., 3] = 255
+    pixels[: height // 2, : width // 2, 3] = 0
+    return Sprite(f"artist{number % 3}", emoji(number), Image.fromarray(pixels))
+
+
+CONCEPTS = {emoji(n).concept: emoji(n) for n in range(40)}
+SPRITES = {emoji(n).concept: [sprite(n)] for n in range(40)}
+NAMES = list(CONCEPTS)
+SHARE = pair_share(len(NAMES))
+
+
+def test_a_scene_is_a_function_of_seed_and_index() -> None:
+    first, again = (training_scene(SPRITES, NAMES, 0, 5) for _ in range(2))
+    assert first.image.tobytes() == again.image.tobytes() and first.caption == again.caption
+    others = [training_scene(SPRITES, NAMES, seed, index) for seed, index in ((1, 5), (0, 6))]
+    assert all(other.image.tobytes() != first.image.tobytes() for other in others)
+
+
+@pytest.mark.parametrize("index", range(20))
+def test_masks_say_which_pixels_show_which_thing(index: int) -> None:
+    scene = training_scene(SPRITES, NAMES, 3, index)
+    pixels = np.asarray(scene.image)
+    assert pixels.shape == (SIDE, SIDE, 3)
+    for thing in scene.things:
+        left, top, right, bottom = thing.box
+        outside = thing.mask.copy()
+        outside[top:bottom, left:right] = False
+        assert thing.mask.any() and not outside.any()
+        own = np.asarray(SPRITES[thing.concept][0].image)[-1, -1, :3].astype(int)
+        away = np.abs(pixels.astype(int) - own).max(2)
+        # the thing's own colour inside its mask; only edges are blended with what lies behind
+        assert np.median(away[thing.mask]) <= 1
+        corner = np.zeros_like(thing.mask)
+        corner[top + 2 : (top + bottom) // 2 - 2, left + 2 : (left + right) // 2 - 2] = True
+        assert not (thing.mask & corner).any(), "the transparent corner belongs to the background"
+    for one, other in itertools.combinations(scene.things, 2):
+        assert not (one.mask & other.mask).any()
+
+
+def test_things_do_not_overlap_and_keep_their_proportions() -> None:
+    for index in range(60):
+        scene = training_scene(SPRITES, NAMES, 0, index)
+        for one, other in itertools.combinations(scene.things, 2):
+            assert relation_of(one, other, random.Random(0)) is not None
+        for thing in scene.things:
+            width, height = SPRITES[thing.concept][0].image.size
+            left, top, right, bottom = thing.box
+            assert 0 <= left < right <= SIDE and 0 <= top < bottom <= SIDE
+            assert abs((right - left) / (bottom - top) - width / height) < 0.25 * width / height
+
+
+def test_a_caption_names_each_thing_once_and_nothing_else() -> None:
+    every_name = {e.label for e in CONCEPTS.values()}
+    seen = Counter()
+    for index in range(400):
+        scene = training_scene(SPRITES, NAMES, 0, index)
+        words = scene.caption.replace(",", " ").split()
+        assert sorted(w for w in words if w in every_name) == sorted(t.label for t in scene.things)
+        seen[len(scene.things)] += 1
+    assert set(seen) == {1, 2, 3, 4} and min(seen.values()) > 40
+
+
+def test_every_template_names_each_thing_once() -> None:
+    for count, templates in TEMPLATES.items():
+        names = ["tulip", "onion", "scissors", "bus"][:count]
+        for template in templates:
+            sentence = fill(template, names)
+            assert [sentence.count(name) for name in names] == [1] * count, sentence
+    assert fill("{list}", ["tulip", "onion", "scissors"]) == "a tulip, an onion and scissors"
+    assert [article(name) for name in ("unicorn", "bus", "cactus", "glasses", "T-Rex")] == [
+        "a unicorn",
+        "a bus",
+        "a cactus",
+        "glasses",
+        "T-Rex",
+    ]
+
+
+def test_a_relation_that_a_caption_states_is_true() -> None:
+    stated = 0
+    for index in range(400):
+        scene = training_scene(SPRITES, NAMES, 1, index)
+        where = {thing.label: thing.box for thing in scene.things}
+        for relation, axis, sign in (
+            ("left of", 0, 1),
+            ("right of", 0, -1),
+            ("above", 1, 1),
+            ("below", 1, -1),
+        ):
+            if f" {relation} " in scene.caption:
+                first, second = scene.caption.split(f" {relation} ")
+                a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
+                low, high = (a, b) if sign > 0 else (b, a)
+                assert low[axis + 2] <= high[axis], scene.caption
+                stated += 1
+    assert stated > 30
+
+
+def test_combinations_of_test_scenes_never_occur_in_training() -> None:
+    trained: set[tuple[str, str]] = set()
+    for index in range(600):
+        concepts = sorted(t.concept for t in training_scene(SPRITES, NAMES, 0, index).things)
+        trained |= set(itertools.combinations(concepts, 2))
+    assert len(trained) > 300
+    for index in range(100):
+        concepts = sorted(t.concept for t in new_scene(SPRITES, NAMES, 1, index).things)
+        assert len(set(concepts)) == 3
+        assert not trained & set(itertools.combinations(concepts, 2))
+
+
+def test_the_share_of_held_out_pairs_does_not_depend_on_the_order_of_a_pair() -> None:
+    pairs = list(itertools.combinations(NAMES, 2))
+    held_out = sum(pair_is_held_out(a, b, SHARE) for a, b in pairs)
+    assert 0.2 < held_out / len(pairs) < 0.4
+    assert all(pair_is_held_out(a, b, SHARE) == pair_is_held_out(b, a, SHARE) for a, b in pairs)
+
+
+def test_a_scene_with_an_unseen_concept_shows_one_among_two_that_are_a_new_pair() -> None:
+    known, unseen = NAMES[:30], NAMES[30:]
+    for index in range(30):
+        scene = new_scene(SPRITES, known, 3, index, unseen=unseen)
+        concepts = [thing.concept for thing in scene.things]
+        strange = [c for c in concepts if c in unseen]
+        assert len(concepts) == 3 and len(strange) == 1
+        assert pair_is_held_out(*[c for c in concepts if c not in unseen], pair_share(len(known)))
+
+
+def test_wrong_names_are_never_true_of_the_image() -> None:
+    for index in range(60):
+        scene = new_scene(SPRITES, NAMES, 1, index)
+        right, *wrong = name_choices(scene, CONCEPTS, NAMES)
+        shown = {thing.label for thing in scene.things}
+        named = [
+            set(c.replace(",", " ").replace(" and ", " ").split()) - {"a", "an"} for c in (right, *wrong)
+        ]
+        assert named[0] == shown and len(wrong) == WRONG_NAMES == len(set(wrong))
+        for names in named[1:]:
+            assert len(names & shown) == 2 and len(names - shown) == 1
+            (name,) = names - shown
+            assert all(emoji(int(name[5:])).subgroup != CONCEPTS[t.concept].subgroup for t in scene.things)
+
+
+def test_a_word_that_fits_what_is_shown_is_no_wrong_name() -> None:
+    eagle = Emoji("1", "1", "eagle", ("bird", "animal"), "animals-nature", "animal-bird")
+    bird = Emoji("2", "2", "bird", ("animal",), "animals-nature", "animal-bird")
+    dish = Emoji("3", "3", "poultry leg", ("bone", "bird"), "food-drink", "food-prepared")
+    bus = Emoji("4", "4", "bus", ("vehicle",), "travel-places", "transport-ground")
+    teddy = Emoji("5", "5", "teddy bear", ("toy",), "activities", "game")
+    bear = Emoji("6", "6", "bear", ("face",), "animals-nature", "animal-mammal")
+    assert may_be_called(eagle, bird) and may_be_called(bird, eagle)
+    assert may_be_called(dish, bird) and may_be_called(teddy, bear)
+    assert not may_be_called(eagle, bus) and not may_be_called(bus, teddy)
+
+
+def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true() -> None:
+    found = 0
+    for index in range(60):
+        scene = new_scene(SPRITES, NAMES, 1, index)
+        choices = relation_choices(scene)
+        if not choices:
+            continue
+        found += 1
+        right, wrong = choices
+        assert right != wrong
+        assert Counter(right.replace(",", "").split()) == Counter(wrong.replace(",", "").split())
+        where = {thing.label: thing.box for thing in scene.things}
+        relation = next(r for r in ("left of", "right of", "above", "below") if f" {r} " in right)
+        axis, flip = (0 if relation in ("left of", "right of") else 1), relation in ("right of", "below")
+        first, second = right.split(f" {relation} ")
+        a, b = where[first.split()[-1]], where[second.split(",")[0].split()[-1]]
+        a, b = (b, a) if flip else (a, b)
+        assert a[axis + 2] <= b[axis]
+    assert found > 50
+
+
+def test_scenes_of_the_same_things_are_one_content() -> None:
+    def group(*concepts: str) -> int:
+        return SceneFacts("", "", concepts, (), ()).content_id
+
+    assert group("1", "2") == group("2", "1") != group("1", "3")
+    assert group("1F337") == Emoji("1F337", "1F337", "tulip", (), "", "").content_id
+
+
+def test_names_that_read_like_two_things_and_clock_faces_are_left_out() -> None:
+    def named(label: str, group: str = "objects") -> bool:
+        return in_scenes(Emoji("1", "1", label, (), group, ""))
+
+    assert named("teddy bear") and named("cup with straw")
+    assert not named("fork and knife") and not named("two o’clock") and not named("two-thirty")
+    assert not named("grinning face", "smileys-emotion") and not named("nest with eggs inside it")
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4])
+def test_what_finds_no_place_is_drawn_smaller(count: int) -> None:
+    square = {c: [Sprite("a", CONCEPTS[c], Image.new("RGBA", (90, 90), "red"))] for c in NAMES}
+    for index in range(20):
+        scene = compose(square, NAMES[:count], 0, index)
+        assert all(thing.mask.sum() > 100 for thing in scene.things)
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("scenes") / "corpus"
+    overrides = [f"out={out}", "limit=48", f"cache={CACHE}", "scenes=200", "test_scenes=30", "processes=2"]
+    main(compose_config(Corpus, overrides))
+    return out
+
+
+@pytest.mark.slow
+def test_the_list_holds_scenes_without_held_out_concepts_or_pairs(corpus: Path) -> None:
+    rows = [r for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" in r["url"]]
+    alone = {
+        r["concept"] for r in pq.read_table(corpus / "list.parquet").to_pylist() if "/scenes/" not in r["url"]
+    }
+    assert len(rows) == 200
+    trained = set()
+    for row in rows:
+        concepts = row["concept"].split(";")
+        assert set(concepts) <= alone and all(label in row["caption"] for label in row["label"].split(";"))
+        assert not any("fluent" in artist for artist in row["artist"].split(";"))
+        trained |= set(itertools.combinations(sorted(concepts), 2))
+    for name in ("demo_scenes_new", "demo_scenes_artist"):
+        for _, members in samples(corpus / "eval" / name):
+            things = json.loads(members["json"])["things"]
+            assert not trained & set(itertools.combinations(sorted(t["concept"] for t in things), 2))
+
+
+@pytest.mark.slow
+def test_test_scenes_come_with_their_ground_truth(corpus: Path) -> None:
+    for name in ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts"):
+        found = samples(corpus / "eval" / name)
+        assert len(found) == 30
+        for _, members in found:
+            things = json.loads(members["json"])["things"]
+            image = Image.open(io.BytesIO(members["png"]))
+            shown = np.asarray(Image.open(io.BytesIO(members["things.png"])))
+            assert shown.shape == (image.height, image.width) == (SIDE, SIDE)
+            assert set(np.unique(shown)) == set(range(len(things) + 1))
+            for number, thing in enumerate(things, 1):
+                left, top, right, bottom = thing["box"]
+                assert (shown[top:bottom, left:right] == number).sum() == (shown == number).sum()
+                assert thing["label"] in members["txt"].decode()
+                assert thing["artist"].startswith("fluent") == (name == "demo_scenes_artist")
+
+
+def samples(folder: Path) -> list[tuple[str, dict[str, bytes]]]:
+    found: dict[str, dict[str, bytes]] = {}
+    with tarfile.open(folder / "test" / "0.tar") as tar:
+        for member in tar:
+            key, _, extension = member.name.partition(".")
+            found.setdefault(key, {})[extension] = tar.extractfile(member).read()  # type: ignore[union-attr]
+    return list(found.items())
