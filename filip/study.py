@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -130,8 +131,8 @@ class Study:
     @property
     def evaluated(self) -> list[str]:
         """Every training that a table shows, and its replicas, in order of first use."""
-        shown = [run for protocol in PROTOCOLS for run in self.evaluated_by(protocol)]
-        return [run for run in dict.fromkeys(shown) if run not in self.peers]
+        models = [model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)]
+        return [model for model in dict.fromkeys(models) if model not in self.peers]
 
     def evaluated_by(self, protocol: str) -> list[str]:
         """The models that a protocol evaluates: those of all tables that need it, with their replicas."""
@@ -167,7 +168,7 @@ def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
 def resolve(*arguments: str) -> TrainConfig:
     """The training config that Hydra composes from ``arguments``; the paths of a run need not be given.
 
-    Raises UserError if an override does not fit the training config.
+    Raises UserError if an override does not fit the training config or has a value that cannot work.
     """
     return _resolve(arguments)
 
@@ -179,7 +180,9 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
 
     try:
         # Where the files of a run lie is not part of what is trained.
-        return compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
+        config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
+        replace(config, init_from=None).check()  # the weights to start from may not be trained yet
+        return config
     except UserError as error:
         raise UserError(f"study config, training overrides: {error}") from error
 
@@ -187,8 +190,8 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
 def load_study(path: str | Path | None, results: str | Path | None = None) -> Study:
     """Read a study from ``path``, or, if that is None, from the ``study.json`` that its results were made with.
 
-    A YAML says how many seeds there are only if nobody asked for more on the command line (``make demo SEEDS=3``), so
-    its tables would show one of three trainings: a number of seeds that ``path`` leaves open is taken from
+    The number of seeds may have been given on the command line (``make demo SEEDS=3``) and then is not in the YAML,
+    whose tables would show one of three trainings. If ``path`` does not state it, it is taken from
     ``results``/study.json. Raises UserError if a file is missing or is not a study config.
     """
     effective = Path(results) / "study.json" if results is not None else None

@@ -23,8 +23,8 @@ REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, 
     "precision": "precision=fp16",
     "token_percent": "token_keep_ratio=0.25",
 }
-# Settings of a training that say how long, where or how comfortably it runs, not what it learns per pair: a timing run
-# of a few steps has others than the training whose accuracy stands in its row.
+# Settings that decide how long and where a training runs, not what it learns from a pair. A timing run of a few steps
+# may differ in them from the training whose accuracy its row shows.
 NOT_COMPARED = (
     *("run", "run_dir", "out", "result", "resume", "seed", "threads", "log_every", "warmup_timing"),
     *("global_batch", "batch_per_rank", "gradient_cache", "epochs", "max_steps", "optimizer.warmup_steps"),
@@ -134,7 +134,7 @@ def _known(key: str, name: str, runs: dict[str, Any]) -> None:
 
 
 def _check_cards(config: dict[str, Any]) -> None:
-    """Every source and benchmark that is named has a card that can be read."""
+    """Refuse sources and benchmarks that have no card, or one that cannot be read."""
     sources = {f"sources, '{source}'": source for source in config["sources"]}
     for name, run in config["runs"].items():
         sources |= {f"runs.{name}.sources, '{source}'": source for source in run.get("sources", [])}
@@ -156,17 +156,19 @@ def _check_cards(config: dict[str, Any]) -> None:
 def check_accuracy_of(study: Study) -> None:
     """An efficiency row shows the accuracy of a trained run only if both train with the same settings.
 
-    What the row states (interaction, dimension, precision, tokens kept) has to hold for the run too; only
-    ``NOT_COMPARED`` may differ. Raises UserError with the settings that differ.
+    What the row states (interaction, dimension, precision, tokens kept) has to hold for the run as well; only the
+    settings in ``NOT_COMPARED`` may differ. Raises UserError with the settings that differ.
     """
     for name, row in study.efficiency.items():
         run = row.get("accuracy_of")
         if not run:
             continue
         timed, trained = _settings(study, name), _settings(study, run)
-        apart = [key for key in timed if timed[key] != trained[key]]
-        if apart:
-            differences = "; ".join(f"{key} is {trained[key]} there and {timed[key]} here" for key in apart)
+        different = [key for key in timed if timed[key] != trained[key]]
+        if different:
+            differences = "; ".join(
+                f"{key} is {trained[key]} there and {timed[key]} here" for key in different
+            )
             _refuse(
                 f"efficiency.{name}.accuracy_of", f"'{run}' is trained with other settings: {differences}"
             )

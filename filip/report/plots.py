@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,9 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from filip.report.table import Cell, Column, Table
-
-__all__ = ["ablation_bars", "confusions", "curves", "efficiency_scatter", "funnel", "recall_curves"]
+from filip.report.table import Cell, Column, Row, Table
 
 COLOURS = ["#0b57a4", "#d1495b", "#2a9d8f", "#e9a03b", "#7b5ea7", "#5c677d", "#8ab17d", "#b56576"]
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
@@ -65,23 +64,15 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     """
     figure, axes = _grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
-        noisy = key.split("/")[0] in ("loss", "accuracy", "speed")
-        for number, (label, seeds) in enumerate(logs.items()):
+        for colour, (label, seeds) in zip(itertools.cycle(COLOURS), logs.items(), strict=False):
             series = [
                 points
                 for lines in seeds
                 if (points := {line["step"]: factor * line[key] for line in lines if _number(line.get(key))})
             ]
-            if not series:
-                continue
-            colour = COLOURS[number % len(COLOURS)]
-            if noisy or len(series) > 1:
-                for points in series:
-                    axis.plot(list(points), list(points.values()), color=colour, alpha=0.28, linewidth=1)
-            steps = sorted(set.intersection(*map(set, series))) or sorted(series[0])
-            values = np.mean([[points.get(step, np.nan) for step in steps] for points in series], axis=0)
-            named = f"{label} (mean of {len(series)} seeds)" if len(series) > 1 else label
-            axis.plot(steps, _smooth(values) if noisy else values, color=colour, linewidth=1.8, label=named)
+            if series:
+                noisy = key.split("/")[0] in ("loss", "accuracy", "speed")
+                _curve(axis, series, colour, label, noisy)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(True, axis="y")
@@ -89,8 +80,23 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
     else:
-        axes[0].text(0.5, 0.5, "no training log found", ha="center", color=MUTED, transform=axes[0].transAxes)
+        _no_data(axes[0], "no training log found")
     return figure
+
+
+def _curve(axis: Axes, series: list[dict[int, float]], colour: str, label: str, noisy: bool) -> None:
+    """One run: the mean over its seeds, smoothed where it is noisy, with what was measured faintly behind it."""
+    if noisy or len(series) > 1:
+        for points in series:
+            axis.plot(list(points), list(points.values()), color=colour, alpha=0.28, linewidth=1)
+    steps = sorted(set.intersection(*map(set, series))) or sorted(series[0])
+    values = np.mean([[points.get(step, np.nan) for step in steps] for points in series], axis=0)
+    label = f"{label} (mean of {len(series)} seeds)" if len(series) > 1 else label
+    axis.plot(steps, _smooth(values) if noisy else values, color=colour, linewidth=1.8, label=label)
+
+
+def _no_data(axis: Axes, reason: str) -> None:
+    axis.text(0.5, 0.5, reason, ha="center", color=MUTED, transform=axis.transAxes)
 
 
 def _number(value: Any) -> bool:
@@ -134,15 +140,15 @@ def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
     whole = max(stage["in"], 1)
     kept = stage["out"] / whole
     axis.barh(y, kept, height=1.7, color=COLOURS[0])
-    left = kept
+    filled = kept
     dropped = stage["dropped"]
     for shade, count in zip(np.linspace(0.9, 0.4, max(1, len(dropped))), dropped.values(), strict=False):
-        axis.barh(y, count / whole, left=left, height=1.7, color=COLOURS[1], alpha=shade)
-        left += count / whole
-    said = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * kept:.1f} %)"
+        axis.barh(y, count / whole, left=filled, height=1.7, color=COLOURS[1], alpha=shade)
+        filled += count / whole
+    counted = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * kept:.1f} %)"
     inside = kept > 0.45
     x, colour = (0.012, "white") if inside else (kept + 0.012, INK)
-    axis.text(x, y, said, va="center", color=colour, fontweight="bold")
+    axis.text(x, y, counted, va="center", color=colour, fontweight="bold")
     top = y - (len(dropped) - 1) / 2
     for number, (reason, count) in enumerate(dropped.items()):
         axis.text(1.07, top + number, f"{count:,}", va="center", ha="right", fontsize=8.5, color=INK)
@@ -160,52 +166,47 @@ def _words(name: str) -> str:
 
 def ablation_bars(table: Table) -> Figure:
     """The component ablation: one panel per column, one bar per run, 95 % intervals, chance as a line."""
-    columns = table.columns
-    across = min(5, max(1, len(columns)))
-    down = -(-len(columns) // across)
+    across = min(5, max(1, len(table.columns)))
+    down = -(-len(table.columns) // across)
     rows = [row for row in table.rows if row.kind != "paper"]
     figure, axes = _grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
-    for axis, column in zip(axes, columns, strict=False):
+    for axis, column in zip(axes, table.columns, strict=False):
         for number, row in enumerate(rows):
-            cell = table.cell(row, column)
-            if not isinstance(cell.value, int | float):
-                axis.text(
-                    0.5,
-                    number,
-                    "not run",
-                    va="center",
-                    ha="center",
-                    color=MUTED,
-                    fontsize=8,
-                    style="italic",
-                    transform=axis.get_yaxis_transform(),
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 1},
-                )
-                continue
-            value = 100 * cell.value
-            error = [[value - 100 * cell.ci95[0]], [100 * cell.ci95[1] - value]] if cell.ci95 else None
-            axis.barh(
-                number,
-                value,
-                xerr=np.clip(error, 0, None) if error else None,
-                color=COLOURS[number % len(COLOURS)],
-                height=0.68,
-                error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-            )
-            if cell.chance is not None:
-                axis.axvline(100 * cell.chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
+            _bar(axis, number, table.cell(row, column))
         axis.set_yticks(range(len(rows)), [row.label for row in rows] if axis in axes[::across] else [])
         axis.set_ylim(len(rows) - 0.4, -0.6)
-        heading = f"{column.group}\n{column.title}" if column.group else column.title
-        axis.set_title(heading, fontsize=8.5)
+        axis.set_title(f"{column.group}\n{column.title}" if column.group else column.title, fontsize=8.5)
         axis.set_xlim(left=0)
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.grid(True, axis="x")
         axis.set_axisbelow(True)
-    for axis in axes[len(columns) :]:
+    for axis in axes[len(table.columns) :]:
         axis.set_visible(False)
     figure.supxlabel("percent; bar ends: 95 % interval; dashed: chance", fontsize=8.5, color=MUTED)
     return figure
+
+
+def _bar(axis: Axes, position: int, cell: Cell) -> None:
+    """One run of the ablation in one column: its value with interval and chance, or that it was not run."""
+    if not isinstance(cell.value, int | float):
+        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+        style: dict[str, Any] = {"color": MUTED, "fontsize": 8, "style": "italic", "bbox": box}
+        axis.text(
+            0.5, position, "not run", va="center", ha="center", transform=axis.get_yaxis_transform(), **style
+        )
+        return
+    value = 100 * cell.value
+    error = [[value - 100 * cell.ci95[0]], [100 * cell.ci95[1] - value]] if cell.ci95 else None
+    axis.barh(
+        position,
+        value,
+        xerr=np.clip(error, 0, None) if error else None,
+        color=COLOURS[position % len(COLOURS)],
+        height=0.68,
+        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
+    )
+    if cell.chance is not None:
+        axis.axvline(100 * cell.chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
 
 
 def efficiency_scatter(table: Table) -> Figure:
@@ -221,30 +222,15 @@ def efficiency_scatter(table: Table) -> Figure:
     titles = ("Memory against time", "Accuracy against time", "Accuracy against memory")
     pairs = ((time, memory), (time, accuracy), (memory, accuracy))
     for axis, title, (across, up) in zip(axes, titles, pairs, strict=True):
-        numbers = {"ours": 0, "paper": 0}
-        for row in table.rows:
-            kind = "paper" if row.kind == "paper" else "ours"
-            colour = COLOURS[numbers[kind] % len(COLOURS)]
-            numbers[kind] += 1
+        for row, colour in _coloured(table):
             x, y = (row.cells.get(key, Cell()).value for key, *_ in (across, up))
-            if not (isinstance(x, int | float) and isinstance(y, int | float)):
-                continue
-            paper = kind == "paper"
-            axis.scatter(
-                [x * across[2]],
-                [y * up[2]],
-                s=58,
-                marker="s" if paper else "o",
-                facecolors="none" if paper else colour,
-                edgecolors=colour,
-                label=f"{row.label} (published)" if paper else row.label,
-                zorder=3,
-            )
+            if isinstance(x, int | float) and isinstance(y, int | float):
+                _point(axis, row, x * across[2], y * up[2], colour)
         axis.set_title(title)
         axis.set_xlabel(across[1])
         axis.set_ylabel(up[1])
         if not axis.collections:
-            axis.text(0.5, 0.5, "not run yet", ha="center", color=MUTED, transform=axis.transAxes)
+            _no_data(axis, "not run yet")
             continue
         axis.margins(0.12)
         _ratio_axis(axis, "x")
@@ -255,17 +241,43 @@ def efficiency_scatter(table: Table) -> Figure:
     return figure
 
 
+def _coloured(table: Table) -> list[tuple[Row, str]]:
+    """Each row with its colour; published rows start from the first colour again."""
+    measured = [row for row in table.rows if row.kind != "paper"]
+    published = [row for row in table.rows if row.kind == "paper"]
+    return [
+        (row, COLOURS[number % len(COLOURS)])
+        for rows in (measured, published)
+        for number, row in enumerate(rows)
+    ]
+
+
+def _point(axis: Axes, row: Row, x: float, y: float, colour: str) -> None:
+    paper = row.kind == "paper"
+    axis.scatter(
+        [x],
+        [y],
+        s=58,
+        marker="s" if paper else "o",
+        facecolors="none" if paper else colour,
+        edgecolors=colour,
+        label=f"{row.label} (published)" if paper else row.label,
+        zorder=3,
+    )
+
+
 def _ratio_axis(axis: Axes, which: str) -> None:
     """A logarithmic axis in plain numbers, never narrower than a quarter up and down: noise should look like noise."""
     values = [float(np.asarray(mark.get_offsets())[0, int(which == "y")]) for mark in axis.collections]
     low, high = min(0.8, 0.88 * min(values)), max(1.25, 1.14 * max(values))
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
-    long = axis.xaxis if which == "x" else axis.yaxis
-    wide = high / low > 4
-    steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100] + [0.85, 1.2] * (not wide)
-    long.set_major_locator(FixedLocator([step for step in steps if low <= step <= high]))
-    long.set_major_formatter(FormatStrFormatter("%g"))
-    long.set_minor_locator(NullLocator())
+    steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100]
+    if high / low <= 4:  # there is room for more ticks around 1
+        steps += [0.85, 1.2]
+    scale = axis.xaxis if which == "x" else axis.yaxis
+    scale.set_major_locator(FixedLocator([step for step in steps if low <= step <= high]))
+    scale.set_major_formatter(FormatStrFormatter("%g"))
+    scale.set_minor_locator(NullLocator())
 
 
 def _legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
@@ -288,7 +300,7 @@ def _legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: st
 def recall_curves(table: Table) -> Figure:
     """Recall against k of every run of a table: a row of panels per benchmark, both ways.
 
-    Columns that are no recall, ``<benchmark>_<way>_r<k>``, are passed over. Bars are 95 % intervals, dashes chance.
+    Columns other than recall, ``<benchmark>_<direction>_r<k>``, are skipped. Bars are 95 % intervals, dashes chance.
     """
     panels: dict[str, list[Column]] = {}
     for column in table.columns:
@@ -297,35 +309,8 @@ def recall_curves(table: Table) -> Figure:
             panels.setdefault(name, []).append(column)
     down = max(1, -(-len(panels) // 2))
     figure, axes = _grid(down, 2, 11, 0.6 + 3.5 * down)
-    rows = [row for row in table.rows if row.kind != "paper"]
     for axis, columns in zip(axes, panels.values(), strict=False):
-        ks = [int(column.key.rpartition("_r")[2]) for column in columns]
-        chance: list[float | None] = []
-        for number, row in enumerate(rows):
-            cells = [table.cell(row, column) for column in columns]
-            values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
-            if len(values) < len(cells):
-                continue
-            colour = COLOURS[number % len(COLOURS)]
-            percent = 100 * np.array(values)
-            axis.plot(ks, percent, "o-", color=colour, label=row.label, linewidth=1.6, markersize=4)
-            bounds = [cell.ci95 for cell in cells if cell.ci95]
-            if len(bounds) == len(cells):
-                reach = np.abs(100 * np.array(bounds).T - percent)
-                beside = np.array(ks) + 0.13 * (
-                    number - (len(rows) - 1) / 2
-                )  # bars of several runs side by side
-                axis.errorbar(beside, percent, reach, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
-            chance = chance or [cell.chance for cell in cells]
-        if chance and None not in chance:
-            axis.plot(ks, [100 * c for c in chance if c is not None], "--", color=MUTED, label="chance")
-        if not axis.lines:
-            axis.text(0.5, 0.5, "not run yet", ha="center", color=MUTED, transform=axis.transAxes)
-        axis.set_title(columns[0].group)
-        axis.set_xticks(ks)
-        axis.set_ylabel("recall at k, %")
-        axis.set_ylim(bottom=0)
-        axis.grid(True, axis="y")
+        _recall_panel(axis, table, columns)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[-2:]:
@@ -334,10 +319,40 @@ def recall_curves(table: Table) -> Figure:
     return figure
 
 
+def _recall_panel(axis: Axes, table: Table, columns: list[Column]) -> None:
+    """Recall against k on one benchmark, in one direction: a line per run, and chance."""
+    ks = [int(column.key.rpartition("_r")[2]) for column in columns]
+    rows = [row for row in table.rows if row.kind != "paper"]
+    chance: list[float | None] = []
+    for number, row in enumerate(rows):
+        cells = [table.cell(row, column) for column in columns]
+        values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
+        if len(values) < len(cells):
+            continue
+        colour = COLOURS[number % len(COLOURS)]
+        percent = 100 * np.array(values)
+        axis.plot(ks, percent, "o-", color=colour, label=row.label, linewidth=1.6, markersize=4)
+        bounds = [cell.ci95 for cell in cells if cell.ci95]
+        if len(bounds) == len(cells):
+            reach = np.abs(100 * np.array(bounds).T - percent)
+            shifted = np.array(ks) + 0.13 * (number - (len(rows) - 1) / 2)  # so that bars do not overlap
+            axis.errorbar(shifted, percent, reach, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
+        chance = chance or [cell.chance for cell in cells]
+    if chance and None not in chance:
+        axis.plot(ks, [100 * c for c in chance if c is not None], "--", color=MUTED, label="chance")
+    if not axis.lines:
+        _no_data(axis, "not run yet")
+    axis.set_title(columns[0].group)
+    axis.set_xticks(ks)
+    axis.set_ylabel("recall at k, %")
+    axis.set_ylim(bottom=0)
+    axis.grid(True, axis="y")
+
+
 def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, most: int = 12) -> Figure:
     """The most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
 
-    Where no pair of classes stands out (few images a class), the classes that others are most often taken for.
+    Where no pair of classes stands out (few images a class), the classes that are most often predicted wrongly.
     """
     across = min(3, max(1, len(tasks)))
     down = -(-max(1, len(tasks)) // across)
@@ -345,16 +360,16 @@ def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, most: int = 1
     for axis, (title, task) in zip(axes, tasks.items(), strict=False):
         pairs = task.get("confused") or []
         counts = [(f"{_short(true)} → {_short(predicted)}", times) for true, predicted, times in pairs]
-        means = "images of the first class taken for the second"
+        meaning = "images of the first class taken for the second"
         if len({times for _, times in counts[:most]}) < 2 and task.get("overpredicted"):
             counts = [(_short(predicted, 40), times) for predicted, times in task["overpredicted"]]
-            means = "images of other classes taken for this one"
+            meaning = "images of other classes taken for this one"
         names, times = [name for name, _ in counts[:most]], [n for _, n in counts[:most]]
         axis.barh(range(len(names)), times, color=COLOURS[1], height=0.7)
         axis.set_yticks(range(len(names)), names, fontsize=7.5)
         axis.set_ylim(most - 0.4, -0.6)
         axis.set_title(f"{title}: {100 * task['value']:.1f} %")
-        axis.set_xlabel(means, fontsize=8)
+        axis.set_xlabel(meaning, fontsize=8)
         axis.tick_params(axis="y", length=0, labelcolor=INK)
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axis in axes[len(tasks) :]:

@@ -15,8 +15,6 @@ from filip.data.loading.config import AugmentConfig
 from filip.data.loading.transforms import TrainTransform, denormalize
 from filip.eval.pictures import INK, MUTED, Cell, sheet
 
-__all__ = ["ShardSample", "augmentation_sheet", "read_samples"]
-
 IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
@@ -77,16 +75,16 @@ def augmentation_sheet(
     """A page: per sample the original and ``augmented`` draws of the training transform, captions below."""
     augment = augment or AugmentConfig()
     transform = TrainTransform(size, augment)
-    shown, gap = 96, 6
+    side, gap = 96, 6
     cells = []
     for number, sample in enumerate(samples):
-        strip = Image.new("RGB", ((augmented + 1) * (shown + gap) - gap, shown), "white")
-        original = ImageOps.contain(sample.image, (shown, shown), Image.Resampling.LANCZOS)
-        strip.paste(original, ((shown - original.width) // 2, (shown - original.height) // 2))
+        strip = Image.new("RGB", ((augmented + 1) * (side + gap) - gap, side), "white")
+        original = ImageOps.contain(sample.image, (side, side), Image.Resampling.LANCZOS)
+        strip.paste(original, ((side - original.width) // 2, (side - original.height) // 2))
         for draw in range(augmented):
             pixels = denormalize(transform(sample.image, seed=seed + 1000 * number + draw))
-            picture = Image.fromarray(pixels).resize((shown, shown), Image.Resampling.LANCZOS)
-            strip.paste(picture, ((draw + 1) * (shown + gap), 0))
+            picture = Image.fromarray(pixels).resize((side, side), Image.Resampling.LANCZOS)
+            strip.paste(picture, ((draw + 1) * (side + gap), 0))
         words = [(text, INK if i == 0 else MUTED) for i, text in enumerate(sample.captions[1:3])]
         words = [(f"→ {text}", MUTED) for text, _ in words]
         cells.append(Cell(strip, sample.captions[0] if sample.captions else sample.key, words))
@@ -97,5 +95,5 @@ def augmentation_sheet(
         "Below, after the arrow: back-translations that may stand in for the caption."
     )
     return sheet(
-        cells, 1, "What training sees", note, cell_width=(augmented + 1) * (shown + gap) - gap, gap=20
+        cells, 1, "What training sees", note, cell_width=(augmented + 1) * (side + gap) - gap, gap=20
     )

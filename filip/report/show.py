@@ -14,7 +14,7 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.report.formats.text import short_commit, shown
+from filip.report.formats.text import short_commit, value_text
 from filip.report.table import Cell, Column
 
 
@@ -144,7 +144,7 @@ def _value(cell: dict[str, Any], column: dict[str, Any]) -> str:
         return "–"
     if isinstance(value, str):
         return value
-    plain = shown(Cell(value), Column(column["key"], column["title"], unit=column["unit"]))
+    plain = value_text(Cell(value), Column(column["key"], column["title"], unit=column["unit"]))
     half = cell.get("ci95") and column["unit"] == "percent"
     return f"{plain} ±{50 * (cell['ci95'][1] - cell['ci95'][0]):.1f}" if half else plain
 

@@ -186,11 +186,11 @@ def _runs_html(runs: Mapping[str, Any]) -> str:
         commit = html.escape(short_commit(run["commit"] or "–"))
         cells = ["–" if n is None else f"{n:,.4g}" if isinstance(n, float) else f"{n:,}" for n in numbers]
         peak = "–" if memory is None else f"{memory:,.0f}"
-        shown = html.escape(str(run["run_id"] or name))
+        run_id = html.escape(str(run["run_id"] or name))
         rows.append(
             [
                 html.escape(run["label"]),
-                shown,
+                run_id,
                 *cells,
                 peak,
                 html.escape(str(run["precision"] or "–")),

@@ -86,8 +86,8 @@ def test_funnel_bars_are_shares_that_add_up():
             [stage["out"] / stage["in"], *(n / stage["in"] for n in stage["dropped"].values())]
         )
         assert sum(widths) == pytest.approx(1)
-    said = " ".join(t.get_text() for t in axis.texts)
-    assert "90 of 100 pairs kept (90.0 %)" in said and "not english" in said and "nothing dropped" in said
+    texts = " ".join(t.get_text() for t in axis.texts)
+    assert "90 of 100 pairs kept (90.0 %)" in texts and "not english" in texts and "nothing dropped" in texts
     plt.close("all")
 
 

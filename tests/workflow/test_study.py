@@ -124,10 +124,13 @@ def test_reproductions_keep_the_paper_s_quarter_of_the_tokens_and_show_all_token
         assert ours == theirs
 
 
-def test_an_override_that_the_trainer_does_not_know_is_refused(demo: dict) -> None:
-    demo["runs"]["clip"]["overrides"].append("no_such_key=1")
-    with pytest.raises(UserError, match="no_such_key"):
-        WorkflowStudy(demo).run_dir("clip")
+@pytest.mark.parametrize("override", ["no_such_key=1", "model.interaction=token", "token_keep_ratio=25"])
+def test_an_override_that_the_trainer_would_refuse_is_refused_before_any_job(
+    demo: dict, override: str
+) -> None:
+    demo["runs"]["filip"]["overrides"].append(override)
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        WorkflowStudy(demo).run_dir("filip")
 
 
 def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> None:

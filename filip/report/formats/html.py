@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 from itertools import groupby
 
-from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, shown
+from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, value_text
 from filip.report.table import Cell, Column, Table
 
 STYLE = """
@@ -103,7 +103,7 @@ def _cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> str:
     if cell.value is None:
         reason = cell.reason or "not reported"
         return f'<td class="empty" title="{html.escape(reason)}"><sup>{marks[reason]}</sup></td>'
-    value = html.escape(shown(cell, column))
+    value = html.escape(value_text(cell, column))
     small = []
     if cell.ci95 and column.unit == "percent":
         small.append(f"{100 * cell.ci95[0]:.1f}–{100 * cell.ci95[1]:.1f}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, shown
+from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, value_text
 from filip.report.table import Cell, Column, Table
 
 COLUMNS_PER_BLOCK = 13  # side by side: twelve benchmarks and their average
@@ -31,7 +31,7 @@ def to_latex(table: Table) -> str:
 
 
 def _blocks(columns: list[Column]) -> list[list[Column]]:
-    """Columns that stand side by side: as many whole groups as there is room for."""
+    """Columns that stand side by side: as many complete groups as fit."""
     if len(columns) <= COLUMNS_PER_BLOCK:
         return [columns]
     blocks: list[list[Column]] = [[]]
@@ -66,7 +66,7 @@ def _tabular(table: Table, columns: list[Column], marks: dict[str, str]) -> list
         for number, row in enumerate(table.rows):
             if row.section == section:
                 cells = [_cell(table.cell(row, c), c, marks, number in best[c.key]) for c in columns]
-                # A published row may bear the name of one of ours.
+                # A published row may have the same name as one of ours.
                 ambiguous = row.kind == "paper" and not section.startswith("published")
                 label = _escaped(row.label) + (" (published)" if ambiguous else "")
                 tex.append(f"{label} & " + " & ".join(cells) + " \\\\")
@@ -76,7 +76,7 @@ def _tabular(table: Table, columns: list[Column], marks: dict[str, str]) -> list
 def _cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> str:
     if cell.value is None:
         return f"\\textsuperscript{{{marks[cell.reason or 'not reported']}}}"
-    value = _escaped(shown(cell, column))
+    value = _escaped(value_text(cell, column))
     value = f"\\textbf{{{value}}}" if bold else value
     if cell.ci95 and column.unit == "percent":
         value += f" {{\\scriptsize [{100 * cell.ci95[0]:.1f}, {100 * cell.ci95[1]:.1f}]}}"

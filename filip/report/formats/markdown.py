@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, shown
+from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, value_text
 from filip.report.table import Column, Table
 
 
@@ -30,7 +30,7 @@ def to_markdown(table: Table) -> str:
             cells = []
             for column in table.columns:
                 cell = table.cell(row, column)
-                value = shown(cell, column) or f"<sup>{marks[cell.reason or 'not reported']}</sup>"
+                value = value_text(cell, column) or f"<sup>{marks[cell.reason or 'not reported']}</sup>"
                 value = f"**{value}**" if number in best[column.key] and cell.value is not None else value
                 if cell.ci95 and column.unit == "percent":
                     value += f" [{100 * cell.ci95[0]:.1f}, {100 * cell.ci95[1]:.1f}]"

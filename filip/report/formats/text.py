@@ -7,7 +7,7 @@ from collections.abc import Callable
 from filip.report.table import Cell, Column, Row, Table
 
 
-def shown(cell: Cell, column: Column) -> str:
+def value_text(cell: Cell, column: Column) -> str:
     """The value alone, rounded as its unit is usually printed; "" if there is none."""
     value = cell.value
     if value is None:

@@ -47,7 +47,7 @@ class Inputs:
 
     @staticmethod
     def of(study: Study, results: Results, published: dict[str, Any]) -> Inputs:
-        """With the cards of every benchmark that the study evaluates. Raises UserError if there is none of a name."""
+        """With the cards of every benchmark that the study evaluates. Raises UserError if a card is missing."""
         cards = {name: load_card(name) for name in study.all_benchmarks}
         return Inputs(study, results, published, cards)
 

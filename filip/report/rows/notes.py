@@ -9,7 +9,7 @@ from filip.report.table import Column, Row, Table
 
 
 def intervals(table: Table) -> list[str]:
-    """What the intervals of a table are, as far as it has any."""
+    """What the intervals of a table are; nothing if it has none."""
     cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
     notes = []
     if any(cell.seeds == 1 for cell in cells):
