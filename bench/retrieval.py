@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip.device import peak_memory_mb
 from filip.eval.retrieval import recall_table
 from filip.interaction import score
 from filip.progress import Progress
-from filip.train.telemetry import peak_memory_mb
 
 
 def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int = 8192) -> float:

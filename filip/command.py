@@ -83,6 +83,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             )
         return cast(T, OmegaConf.to_object(config))
     except (HydraException, OmegaConfBaseException) as error:
+        _explain_renamed(error, getattr(schema, "RENAMED", {}))
         raise UserError(
             f"bad configuration: {_reason(error)}{_suggestion(schema, given)} "
             f"(given: {' '.join(given) or 'nothing'}; see --help)"
@@ -142,6 +143,14 @@ def _suggestion(schema: type, overrides: Sequence[str]) -> str:
         if key not in known and close:
             return f"; did you mean {close[0]!r}?"
     return ""
+
+
+def _explain_renamed(error: Exception, renamed: dict[str, str]) -> None:
+    """UserError with the new name if the key that nobody knows is one of ``renamed`` (old key: new key)."""
+    unknown = re.search(r"full_key: (\S+)", f"{error} {error.__cause__}")  # Hydra's error wraps OmegaConf's
+    for old, new in renamed.items():
+        if unknown and (unknown[1] == old or unknown[1].startswith(f"{old}.")):
+            raise UserError(f"{old} is now called {new}: use that name instead") from error
 
 
 def run_command(

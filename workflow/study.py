@@ -5,10 +5,9 @@ The rules hold no logic of their own; they ask this module, which knows nothing 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -133,14 +132,14 @@ class WorkflowStudy(Study):
         return f"{self.results}/models/{run}.safetensors"
 
     def run_dir(self, run: str) -> str:
-        """The run's folder. Its name carries a hash of the resolved config, so that a changed setting starts
+        """The run's folder. Its name carries a hash of the learning settings, so that changing one of them starts
         a new run next to the old one, while a repeated or interrupted one finds its checkpoints again.
 
         Raises UserError if the overrides do not fit the training config, before any job starts.
         """
-        resolved = asdict(resolve(*self.train_arguments(run)))
-        digest = hashlib.sha256(json.dumps(resolved, sort_keys=True, default=str).encode()).hexdigest()
-        return f"{self.results}/runs/{run}-{digest[:8]}"
+        from filip.train.fingerprint import settings_hash
+
+        return f"{self.results}/runs/{run}-{settings_hash(resolve(*self.train_arguments(run)))}"
 
     def launch(self) -> Launch:
         settings = self.config["launch"]

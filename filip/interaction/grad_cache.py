@@ -41,24 +41,32 @@ returned by ``encode`` too, with shape [1]; ``loss`` receives M equal values, wh
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 import torch
 from torch import Tensor
 
-from filip.interaction.loss import ContrastiveOutput
-
 Batch = TypeVar("Batch")
+
+
+class HasLoss(Protocol):
+    """What a loss function returns here: ContrastiveOutput, or any other tuple with a scalar named ``loss``."""
+
+    @property
+    def loss(self) -> Tensor: ...
+
+
+Output = TypeVar("Output", bound=HasLoss)
 
 
 def cached_backward(
     micro_batches: Sequence[Batch],
     encode: Callable[[Batch], tuple[Tensor, ...]],
-    loss: Callable[..., ContrastiveOutput],
+    loss: Callable[..., Output],
     backward: Callable[[Tensor], Any],
     *,
     loss_scale: float = 1.0,
-) -> ContrastiveOutput:
+) -> Output:
     """Accumulate the gradients of ``loss`` over all micro-batches as if they were one batch.
 
     Arguments
@@ -70,9 +78,9 @@ def cached_backward(
         backward       called M times with a scalar; must accumulate gradients, not average them
         loss_scale     the gradient of the outputs is computed at this scale, then divided by it in float32
 
-    Returns what ``loss`` returned, detached. The random state (CPU and current CUDA device) afterwards is
-    that after the first encoding. Raises ValueError when there is no micro-batch, or when ``encode`` gives
-    other shapes the second time.
+    Returns what ``loss`` returned; tensors of a named tuple are detached. The random state (CPU and current CUDA
+    device) afterwards is that after the first encoding. Raises ValueError when there is no micro-batch, or when
+    ``encode`` gives other shapes the second time.
     """
     if not micro_batches:
         raise ValueError("cached_backward needs at least one micro-batch")
@@ -99,8 +107,8 @@ def cached_backward(
 
 
 def _gradients(
-    outputs: list[tuple[Tensor, ...]], loss: Callable[..., ContrastiveOutput], loss_scale: float
-) -> tuple[ContrastiveOutput, list[tuple[Tensor | None, ...]]]:
+    outputs: list[tuple[Tensor, ...]], loss: Callable[..., Output], loss_scale: float
+) -> tuple[Output, list[tuple[Tensor | None, ...]]]:
     """The loss over all outputs, and per micro-batch the gradient of each output (None for integers)."""
     whole = [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
     leaves = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in whole]
@@ -118,8 +126,16 @@ def _gradients(
         gradient = next(remaining)
         wide = torch.promote_types(gradient.dtype, torch.float32)
         split.append((gradient.to(wide) / loss_scale).split(counts))
-    detached = ContrastiveOutput(*(value.detach() for value in result))
-    return detached, list(zip(*split, strict=True))
+    return _detached(result), list(zip(*split, strict=True))
+
+
+def _detached(result: Output) -> Output:
+    make = getattr(type(result), "_make", None)
+    if make is None:
+        return result
+    return cast(
+        Output, make(v.detach() if isinstance(v, Tensor) else v for v in cast(tuple[Any, ...], result))
+    )
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:

@@ -41,8 +41,8 @@ class Encoded(NamedTuple):
 class DualEncoder(nn.Module):
     """FILIP, or CLIP with the same encoders when ``config.interaction`` is ``pooled``.
 
-    Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing,
-    and who wants fewer bits for the wire asks the interaction for them.
+    Embeddings are unit vectors in float32 whatever the precision of the towers: normalising costs nothing, and
+    lower precision for communication is the job of the interaction's ``transport_dtype``.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -52,11 +52,10 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text, config.embed_dim)
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
-        if (config.interaction == "pooled" or config.cls_in_interaction) and not self.image.has_cls:
-            raise UserError(
-                f"model.image.timm={config.image.timm!r} has no [CLS] token, which interaction=pooled and "
-                "cls_in_interaction need; choose a ViT with one (e.g. vit_base_patch32_clip_224)"
-            )
+        if config.interaction == "pooled":
+            self.require_cls("model.interaction=pooled", "model.interaction=token_wise")
+        if config.cls_in_interaction:
+            self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")
         self.set_gradient_checkpointing(config.gradient_checkpointing)
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
@@ -71,7 +70,7 @@ class DualEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, pooled: bool = False) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
-        ``pooled`` asks for the pooled vectors beside the tokens; see :meth:`check_pooled`.
+        ``pooled`` asks for pooled vectors beside the tokens; the image tower must have a [CLS] token.
         """
         states, text = self.image(pixels), self.encode_text(ids, lengths)
         vectors = None
@@ -80,17 +79,12 @@ class DualEncoder(nn.Module):
             vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
         return Encoded(self._image_embeddings(states), text, self.scale(), vectors)
 
-    def check_pooled(self) -> None:
-        """UserError if this model has no pooled vectors to give beside its tokens."""
-        if self.config.interaction == "pooled":
-            raise UserError(
-                "pooled_weight adds a loss over pooled vectors to the token-wise one, but model.interaction=pooled "
-                "has no other; set pooled_weight=0 or model.interaction=token_wise"
-            )
+    def require_cls(self, what: str, otherwise: str) -> None:
+        """UserError if the image tower has no [CLS] token, which ``what`` needs; ``otherwise`` does without."""
         if not self.image.has_cls:
             raise UserError(
-                f"pooled_weight needs the [CLS] token, which model.image.timm={self.config.image.timm!r} has not; "
-                "choose a ViT with one (e.g. vit_base_patch32_clip_224), or pooled_weight=0"
+                f"{what} needs a [CLS] token, and model.image.timm={self.config.image.timm!r} has none; choose a ViT "
+                f"with one (e.g. vit_base_patch32_clip_224), or {otherwise}"
             )
 
     def encode_image(self, pixels: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from filip.errors import UserError
-from filip.models.config import config_from_dict
+from filip.models.config import config_from_dict, migrated
 from filip.models.dual_encoder import DualEncoder, build_model
 
 
@@ -48,7 +48,7 @@ def load_model(path: str | Path, image_size: int | None = None) -> DualEncoder:
     missing or not one of ours.
     """
     metadata, state = _read(path)
-    config = config_from_dict(json.loads(metadata["config"]))
+    config = config_from_dict(migrated(json.loads(metadata["config"])))
     with torch.device("meta"):
         model = build_model(config)
     if any(True for _ in model.buffers()):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import random
@@ -10,18 +11,21 @@ import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from filip import device
 from filip.errors import UserError
 from filip.files import write_json
+from filip.models import config_from_dict
+from filip.models.config import migrated
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
-from filip.train.ranks import Ranks, all_or_none, barrier
+from filip.train.ranks import Ranks, barrier, raise_together
 from filip.train.zero_layout import reading_universal
 
 _COMPLETE = re.compile(r"step(\d{8})")
@@ -36,9 +40,7 @@ class LoopState:
     loader: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     rollbacks: int = 0
-    step_seconds: list[float] = field(
-        default_factory=list
-    )  # of recent steps, without the first of each start
+    step_seconds: list[float] = field(default_factory=list)  # recent steps, without the first of each start
     world_size: int = 1
     zero_stage: int = 0
     precision: str = "fp32"
@@ -46,6 +48,9 @@ class LoopState:
     model: dict[str, Any] = field(default_factory=dict)
     optimizer: str = "lamb"
     manifests: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.fingerprint
+    init_from: str | None = None  # SHA-256 of the weights that the run started from
+    files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
@@ -56,12 +61,11 @@ def complete_checkpoints(folder: Path) -> list[Path]:
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """What ``resume=auto|never|PATH`` means for this run; UserError if PATH is no finished checkpoint."""
+    """The checkpoint that ``auto``, ``never`` or a path names; UserError if the path is no finished checkpoint."""
     if resume == "never":
         return None
     if resume == "auto":
-        found = complete_checkpoints(folder)
-        return found[-1] if found else None
+        return newest_intact(folder)[0]
     path = Path(resume)
     if not (path / STATE).is_file():
         raise UserError(
@@ -71,12 +75,44 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     return path
 
 
-def read_state(checkpoint: Path) -> LoopState:
-    """The loop state of a finished checkpoint."""
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files have the sizes they were saved with, and a note on each that is skipped."""
+    notes: list[str] = []
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint, notes
+        notes.append(f"skipped the damaged checkpoint {checkpoint}: {damage}")
+    return None, notes
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """What is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
     try:
-        return LoopState(**json.loads((checkpoint / STATE).read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError) as error:
-        raise UserError(f"cannot read {checkpoint / STATE}: {error}; delete that checkpoint") from error
+        expected = read_state(checkpoint).files
+    except UserError as error:
+        return str(error)
+    for name, size in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if _size(path) != size:
+            return f"{name} has {_size(path)} bytes instead of {size}"
+    return None
+
+
+def read_state(checkpoint: Path) -> LoopState:
+    """The loop state of a finished checkpoint. Fields of a later version are ignored, missing ones keep defaults."""
+    known = {f.name for f in fields(LoopState)}
+    try:
+        values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = LoopState(**{name: value for name, value in values.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint"
+        ) from error
+    state.model = migrated(state.model)
+    return state
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
@@ -106,13 +142,18 @@ def check_compatible(saved: LoopState, now: LoopState) -> None:
         "model": "its weights would not fit",
     }.items():
         before, after = getattr(saved, name), getattr(now, name)
-        if name == "model":  # recomputing activations is no other model: fewer ranks may ask for it
-            before, after = ({**m, "gradient_checkpointing": None} for m in (before, after))
+        if name == "model":
+            before, after = _comparable(before), _comparable(after)
         if before != after:
             raise UserError(
                 f"the checkpoint was saved with {name}={before}, this run has {after}: {why}; use the same value, "
                 "another run_dir, or resume=never"
             )
+
+
+def _comparable(model: dict[str, Any]) -> dict[str, Any]:
+    """With defaults for fields that a later version added, and without what changes no weight."""
+    return {**asdict(config_from_dict(model)), "gradient_checkpointing": None, "name": None}
 
 
 def save_checkpoint(
@@ -128,7 +169,9 @@ def save_checkpoint(
     barrier()
     engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
     torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
+    barrier()
     if ranks.is_main:
+        state.files = {path.name: _size(path) for path in sorted(aside.iterdir()) if path.is_file()}
         write_json(aside / STATE, asdict(state))
     barrier()
     if ranks.local_rank == 0:
@@ -162,7 +205,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: P
 def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
     """DeepSpeed's world-size-free form of a checkpoint, made once, by the first rank, beside it."""
     target = checkpoint.parent / f"universal-{checkpoint.name}"
-    with all_or_none(ranks):
+    with raise_together(ranks):
         if ranks.is_main and not target.is_dir():
             aside = checkpoint.parent / f".converting-{checkpoint.name}"
             shutil.rmtree(aside, ignore_errors=True)
@@ -182,9 +225,9 @@ def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
 
 
 def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
-    """Rename checkpoints behind ``step``, which ``resume=PATH`` went back to: they belong to a course given up.
+    """Rename checkpoints after ``step``, to which ``resume=PATH`` went back: the run no longer leads to them.
 
-    They would be taken for the newest of this run. Returns a note of it.
+    Left alone they would be taken for its newest. Returns a note about it.
     """
     newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > step]
     barrier()  # all ranks have looked
@@ -199,11 +242,15 @@ def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
     return [f"renamed the newer checkpoints {names} to superseded-*; delete them when unneeded"]
 
 
-def prepare_folder(folder: Path, ranks: Ranks, fresh: bool) -> None:
-    """Remove what an interrupted save left, and with ``fresh`` the checkpoints of an earlier run."""
-    if ranks.is_main and folder.is_dir():
-        for path in [*folder.glob(".*"), *(folder.iterdir() if fresh else [])]:
-            shutil.rmtree(path, ignore_errors=True)
+def prepare_folder(folder: Path, ranks: Ranks, start_again: bool) -> None:
+    """Remove what an interrupted save left. With ``start_again`` an earlier run's folder is renamed, to ``….1`` etc."""
+    if not ranks.is_main or not folder.is_dir():
+        return
+    for path in folder.glob(".*"):
+        shutil.rmtree(path, ignore_errors=True)
+    if start_again and any(folder.iterdir()):
+        taken = (folder.with_name(f"{folder.name}.{number}") for number in itertools.count(1))
+        os.rename(folder, next(path for path in taken if not path.exists()))
 
 
 def _prune(folder: Path, settings: CheckpointConfig) -> None:
@@ -217,9 +264,15 @@ def _prune(folder: Path, settings: CheckpointConfig) -> None:
 
 
 def _to_disk(folder: Path) -> None:
-    """Wait until the files of this host are on the disk, so that a power cut after the rename loses nothing."""
+    """Flush the files that this host wrote, so that a power cut after the rename loses nothing."""
     for path in [*folder.iterdir(), folder]:
         _sync(path)
+
+
+def _size(path: Path) -> int:
+    """Of an opened file: network file systems answer ``stat`` from a cache, but look again when a file is opened."""
+    with open(path, "rb") as file:
+        return file.seek(0, os.SEEK_END)
 
 
 def _sync(path: Path) -> None:
@@ -231,12 +284,11 @@ def _sync(path: Path) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """Of all generators that anything here may draw from."""
+    """Of every generator that a training may draw from."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state() if torch.cuda.is_available() else None,
+        **device.random_state(),
     }
 
 
@@ -244,6 +296,4 @@ def restore_random_states(states: dict[str, Any]) -> None:
     """What :func:`random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
-    torch.set_rng_state(states["torch"])
-    if states["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(states["cuda"])
+    device.restore_random_state(states)

@@ -13,16 +13,32 @@ from filip.data.loading.config import DataConfig
 from filip.errors import UserError
 from filip.interaction.dispatch import BACKENDS
 from filip.models import ModelConfig
+from filip.train.losses import TERMS
+from filip.train.optimizers import OPTIMIZERS
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
+DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
+
+# Keys of earlier versions and what they are called now.
+RENAMED_KEYS = {
+    "token_share": "token_keep_ratio",
+    "form": "exchange",
+    "watch": "watchdog",
+    "global_weight": "loss.pooled",
+    "pooled_weight": "loss.pooled",
+    "data.window": "data.shuffle_window_shards",
+    "data.lanes": "data.reader_groups",
+    "data.min_crop": "data.crop_scale_min",
+    "data.augment_share": "data.auto_augment_probability",
+}
 
 
 @dataclass
 class OptimizerConfig:
-    """LAMB as the implementation that the paper names, or AdamW."""
+    """LAMB as in the implementation that the paper names, or AdamW."""
 
-    name: str = option("lamb", "lamb or adamw")
+    name: str = option("lamb", " or ".join(OPTIMIZERS))
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
     final_lr: float = option(0.0, "learning rate at the end of the cosine (paper: open)")
     warmup_steps: int = option(3000, "iterations of linear warm-up")
@@ -45,13 +61,13 @@ class CheckpointConfig:
 
     every_steps: int = option(0, "save every N steps; 0 = see every_minutes only")
     every_minutes: float = option(10.0, "save when the last one is older; 0 = never by time")
-    keep: int = option(2, "newest checkpoints that are kept")
-    keep_every_steps: int = option(0, "checkpoints at multiples of this are kept for ever; 0 = none")
+    keep: int = option(2, "how many of the newest checkpoints stay; older ones are deleted")
+    keep_every_steps: int = option(0, "checkpoints at multiples of this are never deleted; 0 = none")
 
 
 @dataclass
 class WatchdogConfig:
-    """What the watchdog names in the log, and when it stops the run."""
+    """When the watchdog raises an alert, and when it stops the run."""
 
     non_finite: str = option(
         "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"
@@ -81,6 +97,8 @@ class EvalConfig:
 class TrainConfig:
     """Train FILIP or the CLIP baseline with DeepSpeed."""
 
+    RENAMED = RENAMED_KEYS  # read by filip.command, whose error then names the new key
+
     run: str = option("run", "name in tables and TensorBoard")
     run_dir: str = option(MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints")
     out: str = option(MISSING, "the trained model, one safetensors file, written at the end")
@@ -95,8 +113,11 @@ class TrainConfig:
     )
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
 
-    global_batch: int | None = option(8192, "pairs per contrastive batch over all ranks")
-    batch_per_rank: int | None = option(None, "pairs per rank; if given, global_batch = this * ranks")
+    global_batch: int | None = option(
+        None,
+        f"pairs per contrastive batch over all ranks; null = {DEFAULT_GLOBAL_BATCH}, unless batch_per_rank",
+    )
+    batch_per_rank: int | None = option(None, "pairs per rank, instead of global_batch")
     gradient_accumulation: int = option(
         1, "contrastive batches per optimiser step, each with its own negatives"
     )
@@ -119,13 +140,16 @@ class TrainConfig:
         None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host"
     )
 
-    token_keep_ratio: float = option(1.0, "share of tokens kept before they are sent (paper's late*: 0.25)")
-    exchange: str = option("gather", "gather or ring: how tokens of other ranks are visited")
+    token_keep_ratio: float = option(
+        1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)"
+    )
+    exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
-    pooled_weight: float = option(
-        0.0,
-        "weight of CLIP's loss on [CLS] and [EOS] beside the token-wise one; 0 = the paper; others needed it",
+    loss: dict[str, float | None] = option(
+        dict.fromkeys(TERMS),
+        "weight of each term; null = 1 for the one that model.interaction names, 0 for the others (the paper). "
+        "SPARC (2024) needed pooled > 0 beside token_wise for stability at scale",
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
@@ -141,12 +165,15 @@ class TrainConfig:
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)
-        _choice("optimizer.name", self.optimizer.name, ("lamb", "adamw"))
+        _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")
-        if self.global_batch is None and self.batch_per_rank is None:
-            raise UserError("neither global_batch nor batch_per_rank is given")
+        if self.global_batch is not None and self.batch_per_rank is not None:
+            raise UserError(
+                f"global_batch={self.global_batch} and batch_per_rank={self.batch_per_rank} are both given, and only "
+                "one can decide; drop one (=null if an experiment sets it)"
+            )
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
         _check_numbers(self)
@@ -167,7 +194,7 @@ POSITIVE = (
     "watchdog.stuck_steps",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "pooled_weight", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
+    "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
     "data.workers",
@@ -186,6 +213,11 @@ def _check_numbers(config: TrainConfig) -> None:
 
     refuse(POSITIVE, lambda value: value > 0, "positive")
     refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
+    for name, weight in config.loss.items():
+        if name not in TERMS:
+            raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
+        if weight is not None and not (math.isfinite(weight) and weight >= 0):
+            raise UserError(f"loss.{name}={weight} must be 0 or positive")
     refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):

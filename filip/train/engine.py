@@ -15,11 +15,11 @@ from torch.optim import Optimizer
 from filip import resources
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
-from filip.train.config import TrainConfig
-from filip.train.lamb import ClampedAdamW, Lamb
+from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
+from filip.train.losses import Loss
+from filip.train.optimizers import OPTIMIZERS
 from filip.train.param_groups import param_groups, set_lr
 from filip.train.ranks import deepspeed_accelerator
-from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,11 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
     if config.batch_per_rank is not None:
         per_rank = config.batch_per_rank
     else:
-        assert config.global_batch is not None
-        per_rank, rest = divmod(config.global_batch, world_size)
+        global_batch = config.global_batch or DEFAULT_GLOBAL_BATCH
+        per_rank, rest = divmod(global_batch, world_size)
         if rest or not per_rank:
             raise UserError(
-                f"global_batch={config.global_batch} cannot be shared evenly by {world_size} ranks; "
+                f"global_batch={global_batch} cannot be shared evenly by {world_size} ranks; "
                 f"choose a multiple of {world_size}, or another number of ranks"
             )
     chunk = config.gradient_cache or per_rank
@@ -122,8 +122,7 @@ def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -
         raise UserError(
             f"{path}: the bf16 block without ZeRO takes a phantom step at the start; use torch_autocast"
         )
-    if config.optimizer.name == "lamb":
-        check_deepspeed_settings(settings)
+    OPTIMIZERS[config.optimizer.name].check_settings(settings)
 
 
 def require_precision(config: TrainConfig) -> None:
@@ -147,10 +146,11 @@ class Engine:
 
     deepspeed: Any
     optimizer: Optimizer
+    optimizer_name: str
     model: DualEncoder
     batching: Batching
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
-    pooled: bool = False  # the loss wants global vectors beside the tokens
+    pooled: bool  # the loss reads pooled vectors beside the tokens
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Forward pass of this rank's pixels, ids and lengths."""
@@ -158,15 +158,14 @@ class Engine:
         return encoded
 
     def bind(self) -> None:
-        """Find the parameters in DeepSpeed's tensors again; after every load of a checkpoint.
+        """Find the parameters in DeepSpeed's tensors again, after every load of a checkpoint.
 
-        Also puts the groups' own settings back: DeepSpeed's universal load of ZeRO-3 gives all groups the
+        Also restores the groups' own settings: DeepSpeed's universal load of ZeRO-3 gives all groups the
         settings of the first, weight decay included.
         """
         for group, own in zip(self.deepspeed.optimizer.param_groups, self.groups, strict=True):
             group.update(own)
-        if isinstance(self.optimizer, Lamb):
-            bind_lamb(self.deepspeed, self.optimizer)
+        OPTIMIZERS[self.optimizer_name].attach(self.deepspeed, self.optimizer)
 
     def set_lr(self, lr: float) -> None:
         set_lr(self.deepspeed.optimizer.param_groups, lr)
@@ -193,8 +192,8 @@ class Engine:
         return int(self.deepspeed.skipped_steps)
 
     def norms(self) -> dict[str, dict[str, float]]:
-        """LAMB's norms per parameter of the last step; empty with another optimiser. Waits for the device."""
-        return self.optimizer.norms() if isinstance(self.optimizer, Lamb) else {}
+        """The optimiser's norms per parameter of the last step; empty if it has none. Waits for the device."""
+        return OPTIMIZERS[self.optimizer_name].norms(self.optimizer)
 
     def grad_norm(self) -> float | None:
         """L2 norm of the whole gradient of the last step (unscaled), if anyone knows it."""
@@ -215,19 +214,17 @@ class Engine:
 
 
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
-    """LAMB or AdamW over the three parameter groups."""
+    """The optimiser that ``config`` names, over the three parameter groups."""
     o = config.optimizer
     groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
-    optimizer: Optimizer
-    if o.name == "lamb":
-        optimizer = Lamb(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay, o.max_trust_norm)  # type: ignore[arg-type]
-    else:
-        optimizer = ClampedAdamW(groups, o.base_lr, tuple(o.betas), o.eps, o.weight_decay)  # type: ignore[arg-type]
+    optimizer = OPTIMIZERS[o.name].build(groups, o)
     set_lr(optimizer.param_groups, o.base_lr)
     return optimizer
 
 
-def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> Engine:
+def make_engine(
+    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss
+) -> Engine:
     """Hand ``model`` to DeepSpeed."""
     import deepspeed
 
@@ -240,14 +237,10 @@ def make_engine(model: DualEncoder, config: TrainConfig, batching: Batching, wor
     scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the watchdog stops the run, in words
-    engine = Engine(wrapped, optimizer, model, batching, groups, pooled=config.pooled_weight > 0)
+    pooled = loss.reads_vectors() and model.config.interaction == "token_wise"
+    engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, pooled)
     engine.bind()
     return engine
-
-
-def model_dtype(precision: str) -> torch.dtype:
-    """The dtype in which a precision computes, and the default on the wire."""
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:

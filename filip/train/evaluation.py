@@ -6,7 +6,7 @@ import contextlib
 import json
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +21,8 @@ from filip.models import save_model
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
 from filip.train.ranks import barrier
-from filip.train.result import full_weights
-
-if TYPE_CHECKING:
-    from filip.train.loop import Run
+from filip.train.result import gather_to_main
+from filip.train.run import Run
 
 
 def check_evaluation(config: EvalConfig) -> None:
@@ -43,14 +41,14 @@ def check_evaluation(config: EvalConfig) -> None:
 
 
 def evaluate(run: Run) -> None:
-    """Write the present weights beside the run, measure them, put numbers and pictures into TensorBoard.
+    """Evaluate the current weights; numbers and pictures go to TensorBoard.
 
-    All ranks call: the weights are gathered from them. Random states are as before afterwards, so that a run with
-    evaluations is the same run. A failure is told and does not end the training.
+    All ranks call: the weights are gathered from them. Random states are restored afterwards, so that evaluations do
+    not change a run. A failure is logged and does not end the training.
     """
-    weights = full_weights(run.engine, keep=run.ranks.is_main)
+    weights = gather_to_main(run.engine, run.ranks)
     if run.ranks.is_main:
-        states, began = random_states(), time.perf_counter()
+        states, started = random_states(), time.perf_counter()
         try:
             values = _measure(run, weights)
             run.telemetry.record(run.state.step, values)
@@ -58,7 +56,7 @@ def evaluate(run: Run) -> None:
                 f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items()
             )
             run.telemetry.event(
-                run.state.step, "evaluation", f"{shown} ({time.perf_counter() - began:.0f} s)"
+                run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)"
             )
         except (UserError, OSError, RuntimeError, ValueError) as error:
             run.telemetry.event(run.state.step, "evaluation", f"evaluation failed: {error}")
@@ -69,7 +67,7 @@ def evaluate(run: Run) -> None:
 
 def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
     c, step = run.config.eval, run.state.step
-    folder = Path(run.config.run_dir) / "eval"
+    folder = run.folder / "eval"
     model = folder / "model.safetensors"
     save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=weights)
     common: dict[str, Any] = {

@@ -7,71 +7,48 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 
+from filip import device
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
-from filip.files import write_json
+from filip.files import sha256_of
 from filip.models import DualEncoder, build_model, load_model
 from filip.train import progress
 from filip.train.checkpoint import (
     LoopState,
-    check_compatible,
-    complete_checkpoints,
-    find_checkpoint,
     load_checkpoint,
     needs_conversion,
+    newest_intact,
     prepare_folder,
     read_state,
     save_checkpoint,
-    set_aside_newer,
     to_universal,
 )
 from filip.train.config import TrainConfig
-from filip.train.engine import Batching, Engine, make_engine, require_precision, resolve_batching, to_device
+from filip.train.engine import Batching, make_engine, require_precision, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
-from filip.train.ranks import STOPPED_BY_SIGNAL, Ranks, StopSignal, all_or_none, start_ranks
-from filip.train.result import (
-    full_weights,
-    now,
-    read_manifests,
-    refuse_changed_data,
-    timings,
-    write_result,
-)
+from filip.train.fingerprint import resumable_settings
+from filip.train.losses import TERMS, Loss, check_model, resolve_weights
+from filip.train.manifests import read_manifests
+from filip.train.metrics import Interval, StepMetrics, over_ranks
+from filip.train.provenance import record_finish, record_start
+from filip.train.ranks import STOPPED_BY_SIGNAL, Ranks, StopSignal, from_main, raise_together, start_ranks
+from filip.train.result import gather_to_main, timings, write_result
+from filip.train.resume import choose_checkpoint, continue_from
+from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
-from filip.train.step import StepOutput, backward, make_loss, special_token_share
-from filip.train.telemetry import Telemetry, peak_memory_mb
-from filip.train.watchdog import StepFacts, Watchdog
+from filip.train.step import StepOutput, backward, special_token_share
+from filip.train.telemetry import Telemetry
+from filip.train.watchdog import StepStatus, Watchdog
 
-KEPT_TIMES = 1000  # seconds of that many recent steps make the median of the result
-
-
-@dataclass
-class Run:
-    """Everything a step touches."""
-
-    config: TrainConfig
-    ranks: Ranks
-    batching: Batching
-    engine: Engine
-    loader: PairLoader
-    schedule: Schedule
-    state: LoopState
-    telemetry: Telemetry
-    watchdog: Watchdog
-    stop: StopSignal
-    folder: Path  # of checkpoints
-    started: str = field(default_factory=now)
-    last_saved: float = field(default_factory=time.monotonic)
-    last_record: dict[str, Any] = field(default_factory=dict)
+TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 
 def train(config: TrainConfig) -> None:
@@ -79,22 +56,26 @@ def train(config: TrainConfig) -> None:
     config.check()
     ranks = start_ranks(config.threads)
     stop = StopSignal()
-    with all_or_none(ranks):
+    with raise_together(ranks):
         require_precision(config)
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)
+        loss = Loss(resolve_weights(config.loss, model.config.interaction), config)
         check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
-    run = open_run(config, ranks, batching, model, loader, schedule, manifests, stop)
-    progress.print_plan(run)
+    run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
+    progress.print_banner(run)
     take_steps(run)
-    finish(run, manifests)
+    finish(run)
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:
-    """A fresh model, the same on every rank, or the one to fine-tune; at the resolution asked for."""
+    """A fresh model, the same on every rank, or the one to fine-tune, at the resolution asked for.
+
+    Writes what was decided here back into ``config``: the model's own configuration and the weights of the loss.
+    """
     random.seed(config.seed)
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
@@ -106,9 +87,10 @@ def initial_model(config: TrainConfig) -> DualEncoder:
         model = build_model(config.model)
         if config.image_size is not None:
             model.resize_images(config.image_size)
-    if config.pooled_weight:
-        model.check_pooled()
-    config.model = model.config  # what is written down is what is trained
+    weights = resolve_weights(config.loss, model.config.interaction)
+    check_model(weights, model)
+    config.model = model.config
+    config.loss = {name: weights.get(name, 0.0) for name in TERMS}
     return model
 
 
@@ -123,7 +105,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         rank=ranks.rank,
         world_size=ranks.world_size,
     )
-    return build_loader(stream, pin_memory=ranks.device.type == "cuda")
+    return build_loader(stream, pin_memory=device.pins_memory(ranks.device))
 
 
 def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) -> Schedule:
@@ -148,14 +130,14 @@ def open_run(
     ranks: Ranks,
     batching: Batching,
     model: DualEncoder,
+    loss: Loss,
     loader: PairLoader,
     schedule: Schedule,
     manifests: dict[str, str],
     stop: StopSignal,
 ) -> Run:
-    """Engine, run folder and telemetry; goes on from a checkpoint if there is one to go on from."""
+    """Engine, run folder and telemetry; continues from a checkpoint if there is one that fits."""
     run_dir = Path(config.run_dir)
-    folder = run_dir / "checkpoints"
     state = LoopState(
         world_size=ranks.world_size,
         zero_stage=config.zero_stage,
@@ -164,29 +146,17 @@ def open_run(
         model=asdict(model.config),
         optimizer=config.optimizer.name,
         manifests=manifests,
+        settings=resumable_settings(config),
+        init_from=sha256_of(config.init_from) if config.init_from and ranks.is_main else None,
     )
-    notes = []
-    with all_or_none(ranks):
-        checkpoint = find_checkpoint(folder, config.resume)
-        saved, convert = None, False
-        if checkpoint is not None:
-            saved = read_state(checkpoint)
-            check_compatible(saved, state)
-            convert = needs_conversion(saved, ranks.world_size, config.zero_stage)
-            if ranks.is_main:
-                refuse_changed_data(config)
-            loader.load_state_dict(saved.loader)
-    prepare_folder(folder, ranks, fresh=config.resume == "never")
-    engine = make_engine(model, config, batching, ranks.world_size)
-    if checkpoint is not None and saved is not None:
-        universal = to_universal(checkpoint, ranks) if convert else None
-        load_checkpoint(engine, checkpoint, ranks, universal)
-        state.step, state.loader, state.seconds = saved.step, saved.loader, saved.seconds
-        state.rollbacks, state.step_seconds = saved.rollbacks, saved.step_seconds
-        notes.append(f"resumed from {checkpoint} at step {saved.step}" + progress.changes(saved, state))
-        notes += set_aside_newer(folder, saved.step, ranks)
-    if ranks.is_main:
-        write_json(run_dir / "config.json", asdict(config))
+    found = choose_checkpoint(config, state, ranks)
+    if found.saved is not None:
+        with raise_together(ranks):
+            loader.load_state_dict(found.saved.loader)
+    prepare_folder(run_dir / "checkpoints", ranks, found.start_again)
+    engine = make_engine(model, config, batching, ranks.world_size, loss)
+    notes = continue_from(found, engine, state, run_dir / "checkpoints", ranks)
+    start = record_start(run_dir, config, state.step, ranks.world_size) if ranks.is_main else {}
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
@@ -194,96 +164,82 @@ def open_run(
     watchdog = Watchdog(
         replace(config.watchdog, min_loss_scale=lowest),
         batching.global_batch,
+        loss.chance(batching.global_batch),
         model.config.max_logit_scale,
         config.precision == "fp16",
-        loss_weights=1 + config.pooled_weight,
     )
-    return Run(config, ranks, batching, engine, loader, schedule, state, telemetry, watchdog, stop, folder)
+    commit = start.get("commit")
+    return Run(
+        config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stop, commit
+    )
 
 
 def take_steps(run: Run) -> None:
     """Optimiser steps until the schedule ends or a signal comes."""
-    config, interval = run.config, progress.Interval()
-    loss, batches = make_loss(config), endless(run.loader)
-    while run.state.step < run.schedule.steps:
-        began = time.perf_counter()
+    config, interval, batches = run.config, Interval(), endless(run.loader)
+    while not run.is_over:
+        started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
         run.engine.set_lr(run.schedule.at(run.state.step))
         skipped = run.engine.skipped_steps
-        outputs: list[StepOutput] = []
-        waited = 0.0
-        for _ in range(run.batching.accumulation):
-            asked = time.perf_counter()
-            batch = next(batches)
-            waited += time.perf_counter() - asked
-            if run.state.step == 0 and not outputs:
-                progress.preview(run, batch)
-            outputs.append(one_batch(run, batch, loss, inspect=due))
-        run.state.step += 1
-        metrics = mean_over_ranks(run, outputs, waited)
-        seconds = time.perf_counter() - began
+        metrics = one_step(run, batches, inspect=due)
+        seconds = time.perf_counter() - started
         run.state.seconds += seconds
         interval.add(metrics, seconds)
-        facts = step_facts(run, metrics, run.engine.skipped_steps > skipped, due)
+        status = step_status(run, metrics, run.engine.skipped_steps > skipped, due)
         if len(interval.all_seconds) > config.warmup_timing:
-            run.state.step_seconds = [*run.state.step_seconds[1 - KEPT_TIMES :], round(seconds, 6)]
+            run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
         if due:
             run.last_record = progress.write_interval(run, interval)
-        for finding in run.watchdog.observe(facts):
-            run.telemetry.event(run.state.step, "watchdog", str(finding))
-            if finding.kind == "non-finite":
-                recover(run, str(finding))
-        every, last = config.eval.every_steps, run.state.step == run.schedule.steps
-        if every and (run.state.step % every == 0 or last) and not metrics["stop"]:
+        for alert in run.watchdog.observe(status):
+            run.telemetry.event(run.state.step, "watchdog", str(alert))
+            if alert.kind == "non-finite":
+                recover(run, str(alert))
+        every = config.eval.every_steps
+        if every and (run.state.step % every == 0 or run.is_over) and not metrics.stop:
             evaluate(run)
         save_if_due(run, metrics)
 
 
+def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
+    """All contrastive batches of one optimiser step; ``run.state.step`` counts it."""
+    outputs: list[StepOutput] = []
+    data_wait = 0.0
+    for _ in range(run.batching.accumulation):
+        asked = time.perf_counter()
+        batch = next(batches)
+        data_wait += time.perf_counter() - asked
+        if run.state.step == 0 and not outputs:
+            progress.preview(run, batch)
+        outputs.append(one_batch(run, batch, inspect))
+    run.state.step += 1
+    stop = run.stop.received is not None
+    return over_ranks(outputs, run.ranks.world_size, data_wait, stop, wants_to_save(run))
+
+
 def endless(loader: PairLoader) -> Iterator[Batch]:
-    """Epoch after epoch; the loader itself knows where it stands."""
+    """Epoch after epoch; the loader keeps its own position."""
     while True:
         yield from loader
 
 
-def one_batch(run: Run, batch: Batch, loss: Any, inspect: bool) -> StepOutput:
+def one_batch(run: Run, batch: Batch, inspect: bool) -> StepOutput:
     """Forward and backward of one contrastive batch, and the optimiser step when it is due."""
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
-    return backward(run.engine, tensors, loss, special_token_share if inspect else None)
+    return backward(run.engine, tensors, run.loss, special_token_share if inspect else None)
 
 
-METRICS = ("loss", "i2t_loss", "t2i_loss", "i2t_accuracy", "t2i_accuracy")
-
-
-def mean_over_ranks(run: Run, outputs: list[StepOutput], waited: float) -> dict[str, float]:
-    """One all-reduce per step: metrics, whether anyone got a signal, whether all are finite."""
-    values = [torch.stack([getattr(o.contrastive, name).float() for o in outputs]).mean() for name in METRICS]
-    special = torch.stack([o.special_share for o in outputs]).mean()
-    device = values[0].device
-    flags = torch.tensor(
-        [float(run.stop.received is not None), waited, float(wants_to_save(run))], device=device
-    )
-    vector = torch.cat([torch.stack([*values, special.to(device)]), flags])
-    dist.all_reduce(vector)
-    numbers = vector.tolist()
-    world = run.ranks.world_size
-    metrics = {name: value / world for name, value in zip(METRICS, numbers, strict=False)}
-    metrics |= {"special_share": numbers[5] / world, "stop": numbers[6], "waited": numbers[7] / world}
-    metrics["save"] = numbers[8]
-    metrics["logit_scale"] = float(outputs[-1].logit_scale)
-    return metrics
-
-
-def step_facts(run: Run, metrics: dict[str, float], skipped: bool, due: bool) -> StepFacts:
+def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool) -> StepStatus:
     """What the watchdog needs to know of a step. Gradient norms wait for the device, so only when due."""
-    return StepFacts(
+    return StepStatus(
         step=run.state.step,
-        loss=metrics["loss"],
+        loss=metrics.loss,
         grad_norm=run.engine.grad_norm() if due else None,
-        logit_scale=metrics["logit_scale"],
+        logit_scale=metrics.logit_scale,
         loss_scale=run.engine.loss_scale(),
         skipped=skipped,
-        finite=math.isfinite(metrics["loss"]),
+        finite=math.isfinite(metrics.loss),
     )
 
 
@@ -293,53 +249,57 @@ def wants_to_save(run: Run) -> bool:
     return run.ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
 
 
-def save_if_due(run: Run, metrics: dict[str, float]) -> None:
-    """Save by cadence; after a signal save and leave with the exit code that means it."""
-    c, state, stopping = run.config.checkpoint, run.state, metrics["stop"] > 0
+def save_if_due(run: Run, metrics: StepMetrics) -> None:
+    """Save by cadence; after a signal save and exit with the code that says so."""
+    c, state = run.config.checkpoint, run.state
     by_step = c.every_steps > 0 and state.step % c.every_steps == 0
-    if state.step >= run.schedule.steps or not (stopping or metrics["save"] or by_step):
+    if run.is_over or not (metrics.stop or metrics.save or by_step):
         return  # after the last step the result is written at once
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
         state.loader = run.loader.state_dict()
-        began = time.perf_counter()
-        path = save_checkpoint(run.engine, state, run.folder, c, run.ranks)
-        run.telemetry.event(state.step, "checkpoint", f"saved {path} in {time.perf_counter() - began:.1f} s")
+        started = time.perf_counter()
+        path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
+        run.telemetry.event(
+            state.step, "checkpoint", f"saved {path} in {time.perf_counter() - started:.1f} s"
+        )
     run.last_saved = time.monotonic()
-    if stopping:
-        kept = "saved" if good else "not saved, because its numbers are not finite"
-        run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {kept}")
+    if metrics.stop:
+        outcome = "saved" if good else "not saved, because its numbers are not finite"
+        run.telemetry.event(state.step, "signal", f"stopped by a signal after step {state.step}, {outcome}")
         run.telemetry.close()
         sys.exit(STOPPED_BY_SIGNAL)
 
 
 def recover(run: Run, why: str) -> None:
-    """Numbers are no longer finite: stop, naming the last good checkpoint, or go back to it and skip the data since."""
-    good = complete_checkpoints(run.folder)
-    named = f"the last good checkpoint is {good[-1]}" if good else "there is no checkpoint yet"
+    """Numbers are no longer finite: stop and name the last good checkpoint, or return to it and skip the data since."""
+    good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
+    named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     settings = run.config.watchdog
-    if settings.non_finite == "stop" or not good or run.state.rollbacks >= settings.max_rollbacks:
+    if settings.non_finite == "stop" or good is None or run.state.rollbacks >= settings.max_rollbacks:
         run.telemetry.close()
         raise UserError(
-            f"{why}. Stopped; {named}. Resume with a larger optimizer.weight_decay or a lower optimizer.base_lr, "
-            "or with watchdog.non_finite=rollback to skip the data since then"
+            f"{why}. Stopped; {named}. Resume from it (resume=PATH) with a larger optimizer.weight_decay or a lower "
+            "optimizer.base_lr, or with watchdog.non_finite=rollback to skip the data since then"
         )
-    saved = read_state(good[-1])
+    saved = read_state(good)
     convert = needs_conversion(saved, run.ranks.world_size, run.config.zero_stage)
-    universal = to_universal(good[-1], run.ranks) if convert else None
-    load_checkpoint(run.engine, good[-1], run.ranks, universal)
+    universal = to_universal(good, run.ranks) if convert else None
+    load_checkpoint(run.engine, good, run.ranks, universal)
     bad, run.state.step = run.state.step, saved.step
     run.state.rollbacks += 1
     run.watchdog.reset()
     run.telemetry.event(
-        bad, "rollback", f"{why}: back to the weights of step {saved.step}, on with the data after step {bad}"
+        bad,
+        "rollback",
+        f"{why}: back to the weights of step {saved.step}; continues with the data after step {bad}",
     )
 
 
-def finish(run: Run, manifests: dict[str, str]) -> None:
-    """Weights and result, last of all; then nothing of the run is left to do."""
-    weights = full_weights(run.engine, keep=run.ranks.is_main)
-    peak = run.ranks.maximum(peak_memory_mb(run.ranks.device))
+def finish(run: Run) -> None:
+    """Write the weights, then the result, then the mark that the run has finished."""
+    weights = gather_to_main(run.engine, run.ranks)
+    peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     if run.ranks.is_main:
         measured = {
             "steps": run.state.step,
@@ -355,7 +315,8 @@ def finish(run: Run, manifests: dict[str, str]) -> None:
             "data_problems": dict(run.loader.counters),
             "started": run.started,
         }
-        write_result(run.config, run.engine, weights, measured, manifests)
+        write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)
+        record_finish(run.folder, run.state.step, run.commit)
         run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")
     run.telemetry.close()
     dist.barrier()

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.interaction.cost import Setting, clip, fused
+from filip.interaction.cost import Setting
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.config import TrainConfig
+from filip.train.losses import BatchShape, Loss, resolve_weights
+from filip.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
     from filip.train.engine import Batching
@@ -62,17 +64,20 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
         "text": sum(p.numel() for p in built.text.parameters()),
         "temperature": built.logit_scale.numel(),
     }
-    sizes = state_bytes(sum(parts.values()), config.precision, config.zero_stage, world_size)
+    moments = OPTIMIZERS[config.optimizer.name].state_bytes
+    sizes = state_bytes(sum(parts.values()), config.precision, config.zero_stage, world_size, moments)
     sizes["activations"] = activation_bytes(built, config.precision, batching.chunk)
     sizes["loss"] = loss_bytes(built, config, batching, world_size)
     return MemoryPlan(parts, sizes)
 
 
-def state_bytes(parameters: int, precision: str, stage: int, world_size: int) -> dict[str, int]:
+def state_bytes(
+    parameters: int, precision: str, stage: int, world_size: int, moments: int = 8
+) -> dict[str, int]:
     """Weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
 
     fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
-    and gradients, of which DeepSpeed still keeps a flat master copy. LAMB and AdamW keep two 4-byte moments.
+    and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
     """
     size = 2 if precision == "fp16" else 4
     own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
@@ -80,7 +85,7 @@ def state_bytes(parameters: int, precision: str, stage: int, world_size: int) ->
         "weights": size * own[2],
         "gradients": size * own[1],
         "master weights": 4 * own[0] if stage else 0,
-        "moments": 8 * own[0],
+        "moments": moments * own[0],
         "reduction buffer": size * min(parameters, REDUCE_BUCKET) if stage else 0,
     }
 
@@ -108,7 +113,7 @@ def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
 
 
 def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> int:
-    """Embeddings of this rank with their gradients, and what filip.interaction.cost counts beyond them."""
+    """What the terms of the loss need: embeddings with their gradients, and what filip.interaction.cost counts."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     setting = Setting(
@@ -120,13 +125,8 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
         token_bytes=4 if config.precision == "fp32" else 2,
         tile_bytes=0,
     )
-    vectors = batching.per_rank * 2 * model.config.embed_dim * 8
-    of_vectors = vectors + clip(replace(setting, dim=model.config.embed_dim // 2)).memory
-    if model.config.interaction == "pooled":
-        return int(of_vectors)
-    tokens = batching.per_rank * (patches + words) * model.config.embed_dim * 8
-    of_tokens = tokens + fused(setting, config.exchange).memory
-    return int(of_tokens + (of_vectors if config.pooled_weight else 0))
+    shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, setting)
+    return Loss(resolve_weights(config.loss, model.config.interaction), config).memory(shape)
 
 
 def readable(size: float) -> str:

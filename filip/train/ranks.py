@@ -1,4 +1,4 @@
-"""The processes of a training: who am I, how many threads may I use, and how all ranks fail or stop together."""
+"""The processes of a training: rank, threads and device of each, and how all ranks fail or stop together."""
 
 from __future__ import annotations
 
@@ -11,15 +11,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 
 from filip.errors import UserError
 
+T = TypeVar("T")
+
 STOPPED_BY_SIGNAL = (
-    85  # exit code: saved at a step boundary because of SIGTERM or SIGUSR1; start again to go on
+    85  # exit code: saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
 )
 
 
@@ -80,7 +82,7 @@ def start_ranks(threads: int | None = None, timeout_minutes: float = 30) -> Rank
 
 
 def deepspeed_accelerator() -> Any:
-    """DeepSpeed's accelerator, with its chatter turned down and its 33-second C++ build turned off."""
+    """DeepSpeed's accelerator, without its log messages and its 33-second C++ build."""
     import deepspeed
     import deepspeed.utils
     from deepspeed.accelerator import get_accelerator
@@ -128,8 +130,8 @@ def _free_port() -> int:
 
 
 @contextmanager
-def all_or_none(ranks: Ranks) -> Iterator[None]:
-    """A UserError on any rank inside the block becomes the same UserError on all of them, none hangs."""
+def raise_together(ranks: Ranks) -> Iterator[None]:
+    """A UserError that any rank raises inside the block is raised by all of them, so that none is left waiting."""
     message: str | None = None
     try:
         yield
@@ -162,3 +164,11 @@ class StopSignal:
 def barrier() -> None:
     """Wait for all ranks."""
     dist.barrier()
+
+
+def from_main(ranks: Ranks, value: T) -> T:
+    """The first rank's ``value`` on all ranks; anything that can be pickled."""
+    values: list[Any] = [value]
+    if ranks.world_size > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values[0]  # type: ignore[no-any-return]

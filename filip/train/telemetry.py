@@ -1,4 +1,4 @@
-"""What a run tells: TensorBoard, one JSON line and one text line per interval, from the first rank."""
+"""Logging of the first rank: TensorBoard, and one JSON line and one text line per interval."""
 
 from __future__ import annotations
 
@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
-import torch
 
 LOG = "log.jsonl"
 
@@ -20,7 +18,7 @@ class Telemetry:
     """Writes on the first rank; elsewhere every call does nothing."""
 
     def __init__(self, run_dir: Path, enabled: bool, step: int) -> None:
-        """``step``: where the run starts; what an earlier attempt wrote from there on is dropped."""
+        """``step``: where the run starts; what an earlier attempt wrote after it is dropped."""
         self.enabled = enabled
         if not enabled:
             return
@@ -43,7 +41,7 @@ class Telemetry:
         self.file.flush()
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Something worth a sentence: resumed, saved, a finding of the watchdog."""
+        """Something worth a sentence: resumed, saved, an alert of the watchdog."""
         if not self.enabled:
             return
         say(text)
@@ -73,11 +71,10 @@ def say(text: str) -> None:
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
-    """The line that a person follows: ``values`` as given to :meth:`Telemetry.record`."""
+    """One line for the terminal; ``values`` as given to :meth:`Telemetry.record`."""
     parts = [
         f"step {step}/{steps}",
         f"loss {values['loss/total']:.4f}",
-        f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%",
         f"lr {values['optimizer/lr']:.2e}",
         f"scale {values['optimizer/logit_scale']:.1f}",
         f"{values['speed/pairs_per_second']:.0f} pairs/s",
@@ -85,8 +82,10 @@ def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float)
         f"{values['memory/peak_mb']:.0f} MB",
         f"ETA {duration(eta_seconds)}",
     ]
+    if "accuracy/i2t" in values and "accuracy/t2i" in values:
+        parts.insert(2, f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%")
     if values.get("optimizer/skipped_steps"):
-        parts.insert(5, f"skipped {values['optimizer/skipped_steps']}")
+        parts.insert(-4, f"skipped {values['optimizer/skipped_steps']}")
     return "  ".join(parts)
 
 
@@ -98,22 +97,6 @@ def duration(seconds: float) -> str:
     if days:
         return f"{days}d{h:02d}h"
     return f"{h}h{m:02d}m" if h else f"{m}m{s:02d}s" if m else f"{s}s"
-
-
-def peak_memory_mb(device: torch.device) -> float:
-    """Peak memory of this process in MB: of the accelerator, or resident on a CPU."""
-    if device.type == "cpu":
-        # not getrusage: its maximum starts at that of the process that started this one
-        status = Path("/proc/self/status").read_text().splitlines()
-        return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 1024
-    return torch.cuda.max_memory_allocated(device) / 2**20
-
-
-def memory_mb(device: torch.device) -> float:
-    """Memory of this process now, in MB."""
-    if device.type == "cpu":
-        return psutil.Process().memory_info().rss / 2**20
-    return torch.cuda.memory_allocated(device) / 2**20
 
 
 def _drop_after(path: Path, step: int) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong in contrastive training, noticed and named with the steps it lasted."""
+"""Detects what typically goes wrong in contrastive training and names it, with the steps it lasted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass
 
 from filip.train.config import WatchdogConfig
 
-STUCK_TOLERANCE = 0.01  # of log(batch)
+STUCK_TOLERANCE = 0.01  # of the loss of chance
 
 
 @dataclass(frozen=True)
-class StepFacts:
+class StepStatus:
     """One optimiser step, as all ranks see it (means over ranks and over its contrastive batches)."""
 
     step: int
@@ -24,7 +24,7 @@ class StepFacts:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Alert:
     """A named condition over the steps ``first`` to ``last``."""
 
     kind: str
@@ -37,33 +37,33 @@ class Finding:
 
 
 class Watchdog:
-    """Feed it every step; it answers with what is newly wrong. The same facts give the same answer on all ranks."""
+    """Observes every step and returns new alerts; the same status gives the same alerts on all ranks."""
 
     def __init__(
         self,
         settings: WatchdogConfig,
         contrastive_batch: int,
+        chance_loss: float,
         max_logit_scale: float,
         fp16: bool,
-        loss_weights: float = 1.0,
     ) -> None:
-        """``loss_weights``: sum of the weights of the cross-entropies that make the loss."""
+        """``chance_loss``: of a model that knows nothing, in a contrastive batch of ``contrastive_batch`` pairs."""
         self.settings, self.fp16 = settings, fp16
         self.contrastive_batch = contrastive_batch
-        self.chance_loss = loss_weights * math.log(contrastive_batch)
+        self.chance_loss = chance_loss
         self.max_logit_scale = max_logit_scale
         self._since: dict[str, int] = {}
         self._reported: set[str] = set()
 
-    def observe(self, facts: StepFacts) -> list[Finding]:
-        """Findings that became true with this step; a condition is reported once until it has ended."""
+    def observe(self, status: StepStatus) -> list[Alert]:
+        """Alerts that begin with this step; a condition is reported once until it has ended."""
         s, found = self.settings, []
-        stuck = facts.finite and abs(facts.loss - self.chance_loss) <= STUCK_TOLERANCE * self.chance_loss
-        clamped = facts.logit_scale >= self.max_logit_scale * (1 - 1e-3)
-        collapsed = self.fp16 and facts.skipped and facts.loss_scale <= s.min_loss_scale
-        # A skip of a loss scaler that can still go down is its work; any other, and a loss that is not finite, is not.
-        excused = self.fp16 and facts.skipped and not collapsed
-        bad = not facts.finite or (not excused and (facts.skipped or not _finite(facts.grad_norm)))
+        stuck = status.finite and abs(status.loss - self.chance_loss) <= STUCK_TOLERANCE * self.chance_loss
+        clamped = status.logit_scale >= self.max_logit_scale * (1 - 1e-3)
+        collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
+        # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
+        excused = self.fp16 and status.skipped and not collapsed
+        bad = not status.finite or (not excused and (status.skipped or not _finite(status.grad_norm)))
         conditions = [
             (
                 "non-finite",
@@ -71,12 +71,12 @@ class Watchdog:
                 s.non_finite_steps,
                 "loss or gradients are not finite; a larger weight decay helps",
             ),
-            ("loss scale collapsed", collapsed, 1, f"it is {facts.loss_scale:g} and steps still overflow"),
+            ("loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"),
             (
                 "logit scale at its clamp",
                 clamped,
                 s.clamp_steps,
-                f"the scale stays at {facts.logit_scale:.1f}",
+                f"the scale stays at {status.logit_scale:.1f}",
             ),
             (
                 "loss stuck at log(batch)",
@@ -90,15 +90,15 @@ class Watchdog:
                 self._since.pop(kind, None)
                 self._reported.discard(kind)
                 continue
-            first = self._since.setdefault(kind, facts.step)
-            if facts.step - first + 1 >= patience and kind not in self._reported:
+            first = self._since.setdefault(kind, status.step)
+            if status.step - first + 1 >= patience and kind not in self._reported:
                 self._reported.add(kind)
-                found.append(Finding(kind, first, facts.step, message))
+                found.append(Alert(kind, first, status.step, message))
         return found
 
     @property
     def healthy(self) -> bool:
-        """False while a non-finite stretch runs: nothing of it may be saved as a good checkpoint."""
+        """False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
         return "non-finite" not in self._since
 
     def reset(self) -> None:

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
 from torch import Tensor, nn
 
 from filip.errors import UserError
@@ -71,6 +70,8 @@ def reading_universal(engine: Any) -> Iterator[None]:
     this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank that holds nothing of a
     parameter group (a group of one scalar, the temperature, on two ranks). Such a rank gets a piece of length 0.
     """
+    from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment
+
     lent = []
     engine._config.load_universal_checkpoint = True
     flats = getattr(engine.optimizer, "single_partition_of_fp32_groups", [])

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from filip.command import compose_config
+from filip.device import peak_memory_mb
 from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, resolve_batching
+from filip.train.losses import Loss, resolve_weights
 from filip.train.plan import memory_plan
 from filip.train.ranks import Ranks, start_ranks
-from filip.train.step import backward, make_loss
-from filip.train.telemetry import peak_memory_mb
+from filip.train.step import backward
 
 
 def config_of(*overrides: str) -> TrainConfig:
@@ -28,7 +29,8 @@ def config_of(*overrides: str) -> TrainConfig:
 def one_step(config: TrainConfig, ranks: Ranks) -> Engine:
     torch.manual_seed(0)
     batching = resolve_batching(config, ranks.world_size)
-    engine = make_engine(build_model(config.model), config, batching, ranks.world_size)
+    loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+    engine = make_engine(build_model(config.model), config, batching, ranks.world_size, loss)
     b, side, words = batching.per_rank, config.model.image.image_size, config.model.text.context_length
     batch = {
         "pixels": torch.randn(b, 3, side, side),
@@ -36,7 +38,7 @@ def one_step(config: TrainConfig, ranks: Ranks) -> Engine:
         "lengths": torch.full((b,), words),
         "group": torch.arange(b) + b * ranks.rank,
     }
-    backward(engine, batch, make_loss(config))
+    backward(engine, batch, loss)
     return engine
 
 

@@ -9,7 +9,7 @@ from filip.data import manifest
 from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
 from filip.train.config import TrainConfig
-from filip.train.result import refuse_changed_data
+from filip.train.manifests import refuse_changed_data
 from tests.data.test_manifest import data_set
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.command import compose_config, help_text
+from filip.command import help_text
 from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
@@ -20,18 +20,14 @@ from filip.train.engine import (
     resolve_batching,
 )
 from filip.train.lamb import ClampedAdamW, Lamb
+from tests.support.training import compose
 
-PLACES = ["run_dir=r", "out=o", "result=j"]
 EXPERIMENTS = sorted(
     p.name.removesuffix(".yaml")
     for p in resources.files("filip.conf").joinpath("experiment").iterdir()
     if p.name.endswith(".yaml")
 )
 SETTINGS = sorted(shipped("ds_configs").glob("*.json"))
-
-
-def compose(*overrides: str) -> TrainConfig:
-    return compose_config(TrainConfig, [*PLACES, *overrides], "train").check()
 
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
@@ -114,7 +110,8 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
         (["zero_stage=4"], "zero_stage=4"),
         (["token_keep_ratio=0"], "token_keep_ratio=0"),
         (["epochs=null"], "neither epochs nor max_steps"),
-        (["global_batch=null"], "neither global_batch nor batch_per_rank"),
+        (["global_batch=64", "batch_per_rank=8"], "global_batch=64 and batch_per_rank=8 are both given"),
+        (["experiment=demo", "batch_per_rank=8"], "drop one"),
         (["global_batch=-8"], "global_batch=-8 must be positive"),
         (["threads=0"], "threads=0 must be positive"),
         (["data.workers=-1"], "data.workers=-1 must be 0 or positive"),
@@ -133,11 +130,37 @@ def test_a_bad_value_is_named(overrides: list[str], sentence: str) -> None:
         compose(*overrides)
 
 
+@pytest.mark.parametrize(
+    ("override", "new"),
+    [
+        ("token_share=0.25", "token_keep_ratio"),
+        ("form=ring", "exchange"),
+        ("watch.clamp_steps=9", "watchdog"),
+        ("watch={clamp_steps: 9}", "watchdog"),
+        ("data.window=4", r"data\.shuffle_window_shards"),
+        ("data.lanes=4", r"data\.reader_groups"),
+        ("data.min_crop=0.5", r"data\.crop_scale_min"),
+        ("data.augment_share=0.5", r"data\.auto_augment_probability"),
+        ("data={augment_share: 0.5}", r"data\.auto_augment_probability"),
+        ("pooled_weight=1", r"loss\.pooled"),
+        ("global_weight=1", r"loss\.pooled"),
+        ("model.interaction=token", "model.interaction=token is now called token_wise"),
+        ("model.interaction=global", "model.interaction=global is now called pooled"),
+        ("loss.tokenwise=1", "tokenwise"),
+        ("+loss.tokenwise=1", r"loss\.tokenwise: there is no such term"),
+    ],
+)
+def test_a_renamed_key_is_answered_with_its_new_name(override: str, new: str) -> None:
+    with pytest.raises(UserError, match=new):
+        compose(override)
+
+
 def test_batch_arithmetic() -> None:
     config = compose("global_batch=96", "gradient_accumulation=2", "gradient_cache=8")
     assert resolve_batching(config, 4) == Batching(global_batch=96, per_rank=24, accumulation=2, chunk=8)
     assert resolve_batching(config, 4).chunks == 3 and resolve_batching(config, 4).pairs_per_step == 192
-    fixed = compose("global_batch=8192", "batch_per_rank=512")
+    assert resolve_batching(compose(), 8).global_batch == 8192
+    fixed = compose("batch_per_rank=512")
     assert resolve_batching(fixed, 8).global_batch == 4096
     with pytest.raises(UserError, match="cannot be shared evenly by 5 ranks"):
         resolve_batching(config, 5)

@@ -11,9 +11,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.support.shards import add_to_tar
-from tests.train.conftest import COLOURS, PLACES, picture, train_arguments
-from tests.train.test_resume import same_weights
-from tests.train.test_zero import run_many
+from tests.support.squares import COLOURS, PLACES, picture
+from tests.support.training import run_many, same_weights, train_arguments
 
 
 def write_test_set(folder: Path) -> list[str]:

@@ -13,10 +13,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from filip.train.checkpoint import LoopState, complete_checkpoints
-from filip.train.progress import changes
+from filip.train.checkpoint import complete_checkpoints
 from filip.train.ranks import _first_host
-from tests.train.conftest import Process, environment, free_port, train_arguments
+from tests.support.launched_ranks import Process, environment, free_port
+from tests.support.training import train_arguments
 
 BIN = Path(sys.executable).parent
 
@@ -97,12 +97,3 @@ def test_help_is_for_people() -> None:
     command[-1] = "experiment=demo"
     done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr
-
-
-def test_what_changed_since_the_checkpoint_is_told() -> None:
-    saved = LoopState(world_size=2, zero_stage=1, manifests={"a": "1", "b": "2"})
-    now = LoopState(world_size=4, zero_stage=2, manifests={"a": "1", "b": "3"})
-    told = changes(saved, now)
-    assert "2 ranks then, 4 now" in told and "ZeRO-1 then, ZeRO-2 now" in told
-    assert "WARNING: the data manifest of b was 2, is 3" in told and "of a" not in told
-    assert changes(saved, saved) == ""

@@ -13,7 +13,7 @@ import torch
 from filip.command import run_command
 from filip.models import build_model, load_preset
 from filip.train.plan import Plan, activation_bytes, main, state_bytes
-from tests.train.conftest import Ranks, environment
+from tests.support.launched_ranks import Ranks, environment
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -1,4 +1,4 @@
-"""CLIP's loss beside the token-wise one (``pooled_weight``): off it is not there, on it is exact over ranks."""
+"""CLIP's loss beside the token-wise one (``loss.pooled``): off it is not there, on it is exact over ranks."""
 
 from __future__ import annotations
 
@@ -11,9 +11,7 @@ from filip.models import load_preset
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.plan import memory_plan
-from tests.train.conftest import train_arguments
-from tests.train.test_config import compose
-from tests.train.test_zero import largest_difference, losses, run_many, series
+from tests.support.training import compose, largest_difference, losses, run_many, series, train_arguments
 
 
 @pytest.mark.slow
@@ -21,7 +19,7 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
     def arguments(name: str, *overrides: str) -> list[str]:
         return train_arguments(squares, tmp_path / name, "max_steps=6", *overrides)
 
-    both = "pooled_weight=0.5"
+    both = "loss.pooled=0.5"
     single = [
         arguments("tokens"),
         arguments("vectors", "model.interaction=pooled"),
@@ -39,7 +37,7 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
     # Same seed, same parameters: the first step shows the two terms, the later ones that both train the towers.
     assert reference[0] == pytest.approx(tokens[0] + 0.5 * vectors[0], abs=1e-6)
     assert series(tmp_path / "one", "loss/pooled")[0] == pytest.approx(vectors[0], abs=1e-5)
-    assert "token-wise + 0.5 x global" in (tmp_path / "one.log").read_text()
+    assert "token_wise + 0.5 x pooled" in (tmp_path / "one.log").read_text()
     assert abs(reference[-1] - 1.5 * tokens[-1]) > 1e-2
     assert "loss/pooled" not in (tmp_path / "tokens" / "log.jsonl").read_text()
     for name in ("one_cached", "two", "two_zero3", "two_cached"):
@@ -48,17 +46,17 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
 
 
 def test_a_model_without_a_second_view_is_refused() -> None:
-    with pytest.raises(UserError, match=r"model\.interaction=pooled has no other"):
-        initial_model(compose("model=tiny", "model.interaction=pooled", "pooled_weight=1"))
+    with pytest.raises(UserError, match=r"loss\.token_wise reads tokens"):
+        initial_model(compose("model=tiny", "model.interaction=pooled", "loss.token_wise=1"))
     headless = ("model.image.timm=vit_base_patch16_gap_224", "model.image.layers=1", "model.image.width=48")
     with pytest.raises(UserError, match="CLS"):
-        initial_model(compose("model=tiny", *headless, "model.image.heads=2", "pooled_weight=1"))
-    with pytest.raises(UserError, match="pooled_weight=-1"):
-        compose("pooled_weight=-1")
+        initial_model(compose("model=tiny", *headless, "model.image.heads=2", "loss.pooled=1"))
+    with pytest.raises(UserError, match=r"loss\.pooled=-1"):
+        compose("loss.pooled=-1")
 
 
 def test_it_has_a_place_in_the_memory_plan() -> None:
-    off, on = (compose("model=base", f"pooled_weight={weight}") for weight in (0, 0.5))
+    off, on = (compose("model=base", f"loss.pooled={weight}") for weight in (0, 0.5))
     batching = Batching(global_batch=8192, per_rank=1024, accumulation=1, chunk=1024)
     plans = [memory_plan(load_preset("base"), config, batching, 8).bytes for config in (off, on)]
     # Two logit matrices with their gradients, and the vectors of all ranks in fp16 and our own with gradients.

@@ -9,8 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip.resources import shipped
-from tests.train.conftest import train_arguments
-from tests.train.test_zero import records, run_many, series
+from tests.support.training import records, run_many, series, train_arguments
 
 
 @pytest.mark.slow

@@ -11,19 +11,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from filip.export import Export, export
 from filip.models import load_model
 from filip.resources import shipped
 from filip.train.checkpoint import complete_checkpoints
-from tests.train.conftest import Ranks, train_arguments
-from tests.train.test_zero import losses, records, run_many
-
-
-def same_weights(one: Path, other: Path) -> bool:
-    a, b = load_file(one), load_file(other)
-    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+from tests.support.launched_ranks import Ranks
+from tests.support.training import losses, records, run_many, same_weights, train_arguments
 
 
 def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:

@@ -3,7 +3,7 @@ import math
 import pytest
 
 from filip.train.config import WatchdogConfig
-from filip.train.watchdog import StepFacts, Watchdog
+from filip.train.watchdog import StepStatus, Watchdog
 
 GOOD = {
     "loss": 2.0,
@@ -16,10 +16,10 @@ GOOD = {
 
 
 def kinds(settings: WatchdogConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
-    watchdog = Watchdog(settings, contrastive_batch=128, max_logit_scale=100.0, fp16=fp16)
+    watchdog = Watchdog(settings, 128, math.log(128), max_logit_scale=100.0, fp16=fp16)
     found = []
     for i, changes in enumerate(steps, start=1):
-        found += watchdog.observe(StepFacts(step=i, **{**GOOD, **changes}))
+        found += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
     return [(f.kind, f.first, f.last) for f in found]
 
 
@@ -39,7 +39,7 @@ def test_each_condition_is_named_once_with_its_steps(bad: dict, kind: str) -> No
     assert kinds(settings, [bad, bad, bad, {}, bad, bad, bad]) == [(kind, 1, 3), (kind, 5, 7)]
 
 
-def test_overflows_that_the_scaler_skips_are_no_finding_until_the_scale_has_collapsed() -> None:
+def test_overflows_that_the_scaler_skips_are_no_alert_until_the_scale_has_collapsed() -> None:
     overflow = {"skipped": True, "grad_norm": math.inf, "loss_scale": 1024.0}
     assert kinds(WatchdogConfig(), [overflow] * 20, fp16=True) == []
     collapsed = {**overflow, "loss_scale": 1.0}
@@ -57,18 +57,18 @@ def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
     ]
 
 
-def test_chance_counts_every_term_of_the_loss() -> None:
-    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 100.0, False, loss_weights=1.5)
-    facts = {**GOOD, "loss": 1.5 * math.log(128)}
-    assert "chance for 128 pairs" in str(watchdog.observe(StepFacts(step=1, **facts))[0])
-    assert watchdog.observe(StepFacts(step=2, **{**facts, "loss": math.log(128)})) == []
+def test_a_loss_stuck_at_chance_is_named() -> None:
+    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 1.5 * math.log(128), 100.0, False)
+    status = {**GOOD, "loss": 1.5 * math.log(128)}
+    assert "chance for 128 pairs" in str(watchdog.observe(StepStatus(step=1, **status))[0])
+    assert watchdog.observe(StepStatus(step=2, **{**status, "loss": math.log(128)})) == []
 
 
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
-    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False)
-    watchdog.observe(StepFacts(step=1, **GOOD))
+    watchdog = Watchdog(WatchdogConfig(), 128, math.log(128), 100.0, False)
+    watchdog.observe(StepStatus(step=1, **GOOD))
     assert watchdog.healthy
-    watchdog.observe(StepFacts(step=2, **{**GOOD, "finite": False}))
+    watchdog.observe(StepStatus(step=2, **{**GOOD, "finite": False}))
     assert not watchdog.healthy
     watchdog.reset()
     assert watchdog.healthy

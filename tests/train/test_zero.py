@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
-from tests.train.conftest import Ranks, train_arguments
+from tests.support.launched_ranks import Ranks
+from tests.support.training import largest_difference, losses, run_many, train_arguments
 
 HERE = Path(__file__).parent
 
@@ -24,37 +24,6 @@ def test_a_lamb_step_is_the_single_process_step_at_every_stage(world_size: int, 
         assert errors[f"stage {stage}"] < 2e-5, errors
     # The same comparison sees what happens to flat slices without the layout, so it would see a wrong one.
     assert errors["stage 1 unbound"] > 1e-2 and errors["stage 3 unbound"] > 1e-2, errors
-
-
-def records(run_dir: Path) -> list[dict]:
-    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
-
-
-def series(run_dir: Path, key: str) -> list[float]:
-    return [line[key] for line in records(run_dir) if key in line]
-
-
-def losses(run_dir: Path) -> list[float]:
-    return series(run_dir, "loss/total")
-
-
-def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float = 400) -> list[int]:
-    """Exit codes of trainings that share one start of ``world_size`` ranks."""
-    ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log)
-    assert ranks.wait(timeout) == [0] * world_size, ranks.text()[-3000:]
-    text = ranks.text()
-    codes = []
-    for number in range(len(runs)):
-        found = [line for line in text.splitlines() if line.startswith(f"run {number} exit ")]
-        assert len(found) == world_size and len(set(found)) == 1, text[-3000:]
-        codes.append(int(found[0].split()[-1]))
-    return codes
-
-
-def largest_difference(one: Path, other: Path) -> float:
-    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
-    assert a.keys() == b.keys()
-    return max(float((a[name] - b[name]).abs().max()) for name in a)
 
 
 @pytest.mark.slow

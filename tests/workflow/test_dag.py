@@ -97,7 +97,7 @@ def reduced(config: dict) -> dict:
     config["study"] = "reduced"
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
     config["demo"] |= {"scenes": 200, "test_scenes": 40}
-    few_steps = ["batch_per_rank=16", "max_steps=6", "log_every=2"]
+    few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]
     few_steps += ["warmup_timing=1", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = few_steps
     config["launch"]["master_port"] = free_port()

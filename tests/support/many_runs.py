@@ -20,23 +20,23 @@ from filip.errors import UserError
 from filip.models import save_model
 from filip.train import loop
 from filip.train.config import TrainConfig
-from filip.train.result import full_weights
+from filip.train.result import gather_to_main
 
 
 def run(overrides: list[str]) -> int:
     special = dict(o.split("=") for o in overrides if o.startswith(("stop_after=", "poison_at=")))
     overrides = [o for o in overrides if "=" in o and o.partition("=")[0] not in special]
     stop_after, poison_at = int(special.get("stop_after", -1)), int(special.get("poison_at", -1))
-    facts, one_batch, poisoned = loop.step_facts, loop.one_batch, []
+    status, one_batch, poisoned = loop.step_status, loop.one_batch, []
 
     def watched(run, *rest):  # type: ignore[no-untyped-def]
         if run.state.step == stop_after and run.ranks.rank == run.ranks.world_size - 1:
             os.kill(os.getpid(), signal.SIGUSR1)
         if run.state.step == stop_after + 1 > 0:
-            weights = full_weights(run.engine, keep=run.ranks.is_main)
+            weights = gather_to_main(run.engine, run.ranks)
             if run.ranks.is_main:
                 save_model(f"{run.config.run_dir}/at_stop.safetensors", run.engine.model, state=weights)
-        return facts(run, *rest)
+        return status(run, *rest)
 
     def poisoning(run, batch, *rest, **more):  # type: ignore[no-untyped-def]
         if 0 < poison_at <= run.state.step + 1 and run.ranks.is_main and len(poisoned) < 3:
@@ -44,7 +44,7 @@ def run(overrides: list[str]) -> int:
             batch["pixels"].fill_(float("nan"))
         return one_batch(run, batch, *rest, **more)
 
-    loop.step_facts, loop.one_batch = watched, poisoning
+    loop.step_status, loop.one_batch = watched, poisoning
     try:
         loop.train(compose_config(TrainConfig, overrides, "train"))
     except UserError as error:
@@ -53,7 +53,7 @@ def run(overrides: list[str]) -> int:
     except SystemExit as stopped:
         return int(stopped.code or 0)
     finally:
-        loop.step_facts, loop.one_batch = facts, one_batch
+        loop.step_status, loop.one_batch = status, one_batch
         gc.collect()
     return 0
 

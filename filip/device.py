@@ -1,0 +1,115 @@
+"""The one place that knows how CUDA, XPU, MPS and the CPU differ. A new kind of device is an entry of ``_DRIVERS``."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+__all__ = [
+    "best_device", "memory_mb", "name", "peak_memory_mb", "pins_memory", "random_state", "restore_random_state",
+]  # fmt: skip
+
+MB = 2**20
+
+
+@dataclass(frozen=True)
+class _Driver:
+    """What torch offers for one kind of accelerator."""
+
+    available: Callable[[], bool]
+    memory: Callable[[torch.device], int]  # bytes of tensors now
+    peak_memory: Callable[[torch.device], int]  # bytes, the most so far
+    name: Callable[[torch.device], str]
+    random_state: Callable[[], Any]
+    restore_random_state: Callable[[Any], None]
+    pins_memory: bool
+
+
+# In the order of preference. MPS keeps no peak: what the driver holds for this process comes nearest.
+_DRIVERS: dict[str, _Driver] = {
+    "cuda": _Driver(
+        torch.cuda.is_available,
+        torch.cuda.memory_allocated,
+        torch.cuda.max_memory_allocated,
+        torch.cuda.get_device_name,
+        torch.cuda.get_rng_state,
+        torch.cuda.set_rng_state,
+        pins_memory=True,
+    ),
+    "xpu": _Driver(
+        torch.xpu.is_available,
+        torch.xpu.memory_allocated,
+        torch.xpu.max_memory_allocated,
+        torch.xpu.get_device_name,
+        torch.xpu.get_rng_state,
+        torch.xpu.set_rng_state,
+        pins_memory=True,
+    ),
+    "mps": _Driver(
+        torch.backends.mps.is_available,
+        lambda _: torch.mps.current_allocated_memory(),
+        lambda _: torch.mps.driver_allocated_memory(),
+        lambda _: "Apple GPU",
+        torch.mps.get_rng_state,
+        torch.mps.set_rng_state,
+        pins_memory=False,
+    ),
+}
+
+
+def best_device() -> torch.device:
+    """The accelerator of this machine, or the CPU if there is none."""
+    return torch.device(next((kind for kind, driver in _DRIVERS.items() if driver.available()), "cpu"))
+
+
+def memory_mb(device: torch.device) -> float:
+    """MB that this process holds now: tensors on an accelerator, resident memory on the CPU."""
+    driver = _DRIVERS.get(device.type)
+    return (driver.memory(device) if driver else psutil.Process().memory_info().rss) / MB
+
+
+def peak_memory_mb(device: torch.device) -> float:
+    """The most MB that this process has held, counted as by :func:`memory_mb`."""
+    driver = _DRIVERS.get(device.type)
+    if driver:
+        return driver.peak_memory(device) / MB
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage would start with the maximum of the process that started this one
+        lines = status.read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    import resource
+
+    unit = 1 if platform.system() == "Darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def name(device: torch.device) -> str:
+    """The model of the device, e.g. ``NVIDIA A100-SXM4-80GB``; ``cpu`` for the CPU."""
+    driver = _DRIVERS.get(device.type)
+    return driver.name(device) if driver else "cpu"
+
+
+def pins_memory(device: torch.device) -> bool:
+    """True if batches in page-locked memory are copied to ``device`` faster."""
+    driver = _DRIVERS.get(device.type)
+    return driver.pins_memory if driver else False
+
+
+def random_state() -> dict[str, Any]:
+    """State of torch's generators on the CPU and on the current accelerator of each kind."""
+    accelerators = {kind: driver.random_state() for kind, driver in _DRIVERS.items() if driver.available()}
+    return {"torch": torch.get_rng_state(), **accelerators}
+
+
+def restore_random_state(state: dict[str, Any]) -> None:
+    """Restore what :func:`random_state` returned; generators of a device that is not here are skipped."""
+    torch.set_rng_state(state["torch"])
+    for kind, driver in _DRIVERS.items():
+        if state.get(kind) is not None and driver.available():
+            driver.restore_random_state(state[kind])

@@ -1,0 +1,66 @@
+"""What makes two trainings the same: the settings that the learning depends on, apart from where and how it runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import Any
+
+from filip.files import digest
+from filip.train.config import TrainConfig
+
+# Everything below one of these names changes speed, place or reporting, but not what is learned (beyond rounding).
+NOT_LEARNING = (
+    "run", "run_dir", "out", "result", "resume", "log_every", "warmup_timing", "checkpoint", "watchdog", "eval",
+    "threads", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache", "data.workers", "data.prefetch",
+    "model.name", "model.gradient_checkpointing",
+)  # fmt: skip
+
+
+def learning_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}."""
+    return {
+        name: value
+        for name, value in _flat(asdict(config))
+        if not any(name == other or name.startswith(f"{other}.") for other in NOT_LEARNING)
+    }
+
+
+def settings_hash(config: TrainConfig) -> str:
+    """Eight hex digits over :func:`learning_settings`, for the name of a run's folder.
+
+    Settings at their defaults do not enter, so that a field which a later version adds changes no run's folder.
+    """
+    defaults = learning_settings(TrainConfig())
+    return digest(
+        {name: value for name, value in learning_settings(config).items() if value != defaults.get(name)}
+    )[:8]
+
+
+def resumable_settings(config: TrainConfig) -> dict[str, Any]:
+    """Of the learning settings those that a checkpoint carries.
+
+    Without places: data and ``init_from`` may move, and are compared by their content (see filip.train.resume).
+    """
+    settings = learning_settings(config)
+    settings.pop("init_from")
+    settings["data.sources"] = [source.weight for source in config.data.sources]
+    return settings
+
+
+def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
+    """``optimizer.base_lr was 0.006, is 0.003`` for each setting of both that differs."""
+    return [
+        f"{name} was {before[name]}, is {after[name]}"
+        for name in sorted(before.keys() & after.keys())
+        if before[name] != after[name]
+    ]
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested dictionaries as dotted names. A list is one value, a tuple becomes a list, as JSON has it."""
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

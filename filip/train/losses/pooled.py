@@ -1,0 +1,27 @@
+"""CLIP's loss: one vector per image and caption (Radford et al., 2021).
+
+Beside ``token_wise`` it reads [CLS] and [EOS] through the projections that all tokens go through. SPARC (Bica et al.,
+2024) found the token-wise loss alone unstable at scale, and stable with this term beside it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from filip.interaction import distributed_pooled_similarity
+from filip.interaction.cost import clip
+from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+
+
+def compute(batch: LossInput) -> TermOutput:
+    """Cross-entropy over the cosine of all pairs of vectors."""
+    return batch.cross_entropy(distributed_pooled_similarity(*batch.vectors))
+
+
+def memory(shape: BatchShape) -> float:
+    """Own vectors and their gradients in float32, and two matrices of logits with their gradients."""
+    return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
+
+
+POOLED = Term(compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]")

@@ -1,0 +1,112 @@
+"""What a term of the loss is given, and what it returns."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
+from filip.interaction.cost import Setting
+from filip.models import Encoded, PooledFeatures, TextFeatures
+
+
+class LossSettings(Protocol):
+    """The fields of the training configuration that terms read."""
+
+    precision: str
+    transport_dtype: str
+    token_keep_ratio: float
+    exchange: str
+    backend: str
+    soft_targets: bool
+
+
+@dataclass(frozen=True)
+class LossInput:
+    """One contrastive batch as this rank sees it."""
+
+    encoded: Encoded
+    positives: (
+        Tensor | None
+    )  # [b] int64: own pairs of one id are positives of each other; None: only the own pair
+    all_positives: Tensor | None  # [N] int64, of all ranks
+    offset: int  # where this rank's pairs start among the N
+    settings: LossSettings
+
+    @property
+    def tokens(self) -> tuple[Tensor, TextFeatures]:
+        """Unit tokens of the images [b, n1, d] and of the captions, packed."""
+        assert isinstance(self.encoded.text, TextFeatures)
+        return self.encoded.image, self.encoded.text
+
+    @property
+    def vectors(self) -> PooledFeatures:
+        """One unit vector per image and per caption, each [b, d]."""
+        if self.encoded.pooled is not None:
+            return self.encoded.pooled
+        assert isinstance(self.encoded.text, Tensor)
+        return PooledFeatures(self.encoded.image, self.encoded.text)
+
+    def cross_entropy(self, similarity: Similarity) -> TermOutput:
+        """CLIP's symmetric cross-entropy over ``similarity``, with both halves and both accuracies as metrics."""
+        output: ContrastiveOutput = contrastive_loss(
+            similarity,
+            self.encoded.logit_scale,
+            offset=self.offset,
+            ids=self.positives,
+            all_ids=self.all_positives,
+        )
+        metrics = {
+            "loss/i2t": output.i2t_loss,
+            "loss/t2i": output.t2i_loss,
+            "accuracy/i2t": output.i2t_accuracy,
+            "accuracy/t2i": output.t2i_accuracy,
+        }
+        return TermOutput(output.loss, metrics)
+
+
+class TermOutput(NamedTuple):
+    """``loss`` is a scalar with its gradient; ``metrics`` are scalars under their TensorBoard names."""
+
+    loss: Tensor
+    metrics: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class BatchShape:
+    """Sizes that decide how much memory a term needs on one rank."""
+
+    pairs: int  # of this rank
+    patches: int  # tokens of an image
+    words: int  # tokens of a typical caption
+    dim: int  # channels of an embedding
+    exchange: str
+    setting: Setting  # the same after token selection, for filip.interaction.cost
+
+
+@dataclass(frozen=True)
+class Term:
+    """One summand of the loss.
+
+    compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
+    features   what it reads: "tokens" or "vectors"
+    chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
+    memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
+    about      for the log
+    """
+
+    compute: Callable[[LossInput], TermOutput]
+    features: str
+    chance: Callable[[int], float]
+    memory: Callable[[BatchShape], float]
+    about: str
+
+
+def transport_dtype(settings: LossSettings) -> torch.dtype | None:
+    """The dtype in which tokens travel between ranks; None for float32, which needs no conversion."""
+    name = settings.precision if settings.transport_dtype == "auto" else settings.transport_dtype
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -1,0 +1,40 @@
+"""The manifests of a run's data: read at the start, compared with the data when a run resumes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from filip.data.manifest import changed_since
+from filip.errors import UserError
+from filip.train.config import TrainConfig
+
+
+def read_manifests(config: TrainConfig) -> dict[str, str]:
+    """{shards folder: hash in its manifest}; UserError if a manifest that was given cannot be read."""
+    hashes = {}
+    for source in config.data.sources:
+        if source.manifest is None:
+            continue
+        try:
+            hashes[source.shards] = str(
+                json.loads(Path(source.manifest).read_text(encoding="utf-8"))["sha256"]
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise UserError(
+                f"cannot read the manifest {source.manifest} of {source.shards}: {error}; "
+                "write it with python -m filip.data.manifest, or leave manifest out"
+            ) from error
+    return hashes
+
+
+def refuse_changed_data(config: TrainConfig) -> None:
+    """UserError if the data of a source no longer match its manifest. Reads every side-car: for one rank only."""
+    for source in config.data.sources:
+        if source.manifest is None or not (changed := changed_since(source.manifest)):
+            continue
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise UserError(
+            f"the data no longer match {source.manifest}: {'; '.join(changed[:3])}{more}. Restore them, or write the "
+            "manifest again with python -m filip.data.manifest and start a new run"
+        )

@@ -1,0 +1,67 @@
+"""The optimisers that a run can choose. A new one is an entry of :data:`OPTIMIZERS`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch.optim import Optimizer
+
+from filip.train.lamb import ClampedAdamW, Lamb
+from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
+
+Groups = list[dict[str, Any]]
+Norms = dict[str, dict[str, float]]
+
+
+class OptimizerSettings(Protocol):
+    """The fields of the training configuration's ``optimizer`` that are read here."""
+
+    base_lr: float
+    betas: tuple[float, float]
+    eps: float
+    weight_decay: float
+    max_trust_norm: float
+
+
+def _nothing(*_: Any) -> None:
+    """Elementwise optimisers need no preparation: any slicing by ZeRO is right for them."""
+
+
+def _no_norms(_: Any) -> Norms:
+    return {}
+
+
+@dataclass(frozen=True)
+class OptimizerKind:
+    """What the engine asks of an optimiser.
+
+    build           from parameter groups; it must clamp each group's weights to ``maximum`` (None: no clamp)
+    state_bytes     bytes of state per parameter, for the memory plan
+    attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
+    check_settings  raises UserError for DeepSpeed settings under which it would be wrong
+    norms           of the last step: {parameter: {weight, update, gradient, trust_ratio}}; empty if unknown
+    """
+
+    build: Callable[[Groups, OptimizerSettings], Optimizer]
+    state_bytes: int
+    attach: Callable[[Any, Any], None] = _nothing
+    check_settings: Callable[[dict[str, Any]], None] = _nothing
+    norms: Callable[[Any], Norms] = _no_norms
+
+
+def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
+    return Lamb(groups, o.base_lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, o.max_trust_norm)
+
+
+def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:
+    return ClampedAdamW(groups, o.base_lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay)
+
+
+OPTIMIZERS: dict[str, OptimizerKind] = {
+    "lamb": OptimizerKind(
+        _lamb, state_bytes=8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms
+    ),
+    "adamw": OptimizerKind(_adamw, state_bytes=8),
+}

@@ -1,0 +1,52 @@
+"""A run: everything that a step touches."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from filip.data.loading.loader import PairLoader
+from filip.train.checkpoint import LoopState
+from filip.train.config import TrainConfig
+from filip.train.engine import Batching, Engine
+from filip.train.losses import Loss
+from filip.train.provenance import now
+from filip.train.ranks import Ranks, StopSignal
+from filip.train.schedule import Schedule
+from filip.train.telemetry import Telemetry
+from filip.train.watchdog import Watchdog
+
+
+@dataclass
+class Run:
+    """Everything that a step touches."""
+
+    config: TrainConfig
+    ranks: Ranks
+    batching: Batching
+    engine: Engine
+    loss: Loss
+    loader: PairLoader
+    schedule: Schedule
+    state: LoopState
+    telemetry: Telemetry
+    watchdog: Watchdog
+    stop: StopSignal
+    commit: str | None  # of the code, when this start began
+    started: str = field(default_factory=now)
+    last_saved: float = field(default_factory=time.monotonic)
+    last_record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.config.run_dir)
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+    @property
+    def is_over(self) -> bool:
+        return self.state.step >= self.schedule.steps

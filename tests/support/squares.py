@@ -1,0 +1,44 @@
+"""A little data set: squares that a colour and a place describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from tests.support.shards import Sample, encoded, write_shard
+
+COLOURS = {
+    "red": (220, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 220), "yellow": (240, 220, 40),
+    "purple": (140, 40, 160), "orange": (250, 140, 20), "black": (15, 15, 15), "white": (245, 245, 245),
+}  # fmt: skip
+PLACES = ("left", "right", "top", "bottom")
+
+
+def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> None:
+    """Shards and side-cars of squares that a colour and a place describe."""
+    rng = np.random.default_rng(seed)
+    names = list(COLOURS)
+    for s in range(shards):
+        samples = []
+        for i in range(per_shard):
+            front, back = rng.choice(len(names), 2, replace=False)
+            place = int(rng.integers(len(PLACES)))
+            image = picture(COLOURS[names[front]], COLOURS[names[back]], PLACES[place])
+            text = f"a {names[front]} square at the {PLACES[place]} on {names[back]}"
+            candidates = [text, f"{names[front]} square, {PLACES[place]}, {names[back]}"]
+            samples.append(Sample(f"{s:05d}{i:04d}", image, candidates, int(front * 64 + back * 8 + place)))
+        write_shard(folder, s, samples)
+
+
+def picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:
+    pixels = np.zeros((40, 40, 3), np.uint8) + np.array(back, np.uint8)
+    rows, columns = {
+        "left": (slice(12, 28), slice(2, 18)),
+        "right": (slice(12, 28), slice(22, 38)),
+        "top": (slice(2, 18), slice(12, 28)),
+        "bottom": (slice(22, 38), slice(12, 28)),
+    }[place]
+    pixels[rows, columns] = front
+    return encoded(Image.fromarray(pixels))

@@ -1,0 +1,72 @@
+"""Tiny trainings: their command lines, running them, reading what they left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from filip.command import compose_config
+from filip.train.config import TrainConfig
+from tests.support.launched_ranks import Ranks
+
+HERE = Path(__file__).parent
+
+
+def compose(*overrides: str) -> TrainConfig:
+    """A checked configuration that names no real files."""
+    return compose_config(TrainConfig, ["run_dir=r", "out=o", "result=j", *overrides], "train").check()
+
+
+def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
+    """``-m filip.train`` on the squares with the tiny model; later overrides win."""
+    base = {
+        "experiment": "demo", "model": "tiny", "run": "test", "run_dir": str(run_dir),
+        "out": str(run_dir / "model.safetensors"), "result": str(run_dir / "result.json"),
+        "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
+        "global_batch": "24", "max_steps": "20", "optimizer.warmup_steps": "4", "log_every": "1",
+        # a backend that needs no compiler and no compiled cache: the interaction has tests of its own
+        "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0", "warmup_timing": "1",
+    }  # fmt: skip
+    for override in overrides:
+        name, _, value = override.partition("=")
+        base[name] = value
+    return ["-m", "filip.train", *(f"{name}={value}" for name, value in base.items())]
+
+
+def records(run_dir: Path) -> list[dict]:
+    return [json.loads(line) for line in (run_dir / "log.jsonl").read_text().splitlines()]
+
+
+def series(run_dir: Path, key: str) -> list[float]:
+    return [line[key] for line in records(run_dir) if key in line]
+
+
+def losses(run_dir: Path) -> list[float]:
+    return series(run_dir, "loss/total")
+
+
+def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float = 400) -> list[int]:
+    """Exit codes of trainings that share one start of ``world_size`` ranks."""
+    ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log)
+    assert ranks.wait(timeout) == [0] * world_size, ranks.text()[-3000:]
+    text = ranks.text()
+    codes = []
+    for number in range(len(runs)):
+        found = [line for line in text.splitlines() if line.startswith(f"run {number} exit ")]
+        assert len(found) == world_size and len(set(found)) == 1, text[-3000:]
+        codes.append(int(found[0].split()[-1]))
+    return codes
+
+
+def largest_difference(one: Path, other: Path) -> float:
+    a, b = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert a.keys() == b.keys()
+    return max(float((a[name] - b[name]).abs().max()) for name in a)
+
+
+def same_weights(one: Path, other: Path) -> bool:
+    a, b = load_file(one), load_file(other)
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)

@@ -1,0 +1,186 @@
+"""Which checkpoint a start continues from, and when it refuses or starts again: without processes."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from filip.errors import UserError
+from filip.train.checkpoint import LoopState, newest_intact, prepare_folder
+from filip.train.config import TrainConfig
+from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
+from filip.train.provenance import is_finished, record_finish, record_start
+from filip.train.ranks import Ranks
+from filip.train.resume import Resumption, choose_checkpoint
+from tests.support.training import compose
+
+ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
+
+
+def state_of(config: TrainConfig, **more: object) -> LoopState:
+    return replace(LoopState(settings=resumable_settings(config), model=asdict(config.model)), **more)  # type: ignore[arg-type]
+
+
+def save(folder: Path, step: int, state: LoopState) -> Path:
+    """A finished checkpoint with one file of weights."""
+    path = folder / "checkpoints" / f"step{step:08d}"
+    path.mkdir(parents=True)
+    (path / "weights.pt").write_bytes(b"12345678")
+    saved = replace(state, step=step, files={"weights.pt": 8})
+    (path / "state.json").write_text(json.dumps(asdict(saved)))
+    return path
+
+
+def choose(folder: Path, *overrides: str, resume: str = "auto", **more: object) -> Resumption:
+    config = compose("model=tiny", *overrides)
+    config.run_dir, config.resume = str(folder), resume
+    return choose_checkpoint(config, state_of(config, **more), ALONE)
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """A folder with two checkpoints of the default settings."""
+    config = compose("model=tiny")
+    for step in (10, 20):
+        save(tmp_path, step, state_of(config, init_from="abc", manifests={"a": "1"}))
+    return tmp_path
+
+
+SAME = {"init_from": "abc", "manifests": {"a": "1"}}
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [(), ("log_every=1", "data.workers=6"), ("watchdog.stuck_steps=9", "threads=2", "checkpoint.keep=7")],
+)
+def test_the_same_training_continues_whatever_its_speed_and_reporting(
+    run: Path, overrides: tuple[str, ...]
+) -> None:
+    found = choose(run, *overrides, **SAME)
+    assert found.checkpoint == run / "checkpoints" / "step00000020"
+    assert not found.start_again and found.notes[-1].startswith("resumed from")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "name"),
+    [
+        (["optimizer.base_lr=0.001"], r"optimizer\.base_lr was 0\.006, is 0\.001"),
+        (["loss.pooled=0.5"], r"loss\.pooled was None, is 0\.5"),
+        (["soft_targets=false"], "soft_targets was True, is False"),
+        (["data.auto_augment=false"], r"data\.auto_augment was True"),
+        (["epochs=3"], r"epochs was 30\.0, is 3\.0"),
+    ],
+)
+def test_other_learning_settings_are_refused_by_name_unless_the_checkpoint_is_named(
+    run: Path, overrides: list[str], name: str
+) -> None:
+    with pytest.raises(UserError, match=name):
+        choose(run, *overrides, **SAME)
+    newest = run / "checkpoints" / "step00000020"
+    found = choose(run, *overrides, resume=str(newest), **SAME)
+    assert found.checkpoint == newest and " was " in found.notes[-1]
+
+
+def test_changed_data_are_refused_by_name(run: Path) -> None:
+    with pytest.raises(UserError, match="the data manifest of a was 1, is 2"):
+        choose(run, init_from="abc", manifests={"a": "2"})
+    choose(run, init_from="abc", manifests={"moved": "1"})  # the same data elsewhere
+
+
+def test_a_fine_tuning_of_other_weights_starts_again(run: Path) -> None:
+    found = choose(run, init_from="def", manifests={"a": "1"})
+    assert found.checkpoint is None and found.start_again
+    assert "init_from holds other weights" in found.notes[0]
+    prepare_folder(run / "checkpoints", ALONE, found.start_again)
+    assert (run / "checkpoints.1" / "step00000020").is_dir() and not (run / "checkpoints").exists()
+
+
+def test_a_finished_run_starts_again_and_never_overwrites_what_it_had(run: Path) -> None:
+    config = compose("model=tiny")
+    record_start(run, config, 0, 1)
+    record_finish(run, 30, "c0ffee")
+    assert is_finished(run)
+    found = choose(run, **SAME)
+    assert found.checkpoint is None and found.start_again and "finished before" in found.notes[0]
+    record_start(run, config, 0, 1)
+    assert not is_finished(run)
+    starts = [json.loads(line) for line in (run / "starts.jsonl").read_text().splitlines()]
+    assert [s["step"] for s in starts] == [0, 0] and starts[0]["config"]["optimizer"]["base_lr"] == 6e-3
+    assert "torch" in starts[0]["versions"] and "commit" in starts[0]
+
+
+def test_never_renames_and_counts_up(run: Path) -> None:
+    for number in (1, 2):
+        assert choose(run, resume="never").start_again
+        prepare_folder(run / "checkpoints", ALONE, start_again=True)
+        assert (run / f"checkpoints.{number}").is_dir()
+        save(run, 5, state_of(compose("model=tiny")))
+
+
+@pytest.mark.parametrize("damage", ["truncated", "missing", "unreadable"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, damage: str) -> None:
+    newest = run / "checkpoints" / "step00000020"
+    if damage == "truncated":
+        (newest / "weights.pt").write_bytes(b"123")
+    elif damage == "missing":
+        (newest / "weights.pt").unlink()
+    else:
+        (newest / "state.json").write_text("{")
+    found = choose(run, **SAME)
+    assert found.checkpoint == run / "checkpoints" / "step00000010"
+    assert "skipped the damaged checkpoint" in found.notes[0] and "step00000020" in found.notes[0]
+    assert newest_intact(run / "checkpoints")[0] == found.checkpoint
+
+
+def test_checkpoints_of_earlier_and_later_versions_are_read(run: Path) -> None:
+    path = run / "checkpoints" / "step00000020" / "state.json"
+    saved = json.loads(path.read_text())
+    for field in ("settings", "init_from", "files"):  # a version that knew none of them
+        del saved[field]
+    saved["model"] = {k: v for k, v in saved["model"].items() if k != "cls_in_interaction"}
+    saved["model"]["interaction"] = "token"
+    saved["field_of_tomorrow"] = 1
+    path.write_text(json.dumps(saved))
+    assert choose(run, "optimizer.base_lr=0.001", **SAME).checkpoint == path.parent
+
+
+def test_other_ranks_are_noted(run: Path) -> None:
+    found = choose(run, **SAME, world_size=4)
+    assert "1 ranks then, 4 now" in found.notes[-1]
+
+
+def test_the_folder_hash_covers_learning_settings_only() -> None:
+    reference = settings_hash(compose("model=tiny"))
+    for same in (
+        "log_every=7",
+        "data.workers=3",
+        "checkpoint.keep=9",
+        "watchdog.max_rollbacks=1",
+        "threads=1",
+        "eval.every_steps=5",
+        "run=other",
+        "zero_stage=2",
+        "gradient_cache=4",
+    ):
+        assert settings_hash(compose("model=tiny", same)) == reference, same
+    for other in (
+        "seed=1",
+        "optimizer.eps=1e-3",
+        "model.embed_dim=8",
+        "data.sources=[{shards: a}]",
+        "epochs=2",
+    ):
+        assert settings_hash(compose("model=tiny", other)) != reference, other
+
+
+def test_a_setting_at_its_default_does_not_enter_the_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    from filip.train import fingerprint
+
+    before = settings_hash(compose("model=tiny"))
+    with_more = lambda config: {**learning_settings(config), "field.of_tomorrow": 0}  # noqa: E731
+    monkeypatch.setattr(fingerprint, "learning_settings", with_more)
+    assert settings_hash(compose("model=tiny")) == before
