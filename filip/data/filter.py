@@ -47,7 +47,7 @@ class FilterConfig:
     max_distance: int | None = option(
         None, "near-duplicates: perceptual hashes that differ in so many of 64 bits"
     )
-    model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:WEIGHTS")
+    model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:TAG")
     min_score: float | None = option(None, "pairs whose image-text similarity (-1..1) is below are dropped")
     batch: int = option(64, "pairs per batch of the score")
     processes: int = option(2, "processes that measure")

@@ -53,19 +53,18 @@ def main(config: Alignment) -> None:
     if not cards:
         raise UserError("cards=[]: give at least one card whose images are to be aligned")
     encoder = load_encoder(config.model, config.image_size, config.device)
-    run = config.run_name
+    header = config.result_header(encoder)
     cells: list[Cell] = []
     results: dict[str, Any] = {}
     for card in cards:
         found, pictures = _align_card(encoder, card, config)
         results[card.name] = found
         cells += pictures
-    title = f"Word-patch alignment: {run} on {', '.join(card.title for card in cards)}"
+    title = f"Word-patch alignment: {header['run']} on {', '.join(card.title for card in cards)}"
     page = sheet(cells, config.columns, title, NOTE)
     Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
     page.save(config.picture)
-    content = {"run": run, "model": config.model, "scorer": "token-wise" if encoder.token_wise else "pooled"}
-    write_json(config.out, {**content, "picture": config.picture, "benchmarks": results})
+    write_json(config.out, {**header, "picture": config.picture, "benchmarks": results})
 
 
 def _align_card(

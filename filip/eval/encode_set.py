@@ -43,7 +43,9 @@ def encoded_batches(
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:
-    """A warning if the number of images is not the card's: such numbers do not compare with others'."""
+    """A warning if the published numbers are of other images, or if the number of images is not the card's."""
+    if card.published_size not in (None, n):
+        return f"{n} images, but the published numbers are of {card.published_size}: not comparable"
     if card.size is None or card.size == n:
         return None
     return f"{n} images, but the card's split has {card.size}: not comparable with published numbers"

@@ -1,6 +1,7 @@
 """Models seen from evaluation: pixels and strings in, unit vectors or unit tokens out.
 
-Two kinds: our own (a safetensors file of :mod:`filip.models`) and any model that open_clip can build.
+Two kinds: our own (a safetensors file of :mod:`filip.models`) and any model that open_clip can build
+(:mod:`filip.eval.open_clip_encoder`).
 """
 
 from __future__ import annotations
@@ -20,13 +21,15 @@ from filip.errors import UserError
 class Encoder(Protocol):
     """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text.
 
-    ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``.
+    ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
+    result file should say of the model, such as an activation that its weights do not imply.
     """
 
     name: str
     token_wise: bool
     image_size: int
     grid: tuple[int, int]
+    details: dict[str, str]
     transform: Callable[[Image.Image], Tensor]
 
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -51,17 +54,19 @@ class Encoder(Protocol):
 def load_encoder(model: str, image_size: int | None = None, device: str = "cpu") -> Encoder:
     """A model by its name.
 
-    model: path of a ``.safetensors`` file written by training, or ``open_clip:ARCH[:WEIGHTS]`` where WEIGHTS
-    is a local file or one of open_clip's tags (which it downloads); without WEIGHTS its initialisation.
+    model: path of a ``.safetensors`` file written by training, or ``open_clip:ARCH[:TAG]`` with one of open_clip's
+    tags (whose weights it downloads; without one, its initialisation), or ``open_clip:ARCH:FILE:ACTIVATION`` with a
+    local file of weights and "gelu" or "quickgelu".
     image_size: evaluate at another resolution; position embeddings are interpolated.
     device: a torch device, or "auto": a GPU where there is one.
-    Raises UserError if the file or the architecture does not exist.
+    Raises UserError if the file, the architecture or the tag does not exist, or a file comes without its activation.
     """
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if model.startswith("open_clip:"):
-        _, architecture, *weights = model.split(":", 2)
-        return OpenClipEncoder(architecture, weights[0] if weights else None, image_size, device)
+        from filip.eval.open_clip_encoder import OpenClipEncoder
+
+        return OpenClipEncoder.from_name(model, image_size, device)
     if not Path(model).is_file():
         raise UserError(
             f"no model at {model}: give the .safetensors file that training wrote, "
@@ -85,6 +90,7 @@ class FilipEncoder:
         self.model: Any = model
         self.name = name
         self.device = device
+        self.details: dict[str, str] = {}
         self.token_wise = self.model.config.interaction == "token_wise"
         self.image_size = int(self.model.image_size)
         self.grid: tuple[int, int] = self.model.image.grid
@@ -127,57 +133,3 @@ class FilipEncoder:
         ids, lengths = tokenize(list(texts), self.context_length)
         vectors = self.model.text(ids.to(self.device), lengths.to(self.device))  # every token, also if pooled
         return list(F.normalize(vectors.float(), dim=-1).cpu().split(lengths.tolist()))
-
-
-class OpenClipEncoder:
-    """Any model of open_clip, as a pooled model: its own tokenizer, transform and normalisation."""
-
-    def __init__(self, architecture: str, weights: str | None, image_size: int | None, device: str = "cpu"):
-        try:
-            import open_clip
-        except ImportError as error:
-            raise UserError("open_clip: models need `pip install open_clip_torch`") from error
-        if architecture not in open_clip.list_models():
-            raise UserError(
-                f"open_clip has no architecture {architecture!r}; `python -c 'import open_clip; "
-                "print(open_clip.list_models())'` lists them"
-            )
-        extra = {} if image_size is None else {"force_image_size": image_size}
-        model, _, transform = open_clip.create_model_and_transforms(
-            architecture, pretrained=weights, device=device, **extra
-        )
-        self.model: Any = model.eval()
-        self.name = f"open_clip {architecture}" + (f" {Path(weights).stem}" if weights else " (no weights)")
-        self.device = device
-        self.token_wise, self.grid = False, (0, 0)
-        size = model.visual.image_size
-        self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
-        self.transform: Callable[[Image.Image], Tensor] = transform
-        self.tokenizer = open_clip.get_tokenizer(architecture)
-
-    @torch.inference_mode()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1)
-
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        return F.normalize(
-            self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1
-        ), None
-
-    @torch.inference_mode()
-    def probe_features(self, pixels: Tensor) -> Tensor:
-        # open_clip hands out one vector per image, whatever the tower; probes of CLIP use that.
-        return self.model.encode_image(pixels.to(self.device)).float().cpu()
-
-    def patches(self, pixels: Tensor) -> Tensor:
-        raise UserError(_NO_TOKENS)
-
-    def tokens(self, text: str) -> list[str]:
-        raise UserError(_NO_TOKENS)
-
-    def words(self, texts: Sequence[str]) -> list[Tensor]:
-        raise UserError(_NO_TOKENS)
-
-
-_NO_TOKENS = "word-patch alignment is for models of this project: open_clip's have no projection for tokens"

@@ -54,11 +54,8 @@ def main(config: LinearProbe) -> None:
         say(
             f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images ({task['protocol']})"
         )
-    run = config.run_name
-    write_json(
-        config.out,
-        {"run": run, "model": config.model, "regularisation": config.regularisation, "tasks": tasks},
-    )
+    header = config.result_header(encoder)
+    write_json(config.out, {**header, "regularisation": config.regularisation, "tasks": tasks})
 
 
 def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[str, Any]:

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from filip.command import MISSING, option
+from filip.eval.encoders import Encoder
 
 
 @dataclass
 class ModelOptions:
     """Commands that load one model."""
 
-    model: str = option(MISSING, "a .safetensors file of ours, or open_clip:ARCHITECTURE[:WEIGHTS]")
+    model: str = option(
+        MISSING,
+        "a .safetensors file of ours, or open_clip:ARCHITECTURE[:TAG] or open_clip:ARCHITECTURE:FILE:ACTIVATION",
+    )
     image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
@@ -27,9 +32,15 @@ class CardOptions(ModelOptions):
     run: str = option("", "name of the run in the result; the model file's name if empty")
     loader: str | None = option(None, "layout of the cards to use instead of their default")
 
-    @property
-    def run_name(self) -> str:
-        return self.run or Path(self.model).stem
+    def result_header(self, encoder: Encoder) -> dict[str, Any]:
+        """What every result file says of the model."""
+        return {
+            "run": self.run or Path(self.model).stem,
+            "model": self.model,
+            "scorer": "token-wise" if encoder.token_wise else "pooled",
+            "image_size": encoder.image_size,
+            **encoder.details,
+        }
 
 
 @dataclass

@@ -106,14 +106,19 @@ def composite(left: Labelled, right: Labelled) -> tuple[Image.Image, list[Image.
 
 
 def composite_alignment(
-    encoder: Encoder, left: Labelled, right: Labelled
+    encoder: Encoder, left: Labelled, right: Labelled, swapped: bool = False
 ) -> tuple[Image.Image, WordPatch, list[list[int]]]:
-    """The picture of both, its alignment with "LEFT and RIGHT", and the token positions of each label."""
+    """The picture of both, its alignment with "LEFT and RIGHT", and the token positions of the left and right label.
+
+    swapped: the text is "RIGHT and LEFT".
+    """
     page, _ = composite(left, right)
-    first = Prompt("", f" and {right.label}")
-    second = Prompt(f"{left.label} and ", "")
-    found = word_patches(encoder, encoder.transform(page).unsqueeze(0), [left.label], first)[0]
-    names = [label_tokens(encoder, first, left.label), label_tokens(encoder, second, right.label)]
+    if swapped:
+        of_left, of_right = Prompt(f"{right.label} and ", ""), Prompt("", f" and {left.label}")
+    else:
+        of_left, of_right = Prompt("", f" and {right.label}"), Prompt(f"{left.label} and ", "")
+    found = word_patches(encoder, encoder.transform(page).unsqueeze(0), [left.label], of_left)[0]
+    names = [label_tokens(encoder, of_left, left.label), label_tokens(encoder, of_right, right.label)]
     found.label = names[0] + names[1]
     return page, found, names
 
@@ -124,7 +129,8 @@ def composite_pointing(
     """Pointing accuracy on composites of random pairs with different labels.
 
     ``value``: a label's best patch lies on its own object (chance: the fraction of patches that do).
-    ``own_side``: it lies in its own object's half (chance one half, the sides being drawn at random).
+    ``own_side``: it lies in its own object's half. The text names the left object first in every second pair, the
+    right one in the others: a model that sends the first name to the left, whatever it sees, gets one half.
     """
     usable = [item for item in items if item.mask is not None]
     rng = np.random.default_rng(seed)
@@ -134,7 +140,7 @@ def composite_pointing(
         if first.label == second.label:
             continue
         _, masks = composite(first, second)
-        _, found, names = composite_alignment(encoder, first, second)
+        _, found, names = composite_alignment(encoder, first, second, swapped=bool(number % 2))
         for half, (tokens, mask) in enumerate(zip(names, masks, strict=True)):
             on = coverage(mask, encoder.transform, found.grid) >= 0.5
             if not tokens or not on.any():

@@ -33,6 +33,10 @@ KS = (1, 5, 10)
 @dataclass
 class Retrieval(EvalOptions):
     prompts: str = option("eval/prompts.yaml", "prompt file; its `retrieval` entry has the paper's prompts")
+    fine_tuned_on: str = option(
+        "",
+        "source the model was fine-tuned on: benchmarks of that source rank bare captions, without prompts",
+    )
     rank_texts_by: str = option("image", "image to text ranks by: image (s^I), text (s^T) or mean of both")
     rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
     shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
@@ -50,7 +54,7 @@ def main(config: Retrieval) -> None:
     cards = load_cards(config.cards, config.loader)
     if wrong := [card.name for card in cards if card.kind != "retrieval"]:
         raise UserError(f"{', '.join(wrong)}: not a retrieval card; filip.eval.zero_shot is for those")
-    prompts = {card.name: load_retrieval_prompts(config.prompts, card.prompts) for card in cards}
+    prompts = {card.name: card_prompts(card, config) for card in cards}
     scorer = load_scorer(config.model, config.image_size, config.device)
     benchmarks = {}
     for card in cards:
@@ -64,14 +68,21 @@ def main(config: Retrieval) -> None:
             )
         )
     result = {
-        "run": config.run_name,
-        "model": config.model,
-        "scorer": "token-wise" if scorer.token_wise else "pooled",
-        "image_size": scorer.image_size,
+        **config.result_header(scorer.encoder),
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
         "benchmarks": benchmarks,
     }
     write_json(config.out, result)
+
+
+def card_prompts(card: BenchmarkCard, config: Retrieval) -> tuple[Prompt, Prompt]:
+    """What is put around captions (image to text, text to image).
+
+    The prompts of the paper are for zero-shot retrieval. A model that was fine-tuned on the captions of the benchmark
+    has only seen them bare, and ranks them so.
+    """
+    tuned = config.fine_tuned_on in card.fine_tuned_on
+    return load_retrieval_prompts(config.prompts, None if tuned else card.prompts)
 
 
 @dataclass
@@ -95,6 +106,7 @@ def retrieval_benchmark(
     result: dict[str, Any] = {
         "images": len(found.images),
         "captions": len(found.captions),
+        "prompts": [prompt.fill("{c}") for prompt in prompts],
         "split": card.split,
         "layout": card.loader,
         "note": size_note(card, len(found.images)),

@@ -62,10 +62,7 @@ def main(config: ZeroShot) -> None:
             f"{task['classes']} classes (chance {100 * task['chance']:.1f} %)"
         )
     result = {
-        "run": config.run_name,
-        "model": config.model,
-        "scorer": "token-wise" if scorer.token_wise else "pooled",
-        "image_size": scorer.image_size,
+        **config.result_header(scorer.encoder),
         "ensemble": config.ensemble,
         "prompt_file": config.prompts,
         "tasks": tasks,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_m
 from tests.support.shards import encoded, write_tar
 
 SIDE = 32
+ARCHITECTURE = "ViT-B-32-shallow"  # of open_clip, see write_open_clip
 
 
 def picture(seed: int, side: int = SIDE) -> Image.Image:
@@ -70,4 +72,19 @@ def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> s
     """A saved model with random weights."""
     torch.manual_seed(seed)
     save_model(path, build_model(tiny_config(interaction)), {})
+    return str(path)
+
+
+def write_open_clip(folder: Path) -> str:
+    """Random weights for open_clip's ViT-B-32 code with two layers instead of twelve, which is quicker."""
+    import open_clip
+
+    config = open_clip.get_model_config("ViT-B-32")
+    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
+    (folder / "architectures").mkdir()
+    (folder / "architectures" / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "architectures")
+    torch.manual_seed(0)
+    path = folder / "random.pt"
+    torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), path)
     return str(path)

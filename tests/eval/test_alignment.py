@@ -20,9 +20,10 @@ from filip.errors import UserError
 from filip.eval.alignment import Alignment, main
 from filip.eval.compare import Compare
 from filip.eval.compare import main as compare
-from filip.eval.encoders import OpenClipEncoder, load_encoder
+from filip.eval.encoders import load_encoder
 from filip.eval.heatmap import Heatmap, heat_cells
 from filip.eval.heatmap import main as heatmap
+from filip.eval.open_clip_encoder import OpenClipEncoder
 from filip.eval.pictures import DIM, draw_alignment, draw_heat, sheet
 from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
 from filip.eval.prompts import Prompt
@@ -134,6 +135,29 @@ def test_composites_tell_two_things_apart():
     assert result["value"] == 1.0 and result["own_side"] == 1.0 and result["chance"] < 0.15
     blind = composite_pointing(ColourBlind(blind=True), ITEMS, pairs=200)
     assert 0.3 < blind["own_side"] < 0.7  # a label finds the other object as often as its own
+
+
+def test_word_order_alone_does_not_win_composites():
+    """Blind to pixels, but words before "and" go to the left and the others to the right."""
+
+    class Reader(ColourBlind):
+        def patches(self, pixels: Tensor) -> Tensor:
+            left = torch.tensor([True, True, False, False]).repeat(4)
+            sides = torch.where(left[:, None], torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0]))
+            return sides.expand(len(pixels), -1, -1)
+
+        def words(self, texts: Sequence[str]) -> list[Tensor]:
+            found = []
+            for text in texts:
+                tokens = self.tokens(text)
+                second = torch.tensor([t > tokens.index("and") for t in range(len(tokens))])
+                found.append(torch.stack([(~second).float(), second.float()], dim=1))
+            return found
+
+    result = composite_pointing(Reader(), ITEMS, pairs=200)
+    assert 0.4 < result["own_side"] < 0.6
+    low, high = result["own_side_ci95"]
+    assert low <= 0.5 <= high
 
 
 def test_without_masks_or_labels_nothing_is_measured():

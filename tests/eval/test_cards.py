@@ -16,6 +16,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
+from filip.eval.encode_set import size_note
 from filip.eval.formats import open_set
 from filip.eval.linear_probe import training_set
 from filip.eval.prompts import load_ensemble, load_retrieval_prompts
@@ -193,6 +194,33 @@ def test_every_card_is_whole(name):
             assert load_ensemble(EVAL / "prompts_clip.yaml", str(card.prompts))
     elif card.prompts:
         load_retrieval_prompts(PROMPTS, card.prompts)
+
+
+# Of CLIP_benchmark's benchmark/webdatasets.txt, and food101, which is published as clip-benchmark/wds_food101.
+CLIP_BENCHMARK = """mscoco_captions flickr30k imagenet1k sun397 cars fgvc_aircraft vtab/caltech101 vtab/cifar10
+    vtab/cifar100 vtab/dtd vtab/eurosat vtab/flowers vtab/pets food101"""
+
+
+def test_webdataset_folders_have_the_names_that_clip_benchmark_publishes():
+    published = {f"wds_{name.replace('/', '-')}" for name in CLIP_BENCHMARK.split()}
+    assert {load_card(EVAL / f"{name}.yaml", "webdataset").path for name in SIZES} == published
+
+
+@pytest.mark.parametrize(
+    ("name", "layout", "images", "comparable"),
+    [
+        ("sun397", "webdataset", 108754, False),
+        ("sun397", "torchvision", 19850, True),
+        ("eurosat", "webdataset", 5400, False),
+        ("caltech101", "webdataset", 6085, True),
+        ("caltech101", "torchvision", 8677, False),
+        ("cifar10", "webdataset", 10000, True),
+        ("cifar10", "webdataset", 9999, False),
+    ],
+)
+def test_a_split_other_than_the_published_one_is_not_comparable(name, layout, images, comparable):
+    note = size_note(load_card(EVAL / f"{name}.yaml", layout), images)
+    assert note is None if comparable else "not comparable" in note
 
 
 def test_published_numbers_belong_to_cards():

@@ -112,6 +112,23 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
     assert not torch.equal(*order)  # else the test could not tell them apart
 
 
+def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
+    card = yaml.safe_load((EVAL / "demo_fluent.yaml").read_text())
+    (root / "card.yaml").write_text(
+        yaml.safe_dump({**card, "prompts": "flickr30k", "fine_tuned_on": ["flickr30k"]})
+    )
+    given = arguments(root, ["demo_fluent"], write_model(root / "m.safetensors"))
+    given = [a for a in given if not a.startswith("cards=")] + [f"cards=[{root / 'card.yaml'}]"]
+    for source, prompts in (
+        ("", ["a good photo of the {c}. I hate it.", "a good photo of {c}."]),
+        ("coco", ["a good photo of the {c}. I hate it.", "a good photo of {c}."]),
+        ("flickr30k", ["{c}", "{c}"]),
+    ):
+        run_command(retrieval, Retrieval, argv=[*given, f"fine_tuned_on={source}"])
+        found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
+        assert found["prompts"] == prompts
+
+
 def test_retrieval_in_two_stages_reports_what_it_loses(root):
     model = write_model(root / "m.safetensors")
     common = arguments(root, ["demo_fluent"], model)

@@ -6,7 +6,6 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader
@@ -17,35 +16,16 @@ from filip.eval.retrieval import Retrieval
 from filip.eval.retrieval import main as retrieval_main
 from filip.eval.zero_shot import ZeroShot
 from filip.eval.zero_shot import main as zero_shot_main
-from tests.eval.miniature import write_webdataset
+from tests.eval.miniature import ARCHITECTURE, write_open_clip, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
 ANIMALS = ["cat", "dog", "brown bear", "sea horse", "owl", "hare", "fox"]
 TEMPLATES = ["a photo of a {c}.", "a drawing of the {c}.", "{c}"]
 
 
-ARCHITECTURE = "ViT-B-32-shallow"
-
-
-@pytest.fixture
-def weights(tmp_path) -> str:
-    """Random weights for open_clip's ViT-B-32 code with two layers instead of twelve, which is quicker."""
-    import open_clip
-
-    config = open_clip.get_model_config("ViT-B-32")
-    config["vision_cfg"]["layers"] = config["text_cfg"]["layers"] = 2
-    folder = tmp_path / "architectures"
-    folder.mkdir()
-    (folder / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
-    open_clip.add_model_config(folder)
-    torch.manual_seed(0)
-    path = tmp_path / "random.pt"
-    torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), path)
-    return str(path)
-
-
 @pytest.mark.slow
-def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path, weights):
+def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
+    weights = write_open_clip(tmp_path)
     from clip_benchmark.datasets.builder import build_wds_dataset, get_dataset_collate_fn
     from clip_benchmark.metrics import zeroshot_classification as classification
     from clip_benchmark.metrics import zeroshot_retrieval as retrieval
@@ -84,7 +64,7 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path, weights):
     recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
     common = {
-        "model": f"open_clip:{ARCHITECTURE}:{weights}",
+        "model": f"open_clip:{ARCHITECTURE}:{weights}:gelu",
         "root": str(tmp_path),
         "prompts": str(tmp_path / "prompts.yaml"),
     }

@@ -39,6 +39,7 @@ rule retrieval:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
         cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        tuned=lambda wildcards: STUDY.fine_tunes.get(wildcards.run, {}).get("source", ""),
     log:
         f"{RESULTS}/logs/retrieval/{{run}}.log",
     benchmark:
@@ -50,7 +51,7 @@ rule retrieval:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.retrieval model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} out={output} > {log} 2>&1"
+        " prompts={input.prompts} fine_tuned_on={params.tuned} out={output} > {log} 2>&1"
 
 
 rule alignment:

@@ -1,0 +1,63 @@
+"""open_clip's models are built with the activation that their weights were trained with."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.encoders import load_encoder
+from filip.eval.open_clip_encoder import activation_of
+from filip.eval.zero_shot import ZeroShot, main
+from tests.eval.miniature import ARCHITECTURE, write_open_clip, write_webdataset
+
+
+@pytest.mark.parametrize(
+    ("architecture", "tag", "activation"),
+    [
+        ("ViT-B-32", "openai", "quickgelu"),
+        ("ViT-B-32", "laion400m_e32", "quickgelu"),
+        ("ViT-B-32", "metaclip_400m", "quickgelu"),
+        ("ViT-L-14", "dfn2b", "quickgelu"),
+        ("RN50", "yfcc15m", "quickgelu"),
+        ("ViT-B-32-quickgelu", "openai", "quickgelu"),
+        ("ViT-B-32", "laion2b_s34b_b79k", "gelu"),
+        ("ViT-B-32", None, "gelu"),
+        ("ViT-B-32-quickgelu", None, "quickgelu"),
+    ],
+)
+def test_the_tag_decides_the_activation(architecture: str, tag: str | None, activation: str) -> None:
+    assert activation_of(architecture, tag, None) == activation
+
+
+def test_a_file_must_say_its_activation_and_gets_it(tmp_path: Path) -> None:
+    weights = write_open_clip(tmp_path)
+    name = f"open_clip:{ARCHITECTURE}:{weights}"
+    with pytest.raises(UserError, match="does not say which activation"):
+        load_encoder(name)
+    for activation, layer in (("quickgelu", "QuickGELU"), ("gelu", "GELU")):
+        encoder = load_encoder(f"{name}:{activation}")
+        layers = {type(module).__name__ for module in encoder.model.modules()}  # type: ignore[attr-defined]
+        assert layers & {"QuickGELU", "GELU"} == {layer}
+
+
+def test_the_result_file_records_the_activation(tmp_path: Path) -> None:
+    weights = write_open_clip(tmp_path)
+    write_webdataset(tmp_path / "demo_skin_tone", ["light", "dark"], [0, 1])
+    argv = [
+        f"model=open_clip:{ARCHITECTURE}:{weights}:quickgelu",
+        f"root={tmp_path}",
+        f"out={tmp_path}/o.json",
+    ]
+    run_command(main, ZeroShot, argv=[*argv, "cards=[demo_skin_tone]"])
+    assert json.loads((tmp_path / "o.json").read_text())["activation"] == "quickgelu"
+
+
+def test_an_unknown_tag_is_one_sentence() -> None:
+    with pytest.raises(UserError, match=r"neither a file nor a tag of that architecture .*laion2b_s34b_b79k"):
+        load_encoder("open_clip:ViT-B-32:laion3b")
+    with pytest.raises(UserError, match="built with QuickGELU"):
+        load_encoder("open_clip:ViT-B-32-quickgelu:openai:gelu")
