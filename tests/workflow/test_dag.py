@@ -127,17 +127,25 @@ def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return clone, config
 
 
+@pytest.fixture(scope="module")
+def summary(finished: tuple[Path, Path]) -> dict:
+    return json.loads((finished[0] / "results/reduced/summary.json").read_text())
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1600)  # the fixture runs the study; about three minutes on two idle cores
-def test_the_whole_dag_on_a_reduced_corpus(finished: tuple[Path, Path]) -> None:
-    clone, _ = finished
-    results = clone / "results/reduced"
-    summary = json.loads((results / "summary.json").read_text())
+def test_the_summary_of_a_whole_run_has_every_stage_and_training(summary: dict) -> None:
     assert {"stages", "funnel", "tables", "runs"} <= summary.keys()
     assert all(seconds >= 0 for seconds in summary["stages"].values())
     assert {"demo_corpus", "download/demo", "translate/demo", "train/filip"} <= summary["stages"].keys()
+    for run in ("clip", "filip", "filip_ft"):
+        assert summary["runs"][run]["samples_per_second"] > 0
 
-    corpus = json.loads((results / "corpus/corpus.json").read_text())
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary: dict) -> None:
+    corpus = json.loads((finished[0] / "results/reduced/corpus/corpus.json").read_text())
     stages = {(part["stage"]): part for part in summary["funnel"]}
     for part in summary["funnel"]:
         assert part["in"] == part["out"] + sum(part["dropped"].values())
@@ -145,11 +153,19 @@ def test_the_whole_dag_on_a_reduced_corpus(finished: tuple[Path, Path]) -> None:
     assert sum(corpus["planted"].values()) <= sum(
         sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")
     )
-    for run in ("clip", "filip", "filip_ft"):
-        assert summary["runs"][run]["samples_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_a_whole_run_writes_the_tables_with_what_it_trained(
+    finished: tuple[Path, Path], summary: dict
+) -> None:
     for table in ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation"):
-        assert (results / f"tables/{table}.md").is_file()
+        assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
         assert summary["tables"][table]
+    row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
+    facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_percent")]
+    assert facts == ["token-wise", 64, "fp32", 25]
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study import load_study
+from filip.study import PROTOCOLS, load_study
 from filip.study_checks import check_config
 from workflow.study import ROOT, WorkflowStudy
 
@@ -25,11 +25,14 @@ def test_every_study_passes_its_own_checks_and_composes_every_training(path: Pat
     assert study.name == path.stem
     for run in [*study.trained, *study.efficiency]:
         assert study.run_dir(run).startswith(f"results/{study.name}/runs/{run}-")
-    for source in study.sources:
-        assert (ROOT / study.card(source)).is_file()
-    for kind in ("zero_shot", "retrieval", "alignment"):
-        for card in study.cards(kind):
-            assert (ROOT / card).is_file()
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.stem)
+def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
+    study = WorkflowStudy(yaml.safe_load(path.read_text()))
+    cards = [study.card(source) for source in study.sources] + study.report_cards()
+    cards += [card for protocol in PROTOCOLS for card in study.cards(protocol)]
+    assert cards and all((ROOT / card).is_file() for card in cards)
 
 
 @pytest.mark.parametrize(
@@ -143,19 +146,34 @@ def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> 
     assert WorkflowStudy(changed).run_dir("filip") != before
 
 
-def test_launchers(demo: dict) -> None:
-    assert WorkflowStudy(demo).launch().command() == (
-        "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train"
-    )
-    demo["launch"] = {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"}
-    assert (
-        "--hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500"
-        in WorkflowStudy(demo).launch().command()
-    )
+@pytest.mark.parametrize(
+    ("launch", "command"),
+    [
+        (
+            {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train",
+        ),
+        (
+            {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
+            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500 --no_local_rank "
+            "--module filip.train",
+        ),
+        (
+            {"launcher": "torchrun", "ranks_per_node": 4},
+            "torchrun --standalone --nproc_per_node 4 -m filip.train",
+        ),
+        ({"launcher": "srun", "nodes": 24, "ranks_per_node": 8}, "srun python -m filip.train"),
+    ],
+    ids=["deepspeed", "deepspeed on two nodes", "torchrun", "srun"],
+)
+def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
+    assert WorkflowStudy({**demo, "launch": launch}).launch().command() == command
+
+
+def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> None:
     demo["launch"] = {"launcher": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
-    study = WorkflowStudy(demo)
-    assert study.launch().command() == "srun python -m filip.train"
-    assert study.train_resources() == {"nodes": 24, "mpi": "srun", "tasks_per_node": 8, "runtime": 100}
+    resources = WorkflowStudy(demo).train_resources()
+    assert resources == {"nodes": 24, "mpi": "srun", "tasks_per_node": 8, "runtime": 100}
 
 
 @pytest.mark.parametrize("tuned", ["clip_ft", "filip_ft"])
@@ -176,10 +194,18 @@ def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> Non
     assert set(thrice.runs) == {f"{run}{end}" for run in once.runs for end in ("", "_s1", "_s2")}
     assert thrice.replicas("filip") == ["filip", "filip_s1", "filip_s2"]
     assert "seed=2" in thrice.train_arguments("filip_s2")
-    assert thrice.run_dir("filip") == once.run_dir("filip"), "the first seed is the run that there is already"
+    assert thrice.rows("zero_shot") == once.rows("zero_shot")
+
+
+def test_more_seeds_continue_from_the_run_that_there_is(demo: dict) -> None:
+    assert WorkflowStudy({**demo, "seeds": 3}).run_dir("filip") == WorkflowStudy(demo).run_dir("filip")
+
+
+def test_every_seed_is_evaluated(demo: dict) -> None:
+    study = WorkflowStudy({**demo, "seeds": 3})
     for protocol in ("zero_shot", "retrieval"):
-        assert {"clip_aug", "clip_aug_s1", "clip_aug_s2"} <= set(thrice.evaluated_by(protocol))
-    assert thrice.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
+        assert {"clip_aug", "clip_aug_s1", "clip_aug_s2"} <= set(study.evaluated_by(protocol))
+    assert study.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
 
 
 def test_the_config_beside_the_results_is_the_same_study(demo: dict, tmp_path: Path) -> None:
@@ -219,20 +245,22 @@ def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -
     assert "theirs" in study.evaluated_by("zero_shot") and "theirs" not in study.evaluated_by("alignment")
     assert study.model_file("theirs") == [] and study.model("theirs") == "open_clip:ViT-B-32"
     assert study.model_file("clip") == [study.model("clip")] == ["results/demo/models/clip.safetensors"]
+    assert "theirs" not in study.evaluated
+
+
+def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
     demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
     with pytest.raises(UserError, match=r"peers\.clip"):
         WorkflowStudy(demo)
 
 
-def test_as_many_translating_jobs_as_the_download_has_shards_for(demo: dict, tmp_path: Path) -> None:
-    for shards, parts in ((1, 0), (8, 0), (9, 2), (1242, 156)):
-        (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
-        assert len(WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")) == parts
-    assert (
-        WorkflowStudy(demo)
-        .translation_parts("demo", tmp_path / "download.json")[-1]
-        .endswith("translated/155-of-156.done")
-    )
+@pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156)])
+def test_as_many_translating_jobs_as_the_download_has_shards_for(
+    demo: dict, tmp_path: Path, shards: int, parts: int
+) -> None:
+    (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
+    found = WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")
+    assert found == [f"results/demo/data/demo/translated/{part}-of-{parts}.done" for part in range(parts)]
 
 
 def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
