@@ -245,7 +245,7 @@ def load_model(model: str) -> None:
     from filip.eval.scorer import load_scorer
 
     torch.set_num_threads(1)  # the processes share the cores
-    _scorers[:] = [load_scorer(model, device="cuda" if torch.cuda.is_available() else "cpu")]
+    _scorers[:] = [load_scorer(model, device="auto")]
 
 
 def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from filip.device import best_device
 from filip.errors import UserError
 
 
@@ -62,7 +63,7 @@ def load_encoder(model: str, image_size: int | None = None, device: str = "cpu")
     Raises UserError if the file, the architecture or the tag does not exist, or a file comes without its activation.
     """
     if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = str(best_device())
     if model.startswith("open_clip:"):
         from filip.eval.open_clip_encoder import OpenClipEncoder
 

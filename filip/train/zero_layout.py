@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.metadata import version
 from typing import Any
 
 import torch
@@ -32,14 +33,39 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
             f"DeepSpeed wrapped LAMB into {kind} in a way this version does not know; use zero_stage 0-3"
         )
     if hasattr(wrapper, "single_partition_of_fp32_groups"):
-        lamb.bind(_stage_1_and_2(wrapper, names))
+        layouts = _stage_1_and_2(wrapper, names)
     elif hasattr(wrapper, "fp32_partitioned_groups_flat"):
-        lamb.bind(_stage_3(wrapper, names))
+        layouts = _stage_3(wrapper, names)
     else:
         raise UserError(
             f"LAMB cannot find whole parameters in DeepSpeed's {kind}; choose zero_stage 1, 2 or 3, "
             "or optimizer.name=adamw"
         )
+    _check_complete(layouts, engine.module)
+    lamb.bind(layouts)
+
+
+def _check_complete(layouts: dict[Tensor, Layout], module: nn.Module) -> None:
+    """UserError unless the stretches of all ranks add up to each parameter: one all-reduce.
+
+    They would not if another version of DeepSpeed gave an attribute that is read here another meaning.
+    """
+    sizes = {name: int(getattr(p, "ds_numel", p.numel())) for name, p in module.named_parameters()}
+    held = dict.fromkeys((name for layout in layouts.values() for name in layout.names), 0)
+    for layout in layouts.values():
+        for size, owner in zip(layout.sizes, layout.owners, strict=True):
+            if owner >= 0:
+                held[layout.names[owner]] += size
+    flat, layout = next(iter(layouts.items()))
+    totals = torch.tensor(list(held.values()), device=flat.device)
+    torch.distributed.all_reduce(totals, group=layout.group)
+    for name, total in zip(held, totals.tolist(), strict=True):
+        if total != sizes[name]:
+            raise UserError(
+                f"LAMB found {total} of the {sizes[name]} elements of {name} in the tensors of DeepSpeed "
+                f"{version('deepspeed')}, so its trust ratios would be wrong; install the version that pyproject.toml "
+                "names, or choose optimizer.name=adamw"
+            )
 
 
 def check_deepspeed_settings(settings: dict[str, Any]) -> None:

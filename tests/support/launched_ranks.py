@@ -58,6 +58,10 @@ class Process:
         if self.poll() is None:
             os.kill(self.pid, number)
 
+    def signal_group(self, number: signal.Signals) -> None:
+        """To the process and everything that it has started."""
+        os.killpg(self.pid, number)
+
     def kill(self) -> None:
         self.send_signal(signal.SIGKILL)
 

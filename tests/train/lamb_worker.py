@@ -9,8 +9,10 @@ import sys
 import torch
 from torch import Tensor, nn
 
+from filip.errors import UserError
+from filip.train import zero_layout
 from filip.train.lamb import Lamb
-from filip.train.ranks import start_ranks
+from filip.train.ranks import Ranks, start_ranks
 from filip.train.zero_layout import bind_lamb
 
 
@@ -91,6 +93,24 @@ def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
     )
 
 
+def refuses_a_lost_stretch(stage: int, ranks: Ranks) -> float:
+    """1 if every rank refuses LAMB where the last rank does not find the first stretch of one of its tensors."""
+    whole = zero_layout._layout
+
+    def incomplete(flat, parameters, names, stretches, group):  # type: ignore[no-untyped-def]
+        lost = ranks.rank == ranks.world_size - 1
+        return whole(flat, parameters, names, stretches[1:] if lost else stretches, group)
+
+    zero_layout._layout = incomplete
+    try:
+        under_zero(stage, 1, ranks.rank, ranks.world_size, bind=True)
+    except UserError as error:
+        return float("elements of" in str(error))
+    finally:
+        zero_layout._layout = whole
+    return 0.0
+
+
 def main() -> None:
     ranks = start_ranks(threads=1)
     expected = plain(5, ranks.world_size)
@@ -100,6 +120,7 @@ def main() -> None:
         )
         for stage, bind in ((0, True), (1, True), (2, True), (3, True), (1, False), (3, False))
     }
+    errors |= {f"stage {stage} refused": refuses_a_lost_stretch(stage, ranks) for stage in (1, 3)}
     if ranks.is_main:
         print("ERRORS", json.dumps(errors), flush=True)
     os._exit(0)

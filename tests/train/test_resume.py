@@ -184,5 +184,21 @@ def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: P
         assert text.count("error:") == 1 and sentence in text and "Traceback" not in text, text
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_to_the_loaders_workers_too_still_saves(
+    number: signal.Signals, squares: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    arguments = train_arguments(squares, run, "max_steps=2000", "data.workers=2")
+    ranks = Ranks(1, arguments, tmp_path / "log")
+    while "step 3/" not in ranks.text() and ranks.processes[0].poll() is None:
+        time.sleep(0.1)
+    ranks.processes[0].signal_group(number)
+    assert ranks.wait() == [85], ranks.text()[-2000:]
+    assert len(complete_checkpoints(run / "checkpoints")) == 1
+    assert ranks.text().count("saving at the next step boundary") == 1
+
+
 def has_fp16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())

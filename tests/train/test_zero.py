@@ -22,6 +22,7 @@ def test_a_lamb_step_is_the_single_process_step_at_every_stage(world_size: int, 
     errors = json.loads(line.removeprefix("ERRORS"))
     for stage in range(4):
         assert errors[f"stage {stage}"] < 2e-5, errors
+    assert errors["stage 1 refused"] == errors["stage 3 refused"] == 1.0
     # The same comparison sees what happens to flat slices without the layout, so it would see a wrong one.
     assert errors["stage 1 unbound"] > 1e-2 and errors["stage 3 unbound"] > 1e-2, errors
 

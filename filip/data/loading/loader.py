@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import random
+import signal
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -198,6 +199,7 @@ class PairLoader:
             prefetch_factor=config.data.prefetch if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
+            worker_init_fn=ignore_signals,
             generator=torch.Generator(),  # else each epoch's start would draw from torch's global one
         )
 
@@ -281,6 +283,15 @@ class _Rest(Sampler[tuple[int, int]]):
 
     def __len__(self) -> int:
         return self.batches - self.at.batch
+
+
+def ignore_signals(_: int) -> None:
+    """In a worker: leave it to the training process what a signal means.
+
+    Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def build_loader(
