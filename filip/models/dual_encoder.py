@@ -35,7 +35,7 @@ class Encoded(NamedTuple):
     image: Tensor  # [b, n1, d] (token_wise) or [b, d] (pooled)
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
-    pooled: PooledFeatures | None = None  # beside tokens, where they were asked for
+    pooled: PooledFeatures | None = None  # in addition to tokens, if requested
 
 
 class DualEncoder(nn.Module):
@@ -70,7 +70,7 @@ class DualEncoder(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, pooled: bool = False) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
-        ``pooled`` asks for pooled vectors beside the tokens; the image tower must have a [CLS] token.
+        ``pooled`` requests pooled vectors in addition to the tokens; the image tower must have a [CLS] token.
         """
         states, text = self.image(pixels), self.encode_text(ids, lengths)
         vectors = None

@@ -24,7 +24,7 @@ def train(config: TrainConfig) -> None:
         result=R.json data.sources='[{shards: DIR, captions: DIR}]'
 
     experiment=demo|ablation|base|large|finetune_coco|… (filip/conf/experiment) is a complete setting, model=… a size;
-    options after them win. A run that was stopped goes on when started again. docs/training.md is the manual.
+    options after them win. A run that was stopped continues when it is started again. docs/training.md is the manual.
     """
     from filip.train import loop  # imports torch's compiler and more: not for --help
 

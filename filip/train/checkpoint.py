@@ -125,7 +125,7 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
     families = {0: "0", 1: "1/2", 2: "1/2", 3: "3"}
     if families[saved.zero_stage] != families[zero_stage]:
         raise UserError(
-            f"the checkpoint was saved under ZeRO-{saved.zero_stage} and zero_stage={zero_stage} was asked for: "
+            f"the checkpoint was saved under ZeRO-{saved.zero_stage} and this run has zero_stage={zero_stage}: "
             "DeepSpeed converts only within stages 1 and 2, or within 3; resume with "
             f"zero_stage={saved.zero_stage}, or start a new run from its weights "
             "(python -m filip.export, then init_from=…)"
@@ -203,7 +203,7 @@ def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: P
 
 
 def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
-    """DeepSpeed's world-size-free form of a checkpoint, made once, by the first rank, beside it."""
+    """DeepSpeed's universal form of a checkpoint, for any world size; made once, by the first rank, next to it."""
     target = checkpoint.parent / f"universal-{checkpoint.name}"
     with raise_together(ranks):
         if ranks.is_main and not target.is_dir():

@@ -149,7 +149,7 @@ class TrainConfig:
     loss: dict[str, float | None] = option(
         dict.fromkeys(TERMS),
         "weight of each term; null = 1 for the one that model.interaction names, 0 for the others (the paper). "
-        "SPARC (2024) needed pooled > 0 beside token_wise for stability at scale",
+        "SPARC (2024) needed pooled > 0 in addition to token_wise for stability at scale",
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 

@@ -126,7 +126,7 @@ def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -
 
 
 def require_precision(config: TrainConfig) -> None:
-    """UserError if this machine cannot train in ``config.precision``; applies the patch for tests if asked to."""
+    """UserError if this machine cannot train in ``config.precision``. ``fp16_on_cpu`` patches DeepSpeed to allow it."""
     accelerator = deepspeed_accelerator()
     if config.precision == "bf16" and not accelerator.is_bf16_supported():
         raise UserError(f"precision=bf16: this {accelerator.device_name()} has no bf16; use precision=fp32")
@@ -150,7 +150,7 @@ class Engine:
     model: DualEncoder
     batching: Batching
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
-    pooled: bool  # the loss reads pooled vectors beside the tokens
+    pooled: bool  # the loss reads pooled vectors in addition to the tokens
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Forward pass of this rank's pixels, ids and lengths."""
@@ -236,7 +236,7 @@ def make_engine(
     )
     scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
-        scaler.raise_error_at_min_scale = False  # the watchdog stops the run, in words
+        scaler.raise_error_at_min_scale = False  # the watchdog stops the run, with a message
     pooled = loss.reads_vectors() and model.config.interaction == "token_wise"
     engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, pooled)
     engine.bind()

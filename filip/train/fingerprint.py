@@ -9,7 +9,7 @@ from typing import Any
 from filip.files import digest
 from filip.train.config import TrainConfig
 
-# Everything below one of these names changes speed, place or reporting, but not what is learned (beyond rounding).
+# These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
     "run", "run_dir", "out", "result", "resume", "log_every", "warmup_timing", "checkpoint", "watchdog", "eval",
     "threads", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache", "data.workers", "data.prefetch",

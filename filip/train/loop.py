@@ -206,9 +206,9 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     outputs: list[StepOutput] = []
     data_wait = 0.0
     for _ in range(run.batching.accumulation):
-        asked = time.perf_counter()
+        waiting_since = time.perf_counter()
         batch = next(batches)
-        data_wait += time.perf_counter() - asked
+        data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
         outputs.append(one_batch(run, batch, inspect))

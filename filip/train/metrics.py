@@ -29,7 +29,7 @@ class StepMetrics:
 def over_ranks(
     outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool
 ) -> StepMetrics:
-    """One all-reduce for the metrics of this rank's contrastive batches and for what it wants of the others."""
+    """One all-reduce for the metrics of this rank's contrastive batches and for its requests to the others."""
     names = list(outputs[0].metrics)
     means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
     device = means[0].device

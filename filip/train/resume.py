@@ -77,6 +77,11 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
             checkpoint, saved, state, (*_differences(saved, state), *_init_change(saved, state))
         )
     if is_finished(run_dir):
+        if Path(config.result).is_file() and Path(config.out).is_file():
+            raise UserError(
+                f"this run has finished: its result is {config.result}. Delete that file or give resume=never to train "
+                "again, or resume=PATH to continue from a checkpoint"
+            )
         return Resumption(start_again=True, notes=("this run has finished before; it starts again",))
     checkpoint, notes = newest_intact(folder)
     if checkpoint is None:
@@ -118,7 +123,7 @@ def _init_change(saved: LoopState, state: LoopState) -> list[str]:
 
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:
-    """Learning settings and data that are not those of the checkpoint, each in words."""
+    """What differs from the checkpoint in learning settings and data, one sentence each."""
     found = changed_settings(saved.settings, state.settings)
     if saved.manifests and sorted(saved.manifests.values()) != sorted(state.manifests.values()):
         for place in sorted(saved.manifests.keys() | state.manifests.keys()):

@@ -103,13 +103,13 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep only lines up to ``step``: a resumed run writes the rest again."""
     if not path.exists():
         return
-    kept = []
+    lines = []
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             if json.loads(line)["step"] <= step:
-                kept.append(line)
+                lines.append(line)
         except (ValueError, KeyError):
             continue  # a line cut short by a kill
     part = path.with_name(f".{path.name}.part")
-    part.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    part.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     os.replace(part, path)

@@ -93,7 +93,7 @@ def reading_universal(engine: Any) -> Iterator[None]:
     """Around the load of a universal checkpoint.
 
     The setting is DeepSpeed's ``{"checkpoint": {"load_universal": true}}``, but for this load only: a rollback reads
-    this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank that holds nothing of a
+    this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank without any part of a
     parameter group (a group of one scalar, the temperature, on two ranks). Such a rank gets a piece of length 0.
     """
     from deepspeed.utils.tensor_fragment import fragment_address, tensor_fragment

@@ -113,6 +113,17 @@ def test_a_finished_run_starts_again_and_never_overwrites_what_it_had(run: Path)
     assert "torch" in starts[0]["versions"] and "commit" in starts[0]
 
 
+def test_a_finished_run_with_its_result_is_not_trained_again_by_accident(run: Path) -> None:
+    config = compose("model=tiny")
+    config.out, config.result = str(run / "model.safetensors"), str(run / "result.json")
+    config.run_dir = str(run)
+    record_finish(run, 30, None)
+    for path in (config.out, config.result):
+        Path(path).touch()
+    with pytest.raises(UserError, match=r"has finished: its result is .*result\.json"):
+        choose_checkpoint(config, state_of(config, **SAME), ALONE)
+
+
 def test_never_renames_and_counts_up(run: Path) -> None:
     for number in (1, 2):
         assert choose(run, resume="never").start_again

@@ -1,7 +1,7 @@
 """CLIP's loss: one vector per image and caption (Radford et al., 2021).
 
-Beside ``token_wise`` it reads [CLS] and [EOS] through the projections that all tokens go through. SPARC (Bica et al.,
-2024) found the token-wise loss alone unstable at scale, and stable with this term beside it.
+Together with ``token_wise`` it reads [CLS] and [EOS] through the projections that all tokens go through. SPARC (Bica et
+al., 2024) found the token-wise loss alone unstable at scale, and stable with this term added.
 """
 
 from __future__ import annotations
