@@ -16,14 +16,16 @@ from filip.errors import UserError
 
 
 @contextmanager
-def replacing(path: str | Path) -> Iterator[Path]:
+def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
     """Yield a path beside ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
-    The name is fixed (``.NAME.part``), so that a rerun overwrites what a killed run left.
+    The name is fixed (``.NAME.part``), so that a rerun overwrites what a killed run left; ``shared``: a name of
+    this process's own, for files that several processes may write at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.part")
+    own = f".{os.uname().nodename}.{os.getpid()}" if shared else ""
+    part = path.with_name(f".{path.name}{own}.part")
     try:
         yield part
         os.replace(part, path)

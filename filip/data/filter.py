@@ -25,8 +25,7 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
-from filip.data.loading.pair_index import IMAGE_SUFFIXES, split_key
-from filip.data.loading.tar_index import scan_tar
+from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing, sha256_of
@@ -165,13 +164,11 @@ def _measure(
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
     """(key, encoded image) of every sample of a shard, in its order."""
-    members, _ = scan_tar(tar)
+    index = shard_index(tar)
     file = os.open(tar, os.O_RDONLY)
     try:
-        for member in members:
-            key, suffix = split_key(member.name)
-            if suffix.lower() in IMAGE_SUFFIXES:
-                yield key, os.pread(file, member.size, member.offset)
+        for key, n in index.images().items():
+            yield key, os.pread(file, index.sizes[n], index.offsets[n])
     finally:
         os.close(file)
 

@@ -25,6 +25,8 @@ import webdataset as wds
 
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
+from filip.data.loading.shard_index import index_of, index_path, shard_index
+from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
 from filip.files import locked
 from tests.data import hostile
@@ -114,6 +116,9 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         with tarfile.open(tar) as file:
             keys = [name.split(".")[0] for name in file.getnames()]
         assert keys == sorted(keys)
+        written = index_path(tar).stat().st_mtime_ns
+        assert shard_index(tar) == index_of(scan_tar(tar)[0])
+        assert index_path(tar).stat().st_mtime_ns == written, "the download's own index was up to date"
         rows = pq.read_table(tar.with_suffix(".parquet"))
         assert rows["key"].to_pylist() == sorted(rows["key"].to_pylist())
         assert json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())["count"] == rows.num_rows

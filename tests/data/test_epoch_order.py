@@ -2,36 +2,44 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import numpy as np
 import pytest
 
-from filip.data.loading.epoch_order import lane_length, lane_slots
+from filip.data.loading.epoch_order import EpochOrder, group_length
 
 COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
 
 
-def plan(counts: list[np.ndarray], weights: list[float], **options: int) -> np.ndarray:
+def order(
+    counts: list[np.ndarray], weights: list[float], group: int = 0, step: int = 17, **options: int
+) -> np.ndarray:
+    """All slots of a reader group [n, 3], asked for in steps as batches do."""
     settings = {"seed": 1, "epoch": 0, "shuffle_window_shards": 3} | options
-    return np.stack(lane_slots(counts, weights, **settings), axis=1)  # type: ignore[arg-type]
+    epoch = EpochOrder(counts, weights, **settings)  # type: ignore[arg-type]
+    length = group_length(counts, weights, group, settings.get("reader_groups", 1))
+    parts = [epoch.slots(group, at, min(at + step, length)) for at in range(0, length, step)]
+    return np.concatenate([np.stack(part, axis=1) for part in parts])
 
 
 def test_each_sample_once() -> None:
     for epoch in range(3):
-        slots = plan([COUNTS], [1.0], epoch=epoch)
+        slots = order([COUNTS], [1.0], epoch=epoch)
         assert np.array_equal(np.sort(slots[:, 1]), np.arange(100))
         assert not slots[:, [0, 2]].any()
 
 
 def test_orders_differ_by_epoch_and_seed_only() -> None:
-    first = plan([COUNTS], [1.0])
-    assert np.array_equal(first, plan([COUNTS], [1.0]))
-    assert not np.array_equal(first, plan([COUNTS], [1.0], epoch=1))
-    assert not np.array_equal(first, plan([COUNTS], [1.0], seed=2))
+    first = order([COUNTS], [1.0])
+    assert np.array_equal(first, order([COUNTS], [1.0]))
+    assert not np.array_equal(first, order([COUNTS], [1.0], epoch=1))
+    assert not np.array_equal(first, order([COUNTS], [1.0], seed=2))
 
 
 def test_shuffling_is_thorough_within_a_window_and_stays_within() -> None:
     counts = np.full(40, 50)
-    shard = plan([counts], [1.0], shuffle_window_shards=4)[:, 1] // 50
+    shard = order([counts], [1.0], shuffle_window_shards=4)[:, 1] // 50
     windows = [set(shard[i : i + 200]) for i in range(0, 2000, 200)]
     assert all(len(w) == 4 for w in windows)
     assert set.union(*windows) == set(range(40))
@@ -41,13 +49,13 @@ def test_shuffling_is_thorough_within_a_window_and_stays_within() -> None:
 
 
 @pytest.mark.parametrize("reader_groups", [1, 2, 3, 7])
-def test_lanes_share_every_sample_and_few_shards(reader_groups: int) -> None:
+def test_reader_groups_share_every_sample_and_few_shards(reader_groups: int) -> None:
     counts = [np.full(50, 20), COUNTS]
-    parts = [plan(counts, [1.0, 1.0], lane=i, reader_groups=reader_groups) for i in range(reader_groups)]
+    parts = [order(counts, [1.0, 1.0], group=i, reader_groups=reader_groups) for i in range(reader_groups)]
     together = np.concatenate(parts)
     assert len(np.unique(together, axis=0)) == len(together) == 1100
     assert [len(p) for p in parts] == [
-        lane_length(counts, [1.0, 1.0], i, reader_groups) for i in range(reader_groups)
+        group_length(counts, [1.0, 1.0], i, reader_groups) for i in range(reader_groups)
     ]
     assert max(map(len, parts)) - min(map(len, parts)) <= 2
     for part in parts:
@@ -57,19 +65,67 @@ def test_lanes_share_every_sample_and_few_shards(reader_groups: int) -> None:
 
 def test_weights_are_passes_over_a_source() -> None:
     counts, weights = [np.array([40, 60]), COUNTS, np.array([10])], [2.5, 0.3, 0.0]
-    slots = plan(counts, weights)
-    assert len(slots) == 280 == lane_length(counts, weights, 0, 1)
+    slots = order(counts, weights)
+    assert len(slots) == 280 == group_length(counts, weights, 0, 1)
     first = slots[slots[:, 0] == 0]
     for visit, expected in ((0, 100), (1, 100), (2, 50)):
         seen = first[first[:, 2] == visit, 1]
         assert len(np.unique(seen)) == len(seen) == expected
     assert (slots[:, 0] == 1).sum() == 30
     # another epoch, another part of a source that is seen in part
-    later = plan(counts, weights, epoch=1)
+    later = order(counts, weights, epoch=1)
     assert set(later[later[:, 0] == 1, 1]) != set(slots[slots[:, 0] == 1, 1])
 
 
 def test_sources_are_mixed_evenly() -> None:
-    slots = plan([np.full(10, 90), np.full(3, 100)], [1.0, 1.0])
+    slots = order([np.full(10, 90), np.full(3, 100)], [1.0, 1.0])
     share = (slots[:, 0].reshape(-1, 40) == 1).sum(axis=1)
     assert set(share) == {10}  # 300 of 1200, ten in each forty
+
+
+BIG = np.random.default_rng(0).integers(0, 4000, 150)
+THIRD = np.array([13, 801, 2, 0, 444, 97, 350, 612])
+FIXED = {  # computed with commit da902be, which held the order of a whole epoch
+    "one source": ([BIG], [1.0], {"seed": 3, "shuffle_window_shards": 16}, "07948e363b534c0f"),
+    "a later epoch, in groups": (
+        [BIG],
+        [1.0],
+        {"seed": 3, "epoch": 7, "shuffle_window_shards": 4, "group": 2, "reader_groups": 5},
+        "f9a1b24ec8a84aba",
+    ),
+    "three sources": (
+        [BIG, COUNTS, THIRD],
+        [1.0, 2.5, 0.3],
+        {"seed": 11, "epoch": 2, "group": 1, "reader_groups": 3},
+        "88717b2cc0399b6c",
+    ),
+    "equal sources": (
+        [COUNTS, COUNTS],
+        [1.0, 1.0],
+        {"seed": 5, "epoch": 1, "shuffle_window_shards": 2},
+        "37981773852f18b0",
+    ),
+    "a source left out": (
+        [COUNTS, BIG],
+        [0.0, 0.75],
+        {"seed": 5, "epoch": 1, "shuffle_window_shards": 64, "reader_groups": 2},
+        "6b623d33d28cfe28",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", FIXED)
+@pytest.mark.parametrize("step", [1999, 50_000])
+def test_the_order_is_that_of_older_versions(case: str, step: int) -> None:
+    """A checkpoint holds a batch number only: another order would repeat some pairs and skip others."""
+    counts, weights, options, expected = FIXED[case]
+    slots = np.ascontiguousarray(order(counts, weights, step=step, **options).T, dtype="<i8")
+    assert hashlib.sha256(slots.tobytes()).hexdigest()[:16] == expected
+
+
+def test_only_the_windows_in_use_are_held() -> None:
+    counts = [np.full(4000, 50), np.full(1000, 50)]
+    epoch = EpochOrder(counts, [1.0, 2.0], seed=0, epoch=0, shuffle_window_shards=16, reader_groups=4)
+    for at in range(0, 75_000, 500):
+        epoch.slots(1, at, at + 500)
+    assert sum(map(len, epoch._windows.values())) <= 2 * 2 * 16 * 50

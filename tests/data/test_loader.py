@@ -3,8 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import gc
+import hashlib
 import itertools
+import os
+import random
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -230,7 +236,7 @@ def test_sources_are_mixed_by_weight(pairs: Pairs, tmp_path: Path) -> None:
         assert (batch["group"] < 0).sum() == 9  # 90 of 120 pairs, in every batch
 
 
-def test_lanes_keep_ranks_on_shards_of_their_own(tmp_path: Path) -> None:
+def test_reader_groups_keep_ranks_on_shards_of_their_own(tmp_path: Path) -> None:
     data = write_pairs(tmp_path / "reader_groups", [5] * 8)
     ranks = [
         list(loader(data, batch_size=4, rank=r, world_size=2, reader_groups=2, transform=EvalTransform(16)))
@@ -327,12 +333,108 @@ def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
     assert batch["ids"][0, : batch["lengths"][0]].tolist() == tokenize(f"thing {n} 0")[0][0].tolist()
 
 
-def test_few_open_shards(tmp_path: Path) -> None:
-    """A reader keeps a shuffle_window_shards of shards open, not all of them."""
-    data = write_pairs(tmp_path / "many", [2] * 30)
-    stream = loader(data, shuffle_window_shards=3)
-    assert len(keys(list(stream))) == 60
-    assert len(stream.stream._open) <= 4
+class Draws:
+    """Stands in for the augmentation: records the random numbers that it was given."""
+
+    image_size = 4
+
+    def __init__(self) -> None:
+        self.seen: list[float] = []
+
+    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
+        self.seen.append(rng.random())
+        return np.zeros((4, 4, 3), np.uint8)
+
+
+@pytest.mark.parametrize(
+    ("window", "groups", "expected"),
+    [(2, 1, "57de8ec06ac6297b"), (2, 2, "70ce50b3c608328e"), (3, 4, "bc9245c6822f8041")],
+)
+def test_batches_are_those_of_older_versions(tmp_path: Path, window: int, groups: int, expected: str) -> None:
+    """Two epochs of two ranks and two sources: numbers computed with commit da902be."""
+    first = write_pairs(tmp_path / "a", [9, 1, 14, 0, 6, 8])
+    second = write_pairs(tmp_path / "b", [5, 5, 11, 2], captions=3).source
+    sources = [first.source, Source(second.shards, second.captions, weight=1.5)]
+    seen = hashlib.sha256()
+    draws: list[float] = []
+    options = {"seed": 9, "world_size": 2, "shuffle_window_shards": window, "reader_groups": groups}
+    for epoch in range(2):
+        for rank in range(2):
+            recorder = Draws()
+            for batch in loader(sources, rank=rank, epoch=epoch, transform=recorder, **options):
+                content = (batch["key"], batch["group"].tolist(), batch["ids"].tolist())
+                seen.update(repr(content).encode())
+            draws += recorder.seen
+    seen.update(repr(draws).encode())
+    assert seen.hexdigest()[:16] == expected
+
+
+def open_tars() -> int:
+    """Descriptors of this process that are shards."""
+    links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+    return sum(link.endswith(".tar") for link in links)
+
+
+@pytest.mark.parametrize(("groups", "world_size"), [(1, 1), (8, 8), (8, 2)])
+def test_open_shards_are_bounded_by_the_window_and_not_by_the_groups(
+    tmp_path: Path, groups: int, world_size: int
+) -> None:
+    """A rank keeps a window of its own reader groups open, whatever groups other ranks read from."""
+    data = write_pairs(tmp_path / "many", [2] * 160, size=8)
+    options = {"shuffle_window_shards": 3, "reader_groups": groups, "transform": EvalTransform(8)}
+    stream = loader(data, batch_size=8 // world_size, world_size=world_size, **options)
+    before, most, opened = open_tars(), 0, set()
+    open_shard = stream.stream._shard
+
+    def watched(source: int, shard: int) -> Any:
+        opened.add(shard)
+        return open_shard(source, shard)
+
+    stream.stream._shard = watched  # type: ignore[method-assign]
+    for _ in stream:
+        most = max(most, open_tars() - before)
+    of_this_rank = groups // world_size
+    assert most <= (3 + 1) * of_this_rank
+    assert len(opened) >= 20 > most or world_size == 2
+
+
+def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "many", [1] * 120, size=8)
+    code = (
+        "import resource, sys; import torch\n"
+        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.data.loading.loader import build_loader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
+        "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
+    )
+    arguments = [sys.executable, "-c", code, data.source.shards, str(data.source.captions)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "120", done.stderr
+
+
+def test_a_disk_that_fails_is_no_broken_image(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be replaced by another image, and counted as undecodable."""
+
+    def fails(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    stream = loader(pairs)
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(UserError, match=r"cannot read .* of the shard .*\.tar: Input/output error"):
+        next(iter(stream))
+
+
+def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice was to delete it."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stream = loader(pairs)
+    monkeypatch.setattr("filip.data.loading.pair_index.pq.read_table", fails)
+    with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
+        next(iter(stream))
 
 
 def test_mistakes_are_named(pairs: Pairs, tmp_path: Path) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import os
 import signal
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -12,8 +14,10 @@ import numpy as np
 import pytest
 
 from filip.data.loading.config import Source
-from filip.data.loading.pair_index import ShardCaptions, caption_group, index_source
+from filip.data.loading.pair_index import ShardCaptions, index_source
+from filip.data.loading.shard_index import index_path, shard_index
 from filip.data.loading.tar_index import scan_tar
+from filip.data.sidecar import group_id
 from filip.errors import UserError
 from tests.data.pair_shards import key_of, write_pairs
 from tests.support.shards import write_sidecar
@@ -113,29 +117,106 @@ def test_captions_from_the_tar(tmp_path: Path) -> None:
     rows = index.row[3:]
     assert [captions.text(r, 0.9) for r in rows] == ["thing 3 0", "thing 4 0"]
     assert [captions.key(int(r)) for r in rows] == [key_of(1, 0), key_of(1, 1)]
-    assert captions.group[rows[0]] == caption_group("THING  3 0")
+    assert captions.group[rows[0]] == group_id("THING  3 0.")
     assert captions.group[rows[0]] != captions.group[rows[1]]
 
 
-def test_the_cache_is_used_and_follows_the_files(tmp_path: Path) -> None:
+def no_scan(path: Path) -> None:
+    raise AssertionError(f"{path} was scanned")
+
+
+def test_a_shard_is_scanned_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = write_pairs(tmp_path, [3])
+    first = shard_index(pairs.tar(0))
+    assert index_path(pairs.tar(0)).is_file()
+    with monkeypatch.context() as patch:
+        patch.setattr("filip.data.loading.shard_index.scan_tar", no_scan)
+        assert shard_index(pairs.tar(0)) == first
+    members, _ = scan_tar(pairs.tar(0))
+    assert [*zip(first.offsets, first.sizes, strict=True)] == [(m.offset, m.size) for m in members]
+    assert [f"{k}.{s}" for k, s in zip(first.keys, first.suffixes, strict=True)] == [m.name for m in members]
+
+
+@pytest.mark.parametrize("change", ["grown", "touched", "index broken", "index of another shard"])
+def test_a_stale_shard_index_is_made_anew(tmp_path: Path, change: str) -> None:
+    pairs, other = write_pairs(tmp_path / "a", [3]), write_pairs(tmp_path / "b", [4])
+    tar, index = pairs.tar(0), index_path(pairs.tar(0))
+    shard_index(tar)
+    if change == "grown":
+        tar.write_bytes(other.tar(0).read_bytes())
+    elif change == "touched":
+        content, stat = other.tar(0).read_bytes()[: tar.stat().st_size], tar.stat()
+        tar.write_bytes(content)
+        os.utime(tar, ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    elif change == "index broken":
+        index.write_bytes(b"PAR1 nonsense")
+    else:
+        shard_index(other.tar(0))
+        index.write_bytes(index_path(other.tar(0)).read_bytes())
+    members, defect = scan_tar(tar)
+    found = shard_index(tar)
+    assert (found.offsets, found.sizes, found.defect) == (
+        [m.offset for m in members],
+        [m.size for m in members],
+        defect,
+    )
+
+
+def test_all_who_ask_share_one_join_until_a_file_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pairs = write_pairs(tmp_path, [3, 4])
     pairs.sidecar(1).unlink()
-    cache = tmp_path / "cache"
-    first, second = index_source(pairs.source, cache), index_source(pairs.source, cache)
-    assert isinstance(second.offset, np.memmap)
-    assert not isinstance(first.offset, np.memmap)
+    first = index_source(pairs.source)
+    with monkeypatch.context() as patch:
+        patch.setattr("filip.data.loading.pair_index._index_shard", no_scan)
+        second = index_source(pairs.source)
+    for index in (first, second):
+        assert all(isinstance(array, np.memmap) for array in (index.offset, index.size, index.row))
     for name in ("offset", "size", "row", "counts"):
         assert np.array_equal(getattr(first, name), getattr(second, name))
     assert second.problems == first.problems == {"shards_without_sidecar": 1, "missing_sidecar": 4}
     write_sidecar(pairs.sidecar(1), [(key_of(1, 2), ["now"], 5)])
-    assert index_source(pairs.source, cache).counts.tolist() == [3, 1]
-    assert len(list(cache.glob("index-*"))) == 2
+    assert index_source(pairs.source).counts.tolist() == [3, 1]
+    folder = Path(pairs.source.captions or "") / "_index"
+    assert len(list(folder.glob("*-*"))) == 1, "the stale one is gone"
+
+
+def test_a_read_only_data_set_is_indexed_elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pairs = write_pairs(tmp_path / "data", [3, 4])
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "tmp"))
+    monkeypatch.setattr(
+        "os.access", lambda path, mode: False
+    )  # a test may run as root, who may write anywhere
+    assert len(index_source(pairs.source)) == 7
+    assert len(list((tmp_path / "tmp").glob("filip-index-*/*-*"))) == 1
+    assert len(index_source(pairs.source, tmp_path / "given")) == 7
+    assert len(list((tmp_path / "given").glob("*-*"))) == 1
+
+
+def test_processes_that_ask_at_once_build_one_join(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [3] * 12)
+    code = (
+        "import sys; from filip.data.loading.config import Source\n"
+        "from filip.data.loading import pair_index\n"
+        "build = pair_index._build\n"
+        "def told(*arguments): print('built'); build(*arguments)\n"
+        "pair_index._build = told\n"
+        "print(len(pair_index.index_source(Source(*sys.argv[1:]))))\n"
+    )
+    arguments = [sys.executable, "-c", code, pairs.source.shards, str(pairs.source.captions)]
+    running = [subprocess.Popen(arguments, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    said = [process.communicate()[0].split() for process in running]
+    assert [lines[-1] for lines in said] == ["36"] * 3
+    assert sum("built" in lines for lines in said) == 1
 
 
 def test_several_processes_find_the_same(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [3, 0, 4, 2])
     pairs.sidecar(2).unlink()
-    one, three = index_source(pairs.source), index_source(pairs.source, processes=3)
+    one = index_source(pairs.source, tmp_path / "one")
+    three = index_source(pairs.source, tmp_path / "three", processes=3)
     for name in ("offset", "size", "row", "counts"):
         assert np.array_equal(getattr(one, name), getattr(three, name))
     assert one.problems == three.problems != {}

@@ -33,6 +33,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.fetching.fetch import DEADLINE, fetch
+from filip.data.loading.shard_index import index_of, write_index
+from filip.data.loading.tar_index import Member
 from filip.errors import UserError
 from filip.progress import say
 from filip.worker_pool import die_with_parent
@@ -94,7 +96,7 @@ class ListReader:
 
 
 class OrderedWriter:
-    """img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, without time stamps.
+    """img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, without time stamps, and NNNNN.index.
 
     Samples arrive in any order: their bytes wait in a spool file, their metadata in memory.
     """
@@ -133,21 +135,25 @@ class OrderedWriter:
             raise
 
     def close(self) -> None:
-        """Write the tar and the Parquet file."""
+        """Write the tar, its index and the Parquet file."""
         try:
             if self.failure:
                 raise self.failure
             self.rows.sort(key=lambda row: row["key"])
             table = pa.Table.from_pylist(self.rows, self.schema)
             pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
+            members = []
             with open(self.path.with_suffix(".tar"), "wb") as tar:
                 for key, places in sorted(self.samples):
                     for extension, start, size in places:
                         self.spool.seek(start)
-                        tar.write(_tar_header(f"{key}.{extension}", size))
+                        name = f"{key}.{extension}"
+                        tar.write(_tar_header(name, size))
+                        members.append(Member(name, tar.tell(), size))
                         tar.write(self.spool.read(size))
                         tar.write(b"\0" * (-size % tarfile.BLOCKSIZE))
                 tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+            write_index(self.path.with_suffix(".tar"), index_of(members))
         finally:
             self.spool.close()
 
@@ -183,7 +189,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
             rows = pq.read_metadata(staging / f"{name}.parquet").num_rows
             if rows != stats["count"]:
                 raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
-            for suffix in (".tar", ".parquet", "_stats.json"):
+            for suffix in (".tar", ".index", ".parquet", "_stats.json"):
                 os.replace(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
         finally:
             shutil.rmtree(staging, ignore_errors=True)

@@ -48,6 +48,11 @@ class DataConfig(AugmentConfig):
         "groups of ranks with shards of their own: 1 on one machine, else the number of ranks or a divisor of it, so "
         "that a rank does not read from every shard; the order of pairs depends on it",
     )
+    index_folder: str | None = option(
+        None,
+        "folder for the index of all shards, which the ranks of a machine share; null = beside the side-cars, or in "
+        "the machine's temporary folder where those are read-only",
+    )
 
 
 @dataclass(frozen=True)

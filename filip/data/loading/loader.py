@@ -11,10 +11,12 @@ import json
 import logging
 import os
 import random
+import resource
 import signal
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +24,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip.data.loading.config import StreamConfig
-from filip.data.loading.epoch_order import Slots, lane_length, lane_slots
+from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.images import UNDECODABLE
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import EvalTransform, TrainTransform, normalize
@@ -45,49 +47,53 @@ class PairStream(Dataset[Batch]):
         transform: TrainTransform | EvalTransform,
     ) -> None:
         self.indices, self.config, self.transform = list(indices), config, transform
-        self.shuffle_window_shards = config.data.shuffle_window_shards
-        self.reader_groups = config.data.reader_groups
         self._counts = [index.counts for index in self.indices]
         self._weights = [index.source.weight for index in self.indices]
-        self._epoch: int | None = None
-        self._lanes: dict[int, Slots] = {}
+        self._order: EpochOrder | None = None
         self._open: OrderedDict[tuple[int, int], tuple[int, ShardCaptions]] = OrderedDict()
 
-    def _lane(self, epoch: int, lane: int) -> Slots:
-        """The order of one lane; kept until another epoch is asked for."""
-        if self._epoch != epoch:
-            self._epoch, self._lanes = epoch, {}
-        if lane not in self._lanes:
-            self._lanes[lane] = lane_slots(
+    def group_lengths(self) -> list[int]:
+        """Pairs per reader group and epoch."""
+        groups = self.config.data.reader_groups
+        return [group_length(self._counts, self._weights, group, groups) for group in range(groups)]
+
+    @property
+    def group_share(self) -> int:
+        """Pairs of a global batch that come from one reader group."""
+        return self.config.global_batch // self.config.data.reader_groups
+
+    def _groups(self) -> Iterator[tuple[int, int, int]]:
+        """Reader groups that this rank reads from, each with the part from … to of its share of a batch."""
+        share, size = self.group_share, self.config.batch_size
+        first, end = self.config.rank * size, (self.config.rank + 1) * size
+        for group in range(first // share, (end - 1) // share + 1):
+            yield group, max(first - group * share, 0), min(end - group * share, share)
+
+    @property
+    def most_open(self) -> int:
+        """Shards kept open: for each source and reader group a window, and the first of the next."""
+        groups = sum(1 for _ in self._groups())
+        wanted = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * groups
+        descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return max(1, min(wanted, descriptors // 2))
+
+    def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
+        """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
+        if self._order is None or self._order.epoch != epoch:
+            data = self.config.data
+            self._order = EpochOrder(
                 self._counts,
                 self._weights,
                 seed=self.config.seed,
                 epoch=epoch,
-                shuffle_window_shards=self.shuffle_window_shards,
-                lane=lane,
-                reader_groups=self.reader_groups,
+                shuffle_window_shards=data.shuffle_window_shards,
+                reader_groups=data.reader_groups,
             )
-        return self._lanes[lane]
-
-    def lane_lengths(self) -> list[int]:
-        """Pairs per lane and epoch."""
-        return [
-            lane_length(self._counts, self._weights, lane, self.reader_groups)
-            for lane in range(self.reader_groups)
-        ]
-
-    def _places(self) -> range:
-        """This rank's part of a global batch."""
-        size = self.config.batch_size
-        return range(self.config.rank * size, (self.config.rank + 1) * size)
-
-    def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
-        """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
-        share = self.config.global_batch // self.reader_groups
-        result = []
-        for place in self._places():
-            lane, position = self._lane(epoch, place // share), batch * share + place % share
-            result.append((int(lane.source[position]), int(lane.sample[position]), int(lane.visit[position])))
+        result: list[tuple[int, int, int]] = []
+        for group, first, end in self._groups():
+            start = batch * self.group_share
+            found = self._order.slots(group, start + first, start + end)
+            result += zip(*(column.tolist() for column in found), strict=True)
         return result
 
     def __getitem__(self, item: tuple[int, int]) -> Batch:
@@ -129,8 +135,8 @@ class PairStream(Dataset[Batch]):
             key = captions.key(row)
             rng = random.Random(_hash(self.config.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # drawn in any case: back-translation must not change the image
+            data = _read(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
             try:
-                data = os.pread(file, int(index.size[sample]), int(index.offset[sample]))
                 pixels = self.transform.pixels(data, rng)
                 text = captions.text(row, draw if self.config.data.back_translation else 0.0)
                 problems["substituted"] += attempt > 0
@@ -155,15 +161,29 @@ class PairStream(Dataset[Batch]):
             return self._open[place]
         index = self.indices[source]
         tar = index.tars[shard]
+        while len(self._open) >= self.most_open:
+            os.close(self._open.popitem(last=False)[1][0])
         if index.source.captions is None:
             captions = ShardCaptions.from_tar(tar)
         else:
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
-        opened = (os.open(tar, os.O_RDONLY), captions)
+        try:
+            opened = (os.open(tar, os.O_RDONLY), captions)
+        except OSError as error:
+            raise UserError(f"cannot open the shard {tar}: {error.strerror}") from error
         self._open[place] = opened
-        if len(self._open) > (self.shuffle_window_shards + 1) * len(self.indices) * self.reader_groups:
-            os.close(self._open.popitem(last=False)[1][0])
         return opened
+
+
+def _read(file: int, size: int, offset: int, tar: Path) -> bytes:
+    """An image's bytes. A disk that fails is no broken image: UserError, and no other image in its place."""
+    try:
+        return os.pread(file, size, offset)
+    except OSError as error:
+        raise UserError(
+            f"cannot read {size} bytes of the shard {tar}: {error.strerror}; once the disk is in order, start "
+            "again: the run continues from its last checkpoint"
+        ) from error
 
 
 @dataclass
@@ -182,9 +202,9 @@ class PairLoader:
             self.counters.update(index.problems)
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
-        lengths, config = stream.lane_lengths(), stream.config
+        lengths, config = stream.group_lengths(), stream.config
         self.pairs = sum(lengths)
-        self._batches = min(lengths) // (config.global_batch // stream.reader_groups)
+        self._batches = min(lengths) // stream.group_share
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs do not fill one global batch of {config.global_batch} "
@@ -260,8 +280,8 @@ class PairLoader:
         """Identity of what the order of pairs depends on."""
         what = {
             "seed": self.stream.config.seed,
-            "shuffle_window_shards": self.stream.shuffle_window_shards,
-            "reader_groups": self.stream.reader_groups,
+            "shuffle_window_shards": self.stream.config.data.shuffle_window_shards,
+            "reader_groups": self.stream.config.data.reader_groups,
             "sources": [
                 [[t.name for t in index.tars], index.counts.tolist(), index.source.weight]
                 for index in self.stream.indices
@@ -320,7 +340,7 @@ def build_loader(
         raise UserError(
             f"data.reader_groups={data.reader_groups} does not divide the global batch {config.global_batch}"
         )
-    indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
+    indices = [index_source(source, data.index_folder, max(1, data.workers)) for source in data.sources]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)
 

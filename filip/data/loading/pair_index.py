@@ -1,22 +1,24 @@
-"""What lies where in a source's shards: an index of the tars, joined by key with the caption side-cars.
+"""What lies where in a source's shards: the indices of the tars, joined by key with the caption side-cars.
 
-Tars are scanned header by header and never unpacked; a sample is then one ``pread``. Whatever a shard lacks
-is counted here, before training starts. At the scale of hundreds of millions of pairs the scan takes a
-while: with a cache folder it is done once, and all processes of a machine share one copy of the arrays.
+Tars are never unpacked: a sample is one ``pread``. Whatever a shard lacks is counted here, before training starts.
+The join is made once for all ranks and loader workers, which map its arrays into memory and so share one copy a
+machine: 16 bytes a pair, 5.4 GB at 340 million pairs.
 """
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import hashlib
 import json
 import multiprocessing
 import os
+import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -26,11 +28,17 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.data.loading.config import Source
-from filip.data.loading.tar_index import Member, scan_tar
+from filip.data.loading.shard_index import shard_index
+from filip.data.sidecar import group_id
 from filip.errors import UserError
+from filip.files import locked
+from filip.progress import track
 
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
-_ARRAYS = ("offset", "size", "row", "counts")
+VERSION = 1  # of the joined index
+FOLDER = "_index"  # beside the side-cars
+_ARRAYS = {"offset": np.int64, "size": np.int32, "row": np.int32}
+
+_Part = tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]
 
 
 @dataclass
@@ -41,7 +49,7 @@ class SourceIndex:
     tars: list[Path]
     offset: np.ndarray  # int64, bytes
     size: np.ndarray  # int32, bytes
-    row: np.ndarray  # int32: row of the side-car, or number of the .txt member
+    row: np.ndarray  # int32: row of the side-car, or number of the .txt among the tar's files
     counts: np.ndarray  # int64 [shards]: samples per shard
     problems: Counter[str] = field(default_factory=Counter)
 
@@ -55,59 +63,104 @@ class SourceIndex:
         return int(np.searchsorted(self.starts, sample, side="right")) - 1
 
 
-def index_source(source: Source, cache: str | Path | None = None, processes: int = 1) -> SourceIndex:
-    """Scan a source (about 200,000 files per second and process).
+def index_source(source: Source, folder: str | Path | None = None, processes: int = 1) -> SourceIndex:
+    """Where every usable pair of a source is, in memory-mapped arrays.
 
-    With ``cache``, a folder, the scan is done by one process of all that ask, and read from there by the others
-    and at later starts, until a file changes. UserError if there is nothing to train on; lesser defects are
-    counted in ``problems``.
+    One process of all that ask makes them, the others wait for it; they are kept in ``folder`` until a tar or a
+    side-car changes. None: in ``_index`` beside the side-cars (or the shards, if there are none), or where that
+    cannot be written, in the machine's folder for temporary files. UserError if there is nothing to train on;
+    lesser defects are counted in ``problems``.
     """
     tars = _find_tars(source)
-    if cache is None:
-        return _scan_source(source, tars, processes)
-    entry = Path(cache) / _identity(source, tars)
-    entry.parent.mkdir(parents=True, exist_ok=True)
-    with open(entry.parent / "lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not entry.is_dir():
-            index = _scan_source(source, tars, processes)
-            _store(index, entry)
-            return index
-    arrays = {name: np.load(entry / f"{name}.npy", mmap_mode="r") for name in _ARRAYS}
+    kept = _writable_folder(source, folder)
+    where, state = _identity(source, tars)
+    entry = kept / f"{where}-{state}"
+    if not entry.is_dir():
+        with locked(kept / "lock"):
+            if not entry.is_dir():
+                _build(source, tars, entry, processes)
+                for path in kept.glob(f"{where}-*"):
+                    if path != entry:
+                        shutil.rmtree(path, ignore_errors=True)  # of files that have changed since
+    arrays = {name: np.memmap(entry / name, dtype, "r") for name, dtype in _ARRAYS.items()}
+    counts = np.load(entry / "counts.npy")
     problems = Counter(json.loads((entry / "problems.json").read_text()))
-    return SourceIndex(source, tars, **arrays, problems=problems)
+    return SourceIndex(source, tars, **arrays, counts=counts, problems=problems)
 
 
-def _scan_source(source: Source, tars: list[Path], processes: int) -> SourceIndex:
-    if processes > 1 and len(tars) > processes:
-        context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
-        try:
-            # not multiprocessing.Pool, which waits for ever for a worker that was killed
-            with ProcessPoolExecutor(processes, context) as pool:
-                parts = list(pool.map(functools.partial(_index_shard, source), tars, chunksize=4))
-        except BrokenProcessPool as error:
-            raise UserError(
-                f"a process that scanned the shards of {source.shards} was killed (out of memory?): start again, "
-                "with fewer workers if memory is short"
-            ) from error
-    else:
-        parts = [_index_shard(source, tar) for tar in tars]
-    problems = +sum((part[3] for part in parts), Counter())
-    counts = np.array([len(part[0]) for part in parts], np.int64)
-    if not counts.sum():
+def _writable_folder(source: Source, folder: str | Path | None) -> Path:
+    """Where joined indices are kept."""
+    if folder is None:
+        beside = Path(source.captions if source.captions is not None else source.shards) / FOLDER
+        with suppress(OSError):  # a data set that is read-only
+            beside.mkdir(exist_ok=True)
+        if os.access(beside, os.W_OK):
+            return beside
+        folder = Path(tempfile.gettempdir()) / f"filip-index-{os.getuid()}"
+    kept = Path(folder)
+    kept.mkdir(mode=0o700, parents=True, exist_ok=True)
+    if kept.stat().st_uid != os.getuid():
+        raise UserError(f"{kept} belongs to another user: give a folder of your own by data.index_folder=")
+    return kept
+
+
+def _identity(source: Source, tars: list[Path]) -> tuple[str, str]:
+    """Two names: of the source's place, and of the state of all its files (by size and time of change)."""
+    files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
+    states = [(f.name, *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
+    place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
+    where, state = (
+        hashlib.sha256(json.dumps([VERSION, value]).encode()).hexdigest()[:16] for value in (place, states)
+    )
+    return where, state
+
+
+def _stat(path: Path) -> os.stat_result | None:
+    try:
+        return path.stat()
+    except FileNotFoundError:
+        return None
+
+
+def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> None:
+    """Write the arrays of a source into the folder ``entry``, shard by shard."""
+    work = entry.with_name(f".{entry.name}.part")
+    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    work.mkdir()
+    counts: list[int] = []
+    problems: Counter[str] = Counter()
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(work / name, "wb")) for name in _ARRAYS]
+        for *columns, defects in track(_parts(source, tars, processes), "indexing", "shards", len(tars)):
+            for file, column in zip(files, columns, strict=True):
+                file.write(column.tobytes())
+            counts.append(len(columns[0]))
+            problems += defects
+    if not sum(counts):
         raise UserError(
             f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the "
             f"side-cars in {source.captions} belong to these shards?"
         )
-    offset, size, row = (np.concatenate([part[i] for part in parts]) for i in range(3))
-    return SourceIndex(source, tars, offset, size, row, counts, problems)
+    np.save(work / "counts.npy", np.array(counts, np.int64))
+    (work / "problems.json").write_text(json.dumps(problems))
+    os.replace(work, entry)
 
 
-def split_key(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the last path component."""
-    folder, slash, base = name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    return folder + slash + key, suffix
+def _parts(source: Source, tars: list[Path], processes: int) -> Iterator[_Part]:
+    """What :func:`_index_shard` finds in each tar, in order."""
+    if processes <= 1 or len(tars) <= processes:
+        yield from (_index_shard(source, tar) for tar in tars)
+        return
+    context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
+    try:
+        # not multiprocessing.Pool, which waits for ever for a worker that was killed
+        with ProcessPoolExecutor(processes, context) as pool:
+            yield from pool.map(functools.partial(_index_shard, source), tars, chunksize=4)
+    except BrokenProcessPool as error:
+        raise UserError(
+            f"a process that indexed the shards of {source.shards} was killed (out of memory?): start again, "
+            "with fewer workers if memory is short"
+        ) from error
 
 
 def sidecar_path(source: Source, tar: Path) -> Path:
@@ -131,31 +184,25 @@ def _find_tars(source: Source) -> list[Path]:
     return tars
 
 
-def _index_shard(source: Source, tar: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]:
+def _index_shard(source: Source, tar: Path) -> _Part:
     """Offset, size and row of each usable sample of a shard, and what is wrong with the others."""
     problems: Counter[str] = Counter()
-    members, defect = scan_tar(tar)
-    if defect is not None:
-        problems[f"shards_{defect}"] += 1
-    images: dict[str, Member] = {}
-    texts: dict[str, int] = {}
-    for number, member in enumerate(members):
-        key, suffix = split_key(member.name)
-        if suffix == "txt":
-            texts[key] = number
-        elif suffix.lower() in IMAGE_SUFFIXES:
-            images[key] = member
-    keys = list(images)
+    index = shard_index(tar)
+    if index.defect is not None:
+        problems[f"shards_{index.defect}"] += 1
+    images = index.images()
+    keys, numbers = list(images), list(images.values())
     if source.captions is None:
+        texts = index.texts()
         rows = np.array([texts.get(key, -1) for key in keys], np.int32)
         problems["missing_caption"] += int((rows < 0).sum())
         problems["missing_image"] += len(texts.keys() - images.keys())
     else:
         rows = _sidecar_rows(sidecar_path(source, tar), keys, problems)
     used = rows >= 0
-    offset = np.array([m.offset for m in images.values()], np.int64)
-    size = np.array([m.size for m in images.values()], np.int32)
-    return offset[used], size[used], rows[used], problems
+    offset = np.array([index.offsets[n] for n in numbers], np.int64)
+    size = np.array([index.sizes[n] for n in numbers], np.int32)
+    return offset[used], size[used], rows[used], +problems
 
 
 def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.ndarray:
@@ -173,28 +220,6 @@ def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.nda
     empty = (found >= 0) & (captions.counts[found] == 0) if len(captions.counts) else found >= 0
     problems["missing_caption"] += int(empty.sum())
     return np.where(empty, nowhere, found)
-
-
-def _identity(source: Source, tars: list[Path]) -> str:
-    """A name that changes with any file of the source (by name, size and time of change)."""
-    files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
-    stats = [(str(f), *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
-    return "index-" + hashlib.sha256(json.dumps(stats).encode()).hexdigest()[:16]
-
-
-def _stat(path: Path) -> os.stat_result | None:
-    try:
-        return path.stat()
-    except FileNotFoundError:
-        return None
-
-
-def _store(index: SourceIndex, entry: Path) -> None:
-    temporary = Path(tempfile.mkdtemp(prefix=f"{entry.name}.", dir=entry.parent))
-    for name in _ARRAYS:
-        np.save(temporary / f"{name}.npy", getattr(index, name))
-    (temporary / "problems.json").write_text(json.dumps(index.problems))
-    os.replace(temporary, entry)
 
 
 class ShardCaptions:
@@ -215,12 +240,14 @@ class ShardCaptions:
 
     @staticmethod
     def from_sidecar(path: Path) -> ShardCaptions:
-        """UserError if the file is not a side-car."""
+        """UserError if the file is not a side-car, or cannot be read."""
         try:
             table = pq.read_table(path, columns=["key", "captions", "group"])
             keys, captions, group = (_whole(table.column(name)) for name in ("key", "captions", "group"))
             return ShardCaptions(keys, captions, group.to_numpy(zero_copy_only=False).astype(np.int64))
         except (OSError, pa.ArrowException, KeyError) as error:
+            if isinstance(error, OSError) and error.errno is not None:  # the file may be in order
+                raise UserError(f"cannot open the side-car {path}: {os.strerror(error.errno)}") from error
             raise UserError(
                 f"cannot read the side-car {path} (columns key, captions, group): {error}; "
                 "delete it and run the translation stage again"
@@ -228,26 +255,16 @@ class ShardCaptions:
 
     @staticmethod
     def from_tar(path: Path) -> ShardCaptions:
-        """One row per member; only the rows of .txt members mean anything."""
-        keys, texts = [], []
+        """One row per file of the tar; only the rows of .txt files mean anything."""
+        index = shard_index(path)
+        texts, group = [""] * len(index.keys), np.zeros(len(index.keys), np.int64)
         with open(path, "rb") as file:
-            for member in scan_tar(path)[0]:
-                key, suffix = split_key(member.name)
-                text = ""
-                if suffix == "txt":
-                    file.seek(member.offset)
-                    text = file.read(member.size).decode("utf-8", "replace")
-                keys.append(key)
-                texts.append(text)
-        group = np.array([caption_group(text) for text in texts], np.int64)
+            for n in index.texts().values():
+                file.seek(index.offsets[n])
+                texts[n] = file.read(index.sizes[n]).decode("utf-8", "replace")
+                group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
-        return ShardCaptions(pa.array(keys, pa.string()), captions, group)
-
-
-def caption_group(text: str) -> int:
-    """A stable 63-bit hash of a caption without regard to case and spacing: equal captions, equal group."""
-    digest = hashlib.blake2b(" ".join(text.lower().split()).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+        return ShardCaptions(pa.array(index.keys, pa.string()), captions, group)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,122 @@
+"""What lies where in one shard: ``NNNNN.index`` beside ``NNNNN.tar``, so that no tar is scanned twice.
+
+The download writes it with the shard; a tar from elsewhere is scanned on first use (200,000 files a second, but
+every byte of the tar passes through memory) and gets its index then. The index holds the size and the time of
+change of its tar: when they differ, the tar is scanned again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.loading.tar_index import Member, scan_tar
+from filip.files import replacing
+
+log = logging.getLogger(__name__)
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # of the images in a shard, lower case
+VERSION = 1
+SCHEMA = pa.schema(
+    [("key", pa.string()), ("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
+)
+
+
+@dataclass(frozen=True)
+class ShardIndex:
+    """The files of a tar, in its order."""
+
+    keys: list[str]
+    suffixes: list[str]
+    offsets: list[int]  # of the first byte, from the start of the tar
+    sizes: list[int]  # bytes
+    defect: str | None = None  # as of :func:`filip.data.loading.tar_index.scan_tar`
+
+    def images(self) -> dict[str, int]:
+        """Key → number of its image among the files; of several images with one key the last counts."""
+        return {
+            key: n
+            for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))
+            if suffix.lower() in IMAGE_SUFFIXES
+        }
+
+    def texts(self) -> dict[str, int]:
+        """Key → number of its .txt among the files."""
+        return {
+            key: n
+            for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))
+            if suffix == "txt"
+        }
+
+
+def shard_index(tar: Path) -> ShardIndex:
+    """The index of a shard: read if it is up to date, else made, and kept where the folder can be written to."""
+    state = _state(tar)
+    found = _read(tar, state)
+    if found is None:
+        members, defect = scan_tar(tar)
+        found = index_of(members, defect)
+        if state is not None:
+            try:
+                write_index(tar, found, state)
+            except OSError as error:
+                log.debug("no index beside %s: %s", tar, error)
+    return found
+
+
+def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex:
+    """The index of a tar's members."""
+    keys, suffixes, offsets, sizes = [], [], [], []
+    for name, offset, size in members:
+        key, suffix = split_key(name)
+        keys.append(key)
+        suffixes.append(suffix)
+        offsets.append(offset)
+        sizes.append(size)
+    return ShardIndex(keys, suffixes, offsets, sizes, defect)
+
+
+def write_index(tar: Path, index: ShardIndex, state: dict[str, int] | None = None) -> None:
+    """Write ``NNNNN.index`` beside a tar that is complete; ``state``: what was indexed, if that was before."""
+    about = {"version": VERSION, "defect": index.defect, "tar": state or _state(tar)}
+    schema = SCHEMA.with_metadata({"filip": json.dumps(about)})
+    columns = [index.keys, index.suffixes, index.offsets, index.sizes]
+    with replacing(index_path(tar), shared=True) as part:
+        pq.write_table(pa.table(columns, schema=schema), part, compression="zstd")
+
+
+def index_path(tar: Path) -> Path:
+    return tar.with_suffix(".index")
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """webdataset's rule: the key ends at the first dot of the last path component."""
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    return folder + slash + key, suffix
+
+
+def _state(tar: Path) -> dict[str, int] | None:
+    try:
+        stat = tar.stat()
+    except OSError:
+        return None
+    return {"bytes": stat.st_size, "mtime_ns": stat.st_mtime_ns}
+
+
+def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
+    """The stored index if it is one of this very tar."""
+    try:
+        table = pq.read_table(index_path(tar))
+        about = json.loads((table.schema.metadata or {}).get(b"filip", b"{}"))
+    except (OSError, pa.ArrowException, ValueError):
+        return None  # none, or a broken one
+    if about.get("version") != VERSION or about.get("tar") != state:
+        return None
+    keys, suffixes, offsets, sizes = (table[name].to_pylist() for name in SCHEMA.names)
+    return ShardIndex(keys, suffixes, offsets, sizes, about["defect"])
