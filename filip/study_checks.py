@@ -28,7 +28,7 @@ REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, 
 NOT_COMPARED = (
     *("run", "run_dir", "out", "result", "resume", "seed", "threads", "log_every", "warmup_timing"),
     *("global_batch", "batch_per_rank", "gradient_cache", "epochs", "max_steps", "optimizer.warmup_steps"),
-    *("fp16_on_cpu", "checkpoint.", "watchdog.", "eval.", "data.workers", "data.prefetch"),
+    *("fp16_on_cpu", "checkpoint", "watchdog", "eval", "data.workers", "data.prefetch"),
     *("model.name", "model.gradient_checkpointing", "data.shuffle_window_shards", "data.reader_groups"),
 )
 
@@ -176,17 +176,18 @@ def check_accuracy_of(study: Study) -> None:
 
 def _settings(study: Study, name: str) -> dict[str, Any]:
     """The settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
-    flat: dict[str, Any] = {}
-
-    def add(prefix: str, values: dict[str, Any]) -> None:
-        for key, value in values.items():
-            if isinstance(value, dict):
-                add(f"{prefix}{key}.", value)
-            elif not any(f"{prefix}{key}.".startswith(f"{skipped.rstrip('.')}.") for skipped in NOT_COMPARED):
-                flat[f"{prefix}{key}"] = value
-
-    add("", asdict(study.resolved(name)))
+    flat = flattened(asdict(study.resolved(name)))
+    for skipped in NOT_COMPARED:
+        flat = {key: value for key, value in flat.items() if not f"{key}.".startswith(f"{skipped}.")}
     flat["data.sources"] = study.training(name)["sources"]
     if flat["model.interaction"] == "pooled":
         flat["token_keep_ratio"] = None  # one vector per image: there are no tokens to keep
+    return flat
+
+
+def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one: {"model": {"embed_dim": 256}} is {"model.embed_dim": 256}."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

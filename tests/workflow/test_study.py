@@ -1,6 +1,7 @@
 """workflow/study.py without Snakemake: config checks, commands and paths."""
 
 import copy
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,7 @@ import yaml
 
 from filip.errors import UserError
 from filip.study import PROTOCOLS, load_study
-from filip.study_checks import check_config
+from filip.study_checks import NOT_COMPARED, check_config, flattened
 from workflow.study import ROOT, WorkflowStudy
 
 CONFIGS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
@@ -107,6 +108,12 @@ def test_an_accuracy_of_other_settings_is_refused_with_the_difference(
     with pytest.raises(UserError, match=rf"efficiency\.{row}\.accuracy_of") as caught:
         WorkflowStudy(demo)
     assert difference in str(caught.value)
+
+
+def test_what_an_accuracy_may_differ_in_are_settings_that_exist(demo: dict) -> None:
+    settings = flattened(asdict(WorkflowStudy(demo).resolved("filip")))
+    for name in NOT_COMPARED:
+        assert any(f"{key}.".startswith(f"{name}.") for key in settings), name
 
 
 @pytest.mark.parametrize("study", ["ablation", "base", "large"])
