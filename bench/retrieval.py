@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.device import peak_memory_mb
-from filip.eval.retrieval import recall_table
+from filip.eval.retrieval import recalls
 from filip.interaction import score
 from filip.progress import Progress
 
@@ -61,7 +61,7 @@ def main() -> None:
         similarity = score(images, tokens, lengths, backend=arguments.backend, progress=bar.add)
     scored = time.perf_counter() - started
     started = time.perf_counter()
-    table = recall_table(similarity.i2t, similarity.t2i, owner)
+    table = recalls(similarity.i2t, similarity.t2i, owner).table
     ranked = time.perf_counter() - started
     peak = peak_memory_mb(torch.device("cpu")) / 1024
     found = {

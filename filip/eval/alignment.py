@@ -23,6 +23,7 @@ from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.formats import open_set
 from filip.eval.options import CardOptions
+from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.pictures import Cell, alignment_cell, sheet
 from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
 from filip.eval.word_patch import alignment_prompt, word_patches
@@ -56,19 +57,21 @@ def main(config: Alignment) -> None:
     header = config.result_header(encoder)
     cells: list[Cell] = []
     results: dict[str, Any] = {}
+    record: Record = {}
     for card in cards:
-        found, pictures = _align_card(encoder, card, config)
+        found, pictures = _align_card(encoder, card, config, record)
         results[card.name] = found
         cells += pictures
     title = f"Word-patch alignment: {header['run']} on {', '.join(card.title for card in cards)}"
     page = sheet(cells, config.columns, title, NOTE)
     Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
     page.save(config.picture)
+    write_outcomes(config.out, record)
     write_json(config.out, {**header, "picture": config.picture, "benchmarks": results})
 
 
 def _align_card(
-    encoder: Encoder, card: BenchmarkCard, config: Alignment
+    encoder: Encoder, card: BenchmarkCard, config: Alignment, record: Record
 ) -> tuple[dict[str, Any], list[Cell]]:
     data = open_set(card, config.root)
     text = config.prompt or prompt_text(config.prompts, card.name)
@@ -89,8 +92,11 @@ def _align_card(
             }
         )
     measured = labelled(data, names, config.measure)
-    result: dict[str, Any] = {"prompt": text, "pointing": pointing(encoder, measured, prompt)}
-    result["composites"] = composite_pointing(encoder, measured, config.pairs)
+    result: dict[str, Any] = {
+        "prompt": text,
+        "pointing": pointing(encoder, measured, prompt, record=record, name=card.name),
+    }
+    result["composites"] = composite_pointing(encoder, measured, config.pairs, record=record, name=card.name)
     with_mask = [item for item in measured if item.mask is not None]
     for number in range(config.composites if len(with_mask) > 1 else 0):
         step = max(1, len(with_mask) // (2 * config.composites))

@@ -27,7 +27,8 @@ from filip.eval.encode_set import image_batches, size_note
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.formats import open_set
 from filip.eval.options import EvalOptions
-from filip.eval.zero_shot import measure
+from filip.eval.outcomes import Record, write_outcomes
+from filip.eval.zero_shot import measure, outcomes
 from filip.files import write_json
 from filip.progress import say
 
@@ -48,31 +49,37 @@ def main(config: LinearProbe) -> None:
         raise UserError(f"{', '.join(wrong)}: not a classification card")
     encoder = load_encoder(config.model, config.image_size, config.device)
     tasks = {}
+    record: Record = {}
     for card in cards:
-        tasks[card.name] = probe(encoder, card, config)
+        tasks[card.name] = probe(encoder, card, config, record)
         task = tasks[card.name]
         say(
             f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images ({task['protocol']})"
         )
     header = config.result_header(encoder)
+    write_outcomes(config.out, record)
     write_json(config.out, {**header, "regularisation": config.regularisation, "tasks": tasks})
 
 
-def probe(encoder: Encoder, card: BenchmarkCard, config: LinearProbe) -> dict[str, Any]:
+def probe(
+    encoder: Encoder, card: BenchmarkCard, config: LinearProbe, record: Record | None = None
+) -> dict[str, Any]:
     """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
-    features, labels = _features(encoder, test, card.name, config)
+    features, labels, keys = _features(encoder, test, card.name, config)
     train = training_set(card, config.root)
     if train is None:
         scores, protocol = _cross_validated(features, labels, len(names), config)
     else:
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        fitted = _fit(*_features(encoder, train, f"{card.name}, training split", config), config)
+        fitted = _fit(*_features(encoder, train, f"{card.name}, training split", config)[:2], config)
         scores = _scores(fitted, features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
     result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names)
+    if record is not None:
+        record[card.name] = outcomes(keys, torch.from_numpy(scores), torch.from_numpy(labels))
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
@@ -93,13 +100,14 @@ def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
 
 def _features(
     encoder: Encoder, data: EvalSet, title: str, config: LinearProbe
-) -> tuple[np.ndarray, np.ndarray]:
-    """([n, width] float32, [n] int64)."""
-    features, labels = [], []
+) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    """([n, width] float32, [n] int64, n keys)."""
+    features, labels, keys = [], [], []
     for batch in image_batches(data, encoder.transform, title, config.batch_size, config.workers):
         features.append(encoder.probe_features(batch.pixels).numpy())
         labels.append(batch.labels.numpy())
-    return np.concatenate(features), np.concatenate(labels)
+        keys += batch.keys
+    return np.concatenate(features), np.concatenate(labels), keys
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, config: LinearProbe) -> LogisticRegression:

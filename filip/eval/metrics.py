@@ -1,4 +1,4 @@
-"""Accuracy, recall at k, chance and bootstrap intervals. Nothing here knows of models or files.
+"""Accuracy, recall at k, chance and intervals. Nothing here knows of models or files.
 
 **Ties.** Equal scores are ordered at random, and a metric is its expected value over those orders: an item
 whose own score is shared by two others counts 1/3 at k = 1. A collapsed model, whose scores are all equal,
@@ -7,6 +7,7 @@ therefore gets exactly chance, never 100 % because of a lucky sort. Scores that 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -107,34 +108,58 @@ def retrieval_chance(query_group: Tensor, candidate_group: Tensor, ks: Sequence[
     ]
 
 
-def bootstrap_interval(
+def mean_interval(
     values: np.ndarray | Tensor,
     clusters: np.ndarray | Tensor | None = None,
     classes: np.ndarray | Tensor | None = None,
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % percentile interval of a mean, from resampled images.
+    """95 % interval of a mean of values in 0..1.
 
-    values: [n], one number per query. clusters: [n], the image a query belongs to: images are drawn with
-    replacement together with all their queries (captions of one image are not independent). classes: [n],
-    for a mean of per-class means: images are drawn within their class, so that no class disappears; not to
-    be combined with clusters. Returns (low, high); (nan, nan) for no values. Deterministic for a given seed.
+    values: [n], one number per query. clusters: [n], the image a query belongs to (captions of one image are not
+    independent). classes: [n], for a mean of per-class means; not to be combined with clusters.
+    Independent queries: Wilson's interval, which is no single point at 0 or 1. Otherwise a percentile bootstrap over
+    images: drawn together with all their queries, or within their class, so that no class disappears.
+    Returns (low, high); (nan, nan) for no values. Deterministic for a given seed.
     """
     value = np.asarray(values, dtype=np.float64)
     if value.size == 0:
         return float("nan"), float("nan")
     rng = np.random.default_rng(seed)
     if classes is not None:
-        groups = [value[np.asarray(classes) == c] for c in np.unique(np.asarray(classes))]
-        means = np.mean([_resampled_means(g, np.ones_like(g), resamples, rng) for g in groups], axis=0)
-    elif clusters is not None:
-        _, index = np.unique(np.asarray(clusters), return_inverse=True)
-        means = _resampled_means(np.bincount(index, weights=value), np.bincount(index), resamples, rng)
+        means = _class_balanced_means(value, np.asarray(classes), resamples, rng)
     else:
-        means = _resampled_means(value, np.ones_like(value), resamples, rng)
+        label = np.arange(value.size) if clusters is None else np.asarray(clusters)
+        _, index = np.unique(label, return_inverse=True)
+        independent = int(index.max()) + 1
+        if independent == value.size or value.min() == value.max():
+            return wilson_interval(float(value.mean()), independent)
+        means = _resampled_means(np.bincount(index, weights=value), np.bincount(index), resamples, rng)
     low, high = np.percentile(means, [2.5, 97.5])
     return float(low), float(high)
+
+
+def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
+    """Wilson's 95 % interval of a proportion ``share`` of ``n`` independent trials (Wilson 1927)."""
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def _class_balanced_means(
+    value: np.ndarray, classes: np.ndarray, resamples: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Resampled means of class means. Images are drawn within their class; those that are alone in theirs, and would
+    not vary, among each other."""
+    groups = [value[classes == c] for c in np.unique(classes)]
+    alone = np.concatenate([g for g in groups if len(g) == 1] or [np.empty(0)])
+    total = np.zeros(resamples)
+    for group in (g for g in groups if len(g) > 1):
+        total += _resampled_means(group, np.ones_like(group), resamples, rng)
+    if len(alone):
+        total += len(alone) * _resampled_means(alone, np.ones_like(alone), resamples, rng)
+    return total / len(groups)
 
 
 def _resampled_means(

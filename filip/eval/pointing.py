@@ -18,7 +18,8 @@ from PIL import Image
 from torch import Tensor
 
 from filip.eval.encoders import Encoder
-from filip.eval.metrics import bootstrap_interval
+from filip.eval.metrics import mean_interval
+from filip.eval.outcomes import Outcomes, Record
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, label_tokens, word_patches
 
@@ -49,13 +50,23 @@ def coverage(
     return seen.view(rows, height, columns, width).mean((1, 3)).numpy()
 
 
-def pointing(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt, batch: int = 64) -> dict[str, Any]:
+def pointing(
+    encoder: Encoder,
+    items: Sequence[Labelled],
+    prompt: Prompt,
+    batch: int = 64,
+    record: Record | None = None,
+    name: str = "",
+) -> dict[str, Any]:
     """Pointing accuracy over images that have a mask (fractions, with chance and a 95 % interval).
+
+    The outcome of each image is put into ``record`` as ``<name>.pointing``.
 
     Also ``hit_precision``, the share of patches aligned with a label token that lie on the object, and
     ``hit_recall``, the share of the object's patches that are so aligned.
     """
     right, chance, precision, recall = [], [], [], []
+    keys: list[str] = []
     for start in range(0, len(items), batch):
         part = [item for item in items[start : start + batch] if item.mask is not None]
         if not part:
@@ -67,6 +78,7 @@ def pointing(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt, batch:
             on = coverage(item.mask, encoder.transform, alignment.grid) >= 0.5
             if not on.any() or not alignment.label:
                 continue  # nothing to point at, or a label that the tokenizer leaves nothing of
+            keys.append(item.key)
             right.append(bool(on.flat[alignment.heat().argmax()]))
             chance.append(on.mean())
             hits = alignment.hits
@@ -80,11 +92,13 @@ def pointing(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt, batch:
             "ci95": None,
             "reason": "no image of the set has a mask",
         }
+    if record is not None:
+        record[f"{name}.pointing"] = Outcomes.of(keys, {"right": right})
     return {
         "n": len(right),
         "value": float(np.mean(right)),
         "chance": float(np.mean(chance)),
-        "ci95": list(bootstrap_interval(np.array(right, float))),
+        "ci95": list(mean_interval(np.array(right, float))),
         "hit_precision": None if np.isnan(precision).all() else float(np.nanmean(precision)),
         "hit_recall": float(np.mean(recall)),
     }
@@ -124,9 +138,16 @@ def composite_alignment(
 
 
 def composite_pointing(
-    encoder: Encoder, items: Sequence[Labelled], pairs: int = 300, seed: int = 0
+    encoder: Encoder,
+    items: Sequence[Labelled],
+    pairs: int = 300,
+    seed: int = 0,
+    record: Record | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """Pointing accuracy on composites of random pairs with different labels.
+
+    The outcome of each label is put into ``record`` as ``<name>.composites``, the labels of a pair as one cluster.
 
     ``value``: a label's best patch lies on its own object (chance: the fraction of patches that do).
     ``own_side``: it lies in its own object's half. The text names the left object first in every second pair, the
@@ -135,6 +156,7 @@ def composite_pointing(
     usable = [item for item in items if item.mask is not None]
     rng = np.random.default_rng(seed)
     right, side, chance, cluster = [], [], [], []
+    keys: list[str] = []
     for number in range(pairs if len({item.label for item in usable}) > 1 else 0):
         first, second = (usable[i] for i in rng.choice(len(usable), 2, replace=False))
         if first.label == second.label:
@@ -146,6 +168,7 @@ def composite_pointing(
             if not tokens or not on.any():
                 continue
             best = int(found.heat(tokens).argmax())
+            keys.append(f"{number} {first.key} {second.key} {half}")
             right.append(bool(on.flat[best]))
             side.append((best % found.grid[1] >= found.grid[1] / 2) == bool(half))
             chance.append(on.mean())
@@ -153,13 +176,16 @@ def composite_pointing(
     if not right:
         return {"n": 0, "value": None, "chance": None, "ci95": None, "reason": "needs two labels with masks"}
     groups = np.array(cluster)
+    if record is not None:
+        found_all = {"right": right, "own_side": side}
+        record[f"{name}.composites"] = Outcomes.of(keys, found_all, [str(c) for c in cluster])
     return {
         "n": len(right),
         "pairs": len(set(cluster)),
         "value": float(np.mean(right)),
         "chance": float(np.mean(chance)),
-        "ci95": list(bootstrap_interval(np.array(right, float), clusters=groups)),
+        "ci95": list(mean_interval(np.array(right, float), clusters=groups)),
         "own_side": float(np.mean(side)),
-        "own_side_ci95": list(bootstrap_interval(np.array(side, float), clusters=groups)),
+        "own_side_ci95": list(mean_interval(np.array(side, float), clusters=groups)),
         "own_side_chance": 0.5,
     }

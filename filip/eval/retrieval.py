@@ -19,8 +19,9 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.encode_set import encoded_batches, size_note
 from filip.eval.formats import open_set
-from filip.eval.metrics import bootstrap_interval, retrieval_chance, retrieval_hits
+from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.options import EvalOptions
+from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.scorer import RANKINGS, Scorer, Texts, load_scorer, ranking
 from filip.eval.shortlist import rerank
@@ -28,6 +29,7 @@ from filip.files import write_json
 from filip.progress import say
 
 KS = (1, 5, 10)
+WAYS = ("i2t", "t2i")
 
 
 @dataclass
@@ -57,14 +59,15 @@ def main(config: Retrieval) -> None:
     prompts = {card.name: card_prompts(card, config) for card in cards}
     scorer = load_scorer(config.model, config.image_size, config.device)
     benchmarks = {}
+    record: Record = {}
     for card in cards:
-        found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config)
+        found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config, record)
         benchmarks[card.name] = found
         say(
             f"{card.name}: {found['images']:,} images, {found['captions']:,} captions; "
             + "; ".join(
                 f"{way} R@1/5/10 {' / '.join(f'{100 * found[way][r]:.1f}' for r in ('r1', 'r5', 'r10'))} %"
-                for way in ("i2t", "t2i")
+                for way in WAYS
             )
         )
     result = {
@@ -72,6 +75,7 @@ def main(config: Retrieval) -> None:
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
         "benchmarks": benchmarks,
     }
+    write_outcomes(config.out, record)
     write_json(config.out, result)
 
 
@@ -90,15 +94,21 @@ class _Collected:
     images: Tensor  # features of all images
     captions: list[str]
     owner: Tensor  # [captions] int64: the image that a caption belongs to
+    keys: list[str]  # of all images
 
 
 def retrieval_benchmark(
-    scorer: Scorer, card: BenchmarkCard, root: str | Path, prompts: tuple[Prompt, Prompt], config: Retrieval
+    scorer: Scorer,
+    card: BenchmarkCard,
+    root: str | Path,
+    prompts: tuple[Prompt, Prompt],
+    config: Retrieval,
+    record: Record | None = None,
 ) -> dict[str, Any]:
     """The numbers of one benchmark (fractions, not percentages).
 
-    prompts: put around captions when ranking texts, and when ranking images. Raises UserError if the data set
-    is missing or an image has no caption.
+    prompts: put around captions when ranking texts, and when ranking images. The outcome of each image and caption is
+    put into ``record``. Raises UserError if the data set is missing or an image has no caption.
     """
     found = _collect(scorer, card, root, config)
     texts = [scorer.encode_texts([p.fill(c) for c in found.captions]) for p in dict.fromkeys(prompts)]
@@ -113,9 +123,11 @@ def retrieval_benchmark(
     }
     exact = None
     if not config.shortlist or config.compare:
-        exact = recall_table(*_exact(scorer, found.images, for_texts, for_images, config), found.owner)
+        exact = recalls(*_exact(scorer, found.images, for_texts, for_images, config), found.owner)
     if not config.shortlist:
-        return result | (exact or {})
+        assert exact is not None
+        _record(record, card.name, found, exact)
+        return result | exact.table
     scores = rerank(
         scorer,
         found.images,
@@ -126,12 +138,23 @@ def retrieval_benchmark(
         config.rank_texts_by,
         config.rank_images_by,
     )
-    short = recall_table(*scores, found.owner)
+    short = recalls(*scores, found.owner)
+    _record(record, card.name, found, short)
     lost = None
     if exact is not None:
-        lost = {way: {r: exact[way][r] - short[way][r] for r in exact[way]} for way in ("i2t", "t2i")}
+        lost = {way: {r: exact.table[way][r] - short.table[way][r] for r in exact.table[way]} for way in WAYS}
     stage = {"shortlist": config.shortlist, "by": config.shortlist_by, "lost": lost}
-    return result | short | {"two_stage": stage, "exact": exact}
+    return result | short.table | {"two_stage": stage, "exact": exact.table if exact else None}
+
+
+def _record(record: Record | None, name: str, found: _Collected, recalls: Recalls) -> None:
+    if record is None:
+        return
+    images = [found.keys[i] for i in found.owner.tolist()]  # of each caption
+    captions = [f"{image}#{number}" for number, image in enumerate(images)]
+    for way, keys, clusters in (("i2t", found.keys, found.keys), ("t2i", captions, images)):
+        values = {f"r{k}": recalls.hits[way][:, i] for i, k in enumerate(KS)}
+        record[f"{name}.{way}"] = Outcomes.of(keys, values, clusters)
 
 
 def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retrieval) -> _Collected:
@@ -139,16 +162,16 @@ def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retr
     features: list[Tensor] = []
     captions: list[str] = []
     owner: list[int] = []
-    number = 0
+    keys: list[str] = []
     for images, batch in encoded_batches(scorer, data, card.name, config.batch_size, config.workers):
         features.append(images)
         for key, own in zip(batch.keys, batch.captions, strict=True):
             if not own:
                 raise UserError(f"{card.name}: image {key} has no caption")
             captions += own
-            owner += [number] * len(own)
-            number += 1
-    return _Collected(torch.cat(features), captions, torch.tensor(owner, dtype=torch.int64))
+            owner += [len(keys)] * len(own)
+            keys.append(key)
+    return _Collected(torch.cat(features), captions, torch.tensor(owner, dtype=torch.int64), keys)
 
 
 def _exact(
@@ -162,7 +185,15 @@ def _exact(
     return by_image, ranking(similarity, config.rank_images_by)
 
 
-def recall_table(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> dict[str, Any]:
+@dataclass
+class Recalls:
+    """table: what the result file says. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
+
+    table: dict[str, Any]
+    hits: dict[str, Tensor]
+
+
+def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
     """R@1, R@5, R@10 both ways, with chance and 95 % intervals over images.
 
     rank_texts, rank_images: [images, texts], the scores that rank texts for an image, and images for a text.
@@ -179,9 +210,9 @@ def recall_table(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> dict
         table[way] = {name: float(hits[:, i].mean()) for i, name in enumerate(names)}
         table["chance"][way] = dict(zip(names, chance, strict=True))
         table["ci95"][way] = {
-            name: list(bootstrap_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)
+            name: list(mean_interval(hits[:, i], clusters=cluster)) for i, name in enumerate(names)
         }
-    return table
+    return Recalls(table, {way: hits for way, (hits, _, _) in ways.items()})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,9 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.encode_set import encoded_batches, size_note
 from filip.eval.formats import open_set
-from filip.eval.metrics import bootstrap_interval, class_accuracies, confusion, label_hits
+from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
 from filip.eval.options import EvalOptions
+from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_ensemble
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.files import write_json
@@ -46,6 +47,7 @@ def main(config: ZeroShot) -> None:
     ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
     scorer = load_scorer(config.model, config.image_size, config.device)
     tasks = {}
+    record: Record = {}
     for card in cards:
         tasks[card.name] = zero_shot_task(
             scorer,
@@ -55,6 +57,7 @@ def main(config: ZeroShot) -> None:
             config.ensemble,
             config.batch_size,
             config.workers,
+            record,
         )
         task = tasks[card.name]
         say(
@@ -67,6 +70,7 @@ def main(config: ZeroShot) -> None:
         "prompt_file": config.prompts,
         "tasks": tasks,
     }
+    write_outcomes(config.out, record)
     write_json(config.out, result)
 
 
@@ -78,11 +82,12 @@ def zero_shot_task(
     average: str = "score",
     batch_size: int = 64,
     workers: int = 0,
+    record: Record | None = None,
 ) -> dict[str, Any]:
     """Classify one test set; the numbers of the result file for it (fractions, not percentages).
 
-    Raises UserError if the data set is missing, its classes are not the card's, or ``average`` asks for mean
-    embeddings of a token-wise model.
+    The outcome of each image is put into ``record``. Raises UserError if the data set is missing, its classes are not
+    the card's, or ``average`` asks for mean embeddings of a token-wise model.
     """
     data = open_set(card, root)
     names = match_classes(card, data.classes or [])
@@ -90,12 +95,23 @@ def zero_shot_task(
     if average == "embedding":
         texts = mean_embeddings(scorer, texts, len(ensemble))
     prompts = 1 if average == "embedding" else len(ensemble)
-    scores, labels = [], []
+    scores, labels, keys = [], [], []
     for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
         scores.append(class_scores(scorer, images, texts, prompts))
         labels.append(batch.labels)
-    result = measure(card, torch.cat(scores), torch.cat(labels), names)
+        keys += batch.keys
+    every_score, every_label = torch.cat(scores), torch.cat(labels)
+    result = measure(card, every_score, every_label, names)
+    if record is not None:
+        record[card.name] = outcomes(keys, every_score, every_label)
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
+
+
+def outcomes(keys: list[str], scores: Tensor, labels: Tensor) -> Outcomes:
+    """Hits of each image. scores: [n, classes]; labels: [n] int64."""
+    ks = [1, 5] if scores.shape[1] > 5 else [1]
+    hits = label_hits(scores, labels, ks)
+    return Outcomes.of(keys, {f"top{k}": hits[:, i] for i, k in enumerate(ks)})
 
 
 def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
@@ -126,9 +142,9 @@ def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str
         "mean_per_class": float(per_class[~per_class.isnan()].mean()),
     }
     if card.metric == "mean_per_class":
-        interval = bootstrap_interval(hits[:, 0], classes=labels)
+        interval = mean_interval(hits[:, 0], classes=labels)
     else:
-        interval = bootstrap_interval(hits[:, ks.index(5) if card.metric == "top5" else 0])
+        interval = mean_interval(hits[:, ks.index(5) if card.metric == "top5" else 0])
     not_finite = int((~torch.isfinite(scores)).any(1).sum())
     return {
         "metric": card.metric,

@@ -11,7 +11,9 @@ import yaml
 
 from filip.command import run_command
 from filip.eval.alignment import Alignment
+from filip.eval.alignment import main as alignment
 from filip.eval.formats.webdataset import WebdatasetFolder
+from filip.eval.outcomes import read_outcomes
 from filip.eval.retrieval import Retrieval
 from filip.eval.retrieval import main as retrieval
 from filip.eval.scorer import load_scorer
@@ -110,6 +112,35 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
         assert found["t2i"][f"r{k}"] == pytest.approx(float(images_found))
     order = [by[name].argsort(1) for name in ("image", "text")]
     assert not torch.equal(*order)  # else the test could not tell them apart
+
+
+def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
+    model = write_model(root / "m.safetensors")
+    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
+    found, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["tasks"]
+    assert list(found) == ["demo_food", "demo_skin_tone"] and set(found["demo_food"].values) == {
+        "top1",
+        "top5",
+    }
+    assert list(found["demo_food"].key) == [f"s{i:07d}" for i in range(24)]
+    for name, task in tasks.items():
+        assert found[name].values["top1"].mean() == pytest.approx(task["top1"])
+    write_webdataset(
+        root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True
+    )
+    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model, "r.json"))
+    found, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
+    for way, queries in (("i2t", 12), ("t2i", 24)):
+        outcomes = found[f"demo_fluent.{way}"]
+        assert len(outcomes.key) == len(set(outcomes.key)) == queries and len(set(outcomes.cluster)) == 12
+        for rank, values in outcomes.values.items():
+            assert values.mean() == pytest.approx(numbers["demo_fluent"][way][rank])
+    aligned = [*arguments(root, ["demo_fluent"], model, "a.json"), f"picture={root / 'a.png'}", "examples=1"]
+    run_command(alignment, Alignment, argv=[*aligned, "pairs=9", "composites=0"])
+    found, numbers = read_outcomes(root / "a.json"), json.loads((root / "a.json").read_text())["benchmarks"]
+    for measure in ("pointing", "composites"):
+        mean = found[f"demo_fluent.{measure}"].values["right"].mean()
+        assert mean == pytest.approx(numbers["demo_fluent"][measure]["value"])
 
 
 def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):

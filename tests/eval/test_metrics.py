@@ -11,11 +11,11 @@ import torch
 from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_matrix, top_k_accuracy_score
 
 from filip.eval.metrics import (
-    bootstrap_interval,
     chance_at_k,
     class_accuracies,
     confusion,
     label_hits,
+    mean_interval,
     retrieval_chance,
     retrieval_hits,
 )
@@ -112,7 +112,7 @@ def test_bootstrap_covers_the_mean_about_as_often_as_it_says():
     inside = 0
     for trial in range(200):
         sample = rng.random(80) < 0.3
-        low, high = bootstrap_interval(sample.astype(float), resamples=300, seed=trial)
+        low, high = mean_interval(sample.astype(float), resamples=300, seed=trial)
         inside += low <= 0.3 <= high
     assert 0.90 <= inside / 200 <= 0.99
 
@@ -121,19 +121,35 @@ def test_bootstrap_over_images_is_wider_when_captions_agree():
     """Five captions of an image that succeed and fail together are one observation, not five."""
     hits = np.repeat(np.arange(60) % 3 == 0, 5).astype(float)
     image = np.repeat(np.arange(60), 5)
-    alone = np.subtract(*bootstrap_interval(hits)[::-1])
-    together = np.subtract(*bootstrap_interval(hits, clusters=image)[::-1])
+    alone = np.subtract(*mean_interval(hits)[::-1])
+    together = np.subtract(*mean_interval(hits, clusters=image)[::-1])
     assert together > 1.7 * alone
 
 
 def test_bootstrap_within_classes_keeps_every_class():
     labels = np.array([0] * 98 + [1] * 2)
     hits = np.where(labels == 0, 1.0, 0.0)
-    assert bootstrap_interval(hits, classes=labels) == (
+    assert mean_interval(hits, classes=labels) == (
         0.5,
         0.5,
     )  # plain resampling would lose class 1 at times
 
 
+def test_a_proportion_of_none_or_all_is_no_certainty():
+    """Wilson's interval, against the closed form for 0 of n: z^2 / (n + z^2)."""
+    low, high = mean_interval(np.zeros(154))
+    assert low == 0 and high == pytest.approx(1.96**2 / (154 + 1.96**2), abs=1e-4)
+    assert mean_interval(np.ones(154)) == pytest.approx((1 - high, 1.0))
+    # Five captions each of 60 images, all found: 60 images are the evidence, not 300 captions.
+    together = mean_interval(np.ones(300), clusters=np.repeat(np.arange(60), 5))
+    assert together == mean_interval(np.ones(60))
+
+
+def test_classes_of_one_image_keep_an_interval():
+    hits = np.array([1.0, 0.0] * 20)
+    low, high = mean_interval(hits, classes=np.arange(40))
+    assert high - low == pytest.approx(np.subtract(*mean_interval(hits)[::-1]), rel=0.15)
+
+
 def test_bootstrap_of_nothing_is_no_interval():
-    assert all(math.isnan(end) for end in bootstrap_interval(np.array([])))
+    assert all(math.isnan(end) for end in mean_interval(np.array([])))

@@ -14,7 +14,7 @@ from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble
-from filip.eval.retrieval import Retrieval, recall_table, retrieval_benchmark
+from filip.eval.retrieval import Retrieval, recalls, retrieval_benchmark
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
 from filip.eval.shortlist import rerank
 from filip.eval.zero_shot import class_scores, zero_shot_task
@@ -150,7 +150,7 @@ def test_two_stages_with_everything_shortlisted_are_exact(retrieval_problem, by)
     exact = scorer.similarity(images, texts)
     ranked = rerank(scorer, images, texts, texts, 60, by, "image", "text")
     assert torch.allclose(ranked[0], exact.i2t, atol=1e-6) and torch.allclose(ranked[1], exact.t2i, atol=1e-6)
-    assert recall_table(*ranked, owner)["i2t"] == recall_table(exact.i2t, exact.t2i, owner)["i2t"]
+    assert recalls(*ranked, owner).table["i2t"] == recalls(exact.i2t, exact.t2i, owner).table["i2t"]
 
 
 @pytest.mark.parametrize("by", ["pooled", "int8"])
@@ -161,7 +161,8 @@ def test_a_short_list_loses_what_it_left_out_and_nothing_else(retrieval_problem,
     kept = torch.isfinite(ranked[0])
     assert (kept.sum(1) == 10).all() and (torch.isfinite(ranked[1]).sum(0) == 10).all()
     assert torch.allclose(ranked[0][kept], ((exact.i2t + exact.t2i) / 2)[kept], atol=1e-6)
-    short, full = recall_table(*ranked, owner), recall_table((exact.i2t + exact.t2i) / 2, exact.i2t, owner)
+    short = recalls(*ranked, owner).table
+    full = recalls((exact.i2t + exact.t2i) / 2, exact.i2t, owner).table
     assert full["i2t"]["r1"] > 0.5
     if by == "int8":  # rounding to 8 bits moves the true text out of the first ten of sixty only by bad luck
         assert short["i2t"]["r1"] == pytest.approx(full["i2t"]["r1"], abs=0.04)
