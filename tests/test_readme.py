@@ -22,13 +22,16 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from packaging.requirements import Requirement
+from PIL import Image
 
 from filip.__main__ import choose
 from filip.__main__ import commands as filip_commands
 from filip.command import compose_config
 from filip.data.cards import load_source
+from filip.models import build_model, load_preset, save_model
 from filip.train.config import TrainConfig
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -150,6 +153,22 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
     snakemake = [sys.executable, "-m", "snakemake", "--configfile", "workflow/config/mine.yaml"]
     printed = run([*snakemake, "--profile", "workflow/profiles/local", "--cores", "2", "-n"], workspace)
     assert "rule summary" in printed and "results/mine/" in printed
+
+
+def test_the_python_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    torch.manual_seed(0)
+    save_model(tmp_path / "filip.safetensors", build_model(load_preset("tiny")))
+    for name, colour in (("cat.jpg", "orange"), ("dog.jpg", "brown")):
+        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
+    monkeypatch.chdir(tmp_path)
+    for block in blocks("python"):
+        exec(block, {})
+    printed = capsys.readouterr().out
+    best, *rows = printed.splitlines()
+    assert re.fullmatch(r"tensor\(\[[01], [01]\]\)", best)
+    assert {word for row in rows for word in row.split()} <= {"[BOS]", "a", "cat", "[EOS]"}
 
 
 def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
