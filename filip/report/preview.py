@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import io
-import tarfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
 from PIL import Image, ImageOps
 
 from filip.data.loading.config import AugmentConfig
+from filip.data.loading.shard_index import shard_index
 from filip.data.loading.transforms import TrainTransform, denormalize
+from filip.data.sidecar import read_sidecar
 from filip.eval.pictures import INK, MUTED, Cell, sheet
-
-IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass
@@ -27,42 +25,27 @@ class ShardSample:
     captions: list[str]
 
 
-def read_samples(shards: Path, captions: Path | None, count: int) -> list[ShardSample]:
-    """Up to ``count`` samples, spread over the first shard; those with a back-translation come first.
+def read_samples(shards: Path, captions: Path, count: int) -> list[ShardSample]:
+    """Up to ``count`` pairs, spread over the first shard: those with a back-translation, if there are so many.
 
-    Captions are those of the side-car where there is one, else of the tar.
+    shards, captions: folders of a source's tars and side-cars, read as the loader reads them. Empty if there are none.
     """
-    tars = sorted(shards.glob("*.tar")) if shards.is_dir() else []
-    if not tars:
+    tar = min(shards.glob("*.tar"), default=None)
+    sidecar = captions / f"{tar.stem}.parquet" if tar else None
+    if tar is None or sidecar is None or not sidecar.is_file():
         return []
-    tar = tars[0]
-    sidecar = captions / f"{tar.stem}.parquet" if captions else None
-    texts: dict[str, list[str]] = {}
-    if sidecar and sidecar.is_file():
-        table = pq.read_table(sidecar, columns=["key", "captions"]).to_pydict()
-        texts = dict(zip(table["key"], table["captions"], strict=True))
-    with tarfile.open(tar) as file:
-        members = {m.name: m for m in file.getmembers() if m.name.lower().endswith(IMAGES)}
-        several = [n for n in members if len(texts.get(Path(n).stem, [])) > 1]
-        names = several if len(several) >= count else list(members)
-        step = max(1, len(names) // max(1, count))
-        samples = []
-        for name in names[::step][:count]:
-            data = file.extractfile(members[name])
-            if data is None:
-                continue
-            key = Path(name).stem
-            image = Image.open(io.BytesIO(data.read())).convert("RGB")
-            samples.append(ShardSample(key, image, texts.get(key) or _text_of(file, key)))
+    texts = {row["key"]: row["captions"] for row in read_sidecar(sidecar)}
+    index = shard_index(tar)
+    images = {key: number for key, number in index.images().items() if key in texts}
+    translated = [key for key in images if len(texts[key]) > 1]
+    keys = translated if len(translated) >= count else list(images)
+    samples = []
+    with tar.open("rb") as file:
+        for key in keys[:: max(1, len(keys) // max(1, count))][:count]:
+            file.seek(index.offsets[images[key]])
+            image = Image.open(io.BytesIO(file.read(index.sizes[images[key]]))).convert("RGB")
+            samples.append(ShardSample(key, image, texts[key]))
     return samples
-
-
-def _text_of(file: tarfile.TarFile, key: str) -> list[str]:
-    try:
-        member = file.extractfile(f"{key}.txt")
-    except KeyError:
-        return []
-    return [member.read().decode("utf-8", "replace").strip()] if member else []
 
 
 def augmentation_sheet(

@@ -13,7 +13,7 @@ from filip.data.loading.config import AugmentConfig
 from filip.errors import UserError
 from filip.report import plots
 from filip.report.figures import Figures, main, read_log, training_logs
-from filip.report.preview import augmentation_sheet, read_samples
+from filip.report.preview import ShardSample, augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.study import load_study
 from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write, write_tables
@@ -146,20 +146,32 @@ def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for()
     plt.close("all")
 
 
-def test_the_preview_augments_as_the_run_was_trained(folder):
-    base = folder / "data" / "demo"
-    samples = read_samples(base / "shards", None, 2)
+@pytest.fixture
+def samples(folder) -> list[ShardSample]:
+    return read_samples(folder / "data/demo/shards", folder / "data/demo/captions", 3)
+
+
+def test_the_preview_shows_pairs_with_a_back_translation_first(samples):
+    assert [s.captions for s in samples] == [[f"text {i}", f"back-translated {i}"] for i in (1, 2, 3)]
+    assert [s.image.size for s in samples] == [(40, 30)] * 3
+
+
+def test_the_preview_takes_other_pairs_where_too_few_have_a_back_translation(folder):
+    found = read_samples(folder / "data/demo/shards", folder / "data/demo/captions", 4)
+    assert [s.captions[0] for s in found] == [f"text {i}" for i in range(4)]
+
+
+def test_the_preview_of_a_source_without_shards_or_side_cars_is_empty(folder):
+    assert read_samples(folder / "none", folder / "data/demo/captions", 2) == []
+    assert read_samples(folder / "data/demo/shards", folder / "none", 2) == []
+
+
+def test_the_preview_augments_as_the_run_was_trained(samples):
     plain, other = augmentation_sheet(samples, 24, augmented=3), AugmentConfig(crop_scale_min=0.9)
     assert augmentation_sheet(samples, 24, augmented=3, augment=other).tobytes() != plain.tobytes()
 
 
-def test_the_preview_reads_shards_and_side_cars(folder):
-    base = folder / "data" / "demo"
-    samples = read_samples(base / "shards", base / "captions", 3)
-    assert [s.captions for s in samples] == [[f"text {i}", f"back-translated {i}"] for i in (1, 2, 3)]
-    plain = read_samples(base / "shards", None, 2)
-    assert plain[0].captions == ["text 0"]
-    assert read_samples(base / "none", None, 2) == []
+def test_the_preview_depends_on_its_seed_alone(samples):
     first, again = (augmentation_sheet(samples, 24, augmented=3) for _ in range(2))
-    assert first.tobytes() == again.tobytes()  # the same seed, the same augmentations
+    assert first.tobytes() == again.tobytes()
     assert augmentation_sheet(samples, 24, augmented=3, seed=1).tobytes() != first.tobytes()
