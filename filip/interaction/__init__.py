@@ -18,13 +18,15 @@ from filip.interaction.grad_cache import cached_backward
 from filip.interaction.loss import ContrastiveOutput, add_pooled_term, contrastive_loss, pooled_similarity
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
-from filip.interaction.token_selection import select_tokens, token_scores
+from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
 
 __all__ = [
     "ContrastiveOutput",
     "Similarity",
+    "TokenChoice",
     "add_pooled_term",
     "cached_backward",
+    "choose_tokens",
     "contrastive_loss",
     "distributed_late_interaction",
     "distributed_pooled_similarity",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,12 +13,29 @@ from filip.interaction.packing import accumulation_dtype, check_tokens, offsets_
 _TILE_ELEMENTS = 1 << 22
 
 
+SCORES = ("maximum", "contrast")
+
+
+class TokenChoice(NamedTuple):
+    """Which tokens stay, in ascending order."""
+
+    image_rows: Tensor  # [b * k] int64, into the b * n1 tokens of all images
+    text_rows: Tensor  # [K] int64, into the packed tokens of all texts
+    text_lengths: Tensor  # [texts], with sum K
+
+
 @torch.no_grad()
-def token_scores(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Tensor]:
-    """Score of a token: its largest similarity to *any* token of *any* item of the other side, own pair or not.
+def token_scores(image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum") -> tuple[Tensor, Tensor]:
+    """Score of a token against *all* tokens of the other side, whichever pair they belong to.
+
+    "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
+    which is as close to everything ([BOS], "a", a comma) scores low. Neither knows which image and text
+    belong together: a score that does would tell the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
     """
+    if score not in SCORES:
+        raise ValueError(f"score={score!r} is unknown; choose one of {', '.join(SCORES)}")
     rows, wide = image_tokens.flatten(0, 1), accumulation_dtype(image_tokens.dtype)
     image_scores, text_scores = [], torch.full_like(text_tokens[:, 0], -math.inf, dtype=wide)
     with torch.autocast(rows.device.type, enabled=False):
@@ -25,36 +43,66 @@ def token_scores(image_tokens: Tensor, text_tokens: Tensor) -> tuple[Tensor, Ten
             tile = product(block, text_tokens)
             image_scores.append(tile.amax(dim=1))
             text_scores = torch.maximum(text_scores, tile.amax(dim=0))
-    return torch.cat(image_scores).view(image_tokens.shape[:2]), text_scores
+        of_images = torch.cat(image_scores)
+        if score == "contrast":
+            of_images = of_images - rows.to(wide) @ text_tokens.to(wide).mean(dim=0)
+            text_scores = text_scores - text_tokens.to(wide) @ rows.to(wide).mean(dim=0)
+    return of_images.view(image_tokens.shape[:2]), text_scores
+
+
+def choose_tokens(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    keep_ratio: float,
+    *,
+    score: str = "maximum",
+    minimum: int = 1,
+) -> TokenChoice:
+    """The tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
+    if not 0 < keep_ratio <= 1:
+        raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
+    if minimum < 1:
+        raise ValueError(f"minimum must be at least 1 token, got {minimum}")
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    image_scores, text_scores = token_scores(image_tokens, text_tokens, score)
+    b, n1 = image_scores.shape
+    counts = [_count(n, keep_ratio, minimum) for n in lengths]
+    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, keep_ratio, minimum)] * b)
+    selected_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
+    return TokenChoice(best, _best(text_scores, lengths, counts), selected_lengths)
 
 
 def select_tokens(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, keep_ratio: float
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    keep_ratio: float,
+    *,
+    score: str = "maximum",
+    minimum: int = 1,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores (see token_scores).
 
-    Shapes as in late_interaction. Of n valid tokens max(1, ceil(keep_ratio * n)) stay, in their order; among equal
-    scores the lower index wins. Call it before tokens are sent to other ranks. Gradients flow to the
-    selected tokens; the selection is not differentiated. ``keep_ratio=1`` returns the arguments.
-    Raises ValueError for a keep_ratio outside (0, 1].
+    Shapes as in late_interaction. Of n valid tokens max(``minimum``, ceil(keep_ratio * n)) stay (or all n, if there
+    are fewer), in their order; among equal scores the lower index wins. Call it before tokens are sent to other ranks.
+    Gradients flow to the selected tokens; the selection is not differentiated. ``keep_ratio=1`` returns the arguments.
+    Raises ValueError for a keep_ratio outside (0, 1], a minimum below 1 or an unknown score.
     """
-    if not 0 < keep_ratio <= 1:
-        raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
-    image_scores, text_scores = token_scores(image_tokens, text_tokens)
-    b, n1 = image_scores.shape
-    counts = [_count(n, keep_ratio) for n in lengths]
-    best = _best(image_scores.flatten(), [n1] * b, [_count(n1, keep_ratio)] * b)
-    images = image_tokens.flatten(0, 1)[best].view(b, -1, image_tokens.shape[2])
-    selected_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)
-    return images, text_tokens[_best(text_scores, lengths, counts)], selected_lengths
+    choice = choose_tokens(image_tokens, text_tokens, text_lengths, keep_ratio, score=score, minimum=minimum)
+    images = image_tokens.flatten(0, 1)[choice.image_rows]
+    return (
+        images.view(len(image_tokens), -1, image_tokens.shape[2]),
+        text_tokens[choice.text_rows],
+        choice.text_lengths,
+    )
 
 
-def _count(tokens: int, keep_ratio: float) -> int:
+def _count(tokens: int, keep_ratio: float, minimum: int) -> int:
     # 1e-9: 0.07 * 100 is 7.000000000000001 in binary, and must not be rounded up to 8.
-    return max(1, math.ceil(keep_ratio * tokens - 1e-9))
+    return min(tokens, max(minimum, math.ceil(keep_ratio * tokens - 1e-9)))
 
 
 def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:

@@ -12,6 +12,7 @@ from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
 from filip.interaction.dispatch import BACKENDS
+from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.train.losses import TERMS
 from filip.train.optimizers import OPTIMIZERS
@@ -143,6 +144,14 @@ class TrainConfig:
     token_keep_ratio: float = option(
         1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)"
     )
+    token_score: str = option(
+        "maximum",
+        "what the kept tokens are chosen by: maximum = the largest similarity to any token of the local batch (the "
+        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win",
+    )
+    token_keep_minimum: int = option(
+        1, "tokens that every image and caption keeps; 1 = the paper, short captions need more"
+    )
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
@@ -165,6 +174,7 @@ class TrainConfig:
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)
+        _choice("token_score", self.token_score, SCORES)
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
@@ -187,7 +197,7 @@ class TrainConfig:
 
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
-    "log_every", "optimizer.base_lr", "optimizer.temperature_lr_factor",
+    "log_every", "token_keep_minimum", "optimizer.base_lr", "optimizer.temperature_lr_factor",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",

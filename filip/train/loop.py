@@ -58,6 +58,7 @@ def train(config: TrainConfig) -> None:
     stop = StopSignal()
     with raise_together(ranks):
         require_precision(config)
+        device.choose_attention(ranks.device, config.precision)
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)

@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from filip.interaction import late_interaction, select_tokens, token_scores
+from filip.interaction import choose_tokens, late_interaction, pack_tokens, select_tokens, token_scores
+from filip.interaction.token_selection import SCORES
 from tests.interaction.problems import random_problem
 
 
@@ -74,3 +75,36 @@ def test_all_tokens_means_the_same_tensors() -> None:
     for keep_ratio in (0, -0.5, 1.5, float("nan")):
         with pytest.raises(ValueError, match="keep_ratio must be in"):
             select_tokens(image, text, lengths, keep_ratio)
+
+
+def test_a_minimum_keeps_short_captions_whole() -> None:
+    image, text, lengths = random_problem(2, 12, [3, 8, 40], 16)
+    selected_image, selected_text, selected_lengths = select_tokens(image, text, lengths, 0.25, minimum=6)
+    assert selected_image.shape[1] == 6 and selected_lengths.tolist() == [3, 6, 10]
+    assert torch.equal(selected_text[:3], text[:3])
+    with pytest.raises(ValueError, match="minimum must be at least 1"):
+        select_tokens(image, text, lengths, 0.25, minimum=0)
+
+
+def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> None:
+    axes = torch.eye(6)
+    image = torch.nn.functional.normalize(axes[:4] + 2 * axes[5], dim=1)[:, None]  # one patch, one thing each
+    text = torch.nn.functional.normalize(axes[:4] + axes[5] / 2, dim=1)
+    captions = torch.stack(
+        [axes[5].expand(4, 6), text], dim=1
+    )  # 0.89 to every patch; 0.8 to one, 0.4 to others
+    lengths = torch.full((4,), 2)
+    packed = pack_tokens(captions, lengths)
+    chosen = {s: choose_tokens(image, packed, lengths, 0.5, score=s).text_rows % 2 for s in SCORES}
+    assert chosen["maximum"].tolist() == [0, 0, 0, 0]
+    assert chosen["contrast"].tolist() == [1, 1, 1, 1]
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_a_score_does_not_know_which_text_belongs_to_an_image(score: str) -> None:
+    image, text, lengths = random_problem(3, 10, [4, 4, 4], 16)
+    other = text.view(3, 4, 16)[[2, 0, 1]].flatten(0, 1)
+    rows = [choose_tokens(image, t, lengths, 0.3, score=score).image_rows for t in (text, other)]
+    assert torch.equal(rows[0], rows[1])
+    with pytest.raises(ValueError, match="score='own' is unknown; choose one of maximum, contrast"):
+        token_scores(image, text, "own")

@@ -109,6 +109,8 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
         (["precision=fp8"], "precision='fp8' is unknown"),
         (["zero_stage=4"], "zero_stage=4"),
         (["token_keep_ratio=0"], "token_keep_ratio=0"),
+        (["token_keep_minimum=0"], "token_keep_minimum=0"),
+        (["token_score=own"], "maximum, contrast"),
         (["epochs=null"], "neither epochs nor max_steps"),
         (["global_batch=64", "batch_per_rank=8"], "global_batch=64 and batch_per_rank=8 are both given"),
         (["experiment=demo", "batch_per_rank=8"], "drop one"),

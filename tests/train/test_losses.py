@@ -9,9 +9,11 @@ import torch
 from torch import nn
 
 from filip.errors import UserError
+from filip.interaction import choose_tokens
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train import losses
 from filip.train.losses import Loss, Term, TermOutput, resolve_weights
+from filip.train.losses.token_wise import selection_metrics
 from tests.support.training import compose
 
 
@@ -74,3 +76,36 @@ def test_a_term_from_outside_needs_one_entry_only(monkeypatch: pytest.MonkeyPatc
     output = Loss(weights, config)(encoded(), torch.arange(4))
     assert {"loss/distance", "alignment/distance_distance"} <= set(output.metrics)
     assert Loss(weights, config).chance(8) == pytest.approx(math.log(8) + 0.2)
+
+
+def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:
+    axes = torch.eye(8)
+    image = axes[:4].repeat(3, 1, 1)  # 3 images of the same 4 patches
+    text = TextFeatures(torch.cat([axes[[7, 0, 7]]] * 3), torch.full((3,), 3))  # [BOS], a word, [EOS]
+    told = selection_metrics(choose_tokens(image, *text, 0.25), image, text)
+    # Of each caption the word is kept, and of each image the patch that it names.
+    assert float(told["tokens/kept_bos_eos"]) == 0
+    assert float(told["tokens/kept_same_patch"]) == 1
+    assert float(told["tokens/kept_text_cosine"]) == pytest.approx(1)
+    both = selection_metrics(choose_tokens(image, *text, 0.6), image, text)  # 2 of 3: [BOS] wins the tie
+    assert float(both["tokens/kept_bos_eos"]) == pytest.approx(1 / 2)
+    assert float(both["tokens/kept_text_cosine"]) == pytest.approx(1 / 2)
+
+
+def test_the_selection_reports_only_where_it_selects() -> None:
+    group = torch.arange(4)
+    everything = Loss({"token_wise": 1.0}, compose("backend=reference"))(encoded(), group)
+    quarter = compose("backend=reference", "token_keep_ratio=0.25", "token_score=contrast")
+    selected = Loss({"token_wise": 1.0}, quarter)(encoded(), group)
+    added = set(selected.metrics) - set(everything.metrics)
+    assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
+
+
+def test_the_minimum_of_the_selection_reaches_the_loss() -> None:
+    group = torch.arange(4)
+    settings = ("backend=reference", "token_keep_ratio=0.25")
+    whole = Loss({"token_wise": 1.0}, compose("backend=reference"))(encoded(), group)
+    floor = Loss({"token_wise": 1.0}, compose(*settings, "token_keep_minimum=5"))(encoded(), group)
+    paper = Loss({"token_wise": 1.0}, compose(*settings))(encoded(), group)
+    assert float(floor.loss) == pytest.approx(float(whole.loss))
+    assert float(paper.loss) != pytest.approx(float(whole.loss))

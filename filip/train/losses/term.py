@@ -20,6 +20,8 @@ class LossSettings(Protocol):
     precision: str
     transport_dtype: str
     token_keep_ratio: float
+    token_score: str
+    token_keep_minimum: int
     exchange: str
     backend: str
     soft_targets: bool

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import math
 
-from filip.interaction import distributed_late_interaction, select_tokens
+import torch
+from torch import Tensor
+
+from filip.interaction import TokenChoice, choose_tokens, distributed_late_interaction
 from filip.interaction.cost import fused
+from filip.models import TextFeatures
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
 
 
@@ -13,16 +17,55 @@ def compute(batch: LossInput) -> TermOutput:
     """Cross-entropy over the token-wise maximum similarity of all pairs."""
     settings = batch.settings
     image, text = batch.tokens
-    images, texts, lengths = select_tokens(image, *text, settings.token_keep_ratio)
+    metrics = {}
+    if settings.token_keep_ratio < 1:
+        choice = choose_tokens(
+            image,
+            *text,
+            settings.token_keep_ratio,
+            score=settings.token_score,
+            minimum=settings.token_keep_minimum,
+        )
+        metrics = selection_metrics(choice, image, text)
+        rows = image.flatten(0, 1)[choice.image_rows]
+        image = rows.view(len(image), -1, image.shape[2])
+        text = TextFeatures(text.tokens[choice.text_rows], choice.text_lengths)
     similarity = distributed_late_interaction(
-        images,
-        texts,
-        lengths,
+        image,
+        *text,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
         backend=settings.backend,
     )
-    return batch.cross_entropy(similarity)
+    output = batch.cross_entropy(similarity)
+    return TermOutput(output.loss, output.metrics | metrics)
+
+
+@torch.no_grad()
+def selection_metrics(choice: TokenChoice, image: Tensor, text: TextFeatures) -> dict[str, Tensor]:
+    """What the selection keeps, so that one that feeds on itself is seen in TensorBoard.
+
+    ``tokens/kept_bos_eos``     share of the kept text tokens that are [BOS] or [EOS]; 2 / length without a preference
+    ``tokens/kept_same_patch``  share of the kept patches at the most frequent position; 1 / n1 without a preference
+    ``tokens/kept_text_cosine``, ``tokens/kept_image_cosine``   mean cosine of two kept tokens of the batch: 1 if they
+        are all the same vector, and then the loss stays at log(batch)
+    """
+    ends = text.lengths.cumsum(0)
+    special = torch.zeros(len(text.tokens), device=text.tokens.device)
+    special[ends - 1] = 1
+    special[ends - text.lengths] = 1
+    positions = torch.bincount(choice.image_rows % image.shape[1], minlength=image.shape[1])
+    return {
+        "tokens/kept_bos_eos": special[choice.text_rows].mean(),
+        "tokens/kept_same_patch": positions.max() / positions.sum(),
+        "tokens/kept_text_cosine": _mean_cosine(text.tokens[choice.text_rows]),
+        "tokens/kept_image_cosine": _mean_cosine(image.flatten(0, 1)[choice.image_rows]),
+    }
+
+
+def _mean_cosine(unit: Tensor) -> Tensor:
+    """Over all ordered pairs of the rows of ``unit`` [n, d], a row with itself included."""
+    return unit.float().mean(dim=0).square().sum()
 
 
 def memory(shape: BatchShape) -> float:
