@@ -24,6 +24,9 @@ class Sample:
     image: Image.Image  # RGB
     label: int = -1
     captions: list[str] = field(default_factory=list)
+    cluster: str = (
+        ""  # samples with an equal one are not independent, e.g. two drawings of a concept; "" = alone
+    )
     mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
 
 
@@ -41,12 +44,13 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """pixels: [b, 3, H, W] float; labels: [b] int64; captions and keys: b entries each."""
+    """pixels: [b, 3, H, W] float; labels: [b] int64; captions, keys and clusters: b entries each."""
 
     pixels: Tensor
     labels: Tensor
     captions: list[list[str]]
     keys: list[str]
+    clusters: list[str]  # see Sample; a sample that is alone has its key here
     undecodable: list[str]  # keys of images that could not be read: not among the b
 
 
@@ -63,7 +67,7 @@ class _Transformed(Dataset[Any]):
             pixels = self.transform(sample.image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return None, f"number {index}: {error}"
-        return pixels, Sample(sample.key, _NO_IMAGE, sample.label, sample.captions)
+        return pixels, Sample(sample.key, _NO_IMAGE, sample.label, sample.captions, sample.cluster)
 
 
 _NO_IMAGE = Image.new("RGB", (1, 1))  # decoded images do not travel between processes, pixels do
@@ -86,5 +90,6 @@ def _collate(items: list[tuple[Tensor | None, Sample | str]]) -> Batch:
         torch.tensor([s.label for _, s in good], dtype=torch.int64),
         [s.captions for _, s in good],
         [s.key for _, s in good],
+        [s.cluster or s.key for _, s in good],
         [s for _, s in items if isinstance(s, str)],
     )

@@ -67,7 +67,7 @@ def probe(
     """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
-    features, labels, keys = _features(encoder, test, card.name, config)
+    features, labels, keys, clusters = _features(encoder, test, card.name, config)
     train = training_set(card, config.root)
     if train is None:
         scores, protocol = _cross_validated(features, labels, len(names), config)
@@ -77,9 +77,9 @@ def probe(
         fitted = _fit(*_features(encoder, train, f"{card.name}, training split", config)[:2], config)
         scores = _scores(fitted, features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
-    result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names)
+    result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names, clusters)
     if record is not None:
-        record[card.name] = outcomes(keys, torch.from_numpy(scores), torch.from_numpy(labels))
+        record[card.name] = outcomes(keys, clusters, torch.from_numpy(scores), torch.from_numpy(labels))
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
@@ -100,14 +100,17 @@ def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
 
 def _features(
     encoder: Encoder, data: EvalSet, title: str, config: LinearProbe
-) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """([n, width] float32, [n] int64, n keys)."""
-    features, labels, keys = [], [], []
+) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+    """([n, width] float32, [n] int64, n keys, n clusters)."""
+    features, labels = [], []
+    keys: list[str] = []
+    clusters: list[str] = []
     for batch in image_batches(data, encoder.transform, title, config.batch_size, config.workers):
         features.append(encoder.probe_features(batch.pixels).numpy())
         labels.append(batch.labels.numpy())
         keys += batch.keys
-    return np.concatenate(features), np.concatenate(labels), keys
+        clusters += batch.clusters
+    return np.concatenate(features), np.concatenate(labels), keys, clusters
 
 
 def _fit(features: np.ndarray, labels: np.ndarray, config: LinearProbe) -> LogisticRegression:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -95,23 +96,26 @@ def zero_shot_task(
     if average == "embedding":
         texts = mean_embeddings(scorer, texts, len(ensemble))
     prompts = 1 if average == "embedding" else len(ensemble)
-    scores, labels, keys = [], [], []
+    scores, labels = [], []
+    keys: list[str] = []
+    clusters: list[str] = []
     for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
         scores.append(class_scores(scorer, images, texts, prompts))
         labels.append(batch.labels)
         keys += batch.keys
+        clusters += batch.clusters
     every_score, every_label = torch.cat(scores), torch.cat(labels)
-    result = measure(card, every_score, every_label, names)
+    result = measure(card, every_score, every_label, names, clusters)
     if record is not None:
-        record[card.name] = outcomes(keys, every_score, every_label)
+        record[card.name] = outcomes(keys, clusters, every_score, every_label)
     return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
 
 
-def outcomes(keys: list[str], scores: Tensor, labels: Tensor) -> Outcomes:
+def outcomes(keys: list[str], clusters: list[str], scores: Tensor, labels: Tensor) -> Outcomes:
     """Hits of each image. scores: [n, classes]; labels: [n] int64."""
     ks = [1, 5] if scores.shape[1] > 5 else [1]
     hits = label_hits(scores, labels, ks)
-    return Outcomes.of(keys, {f"top{k}": hits[:, i] for i, k in enumerate(ks)})
+    return Outcomes.of(keys, {f"top{k}": hits[:, i] for i, k in enumerate(ks)}, clusters)
 
 
 def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
@@ -130,8 +134,13 @@ def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
     return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
 
 
-def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str]) -> dict[str, Any]:
-    """Accuracies, interval, chance and mistakes of a classifier. scores: [n, classes]; labels: [n] int64."""
+def measure(
+    card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str], clusters: list[str]
+) -> dict[str, Any]:
+    """Accuracies, interval, chance and mistakes of a classifier.
+
+    scores: [n, classes]; labels: [n] int64; clusters: n, equal for images that are not independent.
+    """
     classes = len(names)
     ks = [1, 5] if classes > 5 else [1]
     hits = label_hits(scores, labels, ks)
@@ -144,7 +153,8 @@ def measure(card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str
     if card.metric == "mean_per_class":
         interval = mean_interval(hits[:, 0], classes=labels)
     else:
-        interval = mean_interval(hits[:, ks.index(5) if card.metric == "top5" else 0])
+        shown = hits[:, ks.index(5) if card.metric == "top5" else 0]
+        interval = mean_interval(shown, clusters=np.asarray(clusters))
     not_finite = int((~torch.isfinite(scores)).any(1).sum())
     return {
         "metric": card.metric,

@@ -31,6 +31,7 @@ def write_webdataset(
     shards: int = 2,
     form: str = "png",
     masks: bool = False,
+    codes: Sequence[str] | None = None,
 ) -> list[Image.Image]:
     """CLIP_benchmark's layout; targets: labels, or lists of captions if ``classes`` is None. Returns the images."""
     images = [picture(i) for i in range(len(targets))]
@@ -49,6 +50,8 @@ def write_webdataset(
                 (f"s{i:07d}.{form}", encoded(images[i], form.upper())),
                 (f"s{i:07d}.{extension}", text.encode()),
             ]
+            about = {"code": codes[i] if codes is not None else f"U{i}"}
+            members.append((f"s{i:07d}.json", json.dumps(about).encode()))
             if masks:
                 mask = Image.new("L", images[i].size, 0)
                 mask.paste(255, (SIDE // 2, 0, SIDE, SIDE))

@@ -143,6 +143,19 @@ def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
         assert mean == pytest.approx(numbers["demo_fluent"][measure]["value"])
 
 
+def test_two_drawings_of_a_concept_count_as_one(root):
+    """Each image twice under one code: the interval is that of half as many images."""
+    model, folder = write_model(root / "m.safetensors"), root / "data" / "demo_food"
+    dishes = [f"dish {i}" for i in range(8)]
+    found = []
+    for codes in ([f"U{i}" for i in range(24)], [f"U{i // 2}" for i in range(24)]):
+        write_webdataset(folder, dishes, [i % 8 for i in range(24)], codes=codes)
+        run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food"], model))
+        found.append(json.loads((root / "out.json").read_text())["tasks"]["demo_food"])
+        assert list(read_outcomes(root / "out.json")["demo_food"].cluster) == codes
+    assert found[0]["top1"] == found[1]["top1"] and found[0]["ci95"] != found[1]["ci95"]
+
+
 def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
     card = yaml.safe_load((EVAL / "demo_fluent.yaml").read_text())
     (root / "card.yaml").write_text(

@@ -43,6 +43,16 @@ def test_captions_and_masks(tmp_path):
     assert mask is not None and mask.getpixel((0, 0)) == 0 and mask.getpixel((31, 31)) == 255
 
 
+def test_the_cluster_of_a_sample_is_the_field_that_the_card_names(tmp_path):
+    write_webdataset(tmp_path, ["a", "b"], [0, 1, 0], codes=["x", "y", "x"])
+    data = WebdatasetFolder(tmp_path, cluster="code")
+    assert [c for b in batches(data, eval_transform(16), 2) for c in b.clusters] == ["x", "y", "x"]
+    alone = [c for b in batches(WebdatasetFolder(tmp_path), eval_transform(16), 2) for c in b.clusters]
+    assert alone == ["s0000000", "s0000001", "s0000002"]
+    with pytest.raises(UserError, match=r"sample s0000000 in .* has no 'colour' in a \.json"):
+        WebdatasetFolder(tmp_path, cluster="colour")[0]
+
+
 def test_a_blank_class_name_keeps_its_place(tmp_path):
     write_webdataset(tmp_path, ["near", "", "far"], [2, 1])
     assert WebdatasetFolder(tmp_path).classes == ["near", "", "far"]

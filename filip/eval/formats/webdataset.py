@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
-    return WebdatasetFolder(Path(root) / card.path, card.split)
+    return WebdatasetFolder(Path(root) / card.path, card.split, card.layout.options.get("cluster"))
 
 
 @dataclass
@@ -33,11 +34,12 @@ class WebdatasetFolder(EvalSet):
     """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
 
     A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
-    optionally ``.mask.png``. The tars are indexed once by their headers; samples are then read in any order.
+    optionally ``.mask.png`` and ``.json``, whose field ``cluster`` (the layout's option of that name) says which
+    samples show the same thing. The tars are indexed once by their headers; samples are then read in any order.
     """
 
-    def __init__(self, folder: str | Path, split: str = "test"):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, split: str = "test", cluster: str | None = None):
+        self.folder, self.cluster = Path(folder), cluster
         self.shards = self._find_shards(split)
         kind = self._text("dataset_type.txt")
         self.retrieval = kind is not None and kind.strip().lower() == "retrieval"
@@ -70,9 +72,19 @@ class WebdatasetFolder(EvalSet):
                     f"sample {key} in {self.folder} has label {sample.label}, but classnames.txt has "
                     f"{len(self.classes or [])} names"
                 )
+        if self.cluster is not None:
+            sample.cluster = self._cluster(key, members)
         if "mask.png" in members:
             sample.mask = Image.open(io.BytesIO(self._read(members["mask.png"]))).convert("L")
         return sample
+
+    def _cluster(self, key: str, members: dict[str, _Member]) -> str:
+        about = json.loads(self._read(members["json"])) if "json" in members else {}
+        if self.cluster not in about:
+            raise UserError(
+                f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names"
+            )
+        return str(about[self.cluster])
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"
