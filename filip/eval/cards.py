@@ -2,8 +2,8 @@
 
     name: oxford_pets
     title: Oxford-IIIT Pets
-    kind: classification            # or retrieval
-    metric: mean_per_class          # what the tables show: top1, mean_per_class; retrieval: recall
+    kind: classification            # or retrieval, selection, pointing
+    metric: mean_per_class          # what the tables show: top1, mean_per_class; retrieval: recall; else accuracy
     loader: webdataset              # the layout used unless the command line names another
     layouts:
       webdataset: {path: wds_vtab-pets, split: test, size: 3669}
@@ -29,7 +29,13 @@ from filip import resources
 from filip.errors import UserError
 from filip.eval.formats import FORMATS
 
-KINDS = {"classification": ("top1", "top5", "mean_per_class"), "retrieval": ("recall",)}
+KINDS = {
+    "classification": ("top1", "top5", "mean_per_class"),
+    "retrieval": ("recall",),
+    "selection": ("accuracy",),  # captions of which the first is true
+    "pointing": ("accuracy",),  # a caption that names things whose places are known
+}
+HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 FROM_DATA = "from the data set"
 
 
@@ -62,6 +68,11 @@ class BenchmarkCard:
     license: str = ""
     origin: str = ""  # where class names and numbers come from
     note: str = ""
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether its images come with captions; otherwise with classes."""
+        return self.kind in HAVE_CAPTIONS
 
     @property
     def loader(self) -> str:
@@ -139,7 +150,7 @@ def _layout(file: Path, layouts: Any, loader: str) -> Layout:
 
 
 def _classes(file: Path, classes: Any, kind: str) -> dict[str, str] | None:
-    if kind == "retrieval" or classes in (None, FROM_DATA):
+    if kind in HAVE_CAPTIONS or classes in (None, FROM_DATA):
         if kind == "classification" and classes is None:
             raise UserError(f"{file}: classes is missing; give {{raw: prompt name}} or `{FROM_DATA}`")
         return None

@@ -17,8 +17,16 @@ from torch.utils.data import DataLoader, Dataset
 
 
 @dataclass
+class Thing:
+    """Something in an image that the captions call ``label``. mask: mode L, 0 or 255, the image's size."""
+
+    label: str
+    mask: Image.Image
+
+
+@dataclass
 class Sample:
-    """One test image. ``label`` is -1 in retrieval sets, ``captions`` empty in classification sets."""
+    """One test image. ``label`` is -1 in sets of captions, ``captions`` empty in classification sets."""
 
     key: str
     image: Image.Image  # RGB
@@ -28,6 +36,7 @@ class Sample:
         ""  # samples with an equal one are not independent, e.g. two drawings of a concept; "" = alone
     )
     mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
+    things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
 
 
 class EvalSet(Dataset[Sample]):

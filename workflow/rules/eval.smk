@@ -54,6 +54,56 @@ rule retrieval:
         " prompts={input.prompts} fine_tuned_on={params.tuned} out={output} > {log} 2>&1"
 
 
+rule selection:
+    input:
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
+        cards=STUDY.cards("selection"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        f"{RESULTS}/eval/{{run}}/selection.json",
+    params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/selection/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/selection/{{run}}.tsv"
+    threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.selection model={params.model} root={params.root} 'cards={params.cards}'"
+        " out={output} > {log} 2>&1"
+
+
+rule scene_pointing:
+    input:
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
+        cards=STUDY.cards("scene_pointing"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        f"{RESULTS}/eval/{{run}}/scene_pointing.json",
+    params:
+        model=lambda wildcards: STUDY.model(wildcards.run),
+        root=STUDY.evaluation["root"],
+        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+    log:
+        f"{RESULTS}/logs/scene_pointing/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/scene_pointing/{{run}}.tsv"
+    threads: 2
+    resources:
+        **STUDY.evaluation.get("resources", {}),
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.scene_pointing model={params.model} root={params.root} 'cards={params.cards}'"
+        " out={output} > {log} 2>&1"
+
+
 rule alignment:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),

@@ -23,7 +23,7 @@ FORMATS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__))
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
     """The data set of a card below ``root``. Raises UserError if it is not there or has the wrong kind."""
     data: EvalSet = importlib.import_module(f"{__name__}.{card.loader}").open_set(card, root)
-    if (card.kind == "retrieval") != (data.classes is None):
+    if (card.has_captions) != (data.classes is None):
         raise UserError(
             f"card {card.name} is for {card.kind}, but {Path(root) / card.path} holds the other kind "
             "(dataset_type.txt says which)"

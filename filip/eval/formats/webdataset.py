@@ -14,13 +14,16 @@ from PIL import Image
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.datasets import EvalSet, Sample
+from filip.eval.datasets import EvalSet, Sample, Thing
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark looks for them
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
-    return WebdatasetFolder(Path(root) / card.path, card.split, card.layout.options.get("cluster"))
+    options = card.layout.options
+    return WebdatasetFolder(
+        Path(root) / card.path, card.split, options.get("cluster"), options.get("choices")
+    )
 
 
 @dataclass
@@ -34,12 +37,19 @@ class WebdatasetFolder(EvalSet):
     """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
 
     A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
-    optionally ``.mask.png`` and ``.json``, whose field ``cluster`` (the layout's option of that name) says which
-    samples show the same thing. The tars are indexed once by their headers; samples are then read in any order.
+    optionally ``.mask.png``, where its object is, and ``.json``: with ``.things.png`` it says where each of its things
+    is, and its field ``cluster`` (the layout's option of that name) says which samples show the same thing. The tars
+    are indexed once by their headers; samples are then read in any order.
+
+    choices: extension of the captions to select from (one a line, the true one first), instead of ``.txt``; samples
+    that have none are left out.
     """
 
-    def __init__(self, folder: str | Path, split: str = "test", cluster: str | None = None):
+    def __init__(
+        self, folder: str | Path, split: str = "test", cluster: str | None = None, choices: str | None = None
+    ):
         self.folder, self.cluster = Path(folder), cluster
+        self.captions = choices or "txt"
         self.shards = self._find_shards(split)
         kind = self._text("dataset_type.txt")
         self.retrieval = kind is not None and kind.strip().lower() == "retrieval"
@@ -48,6 +58,8 @@ class WebdatasetFolder(EvalSet):
             raise UserError(f"{self.folder} has no classnames.txt (one class name a line, first = label 0)")
         self.classes = None if names is None else [line.strip() for line in names.splitlines()]
         self.samples = [s for number, shard in enumerate(self.shards) for s in _index(number, shard)]
+        if choices:
+            self.samples = [sample for sample in self.samples if choices in sample[1]]
         self._open: dict[int, Any] = {}
 
     def __len__(self) -> int:
@@ -59,7 +71,7 @@ class WebdatasetFolder(EvalSet):
         if extension is None:
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
         sample = Sample(key, Image.open(io.BytesIO(self._read(members[extension]))).convert("RGB"))
-        wanted = "txt" if self.retrieval else "cls"
+        wanted = self.captions if self.retrieval else "cls"
         if wanted not in members:
             raise UserError(f"sample {key} in {self.folder} has no .{wanted}")
         text = self._read(members[wanted]).decode("utf-8")
@@ -76,6 +88,8 @@ class WebdatasetFolder(EvalSet):
             sample.cluster = self._cluster(key, members)
         if "mask.png" in members:
             sample.mask = Image.open(io.BytesIO(self._read(members["mask.png"]))).convert("L")
+        if "things.png" in members and "json" in members:
+            sample.things = self._things(members)
         return sample
 
     def _cluster(self, key: str, members: dict[str, _Member]) -> str:
@@ -85,6 +99,15 @@ class WebdatasetFolder(EvalSet):
                 f"sample {key} in {self.folder} has no {self.cluster!r} in a .json, which the card names"
             )
         return str(about[self.cluster])
+
+    def _things(self, members: dict[str, _Member]) -> list[Thing]:
+        """A scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
+        shown = Image.open(io.BytesIO(self._read(members["things.png"]))).convert("L")
+        described = json.loads(self._read(members["json"]))["things"]
+        return [
+            Thing(thing["label"], shown.point([255 * (value == number) for value in range(256)]))
+            for number, thing in enumerate(described, 1)
+        ]
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"

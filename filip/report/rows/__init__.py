@@ -11,7 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from filip.report.results import Results
-from filip.report.rows import alignment, component_ablation, efficiency, linear_probe, retrieval, zero_shot
+from filip.report.rows import (
+    alignment,
+    component_ablation,
+    efficiency,
+    linear_probe,
+    retrieval,
+    scene_pointing,
+    selection,
+    zero_shot,
+)
 from filip.report.rows.cells import Inputs, Study
 from filip.report.rows.notes import intervals
 from filip.report.table import Table
@@ -37,6 +46,8 @@ TABLES: dict[str, TableKind] = {
     "zero_shot": TableKind(zero_shot.build, ("zero_shot",), with_peers=True),
     "linear_probe": TableKind(linear_probe.build, ("linear_probe",)),
     "retrieval": TableKind(retrieval.build, ("retrieval",), with_peers=True),
+    "scene_pointing": TableKind(scene_pointing.build, ("scene_pointing",)),
+    "selection": TableKind(selection.build, ("selection",), with_peers=True),
     "component_ablation": TableKind(component_ablation.build, ("zero_shot", "retrieval")),
     "alignment": TableKind(alignment.build, ("alignment",)),
     "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), lists_runs=False),

@@ -1,0 +1,195 @@
+"""Pointing in scenes: ``python -m filip.eval.scene_pointing model=M.safetensors root=DIR cards=[…] out=F.json``.
+
+A scene shows several things, its caption names each once, and a mask says where each is. A name points at the patch
+that is most similar to any of its tokens, and is right if that patch belongs to its thing: a patch belongs to the
+thing that covers most of it, or to the background. Chance is the share of patches that are right. ``among_things``
+asks the same of the patches of things alone: the first number is also lost to the background, the second only to
+another thing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.datasets import EvalSet, Sample
+from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.formats import open_set
+from filip.eval.metrics import mean_interval
+from filip.eval.options import CardOptions
+from filip.eval.outcomes import Outcomes, Record, write_outcomes
+from filip.eval.pointing import coverage
+from filip.eval.prompts import Prompt
+from filip.eval.word_patch import WordPatch, label_tokens
+from filip.files import write_json
+from filip.progress import Progress, say
+
+BACKGROUND = -1
+
+
+@dataclass
+class ScenePointing(CardOptions):
+    pass
+
+
+def main(config: ScenePointing) -> None:
+    """How often a name's best patch lies on its own thing, on scenes of several things, written as JSON."""
+    cards = load_cards(config.cards, config.loader)
+    if wrong := [card.name for card in cards if card.kind != "pointing"]:
+        raise UserError(f"{', '.join(wrong)}: not a pointing card")
+    encoder = load_encoder(config.model, config.image_size, config.device)
+    benchmarks = {}
+    record: Record = {}
+    for card in cards:
+        found = measure(encoder, card, open_set(card, config.root), record)
+        benchmarks[card.name] = found
+        say(
+            f"{card.name}: {found['n']:,} names of {found['images']:,} scenes; on their own thing "
+            f"{100 * found['value']:.1f} % (chance {100 * found['chance']:.1f} %), among the things alone "
+            f"{100 * found['among_things']['value']:.1f} % (chance {100 * found['among_things']['chance']:.1f} %)"
+        )
+    write_outcomes(config.out, record)
+    write_json(config.out, {**config.result_header(encoder), "benchmarks": benchmarks})
+
+
+@dataclass(frozen=True)
+class PointedScene:
+    """A scene, its alignment and where each name points.
+
+    names: token positions of each thing's name. owner: [rows, columns] int, the thing that a patch belongs to or
+    BACKGROUND. best: for each thing the (row, column) that its name points at.
+    """
+
+    sample: Sample
+    alignment: WordPatch
+    names: list[list[int]]
+    owner: np.ndarray
+    best: list[tuple[int, int]]
+
+    @property
+    def counted(self) -> list[int]:
+        """The things that can be pointed at: some patch is theirs, and the tokenizer leaves something of the name."""
+        return [n for n, tokens in enumerate(self.names) if tokens and (self.owner == n).any()]
+
+    @property
+    def right(self) -> list[bool]:
+        """For each counted thing, whether its name points at it."""
+        return [bool(self.owner[self.best[n]] == n) for n in self.counted]
+
+    def right_among_things(self) -> list[bool]:
+        """As ``right``, with the background's patches left out."""
+        found = []
+        for n in self.counted:
+            heat = np.where(self.owner == BACKGROUND, -np.inf, self.alignment.heat(self.names[n]))
+            found.append(bool(self.owner.flat[heat.argmax()] == n))
+        return found
+
+    @property
+    def score(self) -> float:
+        """The share of the counted names that point at their thing; nan if there is none."""
+        return float(np.mean(self.right)) if self.counted else float("nan")
+
+
+def point(encoder: Encoder, sample: Sample) -> PointedScene:
+    """Align a scene with its caption. Raises UserError if the caption does not name each of its things."""
+    caption = sample.captions[0]
+    pixels = encoder.transform(sample.image).unsqueeze(0)
+    similarity = encoder.patches(pixels)[0] @ encoder.words([caption])[0].T
+    prompts = name_prompts(caption, [thing.label for thing in sample.things], sample.key)
+    names = [
+        label_tokens(encoder, prompt, thing.label)
+        for prompt, thing in zip(prompts, sample.things, strict=True)
+    ]
+    tokens = sorted(token for name in names for token in name)
+    alignment = WordPatch(similarity, encoder.tokens(caption), tokens, encoder.grid)
+    shares = np.stack([coverage(thing.mask, encoder.transform, encoder.grid) for thing in sample.things])
+    owner = np.where(shares.max(0) > 1 - shares.sum(0), shares.argmax(0), BACKGROUND)
+    best = []
+    for name in names:
+        place = int(alignment.heat(name).argmax()) if name else 0
+        best.append((place // encoder.grid[1], place % encoder.grid[1]))
+    return PointedScene(sample, alignment, names, owner, best)
+
+
+def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Prompt]:
+    """What stands before and after each label in the caption; "dog" is not looked for in "hot dog".
+
+    Raises UserError if a label is not there.
+    """
+    taken: list[tuple[int, int]] = []
+    places: dict[str, tuple[int, int]] = {}
+    for label in sorted(labels, key=len, reverse=True):
+        for match in re.finditer(rf"(?<!\w){re.escape(label)}(?!\w)", caption):
+            if all(match.end() <= start or end <= match.start() for start, end in taken):
+                places[label] = match.span()
+                taken.append(match.span())
+                break
+        else:
+            raise UserError(f"scene {key}: the caption {caption!r} does not name {label!r}")
+    return [Prompt(caption[: places[label][0]], caption[places[label][1] :]) for label in labels]
+
+
+def measure(
+    encoder: Encoder, card: BenchmarkCard, data: EvalSet, record: Record | None = None
+) -> dict[str, Any]:
+    """The numbers of one benchmark: fractions, with a 95 % interval over scenes.
+
+    The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
+    """
+    outcomes: dict[str, list[bool]] = {"right": [], "right_among_things": []}
+    chance: dict[str, list[float]] = {name: [] for name in outcomes}
+    keys: list[str] = []
+    scenes: list[str] = []
+    with Progress(card.name, "scenes", len(data)) as progress:
+        for index in range(len(data)):
+            scene = point(encoder, _with_things(card, data[index]))
+            for n in scene.counted:
+                own = (scene.owner == n).sum()
+                chance["right"].append(own / scene.owner.size)
+                chance["right_among_things"].append(own / (scene.owner != BACKGROUND).sum())
+                keys.append(f"{scene.sample.key} {n}")
+                scenes.append(scene.sample.key)
+            outcomes["right"] += scene.right
+            outcomes["right_among_things"] += scene.right_among_things()
+            progress.add()
+    if not keys:
+        raise UserError(
+            f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
+        )
+    if record is not None:
+        record[card.name] = Outcomes.of(keys, outcomes, scenes)
+    clusters = np.unique(scenes, return_inverse=True)[1]
+    rates = {
+        name: {
+            "value": float(np.mean(right)),
+            "chance": float(np.mean(chance[name])),
+            "ci95": list(mean_interval(np.array(right, float), clusters=clusters)),
+        }
+        for name, right in outcomes.items()
+    }
+    return {
+        "n": len(keys),
+        "images": len(set(scenes)),
+        **rates["right"],
+        "among_things": rates["right_among_things"],
+        "split": card.split,
+    }
+
+
+def _with_things(card: BenchmarkCard, sample: Sample) -> Sample:
+    if not sample.things:
+        raise UserError(
+            f"{card.name}: image {sample.key} does not say where its things are (.things.png and .json)"
+        )
+    return sample
+
+
+if __name__ == "__main__":
+    run_command(main, ScenePointing)

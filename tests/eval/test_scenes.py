@@ -1,0 +1,207 @@
+"""Scenes of several things: selecting the true caption, and pointing at the thing that is named."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+from torch import Tensor
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.datasets import Sample, Thing
+from filip.eval.formats import open_set
+from filip.eval.outcomes import read_outcomes
+from filip.eval.scene_pointing import BACKGROUND, ScenePointing, name_prompts, point
+from filip.eval.scene_pointing import main as scene_pointing
+from filip.eval.selection import Selection, select
+from filip.eval.selection import main as selection
+from filip.interaction import Similarity
+from tests.eval.miniature import write_model
+from tests.eval.test_alignment import COLOURS, ColourBlind
+from tests.support.shards import encoded, write_tar
+
+PLACES = {"red": (0, 0, 16, 16), "green": (16, 0, 32, 16), "blue": (8, 16, 24, 32)}
+CAPTION = "a green and a red next to blue"
+
+
+def scene(names: tuple[str, ...] = ("red", "green", "blue")) -> tuple[Image.Image, Image.Image]:
+    """Coloured squares on white, and the map of which is where."""
+    image, shown = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32), 0)
+    for number, name in enumerate(names, 1):
+        image.paste(COLOURS[name], PLACES[name])
+        shown.paste(number, PLACES[name])
+    return image, shown
+
+
+def write_scenes(folder: Path, count: int = 6) -> None:
+    image, shown = scene()
+    members: list[tuple[str, bytes]] = []
+    for number in range(count):
+        key = f"s{number:07d}"
+        members += [(f"{key}.png", encoded(image)), (f"{key}.txt", CAPTION.encode())]
+        members += [(f"{key}.things.png", encoded(shown))]
+        members += [(f"{key}.json", json.dumps({"things": [{"label": n} for n in PLACES]}).encode())]
+        members += [(f"{key}.names.txt", b"a red and a blue\na red and a bus\na bus and a blue")]
+        if number % 2:
+            members += [(f"{key}.relation.txt", b"a red left of a green\na green left of a red")]
+    write_tar(folder / "test" / "0.tar", members)
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+
+
+def card_file(folder: Path, kind: str, **layout: str) -> Path:
+    file = folder / f"my_{kind}_{layout.get('choices', 'all')}.yaml"
+    content = {"name": file.stem, "title": "T", "kind": kind, "metric": "accuracy", "loader": "webdataset"}
+    content["layouts"] = {"webdataset": {"path": "scenes", "split": "test", **layout}}
+    file.write_text(yaml.safe_dump(content))
+    return file
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_scenes(tmp_path / "scenes")
+    return tmp_path
+
+
+def sample() -> Sample:
+    image, shown = scene()
+    things = [
+        Thing(name, Image.fromarray((np.asarray(shown) == number).astype(np.uint8) * 255))
+        for number, name in enumerate(PLACES, 1)
+    ]
+    return Sample("s", image, captions=[CAPTION], things=things)
+
+
+def test_a_scene_is_read_with_the_place_of_each_thing(root: Path) -> None:
+    data = open_set(load_card(card_file(root, "pointing")), root)
+    first = data[0]
+    assert [thing.label for thing in first.things] == list(PLACES) and first.captions == [CAPTION]
+    for thing in first.things:
+        assert thing.mask.getbbox() == PLACES[thing.label] and set(np.unique(np.asarray(thing.mask))) == {
+            0,
+            255,
+        }
+
+
+def test_only_samples_with_choices_take_part_in_a_selection(root: Path) -> None:
+    names = open_set(load_card(card_file(root, "selection", choices="names.txt")), root)
+    relations = open_set(load_card(card_file(root, "selection", choices="relation.txt")), root)
+    assert (len(names), len(relations)) == (6, 3)
+    assert names[0].captions[0] == "a red and a blue" and relations[0].captions[1] == "a green left of a red"
+
+
+class Prefers:
+    """A scorer that likes some captions better than others, by one direction or the other."""
+
+    token_wise = True
+
+    def __init__(self, by_image: str, by_text: str):
+        self.by_image, self.by_text = by_image, by_text
+        self.transform = ColourBlind().transform
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def encode_texts(self, texts: list[str]) -> list[str]:
+        return texts
+
+    def similarity(self, images: Tensor, texts: list[str]) -> Similarity:
+        def rows(liked: str) -> Tensor:
+            return torch.tensor([[float(text == liked) for text in texts]] * len(images))
+
+        return Similarity(rows(self.by_image), rows(self.by_text))
+
+
+def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranking(root: Path) -> None:
+    card = load_card(card_file(root, "selection", choices="names.txt"))
+    found = select(Prefers("a red and a blue", "a red and a bus"), card, root, batch_size=4)  # type: ignore[arg-type]
+    assert (found["n"], found["chance"]) == (6, pytest.approx(1 / 3))
+    assert found["image"]["value"] == 1 and found["text"]["value"] == 0
+    assert found["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
+
+
+def test_a_scorer_that_sees_no_difference_gets_chance(root: Path) -> None:
+    card = load_card(card_file(root, "selection", choices="relation.txt"))
+    found = select(Prefers("", ""), card, root)  # type: ignore[arg-type]
+    assert (found["n"], found["chance"], found["image"]["value"]) == (3, 0.5, 0.5)
+
+
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_selection_as_a_command(root: Path, interaction: str) -> None:
+    model = write_model(root / "m.safetensors", interaction)
+    cards = ",".join(str(card_file(root, "selection", choices=c)) for c in ("names.txt", "relation.txt"))
+    out = root / "selection.json"
+    run_command(
+        selection, Selection, argv=[f"model={model}", f"root={root}", f"cards=[{cards}]", f"out={out}"]
+    )
+    found = json.loads(out.read_text())
+    assert found["run"] == "m" and len(found["benchmarks"]) == 2
+    for name, benchmark in found["benchmarks"].items():
+        for by in ("image", "text", "mean"):
+            low, high = benchmark[by]["ci95"]
+            assert 0 <= low <= benchmark[by]["value"] <= high <= 1
+        assert len(read_outcomes(out)[name].key) == benchmark["n"]
+        if interaction == "pooled":
+            assert benchmark["image"] == benchmark["text"] == benchmark["mean"]
+
+
+def test_each_name_points_at_its_own_thing() -> None:
+    found = point(ColourBlind(), sample())  # type: ignore[arg-type]
+    assert found.right == found.right_among_things() == [True] * 3 and found.score == 1
+    for number, name in enumerate(PLACES):
+        left, top, right, bottom = (side // 8 for side in PLACES[name])
+        assert (found.owner[top:bottom, left:right] == number).all() and (found.owner == number).sum() == 4
+    assert (found.owner == BACKGROUND).sum() == 4
+
+
+def test_a_blind_model_points_at_one_patch_for_all_names() -> None:
+    found = point(ColourBlind(blind=True), sample())  # type: ignore[arg-type]
+    assert sum(found.right) < 3
+
+
+def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
+    thin = sample()
+    line = Image.new("L", (32, 32), 0)
+    line.paste(255, (0, 0, 32, 1))
+    thin.things[0] = Thing("red", line)
+    assert point(ColourBlind(), thin).counted == [1, 2]  # type: ignore[arg-type]
+
+
+def test_a_name_within_another_name_is_not_taken_for_it() -> None:
+    dog, hot_dog = name_prompts("a hot dog next to a dog", ["dog", "hot dog"])
+    assert (dog.before, dog.after) == ("a hot dog next to a ", "")
+    assert (hot_dog.before, hot_dog.after) == ("a ", " next to a dog")
+    with pytest.raises(UserError, match=r"s7.*does not name 'cat'"):
+        name_prompts("a cattle", ["cat"], "s7")
+
+
+def test_scene_pointing_as_a_command(root: Path) -> None:
+    model, out = write_model(root / "m.safetensors"), root / "pointing.json"
+    card = card_file(root, "pointing")
+    arguments = [f"model={model}", f"root={root}", f"cards=[{card}]", f"out={out}"]
+    run_command(scene_pointing, ScenePointing, argv=arguments)
+    found = json.loads(out.read_text())["benchmarks"][card.stem]
+    assert (found["n"], found["images"]) == (18, 6)
+    outcomes = read_outcomes(out)[card.stem]
+    assert outcomes.values["right"].mean() == pytest.approx(found["value"])
+    assert len(set(outcomes.cluster)) == 6
+    assert found["chance"] == pytest.approx(1 / 4) and found["among_things"]["chance"] == pytest.approx(1 / 3)
+    assert 0 <= found["value"] <= found["among_things"]["value"] <= 1 or found["value"] == 0
+
+
+def test_a_card_of_another_kind_is_refused_in_a_sentence(
+    root: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(root / "m.safetensors")
+    arguments = [f"model={model}", f"root={root}", "cards=[demo_fluent]", f"out={root / 'o.json'}"]
+    for command, config in ((selection, Selection), (scene_pointing, ScenePointing)):
+        with pytest.raises(SystemExit):
+            run_command(command, config, argv=arguments)
+        assert "demo_fluent: not a" in capsys.readouterr().err
