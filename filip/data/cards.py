@@ -68,6 +68,13 @@ class DownloadSettings:
     distributor: str = "multiprocessing"  # or pyspark, ray: an existing cluster
     normal_success_rate: float | None = None  # images / URLs as others report it: much less is warned of
 
+    @property
+    def quality(self) -> int:
+        """``encode_quality`` or its default. JPEG and WebP: 0..100; PNG: compression level 0..9."""
+        if self.encode_quality is not None:
+            return self.encode_quality
+        return 6 if self.encode_format == "png" else 95
+
 
 @dataclass
 class BackTranslationSettings:

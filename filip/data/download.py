@@ -10,6 +10,7 @@ their own. img2dataset exits with 0 whatever happened; here a missing shard is a
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
+from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.prepare import RESERVED
 from filip.data.text_rules import check_list
@@ -28,7 +30,6 @@ from filip.errors import UserError
 from filip.files import locked, replacing, sha256_of, write_json
 from filip.progress import Progress, say
 
-TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
@@ -120,7 +121,7 @@ def _plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str]) -
             "resize_mode": load.resize_mode,
             "only_if_bigger": load.only_if_bigger,
             "encode_format": load.encode_format,
-            "encode_quality": encode_quality(card),
+            "encode_quality": load.quality,
             "samples_per_shard": load.samples_per_shard,
         },
     }
@@ -147,13 +148,6 @@ def _plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str]) -
     return plan
 
 
-def encode_quality(card: SourceCard) -> int:
-    """JPEG and WebP: 0..100; PNG: compression level 0..9."""
-    if card.download.encode_quality is not None:
-        return card.download.encode_quality
-    return 6 if card.download.encode_format == "png" else 95
-
-
 def _run_pass(
     plan: dict[str, Any], this: dict[str, Any], folder: Path, card: SourceCard, columns: list[str]
 ) -> None:
@@ -163,6 +157,8 @@ def _run_pass(
     if not todo:
         return
     load = card.download
+    # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     if load.distributor == "multiprocessing":
         _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
@@ -243,14 +239,6 @@ def _shards_of(one_pass: dict[str, Any]) -> range:
 
 def _outcomes(table: Any) -> list[tuple[str, str | None]]:
     return list(zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True))
-
-
-def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
-    """The bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""
-    if status == "success":
-        return None, ""
-    reason, _, detail = (error or "other: no message").partition(":")
-    return (reason, detail.strip()) if reason.replace("_", "").isalnum() else ("other", error or "")
 
 
 def account(folder: Path, card: SourceCard) -> Fragment:

@@ -20,6 +20,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from hydra.utils import get_method
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import load_source
@@ -47,6 +48,7 @@ class FilterConfig:
         None, "near-duplicates: perceptual hashes that differ in so many of 64 bits"
     )
     model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:TAG")
+    scorer: str = option("filip.eval.scorer.load_scorer", "function (model, device) that loads a scorer")
     min_score: float | None = option(None, "pairs whose image-text similarity (-1..1) is below are dropped")
     batch: int = option(64, "pairs per batch of the score")
     processes: int = option(2, "processes that measure")
@@ -91,7 +93,7 @@ def filter_pairs(config: FilterConfig) -> Fragment:
                 (config.captions, config.batch),
                 config,
                 "image-text score",
-                start=(load_model, (config.model,)),
+                start=(start_scorer, (config.scorer, config.model)),
             )
             low = f"SELECT shard, key FROM {scores} WHERE score < {float(config.min_score)}"
             for shard, key in con.sql(low).fetchall():
@@ -113,6 +115,13 @@ def _tars(config: FilterConfig) -> list[Path]:
         raise UserError("the score needs both: model=MODEL and min_score=NUMBER")
     if Path(config.out).resolve() == Path(config.captions).resolve():
         raise UserError(f"out={config.out} is the folder of the unfiltered side-cars: give another one")
+    if config.max_distance is not None:
+        try:
+            import imagehash  # noqa: F401 (the workers use it)
+        except ImportError as error:
+            raise UserError(
+                "near-duplicates (max_distance) need imagehash: pip install 'filip[data]'"
+            ) from error
     tars = sorted(Path(config.shards).glob("*.tar"))
     if not tars:
         raise UserError(f"no *.tar in {config.shards}: give the folder that filip.data.download filled")
@@ -235,14 +244,12 @@ def near_duplicates(
     return found
 
 
-def load_model(model: str) -> None:
-    """Load the model of this process."""
+def start_scorer(loader: str, model: str) -> None:
+    """Load the model of this process; ``loader`` is the dotted name of the function that loads it."""
     import torch
 
-    from filip.eval.scorer import load_scorer
-
     torch.set_num_threads(1)  # the processes share the cores
-    _scorers[:] = [load_scorer(model, device="auto")]
+    _scorers[:] = [get_method(loader)(model, device="auto")]
 
 
 def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:

@@ -13,6 +13,7 @@ from filip.train.config import TrainConfig
 NOT_LEARNING = (
     "run", "run_dir", "out", "result", "resume", "log_every", "warmup_timing", "checkpoint", "watchdog", "eval",
     "threads", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache", "data.workers", "data.prefetch",
+    "data.index_folder",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip
 

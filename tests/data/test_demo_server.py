@@ -1,11 +1,11 @@
 """The demo server: answers, faults, keep-alive, start and stop, through real sockets."""
 
 import http.client
-import json
-import os
 import signal
+import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -13,28 +13,28 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from filip.data.demo.serving import CorpusServer
+
 PIXELS = bytes(range(256)) * 8
 
 
-def start(root, ready, port=0):
-    command = [
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def start(root, port, *command):
+    arguments = [
         sys.executable,
         "-m",
-        "filip.data.demo.server",
+        "filip.data.demo.serving",
         f"root={root}",
         f"port={port}",
-        f"ready={ready}",
+        "--",
+        *command,
     ]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(ready, process):
-    deadline = time.monotonic() + 30
-    while not ready.exists():
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    return json.loads(ready.read_text())
+    return subprocess.Popen(arguments, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
 @pytest.fixture(scope="module")
@@ -48,12 +48,14 @@ def root(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def server(root, tmp_path_factory):
-    ready = tmp_path_factory.mktemp("ready") / "server.ready"
-    process = start(root, ready)
-    yield wait_for(ready, process)
-    process.terminate()
-    assert process.wait(10) == 0
+def server(root):
+    server = CorpusServer(root, 0)
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
+    port = server.server_address[1]
+    yield {"url": f"http://127.0.0.1:{port}", "port": port}
+    server.stopping.set()
+    server.shutdown()
+    server.server_close()
 
 
 def get(server, path, timeout=10.0):
@@ -134,28 +136,34 @@ def test_many_clients_at_once(server):
     assert bodies == [PIXELS] * 512
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_stops_at_once_and_cleanly_though_a_request_hangs(root, tmp_path, number):
-    ready = tmp_path / "server.ready"
-    process = start(root, ready)
-    about = wait_for(ready, process)
-    assert about["pid"] == process.pid
-    hanging = http.client.HTTPConnection("127.0.0.1", about["port"], timeout=30)
-    hanging.request("GET", "/planted/hang/0000.png")
-    time.sleep(0.1)
-    os.kill(process.pid, number)
-    assert process.wait(5) == 0
-    assert not ready.exists()
+CLIENT = """
+import http.client, sys, time
+hanging = http.client.HTTPConnection("127.0.0.1", int(sys.argv[1]), timeout=30)
+hanging.request("GET", "/planted/hang/0000.png")
+time.sleep(0.2)
+print("asked", flush=True)
+time.sleep(float(sys.argv[2]))
+sys.exit(7)
+"""
+
+
+@pytest.mark.parametrize("number", [None, signal.SIGTERM, signal.SIGINT])
+def test_serving_ends_with_the_command_though_a_request_hangs(root, number):
+    port = free_port()
+    process = start(root, port, sys.executable, "-c", CLIENT, str(port), "0" if number is None else "60")
+    assert process.stdout.readline() == "asked\n"
+    if number is not None:
+        process.send_signal(number)
+    assert (process.wait(10) == 7) == (number is None), "the command's own exit code"
     assert "1 requests (hung: 1)" in process.stderr.read()
 
 
 def test_a_taken_port_and_a_missing_corpus_are_said_in_plain_words(server, root, tmp_path):
-    second = start(root, tmp_path / "ready", server["port"])
+    second = start(root, server["port"], "true")
     assert second.wait(30) == 2
     message = second.stderr.read()
     assert f"port {server['port']}" in message and "taken" in message and "Traceback" not in message
-    third = start(tmp_path / "nothing", tmp_path / "ready")
+    third = start(tmp_path / "nothing", 0, "true")
     assert third.wait(30) == 2
     message = third.stderr.read()
     assert "filip.data.demo.corpus" in message and "Traceback" not in message
-    assert not (tmp_path / "ready").exists()

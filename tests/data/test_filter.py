@@ -3,6 +3,8 @@
 import io
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -157,3 +159,24 @@ def test_limits_that_make_no_sense(tmp_path: Path) -> None:
     ):
         with pytest.raises(UserError, match=message):
             filter_pairs(FilterConfig(**{**base, "out": str(tmp_path / "out"), **options}))
+
+
+def test_a_missing_imagehash_is_named_with_its_remedy(tmp_path: Path) -> None:
+    """It used to be a traceback out of a worker."""
+    write_pairs(tmp_path, [2])
+    (tmp_path / "c.yaml").write_text("title: T\n")
+    code = (
+        "import sys; sys.modules['imagehash'] = None; from filip.command import run_command; "
+        "from filip.data.filter import FilterConfig, main; run_command(main, FilterConfig)"
+    )
+    options = {
+        "source": "c.yaml",
+        "shards": "shards",
+        "captions": "captions",
+        "out": "out",
+        "max_distance": "2",
+    }
+    arguments = [sys.executable, "-c", code, *(f"{key}={value}" for key, value in options.items())]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "imagehash" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr

@@ -1,7 +1,10 @@
 """Every odd image that the rules let through must come out upright, 8-bit and in its own colours."""
 
 import io
+import subprocess
+import sys
 import time
+import zlib
 
 import numpy as np
 import pytest
@@ -91,3 +94,27 @@ def test_limits_are_inclusive_and_either_side_counts() -> None:
     assert inspect(tall, 201, 3.0)[0] == "too_small: 200 x 600"
     assert inspect(tall, 200, 2.99)[0] == "aspect: 200 x 600"
     assert inspect(hostile.plain(8, 24), 0, 3.0) == (None, None), "min_side 0 switches the rule off"
+
+
+def test_importing_the_rules_leaves_pillow_and_the_environment_alone() -> None:
+    code = (
+        "import os; before = dict(os.environ); from PIL import Image; limit = Image.MAX_IMAGE_PIXELS\n"
+        "import filip.data.fetching.image_rules\n"
+        "assert Image.MAX_IMAGE_PIXELS == limit\n"
+        "assert os.environ.keys() - before.keys() <= {'KMP_INIT_AT_FORK', 'KMP_DUPLICATE_LIB_OK'}, 'not ours'"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_more_pixels_than_pillow_opens_are_too_many() -> None:
+    """A header alone: 20,000 x 20,000."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return (
+            len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
+        )
+
+    side = (20_000).to_bytes(4, "big")
+    png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
+    problem, _ = inspect(png, 1, 3)
+    assert problem is not None and problem.startswith("too_many_pixels")

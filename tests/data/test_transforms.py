@@ -16,7 +16,7 @@ from torchvision.transforms import autoaugment as tv_auto
 
 from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
-from filip.data.loading.images import UNDECODABLE, decode, to_rgb
+from filip.data.loading.images import UNDECODABLE, decode
 from filip.data.loading.transforms import (
     CLIP_MEAN,
     CLIP_STD,
@@ -25,6 +25,7 @@ from filip.data.loading.transforms import (
     eval_transform,
     normalize,
 )
+from filip.data.rgb import to_rgb
 
 FILL = (122, 117, 104)
 

@@ -7,8 +7,6 @@ engines a translation may depend on what shares its batch.
 
 from __future__ import annotations
 
-import os
-from contextlib import suppress
 from pathlib import Path
 
 import duckdb
@@ -17,7 +15,7 @@ import pyarrow.parquet as pq
 
 from filip.data.engines import Engine, back_translate, load_engine
 from filip.data.lists import duckdb_io
-from filip.files import digest, sha256_of
+from filip.files import digest, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
 # Captions per block: what a kill loses, and a file each. About BLOCKS of them, within the two bounds.
@@ -89,11 +87,6 @@ def translate_block(plan: Path, group: int, path: Path) -> int:
     """Translate one row group of the plan into ``path``; returns its number of captions."""
     texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
     backs = back_translate(_engines[0], texts)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")  # two runs may share a cache
-    try:
+    with replacing(path, shared=True) as part:  # two runs may share a cache
         pq.write_table(pa.table({"text": texts, "back": backs}, SCHEMA), part, compression="zstd")
-        os.replace(part, path)
-    finally:
-        with suppress(FileNotFoundError):
-            part.unlink()
     return len(texts)

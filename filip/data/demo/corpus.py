@@ -52,7 +52,7 @@ TONES_PER_CONCEPT = (
 class Corpus:
     out: str = option(MISSING, "folder that will hold the corpus")
     port: int = option(
-        8765, "port of the server (filip.data.demo.server): it is part of the URLs in the list"
+        8765, "port of the server (filip.data.demo.serving): it is part of the URLs in the list"
     )
     limit: int | None = option(None, "keep only this many concepts (tests); null = all")
     scenes: int = option(12_000, "training scenes to compose of the drawings")

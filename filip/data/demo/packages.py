@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -13,6 +12,7 @@ from pathlib import Path
 
 from filip.data.demo.artists import PACKAGES
 from filip.errors import UserError
+from filip.files import locked
 from filip.progress import say
 
 ATTEMPTS = 3
@@ -27,8 +27,7 @@ def fetch_packages(cache: str | Path) -> Path:
     folder = Path(cache).resolve()
     modules = folder / "node_modules"
     folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with locked(folder / ".lock"):
         if missing_packages(modules):
             _install(folder)
     return modules

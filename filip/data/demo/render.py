@@ -13,6 +13,7 @@ import resvg_py
 from PIL import Image
 
 from filip.data.demo.catalogue import Drawing
+from filip.data.rgb import to_rgb
 from filip.files import replacing
 from filip.progress import track
 
@@ -66,8 +67,7 @@ def render(job: Job) -> None:
         box = visible.getbbox()
         write_atomically(job.sprite, png_bytes(image.crop(box)) if box else b"")
     if job.image:
-        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-        write_atomically(job.image, png_bytes(Image.alpha_composite(white, image).convert("RGB")))
+        write_atomically(job.image, png_bytes(to_rgb(image)))
 
 
 def png_bytes(image: Image.Image) -> bytes:

@@ -24,6 +24,8 @@ from typing import Any
 
 from img2dataset.downloader import is_disallowed
 
+from filip.data.fetching.outcomes import TRANSIENT
+
 MAX_BYTES = 64 << 20
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 CHUNK = 1 << 16
@@ -31,7 +33,6 @@ USER_AGENT = (
     "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
 )
 OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's words
-WORTH_RETRYING = ("http_408", "http_429", "http_5xx", "timeout", "connection", "dns", "cut_off")
 
 
 class _Watchdog:
@@ -190,7 +191,7 @@ def fetch(
         except Exception as error:  # the world outside raises anything; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
-        if problem.split(":")[0] not in WORTH_RETRYING:
+        if problem.split(":")[0] not in TRANSIENT:
             break
     return key, None, problem
 

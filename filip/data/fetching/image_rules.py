@@ -12,12 +12,12 @@ import io
 import warnings
 from typing import Any
 
-import numpy as np
 from img2dataset.resizer import Resizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-Image.MAX_IMAGE_PIXELS = None  # bounded here instead, with an error rather than a warning
-MAX_PIXELS = 100_000_000
+from filip.data.rgb import to_rgb
+
+MAX_PIXELS = 100_000_000  # Pillow warns from about there on, and refuses twice as many
 ORIENTATION = 0x0112
 OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}
 PLAIN_MODES = {"L", "RGB", "RGBA"}
@@ -50,6 +50,8 @@ def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        return f"too_many_pixels: {error}", None
     except UnidentifiedImageError:
         return f"not_an_image: starts with {data[:16]!r}", None
     except Exception as error:  # a header that looks like an image and is broken
@@ -93,15 +95,6 @@ def _needs_repair(image: Image.Image, data: bytes) -> bool:
 
 def _plain(image: Image.Image) -> bytes:
     """The first frame as an upright 8-bit RGB bitmap on white."""
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith("I"):  # 16 (or 32) bits of grey: the high byte, as everybody shows it
-        values = np.asarray(image).astype(np.int64)
-        image = Image.fromarray(
-            (values >> (8 if values.max() < 1 << 16 else 24)).clip(0, 255).astype(np.uint8)
-        )
-    if "A" in image.getbands() or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     out = io.BytesIO()
-    image.convert("RGB").save(out, "BMP")
+    to_rgb(ImageOps.exif_transpose(image)).save(out, "BMP")
     return out.getvalue()

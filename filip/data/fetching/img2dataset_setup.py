@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from filip.data.cards import SourceCard
-from filip.data.download import encode_quality
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
 from filip.data.fetching.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
 
@@ -19,7 +18,7 @@ def make_downloader(
         image_size=load.image_size,
         resize_mode=load.resize_mode,
         resize_only_if_bigger=load.only_if_bigger,
-        encode_quality=encode_quality(card),
+        encode_quality=load.quality,
         encode_format=load.encode_format,
         min_image_size=card.image_rules.min_side,
         max_image_area=MAX_PIXELS,

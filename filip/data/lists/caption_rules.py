@@ -70,8 +70,6 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     "no_letters": (r"^[^\p{L}]*$",),
 }
 
-LENGTHS = ("empty", "too_short", "too_long")
-
 
 def conditions(rules: TextRuleSettings) -> dict[str, str]:
     """Rule name → SQL condition that is true where the caption ``c`` (with its ``pairs``) is to be dropped.

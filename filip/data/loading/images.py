@@ -14,25 +14,13 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
+from filip.data.rgb import to_rgb
+
 # What PIL raises for broken files; it has no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WORTH_A_DRAFT = 16384  # bytes; below, decoding at full size costs less than looking first
-
-
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB: transparency onto white, 16 bit down to 8, palettes and CMYK converted."""
-    if image.mode == "RGB" and "transparency" not in image.info:
-        return image
-    if image.mode.startswith("I"):  # 16-bit grey, which convert() would clip at 255
-        wide = np.asarray(image).astype(np.int64).clip(0, 65535)
-        return Image.fromarray((wide >> 8).astype(np.uint8)).convert("RGB")
-    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
-    return image.convert("RGB")
 
 
 def decode(data: bytes) -> np.ndarray:

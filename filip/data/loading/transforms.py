@@ -18,7 +18,8 @@ from torch import Tensor
 
 from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
-from filip.data.loading.images import decode, open_draft, to_rgb
+from filip.data.loading.images import decode, open_draft
+from filip.data.rgb import to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)

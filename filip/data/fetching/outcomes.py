@@ -1,0 +1,14 @@
+"""How the fate of one URL is written down: img2dataset's status, and our "reason: detail" as its error message."""
+
+from __future__ import annotations
+
+# Reasons that may have passed by the next try: at once in fetch, in a pass of their own in download.
+TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
+
+
+def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
+    """The bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""
+    if status == "success":
+        return None, ""
+    reason, _, detail = (error or "other: no message").partition(":")
+    return (reason, detail.strip()) if reason.replace("_", "").isalnum() else ("other", error or "")
