@@ -12,6 +12,8 @@ EXTRAS = {
     "filip.eval": "eval",
     "filip.export": "train",
     "filip.report": "report",
+    "filip.study": "report",
+    "filip.study_checks": "report",
     "filip.train": "train",
 }
 

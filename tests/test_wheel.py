@@ -1,0 +1,107 @@
+"""The wheel alone, in an environment of its own and from an empty folder: it lists, loads, evaluates and plans."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import zipfile
+from pathlib import Path
+
+import pytest
+
+import filip
+from tests.eval.miniature import picture, write_model, write_webdataset
+
+ROOT = Path(__file__).resolve().parent.parent
+pytestmark = pytest.mark.slow
+
+
+def run(*command: str | Path, cwd: Path) -> str:
+    """Standard output of a command that must succeed, without the checkout on Python's path."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    found = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
+    )
+    assert found.returncode == 0, f"{command}\n{found.stdout}\n{found.stderr}"
+    return found.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Built from a copy of the files in the repository, with the setuptools at hand."""
+    folder = tmp_path_factory.mktemp("wheel")
+    listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (folder / "source" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+    run(*pip, "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", folder, folder / "source", cwd=folder)
+    return next(folder.glob("filip-*.whl"))
+
+
+@pytest.fixture(scope="module")
+def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A fresh environment: the wheel is installed, its dependencies are those of the environment of the tests."""
+    folder = tmp_path_factory.mktemp("environment")
+    run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
+    python = folder / "bin" / "python"
+    site = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=folder).strip()
+    )
+    # A path in a .pth file: packages there can be imported, but its own .pth files (an editable FILIP) do not count.
+    (site / "dependencies.pth").write_text(f"{sysconfig.get_path('purelib')}\n")
+    run(sys.executable, "-m", "pip", "--python", python, "install", "--no-deps", "-q", wheel, cwd=folder)
+    return python
+
+
+def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_beside(wheel: Path) -> None:
+    inside = set(zipfile.ZipFile(wheel).namelist())
+    for folder in ("data", "eval", "ds_configs"):
+        wanted = {f"filip/resources/{folder}/{file.name}" for file in (ROOT / folder).glob("*.[yj]*")}
+        assert wanted and wanted <= inside
+    package = [
+        file for file in (ROOT / "filip").rglob("*") if file.is_file() and "__pycache__" not in file.parts
+    ]
+    assert {str(file.relative_to(ROOT)) for file in package} <= inside
+    assert {name.partition("/")[0] for name in inside} == {"filip", f"filip-{filip.__version__}.dist-info"}
+    assert any(name.endswith("/LICENSE") for name in inside)
+
+
+def test_the_wheel_works_from_an_empty_folder(python: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    write_model(tmp_path / "tiny.safetensors")
+    picture(1).save(tmp_path / "image.png")
+    names = [f"dish {number}" for number in range(8)]
+    write_webdataset(tmp_path / "sets" / "demo_food", names, [number % 8 for number in range(24)])
+
+    where = run(python, "-c", "import filip; print(filip.__file__, filip.__version__)", cwd=empty)
+    assert Path(where.split()[0]).is_relative_to(python.parents[1]) and where.split()[1] == filip.__version__
+    assert "eval zero_shot" in run(python.parent / "filip", "--help", cwd=empty)
+
+    program = f"""
+from filip import load
+model = load({str(tmp_path / "tiny.safetensors")!r})
+found = model.similarity([{str(tmp_path / "image.png")!r}], ["a cat", "a dog", "a bird"])
+print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image.png")!r}, "a cat").tokens))
+"""
+    assert run(python, "-c", program, cwd=empty) == "1 3 1 3 4\n"
+
+    run(
+        *(python.parent / "filip", "eval", "zero_shot", f"model={tmp_path}/tiny.safetensors"),
+        *(f"root={tmp_path}/sets", "cards=[demo_food]", f"out={tmp_path}/zero_shot.json"),
+        cwd=empty,
+    )
+    assert json.loads((tmp_path / "zero_shot.json").read_text())["tasks"]["demo_food"]["n"] == 24
+
+    plan = run(python, "-m", "filip.train.plan", "experiment=demo", "ranks=[2]", cwd=empty)
+    assert "parameters" in plan and "ZeRO" in plan
+    find = "from filip.train.engine import settings_path; from filip.train.config import TrainConfig; "
+    settings = run(
+        python, "-c", f"{find}print(settings_path(TrainConfig(zero_stage=3)).is_file())", cwd=empty
+    )
+    assert settings.splitlines()[-1] == "True"
+    assert list(empty.iterdir()) == []
