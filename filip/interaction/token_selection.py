@@ -64,9 +64,17 @@ def choose_tokens(
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
     if minimum < 1:
         raise ValueError(f"minimum must be at least 1 token, got {minimum}")
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    image_scores, text_scores = token_scores(image_tokens, text_tokens, score)
+    check_tokens(image_tokens, text_tokens, text_lengths)
+    scores = token_scores(image_tokens, text_tokens, score)
+    return best_of_each(*scores, text_lengths, keep_ratio, minimum)
+
+
+def best_of_each(
+    image_scores: Tensor, text_scores: Tensor, text_lengths: Tensor, keep_ratio: float, minimum: int = 1
+) -> TokenChoice:
+    """The tokens with the highest of ``image_scores`` [b, n1] in each image and of ``text_scores`` [T] in each text."""
     b, n1 = image_scores.shape
+    lengths = text_lengths.tolist()
     counts = [_count(n, keep_ratio, minimum) for n in lengths]
     best = _best(image_scores.flatten(), [n1] * b, [_count(n1, keep_ratio, minimum)] * b)
     selected_lengths = torch.tensor(counts, dtype=text_lengths.dtype, device=text_lengths.device)

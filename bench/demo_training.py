@@ -1,0 +1,142 @@
+"""A training of the demo in this process and its recall on scenes, for the studies beside this file.
+
+One process and one thread, so that two trainings share a machine of two cores without waiting for each other; the
+"local batch" of the token selection is then the whole batch.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from filip import device
+from filip.command import compose_config, option
+from filip.data.loading.config import StreamConfig
+from filip.data.loading.loader import build_loader
+from filip.eval.cards import load_card
+from filip.eval.encoders import FilipEncoder
+from filip.eval.prompts import Prompt
+from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.scorer import scorer_for
+from filip.interaction import TokenChoice
+from filip.models import build_model
+from filip.progress import say
+from filip.train.config import TrainConfig
+from filip.train.engine import make_optimizer
+from filip.train.losses import Loss, resolve_weights, token_wise
+from filip.train.param_groups import set_lr
+from filip.train.schedule import make_schedule
+
+Choose = Callable[..., TokenChoice]
+
+
+@dataclass
+class Study:
+    """Where the demo's corpus lies, and how long each training is."""
+
+    sources: str = option(
+        "[{shards: results/demo/data/demo/shards, captions: results/demo/data/demo/captions}]",
+        "training data as for filip.train",
+    )
+    root: str = option("results/demo/corpus/eval", "folder of the test sets")
+    card: str = option("eval/demo_scenes_new.yaml", "retrieval card that the table reports")
+    batch: int = option(128, "pairs per step")
+    steps: int = option(400, "steps of each training")
+    overrides: list[str] = option([], "further settings of every row, as for filip.train")
+    only: list[str] = option([], "labels of the rows to run; empty = all")
+
+
+@dataclass
+class Outcome:
+    """One row: seconds of the training, in-batch accuracy at its end, recall in percent, the last metrics."""
+
+    seconds: float
+    accuracy: float
+    recall: dict[str, float]
+    metrics: dict[int, dict[str, float]] = field(default_factory=dict)
+
+
+def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Outcome:
+    """Train with ``overrides`` of experiment=demo; ``choose`` replaces the selection of tokens."""
+    config = compose_config(
+        TrainConfig,
+        ["experiment=demo", "run_dir=-", "out=-", "result=-", f"data.sources={study.sources}",
+         f"global_batch={study.batch}", f"max_steps={study.steps}",
+         f"optimizer.warmup_steps={min(60, study.steps // 10)}", *study.overrides, *overrides],
+        "train",
+    )  # fmt: skip
+    torch.set_num_threads(1)
+    device.choose_attention(torch.device("cpu"), config.precision)
+    torch.manual_seed(config.seed)
+    model = build_model(config.model)
+    began = time.perf_counter()
+    with selection_by(choose):
+        metrics = train(model, config)
+    seconds = time.perf_counter() - began
+    scorer = scorer_for(FilipEncoder(model.eval(), config.model.name))
+    bare = (Prompt("", ""), Prompt("", ""))
+    found = retrieval_benchmark(scorer, load_card(study.card), study.root, bare, Retrieval())
+    recall = {f"{way} {r}": 100 * found[way][r] for way in ("i2t", "t2i") for r in ("r1", "r10")}
+    return Outcome(seconds, 100 * metrics[study.steps]["accuracy/i2t"], recall, metrics)
+
+
+def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
+    """All steps of ``config``; metrics of steps 1, 50 and every hundredth."""
+    steps, batch = config.max_steps or 0, config.global_batch or 0
+    loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+    optimizer = make_optimizer(model, config)
+    o = config.optimizer
+    schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
+    stream = StreamConfig(config.data, batch, model.image_size, model.config.text.context_length, config.seed)
+    batches = endless(build_loader(stream))
+    told = {}
+    for step in range(steps):
+        pairs = next(batches)
+        set_lr(optimizer.param_groups, schedule.at(step))
+        with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
+            encoded = model(pairs["pixels"], pairs["ids"], pairs["lengths"])
+        output = loss(encoded, pairs["group"])
+        optimizer.zero_grad()
+        output.loss.backward()
+        optimizer.step()
+        if step + 1 in (1, 50, steps) or (step + 1) % 100 == 0:
+            told[step + 1] = {name: float(value) for name, value in output.metrics.items()}
+            say(f"  step {step + 1}: loss {told[step + 1]['loss/total']:.3f}")
+    return told
+
+
+def endless(loader: Any) -> Iterator[dict[str, Any]]:
+    """Epoch after epoch."""
+    while True:
+        yield from loader
+
+
+@contextmanager
+def selection_by(choose: Choose | None) -> Iterator[None]:
+    """Within it the token-wise loss chooses its tokens with ``choose`` instead of the library's function."""
+    original = token_wise.choose_tokens
+    if choose is not None:
+        token_wise.choose_tokens = choose  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        token_wise.choose_tokens = original  # type: ignore[attr-defined]
+
+
+def row(label: str, outcome: Outcome) -> str:
+    """A line of the Markdown table whose head is :data:`HEAD`."""
+    r = outcome.recall
+    return (
+        f"| {label} | {outcome.accuracy:.0f} | {r['i2t r1']:.1f} / {r['i2t r10']:.1f} "
+        f"| {r['t2i r1']:.1f} / {r['t2i r10']:.1f} | {outcome.seconds:.0f} |"
+    )
+
+
+HEAD = (
+    "| run | in-batch accuracy | i2t R@1 / R@10 | t2i R@1 / R@10 | seconds |\n| --- | --- | --- | --- | --- |"
+)
