@@ -36,7 +36,7 @@ class MixedPrecision:
         self.optimizer.step()
         with torch.no_grad():
             working.copy_(self.master)
-        return float(self.model.scale())
+        return self.model.scale().item()
 
 
 @pytest.mark.parametrize("name", ["lamb", "adamw"])
