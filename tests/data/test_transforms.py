@@ -136,7 +136,7 @@ def test_extreme_shapes_still_crop(size: tuple[int, int]) -> None:
 
 def test_crop_resizes_as_pil_does() -> None:
     """Without flip: the pixels of PIL's crop and bicubic resize, to rounding."""
-    transform = TrainTransform(32, AugmentConfig(False), flip=0.0)
+    transform = TrainTransform(32, AugmentConfig(False, flip_probability=0.0))
     for seed in range(20):
         left, top, width, height = transform._crop(80, 60, random.Random(seed))
         expected = (
@@ -148,15 +148,15 @@ def test_crop_resizes_as_pil_does() -> None:
 
 def test_flip_and_augmentation_happen_as_often_as_asked() -> None:
     plain, flipped = (
-        TrainTransform(32, AugmentConfig(False), flip=0.0),
-        TrainTransform(32, AugmentConfig(False), flip=1.0),
+        TrainTransform(32, AugmentConfig(False, flip_probability=0.0)),
+        TrainTransform(32, AugmentConfig(False, flip_probability=1.0)),
     )
     for seed in range(5):
         assert torch.equal(plain(picture(), seed).flip(-1), flipped(picture(), seed))
-    half = TrainTransform(32, AugmentConfig(False), flip=0.5)
+    half = TrainTransform(32, AugmentConfig(False, flip_probability=0.5))
     same = sum(torch.equal(half(picture(), s), plain(picture(), s)) for s in range(200))
     assert 70 < same < 130
-    augmented = TrainTransform(32, AugmentConfig(True), flip=0.0)
+    augmented = TrainTransform(32, AugmentConfig(True, flip_probability=0.0))
     assert sum(torch.equal(augmented(picture(), s), plain(picture(), s)) for s in range(100)) < 50
 
 
@@ -269,7 +269,7 @@ def test_draft_decoding_shows_the_same_picture() -> None:
 def test_augment_share_of_the_images_are_augmented() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     image = Image.fromarray(noise)
-    plain = TrainTransform(48, AugmentConfig(False, 1.0, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)(image, seed=0)
+    plain = TrainTransform(48, AugmentConfig(False, 1.0, 1.0, 0.0), crop_ratio=(1.0, 1.0))(image, seed=0)
     some = TrainTransform(48, AugmentConfig(True, 0.25, 1.0), crop_ratio=(1.0, 1.0), flip=0.0)
     untouched = sum(torch.equal(some(image, seed=seed), plain) for seed in range(400))
     assert 0.70 * 400 < untouched < 0.85 * 400  # three quarters, and where a policy happens to do nothing

@@ -109,6 +109,8 @@ def reduced(config: dict) -> dict:
         "zero_shot": ["clip", "filip"],
         "retrieval": ["filip", "filip_ft"],
         "component_ablation": ["clip", "filip"],
+        "selection": ["filip"],
+        "scene_pointing": ["filip"],
         "alignment": ["filip"],
     }
     config["eval"]["root"] = "results/reduced/corpus/eval"
@@ -160,7 +162,14 @@ def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary:
 def test_a_whole_run_writes_the_tables_with_what_it_trained(
     finished: tuple[Path, Path], summary: dict
 ) -> None:
-    for table in ("zero_shot", "retrieval", "component_ablation", "efficiency_ablation"):
+    for table in (
+        "zero_shot",
+        "retrieval",
+        "selection",
+        "scene_pointing",
+        "component_ablation",
+        "efficiency_ablation",
+    ):
         assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
         assert summary["tables"][table]
     row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]

@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study import PROTOCOLS, load_study
+from filip.study import PROTOCOLS, load_study, resolve
 from filip.study_checks import NOT_COMPARED, check_config, flattened
 from workflow.study import ROOT, WorkflowStudy
 
@@ -95,10 +95,10 @@ def test_a_key_of_older_studies_is_refused_with_what_to_write_now(demo: dict, ch
 @pytest.mark.parametrize(
     ("row", "run", "difference"),
     [
-        ("late_128_fp32", "filip", "data.auto_augment is True there and False here"),
-        ("late_128_fp32", "clip", "model.interaction is pooled there and token_wise here"),
-        ("late_64_fp32", "late", "model.embed_dim is 128 there and 64 here"),
-        ("late_64_fp32_25", "late", "token_keep_ratio is 1.0 there and 0.25 here"),
+        ("late_128_fp32", "filip", "precision is bf16 there and fp32 here"),
+        ("late_128_bf16", "clip", "model.interaction is pooled there and token_wise here"),
+        ("late_64_bf16", "filip", "model.embed_dim is 128 there and 64 here"),
+        ("late_64_fp32_25", "filip", "token_keep_ratio is 1.0 there and 0.25 here"),
     ],
 )
 def test_an_accuracy_of_other_settings_is_refused_with_the_difference(
@@ -193,7 +193,7 @@ def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(dem
     resolved = study.resolved(tuned)
     assert resolved.model == study.resolved(run).model
     assert not resolved.data.auto_augment and not resolved.data.back_translation
-    assert resolved.optimizer.base_lr == 6e-3  # as its experiment says
+    assert resolved.optimizer.base_lr == resolve("experiment=demo_finetune").optimizer.base_lr
 
 
 def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> None:
@@ -211,7 +211,7 @@ def test_more_seeds_continue_from_the_run_that_there_is(demo: dict) -> None:
 def test_every_seed_is_evaluated(demo: dict) -> None:
     study = WorkflowStudy({**demo, "seeds": 3})
     for protocol in ("zero_shot", "retrieval"):
-        assert {"clip_aug", "clip_aug_s1", "clip_aug_s2"} <= set(study.evaluated_by(protocol))
+        assert {"filip", "filip_s1", "filip_s2"} <= set(study.evaluated_by(protocol))
     assert study.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
 
 
@@ -227,8 +227,8 @@ def test_the_config_beside_the_results_is_the_same_study(demo: dict, tmp_path: P
 def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
     demo["tables"] = {"alignment": ["filip"]}
     study = WorkflowStudy(demo)
-    assert study.evaluated_by("zero_shot") == ["clip", "late"]
-    assert study.evaluated == ["clip", "late", "filip"]
+    assert study.evaluated_by("zero_shot") == ["clip", "filip"]
+    assert study.evaluated == ["clip", "filip"]
 
 
 def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -> None:

@@ -30,6 +30,9 @@ class AugmentConfig:
     crop_scale_min: float = option(
         0.5, "smallest share of the image that random resized crop keeps (paper: open)"
     )
+    flip_probability: float = option(
+        0.5, "of a horizontal flip (paper: open); 0 where captions say what is left of what"
+    )
 
 
 @dataclass

@@ -44,8 +44,8 @@ def denormalize(pixels: Tensor) -> np.ndarray:
 class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
-    The crop keeps ``augment.crop_scale_min`` to all of the area. crop_ratio: range of its width / height;
-    flip: probability (torchvision's values; the paper names none).
+    The crop keeps ``augment.crop_scale_min`` to all of the area. crop_ratio: range of its width / height
+    (torchvision's; the paper names none).
     """
 
     def __init__(
@@ -53,13 +53,13 @@ class TrainTransform:
         image_size: int,
         augment: AugmentConfig | None = None,
         crop_ratio: tuple[float, float] = (3 / 4, 4 / 3),
-        flip: float = 0.5,
     ) -> None:
         augment = augment or AugmentConfig()
         self.image_size = image_size
         self.auto_augment = AutoAugment(image_size, _FILL) if augment.auto_augment else None
         self.auto_augment_probability = augment.auto_augment_probability
-        self.crop_scale, self.crop_ratio, self.flip = (augment.crop_scale_min, 1.0), crop_ratio, flip
+        self.crop_scale, self.crop_ratio = (augment.crop_scale_min, 1.0), crop_ratio
+        self.flip_probability = augment.flip_probability
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
         """float32 ``[3, S, S]``; the same for the same seed (none: drawn from torch's global generator)."""
@@ -93,7 +93,7 @@ class TrainTransform:
 
     def _finish(self, array: np.ndarray, box: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
         """Everything after decoding; array uint8 ``[H, W, 3]``, box (left, top, width, height)."""
-        flip = rng.random() < self.flip
+        flip = rng.random() < self.flip_probability
         left, top, width, height = box
         cropped = _resize(array[top : top + height, left : left + width], self.image_size)
         if flip:
