@@ -187,7 +187,7 @@ def _subset(card: SourceCard, scratch: Path) -> str:
         relation = _relation(second, list_files(second), scratch, count_rejects=False)
     except UserError as error:
         raise UserError(f"subset of '{card.name}': {error}") from error
-    value = f"CAST({duckdb_io.name(card.subset_on)} AS VARCHAR)"
+    value = f"CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR)"
     return f"SELECT DISTINCT {value} AS value FROM {relation} WHERE {value} IS NOT NULL"
 
 
@@ -203,19 +203,19 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejec
         return duckdb_io.parquet(path)
     if kind == "parquet":
         return duckdb_io.parquet(paths)
-    files = "[" + ", ".join(duckdb_io.quote(str(_plain(path, scratch))) for path in paths) + "]"
+    files = "[" + ", ".join(duckdb_io.sql_literal(str(_plain(path, scratch))) for path in paths) + "]"
     if kind == "jsonl":
         return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"
     tsv = kind == "tsv"
     options = [
-        f"delim = {duckdb_io.quote(chr(9) if tsv else ',')}",
+        f"delim = {duckdb_io.sql_literal(chr(9) if tsv else ',')}",
         # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
         "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
         f"header = {'true' if card.header and not card.columns else 'false'}",
         f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
     ]
     if card.columns:
-        names = ", ".join(duckdb_io.quote(column) for column in card.columns)
+        names = ", ".join(duckdb_io.sql_literal(column) for column in card.columns)
         options.append(f"names = [{names}], auto_detect = true")
     return f"read_csv({files}, {', '.join(options)})"
 
@@ -250,12 +250,12 @@ def _select(card: SourceCard, types: dict[str, str], where: str) -> str:
     # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
     schemes = "https?|file" if card.image_root else "https?"
     conditions = [
-        f"CAST({duckdb_io.name(column)} AS VARCHAR) IS NOT DISTINCT FROM {duckdb_io.quote(value)}"
+        f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR) IS NOT DISTINCT FROM {duckdb_io.sql_literal(value)}"
         for column, value in card.only.items()
     ]
     if card.subset_on:
         conditions.append(
-            f"coalesce(CAST({duckdb_io.name(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
+            f"coalesce(CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
         )
     return f"""
         SELECT * EXCLUDE (_wanted_), CASE
@@ -291,10 +291,10 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     url = "url" if karpathy else card.url_column
     captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
     root = card.image_root if card.image_root and not karpathy else None
-    prefix = f"{duckdb_io.quote(image_root(root))} || " if root else ""
+    prefix = f"{duckdb_io.sql_literal(image_root(root))} || " if root else ""
     texts = [f"nullif(trim({_cleaned(column, card)}), '')" for column in captions]
     columns = [
-        f"{prefix}trim(CAST({duckdb_io.name(url)} AS VARCHAR)) AS url",
+        f"{prefix}trim(CAST({duckdb_io.sql_identifier(url)} AS VARCHAR)) AS url",
         f"concat_ws('. ', {', '.join(texts)}) AS caption"
         if len(texts) > 1
         else f"{_cleaned(captions[0], card)} AS caption",
@@ -305,16 +305,16 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
             continue
         free = f"source_{column}" if column.lower() in RESERVED else column
         # img2dataset writes every column as JSON into the tar: dates, decimals, blobs become text.
-        value = duckdb_io.name(column)
+        value = duckdb_io.sql_identifier(column)
         columns.append(
-            f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duckdb_io.name(free)}"
+            f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duckdb_io.sql_identifier(free)}"
         )
     return columns
 
 
 def _cleaned(column: str, card: SourceCard) -> str:
     """SQL of one caption column as text, after the card's cleaning."""
-    text = f"CAST({duckdb_io.name(column)} AS VARCHAR)"
+    text = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
     for step in card.caption_cleaning:
         if step == "url_encoded":
             text = f"url_decode(replace({text}, '+', ' '))"

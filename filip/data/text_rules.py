@@ -5,7 +5,7 @@
 Every rule depends on the caption alone, and on how often it occurs in the whole list. So the list is reduced to
 its distinct captions (normalised), these are judged once, and the verdicts are joined back in the order of the
 list. DuckDB does it out of core; the language model, the only slow rule, runs over the distinct captions in
-several processes. A killed run goes on from the last block of captions that was judged.
+several processes. A killed run continues from the last block of captions that was judged.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_ca
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_rules import NORMALISE, conditions
-from filip.data.lists.language import are_english
+from filip.data.lists.python_rules import active_rules
 from filip.data.lists.word_lists import read_word_list
 from filip.errors import UserError
 from filip.files import digest, replacing, scratch_folder, sha256_of
@@ -99,7 +99,7 @@ def apply_text_rules(
             raise UserError(f"the text rules leave nothing of {list_path}: {dict(fragment.dropped)}")
         caption = "coalesce(v.new_caption, l.caption) AS caption"
         listed = ", ".join(
-            caption if column == "caption" else f"l.{duckdb_io.name(column)}" for column in columns
+            caption if column == "caption" else f"l.{duckdb_io.sql_identifier(column)}" for column in columns
         )
         duckdb_io.write_parquet(
             con,
@@ -168,18 +168,17 @@ def _unique_captions(con: duckdb.DuckDBPyConnection, list_path: str | Path, scra
 def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes: int) -> Path:
     """Run the rules that need Python over the distinct captions, one row group at a time, in ``processes``.
 
-    Each block becomes one file in ``folder`` with the columns c, pairs, english, sensitive, new_caption;
-    blocks that are there already are not judged again.
+    Each block becomes one file in ``folder`` with the columns c, pairs, new_caption, and per active rule of
+    :mod:`filip.data.lists.python_rules` whether it drops the caption; blocks that are there are not judged again.
     """
     parquet = pq.ParquetFile(unique)
     todo = [
         group for group in range(parquet.num_row_groups) if not (folder / f"{group:05d}.parquet").exists()
     ]
     folder.mkdir(exist_ok=True)
-    settings = (rules.language, rules.person_names, rules.sensitive_words)
     run_blocks(
         judge_block,
-        [(unique, group, folder, *settings) for group in todo],
+        [(unique, group, folder, rules) for group in todo],
         processes,
         what="text rules",
         unit="captions",
@@ -188,19 +187,14 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
     return folder
 
 
-def judge_block(
-    unique: Path, group: int, folder: Path, language: bool, names_path: str | None, words_path: str | None
-) -> int:
+def judge_block(unique: Path, group: int, folder: Path, rules: TextRuleSettings) -> int:
     """Judge one row group of ``unique``; returns its number of captions. Runs in a worker process."""
     table = pq.ParquetFile(unique).read_row_group(group)
     captions = table["c"].to_pylist()
-    names = read_word_list(names_path, "person_names")
-    words = read_word_list(words_path, "sensitive_words")
-    replaced = [names.replaced(c) if names else c for c in captions]
-    table = table.append_column(
-        "english", pa.array(are_english(captions) if language else [True] * len(captions))
-    )
-    table = table.append_column("sensitive", pa.array([bool(words) and words.found_in(c) for c in captions]))  # type: ignore[union-attr]
+    for name, rule in active_rules(rules).items():
+        table = table.append_column(name, pa.array(rule.drops(captions, rules), pa.bool_()))
+    names = read_word_list(rules.person_names, "person_names")
+    replaced = [names.replaced(caption) if names else caption for caption in captions]
     changed = [new if new != old else None for new, old in zip(replaced, captions, strict=True)]
     table = table.append_column("new_caption", pa.array(changed, pa.string()))
     with replacing(folder / f"{group:05d}.parquet") as part:

@@ -198,7 +198,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
             "extra_columns and prepare the list again"
         )
-    value = f"CAST({duckdb_io.name(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
+    value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
     source = duckdb_io.parquet(files, "filename = true, union_by_name = true")
     return (
         f"(SELECT parse_filename(filename, true) AS shard, key, coalesce(caption, '') AS caption, "
@@ -209,32 +209,35 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
 def _judge(
     con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, work: Path
 ) -> str:
-    """Judge every candidate; SQL of (caption, through, back, reason), reason NULL = accepted."""
-    nothing = "(SELECT '' AS caption, 0 AS through, '' AS back, '' AS reason WHERE false)"
+    """Judge every candidate; SQL of (caption, pivot_index, back, reason), reason NULL = accepted."""
+    nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
     if not caches:
         return nothing
-    made = " UNION ALL ".join(
-        f"SELECT caption, {pivot} AS through, back FROM {duckdb_io.parquet(captions)} JOIN {cache.sql()} "
+    union = " UNION ALL ".join(
+        f"SELECT caption, {pivot} AS pivot_index, back FROM {duckdb_io.parquet(captions)} JOIN {cache.sql()} "
         "ON caption = text"
         for pivot, cache in enumerate(caches)
     )
-    said, meant = PLAIN.format("back"), PLAIN.format("caption")
+    back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
     # a killed run may be asked for again with another engine, pivot or limit
-    made_by = digest([cache.folder.name for cache in caches])[:16]
-    candidates = work / f"candidates-{made_by}.parquet"
+    engines_id = digest([cache.folder.name for cache in caches])[:16]
+    candidates = work / f"candidates-{engines_id}.parquet"
     if not candidates.exists():
         duckdb_io.write_parquet(
             con,
-            f"""WITH made AS ({made}), plain AS (SELECT *, {said} AS said, {meant} AS meant FROM made),
-                shared AS (SELECT through, said, count(DISTINCT meant) AS originals FROM plain GROUP BY ALL)
-                SELECT caption, through, back, originals,
-                    row_number() OVER (PARTITION BY caption, said ORDER BY through) AS nth
-                FROM plain JOIN shared USING (through, said) ORDER BY caption, through""",
+            f"""WITH plain AS (
+                    SELECT *, {back_plain} AS back_plain, {caption_plain} AS caption_plain FROM ({union})),
+                shared AS (
+                    SELECT pivot_index, back_plain, count(DISTINCT caption_plain) AS originals
+                    FROM plain GROUP BY ALL)
+                SELECT caption, pivot_index, back, originals,
+                    row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index) AS nth
+                FROM plain JOIN shared USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
             candidates,
             "translate: candidates",
             _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), job),
         )
-    folder = work / f"judged-{made_by}-{job.min_similarity}"
+    folder = work / f"judged-{engines_id}-{job.min_similarity}"
     folder.mkdir(exist_ok=True)
     groups = pq.ParquetFile(candidates).metadata
     todo = [
@@ -275,7 +278,7 @@ def judge_block(candidates: Path, group: int, path: Path, min_similarity: float 
         for i, similarity in zip(standing, found, strict=True):
             if similarity < min_similarity:
                 reasons[i] = "meaning_changed"
-    table = table.select(["caption", "through", "back"]).append_column(
+    table = table.select(["caption", "pivot_index", "back"]).append_column(
         "reason", pa.array(reasons, pa.string())
     )
     with replacing(path) as part:
@@ -285,9 +288,10 @@ def judge_block(candidates: Path, group: int, path: Path, min_similarity: float 
 
 def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:
     query = f"""
-        SELECT r.shard, r.key, r.caption, r.group_value, a.backs, a.pivots
+        SELECT r.shard, r.key, r.caption, r.group_value, a.back_translations, a.pivots
         FROM {rows} r LEFT JOIN (
-            SELECT caption, list(back ORDER BY through) AS backs, list(through ORDER BY through) AS pivots
+            SELECT caption, list(back ORDER BY pivot_index) AS back_translations,
+                list(pivot_index ORDER BY pivot_index) AS pivots
             FROM {judged} WHERE reason IS NULL GROUP BY caption
         ) a USING (caption) ORDER BY r.shard, r.key"""
     empty = {path.stem for path in shard_files(job.shards)}
@@ -306,7 +310,7 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
 def _sidecar_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
     return {
         "key": row["key"],
-        "captions": [row["caption"], *(row["backs"] or [])],
+        "captions": [row["caption"], *(row["back_translations"] or [])],
         "origins": ["original", *(f"{job.engine}:{job.pivots[pivot]}" for pivot in row["pivots"] or [])],
         "group": group_id(row["caption"], job.card.name, row["group_value"]),
     }
@@ -318,10 +322,10 @@ def _account(
     counts = dict(con.sql(f"SELECT reason, count(*) FROM {judged} GROUP BY reason").fetchall())
     samples = {}
     for reason in counts:
-        condition = "IS NULL" if reason is None else f"= {duckdb_io.quote(reason)}"
+        condition = "IS NULL" if reason is None else f"= {duckdb_io.sql_literal(reason)}"
         found = con.sql(
-            f"SELECT caption, back, through FROM {judged} WHERE reason {condition} ORDER BY md5(caption), through "
-            f"LIMIT {SAMPLES}"
+            f"SELECT caption, back, pivot_index FROM {judged} WHERE reason {condition} "
+            f"ORDER BY md5(caption), pivot_index LIMIT {SAMPLES}"
         ).fetchall()
         samples[reason or "accepted"] = [
             {"caption": caption, "back": back, "pivot": job.pivots[pivot]} for caption, back, pivot in found

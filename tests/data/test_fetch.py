@@ -64,7 +64,7 @@ def test_what_never_ends_is_ended(server: hostile.Hostile, path: str) -> None:
 def test_what_never_ends_is_ended_for_the_first_threads_of_a_process(
     server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("filip.data.fetching.fetch._watchdogs", {})  # as in a new process
+    monkeypatch.setattr("filip.data.fetching.fetch._deadlines_by_process", {})  # as in a new process
     with ThreadPoolExecutor(16) as pool:
         results = list(pool.map(get, [server.url("drip_header")] * 16))
     assert {reason for _, reason, _ in results} == {"timeout"}

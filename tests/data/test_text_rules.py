@@ -1,6 +1,7 @@
 import json
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,7 +9,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from bench.text_rules import labelled_captions, language_accuracy
-from filip.data.cards import SourceCard, TextRuleSettings
+from filip.data.cards import SourceCard, TextRuleSettings, parse_card
+from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
@@ -202,3 +204,20 @@ def test_user_mistakes_are_named(tmp_path: Path) -> None:
         apply_text_rules(tmp_path / "c.parquet", tmp_path / "k.parquet", rules())
     with pytest.raises(UserError, match="leave nothing"):
         apply_text_rules(write_list(tmp_path / "l.parquet", ["img_1.jpg"]), tmp_path / "k.parquet", rules())
+
+
+def test_a_rule_in_python_is_one_registered_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(python_rules, "PYTHON_RULES", dict(python_rules.PYTHON_RULES))
+
+    @python_rules.python_rule("shouting", applies=lambda settings: settings.meaningless)
+    def shouting(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
+        return [caption.isupper() for caption in captions]
+
+    captions = ["a dog on a beach", "A DOG ON A BEACH", "ein Hund liegt am Strand und schläft"]
+    table = pa.table({"url": [f"http://x/{n}" for n in range(3)], "caption": captions})
+    pq.write_table(table, tmp_path / "list.parquet")
+    card = parse_card({"name": "t"}, Path("t.yaml"))
+    fragment = apply_text_rules(tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1)
+    dropped = {reason: count for reason, count in fragment.dropped.items() if count}
+    assert dropped == {"not_english": 1, "shouting": 1}
+    assert pq.read_table(tmp_path / "kept.parquet")["caption"].to_pylist() == captions[:1]

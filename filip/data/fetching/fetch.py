@@ -1,7 +1,7 @@
 """Fetch one image, in bounded time and memory.
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
-for ever, and reads a body of any size. Here the whole exchange has a deadline (a watchdog shuts its connections
+for ever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
 down, from the first byte on, which also ends a header or a proxy that drips) and the body a limit, that of a
 redirection included. Errors that another try cannot mend are not retried.
 Opt-outs are honoured exactly as in img2dataset: by its own reading of the X-Robots-Tag header.
@@ -35,13 +35,13 @@ USER_AGENT = (
 OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's words
 
 
-class _Watchdog:
+class _Deadlines:
     """Shuts connections down when the deadline of the thread that opened them has passed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._open: dict[int, tuple[float, list[socket.socket]]] = {}
-        threading.Thread(target=self._watch, daemon=True, name="fetch-watchdog").start()
+        threading.Thread(target=self._watch, daemon=True, name="fetch-deadlines").start()
 
     @contextlib.contextmanager
     def deadline(self, seconds: float) -> Any:
@@ -78,23 +78,23 @@ class _Watchdog:
                                 sock.shutdown(socket.SHUT_RDWR)
 
 
-_watchdog_lock = threading.Lock()
-_watchdogs: dict[int, _Watchdog] = {}
+_deadlines_lock = threading.Lock()
+_deadlines_by_process: dict[int, _Deadlines] = {}
 
 
-def _watchdog() -> _Watchdog:
+def _deadlines() -> _Deadlines:
     """The one of this process: a fork has none of its parent's threads, and threads that ask at once share one."""
-    with _watchdog_lock:
-        if os.getpid() not in _watchdogs:
-            _watchdogs[os.getpid()] = _Watchdog()
-        return _watchdogs[os.getpid()]
+    with _deadlines_lock:
+        if os.getpid() not in _deadlines_by_process:
+            _deadlines_by_process[os.getpid()] = _Deadlines()
+        return _deadlines_by_process[os.getpid()]
 
 
 def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
-    """``socket.create_connection`` under the watchdog; a host's many dead addresses do not outlast the deadline."""
+    """``socket.create_connection`` within this thread's deadline, however many dead addresses a host has."""
     problem: OSError = TimeoutError("timed out: no time left to connect")
     for family, kind, protocol, _name, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
-        left = min(timeout, _watchdog().left())
+        left = min(timeout, _deadlines().left())
         if left <= 0:
             break
         sock = None
@@ -103,7 +103,7 @@ def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket
             sock.settimeout(left)
             sock.connect(place)
             sock.settimeout(timeout)
-            _watchdog().add(sock)
+            _deadlines().add(sock)
             return sock
         except OSError as error:
             problem = error
@@ -182,7 +182,7 @@ def fetch(
     for _ in range(retries + 1):
         started = time.monotonic()
         try:
-            with _watchdog().deadline(DEADLINE * timeout):
+            with _deadlines().deadline(DEADLINE * timeout):
                 data, problem = _fetch_once(
                     url, timeout, user_agent_token, disallowed_header_directives, files
                 )
@@ -217,7 +217,7 @@ def _fetch_once(
             if time.monotonic() - started > DEADLINE * timeout:
                 return None, "timeout: too slow as a whole"
         if time.monotonic() - started > DEADLINE * timeout:
-            return None, "timeout: too slow as a whole"  # the watchdog ended the body
+            return None, "timeout: too slow as a whole"  # its deadline ended the body
         if size < promised:
             return None, f"cut_off: {size} of {promised} bytes"
         body.seek(0)

@@ -228,7 +228,7 @@ def run_processes(
     """Download the reader's wanted shards in ``processes``; calls ``finished(shard)``; returns {shard: failure}.
 
     A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. When a worker dies,
-    all shards that were handed out are suspects; they are tried again one by one, so that the guilty one fails alone.
+    all shards in flight are suspects; they are tried again one by one, so that the guilty one fails alone.
     """
     folder, todo = downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
@@ -236,12 +236,15 @@ def run_processes(
     for attempt in range(SHARD_TRIES):
         failures = {}
         todo = {shard for shard in todo if not is_complete(folder, shard)}
-        died: set[int] = set()
-        for shards, workers, ahead in ((todo - suspects, processes, 2 * processes), (todo & suspects, 1, 1)):
+        lost: set[int] = set()
+        for shards, workers, max_in_flight in (
+            (todo - suspects, processes, 2 * processes),
+            (todo & suspects, 1, 1),
+        ):
             reader.wanted = shards
-            died |= _run_round(downloader, reader, workers, ahead, finished, failures)
-        suspects |= died
-        failures |= dict.fromkeys(died, "its worker was killed (out of memory?) or stuck")
+            lost |= _run_round(downloader, reader, workers, max_in_flight, finished, failures)
+        suspects |= lost
+        failures |= dict.fromkeys(lost, "its worker was killed (out of memory?) or stuck")
         if not failures:
             break
         again = "again" if attempt + 1 < SHARD_TRIES else "given up"
@@ -254,33 +257,33 @@ def _run_round(
     downloader: ShardDownloader,
     reader: ListReader,
     processes: int,
-    ahead: int,
+    max_in_flight: int,
     finished: Callable[[int], None],
     failures: dict[int, str],
 ) -> set[int]:
-    """Try each of the reader's wanted shards once; returns those that were handed out when a worker died."""
+    """Try each of the reader's wanted shards once; returns those that were in flight when a worker died."""
     # its fork server was started, and told what to import, by filip.data.download
     context = get_context("forkserver")
-    died: set[int] = set()
+    lost: set[int] = set()
     dead_pools = 0
     rows = iter(reader)
     # A new pool every few shards: image libraries leak, and img2dataset renews its workers for it, too.
     while batch := list(islice(rows, 1)):
         part = chain(batch, islice(rows, SHARDS_PER_WORKER * processes - 1))
-        handed_out: set[int] = set()
+        in_flight: set[int] = set()
         with ProcessPoolExecutor(processes, context, die_with_parent) as pool:
             try:
-                for shard, failure in _outcomes(pool, downloader, part, ahead, handed_out):
-                    handed_out.remove(shard)
+                for shard, failure in _outcomes(pool, downloader, part, max_in_flight, in_flight):
+                    in_flight.remove(shard)
                     dead_pools = 0
                     if failure is None:
                         finished(shard)
                     else:
                         failures[shard] = failure
             except BrokenProcessPool:
-                died |= handed_out
+                lost |= in_flight
                 dead_pools += 1
-                names = ", ".join(map(shard_name, sorted(handed_out)))
+                names = ", ".join(map(shard_name, sorted(in_flight)))
                 say(
                     f"download: a worker was killed (out of memory?) or stuck; in progress were shards {names}: "
                     "they are tried again after the others, one by one"
@@ -291,10 +294,10 @@ def _run_round(
                 "of memory? a broken installation?). What is done is kept: mend the cause, or give fewer processes "
                 "and threads, and run the same command again"
             )
-    completed = {shard for shard in died if is_complete(downloader.final_folder, shard)}
+    completed = {shard for shard in lost if is_complete(downloader.final_folder, shard)}
     for shard in sorted(completed):
         finished(shard)
-    return died - completed
+    return lost - completed
 
 
 def is_complete(folder: Path, shard: int) -> bool:
@@ -305,19 +308,19 @@ def _outcomes(
     pool: ProcessPoolExecutor,
     downloader: ShardDownloader,
     rows: Iterable[tuple[int, str]],
-    ahead: int,
-    handed_out: set[int],
+    max_in_flight: int,
+    in_flight: set[int],
 ) -> Iterator[tuple[int, str | None]]:
-    """Results as they come, with at most ``ahead`` shards handed out: the list is cut only as fast as needed.
+    """Results as they come, with at most ``max_in_flight`` shards in flight: the list is cut only as fast as needed.
 
-    Each shard is put into ``handed_out``; the caller takes it out.
+    Each shard is put into ``in_flight``; the caller takes it out.
     """
     running: set[Future[tuple[int, str | None]]] = set()
     limit = longest_time(downloader)
     for row in rows:
-        handed_out.add(row[0])
+        in_flight.add(row[0])
         running.add(pool.submit(_run_shard, downloader, row, limit))
-        if len(running) >= ahead:
+        if len(running) >= max_in_flight:
             done, running = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 yield future.result()

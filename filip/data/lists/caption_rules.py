@@ -7,7 +7,8 @@ ones off by name (``text_rules.switched_off``). The order is the order in which 
 from __future__ import annotations
 
 from filip.data.cards import TextRuleSettings
-from filip.data.lists.duckdb_io import quote
+from filip.data.lists.duckdb_io import sql_identifier, sql_literal
+from filip.data.lists.python_rules import active_rules
 from filip.errors import UserError
 
 # White space of every kind becomes one space; zero-width characters and the soft hyphen vanish.
@@ -74,7 +75,8 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
 def conditions(rules: TextRuleSettings) -> dict[str, str]:
     """Rule name → SQL condition that is true where the caption ``c`` (with its ``pairs``) is to be dropped.
 
-    Needs the columns c, pairs, english, sensitive. Raises UserError when a rule to switch off does not exist.
+    Needs the columns c, pairs, and one of verdicts for each active rule of :mod:`filip.data.lists.python_rules`.
+    Raises UserError when a rule to switch off does not exist.
     """
     unknown = sorted(set(rules.switched_off) - set(MEANINGLESS))
     if unknown:
@@ -90,12 +92,11 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
     if rules.meaningless:
         for name, patterns in MEANINGLESS.items():
             if name not in rules.switched_off:
-                matches = " OR ".join(f"regexp_matches(c, {quote(p)}, 'i')" for p in patterns)
+                matches = " OR ".join(f"regexp_matches(c, {sql_literal(p)}, 'i')" for p in patterns)
                 found[name] = f"c <> '' AND ({matches})"
-    if rules.language:
-        found["not_english"] = "NOT english"
-    if rules.sensitive_words:
-        found["sensitive"] = "sensitive"
+    found |= {
+        rule: sql_identifier(rule) for rule in active_rules(rules)
+    }  # columns, as judge_block writes them
     if rules.max_repeats:
         found["repeated"] = f"pairs > {rules.max_repeats}"
     return found

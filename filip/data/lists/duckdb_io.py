@@ -19,18 +19,18 @@ def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection
     """A connection bounded to ``memory`` (e.g. "1GB"); what does not fit goes to files in the folder ``spill``."""
     con = duckdb.connect()
     con.execute(f"SET threads = {int(threads)}")
-    con.execute(f"SET memory_limit = {quote(memory)}")
-    con.execute(f"SET temp_directory = {quote(str(spill))}")
+    con.execute(f"SET memory_limit = {sql_literal(memory)}")
+    con.execute(f"SET temp_directory = {sql_literal(str(spill))}")
     con.execute("SET enable_progress_bar = false")
     return con
 
 
-def quote(text: str) -> str:
+def sql_literal(text: str) -> str:
     """``text`` as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
-def name(column: str) -> str:
+def sql_identifier(column: str) -> str:
     """``column`` as an SQL identifier."""
     return '"' + column.replace('"', '""') + '"'
 
@@ -72,4 +72,6 @@ def write_parquet(
 def parquet(paths: str | Path | Sequence[str | Path], options: str = "") -> str:
     """SQL that reads one or several Parquet files (a path may be a glob); options: e.g. "filename = true"."""
     files = [paths] if isinstance(paths, str | Path) else paths
-    return f"read_parquet([{', '.join(quote(str(p)) for p in files)}]{', ' + options if options else ''})"
+    return (
+        f"read_parquet([{', '.join(sql_literal(str(p)) for p in files)}]{', ' + options if options else ''})"
+    )
