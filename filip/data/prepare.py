@@ -117,13 +117,20 @@ def prepare(
     paths = list_files(card)
     with scratch_folder(out) as scratch:
         con = duckdb_io.connect(threads, memory, scratch)
-        con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {_relation(card, paths, scratch)}")
-        if card.subset:
-            con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
-        query = _select(card, _types(con), paths[0])
         staged = scratch / "staged.parquet"
-        # One reading of the list: the verdict on each row is kept beside it, then counted and filtered.
-        duckdb_io.write_parquet(con, query, staged, "prepare")
+        try:
+            _stage(con, card, paths, scratch, staged)
+        except (duckdb.InvalidInputException, duckdb.BinderException, OSError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # of the disk; without a number it is DuckDB's, by way of Arrow
+            # One stray carriage return or odd quote, and the strict reader gives up on the whole list.
+            con.close()
+            con = duckdb_io.connect(threads, memory, scratch)
+            try:
+                _stage(con, card, paths, scratch, staged, strict=False)
+            except (duckdb.Error, OSError) as problem:
+                detail = " ".join(str(problem).split())[:300]
+                raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
         unreadable = _rejected_lines(con)
         counts = dict(
             con.sql(f"SELECT {REASON}, count(*) FROM {duckdb_io.parquet(staged)} GROUP BY 1").fetchall()
@@ -145,6 +152,22 @@ def prepare(
     if unreadable:
         counts["unreadable_line"] = unreadable
     return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts)
+
+
+def _stage(
+    con: duckdb.DuckDBPyConnection,
+    card: SourceCard,
+    paths: Sequence[str],
+    scratch: Path,
+    staged: Path,
+    strict: bool = True,
+) -> None:
+    """Read the list once into ``staged``, with the verdict on each row beside it; counted and filtered later."""
+    relation = _relation(card, paths, scratch, strict=strict)
+    con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {relation}")
+    if card.subset:
+        con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
+    duckdb_io.write_parquet(con, _select(card, _types(con), paths[0]), staged, "prepare")
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
@@ -191,7 +214,9 @@ def _subset(card: SourceCard, scratch: Path) -> str:
     return f"SELECT DISTINCT {value} AS value FROM {relation} WHERE {value} IS NOT NULL"
 
 
-def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True) -> str:
+def _relation(
+    card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True, strict: bool = True
+) -> str:
     """SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
@@ -203,7 +228,8 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejec
         return duckdb_io.parquet(path)
     if kind == "parquet":
         return duckdb_io.parquet(paths)
-    files = "[" + ", ".join(duckdb_io.sql_literal(str(_plain(path, scratch))) for path in paths) + "]"
+    plain = [_plain(path, scratch / f"{number:05d}") for number, path in enumerate(paths)]
+    files = "[" + ", ".join(duckdb_io.sql_literal(str(path)) for path in plain) + "]"
     if kind == "jsonl":
         return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"
     tsv = kind == "tsv"
@@ -212,6 +238,7 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejec
         # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
         "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
         f"header = {'true' if card.header and not card.columns else 'false'}",
+        f"strict_mode = {str(strict).lower()}",
         f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
     ]
     if card.columns:
@@ -220,11 +247,12 @@ def _relation(card: SourceCard, paths: Sequence[str], scratch: Path, count_rejec
     return f"read_csv({files}, {', '.join(options)})"
 
 
-def _plain(path: str, scratch: Path) -> Path:
-    """DuckDB reads gzip and zstd itself; bzip2 (YFCC100M) is unpacked into ``scratch`` first."""
+def _plain(path: str, folder: Path) -> Path:
+    """DuckDB reads gzip and zstd itself; bzip2 (YFCC100M) is unpacked into a folder of its own first."""
     if not path.endswith(".bz2"):
         return Path(path)
-    target = scratch / Path(path).stem
+    folder.mkdir(exist_ok=True)  # parts in several folders may have one name
+    target = folder / Path(path).stem
     with bz2.open(path) as packed, open(target, "wb") as plain:
         shutil.copyfileobj(packed, plain, 1 << 22)
     return target

@@ -231,3 +231,31 @@ def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:
     (tmp_path / "e.tsv").write_text("caption\turl\nhttps://a.org/1.jpg\tswapped columns\n")
     with pytest.raises(UserError, match="the right way round"):
         run(tmp_path, tmp_path / "e.tsv")
+
+
+@pytest.mark.parametrize("at", [10, 50_000])
+@pytest.mark.parametrize("name", ["a carriage return", "one line of another system", "an odd quote"])
+def test_one_odd_line_costs_no_more_than_that_line(tmp_path: Path, name: str, at: int) -> None:
+    """Each of them used to end in DuckDB's traceback."""
+    comma = name == "an odd quote"
+    lines = [f"http://a.org/{n}.jpg{',' if comma else chr(9)}a dog number {n}" for n in range(60_000)]
+    lines[at] = {
+        "a carriage return": f"http://a.org/x.jpg{chr(9)}a dog{chr(13)}and a cat",
+        "one line of another system": lines[at] + chr(13),
+        "an odd quote": 'http://a.org/x.jpg,"a dog \\"Rex\\" in a park"',
+    }[name]
+    path = tmp_path / ("l.csv" if comma else "l.tsv")
+    header = "url,caption" if comma else "url" + chr(9) + "caption"
+    path.write_bytes("\n".join([header, *lines, ""]).encode())
+    table = run(tmp_path, path, shuffle=False)
+    assert 59_999 <= table.num_rows <= 60_000
+    assert set(table["url"].to_pylist()) >= {f"http://a.org/{n}.jpg" for n in range(60_000) if n != at}
+
+
+def test_packed_parts_of_one_name_do_not_overwrite_each_other(tmp_path: Path) -> None:
+    for folder, numbers in (("a", (1, 2, 3)), ("b", (4, 5))):
+        (tmp_path / folder).mkdir()
+        rows = "".join(f"http://a.org/{n}.jpg{chr(9)}a dog {n}\n" for n in numbers)
+        (tmp_path / folder / "part.tsv.bz2").write_bytes(bz2.compress(f"url{chr(9)}caption\n{rows}".encode()))
+    table = run(tmp_path, f"{tmp_path}/*/part.tsv.bz2", shuffle=False)
+    assert table["url"].to_pylist() == [f"http://a.org/{n}.jpg" for n in range(1, 6)]
