@@ -62,7 +62,7 @@ def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
         return {name: value.float() for name, value in saved["module"].items()}
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
-    with contextlib.redirect_stdout(io.StringIO()):  # it prints a page about its own doings
+    with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
     return {name: value.detach().float().contiguous() for name, value in weights.items()}
 

@@ -17,7 +17,6 @@ import numpy as np
 if TYPE_CHECKING:
     from torch import Tensor
 
-VOCAB_SIZE = 49408
 BOS = 49406
 EOS = 49407
 

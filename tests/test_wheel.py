@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import filip
+from filip.eval.cards import load_card
 from tests.eval.miniature import picture, write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -75,8 +76,10 @@ def test_the_wheel_works_from_an_empty_folder(python: Path, tmp_path: Path) -> N
     empty.mkdir()
     write_model(tmp_path / "tiny.safetensors")
     picture(1).save(tmp_path / "image.png")
-    names = [f"dish {number}" for number in range(8)]
-    write_webdataset(tmp_path / "sets" / "demo_food", names, [number % 8 for number in range(24)])
+    card = load_card("cifar10", "webdataset")
+    write_webdataset(
+        tmp_path / "sets" / card.path, list(card.classes or ()), [number % 10 for number in range(20)]
+    )
 
     where = run(python, "-c", "import filip; print(filip.__file__, filip.__version__)", cwd=empty)
     assert Path(where.split()[0]).is_relative_to(python.parents[1]) and where.split()[1] == filip.__version__
@@ -92,10 +95,10 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
     run(
         *(python.parent / "filip", "eval", "zero_shot", f"model={tmp_path}/tiny.safetensors"),
-        *(f"root={tmp_path}/sets", "cards=[demo_food]", f"out={tmp_path}/zero_shot.json"),
+        *(f"root={tmp_path}/sets", "cards=[cifar10]", "loader=webdataset", f"out={tmp_path}/zero_shot.json"),
         cwd=empty,
     )
-    assert json.loads((tmp_path / "zero_shot.json").read_text())["tasks"]["demo_food"]["n"] == 24
+    assert json.loads((tmp_path / "zero_shot.json").read_text())["tasks"]["cifar10"]["n"] == 20
 
     plan = run(python, "-m", "filip.train.plan", "experiment=demo", "ranks=[2]", cwd=empty)
     assert "parameters" in plan and "ZeRO" in plan
