@@ -45,7 +45,11 @@ class OptimizerConfig:
     warmup_steps: int = option(3000, "iterations of linear warm-up")
     weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature")
     betas: tuple[float, float] = option((0.9, 0.999), "decay of the first and second moment")
-    eps: float = option(1e-4, "added outside the root")
+    eps: float | None = option(
+        None,
+        "added outside the root; null = what suits the optimiser: 1e-4 for LAMB (the paper's implementation), 1e-8 for "
+        "AdamW, whose steps on small gradients 1e-4 would damp",
+    )
     max_trust_norm: float = option(10.0, "LAMB clamps a parameter's norm to this before the trust ratio")
     temperature_lr_factor: float = option(
         1.0,
@@ -176,6 +180,8 @@ class TrainConfig:
         _choice("backend", self.backend, BACKENDS)
         _choice("token_score", self.token_score, SCORES)
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
+        if self.optimizer.eps is None:
+            self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")

@@ -20,7 +20,7 @@ class OptimizerSettings(Protocol):
 
     base_lr: float
     betas: tuple[float, float]
-    eps: float
+    eps: float | None  # None: the kind's own
     weight_decay: float
     max_trust_norm: float
 
@@ -39,6 +39,7 @@ class OptimizerKind:
 
     build           from parameter groups; it must clamp each group's weights to ``maximum`` (None: no clamp)
     state_bytes     bytes of state per parameter, for the memory plan
+    eps             added outside the root, unless the configuration gives another
     attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
     check_settings  raises UserError for DeepSpeed settings under which it would be wrong
     norms           of the last step: {parameter: {weight, update, gradient, trust_ratio}}; empty if unknown
@@ -46,22 +47,34 @@ class OptimizerKind:
 
     build: Callable[[Groups, OptimizerSettings], Optimizer]
     state_bytes: int
+    eps: float = 1e-8
     attach: Callable[[Any, Any], None] = _nothing
     check_settings: Callable[[dict[str, Any]], None] = _nothing
     norms: Callable[[Any], Norms] = _no_norms
 
 
+def _eps(o: OptimizerSettings, name: str) -> float:
+    return OPTIMIZERS[name].eps if o.eps is None else o.eps
+
+
 def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return Lamb(groups, o.base_lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay, o.max_trust_norm)
+    return Lamb(
+        groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay, o.max_trust_norm
+    )
 
 
 def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return ClampedAdamW(groups, o.base_lr, (o.betas[0], o.betas[1]), o.eps, o.weight_decay)
+    return ClampedAdamW(groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "adamw"), o.weight_decay)
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
-        _lamb, state_bytes=8, attach=bind_lamb, check_settings=check_deepspeed_settings, norms=Lamb.norms
+        _lamb,
+        state_bytes=8,
+        eps=1e-4,
+        attach=bind_lamb,
+        check_settings=check_deepspeed_settings,
+        norms=Lamb.norms,
     ),
-    "adamw": OptimizerKind(_adamw, state_bytes=8),
+    "adamw": OptimizerKind(_adamw, state_bytes=8, eps=1e-8),
 }

@@ -190,7 +190,11 @@ def test_decay_is_decided_by_the_kind_of_parameter() -> None:
         "image.trunk.cls_token",
     } <= (members["no_decay"])
     assert groups["decay"]["weight_decay"] > 0 == groups["no_decay"]["weight_decay"]
-    assert isinstance(make_optimizer(model, compose("optimizer.name=adamw")), ClampedAdamW)
+    adamw = make_optimizer(model, compose("optimizer.name=adamw"))
+    assert isinstance(adamw, ClampedAdamW)
+    assert [group["eps"] for group in adamw.param_groups] == [1e-8] * 3  # LAMB's would damp its steps
+    given = make_optimizer(model, compose("optimizer.name=adamw", "optimizer.eps=1e-6"))
+    assert [group["eps"] for group in given.param_groups] == [1e-6] * 3
 
 
 def test_help_names_every_field_with_its_default() -> None:
