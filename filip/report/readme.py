@@ -1,0 +1,163 @@
+"""The first table of README.md, from the results of the demo: ``python -m filip.report.readme results=results/demo``.
+
+Writes what stands between the two marks in README.md, so that no figure there is typed by hand.
+"""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from filip.command import option, run_command
+from filip.errors import UserError
+from filip.eval.outcomes import Record, read_outcomes
+from filip.files import replacing
+from filip.report.differences import Difference, differences
+from filip.report.formats.text import chance_text
+from filip.report.results import Results
+from filip.report.rows import build_tables
+from filip.report.rows.cells import Study
+from filip.report.table import Cell, Table
+from filip.report.tables import load_published
+from filip.study import load_study
+
+BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A row of README's table: where its cells are, and its outcomes ("<group>/<measure>")."""
+
+    heading: str
+    table: str
+    column: str
+    outcome: str | None = None
+
+
+SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
+WAYS = {"i2t": "image → text", "t2i": "text → image"}
+NAME, RELATION = "demo_select_name", "demo_select_relation"
+MEASURES = (
+    *(
+        Shown(f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1", f"{name}.{key}/r1")
+        for name, title in SCENES.items()
+        for key, way in WAYS.items()
+    ),
+    Shown("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all", "demo_pointing/right"),
+    Shown("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
+    Shown('selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"),
+    Shown("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
+)  # fmt: skip
+
+
+@dataclass
+class Readme:
+    results: str = option("results/demo", "results of the demo")
+    readme: str = option("README.md", "file with the two marks, rewritten in place")
+    baseline: str = option("clip", "run of the first column")
+    run: str = option("filip", "run of the second column, which the last compares with the first")
+    published: str = option("eval/published.yaml", "published numbers")
+
+
+def main(config: Readme) -> None:
+    """Write the demo's results into README.md."""
+    study = load_study(None, config.results)
+    tables = build_tables(study, Results(config.results), load_published(config.published))
+    path = Path(config.readme)
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
+    block = results_block(
+        study, tables, (config.baseline, config.run), _differences(study, config), config.results
+    )
+    with replacing(path) as part:
+        part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
+    print(block)
+
+
+def put_between_marks(text: str, block: str, name: str) -> str:
+    """``text`` with ``block`` between the marks. Raises UserError if they are not there once each, in order."""
+    before, begin, rest = text.partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not begin or not end or BEGIN in after or END in after:
+        raise UserError(f"{name} needs the lines {BEGIN} and {END} once each, in this order")
+    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+
+
+def results_block(
+    study: Study, tables: dict[str, Table], runs: tuple[str, str], found: dict[str, Difference], results: str
+) -> str:
+    """The table and the sentences below it, in GitHub's Markdown."""
+    heads = ["", "chance", *(study.label(run) for run in runs), *(["difference"] if found else [])]
+    lines = [heads, ["---", *("---:" for _ in heads[1:])]]
+    trainings = 1
+    for shown in MEASURES:
+        if shown.table in tables:
+            cells = [_cell(tables[shown.table], shown.column, run) for run in runs]
+            trainings = max(trainings, cells[-1].seeds)
+            chance = cells[0].chance
+            line = [shown.heading, "" if chance is None else chance_text(chance), *map(_value, cells)]
+            lines.append([*line, _difference(found.get(shown.outcome or ""))] if found else line)
+    once = trainings == 1
+    note = [
+        f"From `make demo{'' if once else f' SEEDS={trainings}'}`, in percent: "
+        + (
+            "one training of each model, with 95 % intervals over the test images."
+            if once
+            else f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
+        )
+    ]
+    if found:
+        note.append(
+            "Differences are paired over the same images"
+            + (" and the seeds" if not once else "")
+            + "; those marked \\* are not significant at 5 % after Holm's correction."
+        )
+    note.append(f"`{results}/tables/` has all columns and rows.")
+    sentences = textwrap.wrap(" ".join(note), 118, break_long_words=False)
+    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *sentences])
+
+
+def _cell(table: Table, column: str, run: str) -> Cell:
+    return next((row.cells[column] for row in table.rows if row.run == run and column in row.cells), Cell())
+
+
+def _value(cell: Cell) -> str:
+    if not isinstance(cell.value, int | float):
+        return "not run"
+    spread = f" [{100 * cell.ci95[0]:.1f}, {100 * cell.ci95[1]:.1f}]" if cell.ci95 else ""
+    return f"{100 * cell.value:.1f}{spread}"
+
+
+def _difference(found: Difference | None) -> str:
+    if found is None:
+        return ""
+    low, high = (100 * end for end in found.interval)
+    mark = "" if found.holds else " \\*"
+    return f"{100 * found.effect:+.1f} [{low:.1f}, {high:.1f}]{mark}"
+
+
+def _differences(study: Study, config: Readme) -> dict[str, Difference]:
+    """Of the second run and the first, by outcome; none where outcomes are missing."""
+    trainings = {run: study.replicas(run) for run in (config.baseline, config.run)}
+    try:
+        ours, theirs = (
+            [_outcomes(config.results, member) for member in trainings[run]]
+            for run in (config.run, config.baseline)
+        )
+        return {d.column: d for d in differences(ours, theirs, [s.outcome for s in MEASURES if s.outcome])}
+    except UserError as error:
+        print(f"no differences: {error}")
+        return {}
+
+
+def _outcomes(results: str, run: str) -> Record:
+    """The outcomes of a training in all protocols that README shows."""
+    protocols = dict.fromkeys(shown.table for shown in MEASURES if shown.outcome)
+    record: Record = {}
+    for protocol in protocols:
+        record |= read_outcomes(Path(results) / "eval" / run / f"{protocol}.json")
+    return record
+
+
+if __name__ == "__main__":
+    run_command(main, Readme)

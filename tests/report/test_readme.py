@@ -1,0 +1,88 @@
+"""README's first table: written by a command, and README has what that command writes."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from filip.errors import UserError
+from filip.report.differences import Difference
+from filip.report.readme import BEGIN, END, MEASURES, put_between_marks, results_block
+from filip.report.table import Cell, Column, Row, Table
+from filip.study import load_study
+
+ROOT = Path(__file__).parents[2]
+STUDY = load_study(ROOT / "workflow/config/demo.yaml")
+NUMBER = r"-?\d+\.\d"
+VALUE = re.compile(rf"not run|{NUMBER}( \[{NUMBER}, {NUMBER}\])?")
+DIFFERENCE = re.compile(rf"|[+-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
+
+
+def tables(seeds: int = 1) -> dict[str, Table]:
+    found: dict[str, Table] = {}
+    for shown in MEASURES:
+        table = found.setdefault(shown.table, Table(shown.table, "", [], []))
+        table.columns.append(Column(shown.column, ""))
+        for run, value in (("clip", 0.013), ("filip", 0.107)):
+            row = next((row for row in table.rows if row.run == run), None)
+            if row is None:
+                table.rows.append(row := Row(run, "ours", {}, run=run))
+            row.cells[shown.column] = Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds)
+    return found
+
+
+def block(seeds: int = 1, with_differences: bool = True) -> str:
+    names = [shown.outcome for shown in MEASURES if shown.outcome] if with_differences else []
+    found = {name: Difference(name, 0.094, (0.08, 0.11), 0.001, 0.001, 1000, 1000, seeds) for name in names}
+    if names:
+        found[names[-1]] = Difference(names[-1], 0.001, (-0.02, 0.03), 0.8, 0.8, 1000, 1000, seeds)
+    return results_block(STUDY, tables(seeds), ("clip", "filip"), found, "results/demo")
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in line.strip("|").split("|")]
+
+
+def rows(text: str) -> list[list[str]]:
+    return [cells(line) for line in text.splitlines() if line.startswith("|")]
+
+
+def test_the_table_has_chance_both_runs_and_their_difference() -> None:
+    head, _, *lines = rows(block())
+    assert head == ["", "chance", "CLIP", "FILIP", "difference"]
+    assert [line[0] for line in lines] == [shown.heading for shown in MEASURES]
+    assert lines[0][1:] == ["0.1", "1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "+9.4 [8.0, 11.0]"]
+    assert lines[-2][-1] == "+0.1 [-2.0, 3.0] \\*" and lines[-1][-1] == ""
+    assert "one training of each model" in block() and "SEEDS" not in block()
+
+
+def test_several_seeds_are_said() -> None:
+    assert "`make demo SEEDS=3`" in block(3) and "means of 3 trainings" in block(3)
+
+
+def test_without_outcomes_there_are_no_differences() -> None:
+    assert rows(block(with_differences=False))[0][-1] == "FILIP" and "paired" not in block(
+        with_differences=False
+    )
+
+
+def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
+    text = f"before\n{BEGIN}\nold\n{END}\nafter\n"
+    once = put_between_marks(text, "new", "README.md")
+    assert once == f"before\n{BEGIN}\nnew\n{END}\nafter\n" == put_between_marks(once, "new", "README.md")
+    with pytest.raises(UserError, match=r"README\.md needs the lines"):
+        put_between_marks("no marks", "new", "README.md")
+
+
+def test_readme_s_table_is_one_that_the_command_writes() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    inside = text.partition(BEGIN)[2].partition(END)[0]
+    found = rows(inside)
+    expected = rows(block(with_differences="difference" in found[0]))
+    assert found[:2] == expected[:2], "run `filip report readme` after `make demo`"
+    assert [row[0] for row in found] == [row[0] for row in expected]
+    for row in found[2:]:
+        assert all(VALUE.fullmatch(cell) for cell in row[2:4]), row
+        assert all(DIFFERENCE.fullmatch(cell) for cell in row[4:]), row
