@@ -180,6 +180,11 @@ class WorkflowStudy(Study):
     def cards(self, protocol: str) -> list[str]:
         return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
 
+    def quoted_labels(self, table: str) -> str:
+        """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""
+        names = ",".join(json.dumps(self.label(row), ensure_ascii=False) for row in self.rows(table))
+        return shlex.quote(f"labels=[{names}]")
+
     def benchmark_files(self) -> list[str]:
         """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
         are the user's, below ``eval.root``, and the command names those that are missing."""

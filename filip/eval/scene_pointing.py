@@ -149,7 +149,7 @@ def measure(
     scenes: list[str] = []
     with Progress(card.name, "scenes", len(data)) as progress:
         for index in range(len(data)):
-            scene = point(encoder, _with_things(card, data[index]))
+            scene = point(encoder, with_things(card, data[index]))
             for n in scene.counted:
                 own = (scene.owner == n).sum()
                 chance["right"].append(own / scene.owner.size)
@@ -183,7 +183,8 @@ def measure(
     }
 
 
-def _with_things(card: BenchmarkCard, sample: Sample) -> Sample:
+def with_things(card: BenchmarkCard, sample: Sample) -> Sample:
+    """The sample, if it says where its things are; otherwise a UserError."""
     if not sample.things:
         raise UserError(
             f"{card.name}: image {sample.key} does not say where its things are (.things.png and .json)"

@@ -18,8 +18,12 @@ from filip.eval.cards import load_card
 from filip.eval.datasets import Sample, Thing
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
+from filip.eval.pictures import INK
 from filip.eval.scene_pointing import BACKGROUND, ScenePointing, name_prompts, point
 from filip.eval.scene_pointing import main as scene_pointing
+from filip.eval.scene_sheet import COLOURS as COLOURS_OF_NAMES
+from filip.eval.scene_sheet import PATCH, SceneSheet, chosen, coloured_caption, margin, tinted
+from filip.eval.scene_sheet import main as scene_sheet
 from filip.eval.selection import Selection, select
 from filip.eval.selection import main as selection
 from filip.interaction import Similarity
@@ -205,3 +209,40 @@ def test_a_card_of_another_kind_is_refused_in_a_sentence(
         with pytest.raises(SystemExit):
             run_command(command, config, argv=arguments)
         assert "demo_fluent: not a" in capsys.readouterr().err
+
+
+def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:
+    right, blind = (point(ColourBlind(blind=b), sample()) for b in (False, True))  # type: ignore[arg-type]
+    assert right.score > blind.score and margin(right) > 0 > margin(blind)
+    scenes = [blind, *[right] * 4, blind]
+    assert [kind for kind, _ in chosen(scenes, 2)] == ["best", "best", "median", "median", "worst", "worst"]
+    assert [scene is right for _, scene in chosen(scenes, 2)] == [True, True, True, True, False, False]
+    with pytest.raises(UserError, match="fewer than"):
+        chosen(scenes, 3)
+
+
+def test_a_patch_is_tinted_with_the_colour_of_its_name_and_a_name_is_written_in_it() -> None:
+    found = point(ColourBlind(), sample())  # type: ignore[arg-type]
+    page = np.asarray(tinted(found)).astype(int)
+    assert page.shape == (4 * PATCH, 4 * PATCH, 3)
+    for number, name in enumerate(PLACES):
+        left, top, *_ = (side // 8 for side in PLACES[name])
+        corner = page[top * PATCH + 8, left * PATCH + 8]  # within the patch, outside its ring
+        wanted = np.array(COLOURS_OF_NAMES[number])
+        assert np.argmax(corner - corner.mean()) == np.argmax(wanted - wanted.mean()), name
+    words = dict(coloured_caption(sample()))
+    assert [words[name] for name in PLACES] == list(COLOURS_OF_NAMES[:3]) and words["next"] == INK
+
+
+def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    models = [write_model(root / f"{name}.safetensors", name) for name in ("pooled", "token_wise")]
+    card, picture = card_file(root, "pointing"), root / "sheet.png"
+    arguments = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={root}", f"card={card}"]
+    run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
+    first = picture.read_bytes()
+    assert Image.open(picture).width > 6 * 240
+    run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
+    assert picture.read_bytes() == first
+    with pytest.raises(SystemExit):
+        run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}", "labels=[one]"])
+    assert "1 labels for 2 models" in capsys.readouterr().err

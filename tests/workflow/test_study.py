@@ -1,13 +1,16 @@
 """workflow/study.py without Snakemake: config checks, commands and paths."""
 
 import copy
+import shlex
 from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 import yaml
 
+from filip.command import compose_config
 from filip.errors import UserError
+from filip.eval.scene_sheet import SceneSheet
 from filip.study import PROTOCOLS, load_study, resolve
 from filip.study_checks import NOT_COMPARED, check_config, flattened
 from workflow.study import ROOT, WorkflowStudy
@@ -274,3 +277,10 @@ def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
     assert WorkflowStudy(demo).train_threads(2) == 2 and WorkflowStudy(demo).train_threads(16) == 16
     demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
     assert WorkflowStudy(demo).train_threads(96) == 8
+
+
+def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:
+    demo["runs"]["clip"]["label"] = "CLIP, the baseline's"
+    (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
+    config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "picture=y", argument])
+    assert config.labels == ["CLIP, the baseline's", "FILIP"]

@@ -161,6 +161,35 @@ rule linear_probe:
         " out={output} > {log} 2>&1"
 
 
+# Scenes of several things, and where each model's names point: the picture of README.
+rule scene_sheet:
+    input:
+        weights=[STUDY.weights(run) for run in STUDY.rows("scene_pointing")],
+        cards=STUDY.cards("scene_pointing"),
+        corpus=STUDY.benchmark_files(),
+    output:
+        report(
+            f"{RESULTS}/eval/scenes_compared.png",
+            caption="../report/scenes.rst",
+            category="Word-patch alignment",
+            labels={"run": "scenes, beside each other"},
+        ),
+    params:
+        models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
+        labels=STUDY.quoted_labels("scene_pointing"),
+        root=STUDY.evaluation["root"],
+        card=lambda wildcards, input: input.cards[0],
+    log:
+        f"{RESULTS}/logs/scene_sheet.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/scene_sheet.tsv"
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.eval.scene_sheet 'models={params.models}' {params.labels} root={params.root}"
+        " card={params.card} picture={output} > {log} 2>&1"
+
+
 # The paper's alignment figure, with all models of the alignment table side by side.
 rule compare:
     input:
@@ -177,7 +206,7 @@ rule compare:
         ),
     params:
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
-        labels=lambda wildcards: "[" + ",".join(STUDY.rows("alignment")) + "]",
+        labels=STUDY.quoted_labels("alignment"),
         root=STUDY.evaluation["root"],
         card=lambda wildcards, input: input.cards[0],
     log:
@@ -187,5 +216,5 @@ rule compare:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.compare 'models={params.models}' 'labels={params.labels}' root={params.root}"
+        "python -m filip.eval.compare 'models={params.models}' {params.labels} root={params.root}"
         " card={params.card} prompts={input.prompts} picture={output} > {log} 2>&1"

@@ -6,6 +6,7 @@ EVALUATIONS = [
     for run in STUDY.evaluated_by(protocol)
 ]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
+COMPARED += [f"{RESULTS}/eval/scenes_compared.png"] if len(STUDY.rows("scene_pointing")) > 1 else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )

@@ -1,0 +1,172 @@
+"""Scenes as several models see them: ``python -m filip.eval.scene_sheet models=[clip.safetensors,filip.safetensors]
+labels=[CLIP,FILIP] root=DIR card=demo_pointing picture=alignment.png``.
+
+Each thing's name has a colour. A patch is tinted with the colour of the name that it is most similar to, and stays grey
+where that is another token of the caption; a thing's mask is outlined in the colour of its name, and a ring marks the
+patch that the name points at. Scenes are not hand-picked: they are the best, the median and the worst of the last
+model by the share of names that point at their thing, ties broken by how clearly they do.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageChops, ImageDraw, ImageFilter
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.datasets import Sample
+from filip.eval.encoders import load_encoder
+from filip.eval.formats import open_set
+from filip.eval.pictures import INK, Cell, sheet
+from filip.eval.scene_pointing import BACKGROUND, PointedScene, point, with_things
+from filip.files import replacing
+from filip.progress import track
+
+Colour = tuple[int, int, int]
+COLOURS: tuple[Colour, ...] = (
+    (213, 94, 0),
+    (0, 114, 178),
+    (0, 140, 90),
+    (170, 60, 150),
+)  # told apart by everybody
+PATCH = 40  # pixels of a patch, before the picture is fitted into its cell
+CELL = 240  # pixels
+NOTE = (
+    "One colour per name. A patch is tinted with the colour of the name that it is most similar to; it is grey where "
+    "another token of the caption is more similar. Outline: the thing itself. Ring: the patch that the name points at. "
+    "Chosen by rule: the best, the median and the worst of {count:,} scenes by the share of names that point at their "
+    "thing with {model}, ties by margin."
+)
+
+
+@dataclass
+class SceneSheet:
+    models: list[str] = option(MISSING, "two or more .safetensors files of ours, left to right")
+    labels: list[str] = option(MISSING, "their names, one each")
+    root: str = option(MISSING, "folder below which the test sets lie")
+    card: str = option("demo_pointing", "pointing card whose scenes are shown")
+    picture: str = option(MISSING, "the sheet (PNG)")
+    each: int = option(2, "scenes of each kind: best, median and worst")
+    measure: int = option(1000, "scenes to choose from, the first of the set")
+    title: str = option("Which name each patch is most similar to", "title of the sheet")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+
+
+def main(config: SceneSheet) -> None:
+    """Draw the best, median and worst scenes of the last model, beside each other by every model."""
+    if len(config.labels) != len(config.models):
+        raise UserError(f"{len(config.labels)} labels for {len(config.models)} models: give one each")
+    card = load_card(config.card)
+    if card.kind != "pointing":
+        raise UserError(f"card={config.card} is for {card.kind}: a pointing card says where things are")
+    data = open_set(card, config.root)
+    encoders = [load_encoder(model, None, config.device) for model in config.models]
+    count = min(config.measure, len(data))
+    pointed = [
+        point(encoders[-1], with_things(card, data[index]))
+        for index in track(range(count), f"pointing by {config.labels[-1]}", "scenes")
+    ]
+    cells = []
+    for kind, scene in chosen([scene for scene in pointed if scene.counted], config.each):
+        by_model = [*(point(encoder, scene.sample) for encoder in encoders[:-1]), scene]
+        picture = _with_outlines(_enlarged(scene.sample, _size(scene)), scene.sample)
+        cells.append(Cell(picture, kind, coloured_caption(scene.sample)))
+        for label, seen in zip(config.labels, by_model, strict=True):
+            title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
+            cells.append(Cell(tinted(seen), title))
+    columns = (1 + len(encoders)) * (2 if config.each % 2 == 0 and len(encoders) < 3 else 1)
+    note = NOTE.format(count=count, model=config.labels[-1])
+    page = sheet(cells, columns, config.title, note, cell_width=CELL, gap=18)
+    with replacing(config.picture) as part:
+        page.save(part, format="PNG")
+
+
+def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, PointedScene]]:
+    """The best, median and worst scenes with their kind, best first. Raises UserError if there are too few."""
+    if len(scenes) < 3 * each:
+        raise UserError(f"{len(scenes)} scenes can be pointed at, fewer than each=3 x {each}")
+    order = sorted(scenes, key=lambda scene: (-scene.score, -margin(scene), scene.sample.key))
+    middle = (len(order) - each) // 2
+    kinds = (("best", 0), ("median", middle), ("worst", len(order) - each))
+    return [(kind, order[start + number]) for kind, start in kinds for number in range(each)]
+
+
+def margin(scene: PointedScene) -> float:
+    """By how much the names prefer their own thing's patches to all others, on average over the names (cosine)."""
+    found = []
+    for n in scene.counted:
+        heat = scene.alignment.heat(scene.names[n])
+        own = scene.owner == n
+        found.append(float(heat[own].max() - heat[~own].max(initial=-1.0)))
+    return float(np.mean(found))
+
+
+# ---- drawing -------------------------------------------------------------------------------------------
+
+
+def tinted(scene: PointedScene) -> Image.Image:
+    """The scene in grey, its patches in the colour of their name, with outlines and rings."""
+    size = _size(scene)
+    grey = _enlarged(scene.sample, size).convert("L").convert("RGB")
+    page = Image.blend(grey, Image.new("RGB", size, "white"), 0.35)
+    pencil = ImageDraw.Draw(page, "RGBA")
+    name_of = {token: n for n, tokens in enumerate(scene.names) for token in tokens}
+    for (row, column), token in np.ndenumerate(scene.alignment.indices):
+        box = (column * PATCH, row * PATCH, (column + 1) * PATCH - 1, (row + 1) * PATCH - 1)
+        name = name_of.get(int(token), BACKGROUND)
+        if name != BACKGROUND:
+            pencil.rectangle(box, fill=(*_colour(name), 135))
+        pencil.rectangle(box, outline=(255, 255, 255, 150))
+    page = _with_outlines(page, scene.sample)
+    pencil = ImageDraw.Draw(page)
+    taken: dict[tuple[int, int], int] = {}
+    for n, (row, column) in enumerate(scene.best):
+        shrink = 5 * taken.get((row, column), 0)  # names that point at one patch: rings within each other
+        taken[row, column] = taken.get((row, column), 0) + 1
+        left, top = column * PATCH + 7 + shrink, row * PATCH + 7 + shrink
+        right, bottom = (column + 1) * PATCH - 8 - shrink, (row + 1) * PATCH - 8 - shrink
+        pencil.ellipse((left - 2, top - 2, right + 2, bottom + 2), outline="white", width=2)
+        pencil.ellipse((left, top, right, bottom), outline=_colour(n), width=4)
+    return page
+
+
+def coloured_caption(sample: Sample) -> list[tuple[str, Colour]]:
+    """The words of the caption; names in their colours."""
+    caption = sample.captions[0]
+    colour_at: dict[int, Colour] = {}
+    for n in sorted(range(len(sample.things)), key=lambda n: len(sample.things[n].label)):
+        for match in re.finditer(rf"(?<!\w){re.escape(sample.things[n].label)}(?!\w)", caption):
+            colour_at |= dict.fromkeys(range(*match.span()), _colour(n))
+    return [(m.group(), colour_at.get(m.start(), INK)) for m in re.finditer(r"\S+", caption)]
+
+
+def _size(scene: PointedScene) -> tuple[int, int]:
+    rows, columns = scene.alignment.grid
+    return columns * PATCH, rows * PATCH
+
+
+def _colour(name: int) -> Colour:
+    return COLOURS[name % len(COLOURS)]
+
+
+def _enlarged(sample: Sample, size: tuple[int, int]) -> Image.Image:
+    return sample.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+
+
+def _with_outlines(page: Image.Image, sample: Sample) -> Image.Image:
+    for n, thing in enumerate(sample.things):
+        mask = thing.mask.resize(page.size, Image.Resampling.BICUBIC).point(lambda v: 255 if v >= 128 else 0)
+        line = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(5)), mask)
+        halo = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(9)), mask)
+        page.paste("white", mask=halo)
+        page.paste(_colour(n), mask=line)
+    return page
+
+
+if __name__ == "__main__":
+    run_command(main, SceneSheet)
