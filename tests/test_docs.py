@@ -157,3 +157,13 @@ def test_the_python_of_the_interaction_page_runs() -> None:
         exec("from filip.interaction import *\n" + block, namespace)
     assert namespace["image_tokens"].grad.abs().sum() > 0
     assert namespace["output"].loss > namespace["token"].loss
+
+
+def test_the_python_of_the_extending_page_runs() -> None:
+    """In a process of its own, since it registers an optimiser and a text rule."""
+    page = (ROOT / "docs/extending.md").read_text()
+    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+    shown = "\nfrom filip.data.lists.python_rules import PYTHON_RULES\n"
+    shown += "assert {'sgd'} < set(OPTIMIZERS) and PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
+    done = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
