@@ -10,7 +10,7 @@ EXTRAS = {
     "filip.data.demo": "demo",
     "filip.data.loading": "train",
     "filip.eval": "eval",
-    "filip.export": "train",
+    "filip.export": "export",
     "filip.report": "report",
     "filip.study": "report",
     "filip.study_checks": "report",

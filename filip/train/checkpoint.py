@@ -128,7 +128,7 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
             f"the checkpoint was saved under ZeRO-{saved.zero_stage} and this run has zero_stage={zero_stage}: "
             "DeepSpeed converts only within stages 1 and 2, or within 3; resume with "
             f"zero_stage={saved.zero_stage}, or start a new run from its weights "
-            "(python -m filip.export, then init_from=…)"
+            "(filip export, then init_from=…)"
         )
     return True
 

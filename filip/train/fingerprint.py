@@ -22,7 +22,7 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
     """The settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}."""
     return {
         name: value
-        for name, value in _flat(asdict(config))
+        for name, value in flat(asdict(config))
         if not any(name == other or name.startswith(f"{other}.") for other in NOT_LEARNING)
     }
 
@@ -58,10 +58,10 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]
     ]
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Nested dictionaries as dotted names. A list is one value, a tuple becomes a list, as JSON has it."""
     for name, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{name}.")
+            yield from flat(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", list(value) if isinstance(value, tuple) else value

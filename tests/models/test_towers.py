@@ -21,69 +21,13 @@ from filip.models import (
     build_model,
     load_preset,
 )
+from filip.models.open_clip_names import from_open_clip, open_clip_names
 from filip.tokenizer import tokenize
-
-# Ours on the left, open_clip's on the right; {i} is the number of a block.
-IMAGE_NAMES = {
-    "cls_token": "class_embedding",
-    "pos_embed": "positional_embedding",
-    "patch_embed.proj.weight": "conv1.weight",
-    "norm_pre": "ln_pre",
-    "norm": "ln_post",
-}
-IMAGE_BLOCK = {
-    "norm1": "ln_1",
-    "norm2": "ln_2",
-    "attn.qkv.weight": "attn.in_proj_weight",
-    "attn.qkv.bias": "attn.in_proj_bias",
-    "attn.proj": "attn.out_proj",
-    "mlp.fc1": "mlp.c_fc",
-    "mlp.fc2": "mlp.c_proj",
-}
-TEXT_NAMES = {
-    "token_embedding.weight": "token_embedding.weight",
-    "pos_embed": "positional_embedding",
-    "norm": "ln_final",
-}
-TEXT_BLOCK = {
-    "norm1": "ln_1",
-    "norm2": "ln_2",
-    "qkv.weight": "attn.in_proj_weight",
-    "qkv.bias": "attn.in_proj_bias",
-    "proj": "attn.out_proj",
-    "fc1": "mlp.c_fc",
-    "fc2": "mlp.c_proj",
-}
 
 
 def name_pairs(model: DualEncoder) -> dict[str, str]:
     """Every parameter of ours and its counterpart in open_clip.CLIP."""
-    towers = [
-        ("image.trunk.", "visual.", IMAGE_NAMES, IMAGE_BLOCK, "visual.proj"),
-        ("text.", "", TEXT_NAMES, TEXT_BLOCK, "text_projection"),
-    ]
-    pairs = {"logit_scale": "logit_scale"}
-    for ours, theirs, names, block_names, projection in towers:
-        layers = len(model.text.blocks if ours == "text." else model.image.trunk.blocks)
-        pairs[ours.replace("trunk.", "") + "projection.weight"] = projection
-        table = dict(names)
-        for i in range(layers):
-            table |= {f"blocks.{i}.{a}": f"transformer.resblocks.{i}.{b}" for a, b in block_names.items()}
-        for a, b in table.items():
-            if a.startswith("norm") or ".norm" in a or a.endswith(("proj", "fc1", "fc2")):
-                pairs |= {f"{ours}{a}.{end}": f"{theirs}{b}.{end}" for end in ("weight", "bias")}
-            else:
-                pairs[ours + a] = theirs + b
-    return pairs
-
-
-def as_ours(name: str, value: torch.Tensor) -> torch.Tensor:
-    """open_clip's tensor in the shape that ours has."""
-    if name.endswith("projection.weight"):
-        return value.T
-    if name in ("image.trunk.cls_token", "image.trunk.pos_embed"):
-        return value.reshape(1, -1, value.shape[-1])
-    return value.reshape(1) if name == "logit_scale" else value
+    return open_clip_names(model.image.depth, len(model.text.blocks))
 
 
 def small_pair(activation: str = "gelu", **changes: Any) -> tuple[DualEncoder, open_clip.CLIP]:
@@ -96,8 +40,7 @@ def small_pair(activation: str = "gelu", **changes: Any) -> tuple[DualEncoder, o
         quick_gelu=activation == "quick_gelu",
     ).eval()
     ours = build_model(small_config(activation, **changes)).eval()
-    state = theirs.state_dict()
-    ours.load_state_dict({a: as_ours(a, state[b]) for a, b in name_pairs(ours).items()})
+    ours.load_state_dict(from_open_clip(theirs.state_dict(), 2, 3))
     return ours, theirs
 
 
@@ -133,7 +76,7 @@ def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
         if a.endswith("projection.weight"):
             assert mine[a].shape == (256, other[b].shape[0])
         else:
-            assert mine[a].shape == as_ours(a, other[b]).shape, a
+            assert mine[a].squeeze().shape == other[b].squeeze().shape, a
     widths = ours.config.image.width or ours.image.trunk.embed_dim, ours.config.text.width
     fewer = sum(widths) * (reference_config["embed_dim"] - 256)
     count = sum(p.numel() for p in ours.parameters())

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from filip.export import Export, export
+from filip.export.__main__ import Export, export
 from filip.models import load_model
 from filip.resources import shipped
 from filip.train.checkpoint import complete_checkpoints
@@ -97,7 +97,7 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
         kinds = [line["event"] for line in records(other) if "event" in line]
         assert kinds == ["checkpoint", "signal", "resume", "done"], name
         stopped = tmp_path / f"{name}_export.safetensors"
-        export(Export(run_dir=str(other), out=str(stopped)))
+        export(Export(model=str(other), out=str(stopped)))
         assert same_weights(stopped, other / "at_stop.safetensors"), name
         assert load_model(stopped).config == load_model(one / "model.safetensors").config
 

@@ -1,0 +1,46 @@
+"""A finished model, a run folder or a checkpoint in another format.
+
+    filip export to=safetensors model=runs/a out=a.safetensors     # plain float32 of the newest checkpoint
+    filip export to=hf model=a.safetensors out=exported/a          # a folder for transformers
+
+docs/models.md shows how each format is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.export.formats import FORMATS
+from filip.export.source import read_source
+from filip.train.telemetry import say
+
+
+@dataclass
+class Export:
+    """Options of the command."""
+
+    RENAMED: ClassVar[dict[str, str]] = {"run_dir": "model", "checkpoint": "model"}
+
+    model: str = option(
+        MISSING,
+        "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder",
+    )
+    out: str = option(MISSING, "what to write: a file (safetensors), else a folder that does not exist yet")
+    to: str = option("safetensors", f"format: {', '.join(FORMATS)}")
+
+
+def export(config: Export) -> None:
+    """Write a trained model, a run or a checkpoint in a format that other tools read."""
+    if config.to not in FORMATS:
+        raise UserError(f"to={config.to!r} is unknown; choose one of {', '.join(FORMATS)}")
+    source = read_source(config.model)
+    FORMATS[config.to](source, config.out)
+    parameters = sum(p.numel() for p in source.model.parameters())
+    say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
+
+
+if __name__ == "__main__":
+    run_command(export, Export)

@@ -1,0 +1,101 @@
+"""The model card (README.md) of an export, from what the training recorded."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import filip
+from filip.export.source import Source
+from filip.train.config import TrainConfig
+from filip.train.fingerprint import NOT_LEARNING, flat
+
+
+def model_card(source: Source, library: str, use: str) -> str:
+    """Markdown with the front matter that model hubs read.
+
+    library: of the front matter. use: an indented code block that loads the model.
+    """
+    config, result = source.model.config, source.result
+    what = (
+        "FILIP: every patch of an image is matched with its most similar word of a text and every word with its most "
+        "similar patch (arXiv 2111.07783)"
+        if config.interaction == "token_wise"
+        else "the CLIP baseline of FILIP: one vector per image and text"
+    )
+    name = result.get("run") or config.name
+    parameters = sum(p.numel() for p in source.model.parameters())
+    rows, columns = source.model.image.grid
+    parts = [
+        "---",
+        f"library_name: {library}",
+        "pipeline_tag: zero-shot-image-classification",
+        "tags: [clip, filip, vision-language]",
+        "---",
+        "",
+        f"# {name}",
+        "",
+        f"{what}. Exported by [FILIP](https://arxiv.org/abs/2111.07783) {filip.__version__}.",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| image tower | {config.image.timm}, {config.image.image_size} px, {rows} x {columns} patches |",
+        f"| text tower | {config.text.layers} blocks of width {config.text.width}, at most "
+        f"{config.text.context_length} tokens |",
+        f"| embeddings | {config.embed_dim} channels, unit length |",
+        f"| parameters | {parameters:,} |",
+        "",
+        "## Use",
+        "",
+        use.rstrip("\n"),
+        "",
+        *_data(result),
+        *_recipe(result),
+    ]
+    if source.tables:
+        parts += ["## Results", "", "Tables of the study that this model belongs to.", ""]
+        parts += [part for table in source.tables.values() for part in (table.strip(), "")]
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _data(result: dict[str, Any]) -> list[str]:
+    settings = result.get("config", {}).get("data", {})
+    if not settings.get("sources"):
+        return ["## Data", "", "Not recorded with these weights.", ""]
+    lines = ["## Data", ""]
+    hashes = {Path(place).parent.name: digest for place, digest in result.get("manifest_hashes", {}).items()}
+    for source in settings["sources"]:
+        folder = Path(source["shards"])
+        named = folder.parent.name if folder.name in ("shards", "images") else folder.name
+        lines.append(f"- {named}, weight {source.get('weight', 1.0)}")
+    lines += [f"- manifest of {name or 'the shards'}: {digest}" for name, digest in hashes.items()]
+    if "pairs" in result:
+        lines.append(f"- {result['pairs']:,} pairs, {result['epochs']:.3g} passes over them")
+    return [*lines, ""]
+
+
+def _recipe(result: dict[str, Any]) -> list[str]:
+    """The settings that decide what is learned, as far as they differ from the defaults of this version."""
+    if not result.get("config"):
+        return ["## Training", "", "Not recorded with these weights.", ""]
+    defaults = dict(flat(asdict(TrainConfig())))
+    skipped = (*NOT_LEARNING, "data.sources", "init_from", "model")
+    rows = [
+        f"| `{name}` | {value} |"
+        for name, value in flat(result["config"])
+        if value != defaults.get(name) and not any(name == s or name.startswith(f"{s}.") for s in skipped)
+    ]
+    lines = ["## Training", ""]
+    if "steps" in result:
+        code = f", code of commit {result['commit']}" if result.get("commit") else ""
+        lines.append(f"{result['steps']:,} steps{code}.")
+    final = [
+        f"| {name} | {value:.4g} |"
+        for name, value in (result.get("final") or {}).items()
+        if isinstance(value, float)
+    ]
+    lines += ["", "| setting | value |", "|---|---|", *rows, ""]
+    if final:
+        lines += ["| last step | |", "|---|---|", *final, ""]
+    return lines

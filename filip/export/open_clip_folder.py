@@ -1,0 +1,98 @@
+"""A pooled model for open_clip: ``create_model_and_transforms("local-dir:FOLDER")``."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from safetensors.torch import save_file
+
+from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.errors import UserError
+from filip.export.card import model_card
+from filip.export.folder import new_folder
+from filip.export.source import Source
+from filip.files import write_json
+from filip.models import DualEncoder
+from filip.models.open_clip_names import open_clip_names, to_open_clip
+
+USE = """    import open_clip
+    model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
+    tokenizer = open_clip.get_tokenizer("local-dir:FOLDER")
+"""
+
+
+def write_open_clip(source: Source, out: str) -> None:
+    """A folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+
+    Raises UserError for a model that open_clip's CLIP cannot be: token-wise, or with an image tower of another form.
+    """
+    model_config = open_clip_config(source.model)
+    with new_folder(out) as folder:
+        preprocess = {
+            "mean": CLIP_MEAN,
+            "std": CLIP_STD,
+            "interpolation": "bicubic",
+            "resize_mode": "shortest",
+        }
+        write_json(
+            folder / "open_clip_config.json", {"model_cfg": model_config, "preprocess_cfg": preprocess}
+        )
+        save_file(to_open_clip(source.model), folder / "open_clip_model.safetensors", {"format": "pt"})
+        (folder / "README.md").write_text(model_card(source, "open_clip", USE), encoding="utf-8")
+
+
+def open_clip_config(model: DualEncoder) -> dict[str, Any]:
+    """The architecture in open_clip's words."""
+    _refuse_what_clip_is_not(model)
+    config, trunk = model.config, cast(Any, model.image.trunk)
+    return {
+        "embed_dim": config.embed_dim,
+        "quick_gelu": config.text.activation == "quick_gelu",
+        "vision_cfg": {
+            "image_size": model.image_size,
+            "patch_size": model.image.patch_size[0],
+            "width": model.image.width,
+            "layers": model.image.depth,
+            "head_width": model.image.width // trunk.blocks[0].attn.num_heads,
+        },
+        "text_cfg": {
+            "context_length": config.text.context_length,
+            "vocab_size": config.text.vocab_size,
+            "width": config.text.width,
+            "heads": config.text.heads,
+            "layers": config.text.layers,
+        },
+    }
+
+
+def _refuse_what_clip_is_not(model: DualEncoder) -> None:
+    config, trunk = model.config, cast(Any, model.image.trunk)
+    if config.interaction != "pooled":
+        raise UserError(
+            "to=open_clip holds pooled models only: open_clip compares one vector per image and text, and this model "
+            "is token-wise; to=hf keeps the tokens"
+        )
+    ours = {name for name in model.state_dict() if name.startswith("image.")}
+    clips = {name for name in open_clip_names(model.image.depth, 0) if name.startswith("image.")}
+    if ours != clips:
+        other = sorted(ours ^ clips)[0].removeprefix("image.trunk.")
+        verb = "has" if f"image.trunk.{other}" in ours else "lacks"
+        raise UserError(
+            f"to=open_clip: the image tower {config.image.timm!r} {verb} {other}, unlike CLIP's vision tower; "
+            "to=hf holds any tower"
+        )
+    block = trunk.blocks[0]
+    activation = {"GELU": "gelu", "QuickGELU": "quick_gelu"}.get(type(block.mlp.act).__name__)
+    if activation != config.text.activation:
+        raise UserError(
+            f"to=open_clip: open_clip has one activation for both towers; here the image tower has {block.mlp.act} "
+            f"and the text tower {config.text.activation}"
+        )
+    if {trunk.norm.eps, trunk.norm_pre.eps, block.norm1.eps, block.norm2.eps} != {1e-5}:
+        raise UserError(
+            f"to=open_clip: CLIP's LayerNorm epsilon is 1e-5, this image tower's is {block.norm1.eps}"
+        )
+    if block.mlp.fc1.out_features != 4 * model.image.width:
+        raise UserError(
+            "to=open_clip: CLIP's MLP is four times as wide as its tower, this image tower's is not"
+        )

@@ -1,0 +1,11 @@
+"""Our own file: float32 safetensors with the model's configuration, as a finished training writes it."""
+
+from __future__ import annotations
+
+from filip.export.source import Source
+from filip.models import save_model
+
+
+def write_safetensors(source: Source, out: str) -> None:
+    """One file for ``filip.load``, ``filip eval`` and ``init_from=``."""
+    save_model(out, source.model, source.extra)

@@ -1,0 +1,116 @@
+"""What can be exported: a file of weights, a run folder, a checkpoint of any ZeRO stage."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
+from filip.train.checkpoint import STATE, LoopState, find_checkpoint, read_state
+from filip.train.provenance import is_finished
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model to export, and what is known of its training.
+
+    extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
+    finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
+    """
+
+    model: DualEncoder
+    origin: str  # in words, for messages
+    extra: dict[str, Any] = field(default_factory=dict)
+    result: dict[str, Any] = field(default_factory=dict)
+    tables: dict[str, str] = field(default_factory=dict)
+
+
+def read_source(path: str) -> Source:
+    """The model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
+
+    A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
+    UserError if there is no model.
+    """
+    place = Path(path)
+    if place.is_file():
+        return _of_file(place)
+    if (place / STATE).is_file():
+        return _of_checkpoint(place)
+    if not place.is_dir():
+        raise UserError(
+            f"model={path}: no such file or folder; give a .safetensors file, a run folder or a checkpoint"
+        )
+    config = _json(place / "config.json")
+    if is_finished(place) and Path(config.get("out", "")).is_file():
+        return _of_file(Path(config["out"]), Path(config.get("result", "")))
+    checkpoint = find_checkpoint(place / "checkpoints", "auto")
+    if checkpoint is None:
+        raise UserError(
+            f"no finished checkpoint in {place / 'checkpoints'}; was the run started, and long enough to save one?"
+        )
+    return _of_checkpoint(checkpoint)
+
+
+def _of_file(path: Path, result: Path | None = None) -> Source:
+    """``result`` lies beside the weights if not given, as a study puts it."""
+    model, extra = load_model(path), read_extra(path)
+    known = _json(result or path.with_suffix(".json"))
+    tables = _tables(path) if known.get("config") else {}
+    return Source(model, str(path), extra, known if known.get("config") else {}, tables)
+
+
+def _tables(weights: Path) -> dict[str, str]:
+    """Of a study, whose weights are RESULTS/models/RUN.safetensors and whose tables are RESULTS/tables/*.md."""
+    folder = weights.resolve().parent.parent / "tables"
+    return {table.stem: table.read_text(encoding="utf-8") for table in sorted(folder.glob("*.md"))}
+
+
+def _of_checkpoint(checkpoint: Path) -> Source:
+    state = read_state(checkpoint)
+    weights = checkpoint_weights(checkpoint, state)
+    model = build_model(config_from_dict(state.model))
+    expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in weights.items()}
+    if expected != found:
+        wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
+        raise UserError(f"{checkpoint} does not hold the model of its own {wrong!r}; it is damaged")
+    model.load_state_dict(weights)
+    config = _json(checkpoint.parents[1] / "config.json")
+    result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
+    return Source(
+        model.eval(),
+        f"step {state.step} in {checkpoint}",
+        {"checkpoint": str(checkpoint), "steps": state.step},
+        result,
+    )
+
+
+def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
+    """The float32 state dict in a checkpoint."""
+    if state.zero_stage == 0:
+        saved: dict[str, Any] = torch.load(
+            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )
+        return {name: value.float() for name, value in saved["module"].items()}
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    return {name: value.detach().float().contiguous() for name, value in weights.items()}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file; empty if there is none."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
