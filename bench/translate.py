@@ -7,39 +7,32 @@
 Throughput: captions per second of ``filip.data.translate`` (cache, acceptance rules and side-cars included) and of the
 engine called directly on the same captions, sorted by length, in the same number of processes.
 Quality: chrF++ (sacrebleu) of English → pivot against the human names of the same pictures, and of the round trip
-against the original; the share that returns unchanged, and which of the others are accepted. Data:
-``tests/data/parallel_captions.tsv.gz``, 800 names of two words and more in five languages (Unicode CLDR short
-names as packed in emojibase-data 17.0.0, MIT).
+against the original; the share that returns unchanged, and which of the others are accepted. Captions: see
+``tests/support/captions.py``.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
 import json
 import shutil
 import tempfile
 import time
-from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.text_rules import labelled_captions
 from filip.command import option, run_command
-from filip.data.captions.acceptance import rejection
 from filip.data.captions.translation_cache import SMALLEST_BLOCK
 from filip.data.cards import SourceCard
-from filip.data.engines import Engine, back_translate, load_engine
+from filip.data.engines import Engine, load_engine
 from filip.data.translate import Job, translate
+from tests.support.captions import labelled_captions, quality
 
-PARALLEL = Path(__file__).resolve().parents[1] / "tests" / "data" / "parallel_captions.tsv.gz"
 _engine: list[Engine] = []
 
 
@@ -50,35 +43,6 @@ class BenchConfig:
     models: str | None = option(None, "folder of the weights (marian)")
     captions: int = option(2000, "captions for the throughput; 0 = quality only")
     processes: int = option(2, "translation processes")
-
-
-def parallel_captions() -> dict[str, list[str]]:
-    """Language → captions; the n-th of each language names the same picture."""
-    with gzip.open(PARALLEL, "rt", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
-    return {language: [row[language] for row in rows] for language in rows[0]}
-
-
-def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str, Any]:
-    """chrF++ (0..100) of pivot and round trip, and the fate of the candidates (shares), on the first ``captions``."""
-    from sacrebleu.metrics import CHRF
-
-    corpus = parallel_captions()
-    english = corpus["en"][:captions]
-    there = engine.to_pivot(english)
-    back = back_translate(engine, english)
-    chrf = CHRF(word_order=2, lowercase=True)
-    human = corpus.get(pivot, [])[:captions]
-    verdicts = Counter(rejection(a, b) or "accepted" for a, b in zip(english, back, strict=True))
-    return {
-        "captions": len(english),
-        "chrf++ of the pivot, against human translations": round(chrf.corpus_score(there, [human]).score, 1)
-        if human
-        else None,
-        "chrf++ of the round trip, against the original": round(chrf.corpus_score(back, [english]).score, 1),
-        "unchanged": round(verdicts.pop("identical", 0) / len(english), 3),
-        **{name: round(count / len(english), 3) for name, count in verdicts.most_common()},
-    }
 
 
 def throughput(config: BenchConfig) -> dict[str, object]:

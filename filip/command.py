@@ -24,7 +24,7 @@ import inspect
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast, get_args, get_type_hints
 
 from hydra import compose, initialize, initialize_config_module
@@ -74,7 +74,8 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             else:
                 ConfigStore.instance().store(name=f"{config_name}_schema", node=schema)
                 composed = compose(config_name, overrides=quoted)
-        config = OmegaConf.merge(OmegaConf.structured(schema), composed)
+        # Merged as plain values, which the schema checks: Hydra's `+key=value` would add a key that it does not have.
+        config = OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.to_container(composed))
         assert isinstance(config, DictConfig)
         missing = sorted(OmegaConf.missing_keys(config))
         if missing:
@@ -136,13 +137,22 @@ def _elements(inside: str) -> list[str]:
 
 def _suggestion(schema: type, overrides: Sequence[str]) -> str:
     """``; did you mean …?`` for the first key that the schema does not have but nearly has."""
-    known = [field.name for field in dataclasses.fields(cast(Any, schema))]
+    known = list(_keys(schema))
     for override in overrides:
-        key = override.lstrip("+~").partition("=")[0].partition(".")[0]
+        key = override.lstrip("+~").partition("=")[0]
         close = difflib.get_close_matches(key, known, 1)
         if key not in known and close:
             return f"; did you mean {close[0]!r}?"
     return ""
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """All keys of a schema, dotted."""
+    for field in dataclasses.fields(cast(Any, schema)):
+        yield f"{prefix}{field.name}"
+        declared = _declared_type(schema, field.name)
+        if dataclasses.is_dataclass(declared):
+            yield from _keys(cast(type, declared), f"{prefix}{field.name}.")
 
 
 def _explain_renamed(error: Exception, renamed: dict[str, str]) -> None:
@@ -214,8 +224,8 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
 def _reason(error: Exception) -> str:
     """What Hydra and the error behind it say, without their advice and stack."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
-    told = [line for line in lines if line and not line.startswith(_ADVICE)]
-    return " ".join(dict.fromkeys(told))
+    reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
+    return " ".join(dict.fromkeys(reasons))
 
 
 _ADVICE = (

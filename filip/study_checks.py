@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -23,13 +22,11 @@ REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, 
     "precision": "precision=fp16",
     "token_percent": "token_keep_ratio=0.25",
 }
-# Settings that decide how long and where a training runs, not what it learns from a pair. A timing run of a few steps
-# may differ in them from the training whose accuracy its row shows.
+# Of the settings that learning depends on, those in which a timing run of a few steps may differ from the training
+# whose accuracy its row shows: how many pairs there are and in which order they come.
 NOT_COMPARED = (
-    *("run", "run_dir", "out", "result", "resume", "seed", "threads", "log_every", "warmup_timing"),
-    *("global_batch", "batch_per_rank", "gradient_cache", "epochs", "max_steps", "optimizer.warmup_steps"),
-    *("fp16_on_cpu", "checkpoint", "watchdog", "eval", "data.workers", "data.prefetch"),
-    *("model.name", "model.gradient_checkpointing", "data.shuffle_window_shards", "data.reader_groups"),
+    *("seed", "global_batch", "batch_per_rank", "epochs", "max_steps", "optimizer.warmup_steps"),
+    *("data.shuffle_window_shards", "data.reader_groups"),
 )
 
 
@@ -176,18 +173,11 @@ def check_accuracy_of(study: Study) -> None:
 
 def _settings(study: Study, name: str) -> dict[str, Any]:
     """The settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
-    flat = flattened(asdict(study.resolved(name)))
-    for skipped in NOT_COMPARED:
-        flat = {key: value for key, value in flat.items() if not f"{key}.".startswith(f"{skipped}.")}
+    from filip.train.fingerprint import learning_settings
+
+    settings = learning_settings(study.resolved(name))
+    flat = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     flat["data.sources"] = study.training(name)["sources"]
     if flat["model.interaction"] == "pooled":
         flat["token_keep_ratio"] = None  # one vector per image: there are no tokens to keep
-    return flat
-
-
-def flattened(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one: {"model": {"embed_dim": 256}} is {"model.embed_dim": 256}."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= flattened(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat

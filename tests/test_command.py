@@ -91,6 +91,15 @@ def test_a_value_that_does_not_fit_and_a_key_that_is_misspelt_are_named() -> Non
         compose_config(Options, ["number=many"])
     with pytest.raises(UserError, match="did you mean 'number'"):
         compose_config(Options, ["nubmer=2"])
+    with pytest.raises(UserError, match=r"did you mean 'nested\.text'"):
+        compose_config(Options, ["nested.texd=2"])
+
+
+@pytest.mark.parametrize("override", ["+other=1", "++other=1", "+nested.other=1", "++nested.other=1"])
+def test_hydras_plus_adds_no_key_that_the_command_does_not_have(override: str) -> None:
+    with pytest.raises(UserError, match=r"Key 'other' not in '(Options|Nested)'"):
+        compose_config(Options, [override])
+    assert compose_config(Options, ["++number=4"]).number == 4
 
 
 @dataclass

@@ -156,7 +156,7 @@ def test_the_python_of_the_interaction_page_runs() -> None:
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         exec("from filip.interaction import *\n" + block, namespace)
     assert namespace["image_tokens"].grad.abs().sum() > 0
-    assert namespace["output"].loss > namespace["token"].loss
+    assert namespace["loss"] > namespace["token"].loss
 
 
 def test_the_python_of_the_extending_page_runs() -> None:

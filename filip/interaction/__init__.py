@@ -15,7 +15,7 @@ from filip.interaction.distributed import (
     gather_ids,
 )
 from filip.interaction.grad_cache import cached_backward
-from filip.interaction.loss import ContrastiveOutput, add_pooled_term, contrastive_loss, pooled_similarity
+from filip.interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
 from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
@@ -24,7 +24,6 @@ __all__ = [
     "ContrastiveOutput",
     "Similarity",
     "TokenChoice",
-    "add_pooled_term",
     "cached_backward",
     "choose_tokens",
     "contrastive_loss",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import torch
@@ -73,17 +72,6 @@ def contrastive_loss(
         i2t_loss, i2t_accuracy = _one_direction(scale * similarity.i2t.to(wide), target, positives)
         t2i_loss, t2i_accuracy = _one_direction(scale * similarity.t2i.to(wide).T, target, positives)
         return ContrastiveOutput((i2t_loss + t2i_loss) / 2, i2t_loss, t2i_loss, i2t_accuracy, t2i_accuracy)
-
-
-def add_pooled_term(token: ContrastiveOutput, global_: ContrastiveOutput, weight: float) -> ContrastiveOutput:
-    """``token.loss + weight * global_.loss``; the other fields stay those of the token-wise loss.
-
-    Others found the pure token-wise loss unstable at scale and the sum stable (SPARC, 2024).
-    Raises ValueError for a weight that is negative or not finite.
-    """
-    if not 0 <= weight < math.inf:
-        raise ValueError(f"weight of the global term must be a finite number >= 0, got {weight}")
-    return token._replace(loss=token.loss + weight * global_.loss)
 
 
 def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,6 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -137,7 +136,6 @@ def _save(figure: Figure, stem: Path, vector: bool) -> None:
             # Without the date, so that equal results give equal files.
             metadata = {"Date": None} if extension == "svg" else {}
             figure.savefig(part, format=extension, metadata=metadata)
-    plt.close(figure)
     print(stem.with_suffix(".png"), file=sys.stderr, flush=True)
 
 

@@ -7,10 +7,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
-
-matplotlib.use("Agg")  # no display is needed, whatever the machine has
-
-import matplotlib.pyplot as plt
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -40,9 +36,11 @@ STYLE: dict[Any, Any] = {
 
 
 def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    plt.rcParams.update(STYLE)
-    figure, axes = plt.subplots(rows, columns, figsize=(width, height), squeeze=False, layout="constrained")
-    return figure, list(axes.flat)
+    matplotlib.rcParams.update(STYLE)
+    figure = Figure(
+        figsize=(width, height), layout="constrained"
+    )  # without pyplot, which would look for a display
+    return figure, list(figure.subplots(rows, columns, squeeze=False).flat)
 
 
 # ---- training ------------------------------------------------------------------------------------------

@@ -147,7 +147,7 @@ def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
     lines = [
         plan.lines()[0],
         f"precision {config.precision}, gradient checkpointing {checkpointing}, interaction "
-        f"{config.model.interaction}, share of tokens {config.token_keep_ratio:g}; about, per rank:",
+        f"{config.model.interaction}, token_keep_ratio {config.token_keep_ratio:g}; about, per rank:",
         f"{'ranks':>6} {'per rank':>9} {'ZeRO':>5} {'total':>9}   of which",
     ]
     for world_size in world_sizes:

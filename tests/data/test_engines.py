@@ -9,7 +9,6 @@ from pathlib import Path
 import psutil
 import pytest
 
-from bench.translate import quality
 from filip.data.cards import SourceCard
 from filip.data.engines import back_translate, load_engine
 from filip.data.engines.apertium import _run
@@ -17,6 +16,7 @@ from filip.data.sidecar import read_sidecar
 from filip.data.translate import translate
 from filip.errors import UserError
 from tests.data.test_translate import job, make_shards
+from tests.support.captions import quality
 
 ROUND_TRIPS = {
     "the big dog likes the cat": "the large dog likes the cat",

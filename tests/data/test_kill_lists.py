@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from bench.text_rules import synthetic_list
 from tests.data.killing import kill_at_random
 from tests.data.pair_shards import write_pairs
+from tests.support.captions import synthetic_list
 
 SMALL_BLOCKS = "import filip.data.lists.duckdb_io as d; d.ROWS_PER_GROUP = 1000; "
 PREPARE = "from filip.data.prepare import PrepareConfig as C, main; "

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from bench.text_rules import labelled_captions, language_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
+from tests.support.captions import labelled_captions, language_accuracy
 
 MEANINGLESS_CAPTIONS = {
     "file_name": ["img_0.jpg", "DSC01234.JPG", "photo (1).jpeg", "a-small-dog_300x200.webp", "Screenshot 12.png"],

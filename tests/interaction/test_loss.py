@@ -10,9 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import (
-    ContrastiveOutput,
     Similarity,
-    add_pooled_term,
     contrastive_loss,
     late_interaction,
     pooled_similarity,
@@ -98,35 +96,6 @@ def test_loss_is_float32_whatever_comes_in() -> None:
     exact = contrastive_loss(pooled_similarity(image.double(), text.double()), torch.tensor(100.0))
     assert output.loss.dtype == torch.float32
     assert float(output.loss) == pytest.approx(float(exact.loss), rel=1e-5)
-
-
-def test_global_term_is_added_with_its_weight() -> None:
-    """Value and gradients of the mixture, from tokens and pooled vectors that share a scale."""
-    image, text = (
-        unit(3, 4, 8, seed=5).double().requires_grad_(),
-        unit(9, 8, seed=6).double().requires_grad_(),
-    )
-    lengths, scale = torch.tensor([2, 3, 4]), torch.tensor([2.0], dtype=torch.float64, requires_grad=True)
-    inputs = (image, text, scale)
-
-    def both() -> tuple[ContrastiveOutput, ContrastiveOutput]:
-        pooled = torch.stack([part.mean(0) for part in text.split(lengths.tolist())])
-        token = contrastive_loss(late_interaction(image, text, lengths), scale)
-        return token, contrastive_loss(pooled_similarity(image.mean(1), pooled), scale)
-
-    token, pooled = both()
-    mixed = add_pooled_term(token, pooled, 0.5)
-    assert float(mixed.loss) == pytest.approx(float(token.loss) + 0.5 * float(pooled.loss))
-    assert mixed.i2t_accuracy is token.i2t_accuracy
-    found = torch.autograd.grad(mixed.loss, inputs)
-    token, pooled = both()
-    parts = torch.autograd.grad(token.loss, inputs), torch.autograd.grad(pooled.loss, inputs)
-    for mixture, a, b in zip(found, *parts, strict=True):
-        torch.testing.assert_close(mixture, a + 0.5 * b)
-    assert float(add_pooled_term(token, pooled, 0).loss) == float(token.loss)
-    for weight in (-1, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match=str(weight)):
-            add_pooled_term(token, pooled, weight)
 
 
 def test_mistakes_are_named() -> None:

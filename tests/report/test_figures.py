@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import yaml
@@ -19,6 +18,7 @@ from filip.study import load_study
 from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write, write_tables
 from workflow.study import WorkflowStudy
 
+STUDIES = EVAL.parent / "workflow" / "config"
 FIGURES = ["loss_curves", "funnel", "augmentation", "component_ablation", "efficiency", "recall", "confusion"]
 
 
@@ -33,11 +33,18 @@ def test_the_command_writes_every_figure(folder):
 
 
 def test_a_study_that_has_not_run_yet_has_every_figure_that_the_workflow_waits_for(tmp_path):
-    study = EVAL.parent / "workflow" / "config" / "demo.yaml"
+    study = STUDIES / "demo.yaml"
     write_tables(tmp_path, f"study={study}")
     run_command(main, Figures, argv=[f"results={tmp_path}", f"study={study}"])
-    waited_for = WorkflowStudy(yaml.safe_load(study.read_text())).figures
-    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(waited_for) == set(FIGURES)
+    assert {p.stem for p in (tmp_path / "figures").iterdir()} == set(figures_of("demo"))
+
+
+def test_the_demo_studies_together_have_every_figure():
+    assert {*figures_of("demo"), *figures_of("demo_ablation")} == set(FIGURES)
+
+
+def figures_of(study: str) -> list[str]:
+    return WorkflowStudy(yaml.safe_load((STUDIES / f"{study}.yaml").read_text())).figures
 
 
 def test_figures_before_the_tables_are_refused_with_the_command_that_is_missing(folder):
@@ -52,7 +59,6 @@ def test_curves_are_the_log(folder):
     raw, smooth = axis.lines
     assert raw.get_ydata() == pytest.approx([5 - s / 10 for s in range(0, 20, 2)])
     assert smooth.get_ydata() == pytest.approx(raw.get_ydata())  # a straight line stays one, to its ends
-    plt.close("all")
 
 
 def test_curves_of_several_seeds_are_their_mean_at_the_steps_that_all_logged():
@@ -62,7 +68,6 @@ def test_curves_of_several_seeds_are_their_mean_at_the_steps_that_all_logged():
     assert (list(one.get_ydata()), list(other.get_ydata())) == ([0, 1, 2, 3, 4], [0, 3, 6, 9])
     assert list(mean.get_xdata()) == [0, 1, 2, 3] and list(mean.get_ydata()) == [0, 2, 4, 6]
     assert mean.get_label() == "clip (mean of 2 seeds)"
-    plt.close("all")
 
 
 def test_repetitions_with_other_seeds_belong_to_their_run(folder):
@@ -88,7 +93,6 @@ def test_funnel_bars_are_shares_that_add_up():
         assert sum(widths) == pytest.approx(1)
     texts = " ".join(t.get_text() for t in axis.texts)
     assert "90 of 100 pairs kept (90.0 %)" in texts and "not english" in texts and "nothing dropped" in texts
-    plt.close("all")
 
 
 def test_bars_have_the_values_and_the_intervals(folder):
@@ -98,7 +102,6 @@ def test_bars_have_the_values_and_the_intervals(folder):
     assert [bar.get_width() for bar in axis.patches] == pytest.approx([2.0, 5.0])
     assert "not run" in [t.get_text() for t in axis.texts]
     assert [t.get_text() for t in axis.get_yticklabels()] == [run["label"] for run in STUDY["runs"].values()]
-    plt.close("all")
 
 
 def test_recall_curves_show_every_benchmark_with_its_chance(folder):
@@ -112,14 +115,12 @@ def test_recall_curves_show_every_benchmark_with_its_chance(folder):
     assert list(by_label["baseline (CLIP)"]) == pytest.approx([2, 6, 8])
     assert list(to_image.lines[0].get_ydata()) == pytest.approx([1.8, 5.4, 7.2])
     assert list(by_label["chance"]) == pytest.approx([100 * k / 1590 for k in (1, 5, 10)])
-    plt.close("all")
 
 
 def test_a_study_without_a_retrieval_table_has_the_recalls_of_its_ablation(folder):
     table = tables_of(folder)["component_ablation"]
     figure = plots.recall_curves(table)
     assert [list(axis.lines[0].get_xdata()) for axis in figure.axes] == [[1, 5], [1, 5]]
-    plt.close("all")
 
 
 def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_the_panel(folder):
@@ -132,7 +133,6 @@ def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_
     assert low <= 0.8 and high >= 1.25
     legend = [text.get_text() for text in figure.legends[0].get_texts()]
     assert len(legend) == len(set(legend)) == 8 and "late* (published)" in legend and "gone" not in legend
-    plt.close("all")
 
 
 def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for():
@@ -143,7 +143,6 @@ def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for()
     assert [t.get_text() for t in other.get_yticklabels()] == ["dog"]
     assert [bar.get_width() for bar in other.patches] == [4]
     assert "some run" in one.figure.get_suptitle()
-    plt.close("all")
 
 
 @pytest.fixture

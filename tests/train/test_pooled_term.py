@@ -1,4 +1,4 @@
-"""CLIP's loss beside the token-wise one (``loss.pooled``): off it is not there, on it is exact over ranks."""
+"""CLIP's loss added to the token-wise one (``loss.pooled``): absent when off, exact over ranks when on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The DAG through Snakemake itself: dry runs of every study, lint, and a complete run on a reduced corpus."""
+"""The DAG through Snakemake itself: dry runs of every study and a complete run on a reduced corpus."""
 
 import json
 import os

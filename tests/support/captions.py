@@ -1,0 +1,97 @@
+"""Captions that people wrote for pictures, in several languages, and what is measured on them by tests and bench.
+
+Both files hold Unicode CLDR short names as packed in emojibase-data 17.0.0 (MIT). ``short_captions.tsv.gz``: labels in
+twelve languages, 1,200 English and 400 of each other language. ``parallel_captions.tsv.gz``: 800 names of two words
+and more, the same in five languages.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections import Counter, defaultdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.captions.acceptance import rejection
+from filip.data.engines import Engine, back_translate
+from filip.data.lists.language import are_english
+
+DATA = Path(__file__).resolve().parents[1] / "data"
+
+
+def labelled_captions() -> dict[str, list[str]]:
+    """Language code → captions."""
+    found = defaultdict(list)
+    with gzip.open(DATA / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
+        for line in file:
+            language, caption = line.rstrip("\n").split("\t")
+            found[language].append(caption)
+    return dict(found)
+
+
+def parallel_captions() -> dict[str, list[str]]:
+    """Language → captions; the n-th of each language names the same picture."""
+    with gzip.open(DATA / "parallel_captions.tsv.gz", "rt", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+    return {language: [row[language] for row in rows] for language in rows[0]}
+
+
+def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str, float]:
+    """Shares of English and of other languages that the rule accepts, for captions of that many words."""
+    kept: dict[bool, list[bool]] = {True: [], False: []}
+    for language, captions in labelled_captions().items():
+        chosen = [c for c in captions if least_words <= len(c.split()) <= most_words]
+        kept[language == "en"] += are_english(chosen)
+    return {
+        "english_recall": float(np.mean(kept[True])),
+        "others_kept": float(np.mean(kept[False])),
+        "english": len(kept[True]),
+        "others": len(kept[False]),
+    }
+
+
+def synthetic_list(path: Path, rows: int, seed: int = 0) -> None:
+    """A URL list of ``rows`` pairs from real captions, written in blocks so that memory stays flat."""
+    rng = np.random.default_rng(seed)
+    captions = [c for group in labelled_captions().values() for c in group]
+    english = labelled_captions()["en"]
+    schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, 200_000):
+            n = min(200_000, rows - start)
+            first = rng.integers(0, len(captions), n)
+            second = rng.integers(0, len(english), n)
+            number = rng.integers(0, 40, n)
+            texts = [
+                captions[a] if k < 4 else f"{captions[a]} beside {k} {english[b]}"
+                for a, b, k in zip(first, second, number, strict=True)
+            ]
+            urls = [f"https://example.org/{start + i}.jpg" for i in range(n)]
+            writer.write_table(pa.table({"url": urls, "caption": texts}, schema))
+
+
+def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str, Any]:
+    """chrF++ (0..100) of pivot and round trip, and the fate of the candidates (shares), on the first ``captions``."""
+    from sacrebleu.metrics import CHRF
+
+    corpus = parallel_captions()
+    english = corpus["en"][:captions]
+    there = engine.to_pivot(english)
+    back = back_translate(engine, english)
+    chrf = CHRF(word_order=2, lowercase=True)
+    human = corpus.get(pivot, [])[:captions]
+    verdicts = Counter(rejection(a, b) or "accepted" for a, b in zip(english, back, strict=True))
+    return {
+        "captions": len(english),
+        "chrf++ of the pivot, against human translations": round(chrf.corpus_score(there, [human]).score, 1)
+        if human
+        else None,
+        "chrf++ of the round trip, against the original": round(chrf.corpus_score(back, [english]).score, 1),
+        "unchanged": round(verdicts.pop("identical", 0) / len(english), 3),
+        **{name: round(count / len(english), 3) for name, count in verdicts.most_common()},
+    }
