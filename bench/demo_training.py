@@ -1,4 +1,4 @@
-"""A training of the demo in this process and its recall on scenes, for the studies beside this file.
+"""A training of the demo in this process and its recall on scenes, for the studies in this folder.
 
 One process and one thread, so that two trainings share a machine of two cores without waiting for each other; the
 "local batch" of the token selection is then the whole batch.
@@ -76,10 +76,10 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     device.choose_attention(torch.device("cpu"), config.precision)
     torch.manual_seed(config.seed)
     model = build_model(config.model)
-    began = time.perf_counter()
+    started = time.perf_counter()
     with selection_by(choose):
         metrics = train(model, config)
-    seconds = time.perf_counter() - began
+    seconds = time.perf_counter() - started
     encoder = FilipEncoder(model.eval(), config.model.name)
     recall = recall_of(scorer_for(encoder), study)
     # A `choose` of a study's own may know the pairs, and would read them off the test set.
@@ -125,7 +125,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
     stream = StreamConfig(config.data, batch, model.image_size, model.config.text.context_length, config.seed)
     batches = endless(build_loader(stream))
-    told = {}
+    logged = {}
     for step in range(steps):
         pairs = next(batches)
         set_lr(optimizer.param_groups, schedule.at(step))
@@ -136,9 +136,9 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
         output.loss.backward()
         optimizer.step()
         if step + 1 in (1, 50, steps) or (step + 1) % 100 == 0:
-            told[step + 1] = {name: float(value) for name, value in output.metrics.items()}
-            say(f"  step {step + 1}: loss {told[step + 1]['loss/total']:.3f}")
-    return told
+            logged[step + 1] = {name: float(value) for name, value in output.metrics.items()}
+            say(f"  step {step + 1}: loss {logged[step + 1]['loss/total']:.3f}")
+    return logged
 
 
 def endless(loader: Any) -> Iterator[dict[str, Any]]:

@@ -69,8 +69,8 @@ def main(study: Study) -> None:
         lines.append(row(label, outcome))
         for step, metrics in outcome.metrics.items():
             kept = {name: metrics.get(f"tokens/{key}") for key, name in KEPT.items()}
-            told = [f"{name} {value:.2f}" for name, value in kept.items() if value is not None]
-            say(f"  step {step}: {', '.join(told) or 'all tokens'}")
+            measured = [f"{name} {value:.2f}" for name, value in kept.items() if value is not None]
+            say(f"  step {step}: {', '.join(measured) or 'all tokens'}")
     print("\n".join(lines))
 
 

@@ -37,7 +37,7 @@ def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | N
     """A trained model, ready to encode, on ``device`` (a torch device; "auto" = a GPU where there is one).
 
     path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
-    ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: take images of another side in pixels than those of the training.
+    ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: side of the input in pixels, if it is to differ from the training's.
     Raises UserError if there is no such model or the image size is not a multiple of its patches.
     """
     return Model(load_scorer(str(path), image_size, device))
@@ -77,7 +77,7 @@ class Alignment:
 
 
 class Model:
-    """A trained model: images and texts to unit embeddings, their similarity, and who belongs to whom.
+    """A trained model: images and texts to unit embeddings, their similarity, and which patch belongs to which word.
 
     name: of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
     model (CLIP), which has one per image and text. image_size: side of its input in pixels.
@@ -171,7 +171,7 @@ class Model:
             return self._scorer.transform(image)
         if not isinstance(image, str | PathLike):
             raise TypeError(
-                f"{type(image).__name__} is no image; give a path, a PIL image or a tensor [3, H, W]"
+                f"{type(image).__name__} is not an image; give a path, a PIL image or a tensor [3, H, W]"
             )
         if not Path(image).is_file():
             raise UserError(f"no image at {image}")

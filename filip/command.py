@@ -53,8 +53,8 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
     """Compose ``filip/conf/<config_name>.yaml`` (if any) with ``overrides`` and check it against ``schema``.
 
     The file's defaults list may start with ``<config_name>_schema``, the defaults of ``schema``. What launchers append
-    (``--local_rank``) is passed over. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
-    key, a value of the wrong type or a required field (``MISSING``) that nobody set.
+    (``--local_rank``) is ignored. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
+    key, a value of the wrong type or a required field (``MISSING``) that is not set.
     """
     given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
     quoted = [quote_text(schema, override) for override in given]

@@ -22,9 +22,9 @@ EOS = 49407
 
 
 def clean(text: str) -> str:
-    """What CLIP does to a caption before its BPE: mend mojibake, undo HTML escapes twice, strip."""
+    """What CLIP does to a caption before its BPE: repair mojibake, undo HTML escapes twice, strip."""
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text.strip()  # nothing for ftfy or html to mend, at a tenth of the time
+        return text.strip()  # nothing for ftfy or html to repair, in a tenth of the time
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
@@ -70,7 +70,7 @@ class OpenClipTokenizer:
         from open_clip.tokenizer import SimpleTokenizer
 
         self.bpe = SimpleTokenizer()
-        # `clean` was here before, and mending mojibake twice is not the same as once
+        # `clean` was here before, and repairing mojibake twice is not the same as once
         self.bpe.clean_fn = lambda text: " ".join(text.split()).lower()
 
     def tokenize_batch(self, texts: list[str], context_length: int) -> np.ndarray:

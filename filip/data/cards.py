@@ -126,7 +126,7 @@ class SourceCard:
     )
     served_by: str | None = None  # module that serves those images while they are downloaded
     planted: dict[str, int] = field(default_factory=dict)  # demo: deliberately bad rows by kind
-    attribution: dict[str, Any] = field(default_factory=dict)  # whom the licence obliges to name
+    attribution: dict[str, Any] = field(default_factory=dict)  # authors whom the licence requires to be named
     path: str | None = None  # where the card was read from; filled in by load_source
 
 

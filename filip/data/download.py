@@ -69,7 +69,7 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
     Raises UserError when the folder belongs to another list or other settings, when another process is filling
-    it, when a shard could not be completed, or when not one image came.
+    it, when a shard could not be completed, or when no image could be fetched.
     """
     columns = check_list(list_path)
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
@@ -181,12 +181,12 @@ def _run_pass(
         listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(
             f"{len(failures)} of {len(shards)} shards of {folder} could not be completed ({listed}). The others are "
-            "kept: mend the cause and run the same command again"
+            "kept: fix the cause and run the same command again"
         )
 
 
 def _start_fork_server() -> None:
-    """The workers are forked from a process that has img2dataset imported; it imports while this one does."""
+    """The workers are forked from a process that has img2dataset imported; it imports while this process does."""
     get_context("forkserver").set_forkserver_preload(
         ["filip.data.fetching.shards", "filip.data.fetching.image_rules"]
     )

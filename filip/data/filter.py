@@ -45,7 +45,7 @@ class FilterConfig:
     out: str = option(MISSING, "folder of the filtered side-cars")
     funnel: str | None = option(None, "funnel fragment to write, JSON")
     max_distance: int | None = option(
-        None, "near-duplicates: perceptual hashes that differ in so many of 64 bits"
+        None, "near-duplicates: perceptual hashes that differ in at most so many of 64 bits"
     )
     model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:TAG")
     scorer: str = option("filip.eval.scorer.load_scorer", "function (model, device) that loads a scorer")

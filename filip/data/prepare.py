@@ -139,7 +139,7 @@ def prepare(
         if not kept:
             raise UserError(
                 f"no usable row in {', '.join(paths[:3])}: {counts or 'it is empty'}, {unreadable} unreadable "
-                "lines. Are url_column and caption_column the right way round?"
+                "lines. Are url_column and caption_column swapped?"
             )
         order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
         duckdb_io.write_parquet(

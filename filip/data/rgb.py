@@ -1,4 +1,4 @@
-"""Any picture as 8-bit RGB on white: the one place that says how, without torch, for downloads and loader alike."""
+"""Any picture as 8-bit RGB on white: shared by download and loader, without torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
         return image
     if image.mode.startswith(
         "I"
-    ):  # deep grey, which convert() would clip at 255: the high byte, as everybody shows it
+    ):  # deep grey, which convert() would clip at 255: keep the high byte, as image viewers do
         values = np.asarray(image).astype(np.int64)
         shift = 8 if values.max(initial=0) < 1 << 16 else 24
         return Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8)).convert("RGB")

@@ -136,13 +136,13 @@ def check_list(path: str | Path) -> list[str]:
 def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
     words = {"person_names": rules.person_names, "sensitive_words": rules.sensitive_words}
     for key, path in words.items():
-        read_word_list(path, key)  # what is missing is said before the work starts
+        read_word_list(path, key)  # what is missing is reported before the work starts
     hashes = {key: path and sha256_of(path) for key, path in words.items()}
     return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
 
 
 def _start_over_unless_same(scratch: Path, identity: dict[str, Any]) -> None:
-    """Intermediate files of a killed run are good only for the same list and the same rules."""
+    """Intermediate files of a killed run are reusable only for the same list and the same rules."""
     stamp, wanted = scratch / "identity", digest(identity)
     if stamp.exists() and stamp.read_text() == wanted:
         return

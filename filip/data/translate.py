@@ -4,7 +4,7 @@
 
 Each distinct caption is translated once, in blocks of similar length that several processes share, into a cache
 keyed by engine, model and text. A guard then judges every candidate, and the accepted ones are joined back to the
-shards. A killed run goes on from its last block. On a cluster, ``part=3/16`` translates a sixteenth of the
+shards. A killed run continues from its last block. On a cluster, ``part=3/16`` translates a sixteenth of the
 blocks into the same cache and stops there; a last run without ``part`` writes the side-cars.
 """
 
@@ -119,7 +119,7 @@ def parse_part(part: str | None) -> tuple[int, int] | None:
 def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
-    Raises UserError when there are no shards, the engine is not to be had, or another run is at work in ``out``.
+    Raises UserError when there are no shards, the engine is unavailable, or another run is writing to ``out``.
     """
     caches = open_caches(job)
     work = job.out / "_work"
@@ -297,7 +297,7 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     empty = {path.stem for path in shard_files(job.shards)}
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:
-            path.unlink()  # of a shard that is no more
+            path.unlink()  # of a shard that no longer exists
     reader = con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)
     stream = (row for batch in reader for row in batch.to_pylist())
     for shard, found in groupby(stream, key=itemgetter("shard")):

@@ -1,4 +1,4 @@
-"""Going through a whole test set with a progress display, and the note on its size."""
+"""Iterates over a whole test set with a progress display, and notes when its size is unexpected."""
 
 from __future__ import annotations
 

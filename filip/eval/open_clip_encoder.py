@@ -1,7 +1,7 @@
 """Models of open_clip, as its users score them: own tokenizer, transform, normalisation and activation.
 
 The activation is not part of the weights, and open_clip only warns when it does not fit: ``ViT-B-32`` with the tag
-``openai`` is built with GELU, while those weights were trained with QuickGELU, and loses accuracy without a word. So
+``openai`` is built with GELU, while those weights were trained with QuickGELU, and silently loses accuracy. So
 the activation is looked up by tag here, and must be stated for a file.
 """
 

@@ -31,7 +31,7 @@ _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> str:
     """Why the kernels cannot run here, or cannot take these tokens and a text of ``longest``; "" if they can.
 
-    Compiles them if nobody has yet (some ten seconds, once).
+    Compiles them if necessary (about ten seconds, once).
     """
     if image_tokens is not None:
         if image_tokens.device.type != "cpu":

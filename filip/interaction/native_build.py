@@ -21,7 +21,7 @@ import torch
 CACHE_VARIABLE = "FILIP_NATIVE_CACHE"
 SOURCES = Path(__file__).with_name("csrc")
 _NAME = "filip_native"
-# No -ffast-math: it would let the compiler forget NaN and reorder sums. No -march=native: the cache may be on a disk
+# No -ffast-math: it would let the compiler ignore NaN and reorder sums. No -march=native: the cache may be on a disk
 # shared by different machines, so wider instruction sets are asked for file by file and chosen at run time.
 _FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
 

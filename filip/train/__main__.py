@@ -8,7 +8,7 @@ import time
 import traceback
 from typing import TYPE_CHECKING
 
-# timm imports wandb where it is installed (img2dataset brings it): a second of each rank's start, for nothing.
+# timm imports wandb where it is installed (img2dataset brings it): which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
 from filip.train.ranks import environment_rank  # noqa: E402
@@ -32,7 +32,7 @@ def train(config: TrainConfig) -> None:
 
 
 def main(arguments: list[str]) -> None:
-    """Run the command; of a user's mistake only the first rank speaks, and all exit with 2."""
+    """Run the command; after a user's mistake only the first rank prints the message, and all exit with 2."""
     from filip.command import run_command
     from filip.train.config import TrainConfig
 
@@ -41,7 +41,7 @@ def main(arguments: list[str]) -> None:
         run_command(train, TrainConfig, "train", arguments, quiet=not main_rank)
     except SystemExit:
         if not main_rank:
-            time.sleep(2)  # launchers kill the others at the first failure: let the first rank speak
+            time.sleep(2)  # launchers kill the others at the first failure: give the first rank time to print
         raise
 
 

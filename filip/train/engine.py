@@ -196,7 +196,7 @@ class Engine:
         return OPTIMIZERS[self.optimizer_name].norms(self.optimizer)
 
     def grad_norm(self) -> float | None:
-        """L2 norm of the whole gradient of the last step (unscaled), if anyone knows it."""
+        """L2 norm of the whole gradient of the last step (unscaled), if it is known."""
         norms = self.norms()
         if norms:
             return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values()))

@@ -1,4 +1,4 @@
-"""LAMB as the paper's implementation has it, right for whole parameters and for ZeRO's flat slices alike.
+"""LAMB as in the paper's implementation, correct for whole parameters and for ZeRO's flat slices alike.
 
 DeepSpeed hands an optimiser not parameters but flat slices of all of them, cut anywhere. A trust ratio taken over
 such a slice is wrong (measured: steps off by 37 % at ZeRO-1/2, a thousandfold at ZeRO-3). Here an optimiser tensor

@@ -20,7 +20,7 @@ from filip.train.lamb import Lamb, Layout
 def bind_lamb(engine: Any, lamb: Lamb) -> None:
     """Tell ``lamb`` what the tensors hold that ``engine`` gave it. After ``initialize`` and after every load.
 
-    Raises UserError where whole-parameter norms cannot be had.
+    Raises UserError where whole-parameter norms cannot be computed.
     """
     wrapper = engine.optimizer
     if wrapper is lamb:

@@ -169,7 +169,7 @@ def test_resume_at_every_batch_and_across_epochs(pairs: Pairs) -> None:
 
 
 def test_resume_under_another_world_size(pairs: Pairs) -> None:
-    """Two ranks stop after a batch; one rank with the same global batch goes on with the pairs that follow."""
+    """Two ranks stop after a batch; one rank with the same global batch continues with the pairs that follow."""
     two = [loader(pairs, batch_size=3, rank=r, world_size=2) for r in range(2)]
     for part in two:
         next(iter(part))

@@ -30,12 +30,12 @@ def test_memory() -> None:
     assert materialised(EIGHT_GPUS).memory == pytest.approx(2 * 63.3e9, rel=0.02)
 
 
-def test_ring_memory_for_foreign_tokens_does_not_grow_with_the_ranks() -> None:
-    def foreign(gpus: int) -> float:
+def test_ring_memory_for_remote_tokens_does_not_grow_with_the_ranks() -> None:
+    def remote(gpus: int) -> float:
         setting = Setting(global_batch=320 * gpus, gpus=gpus, tile_bytes=0)
         return fused(setting, "ring", recompute=True).memory - 16 * 320 * 320 * gpus
 
-    assert foreign(8) == foreign(128)
+    assert remote(8) == remote(128)
 
 
 def test_encoders_of_vit_b_32_and_the_text_tower() -> None:

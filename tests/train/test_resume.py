@@ -1,4 +1,4 @@
-"""Runs that are killed, stopped or moved to another number of ranks go on as if nothing had happened."""
+"""Runs that are killed, stopped or moved to another number of ranks continue as if nothing had happened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-# Evaluation of one run: one command per protocol, one JSON each.
+# Evaluation of one run: one command per protocol. Each writes its result and the outcome of every image or caption.
 
 
 rule zero_shot:
@@ -8,7 +8,8 @@ rule zero_shot:
         prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
-        f"{RESULTS}/eval/{{run}}/zero_shot.json",
+        result=f"{RESULTS}/eval/{{run}}/zero_shot.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/zero_shot.npz",
     params:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
@@ -24,7 +25,7 @@ rule zero_shot:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.zero_shot model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} out={output} > {log} 2>&1"
+        " prompts={input.prompts} out={output.result} > {log} 2>&1"
 
 
 rule retrieval:
@@ -34,7 +35,8 @@ rule retrieval:
         prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
-        f"{RESULTS}/eval/{{run}}/retrieval.json",
+        result=f"{RESULTS}/eval/{{run}}/retrieval.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/retrieval.npz",
     params:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
@@ -51,7 +53,7 @@ rule retrieval:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.retrieval model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} fine_tuned_on={params.tuned} out={output} > {log} 2>&1"
+        " prompts={input.prompts} fine_tuned_on={params.tuned} out={output.result} > {log} 2>&1"
 
 
 rule selection:
@@ -60,7 +62,8 @@ rule selection:
         cards=STUDY.cards("selection"),
         corpus=STUDY.benchmark_files(),
     output:
-        f"{RESULTS}/eval/{{run}}/selection.json",
+        result=f"{RESULTS}/eval/{{run}}/selection.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/selection.npz",
     params:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
@@ -76,7 +79,7 @@ rule selection:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.selection model={params.model} root={params.root} 'cards={params.cards}'"
-        " out={output} > {log} 2>&1"
+        " out={output.result} > {log} 2>&1"
 
 
 rule scene_pointing:
@@ -85,7 +88,8 @@ rule scene_pointing:
         cards=STUDY.cards("scene_pointing"),
         corpus=STUDY.benchmark_files(),
     output:
-        f"{RESULTS}/eval/{{run}}/scene_pointing.json",
+        result=f"{RESULTS}/eval/{{run}}/scene_pointing.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/scene_pointing.npz",
     params:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
@@ -101,7 +105,7 @@ rule scene_pointing:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.scene_pointing model={params.model} root={params.root} 'cards={params.cards}'"
-        " out={output} > {log} 2>&1"
+        " out={output.result} > {log} 2>&1"
 
 
 rule alignment:
@@ -111,7 +115,8 @@ rule alignment:
         prompts=STUDY.prompts,
         corpus=STUDY.benchmark_files(),
     output:
-        scores=f"{RESULTS}/eval/{{run}}/alignment.json",
+        result=f"{RESULTS}/eval/{{run}}/alignment.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/alignment.npz",
         picture=report(
             f"{RESULTS}/eval/{{run}}/alignment.png",
             caption="../report/alignment.rst",
@@ -133,7 +138,7 @@ rule alignment:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.alignment model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} picture={output.picture} out={output.scores} > {log} 2>&1"
+        " prompts={input.prompts} picture={output.picture} out={output.result} > {log} 2>&1"
 
 
 rule linear_probe:
@@ -142,7 +147,8 @@ rule linear_probe:
         cards=STUDY.cards("linear_probe"),
         corpus=STUDY.benchmark_files(),
     output:
-        f"{RESULTS}/eval/{{run}}/linear_probe.json",
+        result=f"{RESULTS}/eval/{{run}}/linear_probe.json",
+        outcomes=f"{RESULTS}/eval/{{run}}/linear_probe.npz",
     params:
         model=lambda wildcards: STUDY.model(wildcards.run),
         root=STUDY.evaluation["root"],
@@ -158,7 +164,7 @@ rule linear_probe:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.linear_probe model={params.model} root={params.root} 'cards={params.cards}'"
-        " out={output} > {log} 2>&1"
+        " out={output.result} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.

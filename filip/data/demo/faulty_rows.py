@@ -21,7 +21,7 @@ from filip.data.demo.render import png_bytes, write_atomically
 
 PLANTED = {
     "not_found": 12,  # 404
-    "hang": 2,  # the server accepts, and never answers
+    "hang": 2,  # the server accepts the connection and never answers
     "html": 8,  # a page of HTML with status 200, as dead links often give
     "cut_off": 6,  # the connection closes before the promised number of bytes
     "truncated": 12,  # the file itself is cut: it arrives whole and does not decode
@@ -58,7 +58,7 @@ class PlantedRow:
 def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
     """The planted rows. drawings: those trained on, of which some are shown again or spoiled."""
     texts = {
-        "not_english": _foreign_captions(catalogue),
+        "not_english": _other_language_captions(catalogue),
         "meaningless": _meaningless_captions(),
         "repeated": [
             c for c in REPEATED_CAPTIONS for _ in range(PLANTED["repeated"] // len(REPEATED_CAPTIONS))
@@ -118,24 +118,24 @@ def _long_caption(emoji: Emoji) -> str:
     return ", ".join([emoji.label, *informative_tags(emoji)[:6]])
 
 
-def _foreign_captions(catalogue: Catalogue) -> list[str]:
+def _other_language_captions(catalogue: Catalogue) -> list[str]:
     """CLDR labels of other locales: the longest of four words or more with letters that English lacks."""
     each, captions = PLANTED["not_english"] // len(LOCALES), []
     for locale in LOCALES:
         emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
         labels = {e.label for e in emoji.values() if e.group not in GROUPS_LEFT_OUT and not e.tones}
         labels = {label for label in labels if len(label.split()) >= 4 and "," not in label}
-        labels = {label for label in labels if _foreign_letters(label) >= 2}
+        labels = {label for label in labels if _non_english_letters(label) >= 2}
         captions += sorted(labels, key=lambda label: (-len(label), label))[:each]
     return captions
 
 
-def _foreign_letters(text: str) -> int:
+def _non_english_letters(text: str) -> int:
     return sum(letter.isalpha() and not letter.isascii() for letter in text)
 
 
 def _meaningless_captions() -> list[str]:
-    """File names, camera names, hashes, numbers, dates, URLs: what alt texts are full of."""
+    """File names, camera names, hashes, numbers, dates, URLs: which are common in alt texts."""
     draw = random.Random("meaningless captions")
     captions = ["img_0.jpg", "DSC_0001.JPG"]
     for number in range(2, PLANTED["meaningless"]):

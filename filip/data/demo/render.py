@@ -44,7 +44,7 @@ def svg_document(drawing: Drawing) -> str:
 
 
 def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
-    """Render what is not there yet and return how many drawings that were."""
+    """Render what is missing and return the number of drawings rendered."""
     todo = [job for job in jobs if job.missing]
     if not todo:
         return 0
@@ -77,6 +77,6 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """A file is whole or not there: a build that was killed goes on where it stopped."""
+    """A file is complete or absent: a build that was killed continues where it stopped."""
     with replacing(path) as part:
         part.write_bytes(data)

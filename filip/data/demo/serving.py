@@ -26,7 +26,7 @@ from filip.errors import UserError
 from filip.progress import say
 
 HOST = "127.0.0.1"
-SERVED = ("images", "planted")  # the test images are none of the downloader's business
+SERVED = ("images", "planted")  # not the test images, which must not be downloaded
 CONTENT_TYPES = {".png": "image/png", ".jpg": "image/jpeg", ".json": "application/json"}
 IDLE = 60  # seconds until a kept-alive connection without a request is closed
 PAGE = b"<!doctype html><html><head><title>Gone</title></head><body>The picture has moved.</body></html>\n"
@@ -60,7 +60,7 @@ class CorpusServer(ThreadingHTTPServer):
             self.counts[kind] += 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that go away are no news here; anything else is a bug and keeps its trace."""
+        """Clients that disconnect are expected; anything else is a bug and keeps its traceback."""
         if isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             self.count("client gone")
         else:
@@ -117,7 +117,7 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line per request: ten thousand of them say less than the counters do."""
+        """No line per request: the counters say more than ten thousand lines."""
 
 
 def summary(server: CorpusServer) -> str:

@@ -43,26 +43,28 @@ ENGINES = {
 def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
     """The round trip of each text, on one line; an empty text stays empty.
 
-    Raises RuntimeError when an engine loses count: then no translation belongs to its text any more.
+    Raises RuntimeError when an engine returns another number of lines: none can then be matched to its text.
     """
     lines = [_printable(" ".join(text.split())) for text in texts]
     wanted = [i for i, line in enumerate(lines) if line]
-    said = engine.to_english(engine.to_pivot([lines[i] for i in wanted])) if wanted else []
-    if len(said) != len(wanted):
-        raise RuntimeError(f"{type(engine).__name__} gave {len(said)} translations of {len(wanted)} texts")
+    translated = engine.to_english(engine.to_pivot([lines[i] for i in wanted])) if wanted else []
+    if len(translated) != len(wanted):
+        raise RuntimeError(
+            f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts"
+        )
     out = [""] * len(lines)
-    for i, text in zip(wanted, said, strict=True):
+    for i, text in zip(wanted, translated, strict=True):
         out[i] = " ".join(text.split())
     return out
 
 
 def _printable(line: str) -> str:
-    """Without control and format characters: an engine may take them for its own marks, or for the end."""
+    """Without control and format characters: an engine may read them as its own markers, or as the end of its input."""
     return line if line.isprintable() else "".join(c for c in line if c.isprintable()).strip()
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:
-    """The engine ``name`` for one pivot language. Raises UserError when there is none or it cannot do it."""
+    """The engine ``name`` for one pivot language. Raises UserError when there is none or it does not know the pivot."""
     if name not in ENGINES:
         raise UserError(
             f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none"

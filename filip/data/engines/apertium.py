@@ -70,7 +70,7 @@ def _run(mode: str, lines: list[str]) -> list[str]:
 
 
 def _pipeline(mode: str, text: str) -> tuple[list[str], str]:
-    """What one run of the command says, by line; none, and why, when it fails or does not come to an end."""
+    """The output of one run of the command, by line; none, and why, when it fails or does not finish."""
     limit = TIMEOUT + TIMEOUT_PER_LINE * text.count("\n")
     # -u: unknown words without a mark. A session of its own: it is a script that starts a dozen programs.
     with subprocess.Popen(

@@ -1,9 +1,9 @@
 """Fetch one image, in bounded time and memory.
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
-for ever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
+forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
 down, from the first byte on, which also ends a header or a proxy that drips) and the body a limit, that of a
-redirection included. Errors that another try cannot mend are not retried.
+redirection included. Errors that another attempt cannot fix are not retried.
 Opt-outs are honoured exactly as in img2dataset: by its own reading of the X-Robots-Tag header.
 """
 
@@ -188,7 +188,7 @@ def fetch(
                 )
             if data is not None:
                 return key, data, None
-        except Exception as error:  # the world outside raises anything; one URL must not stop a shard
+        except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
         if problem.split(":")[0] not in TRANSIENT:
@@ -225,7 +225,7 @@ def _fetch_once(
 
 
 def ascii_url(url: str) -> str:
-    """A URL as lists hold it (``/café.jpg``) in the form that HTTP takes; what is quoted already stays."""
+    """A URL as lists hold it (``/café.jpg``) in the form that HTTP takes; what is already quoted is left alone."""
     if url.isascii():
         return url
     parts = urllib.parse.urlsplit(url)

@@ -1,4 +1,4 @@
-"""Shards as img2dataset makes them, with what its users miss: atomic, in a fixed order, and surviving a killed worker.
+"""img2dataset's shards, made atomic, ordered and robust against killed workers.
 
 img2dataset's ``Downloader`` does the work of a shard, on whatever its distributors run on. Around it:
 
@@ -6,7 +6,7 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 - a writer with the same layout, but with samples in the order of the list and without time stamps: the same
   responses give the same bytes, whichever thread was faster,
 - a shard appears under its name only when it is complete, its ``_stats.json`` last,
-- a process pool that notices when a worker was killed (multiprocessing.Pool waits for ever) or is stuck.
+- a process pool that notices when a worker was killed (multiprocessing.Pool waits forever) or is stuck.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ SHARDS_PER_WORKER = 20
 SHARDS_PER_JOB = 1000  # of Spark: the lists of so many shards wait on disk at once
 SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
 DEAD_POOLS = 10  # in a row, without one shard done: the fault is not a shard's
-SECONDS_PER_IMAGE = 1.0  # beside the network: far more than decoding and writing take
+SECONDS_PER_IMAGE = 1.0  # in addition to the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
 
 
@@ -119,7 +119,7 @@ class OrderedWriter:
 
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Take one sample; ``img_str`` is None where the download failed. A failure is raised again by close()."""
-        try:  # img2dataset prints what is raised here and goes on without the sample
+        try:  # img2dataset prints what is raised here and continues without the sample
             if img_str is not None:
                 parts = [(self.encode_format, img_str), ("json", json.dumps(meta, indent=4).encode())]
                 if self.save_caption:
@@ -173,7 +173,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         self.final_folder, self.allow_files = final_folder, allow_files
 
     def download_shard(self, row: tuple[int, str]) -> None:
-        """Download one shard. Raises when it could not be completed; then nothing of it is left."""
+        """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
         shard = row[0]
         name = shard_name(shard)
         staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
@@ -196,7 +196,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
 
 
 def longest_time(downloader: ShardDownloader) -> float:
-    """Seconds that no shard takes, even if every URL uses up its deadline; whoever is at it then is stuck."""
+    """Upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     rows = downloader.number_sample_per_shard
     rounds = -(-rows // downloader.thread_count) * (downloader.retries + 1)
     return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout
@@ -228,7 +228,7 @@ def run_processes(
     """Download the reader's wanted shards in ``processes``; calls ``finished(shard)``; returns {shard: failure}.
 
     A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. When a worker dies,
-    all shards in flight are suspects; they are tried again one by one, so that the guilty one fails alone.
+    all shards in flight are suspect; they are tried again one by one, so that only the one at fault fails.
     """
     folder, todo = downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
@@ -291,7 +291,7 @@ def _run_round(
         if dead_pools == DEAD_POOLS:
             raise UserError(
                 f"download: {DEAD_POOLS} times in a row the worker processes died before any finished a shard (out "
-                "of memory? a broken installation?). What is done is kept: mend the cause, or give fewer processes "
+                "of memory? a broken installation?). Finished shards are kept: fix the cause, or give fewer processes "
                 "and threads, and run the same command again"
             )
     completed = {shard for shard in lost if is_complete(downloader.final_folder, shard)}

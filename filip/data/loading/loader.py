@@ -123,7 +123,7 @@ class PairStream(Dataset[Batch]):
     ) -> tuple[np.ndarray, str, int, str]:
         """One pair; an image that cannot be decoded is replaced by another, and both facts are counted.
 
-        Replacing keeps every batch full on every rank without a word between them; the substitute is a
+        Replacing keeps every batch full on every rank without communication; the substitute is a
         function of the slot, so it is the same for any number of workers and after a restart.
         """
         index = self.indices[source]
@@ -176,7 +176,7 @@ class PairStream(Dataset[Batch]):
 
 
 def _read(file: int, size: int, offset: int, tar: Path) -> bytes:
-    """An image's bytes. A disk that fails is no broken image: UserError, and no other image in its place."""
+    """An image's bytes. A disk error is not a broken image: it is a UserError, and no other image takes its place."""
     try:
         return os.pread(file, size, offset)
     except OSError as error:
@@ -257,10 +257,10 @@ class PairLoader:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on with the very next batch. Workers and ranks may differ from those that wrote the state.
+        """Continue with the next batch. Workers and ranks may differ from those that wrote the state.
 
         UserError if the data, the seed or the weights are others, or the global batch size does not divide
-        what was done.
+        the number of pairs already seen.
         """
         if state["fingerprint"] != self.fingerprint():
             raise UserError(
@@ -306,7 +306,7 @@ class _Rest(Sampler[tuple[int, int]]):
 
 
 def ignore_signals(_: int) -> None:
-    """In a worker: leave it to the training process what a signal means.
+    """In a worker: ignore signals, which the training process handles.
 
     Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
     """

@@ -66,7 +66,7 @@ class SourceIndex:
 def index_source(source: Source, folder: str | Path | None = None, processes: int = 1) -> SourceIndex:
     """Where every usable pair of a source is, in memory-mapped arrays.
 
-    One process of all that ask makes them, the others wait for it; they are kept in ``folder`` until a tar or a
+    One process makes them while the others wait; they are kept in ``folder`` until a tar or a
     side-car changes. None: in ``_index`` beside the side-cars (or the shards, if there are none), or where that
     cannot be written, in the machine's folder for temporary files. UserError if there is nothing to train on;
     lesser defects are counted in ``problems``.
@@ -153,7 +153,7 @@ def _parts(source: Source, tars: list[Path], processes: int) -> Iterator[_Part]:
         return
     context = multiprocessing.get_context("fork")  # a spawned process would import torch for seconds
     try:
-        # not multiprocessing.Pool, which waits for ever for a worker that was killed
+        # not multiprocessing.Pool, which waits forever for a worker that was killed
         with ProcessPoolExecutor(processes, context) as pool:
             yield from pool.map(functools.partial(_index_shard, source), tars, chunksize=4)
     except BrokenProcessPool as error:

@@ -1,4 +1,4 @@
-"""What lies where in one shard: ``NNNNN.index`` beside ``NNNNN.tar``, so that no tar is scanned twice.
+"""Where each file of a shard lies: ``NNNNN.index`` beside ``NNNNN.tar``, so that no tar is scanned twice.
 
 The download writes it with the shard; a tar from elsewhere is scanned on first use (200,000 files a second, but
 every byte of the tar passes through memory) and gets its index then. The index holds the size and the time of

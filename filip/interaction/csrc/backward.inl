@@ -308,7 +308,7 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
 }
 
 // What sums in fixed point need besides: where they are taken, and for each destination item of the unit the mean square
-// of what rounding has done to it (infinite: not to be had in fixed point).
+// of what rounding has done to it (infinite: unavailable in fixed point).
 template <class Real>
 struct Partial {
   Real* rows;

@@ -25,12 +25,12 @@ static int64_t settle(const void* a, int64_t row_a, const void* b, const int64_t
   return winner;
 }
 
-// For each of C partners: sums[c] += products of every own row with the foreign row that this partner chose for it,
+// For each of C partners: sums[c] += products of every own row with the partner row that this partner chose for it,
 // choice[c * stride + row]. One load of the own row serves all partners; the running sums stay in registers.
 // vpdpbusd multiplies unsigned by signed numbers, so 128 is added to the own ones: the caller takes 128 times the
 // chosen rows' sums out again.
 template <int V, int C>
-static void add_products(const int8_t* own, int64_t rows, const int8_t* foreign, const uint16_t* choice,
+static void add_products(const int8_t* own, int64_t rows, const int8_t* partner, const uint16_t* choice,
                          int64_t stride, float* sums, int64_t sums_stride) {
   constexpr int WIDTH = V * 64;
   const __m512i offset = _mm512_set1_epi8(static_cast<char>(0x80));
@@ -45,7 +45,7 @@ static void add_products(const int8_t* own, int64_t rows, const int8_t* foreign,
     for (int v = 0; v < V; ++v) x[v] = _mm512_xor_si512(_mm512_loadu_si512(own + v * 64), offset);
 #pragma GCC unroll 6
     for (int c = 0; c < C; ++c) {
-      const int8_t* row = foreign + static_cast<uint64_t>(choice[c * stride + r]) * WIDTH;
+      const int8_t* row = partner + static_cast<uint64_t>(choice[c * stride + r]) * WIDTH;
 #pragma GCC unroll 4
       for (int v = 0; v < V; ++v)  // as an intrinsic, GCC 12 stores every sum in every round
         asm("vpdpbusd %2, %1, %0" : "+v"(sum[c][v]) : "v"(x[v]), "m"(*reinterpret_cast<const __m512i_u*>(row + v * 64)));
@@ -69,12 +69,12 @@ static const AddProducts ADD_PRODUCTS[4][MAX_GROUP_TEXTS] = {FILIP_PARTNERS(1), 
 #undef FILIP_PARTNERS
 
 // What rounding added to a sum of maxima: both halves, from 16 partial sums each (`halves` apart), less 128 times the
-// sums of the chosen rows of `foreign`, in their units.
-static inline float rests_total(const float* partial, int64_t halves, const Rests& foreign, const uint16_t* choice,
+// sums of the chosen rows of `partner`, in their units.
+static inline float rests_total(const float* partial, int64_t halves, const Rests& partner, const uint16_t* choice,
                                 int64_t count, float text_coarse, float image_coarse) {
   float total = 0;
   for (int64_t half = 0; half < 2; ++half) {
-    const int32_t* sums = foreign.sums + half * foreign.count;
+    const int32_t* sums = partner.sums + half * partner.count;
     int64_t chosen = 0;
     for (int64_t n = 0; n < count; ++n) chosen += sums[choice[n]];
     const float sum = _mm512_reduce_add_ps(_mm512_loadu_ps(partial + half * halves));

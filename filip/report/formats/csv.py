@@ -14,7 +14,7 @@ COLUMNS = (
 
 
 def to_csv(table: Table) -> str:
-    """One line per cell, fractions as in tables.json: what a spreadsheet or pandas wants."""
+    """One line per cell, fractions as in tables.json: the form that spreadsheets and pandas expect."""
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(COLUMNS)

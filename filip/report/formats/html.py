@@ -1,4 +1,4 @@
-"""Tables in HTML, and the frame of every page: self-contained, no script, readable on paper and in the dark."""
+"""Tables in HTML, and the frame of every page: self-contained, no script, readable in print and in dark mode."""
 
 from __future__ import annotations
 

@@ -43,7 +43,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 @torch.no_grad()
 def selection_metrics(choice: TokenChoice, image: Tensor, text: TextFeatures) -> dict[str, Tensor]:
-    """What the selection keeps, so that one that feeds on itself is seen in TensorBoard.
+    """What the selection keeps, so that a self-reinforcing selection is visible in TensorBoard.
 
     ``tokens/kept_bos_eos``     share of the kept text tokens that are [BOS] or [EOS]; 2 / length without a preference
     ``tokens/kept_same_patch``  share of the kept patches at the most frequent position; 1 / n1 without a preference
