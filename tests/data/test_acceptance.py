@@ -29,6 +29,8 @@ from filip.data.captions.acceptance import names, numbers, plain, rejection
         ("A DOG IN THE PARK", "A dog at the park", None),
         ("a man riding a bike down a street", "ein Mann auf einem Fahrrad in der Straße", "not_english"),
         ("犬と猫", "", "empty"),
+        ("A red wheel! Put the brake on the car", "A red wheel! Apply the brake of the car", None),
+        ("A wheel! Then Ann put the brake on it", "A wheel! Then she braked", "name_lost"),
     ],
 )
 def test_rejection(original: str, translation: str, reason: str | None) -> None:

@@ -11,6 +11,7 @@ import pytest
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
+from filip.data.lists.language import are_english
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
 from tests.support.captions import labelled_captions, language_accuracy
@@ -18,7 +19,9 @@ from tests.support.captions import labelled_captions, language_accuracy
 MEANINGLESS_CAPTIONS = {
     "file_name": ["img_0.jpg", "DSC01234.JPG", "photo (1).jpeg", "a-small-dog_300x200.webp", "Screenshot 12.png"],
     "camera_name": ["IMG_1234", "DSC00042", "P1010023", "image 12", "Photo-3", "Screenshot 2019-03-04 at 10.11.12",
-                    "IMG_20190304_101112", "OLYMPUS DIGITAL CAMERA", "SONY DSC", "KODAK Digital Still Camera"],
+                    "IMG_20190304_101112", "IMG-20190304-WA0012", "Screenshot_20190304-101112_Chrome", "SAM_0123",
+                    "WhatsApp Image 2019-03-04 at 10.11.12 PM (1)",
+                    "OLYMPUS DIGITAL CAMERA", "SONY DSC", "KODAK Digital Still Camera"],
     "placeholder": ["Untitled", "image", "no caption", "[Photo]", "N/A", "click to enlarge", "null", "Alt text"],
     "url": ["https://example.org/a/b?c=1", "www.example.com", "example.co.uk/shop", "me@example.org"],
     "html": ['<img src="a.png">', "A dog <br/> in a park", "<b>Sale</b> now", 'see <a href="x">this</a>'],
@@ -26,7 +29,7 @@ MEANINGLESS_CAPTIONS = {
     "hash": ["5d41402abc4b2a76b9719d911017c592", "123e4567-e89b-12d3-a456-426614174000", "9f86d081884c7d65",
              "a1B2c3D4e5", "5d41402abc4b2a76b9719d911017c592_n"],
     "date": ["2014-05-12", "12/05/2014", "12 May 2014", "May 12, 2014", "20140512_123456", "June 2011", "10:45 am",
-             "Tuesday, 3rd March 2009"],
+             "Mar 2016", "Sept. 2015", "Tuesday, 3rd March 2009"],
     "number": ["12345", "#42", "1,000.50 €", "No. 17", "10152_3921_n", "3/4"],
     "no_letters": ["...", "★★★★★", "- -"],
 }  # fmt: skip
@@ -50,6 +53,18 @@ MEANINGFUL = [
     "iPhone 6s on a wooden table",
     "hundred points",
     "slide in a playground",
+    # each was dropped once, as a date, a camera's name, a URL, a template or a hash
+    "Marathon 2016",
+    "Mars 2020",
+    "Juno 2007",
+    "Augusta 2013",
+    "Photo 2015-03-04 Wedding of Ann and Bob in Rome",
+    "Picture 20140704 fireworks over the river",
+    "Figure 8",
+    "Page 3",
+    "Amazon.com",
+    "photo of a dog [gallery]",
+    "C6H12O6",
 ]
 
 
@@ -104,6 +119,21 @@ def test_language_rule_recall_and_leakage() -> None:
     assert measured["others_kept"] <= 0.03
     short = language_accuracy(least_words=1, most_words=2)
     assert short["english_recall"] >= 0.95, "real short labels must survive"
+
+
+def test_typesetting_does_not_make_a_caption_foreign() -> None:
+    captions = [
+        "woman’s hat",
+        "A knight’s helmet.",
+        "A great blue heron.",
+        "A yellow lemon.",
+        "The letter K.",
+    ]
+    assert are_english(captions) == [True] * len(captions)
+    assert (
+        are_english(["la veste d’une femme", "der Hut — eine Zeichnung", "“perro en el parque”"])
+        == [False] * 3
+    )
 
 
 def test_other_scripts_never_pass_and_case_does_not_matter(tmp_path: Path) -> None:

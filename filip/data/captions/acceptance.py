@@ -21,6 +21,7 @@ LOOP = 3  # a word that the original has n times may occur n + LOOP - 1 times
 TITLE_CASE = 0.6  # captions with a larger share of capitalised words are titles: capitals mean nothing there
 _PLAIN = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
+_SENTENCE_END = re.compile(r"[.!?…]['\"”’)\]]*\s+$")
 _NUMBER = re.compile(r"\d+")
 _GROUPED = re.compile(r"(?<=\d)[.,](?=\d{3}\b)")
 NUMBER_WORDS = dict(
@@ -80,12 +81,16 @@ def _spoken(text: str) -> Counter[str]:
 
 
 def names(text: str) -> list[str]:
-    """Capitalised words after the first, folded to plain lower-case letters; none in a title or an exclamation."""
-    words = _WORD.findall(text)
-    capitalised = [word for word in words if word[0].isupper()]
+    """Capitalised words inside a sentence, folded to plain lower-case letters; none in a title or an exclamation.
+
+    The first word of a sentence has its capital whatever it is: "A wheel! Put the brake on" names nobody.
+    """
+    words = list(_WORD.finditer(text))
+    capitalised = [word for word in words if word[0][0].isupper()]
     if len(words) > 3 and len(capitalised) > TITLE_CASE * len(words):
         return []
-    return [_fold(word) for word in words[1:] if word[0].isupper() and len(word) > 1]
+    inside = [word for word in capitalised if word is not words[0] and len(word[0]) > 1]
+    return [_fold(word[0]) for word in inside if not _SENTENCE_END.search(text[: word.start()])]
 
 
 def _fold(text: str) -> str:

@@ -6,6 +6,8 @@ ones off by name (``text_rules.switched_off``). The order is the order in which 
 
 from __future__ import annotations
 
+import re
+
 from filip.data.cards import TextRuleSettings
 from filip.data.lists.duckdb_io import sql_identifier, sql_literal
 from filip.data.lists.python_rules import active_rules
@@ -22,7 +24,15 @@ _CAMERA = (
     r"(img|imag|image|dscn?|dscf|dsc|pict|imgp|pana|mvi|sam|gopr|dji|pxl|vid|photo|picture|pic|scan|"
     r"scanned image|screen ?shots?|whatsapp image|untitled|slide|figure|fig|page|foto|bild|file)"
 )
-_MONTH = r"(jan|feb|mar|apr|may|jun|jul|aug|sep|sept|oct|nov|dec)[a-z]*\.?"
+# "SAM_0123" is a camera's, "Sam 7" and "Figure 8" need not be: a space does not join these to a number
+_WORDS = r"(sam|figure|page)"
+_NUMBERED = rf"({re.sub('sam[|]|figure[|]|page[|]', '', _CAMERA)}[\s_\-#.]*|{_WORDS}[_\-#.]*)"
+# in full or as the usual abbreviation: "Mar 2016" is a date, "Mars 2016" and "Marathon 2016" are not
+_MONTH = (
+    r"(jan(uary)?|feb(ruary)?|mar(ch)?|apr(il)?|may|june?|july?|aug(ust)?|sept?(ember)?|oct(ober)?|"
+    r"nov(ember)?|dec(ember)?)\.?"
+)
+_DOMAIN = r"\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)"
 _TAGS = (
     "a|abbr|b|blockquote|br|center|div|em|embed|font|h[1-6]|hr|i|iframe|img|li|ol|p|script|span|strong|style"
 )
@@ -32,8 +42,9 @@ _TAGS += "|sub|sup|table|td|tr|u|ul"
 MEANINGLESS: dict[str, tuple[str, ...]] = {
     "file_name": (rf"^\S+{_EXTENSION}$", rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$"),
     "camera_name": (
-        rf"^{_CAMERA}[\s_\-#.]*[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
-        rf"^{_CAMERA}[\s_\-]*(from )?\d{{4}}[\-_.]?\d{{2}}[\-_.]?\d{{2}}\b.*$",
+        rf"^{_NUMBERED}[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
+        # after the day only a time, a running number, or what an underscore joins to it: no words
+        rf"^{_CAMERA}[\s_\-]*(from )?\d{{4}}[\-_.]?\d{{2}}[\-_.]?\d{{2}}(at|[ap]\.?m\b|wa\d+|_[a-z]+|[^\p{{L}}])*$",
         r"^p\d{6,}$",
         r"^(olympus|minolta|konica|samsung|casio|kodak|sony|pentax|fuji)?\s*(digital (still )?camera|dsc|camera"
         r" pictures|exif_jpeg_picture|exif_jpeg_t422)$",
@@ -47,16 +58,24 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     ),
     "url": (
         r"^(https?://|www\.)\S+$",
-        r"^\S+\.(com|net|org|info|co\.uk|de|ru|io|edu|gov)(/\S*)?$",
+        rf"^\S+{_DOMAIN}/\S*$",
+        rf"^(?-i:[^A-Z\s])\S*{_DOMAIN}$",  # with a capital it is a name: "Amazon.com"
         r"^\S+@\S+\.\w+$",
     ),
     "html": (rf"<\s*/?\s*({_TAGS})(\s[^>]*)?/?>", r"\b(href|src)\s*=\s*[\"']"),
-    "template": (r"\{\{.*\}\}", r"\$\{\w+\}", r"%[A-Z_]{3,}%", r"\[/?(caption|gallery|img|url)\b.*\]"),
+    "template": (
+        r"\{\{.*\}\}",
+        r"\$\{\w+\}",
+        r"%[A-Z_]{3,}%",
+        r"^\[(caption|gallery|img|url)\]$",
+        r"\[(caption|gallery|img|url)(\s+\w+)?=.*\]",  # "photo of a dog [gallery]" has no attribute
+        r"\[/(caption|gallery|img|url)\]",
+    ),
     "hash": (
         r"^[0-9a-f]{16,}([_\-][a-z0-9]{1,4})*$",
         r"^[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}$",
         r"^([0-9]+[a-f]|[a-f]+[0-9])[0-9a-f]{6,}$",
-        r"^[A-Za-z0-9+/=]*([A-Za-z]+[0-9]+){3}[A-Za-z0-9+/=]*$",
+        r"^[A-Za-z0-9+/=]*([A-Za-z]+[0-9]+){4}[A-Za-z0-9+/=]*$",  # three may be a formula: C6H12O6
     ),
     "date": (
         r"^\d{4}[\-/._]\d{1,2}[\-/._]\d{1,2}([\sT,_\-]+\d{1,2}([:.h\-_]\d{2}){1,2}.*)?$",

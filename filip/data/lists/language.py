@@ -3,7 +3,7 @@
 A language identifier is sure of sentences and guesses at words: it takes "llama" for Spanish, "otter" for Italian
 and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
 three on English has to be the best guess or close to it. Short captions get a second chance: CLIP's vocabulary
-was learnt from English, so words that it has in one piece are known English words.
+was learnt from English, so words that it has in one piece are known English words. So does an article in front.
 ``bench/text_rules.py`` measures the recall of English and how much of other languages is kept.
 """
 
@@ -25,7 +25,11 @@ RATIO_3_4 = 1.0  # ... and its least share of the best guess's probability, for 
 RATIO_5 = 0.7  # and for 5 and more
 KNOWN_SCORE = 0.08  # 3 words and more that are all in CLIP's vocabulary: this probability will do
 _WORD = re.compile(r"[^\W\d_]+")
-_PUNCTUATION = re.compile(r"[^\w\s'’-]+")
+_PUNCTUATION = re.compile(r"[^\w\s'-]+")
+_ARTICLE = re.compile(r"(a|an|the) ")
+# Signs of typesetting, not of a language: ’ must not make "woman’s hat" foreign.
+_ASCII_SIGNS = {"'": "‘’‛′", '"': "“”„″", "-": "‐‑‒–—―", ".": "…"}
+_TYPOGRAPHIC = {ord(sign): plain for plain, signs in _ASCII_SIGNS.items() for sign in signs}
 
 
 @cache
@@ -43,11 +47,13 @@ def are_english(captions: Sequence[str]) -> list[bool]:
     verdicts = []
     for caption in captions:
         # Lower case: the model was trained on sentences, and Title Case costs it a tenth of the English.
-        text = " ".join(caption.lower().split())
+        text = " ".join(caption.lower().translate(_TYPOGRAPHIC).split())
         words = text.count(" ") + 1
-        asked = _PUNCTUATION.sub(" ", text) if words >= 5 else text
-        labels, scores = predict(asked, k=CANDIDATES, threshold=LEAST)
-        verdicts.append(_is_english(text, words, labels, scores))
+        # Punctuation misleads it, but in a few words it may also be a hint: these are asked both ways.
+        bare = " ".join(_PUNCTUATION.sub(" ", text).split())
+        asked = [bare] if words >= 5 or bare == text else [bare, text]
+        answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
+        verdicts.append(any(_is_english(text, words, labels, scores) for labels, scores in answers))
     return verdicts
 
 
@@ -61,7 +67,7 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
         return english >= SHORT_SCORE or _known(text)
     if english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best:
         return True
-    return english >= KNOWN_SCORE and _known(text)
+    return english >= KNOWN_SCORE and (_known(text) or _ARTICLE.match(text) is not None)
 
 
 def _known(text: str) -> bool:
