@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from filip.export.hf_folder import write_hf
 from filip.export.open_clip_folder import write_open_clip
 from filip.export.safetensors_file import write_safetensors
 from filip.export.source import Source
@@ -11,5 +12,6 @@ from filip.export.source import Source
 # Each takes the source and ``out``, and raises UserError if its format cannot hold the model.
 FORMATS: dict[str, Callable[[Source, str], None]] = {
     "safetensors": write_safetensors,
+    "hf": write_hf,
     "open_clip": write_open_clip,
 }

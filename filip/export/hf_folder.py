@@ -1,0 +1,94 @@
+"""A folder for transformers with its own code: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import asdict
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from filip.errors import UserError
+from filip.export.card import model_card
+from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.folder import new_folder
+from filip.export.source import Source
+from filip.files import write_json
+from filip.models import DualEncoder
+
+USE = """    from transformers import AutoModel, AutoProcessor
+    model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained("FOLDER", trust_remote_code=True)
+    inputs = processor(images=[image], text=["a photo of a cat", "a photo of a dog"])
+    print(model(**inputs).logits_per_image.softmax(1))
+"""
+CODE = (
+    "configuration_filip.py",
+    "modeling_filip.py",
+    "processing_filip.py",
+    "filip_towers.py",
+    "filip_inputs.py",
+)
+
+
+def write_hf(source: Source, out: str) -> None:
+    """Configuration, weights, tokenizer, processor, code and model card. Holds every model without buffers."""
+    from safetensors.torch import save_file
+
+    tokenizer = clip_tokenizer(source.model)
+    refuse_buffers(source.model, "hf")
+    with new_folder(out) as folder:
+        copy_code(folder, CODE)
+        write_json(
+            folder / "config.json",
+            {
+                "architectures": ["FilipModel"],
+                "auto_map": {
+                    "AutoConfig": "configuration_filip.FilipConfig",
+                    "AutoModel": "modeling_filip.FilipModel",
+                },
+                "model_type": "filip",
+                "dtype": "float32",
+                **tower_config(source.model),
+            },
+        )
+        state = {f"towers.{name}": value.contiguous() for name, value in source.model.state_dict().items()}
+        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        tokenizer.save_pretrained(folder)
+        write_json(
+            folder / "preprocessor_config.json",
+            {
+                "auto_map": {
+                    "AutoImageProcessor": "processing_filip.FilipImageProcessor",
+                    "AutoProcessor": "processing_filip.FilipProcessor",
+                },
+                "image_processor_type": "FilipImageProcessor",
+                "processor_class": "FilipProcessor",
+                "size": source.model.image_size,
+            },
+        )
+        (folder / "README.md").write_text(model_card(source, "transformers", USE), encoding="utf-8")
+
+
+def tower_config(model: DualEncoder) -> dict[str, Any]:
+    """What the exported code needs to build the towers."""
+    config = asdict(model.config)
+    return {
+        name: config[name] for name in ("image", "text", "embed_dim", "interaction", "cls_in_interaction")
+    }
+
+
+def refuse_buffers(model: DualEncoder, to: str) -> None:
+    """UserError for image towers that compute tables when they are built: a loader that skips this would lack them."""
+    if names := [name for name, _ in model.named_buffers()]:
+        raise UserError(
+            f"to={to}: {names[0]} of the image tower {model.config.image.timm!r} is a buffer, not a weight, and the "
+            "loaders of this format would leave it empty"
+        )
+
+
+def copy_code(folder: Path, names: tuple[str, ...]) -> None:
+    """The modules ``names`` of filip/export/standalone into ``folder``."""
+    for name in names:
+        with resources.as_file(resources.files("filip.export.standalone").joinpath(name)) as file:
+            shutil.copyfile(file, folder / name)

@@ -1,0 +1,47 @@
+"""Pixels and texts as FILIP's evaluation prepares them."""
+
+from __future__ import annotations
+
+import html
+
+import ftfy
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def clean(text: str) -> str:
+    """What CLIP does to a caption before its BPE."""
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
+
+
+def to_pixels(image: Image.Image, size: int) -> Tensor:
+    """Shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation: float32 ``[3, size, size]``."""
+    image = _rgb(image)
+    width, height = image.size
+    new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
+    if new != image.size:
+        image = image.resize(new, Image.Resampling.BICUBIC)
+    left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
+    planes = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return planes.float() * (1 / 255 / std) - mean / std
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """Transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        shift = 8 if values.max(initial=0) < 1 << 16 else 24
+        return Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        return Image.alpha_composite(white, rgba).convert("RGB")
+    return image.convert("RGB")

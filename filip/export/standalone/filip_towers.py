@@ -1,0 +1,125 @@
+"""FILIP's towers for inference: unit embeddings of padded batches, with the parameter names of the training code."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import timm
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class QuickGELU(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(1.702 * x)
+
+
+class ImageTower(nn.Module):
+    def __init__(self, image: dict[str, Any], embed_dim: int) -> None:
+        super().__init__()
+        sizes = {
+            "patch_size": image["patch_size"],
+            "embed_dim": image["width"],
+            "depth": image["layers"],
+            "num_heads": image["heads"],
+            "act_layer": image["activation"],
+        }
+        arguments = image["options"] | {name: value for name, value in sizes.items() if value is not None}
+        trunk: Any = timm.create_model(
+            image["timm"], img_size=image["image_size"], num_classes=0, global_pool="", **arguments
+        )
+        self.trunk = trunk
+        self.projection = nn.Linear(trunk.embed_dim, embed_dim, bias=False)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.projection(self.trunk(pixels))
+
+
+class Block(nn.Module):
+    def __init__(self, width: int, heads: int, activation: str) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm1 = nn.LayerNorm(width)
+        self.qkv = nn.Linear(width, 3 * width)
+        self.proj = nn.Linear(width, width)
+        self.norm2 = nn.LayerNorm(width)
+        self.fc1 = nn.Linear(width, 4 * width)
+        self.act = QuickGELU() if activation == "quick_gelu" else nn.GELU()
+        self.fc2 = nn.Linear(4 * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = self.qkv(self.norm1(x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        x = x + self.proj(attended.transpose(1, 2).flatten(2))
+        return x + self.fc2(self.act(self.fc1(self.norm2(x))))
+
+
+class TextTower(nn.Module):
+    """Causal: what stands behind [EOS] changes nothing before it, so padding needs no mask here."""
+
+    def __init__(self, text: dict[str, Any], embed_dim: int) -> None:
+        super().__init__()
+        width = text["width"]
+        self.token_embedding = nn.Embedding(text["vocab_size"], width)
+        self.pos_embed = nn.Parameter(torch.zeros(text["context_length"], width))
+        self.blocks = nn.ModuleList(
+            Block(width, text["heads"], text["activation"]) for _ in range(text["layers"])
+        )
+        self.norm = nn.LayerNorm(width)
+        self.projection = nn.Linear(width, embed_dim, bias=False)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.token_embedding(ids) + self.pos_embed[: ids.shape[1]]
+        for block in self.blocks:
+            x = block(x)
+        return self.projection(self.norm(x))
+
+
+class Towers(nn.Module):
+    """config: FILIP's model configuration as a plain dict."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.pooled = config["interaction"] == "pooled"
+        self.cls_in_interaction = config["cls_in_interaction"]
+        self.image = ImageTower(config["image"], config["embed_dim"])
+        self.text = TextTower(config["text"], config["embed_dim"])
+        self.logit_scale = nn.Parameter(torch.zeros(1))
+
+    def encode_image(self, pixels: Tensor) -> Tensor:
+        """``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""
+        tokens = self.image(pixels)
+        if self.pooled:
+            return _unit(tokens[:, 0])
+        patches = tokens[:, self.image.trunk.num_prefix_tokens :]
+        if self.cls_in_interaction:
+            patches = torch.cat([tokens[:, :1], patches], dim=1)
+        return _unit(patches)
+
+    def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """ids ``[b, n2]`` int64 to ``[b, n2, d]``, or ``[b, d]`` for a pooled model.
+
+        mask ``[b, n2]`` is 1 up to [EOS]; tokens behind it become 0.
+        """
+        tokens = self.text(ids)
+        if self.pooled:
+            last = mask.to(torch.int64).sum(1) - 1
+            return _unit(tokens[torch.arange(len(ids), device=ids.device), last])
+        return _unit(tokens) * mask.unsqueeze(-1)
+
+
+def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """FILIP's similarities ``[b1, b2]``, image to text and text to image.
+
+    image: ``[b1, n1, d]``. text: ``[b2, n2, d]`` with mask ``[b2, n2]``.
+    """
+    cosines = torch.einsum("ipd,tnd->itpn", image, text)
+    padding = ~mask.bool()[None, :, None]
+    i2t = cosines.masked_fill(padding, -torch.inf).amax(3).mean(2)
+    t2i = (cosines.amax(2) * mask).sum(2) / mask.sum(1)
+    return i2t, t2i
+
+
+def _unit(x: Tensor) -> Tensor:
+    return F.normalize(x.float(), dim=-1)

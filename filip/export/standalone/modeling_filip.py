@@ -1,0 +1,67 @@
+"""FILIP for transformers: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
+
+from .configuration_filip import FilipConfig
+from .filip_towers import Towers, late_interaction
+
+
+@dataclass
+class FilipOutput(ModelOutput):
+    """Unit embeddings, and their similarities times the temperature's scale.
+
+    image_embeds: ``[b1, n1, d]``, or ``[b1, d]`` for a pooled model. text_embeds: ``[b2, n2, d]`` or ``[b2, d]``.
+    logits_per_image ``[b1, b2]`` and logits_per_text ``[b2, b1]``: for a token-wise model these are two different
+    similarities (the mean over patches of the best word, and over words of the best patch).
+    """
+
+    logits_per_image: Tensor | None = None
+    logits_per_text: Tensor | None = None
+    image_embeds: Tensor | None = None
+    text_embeds: Tensor | None = None
+
+
+class FilipModel(PreTrainedModel):
+    """The dual encoder for inference."""
+
+    config_class = FilipConfig
+    base_model_prefix = "filip"
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: FilipConfig) -> None:
+        super().__init__(config)
+        self.towers = Towers(
+            {
+                "image": config.image,
+                "text": config.text,
+                "embed_dim": config.embed_dim,
+                "interaction": config.interaction,
+                "cls_in_interaction": config.cls_in_interaction,
+            }
+        )
+        self.post_init()
+
+    def get_image_features(self, pixel_values: Tensor) -> Tensor:
+        """Unit embeddings of images: ``[b, n1, d]``, or ``[b, d]`` for a pooled model."""
+        return self.towers.encode_image(pixel_values)
+
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        """Unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model."""
+        return self.towers.encode_text(input_ids, attention_mask)
+
+    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> FilipOutput:
+        image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        if self.towers.pooled:
+            i2t = t2i = image @ text.T
+        else:
+            i2t, t2i = late_interaction(image, text, attention_mask)
+        scale = self.towers.logit_scale.float().exp()
+        return FilipOutput(
+            logits_per_image=scale * i2t, logits_per_text=scale * t2i.T, image_embeds=image, text_embeds=text
+        )

@@ -1,0 +1,135 @@
+"""An exported folder gives our embeddings in transformers, in a process that cannot import this project."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import filip
+from filip.data.loading.transforms import eval_transform
+from filip.errors import UserError
+from filip.export.__main__ import Export, export
+from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.standalone.filip_inputs import clean, to_pixels
+from filip.models import ModelConfig, load_model
+from filip.tokenizer import tokenize
+from tests.export.conftest import CAPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, sys
+sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
+sys.modules["filip"] = None  # an editable install would bring it back
+import torch
+from PIL import Image
+from transformers import AutoModel, AutoProcessor
+for folder in {folders!r}:
+    model = AutoModel.from_pretrained(folder, trust_remote_code=True).eval()
+    processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+    images = [Image.open(f"{here}/{{i}}.png") for i in range({images})]
+    inputs = processor(images=images, text=json.load(open("{here}/captions.json")))
+    with torch.no_grad():
+        found = model(**inputs)
+    torch.save({{**found, "mask": inputs["attention_mask"], "class": type(model).__module__}}, folder + "/found.pt")
+"""
+
+
+@pytest.mark.slow
+def test_transformers_gives_our_embeddings_without_this_project(
+    saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    def kind(interaction: str, cls: bool) -> Callable[[ModelConfig], None]:
+        def change(config: ModelConfig) -> None:
+            config.interaction, config.cls_in_interaction = interaction, cls
+            config.image.activation = "quick_gelu"
+
+        return change
+
+    kinds = {"tokens": ("token_wise", False), "with_cls": ("token_wise", True), "pooled": ("pooled", False)}
+    for name, arguments in kinds.items():
+        file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")
+        export(Export(model=str(file), out=str(tmp_path / name), to="hf"))
+    for i, image in enumerate(pictures):
+        image.save(tmp_path / f"{i}.png")
+    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    folders = [str(tmp_path / name) for name in kinds]
+    program = PROGRAM.format(root=str(ROOT), folders=folders, here=str(tmp_path), images=len(pictures))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+
+    for name in kinds:
+        found, file = torch.load(tmp_path / name / "found.pt"), tmp_path / f"{name}.safetensors"
+        assert found["class"].startswith("transformers_modules")
+        model = filip.load(file, device="cpu")
+        image, text = model.encode_images(pictures), model.encode_texts(CAPTIONS)
+        torch.testing.assert_close(found["image_embeds"], image, atol=1e-6, rtol=0)
+        theirs = found["text_embeds"] if name == "pooled" else found["text_embeds"][found["mask"].bool()]
+        torch.testing.assert_close(theirs, text.values, atol=1e-6, rtol=0)
+        expected, scale = model.similarity(image, text), load_model(file).scale().detach()
+        torch.testing.assert_close(found["logits_per_image"] / scale, expected.i2t, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found["logits_per_text"].T / scale, expected.t2i, atol=1e-6, rtol=0)
+
+
+def test_the_tokenizer_has_our_ids(saved: Callable[..., str]) -> None:
+    with gzip.open(ROOT / "tests" / "data" / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
+        captions = [line.rstrip("\n").split("\t")[-1] for line in file][:3000] + CAPTIONS
+    tokenizer = clip_tokenizer(load_model(saved()))
+    found = tokenizer([clean(caption) for caption in captions], truncation=True)["input_ids"]
+    ids, lengths = tokenize(captions, 32)
+    for caption, theirs, ours, length in zip(captions, found, ids.tolist(), lengths.tolist(), strict=True):
+        assert theirs == ours[:length], caption
+
+
+def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.Image]) -> None:
+    deep = Image.fromarray((np.arange(50 * 40).reshape(50, 40) * 30).astype(np.uint16))
+    for image in [*pictures, pictures[0].convert("P"), pictures[3].convert("LA"), deep]:
+        assert torch.allclose(to_pixels(image, 32), eval_transform(32)(image), atol=1e-6), image.mode
+
+
+def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
+    file = saved(lambda config: setattr(config.text, "vocab_size", 50000))
+    with pytest.raises(UserError, match="50000 word vectors"):
+        export(Export(model=file, out=str(tmp_path / "out"), to="hf"))
+
+
+def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., str], tmp_path: Path) -> None:
+    file = Path(saved())
+    config = {
+        "run": "squares",
+        "optimizer": {"name": "adamw", "base_lr": 0.5},
+        "data": {"sources": [{"shards": "results/cc3m/shards", "weight": 2.0}]},
+    }
+    result = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5, "commit": "abc"}
+    file.with_suffix(".json").write_text(json.dumps(result))
+    (tmp_path / "tables").mkdir()
+    (tmp_path / "tables" / "zero_shot.md").write_text("| model | CIFAR-10 |\n")
+    export(Export(model=str(file), out=str(tmp_path / "out"), to="hf"))
+    card = (tmp_path / "out" / "README.md").read_text()
+    for part in (
+        "# squares",
+        "cc3m, weight 2.0",
+        "3,456 pairs",
+        "| `optimizer.base_lr` | 0.5 |",
+        "commit abc",
+        "| CIFAR-10 |",
+    ):
+        assert part in card, part
