@@ -101,6 +101,9 @@ class SourceCard:
     homepage: str = ""
     obtain: str = ""  # prose: how a person gets the list
     list: str | None = None  # path or glob of the list; null = give list=PATH to `prepare`
+    images: str | None = None  # instead of a list: a folder or file with the images themselves, for `ingest`
+    layout: str = "auto"  # how they lie there; auto = found out, else a name in filip/data/ingesting
+    image_column: str | None = None  # of a table that names image files; null = found by its name
     format: str = "auto"  # see FORMATS; auto = by file name
     header: bool = True  # tsv/csv: does the first line name the columns?
     columns: Names = field(default_factory=lambda: [])  # names, where there is no header
@@ -177,6 +180,7 @@ def _check_values(card: SourceCard, path: Path) -> None:
             raise UserError(f"{path}: key '{key}' is {value!r}, but must be {wanted}")
 
     check(bool(card.name), "name", card.name, "a short name")
+    check(card.list is None or card.images is None, "images", card.images, "given without `list`")
     check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
     for step in card.caption_cleaning:
         check(step in CLEANING, "caption_cleaning", step, f"one of {', '.join(CLEANING)}")

@@ -163,8 +163,8 @@ def _stage(
     strict: bool = True,
 ) -> None:
     """Read the list once into ``staged``, with the verdict on each row beside it; counted and filtered later."""
-    relation = _relation(card, paths, scratch, strict=strict)
-    con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {relation}")
+    listed = relation(card, paths, scratch, strict=strict)
+    con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
     duckdb_io.write_parquet(con, _select(card, _types(con), paths[0]), staged, "prepare")
@@ -172,6 +172,10 @@ def _stage(
 
 def list_files(card: SourceCard) -> Sequence[str]:
     """The files that the card's ``list`` names. Raises UserError with how to obtain them when there are none."""
+    if card.images and not card.list:
+        raise UserError(
+            f"source '{card.name}' has images of its own: `filip data ingest` reads them, not prepare"
+        )
     if not card.list:
         raise UserError(
             f"source '{card.name}' ({card.path or 'given directly'}) has no list of URLs: give list=PATH. "
@@ -207,14 +211,14 @@ def _subset(card: SourceCard, scratch: Path) -> str:
     assert card.subset and card.subset_on
     second = SourceCard(card.name, list=card.subset, columns=card.subset_columns, obtain=card.obtain)
     try:
-        relation = _relation(second, list_files(second), scratch, count_rejects=False)
+        second_list = relation(second, list_files(second), scratch, count_rejects=False)
     except UserError as error:
         raise UserError(f"subset of '{card.name}': {error}") from error
     value = f"CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR)"
-    return f"SELECT DISTINCT {value} AS value FROM {relation} WHERE {value} IS NOT NULL"
+    return f"SELECT DISTINCT {value} AS value FROM {second_list} WHERE {value} IS NOT NULL"
 
 
-def _relation(
+def relation(
     card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True, strict: bool = True
 ) -> str:
     """SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
@@ -320,12 +324,12 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
     root = card.image_root if card.image_root and not karpathy else None
     prefix = f"{duckdb_io.sql_literal(image_root(root))} || " if root else ""
-    texts = [f"nullif(trim({_cleaned(column, card)}), '')" for column in captions]
+    texts = [f"nullif(trim({cleaned(column, card)}), '')" for column in captions]
     columns = [
         f"{prefix}trim(CAST({duckdb_io.sql_identifier(url)} AS VARCHAR)) AS url",
         f"concat_ws('. ', {', '.join(texts)}) AS caption"
         if len(texts) > 1
-        else f"{_cleaned(captions[0], card)} AS caption",
+        else f"{cleaned(captions[0], card)} AS caption",
     ]
     for column, kind in types.items():
         unwanted = card.extra_columns and column not in (*card.extra_columns, card.group_column)
@@ -340,7 +344,7 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     return columns
 
 
-def _cleaned(column: str, card: SourceCard) -> str:
+def cleaned(column: str, card: SourceCard) -> str:
     """SQL of one caption column as text, after the card's cleaning."""
     text = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
     for step in card.caption_cleaning:

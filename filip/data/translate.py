@@ -181,7 +181,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
-    """SQL of the downloaded pairs: shard, key, caption, group_value (text or NULL)."""
+    """SQL of the captions of all images, in order: shard, key, nth (from 1), caption, group_value (text or NULL)."""
     files = shard_files(job.shards)
     state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
     identity = digest([state, job.share])
@@ -200,9 +200,12 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
         )
     value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
     source = duckdb_io.parquet(files, "filename = true, union_by_name = true")
+    # images of filip.data.ingest may have several captions, those of a list of URLs have one
+    captions = "captions" if job.card.images else "[coalesce(caption, '')]"
     return (
-        f"(SELECT parse_filename(filename, true) AS shard, key, coalesce(caption, '') AS caption, "
-        f"{value} AS group_value FROM {source} WHERE status = 'success')"
+        "(SELECT shard, key, group_value, unnest(captions) AS caption, generate_subscripts(captions, 1) AS nth FROM "
+        f"(SELECT parse_filename(filename, true) AS shard, key, {captions} AS captions, {value} AS group_value "
+        f"FROM {source} WHERE status = 'success'))"
     )
 
 
@@ -288,12 +291,12 @@ def judge_block(candidates: Path, group: int, path: Path, min_similarity: float 
 
 def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:
     query = f"""
-        SELECT r.shard, r.key, r.caption, r.group_value, a.back_translations, a.pivots
+        SELECT r.shard, r.key, r.nth, r.caption, r.group_value, a.back_translations, a.pivots
         FROM {rows} r LEFT JOIN (
             SELECT caption, list(back ORDER BY pivot_index) AS back_translations,
                 list(pivot_index ORDER BY pivot_index) AS pivots
             FROM {judged} WHERE reason IS NULL GROUP BY caption
-        ) a USING (caption) ORDER BY r.shard, r.key"""
+        ) a USING (caption) ORDER BY r.shard, r.key, r.nth"""
     empty = {path.stem for path in shard_files(job.shards)}
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:
@@ -301,18 +304,22 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     reader = con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)
     stream = (row for batch in reader for row in batch.to_pylist())
     for shard, found in groupby(stream, key=itemgetter("shard")):
-        write_sidecar(job.out / f"{shard}.parquet", [_sidecar_row(row, job) for row in found])
+        images = groupby(found, key=itemgetter("key"))
+        write_sidecar(job.out / f"{shard}.parquet", [_sidecar_row(list(rows), job) for _, rows in images])
         empty.discard(shard)
     for shard in empty:  # shards without one image
         write_sidecar(job.out / f"{shard}.parquet", [])
 
 
-def _sidecar_row(row: dict[str, Any], job: Job) -> dict[str, Any]:
+def _sidecar_row(rows: list[dict[str, Any]], job: Job) -> dict[str, Any]:
+    """One image: its captions, then what came of translating each of them."""
+    translations = [back for row in rows for back in row["back_translations"] or []]
+    pivots = [job.pivots[pivot] for row in rows for pivot in row["pivots"] or []]
     return {
-        "key": row["key"],
-        "captions": [row["caption"], *(row["back_translations"] or [])],
-        "origins": ["original", *(f"{job.engine}:{job.pivots[pivot]}" for pivot in row["pivots"] or [])],
-        "group": group_id(row["caption"], job.card.name, row["group_value"]),
+        "key": rows[0]["key"],
+        "captions": [*(row["caption"] for row in rows), *translations],
+        "origins": ["original"] * len(rows) + [f"{job.engine}:{pivot}" for pivot in pivots],
+        "group": group_id(rows[0]["caption"], job.card.name, rows[0]["group_value"]),
     }
 
 

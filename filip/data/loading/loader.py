@@ -138,7 +138,7 @@ class PairStream(Dataset[Batch]):
             data = _read(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
             try:
                 pixels = self.transform.pixels(data, rng)
-                text = captions.text(row, draw if self.config.data.back_translation else 0.0)
+                text = captions.text(row, draw, self.config.data.back_translation)
                 problems["substituted"] += attempt > 0
                 return pixels, text, int(captions.group[row]), key
             except UNDECODABLE as error:

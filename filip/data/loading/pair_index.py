@@ -225,31 +225,35 @@ def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.nda
 class ShardCaptions:
     """Candidate captions, group and key of each row of a shard's side-car (or of each .txt in a tar)."""
 
-    def __init__(self, keys: pa.Array, captions: pa.Array, group: np.ndarray) -> None:
+    def __init__(self, keys: pa.Array, captions: pa.Array, group: np.ndarray, originals: np.ndarray) -> None:
         self.keys = keys  # string
         self.captions = captions  # list<string>
         self.group = group  # int64
         self.counts = pc.list_value_length(captions).fill_null(0).to_numpy(zero_copy_only=False)
+        self.originals = originals  # int: how many of a row's captions, from the first, are no translations
 
     def key(self, row: int) -> str:
         return self.keys[row].as_py()
 
-    def text(self, row: int, draw: float) -> str:
-        """The candidate at the share ``draw`` (0 <= draw < 1) of the row's captions; 0 is the original."""
-        return self.captions[row][int(draw * int(self.counts[row]))].as_py() or ""
+    def text(self, row: int, draw: float, translated: bool) -> str:
+        """The caption at the share ``draw`` (0 <= draw < 1) of the row's, translations included or not."""
+        candidates = self.counts if translated else self.originals
+        return self.captions[row][int(draw * int(candidates[row]))].as_py() or ""
 
     @staticmethod
     def from_sidecar(path: Path) -> ShardCaptions:
         """UserError if the file is not a side-car, or cannot be read."""
         try:
-            table = pq.read_table(path, columns=["key", "captions", "group"])
-            keys, captions, group = (_whole(table.column(name)) for name in ("key", "captions", "group"))
-            return ShardCaptions(keys, captions, group.to_numpy(zero_copy_only=False).astype(np.int64))
+            names = ["key", "captions", "group", "origins"]
+            table = pq.read_table(path, columns=names)
+            keys, captions, group, origins = (_whole(table.column(name)) for name in names)
+            ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
+            return ShardCaptions(keys, captions, ids, _originals(origins))
         except (OSError, pa.ArrowException, KeyError) as error:
             if isinstance(error, OSError) and error.errno is not None:  # the file may be in order
                 raise UserError(f"cannot open the side-car {path}: {os.strerror(error.errno)}") from error
             raise UserError(
-                f"cannot read the side-car {path} (columns key, captions, group): {error}; "
+                f"cannot read the side-car {path} (columns key, captions, origins, group): {error}; "
                 "delete it and run the translation stage again"
             ) from error
 
@@ -264,7 +268,16 @@ class ShardCaptions:
                 texts[n] = file.read(index.sizes[n]).decode("utf-8", "replace")
                 group[n] = group_id(texts[n])
         captions = pa.array([[text] for text in texts], pa.list_(pa.string()))
-        return ShardCaptions(pa.array(index.keys, pa.string()), captions, group)
+        return ShardCaptions(
+            pa.array(index.keys, pa.string()), captions, group, np.ones(len(texts), np.int64)
+        )
+
+
+def _originals(origins: pa.ListArray) -> np.ndarray:
+    """How many of each row's captions are originals; at least one, for those that say nothing of it."""
+    rows = pc.list_parent_indices(origins).to_numpy()
+    original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
+    return np.maximum(np.bincount(rows[original], minlength=len(origins)), 1)
 
 
 def _whole(column: pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,330 @@
+"""Images that are on disk already → the same shards, with the same rules, as a list of URLs gives.
+
+    python -m filip.data.ingest source=photos/ out=SHARDS funnel=ingest.json text_funnel=text_rules.json
+    python -m filip.data.ingest source=mine out=SHARDS            # a card with `images: FOLDER`
+
+Reads a folder with a table of paths and captions, images with a .txt beside each, webdataset tars, Hugging Face
+datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/data/ingesting. An image has one row and all its
+captions. A tar in which nothing has to change is not copied: its shard is a link. One bad image costs that image. A
+killed run goes on from its last shard, with an identical result.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.command import MISSING, option, run_command
+from filip.data.cards import SourceCard, load_source
+from filip.data.fetching.outcomes import reason_of
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.ingesting import LAYOUTS
+from filip.data.ingesting.found import find_part
+from filip.data.ingesting.layout import Layout
+from filip.data.lists import duckdb_io
+from filip.data.prepare import cleaned
+from filip.data.text_rules import apply_text_rules
+from filip.errors import UserError
+from filip.files import digest, locked, replacing, scratch_folder, write_json
+from filip.worker_pool import run_blocks
+
+SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
+
+
+@dataclass
+class IngestConfig:
+    source: str = option(
+        MISSING, "source card (name or path), or straight the folder or file with the images"
+    )
+    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json")
+    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)")
+    text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)")
+    list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet")
+    kept: str | None = option(
+        None, "Parquet of those that the text rules keep; default: OUT/_work/kept.parquet"
+    )
+    layout: str | None = option(None, f"{', '.join(LAYOUTS)}; default: the card's, else found out")
+    shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
+    seed: int = option(0, "of the shuffle")
+    processes: int | None = option(None, "default: the card's")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `list`")
+
+
+def main(config: IngestConfig) -> None:
+    """Turn images that are on disk already into shards, with the text and image rules of a card."""
+    card = resolve_card(config)
+    texts, images = ingest(card, config)
+    if config.text_funnel:
+        write_fragment(config.text_funnel, texts)
+    if config.funnel:
+        write_fragment(config.funnel, images)
+    print(
+        f"{config.out}: {images.n_out:,} of {images.n_in:,} images in {images.notes['shards']} shards "
+        f"({images.notes['linked']} linked), {texts.n_out:,} of {texts.n_in:,} captions pass the text rules"
+    )
+    for reason, count in images.as_dict()["dropped"].items():
+        print(f"  {reason:<16} {count:>10,}  {images.notes['examples'].get(reason, [''])[0][:90]}")
+
+
+def resolve_card(config: IngestConfig) -> SourceCard:
+    """The card of ``config.source``; a folder or file of images gets a card with the default rules."""
+    path = Path(config.source)
+    is_card = path.suffix in (".yaml", ".yml") or not path.exists()
+    name = path.resolve().name.split(".")[0]
+    card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
+    if card.images is None:
+        raise UserError(
+            f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "
+            "URLs is read by filip.data.prepare"
+        )
+    if config.processes is not None:
+        card.download.processes = config.processes
+    return replace(card, layout=config.layout or card.layout)
+
+
+def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
+    """Fill the folder ``config.out`` with the images of a card; the fragments of the captions and of the images.
+
+    Raises UserError when there are no images, when the folder holds something else, when another process is filling
+    it, or when a disk fails.
+    """
+    layout, parts = recognise(card)
+    # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
+    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
+    folder = Path(config.out).resolve()
+    work = folder / "_work"
+    listed = Path(config.list) if config.list else work / "list.parquet"
+    kept = Path(config.kept) if config.kept else work / "kept.parquet"
+    with locked(work / "lock", f"{folder} is being filled by another process: wait for it or stop it"):
+        _claim(folder, card)
+        _list_images(card, layout, parts, listed, work, config)
+        shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
+        texts = _apply_rules(card, LAYOUTS[layout], listed, kept, shuffle, config)
+        shards = _store(card, layout, kept, folder)
+        return texts, _account(card, layout, listed, folder, shards)
+
+
+def recognise(card: SourceCard) -> tuple[str, list[Path]]:
+    """The name of the layout of ``card.images``, and its parts. Raises UserError where no layout fits."""
+    images = Path(card.images or "")
+    if not images.exists():
+        raise UserError(
+            f"source '{card.name}': no images at {images}. {' '.join(card.obtain.split()) or 'Set `images`'}"
+        )
+    if card.layout != "auto" and card.layout not in LAYOUTS:
+        raise UserError(f"layout is {card.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
+    for name in LAYOUTS if card.layout == "auto" else [card.layout]:
+        if parts := LAYOUTS[name].parts(images, card):
+            return name, parts
+    known = "; ".join(layout.about for layout in LAYOUTS.values())
+    raise UserError(f"{images} has no captions that are understood. Known are: {known}")
+
+
+def _claim(folder: Path, card: SourceCard) -> None:
+    """One folder, one source. What changed in it is found shard by shard."""
+    mark = folder / "_work" / "ingest.json"
+    mine = {"source": card.name}
+    if not mark.exists() and any(folder.glob("*.tar")):
+        raise UserError(f"{folder} has shards that were not made by ingest: give another out=FOLDER")
+    if mark.exists() and mark.read_text() != f'{{\n  "source": "{card.name}"\n}}\n':
+        raise UserError(
+            f"{folder} was filled from another source than '{card.name}': give another out=FOLDER"
+        )
+    write_json(mark, mine)
+
+
+def _list_images(
+    card: SourceCard, layout: str, parts: list[Path], listed: Path, work: Path, config: IngestConfig
+) -> None:
+    """Write list.parquet: one row per image, with all its captions. Files that were listed before are not again."""
+    folder = work / "found"
+    folder.mkdir(exist_ok=True)
+    settings = (
+        card.caption_column,
+        card.caption_columns,
+        card.group_column,
+        card.image_column,
+        card.image_root,
+    )
+    reading = digest([layout, *settings, card.only, card.split, card.columns, card.header])
+    files, todo = [], []
+    for number, part in enumerate(parts):
+        state = [str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns, reading]
+        files.append(folder / f"{number:05d}-{digest(state)[:12]}.parquet")
+        if (
+            part.is_dir() or not files[-1].exists()
+        ):  # of what lies deeper in a folder its own time says nothing
+            todo.append((layout, part, number, card, files[-1]))
+    for path in folder.glob("*.parquet"):
+        if path not in files:
+            path.unlink()
+    processes = min(card.download.processes, len(todo))
+    run_blocks(find_part, todo, processes, what="ingest: listing", unit="files", total=len(todo))
+    group = ""
+    if card.group_column:
+        group = f', first("group" ORDER BY part, n) AS {duckdb_io.sql_identifier(card.group_column)}'
+    with scratch_folder(listed) as scratch:
+        con = duckdb_io.connect(config.threads, config.memory, scratch)
+        rows = duckdb_io.write_parquet(
+            con,
+            f"""SELECT url, list_filter(captions, lambda c, i: list_position(captions, c) = i) AS captions,
+                    * EXCLUDE (url, captions) FROM (
+                    SELECT first(url ORDER BY part, n) AS url, flatten(list(captions ORDER BY part, n)) AS captions
+                        {group}, first(problem ORDER BY part, n) AS _problem,
+                        file AS _file, position AS _position, any_value(size) AS _size, any_value("key") AS _key,
+                        min(part) AS _part, min(n) AS _n
+                    FROM {duckdb_io.parquet(files)} GROUP BY file, position
+                ) ORDER BY _part, _n""",
+            listed,
+            "ingest: images",
+        )
+        con.close()
+    if not rows:
+        raise UserError(f"there is not one image in {card.images}")
+
+
+def _apply_rules(
+    card: SourceCard, layout: Layout, listed: Path, kept: Path, shuffle: bool, config: IngestConfig
+) -> Fragment:
+    """Write kept.parquet: the images that have a caption left, one row group per shard; the captions' fragment."""
+    with scratch_folder(kept, keep_on_failure=True) as scratch:
+        con = duckdb_io.connect(config.threads, config.memory, scratch / "spill")
+        numbered = f"(SELECT *, row_number() OVER () - 1 AS _image FROM {duckdb_io.parquet(listed)})"
+        captions, passed = scratch / "captions.parquet", scratch / "passed.parquet"
+        count = duckdb_io.write_parquet(
+            con,
+            f"""SELECT url, {cleaned("caption", card)} AS caption, _image, _nth FROM (
+                    SELECT url, unnest(captions) AS caption, generate_subscripts(captions, 1) AS _nth, _image
+                    FROM {numbered} WHERE _problem IS NULL
+                ) ORDER BY _image, _nth""",
+            captions,
+            "ingest: captions",
+        )
+        if not count:
+            raise UserError(f"not one image of {card.images} has a caption: {_problems(con, listed)}")
+        fragment = apply_text_rules(
+            captions,
+            passed,
+            card,
+            processes=card.download.processes,
+            threads=config.threads,
+            memory=config.memory,
+        )
+        order = f"md5(_image || ',{config.seed}'), _image" if shuffle else "_image"
+        shard = (
+            "dense_rank() OVER (ORDER BY _part) - 1"
+            if layout.shard_per_file
+            else f"(row_number() OVER (ORDER BY {order}) - 1) // {card.download.samples_per_shard}"
+        )
+        query = f"""SELECT url, k.captions[1] AS caption, k.captions AS captions,
+                l.* EXCLUDE (url, captions, _problem, _n, _image), {shard} AS _shard
+            FROM {numbered} l JOIN (
+                SELECT _image, list(caption ORDER BY _nth) AS captions FROM {duckdb_io.parquet(passed)} GROUP BY _image
+            ) k USING (_image) ORDER BY _shard, {order}"""
+        _write_by_shard(con.sql(query).to_arrow_reader(10_000), kept)
+        con.close()
+    return replace(fragment, unit="captions")
+
+
+def _problems(con: Any, listed: Path) -> dict[str, int]:
+    found = con.sql(
+        f"SELECT coalesce(split_part(_problem, ':', 1), 'no_caption'), count(*) FROM {duckdb_io.parquet(listed)} "
+        "GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    return dict(found)
+
+
+def _write_by_shard(rows: pa.RecordBatchReader, path: Path) -> None:
+    """Rows that are ordered by _shard, into a Parquet file with one row group per shard."""
+    schema = rows.schema.remove(rows.schema.get_field_index("_shard"))
+    with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
+        pending: list[pa.Table] = []
+        current = 0
+
+        def flush() -> None:
+            if pending:
+                table = pa.concat_tables(pending).combine_chunks()
+                writer.write_table(table, max(1, table.num_rows))
+                pending.clear()
+
+        for batch in rows:
+            table = pa.Table.from_batches([batch])
+            numbers = table["_shard"].to_numpy()
+            start = 0
+            while start < len(numbers):
+                if numbers[start] != current:
+                    flush()
+                    current = numbers[start]
+                end = int(numbers.searchsorted(current, side="right"))
+                pending.append(table.slice(start, end - start).drop_columns(["_shard"]))
+                start = end
+        flush()
+
+
+def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
+    """Make the shards that are not there yet, or are others than the rows and settings now say."""
+    from filip.data.ingesting.storing import is_current, store_shard, sweep
+
+    parquet = pq.ParquetFile(kept)
+    shards = range(parquet.num_row_groups)
+    sweep(folder, shards)
+    todo = [shard for shard in shards if not is_current(folder, shard, kept, card)]
+    rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
+    parquet.close()
+    blocks = [(kept, shard, folder, card, layout) for shard in todo]
+    run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
+    return shards
+
+
+def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: range) -> Fragment:
+    """The funnel of the images: each of the list in exactly one bucket."""
+    dropped: Counter[str] = Counter()
+    examples: dict[str, list[str]] = {}
+    images = seen = linked = 0
+
+    def drop(reason: str, example: str) -> None:
+        dropped[reason] += 1
+        if len(examples.setdefault(reason, [])) < SHOWN_ERRORS:
+            examples[reason].append(example)
+
+    table = pq.ParquetFile(listed)
+    total, without = table.metadata.num_rows, 0
+    for batch in table.iter_batches(50_000, columns=["url", "captions", "_problem"]):
+        for row in batch.to_pylist():
+            if row["_problem"] is not None:
+                reason, _, detail = row["_problem"].partition(":")
+                drop(reason, f"{row['url']} ({detail.strip()})")
+            elif not row["captions"]:
+                drop("no_caption", row["url"])
+            else:
+                without += 1
+                continue
+    for shard in shards:
+        described = pq.read_table(
+            folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"]
+        ).to_pylist()
+        linked += (folder / f"{shard:05d}.tar").is_symlink()
+        for row in described:
+            seen += 1
+            reason, detail = reason_of(row["status"], row["error_message"])
+            if reason is None:
+                images += 1
+            else:
+                drop(reason, f"{row['url']} ({detail})" if detail else row["url"])
+    if without > seen:
+        dropped["text_rules"] = without - seen  # images none of whose captions is left
+    if not images:
+        raise UserError(f"not one of {total:,} images can be used: {dict(dropped)}, e.g. {examples}")
+    notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": examples}
+    return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
+
+
+if __name__ == "__main__":
+    run_command(main, IngestConfig)

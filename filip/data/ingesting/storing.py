@@ -1,0 +1,265 @@
+"""One shard of images that are on disk: the same files as a download writes, or a link to a tar that fits as it is."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from filip.data.cards import SourceCard
+from filip.data.fetching.fetch import MAX_BYTES
+from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.fetching.shards import OrderedWriter
+from filip.data.ingesting import LAYOUTS
+from filip.data.loading.shard_index import shard_index
+from filip.errors import UserError
+from filip.files import digest, write_json
+
+SUFFIXES = (
+    ".tar",
+    ".index",
+    ".parquet",
+    "_stats.json",
+)  # the last is published last: with it, a shard is complete
+LOCATORS = ("_file", "_position", "_size", "_key", "_part")  # columns of the list that no shard shows
+OUTCOME = pa.schema(
+    [
+        ("key", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int64()),
+        ("height", pa.int64()),
+        ("original_width", pa.int64()),
+        ("original_height", pa.int64()),
+        ("sha256", pa.string()),  # of the file as it was found
+    ]
+)
+# Of one file, not of the disk that it is on: the image is counted, and the run goes on.
+OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
+SECONDS_ALONE = 600.0  # in which an image that is under suspicion has to be decoded
+Row = dict[str, Any]
+
+
+def sweep(folder: Path, shards: range) -> None:
+    """Remove half-finished shards of killed workers, and shards of an earlier run that had more."""
+    for path in (folder / "_work").glob("?????.*"):
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+    for path in folder.glob("?????*"):
+        if path.name[:5].isdigit() and path.name[5:] in SUFFIXES and int(path.name[:5]) not in shards:
+            path.unlink()
+
+
+def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
+    """Whether a complete shard is there that was made of these very rows with these settings."""
+    try:
+        stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
+    except (FileNotFoundError, json.JSONDecodeError):
+        return False
+    complete = all((folder / f"{shard:05d}{suffix}").exists() for suffix in SUFFIXES)
+    return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
+
+
+def _rows(kept: Path, shard: int) -> list[Row]:
+    with pq.ParquetFile(kept) as parquet:
+        rows: list[Row] = parquet.read_row_group(shard).to_pylist()
+    return rows
+
+
+def _identity(rows: list[Row], card: SourceCard) -> str:
+    load = card.download
+    pictures = (load.image_size, load.resize_mode, load.only_if_bigger, load.encode_format, load.quality)
+    return digest([rows, asdict(card.image_rules), pictures])
+
+
+def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
+    """Make one shard of a row group of ``kept``; returns how many images it was asked for. Runs in a worker."""
+    rows = _rows(kept, shard)
+    progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
+    staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+    try:
+        described = _link(rows, kept, shard, staging, card, layout)
+        if described is None:
+            described = _write(rows, kept, shard, staging, card, layout, progress)
+        successes = sum(row["status"] == "success" for row in described)
+        stats = {
+            "count": len(described),
+            "successes": successes,
+            "failed_to_download": sum(row["status"] == "failed_to_download" for row in described),
+            "failed_to_resize": sum(row["status"] == "failed_to_resize" for row in described),
+            "made_from": _identity(rows, card),
+        }
+        write_json(staging / f"{shard:05d}_stats.json", stats)
+        # the mark of completeness goes first: between two shards of one number there is none that looks complete
+        (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
+        for suffix in SUFFIXES:
+            os.replace(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
+        progress.done()
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return len(rows)
+
+
+def _schema(kept: Path) -> pa.Schema:
+    with pq.ParquetFile(kept) as parquet:
+        fields = [field for field in parquet.schema_arrow if field.name not in LOCATORS]
+    return pa.schema([*fields, *OUTCOME])
+
+
+def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
+    """The bytes of an image, or None and why there are none. Raises UserError when it is the disk that fails."""
+    try:
+        size = row["_size"] if row["_size"] >= 0 else os.stat(row["_file"]).st_size
+        if not LAYOUTS[layout].in_order and size > MAX_BYTES:
+            return None, f"too_many_bytes: {size}"
+        data = LAYOUTS[layout].read(row["_file"], row["_position"], row["_size"])
+    except OF_ONE_FILE as error:
+        return None, f"missing_file: {error.strerror or error}"
+    except (OSError, pa.ArrowException) as error:
+        if getattr(error, "errno", None) is None:  # Arrow's own: a page that cannot be unpacked
+            return None, f"unreadable: {error}"
+        raise UserError(
+            f"cannot read {row['url']} from {row['_file']}: {error}. What is done is kept: once the "
+            "disk is in order, run the same command again"
+        ) from error
+    return (None, f"too_many_bytes: {len(data)}") if len(data) > MAX_BYTES else (data, "")
+
+
+def _write(
+    rows: list[Row],
+    kept: Path,
+    shard: int,
+    staging: Path,
+    card: SourceCard,
+    layout: str,
+    progress: InProgress,
+) -> list[Row]:
+    """Resize and encode as the download does; the rows with their outcome."""
+    load = card.download
+    resizer = CheckedResizer(
+        image_size=load.image_size,
+        resize_mode=load.resize_mode,
+        resize_only_if_bigger=load.only_if_bigger,
+        encode_quality=load.quality,
+        encode_format=load.encode_format,
+        min_image_size=card.image_rules.min_side,
+        max_image_area=MAX_PIXELS,
+        max_aspect_ratio=card.image_rules.max_aspect,
+    )
+    writer = OrderedWriter(shard, str(staging), True, 5, _schema(kept), load.encode_format)
+    for number, row in enumerate(rows):
+        described = _described(row, f"{shard:05d}{number:06d}")
+        data, problem = _read(row, layout)
+        image = None
+        if data is not None and not progress.survives(number, resizer, data):
+            data, problem = None, "crashed: a process that decodes it dies (out of memory?)"
+        if data is None:
+            described |= {"status": "failed_to_download", "error_message": problem}
+        else:
+            image, *sizes, error = resizer(io.BytesIO(data))
+            described["sha256"] = hashlib.sha256(data).hexdigest()
+            described |= dict(
+                zip(("width", "height", "original_width", "original_height"), sizes, strict=True)
+            )
+            described["status"] = "success" if error is None else "failed_to_resize"
+            described["error_message"] = error
+        writer.write(image, described["key"], row["caption"], described)
+    writer.close()
+    return writer.rows
+
+
+class InProgress:
+    """Which image of a shard is being decoded, in a file, so that one that kills its process is known by number.
+
+    A number that a killed process left is not proof: the whole run may have been killed. That image is decoded in a
+    process of its own, and is given up only if this process dies as well.
+    """
+
+    def __init__(self, path: Path) -> None:
+        found = path.read_text().split() if path.exists() else []
+        self.path, self.suspects = path, {int(number) for number in found}
+        self.file = os.open(path, os.O_RDWR | os.O_CREAT)
+        self.end = os.lseek(self.file, 0, os.SEEK_END)
+
+    def survives(self, number: int, resizer: Callable[[io.BytesIO], Any], data: bytes) -> bool:
+        """Note that image ``number`` comes next; False if it must not be decoded in this process."""
+        if number in self.suspects:
+            alone = get_context("spawn").Process(target=resizer, args=(io.BytesIO(data),))
+            alone.start()
+            alone.join(SECONDS_ALONE)
+            exit_code = alone.exitcode
+            alone.kill()
+            return exit_code == 0
+        os.pwrite(self.file, f"{number:<11}\n".encode(), self.end)
+        return True
+
+    def done(self) -> None:
+        """The shard is complete."""
+        os.close(self.file)
+        self.path.unlink()
+
+
+def _described(row: Row, key: str) -> Row:
+    shown = {name: value for name, value in row.items() if name not in LOCATORS}
+    return {**shown, **dict.fromkeys(OUTCOME.names), "key": key}
+
+
+def _link(
+    rows: list[Row], kept: Path, shard: int, staging: Path, card: SourceCard, layout: str
+) -> list[Row] | None:
+    """A link to the rows' tar, if no image in it has to change and a loader finds each by its key; else None."""
+    if not LAYOUTS[layout].shard_per_file or any(row["_key"] is None for row in rows):
+        return None
+    described = []
+    for row in rows:
+        outcome = _described(row, row["_key"])
+        data, problem = _read(row, layout)
+        if data is not None:
+            outcome["sha256"] = hashlib.sha256(data).hexdigest()
+            found, repaired = inspect(data, card.image_rules.min_side, card.image_rules.max_aspect)
+            if found is None:
+                size = _size_that_fits(data, card)
+                if repaired is not None or size is None:
+                    return None
+                sizes = zip(
+                    ("width", "height", "original_width", "original_height"), (*size, *size), strict=True
+                )
+                outcome |= dict(sizes)
+            problem = found or ""
+        failed = "failed_to_download" if data is None else "failed_to_resize"
+        outcome |= {"status": failed if problem else "success", "error_message": problem or None}
+        described.append(outcome)
+    tar = staging / f"{shard:05d}.tar"
+    tar.symlink_to(rows[0]["_file"])
+    shard_index(tar)  # beside the link, not beside the tar
+    pq.write_table(
+        pa.Table.from_pylist(described, _schema(kept)), tar.with_suffix(".parquet"), compression="zstd"
+    )
+    return described
+
+
+def _size_that_fits(data: bytes, card: SourceCard) -> tuple[int, int] | None:
+    """Width and height in pixels of an image that the card's resizing would leave as it is; else None."""
+    with Image.open(io.BytesIO(data)) as image:
+        width, height = image.size
+    mode, wanted = card.download.resize_mode, card.download.image_size
+    if mode == "no":
+        return width, height
+    if mode in ("border", "center_crop"):
+        return (width, height) if width == height == wanted else None
+    side = min(width, height) if mode == "keep_ratio" else max(width, height)
+    fits = side <= wanted if card.download.only_if_bigger else side == wanted
+    return (width, height) if fits else None

