@@ -158,7 +158,7 @@ class Model:
         """float32 ``[3, S, S]``, as the model takes it."""
         if isinstance(image, Tensor):
             if image.ndim != 3 or image.shape[0] != 3:
-                raise ValueError(f"a tensor of shape {list(image.shape)} is no image; give [3, H, W]")
+                raise ValueError(f"a tensor of shape {list(image.shape)} is not an image; give [3, H, W]")
             if image.dtype == torch.uint8:
                 return self._scorer.transform(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
             if tuple(image.shape[1:]) != (self.image_size, self.image_size):

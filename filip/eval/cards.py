@@ -91,9 +91,14 @@ class BenchmarkCard:
         return self.layout.size
 
 
-def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCard]:
-    """Load several cards; a name that occurs twice is a UserError, since results are keyed by name."""
+def load_cards(paths: list[str], loader: str | None = None, kind: str | None = None) -> list[BenchmarkCard]:
+    """Load several cards. UserError for a name that occurs twice, since results are keyed by name.
+
+    kind: the kind that they must all be of; None = any.
+    """
     cards = [load_card(path, loader) for path in paths]
+    if wrong := [f"{card.name} ({card.kind})" for card in cards if kind not in (None, card.kind)]:
+        raise UserError(f"cards: {', '.join(wrong)}: this command evaluates {kind} cards only")
     twice = [name for name, times in Counter(c.name for c in cards).items() if times > 1]
     if twice:
         raise UserError(f"cards given twice: {', '.join(twice)}; leave one of each")

@@ -44,9 +44,7 @@ class LinearProbe(EvalOptions):
 
 def main(config: LinearProbe) -> None:
     """Accuracy of a linear classifier on frozen features, written as JSON."""
-    cards = load_cards(config.cards, config.loader)
-    if wrong := [card.name for card in cards if card.kind != "classification"]:
-        raise UserError(f"{', '.join(wrong)}: not a classification card")
+    cards = load_cards(config.cards, config.loader, "classification")
     encoder = load_encoder(config.model, config.image_size, config.device)
     tasks = {}
     record: Record = {}

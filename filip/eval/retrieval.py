@@ -53,9 +53,7 @@ def main(config: Retrieval) -> None:
     for key in ("rank_texts_by", "rank_images_by"):
         if getattr(config, key) not in RANKINGS:
             raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
-    cards = load_cards(config.cards, config.loader)
-    if wrong := [card.name for card in cards if card.kind != "retrieval"]:
-        raise UserError(f"{', '.join(wrong)}: not a retrieval card; filip.eval.zero_shot is for those")
+    cards = load_cards(config.cards, config.loader, "retrieval")
     prompts = {card.name: card_prompts(card, config) for card in cards}
     scorer = load_scorer(config.model, config.image_size, config.device)
     benchmarks = {}

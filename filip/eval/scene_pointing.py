@@ -41,9 +41,7 @@ class ScenePointing(CardOptions):
 
 def main(config: ScenePointing) -> None:
     """How often a name's best patch lies on its own thing, on scenes of several things, written as JSON."""
-    cards = load_cards(config.cards, config.loader)
-    if wrong := [card.name for card in cards if card.kind != "pointing"]:
-        raise UserError(f"{', '.join(wrong)}: not a pointing card")
+    cards = load_cards(config.cards, config.loader, "pointing")
     encoder = load_encoder(config.model, config.image_size, config.device)
     benchmarks = {}
     record: Record = {}

@@ -34,9 +34,7 @@ class Selection(EvalOptions):
 
 def main(config: Selection) -> None:
     """How often a model picks the true caption of an image, on several benchmarks, written as JSON."""
-    cards = load_cards(config.cards, config.loader)
-    if wrong := [card.name for card in cards if card.kind != "selection"]:
-        raise UserError(f"{', '.join(wrong)}: not a selection card; filip.eval.{cards[0].kind} is for those")
+    cards = load_cards(config.cards, config.loader, "selection")
     scorer = load_scorer(config.model, config.image_size, config.device)
     benchmarks = {}
     record: Record = {}

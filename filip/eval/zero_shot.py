@@ -42,9 +42,7 @@ def main(config: ZeroShot) -> None:
     """Zero-shot accuracy of a model on several benchmarks, written as JSON."""
     if config.ensemble not in ("score", "embedding"):
         raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
-    cards = load_cards(config.cards, config.loader)
-    if wrong := [card.name for card in cards if card.kind != "classification"]:
-        raise UserError(f"{', '.join(wrong)}: not a classification card; filip.eval.retrieval is for those")
+    cards = load_cards(config.cards, config.loader, "classification")
     ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
     scorer = load_scorer(config.model, config.image_size, config.device)
     tasks = {}

@@ -220,8 +220,8 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
 @pytest.mark.parametrize(
     ("command", "schema", "change", "message"),
     [
-        (zero_shot, ZeroShot, ["cards=[eval/demo_fluent.yaml]"], "demo_fluent: not a classification card"),
-        (retrieval, Retrieval, ["cards=[eval/demo_food.yaml]"], "demo_food: not a retrieval card"),
+        (zero_shot, ZeroShot, ["cards=[eval/demo_fluent.yaml]"], "demo_fluent (retrieval): this command"),
+        (retrieval, Retrieval, ["cards=[eval/demo_food.yaml]"], "demo_food (classification): this command"),
         (zero_shot, ZeroShot, ["ensemble=vote"], "should be score or embedding"),
         (zero_shot, ZeroShot, ["ensemble=embedding"], "no meaning for a token-wise model"),
         (retrieval, Retrieval, ["rank_texts_by=both"], "should be image, text, mean"),

@@ -2,32 +2,20 @@
 
 from __future__ import annotations
 
-from filip.report.rows.cells import Inputs
-from filip.report.table import Cell, Column, Table, combine
+from typing import Any
 
-MEASURES = (  # part of the result, its key, the key of its chance, column title
-    ("pointing", "value", "chance", "label on its object"),
-    ("composites", "value", "chance", "of two, on its own"),
-    ("composites", "own_side", "own_side_chance", "of two, own side"),
-)
+from filip.report.rows.cells import Inputs, parts_table
+from filip.report.table import Cell, Table
+
+MEASURES = {
+    "pointing_value": "label on its object",
+    "composites_value": "of two, on its own",
+    "composites_own_side": "of two, own side",
+}
 
 
 def build(inputs: Inputs) -> Table:
-    benchmarks = inputs.study.benchmarks("alignment")
-    columns = [
-        Column(f"{name}_{part}_{key}", title, inputs.title(name))
-        for name in benchmarks
-        for part, key, _, title in MEASURES
-    ]
-    rows = []
-    for run in inputs.study.rows("alignment"):
-        members = inputs.study.replicas(run)
-        cells = {
-            f"{name}_{part}_{key}": combine([_cell(inputs, m, name, part, key, chance) for m in members])
-            for name in benchmarks
-            for part, key, chance, _ in MEASURES
-        }
-        rows.append(inputs.row(run, cells))
+    columns, rows = parts_table(inputs, "alignment", MEASURES, _cell)
     notes = [
         "The patch most similar to any token of the label lies on the object (by the drawing's own mask). "
         "Two: two images side by side with a text that names both.",
@@ -36,12 +24,10 @@ def build(inputs: Inputs) -> Table:
     return Table("alignment", "Word-patch alignment: pointing accuracy (%)", columns, rows, notes)
 
 
-def _cell(inputs: Inputs, run: str, benchmark: str, part: str, key: str, chance: str) -> Cell:
-    found = (inputs.results.evaluation(run, "alignment") or {}).get("benchmarks", {}).get(benchmark)
-    if found is None:
-        return Cell(reason=inputs.why_empty(run, "alignment", benchmark))
+def _cell(found: dict[str, Any], measure: str) -> Cell:
+    part, _, key = measure.partition("_")
     measured = found[part]
     if measured.get(key) is None:
         return Cell(reason=measured.get("reason", "not measured"))
-    interval = measured.get("ci95" if key == "value" else f"{key}_ci95")
-    return Cell(measured[key], measured[chance], measured["n"], interval)
+    prefix = "" if key == "value" else f"{key}_"
+    return Cell(measured[key], measured[f"{prefix}chance"], measured["n"], measured.get(f"{prefix}ci95"))

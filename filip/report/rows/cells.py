@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,6 +126,30 @@ def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
     for run in inputs.study.rows(protocol):
         cells = {task: inputs.task_cell(run, task, protocol) for task in tasks}
         rows.append(inputs.row(run, {**cells, "average": inputs.average_cell(run, protocol)}))
+    return columns, rows
+
+
+def parts_table(
+    inputs: Inputs, protocol: str, parts: dict[str, str], cell_of: Callable[[dict[str, Any], str], Cell]
+) -> tuple[list[Column], list[Row]]:
+    """Columns and our rows of a table with several figures per benchmark.
+
+    parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell.
+    """
+
+    def cell(run: str, benchmark: str, part: str) -> Cell:
+        found = (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(benchmark)
+        return (
+            Cell(reason=inputs.why_empty(run, protocol, benchmark)) if found is None else cell_of(found, part)
+        )
+
+    figures = [(name, part) for name in inputs.study.benchmarks(protocol) for part in parts]
+    columns = [Column(f"{name}_{part}", parts[part], inputs.title(name)) for name, part in figures]
+    rows = []
+    for run in inputs.study.rows(protocol):
+        members = inputs.study.replicas(run)
+        cells = {f"{name}_{part}": combine([cell(m, name, part) for m in members]) for name, part in figures}
+        rows.append(inputs.row(run, cells))
     return columns, rows
 
 
