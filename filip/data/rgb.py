@@ -5,19 +5,33 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
+
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any PIL mode as RGB: transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
-    if image.mode.startswith(
-        "I"
-    ):  # deep grey, which convert() would clip at 255: keep the high byte, as image viewers do
-        values = np.asarray(image).astype(np.int64)
-        shift = 8 if values.max(initial=0) < 1 << 16 else 24
-        return Image.fromarray((values >> shift).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if image.mode.startswith("I"):
+        return Image.fromarray(_high_bytes(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
-        rgba = image.convert("RGBA")
-        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
-        return Image.alpha_composite(white, rgba).convert("RGB")
+        return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
+
+
+def _high_bytes(values: np.ndarray) -> np.ndarray:
+    """Deep grey (any integers) as uint8, as everybody shows it; PIL's convert() would clip at 255."""
+    shift = 8 if values.max(initial=0) < 1 << 16 else 24
+    grey = np.empty(values.shape, np.uint8)
+    for top in range(0, len(values), STRIP):
+        grey[top : top + STRIP] = (values[top : top + STRIP].astype(np.int64) >> shift).clip(0, 255)
+    return grey
+
+
+def _on_white(rgba: Image.Image) -> Image.Image:
+    plain = Image.new("RGB", rgba.size)
+    for top in range(0, rgba.height, STRIP):
+        strip = rgba.crop((0, top, rgba.width, min(top + STRIP, rgba.height)))
+        white = Image.new("RGBA", strip.size, (255, 255, 255, 255))
+        plain.paste(Image.alpha_composite(white, strip).convert("RGB"), (0, top))
+    return plain

@@ -30,6 +30,7 @@ from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
 from filip.files import locked
 from tests.data import hostile
+from tests.data.deadly import DeadlyResizer
 from tests.data.killing import kill_at_random
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours
 
@@ -243,6 +244,25 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("filip.data.fetching.img2dataset_setup.CheckedResizer", DeadlyResizer)
+    settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
+    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    with hostile.hostile_server() as server:
+        names = [f"image{n}" for n in range(9)]
+        urls = [server.url(name) for name in [*names[:3], "jpeg", "webp", *names[3:]]]
+        source = write_list(tmp_path / "list.parquet", urls)
+        fragment = download(source, tmp_path / "shards", card)
+        asked = server.requests.total()
+        assert download(source, tmp_path / "shards", card) == fragment
+        assert server.requests.total() == asked
+    assert fragment.n_out == 9 and fragment.dropped == {"crashed": 2}
+    named = " ".join(fragment.notes["examples"]["crashed"])
+    assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
+    assert not list(tmp_path.rglob("*.progress"))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("distributor", ["pyspark", "ray"])
 def test_a_cluster_engine_on_this_machine_gives_the_same_bytes(tmp_path: Path, distributor: str) -> None:
     if distributor == "ray":
@@ -323,10 +343,11 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         (row,) = reader
         with disk_with_room_for(30_000), pytest.raises(OSError):
             downloader.download_shard(row)
-        assert [path for path in out.rglob("*") if path.suffix != ".feather" and path.is_file()] == []
+        assert server.requests.total() < 20, "what cannot be stored is not asked for"
+        assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
         (row,) = reader
         downloader.download_shard(row)
-    assert {path.name for path in out.glob("0*")} == {"00000.tar", "00000.parquet", "00000_stats.json"}
+    assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".parquet", "_stats.json"}
     assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
 
 

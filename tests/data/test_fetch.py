@@ -1,7 +1,9 @@
 """The bounded fetch against a hostile server: every way to fail has its reason, and nothing hangs."""
 
+import email.message
 import socket
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.data.fetching.fetch import _HTTPSHandler, ascii_url, fetch
+from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _retry_after, ascii_url, fetch
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -141,3 +143,25 @@ def test_only_what_may_pass_is_tried_again(server: hostile.Hostile) -> None:
 def test_ascii_url() -> None:
     assert ascii_url("https://bücher.de/ü b?q=ä%20#x") == "https://xn--bcher-kva.de/%C3%BC%20b?q=%C3%A4%20"
     assert ascii_url("https://a.org/b%20c") == "https://a.org/b%20c"
+
+
+def test_a_host_that_asks_for_patience_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """429 was asked again at once, as often as there were tries left."""
+    monkeypatch.setattr("filip.data.fetching.fetch._hosts", _Hosts())
+    with hostile.hostile_server(TIMEOUT) as busy:
+        body, _, seconds = get(busy.url("busy"), retries=2)
+        assert body is not None and seconds >= 1 and busy.requests["busy"] == 2
+        assert get(busy.url("patience"), retries=2)[:2] == (None, "http_429")
+        assert busy.requests["patience"] == 1, "an hour: left to a later pass"
+
+
+def test_how_long_a_host_asks_to_be_left_alone() -> None:
+    def asked(value: str | None, code: int = 429) -> float:
+        headers = email.message.Message()
+        if value is not None:
+            headers["Retry-After"] = value
+        return _retry_after(urllib.error.HTTPError("http://a", code, "", headers, None), 2.0)
+
+    assert asked("7") == 7 and asked(None) == 2.0 and asked("soon") == 2.0 and asked(None, 503) == 0.0
+    assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert 3e9 > asked("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9

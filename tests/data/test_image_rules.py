@@ -5,9 +5,11 @@ import subprocess
 import sys
 import time
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
+from img2dataset.resizer import Resizer
 from PIL import Image
 
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
@@ -118,3 +120,36 @@ def test_more_pixels_than_pillow_opens_are_too_many() -> None:
     png = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", side + side + b"\x08\x02\0\0\0") + chunk(b"IDAT", b"")
     problem, _ = inspect(png, 1, 3)
     assert problem is not None and problem.startswith("too_many_pixels")
+
+
+@pytest.mark.parametrize("kind", ["PNG", "WEBP"])
+def test_alpha_is_blended_as_img2dataset_does_it(resizer: CheckedResizer, kind: str) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (600, 250, 4), dtype=np.uint8)
+    data = hostile.encode(
+        Image.fromarray(pixels, "RGBA"), kind, **({"lossless": True} if kind == "WEBP" else {})
+    )
+    assert resizer(io.BytesIO(data)) == Resizer.__call__(resizer, io.BytesIO(data))
+
+
+PEAK = """
+import io, resource, sys
+from filip.data.fetching.image_rules import CheckedResizer, MAX_PIXELS
+resizer = CheckedResizer(256, "keep_ratio", True, max_image_area=MAX_PIXELS)
+def peak(name):
+    assert resizer(io.BytesIO(open(name, "rb").read()))[-1] is None
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+before = peak(sys.argv[1])
+print(max(map(peak, sys.argv[2:])) - before)
+"""
+
+
+@pytest.mark.slow
+def test_one_image_takes_bounded_memory(tmp_path: Path) -> None:
+    """A few kilobytes of PNG used to take 76 bytes a pixel: 7.6 GB at the limit of 100 million."""
+    Image.new("RGBA", (300, 300)).save(tmp_path / "small.png")
+    for mode, colour in (("RGBA", (9, 99, 200, 90)), ("I;16", 30_000), ("LA", (9, 90))):
+        Image.new(mode, (3000, 3000), colour).save(tmp_path / f"{mode[:2]}.png")
+    names = [str(tmp_path / f"{name}.png") for name in ("small", "RG", "I;", "LA")]
+    run = subprocess.run([sys.executable, "-c", PEAK, *names], capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) < 25 * 3000 * 3000

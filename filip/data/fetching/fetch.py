@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.parse
 import urllib.request
+from email.utils import parsedate_to_datetime
 from functools import cache
 from typing import Any
 
@@ -28,6 +29,10 @@ from filip.data.fetching.outcomes import TRANSIENT
 
 MAX_BYTES = 64 << 20
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
+LONGEST_WAIT = (
+    30.0  # seconds at once for a host that asks for patience; what needs more waits for a later pass
+)
+BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
 USER_AGENT = (
     "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
@@ -179,7 +184,9 @@ def fetch(
     """
     key, url = row
     problem = "other: not tried"
-    for _ in range(retries + 1):
+    host = urllib.parse.urlsplit(url).netloc if "://" in url else ""
+    for attempt in range(retries + 1):
+        _hosts.wait(host)
         started = time.monotonic()
         try:
             with _deadlines().deadline(DEADLINE * timeout):
@@ -191,9 +198,45 @@ def fetch(
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
+            if isinstance(error, urllib.error.HTTPError) and error.code in BUSY:
+                pause = _retry_after(error, 2.0**attempt)
+                _hosts.pause(host, pause)
+                if pause > LONGEST_WAIT:
+                    break
         if problem.split(":")[0] not in TRANSIENT:
             break
     return key, None, problem
+
+
+class _Hosts:
+    """Until when each host of this process wants to be left alone; its other URLs wait as well."""
+
+    def __init__(self) -> None:
+        self._until: dict[str, float] = {}
+
+    def pause(self, host: str, seconds: float) -> None:
+        self._until[host] = max(self._until.get(host, 0.0), time.monotonic() + min(seconds, LONGEST_WAIT))
+
+    def wait(self, host: str) -> None:
+        if self._until:
+            time.sleep(min(max(0.0, self._until.get(host, 0.0) - time.monotonic()), LONGEST_WAIT))
+
+
+_hosts = _Hosts()
+
+
+def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
+    """Seconds that the answer asks for (a number or a date, RFC 9110, section 10.2.3); ``default`` if it does not.
+
+    Of 503, only if it asks: a server that is down for one URL answers others.
+    """
+    asked = error.headers.get("Retry-After", "")
+    if asked.strip().isdigit():
+        return float(asked)
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except ValueError:
+        return default if error.code == 429 else 0.0
 
 
 def _fetch_once(

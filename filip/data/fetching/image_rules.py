@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import io
 import warnings
+from contextlib import suppress
 from typing import Any
 
+import cv2
+import numpy as np
 from img2dataset.resizer import Resizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from filip.data.rgb import to_rgb
+from filip.data.rgb import STRIP, to_rgb
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about there on, and refuses twice as many
 ORIENTATION = 0x0112
@@ -31,8 +34,8 @@ class CheckedResizer(Resizer):
         problem, repaired = inspect(img_stream.getvalue(), self.min_image_size, self.max_aspect_ratio)
         if problem:
             return None, None, None, None, None, problem
-        stream = img_stream if repaired is None else io.BytesIO(repaired)
-        result = super().__call__(stream, blurring_bbox_list)
+        data = _blended(img_stream.getvalue()) if repaired is None else repaired
+        result = super().__call__(io.BytesIO(data), blurring_bbox_list)
         error = result[-1]
         return (
             result if error is None else (*result[:-1], f"undecodable: {' '.join(str(error).split())[:200]}")
@@ -91,6 +94,35 @@ def _needs_repair(image: Image.Image, data: bytes) -> bool:
         deep = data[24:25] == b"\x10"
         return deep or (b"eXIf" in data and image.getexif().get(ORIENTATION, 1) != 1)
     return image.getexif().get(ORIENTATION, 1) != 1
+
+
+def _may_have_alpha(data: bytes) -> bool:
+    if data[:4] == b"\x89PNG":
+        return data[25:26] in (b"\4", b"\6") or b"tRNS" in data[: max(0, data.find(b"IDAT"))]
+    return data[:4] == b"RIFF" and data[12:16] != b"VP8 "
+
+
+def _blended(data: bytes) -> bytes:
+    """A picture with an alpha channel on white, as a bitmap; others as they are.
+
+    img2dataset's own blending, to the bit, but in strips: in one piece it takes 76 bytes a pixel, 7.6 GB for the
+    largest picture allowed.
+    """
+    if not _may_have_alpha(data):
+        return data
+    with suppress(cv2.error):
+        decoded = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+        if decoded is not None and decoded.ndim == 3 and decoded.shape[2] == 4:
+            plain = np.empty((*decoded.shape[:2], 3), np.uint8)
+            for top in range(0, len(decoded), STRIP):
+                strip = decoded[top : top + STRIP]
+                alpha = strip[:, :, 3:]
+                plain[top : top + STRIP] = np.rint(
+                    (alpha / 255 * strip[..., :3] + 255 - alpha).clip(min=0, max=255)
+                )
+            del decoded
+            return cv2.imencode(".bmp", plain)[1].tobytes()
+    return data
 
 
 def _plain(image: Image.Image) -> bytes:

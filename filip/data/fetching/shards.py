@@ -6,11 +6,14 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 - a writer with the same layout, but with samples in the order of the list and without time stamps: the same
   responses give the same bytes, whichever thread was faster,
 - a shard appears under its name only when it is complete, its ``_stats.json`` last,
-- a process pool that notices when a worker was killed (multiprocessing.Pool waits forever) or is stuck.
+- a process pool that notices when a worker was killed (multiprocessing.Pool waits forever) or is stuck,
+- an image that kills whoever decodes it is given up alone; a full disk ends the run at once.
 """
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import shutil
@@ -32,7 +35,8 @@ import img2dataset.downloader
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.fetching.fetch import DEADLINE, fetch
+from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
+from filip.data.fetching.in_progress import CRASHED, InProgress, suspects
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.loading.tar_index import Member
 from filip.errors import UserError
@@ -45,6 +49,9 @@ SHARDS_PER_WORKER = 20
 SHARDS_PER_JOB = 1000  # of Spark: the lists of so many shards wait on disk at once
 SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
 DEAD_POOLS = 10  # in a row, without one shard done: the fault is not a shard's
+DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
+# Of the disk as a whole: the next shard would fail like this one, after all its URLs were asked for.
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_PER_IMAGE = 1.0  # in addition to the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
 
@@ -119,6 +126,8 @@ class OrderedWriter:
 
     def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
         """Take one sample; ``img_str`` is None where the download failed. A failure is raised again by close()."""
+        if self.failure:
+            return
         try:  # img2dataset prints what is raised here and continues without the sample
             if img_str is not None:
                 parts = [(self.encode_format, img_str), ("json", json.dumps(meta, indent=4).encode())]
@@ -131,7 +140,7 @@ class OrderedWriter:
                 self.samples.append((key, places))
             self.rows.append(meta)
         except Exception as error:
-            self.failure = self.failure or error
+            self.failure = error
             raise
 
     def close(self) -> None:
@@ -171,6 +180,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
     def __init__(self, final_folder: Path, allow_files: bool, **options: Any) -> None:
         super().__init__(output_folder="", **options)
         self.final_folder, self.allow_files = final_folder, allow_files
+        self.decoder = options["resizer"]
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -180,10 +190,13 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         shutil.rmtree(staging, ignore_errors=True)  # of a killed worker that had the same number
         staging.mkdir(parents=True)
         self.output_folder = str(staging)
-        bounded = partial(fetch, files=self.allow_files)
+        progress = InProgress(progress_file(self.final_folder, shard))
+        self.resizer = partial(_decode, self.decoder, progress)
+        self.sample_writer_class = self._writer
+        complete = False
         try:
             # the one function that has to be replaced inside the module: download_shard looks it up there
-            with mock.patch.object(img2dataset.downloader, "download_image_with_retry", bounded):
+            with mock.patch.object(img2dataset.downloader, "download_image_with_retry", self._fetch):
                 super().download_shard(row)
             stats = json.loads((staging / f"{name}_stats.json").read_text())
             rows = pq.read_metadata(staging / f"{name}.parquet").num_rows
@@ -191,15 +204,47 @@ class ShardDownloader(img2dataset.downloader.Downloader):
                 raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
             for suffix in (".tar", ".index", ".parquet", "_stats.json"):
                 os.replace(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
+            complete = True
         finally:
+            progress.close(complete)
             shutil.rmtree(staging, ignore_errors=True)
+
+    def _writer(self, *arguments: Any) -> OrderedWriter:
+        self.writer = OrderedWriter(*arguments)
+        return self.writer
+
+    def _fetch(self, row: tuple[int, str], **options: Any) -> tuple[int, io.BytesIO | None, str | None]:
+        if self.writer.failure:
+            return row[0], None, "other: the shard was given up"  # no use asking for what cannot be stored
+        key, data, problem = fetch(row, files=self.allow_files, **options)
+        return key, None if data is None else Body(key, data.getvalue()), problem
+
+
+class Body(io.BytesIO):
+    """The bytes of an image that know its number in the shard: img2dataset hands the resizer nothing else."""
+
+    def __init__(self, number: int, data: bytes) -> None:
+        super().__init__(data)
+        self.number = number
+
+
+def _decode(resizer: Any, progress: InProgress, body: Body, blurring: Any = None) -> tuple[Any, ...]:
+    if not progress.survives(body.number, resizer, io.BytesIO(body.getvalue())):
+        return None, None, None, None, None, CRASHED
+    return tuple(resizer(body, blurring))
+
+
+def progress_file(folder: Path, shard: int) -> Path:
+    return folder / WORK / f"{shard_name(shard)}.progress"
 
 
 def longest_time(downloader: ShardDownloader) -> float:
     """Upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     rows = downloader.number_sample_per_shard
     rounds = -(-rows // downloader.thread_count) * (downloader.retries + 1)
-    return SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * DEADLINE * downloader.timeout
+    return (
+        SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * (DEADLINE * downloader.timeout + LONGEST_WAIT)
+    )
 
 
 def _run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> tuple[int, str | None]:
@@ -212,6 +257,8 @@ def _run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) 
         downloader.download_shard(row)
         return row[0], None
     except Exception as error:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            raise  # ends the run
         return row[0], f"{type(error).__name__}: {error}"
     finally:
         stuck.cancel()
@@ -232,22 +279,29 @@ def run_processes(
     """
     folder, todo = downloader.final_folder, set(reader.wanted)
     failures: dict[int, str] = {}
-    suspects: set[int] = set()
-    for attempt in range(SHARD_TRIES):
+    suspected: set[int] = set()
+    deadly: dict[int, int] = {}  # shard: how many of its images are known to kill, or were in progress
+    attempt = 0
+    while attempt < SHARD_TRIES:
         failures = {}
         todo = {shard for shard in todo if not is_complete(folder, shard)}
         lost: set[int] = set()
         for shards, workers, max_in_flight in (
-            (todo - suspects, processes, 2 * processes),
-            (todo & suspects, 1, 1),
+            (todo - suspected, processes, 2 * processes),
+            (todo & suspected, 1, 1),
         ):
             reader.wanted = shards
             lost |= _run_round(downloader, reader, workers, max_in_flight, finished, failures)
-        suspects |= lost
+        suspected |= lost
         failures |= dict.fromkeys(lost, "its worker was killed (out of memory?) or stuck")
         if not failures:
             break
-        again = "again" if attempt + 1 < SHARD_TRIES else "given up"
+        # An image in progress is tested before the next try, so that one gets further than this one did.
+        now = {shard: len(suspects(progress_file(folder, shard))) for shard in lost}
+        further = any(deadly.get(shard, 0) < count <= DEADLY_IMAGES for shard, count in now.items())
+        deadly |= now
+        attempt += not further
+        again = "again" if attempt < SHARD_TRIES else "given up"
         for shard, failure in sorted(failures.items())[:5]:
             say(f"download: shard {shard_name(shard)}: {failure}; {again}")
     return failures
@@ -280,6 +334,13 @@ def _run_round(
                         finished(shard)
                     else:
                         failures[shard] = failure
+            except OSError as error:
+                if error.errno not in DISK_FULL:
+                    raise
+                raise UserError(
+                    f"{downloader.final_folder} cannot be written to: {os.strerror(error.errno)}. What is done is "
+                    "kept: make room and run the same command again"
+                ) from error
             except BrokenProcessPool:
                 lost |= in_flight
                 dead_pools += 1

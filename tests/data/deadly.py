@@ -1,0 +1,15 @@
+"""A decoder that dies of certain images, in a module that worker processes can import."""
+
+import io
+import os
+from typing import Any
+
+from filip.data.fetching.image_rules import CheckedResizer
+from tests.data import hostile
+
+
+class DeadlyResizer(CheckedResizer):
+    def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
+        if img_stream.getvalue() in (hostile.GOOD["jpeg"](), hostile.GOOD["webp"]()):
+            os._exit(9)
+        return super().__call__(img_stream, blurring_bbox_list)
