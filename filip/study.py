@@ -7,7 +7,6 @@ resources (``workflow/study.py``), the report asks it for rows, labels and seeds
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from filip.errors import UserError
+from filip.progress import say
 from filip.report.rows import PROTOCOLS, TABLES
 from filip.study_checks import check_accuracy_of, check_config
 
@@ -206,7 +206,7 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
         made_with = _read(effective)
         if made_with["study"] == config["study"] and made_with.get("seeds", 1) > 1:
             config["seeds"] = made_with["seeds"]
-            print(f"averaging over {config['seeds']} seeds, as {effective} says", file=sys.stderr, flush=True)
+            say(f"averaging over {config['seeds']} seeds, as {effective} says")
     return Study(config)
 
 

@@ -15,7 +15,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.export.formats import FORMATS
 from filip.export.source import read_source
-from filip.train.telemetry import say
+from filip.progress import say
 
 
 @dataclass

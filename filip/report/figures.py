@@ -7,7 +7,6 @@ study has them. PNG; with ``vector=true`` the plots also as SVG. A figure withou
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -20,6 +19,7 @@ from filip.command import MISSING, option, run_command
 from filip.data.loading.config import AugmentConfig
 from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
+from filip.progress import say
 from filip.report import plots
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
@@ -136,13 +136,13 @@ def _save(figure: Figure, stem: Path, vector: bool) -> None:
             # Without the date, so that equal results give equal files.
             metadata = {"Date": None} if extension == "svg" else {}
             figure.savefig(part, format=extension, metadata=metadata)
-    print(stem.with_suffix(".png"), file=sys.stderr, flush=True)
+    say(str(stem.with_suffix(".png")))
 
 
 def _save_image(image: Image.Image, path: Path) -> None:
     with replacing(path) as part:
         image.save(part, format="PNG", optimize=True)
-    print(path, file=sys.stderr, flush=True)
+    say(str(path))
 
 
 if __name__ == "__main__":

@@ -6,7 +6,6 @@ summary read. Cells that were not run are empty and say why.
 
 from __future__ import annotations
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import yaml
 from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing, write_json
+from filip.progress import say
 from filip.report.formats import FORMATS
 from filip.report.results import Results
 from filip.report.rows import build_tables
@@ -44,7 +44,7 @@ def main(config: Tables) -> None:
                 part.write_text(render(table), encoding="utf-8")
         cells = [table.cell(r, c) for r in table.rows if r.kind != "paper" for c in table.columns]
         filled = sum(cell.value is not None for cell in cells)
-        print(f"{out / name}.html: {filled} of {len(cells)} cells filled", file=sys.stderr, flush=True)
+        say(f"{out / name}.html: {filled} of {len(cells)} cells filled")
     content = {"study": study.name, "title": study.title}
     write_json(out / "tables.json", {**content, "tables": {n: t.as_json() for n, t in tables.items()}})
 

@@ -10,11 +10,12 @@ import numpy as np
 
 from filip import device
 from filip.data.loading.transforms import denormalize
+from filip.progress import say
 from filip.tokenizer import decode_token
 from filip.train.metrics import Interval
 from filip.train.plan import memory_plan
 from filip.train.run import Run
-from filip.train.telemetry import say, text_line
+from filip.train.telemetry import text_line
 
 
 def write_interval(run: Run, interval: Interval) -> dict[str, Any]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from filip.progress import say
 
 LOG = "log.jsonl"
 
@@ -63,11 +64,6 @@ class Telemetry:
         if self.enabled:
             self.writer.close()
             self.file.close()
-
-
-def say(text: str) -> None:
-    """A line for a plain terminal or a log file."""
-    print(text, file=sys.stderr, flush=True)
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:

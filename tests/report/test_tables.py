@@ -314,13 +314,13 @@ def test_alignment_that_could_not_be_measured_says_why(folder):
 def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
     """The study labels the row; what it trained is in its result."""
     found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_percent")]
-    assert facts == ["token-wise", 64, "bf16", 100]
+    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    assert facts == ["token-wise", 64, "bf16", 1.0]
     other = training("late_64", folder, embed_dim=256, precision="fp16", token_keep_ratio=0.25)
     write(folder / "efficiency" / "late_64.json", other)
     found = cells(tables_of(folder)["efficiency_ablation"], "late-64")
-    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_percent")]
-    assert facts == ["token-wise", 256, "fp16", 25]
+    facts = [found[key].value for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    assert facts == ["token-wise", 256, "fp16", 0.25]
 
 
 def test_a_row_that_keeps_a_part_of_its_tokens_says_so_in_its_label(folder):

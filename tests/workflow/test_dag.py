@@ -173,8 +173,8 @@ def test_a_whole_run_writes_the_tables_with_what_it_trained(
         assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
         assert summary["tables"][table]
     row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
-    facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_percent")]
-    assert facts == ["token-wise", 64, "fp32", 25]
+    facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    assert facts == ["token-wise", 64, "fp32", 0.25]
 
 
 @pytest.mark.slow

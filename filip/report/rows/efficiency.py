@@ -7,7 +7,12 @@ from typing import Any
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, published_cell, text_cell
 
-FACTS = ("interaction", "embed_dim", "precision", "token_percent")  # what a row trains, from its own config
+FACTS = (
+    "interaction",
+    "embed_dim",
+    "precision",
+    "token_keep_ratio",
+)  # what a row trains, from its own config
 INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
 NOT_APPLICABLE = "does not apply"
 
@@ -21,7 +26,7 @@ def build(inputs: Inputs) -> Table:
         Column("interaction", "interaction", unit="text", better="none"),
         Column("embed_dim", "dim", unit="number", better="none"),
         Column("precision", "precision", unit="text", better="none"),
-        Column("token_percent", "tokens, %", unit="number", better="none"),
+        Column("token_keep_ratio", "tokens, %", better="none"),
         Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
         Column("time_ratio", "x first row", "Time", "ratio", "lower"),
         Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
@@ -61,12 +66,11 @@ def _facts(config: dict[str, Any]) -> dict[str, Cell]:
     """What was trained, from the config that the training itself recorded."""
     model = config["model"]
     pooled = model["interaction"] == "pooled"
-    percent = 100 * config["token_keep_ratio"]
     return {
         "interaction": text_cell(INTERACTIONS[model["interaction"]]),
         "embed_dim": Cell(model["embed_dim"]),
         "precision": text_cell(config["precision"]),
-        "token_percent": Cell(reason=NOT_APPLICABLE) if pooled else Cell(percent),
+        "token_keep_ratio": Cell(reason=NOT_APPLICABLE) if pooled else Cell(config["token_keep_ratio"]),
     }
 
 
@@ -79,7 +83,7 @@ def _published(inputs: Inputs, measure: str) -> list[Row]:
         numbers = dict(zip(block["columns"], values, strict=True))
         cells = {"precision": text_cell(numbers["precision"])}
         cells["interaction"] = text_cell(INTERACTIONS["pooled" if label == "orig" else "token_wise"])
-        for key in ("embed_dim", "token_percent", "seconds_per_iteration", "memory_mb"):
+        for key in ("embed_dim", "token_keep_ratio", "seconds_per_iteration", "memory_mb"):
             cells[key] = Cell(numbers[key]) if numbers[key] is not None else Cell(reason=NOT_APPLICABLE)
         cells[measure] = (
             published_cell(numbers["imagenet_top1"])
