@@ -44,7 +44,13 @@ class Launch:
 class WorkflowStudy(Study):
     """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
 
-    DATA_STAGES = ("prepare", "text_rules", "download", "translate")  # each writes a funnel fragment
+    # Each stage writes a funnel fragment.
+    DATA_STAGES = ("prepare", "text_rules", "download", "translate")
+    IMAGE_STAGES = (
+        "text_rules",
+        "ingest",
+        "translate",
+    )  # of a source that has its images, without a list of URLs
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -66,6 +72,25 @@ class WorkflowStudy(Study):
         """The module that builds the study's corpus; None if all sources are obtained from elsewhere."""
         return next((card.built_by for card in self.source_cards.values() if card.built_by), None)
 
+    def has_images(self, source: str) -> bool:
+        """Whether a source has its images (its card's `images`), so that there is nothing to download."""
+        return self.source_cards[source].images is not None
+
+    def pattern(self, *, with_images: bool) -> str:
+        """Regular expression of the sources that have their images, or of those that are lists of URLs."""
+        names = [source for source in self.sources if self.has_images(source) == with_images]
+        return "|".join(names) or "no source"
+
+    def images(self, source: str) -> str:
+        """Where the images of a source lie: as its card says, or in the corpus that is built here."""
+        card = self.source_cards[source]
+        return f"{self.corpus}/captions.csv" if card.built_by else card.images or ""
+
+    def images_input(self, source: str) -> list[str]:
+        """The images as an input of a job, so that it runs again when they change; if absent, the command says so."""
+        built = self.built_list(source)
+        return built or [path for path in (self.images(source),) if Path(path).exists()]
+
     def built_list(self, source: str) -> list[str]:
         """The list of a source that is built here; empty for others, whose cards say where the list is."""
         return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
@@ -79,12 +104,12 @@ class WorkflowStudy(Study):
     def card(self, source: str) -> str:
         return f"data/{source}.yaml"
 
-    def translation_parts(self, source: str, downloaded: str | Path) -> list[str]:
-        """The jobs that share a source's back-translation, by the number of shards that its download reports.
+    def translation_parts(self, source: str, stored: str | Path) -> list[str]:
+        """The jobs that share a source's back-translation, by the number of shards that `stored` reports.
 
         Empty if one job is enough: rule `translate` then does all of it.
         """
-        shards = json.loads(Path(downloaded).read_text())["notes"]["shards"]
+        shards = json.loads(Path(stored).read_text())["notes"]["shards"]
         parts = -(-shards // SHARDS_PER_TRANSLATION)
         folder = f"{self.data_dir}/{source}/translated"
         return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
@@ -92,11 +117,17 @@ class WorkflowStudy(Study):
     def manifests(self, sources: list[str]) -> list[str]:
         return [f"{self.data_dir}/{source}/manifest.json" for source in sources]
 
+    def source_fragments(self, source: str) -> list[str]:
+        """The funnel of one source, in the order of its stages."""
+        stages = self.IMAGE_STAGES if self.has_images(source) else self.DATA_STAGES
+        return [f"{self.data_dir}/{source}/funnel/{stage}.json" for stage in stages]
+
+    def stored(self, source: str) -> str:
+        """The fragment of the stage that stores a source's images: it says how many shards there are."""
+        return self.source_fragments(source)[-2]
+
     def funnel_fragments(self) -> list[str]:
-        stages = ("text_rules", "download", "translate")
-        return [
-            f"{self.data_dir}/{source}/funnel/{stage}.json" for source in self.sources for stage in stages
-        ]
+        return [path for source in self.sources for path in self.source_fragments(source)]
 
     # ---- training ------------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class IngestConfig:
     source: str = option(
         MISSING, "source card (name or path), or straight the folder or file with the images"
     )
+    images: str | None = option(None, "folder or file with the images; default: the card's")
     out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json")
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)")
     text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)")
@@ -79,6 +80,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
     is_card = path.suffix in (".yaml", ".yml") or not path.exists()
     name = path.resolve().name.split(".")[0]
     card = load_source(config.source) if is_card else SourceCard(name, images=config.source)
+    card = replace(card, images=config.images or card.images)
     if card.images is None:
         raise UserError(
             f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "

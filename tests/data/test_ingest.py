@@ -48,7 +48,7 @@ def card(images: str | Path, **keys: Any) -> SourceCard:
 
 
 def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]:
-    texts, images = ingest(one, IngestConfig(one.name, str(out), **options))
+    texts, images = ingest(one, IngestConfig(one.name, out=str(out), **options))
     for fragment in (texts, images):
         check_fragment(fragment, "test")
     return texts, images

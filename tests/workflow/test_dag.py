@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 import yaml
+from PIL import Image
 
 from workflow.study import ROOT
 
@@ -63,12 +64,15 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
         for line in printed.splitlines()
         if len(line.split()) == 2 and line.split()[1].isdigit()
     }
-    built = {"demo"} & set(config["sources"])
+    built = {"demo", "own_images"} & set(config["sources"])
     tuned = {tune["source"] for tune in config.get("fine_tune", {}).values()}
     assert counts["pretrain"] == len(config["runs"])
     assert counts.get("fine_tune", 0) == len(config.get("fine_tune", {}))
     assert counts.get("efficiency", 0) == len(config.get("efficiency", {}))
-    assert counts["download"] == counts["translate"] == len({*config["sources"], *tuned})
+    sources = {*config["sources"], *tuned}
+    assert counts.get("ingest", 0) == len(sources & {"own_images"})
+    assert counts.get("download", 0) == counts.get("url_list", 0) == len(sources - {"own_images"})
+    assert counts["translate"] == len(sources)
     assert counts.get("demo_corpus", 0) == len(built)
     assert counts["summary"] == 1
 
@@ -84,6 +88,34 @@ def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tm
     output = done.stdout + done.stderr
     assert "demo.port" in output and "eighty" in output
     assert "Traceback" not in output and "Building DAG" not in output
+
+
+@pytest.mark.slow
+def test_own_images_become_shards_with_captions_without_a_download(clone: Path, tmp_path: Path) -> None:
+    """The data stages of the study own_images, small, with a card of one's own for a folder of one's own."""
+    photos = tmp_path / "my photos"
+    photos.mkdir()
+    captions = ["a dog runs on the beach", "two cats on a red sofa", "an old bridge over the river"]
+    for n, caption in enumerate(captions):
+        Image.new("RGB", (120, 90), (70 * n, 120, 200)).save(photos / f"photo #{n}.jpg")
+        (photos / f"photo #{n}.txt").write_text(caption)
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (photos / "broken.txt").write_text("a man on a horse")
+    card = yaml.safe_load((clone / "data/own_images.yaml").read_text())
+    del card["built_by"], card["group_column"]
+    own = {**card, "name": "photos", "images": str(photos), "back_translation": None}
+    (clone / "data/photos.yaml").write_text(yaml.safe_dump(own))
+    config = yaml.safe_load((clone / "workflow/config/own_images.yaml").read_text())
+    config |= {"study": "photos", "sources": ["photos"]}
+    (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
+    targets = ["results/photos/data/photos/manifest.json", "results/photos/funnel.json"]
+    done = snakemake(*targets, "--show-failed-logs", cwd=clone, config=tmp_path / "photos.yaml", timeout=300)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
+    manifest = json.loads((clone / targets[0]).read_text())
+    assert manifest["images"]["count"] == 3 and manifest["captions"]["count"] == 3
+    stages = {stage["stage"]: stage for stage in json.loads((clone / targets[1]).read_text())["stages"]}
+    assert list(stages) == ["text_rules", "ingest", "translate"]
+    assert stages["ingest"]["dropped"] == {"not_an_image": 1}
 
 
 def free_port() -> int:

@@ -12,6 +12,8 @@ rule url_list:
         funnel=f"{DATA}/{{source}}/funnel/prepare.json",
     params:
         list=lambda wildcards, input: f"list={input.corpus}" if input.corpus else "",
+    wildcard_constraints:
+        source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/url_list/{{source}}.log",
     benchmark:
@@ -30,6 +32,8 @@ rule text_rules:
     output:
         kept=f"{DATA}/{{source}}/kept.parquet",
         funnel=f"{DATA}/{{source}}/funnel/text_rules.json",
+    wildcard_constraints:
+        source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/text_rules/{{source}}.log",
     benchmark:
@@ -49,13 +53,15 @@ checkpoint download:
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
     output:
-        f"{DATA}/{{source}}/funnel/download.json",
+        funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
         # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
         distributor=f"distributor={STUDY.distributor}" if STUDY.distributor else "",
+    wildcard_constraints:
+        source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/download/{{source}}.log",
     benchmark:
@@ -65,7 +71,34 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={input.card} list={input.kept}"
-        " out={params.shards} funnel={output} {params.distributor} > {log} 2>&1"
+        " out={params.shards} funnel={output.funnel} {params.distributor} > {log} 2>&1"
+
+
+# For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
+checkpoint ingest:
+    input:
+        card="data/{source}.yaml",
+        images=lambda wildcards: STUDY.images_input(wildcards.source),
+    output:
+        list=f"{DATA}/{{source}}/list.parquet",
+        kept=f"{DATA}/{{source}}/kept.parquet",
+        texts=f"{DATA}/{{source}}/funnel/text_rules.json",
+        funnel=f"{DATA}/{{source}}/funnel/ingest.json",
+    params:
+        images=lambda wildcards: shlex.quote(f"images={STUDY.images(wildcards.source)}"),
+        shards=f"{DATA}/{{source}}/shards",
+    wildcard_constraints:
+        source=STUDY.pattern(with_images=True),
+    log:
+        f"{RESULTS}/logs/ingest/{{source}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/ingest/{{source}}.tsv"
+    threads: 2
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.data.ingest source={input.card} {params.images} out={params.shards} list={output.list}"
+        " kept={output.kept} text_funnel={output.texts} funnel={output.funnel} > {log} 2>&1"
 
 
 # One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
@@ -73,7 +106,7 @@ checkpoint download:
 rule translate_part:
     input:
         card="data/{source}.yaml",
-        downloaded=f"{DATA}/{{source}}/funnel/download.json",
+        stored=lambda wildcards: STUDY.stored(wildcards.source),
     output:
         touch(f"{DATA}/{{source}}/translated/{{part}}-of-{{parts}}.done"),
     params:
@@ -95,9 +128,12 @@ rule translate_part:
 rule translate:
     input:
         card="data/{source}.yaml",
-        downloaded=f"{DATA}/{{source}}/funnel/download.json",
+        stored=lambda wildcards: STUDY.stored(wildcards.source),
         parts=lambda wildcards: STUDY.translation_parts(
-            wildcards.source, checkpoints.download.get(**wildcards).output[0]
+            wildcards.source,
+            (checkpoints.ingest if STUDY.has_images(wildcards.source) else checkpoints.download)
+            .get(**wildcards)
+            .output.funnel,
         ),
     output:
         f"{DATA}/{{source}}/funnel/translate.json",
@@ -121,9 +157,7 @@ rule manifest:
         card="data/{source}.yaml",
         list=f"{DATA}/{{source}}/list.parquet",
         kept=f"{DATA}/{{source}}/kept.parquet",
-        funnels=expand(
-            f"{DATA}/{{{{source}}}}/funnel/{{stage}}.json", stage=STUDY.DATA_STAGES
-        ),
+        funnels=lambda wildcards: STUDY.source_fragments(wildcards.source),
     output:
         f"{DATA}/{{source}}/manifest.json",
     params:
