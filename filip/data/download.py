@@ -13,11 +13,15 @@ import json
 import os
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from multiprocessing import forkserver, get_context
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
@@ -30,6 +34,7 @@ from filip.errors import UserError
 from filip.files import locked, replacing, sha256_of, write_json
 from filip.progress import Progress, say
 
+SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the pass before had the URL
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
@@ -76,17 +81,19 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
     if reserved:
         raise UserError(
             f"{list_path} has the columns {', '.join(reserved)}, which img2dataset writes itself: "
-            "python -m filip.data.prepare renames them"
+            "`filip data prepare` renames them"
         )
     folder = Path(out).resolve()
     busy = f"{folder} is being filled by another process: wait for it or stop it"
     with locked(folder / "_work" / "lock", busy):
         plan = _plan(Path(list_path), folder, card, columns)
         _sweep(folder / "_work")
-        while True:
-            _run_pass(plan, plan["passes"][-1], folder, card, columns)
-            if len(plan["passes"]) > card.download.retry_passes or not _add_retry_pass(plan, folder, columns):
-                break
+        number = 0
+        while number < len(plan["passes"]):
+            _run_pass(plan, number, folder, card, columns)
+            number += 1
+            if number == len(plan["passes"]) and number <= card.download.retry_passes:
+                _add_retry_pass(plan, folder, columns)
         _sweep(folder / "_work")
         fragment = account(folder, card)
         if not fragment.n_out:
@@ -148,14 +155,17 @@ def _plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str]) -
     return plan
 
 
-def _run_pass(
-    plan: dict[str, Any], this: dict[str, Any], folder: Path, card: SourceCard, columns: list[str]
-) -> None:
-    """Download the shards of one pass that are not there yet. Raises UserError when one cannot be completed."""
-    shards = range(this["first_shard"], this["first_shard"] + this["shards"])
-    todo = {shard for shard in shards if not (folder / f"{shard:05d}_stats.json").exists()}
+def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str]) -> None:
+    """Download the shards of one pass of which a file is missing. Raises UserError when one cannot be completed."""
+    this = plan["passes"][number]
+    shards = _shards_of(this)
+    there = {entry.name for entry in os.scandir(folder)}
+    parts = (".tar", ".parquet", "_stats.json")
+    todo = {shard for shard in shards if not all(f"{shard:05d}{part}" in there for part in parts)}
     if not todo:
         return
+    for shard in todo:  # what is left of it must not look complete
+        (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
     # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -170,6 +180,7 @@ def _run_pass(
     )
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
+    downloader.retried = {shard: rows for shard, rows in _retried_rows(plan, number) if shard in todo}
     if load.distributor == "multiprocessing":
         what = "download" if this["first_shard"] == 0 else "download, retry"
         with Progress(what, "shards", len(todo)) as progress:
@@ -208,8 +219,11 @@ class _ShardProgress:
         self.progress.add(note=f"{self.images:,} images of {self.urls:,} URLs ({share:.1%})")
 
 
-def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> bool:
-    """Plan shards for the URLs that the last pass lost to something transient; False when there are none."""
+def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> None:
+    """Plan shards for the URLs that the last pass lost to something transient, if there are any.
+
+    The list says where each was, so that a shard that has to be made again leaves them to their pass.
+    """
     last = plan["passes"][-1]
     path = folder / "_work" / f"retry_{len(plan['passes'])}.parquet"
     rows = 0
@@ -218,19 +232,38 @@ def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> b
         for shard in _shards_of(last):
             table = pq.read_table(folder / f"{shard:05d}.parquet")
             reasons = [reason_of(status, error)[0] for status, error in _outcomes(table)]
-            chosen = table.filter([reason in TRANSIENT for reason in reasons]).select(columns)
-            writer = writer or pq.ParquetWriter(part, chosen.schema)
-            writer.write_table(chosen)
-            rows += chosen.num_rows
+            chosen = [row for row, reason in enumerate(reasons) if reason in TRANSIENT]
+            retried = table.select(columns).take(pa.array(chosen, pa.int64()))
+            for name, values in ((SHARD, [shard] * len(chosen)), (ROW, chosen)):
+                retried = retried.append_column(name, pa.array(values, pa.int64()))
+            retried = retried.replace_schema_metadata(None)  # of this shard's tar
+            writer = writer or pq.ParquetWriter(part, retried.schema)
+            writer.write_table(retried)
+            rows += len(chosen)
         assert writer is not None
         writer.close()
     if not rows:
-        return False
+        return
     first_shard = last["first_shard"] + last["shards"]
     shards = -(-rows // plan["settings"]["samples_per_shard"])
     plan["passes"].append({"list": str(path), "rows": rows, "first_shard": first_shard, "shards": shards})
     write_json(folder / "_work" / "plan.json", plan)
-    return True
+
+
+def _retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[int]]]:
+    """Of pass ``number``: shard, and which of its rows the next pass has; in order, without shards that have none."""
+    if number + 1 == len(plan["passes"]):
+        return
+    with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
+        if ROW not in retries.schema_arrow.names:
+            raise UserError(
+                f"{retries.schema_arrow.names} are the columns of {plan['passes'][number + 1]['list']}, without "
+                f"{ROW}: an earlier version of FILIP made it. Give another out=FOLDER"
+            )
+        batches = retries.iter_batches(columns=[SHARD, ROW])
+        places = (place for batch in batches for place in zip(*batch.to_pydict().values(), strict=True))
+        for shard, found in groupby(places, key=itemgetter(0)):
+            yield shard, {row for _, row in found}
 
 
 def _shards_of(one_pass: dict[str, Any]) -> range:
@@ -250,27 +283,28 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     dropped: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     images, seconds, urls = 0, 0.0, 0
-    last = len(plan["passes"]) - 1
     for number, one_pass in enumerate(plan["passes"]):
-        retried = 0
+        retries = _retried_rows(plan, number)
+        following, rows = next(retries, (-1, set()))
         for shard in _shards_of(one_pass):
+            retried: set[int] = set()
+            if shard == following:
+                retried = rows
+                following, rows = next(retries, (-1, set()))
             table = pq.read_table(folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"])
-            for url, (status, error) in zip(table["url"].to_pylist(), _outcomes(table), strict=True):
+            urls_of_shard = table["url"].to_pylist()
+            for row, (url, (status, error)) in enumerate(zip(urls_of_shard, _outcomes(table), strict=True)):
+                if row in retried:
+                    continue
                 reason, detail = reason_of(status, error)
                 if reason is None:
                     images += 1
-                elif reason in TRANSIENT and number < last:
-                    retried += 1
                 else:
                     dropped[reason] += 1
                     if len(examples.setdefault(reason, [])) < SHOWN_ERRORS:
                         examples[reason].append(f"{url} ({detail})" if detail else url)
             stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
-        if number < last and retried != plan["passes"][number + 1]["rows"]:
-            raise UserError(
-                f"{folder}: the retry list does not match its pass: delete the folder and start over"
-            )
     notes = {
         "shards": sum(one_pass["shards"] for one_pass in plan["passes"]),
         "retried": [one_pass["rows"] for one_pass in plan["passes"][1:]],

@@ -3,8 +3,9 @@
     python -m filip.data.manifest source=cc12m list=list.parquet kept=kept.parquet shards=SHARDS captions=CAPTIONS \\
         funnels=[text_rules.json,download.json,translate.json] out=manifest.json
 
-The images are not read again: each shard's Parquet file holds the SHA-256 of every image in it, so its own hash
-stands for them. A training run records ``manifest_hash`` and warns when it resumes on another one.
+The images are not read again: each shard's Parquet file holds the SHA-256 of its tar, taken while it was written.
+``python -m filip.data.verify`` compares the two. A training run records ``manifest_hash`` and warns when it resumes on
+another one.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
+from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.funnel import merge, read_fragment
 from filip.errors import UserError
 from filip.files import digest, sha256_of, write_json
@@ -65,6 +67,7 @@ def make_manifest(
     """The manifest. Raises UserError when a shard has no side-car, or the stages do not fit together."""
     entries = shard_entries(shards, captions)
     stages = merge(read_fragment(path) for path in funnels)["stages"]
+    _check_counts(stages, entries, shards)
     rules = {
         key: value
         for key, value in asdict(card).items()
@@ -96,7 +99,13 @@ def shard_entries(shards: Path, captions: Path) -> list[dict[str, Any]]:
     """Per shard: name, images, sizes, hashes."""
     tars = sorted(shards.glob("*.tar"))
     if not tars:
-        raise UserError(f"no NNNNN.tar in {shards}: give the folder that filip.data.download filled")
+        raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")
+    lost = {path.stem for path in shards.glob("*.parquet")} - {tar.stem for tar in tars}
+    if lost:
+        raise UserError(
+            f"{len(lost)} shards of {shards} have a Parquet file and no tar: {', '.join(sorted(lost)[:5])}. Run the "
+            "same `filip data download` (or ingest) again: it makes them again"
+        )
     with ThreadPoolExecutor(THREADS) as pool:
         return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet"), tars))
 
@@ -106,16 +115,30 @@ def _entry(tar: Path, sidecar: Path) -> dict[str, Any]:
     for path in (described, sidecar):
         if not path.exists():
             raise UserError(
-                f"{tar} has no {path}: run filip.data.download and filip.data.translate to the end"
+                f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end"
             )
-    status = pq.read_table(described, columns=["status"])["status"]
+    with pq.ParquetFile(described) as parquet:
+        status = parquet.read(columns=["status"])["status"]
+        written = (parquet.schema_arrow.metadata or {}).get(TAR_SHA256)
     return {
         "name": tar.stem,
         "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
         "tar_bytes": tar.stat().st_size,
+        "tar_sha256": written.decode() if written else sha256_of(tar),  # read here only if nobody noted it
         "images_sha256": sha256_of(described),
         "captions_sha256": sha256_of(sidecar),
     }
+
+
+def _check_counts(stages: list[dict[str, Any]], entries: list[dict[str, Any]], shards: Path) -> None:
+    """The shards hold as many images as the stage that made them says."""
+    images = sum(entry["images"] for entry in entries)
+    for stage in stages:
+        if stage["stage"] in ("download", "ingest") and stage["out"] != images:
+            raise UserError(
+                f"stage '{stage['stage']}' gave out {stage['out']:,} images, but the {len(entries)} shards of "
+                f"{shards} hold {images:,}: shards are missing, or the funnel is stale. Run that stage again"
+            )
 
 
 def _input(path: Path) -> dict[str, Any]:
@@ -159,7 +182,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         assert len(manifest["sha256"]) == 64
         return manifest
     except FileNotFoundError as error:
-        raise UserError(f"no manifest at {path}: python -m filip.data.manifest writes it") from error
+        raise UserError(f"no manifest at {path}: `filip data manifest` writes it") from error
     except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} is not a data manifest") from error
 

@@ -119,16 +119,14 @@ def check_list(path: str | Path) -> list[str]:
     try:
         schema = pq.read_schema(path)
     except FileNotFoundError as error:
-        raise UserError(f"no list at {path}: python -m filip.data.prepare makes it") from error
+        raise UserError(f"no list at {path}: `filip data prepare` makes it") from error
     except pa.ArrowInvalid as error:
-        raise UserError(
-            f"{path} is not Parquet: python -m filip.data.prepare converts other formats"
-        ) from error
+        raise UserError(f"{path} is not Parquet: `filip data prepare` converts other formats") from error
     missing = [column for column in ("url", "caption") if column not in schema.names]
     if missing:
         raise UserError(
             f"{path} has no column {', '.join(missing)} (it has {', '.join(schema.names)}): "
-            "python -m filip.data.prepare source=... url_column= caption_column= renames them"
+            "`filip data prepare source=... url_column= caption_column=` renames them"
         )
     return schema.names
 

@@ -244,6 +244,28 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path) -> None:
+    settings = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "retries": 0, "retry_passes": 1}
+    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    out = tmp_path / "shards"
+    with hostile.hostile_server() as server:
+        names = ["image0", "image1", "flaky", "image3", "image4", "image5", "nothing", "image7"]
+        source = write_list(tmp_path / "list.parquet", [server.url(name) for name in names])
+        fragment = download(source, out, card)
+        assert fragment.n_out == 7 and fragment.notes["retried"] == [1]
+        before = hashes(out)
+        (out / "00000.tar").unlink()
+        (out / "00000_stats.json").unlink()
+        (out / "00001.tar").unlink()
+        assert download(source, out, card).dropped == fragment.dropped == {"http_404": 1}
+    after = hashes(out)
+    assert len(before) == 6 and {name for name in before if before[name] != after[name]} == {"00000.parquet"}
+    assert pq.read_table(out / "00000.parquet")["error_message"].to_pylist()[2] == "retried: in a later pass"
+    written = pq.read_schema(out / "00001.parquet").metadata[b"tar_sha256"].decode()
+    assert written == after["00001.tar"]
+
+
+@pytest.mark.slow
 def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.fetching.img2dataset_setup.CheckedResizer", DeadlyResizer)
     settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}

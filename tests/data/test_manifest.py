@@ -5,6 +5,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from filip.data import verify
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.manifest import ManifestConfig, changed_since, main, manifest_hash
 from filip.data.sidecar import write_sidecar
@@ -68,10 +69,33 @@ def test_hash_depends_on_the_content_not_on_the_place(tmp_path: Path) -> None:
     main(two)
     assert manifest_hash(one.out) != manifest_hash(two.out)
     (tmp_path / "b" / "shards" / "00001.tar").unlink()
+    assert "have a Parquet file and no tar: 00001" in changed_since(two.out)[0]
+    (tmp_path / "b" / "shards" / "00001.parquet").unlink()
     assert changed_since(two.out) == ["shard 00001 is gone"]
+    with pytest.raises(UserError, match=r"gave out 4 images, but the 1 shards of .* hold 3"):
+        main(two)
     (tmp_path / "b" / "captions" / "00000.parquet").unlink()
     with pytest.raises(UserError, match=r"has no .*captions/00000\.parquet: run"):
         main(two)
+
+
+def test_verify_reads_what_the_manifest_only_describes(tmp_path: Path) -> None:
+    config = data_set(tmp_path / "a")
+    main(config)
+    verify.main(verify.VerifyConfig(config.out))
+    tar = tmp_path / "a" / "shards" / "00000.tar"
+    tar.write_bytes(b"\0" * tar.stat().st_size)
+    assert changed_since(config.out) == ["shard 00000: tar_sha256 changed"]
+    with pytest.raises(UserError, match=r"shard 00000: the bytes of .*00000.tar are not those"):
+        verify.main(verify.VerifyConfig(config.out))
+
+
+def test_a_lost_tar_is_no_smaller_data_set(tmp_path: Path) -> None:
+    """It used to give a manifest of what was left, and exit code 0."""
+    config = data_set(tmp_path / "a")
+    (tmp_path / "a" / "shards" / "00001.tar").unlink()
+    with pytest.raises(UserError, match="have a Parquet file and no tar: 00001"):
+        main(config)
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:

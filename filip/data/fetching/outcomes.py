@@ -5,6 +5,8 @@ from __future__ import annotations
 # Reasons that may have passed by the next try: at once in fetch, in a pass of their own in download.
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 
+TAR_SHA256 = b"tar_sha256"  # in the metadata of NNNNN.parquet: the hash of NNNNN.tar as it was written
+
 
 def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
     """The bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""

@@ -13,6 +13,7 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
 import json
 import os
@@ -37,6 +38,7 @@ import pyarrow.parquet as pq
 
 from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
 from filip.data.fetching.in_progress import CRASHED, InProgress, suspects
+from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.loading.shard_index import index_of, write_index
 from filip.data.loading.tar_index import Member
 from filip.errors import UserError
@@ -144,24 +146,29 @@ class OrderedWriter:
             raise
 
     def close(self) -> None:
-        """Write the tar, its index and the Parquet file."""
+        """Write the tar, the Parquet file with the tar's hash, and the index."""
         try:
             if self.failure:
                 raise self.failure
             self.rows.sort(key=lambda row: row["key"])
-            table = pa.Table.from_pylist(self.rows, self.schema)
-            pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
-            members = []
+            members, written = [], hashlib.sha256()
             with open(self.path.with_suffix(".tar"), "wb") as tar:
                 for key, places in sorted(self.samples):
                     for extension, start, size in places:
                         self.spool.seek(start)
                         name = f"{key}.{extension}"
-                        tar.write(_tar_header(name, size))
-                        members.append(Member(name, tar.tell(), size))
-                        tar.write(self.spool.read(size))
-                        tar.write(b"\0" * (-size % tarfile.BLOCKSIZE))
-                tar.write(b"\0" * (2 * tarfile.BLOCKSIZE))
+                        header = _tar_header(name, size)
+                        content = self.spool.read(size) + b"\0" * (-size % tarfile.BLOCKSIZE)
+                        members.append(Member(name, tar.tell() + len(header), size))
+                        tar.write(header + content)
+                        written.update(header + content)
+                end = b"\0" * (2 * tarfile.BLOCKSIZE)
+                tar.write(end)
+                written.update(end)
+            # the hash of the images as they are stored goes into their description
+            metadata = {**(self.schema.metadata or {}), TAR_SHA256: written.hexdigest().encode()}
+            table = pa.Table.from_pylist(self.rows, self.schema).replace_schema_metadata(metadata)
+            pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
             write_index(self.path.with_suffix(".tar"), index_of(members))
         finally:
             self.spool.close()
@@ -181,6 +188,9 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         super().__init__(output_folder="", **options)
         self.final_folder, self.allow_files = final_folder, allow_files
         self.decoder = options["resizer"]
+        self.retried: dict[
+            int, set[int]
+        ] = {}  # shard: rows that a later pass has; they are not fetched again
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
@@ -193,6 +203,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         progress = InProgress(progress_file(self.final_folder, shard))
         self.resizer = partial(_decode, self.decoder, progress)
         self.sample_writer_class = self._writer
+        self.skipped = self.retried.get(shard, set())
         complete = False
         try:
             # the one function that has to be replaced inside the module: download_shard looks it up there
@@ -216,6 +227,8 @@ class ShardDownloader(img2dataset.downloader.Downloader):
     def _fetch(self, row: tuple[int, str], **options: Any) -> tuple[int, io.BytesIO | None, str | None]:
         if self.writer.failure:
             return row[0], None, "other: the shard was given up"  # no use asking for what cannot be stored
+        if row[0] in self.skipped:
+            return row[0], None, "retried: in a later pass"
         key, data, problem = fetch(row, files=self.allow_files, **options)
         return key, None if data is None else Body(key, data.getvalue()), problem
 
@@ -362,7 +375,9 @@ def _run_round(
 
 
 def is_complete(folder: Path, shard: int) -> bool:
-    return (folder / f"{shard_name(shard)}_stats.json").exists()
+    return all(
+        (folder / f"{shard_name(shard)}{suffix}").exists() for suffix in (".tar", ".parquet", "_stats.json")
+    )
 
 
 def _outcomes(

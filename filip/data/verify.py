@@ -1,0 +1,64 @@
+"""Check a data set against its manifest: nothing gone, nothing new, and every tar still as it was written.
+
+    python -m filip.data.verify manifest=manifest.json
+
+Every tar is read once. The training does not do that: it trusts sizes, and a picture that no longer decodes is
+replaced by another pair and counted.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from filip.command import MISSING, option, run_command
+from filip.data.manifest import changed_since, read_manifest
+from filip.errors import UserError
+from filip.files import sha256_of
+from filip.progress import Progress
+
+SHOWN = 20
+
+
+@dataclass
+class VerifyConfig:
+    manifest: str = option(MISSING, "manifest of the data set, as `filip data manifest` wrote it")
+    threads: int = option(4, "tars read at once")
+
+
+def main(config: VerifyConfig) -> None:
+    """Compare a data set with its manifest, image bytes included; fails if anything differs."""
+    faults = verify(config.manifest, config.threads)
+    manifest = read_manifest(config.manifest)
+    if faults:
+        more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
+        raise UserError(
+            f"{config.manifest}: the data set is no longer what was described:\n  "
+            + "\n  ".join(faults[:SHOWN])
+            + f"{more}\nA damaged shard is made again when NNNNN.tar is deleted and the same download runs again"
+        )
+    print(
+        f"{config.manifest}: {manifest['images']['count']:,} images in {len(manifest['shards'])} shards, as described"
+    )
+
+
+def verify(manifest: str | Path, threads: int = 4) -> list[str]:
+    """What differs from the manifest, a sentence each; [] if nothing does."""
+    described = read_manifest(manifest)
+    faults = changed_since(manifest)
+    tars = [
+        (Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"])
+        for s in described["shards"]
+    ]
+    there = [(tar, wanted) for tar, wanted in tars if tar.exists()]
+    with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
+        for (tar, wanted), found in zip(there, pool.map(lambda one: sha256_of(one[0]), there), strict=True):
+            if found != wanted:
+                faults.append(f"shard {tar.stem}: the bytes of {tar} are not those that were written")
+            progress.add()
+    return faults
+
+
+if __name__ == "__main__":
+    run_command(main, VerifyConfig)
