@@ -54,7 +54,7 @@ class Corpus:
         8765, "port of the server (filip.data.demo.serving): it is part of the URLs in the list"
     )
     limit: int | None = option(None, "keep only this many concepts (tests); null = all")
-    scenes: int = option(12_000, "training scenes to compose of the drawings")
+    scenes: int = option(36_000, "training scenes to compose of the drawings")
     test_scenes: int = option(1000, "scenes in each test set of scenes")
     cache: str = option(".cache/demo", "folder where the npm packages are kept")
     processes: int = option(0, "processes that render; 0 = one per core")
