@@ -2,7 +2,6 @@
 
 import http.client
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -14,14 +13,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from filip.data.demo.serving import CorpusServer
+from tests.support.ports import free_port
 
 PIXELS = bytes(range(256)) * 8
-
-
-def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def start(root, port, *command):

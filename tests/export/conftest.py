@@ -12,8 +12,6 @@ from PIL import Image
 from filip.models import ModelConfig, build_model, load_preset, save_model
 from tests.eval.miniature import picture
 
-CAPTIONS = ["a photo of a cat", "two dogs & a bird!", "", "It&amp;#39;s  CafÃ© time, ½ price " + "x " * 50]
-
 
 @pytest.fixture
 def pictures() -> list[Image.Image]:

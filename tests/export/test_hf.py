@@ -23,7 +23,7 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from filip.tokenizer import tokenize
-from tests.export.conftest import CAPTIONS
+from tests.support.captions import UNTIDY_CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -61,7 +61,7 @@ def test_transformers_gives_our_embeddings_without_this_project(
         export(Export(model=str(file), out=str(tmp_path / name), to="hf"))
     for i, image in enumerate(pictures):
         image.save(tmp_path / f"{i}.png")
-    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    (tmp_path / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))
     folders = [str(tmp_path / name) for name in kinds]
     program = PROGRAM.format(root=str(ROOT), folders=folders, here=str(tmp_path), images=len(pictures))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
@@ -80,7 +80,7 @@ def test_transformers_gives_our_embeddings_without_this_project(
         found, file = torch.load(tmp_path / name / "found.pt"), tmp_path / f"{name}.safetensors"
         assert found["class"].startswith("transformers_modules")
         model = filip.load(file, device="cpu")
-        image, text = model.encode_images(pictures), model.encode_texts(CAPTIONS)
+        image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
         torch.testing.assert_close(found["image_embeds"], image, atol=1e-6, rtol=0)
         theirs = found["text_embeds"] if name == "pooled" else found["text_embeds"][found["mask"].bool()]
         torch.testing.assert_close(theirs, text.values, atol=1e-6, rtol=0)
@@ -91,7 +91,7 @@ def test_transformers_gives_our_embeddings_without_this_project(
 
 def test_the_tokenizer_has_our_ids(saved: Callable[..., str]) -> None:
     with gzip.open(ROOT / "tests" / "data" / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
-        captions = [line.rstrip("\n").split("\t")[-1] for line in file][:3000] + CAPTIONS
+        captions = [line.rstrip("\n").split("\t")[-1] for line in file][:3000] + UNTIDY_CAPTIONS
     tokenizer = clip_tokenizer(load_model(saved()))
     found = tokenizer([clean(caption) for caption in captions], truncation=True)["input_ids"]
     ids, lengths = tokenize(captions, 32)

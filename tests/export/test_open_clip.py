@@ -14,7 +14,7 @@ import filip
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.models import ModelConfig, load_model
-from tests.export.conftest import CAPTIONS
+from tests.support.captions import UNTIDY_CAPTIONS
 
 
 @pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
@@ -31,11 +31,11 @@ def test_open_clip_gives_our_vectors(
     name = f"local-dir:{tmp_path / 'out'}"
     theirs, _, transform = open_clip.create_model_and_transforms(name)
     theirs.eval()
-    ids = open_clip.get_tokenizer(name)(CAPTIONS, context_length=32)
+    ids = open_clip.get_tokenizer(name)(UNTIDY_CAPTIONS, context_length=32)
     pixels = torch.stack([transform(image) for image in pictures[:1]])
     with torch.no_grad():
         torch.testing.assert_close(
-            theirs.encode_text(ids, True), ours.encode_texts(CAPTIONS).values, atol=1e-6, rtol=0
+            theirs.encode_text(ids, True), ours.encode_texts(UNTIDY_CAPTIONS).values, atol=1e-6, rtol=0
         )
         torch.testing.assert_close(
             theirs.encode_image(pixels, True), ours.encode_images(pictures[:1]), atol=1e-6, rtol=0

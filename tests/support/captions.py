@@ -21,6 +21,14 @@ from filip.data.captions.acceptance import rejection
 from filip.data.engines import Engine, back_translate
 from filip.data.lists.language import are_english
 
+# What a tokenizer has to clean, pad and cut.
+UNTIDY_CAPTIONS = [
+    "a photo of a cat",
+    "two dogs & a bird!",
+    "",
+    "It&amp;#39;s  CafÃ© time, ½ price " + "x " * 50,
+]
+
 DATA = Path(__file__).resolve().parents[1] / "data"
 
 

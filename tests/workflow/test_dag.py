@@ -4,7 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from tests.support.ports import free_port
 from workflow.study import ROOT
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
@@ -116,12 +116,6 @@ def test_own_images_become_shards_with_captions_without_a_download(clone: Path, 
     stages = {stage["stage"]: stage for stage in json.loads((clone / targets[1]).read_text())["stages"]}
     assert list(stages) == ["text_rules", "ingest", "translate"]
     assert stages["ingest"]["dropped"] == {"not_an_image": 1}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def reduced(config: dict) -> dict:
