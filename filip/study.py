@@ -97,6 +97,17 @@ class Study:
         inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
         return [*inherited, *own.get("overrides", [])]
 
+    def launch_settings(self, name: str) -> dict[str, Any]:
+        """The study's ``launch``, and over it that of the training: its own, its base's, or efficiency_train's."""
+        shared = self.config["launch"]
+        if name in self.efficiency:
+            own = self.config.get("efficiency_train", {}).get("launch", {})
+        else:
+            entry = self.trained[name]
+            own = entry.get("launch") or self.runs.get(entry.get("variant_of", ""), {}).get("launch", {})
+        resources = {**shared.get("resources", {}), **own.get("resources", {})}
+        return {**shared, **own, "resources": resources}
+
     def resolved(self, name: str) -> TrainConfig:
         """The training config that the settings of ``name`` compose; without its files, which the workflow adds."""
         training = self.training(name)

@@ -48,7 +48,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
             ".".join(str(part) for part in worst.absolute_path) or "the top level",
             f"{worst.message} (schema: filip/conf/study.schema.yaml)",
         )
-    _check_launch(config["launch"])
+    _check_launches(config)
     _check_runs(config)
     _check_tables(config)
     _check_cards(config)
@@ -84,12 +84,33 @@ def _refuse_renamed_keys(config: dict[str, Any]) -> None:
                 )
 
 
-def _check_launch(launch: dict[str, Any]) -> None:
+def _check_launches(config: dict[str, Any]) -> None:
+    shared = config["launch"]
+    _check_launch("launch", shared)
+    entries = {f"runs.{name}": run for name, run in config["runs"].items()}
+    entries |= {f"fine_tune.{name}": tune for name, tune in config.get("fine_tune", {}).items()}
+    entries["efficiency_train"] = config.get("efficiency_train", {})
+    for name, entry in entries.items():
+        own = entry.get("launch", {})
+        _check_launch(f"{name}.launch", {**shared, **own})
+        for resource in own.get("resources", {}):
+            if resource not in {*shared.get("resources", {}), "slurm_extra"}:
+                _refuse(
+                    f"{name}.launch.resources.{resource}", "is no resource of launch; state it there as well"
+                )
+
+
+def _check_launch(key: str, launch: dict[str, Any]) -> None:
     nodes = launch.get("nodes", 1)
     if launch["launcher"] == "torchrun" and nodes > 1:
-        _refuse("launch.nodes", f"torchrun starts one node only here, not {nodes}; use srun or deepspeed")
+        _refuse(f"{key}.nodes", f"torchrun starts one node only here, not {nodes}; use srun or deepspeed")
     if launch["launcher"] == "deepspeed" and nodes > 1 and not launch.get("hostfile"):
-        _refuse("launch.hostfile", f"deepspeed needs a hostfile to start {nodes} nodes, and none is given")
+        _refuse(f"{key}.hostfile", f"deepspeed needs a hostfile to start {nodes} nodes, and none is given")
+    if launch["launcher"] == "srun" and launch["ranks_per_node"] == 1:
+        _refuse(
+            f"{key}.ranks_per_node",
+            "Snakemake's Slurm plugin refuses one task per node; use two or more, or launcher: deepspeed on one node",
+        )
 
 
 def _check_runs(config: dict[str, Any]) -> None:

@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import json
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
+from filip.errors import UserError
 from filip.study import Study, resolve
+from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets
+SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
 @dataclass(frozen=True)
@@ -28,17 +33,42 @@ class Launch:
     accelerator: str | None
     hostfile: str | None
     master_port: int
+    cpus_per_rank: int
+    resources: dict[str, Any]
 
-    def command(self) -> str:
+    @property
+    def world_size(self) -> int:
+        return self.nodes * self.ranks_per_node
+
+    @property
+    def ranks_of_a_start(self) -> int:
+        """Ranks that share the threads of Snakemake's job: srun counts them per task."""
+        return 1 if self.launcher == "srun" else self.ranks_per_node
+
+    def command(self, run_dir: str) -> str:
         """The launcher's part of the command line, up to and without the arguments of filip.train."""
-        if self.launcher == "srun":  # one task per GPU, so that signals reach every rank
-            return "srun python -m filip.train"
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
+        if self.launcher == "srun":
+            # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: what
+            # is not spelled out here, srun does not know, and it would start one task per node.
+            return (
+                f"{accelerator}python -m filip.train.slurm_job run_dir={run_dir} -- srun --nodes={self.nodes}"
+                f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
+                " --kill-on-bad-exit=1 python -m filip.train"
+            )
         if self.launcher == "torchrun":
             return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m filip.train"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
         return f"{accelerator}deepspeed {hosts}{ranks} --module filip.train"
+
+    def threads(self, cores: Callable[[], int | None]) -> int:
+        """Snakemake's threads: under srun the cores of a task; on one machine those of all ranks, or, if it trains on
+        the CPU, all of its cores. ``cores`` is only asked then: a cluster's profile gives no number of cores."""
+        if self.launcher == "srun":
+            return self.cpus_per_rank
+        cpu = self.accelerator == "cpu"
+        return max(self.ranks_per_node, cores() or 1) if cpu else self.ranks_per_node
 
 
 class WorkflowStudy(Study):
@@ -59,6 +89,7 @@ class WorkflowStudy(Study):
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.prompts: str = self.evaluation.get("prompts", "eval/prompts.yaml")
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
+        self._check_batches()
 
     # ---- sources -------------------------------------------------------------------------------------
 
@@ -143,9 +174,24 @@ class WorkflowStudy(Study):
             f"experiment={training['experiment']}",
             f"run={run}",
             f"data.sources=[{sources}]",
+            f"world_size={self.launch(run).world_size}",
             *training["overrides"],
             *([f"init_from={self.weights(training['from'])}"] if training["from"] else []),
         ]
+
+    def _check_batches(self) -> None:
+        """UserError for the first training whose batch its ranks cannot share: before the months that precede it."""
+        from filip.train.engine import resolve_batching
+
+        for name in [*self.trained, *self.efficiency]:
+            launch = self.launch(name)
+            try:
+                resolve_batching(self.resolved(name), launch.world_size)
+            except UserError as error:
+                raise UserError(
+                    f"study config, '{name}' on {launch.nodes} x {launch.ranks_per_node} ranks: {error}; a run, a "
+                    "fine-tuning or efficiency_train may have a launch of its own, e.g. launch: {nodes: 2}"
+                ) from error
 
     def quoted_arguments(self, run: str) -> str:
         """`train_arguments` for a shell command line."""
@@ -172,8 +218,9 @@ class WorkflowStudy(Study):
 
         return f"{self.results}/runs/{run}-{settings_hash(resolve(*self.train_arguments(run)))}"
 
-    def launch(self) -> Launch:
-        settings = self.config["launch"]
+    def launch(self, run: str) -> Launch:
+        """How a training is started: the study's ``launch``, and what its own entry says differently."""
+        settings = self.launch_settings(run)
         return Launch(
             launcher=settings["launcher"],
             nodes=settings.get("nodes", 1),
@@ -181,22 +228,38 @@ class WorkflowStudy(Study):
             accelerator=settings.get("accelerator"),
             hostfile=settings.get("hostfile"),
             master_port=settings.get("master_port", 29500),
+            # the training's own thread, and one per worker of its loader
+            cpus_per_rank=settings.get("cpus_per_rank", 1 + self.resolved(run).data.workers),
+            resources=settings.get("resources", {}),
         )
 
-    def train_resources(self) -> dict[str, Any]:
-        """Snakemake resources of a training job: nodes and tasks for a cluster, and what the config adds."""
-        launch = self.launch()
-        cluster = (
-            {"mpi": "srun", "tasks_per_node": launch.ranks_per_node} if launch.launcher == "srun" else {}
-        )
-        return {"nodes": launch.nodes, **cluster, **self.config["launch"].get("resources", {})}
+    def launch_command(self, run: str) -> str:
+        return self.launch(run).command(self.run_dir(run))
 
-    def train_threads(self, cores: int | None) -> int:
-        """Cores that a training job takes on the machine that starts it: all of them, if it trains on the CPU."""
-        launch = self.launch()
-        return (
-            max(launch.ranks_per_node, cores or 1) if launch.accelerator == "cpu" else launch.ranks_per_node
-        )
+    def train_resources(self) -> dict[str, Callable[[Any], Any]]:
+        """Snakemake resources of a training job, each a function of its wildcards (the name of the training).
+
+        Nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already queued
+        or running, left by a Snakemake that died, is waited for: the two would train the same model side by side.
+        """
+        if self.config["launch"]["launcher"] != "srun":
+            names = ["nodes", *self.config["launch"].get("resources", {})]
+        else:
+            own = self.config["launch"].get("resources", {})
+            names = list(
+                dict.fromkeys(["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *own, "slurm_extra"])
+            )
+        return {name: partial(self._resource, name) for name in names}
+
+    def _resource(self, name: str, wildcards: Any) -> Any:
+        launch = self.launch(run := str(wildcards[0]))
+        if launch.launcher == "srun":
+            own = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
+            extra = [SIGNAL, launch.resources.get("slurm_extra", ""), wait_for_earlier_jobs(run)]
+            own |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
+        else:
+            own = launch.resources
+        return {"nodes": launch.nodes, **own}[name]
 
     # ---- evaluation ----------------------------------------------------------------------------------
 

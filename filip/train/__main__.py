@@ -6,12 +6,13 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 # timm imports wandb where it is installed (img2dataset brings it): which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
-from filip.train.ranks import environment_rank  # noqa: E402
+from filip.train.launched import EXIT_CODE_FILE, environment_rank  # noqa: E402
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -46,9 +47,15 @@ def main(arguments: list[str]) -> None:
 
 
 def leave(code: int) -> None:
-    """Exit without tearing down threads and process groups, which may hang or complain after the work is done."""
+    """Exit without tearing down threads and process groups, which may hang or complain after the work is done.
+
+    A launcher kills the other ranks at the first failure and then returns some signal's code. So the first rank also
+    writes its exit code to the file that ``FILIP_EXIT_CODE_FILE`` names.
+    """
     sys.stdout.flush()
     sys.stderr.flush()
+    if (place := os.environ.get(EXIT_CODE_FILE)) and environment_rank() == 0:
+        Path(place).write_text(str(code))
     os._exit(code)
 
 

@@ -141,6 +141,9 @@ class TrainConfig:
     fp16_on_cpu: bool = option(
         False, "run the fp16 block on a CPU without fp16 support: for tests, very slow"
     )
+    world_size: int | None = option(
+        None, "ranks that the launcher should start; another number is refused, null accepts any"
+    )
     threads: int | None = option(
         None, "CPU threads per rank; null = OMP_NUM_THREADS or cores / ranks on the host"
     )
@@ -203,6 +206,7 @@ class TrainConfig:
 
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
+    "world_size",
     "log_every", "token_keep_minimum", "optimizer.base_lr", "optimizer.temperature_lr_factor",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",

@@ -35,17 +35,18 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, require_precision, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.fingerprint import resumable_settings
+from filip.train.launched import STOPPED_BY_SIGNAL
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
-from filip.train.provenance import record_finish, record_start
-from filip.train.ranks import STOPPED_BY_SIGNAL, Ranks, StopSignal, from_main, raise_together, start_ranks
+from filip.train.provenance import put_in_place, record_finish, record_start
+from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, timings, write_result
-from filip.train.resume import choose_checkpoint, continue_from
+from filip.train.resume import choose_checkpoint, continue_from, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward, special_token_share
-from filip.train.telemetry import Telemetry
+from filip.train.telemetry import Telemetry, say
 from filip.train.watchdog import StepStatus, Watchdog
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
@@ -54,7 +55,7 @@ TIMED_STEPS = 1000  # the result's median is over the seconds of that many recen
 def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
-    ranks = start_ranks(config.threads)
+    ranks = start_ranks(config.threads, config.world_size)
     stop = StopSignal()
     with raise_together(ranks):
         require_precision(config)
@@ -151,6 +152,12 @@ def open_run(
         init_from=sha256_of(config.init_from) if config.init_from and ranks.is_main else None,
     )
     found = choose_checkpoint(config, state, ranks)
+    if found.kept is not None:
+        if ranks.is_main:
+            put_in_place(found.kept, (config.out, config.result))
+            say(found.notes[-1])
+        barrier()
+        sys.exit(0)
     if found.saved is not None:
         with raise_together(ranks):
             loader.load_state_dict(found.saved.loader)
@@ -317,7 +324,8 @@ def finish(run: Run) -> None:
             "started": run.started,
         }
         write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)
-        record_finish(run.folder, run.state.step, run.commit)
+        results = (run.config.out, run.config.result)
+        record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results)
         run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")
     run.telemetry.close()
     dist.barrier()

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
+import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib import metadata
@@ -12,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import filip
-from filip.files import write_json
+from filip.files import digest, replacing, sha256_of, write_json
 from filip.train.config import TrainConfig
 
 STARTS = "starts.jsonl"
 FINISHED = "finished.json"
+KEPT = "finished"  # folder with copies of the results
+SOURCES = (".py", ".cpp", ".h", ".inl")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 
@@ -38,9 +43,57 @@ def record_start(run_dir: Path, config: TrainConfig, step: int, world_size: int)
     return entry
 
 
-def record_finish(run_dir: Path, step: int, commit: str | None) -> None:
-    """Mark the run as finished: its checkpoints are not continued by the next start."""
-    write_json(run_dir / FINISHED, {"time": now(), "step": step, "commit": commit})
+def record_finish(
+    run_dir: Path, step: int, commit: str | None, training: str | None = None, files: Sequence[str] = ()
+) -> None:
+    """Mark the run as finished: its checkpoints are not continued by the next start.
+
+    training: hash of what a later start must have in common with this run to be given its result.
+    files: the results, of which the run keeps copies.
+    """
+    kept = run_dir / KEPT
+    for file in files:
+        kept.mkdir(exist_ok=True)
+        copy_or_link(Path(file), kept / Path(file).name)
+    record = {"time": now(), "step": step, "commit": commit, "code": code_hash(), "training": training}
+    write_json(run_dir / FINISHED, record)
+
+
+def kept_result(run_dir: Path, training: str, files: Sequence[str]) -> Path | None:
+    """The folder with copies of a finished run's ``files``, if it was this ``training`` with this code; or None.
+
+    Training it again would only repeat it. A workflow whose Snakemake died asks for that: it deletes the results before
+    it starts the training anew.
+    """
+    record, kept = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
+    if (record.get("training"), record.get("code")) != (training, code_hash()):
+        return None
+    return kept if all((kept / Path(file).name).is_file() for file in files) else None
+
+
+def put_in_place(kept: Path, files: Sequence[str]) -> None:
+    """Copies from ``kept``, in that order."""
+    for file in files:
+        copy_or_link(kept / Path(file).name, Path(file))
+
+
+def copy_or_link(source: Path, target: Path) -> None:
+    """A second name for a file that nobody changes in place, or a copy where the file system has no such names."""
+    with replacing(target) as part:
+        part.unlink(missing_ok=True)
+        try:
+            os.link(source, part)
+        except OSError:
+            shutil.copyfile(source, part)
+
+
+def code_hash() -> str:
+    """SHA-256 over the code that decides what is learned, committed or not."""
+    root = Path(filip.__file__).resolve().parent
+    files = [root / name for name in ("device.py", "tokenizer.py")]
+    for folder in ("train", "models", "interaction", "data/loading"):
+        files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
+    return digest({str(file.relative_to(root)): sha256_of(file) for file in sorted(files)})
 
 
 def is_finished(run_dir: Path) -> bool:

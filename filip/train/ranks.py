@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +16,9 @@ import torch
 import torch.distributed as dist
 
 from filip.errors import UserError
+from filip.train.launched import fill_environment
 
 T = TypeVar("T")
-
-STOPPED_BY_SIGNAL = (
-    85  # exit code: saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
-)
 
 
 @dataclass(frozen=True)
@@ -46,18 +42,16 @@ class Ranks:
         return float(tensor)
 
 
-def environment_rank() -> int:
-    """The rank that the launcher gave this process; 0 without a launcher. Needs no process group."""
-    return int(os.environ.get("RANK", os.environ.get("SLURM_PROCID", "0")) if _launched() else 0)
-
-
-def start_ranks(threads: int | None = None, timeout_minutes: float = 30) -> Ranks:
+def start_ranks(
+    threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30
+) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
-    Sets this process's threads so that the ranks of one host share its cores.
+    Sets this process's threads so that the ranks of one host share its cores. Raises UserError, before anybody waits
+    for anybody, if the launcher started another number of ranks than ``expected``.
     """
-    _fill_environment()
+    fill_environment(expected)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
     local_rank = int(os.environ["LOCAL_RANK"])
     local_world_size = int(os.environ.get("LOCAL_WORLD_SIZE", os.environ.get("LOCAL_SIZE", world_size)))
@@ -67,9 +61,11 @@ def start_ranks(threads: int | None = None, timeout_minutes: float = 30) -> Rank
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
     accelerator = deepspeed_accelerator()
     name = accelerator.device_name()
-    device = torch.device(name) if name == "cpu" else torch.device(name, local_rank)
+    device = torch.device(name)
     if name != "cpu":
-        accelerator.set_device(local_rank)
+        # a scheduler that binds one device to each task shows each task that device alone
+        device = torch.device(name, local_rank % max(1, accelerator.device_count()))
+        accelerator.set_device(device.index)
     import deepspeed.comm
 
     if not dist.is_initialized():
@@ -91,42 +87,6 @@ def deepspeed_accelerator() -> Any:
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logger.setLevel("WARNING")
     return get_accelerator()
-
-
-def _launched() -> bool:
-    return "RANK" in os.environ or int(os.environ.get("SLURM_NTASKS", "1")) > 1
-
-
-def _fill_environment() -> None:
-    """The variables that torch.distributed reads, where the launcher did not set them."""
-    environment = os.environ
-    if "RANK" not in environment and int(environment.get("SLURM_NTASKS", "1")) > 1:
-        environment["RANK"] = environment["SLURM_PROCID"]
-        environment["WORLD_SIZE"] = environment["SLURM_NTASKS"]
-        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
-        environment.setdefault("LOCAL_WORLD_SIZE", environment.get("SLURM_NTASKS_PER_NODE", "1"))
-        if "MASTER_ADDR" not in environment:
-            environment["MASTER_ADDR"] = _first_host(environment.get("SLURM_STEP_NODELIST", "127.0.0.1"))
-            environment["MASTER_PORT"] = str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000)
-        return
-    if "RANK" not in environment:
-        environment |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port())}
-
-
-def _first_host(nodes: str) -> str:
-    """``node[03-07,9]`` or ``a,b``: the first name."""
-    head = nodes.split(",")[0]
-    if "[" not in head:
-        return head
-    prefix, rest = head.split("[", 1)
-    return prefix + rest.rstrip("]").split("-")[0]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextmanager

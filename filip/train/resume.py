@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from filip.errors import UserError
+from filip.files import digest
 from filip.train.checkpoint import (
     LoopState,
     check_compatible,
@@ -21,7 +22,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Engine
 from filip.train.fingerprint import changed_settings
 from filip.train.manifests import refuse_changed_data
-from filip.train.provenance import is_finished
+from filip.train.provenance import is_finished, kept_result
 from filip.train.ranks import Ranks, from_main, raise_together
 
 
@@ -33,7 +34,14 @@ class Resumption:
     saved: LoopState | None = None
     convert: bool = False  # to the number of ranks or the ZeRO stage of this start
     start_again: bool = False  # the checkpoints that are there belong to an earlier training
+    kept: Path | None = None  # the same training has finished: its results are in this folder
     notes: tuple[str, ...] = ()
+
+
+def training_hash(state: LoopState) -> str:
+    """Of what decides the result of a training: settings, data and the weights that it starts from."""
+    names = ("settings", "init_from", "precision", "pairs_per_step", "model", "optimizer")
+    return digest([sorted(state.manifests.values()), *(getattr(state, name) for name in names)])
 
 
 def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Resumption:
@@ -81,6 +89,14 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
             raise UserError(
                 f"this run has finished: its result is {config.result}. Delete that file or give resume=never to train "
                 "again, or resume=PATH to continue from a checkpoint"
+            )
+        if (kept := kept_result(run_dir, training_hash(state), (config.out, config.result))) is not None:
+            return Resumption(
+                kept=kept,
+                notes=(
+                    "this run has finished before, with the same code, settings and data: "
+                    f"its result is taken from {kept}; resume=never trains again",
+                ),
             )
         return Resumption(start_again=True, notes=("this run has finished before; it starts again",))
     checkpoint, notes = newest_intact(folder)

@@ -13,8 +13,9 @@ from pathlib import Path
 import psutil
 import pytest
 
+from filip.errors import UserError
 from filip.train.checkpoint import complete_checkpoints
-from filip.train.ranks import _first_host
+from filip.train.launched import environment_rank, fill_environment, first_host
 from tests.support.launched_ranks import Process, environment, free_port
 from tests.support.training import train_arguments
 
@@ -68,8 +69,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
 def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
     """One process per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
     port = next(p for p in iter(free_port, None) if 20000 <= p < 40000)
-    job = {"SLURM_JOB_ID": f"{port - 20000}", "SLURM_NTASKS": "2", "SLURM_NTASKS_PER_NODE": "2"}
-    job |= {"SLURM_STEP_NODELIST": "localhost"}
+    job = {**step(2, "2"), "SLURM_JOB_ID": f"{port - 20000}", "SLURM_STEP_NODELIST": "localhost"}
     log = tmp_path / "log"
     log.touch()
     arguments = train_arguments(squares, tmp_path / "run", "max_steps=5")
@@ -83,10 +83,50 @@ def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("nodes", "first"),
-    [("node[03-07,9]", "node03"), ("a[1,3]-x", "a1"), ("gpu1,gpu2", "gpu1"), ("alone", "alone")],
+    [
+        ("node[03-07,9]", "node03"),
+        ("a[1,3]-x,b", "a1-x"),
+        ("r[1-2]n[07-09]", "r1n07"),
+        ("gpu1,gpu2", "gpu1"),
+        ("alone", "alone"),
+    ],
 )
 def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
-    assert _first_host(nodes) == first
+    assert first_host(nodes) == first
+
+
+def step(tasks: int, per_node: str, **more: str) -> dict[str, str]:
+    """What srun sets in each of its tasks, as far as it is read."""
+    common = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": f"{tasks}", "SLURM_JOB_ID": "7"}
+    return {**common, "SLURM_STEP_TASKS_PER_NODE": per_node, "SLURM_STEP_NODELIST": "n[3-9]", **more}
+
+
+def test_a_task_of_srun_learns_its_ranks_and_where_all_meet() -> None:
+    task = step(20, "8(x2),4", SLURM_PROCID="17", SLURM_LOCALID="1", SLURM_NODEID="2")
+    assert environment_rank(task) == 17
+    fill_environment(20, task)
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+    assert [task[name] for name in names] == ["17", "20", "1", "4", "n3", "20007"]
+    elsewhere = step(2, "2", SLURM_PROCID="0", SLURM_LOCALID="0", MASTER_ADDR="10.0.0.1")
+    fill_environment(None, elsewhere)
+    assert elsewhere["MASTER_ADDR"] == "10.0.0.1"
+
+
+def test_one_process_of_an_allocation_that_srun_did_not_start_is_refused_at_once() -> None:
+    batch_script = {"SLURM_NTASKS": "16", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}
+    with pytest.raises(UserError, match=r"SLURM_NTASKS=16.*srun did not start this process"):
+        fill_environment(None, batch_script)
+    by_torchrun = {**batch_script, "RANK": "3", "WORLD_SIZE": "16"}
+    fill_environment(16, by_torchrun)
+    assert environment_rank(by_torchrun) == 3
+
+
+def test_another_number_of_ranks_than_the_study_s_is_refused() -> None:
+    one_task_per_node = step(16, "1(x16)", SLURM_PROCID="0", SLURM_LOCALID="0")
+    with pytest.raises(UserError, match="16 ranks were started, and world_size=128"):
+        fill_environment(128, one_task_per_node)
+    with pytest.raises(UserError, match="1 ranks were started, and world_size=2"):
+        fill_environment(2, {})
 
 
 def test_help_is_for_people() -> None:

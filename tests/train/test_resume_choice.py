@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from filip.errors import UserError
+from filip.train import provenance
 from filip.train.checkpoint import LoopState, newest_intact, prepare_folder
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
-from filip.train.provenance import is_finished, record_finish, record_start
+from filip.train.provenance import is_finished, put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks
-from filip.train.resume import Resumption, choose_checkpoint
+from filip.train.resume import Resumption, choose_checkpoint, training_hash
 from tests.support.training import compose
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
@@ -122,6 +123,34 @@ def test_a_finished_run_with_its_result_is_not_trained_again_by_accident(run: Pa
         Path(path).touch()
     with pytest.raises(UserError, match=r"has finished: its result is .*result\.json"):
         choose_checkpoint(config, state_of(config, **SAME), ALONE)
+
+
+def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differs(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A workflow whose Snakemake was killed deletes the result and starts the training anew."""
+    config = compose("model=tiny")
+    files = [run / "out" / "o", run / "out" / "j"]  # as compose() names them
+    files[0].parent.mkdir()
+    for file in files:
+        file.write_text(file.name)
+    record_finish(run, 30, None, training_hash(state_of(config, **SAME)), [str(file) for file in files])
+    found = choose(run, **SAME)
+    assert found.kept == run / "finished" and not found.start_again and "taken from" in found.notes[0]
+    for file in files:
+        file.unlink()
+    put_in_place(found.kept, [str(file) for file in files])
+    assert [file.read_text() for file in files] == ["o", "j"]
+    assert choose(run, "log_every=3", "data.workers=6", **SAME).kept
+    for again in (
+        choose(run, init_from="other", manifests={"a": "1"}),
+        choose(run, init_from="abc", manifests={"a": "2"}),
+        choose(run, "seed=1", **SAME),
+        choose(run, resume="never", **SAME),
+    ):
+        assert again.kept is None and again.start_again
+    monkeypatch.setattr(provenance, "code_hash", lambda: "of a later version")
+    assert choose(run, **SAME).kept is None
 
 
 def test_never_renames_and_counts_up(run: Path) -> None:

@@ -2,6 +2,7 @@
 
 import copy
 import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,10 @@ from filip.errors import UserError
 from filip.eval.scene_sheet import SceneSheet
 from filip.study import PROTOCOLS, load_study, resolve
 from filip.study_checks import NOT_COMPARED, check_config
+from filip.train.engine import resolve_batching
 from filip.train.fingerprint import learning_settings
+from filip.train.plan import memory_plan
+from workflow.slurm import earlier_jobs
 from workflow.study import ROOT, WorkflowStudy
 
 CONFIGS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
@@ -48,6 +52,15 @@ def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
         (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
         (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
         (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
+        (
+            lambda c: c["launch"].update(launcher="srun", ranks_per_node=1),
+            "launch.ranks_per_node: Snakemake's",
+        ),
+        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.hostfile"),
+        (
+            lambda c: c["runs"]["clip"].update(launch={"resources": {"gres": "gpu:1"}}),
+            "runs.clip.launch.resources.gres",
+        ),
         (lambda c: c["runs"]["clip"].update(overrides="a=b"), "runs.clip.overrides"),
         (lambda c: c["runs"]["clip"].update(variant_of="nobody"), "runs.clip.variant_of"),
         (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
@@ -171,18 +184,80 @@ def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> 
             {"launcher": "torchrun", "ranks_per_node": 4},
             "torchrun --standalone --nproc_per_node 4 -m filip.train",
         ),
-        ({"launcher": "srun", "nodes": 24, "ranks_per_node": 8}, "srun python -m filip.train"),
+        (
+            {"launcher": "srun", "nodes": 16, "ranks_per_node": 8, "cpus_per_rank": 5},
+            "python -m filip.train.slurm_job run_dir=DIR -- srun --nodes=16 --ntasks-per-node=8 --cpus-per-task=5 "
+            "--kill-on-bad-exit=1 python -m filip.train",
+        ),
     ],
     ids=["deepspeed", "deepspeed on two nodes", "torchrun", "srun"],
 )
 def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
-    assert WorkflowStudy({**demo, "launch": launch}).launch().command() == command
+    assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command("DIR") == command
 
 
 def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> None:
-    demo["launch"] = {"launcher": "srun", "nodes": 24, "ranks_per_node": 8, "resources": {"runtime": 100}}
+    demo["launch"] = {"launcher": "srun", "nodes": 8, "ranks_per_node": 8, "resources": {"runtime": 100}}
+    demo["launch"]["resources"]["slurm_extra"] = "--exclusive"
+    tuned = next(iter(demo["fine_tune"]))
+    demo["fine_tune"][tuned]["launch"] = {"nodes": 2, "resources": {"runtime": 10}}
     resources = WorkflowStudy(demo).train_resources()
-    assert resources == {"nodes": 24, "mpi": "srun", "tasks_per_node": 8, "runtime": 100}
+
+    def asked(training: str) -> dict:
+        return {name: value([training]) for name, value in resources.items()}
+
+    common = {"mpi": "srun", "tasks_per_node": 8, "tasks_per_gpu": 0}
+    common["slurm_extra"] = "--signal=USR1@600 --exclusive"  # as sbatch reads it: no quotes of a shell
+    assert asked("filip") == {"nodes": 8, "runtime": 100, **common}
+    assert asked(tuned) == {"nodes": 2, "runtime": 10, **common}
+
+
+def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
+    tuned = next(iter(demo["fine_tune"]))
+    demo["fine_tune"][tuned]["launch"] = {"ranks_per_node": 1}
+    study = WorkflowStudy(demo)
+    assert "world_size=2" in study.train_arguments("filip") and "world_size=1" in study.train_arguments(tuned)
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "ranks"), [("large", "filip_large_coco", 192), ("base", "filip_base", 48)]
+)
+def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
+    study: str, name: str, ranks: int
+) -> None:
+    config = yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text())
+    entry = {**config["runs"], **config["fine_tune"]}[name]
+    entry["launch"] = {"nodes": ranks // 8}
+    with pytest.raises(UserError, match=f"'{name}' on {ranks // 8} x 8 ranks: .*by {ranks} ranks"):
+        WorkflowStudy(config)
+
+
+@pytest.mark.parametrize("study", ["ablation", "base", "large"])
+def test_every_training_of_the_paper_s_studies_fits_its_gpus(study: str) -> None:
+    """32 GB of a V100, counted by the memory plan, at the training's own launch; with a tenth left over."""
+    found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+    for name in [*found.trained, *found.efficiency]:
+        config, ranks = copy.deepcopy(found.resolved(name)), found.launch(name).world_size
+        if name in found.fine_tunes:  # the trainer takes the architecture from the weights
+            model = found.resolved(found.fine_tunes[name]["from"]).model
+            model = replace(model, gradient_checkpointing=config.model.gradient_checkpointing)
+            config.model = copy.deepcopy(model)
+        config.model.image.image_size = config.image_size or config.model.image.image_size
+        plan = memory_plan(config.model, config, resolve_batching(config, ranks), ranks)
+        assert plan.total < 0.9 * 32e9, (name, plan.lines())
+
+
+def test_jobs_of_a_dead_snakemake_that_make_the_same_training_are_found(tmp_path: Path) -> None:
+    listing = "\n".join(
+        [
+            f"7|{tmp_path}|rule_pretrain_wildcards_filip",
+            f"8|{tmp_path}|rule_pretrain_wildcards_filip_ft",
+            f"9|{tmp_path}/other|rule_pretrain_wildcards_filip",
+            f"10|{tmp_path}|rule_zero_shot_wildcards_filip",
+            f"11|{tmp_path}|(null)",
+        ]
+    )
+    assert earlier_jobs(listing, "filip", tmp_path) == ["7"]
 
 
 @pytest.mark.parametrize("tuned", ["clip_ft", "filip_ft"])
@@ -273,9 +348,20 @@ def test_as_many_translating_jobs_as_the_download_has_shards_for(
 
 
 def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
-    assert WorkflowStudy(demo).train_threads(2) == 2 and WorkflowStudy(demo).train_threads(16) == 16
+    launch = WorkflowStudy(demo).launch("filip")
+    assert launch.threads(lambda: 2) == 2 and launch.threads(lambda: 16) == 16
     demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
-    assert WorkflowStudy(demo).train_threads(96) == 8
+    assert WorkflowStudy(demo).launch("filip").threads(lambda: 96) == 8
+
+
+def test_a_cluster_s_profile_need_not_know_a_number_of_cores(demo: dict) -> None:
+    demo["launch"] = {"launcher": "srun", "ranks_per_node": 8, "accelerator": "cpu"}
+    demo["runs"]["filip"]["overrides"].append("data.workers=6")
+
+    def unknown() -> int:
+        raise AssertionError("Snakemake raises here without --cores")
+
+    assert WorkflowStudy(demo).launch("filip").threads(unknown) == 7
 
 
 def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:

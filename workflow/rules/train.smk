@@ -13,15 +13,16 @@ rule pretrain:
     wildcard_constraints:
         run="|".join(STUDY.runs),
     params:
-        launch=STUDY.launch().command(),
-        ranks=STUDY.launch().ranks_per_node,
+        launch=lambda wildcards: STUDY.launch_command(wildcards.run),
+        ranks=lambda wildcards: STUDY.launch(wildcards.run).ranks_of_a_start,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
     log:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
-    threads: STUDY.train_threads(workflow.cores)
+    threads: lambda wildcards: STUDY.launch(wildcards[0]).threads(lambda: workflow.cores)
+    retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/slurm_job.py
     resources:
         **STUDY.train_resources(),
     conda:
@@ -47,8 +48,8 @@ use rule pretrain as efficiency with:
         weights=temp(f"{RESULTS}/efficiency/{{row}}.safetensors"),
         result=f"{RESULTS}/efficiency/{{row}}.json",
     params:
-        launch=STUDY.launch().command(),
-        ranks=STUDY.launch().ranks_per_node,
+        launch=lambda wildcards: STUDY.launch_command(wildcards.row),
+        ranks=lambda wildcards: STUDY.launch(wildcards.row).ranks_of_a_start,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.row),
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.row),
     log:

@@ -1,0 +1,82 @@
+"""What the launcher said about this process, in its environment. Imports nothing but the standard library."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+from collections.abc import Mapping, MutableMapping
+
+from filip.errors import UserError
+
+# Exit codes of a training.
+STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
+USERS_MISTAKE = 2  # also: numbers no longer finite
+EXIT_CODE_FILE = "FILIP_EXIT_CODE_FILE"  # where the first rank leaves its exit code, if that is set
+
+
+def environment_rank(environment: Mapping[str, str] = os.environ) -> int:
+    """The rank that the launcher gave this process; 0 without a launcher."""
+    step = _in_step(environment)
+    return int(environment.get("RANK", environment["SLURM_PROCID"] if step else "0"))
+
+
+def fill_environment(expected: int | None = None, environment: MutableMapping[str, str] = os.environ) -> None:
+    """Set the variables that torch.distributed reads where the launcher did not: for srun, or for one process alone.
+
+    deepspeed and torchrun set all of them. A task of srun takes its rank from Slurm; all meet on the first node of the
+    step, at a port that follows from the job's id. ``MASTER_ADDR`` and ``MASTER_PORT`` overrule that.
+
+    Raises UserError if there are not ``expected`` ranks, or if a process of a Slurm allocation of several tasks was not
+    started by srun: it would wait for the others until the time-out.
+    """
+    if "RANK" not in environment and _in_step(environment):
+        environment["RANK"] = environment["SLURM_PROCID"]
+        environment["WORLD_SIZE"] = environment["SLURM_STEP_NUM_TASKS"]
+        environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
+        environment.setdefault("LOCAL_WORLD_SIZE", _tasks_here(environment))
+        environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
+        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
+    elif "RANK" not in environment:
+        tasks = int(environment.get("SLURM_NTASKS", "1"))
+        if tasks > 1:
+            raise UserError(
+                f"SLURM_NTASKS={tasks}: this is an allocation for {tasks} tasks, and srun did not start this process. "
+                "Start it with srun --nodes=… --ntasks-per-node=…, or with deepspeed or torchrun; for a single process "
+                "unset SLURM_NTASKS"
+            )
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        environment.update(alone, MASTER_ADDR="127.0.0.1", MASTER_PORT=str(_free_port()))
+    world_size = int(environment["WORLD_SIZE"])
+    if expected is not None and world_size != expected:
+        raise UserError(
+            f"{world_size} ranks were started, and world_size={expected} says how many there should be. With srun give "
+            "--nodes and --ntasks-per-node in full; world_size=null accepts any number"
+        )
+
+
+def first_host(nodes: str) -> str:
+    """The first name of a Slurm list: ``node[03-07,9]`` is node03, ``a[1,3]-x,b`` is a1-x."""
+    head = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
+    assert head is not None
+    return re.sub(r"\[(\w+)[^\]]*\]", r"\1", head.group())
+
+
+def _in_step(environment: Mapping[str, str]) -> bool:
+    """True in a task of srun. The batch script and the shell of an allocation are steps of one task, or none."""
+    return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _tasks_here(environment: Mapping[str, str]) -> str:
+    """Tasks of the step on this node, from ``8(x2),4``: the number on each node in turn."""
+    counts: list[str] = []
+    for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
+        count, _, times = part.rstrip(")").partition("(x")
+        counts += [count] * int(times or 1)
+    return counts[min(int(environment.get("SLURM_NODEID", "0")), len(counts) - 1)]
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

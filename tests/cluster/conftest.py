@@ -1,0 +1,184 @@
+"""A one-host Slurm, a folder that a person would work in, and Snakemake in it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+from filip.data.manifest import shard_entries
+from filip.files import digest, write_json
+from tests.cluster.one_host_slurm import OneHostSlurm, why_not
+from tests.support.squares import write_shards
+from tests.support.training import records
+from workflow.study import ROOT
+
+NODES = 24
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.slow)
+
+
+@pytest.fixture(scope="session")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
+    """24 virtual nodes with 8 cores and 8 GPUs each, as far as Slurm knows."""
+    if reason := why_not():
+        pytest.skip(reason)
+    with OneHostSlurm(tmp_path_factory.mktemp("slurm"), nodes=NODES) as cluster:
+        yield cluster
+
+
+@dataclass
+class Desk:
+    """A working folder with a study of one training on squares, two nodes x two ranks of a tiny model."""
+
+    folder: Path
+    slurm: OneHostSlurm
+    study: dict
+
+    def start(self, *arguments: str) -> subprocess.Popen[str]:
+        """Snakemake with the Slurm profile, for the weights of the run ``squares``."""
+        (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
+        command = [sys.executable, "-m", "snakemake", "--configfile", "study.yaml"]
+        command += ["--profile", "workflow/profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
+        # the data are here already: nothing but the training is to be made
+        command += ["--allowed-rules", "pretrain", "--latency-wait", "5", *arguments, "--", str(self.weights)]
+        with open(self.folder / "snakemake.log", "a") as log:
+            return subprocess.Popen(
+                command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, text=True
+            )
+
+    def environment(self) -> dict[str, str]:
+        mine = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        # all virtual nodes are this machine, and their names are in no hosts file
+        more = {"PYTHONPATH": str(self.folder), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
+        return {**mine, "PATH": path, **more}
+
+    def unlock(self) -> None:
+        """What a person does after Snakemake was killed."""
+        command = [sys.executable, "-m", "snakemake", "--configfile", "study.yaml", "--unlock"]
+        command += ["--profile", "workflow/profiles/slurm", "--", str(self.weights)]
+        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, capture_output=True)
+
+    @property
+    def weights(self) -> Path:
+        return Path(f"results/{self.study['study']}/models/squares.safetensors")
+
+    @property
+    def result(self) -> dict:
+        return json.loads((self.folder / self.weights).with_suffix(".json").read_text())
+
+    @property
+    def run_dir(self) -> Path | None:
+        return next((self.folder / f"results/{self.study['study']}/runs").glob("squares-*"), None)
+
+    @property
+    def training_log(self) -> str:
+        file = self.folder / f"results/{self.study['study']}/logs/train/squares.log"
+        return file.read_text() if file.exists() else ""
+
+    def messages(self) -> list[str]:
+        """Of all starts of the training, from its run folder."""
+        folder = self.run_dir
+        if folder is None or not (folder / "log.jsonl").exists():
+            return []
+        return [line["text"] for line in records(folder) if "text" in line]
+
+    def wait_for_step(self, step: int, snakemake: subprocess.Popen[str], timeout: float = 300) -> None:
+        def reached() -> bool:
+            assert snakemake.poll() is None, self.explain()
+            folder = self.run_dir
+            if folder is None or not (folder / "log.jsonl").exists():
+                return False
+            return any(line.get("step", 0) >= step for line in records(folder))
+
+        self.slurm.wait_until(reached, timeout, self.explain)
+
+    def ends(self, snakemake: subprocess.Popen[str], timeout: float = 600) -> int:
+        try:
+            return snakemake.wait(timeout)
+        except subprocess.TimeoutExpired:
+            pytest.fail(self.explain())
+
+    def explain(self) -> str:
+        log = self.folder / "snakemake.log"
+        jobs = self.slurm.ask("squeue", "--states=all", "-o", "%i %T %r %k")
+        return f"{jobs}\n{log.read_text()[-3000:] if log.exists() else ''}\n{self.training_log[-3000:]}"
+
+
+@pytest.fixture(scope="session")
+def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of the repository that a study needs, and the data set of squares as the cards of a source make it."""
+    folder = tmp_path_factory.mktemp("desk")
+    for name in ("filip", "workflow", "data", "eval", "ds_configs"):
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_*.so"))
+    shutil.copy(ROOT / "Snakefile", folder)
+    source = folder / "squares" / "cc3m"
+    write_shards(source, shards=2, per_shard=64)
+    for tar in sorted((source / "shards").glob("*.tar")):
+        keys = pq.read_table(source / "captions" / f"{tar.stem}.parquet")["key"]
+        status = pa.array(["success"] * len(keys))
+        pq.write_table(pa.table({"key": keys, "status": status}), tar.with_suffix(".parquet"))
+    shards, captions = source / "shards", source / "captions"
+    entries = shard_entries(shards, captions)
+    folders = {"shards": str(shards), "captions": str(captions)}
+    write_json(source / "manifest.json", {"sha256": digest(entries), "shards": entries, "folders": folders})
+    return folder
+
+
+@pytest.fixture
+def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) -> Iterator[Desk]:
+    name = "".join(c for c in request.node.name if c.isalnum())[-40:].lower()
+    study = {
+        "study": name,
+        "title": "squares",
+        "data_dir": "squares",
+        "sources": ["cc3m"],
+        "launch": {
+            **{"launcher": "srun", "nodes": 2, "ranks_per_node": 2, "accelerator": "cpu", "cpus_per_rank": 2},
+            "resources": {"runtime": 60, "mem_mb": 4000},
+        },
+        "train": {
+            "experiment": "demo",
+            "overrides": [
+                *(
+                    "model=tiny",
+                    "global_batch=32",
+                    "max_steps=200",
+                    "log_every=1",
+                    "optimizer.warmup_steps=4",
+                ),
+                *("backend=tiled", "checkpoint.every_minutes=0", "warmup_timing=1", "data.workers=1"),
+            ],
+        },
+        "runs": {"squares": {"label": "squares"}},
+        "eval": {"root": "none", "zero_shot": ["cifar10"], "retrieval": []},
+        "tables": {"zero_shot": ["squares"]},
+    }
+    yield Desk(checkout, slurm, study)
+    for job, state in slurm.jobs().items():
+        if state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
+            slurm.ask("scancel", job)
+    shutil.rmtree(checkout / ".snakemake", ignore_errors=True)
+    (checkout / "snakemake.log").unlink(missing_ok=True)
+
+
+def kill(process: subprocess.Popen[str]) -> None:
+    """As ``kill -9``: nothing is tidied up."""
+    process.send_signal(signal.SIGKILL)
+    process.wait()

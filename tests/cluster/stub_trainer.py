@@ -1,0 +1,73 @@
+"""In place of filip.train: joins the other ranks as the trainer does, then behaves as its first argument says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import sys
+import time
+from pathlib import Path
+
+from filip.train.launched import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE, fill_environment
+
+
+def meet(rank: int, world_size: int) -> list[int]:
+    """Every rank tells the first one its number; all of them wait for it. Returns the ranks that came, in order."""
+    place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    if rank == 0:
+        others, came = [], [0]
+        with socket.create_server(place, backlog=world_size) as server:
+            for _ in range(world_size - 1):
+                others.append(server.accept()[0])
+                came.append(int(others[-1].recv(16)))
+        for other in others:
+            other.send(b"all here")
+        return sorted(came)
+    end = time.monotonic() + 120
+    while True:
+        try:
+            with socket.create_connection(place, timeout=120) as connection:
+                connection.send(str(rank).encode())
+                assert connection.recv(16) == b"all here"
+                return []
+        except OSError:
+            assert time.monotonic() < end
+            time.sleep(0.2)
+
+
+def leave(code: int) -> None:
+    if rank == 0:
+        Path(os.environ[EXIT_CODE_FILE]).write_text(str(code))
+    os._exit(code)
+
+
+def stop() -> None:
+    """A signal: the first rank saves, unless its peer is dead."""
+    if rank == 0 and behaviour != "one_rank_dies":
+        (folder / "checkpoints" / "step00000001").mkdir(parents=True)
+    leave(STOPPED_BY_SIGNAL)
+
+
+behaviour, folder = sys.argv[1], Path(sys.argv[2])
+for number in (signal.SIGTERM, signal.SIGUSR1):
+    signal.signal(number, lambda *_: stop())
+fill_environment()
+rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+first_time = not (folder / "starts.jsonl").exists()  # the first rank writes it when all have come
+met = meet(rank, world_size)
+if rank == 0:
+    with open(folder / "starts.jsonl", "a") as file:
+        file.write(json.dumps({"met": met, "local_world_size": int(os.environ["LOCAL_WORLD_SIZE"])}) + "\n")
+if behaviour == "mistake":
+    if rank:
+        time.sleep(2)  # as the trainer's other ranks, so that the first one can speak
+    leave(USERS_MISTAKE)
+if behaviour == "one_rank_dies":
+    if rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(60)
+if behaviour == "wait_once" and first_time:
+    time.sleep(300)
+leave(0)
