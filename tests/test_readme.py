@@ -171,6 +171,12 @@ def test_the_python_runs(
     assert {word for row in rows for word in row.split()} <= {"[BOS]", "a", "cat", "[EOS]"}
 
 
+def test_readme_links_to_every_page_of_the_manual() -> None:
+    linked = set(re.findall(r"\]\((?:docs|bench)/(\w+\.md)\)", (ROOT / "README.md").read_text()))
+    included = {"measurements.md"}  # only includes bench/RESULTS.md
+    assert {page.name for page in (ROOT / "docs").glob("*.md")} - included <= linked
+
+
 def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
     assert {language for language, _ in BLOCK.findall(README)} <= {"sh", "python", "yaml", "text"}
     for target in re.findall(r"\]\(([^)#]+)\)", README):
