@@ -4,11 +4,13 @@ A backend is a module with two functions that know nothing of autograd:
 
     forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int], save_for_backward: bool)
         -> (s^I, s^T, residuals)
-    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, residuals) -> (grad image, grad text)
+    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, residuals, needs: tuple[bool, bool])
+        -> (grad image, grad text)
 
 ``residuals`` is a tuple of tensors whose contents only the backend knows, and undefined unless
 ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens is in the accumulation
-dtype (float32, or float64 for float64 tokens).
+dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the two gradients somebody
+wants; of the other side nothing is computed, and what is returned for it is an empty tensor.
 """
 
 from __future__ import annotations
@@ -19,9 +21,9 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from filip.interaction import reference, tiled
+from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.packing import Similarity, check_tokens, pack_tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
@@ -43,6 +45,7 @@ class Backend(Protocol):
         text_tokens: Tensor,
         lengths: list[int],
         residuals: tuple[Tensor, ...],
+        needs: tuple[bool, bool] = (True, True),
         /,
     ) -> tuple[Tensor, Tensor]: ...
 
@@ -58,30 +61,20 @@ def late_interaction(
         t2i[i, j] = mean over k of max over r of f_i[r] . g_j[k]
 
     Arguments
-        image_tokens  [images, n1, d], floating point; of unit length in FILIP (see below for tokens that are not)
+        image_tokens  [images, n1, d], floating point; of unit length in FILIP; nothing here needs that
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto"
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
-    tokens are multiplied exactly and summed in float32, under autocast too, with one exception: the native
-    kernel multiplies in 16-bit fixed point, scaled by the longest token of each image and text. Its bfloat16
-    similarities may be off by 3e-4 of the product of those lengths, and it may take the runner-up for the winner
-    of a maximum that is decided by less. So prefer tokens of about equal length there.
+    tokens are multiplied exactly and summed in float32, under autocast too.
     Gradients arrive in the dtype of the tokens; there is no second derivative. When several tokens share a
     maximum, the one with the lowest index takes the whole gradient.
-    Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run.
+    Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
+    NotImplementedError inside torch.func transforms.
     """
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    common = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
-    image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
-    module = choose_backend(image_tokens, max(lengths), backend)
-    if not wants_gradient(image_tokens, text_tokens):
-        return Similarity(
-            *run_forward(module, image_tokens, text_tokens, lengths, save_for_backward=False)[:2]
-        )
-    return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module))
+    return interact(image_tokens, text_tokens, text_lengths, backend=backend)
 
 
 def late_interaction_padded(
@@ -96,8 +89,33 @@ def late_interaction_padded(
     )
 
 
+def interact(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    *,
+    backend: str = "auto",
+    dtype: torch.dtype | None = None,
+    recompute: bool = False,
+) -> Similarity:
+    """:func:`late_interaction` of tokens rounded to ``dtype``; ``recompute`` scores again instead of saving maps.
+
+    The gradients are not rounded with the tokens: they arrive as computed, in the dtype of the tokens passed in.
+    """
+    refuse_transforms("late_interaction")
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
+    module = choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
+    if not wants_gradient(image_tokens, text_tokens):
+        tokens = image_tokens.to(dtype), text_tokens.to(dtype)
+        return Similarity(*run_forward(module, *tokens, lengths, save_for_backward=False)[:2])
+    return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module, dtype, recompute))
+
+
 def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") -> Backend:
     """The backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
+
+    Only the dtype, the device and n1 are looked at, so b may be 0.
 
     "auto" takes the native kernel for float32 and bfloat16 on CPUs, Triton for 16-bit and float32 on GPUs of
     compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster
@@ -144,31 +162,48 @@ def run_backward(
     text_tokens: Tensor,
     lengths: list[int],
     residuals: tuple[Tensor, ...],
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor]:
     """``module.backward`` with autocast off, for callers who differentiate inside its context."""
     with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.backward(*grads, image_tokens, text_tokens, lengths, residuals)
+        return module.backward(*grads, image_tokens, text_tokens, lengths, residuals, needs)
 
 
 class _LateInteraction(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], module: Backend
+        ctx: Any,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        lengths: list[int],
+        module: Backend,
+        dtype: torch.dtype,
+        recompute: bool,
     ) -> tuple[Tensor, Tensor]:
-        i2t, t2i, residuals = run_forward(module, image_tokens, text_tokens, lengths)
-        ctx.save_for_backward(image_tokens, text_tokens, *residuals)
-        ctx.lengths, ctx.module = lengths, module
+        image, text = image_tokens.to(dtype), text_tokens.to(dtype)
+        i2t, t2i, residuals = run_forward(module, image, text, lengths, save_for_backward=not recompute)
+        ctx.save_for_backward(image, text, *(() if recompute else residuals))
+        ctx.lengths, ctx.module, ctx.recompute = lengths, module, recompute
+        ctx.dtypes = image_tokens.dtype, text_tokens.dtype
         return i2t, t2i
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, None, None]:
-        image_tokens, text_tokens, *residuals = ctx.saved_tensors
+    @first_derivative_only
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, *saved = ctx.saved_tensors
+        residuals, needs = tuple(saved), ctx.needs_input_grad[:2]
+        if ctx.recompute:
+            residuals = run_forward(ctx.module, image, text, ctx.lengths)[2]
         both = (grads[0], grads[1])
-        of_images, of_texts = run_backward(
-            ctx.module, both, image_tokens, text_tokens, ctx.lengths, tuple(residuals)
-        )
-        return of_images.to(image_tokens.dtype), of_texts.to(text_tokens.dtype), None, None
+        found = run_backward(ctx.module, both, image, text, ctx.lengths, residuals, needs)
+        return *as_input_gradients(found, needs, ctx.dtypes), None, None, None, None
+
+
+def as_input_gradients(
+    found: tuple[Tensor, Tensor], needs: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
+) -> tuple[Tensor | None, ...]:
+    """What an autograd Function returns for the tokens: the dtype of each, None where no gradient is needed."""
+    return tuple(g.to(dtype) if need else None for g, need, dtype in zip(found, needs, dtypes, strict=True))
 
 
 def _automatic(image_tokens: Tensor, longest: int) -> Backend:

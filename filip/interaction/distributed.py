@@ -11,14 +11,16 @@ followed by its gradient, which is complete when it is back at its owner.
 
 from __future__ import annotations
 
+import functools
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
+from filip.interaction.agreement import EXCHANGES, Call, describe, exchange_calls
 from filip.interaction.collectives import (
     Group,
     all_to_all_blocks,
@@ -30,18 +32,18 @@ from filip.interaction.collectives import (
     wait_all,
     world_size,
 )
+from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.dispatch import (
     Backend,
+    as_input_gradients,
     choose_backend,
-    late_interaction,
+    interact,
     run_backward,
     run_forward,
     wants_gradient,
 )
-from filip.interaction.loss import pooled_similarity
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
-
-EXCHANGES = ("gather", "ring")
+from filip.interaction.loss import check_vectors, pooled_similarity
+from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens, offsets_of
 
 
 def distributed_late_interaction(
@@ -58,42 +60,68 @@ def distributed_late_interaction(
     """:func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
 
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
-    between ranks. Every rank of the group must call it (and its backward), in the same order. Besides
+    between ranks. Every rank of the group must call it (and its backward), in the same order, with the same number of
+    features, dtype and exchange, and with gradients needed for the same sides. Besides
         exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
                          blocks of remote tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
-                         also on one process; gradients always travel in the accumulation dtype
+                         also on one process. Gradients are not: they travel and arrive as computed,
+                         in the accumulation dtype, before they take the dtype of the tokens
         recompute        do not save the arg-max maps, b * N * (n1 + mean n2) bytes, but score again in the
                          backward
 
     Returns ``i2t`` [b, N], own images against all texts, and ``t2i`` [N, b], all images against own texts,
     in rank order. Gradients flow to the rank that owns a token, summed over all ranks' losses.
     Without torch.distributed, or on one rank, it is late_interaction.
+
+    Raises what late_interaction raises. A mistake on one rank, or ranks that disagree on what must be the same, raise a
+    ValueError on all of them.
     """
-    if exchange not in EXCHANGES:
-        raise ValueError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
-    if transport_dtype is not None:
-        image_tokens, text_tokens = image_tokens.to(transport_dtype), text_tokens.to(transport_dtype)
+    refuse_transforms("distributed_late_interaction")
+    if exchange not in EXCHANGES and world_size(group) == 1:
+        raise _unknown_exchange(exchange)
+    dtype = transport_dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if world_size(group) == 1:
-        return late_interaction(image_tokens, text_tokens, text_lengths, backend=backend)
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    common = torch.promote_types(image_tokens.dtype, text_tokens.dtype)
-    image_tokens, text_tokens = image_tokens.to(common), text_tokens.to(common)
-    layout = _layout(len(image_tokens), lengths, image_tokens.device, group)
-    module = choose_backend(image_tokens, max(map(max, layout.lengths)), backend)
+        return interact(
+            image_tokens, text_tokens, text_lengths, backend=backend, dtype=dtype, recompute=recompute
+        )
+    own: Call | Exception
+    lengths: list[int] = []
+    try:
+        if exchange not in EXCHANGES:
+            raise _unknown_exchange(exchange)
+        lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+        choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
+        own = describe(
+            "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
+        )
+    except Exception as mistake:  # raised below, once the other ranks know of it
+        own = mistake
+    layout = _layout(exchange_calls(own, image_tokens.device, group), lengths, image_tokens.device, group)
+    module = choose_backend(image_tokens[:0].to(dtype), max(map(max, layout.lengths)), backend)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    return Similarity(*function.apply(image_tokens, text_tokens, layout, module, recompute))
+    return Similarity(*function.apply(image_tokens, text_tokens, layout, module, dtype, recompute))
+
+
+def _unknown_exchange(exchange: str) -> ValueError:
+    return ValueError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
 
 
 def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group = None) -> Similarity:
     """CLIP's form: ``i2t`` [b, N] and ``t2i`` [N, b] from each rank's ``image`` [b, d] and ``text`` [b, d]."""
     if world_size(group) == 1:
         return pooled_similarity(image, text)
-    counts = gather_counts([len(image), len(text)], image.device, group)
-    images, texts = [count[0] for count in counts], [count[1] for count in counts]
-    own = pooled_similarity(image, _AllRows.apply(text, texts, group)).i2t
-    return Similarity(own, _Exchange.apply(own, images, texts, group))
+    own: Call | Exception
+    try:
+        check_vectors(image, text)
+        own = describe("distributed_pooled_similarity", image, text, len(text))
+    except Exception as mistake:  # raised below, once the other ranks know of it
+        own = mistake
+    calls = exchange_calls(own, image.device, group)
+    images, texts = [call.images for call in calls], [call.texts for call in calls]
+    similarity = pooled_similarity(image, _AllRows.apply(text, texts, group)).i2t
+    return Similarity(*_Exchange.apply(similarity, images, texts, group))
 
 
 def gather_ids(ids: Tensor, *, group: Group = None) -> tuple[Tensor, int]:
@@ -117,102 +145,117 @@ class _Layout:
     def ranks(self) -> int:
         return len(self.images)
 
-    @property
+    @functools.cached_property
     def texts(self) -> list[int]:
         return [len(lengths) for lengths in self.lengths]
 
-    @property
+    @functools.cached_property
     def tokens(self) -> list[int]:
         return [sum(lengths) for lengths in self.lengths]
 
     def columns(self, owner: int) -> slice:
         """Where the texts of ``owner`` lie among all texts."""
         start = sum(self.texts[:owner])
-        return slice(start, start + len(self.lengths[owner]))
+        return slice(start, start + self.texts[owner])
 
 
-def _layout(images: int, lengths: list[int], device: torch.device, group: Group) -> _Layout:
-    counts = gather_counts([images, len(lengths)], device, group)
-    own = torch.tensor(lengths, device=device)
-    every = gather_rows(own, [count[1] for count in counts], group)
-    return _Layout(
-        group, group_rank(group), [count[0] for count in counts], [part.tolist() for part in every]
-    )
+def _layout(calls: list[Call], lengths: list[int], device: torch.device, group: Group) -> _Layout:
+    own, texts = torch.tensor(lengths, device=device), [call.texts for call in calls]
+    every = torch.cat(gather_rows(own, texts, group)).tolist()  # one wait for the device, not one a rank
+    ends = offsets_of(texts)
+    parts = [every[first:last] for first, last in itertools.pairwise(ends)]
+    return _Layout(group, group_rank(group), [call.images for call in calls], parts)
 
 
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, layout: _Layout, module: Backend, recompute: bool
+        ctx: Any,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        layout: _Layout,
+        module: Backend,
+        dtype: torch.dtype,
+        recompute: bool,
     ) -> tuple[Tensor, Tensor]:
-        texts = torch.cat(gather_rows(text_tokens, layout.tokens, layout.group))
+        images = image_tokens.to(dtype)
+        texts = torch.cat(gather_rows(text_tokens.to(dtype), layout.tokens, layout.group))
         lengths = [length for part in layout.lengths for length in part]
-        i2t, own_t2i, residuals = run_forward(
-            module, image_tokens, texts, lengths, save_for_backward=not recompute
-        )
-        ctx.save_for_backward(image_tokens, texts, *(() if recompute else residuals))
+        i2t, own_t2i, residuals = run_forward(module, images, texts, lengths, save_for_backward=not recompute)
+        ctx.save_for_backward(images, texts, *(() if recompute else residuals))
         ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, lengths, recompute
+        ctx.needs, ctx.dtypes = ctx.needs_input_grad[:2], (image_tokens.dtype, text_tokens.dtype)
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image_tokens, texts, *saved = ctx.saved_tensors
-        layout, residuals = ctx.layout, tuple(saved)
+        images, texts, *saved = ctx.saved_tensors
+        layout, residuals, needs = ctx.layout, tuple(saved), ctx.needs
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         if ctx.recompute:
-            residuals = run_forward(ctx.module, image_tokens, texts, ctx.lengths)[2]
+            residuals = run_forward(ctx.module, images, texts, ctx.lengths)[2]
         both = (grads[0], grad_t2i)
-        own, remote = run_backward(ctx.module, both, image_tokens, texts, ctx.lengths, residuals)
-        returned = reduce_scatter_rows(remote.to(grads[0].dtype), layout.tokens, layout.group)
-        return own.to(image_tokens.dtype), returned.to(texts.dtype), None, None, None
+        own, remote = run_backward(ctx.module, both, images, texts, ctx.lengths, residuals, needs)
+        if needs[1]:  # the same on all ranks
+            remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
+        return *as_input_gradients((own, remote), needs, ctx.dtypes), None, None, None, None
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, image_tokens: Tensor, text_tokens: Tensor, layout: _Layout, module: Backend, recompute: bool
+        ctx: Any,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        layout: _Layout,
+        module: Backend,
+        dtype: torch.dtype,
+        recompute: bool,
     ) -> tuple[Tensor, Tensor]:
-        wide = accumulation_dtype(image_tokens.dtype)
-        i2t = image_tokens.new_empty(len(image_tokens), sum(layout.texts), dtype=wide)
+        images, texts = image_tokens.to(dtype), text_tokens.to(dtype)
+        wide = accumulation_dtype(dtype)
+        i2t = images.new_empty(len(images), sum(layout.texts), dtype=wide)
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
-        for owner, block in _ring_blocks(text_tokens.detach(), layout):
+        for owner, block in _ring_blocks(texts.detach(), layout):
             columns = layout.columns(owner)
             i2t[:, columns], own_t2i[:, columns], residuals = run_forward(
-                module, image_tokens, block, layout.lengths[owner], save_for_backward=not recompute
+                module, images, block, layout.lengths[owner], save_for_backward=not recompute
             )
             saved += () if recompute else residuals
-        ctx.save_for_backward(image_tokens, text_tokens, *saved)
+        ctx.save_for_backward(images, texts, *saved)
         ctx.layout, ctx.module, ctx.recompute = layout, module, recompute
+        ctx.needs, ctx.dtypes = ctx.needs_input_grad[:2], (image_tokens.dtype, text_tokens.dtype)
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image_tokens, text_tokens, *saved = ctx.saved_tensors
-        layout, module = ctx.layout, ctx.module
+        images, texts, *saved = ctx.saved_tensors
+        layout, module, needs = ctx.layout, ctx.module, ctx.needs
         per_step = len(saved) // layout.ranks
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
-        grad_images = torch.zeros_like(image_tokens, dtype=grads[0].dtype)
-        total: Tensor | None = None
+        grad_images = torch.zeros_like(images, dtype=grads[0].dtype)
+        total = grad_images.new_empty(0)
         handles: list[Any] = []
-        for step, (owner, block) in enumerate(_ring_blocks(text_tokens, layout)):
+        for step, (owner, block) in enumerate(_ring_blocks(texts, layout)):
             lengths, columns = layout.lengths[owner], layout.columns(owner)
             residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             if ctx.recompute:
-                residuals = run_forward(module, image_tokens, block, lengths)[2]
+                residuals = run_forward(module, images, block, lengths)[2]
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, remote = run_backward(module, both, image_tokens, block, lengths, residuals)
-            remote = remote.to(grads[0].dtype)  # a backend may round to the dtype of the tokens
-            grad_images += own
+            own, remote = run_backward(module, both, images, block, lengths, residuals, needs)
+            if needs[0]:
+                grad_images += own
+            if not needs[1]:  # the same on all ranks
+                continue
             wait_all(handles)  # what the ranks before this one have summed for this block is here now
-            summed = remote.contiguous() if total is None else total.add_(remote)
+            summed = remote.contiguous() if step == 0 else total.add_(remote)
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
         wait_all(handles)  # after the last hop each gradient is at its owner
-        assert total is not None
-        return grad_images.to(image_tokens.dtype), total.to(text_tokens.dtype), None, None, None
+        return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None, None, None, None
 
 
 def _ring_blocks(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
@@ -239,18 +282,23 @@ class _AllRows(torch.autograd.Function):
         return torch.cat(gather_rows(rows, counts, group))
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+    @first_derivative_only
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         return reduce_scatter_rows(grads[0], ctx.counts, ctx.group), None, None
 
 
 class _Exchange(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
-        ctx.rows, ctx.columns, ctx.group = rows, columns, group
-        return all_to_all_blocks(own, rows, columns, group)
+    """Own rows and, exchanged, own columns. One node for both, so that its collective runs whichever a rank uses."""
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None]:
-        return all_to_all_blocks(grads[0].T, ctx.columns, ctx.rows, ctx.group).T, None, None, None
+    def forward(
+        ctx: Any, own: Tensor, rows: list[int], columns: list[int], group: Group
+    ) -> tuple[Tensor, Tensor]:
+        ctx.rows, ctx.columns, ctx.group = rows, columns, group
+        return own.view_as(own), all_to_all_blocks(own, rows, columns, group)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        returned = all_to_all_blocks(grads[1].T, ctx.columns, ctx.rows, ctx.group).T
+        return grads[0] + returned, None, None, None

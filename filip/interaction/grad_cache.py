@@ -91,6 +91,8 @@ def cached_backward(
             states.append(_random_state())
             outputs.append(tuple(tensor.detach() for tensor in encode(batch)))
     after = _random_state()
+    # Inside an outer autocast, weights that were cast without a graph would be used again, and get no gradient.
+    torch.clear_autocast_cache()
     result, gradients = _gradients(outputs, loss, loss_scale)
     for batch, state, cached, per_output in zip(micro_batches, states, outputs, gradients, strict=True):
         _restore(state)

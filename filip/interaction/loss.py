@@ -23,16 +23,21 @@ class ContrastiveOutput(NamedTuple):
 
 def pooled_similarity(image: Tensor, text: Tensor) -> Similarity:
     """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both the same."""
+    check_vectors(image, text)
+    wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
+    with torch.autocast(image.device.type, enabled=False):
+        product = image.to(wide) @ text.to(wide).T
+    return Similarity(product, product)
+
+
+def check_vectors(image: Tensor, text: Tensor) -> None:
+    """Raise ValueError unless they are [images, d] and [texts, d] with at least one of each."""
     if image.dim() != 2 or text.dim() != 2 or image.shape[1] != text.shape[1]:
         raise ValueError(
             f"expected [images, d] and [texts, d], got {list(image.shape)} and {list(text.shape)}"
         )
     if image.shape[0] == 0 or text.shape[0] == 0:
         raise ValueError(f"empty batch: {image.shape[0]} images and {text.shape[0]} texts")
-    wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
-    with torch.autocast(image.device.type, enabled=False):
-        product = image.to(wide) @ text.to(wide).T
-    return Similarity(product, product)
 
 
 def contrastive_loss(

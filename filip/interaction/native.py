@@ -2,7 +2,7 @@
 
 The library is built with PyTorch's extension builder on first use and cached per user, PyTorch version, compiler
 and source text; it is plain C underneath, so loading it again takes a millisecond. It holds a kernel for each
-instruction set (AVX-512 with VNNI, AVX-512, AVX2 with FMA, and whatever the compiler's base target offers) and takes
+instruction set (AVX-512, AVX2 with FMA, and whatever the compiler's base target offers) and takes
 the best one the CPU has; ``FILIP_NATIVE_ISA`` names another (``isas()`` lists those that run here). Threads are
 PyTorch's (``torch.set_num_threads``); the result is the same to the bit whatever their number.
 
@@ -80,15 +80,22 @@ def backward(
     text_tokens: Tensor,
     lengths: Sequence[int],
     residuals: tuple[Tensor, ...],
+    needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both inputs, in their dtype, from those of s^I and s^T and the maps that ``forward`` saved."""
+    """Gradients of both inputs, in float32, from those of s^I and s^T and the maps that ``forward`` saved.
+
+    One that is not needed is an empty tensor.
+    """
     image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
     offsets = torch.tensor(offsets_of(lengths))
     _check(image, text, offsets)
     shape = (image.shape[0], len(lengths))
     grads = [g.detach().to(torch.float32).expand(shape).contiguous() for g in (grad_i2t, grad_t2i)]
     wide = residuals[0].dtype == torch.int16
-    grad_image, grad_text = torch.empty_like(image), torch.empty_like(text)
+    grad_image, grad_text = (
+        torch.empty_like(tokens if need else tokens[:0], dtype=torch.float32)
+        for tokens, need in zip((image, text), needs, strict=True)
+    )
     _call("filip_backward", image, text, offsets, wide, *grads, *residuals, grad_image, grad_text)
     return grad_image, grad_text
 

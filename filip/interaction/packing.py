@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -26,6 +27,8 @@ def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
 
     ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d] packed, ``text_lengths`` [t] with sum T, all >= 1.
     """
+    if not isinstance(text_lengths, Tensor):
+        raise ValueError(f"text_lengths must be a tensor of integers, got a {type(text_lengths).__name__}")
     if image_tokens.dim() != 3 or text_tokens.dim() != 2 or text_lengths.dim() != 1:
         raise ValueError(
             "late interaction takes image_tokens [images, n1, d], text_tokens [T, d] (packed) and "
@@ -83,10 +86,7 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
 
 def offsets_of(lengths: Sequence[int]) -> list[int]:
     """Start of each text in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
-    offsets = [0]
-    for length in lengths:
-        offsets.append(offsets[-1] + length)
-    return offsets
+    return [0, *itertools.accumulate(lengths)]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

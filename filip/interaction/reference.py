@@ -42,12 +42,17 @@ def backward(
     text_tokens: Tensor,
     lengths: list[int],
     residuals: tuple[Tensor, ...],
+    needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():
         wide = accumulation_dtype(image_tokens.dtype)
-        images = image_tokens.detach().to(wide).requires_grad_()
-        texts = text_tokens.detach().to(wide).requires_grad_()
-        i2t, t2i = late_interaction(images, texts, lengths)
-        images_grad, texts_grad = torch.autograd.grad((i2t, t2i), (images, texts), (grad_i2t, grad_t2i))
-    return images_grad, texts_grad
+        both = [
+            tokens.detach().to(wide).requires_grad_(need)
+            for tokens, need in zip((image_tokens, text_tokens), needs, strict=True)
+        ]
+        similarity = late_interaction(both[0], both[1], lengths)
+        wanted = [tokens for tokens in both if tokens.requires_grad]
+        found = iter(torch.autograd.grad(similarity, wanted, (grad_i2t, grad_t2i)) if wanted else ())
+    none = image_tokens.new_empty(0, dtype=wide)
+    return next(found) if needs[0] else none, next(found) if needs[1] else none

@@ -14,6 +14,8 @@ tile of weights with two more products, index_add, maxima by comparison instead 
 
 from __future__ import annotations
 
+import bisect
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -88,6 +90,7 @@ def backward(
     text_tokens: Tensor,
     lengths: list[int],
     residuals: tuple[Tensor, ...],
+    needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
     """Gradients of both inputs, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
     b, n1, d = image_tokens.shape
@@ -99,11 +102,11 @@ def backward(
     text_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_text)
     i2t_weight = grad_i2t.to(wide)[:, order.texts] / n1  # [images, texts]
     t2i_weight = grad_t2i.to(wide)[:, order.texts] / per_text
-    grad_images = torch.zeros(b, n1, d, dtype=wide, device=device)
-    grad_texts = torch.zeros(order.offsets[-1], d, dtype=wide, device=device)
+    grad_images = torch.zeros(b if needs[0] else 0, n1, d, dtype=wide, device=device)
+    grad_texts = torch.zeros(order.offsets[-1] if needs[1] else 0, d, dtype=wide, device=device)
     rows = _ROWS_CPU if device.type == "cpu" else _ROWS_ACCELERATOR
     step = max(1, rows // n1)
-    for first, last in _text_blocks(order.lengths, rows):
+    for first, last in _text_blocks(order.offsets, rows):
         span = slice(order.offsets[first], order.offsets[last])
         texts = text_tokens[order.tokens[span]].to(wide)
         starts = torch.tensor(order.offsets[first:last], device=device) - order.offsets[first]
@@ -116,9 +119,13 @@ def backward(
                 t2i_weight[images][:, text_of[span]],
             )
             block = image_tokens[images].flatten(0, 1).to(wide)
-            grad_images[images].view(-1, d).add_(_segment_sums(*entries, texts, len(block)))
             image_rows, text_rows, weights = entries
-            grad_texts[span].add_(_segment_sums(text_rows, image_rows, weights, block, len(texts)))
+            if needs[0]:
+                grad_images[images].view(-1, d).add_(_segment_sums(*entries, texts, len(block)))
+            if needs[1]:
+                grad_texts[span].add_(_segment_sums(text_rows, image_rows, weights, block, len(texts)))
+    if not needs[1]:
+        return grad_images, grad_texts
     ordered = torch.empty_like(grad_texts)
     ordered[order.tokens] = grad_texts
     return grad_images, ordered
@@ -153,41 +160,40 @@ def _segment_sums(target: Tensor, source: Tensor, weights: Tensor, table: Tensor
 
 
 def _by_length(lengths: list[int], device: torch.device) -> _Order:
-    texts = sorted(range(len(lengths)), key=lengths.__getitem__)
-    offsets, ordered = offsets_of(lengths), [lengths[j] for j in texts]
-    tokens = [row for j in texts for row in range(offsets[j], offsets[j + 1])]
-    return _Order(
-        torch.tensor(texts, device=device),
-        torch.tensor(tokens, device=device),
-        ordered,
-        offsets_of(ordered),
-    )
+    per_text = torch.tensor(lengths)
+    ordered, texts = per_text.sort(stable=True)
+    before = (per_text.cumsum(0) - per_text)[
+        texts
+    ]  # rows before each text in the caller's order, and in the new one
+    after = ordered.cumsum(0) - ordered
+    tokens = torch.repeat_interleave(before - after, ordered) + torch.arange(int(ordered.sum()))
+    in_order = ordered.tolist()
+    return _Order(texts.to(device), tokens.to(device), in_order, offsets_of(in_order))
 
 
 def _tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator[tuple[slice, int, int]]:
     """(images, first, last) of each tile: all texts first..last have one length, and the tile is bounded."""
-    limit = _TILE_CPU if device.type == "cpu" else _TILE_ACCELERATOR
+    # Roughly square tiles: as many text tokens at most, then as many images as fit beside them.
+    limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
+    start = 0
+    for length, run in itertools.groupby(lengths):
+        end = start + sum(1 for _ in run)
+        most = max(1, min(widest, limit // n1) // length)
+        for first in range(start, end, most):
+            last = min(first + most, end)
+            step = max(1, limit // (n1 * length * (last - first)))
+            for low in range(0, b, step):
+                yield slice(low, min(low + step, b)), first, last
+        start = end
+
+
+def _text_blocks(offsets: list[int], rows: int) -> Iterator[tuple[int, int]]:
+    """(first, last) of runs of texts with at most ``rows`` rows together, or of one text that has more."""
     first = 0
-    while first < len(lengths):
-        # Roughly square tiles: about 512 text tokens at most, then as many images as fit beside them.
-        most = max(1, min(512, limit // n1) // lengths[first])
-        last = first + 1
-        while last < len(lengths) and lengths[last] == lengths[first] and last - first < most:
-            last += 1
-        step = max(1, limit // (n1 * lengths[first] * (last - first)))
-        for low in range(0, b, step):
-            yield slice(low, min(low + step, b)), first, last
+    while first + 1 < len(offsets):
+        last = max(first + 1, bisect.bisect_right(offsets, offsets[first] + rows) - 1)
+        yield first, last
         first = last
-
-
-def _text_blocks(lengths: list[int], rows: int) -> Iterator[tuple[int, int]]:
-    first = total = 0
-    for j, length in enumerate(lengths):
-        if total and total + length > rows:
-            yield first, j
-            first, total = j, 0
-        total += length
-    yield first, len(lengths)
 
 
 def _index_dtype(size: int) -> torch.dtype:

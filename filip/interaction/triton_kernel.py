@@ -11,9 +11,11 @@ change a maximum, so the inner loop needs no mask. Rows of the image come in chu
 maximum per column; rows beyond n1 repeat the last.
 
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot
-matrices times their weights) and multiplied with the tokens: on tensor cores that is cheaper than gathering
-rows. 16-bit tokens: the weights are scaled to at most 1 and split in a high and a low 16-bit part; in fp16 weights
-below some 3e-8 of the largest are lost. No atomics: each program owns the rows that it writes.
+matrices times their weights) and multiplied with the tokens of the other side. So, unlike the CPU's, this backward
+does multiply matrices: twice the forward's product for float32, four times for 16-bit tokens, whose weights are
+split in a high and a low 16-bit part (filip/interaction/cost.py counts it). For fp16 the weights are scaled to at most
+2^14 first, so that those down to 4e-9 of the largest keep all 11 bits of the high part. No atomics: each program owns
+the rows that it writes.
 """
 
 from __future__ import annotations
@@ -79,15 +81,19 @@ def forward(
     b, n1, d = images.shape
     i2t = images.new_empty(b, len(lengths), dtype=torch.float32)
     t2i = torch.empty_like(i2t)
-    image_map = images.new_empty(b, len(lengths), n1, dtype=torch.uint8)  # captions have at most 128 tokens
-    text_map = images.new_empty(b, len(texts), dtype=torch.uint8 if n1 <= 256 else torch.int16)
-    for c in _classes(lengths, images.device):
-        _forward_kernel[(b, c.tiles)](
-            images, texts, c.row, c.length, c.text, i2t, t2i, image_map, text_map,
-            n1, len(lengths), len(texts), d,
-            WIDEN=_widen(images), **launch_options(images.dtype, d, c.size)["forward"],
-        )  # fmt: skip
-    return i2t, t2i, (image_map, text_map)
+    kept = b if save_for_backward else 0
+    image_map = images.new_empty(
+        kept, len(lengths), n1, dtype=torch.uint8
+    )  # captions have at most 128 tokens
+    text_map = images.new_empty(kept, len(texts), dtype=torch.uint8 if n1 <= 256 else torch.int16)
+    with torch.cuda.device_of(images):  # Triton launches on the current device
+        for c in _classes(lengths, images.device):
+            _forward_kernel[(c.tiles, b)](  # the second axis of a grid is limited to 65,535
+                images, texts, c.row, c.length, c.text, i2t, t2i, image_map, text_map,
+                n1, len(lengths), len(texts), d,
+                WIDEN=_widen(images), SAVE=save_for_backward, **launch_options(images.dtype, d, c.size)["forward"],
+            )  # fmt: skip
+    return i2t, t2i, (image_map, text_map) if save_for_backward else ()
 
 
 def backward(
@@ -97,41 +103,51 @@ def backward(
     text_tokens: Tensor,
     lengths: list[int],
     residuals: tuple[Tensor, ...],
+    needs: tuple[bool, bool] = (True, True),
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of both inputs, float32."""
+    """Gradients of both inputs, float32; one that is not needed is an empty tensor."""
     images, texts = image_tokens.contiguous(), text_tokens.contiguous()
     image_map, text_map = residuals
     b, n1, d = images.shape
     per_text = torch.tensor(lengths, device=images.device)
     weight_i, weight_t = grad_i2t.float() / n1, grad_t2i.float() / per_text
-    scale = torch.maximum(weight_i.abs().max(), weight_t.abs().max()).clamp_min(
-        torch.finfo(torch.float32).tiny
-    )
+    # At most 2^14: where an entry wins both ways its two weights are added, and float16 ends at 65,504.
+    largest = torch.maximum(weight_i.abs().max(), weight_t.abs().max())
+    scale = (largest * 2**-14).clamp_min(torch.finfo(torch.float32).tiny)
     weight_i, weight_t = (weight_i / scale).contiguous(), (weight_t / scale).contiguous()
-    grad_images = torch.zeros(b, n1, d, dtype=torch.float32, device=images.device)
-    grad_texts = torch.zeros(len(texts), d, dtype=torch.float32, device=images.device)
-    for c in _classes(lengths, images.device):
-        options = launch_options(images.dtype, d, c.size)
-        shared = (weight_i, weight_t, image_map, text_map, c.row, c.length, c.text)
-        sizes = (n1, len(lengths), len(texts), d)
-        rows, parts = triton.cdiv(n1, BLOCK_M), triton.cdiv(d, options["image"]["BLOCK_D"])
-        _image_gradient_kernel[(b, rows, parts)](
-            texts, grad_images, *shared, *sizes, c.tiles, WIDEN=_widen(images), **options["image"]
-        )
-        _text_gradient_kernel[(c.tiles, parts)](
-            images, grad_texts, *shared, *sizes, b, WIDEN=_widen(images), **options["text"]
-        )
+    grad_images = torch.zeros(b if needs[0] else 0, n1, d, dtype=torch.float32, device=images.device)
+    grad_texts = torch.zeros(len(texts) if needs[1] else 0, d, dtype=torch.float32, device=images.device)
+    with torch.cuda.device_of(images):
+        for c in _classes(lengths, images.device):
+            options = launch_options(images.dtype, d, c.size)
+            shared = (weight_i, weight_t, image_map, text_map, c.row, c.length, c.text)
+            sizes = (n1, len(lengths), len(texts), d)
+            rows, parts = triton.cdiv(n1, BLOCK_M), triton.cdiv(d, options["image"]["BLOCK_D"])
+            if needs[0]:
+                _image_gradient_kernel[(b, rows, parts)](
+                    texts, grad_images, *shared, *sizes, c.tiles, WIDEN=_widen(images), **options["image"]
+                )
+            if needs[1]:
+                _text_gradient_kernel[(c.tiles, parts)](
+                    images, grad_texts, *shared, *sizes, b, WIDEN=_widen(images), **options["text"]
+                )
     return grad_images * scale, grad_texts * scale
 
 
-@triton.jit
+# Their values change from batch to batch; specialised (by divisibility by 16), each new kind would compile the kernels
+# again in the middle of a training.
+_VARYING = ["n_texts", "n_tokens", "tiles", "n_images"]
+
+
+@triton.jit(do_not_specialize=_VARYING)
 def _forward_kernel(
     images, texts, row_ptr, length_ptr, text_ptr, i2t, t2i, image_map, text_map,
     n1, n_texts, n_tokens, d,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SIZE: tl.constexpr, BLOCK_K: tl.constexpr, WIDEN: tl.constexpr,
+    SAVE: tl.constexpr,
 ):  # fmt: skip
-    image = tl.program_id(0).to(tl.int64)
-    tile = tl.program_id(1)
+    image = tl.program_id(1).to(tl.int64)
+    tile = tl.program_id(0)
     PER_TILE: tl.constexpr = BLOCK_N // SIZE
     columns = tile * BLOCK_N + tl.arange(0, BLOCK_N)
     rows = tl.load(row_ptr + columns).to(tl.int64)
@@ -157,16 +173,18 @@ def _forward_kernel(
         index = tl.minimum(index, length[None, :] - 1)
         total += tl.sum(tl.where((m < n1)[:, None], value, 0.0), axis=0)
         where = (image * n_texts + text[None, :]) * n1 + m[:, None]
-        tl.store(
-            image_map + where,
-            index.to(image_map.dtype.element_ty),
-            mask=(m < n1)[:, None] & (text >= 0)[None, :],
-        )
+        if SAVE:
+            tl.store(
+                image_map + where,
+                index.to(image_map.dtype.element_ty),
+                mask=(m < n1)[:, None] & (text >= 0)[None, :],
+            )
         value, index = tl.max(tile_of, axis=0, return_indices=True)
         better = value > best  # strictly: of equal maxima the lower row stays
         best = tl.where(better, value, best)
         best_row = tl.where(better, tl.minimum(start + index, n1 - 1), best_row)
-    tl.store(text_map + image * n_tokens + rows, best_row.to(text_map.dtype.element_ty), mask=own)
+    if SAVE:
+        tl.store(text_map + image * n_tokens + rows, best_row.to(text_map.dtype.element_ty), mask=own)
     summed = tl.sum(tl.reshape(tl.where(own, best, 0.0), [PER_TILE, SIZE]), axis=1)
     tl.store(i2t + image * n_texts + text, total / n1, mask=text >= 0)
     tl.store(t2i + image * n_texts + text, summed / length, mask=text >= 0)
@@ -212,7 +230,7 @@ def _exact_dot(weights, tokens, total, WIDEN: tl.constexpr):
     return _dot(low, tokens, _dot(high, tokens, total, WIDEN), WIDEN)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _image_gradient_kernel(
     texts, gradient, weight_i, weight_t, image_map, text_map, row_ptr, length_ptr, text_ptr,
     n1, n_texts, n_tokens, d, tiles,
@@ -237,7 +255,7 @@ def _image_gradient_kernel(
     tl.store(where, tl.load(where, mask=inside, other=0.0) + total, mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_VARYING)
 def _text_gradient_kernel(
     images, gradient, weight_i, weight_t, image_map, text_map, row_ptr, length_ptr, text_ptr,
     n1, n_texts, n_tokens, d, n_images,
@@ -268,29 +286,31 @@ def _text_gradient_kernel(
 
 
 def _classes(lengths: list[int], device: torch.device) -> list[_Class]:
-    members: dict[int, list[tuple[int, int]]] = {size: [] for size in _CLASSES}
-    offset = 0
-    for text, length in enumerate(lengths):
-        members[max(16, _power_of_two(length))].append((text, offset))
-        offset += length
-    return [_lay_out(size, texts, lengths, device) for size, texts in members.items() if texts]
+    per_text = torch.tensor(lengths, dtype=torch.int32)
+    starts = per_text.cumsum(0, dtype=torch.int32) - per_text
+    # Class of a caption: the first of _CLASSES that holds it.
+    classes = torch.bucketize(per_text, torch.tensor(_CLASSES, dtype=torch.int32))
+    laid_out = []
+    for number, size in enumerate(_CLASSES):
+        texts = (classes == number).nonzero()[:, 0]
+        if len(texts):
+            laid_out.append(_lay_out(size, texts, starts[texts], per_text[texts], device))
+    return laid_out
 
 
-def _lay_out(size: int, texts: list[tuple[int, int]], lengths: list[int], device: torch.device) -> _Class:
+def _lay_out(size: int, texts: Tensor, starts: Tensor, lengths: Tensor, device: torch.device) -> _Class:
     block = max(64, size)  # launch_options' BLOCK_N
     tiles = triton.cdiv(len(texts) * size, block)
-    index = torch.tensor([text for text, _ in texts], dtype=torch.int32)
-    start = torch.tensor([offset for _, offset in texts], dtype=torch.int32)[:, None]
-    length = torch.tensor([lengths[text] for text, _ in texts], dtype=torch.int32)[:, None]
     position = torch.arange(size, dtype=torch.int32)[None, :]
-    row = start + torch.minimum(position, length - 1)
+    length = lengths[:, None]
+    row = starts[:, None] + torch.minimum(position, length - 1)
     columns = tiles * block - len(texts) * size  # filling up the last tile
     return _Class(
         size,
         tiles,
         torch.nn.functional.pad(row.flatten(), (0, columns)).to(device),
         torch.nn.functional.pad(torch.where(position < length, length, 0).flatten(), (0, columns)).to(device),
-        torch.nn.functional.pad(index.repeat_interleave(size), (0, columns), value=-1).to(device),
+        torch.nn.functional.pad(texts.int().repeat_interleave(size), (0, columns), value=-1).to(device),
     )
 
 

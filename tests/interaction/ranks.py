@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -117,7 +118,11 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
 
 def cases(ranks: int) -> Cases:
     """What must hold on ``ranks`` ranks: they equal one process, whatever the options."""
-    found: Cases = {"pooled": partial(as_one_process, tolerance=1e-5, exchange="pooled")}
+    found: Cases = {
+        "pooled": partial(as_one_process, tolerance=1e-5, exchange="pooled"),
+        "pooled, mistakes": pooled_mistakes,
+        "pooled, each rank uses another matrix": each_rank_uses_another_matrix,
+    }
     for exchange in ("gather", "ring"):
         options: dict[str, dict[str, Any]] = {
             "tiled": {"backend": "tiled"},
@@ -130,6 +135,10 @@ def cases(ranks: int) -> Cases:
             found[f"{exchange}, {name}"] = partial(
                 as_one_process, **{"tolerance": 1e-5, "exchange": exchange, **chosen}
             )
+        found[f"{exchange}, small gradients in float16"] = partial(small_gradients_arrive, exchange=exchange)
+        found[f"{exchange}, frozen images"] = partial(one_side_frozen, exchange=exchange, frozen=0)
+        found[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
+        found[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
         found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
         found[f"{exchange}, gradients reach their owner"] = partial(
             gradients_reach_their_owner, exchange=exchange
@@ -159,6 +168,115 @@ def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
     )
     torch.testing.assert_close(found.i2t, whole.i2t[own])
     torch.testing.assert_close(found.t2i, whole.t2i[:, own])
+
+
+def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:
+    """Gradients far below the smallest float16, with float16 on the wire: only the tokens are rounded."""
+    image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
+    gradients = []
+    for weight in (1.0, 2.0**-40):
+        tokens = [
+            F.normalize(image[:, :, :4], dim=-1).requires_grad_(),
+            F.normalize(text, dim=-1).requires_grad_(),
+        ]
+        found = distributed_late_interaction(
+            *tokens, lengths, exchange=exchange, backend="tiled", transport_dtype=torch.float16
+        )
+        ((found.i2t.sum() + found.t2i.square().sum()) * weight).backward()
+        gradients.append([tensor.grad / weight for tensor in tokens if tensor.grad is not None])
+    assert len(gradients[1]) == 2
+    for large, small in zip(*gradients, strict=True):
+        assert large.dtype == torch.float32 and torch.equal(large, small)
+        assert not torch.equal(large, large.half().float())
+
+
+def one_side_frozen(rank: int, ranks: int, *, exchange: str, frozen: int) -> None:
+    """On all ranks: the other side's gradient is what it is with both, and nothing waits."""
+    image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
+    gradients = []
+    for needs in ([True, True], [frozen != 0, frozen != 1]):
+        tokens = [F.normalize(image[:, :, :4], dim=-1), F.normalize(text, dim=-1)]
+        for tensor, need in zip(tokens, needs, strict=True):
+            tensor.requires_grad_(need)
+        found = distributed_late_interaction(*tokens, lengths, exchange=exchange, backend="tiled")
+        (found.i2t.square().sum() + found.t2i.square().sum()).backward()
+        gradients.append([tensor.grad for tensor in tokens])
+    assert gradients[1][frozen] is None
+    torch.testing.assert_close(gradients[0][1 - frozen], gradients[1][1 - frozen], rtol=0, atol=0)
+
+
+def refused(call: Callable[[], object], sentence: str) -> None:
+    """``call`` raises ValueError with ``sentence`` in it, on this rank as on all; and the group still works."""
+    try:
+        call()
+    except ValueError as error:
+        assert sentence in str(error), error
+    else:
+        raise AssertionError(f"not refused: {sentence}")
+    dist.all_reduce(torch.ones(1))
+
+
+def a_mistake_on_one_is_an_error_on_all(rank: int, ranks: int, *, exchange: str) -> None:
+    """Whatever the last rank does differently."""
+    image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
+    image, last = image[:, :, :4], rank == ranks - 1
+    score = partial(distributed_late_interaction, backend="tiled")
+
+    def other_form() -> object:
+        name = {"gather": "ring", "ring": "gather"}[exchange] if last else exchange
+        return score(image, text, lengths, exchange=name)
+
+    def with_tokens(image: Tensor, text: Tensor, lengths: Tensor) -> Callable[[], object]:
+        return lambda: score(image, text, lengths, exchange=exchange)
+
+    end = f"on rank {ranks - 1}"
+    refused(other_form, f"disagree on exchange: {exchange!r} on rank 0")
+    refused(
+        with_tokens(*((image.double(), text.double()) if last else (image, text)), lengths),
+        f"the dtype of the image tokens: torch.float32 on rank 0, torch.float64 {end}; use one dtype",
+    )
+    refused(
+        with_tokens(*((image[:, :, :3], text[:, :3]) if last else (image, text)), lengths),
+        f"the number of features: 4 on rank 0, 3 {end}",
+    )
+    refused(
+        with_tokens(image.clone().requires_grad_(not last), text.clone().requires_grad_(), lengths),
+        f"whether image tokens need a gradient: yes on rank 0, no {end}; freeze a tower on all ranks",
+    )
+    refused(with_tokens(image, text, lengths + int(last)), "text_lengths sum to")
+    refused(with_tokens(image[:0] if last else image, text, lengths), "empty batch: 0 images")
+    refused(
+        lambda: score(image, text, lengths, exchange="rign" if last else exchange), "'rign' is not one of"
+    )
+
+
+def pooled_mistakes(rank: int, ranks: int) -> None:
+    last = rank == ranks - 1
+    image, text = torch.randn(3, 4), torch.randn(3, 4)
+    refused(
+        lambda: distributed_pooled_similarity(image, text.double() if last else text),
+        "the dtype of the text tokens: torch.float32 on rank 0",
+    )
+    refused(
+        lambda: distributed_pooled_similarity(image[:, :3] if last else image, text), "expected [images, d]"
+    )
+    lengths = torch.tensor([1, 1, 1])
+    refused(
+        lambda: (
+            distributed_late_interaction(image[:, None], text, lengths)
+            if last
+            else distributed_pooled_similarity(image, text)
+        ),
+        "the ranks called different functions: distributed_pooled_similarity on rank 0",
+    )
+
+
+def each_rank_uses_another_matrix(rank: int, ranks: int) -> None:
+    """A loss of i2t on one rank and of t2i on another: the backward's collectives match all the same."""
+    image, text = torch.randn(3, 4).requires_grad_(), torch.randn(3, 4).requires_grad_()
+    found = distributed_pooled_similarity(image, text)
+    found[rank % 2].square().sum().backward()
+    assert image.grad is not None and text.grad is not None and bool(text.grad.any())
 
 
 def gradients_reach_their_owner(rank: int, ranks: int, *, exchange: str) -> None:

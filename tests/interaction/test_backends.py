@@ -5,7 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from filip.interaction import late_interaction, late_interaction_padded, pack_tokens
+from filip.interaction import (
+    distributed_late_interaction,
+    late_interaction,
+    late_interaction_padded,
+    pack_tokens,
+)
 from filip.interaction.dispatch import choose_backend
 from tests.interaction.problems import (
     Problem,
@@ -15,6 +20,7 @@ from tests.interaction.problems import (
     random_problem,
     solve,
     tied_problem,
+    upstream,
 )
 
 
@@ -67,10 +73,8 @@ def test_16_bit_tokens_are_multiplied_exactly(backend: str, dtype: torch.dtype) 
     rounded = Problem(*(t.to(dtype) for t in problem[:2]), problem.text_lengths)
     found = solve(rounded, backend)
     assert found.i2t.dtype == torch.float32 and found.grad_image.dtype == dtype
-    # Values to float32 rounding of the rounded tokens (the native kernel may keep its fixed-point values, still far
-    # inside what rounding the tokens cost); gradients are returned in 16 bits.
-    values = torch.finfo(dtype).eps / 16 if backend == "native" else 2e-6
-    assert_close(found, solve(rounded, "reference", torch.float64), values, 2 * torch.finfo(dtype).eps)
+    # Values to float32 rounding of the rounded tokens; gradients are returned in 16 bits.
+    assert_close(found, solve(rounded, "reference", torch.float64), 2e-6, 2 * torch.finfo(dtype).eps)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
@@ -264,6 +268,93 @@ def test_tiled_memory_stays_far_below_the_similarity() -> None:
         late_interaction(image, text, problem.text_lengths, backend="tiled")
     tokens = 4 * (image.numel() + text.numel())
     assert sum(kept) == tokens + 32 * 32 * (49 + 18)
+
+
+def test_recomputed_maps_are_not_kept_and_change_nothing() -> None:
+    problem = random_problem(8, 9, [4, 7, 2], 32)
+    results = []
+    for recompute in (False, True):
+        kept: list[int] = []
+        tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            found = distributed_late_interaction(
+                *tokens, problem.text_lengths, backend="tiled", recompute=recompute
+            )
+        (found.i2t.square().sum() + found.t2i.sum()).backward()
+        results.append([tensor.grad for tensor in tokens])
+        assert (sum(kept) == sum(tensor.numel() for tensor in tokens)) == recompute
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_nothing_is_computed_for_a_frozen_tower(
+    backend: str, frozen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    module, seen = choose_backend(problem.image_tokens, 11, backend), []
+
+    def backward(*arguments: object) -> object:
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    original = module.backward
+    monkeypatch.setattr(module, "backward", backward)
+    both = solve(problem, backend)
+    tokens = [tensor.clone().requires_grad_(side != frozen) for side, tensor in enumerate(problem[:2])]
+    similarity = late_interaction(*tokens, problem.text_lengths, backend=backend)
+    torch.autograd.backward(similarity, upstream(similarity.i2t.shape))
+    assert tokens[frozen].grad is None and torch.equal(tokens[1 - frozen].grad, both[3 - frozen])
+    assert seen[1][frozen].numel() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_tokens_that_are_all_zero_give_exactly_zero(backend: str) -> None:
+    problem = random_problem(3, 9, [4, 5], 32)
+    nothing = Problem(torch.zeros_like(problem.image_tokens), *problem[1:])
+    found = solve(nothing, backend)
+    assert not found.i2t.any() and not found.t2i.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused_in_words(backend: str) -> None:
+    problem = random_problem(2, 3, [2, 4], 8)
+    tokens = problem.image_tokens.requires_grad_(), problem.text_tokens.requires_grad_()
+    similarity = late_interaction(*tokens, problem.text_lengths, backend=backend)
+    (gradient,) = torch.autograd.grad(similarity.i2t.sum(), tokens[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_functional_transforms_are_refused_in_words() -> None:
+    image, text, lengths = random_problem(2, 3, [2, 4], 8)
+    with pytest.raises(NotImplementedError, match="does not run inside torch"):
+        torch.func.grad(lambda x: late_interaction(x, text, lengths).i2t.sum())(image)
+    with pytest.raises(NotImplementedError, match="does not run inside torch"):
+        torch.func.grad(lambda x: distributed_late_interaction(x, text, lengths).i2t.sum())(image)
+
+
+def test_lengths_in_a_list_are_named() -> None:
+    with pytest.raises(ValueError, match="text_lengths must be a tensor of integers, got a list"):
+        late_interaction(torch.zeros(1, 2, 8), torch.zeros(3, 8), [3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_tiles_cover_every_pair_once(device: str) -> None:
+    """On a CPU they fit its cache, elsewhere they are few; "meta" stands for an accelerator."""
+    from filip.interaction import tiled
+
+    lengths = sorted(random_lengths(300, 1, 40))
+    seen = torch.zeros(20, 300, dtype=torch.int64)
+    tiles = list(tiled._tiles(20, 49, lengths, torch.device(device)))
+    for images, first, last in tiles:
+        assert lengths[first] == lengths[last - 1]
+        seen[images, first:last] += 1
+    assert bool((seen == 1).all())
+    if device == "meta":
+        assert len(tiles) == len(set(lengths))
 
 
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:

@@ -1,4 +1,4 @@
-"""The cost model against counts made by hand, and against what the tiled backend really keeps."""
+"""The cost model against counts made by hand."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.interaction.cost import Setting, clip, encoder_flops, fused, materialised, table
+from filip.interaction.cost import Setting, clip, encoder_flops, fused, materialised, table, triton
 
 EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
 
@@ -17,6 +17,15 @@ def test_forward_of_the_packed_product() -> None:
     pairs = 1024 * 8192
     assert fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256 + 4 * pairs * (49 + 18) * 256
     assert fused(EIGHT_GPUS, recompute=True).flops - fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256
+
+
+def test_the_triton_kernels_multiply_padded_tiles_five_times() -> None:
+    """49 rows in 64; captions of 8 tokens fill 16 columns; forward, two sides of the backward in two halves each."""
+    pairs, short = 1024 * 8192, replace(EIGHT_GPUS, n2=8.0)
+    assert triton(short).flops == pytest.approx(5 * 2 * pairs * 64 * 16 * 256, rel=2e-3)
+    assert triton(replace(short, token_bytes=4)).flops == pytest.approx(triton(short).flops * 3 / 5)
+    # The paper's captions, about 18 tokens, take 26 columns on average.
+    assert triton(EIGHT_GPUS).flops == pytest.approx(5 * 2 * pairs * 64 * 26 * 256, rel=0.01)
 
 
 def test_memory() -> None:

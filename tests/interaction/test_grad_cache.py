@@ -106,6 +106,15 @@ def test_loss_scale_keeps_small_gradients_of_half_precision() -> None:
     assert float(scaled[0].detach()) == pytest.approx(6 * 2**-30, rel=1e-6)
 
 
+def test_inside_one_autocast_the_weights_get_their_gradient() -> None:
+    """PyTorch keeps the weights that it cast in the pass without a graph; some versions then use them again."""
+    torch.manual_seed(1)
+    model, batches = Towers(0.0), micro_batches([4, 4])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cached_backward(batches, model, loss, torch.Tensor.backward)
+    assert all(bool(gradient.any()) for gradient in gradients(model))
+
+
 def test_mistakes_are_named() -> None:
     with pytest.raises(ValueError, match="at least one micro-batch"):
         cached_backward([], lambda b: (b,), loss, torch.Tensor.backward)

@@ -32,7 +32,7 @@ TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "f
 
 def compile_kernel(kernel: triton.JITFunction, options: dict[str, int], tokens: str, capability: int) -> None:
     warps = options.pop("num_warps")
-    constants = {**options, "WIDEN": False}
+    constants = {**options, "WIDEN": False, "SAVE": True}
     signature = {}
     for name in kernel.arg_names:
         if name in constants:
@@ -41,7 +41,14 @@ def compile_kernel(kernel: triton.JITFunction, options: dict[str, int], tokens: 
             signature[name] = f"*{tokens}"
         else:
             signature[name] = POINTERS.get(name, "i32")
-    source = ASTSource(fn=kernel, signature=signature, constexprs=constants)
+    # What the JIT assumes too, and what changes shared memory and loads: pointers and the width divisible by 16.
+    hints = {
+        (position,): [["tt.divisibility", 16]]
+        for position, name in enumerate(kernel.arg_names)
+        if signature[name].startswith("*") or name == "d"
+    }
+    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
     made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
     instructions = len(re.findall(r"wgmma\.mma_async|mma\.sync", made.asm["ptx"]))
     print(kernel.__name__, capability, instructions, len(made.asm["cubin"]), made.metadata.shared)

@@ -11,10 +11,7 @@
 // of SLICE_VECTORS vectors; destinations are summed in a contiguous buffer of such slices and sources copied into one
 // (rows 1 KB apart would fight for a few cache sets); and a group of destination items meets a chunk of source items
 // such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
-// number of threads.
-//
-// Everything is summed in float32, with one exception: the gradients of bfloat16 tokens where FIXED_SUMS is defined,
-// see backward_fixed.inl.
+// number of threads. Everything is summed in float32.
 
 // Rows of either side that meet at a time (two images of 49 tokens against four captions, of 48 KB), and source rows
 // copied at a time, a part of the second-level cache.
@@ -34,8 +31,6 @@ struct Side {
   int64_t row(bool destination, int64_t item) const {  // the first row of an item
     return destination == image ? item * call.problem.patches : call.problem.offsets[item];
   }
-  // Whether anything comes from the direction whose winners belong to destination (or source) rows.
-  bool comes(bool from_destination) const { return from_destination == image ? call.grad_i2t : call.grad_t2i; }
   const void* source() const { return image ? call.problem.text : call.problem.image; }
   // Winners among the rows of `to`, one for each row of `from`.
   const Index* winners(int64_t destination, int64_t source, bool from_destination) const {
@@ -53,13 +48,13 @@ struct Side {
 };
 
 // What a few items of one side mean for one item of the other.
-template <class Real, class Index>
+template <class Index>
 struct Terms {
   int64_t count = 0;
-  Real weight[MAX_ITEMS];
+  float weight[MAX_ITEMS];
   const Index* winner[MAX_ITEMS];
-  const Real* source[MAX_ITEMS];  // gather: the first row of each source item
-  Real* destination[MAX_ITEMS];   // scatter: the first row of each destination item
+  const float* source[MAX_ITEMS];  // gather: the first row of each source item
+  float* destination[MAX_ITEMS];   // scatter: the first row of each destination item
 };
 
 // Winners of the rows from r on, eight bytes at a time with the first in the lowest bits: loaded one by one they would
@@ -94,13 +89,12 @@ static inline int64_t next_winner(uint64_t& word) {
 }
 
 // Every row of one destination item += weight * the row of each of N source items that won it.
-template <int V, int N, class Real, class Index>
-static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& terms) {
-  constexpr int STEP = lanes_of<Real>(), WIDTH = V * STEP;
-  typedef decltype(load(destination)) Vector;
-  Vector weight[N];
+template <int V, int N, class Index>
+static void gather(float* destination, int64_t rows, const Terms<Index>& terms) {
+  constexpr int WIDTH = V * LANES;
+  vf weight[N];
   const Index* winner[N];  // copies, which the compiler need not fear to have changed
-  const Real* source[N];
+  const float* source[N];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n) {
     weight[n] = splat(terms.weight[n]);
@@ -112,30 +106,29 @@ static void gather(Real* destination, int64_t rows, const Terms<Real, Index>& te
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) word[n] = winners_from(winner[n], r, rows);
     for (const int64_t end = at_most(rows, r + winners_of_word<Index>()); r < end; ++r, destination += WIDTH) {
-      Vector sum[V];
+      vf sum[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[v] = load(destination + v * STEP);
+      for (int v = 0; v < V; ++v) sum[v] = load(destination + v * LANES);
 #pragma GCC unroll 6
       for (int n = 0; n < N; ++n) {
-        const Real* row = source[n] + next_winner<Index>(word[n]) * WIDTH;
+        const float* row = source[n] + next_winner<Index>(word[n]) * WIDTH;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) sum[v] = add_product(sum[v], weight[n], load(row + v * STEP));
+        for (int v = 0; v < V; ++v) sum[v] = sum[v] + weight[n] * load(row + v * LANES);
       }
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) store(destination + v * STEP, sum[v]);
+      for (int v = 0; v < V; ++v) store(destination + v * LANES, sum[v]);
     }
   }
 }
 
 // Each row of one source item is added, weighted, to the row that it won in each of N destination items. A row that
 // wins twice in succession is not read back right after it was written, since other items lie between.
-template <int V, int N, class Real, class Index>
-static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& terms) {
-  constexpr int STEP = lanes_of<Real>(), WIDTH = V * STEP;
-  typedef decltype(load(source)) Vector;
-  Vector weight[N];
+template <int V, int N, class Index>
+static void scatter(const float* source, int64_t rows, const Terms<Index>& terms) {
+  constexpr int WIDTH = V * LANES;
+  vf weight[N];
   const Index* winner[N];
-  Real* destination[N];
+  float* destination[N];
 #pragma GCC unroll 6
   for (int n = 0; n < N; ++n) {
     weight[n] = splat(terms.weight[n]);
@@ -147,14 +140,14 @@ static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& 
 #pragma GCC unroll 6
     for (int n = 0; n < N; ++n) word[n] = winners_from(winner[n], r, rows);
     for (const int64_t end = at_most(rows, r + winners_of_word<Index>()); r < end; ++r, source += WIDTH) {
-      Vector x[V];
+      vf x[V];
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) x[v] = load(source + v * STEP);
+      for (int v = 0; v < V; ++v) x[v] = load(source + v * LANES);
 #pragma GCC unroll 6
       for (int n = 0; n < N; ++n) {
-        Real* to = destination[n] + next_winner<Index>(word[n]) * WIDTH;
+        float* to = destination[n] + next_winner<Index>(word[n]) * WIDTH;
 #pragma GCC unroll 4
-        for (int v = 0; v < V; ++v) store(to + v * STEP, add_product(load(to + v * STEP), weight[n], x[v]));
+        for (int v = 0; v < V; ++v) store(to + v * LANES, load(to + v * LANES) + weight[n] * x[v]);
       }
     }
   }
@@ -172,13 +165,13 @@ static void scatter(const Real* source, int64_t rows, const Terms<Real, Index>& 
 #define FILIP_GATHER(N) gather<V, N>(destination, rows, terms)
 #define FILIP_SCATTER(N) scatter<V, N>(source, rows, terms)
 
-template <int V, class Real, class Index>
-static void gather_all(Real* destination, int64_t rows, const Terms<Real, Index>& terms) {
+template <int V, class Index>
+static void gather_all(float* destination, int64_t rows, const Terms<Index>& terms) {
   FILIP_EACH_COUNT(FILIP_GATHER)
 }
 
-template <int V, class Real, class Index>
-static void scatter_all(const Real* source, int64_t rows, const Terms<Real, Index>& terms) {
+template <int V, class Index>
+static void scatter_all(const float* source, int64_t rows, const Terms<Index>& terms) {
   FILIP_EACH_COUNT(FILIP_SCATTER)
 }
 #undef FILIP_GATHER
@@ -199,61 +192,39 @@ static int64_t run_end(const Side<Index>& side, bool destination, int64_t first,
   return last;
 }
 
-static bool in_fixed_point(const Problem& p) {
-#ifdef FIXED_SUMS
-  return p.bf16;
-#else
-  return p.bf16 && false;
-#endif
-}
-
-static int64_t backward_lanes(const Problem& p) { return in_fixed_point(p) ? 2 * LANES : LANES; }
-
 static int64_t backward_slice_vectors(const Problem& p) {
   int64_t vectors = SLICE_VECTORS;  // fewer where a single image of many tokens would overflow the cache
   while (vectors > 1 && p.patches * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
   return vectors;
 }
 
-static int64_t backward_slice_width(const Problem& p) { return backward_slice_vectors(p) * backward_lanes(p); }
+static int64_t backward_slice_width(const Problem& p) { return backward_slice_vectors(p) * LANES; }
 
 // Of the first slice, which is the widest: who meets whom depends on it in all of them.
 static int64_t widest_slice_vectors(const Problem& p) {
-  return slice_of(p.dim, backward_slice_width(p), backward_lanes(p), 0).width / backward_lanes(p);
+  return slice_of(p.dim, backward_slice_width(p), 0).width / LANES;
 }
-
-// Chunks that are summed in fixed point before widening; where rows are narrower, chunks have more of them.
-static int64_t chunks_of_run(const Problem& p) { return widest_slice_vectors(p); }
 
 // The maps are read in pieces far apart, which the processor does not foresee.
 template <class Index>
 static void prefetch_winners(const Side<Index>& side, Range group, Range chunk) {
   for (int64_t s = chunk.begin; s < chunk.end; ++s)
     for (int64_t d = group.begin; d < group.end; ++d) {
-      if (side.comes(false)) __builtin_prefetch(side.winners(d, s, false));
-      if (side.comes(true)) __builtin_prefetch(side.winners(d, s, true));
+      __builtin_prefetch(side.winners(d, s, false));
+      __builtin_prefetch(side.winners(d, s, true));
     }
 }
 
-// A weight as the sums want it: as it is, or times the factor of its destination item and rounded.
-template <class Real>
-static inline Real as_weight(float weight, const float* factor, int64_t item) {
-  if (!factor) return static_cast<Real>(weight);
-  return static_cast<Real>(weight == 0 ? 0 : __builtin_rintf(weight * factor[item]));
-}
-
-// All terms between the destination items of one group and the source items of one chunk. Fixed point has a factor for
-// each of the former.
-template <int V, class Real, class Index>
-static void meet(const Side<Index>& side, Range group, Range chunk, Real* destination, const Real* source,
-                 const float* factor = nullptr) {
-  constexpr int WIDTH = V * lanes_of<Real>();
+// All terms between the destination items of one group and the source items of one chunk.
+template <int V, class Index>
+static void meet(const Side<Index>& side, Range group, Range chunk, float* destination, const float* source) {
+  constexpr int WIDTH = V * LANES;
   const int64_t to0 = side.row(true, group.begin), from0 = side.row(false, chunk.begin);
-  Terms<Real, Index> terms;
-  for (int64_t s = chunk.begin; side.comes(false) && s < chunk.end; ++s) {
+  Terms<Index> terms;
+  for (int64_t s = chunk.begin; s < chunk.end; ++s) {
     terms.count = 0;
     for (int64_t d = group.begin; d < group.end; ++d) {
-      terms.weight[terms.count] = as_weight<Real>(side.weight(d, s, false), factor, d - group.begin);
+      terms.weight[terms.count] = side.weight(d, s, false);
       terms.winner[terms.count] = side.winners(d, s, false);
       terms.destination[terms.count] = destination + (side.row(true, d) - to0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -261,10 +232,10 @@ static void meet(const Side<Index>& side, Range group, Range chunk, Real* destin
     const int64_t from = side.row(false, s);
     scatter_all<V>(source + (from - from0) * WIDTH, side.row(false, s + 1) - from, terms);
   }
-  for (int64_t d = group.begin; side.comes(true) && d < group.end; ++d) {
+  for (int64_t d = group.begin; d < group.end; ++d) {
     terms.count = 0;
     for (int64_t s = chunk.begin; s < chunk.end; ++s) {
-      terms.weight[terms.count] = as_weight<Real>(side.weight(d, s, true), factor, d - group.begin);
+      terms.weight[terms.count] = side.weight(d, s, true);
       terms.winner[terms.count] = side.winners(d, s, true);
       terms.source[terms.count] = source + (side.row(false, s) - from0) * WIDTH;
       terms.count += terms.weight[terms.count] != 0;
@@ -272,24 +243,6 @@ static void meet(const Side<Index>& side, Range group, Range chunk, Real* destin
     const int64_t to = side.row(true, d);
     gather_all<V>(destination + (to - to0) * WIDTH, side.row(true, d + 1) - to, terms);
   }
-}
-
-static void write_gradient(void* out, bool bf16, Range rows, int64_t dim, Slice slice, const float* sum) {
-  for (int64_t row = rows.begin; row < rows.end; ++row, sum += slice.width) {
-    if (bf16) {
-      uint16_t* to = static_cast<uint16_t*>(out) + row * dim + slice.first;
-      for (int64_t c = 0; c < slice.valid; ++c) to[c] = float_to_bf16(sum[c]);
-    } else {
-      __builtin_memcpy(static_cast<float*>(out) + row * dim + slice.first, sum, slice.valid * sizeof(float));
-    }
-  }
-}
-
-template <class Index>
-static float copy_source(const Side<Index>& side, Range rows, Slice slice, int64_t, float* out) {
-  const Problem& p = side.call.problem;
-  copy_columns(side.source(), p.bf16, rows, p.dim, slice.first, slice.valid, slice.width, out);
-  return 1;
 }
 
 // The chunks of the source from item `first`, as many as are copied at a time; where they end depends on the source
@@ -307,40 +260,6 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
   return chunks;
 }
 
-// What sums in fixed point need besides: where they are taken, and for each destination item of the unit the mean square
-// of what rounding has done to it (infinite: unavailable in fixed point).
-template <class Real>
-struct Partial {
-  Real* rows;
-  double* noise;
-};
-
-// The chunks of the source that were copied at a time, in units of `unit`.
-template <class Real>
-struct Copied {
-  const int64_t* bounds;
-  int64_t chunks;
-  const Real* rows;
-  float unit;
-  int64_t first_run;  // runs before them, see backward_fixed.inl
-};
-
-// One group of destination items and the copied chunks; `sum` is the group's.
-template <int V, class Index>
-static void meet_all(const Side<Index>& side, Range group, const Copied<float>& source, Partial<float>, float* sum) {
-  const int64_t* bounds = source.bounds;
-  const int64_t chunks = source.chunks;
-  for (int64_t c = 0; c < chunks; ++c) {
-    if (c + 1 < chunks) prefetch_winners(side, group, {bounds[c + 1], bounds[c + 2]});
-    const int64_t from = side.row(false, bounds[c]) - side.row(false, bounds[0]);
-    meet<V>(side, group, {bounds[c], bounds[c + 1]}, sum, source.rows + from * V * LANES);
-  }
-}
-
-#ifdef FIXED_SUMS
-#include "backward_fixed.inl"
-#endif
-
 static int64_t longest_item(const Problem& p) {
   int64_t longest = p.patches;
   for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
@@ -348,88 +267,59 @@ static int64_t longest_item(const Problem& p) {
 }
 
 static int64_t backward_bytes(const Problem& p, int64_t rows) {
-  const int64_t vectors = backward_slice_vectors(p), longest = longest_item(p);
-  const int64_t run = longest + rows_in(IMAGE_BYTES, vectors);  // the rows of a group or chunk, at most
+  const int64_t vectors = backward_slice_vectors(p);
+  const int64_t chunk = longest_item(p) + rows_in(at_least(IMAGE_BYTES, TEXT_BYTES), vectors);  // rows of one, at most
   Arena arena{0};
-  arena.take<double>(rows);
   arena.take<float>(rows * backward_slice_width(p));
-  arena.take<char>(run * vectors * VECTOR_BYTES);
-  arena.take<char>((rows_in(STORE_BYTES, vectors) + run) * vectors * VECTOR_BYTES);
+  arena.take<float>((rows_in(STORE_BYTES, vectors) + chunk) * backward_slice_width(p));
   return static_cast<int64_t>(arena.next);
 }
 
 // One slice of the gradient of the given destination items.
-template <int V, class Real, class Index>
+template <int V, class Index>
 static void slice_gradient(const Side<Index>& side, Range items, Slice slice, char* scratch) {
-  constexpr int WIDTH = V * lanes_of<Real>();
+  constexpr int WIDTH = V * LANES;
   const Problem& p = side.call.problem;
   const int64_t row0 = side.row(true, items.begin), rows = side.row(true, items.end) - row0;
   const int64_t vectors = widest_slice_vectors(p);
   Arena arena{reinterpret_cast<uintptr_t>(scratch)};
-  Partial<Real> part;
-  part.noise = arena.take<double>(rows);
-  [[maybe_unused]] const uintptr_t after_noise = arena.next;
   float* sum = arena.take<float>(rows * WIDTH);
-  part.rows = arena.take<Real>((longest_item(p) + rows_in(IMAGE_BYTES, vectors)) * WIDTH);
-  Real* source = arena.take<Real>(0);
+  float* source = arena.take<float>(0);
   for (int64_t c = 0; c < rows * WIDTH; ++c) sum[c] = 0;
-  for (int64_t d = 0; d < items.end - items.begin; ++d) part.noise[d] = 0;
   int64_t bounds[MAX_CHUNKS + 1];
-  for (int64_t first = 0, run = 0; first < side.items(false);) {
-    const int64_t chunks = next_chunks(side, first, vectors, bounds);
-    const float unit =
-        copy_source(side, {side.row(false, first), side.row(false, bounds[chunks])}, slice, run, source);
+  for (int64_t first = 0; first < side.items(false);) {
+    const int64_t chunks = next_chunks(side, first, vectors, bounds), source0 = side.row(false, first);
+    copy_columns(side.source(), p.bf16, {source0, side.row(false, bounds[chunks])}, p.dim, slice.first, slice.valid,
+                 slice.width, source);
     for (int64_t d = items.begin, next; d < items.end; d = next) {
       next = run_end(side, true, d, items.end, vectors);
-      meet_all<V>(side, {d, next}, {bounds, chunks, source, unit, run},
-                  Partial<Real>{part.rows, part.noise + (d - items.begin)},
-                  sum + (side.row(true, d) - row0) * WIDTH);
+      for (int64_t c = 0; c < chunks; ++c) {
+        if (c + 1 < chunks) prefetch_winners(side, {d, next}, {bounds[c + 1], bounds[c + 2]});
+        meet<V>(side, {d, next}, {bounds[c], bounds[c + 1]}, sum + (side.row(true, d) - row0) * WIDTH,
+                source + (side.row(false, bounds[c]) - source0) * WIDTH);
+      }
     }
     first = bounds[chunks];
-    run += div_up(chunks, chunks_of_run(p));
   }
-  write_gradient(side.image ? side.call.grad_image : side.call.grad_text, p.bf16, {row0, row0 + rows}, p.dim, slice,
-                 sum);
-#ifdef FIXED_SUMS
-  if (sizeof(Real) == 2)
-    sum_coarse_items_again<V>(side, items, slice, part.noise, sum, reinterpret_cast<char*>(after_noise));
-#endif
+  float* out = (side.image ? side.call.grad_image : side.call.grad_text) + row0 * p.dim + slice.first;
+  for (int64_t row = 0; row < rows; ++row)
+    __builtin_memcpy(out + row * p.dim, sum + row * WIDTH, static_cast<size_t>(slice.valid) * sizeof(float));
 }
 
-template <class Real, class Index>
+template <class Index>
 static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
   const Problem& p = call.problem;
-  const Slice slice = slice_of(p.dim, backward_slice_width(p), backward_lanes(p), s);
+  const Slice slice = slice_of(p.dim, backward_slice_width(p), s);
   const Side<Index> side{call, image, 1 / static_cast<float>(p.patches)};
-  switch (slice.width / backward_lanes(p)) {
-    case 1: return slice_gradient<1, Real>(side, items, slice, scratch);
-    case 2: return slice_gradient<2, Real>(side, items, slice, scratch);
-    case 3: return slice_gradient<3, Real>(side, items, slice, scratch);
-    case 4: return slice_gradient<4, Real>(side, items, slice, scratch);
+  switch (slice.width / LANES) {
+    case 1: return slice_gradient<1>(side, items, slice, scratch);
+    case 2: return slice_gradient<2>(side, items, slice, scratch);
+    case 3: return slice_gradient<3>(side, items, slice, scratch);
+    case 4: return slice_gradient<4>(side, items, slice, scratch);
   }
-}
-
-static int64_t weight_bound_count(const BackwardCall& call, bool image) {
-#ifdef FIXED_SUMS
-  const Side<uint8_t> side{call, image, 0};
-  if (in_fixed_point(call.problem)) return bounds_stride(side) * count_runs(side);
-#endif
-  return 0;
-}
-
-static void find_weight_bounds(const BackwardCall& call, bool image, Range items, char* scratch) {
-#ifdef FIXED_SUMS
-  call.problem.wide ? find_weight_bounds<int16_t>(call, image, items, scratch)
-                    : find_weight_bounds<uint8_t>(call, image, items, scratch);
-#endif
 }
 
 static void backward(const BackwardCall& call, bool image, Range items, int64_t slice, char* scratch) {
-#ifdef FIXED_SUMS
-  if (in_fixed_point(call.problem))
-    return call.problem.wide ? any_slice<int16_t, int16_t>(call, image, items, slice, scratch)
-                             : any_slice<int16_t, uint8_t>(call, image, items, slice, scratch);
-#endif
-  call.problem.wide ? any_slice<float, int16_t>(call, image, items, slice, scratch)
-                    : any_slice<float, uint8_t>(call, image, items, slice, scratch);
+  call.problem.wide ? any_slice<int16_t>(call, image, items, slice, scratch)
+                    : any_slice<uint8_t>(call, image, items, slice, scratch);
 }

@@ -156,7 +156,7 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   const int64_t n1 = p.patches, stride = s.vectors * LANES, row0 = p.offsets[j];
   const int64_t length = p.offsets[j + 1] - row0, total = p.offsets[p.texts];
   const float text_nan = nan_or_zero(p.text, p.bf16, {row0, row0 + length}, p.dim);
-  for (int64_t v = 0; call.i2t && v < s.vectors; ++v) {
+  for (int64_t v = 0; v < s.vectors; ++v) {
     vf best = load(s.tile + v * LANES);
     vi where = {};
     for (int64_t r = 1; r < length; ++r) {
@@ -171,11 +171,10 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   for (int64_t i = images.begin; i < images.end; ++i) {
     const int64_t lane = (i - images.begin) * n1;
     const float nan = s.not_a_number[i - images.begin] + text_nan;
-    if (call.i2t) call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1) + nan;
+    call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1) + nan;
     if (call.maps.i2t)
       for (int64_t k = 0; k < n1; ++k)
         store_map(call.maps.i2t, p.wide, (i * p.texts + j) * n1 + k, s.winner[lane + k]);
-    if (!call.t2i) continue;
     float sum = 0;
     for (int64_t r = 0; r < length; ++r) {
       float value;
@@ -188,14 +187,14 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
 }
 
-static void forward(const ForwardCall& call, Range images, Range groups, Range, const char*, Ahead, char* scratch) {
+static void forward(const ForwardCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);
   for (int64_t i = images.begin; i < images.end; ++i)
     s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, {i * p.patches, (i + 1) * p.patches}, p.dim);
   const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS);
-  for (int64_t j = call.groups.bounds[groups.begin]; j < call.groups.bounds[groups.end]; ++j) {
+  for (int64_t j = texts.begin; j < texts.end; ++j) {
     const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;
     const float* text = static_cast<const float*>(p.text) + row0 * p.dim;
     if (p.bf16) {

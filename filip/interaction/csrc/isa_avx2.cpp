@@ -22,8 +22,7 @@ namespace {
 }  // namespace
 
 const Isa* avx2_isa() {
-  static const Isa isa = {"avx2", image_block, nullptr, nullptr, forward_bytes, forward,
-                          backward_slice_width, backward_bytes, weight_bound_count, find_weight_bounds, backward};
+  static const Isa isa = {"avx2", image_block, forward_bytes, forward, backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

@@ -2,8 +2,6 @@
 #include "interaction.h"
 
 #if defined(__x86_64__)
-#include <immintrin.h>
-
 #ifdef __clang__
 #pragma clang attribute push(__attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,avx2,fma"))), apply_to = function)
 #else
@@ -15,7 +13,6 @@
 #define TILE_ROWS 6
 #define BLOCK_LANES 448
 #define SLICE_VECTORS 4
-#define FIXED_SUMS
 
 namespace filip {
 namespace {
@@ -25,8 +22,7 @@ namespace {
 }  // namespace
 
 const Isa* avx512_isa() {
-  static const Isa isa = {"avx512", image_block, nullptr, nullptr, forward_bytes, forward,
-                          backward_slice_width, backward_bytes, weight_bound_count, find_weight_bounds, backward};
+  static const Isa isa = {"avx512", image_block, forward_bytes, forward, backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

@@ -15,8 +15,7 @@ namespace {
 }  // namespace
 
 const Isa* portable_isa() {
-  static const Isa isa = {"scalar", image_block, nullptr, nullptr, forward_bytes, forward,
-                          backward_slice_width, backward_bytes, weight_bound_count, find_weight_bounds, backward};
+  static const Isa isa = {"scalar", image_block, forward_bytes, forward, backward_slice_width, backward_bytes, backward};
   return &isa;
 }
 }  // namespace filip

@@ -28,8 +28,6 @@ std::vector<const Isa*> available_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
-  const bool vnni = avx512 && __builtin_cpu_supports("avx512vnni");
-  if (vnni) isas.push_back(avx512vnni_isa());
   if (avx512) isas.push_back(avx512_isa());
   if (avx2) isas.push_back(avx2_isa());
 #endif
@@ -93,63 +91,6 @@ class Workers {
   Buffer scratch_;
 };
 
-// Texts in groups of at most MAX_GROUP_TEXTS whose rows (of 64 floats, see fixed_point.cpp) fit a cache.
-std::vector<int64_t> group_texts(const Problem& p) {
-  constexpr int64_t rows = 160;
-  std::vector<int64_t> bounds{0};
-  for (int64_t j = 0; j < p.texts; ++j) {
-    const int64_t first = bounds.back();
-    if (j - first == MAX_GROUP_TEXTS || (j > first && p.offsets[j + 1] - p.offsets[first] > rows))
-      bounds.push_back(j);
-  }
-  bounds.push_back(p.texts);
-  return bounds;
-}
-
-int64_t row_bytes(const Problem& p) { return p.dim * (p.bf16 ? 2 : 4); }
-
-Ahead ahead_of(const Problem& p, Range images) {
-  const char* tokens = static_cast<const char*>(p.image);
-  const int64_t bytes = p.patches * row_bytes(p);
-  return {tokens + images.begin * bytes, tokens + images.end * bytes};
-}
-
-void run_forward(const Isa& isa, ForwardCall call) {
-  // A unit is one block of images x GROUPS groups of texts. The text of ROUND units is packed at a time, so that
-  // memory stays bounded for many texts; neither number may depend on the threads.
-  constexpr int64_t GROUPS = 48, ROUND = 2;
-  const Problem& p = call.problem;
-  const std::vector<int64_t> bounds = group_texts(p);
-  call.groups = {bounds.data()};
-  const int64_t groups = static_cast<int64_t>(bounds.size()) - 1;
-  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
-  const auto images_of = [&](int64_t b) {
-    return Range{at_most(b * block, p.images), at_most((b + 1) * block, p.images)};
-  };
-  const auto round_from = [&](int64_t first) { return Range{first, at_most(first + GROUPS * ROUND, groups)}; };
-  int64_t packed_bytes = 0;
-  for (int64_t first = 0; isa.packed_bytes && first < groups; first += GROUPS * ROUND) {
-    const Range round = round_from(first);
-    packed_bytes = at_least(packed_bytes, isa.packed_bytes(p, {bounds[round.begin], bounds[round.end]}));
-  }
-  Buffer packed(packed_bytes);
-  Workers for_each_unit(isa.forward_bytes(call));
-  for (int64_t first = 0; first < groups; first += GROUPS * ROUND) {
-    const Range round = round_from(first), texts{bounds[round.begin], bounds[round.end]};
-    if (isa.pack_group)
-      for_each_unit(round.end - round.begin, [&](int64_t unit, char*) {
-        isa.pack_group(call, texts, round.begin + unit, packed.data());
-      });
-    const int64_t spans = div_up(round.end - round.begin, GROUPS);
-    for_each_unit(blocks * spans, [&](int64_t unit, char* memory) {
-      const int64_t g = round.begin + unit % spans * GROUPS;
-      const int64_t own = unit / spans, later = own + at::get_num_threads();  // a guess: of this thread's next unit
-      isa.forward(call, images_of(own), {g, at_most(g + GROUPS, round.end)}, texts, packed.data(),
-                  ahead_of(p, images_of(later)), memory);
-    });
-  }
-}
-
 // Cuts items whose rows start at start(item) into blocks of about `rows` rows.
 template <class Start>
 std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) {
@@ -158,6 +99,21 @@ std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) 
     if (start(item + 1) - start(bounds.back()) > rows) bounds.push_back(item);
   bounds.push_back(items);
   return bounds;
+}
+
+void run_forward(const Isa& isa, const ForwardCall& call) {
+  // A unit is one block of images against texts of about SPAN_ROWS tokens: enough that copying the images is a few per
+  // cent of the work, and few enough that 16 images against 8,192 texts feed forty threads.
+  constexpr int64_t SPAN_ROWS = 4096;
+  const Problem& p = call.problem;
+  const auto spans = blocks_of(p.texts, SPAN_ROWS, [&](int64_t text) { return p.offsets[text]; });
+  const int64_t count = static_cast<int64_t>(spans.size()) - 1;
+  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
+  Workers for_each_unit(isa.forward_bytes(call));
+  for_each_unit(blocks * count, [&](int64_t unit, char* memory) {
+    const int64_t first = unit / count * block, span = unit % count;
+    isa.forward(call, {first, at_most(first + block, p.images)}, {spans[span], spans[span + 1]}, memory);
+  });
 }
 
 void run_backward(const Isa& isa, BackwardCall call) {
@@ -170,7 +126,8 @@ void run_backward(const Isa& isa, BackwardCall call) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
     const auto start = [&](int64_t item) { return image ? item * p.patches : p.offsets[item]; };
     const int64_t items = image ? p.images : p.texts;
-    prefer_huge_pages(image ? call.grad_image : call.grad_text, static_cast<size_t>(start(items) * row_bytes(p)));
+    prefer_huge_pages(image ? call.grad_image : call.grad_text,
+                      static_cast<size_t>(start(items) * p.dim) * sizeof(float));
     // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
     const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
     const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
@@ -178,12 +135,6 @@ void run_backward(const Isa& isa, BackwardCall call) {
     for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Workers for_each_unit(isa.backward_bytes(p, rows));
-    std::vector<float> weight_bounds(isa.weight_bound_count(call, image));
-    call.weight_bounds = weight_bounds.data();
-    if (!weight_bounds.empty())
-      for_each_unit(blocks, [&](int64_t unit, char* memory) {
-        isa.find_weight_bounds(call, image, {bounds[unit], bounds[unit + 1]}, memory);
-      });
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
       const Range range{bounds[unit / slices], bounds[unit / slices + 1]};
       isa.backward(call, image, range, unit % slices, memory);
@@ -210,8 +161,7 @@ FILIP_EXPORT const char* filip_isas() {
   return names.c_str();
 }
 
-// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. The matrix and the map of a
-// direction that is not wanted may be null, and both maps.
+// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. Both maps may be null.
 FILIP_EXPORT int filip_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
                   int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, float* i2t, float* t2i,
                   void* i2t_map, void* t2i_map) {
@@ -219,22 +169,22 @@ FILIP_EXPORT int filip_forward(const char* isa_name, const void* image, const vo
   if (!isa) return 1;
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
-    run_forward(*isa, ForwardCall{problem, {i2t_map, t2i_map}, {nullptr}, i2t, t2i});
+    run_forward(*isa, ForwardCall{problem, {i2t_map, t2i_map}, i2t, t2i});
   } catch (const std::bad_alloc&) {
     return 2;
   }
   return 0;
 }
 
+// Either gradient may be null.
 FILIP_EXPORT int filip_backward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
                    int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, const float* grad_i2t,
-                   const float* grad_t2i, void* i2t_map, void* t2i_map, void* grad_image, void* grad_text) {
+                   const float* grad_t2i, void* i2t_map, void* t2i_map, float* grad_image, float* grad_text) {
   const Isa* isa = find_isa(isa_name);
   if (!isa) return 1;
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
-    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image,
-                                    grad_text, nullptr});
+    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image, grad_text});
   } catch (const std::bad_alloc&) {
     return 2;
   }

@@ -2,7 +2,6 @@
 // including file defines together with its tile sizes:
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
 //   SLICE_VECTORS                columns of one backward slice, in vectors
-//   FIXED_SUMS                   (optional, AVX-512) 16-bit fixed point for the backward of bfloat16 tokens
 
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
@@ -18,25 +17,6 @@ static inline vi lane_numbers() {
   vi lanes;
   for (int l = 0; l < LANES; ++l) lanes[l] = l;
   return lanes;
-}
-
-#ifdef FIXED_SUMS
-// Twice as many numbers, in 16-bit fixed point: n stands for n / 2^15.
-typedef int16_t vs __attribute__((vector_size(VECTOR_BYTES)));
-typedef int16_t vs_unaligned __attribute__((vector_size(VECTOR_BYTES), aligned(2), may_alias));
-static inline vs load(const int16_t* p) { return *reinterpret_cast<const vs_unaligned*>(p); }
-static inline void store(int16_t* p, vs v) { *reinterpret_cast<vs_unaligned*>(p) = v; }
-static inline vs splat(int16_t s) { return s - vs{}; }
-static inline vs add_product(vs sum, vs a, vs b) {  // rounded to nearest
-  return sum + reinterpret_cast<vs>(_mm512_mulhrs_epi16(reinterpret_cast<__m512i>(a), reinterpret_cast<__m512i>(b)));
-}
-#endif
-static inline vf add_product(vf sum, vf a, vf b) { return sum + a * b; }
-
-// Numbers of type Real in a vector.
-template <class Real>
-constexpr int lanes_of() {
-  return VECTOR_BYTES / static_cast<int>(sizeof(Real));
 }
 
 // out[row][0 .. width) = columns [first, first + valid) of the given rows, zeros beyond.
@@ -56,15 +36,13 @@ static void copy_columns(const void* rows, bool bf16, Range range, int64_t dim, 
   }
 }
 
-// The dim columns cut into slices of `wanted` (a multiple of `lanes`); the last may be narrower, and hold fewer
+// The dim columns cut into slices of `wanted` (a multiple of LANES); the last may be narrower, and hold fewer
 // valid columns than its width.
 struct Slice {
   int64_t first, valid, width;
 };
 
-static inline int64_t slice_count(int64_t dim, int64_t wanted) { return div_up(dim, wanted); }
-
-static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t lanes, int64_t s) {
+static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t s) {
   const int64_t first = s * wanted, valid = at_most(wanted, dim - first);
-  return {first, valid, (valid + lanes - 1) & -lanes};
+  return {first, valid, round_up(valid, LANES)};
 }

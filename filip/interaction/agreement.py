@@ -1,0 +1,114 @@
+"""What ranks tell one another before the first token is sent, so that a mistake on one is an error on all.
+
+Without it a rank that raises, or that calls with another dtype, leaves the others waiting in a collective until the
+group's time-out, or sends them bytes that they misread. The description travels with the counts that every rank needs
+anyway, so it costs no further message.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from filip.interaction.collectives import Group, gather_counts, world_size
+
+FUNCTIONS = ("distributed_late_interaction", "distributed_pooled_similarity")
+EXCHANGES = ("gather", "ring")
+_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_MESSAGE_BYTES = 500
+
+
+class Call(NamedTuple):
+    """One rank's call in integers. All but the two counts must be the same on every rank."""
+
+    function: int = 0
+    valid: int = 0  # 0: this rank has found a mistake
+    images: int = 0
+    texts: int = 0
+    features: int = 0
+    image_dtype: int = 0  # that in which they are multiplied
+    text_dtype: int = 0
+    exchange: int = 0
+    image_gradient: int = 0
+    text_gradient: int = 0
+
+
+_MUST_AGREE: dict[str, tuple[str, Callable[[int], str], str]] = {
+    "features": ("the number of features", str, "use one width"),
+    "image_dtype": ("the dtype of the image tokens", lambda code: str(_DTYPES[code]), "use one dtype"),
+    "text_dtype": ("the dtype of the text tokens", lambda code: str(_DTYPES[code]), "use one dtype"),
+    "exchange": ("exchange", lambda code: repr(EXCHANGES[code]), "pass the same one"),
+    "image_gradient": ("whether image tokens need a gradient", lambda flag: "yes" if flag else "no",
+                       "freeze a tower on all ranks or on none"),
+    "text_gradient": ("whether text tokens need a gradient", lambda flag: "yes" if flag else "no",
+                      "freeze a tower on all ranks or on none"),
+}  # fmt: skip
+
+
+def describe(
+    function: str,
+    image: Tensor,
+    text: Tensor,
+    texts: int,
+    exchange: str = "gather",
+    dtype: torch.dtype | None = None,
+) -> Call:
+    """The call of ``function`` with these tokens (or vectors), multiplied in ``dtype`` (default: their own)."""
+    needs = torch.is_grad_enabled()
+    return Call(
+        FUNCTIONS.index(function),
+        1,
+        len(image),
+        texts,
+        image.shape[-1],
+        _DTYPES.index(dtype or image.dtype),
+        _DTYPES.index(dtype or text.dtype),
+        EXCHANGES.index(exchange),
+        int(needs and image.requires_grad),
+        int(needs and text.requires_grad),
+    )
+
+
+def exchange_calls(own: Call | Exception, device: torch.device, group: Group) -> list[Call]:
+    """Every rank's call, in rank order; ``own`` is this rank's, or the exception with which it refused its arguments.
+
+    If a rank has refused, it raises its exception and every other rank a ValueError with the same sentence; if the
+    calls do not fit together, all raise the same ValueError.
+    """
+    mistake = own if isinstance(own, Exception) else None
+    call = Call() if isinstance(own, Exception) else own
+    calls = [Call(*numbers) for numbers in gather_counts(list(call), device, group)]
+    if not all(other.valid for other in calls):
+        sentences = _gather_messages(str(mistake or ""), device, group)
+        if mistake is not None:
+            raise mistake
+        rank = next(rank for rank, other in enumerate(calls) if not other.valid)
+        raise ValueError(f"rank {rank} of {len(calls)} refused its arguments: {sentences[rank]}")
+    _compare(calls)
+    return calls
+
+
+def _compare(calls: list[Call]) -> None:
+    if len({call.function for call in calls}) > 1:
+        names = ", ".join(f"{FUNCTIONS[call.function]} on rank {rank}" for rank, call in enumerate(calls))
+        raise ValueError(f"the ranks called different functions: {names}; call them in the same order")
+    for name, (what, show, remedy) in _MUST_AGREE.items():
+        values: list[int] = [getattr(call, name) for call in calls]
+        other = next((rank for rank, value in enumerate(values) if value != values[0]), None)
+        if other is not None:
+            raise ValueError(
+                f"the ranks of {FUNCTIONS[calls[0].function]} disagree on {what}: {show(values[0])} on rank 0, "
+                f"{show(values[other])} on rank {other}; {remedy}"
+            )
+
+
+def _gather_messages(own: str, device: torch.device, group: Group) -> list[str]:
+    encoded = own.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
+    sent = torch.tensor(list(encoded), dtype=torch.uint8, device=device)
+    parts = [torch.empty_like(sent) for _ in range(world_size(group))]
+    dist.all_gather(parts, sent, group=group)
+    return [bytes(part.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts]

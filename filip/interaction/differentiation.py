@@ -1,0 +1,54 @@
+"""What the engine's gradients cannot do, said where it is tried."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Gradients = tuple[Tensor | None, ...]
+
+
+def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
+    """For the ``backward`` of an autograd Function: differentiating what it returns raises, naming the reason.
+
+    PyTorch's ``once_differentiable`` does so only if the upstream gradient needs a gradient itself; otherwise a
+    gradient penalty is dropped in silence.
+    """
+
+    @functools.wraps(backward)
+    def once(ctx: Any, *grads: Tensor) -> Gradients:
+        with torch.no_grad():
+            found = backward(ctx, *grads)
+        if not torch.is_grad_enabled():  # it is on with create_graph=True
+            return found
+        anchor = torch.zeros((), requires_grad=True)
+        return tuple(g if g is None else _SecondDerivative.apply(g, anchor) for g in found)
+
+    return once
+
+
+class _SecondDerivative(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+        return gradient.view_as(gradient)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
+        raise NotImplementedError(
+            "late interaction has no second derivative; for a gradient penalty write the similarity in plain PyTorch "
+            "(filip.interaction.reference.late_interaction)"
+        )
+
+
+def refuse_transforms(name: str) -> None:
+    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and their kin."""
+    active = getattr(torch._C, "_are_functorch_transforms_active", None)
+    if active is not None and active():
+        raise NotImplementedError(
+            f"{name} does not run inside torch.func transforms (grad, vmap, jvp, ...): its gradient comes from "
+            "compiled kernels; use torch.autograd.grad or backward(), or filip.interaction.reference.late_interaction"
+        )
