@@ -118,6 +118,9 @@ class SourceCard:
     group_column: str | None = None  # equal value = same content, a positive in a batch
     extra_columns: Names = field(default_factory=lambda: [])  # carried along
     image_root: str | None = None  # put before the url column where the list has file names only
+    allow_private_hosts: bool = (
+        False  # URLs of this machine and its network; a list from elsewhere must not have them
+    )
     split: str | None = None  # karpathy lists: the splits to take, joined by "+"
     expected_count: int | None = None  # pairs in the published list
     text_rules: TextRuleSettings = field(default_factory=TextRuleSettings)

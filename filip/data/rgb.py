@@ -5,6 +5,9 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
+# What Pillow may open of other people's: what pictures on the web are. Its other 30 formats are code that hostile bytes
+# need not reach (EPS starts Ghostscript).
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
 
 

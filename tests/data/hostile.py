@@ -231,6 +231,30 @@ class Hostile:
 
 
 @contextmanager
+def redirecting_server() -> Iterator[tuple[int, dict[str, str]]]:
+    """Its port, and where it sends whoever asks for a path; to be filled in."""
+    targets: dict[str, str] = {}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(302)
+            self.send_header("Location", targets[self.path])
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield server.server_port, targets
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@contextmanager
 def dripping_port(data: bytes, pause: float) -> Iterator[int]:
     """A port that says ``data`` to whoever connects, whatever was asked, a byte every ``pause`` seconds."""
     over = threading.Event()

@@ -65,6 +65,7 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
     card = parse_card(
         {
             "name": "hostile",
+            "allow_private_hosts": True,
             "download": {
                 "image_size": 120,
                 "timeout": 1,
@@ -137,7 +138,8 @@ from filip.data.cards import parse_card
 from filip.data.download import download
 if __name__ == "__main__":
     settings = {"image_size": 32, "timeout": 5, "samples_per_shard": 40, "threads": 8, "retry_passes": 0}
-    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("k.yaml"))
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("k.yaml"))
     print(download("list.parquet", "shards", card).n_out)
 """
 
@@ -269,7 +271,8 @@ def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path)
 def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.fetching.img2dataset_setup.CheckedResizer", DeadlyResizer)
     settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
-    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
     with hostile.hostile_server() as server:
         names = [f"image{n}" for n in range(9)]
         urls = [server.url(name) for name in [*names[:3], "jpeg", "webp", *names[3:]]]
@@ -354,7 +357,8 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
     from filip.data.fetching.shards import ListReader
 
     settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
-    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
     with hostile.hostile_server() as server:
         source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(20)])
         out = tmp_path / "shards"

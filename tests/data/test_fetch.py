@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _retry_after, ascii_url, fetch
+from filip.data.fetching.access import PUBLIC, Access, is_public
+from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -31,6 +32,8 @@ def closed_port() -> int:
 
 
 def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None, float]:
+    """From the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
+    options.setdefault("access", Access(private_hosts=True))
     started = time.monotonic()
     key, body, error = fetch((7, url), TIMEOUT, retries, "img2dataset", DIRECTIVES, **options)
     assert key == 7 and (body is None) != (error is None)
@@ -83,7 +86,7 @@ def test_a_handshake_that_drips_is_ended() -> None:
         opener.add_handler(urllib.request.ProxyHandler({"https": f"http://127.0.0.1:{port}"}))
         opener.add_handler(_HTTPSHandler())
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("filip.data.fetching.fetch._opener", lambda files: opener)
+            patch.setattr("filip.data.fetching.fetch._opener", lambda access: opener)
             _, reason, seconds = get("https://a.invalid/a.jpg")
     assert reason == "timeout" and seconds < 4.5 * TIMEOUT
 
@@ -128,8 +131,9 @@ def test_good_answers(server: hostile.Hostile, tmp_path: Path) -> None:
     image = tmp_path / "a b.jpg"
     image.write_bytes(expected)
     assert get(image.as_uri())[1] == "malformed_url", "a list must not read this machine's files"
-    assert get(image.as_uri(), files=True)[0] == expected
-    assert get((tmp_path / "none.jpg").as_uri(), files=True)[1] == "missing_file"
+    folder = Access(folder=str(tmp_path))
+    assert get(image.as_uri(), access=folder)[0] == expected
+    assert get((tmp_path / "none.jpg").as_uri(), access=folder)[1] == "missing_file"
 
 
 def test_only_what_may_pass_is_tried_again(server: hostile.Hostile) -> None:
@@ -165,3 +169,93 @@ def test_how_long_a_host_asks_to_be_left_alone() -> None:
     assert asked("7") == 7 and asked(None) == 2.0 and asked("soon") == 2.0 and asked(None, 503) == 0.0
     assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
     assert 3e9 > asked("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("127.0.0.1", False),
+        ("0.0.0.0", False),
+        ("10.1.2.3", False),
+        ("172.16.0.9", False),
+        ("192.168.1.1", False),
+        ("100.64.0.1", False),  # of a provider's own network
+        ("169.254.169.254", False),  # the metadata of a machine in a cloud
+        ("224.0.0.1", False),
+        ("::1", False),
+        ("fe80::1%eth0", False),
+        ("fd00::1", False),
+        ("::ffff:127.0.0.1", False),
+        ("64:ff9b::7f00:1", False),  # NAT64 of 127.0.0.1
+        ("64:ff9b::808:808", True),
+        ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert is_public(address) == public
+
+
+def test_a_list_does_not_reach_this_machine_unless_the_card_allows_it(server: hostile.Hostile) -> None:
+    port = server.server.server_port
+    assert get(server.url("jpeg"))[0] == hostile.plain()
+    asked = len(server.agents)
+    for host in (
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "127.1",
+        "0x7f000001",
+        "[::ffff:127.0.0.1]",
+        "0.0.0.0",
+    ):
+        assert get(f"http://{host}:{port}/jpeg", access=PUBLIC)[1] == "private_address", host
+    assert len(server.agents) == asked, "refused before a byte is sent"
+
+
+def test_a_name_that_resolves_to_this_machine_is_refused_by_its_address(
+    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The resolver is the only thing that is replaced: an attacker's name server answers what it likes."""
+    place = ("127.0.0.1", server.server.server_port)
+    answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)]
+    monkeypatch.setattr("socket.getaddrinfo", lambda *_: answer)
+    assert get("http://pictures.example/jpeg", access=PUBLIC)[1] == "private_address"
+    assert get("http://pictures.example/jpeg")[0] == hostile.plain()
+
+
+def test_redirections_into_the_private_network_and_to_files_are_refused(
+    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first host counts as public here, the one that it sends to does not."""
+    with hostile.redirecting_server() as (port, targets):
+        targets["/private"] = server.url("jpeg").replace("127.0.0.1", "127.0.0.2")
+        targets["/metadata"] = "http://169.254.169.254/latest/meta-data/"
+        targets["/file"] = "file:///etc/hostname"
+        monkeypatch.setattr("filip.data.fetching.access.is_public", lambda address: address == "127.0.0.1")
+        for path, reason in (("private", "private_address"), ("metadata", "private_address")):
+            assert get(f"http://127.0.0.1:{port}/{path}", access=PUBLIC)[1] == reason
+        assert get(f"http://127.0.0.1:{port}/file")[1] == "forbidden_scheme"
+        assert get(f"http://127.0.0.1:{port}/file", access=Access(True, folder="/"))[1] == "forbidden_scheme"
+
+
+def test_a_proxy_may_be_private_but_is_not_asked_for_private_hosts(
+    server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opener = _opener.__wrapped__
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{server.server.server_port}")
+    monkeypatch.setenv("no_proxy", "")
+    monkeypatch.setattr("filip.data.fetching.fetch._opener", opener)
+    for host in ("127.0.0.1", "localhost", "0x7f.1", "[::1]", "169.254.169.254"):
+        assert get(f"http://{host}/jpeg", access=PUBLIC)[1] == "private_address", host
+    assert get("http://pictures.example/jpeg", access=PUBLIC)[1] != "private_address"
+
+
+def test_a_file_has_to_be_in_the_cards_folder(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    (tmp_path / "secret.jpg").write_bytes(hostile.plain())
+    url = (tmp_path / "images").as_uri()
+    access = Access(folder=str(tmp_path / "images"))
+    for name in ("../secret.jpg", "%2e%2e/secret.jpg"):
+        assert get(f"{url}/{name}", access=access)[1] == "outside"

@@ -13,6 +13,7 @@ from img2dataset.resizer import Resizer
 from PIL import Image
 
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.loading.images import UNDECODABLE, decode
 from tests.data import hostile
 
 WHITE = (255, 255, 255)
@@ -153,3 +154,19 @@ def test_one_image_takes_bounded_memory(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, "-c", PEAK, *names], capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) < 25 * 3000 * 3000
+
+
+def test_postscript_does_not_reach_ghostscript(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ghostscript = tmp_path / "gs"
+    ghostscript.write_text(f"#!/bin/sh\ntouch {tmp_path}/started\n")
+    ghostscript.chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    monkeypatch.setattr("PIL.EpsImagePlugin.gs_binary", None)  # looked for anew
+    drawing = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(drawing, "EPS")
+    assert Image.open(io.BytesIO(drawing.getvalue())).format == "EPS", "Pillow alone would take it"
+    problem, _ = inspect(drawing.getvalue(), 0, 10)
+    assert problem and problem.startswith("not_an_image")
+    with pytest.raises(UNDECODABLE):
+        decode(drawing.getvalue())
+    assert not (tmp_path / "started").exists()

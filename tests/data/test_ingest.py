@@ -16,7 +16,6 @@ from PIL import Image
 from filip.data.cards import SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
 from filip.data.ingest import IngestConfig, ingest
-from filip.data.ingesting.storing import InProgress
 from filip.data.loading.config import Source
 from filip.data.loading.images import decode
 from filip.data.loading.pair_index import index_source
@@ -29,7 +28,6 @@ from filip.files import write_json
 from tests.data import hostile
 from tests.data.killing import kill_at_random
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
-from tests.data.poisoned import DEADLY, Deadly
 from tests.data.test_image_rules import EXPECTED, assert_colours
 from tests.data.test_loader import loader
 from tests.support.shards import write_tar
@@ -327,18 +325,3 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
     assert [path.name for path in (tmp_path / "killed" / "_work").glob("0*")] == []
     for name in ("json", "texts.json"):
         assert (tmp_path / f"whole.{name}").read_text() == (tmp_path / f"killed.{name}").read_text()
-
-
-@pytest.mark.slow
-def test_an_image_that_kills_its_process_twice_is_given_up_and_one_that_was_only_near_is_not(
-    tmp_path: Path,
-) -> None:
-    (tmp_path / "progress").write_text("3\n7\n")  # of two processes that were killed
-    progress = InProgress(tmp_path / "progress")
-    deadly = Deadly()
-    assert progress.survives(0, deadly, DEADLY)  # not under suspicion: only noted
-    assert (tmp_path / "progress").read_text().split() == ["3", "7", "0"]
-    assert not progress.survives(3, deadly, DEADLY)
-    assert progress.survives(7, deadly, picture("dog.png"))
-    progress.done()
-    assert not (tmp_path / "progress").exists()

@@ -20,11 +20,12 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from email.utils import parsedate_to_datetime
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from img2dataset.downloader import is_disallowed
 
+from filip.data.fetching.access import PUBLIC, Access, Refused
 from filip.data.fetching.outcomes import TRANSIENT
 
 MAX_BYTES = 64 << 20
@@ -95,8 +96,8 @@ def _deadlines() -> _Deadlines:
         return _deadlines_by_process[os.getpid()]
 
 
-def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
-    """``socket.create_connection`` within this thread's deadline, however many dead addresses a host has."""
+def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
+    """``socket.create_connection`` to allowed addresses, within this thread's deadline, however many are dead."""
     problem: OSError = TimeoutError("timed out: no time left to connect")
     for family, kind, protocol, _name, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
         left = min(timeout, _deadlines().left())
@@ -104,6 +105,7 @@ def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket
             break
         sock = None
         try:
+            access.check_address(str(place[0]), address[0])
             sock = socket.socket(family, kind, protocol)
             sock.settimeout(left)
             sock.connect(place)
@@ -120,27 +122,52 @@ def _connect(address: tuple[str, int], timeout: float, *_: Any) -> socket.socket
 class _HTTPConnection(http.client.HTTPConnection):
     _create_connection: Any  # http.client calls it to connect, before a proxy's tunnel and before TLS
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, access: Access = PUBLIC, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._create_connection = _connect
+        self._create_connection = partial(_connect, access)
 
 
 class _HTTPSConnection(http.client.HTTPSConnection):
     _create_connection: Any
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, access: Access = PUBLIC, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._create_connection = _connect
+        self._create_connection = partial(_connect, access)
 
 
 class _HTTPHandler(urllib.request.HTTPHandler):
+    def __init__(self, access: Access = PUBLIC) -> None:
+        super().__init__()
+        self.access = access
+
     def http_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_HTTPConnection, request)
+        return self.do_open(_HTTPConnection, request, access=_access_of(request, self.access))
 
 
 class _HTTPSHandler(urllib.request.HTTPSHandler):
+    def __init__(self, access: Access = PUBLIC) -> None:
+        super().__init__()
+        self.access = access
+
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_HTTPSConnection, request)
+        return self.do_open(_HTTPSConnection, request, access=_access_of(request, self.access))
+
+
+def _access_of(request: urllib.request.Request, access: Access) -> Access:
+    """For a request through a proxy: the proxy may be private, and what it is asked for is checked by name."""
+    if not (request.has_proxy() or getattr(request, "_tunnel_host", None)):
+        return access
+    access.check_name(urllib.parse.urlsplit(request.full_url).hostname or "")
+    return Access(private_hosts=True)
+
+
+class _FileHandler(urllib.request.FileHandler):
+    def __init__(self, access: Access) -> None:
+        self.access = access
+
+    def file_open(self, request: urllib.request.Request) -> Any:
+        self.access.check_file(urllib.request.url2pathname(request.selector))
+        return super().file_open(request)
 
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
@@ -152,19 +179,19 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 
 
 @cache
-def _opener(files: bool) -> urllib.request.OpenerDirector:
+def _opener(access: Access) -> urllib.request.OpenerDirector:
     """HTTP and HTTPS (with the environment's proxies); ``file:`` only for cards that name a folder of images."""
     opener = urllib.request.OpenerDirector()
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.ProxyHandler(),
         urllib.request.UnknownHandler(),
-        _HTTPHandler(),
-        _HTTPSHandler(),
+        _HTTPHandler(access),
+        _HTTPSHandler(access),
         urllib.request.HTTPDefaultErrorHandler(),
         _RedirectHandler(),
         urllib.request.HTTPErrorProcessor(),
     ]
-    for handler in handlers + ([urllib.request.FileHandler()] if files else []):
+    for handler in handlers + ([_FileHandler(access)] if access.folder is not None else []):
         opener.add_handler(handler)
     return opener
 
@@ -176,7 +203,7 @@ def fetch(
     user_agent_token: str | None,
     disallowed_header_directives: set[str] | None,
     *,
-    files: bool = False,
+    access: Access = PUBLIC,
 ) -> tuple[int, io.BytesIO | None, str | None]:
     """``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``. Never raises, never hangs.
 
@@ -184,14 +211,14 @@ def fetch(
     """
     key, url = row
     problem = "other: not tried"
-    host = urllib.parse.urlsplit(url).netloc if "://" in url else ""
+    host = url.partition("://")[2].partition("/")[0]  # not urlsplit, which raises for some
     for attempt in range(retries + 1):
         _hosts.wait(host)
         started = time.monotonic()
         try:
             with _deadlines().deadline(DEADLINE * timeout):
                 data, problem = _fetch_once(
-                    url, timeout, user_agent_token, disallowed_header_directives, files
+                    url, timeout, user_agent_token, disallowed_header_directives, access
                 )
             if data is not None:
                 return key, data, None
@@ -240,12 +267,12 @@ def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
 
 
 def _fetch_once(
-    url: str, timeout: float, token: str | None, directives: set[str] | None, files: bool
+    url: str, timeout: float, token: str | None, directives: set[str] | None, access: Access
 ) -> tuple[io.BytesIO | None, str]:
     agent = USER_AGENT.format(token=token or "img2dataset")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
-    with _opener(files).open(request, timeout=timeout) as response:
+    with _opener(access).open(request, timeout=timeout) as response:
         if directives and is_disallowed(response.headers, token, directives):
             return None, f"opted_out: {OPTED_OUT}"
         promised = getattr(response, "length", None) or 0  # http.client's reading of Content-Length
@@ -288,8 +315,12 @@ def _reason(error: BaseException, detail: str) -> str:
     if isinstance(error, urllib.error.HTTPError):
         if "infinite loop" in detail:
             return "redirect_loop"
+        if "is not allowed" in detail:  # urllib follows a redirection to http and https only
+            return "forbidden_scheme"
         return "http_5xx" if error.code >= 500 else f"http_{error.code}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error
+    if isinstance(cause, Refused):
+        return cause.reason
     if isinstance(cause, TimeoutError) or "timed out" in detail:
         return "timeout"
     if isinstance(cause, socket.gaierror):

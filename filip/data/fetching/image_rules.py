@@ -18,7 +18,7 @@ import numpy as np
 from img2dataset.resizer import Resizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from filip.data.rgb import STRIP, to_rgb
+from filip.data.rgb import FORMATS, STRIP, to_rgb
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about there on, and refuses twice as many
 ORIENTATION = 0x0112
@@ -52,7 +52,7 @@ def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data))
+            image = Image.open(io.BytesIO(data), formats=FORMATS)
     except Image.DecompressionBombError as error:
         return f"too_many_pixels: {error}", None
     except UnidentifiedImageError:

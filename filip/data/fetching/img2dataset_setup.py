@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from filip.data.cards import SourceCard
+from filip.data.fetching.access import Access
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
 from filip.data.fetching.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
 
@@ -26,7 +30,7 @@ def make_downloader(
     )
     return ShardDownloader(
         final_folder=folder,
-        allow_files=card.image_root is not None,
+        access=Access(card.allow_private_hosts, local_root(card)),
         sample_writer_class=OrderedWriter,
         resizer=resizer,
         thread_count=load.threads,
@@ -43,3 +47,11 @@ def make_downloader(
         user_agent_token="img2dataset",
         disallowed_header_directives=opt_outs,
     )
+
+
+def local_root(card: SourceCard) -> str | None:
+    """The card's image_root if it is a folder of this machine, not a host's; its `file:` URLs may be read."""
+    root = card.image_root
+    if root is None or root.startswith("file:"):
+        return root and url2pathname(urlsplit(root).path)
+    return None if "://" in root else os.path.abspath(root)

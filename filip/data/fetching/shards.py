@@ -36,6 +36,7 @@ import img2dataset.downloader
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.data.fetching.access import Access
 from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
 from filip.data.fetching.in_progress import CRASHED, InProgress, suspects
 from filip.data.fetching.outcomes import TAR_SHA256
@@ -184,9 +185,9 @@ def _tar_header(name: str, size: int) -> bytes:
 class ShardDownloader(img2dataset.downloader.Downloader):
     """img2dataset's Downloader with the bounded fetch; a shard is moved to its place when it is complete."""
 
-    def __init__(self, final_folder: Path, allow_files: bool, **options: Any) -> None:
+    def __init__(self, final_folder: Path, access: Access, **options: Any) -> None:
         super().__init__(output_folder="", **options)
-        self.final_folder, self.allow_files = final_folder, allow_files
+        self.final_folder, self.access = final_folder, access
         self.decoder = options["resizer"]
         self.retried: dict[
             int, set[int]
@@ -229,7 +230,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
             return row[0], None, "other: the shard was given up"  # no use asking for what cannot be stored
         if row[0] in self.skipped:
             return row[0], None, "retried: in a later pass"
-        key, data, problem = fetch(row, files=self.allow_files, **options)
+        key, data, problem = fetch(row, access=self.access, **options)
         return key, None if data is None else Body(key, data.getvalue()), problem
 
 

@@ -7,9 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +18,7 @@ from PIL import Image
 from filip.data.cards import SourceCard
 from filip.data.fetching.fetch import MAX_BYTES
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.shards import OrderedWriter
 from filip.data.ingesting import LAYOUTS
 from filip.data.loading.shard_index import shard_index
@@ -47,7 +46,6 @@ OUTCOME = pa.schema(
 )
 # Of one file, not of the disk that it is on: the image is counted, and the run goes on.
 OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
-SECONDS_ALONE = 600.0  # in which an image that is under suspicion has to be decoded
 Row = dict[str, Any]
 
 
@@ -90,6 +88,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
+    complete = False
     try:
         described = _link(rows, kept, shard, staging, card, layout)
         if described is None:
@@ -107,8 +106,9 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
         for suffix in SUFFIXES:
             os.replace(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
-        progress.done()
+        complete = True
     finally:
+        progress.close(complete)
         shutil.rmtree(staging, ignore_errors=True)
     return len(rows)
 
@@ -164,8 +164,8 @@ def _write(
         described = _described(row, f"{shard:05d}{number:06d}")
         data, problem = _read(row, layout)
         image = None
-        if data is not None and not progress.survives(number, resizer, data):
-            data, problem = None, "crashed: a process that decodes it dies (out of memory?)"
+        if data is not None and not progress.survives(number, resizer, io.BytesIO(data)):
+            data, problem = None, CRASHED
         if data is None:
             described |= {"status": "failed_to_download", "error_message": problem}
         else:
@@ -179,37 +179,6 @@ def _write(
         writer.write(image, described["key"], row["caption"], described)
     writer.close()
     return writer.rows
-
-
-class InProgress:
-    """Which image of a shard is being decoded, in a file, so that one that kills its process is known by number.
-
-    A number that a killed process left is not proof: the whole run may have been killed. That image is decoded in a
-    process of its own, and is given up only if this process dies as well.
-    """
-
-    def __init__(self, path: Path) -> None:
-        found = path.read_text().split() if path.exists() else []
-        self.path, self.suspects = path, {int(number) for number in found}
-        self.file = os.open(path, os.O_RDWR | os.O_CREAT)
-        self.end = os.lseek(self.file, 0, os.SEEK_END)
-
-    def survives(self, number: int, resizer: Callable[[io.BytesIO], Any], data: bytes) -> bool:
-        """Note that image ``number`` comes next; False if it must not be decoded in this process."""
-        if number in self.suspects:
-            alone = get_context("spawn").Process(target=resizer, args=(io.BytesIO(data),))
-            alone.start()
-            alone.join(SECONDS_ALONE)
-            exit_code = alone.exitcode
-            alone.kill()
-            return exit_code == 0
-        os.pwrite(self.file, f"{number:<11}\n".encode(), self.end)
-        return True
-
-    def done(self) -> None:
-        """The shard is complete."""
-        os.close(self.file)
-        self.path.unlink()
 
 
 def _described(row: Row, key: str) -> Row:

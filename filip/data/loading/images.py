@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
-from filip.data.rgb import to_rgb
+from filip.data.rgb import FORMATS, to_rgb
 
 # What PIL raises for broken files; it has no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -30,13 +30,13 @@ def decode(data: bytes) -> np.ndarray:
     elif data.startswith(_PNG) and data[24:26] == b"\x08\x02" and b"tRNS" not in data[:1024]:  # 8 bit, RGB
         kind = decode_png
     else:
-        return np.array(to_rgb(Image.open(io.BytesIO(data))))
+        return np.array(to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)))
     try:
         image = kind(torch.frombuffer(bytearray(data), dtype=torch.uint8), mode=ImageReadMode.UNCHANGED)
     except RuntimeError:
         image = None
     if image is None or image.shape[0] != 3:
-        return np.array(to_rgb(Image.open(io.BytesIO(data))))
+        return np.array(to_rgb(Image.open(io.BytesIO(data), formats=FORMATS)))
     return image.permute(1, 2, 0).numpy()
 
 
@@ -44,4 +44,4 @@ def open_draft(data: bytes) -> Image.Image | None:
     """A large JPEG, opened but not decoded, for those who may need fewer pixels than it has; else None."""
     if len(data) < _WORTH_A_DRAFT or not data.startswith(b"\xff\xd8"):
         return None
-    return Image.open(io.BytesIO(data))
+    return Image.open(io.BytesIO(data), formats=FORMATS)

@@ -19,7 +19,7 @@ from torch import Tensor
 from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode, open_draft
-from filip.data.rgb import to_rgb
+from filip.data.rgb import FORMATS, to_rgb
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -137,7 +137,7 @@ class EvalTransform:
 
     def pixels(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
         """uint8 ``[S, S, 3]`` of an encoded image, not normalised; the generator is not used."""
-        return self._crop(Image.open(io.BytesIO(data)))
+        return self._crop(Image.open(io.BytesIO(data), formats=FORMATS))
 
     def _crop(self, image: Image.Image) -> np.ndarray:
         size, image = self.image_size, to_rgb(image)

@@ -1,0 +1,76 @@
+"""What a list of URLs may reach: hosts of the public internet, and one folder where the card names it.
+
+A list from elsewhere is not to be trusted: its URLs, the redirections that they lead to, and the names that a server of
+theirs resolves, may point at this machine, at its network, or at a cloud's metadata service. So the address itself is
+looked at, after the name is resolved and before the connection is made to that very address.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from dataclasses import dataclass
+from typing import Any
+
+NAT64 = ipaddress.ip_network("64:ff9b::/96")
+
+
+class Refused(OSError):
+    """A URL that leads where the card does not allow; ``reason`` is its bucket in the funnel."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+
+
+@dataclass(frozen=True)
+class Access:
+    """What is allowed beyond the public internet."""
+
+    private_hosts: bool = False  # loopback, link-local and private addresses
+    folder: str | None = None  # `file:` URLs below this folder
+
+    def check_address(self, address: str, host: str) -> None:
+        """Raise Refused unless a connection to this address (of the host ``host``) is allowed."""
+        if not self.private_hosts and not is_public(address):
+            raise Refused(
+                "private_address",
+                f"{host} is {address}, which is no address of the public internet (allow_private_hosts in the card)",
+            )
+
+    def check_name(self, host: str) -> None:
+        """The same for a host that a proxy will resolve: only what is an address by itself can be told."""
+        if host == "localhost" or host.endswith(".localhost"):
+            self.check_address("127.0.0.1", host)
+        try:
+            self.check_address(socket.inet_ntoa(socket.inet_aton(host)), host)  # 127.1 and 2130706433, too
+        except Refused:
+            raise
+        except OSError:
+            try:
+                ipaddress.ip_address(host)
+            except ValueError:
+                return
+            self.check_address(host, host)
+
+    def check_file(self, path: str) -> None:
+        """Raise Refused unless ``path`` lies in the folder."""
+        folder = os.path.abspath(self.folder or "")
+        if self.folder is None or os.path.commonpath([folder, os.path.abspath(path)]) != folder:
+            raise Refused("outside", f"{path} is not in {self.folder}")
+
+
+PUBLIC = Access()
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the public internet, also where another is wrapped in it."""
+    ip: Any = ipaddress.ip_address(address.partition("%")[0])
+    if ip.version == 6:
+        wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])
+        if wrapped is None and ip in NAT64:
+            wrapped = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
+        if wrapped is not None:
+            ip = wrapped
+    return bool(ip.is_global and not ip.is_multicast)
