@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from filip.export.hf_folder import write_hf
+from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.open_clip_folder import write_open_clip
 from filip.export.safetensors_file import write_safetensors
 from filip.export.source import Source
@@ -13,5 +14,6 @@ from filip.export.source import Source
 FORMATS: dict[str, Callable[[Source, str], None]] = {
     "safetensors": write_safetensors,
     "hf": write_hf,
+    "mv": write_multi_vector,
     "open_clip": write_open_clip,
 }

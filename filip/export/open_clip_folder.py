@@ -70,7 +70,7 @@ def _refuse_what_clip_is_not(model: DualEncoder) -> None:
     if config.interaction != "pooled":
         raise UserError(
             "to=open_clip holds pooled models only: open_clip compares one vector per image and text, and this model "
-            "is token-wise; to=hf keeps the tokens"
+            "is token-wise; to=hf and to=mv keep the tokens"
         )
     ours = {name for name in model.state_dict() if name.startswith("image.")}
     clips = {name for name in open_clip_names(model.image.depth, 0) if name.startswith("image.")}

@@ -1,0 +1,102 @@
+"""FILIP for sentence-transformers: ``MultiVectorEncoder(folder, trust_remote_code=True)``, of images and texts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from sentence_transformers.base.modality import infer_modality
+from sentence_transformers.base.modules import InputModule
+from transformers import AutoTokenizer
+from transformers.image_utils import load_image
+
+from .filip_inputs import clean, to_pixels
+from .filip_towers import Towers
+
+
+class FilipMultiVector(InputModule):
+    """Both towers. A batch is of images (PIL, paths, URLs) or of texts; each token becomes one unit vector."""
+
+    config_file_name = "filip_config.json"
+    config_keys: list[str] = ["config"]  # noqa: RUF012 (an instance variable of the base class)
+
+    def __init__(self, config: dict[str, Any], tokenizer: Any) -> None:
+        super().__init__()
+        self.config = config
+        self.tokenizer = tokenizer
+        self.towers = Towers(config)
+
+    @property
+    def modalities(self) -> list[Any]:
+        return ["text", "image"]
+
+    @property
+    def max_seq_length(self) -> int:
+        return self.config["text"]["context_length"]
+
+    def get_embedding_dimension(self) -> int:
+        return self.config["embed_dim"]
+
+    def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
+        """``pixel_values``, or ``input_ids`` and ``attention_mask``."""
+        images = [_image(one) for one in inputs]
+        if any(image is not None for image in images):
+            size = self.config["image"]["image_size"]
+            return {
+                "pixel_values": torch.stack([to_pixels(image, size) for image in images if image is not None])
+            }
+        texts = [clean((prompt or "") + _text(one)) for one in inputs]
+        return dict(
+            self.tokenizer(
+                texts, padding=True, truncation=True, max_length=self.max_seq_length, return_tensors="pt"
+            )
+        )
+
+    def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+        """Adds ``token_embeddings [b, n, d]`` and the ``attention_mask [b, n]`` of its tokens."""
+        if "pixel_values" in features:
+            tokens = self.towers.encode_image(features["pixel_values"])
+            mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
+            return {**features, "token_embeddings": tokens, "attention_mask": mask}
+        tokens = self.towers.encode_text(features["input_ids"], features["attention_mask"])
+        return {**features, "token_embeddings": tokens}
+
+    def save(self, output_path: str, *args: Any, safe_serialization: bool = True, **kwargs: Any) -> None:
+        self.save_config(output_path)
+        self.save_torch_weights(output_path, safe_serialization=safe_serialization)
+        self.save_tokenizer(output_path)
+
+    @classmethod
+    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> FilipMultiVector:
+        found = {
+            name: kwargs[name]
+            for name in ("token", "cache_folder", "revision", "local_files_only")
+            if name in kwargs
+        }
+        file = cls.load_file_path(model_name_or_path, cls.config_file_name, subfolder=subfolder, **found)
+        if file is None:
+            raise FileNotFoundError(f"{model_name_or_path} has no {cls.config_file_name}")
+        config = json.loads(Path(file).read_text(encoding="utf-8"))["config"]
+        model = cls(config, AutoTokenizer.from_pretrained(Path(file).parent))
+        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=model, **found)
+        return model
+
+
+def _text(one: Any) -> str:
+    return one["text"] if isinstance(one, dict) else one
+
+
+def _image(one: Any) -> Image.Image | None:
+    """The picture in an input (PIL, path, URL), or None if it is a text."""
+    if infer_modality(one, ["text", "image"]) != "image":
+        return None
+    if isinstance(one, dict):
+        one = one["image"]
+    if isinstance(one, Image.Image):
+        return one
+    # transformers would put transparency onto black
+    return Image.open(one) if Path(one).is_file() else load_image(one)

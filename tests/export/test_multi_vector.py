@@ -1,0 +1,84 @@
+"""The exported folder in sentence-transformers: its embeddings, its scores and its tools."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import filip
+from filip.errors import UserError
+from filip.export.__main__ import Export, export
+from tests.export.conftest import CAPTIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+PROGRAM = """
+import json, sys
+sys.path[:] = [p for p in sys.path if p not in ("", {root!r})]
+sys.modules["filip"] = None  # an editable install would bring it back
+import torch
+from PIL import Image
+from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
+model = MultiVectorEncoder({folder!r}, trust_remote_code=True, device="cpu", local_files_only=True)
+paths = [f"{here}/{{i}}.png" for i in range({images})]
+captions = json.load(open("{here}/captions.json"))
+images, texts = model.encode([Image.open(path) for path in paths]), model.encode(captions, batch_size=2)
+assert all(torch.equal(a, b) for a, b in zip(images, model.encode_document(paths)))
+pooled = model.encode_document(paths, token_pooling=HierarchicalTokenPooling(pool_factor=4))
+model.save({folder!r} + "-again")
+again = MultiVectorEncoder({folder!r} + "-again", trust_remote_code=True, device="cpu", local_files_only=True)
+torch.save({{
+    "images": images, "texts": texts, "i2t": model.similarity(images, texts), "t2i": model.similarity(texts, images),
+    "pooled": [len(one) for one in pooled], "again": again.encode(captions), "similarity": again.similarity_fn_name,
+}}, "{here}/found.pt")
+"""
+
+
+@pytest.mark.slow
+def test_sentence_transformers_gives_our_tokens_and_scores(
+    saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
+) -> None:
+    file, folder = saved(lambda config: setattr(config, "cls_in_interaction", True)), tmp_path / "exported"
+    export(Export(model=file, out=str(folder), to="mv"))
+    for i, image in enumerate(pictures):
+        image.save(tmp_path / f"{i}.png")
+    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    program = PROGRAM.format(root=str(ROOT), folder=str(folder), here=str(tmp_path), images=len(pictures))
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
+    run = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr[-3000:]
+    found = torch.load(tmp_path / "found.pt")
+
+    model = filip.load(file, device="cpu")
+    image, text = model.encode_images(pictures), model.encode_texts(CAPTIONS)
+    expected = model.similarity(image, text)
+    torch.testing.assert_close(torch.stack(found["images"]), image, atol=1e-6, rtol=0)
+    torch.testing.assert_close(torch.cat(found["texts"]), text.values, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["i2t"], expected.i2t, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found["t2i"].T, expected.t2i, atol=1e-6, rtol=0)
+    assert found["pooled"] == [5] * len(pictures)  # 17 tokens over 4, rounded up
+    # in batches of another size, which round differently
+    torch.testing.assert_close(torch.cat(found["again"]), text.values, atol=1e-6, rtol=0)
+    assert found["similarity"] == "meanmaxsim"
+
+
+def test_a_pooled_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
+    file = saved(lambda config: setattr(config, "interaction", "pooled"))
+    with pytest.raises(UserError, match="a single vector per image and text"):
+        export(Export(model=file, out=str(tmp_path / "out"), to="mv"))
