@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from filip.export.hf_folder import write_hf
 from filip.export.multi_vector_folder import write_multi_vector
+from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
 from filip.export.safetensors_file import write_safetensors
 from filip.export.source import Source
@@ -15,5 +16,6 @@ FORMATS: dict[str, Callable[[Source, str], None]] = {
     "safetensors": write_safetensors,
     "hf": write_hf,
     "mv": write_multi_vector,
+    "onnx": write_onnx,
     "open_clip": write_open_clip,
 }

@@ -105,7 +105,7 @@ class Towers(nn.Module):
         tokens = self.text(ids)
         if self.pooled:
             last = mask.to(torch.int64).sum(1) - 1
-            return _unit(tokens[torch.arange(len(ids), device=ids.device), last])
+            return _unit(tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0])
         return _unit(tokens) * mask.unsqueeze(-1)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from .filip_towers import Towers
 class FilipMultiVector(InputModule):
     """Both towers. A batch is of images (PIL, paths, URLs) or of texts; each token becomes one unit vector."""
 
+    tokenizer: Any
     config_file_name = "filip_config.json"
     config_keys: list[str] = ["config"]  # noqa: RUF012 (an instance variable of the base class)
 
@@ -71,18 +71,28 @@ class FilipMultiVector(InputModule):
         self.save_tokenizer(output_path)
 
     @classmethod
-    def load(cls, model_name_or_path: str, subfolder: str = "", **kwargs: Any) -> FilipMultiVector:
-        found = {
-            name: kwargs[name]
-            for name in ("token", "cache_folder", "revision", "local_files_only")
-            if name in kwargs
+    def load(
+        cls,
+        model_name_or_path: str,
+        subfolder: str = "",
+        token: bool | str | None = None,
+        cache_folder: str | None = None,
+        revision: str | None = None,
+        local_files_only: bool = False,
+        init_defaults: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> FilipMultiVector:
+        where: dict[str, Any] = {
+            "subfolder": subfolder,
+            "token": token,
+            "revision": revision,
+            "local_files_only": local_files_only,
         }
-        file = cls.load_file_path(model_name_or_path, cls.config_file_name, subfolder=subfolder, **found)
-        if file is None:
-            raise FileNotFoundError(f"{model_name_or_path} has no {cls.config_file_name}")
-        config = json.loads(Path(file).read_text(encoding="utf-8"))["config"]
-        model = cls(config, AutoTokenizer.from_pretrained(Path(file).parent))
-        cls.load_torch_weights(model_name_or_path, subfolder=subfolder, model=model, **found)
+        config = cls.load_config(model_name_or_path, cache_folder=cache_folder, **where)["config"]
+        model = cls(
+            config, AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **where)
+        )
+        cls.load_torch_weights(model_name_or_path, cache_folder=cache_folder, model=model, **where)
         return model
 
 
