@@ -68,12 +68,8 @@ class OpenClipEncoder:
     @classmethod
     def from_name(cls, model: str, image_size: int | None, device: str) -> OpenClipEncoder:
         """From ``open_clip:ARCH[:WEIGHTS[:ACTIVATION]]``."""
-        _, architecture, *rest = model.split(":", 2)
-        weights = rest[0] if rest else None
-        activation = None
-        if weights is not None and weights.rpartition(":")[2] in ACTIVATIONS:
-            weights, _, activation = weights.rpartition(":")
-        return cls(architecture, weights or None, image_size, device, activation)
+        architecture, weights, activation = split_name(model.removeprefix("open_clip:"))
+        return cls(architecture, weights, image_size, device, activation)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -98,6 +94,15 @@ class OpenClipEncoder:
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         raise UserError(_NO_TOKENS)
+
+
+def split_name(name: str) -> tuple[str, str | None, str | None]:
+    """``ARCH[:WEIGHTS[:ACTIVATION]]`` in its parts; None for what is not there."""
+    architecture, _, weights = name.partition(":")
+    activation = None
+    if weights.rpartition(":")[2] in ACTIVATIONS:
+        weights, _, activation = weights.rpartition(":")
+    return architecture, weights or None, activation
 
 
 def activation_of(architecture: str, weights: str | None, stated: str | None) -> str:

@@ -49,7 +49,7 @@ class LoopState:
     optimizer: str = "lamb"
     manifests: dict[str, str] = field(default_factory=dict)
     settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.fingerprint
-    init_from: str | None = None  # SHA-256 of the weights that the run started from
+    init_from: str | None = None  # hash of the weights that the run started from
     files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
 
 

@@ -6,7 +6,6 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
-from pathlib import Path
 
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
@@ -16,6 +15,7 @@ from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.train.losses import TERMS
 from filip.train.optimizers import OPTIMIZERS
+from filip.train.warm_start import check_init_from
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
@@ -114,7 +114,9 @@ class TrainConfig:
     model: ModelConfig = option(ModelConfig(), "see filip/conf/model; model=base|large|demo|small|tiny")
     data: DataConfig = option(DataConfig(), "sources and augmentation")
     init_from: str | None = option(
-        None, "start from this model.safetensors (fine-tuning); its model config counts"
+        None,
+        "start from this model.safetensors (fine-tuning), or from open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, "
+        "hf:FOLDER or timm:NAME (warm start, docs/models.md); its architecture counts",
     )
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
 
@@ -196,10 +198,8 @@ class TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
         _check_numbers(self)
-        if self.init_from is not None and not Path(self.init_from).is_file():
-            raise UserError(
-                f"init_from={self.init_from}: no such file; give the out=… of a finished training"
-            )
+        if self.init_from is not None:
+            check_init_from(self.init_from)
         self.model.check()
         return self
 

@@ -18,8 +18,7 @@ from filip import device
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
-from filip.files import sha256_of
-from filip.models import DualEncoder, build_model, load_model
+from filip.models import DualEncoder, build_model
 from filip.train import progress
 from filip.train.checkpoint import (
     LoopState,
@@ -47,6 +46,7 @@ from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward, special_token_share
 from filip.train.telemetry import Telemetry, say
+from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import StepStatus, Watchdog
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
@@ -82,13 +82,13 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     np.random.seed(config.seed % 2**32)
     torch.manual_seed(config.seed)
     if config.init_from is not None:
-        model = load_model(config.init_from, image_size=config.image_size).train()
+        model = load_initial(config.init_from, config.model).train()
         model.config.gradient_checkpointing = config.model.gradient_checkpointing
         model.set_gradient_checkpointing(config.model.gradient_checkpointing)
     else:
         model = build_model(config.model)
-        if config.image_size is not None:
-            model.resize_images(config.image_size)
+    if config.image_size is not None and config.image_size != model.image_size:
+        model.resize_images(config.image_size)
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
     config.model = model.config
@@ -149,7 +149,7 @@ def open_run(
         optimizer=config.optimizer.name,
         manifests=manifests,
         settings=resumable_settings(config),
-        init_from=sha256_of(config.init_from) if config.init_from and ranks.is_main else None,
+        init_from=content_hash(config.init_from) if config.init_from and ranks.is_main else None,
     )
     found = choose_checkpoint(config, state, ranks)
     if found.kept is not None:

@@ -1,0 +1,62 @@
+"""Training that starts from a model of somebody else: ``init_from=open_clip:…``, ``hf:…`` or ``timm:…``.
+
+What a source computes, ours computes: activation, LayerNorms, positions and packed q/k/v are mapped exactly, and a
+source that differs where our towers cannot follow is refused. The architecture comes from the source; interaction,
+clamp of the temperature and gradient checkpointing come from the training's own ``model`` settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from filip.errors import UserError
+from filip.files import digest, sha256_of
+from filip.models import DualEncoder, ModelConfig, load_model
+from filip.train.warm_start.hf import from_hf
+from filip.train.warm_start.open_clip import from_open_clip
+from filip.train.warm_start.timm import from_timm
+
+# Each takes what follows its prefix, and the training's model settings.
+SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {
+    "open_clip": from_open_clip,
+    "hf": from_hf,
+    "timm": from_timm,
+}
+
+
+def check_init_from(init_from: str) -> None:
+    """UserError if ``init_from`` is neither a file nor a name of a known source. The source itself is not opened."""
+    prefix, name = _split(init_from)
+    if prefix is None and not Path(init_from).is_file():
+        raise UserError(
+            f"init_from={init_from}: no such file; give the out=… of a finished training, or a model of another "
+            "project as open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
+        )
+    if prefix is not None and not name:
+        raise UserError(f"init_from={init_from} names no model behind {prefix}:")
+
+
+def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
+    """The model to start from, float32 on the CPU. config: the training's; a file of ours brings its own instead.
+
+    UserError if there is no such model, it cannot be read, or our towers cannot compute what it computes.
+    """
+    prefix, name = _split(init_from)
+    return load_model(init_from) if prefix is None else SOURCES[prefix](name, config)
+
+
+def content_hash(init_from: str) -> str:
+    """Of the weights: a hash of the files that are named, wherever they lie; of the name for what a hub keeps."""
+    prefix, name = _split(init_from)
+    if prefix is None:
+        return sha256_of(init_from)
+    if prefix == "hf" and Path(name).is_dir():
+        files = [p for pattern in ("*.safetensors", "*.bin", "config.json") for p in Path(name).glob(pattern)]
+        return digest([prefix, *([p.name, sha256_of(p)] for p in sorted(files))])
+    return digest([prefix, *(sha256_of(part) if Path(part).is_file() else part for part in name.split(":"))])
+
+
+def _split(init_from: str) -> tuple[str | None, str]:
+    prefix, colon, name = init_from.partition(":")
+    return (prefix, name) if colon and prefix in SOURCES else (None, init_from)

@@ -1,0 +1,69 @@
+"""What the CLIP sources share: our configuration of their architecture, and refusing what our towers are not."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.errors import UserError
+from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
+from filip.tokenizer import EOS
+
+# Any *_clip_* name has CLIP's norm_pre, epsilon and patch embedding without bias; its sizes are all given below.
+TIMM_NAME = "vit_base_patch32_clip_224"
+
+
+def image_config(
+    image_size: int, patch_size: int, width: int, layers: int, heads: int, activation: str
+) -> ImageTowerConfig:
+    """CLIP's vision tower of any size."""
+    return ImageTowerConfig(TIMM_NAME, image_size, patch_size, width, layers, heads, activation)
+
+
+def build_clip(
+    config: ModelConfig,
+    name: str,
+    image: ImageTowerConfig,
+    text: TextTowerConfig,
+    embed_dim: int,
+    state: dict[str, Tensor],
+) -> DualEncoder:
+    """Our model of that architecture with ``state``; every token goes through the source's own projections.
+
+    The scale is clamped to ``config.max_logit_scale``, as the optimiser does after each step.
+    """
+    refuse_vocabulary(name, text.vocab_size)
+    model = build_model(replace(config, name=name, image=image, text=text, embed_dim=embed_dim))
+    model.load_state_dict(state)
+    with torch.no_grad():
+        model.logit_scale.clamp_(max=math.log(config.max_logit_scale))
+    return model
+
+
+def refuse_vocabulary(name: str, size: int) -> None:
+    if size != EOS + 1:
+        raise UserError(
+            f"init_from: the text tower of {name} has {size} word vectors; this project's tokenizer is CLIP's, with "
+            f"{EOS + 1} tokens"
+        )
+
+
+def refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Our images are normalised as CLIP's; a tower trained with another normalisation would see other pixels."""
+    if not all(
+        math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)
+    ):
+        raise UserError(
+            f"init_from: {name} normalises its pixels with mean {list(mean)} and deviation {list(std)}; this project's "
+            "are CLIP's, and CLIP's patch embedding has no bias that could make up for it"
+        )
+
+
+def first_line(error: Exception) -> str:
+    """Of its message, for a sentence of ours."""
+    return (str(error) or type(error).__name__).strip().splitlines()[0]

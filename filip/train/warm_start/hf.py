@@ -1,0 +1,128 @@
+"""``hf:FOLDER`` and ``hf:ID``: a CLIP of Hugging Face's transformers."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.models import DualEncoder, ModelConfig, TextTowerConfig
+from filip.train.warm_start.clip import build_clip, first_line, image_config, refuse_normalisation
+
+_TOWERS = {  # ours, theirs
+    "image.trunk.norm_pre": "vision_model.pre_layrnorm",
+    "image.trunk.norm": "vision_model.post_layernorm",
+    "text.norm": "text_model.final_layer_norm",
+}
+_BLOCK = {
+    "norm1": "layer_norm1",
+    "attn.proj": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+_TEXT_BLOCK = {ours.rpartition(".")[2]: theirs for ours, theirs in _BLOCK.items()}
+
+
+def from_hf(name: str, config: ModelConfig) -> DualEncoder:
+    """The model with the weights of a ``CLIPModel``, whose folder must have its image processor, too."""
+    try:
+        from transformers import AutoConfig, CLIPImageProcessor, CLIPModel
+    except ImportError as error:
+        raise UserError("init_from=hf:… needs `pip install 'filip[export]'` (transformers)") from error
+    try:
+        known = AutoConfig.from_pretrained(name)
+    except Exception as error:
+        raise UserError(f"init_from=hf:{name} is no model of transformers: {first_line(error)}") from error
+    if known.model_type != "clip":
+        raise UserError(
+            f"init_from=hf:{name} is a model of type {known.model_type!r}; only 'clip' can be converted"
+        )
+    vision, text = known.vision_config, known.text_config
+    for tower in (vision, text):
+        _refuse_other_towers(name, tower)
+    try:
+        processor = CLIPImageProcessor.from_pretrained(name)
+    except Exception as error:
+        raise UserError(
+            f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it beside "
+            "the model (CLIPImageProcessor().save_pretrained for OpenAI's)"
+        ) from error
+    refuse_normalisation(name, processor.image_mean, processor.image_std)
+    try:
+        loaded: Any = CLIPModel.from_pretrained(name, dtype=torch.float32, output_loading_info=True)
+    except Exception as error:
+        raise UserError(f"init_from=hf:{name}: its weights cannot be loaded: {first_line(error)}") from error
+    source, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise UserError(f"init_from=hf:{name}: its weights lack {missing[0]} ({len(missing)} tensors in all)")
+    return build_clip(
+        config,
+        name.rstrip("/").rpartition("/")[2],
+        image_config(
+            vision.image_size,
+            vision.patch_size,
+            vision.hidden_size,
+            vision.num_hidden_layers,
+            vision.num_attention_heads,
+            vision.hidden_act,
+        ),
+        TextTowerConfig(
+            text.hidden_size,
+            text.num_hidden_layers,
+            text.num_attention_heads,
+            text.max_position_embeddings,
+            text.vocab_size,
+            text.hidden_act,
+        ),
+        known.projection_dim,
+        state_from_hf(source.state_dict(), vision.num_hidden_layers, text.num_hidden_layers),
+    )
+
+
+def state_from_hf(state: dict[str, Tensor], image_layers: int, text_layers: int) -> dict[str, Tensor]:
+    """``CLIPModel``'s state dict as one of ours: q, k and v are packed, the positions get their batch dimension."""
+    vision, text = "vision_model.embeddings", "text_model.embeddings"
+    found = {
+        "logit_scale": state["logit_scale"].reshape(1),
+        "image.projection.weight": state["visual_projection.weight"],
+        "text.projection.weight": state["text_projection.weight"],
+        "image.trunk.cls_token": state[f"{vision}.class_embedding"].reshape(1, 1, -1),
+        "image.trunk.pos_embed": state[f"{vision}.position_embedding.weight"][None],
+        "image.trunk.patch_embed.proj.weight": state[f"{vision}.patch_embedding.weight"],
+        "text.token_embedding.weight": state[f"{text}.token_embedding.weight"],
+        "text.pos_embed": state[f"{text}.position_embedding.weight"],
+    }
+    layers = dict(_TOWERS)
+    for ours, theirs, count in (
+        ("image.trunk.blocks", "vision_model.encoder.layers", image_layers),
+        ("text.blocks", "text_model.encoder.layers", text_layers),
+    ):
+        names, qkv = (_BLOCK, "attn.qkv") if ours.startswith("image") else (_TEXT_BLOCK, "qkv")
+        for i in range(count):
+            layers |= {f"{ours}.{i}.{a}": f"{theirs}.{i}.{b}" for a, b in names.items()}
+            for end in ("weight", "bias"):
+                parts = [state[f"{theirs}.{i}.self_attn.{part}_proj.{end}"] for part in "qkv"]
+                found[f"{ours}.{i}.{qkv}.{end}"] = torch.cat(parts)
+    for a, b in layers.items():
+        found |= {f"{a}.{end}": state[f"{b}.{end}"] for end in ("weight", "bias")}
+    return found
+
+
+def _refuse_other_towers(name: str, tower: Any) -> None:
+    expected = {"intermediate_size": 4 * tower.hidden_size, "layer_norm_eps": 1e-5}
+    if hasattr(tower, "num_channels"):
+        expected["num_channels"] = 3
+    for key, value in expected.items():
+        if getattr(tower, key) != value:
+            raise UserError(
+                f"init_from=hf:{name}: {key}={getattr(tower, key)} in its {tower.model_type}, and {value} "
+                "in this project's towers"
+            )
+    if tower.hidden_act not in ("gelu", "quick_gelu"):
+        raise UserError(
+            f"init_from=hf:{name}: hidden_act={tower.hidden_act!r} in its {tower.model_type}; this project has "
+            "gelu and quick_gelu"
+        )

@@ -1,0 +1,103 @@
+"""``open_clip:ARCH:TAG`` and ``open_clip:ARCH:FILE[:ACTIVATION]``: any CLIP of open_clip with plain transformers."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+from typing import Any
+
+from filip.errors import UserError
+from filip.eval.open_clip_encoder import activation_of, split_name
+from filip.models import DualEncoder, ModelConfig, TextTowerConfig
+from filip.models.open_clip_names import from_open_clip as state_from_open_clip
+from filip.train.warm_start.clip import build_clip, first_line, image_config, refuse_normalisation
+
+# What our configuration holds; the other fields must have open_clip's default. Dropping patches is for training only.
+_VISION = {"image_size", "layers", "width", "head_width", "patch_size", "patch_dropout", "output_tokens"}
+_TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}
+_TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
+
+
+def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
+    """The model with open_clip's weights; the tag says which activation they need, a file needs it stated."""
+    try:
+        import open_clip
+    except ImportError as error:
+        raise UserError("init_from=open_clip:… needs `pip install open_clip_torch`") from error
+    architecture, weights, stated = split_name(name)
+    if architecture not in open_clip.list_models():
+        raise UserError(
+            f"init_from: open_clip has no architecture {architecture!r}; open_clip.list_models() lists them"
+        )
+    if weights is None:
+        raise UserError(
+            f"init_from=open_clip:{name} names no weights: add :TAG, or :FILE:gelu or :FILE:quickgelu"
+        )
+    activation = activation_of(architecture, weights, stated)
+    known = open_clip.get_model_config(architecture)
+    _refuse_other_architectures(architecture, known)
+    try:
+        source: Any = open_clip.create_model(
+            architecture, pretrained=weights, force_quick_gelu=activation == "quickgelu", device="cpu"
+        )
+    except Exception as error:  # of a download, an archive, a pickle or a shape
+        raise UserError(
+            f"init_from: open_clip cannot load {weights} into {architecture}: {first_line(error)}"
+        ) from error
+    preprocess = source.visual.preprocess_cfg
+    refuse_normalisation(f"{architecture}:{weights}", preprocess["mean"], preprocess["std"])
+    vision, text = known["vision_cfg"], known["text_cfg"]
+    ours = activation.replace("quickgelu", "quick_gelu")
+    sizes = _with_defaults(open_clip.CLIPVisionCfg, vision)
+    return build_clip(
+        config,
+        architecture,
+        image_config(
+            sizes["image_size"],
+            sizes["patch_size"],
+            sizes["width"],
+            sizes["layers"],
+            sizes["width"] // sizes["head_width"],
+            ours,
+        ),
+        TextTowerConfig(
+            **{
+                name: _with_defaults(open_clip.CLIPTextCfg, text)[name]
+                for name in ("width", "layers", "heads", "context_length", "vocab_size")
+            },
+            activation=ours,
+        ),
+        known["embed_dim"],
+        state_from_open_clip(source.state_dict(), sizes["layers"], len(source.transformer.resblocks)),
+    )
+
+
+def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> None:
+    import open_clip
+
+    found = {name: value for name, value in known.items() if name not in _TOP and value}
+    for tower, schema, held in (
+        ("vision_cfg", open_clip.CLIPVisionCfg, _VISION),
+        ("text_cfg", open_clip.CLIPTextCfg, _TEXT),
+    ):
+        defaults = _with_defaults(schema, {})
+        found |= {
+            f"{tower}.{name}": value
+            for name, value in known[tower].items()
+            if name not in held and (name not in defaults or value != defaults[name])
+        }
+        found |= {
+            f"{tower}.{name}": value
+            for name, value in known[tower].items()
+            if isinstance(value, list | tuple)
+        }
+    if found:
+        name, value = next(iter(found.items()))
+        raise UserError(
+            f"init_from: open_clip's {architecture} has {name}={value}, which this project's towers have not; they are "
+            "CLIP's ViT and causal text transformer"
+        )
+
+
+def _with_defaults(schema: Any, values: dict[str, Any]) -> dict[str, Any]:
+    defaults = {field.name: field.default for field in fields(schema) if field.default is not MISSING}
+    return defaults | values

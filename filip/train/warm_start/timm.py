@@ -1,0 +1,73 @@
+"""``timm:NAME`` and ``timm:NAME:FILE``: a trained ViT of timm as the image tower; all else is new."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+
+from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.errors import UserError
+from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
+from filip.train.warm_start.clip import first_line
+
+
+def from_timm(name: str, config: ModelConfig) -> DualEncoder:
+    """The training's model with timm's vision tower in place of its own: its sizes, activation and epsilons.
+
+    Another normalisation of pixels than CLIP's is folded into the patch embedding.
+    """
+    architecture, _, file = name.partition(":")
+    if not timm.is_model(architecture):
+        raise UserError(
+            f"init_from: timm has no model {architecture!r}; timm.list_models('vit_*') lists its ViTs"
+        )
+    if file and not Path(file).is_file():
+        raise UserError(f"init_from=timm:{name}: there is no file {file}")
+    pretrained = timm.get_pretrained_cfg(architecture)
+    assert pretrained is not None
+    image = ImageTowerConfig(
+        architecture, pretrained.input_size[-1], activation=None, options=dict(config.image.options)
+    )
+    model = build_model(replace(config, image=image))
+    try:
+        source = timm.create_model(
+            architecture,
+            pretrained=True,
+            pretrained_cfg_overlay={"file": file} if file else {},
+            img_size=image.image_size,
+            num_classes=0,
+            global_pool="",
+            **image.options,
+        )
+        model.image.trunk.load_state_dict(source.state_dict())
+    except Exception as error:  # of a download, an archive, a pickle or a shape
+        raise UserError(
+            f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
+        ) from error
+    _fold_normalisation(model.image.trunk, architecture, pretrained.mean, pretrained.std)
+    return model
+
+
+@torch.no_grad()
+def _fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+    """Make the patch embedding see pixels normalised as CLIP's as if they were normalised with ``mean`` and ``std``.
+
+    With y = (x - m) / s of CLIP, (x - mean) / std = y * s / std + (m - mean) / std: the factor goes into the weight,
+    the shift into the bias.
+    """
+    factor = torch.tensor(CLIP_STD) / torch.tensor(std)
+    shift = (torch.tensor(CLIP_MEAN) - torch.tensor(mean)) / torch.tensor(std)
+    if torch.allclose(factor, torch.ones(3), atol=1e-4) and torch.allclose(shift, torch.zeros(3), atol=1e-4):
+        return
+    convolution = trunk.patch_embed.proj
+    if convolution.bias is None:
+        raise UserError(
+            f"init_from: {name} normalises its pixels with mean {mean} and deviation {std}, and has no bias in its "
+            "patch embedding that could turn CLIP's normalisation into it"
+        )
+    convolution.bias += (convolution.weight * shift.view(1, 3, 1, 1)).sum((1, 2, 3))
+    convolution.weight *= factor.view(1, 3, 1, 1)

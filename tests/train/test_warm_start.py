@@ -1,0 +1,261 @@
+"""A model of another project computes the same in our towers; what cannot be converted is refused in one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import pytest
+import timm
+import torch
+import torch.nn.functional as F
+from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.errors import UserError
+from filip.models import DualEncoder, ModelConfig, TextFeatures, load_preset
+from filip.tokenizer import EOS, tokenize
+from filip.train.loop import initial_model
+from filip.train.warm_start import content_hash, load_initial
+from tests.support.training import compose
+
+CAPTIONS = ["a photo of a cat", "two dogs!", "x " * 90]
+# patch, image width, heads, text width, embed_dim: CLIP's shapes, two blocks deep, and one for what needs none of them
+SHAPES = {
+    "tiny": (32, 64, 1, 64, 32),
+    "B-32": (32, 768, 12, 512, 512),
+    "B-16": (16, 768, 12, 512, 512),
+    "L-14": (14, 1024, 16, 768, 768),
+}
+
+
+def pooled() -> ModelConfig:
+    return ModelConfig(interaction="pooled")
+
+
+def pixels(n: int = 2, size: int = 224) -> torch.Tensor:
+    return torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(1))
+
+
+@torch.no_grad()
+def shaken(model: Any) -> Any:
+    """With norms and biases that are not 1 and 0, as after a training."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def open_clip_file(folder: Path, quick_gelu: bool = False, shape: str = "tiny", **changes: Any) -> str:
+    """``open_clip:ARCH:FILE`` of a random model that open_clip itself built and saved."""
+    patch, width, heads, text_width, embed_dim = SHAPES[shape]
+    config: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {
+            "image_size": 224, "layers": 2, "width": width, "patch_size": patch, "head_width": width // heads,
+            **changes.get("vision_cfg", {}),
+        },
+        "text_cfg": {
+            "context_length": 77, "vocab_size": 49408, "width": text_width, "heads": text_width // 64, "layers": 2,
+            **changes.get("text_cfg", {}),
+        },
+    }  # fmt: skip
+    architecture = f"{folder.name}-{shape}-{len(list(folder.iterdir()))}"
+    (folder / architecture).mkdir()
+    (folder / architecture / f"{architecture}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / architecture)
+    torch.manual_seed(0)
+    model = shaken(open_clip.create_model(architecture))
+    file = folder / architecture / "weights.pt"
+    torch.save(model.state_dict(), file)
+    return f"{architecture}:{file}"
+
+
+def hf_folder(folder: Path, shape: str = "tiny", activation: str = "quick_gelu", **changes: Any) -> CLIPModel:
+    """A random CLIP that transformers itself saved, with its processor."""
+    patch, width, heads, text_width, embed_dim = SHAPES[shape]
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "hidden_act": activation,
+            "num_attention_heads": heads, "image_size": 224, "patch_size": patch, **changes,
+        },
+        text_config={
+            "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": 2,
+            "num_attention_heads": text_width // 64, "hidden_act": activation,
+        },
+        projection_dim=embed_dim,
+    )  # fmt: skip
+    model = shaken(CLIPModel(config))
+    model.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    return model
+
+
+def assert_same(ours: DualEncoder, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> None:
+    ids, lengths = tokenize(CAPTIONS)
+    with torch.no_grad():
+        torch.testing.assert_close(ours.encode_image(pixels()), F.normalize(image, dim=-1), atol=1e-5, rtol=0)
+        torch.testing.assert_close(
+            ours.encode_text(ids, lengths), F.normalize(text, dim=-1), atol=1e-5, rtol=0
+        )
+    torch.testing.assert_close(ours.scale().squeeze(), scale)
+
+
+@pytest.mark.parametrize(
+    ("shape", "quick_gelu"),
+    [
+        ("tiny", False),
+        pytest.param("B-32", True, marks=pytest.mark.slow),  # hundreds of megabytes each
+        pytest.param("B-16", False, marks=pytest.mark.slow),
+        pytest.param("L-14", True, marks=pytest.mark.slow),
+    ],
+)
+def test_open_clips_pooled_vectors_are_ours(shape: str, quick_gelu: bool, tmp_path: Path) -> None:
+    name = open_clip_file(tmp_path, quick_gelu, shape)
+    architecture, file = name.split(":")
+    theirs = open_clip.create_model(architecture, pretrained=file).eval()
+    ours = load_initial(f"open_clip:{name}:{'quickgelu' if quick_gelu else 'gelu'}", pooled()).eval()
+    padded = open_clip.get_tokenizer(architecture)(CAPTIONS)
+    with torch.no_grad():
+        assert_same(ours, theirs.encode_image(pixels()), theirs.encode_text(padded), theirs.logit_scale.exp())
+
+
+@pytest.mark.parametrize(
+    ("shape", "activation"),
+    [
+        ("tiny", "quick_gelu"),
+        pytest.param("B-32", "quick_gelu", marks=pytest.mark.slow),
+        pytest.param("B-16", "gelu", marks=pytest.mark.slow),
+        pytest.param("L-14", "quick_gelu", marks=pytest.mark.slow),
+    ],
+)
+def test_the_pooled_vectors_of_transformers_are_ours(shape: str, activation: str, tmp_path: Path) -> None:
+    theirs = hf_folder(tmp_path / "clip", shape, activation)
+    ours = load_initial(f"hf:{tmp_path / 'clip'}", pooled()).eval()
+    ids, _ = tokenize(CAPTIONS)
+    ids = F.pad(ids, (0, 77 - ids.shape[1]), value=EOS)
+    with torch.no_grad():
+        image = theirs.visual_projection(theirs.vision_model(pixels()).pooler_output)
+        text = theirs.text_projection(theirs.text_model(ids).pooler_output)
+        assert_same(ours, image, text, theirs.logit_scale.exp())
+
+
+def test_every_token_starts_from_the_sources_own_projection(tmp_path: Path) -> None:
+    """[CLS] and [EOS] of a token-wise model are the source's pooled vectors: all tokens share that matrix."""
+    name = f"open_clip:{open_clip_file(tmp_path)}:gelu"
+    baseline = load_initial(name, pooled()).eval()
+    tokens = load_initial(name, ModelConfig(cls_in_interaction=True)).eval()
+    ids, lengths = tokenize(CAPTIONS)
+    with torch.no_grad():
+        image, text = tokens.encode_image(pixels()), tokens.encode_text(ids, lengths)
+        assert isinstance(text, TextFeatures)
+        assert image.shape == (2, 50, 32) and tokens.config.embed_dim == 32
+        torch.testing.assert_close(image[:, 0], baseline.encode_image(pixels()))
+        torch.testing.assert_close(text.tokens[lengths.cumsum(0) - 1], baseline.encode_text(ids, lengths))
+
+
+def test_timms_tower_sees_the_pixels_that_it_was_trained_with(tmp_path: Path) -> None:
+    """vit_tiny of timm normalises with 0.5; ours gets CLIP's normalisation of the same image."""
+    torch.manual_seed(0)
+    theirs = shaken(timm.create_model("vit_tiny_patch16_224"))
+    torch.save(theirs.state_dict(), tmp_path / "vit.pt")
+    config = load_preset("tiny")
+    ours = load_initial(f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.pt'}", config).eval()
+    image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    with torch.no_grad():
+        expected = theirs.forward_features((image - 0.5) / 0.5)
+        torch.testing.assert_close(ours.image.trunk(as_clip), expected, atol=2e-5, rtol=1e-4)
+    assert ours.image.trunk.norm.eps == 1e-6 and ours.config.text == config.text
+
+
+def test_a_training_starts_from_it_with_its_own_interaction_and_size(tmp_path: Path) -> None:
+    hf_folder(tmp_path / "clip")
+    config = compose(f"init_from=hf:{tmp_path / 'clip'}", "model.cls_in_interaction=true", "image_size=64")
+    model = initial_model(config)
+    assert model.training and model.image_size == 64 and model.image.grid == (2, 2)
+    assert config.model.interaction == "token_wise" and config.model.cls_in_interaction
+    assert config.model.embed_dim == 32 and config.model.image.activation == "quick_gelu"
+    assert config.model == model.config and dataclasses.asdict(config)["init_from"].startswith("hf:")
+
+
+def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "m.pt").write_bytes(b"one")
+        (tmp_path / name / "model.safetensors").write_bytes(b"one")
+    assert content_hash(f"timm:x:{tmp_path}/a/m.pt") == content_hash(f"timm:x:{tmp_path}/b/m.pt")
+    assert content_hash(f"hf:{tmp_path}/a") == content_hash(f"hf:{tmp_path}/b")
+    assert content_hash("open_clip:ViT-B-32:one") != content_hash("open_clip:ViT-B-32:two")
+    (tmp_path / "b" / "m.pt").write_bytes(b"two")
+    (tmp_path / "b" / "model.safetensors").write_bytes(b"two")
+    assert content_hash(f"timm:x:{tmp_path}/a/m.pt") != content_hash(f"timm:x:{tmp_path}/b/m.pt")
+    assert content_hash(f"hf:{tmp_path}/a") != content_hash(f"hf:{tmp_path}/b")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("nothing.safetensors", "no such file"),
+        ("open_clip:", "names no model"),
+        ("open_clip:ViT-B-33:x", "no architecture 'ViT-B-33'"),
+        ("open_clip:ViT-B-32", "names no weights"),
+        ("open_clip:ViT-B-32:no_such_tag", "neither a file nor a tag"),
+        ("open_clip:ViT-B-16-SigLIP:webli", "custom_text|init_logit_bias|timm"),
+        ("open_clip:RN50:openai", r"layers=\[3"),
+        ("hf:no/such/folder/here", "no model of transformers"),
+        ("timm:vit_base_patch33", "no model 'vit_base_patch33'"),
+        ("timm:vit_tiny_patch16_224:no.pt", "no file no.pt"),
+    ],
+)
+def test_names_that_lead_nowhere_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        compose(f"init_from={name}")
+        load_initial(name, pooled())
+
+
+def test_files_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    good = open_clip_file(tmp_path)
+    architecture, file = good.split(":")
+    cut = tmp_path / "cut.pt"
+    cut.write_bytes(Path(file).read_bytes()[:100_000])
+    vocabulary = open_clip_file(tmp_path, text_cfg={"vocab_size": 50000})
+    other = open_clip_file(tmp_path, vision_cfg={"no_ln_pre": True})
+    for name, reason in (
+        (good, "does not say which activation"),
+        (f"{architecture}:{cut}:gelu", "cannot load"),
+        (f"ViT-B-16:{file}:gelu", "cannot load"),
+        (f"{vocabulary}:gelu", "50000 word vectors"),
+        (f"{other}:gelu", "vision_cfg.no_ln_pre=True"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            load_initial(f"open_clip:{name}", pooled())
+
+
+def test_folders_of_transformers_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    hf_folder(tmp_path / "epsilon", layer_norm_eps=1e-6)
+    hf_folder(tmp_path / "activation", activation="gelu_new")
+    hf_folder(tmp_path / "processor")
+    (tmp_path / "processor" / "preprocessor_config.json").unlink()
+    hf_folder(tmp_path / "mean")
+    CLIPImageProcessor(image_mean=[0.5] * 3, image_std=[0.5] * 3).save_pretrained(tmp_path / "mean")
+    hf_folder(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    for name, reason in {
+        "epsilon": "layer_norm_eps=1e-06",
+        "activation": "hidden_act='gelu_new'",
+        "processor": "no image processor",
+        "mean": "normalises its pixels with mean",
+        "cut": "cannot be loaded",
+        "other": "type 'siglip'",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            load_initial(f"hf:{tmp_path / name}", pooled())
