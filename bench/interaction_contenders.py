@@ -98,10 +98,15 @@ def clip_loss(problem: Problem) -> Step:
     return _loss_step(lambda: pooled_similarity(image, text), image, text)
 
 
-def product(problem: Problem, block: tuple[int, int] = (3200, 1152)) -> Step:
-    """The bare product of all tokens, packed, forward only, in blocks that are discarded."""
-    image, text = problem.image.flatten(0, 1), problem.text
-    out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)))
+def product(
+    problem: Problem, block: tuple[int, int] = (3200, 1152), dtype: torch.dtype = torch.float32
+) -> Step:
+    """The bare product of all tokens, packed, forward only, in blocks that are discarded.
+
+    In bfloat16 it is no replacement for the similarity, since the result is rounded too; it says what the CPU can do.
+    """
+    image, text = problem.image.flatten(0, 1).to(dtype), problem.text.to(dtype)
+    out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)), dtype=dtype)
 
     def step() -> None:
         for rows in image.split(block[0]):

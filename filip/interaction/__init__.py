@@ -16,12 +16,14 @@ from filip.interaction.distributed import (
 )
 from filip.interaction.grad_cache import cached_backward
 from filip.interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
+from filip.interaction.module import LateInteractionLoss
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
 from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
 
 __all__ = [
     "ContrastiveOutput",
+    "LateInteractionLoss",
     "Similarity",
     "TokenChoice",
     "cached_backward",

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import (
+    LateInteractionLoss,
     Similarity,
     contrastive_loss,
     late_interaction,
     pooled_similarity,
 )
+from tests.interaction.problems import random_problem
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -109,3 +113,25 @@ def test_mistakes_are_named() -> None:
         contrastive_loss(rows, torch.tensor(1.0), ids=torch.arange(3), all_ids=torch.arange(1, 6))
     with pytest.raises(ValueError, match="empty batch"):
         pooled_similarity(torch.zeros(0, 4), torch.zeros(2, 4))
+
+
+def test_the_module_is_the_function_with_a_temperature_that_can_come_down_again() -> None:
+    problem = random_problem(5, 9, [3, 6, 2, 4, 5], 16)
+    ids = torch.tensor([1, 2, 1, 3, 4])
+    module = LateInteractionLoss(scale=100.0)
+    with torch.no_grad():
+        module.log_scale += 1
+    found = module(*problem, ids)
+    wanted = contrastive_loss(late_interaction(*problem), torch.tensor(100.0), ids=ids)
+    torch.testing.assert_close(found.loss, wanted.loss, rtol=1e-5, atol=0)
+    found.loss.backward()
+    assert module.log_scale.grad is not None and float(module.log_scale.grad) != 0
+    with pytest.raises(ValueError, match="0 < scale <= largest_scale"):
+        LateInteractionLoss(scale=200.0)
+
+
+def test_the_example_of_the_manual_learns(capsys: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "interaction.md").read_text()
+    example = re.findall(r"```python\n(.*?)```", page.split("## In a training of your own")[1], re.DOTALL)[0]
+    exec(compile(example, "docs/interaction.md", "exec"), {})
+    assert "found 100%" in capsys.readouterr().out

@@ -1,0 +1,70 @@
+"""FILIP's loss as a module, for trainings of one's own."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from filip.interaction.collectives import Group
+from filip.interaction.distributed import distributed_late_interaction, gather_ids
+from filip.interaction.loss import ContrastiveOutput, contrastive_loss
+
+
+class LateInteractionLoss(nn.Module):
+    """Symmetric cross-entropy over the token-wise similarity of all pairs on all ranks, with its own temperature.
+
+    ``log_scale`` [1] is a parameter: pass it to the optimiser, without weight decay. It is kept at or below
+    log(``largest_scale``) by clamping the parameter itself before each use, so that its gradient never vanishes.
+    Options are those of :func:`distributed_late_interaction`; on one process nothing is sent.
+    """
+
+    def __init__(
+        self,
+        scale: float = 1 / 0.07,
+        largest_scale: float = 100.0,
+        *,
+        group: Group = None,
+        exchange: str = "gather",
+        transport_dtype: torch.dtype | None = None,
+        backend: str = "auto",
+        recompute: bool = False,
+    ) -> None:
+        super().__init__()
+        if not 0 < scale <= largest_scale < math.inf:
+            raise ValueError(f"0 < scale <= largest_scale must hold, got {scale} and {largest_scale}")
+        self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
+        self.largest_scale, self.group = largest_scale, group
+        self.exchange, self.transport_dtype = exchange, transport_dtype
+        self.backend, self.recompute = backend, recompute
+
+    def forward(
+        self, image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, ids: Tensor | None = None
+    ) -> ContrastiveOutput:
+        """The loss of this rank's pairs: ``image_tokens`` [b, n1, d], packed ``text_tokens`` [T, d], lengths [b].
+
+        Tokens should be of unit length. ``ids`` [b] int64: pairs with an equal id, on whichever rank, count as
+        positives of each other. Averaging the ranks' gradients, as DDP does, gives those of the whole batch.
+        """
+        with torch.no_grad():
+            self.log_scale.clamp_(max=math.log(self.largest_scale))
+        similarity = distributed_late_interaction(
+            image_tokens,
+            text_tokens,
+            text_lengths,
+            group=self.group,
+            exchange=self.exchange,
+            transport_dtype=self.transport_dtype,
+            backend=self.backend,
+            recompute=self.recompute,
+        )
+        places = torch.arange(len(image_tokens), device=image_tokens.device)
+        all_ids, offset = gather_ids(places if ids is None else ids, group=self.group)
+        return contrastive_loss(
+            similarity,
+            self.log_scale.exp(),
+            offset=offset,
+            ids=ids,
+            all_ids=None if ids is None else all_ids,
+        )
