@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import torch
 
 __all__ = [
     "best_device", "choose_attention", "memory_mb", "name", "peak_memory_mb", "pins_memory", "random_state",
-    "restore_random_state",
+    "reset_peak_memory", "restore_random_state", "synchronize",
 ]  # fmt: skip
 
 MB = 2**20
@@ -26,6 +28,8 @@ class _Driver:
     available: Callable[[], bool]
     memory: Callable[[torch.device], int]  # bytes of tensors now
     peak_memory: Callable[[torch.device], int]  # bytes, the most so far
+    reset_peak: Callable[[torch.device], None]
+    synchronize: Callable[[torch.device], None]
     name: Callable[[torch.device], str]
     random_state: Callable[[], Any]
     restore_random_state: Callable[[Any], None]
@@ -38,6 +42,8 @@ _DRIVERS: dict[str, _Driver] = {
         torch.cuda.is_available,
         torch.cuda.memory_allocated,
         torch.cuda.max_memory_allocated,
+        torch.cuda.reset_peak_memory_stats,
+        torch.cuda.synchronize,
         torch.cuda.get_device_name,
         torch.cuda.get_rng_state,
         torch.cuda.set_rng_state,
@@ -47,6 +53,8 @@ _DRIVERS: dict[str, _Driver] = {
         torch.xpu.is_available,
         torch.xpu.memory_allocated,
         torch.xpu.max_memory_allocated,
+        torch.xpu.reset_peak_memory_stats,
+        torch.xpu.synchronize,
         torch.xpu.get_device_name,
         torch.xpu.get_rng_state,
         torch.xpu.set_rng_state,
@@ -56,6 +64,8 @@ _DRIVERS: dict[str, _Driver] = {
         torch.backends.mps.is_available,
         lambda _: torch.mps.current_allocated_memory(),
         lambda _: torch.mps.driver_allocated_memory(),
+        lambda _: None,
+        lambda _: torch.mps.synchronize(),
         lambda _: "Apple GPU",
         torch.mps.get_rng_state,
         torch.mps.set_rng_state,
@@ -88,6 +98,23 @@ def peak_memory_mb(device: torch.device) -> float:
 
     unit = 1 if platform.system() == "Darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MB
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Let :func:`peak_memory_mb` start anew from what is held now; does nothing where that is not possible."""
+    driver = _DRIVERS.get(device.type)
+    if driver:
+        driver.reset_peak(device)
+        return
+    with suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide what a step needs
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if driver := _DRIVERS.get(device.type):
+        driver.synchronize(device)
 
 
 def name(device: torch.device) -> str:

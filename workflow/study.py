@@ -45,8 +45,8 @@ class Launch:
         """Ranks that share the threads of Snakemake's job: srun counts them per task."""
         return 1 if self.launcher == "srun" else self.ranks_per_node
 
-    def command(self, run_dir: str) -> str:
-        """The launcher's part of the command line, up to and without the arguments of filip.train."""
+    def command(self, run_dir: str, module: str = "filip.train") -> str:
+        """The launcher's part of the command line, up to and without the arguments of ``module``."""
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
         if self.launcher == "srun":
             # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: what
@@ -54,13 +54,13 @@ class Launch:
             return (
                 f"{accelerator}python -m filip.train.slurm_job run_dir={run_dir} -- srun --nodes={self.nodes}"
                 f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
-                " --kill-on-bad-exit=1 python -m filip.train"
+                f" --kill-on-bad-exit=1 python -m {module}"
             )
         if self.launcher == "torchrun":
-            return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m filip.train"
+            return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
-        return f"{accelerator}deepspeed {hosts}{ranks} --module filip.train"
+        return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
         """Snakemake's threads: under srun the cores of a task; on one machine those of all ranks, or, if it trains on
@@ -236,8 +236,26 @@ class WorkflowStudy(Study):
     def launch_command(self, run: str) -> str:
         return self.launch(run).command(self.run_dir(run))
 
-    def train_resources(self) -> dict[str, Callable[[Any], Any]]:
-        """Snakemake resources of a training job, each a function of its wildcards (the name of the training).
+    # The rows of the efficiency ablation are measured by one command, started as the first of them says.
+
+    @property
+    def efficiency_launch(self) -> Launch:
+        return self.launch(next(iter(self.efficiency)))
+
+    def efficiency_command(self) -> str:
+        return self.efficiency_launch.command(f"{self.results}/efficiency", "filip.train.efficiency")
+
+    @property
+    def gathered(self) -> str:
+        """The argument of filip.train.efficiency that says how many texts a rank's pairs are scored against."""
+        return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
+
+    def efficiency_resources(self) -> dict[str, Callable[[Any], Any]]:
+        return self.train_resources(next(iter(self.efficiency)))
+
+    def train_resources(self, run: str | None = None) -> dict[str, Callable[[Any], Any]]:
+        """Snakemake resources of a training job, each a function of its wildcards (the name of the training, unless
+        it is given as ``run``).
 
         Nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already queued
         or running, left by a Snakemake that died, is waited for: the two would train the same model side by side.
@@ -249,10 +267,11 @@ class WorkflowStudy(Study):
             names = list(
                 dict.fromkeys(["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *own, "slurm_extra"])
             )
-        return {name: partial(self._resource, name) for name in names}
+        return {name: partial(self._resource, name, run) for name in names}
 
-    def _resource(self, name: str, wildcards: Any) -> Any:
-        launch = self.launch(run := str(wildcards[0]))
+    def _resource(self, name: str, run: str | None, wildcards: Any) -> Any:
+        run = run or str(wildcards[0])
+        launch = self.launch(run)
         if launch.launcher == "srun":
             own = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
             extra = [SIGNAL, launch.resources.get("slurm_extra", ""), wait_for_earlier_jobs(run)]

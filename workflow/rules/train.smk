@@ -40,19 +40,29 @@ use rule pretrain as fine_tune with:
         run="|".join(STUDY.fine_tunes) or "none",
 
 
-# A row of the efficiency ablation is a training of a few steps: its result holds seconds per iteration and memory.
-use rule pretrain as efficiency with:
-    input:
-        unpack(lambda wildcards: STUDY.train_inputs(wildcards.row)),
-    output:
-        weights=temp(f"{RESULTS}/efficiency/{{row}}.safetensors"),
-        result=f"{RESULTS}/efficiency/{{row}}.json",
-    params:
-        launch=lambda wildcards: STUDY.launch_command(wildcards.row),
-        ranks=lambda wildcards: STUDY.launch(wildcards.row).ranks_of_a_start,
-        arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.row),
-        run_dir=lambda wildcards: STUDY.run_dir(wildcards.row),
-    log:
-        f"{RESULTS}/logs/efficiency/{{row}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/efficiency/{{row}}.tsv"
+# All rows of the efficiency ablation in one process group, their steps interleaved.
+if STUDY.efficiency:
+
+    rule efficiency:
+        input:
+            study=STUDY.config_file,
+        output:
+            expand(f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency),
+        params:
+            launch=STUDY.efficiency_command(),
+            ranks=STUDY.efficiency_launch.ranks_of_a_start,
+            out=f"{RESULTS}/efficiency",
+            gathered=STUDY.gathered,
+        log:
+            f"{RESULTS}/logs/efficiency.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/efficiency.tsv"
+        threads: STUDY.efficiency_launch.threads(lambda: workflow.cores)
+        retries: 0
+        resources:
+            **STUDY.efficiency_resources(),
+        conda:
+            "../envs/filip.yaml"
+        shell:
+            "env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
+            " {params.launch} study={input.study} out={params.out} gathered={params.gathered} > {log} 2>&1"

@@ -28,6 +28,7 @@ def build(inputs: Inputs) -> Table:
         Column("precision", "precision", unit="text", better="none"),
         Column("token_keep_ratio", "tokens, %", better="none"),
         Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
+        Column("seconds_quartiles", "quartiles", "Time", "text", "none"),
         Column("time_ratio", "x first row", "Time", "ratio", "lower"),
         Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
         Column("memory_ratio", "x first row", "Memory", "ratio", "lower"),
@@ -37,24 +38,39 @@ def build(inputs: Inputs) -> Table:
     _add_ratios(rows)
     rows += _published(inputs, measure)
     notes = [
-        "Time and memory are measured in short trainings (median step; peak memory, largest over ranks). "
+        "Time: the median step of training (forward, loss, backward, update), with its quartiles; memory: what a step "
+        "needs beyond weights and optimiser states; both the largest over ranks. Steps of all rows are interleaved.",
+        *_geometry(inputs),
         "Ratios are to the first row of the same block, so that different machines compare.",
         "Accuracy is that of the fully trained run with the same settings, where there is one.",
     ]
     return Table("efficiency_ablation", "Efficiency of the loss", columns, rows, notes)
 
 
+def _geometry(inputs: Inputs) -> list[str]:
+    """A sentence on how many pairs met how many texts."""
+    for name in inputs.study.rows("efficiency_ablation"):
+        if (found := inputs.results.efficiency(name)) and "gathered_texts" in found:
+            return [
+                f"Each of {found['world_size']} ranks scored {found['pairs_per_rank']:,} pairs against "
+                f"{found['gathered_texts']:,} texts."
+            ]
+    return []
+
+
 def _row(inputs: Inputs, name: str, measure: str) -> Row:
     found = inputs.results.efficiency(name)
     if found is None:
         why = inputs.results.why("efficiency", f"{name}.json")
-        keys = (*FACTS, "seconds_per_iteration", "memory_mb")
+        keys = (*FACTS, "seconds_per_iteration", "seconds_quartiles", "memory_mb")
         cells = {key: Cell(reason=why) for key in keys}
     else:
         cells = _facts(found["config"])
         for key, source in (("seconds_per_iteration",) * 2, ("memory_mb", "peak_memory_mb")):
             value = found.get(source)
             cells[key] = Cell(value) if value is not None else Cell(reason="not measured")
+        low, high = found.get("seconds_quartiles", (None, None))
+        cells["seconds_quartiles"] = text_cell(f"{low:.3g} to {high:.3g}" if low is not None else None)
     trained = inputs.study.efficiency[name].get("accuracy_of")
     cells[measure] = inputs.average_cell(trained) if trained else Cell(reason="not trained to the end")
     commit = (found or {}).get("commit")

@@ -1,0 +1,100 @@
+"""The efficiency rows: what one rank of many computes, and one measurement of all rows by two ranks."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+import yaml
+
+from filip.interaction import late_interaction
+from filip.models import TextFeatures
+from filip.study import resolve
+from filip.train.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
+
+ROOT = Path(__file__).parents[2]
+
+
+def texts(count: int = 5, dim: int = 8) -> TextFeatures:
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.tensor([3, 5, 2, 4, 6])[:count]
+    tokens = F.normalize(torch.randn(int(lengths.sum()), dim, generator=generator), dim=-1)
+    return TextFeatures(tokens.requires_grad_(), lengths)
+
+
+def test_gathered_texts_are_copies_in_order_and_score_as_such() -> None:
+    own = texts()
+    tokens, lengths = gathered_texts(own, 13)
+    assert lengths.tolist() == [3, 5, 2, 4, 6] * 2 + [3, 5, 2] and len(tokens) == lengths.sum()
+    images = F.normalize(torch.randn(4, 7, 8, generator=torch.Generator().manual_seed(1)), dim=-1)
+    alone, all_of_them = late_interaction(images, *own), late_interaction(images, tokens, lengths)
+    for n in range(13):
+        torch.testing.assert_close(all_of_them.i2t[:, n], alone.i2t[:, n % 5])
+
+
+def test_gradients_of_gathered_texts_are_computed_and_own_ones_reach_the_tower() -> None:
+    own = texts()
+    tokens, lengths = gathered_texts(own, 12)
+    images = torch.randn(2, 7, 8)
+    tokens.retain_grad()
+    late_interaction(images, tokens, lengths).i2t.sum().backward()
+    assert tokens.grad is not None and (tokens.grad[len(own.tokens) :].abs().sum(1) > 0).any()
+    assert own.tokens.grad is not None and torch.equal(own.tokens.grad, tokens.grad[: len(own.tokens)])
+
+
+@pytest.mark.parametrize("count", [5, 7, 10, 23])
+def test_gathered_vectors_are_as_many_as_asked(count: int) -> None:
+    own = torch.randn(5, 3)
+    rows = gathered_rows(own, count)
+    assert torch.equal(rows, own[torch.arange(count) % 5])
+
+
+def test_a_quarter_of_the_tokens_is_scored_where_the_row_says_so() -> None:
+    row = resolve("experiment=demo_efficiency", "token_keep_ratio=0.25", "token_keep_minimum=1")
+    image = F.normalize(torch.randn(5, 36, 8), dim=-1)
+    kept_image, kept_text = kept_tokens(row, image, texts())
+    assert kept_image.shape == (5, 9, 8) and kept_text.lengths.sum() == len(kept_text.tokens) < len(
+        texts().tokens
+    )
+    whole = resolve("experiment=demo_efficiency")
+    assert kept_tokens(whole, image, texts())[0] is image
+
+
+def test_a_random_batch_is_what_the_towers_take() -> None:
+    row = resolve("experiment=demo_efficiency")
+    batch = random_batch(row, 6, seed=1)
+    assert batch["pixels"].shape == (6, 3, 96, 96)
+    assert batch["ids"].shape == (6, int(batch["lengths"].max())) and len(set(batch["group"].tolist())) == 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None:
+    study = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
+    study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_fp32_25")}
+    (tmp_path / "study.json").write_text(json.dumps(study))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += ["-m", "filip.train.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
+    environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(
+        [*command, "gathered=256", "steps=3", "warmup=1"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    for name, interaction, kept in (("orig", "pooled", 1.0), ("late_64_fp32_25", "token_wise", 0.25)):
+        found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
+        assert found["config"]["model"]["interaction"] == interaction
+        assert found["config"]["token_keep_ratio"] == kept
+        assert (found["world_size"], found["pairs_per_rank"], found["gathered_texts"]) == (2, 32, 256)
+        low, high = found["seconds_quartiles"]
+        assert 0 < low <= found["seconds_per_iteration"] <= high and found["steps"] == 3
+        assert found["peak_memory_mb"] > 0
