@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -42,12 +43,17 @@ def coverage(
     The mask goes through the transform as if it were the image, whatever that resizes or crops; its
     normalisation is undone by comparing with what black and white become.
     """
-    black, white = (transform(Image.new("RGB", mask.size, colour)) for colour in ("black", "white"))
+    black, white = (_transformed(transform, mask.size, colour) for colour in ("black", "white"))
     seen = ((transform(mask.convert("RGB")) - black) / (white - black)).mean(0).clamp(0, 1)
     rows, columns = grid
     height, width = seen.shape[0] // rows, seen.shape[1] // columns
     seen = seen[: rows * height, : columns * width]
     return seen.view(rows, height, columns, width).mean((1, 3)).numpy()
+
+
+@lru_cache(maxsize=8)
+def _transformed(transform: Callable[[Image.Image], Tensor], size: tuple[int, int], colour: str) -> Tensor:
+    return transform(Image.new("RGB", size, colour))
 
 
 def pointing(

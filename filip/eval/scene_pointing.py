@@ -10,11 +10,13 @@ another thing.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from filip.command import run_command
 from filip.errors import UserError
@@ -95,11 +97,18 @@ class PointedScene:
         return float(np.mean(self.right)) if self.counted else float("nan")
 
 
-def point(encoder: Encoder, sample: Sample) -> PointedScene:
-    """Align a scene with its caption. Raises UserError if the caption does not name each of its things."""
+def point(encoder: Encoder, samples: Sequence[Sample]) -> list[PointedScene]:
+    """Align scenes with their captions. Raises UserError if a caption does not name each of its things."""
+    patches = encoder.patches(torch.stack([encoder.transform(sample.image) for sample in samples]))
+    words = encoder.words([sample.captions[0] for sample in samples])
+    return [
+        _pointed(encoder, sample, image @ text.T)
+        for sample, image, text in zip(samples, patches, words, strict=True)
+    ]
+
+
+def _pointed(encoder: Encoder, sample: Sample, similarity: Tensor) -> PointedScene:
     caption = sample.captions[0]
-    pixels = encoder.transform(sample.image).unsqueeze(0)
-    similarity = encoder.patches(pixels)[0] @ encoder.words([caption])[0].T
     prompts = name_prompts(caption, [thing.label for thing in sample.things], sample.key)
     names = [
         label_tokens(encoder, prompt, thing.label)
@@ -114,6 +123,23 @@ def point(encoder: Encoder, sample: Sample) -> PointedScene:
         place = int(alignment.heat(name).argmax()) if name else 0
         best.append((place // encoder.grid[1], place % encoder.grid[1]))
     return PointedScene(sample, alignment, names, owner, best)
+
+
+def pointed_scenes(
+    encoder: Encoder, card: BenchmarkCard, data: EvalSet, count: int | None = None, batch: int = 64
+) -> Iterator[PointedScene]:
+    """The first ``count`` scenes of a set (None: all). Raises UserError if one lacks the places of its things."""
+    total = len(data) if count is None else min(count, len(data))
+    with Progress(card.name, "scenes", total) as progress:
+        for start in range(0, total, batch):
+            samples = [data[index] for index in range(start, min(start + batch, total))]
+            for sample in samples:
+                if not sample.things:
+                    raise UserError(
+                        f"{card.name}: image {sample.key} does not say where its things are (.things.png and .json)"
+                    )
+            yield from point(encoder, samples)
+            progress.add(len(samples))
 
 
 def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Prompt]:
@@ -145,18 +171,15 @@ def measure(
     chance: dict[str, list[float]] = {name: [] for name in outcomes}
     keys: list[str] = []
     scenes: list[str] = []
-    with Progress(card.name, "scenes", len(data)) as progress:
-        for index in range(len(data)):
-            scene = point(encoder, with_things(card, data[index]))
-            for n in scene.counted:
-                own = (scene.owner == n).sum()
-                chance["right"].append(own / scene.owner.size)
-                chance["right_among_things"].append(own / (scene.owner != BACKGROUND).sum())
-                keys.append(f"{scene.sample.key} {n}")
-                scenes.append(scene.sample.key)
-            outcomes["right"] += scene.right
-            outcomes["right_among_things"] += scene.right_among_things()
-            progress.add()
+    for scene in pointed_scenes(encoder, card, data):
+        for n in scene.counted:
+            own = (scene.owner == n).sum()
+            chance["right"].append(own / scene.owner.size)
+            chance["right_among_things"].append(own / (scene.owner != BACKGROUND).sum())
+            keys.append(f"{scene.sample.key} {n}")
+            scenes.append(scene.sample.key)
+        outcomes["right"] += scene.right
+        outcomes["right_among_things"] += scene.right_among_things()
     if not keys:
         raise UserError(
             f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
@@ -179,15 +202,6 @@ def measure(
         "among_things": rates["right_among_things"],
         "split": card.split,
     }
-
-
-def with_things(card: BenchmarkCard, sample: Sample) -> Sample:
-    """The sample, if it says where its things are; otherwise a UserError."""
-    if not sample.things:
-        raise UserError(
-            f"{card.name}: image {sample.key} does not say where its things are (.things.png and .json)"
-        )
-    return sample
 
 
 if __name__ == "__main__":

@@ -23,9 +23,8 @@ from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures import INK, Cell, sheet
-from filip.eval.scene_pointing import BACKGROUND, PointedScene, point, with_things
+from filip.eval.scene_pointing import BACKGROUND, PointedScene, point, pointed_scenes
 from filip.files import replacing
-from filip.progress import track
 
 Colour = tuple[int, int, int]
 COLOURS: tuple[Colour, ...] = (
@@ -66,21 +65,17 @@ def main(config: SceneSheet) -> None:
         raise UserError(f"card={config.card} is for {card.kind}: a pointing card says where things are")
     data = open_set(card, config.root)
     encoders = [load_encoder(model, None, config.device) for model in config.models]
-    count = min(config.measure, len(data))
-    pointed = [
-        point(encoders[-1], with_things(card, data[index]))
-        for index in track(range(count), f"pointing by {config.labels[-1]}", "scenes")
-    ]
+    pointed = list(pointed_scenes(encoders[-1], card, data, config.measure))
     cells = []
     for kind, scene in chosen([scene for scene in pointed if scene.counted], config.each):
-        by_model = [*(point(encoder, scene.sample) for encoder in encoders[:-1]), scene]
+        by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _with_outlines(_enlarged(scene.sample, _size(scene)), scene.sample)
         cells.append(Cell(picture, kind, coloured_caption(scene.sample)))
         for label, seen in zip(config.labels, by_model, strict=True):
             title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
             cells.append(Cell(tinted(seen), title))
     columns = (1 + len(encoders)) * (2 if config.each % 2 == 0 and len(encoders) < 3 else 1)
-    note = NOTE.format(count=count, model=config.labels[-1])
+    note = NOTE.format(count=len(pointed), model=config.labels[-1])
     page = sheet(cells, columns, config.title, note, cell_width=CELL, gap=18)
     with replacing(config.picture) as part:
         page.save(part, format="PNG")

@@ -157,7 +157,7 @@ def test_selection_as_a_command(root: Path, interaction: str) -> None:
 
 
 def test_each_name_points_at_its_own_thing() -> None:
-    found = point(ColourBlind(), sample())  # type: ignore[arg-type]
+    (found,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
     assert found.right == found.right_among_things() == [True] * 3 and found.score == 1
     for number, name in enumerate(PLACES):
         left, top, right, bottom = (side // 8 for side in PLACES[name])
@@ -166,7 +166,7 @@ def test_each_name_points_at_its_own_thing() -> None:
 
 
 def test_a_blind_model_points_at_one_patch_for_all_names() -> None:
-    found = point(ColourBlind(blind=True), sample())  # type: ignore[arg-type]
+    (found,) = point(ColourBlind(blind=True), [sample()])  # type: ignore[arg-type]
     assert sum(found.right) < 3
 
 
@@ -175,7 +175,7 @@ def test_a_thing_that_no_patch_belongs_to_is_not_counted() -> None:
     line = Image.new("L", (32, 32), 0)
     line.paste(255, (0, 0, 32, 1))
     thin.things[0] = Thing("red", line)
-    assert point(ColourBlind(), thin).counted == [1, 2]  # type: ignore[arg-type]
+    assert point(ColourBlind(), [thin])[0].counted == [1, 2]  # type: ignore[arg-type]
 
 
 def test_a_name_within_another_name_is_not_taken_for_it() -> None:
@@ -212,7 +212,7 @@ def test_a_card_of_another_kind_is_refused_in_a_sentence(
 
 
 def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:
-    right, blind = (point(ColourBlind(blind=b), sample()) for b in (False, True))  # type: ignore[arg-type]
+    right, blind = (point(ColourBlind(blind=b), [sample()])[0] for b in (False, True))  # type: ignore[arg-type]
     assert right.score > blind.score and margin(right) > 0 > margin(blind)
     scenes = [blind, *[right] * 4, blind]
     assert [kind for kind, _ in chosen(scenes, 2)] == ["best", "best", "median", "median", "worst", "worst"]
@@ -222,7 +222,7 @@ def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -
 
 
 def test_a_patch_is_tinted_with_the_colour_of_its_name_and_a_name_is_written_in_it() -> None:
-    found = point(ColourBlind(), sample())  # type: ignore[arg-type]
+    (found,) = point(ColourBlind(), [sample()])  # type: ignore[arg-type]
     page = np.asarray(tinted(found)).astype(int)
     assert page.shape == (4 * PATCH, 4 * PATCH, 3)
     for number, name in enumerate(PLACES):
