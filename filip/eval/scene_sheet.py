@@ -1,9 +1,9 @@
 """Scenes as several models see them: ``python -m filip.eval.scene_sheet models=[clip.safetensors,filip.safetensors]
 labels=[CLIP,FILIP] root=DIR card=demo_pointing picture=alignment.png``.
 
-Each thing's name has a colour. A patch is tinted with the colour of the name that it is most similar to, and stays grey
-where that is another token of the caption; a thing's mask is outlined in the colour of its name, and a ring marks the
-patch that the name points at. Scenes are not hand-picked: they are the best, the median and the worst of the last
+Each thing's name has a colour. A patch is tinted in the colour of the name that stands out most on it, the more
+strongly the more it does. A thing's mask is outlined in the colour of its name. A ring marks the patch that the name
+points at, the most similar one. Scenes are not hand-picked: they are the best, the median and the worst of the last
 model by the share of names that point at their thing, ties broken by how clearly they do.
 """
 
@@ -23,7 +23,7 @@ from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures import INK, Cell, sheet
-from filip.eval.scene_pointing import BACKGROUND, PointedScene, point, pointed_scenes
+from filip.eval.scene_pointing import PointedScene, point, pointed_scenes
 from filip.files import replacing
 
 Colour = tuple[int, int, int]
@@ -33,12 +33,14 @@ COLOURS: tuple[Colour, ...] = (
     (0, 140, 90),
     (170, 60, 150),
 )  # told apart by everybody
-PATCH = 40  # pixels of a patch, before the picture is fitted into its cell
-CELL = 240  # pixels
+PATCH = 48  # pixels of a patch, before the picture is fitted into its cell
+CELL = 288  # pixels
+FAINT, STRONG = 0.5, 2.5  # standard deviations at which a tint begins, and is full
+OPACITY = 190  # of a full tint, of 255
 NOTE = (
-    "One colour per name. A patch is tinted with the colour of the name that it is most similar to; it is grey where "
-    "another token of the caption is more similar. Outline: the thing itself. Ring: the patch that the name points at. "
-    "Chosen by rule: the best, the median and the worst of {count:,} scenes by the share of names that point at their "
+    "One colour per name. A patch has the colour of the name that stands out most on it (its similarity in standard "
+    "deviations over the patches), the fuller the more. Outline: the thing itself. Ring: the patch that the name is "
+    "most similar to. By rule: the best, the median and the worst of {count:,} scenes by the share of rings on their "
     "thing with {model}, ties by margin."
 )
 
@@ -50,9 +52,9 @@ class SceneSheet:
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")
     picture: str = option(MISSING, "the sheet (PNG)")
-    each: int = option(2, "scenes of each kind: best, median and worst")
+    each: int = option(1, "scenes of each kind: best, median and worst")
     measure: int = option(1000, "scenes to choose from, the first of the set")
-    title: str = option("Which name each patch is most similar to", "title of the sheet")
+    title: str = option("Where each name is seen", "title of the sheet")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
@@ -67,16 +69,16 @@ def main(config: SceneSheet) -> None:
     encoders = [load_encoder(model, None, config.device) for model in config.models]
     pointed = list(pointed_scenes(encoders[-1], card, data, config.measure))
     cells = []
-    for kind, scene in chosen([scene for scene in pointed if scene.counted], config.each):
+    whole = [scene for scene in pointed if len(scene.counted) == len(scene.names)]
+    for kind, scene in chosen(whole, config.each):
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _with_outlines(_enlarged(scene.sample, _size(scene)), scene.sample)
         cells.append(Cell(picture, kind, coloured_caption(scene.sample)))
         for label, seen in zip(config.labels, by_model, strict=True):
             title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
             cells.append(Cell(tinted(seen), title))
-    columns = (1 + len(encoders)) * (2 if config.each % 2 == 0 and len(encoders) < 3 else 1)
-    note = NOTE.format(count=len(pointed), model=config.labels[-1])
-    page = sheet(cells, columns, config.title, note, cell_width=CELL, gap=18)
+    note = NOTE.format(count=len(whole), model=config.labels[-1])
+    page = sheet(cells, 1 + len(encoders), config.title, note, cell_width=CELL, gap=18)
     with replacing(config.picture) as part:
         page.save(part, format="PNG")
 
@@ -87,7 +89,7 @@ def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, Pointed
         raise UserError(f"{len(scenes)} scenes can be pointed at, fewer than each=3 x {each}")
     order = sorted(scenes, key=lambda scene: (-scene.score, -margin(scene), scene.sample.key))
     middle = (len(order) - each) // 2
-    kinds = (("best", 0), ("median", middle), ("worst", len(order) - each))
+    kinds = (("Best", 0), ("Median", middle), ("Worst", len(order) - each))
     return [(kind, order[start + number]) for kind, start in kinds for number in range(each)]
 
 
@@ -110,13 +112,11 @@ def tinted(scene: PointedScene) -> Image.Image:
     grey = _enlarged(scene.sample, size).convert("L").convert("RGB")
     page = Image.blend(grey, Image.new("RGB", size, "white"), 0.35)
     pencil = ImageDraw.Draw(page, "RGBA")
-    name_of = {token: n for n, tokens in enumerate(scene.names) for token in tokens}
-    for (row, column), token in np.ndenumerate(scene.alignment.indices):
+    names, strength = standing_out(scene)
+    for (row, column), name in np.ndenumerate(names):
         box = (column * PATCH, row * PATCH, (column + 1) * PATCH - 1, (row + 1) * PATCH - 1)
-        name = name_of.get(int(token), BACKGROUND)
-        if name != BACKGROUND:
-            pencil.rectangle(box, fill=(*_colour(name), 135))
-        pencil.rectangle(box, outline=(255, 255, 255, 150))
+        pencil.rectangle(box, fill=(*_colour(int(name)), int(OPACITY * strength[row, column])))
+        pencil.rectangle(box, outline=(255, 255, 255, 110))
     page = _with_outlines(page, scene.sample)
     pencil = ImageDraw.Draw(page)
     taken: dict[tuple[int, int], int] = {}
@@ -128,6 +128,17 @@ def tinted(scene: PointedScene) -> Image.Image:
         pencil.ellipse((left - 2, top - 2, right + 2, bottom + 2), outline="white", width=2)
         pencil.ellipse((left, top, right, bottom), outline=_colour(n), width=4)
     return page
+
+
+def standing_out(scene: PointedScene) -> tuple[np.ndarray, np.ndarray]:
+    """For each patch the name that stands out most, and how strongly, 0 to 1; both [rows, columns].
+
+    A name's similarity is standardised over the patches, since some words are similar to every patch.
+    """
+    heats = np.stack([scene.alignment.heat(tokens) for tokens in scene.names])
+    spread = heats.std((1, 2), keepdims=True)
+    standard = (heats - heats.mean((1, 2), keepdims=True)) / np.maximum(spread, 1e-9)
+    return standard.argmax(0), np.clip((standard.max(0) - FAINT) / (STRONG - FAINT), 0, 1)
 
 
 def coloured_caption(sample: Sample) -> list[tuple[str, Colour]]:
@@ -155,7 +166,8 @@ def _enlarged(sample: Sample, size: tuple[int, int]) -> Image.Image:
 
 def _with_outlines(page: Image.Image, sample: Sample) -> Image.Image:
     for n, thing in enumerate(sample.things):
-        mask = thing.mask.resize(page.size, Image.Resampling.BICUBIC).point(lambda v: 255 if v >= 128 else 0)
+        large = thing.mask.resize(page.size, Image.Resampling.BICUBIC).filter(ImageFilter.GaussianBlur(2))
+        mask = large.point(lambda value: 255 if value >= 128 else 0)
         line = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(5)), mask)
         halo = ImageChops.subtract(mask.filter(ImageFilter.MaxFilter(9)), mask)
         page.paste("white", mask=halo)

@@ -215,7 +215,7 @@ def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -
     right, blind = (point(ColourBlind(blind=b), [sample()])[0] for b in (False, True))  # type: ignore[arg-type]
     assert right.score > blind.score and margin(right) > 0 > margin(blind)
     scenes = [blind, *[right] * 4, blind]
-    assert [kind for kind, _ in chosen(scenes, 2)] == ["best", "best", "median", "median", "worst", "worst"]
+    assert [kind for kind, _ in chosen(scenes, 2)] == ["Best", "Best", "Median", "Median", "Worst", "Worst"]
     assert [scene is right for _, scene in chosen(scenes, 2)] == [True, True, True, True, False, False]
     with pytest.raises(UserError, match="fewer than"):
         chosen(scenes, 3)
@@ -240,7 +240,7 @@ def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) 
     arguments = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={root}", f"card={card}"]
     run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
     first = picture.read_bytes()
-    assert Image.open(picture).width > 6 * 240
+    assert Image.open(picture).width > 3 * 288
     run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
     assert picture.read_bytes() == first
     with pytest.raises(SystemExit):
