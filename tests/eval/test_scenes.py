@@ -208,7 +208,7 @@ def test_a_card_of_another_kind_is_refused_in_a_sentence(
     for command, config in ((selection, Selection), (scene_pointing, ScenePointing)):
         with pytest.raises(SystemExit):
             run_command(command, config, argv=arguments)
-        assert "demo_fluent: not a" in capsys.readouterr().err
+        assert "demo_fluent (retrieval)" in capsys.readouterr().err
 
 
 def test_best_median_and_worst_scenes_are_chosen_by_score_and_then_by_margin() -> None:

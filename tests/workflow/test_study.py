@@ -369,3 +369,12 @@ def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict
     (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
     config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "picture=y", argument])
     assert config.labels == ["CLIP, the baseline's", "FILIP"]
+
+
+def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    assert study.efficiency_command().endswith("--module filip.train.efficiency")
+    assert study.gathered == "2048"
+    del demo["efficiency_train"]["gathered"]
+    assert WorkflowStudy(demo).gathered == "null"
+    assert study.efficiency_resources()["nodes"](None) == 1
