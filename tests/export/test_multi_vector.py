@@ -16,7 +16,7 @@ from PIL import Image
 import filip
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
-from tests.export.conftest import CAPTIONS
+from tests.support.captions import UNTIDY_CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 PROGRAM = """
@@ -50,7 +50,7 @@ def test_sentence_transformers_gives_our_tokens_and_scores(
     export(Export(model=file, out=str(folder), to="mv"))
     for i, image in enumerate(pictures):
         image.save(tmp_path / f"{i}.png")
-    (tmp_path / "captions.json").write_text(json.dumps(CAPTIONS))
+    (tmp_path / "captions.json").write_text(json.dumps(UNTIDY_CAPTIONS))
     program = PROGRAM.format(root=str(ROOT), folder=str(folder), here=str(tmp_path), images=len(pictures))
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     environment |= {"HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1"}
@@ -66,7 +66,7 @@ def test_sentence_transformers_gives_our_tokens_and_scores(
     found = torch.load(tmp_path / "found.pt")
 
     model = filip.load(file, device="cpu")
-    image, text = model.encode_images(pictures), model.encode_texts(CAPTIONS)
+    image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
     expected = model.similarity(image, text)
     torch.testing.assert_close(torch.stack(found["images"]), image, atol=1e-6, rtol=0)
     torch.testing.assert_close(torch.cat(found["texts"]), text.values, atol=1e-6, rtol=0)

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 import filip
 from filip.export.__main__ import Export, export
 from filip.export.standalone.filip_inputs import clean, to_pixels
-from tests.export.conftest import CAPTIONS
+from tests.support.captions import UNTIDY_CAPTIONS
 
 
 @pytest.mark.slow  # torch's exporter takes its time
@@ -35,7 +35,7 @@ def test_onnxruntime_gives_our_embeddings(
         found = image.run(None, {"pixel_values": pixels[:n]})[0]
         np.testing.assert_allclose(found, model.encode_images(pictures[:n]).numpy(), atol=1e-4)
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
-    for texts in (CAPTIONS, CAPTIONS[:1]):
+    for texts in (UNTIDY_CAPTIONS, UNTIDY_CAPTIONS[:1]):
         inputs = dict(
             tokenizer([clean(one) for one in texts], padding=True, truncation=True, return_tensors="np")
         )
