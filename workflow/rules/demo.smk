@@ -14,8 +14,7 @@ rule demo_corpus:
         out=lambda wildcards, output: Path(output.list).parent,
         port=DEMO.get("port", 8765),
         limit=DEMO.get("limit") or "null",
-        scenes=DEMO.get("scenes", 12000),
-        test_scenes=DEMO.get("test_scenes", 1000),
+        scenes=" ".join(f"{key}={DEMO[key]}" for key in ("scenes", "test_scenes") if key in DEMO),
         cache=DEMO.get("cache", ".cache/demo"),
     log:
         f"{RESULTS}/logs/demo_corpus.log",
@@ -26,4 +25,4 @@ rule demo_corpus:
         "../envs/filip.yaml"
     shell:
         "python -m {params.builder} out={params.out} port={params.port} limit={params.limit}"
-        " scenes={params.scenes} test_scenes={params.test_scenes} cache={params.cache} > {log} 2>&1"
+        " {params.scenes} cache={params.cache} > {log} 2>&1"
