@@ -8,19 +8,25 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
+from glob import glob
 from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
 from filip.errors import UserError
+from filip.files import digest
 from filip.study import Study, resolve
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
+
+
+# Keys of a source card that describe it for people, or are read by others than its stages.
+NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribution", "planted", "path"}
 
 
 @dataclass(frozen=True)
@@ -86,6 +92,9 @@ class WorkflowStudy(Study):
         super().__init__(config)
         self.results = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
+        data = config.get("data", {})
+        self.data_threads: int = data.get("threads", 2)
+        self.data_memory: str = data.get("memory", "1GB")
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.prompts: str = self.evaluation.get("prompts", "eval/prompts.yaml")
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
@@ -125,6 +134,30 @@ class WorkflowStudy(Study):
     def built_list(self, source: str) -> list[str]:
         """The list of a source that is built here; empty for others, whose cards say where the list is."""
         return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
+
+    def list_input(self, source: str) -> list[str]:
+        """The files of a source's list as inputs, so that a list that has grown is read again.
+
+        Files that are not there are left to the command, which says how to obtain them.
+        """
+        card = self.source_cards[source]
+        found = [path for named in (card.list, card.subset) if named for path in sorted(glob(named))]
+        return self.built_list(source) or found
+
+    def settings(self, source: str, stage: str) -> str:
+        """A hash of what a stage reads of a source's card: when it changes, the stage and what follows run again."""
+        card = asdict(self.source_cards[source])
+        rules = {"text_rules", "image_rules", "download", "back_translation"}
+        reading = set(card) - rules - NOT_READ
+        used = {
+            "prepare": reading,
+            "text_rules": {"text_rules"},
+            "download": {"image_rules", "download", "image_root"},
+            "ingest": reading | {"text_rules", "image_rules", "download"},
+            "translate": {"back_translation", "group_column", "name"},
+            "manifest": set(card) - {"path"},
+        }
+        return digest({key: card[key] for key in sorted(used[stage])})
 
     def while_served(self, source: str) -> str:
         """What precedes the download command of a source that this machine has to serve; empty for others."""

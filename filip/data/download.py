@@ -257,8 +257,8 @@ def _retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[
     with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
         if ROW not in retries.schema_arrow.names:
             raise UserError(
-                f"{retries.schema_arrow.names} are the columns of {plan['passes'][number + 1]['list']}, without "
-                f"{ROW}: an earlier version of FILIP made it. Give another out=FOLDER"
+                f"{plan['passes'][number + 1]['list']} does not say where each URL was: an earlier version of FILIP "
+                "made it. Give another out=FOLDER"
             )
         batches = retries.iter_batches(columns=[SHARD, ROW])
         places = (place for batch in batches for place in zip(*batch.to_pydict().values(), strict=True))

@@ -95,8 +95,8 @@ def make_manifest(
     }
 
 
-def shard_entries(shards: Path, captions: Path) -> list[dict[str, Any]]:
-    """Per shard: name, images, sizes, hashes."""
+def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
+    """Per shard: name, images, sizes, hashes. ``read_tars``: also of tars whose hash nobody noted."""
     tars = sorted(shards.glob("*.tar"))
     if not tars:
         raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")
@@ -107,10 +107,10 @@ def shard_entries(shards: Path, captions: Path) -> list[dict[str, Any]]:
             "same `filip data download` (or ingest) again: it makes them again"
         )
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet"), tars))
+        return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
 
 
-def _entry(tar: Path, sidecar: Path) -> dict[str, Any]:
+def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
     described = tar.with_suffix(".parquet")
     for path in (described, sidecar):
         if not path.exists():
@@ -124,7 +124,7 @@ def _entry(tar: Path, sidecar: Path) -> dict[str, Any]:
         "name": tar.stem,
         "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
         "tar_bytes": tar.stat().st_size,
-        "tar_sha256": written.decode() if written else sha256_of(tar),  # read here only if nobody noted it
+        **({"tar_sha256": written.decode() if written else sha256_of(tar)} if written or read_tar else {}),
         "images_sha256": sha256_of(described),
         "captions_sha256": sha256_of(sidecar),
     }
@@ -199,7 +199,7 @@ def changed_since(path: str | Path) -> list[str]:
     try:
         now = {
             entry["name"]: entry
-            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]))
+            for entry in shard_entries(Path(folders["shards"]), Path(folders["captions"]), read_tars=False)
         }
     except UserError as error:
         return [str(error)]
@@ -207,7 +207,7 @@ def changed_since(path: str | Path) -> list[str]:
     changes = [f"shard {name} is new" for name in sorted(set(now) - set(then))]
     changes += [f"shard {name} is gone" for name in sorted(set(then) - set(now))]
     for name in sorted(set(then) & set(now)):
-        differing = [key for key in then[name] if then[name][key] != now[name][key]]
+        differing = [key for key in now[name] if then[name].get(key) != now[name][key]]
         if differing:
             changes.append(f"shard {name}: {', '.join(differing)} changed")
     return changes

@@ -10,6 +10,7 @@ and Flickr30k. Lines that cannot be read, and rows without a caption or a usable
 from __future__ import annotations
 
 import bz2
+import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,6 +18,7 @@ from glob import glob
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
@@ -231,11 +233,14 @@ def relation(
         pq.write_table(read_karpathy(Path(paths[0]), card), path)
         return duckdb_io.parquet(path)
     if kind == "parquet":
-        return duckdb_io.parquet(paths)
+        if strict:
+            return duckdb_io.parquet(paths)
+        copies = [scratch / f"{number}.parquet" for number in range(len(paths))]
+        return duckdb_io.parquet([_valid_text(*pair) for pair in zip(paths, copies, strict=True)])
     plain = [_plain(path, scratch / f"{number:05d}") for number, path in enumerate(paths)]
     files = "[" + ", ".join(duckdb_io.sql_literal(str(path)) for path in plain) + "]"
     if kind == "jsonl":
-        return f"read_json({files}, format = 'newline_delimited', ignore_errors = true)"
+        return _json_relation(files, card)
     tsv = kind == "tsv"
     options = [
         f"delim = {duckdb_io.sql_literal(chr(9) if tsv else ',')}",
@@ -249,6 +254,54 @@ def relation(
         names = ", ".join(duckdb_io.sql_literal(column) for column in card.columns)
         options.append(f"names = [{names}], auto_detect = true")
     return f"read_csv({files}, {', '.join(options)})"
+
+
+def _json_relation(files: str, card: SourceCard) -> str:
+    """SQL of JSON lines with the keys of all of them; lines that are no JSON object have no url.
+
+    DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
+    "2014-05-12" all others are no dates and become NULL.
+    """
+    lines = f"read_ndjson_objects({files}, ignore_errors = true)"
+    con = duckdb.connect()
+    grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
+    structure = json.loads(con.sql(grouped).fetchall()[0][0] or "{}")
+    con.close()
+    texts = {card.url_column, card.caption_column, *card.caption_columns}
+    columns = []
+    for key, kind in structure.items():
+        value = f"json_extract(json, {duckdb_io.sql_literal(_json_pointer(key))})"
+        if key in texts or kind == "VARCHAR":  # a title may be 1984 in one line
+            value = f"CASE json_type({value}) WHEN 'NULL' THEN NULL ELSE {value} ->> '$' END"
+        elif isinstance(kind, str) and kind != "JSON":
+            value = f"TRY_CAST({value} AS {'BIGINT' if 'INT' in kind else kind})"
+        elif kind == ["VARCHAR"]:
+            value = f"TRY_CAST({value} AS VARCHAR[])"
+        columns.append(f"{value} AS {duckdb_io.sql_identifier(key)}")
+    return f"(SELECT {', '.join(columns) or 'NULL AS nothing'} FROM {lines})"
+
+
+def _json_pointer(key: str) -> str:
+    return "/" + key.replace("~", "~0").replace("/", "~1")
+
+
+def _valid_text(path: str, target: Path) -> Path:
+    """A copy of a Parquet file in which bytes that are no UTF-8 are replaced, as DuckDB refuses the whole file."""
+    with pq.ParquetFile(path) as parquet:
+        schema = parquet.schema_arrow
+        with pq.ParquetWriter(target, schema) as writer:
+            for batch in parquet.iter_batches():
+                columns = [
+                    _decoded(column) if pa.types.is_string(column.type) else column
+                    for column in batch.columns
+                ]
+                writer.write_batch(pa.record_batch(columns, schema=schema))
+    return target
+
+
+def _decoded(column: pa.Array) -> pa.Array:
+    raw = column.cast(pa.binary()).to_pylist()
+    return pa.array([None if text is None else text.decode("utf-8", "replace") for text in raw], pa.string())
 
 
 def _plain(path: str, folder: Path) -> Path:

@@ -85,7 +85,7 @@ def test_verify_reads_what_the_manifest_only_describes(tmp_path: Path) -> None:
     verify.main(verify.VerifyConfig(config.out))
     tar = tmp_path / "a" / "shards" / "00000.tar"
     tar.write_bytes(b"\0" * tar.stat().st_size)
-    assert changed_since(config.out) == ["shard 00000: tar_sha256 changed"]
+    assert changed_since(config.out) == [], "which reads no tar"
     with pytest.raises(UserError, match=r"shard 00000: the bytes of .*00000.tar are not those"):
         verify.main(verify.VerifyConfig(config.out))
 

@@ -229,7 +229,7 @@ def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no list of URLs at"):
         run(tmp_path, tmp_path / "nothing.tsv")
     (tmp_path / "e.tsv").write_text("caption\turl\nhttps://a.org/1.jpg\tswapped columns\n")
-    with pytest.raises(UserError, match="the right way round"):
+    with pytest.raises(UserError, match="url_column and caption_column swapped"):
         run(tmp_path, tmp_path / "e.tsv")
 
 
@@ -259,3 +259,33 @@ def test_packed_parts_of_one_name_do_not_overwrite_each_other(tmp_path: Path) ->
         (tmp_path / folder / "part.tsv.bz2").write_bytes(bz2.compress(f"url{chr(9)}caption\n{rows}".encode()))
     table = run(tmp_path, f"{tmp_path}/*/part.tsv.bz2", shuffle=False)
     assert table["url"].to_pylist() == [f"http://a.org/{n}.jpg" for n in range(1, 6)]
+
+
+def test_json_keys_and_kinds_of_late_lines_count_as_well(tmp_path: Path) -> None:
+    """After 20,480 lines a new key vanished, and after dates only, real captions were no captions."""
+    early = [{"url": f"http://a.org/{n}.jpg", "caption": "2014-05-12", "n": n} for n in range(30_000)]
+    late = [
+        {"url": "http://a.org/late.jpg", "caption": "a real caption", "n": -1, "score": 0.5, "tags": ["x"]},
+        {"url": "http://a.org/year.jpg", "caption": 1984},
+        {"url": "http://a.org/none.jpg", "caption": None},
+    ]
+    lines = [json.dumps(row) for row in early] + ["[1, 2]", "{broken"] + [json.dumps(row) for row in late]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines))
+    table = run(tmp_path, tmp_path / "l.jsonl", shuffle=False)
+    assert table.column_names == ["url", "caption", "n", "score", "tags"]
+    assert table.num_rows == 30_002 and table["n"].to_pylist()[:3] == [0, 1, 2]
+    assert table.slice(30_000).to_pylist() == [
+        late[0],
+        {"url": "http://a.org/year.jpg", "caption": "1984", "n": None, "score": None, "tags": None},
+    ]
+    assert funnel(tmp_path)["dropped"] == {"no_url": 2, "no_caption": 1}
+
+
+def test_bytes_that_are_no_text_cost_no_more_than_themselves(tmp_path: Path) -> None:
+    captions = pa.array([b"a dog", b"caf\xe9 at night", None], pa.binary())
+    text = pa.StringArray.from_buffers(3, captions.buffers()[1], captions.buffers()[2], captions.buffers()[0])
+    urls = [f"http://a.org/{n}.jpg" for n in range(3)]
+    pq.write_table(pa.table({"url": urls, "caption": text}), tmp_path / "l.parquet")
+    table = run(tmp_path, tmp_path / "l.parquet", shuffle=False)
+    assert table["caption"].to_pylist() == ["a dog", "caf\ufffd at night"]
+    assert funnel(tmp_path)["dropped"] == {"no_caption": 1}

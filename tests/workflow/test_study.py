@@ -378,3 +378,37 @@ def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> No
     del demo["efficiency_train"]["gathered"]
     assert WorkflowStudy(demo).gathered == "null"
     assert study.efficiency_resources()["nodes"](None) == 1
+
+
+def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    stages = ("prepare", "text_rules", "download", "translate")
+    before = {stage: study.settings("demo", stage) for stage in stages}
+    card = study.source_cards["demo"]
+
+    def stale() -> set[str]:
+        return {stage for stage in stages if study.settings("demo", stage) != before[stage]}
+
+    card.title, card.path = "another title", "elsewhere.yaml"
+    assert stale() == set()
+    card.text_rules.max_repeats += 1
+    assert stale() == {"text_rules"}
+    card.image_rules.min_side += 1
+    assert stale() == {"text_rules", "download"}
+    card.caption_column = "alt"
+    assert stale() == {"prepare", "text_rules", "download"}
+
+
+def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
+    study = WorkflowStudy(demo)
+    assert study.list_input("demo") == study.built_list("demo")
+    card = study.source_cards["demo"]
+    card.built_by, card.list = None, str(tmp_path / "part-*.tsv")
+    assert study.list_input("demo") == [], "the command says how to obtain it"
+    for number in (1, 0):
+        (tmp_path / f"part-{number}.tsv").touch()
+    assert study.list_input("demo") == [str(tmp_path / f"part-{number}.tsv") for number in (0, 1)]
+    assert f"{study.data_dir}/demo/funnel/prepare.json" in study.funnel_fragments()
+    assert (study.data_threads, study.data_memory) == (2, "1GB")
+    large = WorkflowStudy({**demo, "data": {"threads": 16, "memory": "32GB"}})
+    assert (large.data_threads, large.data_memory) == (16, "32GB")

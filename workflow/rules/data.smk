@@ -1,60 +1,68 @@
 # From a source card to shards with candidate captions. Shards and side-cars are params, not outputs: Snakemake
 # deletes the outputs of a failed job, and a month of downloads must survive one. The outputs are the small files
-# that each command writes last.
+# that each command writes last. The card is a param and not an input, so that a comment in it makes nothing stale:
+# what a stage reads of it are its `settings`.
 
 
 rule url_list:
     input:
-        card="data/{source}.yaml",
-        corpus=lambda wildcards: STUDY.built_list(wildcards.source),
+        listed=lambda wildcards: STUDY.list_input(wildcards.source),
     output:
         list=f"{DATA}/{{source}}/list.parquet",
         funnel=f"{DATA}/{{source}}/funnel/prepare.json",
     params:
-        list=lambda wildcards, input: f"list={input.corpus}" if input.corpus else "",
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "prepare"),
+        list=lambda wildcards: " ".join(f"list={path}" for path in STUDY.built_list(wildcards.source)),
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/url_list/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/url_list/{{source}}.tsv"
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.prepare source={input.card} {params.list} out={output.list}"
-        " funnel={output.funnel} > {log} 2>&1"
+        "python -m filip.data.prepare source={params.card} {params.list} out={output.list}"
+        " funnel={output.funnel} threads={threads} memory={params.memory} > {log} 2>&1"
 
 
 rule text_rules:
     input:
-        card="data/{source}.yaml",
         list=f"{DATA}/{{source}}/list.parquet",
     output:
         kept=f"{DATA}/{{source}}/kept.parquet",
         funnel=f"{DATA}/{{source}}/funnel/text_rules.json",
+    params:
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "text_rules"),
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
         f"{RESULTS}/logs/text_rules/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/text_rules/{{source}}.tsv"
-    threads: 2
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.text_rules source={input.card} list={input.list} out={output.kept}"
-        " funnel={output.funnel} > {log} 2>&1"
+        "python -m filip.data.text_rules source={params.card} list={input.list} out={output.kept}"
+        " funnel={output.funnel} processes={threads} threads={threads} memory={params.memory} > {log} 2>&1"
 
 
 # Its result says how many shards there are, and thereby how many jobs share the translation.
 checkpoint download:
     input:
-        card="data/{source}.yaml",
         kept=f"{DATA}/{{source}}/kept.parquet",
         corpus=lambda wildcards: STUDY.built_list(wildcards.source),
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
         # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
@@ -66,18 +74,17 @@ checkpoint download:
         f"{RESULTS}/logs/download/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/download/{{source}}.tsv"
-    threads: 2
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.while_served}python -m filip.data.download source={input.card} list={input.kept}"
+        "{params.while_served}python -m filip.data.download source={params.card} list={input.kept}"
         " out={params.shards} funnel={output.funnel} {params.distributor} > {log} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
 checkpoint ingest:
     input:
-        card="data/{source}.yaml",
         images=lambda wildcards: STUDY.images_input(wildcards.source),
     output:
         list=f"{DATA}/{{source}}/list.parquet",
@@ -85,6 +92,8 @@ checkpoint ingest:
         texts=f"{DATA}/{{source}}/funnel/text_rules.json",
         funnel=f"{DATA}/{{source}}/funnel/ingest.json",
     params:
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
         images=lambda wildcards: shlex.quote(f"images={STUDY.images(wildcards.source)}"),
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:
@@ -97,7 +106,7 @@ checkpoint ingest:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.ingest source={input.card} {params.images} out={params.shards} list={output.list}"
+        "python -m filip.data.ingest source={params.card} {params.images} out={params.shards} list={output.list}"
         " kept={output.kept} text_funnel={output.texts} funnel={output.funnel} > {log} 2>&1"
 
 
@@ -105,11 +114,12 @@ checkpoint ingest:
 # job of its own.
 rule translate_part:
     input:
-        card="data/{source}.yaml",
         stored=lambda wildcards: STUDY.stored(wildcards.source),
     output:
         touch(f"{DATA}/{{source}}/translated/{{part}}-of-{{parts}}.done"),
     params:
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
     log:
@@ -120,14 +130,13 @@ rule translate_part:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.translate source={input.card} shards={params.shards} out={params.captions}"
+        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
         " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log} 2>&1"
 
 
 # Takes the translations from the cache, rejects the bad ones and writes the side-cars.
 rule translate:
     input:
-        card="data/{source}.yaml",
         stored=lambda wildcards: STUDY.stored(wildcards.source),
         parts=lambda wildcards: STUDY.translation_parts(
             wildcards.source,
@@ -138,29 +147,33 @@ rule translate:
     output:
         f"{DATA}/{{source}}/funnel/translate.json",
     params:
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
     log:
         f"{RESULTS}/logs/translate/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/translate/{{source}}.tsv"
-    threads: 2
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.translate source={input.card} shards={params.shards} out={params.captions}"
-        " funnel={output} > {log} 2>&1"
+        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
+        " funnel={output} processes={threads} threads={threads} memory={params.memory} > {log} 2>&1"
 
 
 rule manifest:
     input:
-        card="data/{source}.yaml",
         list=f"{DATA}/{{source}}/list.parquet",
         kept=f"{DATA}/{{source}}/kept.parquet",
         funnels=lambda wildcards: STUDY.source_fragments(wildcards.source),
     output:
         f"{DATA}/{{source}}/manifest.json",
     params:
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
         funnels=lambda wildcards, input: "[" + ",".join(input.funnels) + "]",
@@ -169,7 +182,7 @@ rule manifest:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.manifest source={input.card} list={input.list} kept={input.kept}"
+        "python -m filip.data.manifest source={params.card} list={input.list} kept={input.kept}"
         " shards={params.shards} captions={params.captions} 'funnels={params.funnels}' out={output} > {log} 2>&1"
 
 
