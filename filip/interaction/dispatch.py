@@ -24,6 +24,7 @@ from torch import Tensor
 
 from filip.interaction import reference, tiled
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
+from filip.interaction.masking import check_mask, with_mask
 from filip.interaction.packing import Similarity, check_tokens, pack_tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
@@ -51,7 +52,12 @@ class Backend(Protocol):
 
 
 def late_interaction(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *, backend: str = "auto"
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    *,
+    image_mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> Similarity:
     """Token-wise similarity of every image with every text (FILIP, equations 3 to 5), differentiable.
 
@@ -64,6 +70,8 @@ def late_interaction(
         image_tokens  [images, n1, d], floating point; of unit length in FILIP; nothing here needs that
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
+        image_mask    [images, n1] boolean, true for the tokens that exist; the others take part in nothing. None: all
+                      do. A mask doubles the time
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto"
 
@@ -74,18 +82,33 @@ def late_interaction(
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
     NotImplementedError inside torch.func transforms.
     """
-    return interact(image_tokens, text_tokens, text_lengths, backend=backend)
+    if image_mask is None:
+        return interact(image_tokens, text_tokens, text_lengths, backend=backend)
+    check_tokens(image_tokens, text_tokens, text_lengths)
+    check_mask(image_tokens, image_mask)
+    return with_mask(
+        lambda tokens: interact(tokens, text_tokens, text_lengths, backend=backend), image_tokens, image_mask
+    )
 
 
 def late_interaction_padded(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *, backend: str = "auto"
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    *,
+    image_mask: Tensor | None = None,
+    backend: str = "auto",
 ) -> Similarity:
     """:func:`late_interaction` for padded text: ``text_tokens`` [texts, n2, d], ``text_lengths`` [texts].
 
     The padding is ignored: no value and no gradient depends on it.
     """
     return late_interaction(
-        image_tokens, pack_tokens(text_tokens, text_lengths), text_lengths, backend=backend
+        image_tokens,
+        pack_tokens(text_tokens, text_lengths),
+        text_lengths,
+        image_mask=image_mask,
+        backend=backend,
     )
 
 

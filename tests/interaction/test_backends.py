@@ -357,6 +357,42 @@ def test_tiles_cover_every_pair_once(device: str) -> None:
         assert len(tiles) == len(set(lengths))
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("filler", [0.0, 1e4, float("nan")])
+def test_masked_image_tokens_take_part_in_nothing(backend: str, filler: float) -> None:
+    """All similarities are negative, so that a padding of zeros would win every maximum over image tokens."""
+    problem = random_problem(3, 6, [3, 1, 5], 16)
+    text, lengths = -problem.text_tokens.abs(), problem.text_lengths
+    mask = torch.tensor([[1, 1, 1, 1, 1, 1], [0, 1, 0, 1, 1, 0], [1, 0, 0, 0, 0, 0]]).bool()
+    image = torch.where(mask[..., None], problem.image_tokens.abs(), filler).requires_grad_()
+    text = text.requires_grad_()
+    found = late_interaction(image, text, lengths, image_mask=mask, backend=backend)
+    alone = [
+        late_interaction(tokens[keep][None], text, lengths, backend="reference")
+        for tokens, keep in zip(image, mask, strict=True)
+    ]
+    for name in ("i2t", "t2i"):
+        wanted = torch.cat([getattr(similarity, name) for similarity in alone])
+        torch.testing.assert_close(getattr(found, name), wanted, rtol=1e-5, atol=1e-6)
+    weights = upstream(found.i2t.shape)
+    gradients = torch.autograd.grad(tuple(found), (image, text), weights)
+    separate = tuple(torch.cat(matrices) for matrices in zip(*alone, strict=True))
+    for a, b in zip(gradients, torch.autograd.grad(separate, (image, text), weights), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert not gradients[0][~mask].any()
+
+
+def test_a_mask_that_does_not_fit_is_named() -> None:
+    problem = random_problem(2, 3, [2, 4], 8)
+    for mask, message in (
+        (torch.ones(2, 3), "boolean"),
+        (torch.ones(2, 4).bool(), "boolean \\[images, n1\\] = \\[2, 3\\]"),
+        (torch.tensor([[True] * 3, [False] * 3]), "without a token"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            late_interaction(*problem, image_mask=mask)
+
+
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="5 tokens does not fit in 4"):
         pack_tokens(torch.zeros(2, 4, 8), torch.tensor([5, 1]))
