@@ -248,7 +248,8 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path) -> None:
     settings = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "retries": 0, "retry_passes": 1}
-    card = parse_card({"download": settings, "image_rules": {"min_side": 0}}, Path("c.yaml"))
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
     out = tmp_path / "shards"
     with hostile.hostile_server() as server:
         names = ["image0", "image1", "flaky", "image3", "image4", "image5", "nothing", "image7"]
@@ -296,7 +297,7 @@ def test_a_cluster_engine_on_this_machine_gives_the_same_bytes(tmp_path: Path, d
     if distributor == "pyspark" and not shutil.which("java"):
         pytest.skip("Spark needs Java")
     settings = {"image_size": 32, "samples_per_shard": 20, "threads": 4, "retry_passes": 0}
-    raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}}
+    raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
     with hostile.hostile_server() as server:
         urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(50)]
         source = write_list(tmp_path / "list.parquet", urls)
