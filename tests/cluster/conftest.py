@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pyarrow as pa
@@ -49,6 +49,7 @@ class Desk:
     folder: Path
     slurm: OneHostSlurm
     study: dict
+    started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def start(self, *arguments: str) -> subprocess.Popen[str]:
         """Snakemake with the Slurm profile, for the weights of the run ``squares``."""
@@ -58,9 +59,11 @@ class Desk:
         # the data are here already: nothing but the training is to be made
         command += ["--allowed-rules", "pretrain", "--latency-wait", "5", *arguments, "--", str(self.weights)]
         with open(self.folder / "snakemake.log", "a") as log:
-            return subprocess.Popen(
-                command, cwd=self.folder, env=self.environment(), stdout=log, stderr=log, text=True
+            environment = self.environment()
+            self.started.append(
+                subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
             )
+        return self.started[-1]
 
     def environment(self) -> dict[str, str]:
         mine = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
@@ -170,7 +173,10 @@ def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) ->
         "eval": {"root": "none", "zero_shot": ["cifar10"], "retrieval": []},
         "tables": {"zero_shot": ["squares"]},
     }
-    yield Desk(checkout, slurm, study)
+    found = Desk(checkout, slurm, study)
+    yield found
+    for process in found.started:
+        process.kill()
     for job, state in slurm.jobs().items():
         if state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
             slurm.ask("scancel", job)
