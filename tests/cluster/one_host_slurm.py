@@ -163,6 +163,7 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=
         DEFAULT_PLACE.mkdir(exist_ok=True)
         for name, content in text.items():
             (self.folder / name).write_text(content)
+            (DEFAULT_PLACE / name).unlink(missing_ok=True)  # a link that leads nowhere, left by a killed test
             (DEFAULT_PLACE / name).symlink_to(self.folder / name)
 
     # ---- questions -----------------------------------------------------------------------------------
