@@ -316,10 +316,10 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
     rules = {"language": False, "max_repeats": 0}
     one = tmp_path / "mine.yaml"
     one.write_text(json.dumps({"images": str(tmp_path / "own"), "download": settings, "text_rules": rules}))
-    assert command(tmp_path / "whole", one).wait(120) == 0
+    assert command(tmp_path / "whole", one).wait(300) == 0
     for _ in range(int(os.environ.get("FILIP_KILLS", 4))):
         kill_at_random(command(tmp_path / "killed", one), 8)
-    assert command(tmp_path / "killed", one).wait(120) == 0
+    assert command(tmp_path / "killed", one).wait(300) == 0
     whole = contents(tmp_path / "whole")
     assert len(whole) == 12 * 3 and contents(tmp_path / "killed") == whole
     assert [path.name for path in (tmp_path / "killed" / "_work").glob("0*")] == []
