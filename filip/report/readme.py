@@ -1,10 +1,12 @@
-"""The first table of README.md, from the results of the demo: ``python -m filip.report.readme results=results/demo``.
+"""The first table and the picture of README.md, from the demo: ``python -m filip.report.readme results=results/demo``.
 
-Writes what stands between the two marks in README.md, so that no figure there is typed by hand.
+Writes what stands between the two marks in README.md, so that no figure there is typed by hand, and copies the sheet of
+scenes to ``picture``.
 """
 
 from __future__ import annotations
 
+import shutil
 import textwrap
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +39,8 @@ class Shown:
 
 SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
-NAME, RELATION = "demo_select_name", "demo_select_relation"
+NAME, RELATION, AMONG = "demo_select_name", "demo_select_relation", "right_among_things"
+SHEET = "eval/scenes_compared.png"  # below the results
 MEASURES = (
     *(
         Shown(f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1", f"{name}.{key}/r1")
@@ -45,6 +48,7 @@ MEASURES = (
         for key, way in WAYS.items()
     ),
     Shown("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all", "demo_pointing/right"),
+    Shown("the same, patches of things", "scene_pointing", "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
     Shown("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
     Shown('selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"),
     Shown("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
@@ -55,6 +59,9 @@ MEASURES = (
 class Readme:
     results: str = option("results/demo", "results of the demo")
     readme: str = option("README.md", "file with the two marks, rewritten in place")
+    picture: str = option(
+        "docs/images/alignment.png", "where the sheet of scenes goes, as README links to it"
+    )
     baseline: str = option("clip", "run of the first column")
     run: str = option("filip", "run of the second column, which the last compares with the first")
     published: str = option("eval/published.yaml", "published numbers")
@@ -66,9 +73,14 @@ def main(config: Readme) -> None:
     tables = build_tables(study, Results(config.results), load_published(config.published))
     path = Path(config.readme)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    block = results_block(
-        study, tables, (config.baseline, config.run), _differences(study, config), config.results
-    )
+    runs = (config.baseline, config.run)
+    block = results_block(study, tables, runs, _differences(study, config), config.results)
+    sheet = Path(config.results) / SHEET
+    if sheet.is_file():
+        with replacing(config.picture) as part:
+            shutil.copyfile(sheet, part)
+        seen_by = " and ".join(study.label(run) for run in runs)
+        block += f"\n\n![Scenes, and where each name is seen by {seen_by}]({config.picture})"
     with replacing(path) as part:
         part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
     print(block)

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from filip.command import run_command
 from filip.errors import UserError
 from filip.report.differences import Difference
-from filip.report.readme import BEGIN, END, MEASURES, put_between_marks, results_block
+from filip.report.readme import BEGIN, END, MEASURES, Readme, main, put_between_marks, results_block
 from filip.report.table import Cell, Column, Row, Table
 from filip.study import load_study
 
@@ -86,3 +87,15 @@ def test_readme_s_table_is_one_that_the_command_writes() -> None:
     for row in found[2:]:
         assert all(VALUE.fullmatch(cell) for cell in row[2:4]), row
         assert all(DIFFERENCE.fullmatch(cell) for cell in row[4:]), row
+
+
+def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> None:
+    readme, picture = tmp_path / "README.md", tmp_path / "docs" / "alignment.png"
+    readme.write_text(f"# Title\n{BEGIN}\n{END}\n")
+    arguments = [f"results={folder}", f"readme={readme}", f"picture={picture}"]
+    run_command(main, Readme, argv=arguments)
+    assert not picture.exists() and "![" not in readme.read_text()
+    (folder / "eval" / "scenes_compared.png").write_bytes(b"a picture")
+    run_command(main, Readme, argv=arguments)
+    assert picture.read_bytes() == b"a picture" and f"]({picture})" in readme.read_text()
+    assert rows(readme.read_text())[0] == ["", "chance", "baseline (CLIP)", "FILIP (all) 100 % & more"]
