@@ -51,7 +51,7 @@ if STUDY.efficiency:
         params:
             launch=STUDY.efficiency_command(),
             ranks=STUDY.efficiency_launch.ranks_of_a_start,
-            out=f"{RESULTS}/efficiency",
+            out=lambda wildcards, output: Path(output[0]).parent,
             gathered=STUDY.gathered,
         log:
             f"{RESULTS}/logs/efficiency.log",
