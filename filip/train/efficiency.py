@@ -53,7 +53,7 @@ class Efficiency:
     gathered: int | None = option(
         None, "texts that a rank's pairs are scored against; null = those of all ranks"
     )
-    steps: int = option(15, "timed steps of each row")
+    steps: int = option(11, "timed steps of each row")
     warmup: int = option(2, "steps of each row before, which are not timed")
     seed: int = option(0, "of the weights, the data and the order of the rows")
 

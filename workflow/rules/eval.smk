@@ -18,7 +18,7 @@ rule zero_shot:
         f"{RESULTS}/logs/zero_shot/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/zero_shot/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
@@ -46,7 +46,7 @@ rule retrieval:
         f"{RESULTS}/logs/retrieval/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/retrieval/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
@@ -72,7 +72,7 @@ rule selection:
         f"{RESULTS}/logs/selection/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/selection/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
@@ -98,7 +98,7 @@ rule scene_pointing:
         f"{RESULTS}/logs/scene_pointing/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/scene_pointing/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
@@ -131,7 +131,7 @@ rule alignment:
         f"{RESULTS}/logs/alignment/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/alignment/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
@@ -157,7 +157,7 @@ rule linear_probe:
         f"{RESULTS}/logs/linear_probe/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/linear_probe/{{run}}.tsv"
-    threads: 2
+    threads: STUDY.evaluation.get("threads", 2)
     resources:
         **STUDY.evaluation.get("resources", {}),
     conda:
