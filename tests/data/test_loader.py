@@ -284,6 +284,20 @@ def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers:
         list(loader(data, workers=workers))
 
 
+def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pairs) -> None:
+    program = (
+        "import sys\n"
+        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.data.loading.loader import build_loader\n"
+        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=1, shuffle_window_shards=2)\n"
+        "batches = iter(build_loader(StreamConfig(data, 4, 16)))\n"
+        "next(batches)\n"
+        "sys.kept = batches\n"  # as a traceback keeps it: nothing shuts the worker down before the exit
+    )
+    arguments = [str(pairs.source.shards), str(pairs.source.captions)]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+
+
 def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     data = write_pairs(tmp_path / "defects", [10, 10, 10])
     data.sidecar(1).unlink()

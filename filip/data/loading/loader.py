@@ -6,9 +6,11 @@ of ranks (at the same global batch size) change nothing, and the state to save i
 
 from __future__ import annotations
 
+import atexit
 import hashlib
 import json
 import logging
+import multiprocessing
 import os
 import random
 import resource
@@ -312,6 +314,14 @@ def ignore_signals(_: int) -> None:
     """
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
+
+
+@atexit.register  # after multiprocessing's own, so that it runs before that
+def _end_workers() -> None:
+    """At exit multiprocessing sends its daemons SIGTERM and waits for them: for ever, where they ignore it."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
 
 
 def build_loader(
