@@ -7,6 +7,10 @@ import shutil
 import subprocess
 from pathlib import Path
 
+from filip.errors import UserError
+
+ANSWERS_WITHIN = 120  # seconds: a busy controller takes its time, a dead one keeps squeue waiting for good
+
 
 def wait_for_earlier_jobs(training: str) -> str:
     """``--dependency=afterany:…`` on jobs of this user that make the same training in this folder, or "".
@@ -18,8 +22,22 @@ def wait_for_earlier_jobs(training: str) -> str:
         shutil.which("squeue") is None or "SLURM_JOB_ID" in os.environ
     ):  # not a cluster, or inside of such a job
         return ""
-    listing = subprocess.run(["squeue", "--me", "-h", "-o", "%i|%Z|%k"], capture_output=True, text=True)
-    found = earlier_jobs(listing.stdout, training, Path.cwd())
+    command = ["squeue", "--me", "-h", "-o", "%i|%Z|%k"]
+    why = None
+    try:
+        listing = subprocess.run(
+            command, capture_output=True, text=True, timeout=ANSWERS_WITHIN, check=True
+        ).stdout
+    except subprocess.TimeoutExpired:
+        why = f"no answer in {ANSWERS_WITHIN} s"
+    except subprocess.CalledProcessError as error:
+        why = error.stderr.strip()
+    if why:
+        raise UserError(
+            f"squeue does not say which jobs are queued ({why}), so '{training}' may be in training already; start "
+            "again when Slurm's controller answers"
+        )
+    found = earlier_jobs(listing, training, Path.cwd())
     return f"--dependency=afterany:{':'.join(found)}" if found else ""
 
 

@@ -283,15 +283,18 @@ class WorkflowStudy(Study):
         """The argument of filip.train.efficiency that says how many texts a rank's pairs are scored against."""
         return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
 
-    def efficiency_resources(self) -> dict[str, Callable[[Any], Any]]:
-        return self.train_resources(next(iter(self.efficiency)))
+    def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
+        return self.train_resources(submits, next(iter(self.efficiency)))
 
-    def train_resources(self, run: str | None = None) -> dict[str, Callable[[Any], Any]]:
+    def train_resources(
+        self, submits: Callable[[], bool], run: str | None = None
+    ) -> dict[str, Callable[[Any], Any]]:
         """Snakemake resources of a training job, each a function of its wildcards (the name of the training, unless
         it is given as ``run``).
 
         Nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already queued
         or running, left by a Snakemake that died, is waited for: the two would train the same model side by side.
+        ``submits`` says whether Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
         """
         if self.config["launch"]["launcher"] != "srun":
             names = ["nodes", *self.config["launch"].get("resources", {})]
@@ -300,14 +303,15 @@ class WorkflowStudy(Study):
             names = list(
                 dict.fromkeys(["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *own, "slurm_extra"])
             )
-        return {name: partial(self._resource, name, run) for name in names}
+        return {name: partial(self._resource, name, submits, run) for name in names}
 
-    def _resource(self, name: str, run: str | None, wildcards: Any) -> Any:
+    def _resource(self, name: str, submits: Callable[[], bool], run: str | None, wildcards: Any) -> Any:
         run = run or str(wildcards[0])
         launch = self.launch(run)
         if launch.launcher == "srun":
             own = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
-            extra = [SIGNAL, launch.resources.get("slurm_extra", ""), wait_for_earlier_jobs(run)]
+            waits = wait_for_earlier_jobs(run) if submits() else ""
+            extra = [SIGNAL, launch.resources.get("slurm_extra", ""), waits]
             own |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
         else:
             own = launch.resources

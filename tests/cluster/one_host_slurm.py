@@ -26,6 +26,7 @@ CONTROLLER_PORT, FIRST_NODE_PORT = 16817, 17000
 # Clients look there. Snakemake's job step drops SLURM_CONF from the environment of its job.
 DEFAULT_PLACE = Path("/etc/slurm")
 FILES = ("slurm.conf", "cgroup.conf", "gres.conf")
+FOLDER_PREFIX = "one-host-slurm"  # of the folder with the files of such a Slurm
 
 
 def why_not() -> str | None:
@@ -41,16 +42,30 @@ def why_not() -> str | None:
             done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             return f"apt-get could not install {' '.join(PACKAGES)}: {done.stderr.strip()[-200:]}"
+    remove_remains()
     if any((DEFAULT_PLACE / name).exists() for name in FILES):
         return f"{DEFAULT_PLACE} has a configuration: this machine belongs to a cluster"
     return None
+
+
+def remove_remains() -> None:
+    """Removes the links of a one-host Slurm that was killed before it could: their folder holds its pid file, if any.
+
+    Left alone they would keep every Slurm command of this machine waiting for a controller that is gone.
+    """
+    for name in FILES:
+        place = DEFAULT_PLACE / name
+        if place.is_symlink() and place.readlink().parent.name.startswith(FOLDER_PREFIX):
+            pid_file = place.readlink().parent / "run/slurmctld.pid"
+            if not pid_file.exists() or not psutil.pid_exists(int(pid_file.read_text())):
+                place.unlink()
 
 
 class OneHostSlurm:
     """A running cluster; ``with`` starts and stops it. Its node names are node0, node1, …"""
 
     def __init__(self, folder: Path, nodes: int = 4, cpus: int = 8, gpus: int = 8, memory_mb: int = 600_000):
-        self.folder, self.nodes = folder, nodes
+        self.folder, self.nodes = folder / FOLDER_PREFIX, nodes
         self.shape = f"CPUs={cpus} RealMemory={memory_mb} Gres=gpu:{gpus}"
         self.gpus = gpus
 

@@ -1,6 +1,7 @@
 """workflow/study.py without Snakemake: config checks, commands and paths."""
 
 import copy
+import os
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -201,7 +202,7 @@ def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> Non
     demo["launch"]["resources"]["slurm_extra"] = "--exclusive"
     tuned = next(iter(demo["fine_tune"]))
     demo["fine_tune"][tuned]["launch"] = {"nodes": 2, "resources": {"runtime": 10}}
-    resources = WorkflowStudy(demo).train_resources()
+    resources = WorkflowStudy(demo).train_resources(submits=lambda: False)
 
     def asked(training: str) -> dict:
         return {name: value([training]) for name, value in resources.items()}
@@ -258,6 +259,29 @@ def test_jobs_of_a_dead_snakemake_that_make_the_same_training_are_found(tmp_path
         ]
     )
     assert earlier_jobs(listing, "filip", tmp_path) == ["7"]
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_reported(
+    demo: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue without its controller waits for good: a dry run must not."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\nexec sleep 600\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr("workflow.slurm.ANSWERS_WITHIN", 0.5)
+    demo["launch"] = {"launcher": "srun", "ranks_per_node": 8}
+    extra = WorkflowStudy(demo).train_resources(submits=lambda: False)["slurm_extra"]
+    assert extra(["filip"]) == "--signal=USR1@600"
+    extra = WorkflowStudy(demo).train_resources(submits=lambda: True)["slurm_extra"]
+    with pytest.raises(UserError, match=r"no answer in 0.5 s.*'filip' may be in training already"):
+        extra(["filip"])
+    squeue.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    with pytest.raises(UserError, match="Unable to contact slurm controller"):
+        extra(["filip"])
 
 
 @pytest.mark.parametrize("tuned", ["clip_ft", "filip_ft"])
@@ -377,7 +401,7 @@ def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> No
     assert study.gathered == "2048"
     del demo["efficiency_train"]["gathered"]
     assert WorkflowStudy(demo).gathered == "null"
-    assert study.efficiency_resources()["nodes"](None) == 1
+    assert study.efficiency_resources(submits=lambda: False)["nodes"](None) == 1
 
 
 def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise(demo: dict) -> None:

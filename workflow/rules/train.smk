@@ -24,7 +24,7 @@ rule pretrain:
     threads: lambda wildcards: STUDY.launch(wildcards[0]).threads(lambda: workflow.cores)
     retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/slurm_job.py
     resources:
-        **STUDY.train_resources(),
+        **STUDY.train_resources(lambda: workflow.non_local_exec),
     conda:
         "../envs/filip.yaml"
     shell:
@@ -60,7 +60,7 @@ if STUDY.efficiency:
         threads: STUDY.efficiency_launch.threads(lambda: workflow.cores)
         retries: 0
         resources:
-            **STUDY.efficiency_resources(),
+            **STUDY.efficiency_resources(lambda: workflow.non_local_exec),
         conda:
             "../envs/filip.yaml"
         shell:
