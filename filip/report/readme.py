@@ -60,7 +60,7 @@ class Readme:
     results: str = option("results/demo", "results of the demo")
     readme: str = option("README.md", "file with the two marks, rewritten in place")
     picture: str = option(
-        "docs/images/alignment.png", "where the sheet of scenes goes, as README links to it"
+        "docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top"
     )
     baseline: str = option("clip", "run of the first column")
     run: str = option("filip", "run of the second column, which the last compares with the first")
@@ -79,8 +79,6 @@ def main(config: Readme) -> None:
     if sheet.is_file():
         with replacing(config.picture) as part:
             shutil.copyfile(sheet, part)
-        seen_by = " and ".join(study.label(run) for run in runs)
-        block += f"\n\n![Scenes, and where each name is seen by {seen_by}]({config.picture})"
     with replacing(path) as part:
         part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
     print(block)
