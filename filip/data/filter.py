@@ -9,10 +9,12 @@ What was measured (hashes, scores) is kept in OUT/_measured, one file per shard,
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import combinations, groupby, pairwise
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -71,14 +73,27 @@ def filter_pairs(config: FilterConfig) -> Fragment:
     out = Path(config.out).resolve()
     with locked(out / "_measured" / "lock", f"another process is at work in {out}: wait for it or stop it"):
         con = duckdb_io.connect(config.threads, config.memory, out / "_measured" / "spill")
-        dropped: dict[tuple[str, str], str] = {}  # (shard, key): reason
+        reasons: list[str] = []  # SQL of (shard, key, reason, rank), the first rank counts
         notes: dict[str, Any] = {"max_distance": config.max_distance, "min_score": config.min_score}
         if config.max_distance is not None:
             files = _named(out / "_measured" / "phash", tars)
             hashes = _measure(tars, files, hash_shard, (), config, "near-duplicates")
-            pairs = near_duplicates(con, hashes, config.max_distance)
-            dropped |= {duplicate: "near_duplicate" for duplicate, _ in pairs}
-            notes["near_duplicates"] = [[list(a), list(b)] for a, b in pairs[:SAMPLES]]
+            sidecars = [Path(config.captions) / f"{tar.stem}.parquet" for tar in tars]
+            # what the side-cars leave out must not make a pair that is there a duplicate
+            used = (
+                f"(SELECT h.* FROM {hashes} h SEMI JOIN (SELECT parse_filename(filename, true) AS shard, key FROM "
+                f"{duckdb_io.parquet(sidecars, 'filename = true')}) c USING (shard, key))"
+            )
+            found = out / "_measured" / "near_duplicates.parquet"
+            near_duplicates(con, used, config.max_distance, found)
+            reasons.append(
+                f"SELECT shard, key, 'near_duplicate' AS reason, 0 AS rank FROM {duckdb_io.parquet(found)}"
+            )
+            samples = pq.ParquetFile(found).iter_batches(SAMPLES)
+            notes["near_duplicates"] = [
+                [[row["shard"], row["key"]], [row["like_shard"], row["like_key"]]]
+                for row in next(samples, pa.record_batch({})).to_pylist()
+            ]
         if config.min_score is not None:
             assert config.model is not None
             name = (
@@ -95,11 +110,14 @@ def filter_pairs(config: FilterConfig) -> Fragment:
                 "image-text score",
                 start=(start_scorer, (config.scorer, config.model)),
             )
-            low = f"SELECT shard, key FROM {scores} WHERE score < {float(config.min_score)}"
-            for shard, key in con.sql(low).fetchall():
-                dropped.setdefault((shard, key), "low_score")
+            low = f"FROM {scores} WHERE score < {float(config.min_score)}"
+            reasons.append(f"SELECT shard, key, 'low_score' AS reason, 1 AS rank {low}")
+        dropped = con.sql(
+            "SELECT shard, key, arg_min(reason, rank) AS reason FROM "
+            f"({' UNION ALL '.join(reasons)}) GROUP BY shard, key ORDER BY shard, key"
+        )
+        counts = _write(tars, Path(config.captions), out, dropped.to_arrow_reader(duckdb_io.ROWS_PER_GROUP))
         con.close()
-        counts = _write(tars, Path(config.captions), out, dropped)
     n_in = counts.pop("in")
     return Fragment("filter", card.name, n_in, n_in - sum(counts.values()), counts, "pairs", notes)
 
@@ -202,46 +220,55 @@ def hash_shard(tar: Path, file: Path) -> int:
     return len(keys)
 
 
-def near_duplicates(
-    con: duckdb.DuckDBPyConnection, hashes: str, distance: int
-) -> list[tuple[tuple[str, str], tuple[str, str]]]:
-    """((shard, key) of a duplicate, of an earlier image it is like) for each image that has an earlier like it.
+def near_duplicates(con: duckdb.DuckDBPyConnection, hashes: str, distance: int, path: Path) -> int:
+    """Write (shard, key, like_shard, like_key) of each image that has an earlier one like it; return how many.
 
-    Two hashes that differ in at most d bits agree in one of d + 1 bands of bits: only images that share a band
-    are compared, each distinct hash once.
+    Two hashes that differ in at most d bits agree in at least t of d + t bands of bits: for each choice of t bands,
+    only the images that share all of them are compared. t grows with the number of hashes, so that hardly any that are
+    unlike share a choice (for d = 3: 10 choices of 26 bits at 10 million, 20 of 32 bits at 340 million).
     """
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE seen AS SELECT phash, min(shard || '/' || key) AS first FROM {hashes} "
         "GROUP BY phash"
     )
-    edges = [HASH_BITS * band // (distance + 1) for band in range(distance + 2)]
-    bands = " UNION ALL ".join(
-        f"SELECT phash, first, {n} AS band, (phash >> {low}) & {(1 << (high - low)) - 1} AS bits FROM seen"
-        for n, (low, high) in enumerate(pairwise(edges))
+    con.execute("CREATE OR REPLACE TEMP TABLE likes (phash BIGINT, other BIGINT)")
+    distinct = con.sql("SELECT count(*) FROM seen").fetchall()[0][0]
+    for masks in _band_choices(distinct, distance) if distance else []:
+        con.execute(
+            f"""INSERT INTO likes SELECT a.phash, b.phash FROM seen a JOIN seen b
+                ON a.phash & {masks} = b.phash & {masks} AND a.phash <> b.phash
+                WHERE bit_count(xor(a.phash, b.phash)) <= {distance}"""
+        )
+    return duckdb_io.write_parquet(
+        con,
+        f"""WITH nearest AS (
+                SELECT l.phash, min(s.first) AS like_first FROM likes l JOIN seen s ON s.phash = l.other GROUP BY 1)
+            SELECT shard, key, split_part(like_first, '/', 1) AS like_shard,
+                substr(like_first, strpos(like_first, '/') + 1) AS like_key FROM (
+                SELECT h.shard, h.key, least(s.first, coalesce(n.like_first, s.first)) AS like_first
+                FROM {hashes} h JOIN seen s USING (phash) LEFT JOIN nearest n USING (phash))
+            WHERE like_first <> shard || '/' || key ORDER BY shard, key""",
+        path,
+        "near-duplicates",
     )
-    if distance:
-        con.execute(
-            f"""CREATE OR REPLACE TEMP TABLE likes AS
-                WITH bands AS ({bands})
-                SELECT a.phash AS phash, min(b.first) AS like_first
-                FROM bands a JOIN bands b ON a.band = b.band AND a.bits = b.bits AND b.first < a.first
-                WHERE bit_count(xor(a.phash, b.phash)) <= {distance} GROUP BY a.phash"""
-        )
-    else:
-        con.execute(
-            "CREATE OR REPLACE TEMP TABLE likes AS SELECT 0::BIGINT AS phash, '' AS like_first LIMIT 0"
-        )
-    rows = con.sql(
-        f"""SELECT h.shard, h.key, least(s.first, coalesce(l.like_first, s.first))
-            FROM {hashes} h JOIN seen s USING (phash) LEFT JOIN likes l USING (phash)
-            WHERE least(s.first, coalesce(l.like_first, s.first)) <> h.shard || '/' || h.key
-            ORDER BY h.shard, h.key"""
-    ).fetchall()
-    found = []
-    for shard, key, like in rows:
-        other_shard, _, other_key = like.partition("/")
-        found.append(((shard, key), (other_shard, other_key)))
-    return found
+
+
+def _band_choices(hashes: int, distance: int) -> list[int]:
+    """Bit masks: any two hashes that differ in at most ``distance`` bits are equal under one of them."""
+
+    def cost(agreeing: int) -> float:
+        bands = distance + agreeing
+        shared = HASH_BITS * agreeing / bands  # bits
+        return math.comb(bands, agreeing) * (hashes + hashes**2 / 2 ** (shared + 1))
+
+    agreeing = min(range(1, 5), key=cost)
+    edges = [HASH_BITS * n // (distance + agreeing) for n in range(distance + agreeing + 1)]
+    bands = [((1 << (high - low)) - 1) << low for low, high in pairwise(edges)]
+    return [_signed(sum(chosen)) for chosen in combinations(bands, agreeing)]
+
+
+def _signed(bits: int) -> int:
+    return bits - (1 << HASH_BITS) if bits >> (HASH_BITS - 1) else bits
 
 
 def start_scorer(loader: str, model: str) -> None:
@@ -291,19 +318,22 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     return len(keys)
 
 
-def _write(
-    tars: list[Path], captions: Path, out: Path, dropped: dict[tuple[str, str], str]
-) -> dict[str, int]:
+def _write(tars: list[Path], captions: Path, out: Path, dropped: pa.RecordBatchReader) -> dict[str, int]:
+    """Write the side-cars without the rows of ``dropped`` (shard, key, reason), which is in the order of the shards."""
     counts = {"in": 0, "near_duplicate": 0, "low_score": 0}
-    for tar in tars:
+    stream = (row for batch in dropped for row in batch.to_pylist())
+    shards = groupby(stream, key=itemgetter("shard"))
+    name, found = next(shards, (None, iter(())))
+    for tar in sorted(tars, key=lambda tar: tar.stem):
+        reasons = {}
+        if name == tar.stem:
+            reasons = {row["key"]: row["reason"] for row in found}
+            name, found = next(shards, (None, iter(())))
         rows = read_sidecar(captions / f"{tar.stem}.parquet")
-        kept = []
+        kept = [row for row in rows if row["key"] not in reasons]
         for row in rows:
-            reason = dropped.get((tar.stem, row["key"]))
-            if reason is None:
-                kept.append(row)
-            else:
-                counts[reason] += 1
+            if row["key"] in reasons:
+                counts[reasons[row["key"]]] += 1
         counts["in"] += len(rows)
         write_sidecar(out / f"{tar.stem}.parquet", kept)
     return counts

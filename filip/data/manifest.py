@@ -11,11 +11,13 @@ another one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -24,8 +26,9 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.funnel import merge, read_fragment
+from filip.data.lists import duckdb_io
 from filip.errors import UserError
-from filip.files import digest, sha256_of, write_json
+from filip.files import digest, scratch_folder, sha256_of, write_json
 
 THREADS = 8
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
@@ -40,6 +43,8 @@ class ManifestConfig:
     captions: str = option(MISSING, "folder of the side-cars")
     funnels: Paths = option([], "funnel fragments in the order of the stages")
     out: str = option(MISSING, "manifest to write, JSON")
+    threads: int = option(2, "DuckDB threads")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
 
 
 def main(config: ManifestConfig) -> None:
@@ -51,6 +56,9 @@ def main(config: ManifestConfig) -> None:
         Path(config.shards),
         Path(config.captions),
         [Path(path) for path in config.funnels],
+        scratch=Path(config.out),
+        threads=config.threads,
+        memory=config.memory,
     )
     write_json(config.out, manifest)
     images, captions = manifest["images"], manifest["captions"]
@@ -62,12 +70,28 @@ def main(config: ManifestConfig) -> None:
 
 
 def make_manifest(
-    card: SourceCard, list_path: Path, kept: Path, shards: Path, captions: Path, funnels: list[Path]
+    card: SourceCard,
+    list_path: Path,
+    kept: Path,
+    shards: Path,
+    captions: Path,
+    funnels: list[Path],
+    *,
+    scratch: Path,
+    threads: int = 2,
+    memory: str = "1GB",
 ) -> dict[str, Any]:
-    """The manifest. Raises UserError when a shard has no side-car, or the stages do not fit together."""
+    """The manifest; intermediate files lie beside ``scratch``.
+
+    Raises UserError when a shard has no side-car, or the stages do not fit together.
+    """
     entries = shard_entries(shards, captions)
     stages = merge(read_fragment(path) for path in funnels)["stages"]
     _check_counts(stages, entries, shards)
+    with scratch_folder(scratch) as spill:
+        con = duckdb_io.connect(threads, memory, spill)
+        statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
+        con.close()
     rules = {
         key: value
         for key, value in asdict(card).items()
@@ -89,7 +113,7 @@ def make_manifest(
             "count": sum(entry["images"] for entry in entries),
             "bytes": sum(entry["tar_bytes"] for entry in entries),
         },
-        "captions": caption_statistics(captions, [entry["name"] for entry in entries]),
+        "captions": statistics,
         "shards": entries,
         "folders": {"shards": str(shards.resolve()), "captions": str(captions.resolve())},
     }
@@ -145,34 +169,40 @@ def _input(path: Path) -> dict[str, Any]:
     return {"path": str(path), "rows": pq.read_metadata(path).num_rows, "sha256": sha256_of(path)}
 
 
-def caption_statistics(captions: Path, names: list[str]) -> dict[str, Any]:
+def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path]) -> dict[str, Any]:
     """Captions per image, words per caption, how many groups, and how often each origin occurs."""
-    origins: dict[str, int] = {}
-    words: list[np.ndarray] = []
-    rows = total = 0
-    groups: set[int] = set()
-    for name in names:
-        table = pq.read_table(captions / f"{name}.parquet")
-        rows += table.num_rows
-        texts = pc.list_flatten(table["captions"])
-        total += len(texts)
-        spaces = pc.count_substring(pc.utf8_trim_whitespace(texts), " ")
-        words.append(np.asarray(pc.add(spaces, 1)))
-        for item in pc.value_counts(pc.list_flatten(table["origins"])).to_pylist():
-            origins[item["values"]] = origins.get(item["values"], 0) + item["counts"]
-        groups.update(np.unique(table["group"].to_numpy()).tolist())
-    every = np.concatenate(words) if total else np.zeros(1)
+    files = duckdb_io.parquet(sidecars)
+    images, groups = con.sql(
+        f"""SELECT (SELECT count(*) FROM {files}), (SELECT count(*) FROM (SELECT DISTINCT "group" FROM {files}))"""
+    ).fetchall()[0]
+    origins = con.sql(
+        f"SELECT origin, count(*) FROM (SELECT unnest(origins) AS origin FROM {files}) GROUP BY 1 ORDER BY 1"
+    ).fetchall()
+    # A histogram of the lengths: 340 million of them sorted are gigabytes, and no caption has 1,000 words.
+    lengths = con.sql(
+        f"""SELECT length(text) - length(replace(text, ' ', '')) + 1 AS words, count(*) FROM (
+                SELECT trim(unnest(captions)) AS text FROM {files}) GROUP BY 1 ORDER BY 1"""
+    ).fetchnumpy()
+    words, counts = (np.asarray(column).astype(np.int64) for column in lengths.values())
+    total = int(counts.sum())
     return {
-        "images": rows,
+        "images": images,
         "count": total,
-        "per_image": round(total / max(1, rows), 4),
-        "groups": len(groups),
-        "origins": dict(sorted(origins.items())),
+        "per_image": round(total / max(1, images), 4),
+        "groups": groups,
+        "origins": dict(origins),
         "words": {
-            "mean": round(float(every.mean()), 2),
-            **{f"p{p}": int(np.percentile(every, p)) for p in (5, 50, 95)},
+            "mean": round(float((words * counts).sum() / max(1, total)), 2),
+            **{f"p{p}": _percentile(words, counts, p) for p in (5, 50, 95)},
         },
     }
+
+
+def _percentile(values: np.ndarray, counts: np.ndarray, percent: int) -> int:
+    """Of sorted values that occur ``counts`` times each; 0 if there are none."""
+    if not len(values):
+        return 0
+    return int(values[np.searchsorted(np.cumsum(counts), percent / 100 * counts.sum())])
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:

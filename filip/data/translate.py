@@ -50,6 +50,7 @@ class TranslateConfig:
     models: str | None = option(None, "folder of the engine's weights; default: the card's")
     cache: str | None = option(None, "folder of the translations; default: OUT/_cache; share it between runs")
     part: str | None = option(None, "i/n: translate only every n-th block, from the i-th (0-based), and stop")
+    plan_only: bool = option(False, "only find out what is to be translated, for the parts, and stop")
     processes: int = option(2, "translating processes")
     threads: int = option(2, "DuckDB threads")
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
@@ -73,7 +74,10 @@ def main(config: TranslateConfig) -> None:
         threads=config.threads,
         memory=config.memory,
     )
-    fragment = translate(job, parse_part(config.part))
+    fragment = translate(job, parse_part(config.part), config.plan_only)
+    if fragment is None and config.plan_only:
+        print(f"what is to be translated is in {job.out / '_work'}; go on with part=0/N to part=N-1/N")
+        return
     if fragment is None:
         print(f"part {config.part} is in {job.cache}; run again without part= to write the side-cars")
         return
@@ -116,8 +120,10 @@ def parse_part(part: str | None) -> tuple[int, int] | None:
     return index, count
 
 
-def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
+def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
+
+    ``plan_only``: make the plan that all parts share, and nothing else. A part makes it where it is not there yet.
 
     Raises UserError when there are no shards, the engine is unavailable, or another run is writing to ``out``.
     """
@@ -136,8 +142,10 @@ def translate(job: Job, part: tuple[int, int] | None = None) -> Fragment | None:
                 "translate: distinct captions",
             )
         plans = [cache.plan(con, captions, work) for cache in caches]
-    if part is not None:
+    if part is not None or plan_only:
         con.close()
+        if plan_only:
+            return None
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, job.processes, part)
         return None

@@ -14,9 +14,9 @@ import pytest
 import torch
 from PIL import Image, ImageFilter
 
-from filip.data.filter import FilterConfig, filter_pairs, main, near_duplicates, shard_images
+from filip.data.filter import FilterConfig, _band_choices, filter_pairs, main, near_duplicates, shard_images
 from filip.data.lists import duckdb_io
-from filip.data.sidecar import read_sidecar
+from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.errors import UserError
 from tests.data.pair_shards import write_pairs
 from tests.support.shards import Sample, encoded, write_shard
@@ -76,10 +76,10 @@ def test_copies_of_an_image_are_dropped_wherever_they_lie(tmp_path: Path) -> Non
     kept = {row["key"] for path in (tmp_path / "out").glob("*.parquet") for row in read_sidecar(path)}
     assert kept == {f"00000000{i}" for i in range(4)} | {f"00001000{i}" for i in range(1, 5)}
     # another limit: nothing is hashed again
-    measured = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "_measured").rglob("*.parquet")}
+    measured = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "_measured").rglob("0*.parquet")}
     config.max_distance = 0
     assert filter_pairs(config).dropped["near_duplicate"] >= 1, "the exact copy"
-    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "_measured").rglob("*.parquet")} == measured
+    assert {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "_measured").rglob("0*.parquet")} == measured
     # shards that were filled anew are hashed anew
     shutil.rmtree(tmp_path / "shards")
     shutil.rmtree(tmp_path / "captions")
@@ -87,8 +87,19 @@ def test_copies_of_an_image_are_dropped_wherever_they_lie(tmp_path: Path) -> Non
     assert filter_pairs(config).dropped["near_duplicate"] == 0
 
 
+def test_an_image_that_the_side_cars_leave_out_makes_no_other_a_duplicate(tmp_path: Path) -> None:
+    config = write_shards(tmp_path, [[scene(0), scene(1)], [scene(0)]])
+    first = tmp_path / "captions" / "00000.parquet"
+    write_sidecar(first, [row for row in read_sidecar(first) if row["key"] != "000000000"])
+    config.max_distance = 3
+    assert filter_pairs(config).dropped["near_duplicate"] == 0
+
+
+@pytest.mark.parametrize("as_if", [300, 340_000_000])
 @pytest.mark.parametrize("distance", [0, 2, 5])
-def test_banded_search_finds_what_comparing_all_pairs_finds(tmp_path: Path, distance: int) -> None:
+def test_banded_search_finds_what_comparing_all_pairs_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int, as_if: int
+) -> None:
     rng = np.random.default_rng(distance)
     hashes = rng.integers(0, 1 << 63, 300, dtype=np.uint64) << np.uint64(1)
     for i in range(100, 300):  # neighbours of the first hundred, 0 to 7 bits away
@@ -99,16 +110,26 @@ def test_banded_search_finds_what_comparing_all_pairs_finds(tmp_path: Path, dist
     pq.write_table(
         pa.table({"shard": ["0"] * 300, "key": keys, "phash": hashes.view(np.int64)}), tmp_path / "h.parquet"
     )
-    found = near_duplicates(
-        duckdb_io.connect(1, "500MB", tmp_path / "s"), duckdb_io.parquet(tmp_path / "h.parquet"), distance
-    )
+    monkeypatch.setattr("filip.data.filter._band_choices", lambda hashes, d: _band_choices(as_if, d))
+    path = tmp_path / "near.parquet"
+    con = duckdb_io.connect(1, "500MB", tmp_path / "s")
+    count = near_duplicates(con, duckdb_io.parquet(tmp_path / "h.parquet"), distance, path)
+    found = pq.read_table(path).to_pylist()
+    assert count == len(found)
     differing = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
     expected = {
         keys[i]: keys[int(np.flatnonzero(differing[i, :i] <= distance)[0])]
         for i in range(300)
         if (differing[i, :i] <= distance).any()
     }
-    assert expected and {key: first for (_, key), (_, first) in found} == expected
+    assert expected and {row["key"]: row["like_key"] for row in found} == expected
+
+
+def test_few_images_that_are_unlike_are_compared() -> None:
+    """At 340 million hashes it used to compare 3e12 pairs, for days."""
+    masks = _band_choices(340_000_000, 3)
+    assert sum(340e6**2 / 2 / 2 ** bin(mask & (1 << 64) - 1).count("1") for mask in masks) < 1e9
+    assert len(masks) == 20 and len(_band_choices(100_000, 3)) < 20
 
 
 def test_pairs_below_the_score_are_dropped(tmp_path: Path) -> None:

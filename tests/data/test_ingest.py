@@ -232,6 +232,7 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
     manifest = make_manifest(
         one, out / "_work/list.parquet", out / "_work/kept.parquet", out, captions,
         [tmp_path / f"{name}.json" for name in ("texts", "images", "translate")],
+        scratch=tmp_path / "manifest.json",
     )  # fmt: skip
     assert manifest["captions"]["origins"]["original"] == 6 and manifest["images"]["count"] == 5
 

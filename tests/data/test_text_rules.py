@@ -12,6 +12,7 @@ from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
 from filip.data.lists.language import are_english
+from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
 from tests.support.captions import labelled_captions, language_accuracy
@@ -184,6 +185,23 @@ def test_several_blocks_and_processes_give_the_same_file(tmp_path: Path, monkeyp
 
 def stopped(*_: object) -> None:
     raise KeyboardInterrupt
+
+
+def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
+    """Of a list of several row groups of DuckDB's, so that the threads have parts of their own."""
+    captions = [f"a photo of {n % 70_000} boats" if n % 3 else f"boat {n}" for n in range(260_000)]
+    table = pa.table({"url": [f"https://a.org/{n}" for n in range(260_000)], "caption": captions})
+    pq.write_table(table, tmp_path / "all.parquet")
+    rules = TextRuleSettings(language=False)
+    written = set()
+    for threads in (1, 2, 4):
+        card = SourceCard("t", list=str(tmp_path / "all.parquet"), text_rules=rules)
+        prepare(card, tmp_path / "list.parquet", threads=threads)
+        apply_text_rules(
+            tmp_path / "list.parquet", tmp_path / "kept.parquet", card, processes=1, threads=threads
+        )
+        written.add(tuple((tmp_path / f"{name}.parquet").read_bytes() for name in ("list", "kept")))
+    assert len(written) == 1
 
 
 def test_person_names_and_sensitive_words_from_lists(tmp_path: Path, monkeypatch) -> None:

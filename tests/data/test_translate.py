@@ -171,6 +171,8 @@ def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     whole = job(tmp_path, out=tmp_path / "whole", cache=tmp_path / "whole_cache")
     translate(whole)
     parted = job(tmp_path)
+    assert translate(parted, plan_only=True) is None
+    assert not list((tmp_path / "cache").rglob("*.parquet"))
     assert translate(parted, (0, 2)) is None
     assert not list(parted.out.glob("*.parquet"))
     first = list((tmp_path / "cache").rglob("*.parquet"))

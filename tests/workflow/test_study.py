@@ -362,7 +362,7 @@ def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
         WorkflowStudy(demo)
 
 
-@pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156)])
+@pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156), (38_700, 256)])
 def test_as_many_translating_jobs_as_the_download_has_shards_for(
     demo: dict, tmp_path: Path, shards: int, parts: int
 ) -> None:

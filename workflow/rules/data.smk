@@ -110,11 +110,35 @@ checkpoint ingest:
         " kept={output.kept} text_funnel={output.texts} funnel={output.funnel} > {log} 2>&1"
 
 
+# What is to be translated, once for all parts.
+rule translate_plan:
+    input:
+        stored=lambda wildcards: STUDY.stored(wildcards.source),
+    output:
+        touch(f"{DATA}/{{source}}/translated/plan.done"),
+    params:
+        memory=STUDY.data_memory,
+        card="data/{source}.yaml",
+        settings=lambda wildcards: STUDY.settings(wildcards.source, "translate"),
+        shards=f"{DATA}/{{source}}/shards",
+        captions=f"{DATA}/{{source}}/captions",
+    log:
+        f"{RESULTS}/logs/translate_plan/{{source}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/translate_plan/{{source}}.tsv"
+    threads: STUDY.data_threads
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
+        " plan_only=true threads={threads} memory={params.memory} > {log} 2>&1"
+
+
 # One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
 # job of its own.
 rule translate_part:
     input:
-        stored=lambda wildcards: STUDY.stored(wildcards.source),
+        plan=f"{DATA}/{{source}}/translated/plan.done",
     output:
         touch(f"{DATA}/{{source}}/translated/{{part}}-of-{{parts}}.done"),
     params:
@@ -172,6 +196,7 @@ rule manifest:
     output:
         f"{DATA}/{{source}}/manifest.json",
     params:
+        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         shards=f"{DATA}/{{source}}/shards",
@@ -179,11 +204,13 @@ rule manifest:
         funnels=lambda wildcards, input: "[" + ",".join(input.funnels) + "]",
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
         "python -m filip.data.manifest source={params.card} list={input.list} kept={input.kept}"
-        " shards={params.shards} captions={params.captions} 'funnels={params.funnels}' out={output} > {log} 2>&1"
+        " shards={params.shards} captions={params.captions} 'funnels={params.funnels}' out={output}"
+        " threads={threads} memory={params.memory} > {log} 2>&1"
 
 
 rule funnel:

@@ -43,6 +43,7 @@ class TranslationCache:
         """The captions (column ``caption``) that are not translated yet, one row group per block."""
         path = work / f"todo-{self.folder.name}.parquet"
         if not path.exists():
+            path.with_suffix(".sha256").unlink(missing_ok=True)  # of an earlier plan
             total = pq.read_metadata(captions).num_rows
             block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, total // BLOCKS))
             duckdb_io.write_parquet(
@@ -53,12 +54,24 @@ class TranslationCache:
                 "translate: plan",
                 block,
             )
+        self._name(path)
         return path
+
+    def _name(self, plan: Path) -> str:
+        """What the files of a plan's blocks begin with: a hash of the plan, taken once and kept beside it.
+
+        The plan of 300 million captions has 10 GB; hundreds of jobs share it.
+        """
+        kept = plan.with_suffix(".sha256")
+        if not kept.exists():
+            with replacing(kept, shared=True) as part:
+                part.write_text(sha256_of(plan)[:16])
+        return kept.read_text()
 
     def fill(self, plan: Path, processes: int, part: tuple[int, int] | None = None) -> None:
         """Translate the plan's missing blocks; part (i, n): only every n-th, from the i-th."""
         parquet = pq.ParquetFile(plan)
-        name = sha256_of(plan)[:16]
+        name = self._name(plan)
         index, count = part or (0, 1)
         todo = [
             (group, self.folder / f"{name}-{group:05d}.parquet")

@@ -40,8 +40,8 @@ def write_parquet(
 ) -> int:
     """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
 
-    Arrow writes the file, not DuckDB's COPY: row groups then depend on the rows alone and not on the threads,
-    so that the same rows give the same bytes.
+    Arrow writes the file, not DuckDB's COPY, and each row group from one chunk: row groups and their pages then
+    depend on the rows alone and not on the threads, so that the same rows give the same bytes.
     """
     size = rows_per_group or ROWS_PER_GROUP
     reader = con.sql(query).to_arrow_reader(size)
@@ -58,13 +58,13 @@ def write_parquet(
             held += batch.num_rows
             while held >= size:
                 table = pa.Table.from_batches(pending)
-                writer.write_table(table.slice(0, size), size)
+                writer.write_table(table.slice(0, size).combine_chunks(), size)
                 pending = table.slice(size).to_batches()
                 held -= size
                 rows += size
                 progress.add(size)
         if held:
-            writer.write_table(pa.Table.from_batches(pending), size)
+            writer.write_table(pa.Table.from_batches(pending).combine_chunks(), size)
             rows += held
     return rows
 
