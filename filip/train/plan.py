@@ -1,6 +1,7 @@
-"""How much memory a training takes per rank, term by term, before any of it is allocated.
+"""What a training takes before any of it is allocated: memory per rank, or a whole fleet's time, traffic and cost.
 
 filip train plan experiment=large ranks=[8,128,192]
+filip train plan experiment=large gpus=192 gpu=h100 network=ndr_8
 """
 
 from __future__ import annotations
@@ -17,7 +18,9 @@ from filip.errors import UserError
 from filip.interaction.cost import Setting
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.config import TrainConfig
+from filip.train.hardware import GPUS, NETWORKS, FleetConfig
 from filip.train.losses import BatchShape, Loss, resolve_weights
+from filip.train.losses.term import transport_dtype
 from filip.train.optimizers import OPTIMIZERS
 
 if TYPE_CHECKING:
@@ -116,17 +119,26 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
     """What the terms of the loss need: embeddings with their gradients, and what filip.interaction.cost counts."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
-    setting = Setting(
+    setting = interaction_setting(model, config, batching, world_size)
+    shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, setting)
+    return Loss(resolve_weights(config.loss, model.config.interaction), config).memory(shape)
+
+
+def interaction_setting(
+    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int
+) -> Setting:
+    """One contrastive batch after token selection, for filip.interaction.cost."""
+    patches = model.image.grid[0] * model.image.grid[1]
+    words = min(CAPTION_TOKENS, model.config.text.context_length)
+    return Setting(
         global_batch=batching.global_batch,
         gpus=world_size,
         n1=math.ceil(patches * config.token_keep_ratio),
         n2=math.ceil(words * config.token_keep_ratio),
         dim=model.config.embed_dim,
-        token_bytes=4 if config.precision == "fp32" else 2,
+        token_bytes=4 if transport_dtype(config) is None else 2,
         tile_bytes=0,
     )
-    shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, setting)
-    return Loss(resolve_weights(config.loss, model.config.interaction), config).memory(shape)
 
 
 def readable(size: float) -> str:
@@ -171,17 +183,35 @@ class Plan(TrainConfig):
     run_dir: str = option("-", "not used: nothing is written")
     out: str = option("-", "not used")
     result: str = option("-", "not used")
-    ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan for")
+    ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan the memory for")
+    gpus: int | None = option(
+        None, "plan a whole fleet of so many GPUs instead; the options below describe it"
+    )
+    fleet: FleetConfig = option(FleetConfig(), "what the fleet is assumed to reach")
+    gpu: str = option("h100", f"kind of GPU: {', '.join(GPUS)}")
+    network: str = option("ndr_8", f"between the nodes: {', '.join(NETWORKS)}")
+    price: float | None = option(
+        None, "USD per GPU and hour; null = the list price in filip/train/hardware.py, if any"
+    )
 
 
 def main(config: Plan) -> None:
-    """Parameters and memory per rank of a training configuration, for several numbers of ranks."""
+    """Memory per rank, or, with gpus=N, a fleet's time per step, traffic, memory, days and cost."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
     if not config.ranks or min(config.ranks) < 1:
         raise UserError(f"ranks={config.ranks} should be numbers of ranks, each at least 1, such as [8,128]")
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
-    print("\n".join(table(config, config.ranks)))
+    if config.gpus is None:
+        print("\n".join(table(config, config.ranks)))
+        return
+    from filip.train.fleet import simulate
+
+    print(
+        "\n".join(
+            simulate(config, config.gpus, config.gpu, config.network, config.fleet, config.price).lines()
+        )
+    )
 
 
 if __name__ == "__main__":

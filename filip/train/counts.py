@@ -1,0 +1,111 @@
+"""What one training step computes and sends, counted from the configuration: flops of the encoders, and collectives.
+
+The tests compare the flops with those that torch counts, and the bytes with those that ranks put on the wire.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from filip.interaction.cost import Setting
+from filip.models import DualEncoder
+from filip.train.config import TrainConfig
+
+# Of every step, whatever the sizes: counts, layouts and ids of the batch, metrics, LAMB's norms, overflow.
+SMALL_MESSAGES = 11
+
+
+def encoder_flops(model: DualEncoder, words: float, columns: int) -> dict[str, float]:
+    """Forward pass of one pair, by tower: two flops per product.
+
+    words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
+    batch, to which the attention alone is padded.
+    """
+    config = model.config
+    rows, width, depth = model.image.grid[0] * model.image.grid[1], model.image.width, model.image.depth
+    patch_rows, patch_columns = model.image.patch_size
+    tokens = rows + model.image.prefix_tokens
+    first: Any = model.image.trunk.blocks[0]
+    hidden = int(first.mlp.fc1.out_features)
+    image = 2.0 * rows * patch_rows * patch_columns * 3 * width
+    image += depth * _block(tokens, tokens, width, hidden) + 2 * tokens * width * config.embed_dim
+    text_width = config.text.width
+    text = float(config.text.layers) * _block(words, columns, text_width, 4 * text_width)
+    text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
+    return {"image": image, "text": text}
+
+
+def _block(tokens: float, columns: float, width: int, hidden: int) -> float:
+    """Four attention matrices and two of the MLP for each token; scores and their sums over ``columns``."""
+    return tokens * 2 * (4 * width * width + 2 * width * hidden) + 4 * columns * columns * width
+
+
+def passes(checkpointing: bool, chunks: int) -> int:
+    """Forward passes that a step's arithmetic amounts to: a backward pass is two, recomputing is one more.
+
+    ``chunks`` above 1 is gradient caching, which first encodes without gradients.
+    """
+    return 3 + checkpointing + (chunks > 1)
+
+
+@dataclass(frozen=True)
+class Message:
+    """One collective, or a ring of point-to-point messages.
+
+    part   of the step that it belongs to: "exchange" or "gradients"
+    kind   all_gather, reduce_scatter, all_reduce, all_to_all or ring
+    size   bytes of the whole: of what all ranks together hold (all_gather, reduce_scatter, ring), of one rank's buffer
+           (all_reduce, all_to_all)
+    times  in a step
+    """
+
+    part: str
+    kind: str
+    size: float
+    times: int = 1
+
+    def received(self, ranks: int) -> float:
+        """Bytes that each rank receives in a step, which is also what it sends."""
+        share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
+        return self.times * share * self.size * (ranks - 1) / ranks
+
+    def hops(self, ranks: int) -> int:
+        """Messages that follow one another: of the tree or the ring that NCCL would use."""
+        return self.times * (ranks if self.kind.startswith("ring") else max(1, (ranks - 1).bit_length()))
+
+
+def loss_messages(setting: Setting, terms: list[str], exchange: str, dim: int, times: int) -> list[Message]:
+    """Of the terms of the loss, ``times`` contrastive batches a step."""
+    texts = setting.global_batch * setting.n2 * setting.dim
+    vectors = setting.global_batch * dim * 4
+    scores = 4 * setting.local * setting.global_batch
+    found = []
+    if "token_wise" in terms:
+        if exchange == "gather":
+            found.append(Message("exchange", "all_gather", texts * setting.token_bytes, times))
+            found.append(Message("exchange", "reduce_scatter", texts * 4, times))
+        else:  # the tokens go round in the forward and in the backward; their gradients once, and back to their owner
+            found.append(Message("exchange", "ring", texts * setting.token_bytes, 2 * times))
+            found.append(Message("exchange", "ring_and_back", texts * 4, times))
+        found.append(Message("exchange", "all_to_all", scores, 2 * times))
+    if "pooled" in terms:
+        found.append(Message("exchange", "all_gather", vectors, times))
+        found.append(Message("exchange", "reduce_scatter", vectors, times))
+        found.append(Message("exchange", "all_to_all", scores, 2 * times))
+    return found
+
+
+def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> list[Message]:
+    """Of DeepSpeed's ZeRO stages, as it sends them (0.19): stages 1 and 2 reduce whole buckets on every rank."""
+    size = parameters * (2 if config.precision == "fp16" else 4)
+    weights = Message("gradients", "all_gather", size)
+    return {
+        0: [Message("gradients", "all_reduce", size)],
+        1: [Message("gradients", "all_reduce", size), weights],
+        2: [Message("gradients", "all_reduce", size, micro_steps), weights],
+        3: [
+            Message("gradients", "reduce_scatter", size, micro_steps),
+            Message("gradients", "all_gather", size, micro_steps),
+        ],
+    }[config.zero_stage]

@@ -1,0 +1,147 @@
+"""Run in each rank by test_fleet.py: bytes that one training step receives, beside those that the plan counts.
+
+Counted at the calls of torch.distributed, and, where the rank has a loopback interface to itself, on the wire.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from filip.command import compose_config
+from filip.interaction import distributed_late_interaction
+from filip.models import build_model
+from filip.train.config import TrainConfig
+from filip.train.counts import Message, loss_messages, zero_messages
+from filip.train.engine import make_engine, resolve_batching
+from filip.train.losses import Loss, resolve_weights
+from filip.train.plan import interaction_setting
+from filip.train.ranks import Ranks, start_ranks
+from filip.train.step import backward
+
+WORDS = 18  # tokens of every caption, as the plan assumes
+
+
+class Received(TorchDispatchMode):
+    """Adds up the bytes that each kind of collective brings to this rank; buffers below a kilobyte are left out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+        if function.namespace == "c10d":
+            self._count(function.__name__.split(".")[0].strip("_"), arguments)
+        return function(*arguments, **(keywords or {}))
+
+    def _count(self, name: str, arguments: Any) -> None:
+        ranks = dist.get_world_size()
+        sizes = [t.nbytes for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        kind, received = {
+            "allgather": ("all_gather", sum(sizes) * (ranks - 1) / (ranks + 1)),
+            "allgather_base": ("all_gather", sum(sizes) * (ranks - 1) / (ranks + 1)),
+            "reduce_scatter": ("reduce_scatter", sum(sizes) * (ranks - 1) / (ranks + 1)),
+            "_reduce_scatter_base": ("reduce_scatter", sum(sizes) * (ranks - 1) / (ranks + 1)),
+            "reduce_scatter_base": ("reduce_scatter", sum(sizes) * (ranks - 1) / (ranks + 1)),
+            "allreduce": ("all_reduce", 2 * sum(sizes) * (ranks - 1) / ranks),
+            "alltoall_base": ("all_to_all", sum(sizes) / 2 * (ranks - 1) / ranks),
+            "recv": ("ring", sum(sizes)),
+        }.get(name, ("", 0))
+        if received > 1000:
+            self.bytes[kind] += received
+
+
+def planned(messages: list[Message], ranks: int) -> dict[str, float]:
+    found: Counter[str] = Counter()
+    for message in messages:
+        found[message.kind.removesuffix("_and_back")] += message.received(ranks)
+    return dict(found)
+
+
+def steps(ranks: Ranks) -> dict[str, Any]:
+    result = {}
+    for stage, exchange in ((0, "ring"), (1, "gather"), (2, "ring"), (3, "gather")):
+        overrides = ["model=tiny", "precision=fp32", f"zero_stage={stage}", f"exchange={exchange}"]
+        overrides += [f"global_batch={96 * ranks.world_size}", "run_dir=-", "out=-", "result=-"]
+        config = compose_config(TrainConfig, overrides, "train")
+        batching = resolve_batching(config, ranks.world_size)
+        loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+        model = build_model(config.model)
+        parameters = sum(p.numel() for p in model.parameters())
+        engine = make_engine(model, config, batching, ranks.world_size, loss)
+        setting = interaction_setting(model, config, batching, ranks.world_size)
+        messages = loss_messages(setting, ["token_wise"], exchange, config.model.embed_dim, 1)
+        messages += zero_messages(parameters, config, 1)
+        side, b = config.model.image.image_size, batching.per_rank
+        batch = {
+            "pixels": torch.randn(b, 3, side, side),
+            "ids": torch.randint(1, 49000, (b, WORDS)),
+            "lengths": torch.full((b,), WORDS),
+            "group": torch.arange(b) + b * ranks.rank,
+        }
+        backward(engine, batch, loss)
+        with Received() as received:
+            backward(engine, batch, loss)
+        result[f"stage {stage}, {exchange}"] = {
+            "received": dict(received.bytes),
+            "planned": planned(messages, ranks.world_size),
+        }
+    return result
+
+
+def loopback() -> int:
+    """Bytes that the loopback interface of this network namespace has carried."""
+    line = next(
+        line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:")
+    )
+    return int(line.split(":")[1].split()[0])
+
+
+def wire(ranks: Ranks) -> dict[str, Any]:
+    """Bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
+    result = {}
+    for exchange, backwards in (("ring", True), ("gather", False)):
+        overrides = ["model=base", "precision=fp32", f"exchange={exchange}", "run_dir=-", "out=-", "result=-"]
+        config = compose_config(TrainConfig, [*overrides, f"global_batch={64 * ranks.world_size}"], "train")
+        b, d = 64, config.model.embed_dim
+        image = torch.randn(b, 4, d, requires_grad=True)
+        text = torch.randn(b * WORDS, d, requires_grad=True)
+        lengths = torch.full((b,), WORDS)
+        dist.barrier()
+        before = loopback()
+        dist.barrier()
+        found = distributed_late_interaction(image, text, lengths, exchange=exchange)
+        if backwards:
+            (found.i2t.sum() + found.t2i.sum()).backward()
+        dist.barrier()
+        carried = loopback() - before
+        batch, tokens = b * ranks.world_size, b * ranks.world_size * WORDS * d * 4
+        scores = Message("", "all_to_all", 4 * b * batch, 2 if backwards else 1)
+        messages = [Message("", "ring", tokens, 2), Message("", "ring_and_back", tokens), scores]
+        if not backwards:
+            messages = [Message("", "all_gather", tokens), scores]
+        result[exchange] = {
+            "carried": carried,
+            "planned": sum(m.received(ranks.world_size) for m in messages) * ranks.world_size,
+        }
+        dist.barrier()
+    return result
+
+
+if __name__ == "__main__":
+    started = start_ranks(threads=1)
+    outcome = steps(started) if sys.argv[1] == "steps" else wire(started)
+    if started.is_main:
+        print("RESULT", json.dumps(outcome), flush=True)
+    dist.barrier()
+    os._exit(0)
