@@ -9,12 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor
 
 from filip.errors import UserError
 from filip.files import replacing
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the report reads outcomes without it
 
 _KEY, _CLUSTER = "key", "cluster"
 

@@ -6,12 +6,14 @@ hide; correcting for the number of comparisons keeps out those that are not ther
 
     found = differences([ours], [baseline])         # outcomes of filip.eval, one entry per training
     for difference in found: print(difference.column, difference.effect, difference.interval, difference.holds)
+
+:class:`Resampled` does the work: it draws images once for many runs, of which any two can then be compared.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -26,9 +28,9 @@ RESAMPLES = 10_000
 class Difference:
     """The mean of one measure in our run less that in the baseline.
 
-    column: "<group>/<measure>" of the outcomes. effect and interval (95 %): fractions, not percentages. p: two-sided;
-    p_adjusted: after Holm's correction for the columns it was computed with. n: queries; clusters: independent units
-    among them (images); trainings: of each side.
+    column: its name, "<group>/<measure>" of the outcomes unless others were given. effect and interval (95 %):
+    fractions, not percentages. p: two-sided; p_adjusted: after Holm's correction for the columns it was computed with.
+    n: queries; clusters: independent units among them (images, concepts); trainings: of each side.
     """
 
     column: str
@@ -53,25 +55,28 @@ def differences(
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> list[Difference]:
-    """Compare two runs on every column that both have, or on ``columns``.
+    """Compare two runs on every column that both have, or on ``columns`` ("<group>/<measure>").
 
     ours, baseline: the outcomes of each training (:func:`filip.eval.outcomes.read_outcomes`), in the same order of
     seeds; one each where there is one training. Raises UserError if the numbers of trainings differ, if a column is
     missing, or if the runs were evaluated on different images.
     """
-    if not ours or len(ours) != len(baseline):
-        raise UserError(
-            f"{len(ours)} trainings of one run and {len(baseline)} of the other: differences need as many of each"
-        )
-    shared = [name for name in _columns(ours[0]) if all(name in _columns(r) for r in [*ours, *baseline])]
+    shared = shared_columns([*ours, *baseline])
     chosen = shared if columns is None else list(columns)
     if missing := [name for name in chosen if name not in shared]:
         raise UserError(
             f"no outcomes of {missing[0]} in every training; there are {', '.join(shared) or 'none'}"
         )
-    found = [_difference(name, ours, baseline, resamples, seed) for name in chosen]
-    adjusted = holm([difference.p for difference in found])
-    return [replace(d, p_adjusted=p) for d, p in zip(found, adjusted, strict=True)]
+    runs = {"ours": ours, "baseline": baseline}
+    return Resampled(runs, {name: [name] for name in chosen}, resamples, seed).difference("ours", "baseline")
+
+
+def shared_columns(records: Sequence[Record]) -> list[str]:
+    """The columns ("<group>/<measure>") that every one of the records has."""
+    names = [
+        [f"{group}/{measure}" for group, r in record.items() for measure in r.values] for record in records
+    ]
+    return [name for name in names[0] if all(name in others for others in names)] if names else []
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -84,35 +89,174 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _columns(record: Record) -> list[str]:
-    return [f"{group}/{measure}" for group, found in record.items() for measure in found.values]
+class Resampled:
+    """Means of several runs over resampled images: drawn once for all runs, so that any two compare in pairs.
+
+    runs: {name: the outcomes of each of its trainings, in order of seeds}. columns: {name: the outcomes
+    ("<group>/<measure>") that it is the plain mean of}: one, or several for an average over benchmarks. Clusters that
+    benchmarks share (concepts, the two directions of retrieval) are drawn for all benchmarks of an average together.
+
+    Raises UserError if a column is missing in a training, or if the runs were evaluated on different images.
+    """
+
+    def __init__(
+        self,
+        runs: Mapping[str, Sequence[Record]],
+        columns: Mapping[str, Sequence[str]],
+        resamples: int = RESAMPLES,
+        seed: int = 0,
+    ) -> None:
+        self.columns, self.runs = list(columns), set(runs)
+        self._members: dict[str, slice] = {}
+        records: list[Record] = []
+        for name, trainings in runs.items():
+            self._members[name] = slice(len(records), len(records) + len(trainings))
+            records += trainings
+        self._seed = seed
+        shape = (len(records), len(columns))
+        self._measured = np.empty(shape)
+        self._drawn = np.empty((resamples, *shape), dtype=np.float32)
+        self._counts: dict[str, tuple[int, int]] = {}
+        by_size: dict[int, list[tuple[list[int], list[_Benchmark]]]] = {}
+        for groups, names in _by_groups(columns).items():
+            place = [self.columns.index(name) for name in names]
+            sets = [_Benchmark(group, records, [columns[name] for name in names]) for group in groups]
+            clusters = _number_clusters(sets)
+            by_size.setdefault(clusters, []).append((place, sets))
+            self._measured[:, place] = np.mean([found.means() for found in sets], axis=0)
+            queries = sum(len(found.key) for found in sets)
+            self._counts |= dict.fromkeys(names, (queries, clusters))
+        for (
+            clusters,
+            together,
+        ) in by_size.items():  # columns of as many clusters share their draws: no harm, less time
+            for start, weights in _draws(np.random.default_rng(seed), clusters, resamples):
+                for place, sets in together:
+                    means = np.mean([found.means(weights) for found in sets], axis=0)
+                    self._drawn[start : start + len(weights), :, place] = means
+
+    def difference(self, ours: str, baseline: str, columns: Sequence[str] | None = None) -> list[Difference]:
+        """One run less another, in all columns or in ``columns``, over which p is corrected (Holm).
+
+        With several trainings of each they are a second level: paired by their order (a seed is the same data in the
+        same order) and resampled too. Raises UserError if the runs have different numbers of trainings.
+        """
+        chosen = self.columns if columns is None else list(columns)
+        a, b = self._members[ours], self._members[baseline]
+        trainings = a.stop - a.start
+        if not trainings or trainings != b.stop - b.start:
+            raise UserError(
+                f"{trainings} trainings of one run and {b.stop - b.start} of the other: differences need "
+                "as many of each"
+            )
+        place = [self.columns.index(name) for name in chosen]
+        effects = (self._measured[a] - self._measured[b]).mean(0)[place]
+        paired = self._drawn[:, a][:, :, place].astype(float) - self._drawn[:, b][:, :, place]
+        estimates = _over_trainings(paired, np.random.default_rng(self._seed + 1))
+        low, high = np.percentile(estimates, [2.5, 97.5], axis=0)
+        tails = np.minimum((estimates <= 0).sum(0), (estimates >= 0).sum(0))
+        p_values = np.minimum(1.0, 2 * (1 + tails) / (1 + len(estimates)))
+        adjusted = holm(p_values.tolist())
+        found = []
+        for n, name in enumerate(chosen):
+            queries, clusters = self._counts[name]
+            interval = (float(low[n]), float(high[n]))
+            p = float(p_values[n])
+            found.append(
+                Difference(name, float(effects[n]), interval, p, adjusted[n], queries, clusters, trainings)
+            )
+        return found
+
+    def interval(self, run: str, column: str) -> tuple[float, float]:
+        """95 % interval of a column's mean in one run, over images; of several trainings, of the mean of theirs."""
+        means = self._drawn[:, self._members[run], self.columns.index(column)].mean(1)
+        low, high = np.percentile(means, [2.5, 97.5])
+        return float(low), float(high)
+
+    def clusters(self, column: str) -> int:
+        """Independent units (images, concepts) that a column is measured on."""
+        return self._counts[column][1]
 
 
-def _difference(
-    column: str, ours: Sequence[Record], baseline: Sequence[Record], resamples: int, seed: int
-) -> Difference:
-    group, _, measure = column.rpartition("/")
-    first = ours[0][group]
-    rows = []
-    for one, other in zip(ours, baseline, strict=True):
-        a, b = (_in_order(record[group], measure, first.key, group) for record in (one, other))
-        rows.append(a - b)
-    paired = np.stack(rows)  # [trainings, queries]
-    _, index = np.unique(first.cluster, return_inverse=True)
-    means = resampled_differences(paired, index, np.random.default_rng(seed), resamples)
-    low, high = np.percentile(means, [2.5, 97.5])
-    tail = min((means <= 0).sum(), (means >= 0).sum())
-    p = min(1.0, 2 * (1 + int(tail)) / (1 + len(means)))
-    return Difference(
-        column,
-        effect=float(paired.mean()),
-        interval=(float(low), float(high)),
-        p=p,
-        p_adjusted=p,
-        n=paired.shape[1],
-        clusters=int(index.max()) + 1,
-        trainings=len(paired),
-    )
+class _Benchmark:
+    """One group of outcomes in all trainings: for each cluster its number of queries, and sums over them."""
+
+    def __init__(self, group: str, records: Sequence[Record], columns: Sequence[Sequence[str]]) -> None:
+        own = [[name for name in column if name.rpartition("/")[0] == group] for column in columns]
+        measures = [names[0].rpartition("/")[2] for names in own]
+        missing = [m for m in measures if any(group not in r or m not in r[group].values for r in records)]
+        if missing:
+            raise UserError(f"no outcomes of {group}/{missing[0]} in every training")
+        self.key = records[0][group].key
+        self.cluster = _cluster_names(group, records[0][group])
+        self.values = np.stack(
+            [[_in_order(record[group], m, self.key, group) for m in measures] for record in records]
+        )  # [trainings, columns, queries]
+        self.sums = self.counts = np.empty(0)
+
+    def number(self, clusters: np.ndarray) -> None:
+        """Add up by cluster; ``clusters``: all names, sorted, of this and the benchmarks averaged with it."""
+        index = np.searchsorted(clusters, self.cluster)
+        flat = self.values.reshape(-1, self.values.shape[-1])
+        self.sums = np.stack([np.bincount(index, weights=v, minlength=len(clusters)) for v in flat], axis=1)
+        self.counts = np.bincount(index, minlength=len(clusters)).astype(float)
+
+    def means(self, weights: np.ndarray | None = None) -> np.ndarray:
+        """[trainings, columns], or [draws, trainings, columns] with how often each draw has each cluster."""
+        if weights is None:
+            return self.values.mean(-1)
+        total = np.maximum(weights @ self.counts, 1.0)
+        return (weights @ self.sums / total[:, None]).reshape(len(weights), *self.values.shape[:2])
+
+
+def _by_groups(columns: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
+    """Columns that are drawn together: {the groups that they average over: their names}."""
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name, outcomes in columns.items():
+        groups = tuple(outcome.rpartition("/")[0] for outcome in outcomes)
+        found.setdefault(groups, []).append(name)
+    return found
+
+
+def _number_clusters(sets: Sequence[_Benchmark]) -> int:
+    names = np.unique(np.concatenate([found.cluster for found in sets]))
+    for found in sets:
+        found.number(names)
+    return len(names)
+
+
+def _cluster_names(group: str, found: Outcomes) -> np.ndarray:
+    """An image is its benchmark's own; a concept, whose name is no part of the keys, is the same in all of them."""
+    benchmark = group.partition(".")[0]
+    own = np.char.startswith(found.key, found.cluster)
+    return np.where(own, np.char.add(f"{benchmark}/", found.cluster), found.cluster)
+
+
+def _draws(rng: np.random.Generator, clusters: int, resamples: int) -> Iterator[tuple[int, np.ndarray]]:
+    """How often each cluster is in each resample: (first, [some resamples, clusters]), until all are drawn."""
+    step = max(1, 4_000_000 // clusters)  # 32 MB at a time
+    for start in range(0, resamples, step):
+        size = min(step, resamples - start)
+        drawn = rng.integers(0, clusters, size=(size, clusters)) + clusters * np.arange(size)[:, None]
+        yield (
+            start,
+            np.bincount(drawn.ravel(), minlength=size * clusters).reshape(size, clusters).astype(float),
+        )
+
+
+def _over_trainings(paired: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """[draws, trainings, columns] to [draws, columns]: the mean over trainings that are resampled as well.
+
+    The part in which trainings deviate from their mean is scaled by sqrt(s / (s - 1)), without which a bootstrap over
+    s trainings is too narrow (Rao and Wu 1988).
+    """
+    draws, trainings, _ = paired.shape
+    estimate = paired.mean(1)
+    if trainings == 1:
+        return estimate
+    times = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=draws) / trainings
+    scale = np.sqrt(trainings / (trainings - 1))
+    return estimate + scale * np.einsum("dt,dtc->dc", times - 1 / trainings, paired)
 
 
 def _in_order(found: Outcomes, measure: str, keys: np.ndarray, group: str) -> np.ndarray:
@@ -124,31 +268,3 @@ def _in_order(found: Outcomes, measure: str, keys: np.ndarray, group: str) -> np
     values = np.empty(len(keys))
     values[wanted] = found.values[measure][order]
     return values
-
-
-def resampled_differences(
-    paired: np.ndarray, cluster: np.ndarray, rng: np.random.Generator, resamples: int
-) -> np.ndarray:
-    """Means of paired differences [trainings, queries] over resampled clusters and, with several, trainings.
-
-    cluster: [queries] integers from 0. Clusters are drawn with replacement, all their queries together. The part in
-    which trainings deviate from their mean is scaled by sqrt(s / (s - 1)), without which a bootstrap over s trainings
-    is too narrow (Rao and Wu 1988).
-    """
-    trainings, clusters = len(paired), int(cluster.max()) + 1
-    sums = np.stack([np.bincount(cluster, weights=row, minlength=clusters) for row in paired])
-    counts = np.bincount(cluster, minlength=clusters).astype(float)
-    means = np.empty(resamples)
-    step = max(1, 2_000_000 // clusters)
-    for start in range(0, resamples, step):
-        size = min(step, resamples - start)
-        drawn = rng.integers(0, clusters, size=(size, clusters))
-        total = counts[drawn].sum(1)
-        by_training = np.stack([row[drawn].sum(1) / total for row in sums])  # [trainings, size]
-        estimate = by_training.mean(0)
-        if trainings > 1:
-            times = rng.multinomial(trainings, np.full(trainings, 1 / trainings), size=size).T / trainings
-            scale = np.sqrt(trainings / (trainings - 1))
-            estimate = estimate + scale * ((times - 1 / trainings) * by_training).sum(0)
-        means[start : start + size] = estimate
-    return means

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
+from filip.eval.outcomes import Record, outcomes_file, read_outcomes
 from filip.report.table import Table
 
 
@@ -19,6 +20,11 @@ class Results:
     def evaluation(self, run: str, protocol: str) -> dict[str, Any] | None:
         """``eval/<run>/<protocol>.json``, written by the evaluation of that protocol."""
         return self._read(self.folder / "eval" / run / f"{protocol}.json")
+
+    def outcomes(self, run: str, protocol: str) -> Record | None:
+        """What happened to each image, beside :meth:`evaluation`; None for results without it."""
+        file = self.folder / "eval" / run / f"{protocol}.json"
+        return read_outcomes(file) if outcomes_file(file).is_file() else None
 
     def training(self, run: str) -> dict[str, Any] | None:
         """``models/<run>.json``, written by training."""

@@ -11,11 +11,26 @@ from scipy.stats import t as student_t
 
 
 @dataclass
+class Less:
+    """A cell less that of the first row of its section: paired over images (:mod:`filip.report.differences`).
+
+    effect, interval (95 %): fractions. p: after Holm's correction over the row's columns. holds: significant at 5 %.
+    """
+
+    effect: float
+    interval: list[float]
+    p: float
+    holds: bool
+
+
+@dataclass
 class Cell:
     """One figure. Accuracies, recalls and chance are fractions in 0..1 (``Column.unit`` says what it is).
 
     seeds, std: number of repetitions that were averaged, and their standard deviation.
     reason: why value is None.
+    less: its difference from the first row of the section, where outcomes per image are there.
+    leads: whether it is ahead of every other row of its section by a difference that holds.
     """
 
     value: float | str | None = None
@@ -25,17 +40,22 @@ class Cell:
     seeds: int = 1
     std: float | None = None
     reason: str | None = None
+    less: Less | None = None
+    leads: bool = False
 
 
 @dataclass
 class Column:
-    """unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text."""
+    """unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text.
+
+    outcomes: "<group>/<measure>" of the evaluation's outcomes that the column is the mean of; none: not compared.
+    """
 
     key: str
     title: str
     group: str = ""
     unit: str = "percent"
-    better: str = "higher"  # or lower, or none: what bold print goes to
+    outcomes: list[str] = field(default_factory=list)
 
 
 @dataclass
@@ -70,32 +90,20 @@ class Table:
     def from_json(content: dict[str, Any]) -> Table:
         """The table that ``as_json`` made ``content`` of."""
         rows = [
-            Row(**{**row, "cells": {key: Cell(**cell) for key, cell in row["cells"].items()}})
+            Row(**{**row, "cells": {key: _cell_from(cell) for key, cell in row["cells"].items()}})
             for row in content["rows"]
         ]
         columns = [Column(**column) for column in content["columns"]]
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
-    def best(self, column: Column) -> set[int]:
-        """Row numbers with the best measured value of a column in their section (published numbers do not compete)."""
-        found: set[int] = set()
-        for section in self.sections:
-            values = {
-                i: float(cell.value)
-                for i, row in enumerate(self.rows)
-                if row.section == section
-                and row.kind != "paper"
-                and isinstance((cell := self.cell(row, column)).value, int | float)
-            }
-            if column.better == "none" or len(values) < 2:
-                continue
-            top = max(values.values()) if column.better == "higher" else min(values.values())
-            found |= {i for i, value in values.items() if math.isclose(value, top, rel_tol=1e-9)}
-        return found
-
     @property
     def sections(self) -> list[str]:
         return list(dict.fromkeys(row.section for row in self.rows))
+
+
+def _cell_from(content: dict[str, Any]) -> Cell:
+    less = content.get("less")
+    return Cell(**{**content, "less": Less(**less) if less else None})
 
 
 def combine(cells: list[Cell]) -> Cell:
@@ -121,7 +129,8 @@ def average(cells: list[Cell], what: str) -> Cell:
         return Cell(reason=missing[0].reason or f"not all {what} run")
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
-    # Benchmarks have different images, so their errors are independent: the squares of the half widths add.
+    # As if no image were in two of them: the squares of the half widths add. Where there are outcomes,
+    # filip.report.rows.pairs replaces this interval by one that draws shared images together.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
     mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))
     half = math.sqrt(sum(h * h for h in halves)) / len(cells) if len(halves) == len(cells) else None

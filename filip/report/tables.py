@@ -16,6 +16,7 @@ from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing, write_json
 from filip.progress import say
+from filip.report.differences import RESAMPLES
 from filip.report.formats import FORMATS
 from filip.report.results import Results
 from filip.report.rows import build_tables
@@ -30,12 +31,13 @@ class Tables:
     )
     out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables")
     published: str = option("eval/published.yaml", "published numbers")
+    resamples: int = option(RESAMPLES, "draws of images behind the interval of each difference between rows")
 
 
 def main(config: Tables) -> None:
     """Write every table of a study in four formats, and tables.json."""
     study = load_study(config.study, config.results)
-    tables = build_tables(study, Results(config.results), load_published(config.published))
+    tables = build_tables(study, Results(config.results), load_published(config.published), config.resamples)
     out = Path(config.out_dir or Path(config.results, "tables"))
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():

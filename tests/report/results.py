@@ -6,10 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import yaml
 from PIL import Image
 
 from filip.command import run_command
+from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.table import Table
@@ -91,15 +93,38 @@ def write(path: Path, content: Any) -> None:
     path.write_text(content if isinstance(content, str) else json.dumps(content))
 
 
+def hits(value: float, n: int) -> np.ndarray:
+    """Hits on the first images: of two such runs the better one is right wherever the other is."""
+    return np.arange(n) < round(value * n)
+
+
+def outcomes(n: int, **shares: float) -> Outcomes:
+    """Outcomes of n queries whose measures have these means."""
+    keys = [f"s{number:07d}" for number in range(n)]
+    return Outcomes.of(keys, {measure: hits(share, n) for measure, share in shares.items()})
+
+
+def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
+    """A run's zero-shot results, with outcomes."""
+    file = folder / "eval" / run / "zero_shot.json"
+    write(file, {"run": run, "tasks": tasks})
+    write_outcomes(file, {name: outcomes(found["n"], top1=found["value"]) for name, found in tasks.items()})
+
+
+def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
+    """A run's retrieval results on demo_fluent, with outcomes."""
+    file = folder / "eval" / run / "retrieval.json"
+    write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
+    ways = ("i2t", "t2i")
+    write_outcomes(file, {f"demo_fluent.{way}": outcomes(found["images"], **found[way]) for way in ways})
+
+
 def write_results(folder: Path) -> Path:
     """Everything of the study except the run ``late`` and the efficiency row ``gone``. Returns the study file."""
     for run, accuracy, recall in (("clip", 0.10, 0.02), ("filip", 0.16, 0.05)):
         tasks = {"demo_food": task(accuracy), "demo_animals": task(accuracy / 2, 300, 130)}
-        write(folder / "eval" / run / "zero_shot.json", {"run": run, "tasks": tasks})
-        write(
-            folder / "eval" / run / "retrieval.json",
-            {"run": run, "benchmarks": {"demo_fluent": recalls(recall)}},
-        )
+        write_tasks(folder, run, tasks)
+        write_recalls(folder, run, recalls(recall))
         write(folder / "models" / f"{run}.json", training(run, folder))
         lines = [
             {"step": s, "loss/total": 5 - s / 10, "accuracy/i2t": s / 40, "optimizer/lr": s / 1e4}
@@ -163,9 +188,14 @@ def changed(folder: Path, name: str, **changes: Any) -> Path:
 def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
     """The tables of the study's results, built in this process."""
     published = load_published(EVAL / "published.yaml")
-    return build_tables(load_study(study or folder / "study.json", folder), Results(folder), published)
+    read = load_study(study or folder / "study.json", folder)
+    return build_tables(read, Results(folder), published, resamples=1000)
 
 
 def write_tables(folder: Path, *arguments: str) -> None:
     """``filip.report.tables`` on the study's results."""
-    run_command(main, Tables, argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", *arguments])
+    run_command(
+        main,
+        Tables,
+        argv=[f"results={folder}", f"published={EVAL / 'published.yaml'}", "resamples=500", *arguments],
+    )

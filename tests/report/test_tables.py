@@ -8,13 +8,25 @@ import pytest
 import yaml
 
 from filip.errors import UserError
+from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.formats import FORMATS
 from filip.report.formats.latex import to_latex
 from filip.report.formats.markdown import to_markdown
 from filip.report.formats.text import short_commit
 from filip.report.table import Cell, Table, average, combine
 from filip.study import load_study
-from tests.report.results import EVAL, STUDY, changed, recalls, tables_of, task, training, write
+from tests.report.results import (
+    EVAL,
+    STUDY,
+    changed,
+    hits,
+    recalls,
+    tables_of,
+    task,
+    training,
+    write,
+    write_tasks,
+)
 
 STUDIES = sorted((EVAL.parent / "workflow" / "config").glob("*.yaml"))
 
@@ -192,16 +204,15 @@ def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_comma
     assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
 
 
-def test_the_ablation_says_where_the_whole_recipe_is_not_better(folder):
+def test_the_ablation_counts_better_worse_and_undecided_apart(folder):
+    """Averages are not counted beside their own parts, and a tie is neither better nor worse."""
     notes = " ".join(tables_of(folder)["component_ablation"].notes)
     whole = STUDY["runs"]["filip"]["label"]
-    assert (
-        f"{whole} is above baseline (CLIP) in 7 of 7 columns; their intervals do not overlap in 6." in notes
-    )
-    worse = {"demo_food": task(0.05), "demo_animals": task(0.08, 300, 130)}
-    write(folder / "eval" / "filip" / "zero_shot.json", {"run": "filip", "tasks": worse})
+    counted = f"{whole} against baseline (CLIP): better in"
+    assert f"{counted} 6 of 6 columns, worse in 0, no difference that holds in 0." in notes
+    write_tasks(folder, "filip", {"demo_food": task(0.02), "demo_animals": task(0.05, 300, 130)})
     notes = " ".join(tables_of(folder)["component_ablation"].notes)
-    assert "in 5 of 7 columns, not in Zero-shot: Food; Zero-shot: average; their intervals" in notes
+    assert f"{counted} 4 of 6 columns, worse in 1 (Zero-shot: Food), no difference that holds in 1." in notes
 
 
 def test_a_commit_is_short_and_still_says_that_the_tree_differed():
@@ -232,15 +243,57 @@ def test_combine_and_average_of_incomplete_cells():
     assert both.ci95 == pytest.approx([0.3 - 0.1 / 2**0.5, 0.3 + 0.1 / 2**0.5])
 
 
-def test_bold_is_the_best_of_ours(folder):
-    table = tables_of(folder)["component_ablation"]
-    assert all(table.best(column) == {2} for column in table.columns)
-    efficiency = tables_of(folder)["efficiency_ablation"]
-    time = next(c for c in efficiency.columns if c.key == "seconds_per_iteration")
-    assert efficiency.best(time) == {0}  # less is better
-    retrieval = tables_of(folder)["retrieval"]
-    assert [row.section for row in retrieval.rows] == ["zero-shot", "zero-shot", "fine-tuned"]
-    assert all(retrieval.best(column) == {1} for column in retrieval.columns)  # each section by itself
+def leaders(table: Table, column: str) -> list[int]:
+    return [n for n, row in enumerate(table.rows) if column in row.cells and row.cells[column].leads]
+
+
+def test_bold_is_what_is_ahead_of_all_others_by_a_difference_that_holds(folder):
+    tables = tables_of(folder)
+    assert all(
+        leaders(tables["component_ablation"], c.key) == [2] for c in tables["component_ablation"].columns
+    )
+    assert [row.section for row in tables["retrieval"].rows] == ["zero-shot", "zero-shot", "fine-tuned"]
+    assert all(leaders(tables["retrieval"], c.key) == [1] for c in tables["retrieval"].columns)
+    write_tasks(folder, "filip", {"demo_food": task(0.11), "demo_animals": task(0.02, 300, 130)})
+    table = tables_of(folder)["zero_shot"]
+    food, animals = (table.rows[1].cells[name].less for name in ("demo_food", "demo_animals"))
+    assert food.effect > 0 and not food.holds and animals.holds
+    assert leaders(table, "demo_food") == [] and leaders(table, "demo_animals") == [
+        0
+    ]  # the baseline can lead too
+
+
+def test_nothing_is_bold_without_outcomes(folder):
+    for file in folder.rglob("*.npz"):
+        file.unlink()
+    for table in tables_of(folder).values():
+        assert not any(leaders(table, column.key) for column in table.columns)
+    assert any("Nothing is bold" in note for note in tables_of(folder)["zero_shot"].notes)
+
+
+def test_rows_of_other_images_are_not_compared(folder):
+    write_tasks(folder, "filip", {"demo_food": task(0.16, 180), "demo_animals": task(0.1, 300, 130)})
+    table = tables_of(folder)["zero_shot"]
+    assert all(cell.less is None for row in table.rows for cell in row.cells.values())
+    assert any("different images" in note for note in table.notes)
+
+
+def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(folder):
+    """Two benchmarks with the same images: their average is as uncertain as one of them, not less by a root of two."""
+    for run, value in (("clip", 0.1), ("filip", 0.3)):
+        file = folder / "eval" / run / "zero_shot.json"
+        tasks = {name: task(value, 300, 130) for name in ("demo_food", "demo_animals")}
+        write(file, {"tasks": tasks})
+        shared = Outcomes.of(
+            [f"s{n}" for n in range(300)], {"top1": hits(value, 300)}, [f"U{n}" for n in range(300)]
+        )
+        write_outcomes(file, dict.fromkeys(tasks, shared))
+    cell = cells(tables_of(folder)["zero_shot"], STUDY["runs"]["filip"]["label"])["average"]
+    alone = 2 * 1.96 * (0.3 * 0.7 / 300) ** 0.5
+    assert cell.ci95[1] - cell.ci95[0] == pytest.approx(alone, rel=0.08)
+    assert cell.less.interval[1] - cell.less.interval[0] == pytest.approx(
+        2 * 1.96 * (0.2 * 0.8 / 300) ** 0.5, rel=0.08
+    )
 
 
 def test_mistakes_are_named(tmp_path, folder):
@@ -339,7 +392,7 @@ def test_a_variant_is_shown_below_the_ablation_and_does_not_count_as_its_last_ro
     )
     table = tables_of(folder, study)["component_ablation"]
     assert [row.section for row in table.rows] == ["", "", "", "our own variants"]
-    assert any(note.startswith("FILIP (all) 100 % & more is above baseline (CLIP)") for note in table.notes)
+    assert any(note.startswith("FILIP (all) 100 % & more against baseline (CLIP)") for note in table.notes)
 
 
 def test_a_table_survives_tables_json(folder):

@@ -10,6 +10,7 @@ from filip.report.table import Table
 COLUMNS = (
     *("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit"),
     *("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason"),
+    *("less", "less_low", "less_high", "less_p", "less_holds", "leads"),  # than the first row of the section
 )
 
 
@@ -24,5 +25,10 @@ def to_csv(table: Table) -> str:
             low, high = cell.ci95 or (None, None)
             head = [table.name, row.section, row.label, row.kind, row.run, row.run_id, row.commit]
             body = [column.key, column.unit, cell.value, cell.chance, cell.n, low, high, cell.seeds, cell.std]
-            writer.writerow([*head, *body, cell.reason])
+            less = (
+                [cell.less.effect, *cell.less.interval, cell.less.p, cell.less.holds]
+                if cell.less
+                else [None] * 5
+            )
+            writer.writerow([*head, *body, cell.reason, *less, cell.leads])
     return out.getvalue()

@@ -3,39 +3,29 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
+from functools import cache
 from itertools import groupby
+from pathlib import Path
 
-from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, value_text
-from filip.report.table import Cell, Column, Table
+from filip.report.formats.text import (
+    chance_text,
+    footnotes,
+    less_text,
+    origin,
+    origins,
+    shared_by_rows,
+    value_text,
+)
+from filip.report.table import Cell, Column, Row, Table
 
-STYLE = """
-:root { --ink: #1d2129; --muted: #667085; --line: #d9dde4; --head: #f4f6f9; --paper: #ffffff; --mark: #0b57a4;
-  --soft: #eef4fb; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8ec; --muted: #98a1b0; --line: #363c47;
-  --head: #22262e; --paper: #16181d; --mark: #7db4f0; --soft: #1c2530; } }
-* { box-sizing: border-box; }
-body { margin: 0; padding: 28px 32px 40px; background: var(--paper); color: var(--ink);
-  font: 14px/1.5 system-ui, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif; }
-h1 { font-size: 21px; margin: 0 0 16px; } h2 { font-size: 16px; margin: 28px 0 8px; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: 6px 12px; text-align: right; vertical-align: top; white-space: nowrap;
-  border-bottom: 1px solid var(--line); }
-th:first-child, td:first-child { text-align: left; padding-left: 4px; font-weight: 500; }
-thead th { background: var(--head); font-weight: 600; } thead tr.groups th { text-align: center; }
-tr.common td { color: var(--muted); font-size: 11px; line-height: 1.35; }
-tr.section th { text-align: left; color: var(--mark); background: var(--soft); font-size: 12px; }
-tr.paper td, tr.paper th { color: var(--muted); }
-td b { color: var(--mark); }
-td small { display: block; color: var(--muted); font-size: 11px; line-height: 1.3; }
-td.run { text-align: left; color: var(--muted); font-size: 11px; }
-td.empty { color: var(--muted); text-align: center; }
-td.text, th.text { text-align: left; white-space: normal; }
-.bar { display: inline-block; height: 9px; background: var(--mark); border-radius: 2px; vertical-align: middle; }
-.notes { color: var(--muted); font-size: 12px; padding-left: 18px; max-width: 90ch; }
-a { color: var(--mark); }
-@media print { body { padding: 0; } }
-"""
+TEMPLATES = Path(__file__).resolve().parents[1] / "templates"
+
+
+@cache
+def style() -> str:
+    """The style sheet of all pages."""
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
 
 
 def page(title: str, body: str) -> str:
@@ -44,70 +34,104 @@ def page(title: str, body: str) -> str:
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{STYLE}</style></head>\n<body><h1>{safe}</h1>\n{body}\n</body></html>\n"
+        f"<style>{style()}</style></head>\n<body><h1>{safe}</h1>\n{body}\n</body></html>\n"
     )
 
 
 def to_html(table: Table) -> str:
-    """A self-contained page: the value large, interval and chance small below it."""
+    """A self-contained page: the value large, its interval and difference small below it."""
     return page(table.title, table_html(table))
 
 
-def table_html(table: Table) -> str:
-    """The table itself with its notes, as a fragment of HTML."""
-    marks, lines = footnotes(table)
-    best = {c.key: table.best(c) for c in table.columns}
-    rows = [_head(table)]
+def table_html(table: Table, notes: Sequence[str] | None = None) -> str:
+    """The table itself with ``notes`` below it (None: its own), as a fragment of HTML."""
+    marks, _ = footnotes(table)
+    starts = _group_starts(table.columns)
+    rows = [_head(table, starts)]
     for section in table.sections:
         if section:
-            rows.append(
-                f'<tr class="section"><th colspan="{len(table.columns) + 2}">{html.escape(section)}</th></tr>'
-            )
-        for number, row in enumerate(table.rows):
-            if row.section != section:
-                continue
-            cells = "".join(_cell(table.cell(row, c), c, marks, number in best[c.key]) for c in table.columns)
-            rows.append(
-                f'<tr class="{row.kind}"><th scope="row">{html.escape(row.label)}</th>{cells}'
-                f'<td class="run">{html.escape(origin(row))}</td></tr>'
-            )
-    notes = "".join(f"<li>{html.escape(note)}</li>" for note in table.notes)
-    reasons = "".join(f"<li><sup>{mark}</sup> {html.escape(reason)}</li>" for reason, mark in marks.items())
+            title = f"<span>{html.escape(section)}</span>"
+            rows.append(f'<tr class="section"><th colspan="{len(table.columns) + 1}">{title}</th></tr>')
+        for row in table.rows:
+            if row.section == section:
+                rows.append(
+                    f'<tr class="{row.kind}"><th scope="row" title="{html.escape(origin(row))}">'
+                    f"{html.escape(row.label)}</th>{_cells(table, row, marks, starts)}</tr>"
+                )
+    below = [html.escape(note) for note in (table.notes if notes is None else notes)]
+    below += [f"<sup>{mark}</sup> {html.escape(reason)}" for reason, mark in marks.items()]
+    below += [f"Runs: {html.escape(line)}" for line in [origins(table)] if line]
     return (
-        f'<div class="scroll"><table>{"".join(rows)}</table></div>'
-        f'<ul class="notes">{notes}{reasons if lines else ""}</ul>'
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{html.escape(table.title)}">'
+        f"<table>{''.join(rows)}</table></div>"
+        f'<ul class="notes">{"".join(f"<li>{line}</li>" for line in below)}</ul>'
     )
 
 
-def _head(table: Table) -> str:
+def _group_starts(columns: list[Column]) -> set[int]:
+    """Numbers of the columns with which a group begins, where there are several groups."""
+    starts = [n for n, c in enumerate(columns) if n and c.group != columns[n - 1].group]
+    return set(starts)
+
+
+def _head(table: Table, starts: set[int]) -> str:
     groups = ""
     if any(c.group for c in table.columns):
         spans = [(g, len(list(cs))) for g, cs in groupby(table.columns, key=lambda c: c.group)]
         cells = "".join(f'<th colspan="{n}">{html.escape(g)}</th>' for g, n in spans)
-        groups = f'<tr class="groups"><th></th>{cells}<th></th></tr>'
-    titles = "".join(f"<th>{html.escape(c.title)}</th>" for c in table.columns)
-    head = f"<thead>{groups}<tr><th></th>{titles}<th>run</th></tr>"
+        groups = f'<tr class="groups"><th></th>{cells}</tr>'
+    titles = "".join(
+        f"<th{_class(n in starts)}>{html.escape(c.title)}</th>" for n, c in enumerate(table.columns)
+    )
+    head = f"<thead>{groups}<tr><th></th>{titles}</tr>"
     common = [shared_by_rows(table, c) for c in table.columns]
     if any(n is not None for _, n in common):
         cells = "".join(
-            "<td></td>"
-            if n is None
-            else f"<td>{n:,} images{'' if chance is None else f'<br>chance {chance_text(chance)}'}</td>"
-            for chance, n in common
+            f"<td{_class(number in starts)}>{_common(chance, n)}</td>"
+            for number, (chance, n) in enumerate(common)
         )
-        head += f'<tr class="common"><th></th>{cells}<td></td></tr>'
+        head += f'<tr class="common"><th></th>{cells}</tr>'
     return head + "</thead>"
 
 
-def _cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> str:
-    if cell.value is None:
-        reason = cell.reason or "not reported"
-        return f'<td class="empty" title="{html.escape(reason)}"><sup>{marks[reason]}</sup></td>'
+def _class(first: bool) -> str:
+    return ' class="first"' if first else ""
+
+
+def _common(chance: float | None, n: int | None) -> str:
+    """What all rows of a column share, said once: chance, and the number of test items."""
+    parts = [] if chance is None else [f"chance {chance_text(chance)}"]
+    parts += [] if n is None else [f"n = {n:,}"]
+    return "<br>".join(parts)
+
+
+def _cells(table: Table, row: Row, marks: dict[str, str], starts: set[int]) -> str:
+    """The cells of a row; neighbours that are empty for the same reason are one."""
+    cells = [(n, table.cell(row, column)) for n, column in enumerate(table.columns)]
+    parts = []
+    for reason, members in groupby(cells, key=lambda item: _reason(item[1])):
+        together = list(members)
+        if reason is None:
+            parts += [_cell(cell, table.columns[n], n in starts) for n, cell in together]
+        else:
+            parts.append(
+                f'<td class="empty" colspan="{len(together)}" title="{html.escape(reason)}">'
+                f"–<sup>{marks[reason]}</sup></td>"
+            )
+    return "".join(parts)
+
+
+def _reason(cell: Cell) -> str | None:
+    """Why a cell is empty; None if it is not."""
+    return (cell.reason or "not reported") if cell.value is None else None
+
+
+def _cell(cell: Cell, column: Column, first: bool) -> str:
     value = html.escape(value_text(cell, column))
-    small = []
+    value = f"<b>{value}</b>" if cell.leads else value
     if cell.ci95 and column.unit == "percent":
-        small.append(f"{100 * cell.ci95[0]:.1f}–{100 * cell.ci95[1]:.1f}")
-    if cell.chance is not None and column.unit == "percent":
-        small.append(f"chance {chance_text(cell.chance)}")
-    value = f"<b>{value}</b>" if bold else value
-    return f"<td>{value}{''.join(f'<small>{s}</small>' for s in small)}</td>"
+        value += f"<small>{100 * cell.ci95[0]:.1f}–{100 * cell.ci95[1]:.1f}</small>"
+    if cell.less:
+        way = ("up" if cell.less.effect > 0 else "down") if cell.less.holds else "same"
+        value += f'<small class="{way}">{less_text(cell.less).replace("-", "−")}</small>'
+    return f"<td{_class(first)}>{value}</td>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import groupby
 
-from filip.report.formats.text import chance_text, footnotes, origin, shared_by_rows, value_text
+from filip.report.formats.text import chance_text, footnotes, less_text, origin, shared_by_rows, value_text
 from filip.report.table import Cell, Column, Table
 
 COLUMNS_PER_BLOCK = 13  # side by side: twelve benchmarks and their average
@@ -58,14 +58,13 @@ def _tabular(table: Table, columns: list[Column], marks: dict[str, str]) -> list
         if any(v is not None for v in values):
             texts = ["" if v is None else chance_text(v) if place == 0 else f"{v:,}" for v in values]
             tex.append(f"\\textit{{{what}}} & " + " & ".join(texts) + " \\\\")
-    best = {c.key: table.best(c) for c in columns}
     for section in table.sections:
         tex.append("\\midrule")
         if section:
             tex.append(f"\\multicolumn{{{len(columns) + 1}}}{{l}}{{\\textit{{{_escaped(section)}}}}} \\\\")
-        for number, row in enumerate(table.rows):
+        for row in table.rows:
             if row.section == section:
-                cells = [_cell(table.cell(row, c), c, marks, number in best[c.key]) for c in columns]
+                cells = [_cell(table.cell(row, c), c, marks) for c in columns]
                 # A published row may have the same name as one of ours.
                 ambiguous = row.kind == "paper" and not section.startswith("published")
                 label = _escaped(row.label) + (" (published)" if ambiguous else "")
@@ -73,13 +72,15 @@ def _tabular(table: Table, columns: list[Column], marks: dict[str, str]) -> list
     return [*tex, "\\bottomrule", "\\end{tabular}}\\par\\medskip"]
 
 
-def _cell(cell: Cell, column: Column, marks: dict[str, str], bold: bool) -> str:
+def _cell(cell: Cell, column: Column, marks: dict[str, str]) -> str:
     if cell.value is None:
         return f"\\textsuperscript{{{marks[cell.reason or 'not reported']}}}"
     value = _escaped(value_text(cell, column))
-    value = f"\\textbf{{{value}}}" if bold else value
+    value = f"\\textbf{{{value}}}" if cell.leads else value
     if cell.ci95 and column.unit == "percent":
         value += f" {{\\scriptsize [{100 * cell.ci95[0]:.1f}, {100 * cell.ci95[1]:.1f}]}}"
+    if cell.less:
+        value += f" {{\\scriptsize ${less_text(cell.less)}$}}"
     return value
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from filip.report.table import Cell, Column, Row, Table
+from filip.report.table import Cell, Column, Less, Row, Table
 
 
 def value_text(cell: Cell, column: Column) -> str:
@@ -29,6 +29,23 @@ def chance_text(chance: float) -> str:
     """Chance in percent, with enough digits to see a small one."""
     percent = 100 * chance
     return f"{percent:.1f}" if percent >= 1 else f"{percent:.2g}"
+
+
+def less_text(less: Less) -> str:
+    """A difference with its interval, in points."""
+    low, high = (100 * end for end in less.interval)
+    return f"{100 * less.effect:+.1f} [{low:.1f}, {high:.1f}]"
+
+
+def half_width(cell: Cell) -> float | None:
+    """Half of a cell's interval, in points."""
+    return 50 * (cell.ci95[1] - cell.ci95[0]) if cell.ci95 else None
+
+
+def heading(column: Column) -> str:
+    """A column's name where it stands alone, with its group."""
+    distinct = column.group and column.group != column.title
+    return f"{column.group}: {column.title}" if distinct else column.title
 
 
 def footnotes(table: Table) -> tuple[dict[str, str], list[str]]:
@@ -61,6 +78,12 @@ def shared_by_rows(table: Table, column: Column) -> tuple[float | None, int | No
         if row.kind != "paper" and cell.chance is not None:
             return cell.chance, cell.n
     return None, None
+
+
+def origins(table: Table) -> str:
+    """Where the measured rows come from, in one line; empty if none was run."""
+    known = {row.label: origin(row) for row in table.rows if row.kind != "paper" and row.run_id}
+    return "; ".join(f"{label}: {where}" for label, where in known.items() if where)
 
 
 def origin(row: Row) -> str:

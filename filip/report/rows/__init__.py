@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from filip.report.differences import RESAMPLES
 from filip.report.results import Results
 from filip.report.rows import (
     alignment,
@@ -23,6 +24,7 @@ from filip.report.rows import (
 )
 from filip.report.rows.cells import Inputs, Study
 from filip.report.rows.notes import intervals
+from filip.report.rows.pairs import compare_rows
 from filip.report.table import Table
 
 
@@ -55,13 +57,17 @@ TABLES: dict[str, TableKind] = {
 PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))
 
 
-def build_tables(study: Study, results: Results, published: dict[str, Any]) -> dict[str, Table]:
+def build_tables(
+    study: Study, results: Results, published: dict[str, Any], resamples: int = RESAMPLES
+) -> dict[str, Table]:
     """All tables that the study has rows for, by name.
 
-    published: the content of ``eval/published.yaml``. Raises UserError for a benchmark without a card.
+    published: the content of ``eval/published.yaml``. resamples: of the differences between rows. Raises UserError for
+    a benchmark without a card.
     """
     inputs = Inputs.of(study, results, published)
     tables = {name: kind.build(inputs) for name, kind in TABLES.items() if study.rows(name)}
-    for table in tables.values():
+    for name, table in tables.items():
+        compare_rows(table, inputs, TABLES[name].protocols, resamples)
         table.notes += intervals(table)
     return tables

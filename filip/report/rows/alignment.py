@@ -13,9 +13,15 @@ MEASURES = {
     "composites_own_side": "of two, own side",
 }
 
+OUTCOMES = {
+    "pointing_value": ".pointing/right",
+    "composites_value": ".composites/right",
+    "composites_own_side": ".composites/own_side",
+}
+
 
 def build(inputs: Inputs) -> Table:
-    columns, rows = parts_table(inputs, "alignment", MEASURES, _cell)
+    columns, rows = parts_table(inputs, "alignment", MEASURES, _cell, OUTCOMES)
     notes = [
         "The patch most similar to any token of the label lies on the object (by the drawing's own mask). "
         "Two: two images side by side with a text that names both.",

@@ -119,9 +119,14 @@ def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
     """Columns and our rows of a table over classification benchmarks, with their average where there are several."""
     tasks = inputs.study.benchmarks(protocol)
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
-    columns = [Column(task, inputs.title(task), names[inputs.cards[task].metric]) for task in tasks]
+    columns = [
+        Column(
+            task, inputs.title(task), names[inputs.cards[task].metric], outcomes=task_outcomes(inputs, [task])
+        )
+        for task in tasks
+    ]
     if len(columns) > 1:
-        columns.append(Column("average", "average", "mean"))
+        columns.append(Column("average", "average", "mean", outcomes=task_outcomes(inputs, tasks)))
     rows = []
     for run in inputs.study.rows(protocol):
         cells = {task: inputs.task_cell(run, task, protocol) for task in tasks}
@@ -129,12 +134,25 @@ def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
     return columns, rows
 
 
+def task_outcomes(inputs: Inputs, tasks: list[str]) -> list[str]:
+    """The outcomes that the accuracy on a task, or the mean of several, is the mean of; none if it is not one."""
+    metrics = [inputs.cards[task].metric for task in tasks]
+    if "mean_per_class" in metrics:
+        return []
+    return [f"{task}/{metric}" for task, metric in zip(tasks, metrics, strict=True)]
+
+
 def parts_table(
-    inputs: Inputs, protocol: str, parts: dict[str, str], cell_of: Callable[[dict[str, Any], str], Cell]
+    inputs: Inputs,
+    protocol: str,
+    parts: dict[str, str],
+    cell_of: Callable[[dict[str, Any], str], Cell],
+    outcome: dict[str, str],
 ) -> tuple[list[Column], list[Row]]:
     """Columns and our rows of a table with several figures per benchmark.
 
-    parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell.
+    parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
+    {key of a figure: what follows the benchmark's name in its outcomes}.
     """
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
@@ -144,7 +162,10 @@ def parts_table(
         )
 
     figures = [(name, part) for name in inputs.study.benchmarks(protocol) for part in parts]
-    columns = [Column(f"{name}_{part}", parts[part], inputs.title(name)) for name, part in figures]
+    columns = [
+        Column(f"{name}_{part}", parts[part], inputs.title(name), outcomes=[f"{name}{outcome[part]}"])
+        for name, part in figures
+    ]
     rows = []
     for run in inputs.study.rows(protocol):
         members = inputs.study.replicas(run)
@@ -156,7 +177,12 @@ def parts_table(
 def recall_columns(inputs: Inputs, benchmarks: list[str], ranks: tuple[str, ...]) -> list[Column]:
     """A column for each rank of each direction of each retrieval benchmark."""
     return [
-        Column(f"{name}_{direction}_{rank}", f"R@{rank[1:]}", f"{inputs.title(name)}, {meaning}")
+        Column(
+            f"{name}_{direction}_{rank}",
+            f"R@{rank[1:]}",
+            f"{inputs.title(name)}, {meaning}",
+            outcomes=[f"{name}.{direction}/{rank}"],
+        )
         for name in benchmarks
         for direction, meaning in DIRECTIONS.items()
         for rank in ranks

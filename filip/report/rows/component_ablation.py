@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from filip.report.rows.cells import Inputs, published_rows, recall_columns
-from filip.report.rows.notes import first_against_last
+from filip.report.rows.cells import Inputs, published_rows, recall_columns, task_outcomes
 from filip.report.table import Cell, Column, Table
 
 VARIANTS = "our own variants"
@@ -17,7 +16,6 @@ def build(inputs: Inputs) -> Table:
         cells = {column.key: _cell(inputs, run, column.key) for column in columns}
         rows.append(inputs.row(run, cells, section))
     notes = ["Each middle row adds one component to the baseline; the last row has all of them."]
-    notes += first_against_last(columns, [row for row in rows if row.section != VARIANTS])
     block = inputs.published_block("component_ablation")
     if set(block["columns"]) & {column.key for column in columns}:
         rows += published_rows(block, columns)
@@ -30,9 +28,12 @@ def _columns(inputs: Inputs) -> list[Column]:
     """R@1 and R@5 of the first retrieval benchmark both ways, as in the paper, then each task and their mean."""
     columns = recall_columns(inputs, inputs.study.benchmarks("retrieval")[:1], ("r1", "r5"))
     tasks = inputs.study.benchmarks("zero_shot")
-    columns += [Column(f"{task}_top1", inputs.title(task), "Zero-shot") for task in tasks]
+    columns += [
+        Column(f"{task}_top1", inputs.title(task), "Zero-shot", outcomes=task_outcomes(inputs, [task]))
+        for task in tasks
+    ]
     if len(tasks) > 1:
-        columns.append(Column("average", "average", "Zero-shot"))
+        columns.append(Column("average", "average", "Zero-shot", outcomes=task_outcomes(inputs, tasks)))
     return columns
 
 

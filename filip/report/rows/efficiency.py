@@ -23,15 +23,15 @@ def build(inputs: Inputs) -> Table:
     measure = "imagenet_top1" if tasks == ["imagenet"] else "accuracy"
     title = f"{inputs.title(tasks[0])} top-1" if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
     columns = [
-        Column("interaction", "interaction", unit="text", better="none"),
-        Column("embed_dim", "dim", unit="number", better="none"),
-        Column("precision", "precision", unit="text", better="none"),
-        Column("token_keep_ratio", "tokens, %", better="none"),
-        Column("seconds_per_iteration", "s / iteration", "Time", "seconds", "lower"),
-        Column("seconds_quartiles", "quartiles", "Time", "text", "none"),
-        Column("time_ratio", "x first row", "Time", "ratio", "lower"),
-        Column("memory_mb", "MB / rank", "Memory", "mb", "lower"),
-        Column("memory_ratio", "x first row", "Memory", "ratio", "lower"),
+        Column("interaction", "interaction", unit="text"),
+        Column("embed_dim", "dim", unit="number"),
+        Column("precision", "precision", unit="text"),
+        Column("token_keep_ratio", "tokens, %"),
+        Column("seconds_per_iteration", "s / iteration", "Time", "seconds"),
+        Column("seconds_quartiles", "quartiles", "Time", "text"),
+        Column("time_ratio", "x first row", "Time", "ratio"),
+        Column("memory_mb", "MB / rank", "Memory", "mb"),
+        Column("memory_ratio", "x first row", "Memory", "ratio"),
         Column(measure, title, "Zero-shot accuracy"),
     ]
     rows = [_row(inputs, name, measure) for name in inputs.study.rows("efficiency_ablation")]

@@ -1,11 +1,11 @@
-"""The sentences below a table: what its intervals are, what the evaluations warn of, what did not get better."""
+"""The sentences below a table: what its intervals are, what the evaluations warn of."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from filip.report.rows.cells import DIRECTIONS, RANKS, Inputs
-from filip.report.table import Column, Row, Table
+from filip.report.table import Table
 
 
 def intervals(table: Table) -> list[str]:
@@ -21,32 +21,6 @@ def intervals(table: Table) -> list[str]:
             "over the trainings)."
         )
     return notes
-
-
-def first_against_last(columns: list[Column], rows: list[Row]) -> list[str]:
-    """A sentence on where the last of ``rows`` is above the first, and where it is not; none if they were not run."""
-    if len(rows) < 2:
-        return []
-    above: list[str] = []
-    below: list[str] = []
-    disjoint = 0
-    for column in columns:
-        first, last = (row.cells.get(column.key) for row in (rows[0], rows[-1]))
-        if first is None or last is None:
-            continue
-        if not (isinstance(first.value, int | float) and isinstance(last.value, int | float)):
-            continue
-        name = f"{column.group}: {column.title}" if column.group else column.title
-        (above if last.value > first.value else below).append(name)
-        if first.ci95 and last.ci95:
-            disjoint += first.ci95[1] < last.ci95[0] or last.ci95[1] < first.ci95[0]
-    if not above + below:
-        return []
-    where = f", not in {'; '.join(below)}" if below else ""
-    return [
-        f"{rows[-1].label} is above {rows[0].label} in {len(above)} of {len(above + below)} columns{where}; "
-        f"their intervals do not overlap in {disjoint}."
-    ]
 
 
 def warnings(inputs: Inputs, protocol: str, key: str) -> list[str]:

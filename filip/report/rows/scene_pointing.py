@@ -8,10 +8,11 @@ from filip.report.rows.cells import Inputs, parts_table
 from filip.report.table import Cell, Table
 
 MEASURES = {"all": "on its own thing", "among_things": "among the things alone"}
+OUTCOMES = {"all": "/right", "among_things": "/right_among_things"}
 
 
 def build(inputs: Inputs) -> Table:
-    columns, rows = parts_table(inputs, "scene_pointing", MEASURES, _cell)
+    columns, rows = parts_table(inputs, "scene_pointing", MEASURES, _cell, OUTCOMES)
     notes = [
         "The patch most similar to any token of a name belongs to the thing of that name. A patch belongs to "
         "what covers most of it; the second column leaves the patches of the background out.",

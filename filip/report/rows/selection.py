@@ -11,7 +11,7 @@ RANKINGS = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
 
 
 def build(inputs: Inputs) -> Table:
-    columns, rows = parts_table(inputs, "selection", RANKINGS, _cell)
+    columns, rows = parts_table(inputs, "selection", RANKINGS, _cell, {by: f"/{by}" for by in RANKINGS})
     notes = [
         "The true caption has the highest similarity to its image. A pooled model has one similarity only."
     ]
