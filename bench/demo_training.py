@@ -28,7 +28,7 @@ from filip.interaction import Similarity, TokenChoice, select_tokens
 from filip.models import build_model
 from filip.progress import say
 from filip.train.config import TrainConfig
-from filip.train.engine import make_optimizer
+from filip.train.engine import make_optimizer, to_device
 from filip.train.losses import Loss, resolve_weights, token_wise
 from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
@@ -127,7 +127,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     batches = endless(build_loader(stream))
     logged = {}
     for step in range(steps):
-        pairs = next(batches)
+        pairs = to_device(next(batches), torch.device("cpu"), None)
         set_lr(optimizer.param_groups, schedule.at(step))
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
             encoded = model(pairs["pixels"], pairs["ids"], pairs["lengths"])

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from filip import resources
+from filip.data.loading.transforms import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
 from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
@@ -244,12 +245,14 @@ def make_engine(
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors of a loader's batch on ``device``; pixels in ``dtype`` where the model's weights have it."""
+    """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` where the weights have it."""
     moved = {
         name: value.to(device, non_blocking=True)
         for name, value in batch.items()
         if isinstance(value, Tensor)
     }
+    if moved["pixels"].dtype == torch.uint8:  # as the loader gives them
+        moved["pixels"] = normalize_planes(moved["pixels"])
     if dtype is not None:
         moved["pixels"] = moved["pixels"].to(dtype)
     return moved

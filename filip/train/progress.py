@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from filip import device
-from filip.data.loading.transforms import denormalize
 from filip.progress import say
 from filip.tokenizer import decode_token
 from filip.train.metrics import Interval
@@ -126,7 +125,7 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     """The first images as the model sees them, augmented, and their captions, into TensorBoard."""
     if not run.ranks.is_main:
         return
-    pixels = denormalize(batch["pixels"][:count])
+    pixels = batch["pixels"][:count].movedim(1, -1).numpy()
     rows = [
         np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)
     ]

@@ -12,7 +12,6 @@ import torch
 from PIL import Image
 
 from filip.data.loading.config import Source
-from filip.data.loading.transforms import denormalize
 from tests.support.shards import Sample, encoded, write_shard
 
 
@@ -47,8 +46,8 @@ def colour(n: int) -> tuple[int, int, int]:
 
 
 def number_of(pixels: torch.Tensor, total: int) -> int:
-    """Which pair an image shows."""
-    seen = denormalize(pixels)[pixels.shape[1] // 2, pixels.shape[2] // 2].astype(int)
+    """Which pair an image, uint8 [3, H, W], shows."""
+    seen = pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].numpy().astype(int)
     distances = [abs(seen - np.array(colour(n))).sum() for n in range(total)]
     assert min(distances) <= 6
     return int(np.argmin(distances))

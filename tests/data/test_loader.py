@@ -80,7 +80,7 @@ def test_a_batch_holds_what_belongs_together(pairs: Pairs) -> None:
     for batch in loader(pairs, transform=EvalTransform(16)):
         assert batch["pixels"].shape == (4, 3, 16, 16)
         assert (batch["pixels"].dtype, batch["ids"].dtype, batch["lengths"].dtype) == (
-            torch.float32,
+            torch.uint8,
             torch.int64,
             torch.int64,
         )

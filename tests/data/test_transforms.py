@@ -26,6 +26,7 @@ from filip.data.loading.transforms import (
     normalize,
 )
 from filip.data.rgb import to_rgb
+from filip.train.engine import to_device
 
 FILL = (122, 117, 104)
 
@@ -57,6 +58,17 @@ def test_eval_transform_is_clips(size: tuple[int, int]) -> None:
     torch.testing.assert_close(eval_transform(32)(picture(*size)), expected, atol=1e-5, rtol=1e-5)
     data = encoded(picture(*size), "PNG")
     torch.testing.assert_close(normalize(eval_transform(32).pixels(data)), expected, atol=1e-5, rtol=1e-5)
+
+
+def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
+    """A batch of bytes on the device, as a training step makes it, and one image at a time."""
+    images = [np.array(picture(16, 16)), np.array(picture(16, 16).rotate(90))]
+    batch = {"pixels": torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])}
+    moved = to_device(batch, torch.device("cpu"), None)["pixels"]
+    assert torch.equal(moved, torch.stack([eval_transform(16)(Image.fromarray(image)) for image in images]))
+    assert torch.equal(
+        to_device({"pixels": moved}, torch.device("cpu"), torch.float16)["pixels"], moved.half()
+    )
 
 
 def test_denormalize_gives_the_pixels_back() -> None:

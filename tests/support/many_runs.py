@@ -15,6 +15,8 @@ import os
 import signal
 import sys
 
+import torch
+
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.models import save_model
@@ -41,7 +43,7 @@ def run(overrides: list[str]) -> int:
     def poisoning(run, batch, *rest, **more):  # type: ignore[no-untyped-def]
         if 0 < poison_at <= run.state.step + 1 and run.ranks.is_main and len(poisoned) < 3:
             poisoned.append(True)
-            batch["pixels"].fill_(float("nan"))
+            batch["pixels"] = torch.full(batch["pixels"].shape, float("nan"))
         return one_batch(run, batch, *rest, **more)
 
     loop.step_status, loop.one_batch = watched, poisoning

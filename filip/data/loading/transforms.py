@@ -6,6 +6,7 @@ augmented image is a function of (image, seed) alone.
 
 from __future__ import annotations
 
+import functools
 import io
 import math
 import random
@@ -28,11 +29,20 @@ _SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)
 
 
-def normalize(pixels: np.ndarray, out: Tensor | None = None) -> Tensor:
-    """uint8 ``[S, S, 3]`` to float32 ``[3, S, S]`` with CLIP's mean and deviation, into ``out`` if given."""
-    planes = torch.as_tensor(pixels).permute(2, 0, 1)
-    out = torch.empty(planes.shape) if out is None else out
-    return out.copy_(planes).mul_(_SCALE).add_(_SHIFT)
+def normalize(pixels: np.ndarray) -> Tensor:
+    """uint8 ``[S, S, 3]`` to float32 ``[3, S, S]`` with CLIP's mean and deviation."""
+    return normalize_planes(torch.as_tensor(pixels).permute(2, 0, 1))
+
+
+def normalize_planes(pixels: Tensor) -> Tensor:
+    """uint8 ``[..., 3, S, S]`` to float32 with CLIP's mean and deviation, on their own device."""
+    scale, shift = _constants(pixels.device)
+    return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
+
+
+@functools.cache
+def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
+    return _SCALE.to(device), _SHIFT.to(device)
 
 
 def denormalize(pixels: Tensor) -> np.ndarray:
