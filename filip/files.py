@@ -87,3 +87,12 @@ def sha256_of(path: str | Path) -> str:
 def digest(value: Any) -> str:
     """SHA-256 of any JSON-serialisable value, as hex digits; equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def readable(size: float) -> str:
+    """``1.5 GB``; powers of ten."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if size < 1000:
+            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
+        size /= 1000
+    return f"{size:.1f} TB"

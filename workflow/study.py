@@ -15,16 +15,13 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
+from filip.data.plan import translation_jobs
 from filip.errors import UserError
 from filip.files import digest
 from filip.study import Study, resolve
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
-MOST_TRANSLATIONS = (
-    256  # ... but no more jobs than this: each reads the plan of all, and Snakemake holds them in memory
-)
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
@@ -177,7 +174,7 @@ class WorkflowStudy(Study):
         Empty if one job is enough: rule `translate` then does all of it.
         """
         shards = json.loads(Path(stored).read_text())["notes"]["shards"]
-        parts = min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
+        parts = translation_jobs(shards)
         folder = f"{self.data_dir}/{source}/translated"
         return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
 

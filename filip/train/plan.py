@@ -15,6 +15,7 @@ import torch
 
 from filip.command import option, run_command
 from filip.errors import UserError
+from filip.files import readable
 from filip.interaction.cost import Setting
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.config import TrainConfig
@@ -139,15 +140,6 @@ def interaction_setting(
         token_bytes=4 if transport_dtype(config) is None else 2,
         tile_bytes=0,
     )
-
-
-def readable(size: float) -> str:
-    """``1.5 GB``; powers of ten."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if size < 1000:
-            return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"
-        size /= 1000
-    return f"{size:.1f} TB"
 
 
 def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:

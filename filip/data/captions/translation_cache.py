@@ -24,6 +24,11 @@ SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
 _engines: list[Engine] = []  # of a worker process: loaded once
 
 
+def block_size(captions: int) -> int:
+    """Captions per block of a plan for so many."""
+    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, captions // BLOCKS))
+
+
 class TranslationCache:
     """The translations of one engine, pivot and model: a folder of Parquet files (text, back)."""
 
@@ -45,14 +50,13 @@ class TranslationCache:
         if not path.exists():
             path.with_suffix(".sha256").unlink(missing_ok=True)  # of an earlier plan
             total = pq.read_metadata(captions).num_rows
-            block = min(LARGEST_BLOCK, max(SMALLEST_BLOCK, total // BLOCKS))
             duckdb_io.write_parquet(
                 con,
                 f"SELECT caption FROM {duckdb_io.parquet(captions)} ANTI JOIN {self.sql()} ON caption = text "
                 "ORDER BY length(caption), caption",
                 path,
                 "translate: plan",
-                block,
+                block_size(total),
             )
         self._name(path)
         return path

@@ -1,0 +1,287 @@
+"""Time, memory and disk of the data stages per row: what `filip data plan` multiplies.
+
+    python -m bench.data_scale rows=100000
+    python -m bench.data_scale rows=1000000
+    python -m bench.data_scale rows=10000000 stages=[prepare,text_rules]
+    python -m bench.data_scale rows=1000000 memory=64MB      # does it still pass?
+
+The list is synthetic: URLs with sixteen random digits, and captions of nine random English words, which pack about as
+well as those of the web. So are the shards: all files of a download but the bytes of the images. Each stage runs in a
+process of its own; its memory with that of its children, and its folder, are sampled. Processor time, unlike wall-clock
+time, does not depend on what else the machine does. `translate` is all of that stage but the engine, `near_duplicates`
+the comparison without the hashing.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from bench.text_rules import PeakMemory
+from filip.command import option, run_command
+from filip.data.cards import SourceCard, TextRuleSettings
+from filip.data.filter import near_duplicates
+from filip.data.funnel import write_fragment
+from filip.data.lists import duckdb_io
+from filip.data.loading.config import Source
+from filip.data.loading.pair_index import index_source
+from filip.data.loading.shard_index import index_of, write_index
+from filip.data.loading.tar_index import Member
+from filip.data.manifest import make_manifest
+from filip.data.prepare import prepare
+from filip.data.text_rules import apply_text_rules
+from filip.data.translate import Job, translate
+from filip.files import write_json
+from tests.support.captions import labelled_captions
+
+ROWS_PER_SHARD = 10_000
+BYTES_OF_AN_IMAGE = 25_000  # in the index only
+MEMBERS = ("jpg", "json", "txt")
+
+
+@dataclass
+class BenchConfig:
+    rows: int = option(100_000, "rows of the list")
+    stages: list[str] | None = option(None, "only these; those before them are made, too")
+    threads: int = option(2, "DuckDB threads, and processes")
+    memory: str = option("1GB", "DuckDB's memory limit")
+    language: bool = option(
+        True, "with the language rule, which takes most of the time and no memory of DuckDB's"
+    )
+
+
+class PeakDisk:
+    """Most bytes that a folder held at once, sampled."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.bytes, self._stop = folder, 0, threading.Event()
+
+    def __enter__(self) -> PeakDisk:
+        self._thread = threading.Thread(target=self._sample, daemon=True)
+        self._thread.start()
+        return self
+
+    def _sample(self) -> None:
+        while not self._stop.wait(0.2):
+            self.bytes = max(self.bytes, bytes_of(self.folder))
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self.bytes = max(self.bytes, bytes_of(self.folder))
+
+
+def bytes_of(folder: Path) -> int:
+    """Bytes of all files of a folder; files that vanish meanwhile do not count."""
+    total = 0
+    for path in folder.rglob("*"):
+        try:
+            total += path.stat().st_size if path.is_file() else 0
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def write_list(path: Path, rows: int) -> None:
+    """A list of ``rows`` distinct pairs, written in blocks so that memory stays flat."""
+    rng = np.random.default_rng(0)
+    words = sorted(
+        {word for caption in labelled_captions()["en"] for word in caption.split() if word.isalpha()}
+    )
+    schema = pa.schema([("url", pa.string()), ("caption", pa.string())])
+    with pq.ParquetWriter(path, schema) as writer:
+        for start in range(0, rows, 200_000):
+            n = min(200_000, rows - start)
+            chosen = rng.integers(0, len(words), (n, 9))
+            captions = [" ".join(words[word] for word in row) for row in chosen]
+            digits = rng.bytes(8 * n).hex()
+            urls = [f"https://images.example.org/{digits[16 * i : 16 * i + 16]}.jpg" for i in range(n)]
+            writer.write_table(pa.table({"url": urls, "caption": captions}, schema))
+
+
+def run_prepare(folder: Path, threads: int, memory: str) -> None:
+    card = SourceCard("bench", list=str(folder / "all.parquet"))
+    prepare(card, folder / "list.parquet", threads=threads, memory=memory)
+
+
+def run_text_rules(folder: Path, threads: int, memory: str, language: bool = True) -> None:
+    fragment = apply_text_rules(
+        folder / "list.parquet",
+        folder / "kept.parquet",
+        SourceCard("bench", text_rules=TextRuleSettings(language=language, max_repeats=0)),
+        processes=threads,
+        threads=threads,
+        memory=memory,
+    )
+    write_fragment(folder / "text_rules.json", fragment)
+
+
+def run_shards(folder: Path, threads: int, memory: str) -> None:
+    """What a download leaves of the kept rows, without the bytes of the images."""
+    shards = folder / "shards"
+    shards.mkdir()
+    batches = pq.ParquetFile(folder / "kept.parquet").iter_batches(ROWS_PER_SHARD)
+    for shard, batch in enumerate(batches):
+        write_synthetic_shard(shards, shard, batch)
+
+
+def write_synthetic_shard(folder: Path, shard: int, batch: pa.RecordBatch) -> None:
+    """NNNNN.parquet, NNNNN.index and an empty NNNNN.tar of a batch of rows (url, caption)."""
+    rows = batch.num_rows
+    keys = [f"{shard:05d}{row:04d}" for row in range(rows)]
+    rng = np.random.default_rng(shard)
+    sizes = {name: rng.integers(200, 2000, rows) for name in ("original_width", "original_height")}
+    table = pa.table(
+        {
+            "url": batch["url"],
+            "caption": batch["caption"],
+            "key": keys,
+            "status": ["success"] * rows,
+            "error_message": pa.nulls(rows, pa.string()),
+            "width": np.full(rows, 256),
+            "height": np.full(rows, 341),
+            **sizes,
+            "sha256": [rng.bytes(32).hex() for _ in range(rows)],
+        }
+    )
+    pq.write_table(table, folder / f"{shard:05d}.parquet", compression="zstd")
+    tar = folder / f"{shard:05d}.tar"
+    tar.touch()
+    members = [
+        Member(f"{key}.{suffix}", BYTES_OF_AN_IMAGE * (3 * row + n), BYTES_OF_AN_IMAGE)
+        for row, key in enumerate(keys)
+        for n, suffix in enumerate(MEMBERS)
+    ]
+    write_index(tar, index_of(members))
+
+
+def run_translate(folder: Path, threads: int, memory: str) -> None:
+    job = Job(
+        card=SourceCard("bench"),
+        shards=folder / "shards",
+        out=folder / "captions",
+        engine="none",
+        pivots=[],
+        models=None,
+        cache=folder / "captions" / "_cache",
+        processes=threads,
+        threads=threads,
+        memory=memory,
+    )
+    fragment = translate(job)
+    assert fragment is not None
+    write_fragment(folder / "translate.json", fragment)
+
+
+def run_manifest(folder: Path, threads: int, memory: str) -> None:
+    described = make_manifest(
+        SourceCard("bench"),
+        folder / "list.parquet",
+        folder / "kept.parquet",
+        folder / "shards",
+        folder / "captions",
+        [folder / "text_rules.json", folder / "translate.json"],
+        scratch=folder / "manifest.json",
+        threads=threads,
+        memory=memory,
+    )
+    write_json(folder / "manifest.json", described)
+
+
+def run_index(folder: Path, threads: int, memory: str) -> None:
+    index_source(Source(str(folder / "shards"), str(folder / "captions")), processes=threads)
+
+
+def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
+    rows = pq.read_metadata(folder / "kept.parquet").num_rows
+    hashes = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, rows)
+    keys = [f"{row // ROWS_PER_SHARD:05d}{row % ROWS_PER_SHARD:04d}" for row in range(rows)]
+    table = pa.table({"shard": [key[:5] for key in keys], "key": keys, "phash": hashes})
+    pq.write_table(table, folder / "hashes.parquet")
+    del table, keys, hashes
+    con = duckdb_io.connect(threads, memory, folder / "spill")
+    near_duplicates(con, duckdb_io.parquet(folder / "hashes.parquet"), 3, folder / "near.parquet")
+
+
+Stage = Callable[[Path, int, str], None]  # folder, threads, DuckDB's memory
+STAGES: dict[str, Stage] = {
+    "prepare": run_prepare,
+    "text_rules": run_text_rules,
+    "shards": run_shards,
+    "translate": run_translate,
+    "manifest": run_manifest,
+    "index": run_index,
+    "near_duplicates": run_near_duplicates,
+}
+
+
+def measure(stage: Stage, folder: Path, threads: int, memory: str) -> dict[str, Any]:
+    """Run one stage in this process: seconds, peak memory and bytes, those that stay and those held meanwhile."""
+    before = bytes_of(folder)
+    started, used = time.perf_counter(), processor_time()
+    with PeakMemory() as peak, PeakDisk(folder) as disk:
+        stage(folder, threads, memory)
+    seconds = time.perf_counter() - started
+    return {
+        "seconds": seconds,
+        "cpu": processor_time() - used,
+        "memory": peak.bytes,
+        "result": bytes_of(folder) - before,
+        "scratch": disk.bytes - bytes_of(folder),
+    }
+
+
+def processor_time() -> float:
+    """Seconds of all cores, of this process and of its children that have ended."""
+    times = os.times()
+    return times.user + times.system + times.children_user + times.children_system
+
+
+def main(config: BenchConfig) -> None:
+    """Print one JSON object per stage."""
+    folder = Path(tempfile.mkdtemp(prefix="bench_data_scale."))
+    wanted = config.stages or list(STAGES)
+    if not config.language:
+        STAGES["text_rules"] = partial(run_text_rules, language=False)
+    last = max(list(STAGES).index(stage) for stage in wanted)
+    try:
+        write_list(folder / "all.parquet", config.rows)
+        for stage in list(STAGES)[: last + 1]:
+            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                found = pool.submit(measure, STAGES[stage], folder, config.threads, config.memory).result()
+            if stage in wanted:
+                out = (
+                    config.rows if stage == "prepare" else pq.read_metadata(folder / "kept.parquet").num_rows
+                )
+                rows = config.rows if stage in ("prepare", "text_rules") else out  # that it has to deal with
+                shown = {
+                    "stage": stage,
+                    "rows": rows,
+                    "seconds": round(found["seconds"], 1),
+                    "cpu_us_per_row": round(found["cpu"] / rows * 1e6, 2),
+                    "memory_mb": round(found["memory"] / 1e6),
+                    "bytes_per_row": round(found["result"] / out, 1),
+                    "scratch_bytes_per_row": round(found["scratch"] / rows, 1),
+                }
+                print(json.dumps(shown), flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    run_command(main, BenchConfig)

@@ -1,0 +1,226 @@
+"""What a list of so many rows takes, stage by stage, before anything is started.
+
+filip data plan rows=340e6 cores=64 urls_per_second=3000
+filip data plan source=cc12m rows=12.4e6
+
+Processor time, disk and memory per row are those of ``bench/data_scale.py`` (bench/RESULTS.md has the tables), and a
+test holds them to a measurement. What depends on the network and on the engine is asked for: ``urls_per_second`` of
+the whole download, ``captions_per_second`` of a core that translates.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from filip.command import MISSING, option, run_command
+from filip.data.captions.translation_cache import block_size
+from filip.data.cards import SourceCard, load_source
+from filip.errors import UserError
+from filip.files import readable
+
+MB, GB = 10**6, 10**9
+SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
+MOST_TRANSLATIONS = 256  # ... but no more jobs than this: each reads the plan that all share
+
+# Seconds of a core per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
+PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 30e-6
+MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
+STORE, HASH = 6e-3, 4e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
+# Bytes per row that stay, packed: of a list, of a shard's description, its index and its side-car, of a translation.
+LISTED, DESCRIBED, INDEXED, SIDECAR, TRANSLATED, JOINED = 36, 68, 32, 40, 70, 16
+IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
+SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_TRANSLATE, SCRATCH_NEAR = (
+    40,
+    80,
+    30,
+    60,
+    60,
+)  # per row, meanwhile
+PROCESS = 250 * MB  # a Python process with DuckDB, Arrow or the language model, whatever the rows
+DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
+ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block
+
+
+@dataclass
+class PlanConfig:
+    rows: float = option(
+        MISSING, "rows of the list (or images, for a source that has its images), e.g. 340e6"
+    )
+    source: str | None = option(
+        None, "source card: shard size, pivots, success rate; default: the cards' defaults"
+    )
+    cores: int = option(2, "cores that work at once")
+    threads: int = option(8, "cores of one job: data.threads of a study")
+    kept: float = option(1.0, "share of the rows that the text rules keep")
+    success: float | None = option(
+        None, "share of the URLs that give an image; default: the card's normal, else 1"
+    )
+    urls_per_second: float = option(1000.0, "that the download tries, all machines together")
+    captions_per_second: float = option(
+        100.0, "round trips of a translating core; bench/translate.py measures it"
+    )
+    image_bytes: int = option(25_000, "mean size of a stored image")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage: bytes and hours are of the whole stage, memory and cores of one of its jobs."""
+
+    name: str
+    jobs: int
+    files: int
+    memory: float  # bytes, of a job
+    disk: float  # bytes that stay
+    scratch: float  # bytes beside them, until the stage is done
+    cores: int  # of a job
+    hours: float
+
+
+def main(config: PlanConfig) -> None:
+    """Jobs, files, memory, disk, hours and cores of each data stage, for a list of so many rows."""
+    print("\n".join(table(config)))
+
+
+def duckdb_memory(rows: float) -> float:
+    """DuckDB's limit (``memory=``) with which a stage passes with room to spare, bytes: at least the default 1 GB.
+
+    The rest spills to disk. What cannot be spilled was found to grow like the root of the rows.
+    """
+    return max(GB, math.ceil(4 * least_memory(rows) / GB) * GB)
+
+
+def least_memory(rows: float) -> float:
+    """The least limit with which the stages passed on two threads, bytes."""
+    return max(120 * MB, 60 * MB * math.sqrt(rows / 1e6))
+
+
+def translation_jobs(shards: int) -> int:
+    """How many jobs share the translation of a source; 1: one does all of it."""
+    return min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
+
+
+def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
+    """The stages of a source in their order."""
+    rows = int(config.rows)
+    kept = math.ceil(rows * config.kept)
+    success = config.success if config.success is not None else card.download.normal_success_rate or 1.0
+    images = math.ceil(kept * success)
+    shards = -(-kept // card.download.samples_per_shard)
+    threads = min(config.threads, config.cores)
+    list_memory = duckdb_memory(rows) + PROCESS
+    processes = min(card.download.processes, config.cores)
+
+    def hours(seconds: float, cores: int = threads) -> float:
+        return seconds / cores / 3600
+
+    found = []
+    if card.images is None:
+        found.append(
+            Stage(
+                "prepare",
+                1,
+                1,
+                list_memory,
+                rows * LISTED,
+                rows * SCRATCH_LIST,
+                threads,
+                hours(rows * PREPARE),
+            )
+        )
+    rules = rows * SCRATCH_RULES
+    found.append(
+        Stage(
+            "text_rules", 1, 1, list_memory + threads * PROCESS, kept * LISTED, rules, threads,
+            hours(rows * TEXT_RULES),
+        )
+    )  # fmt: skip
+    stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
+    busy = hours(images * STORE, config.cores)
+    network = kept / config.urls_per_second / 3600 if card.images is None else 0.0
+    found.append(
+        Stage(
+            "ingest" if card.images is not None else "download", 1, 4 * shards, processes * DOWNLOADER, stored,
+            0, config.cores, max(busy, network),
+        )
+    )  # fmt: skip
+    pivots = len(card.back_translation.pivots) if card.back_translation else 0
+    memory = duckdb_memory(images * max(1, pivots))
+    if pivots and card.back_translation:
+        jobs = translation_jobs(shards)
+        translated = images * card.back_translation.share
+        blocks = pivots * -(-int(translated) // block_size(int(translated)))
+        seconds = pivots * translated / config.captions_per_second
+        if jobs > 1:
+            found.append(
+                Stage("translate, plan", 1, 1 + pivots, memory + PROCESS, 0, (1 + pivots) * images * SCRATCH_PLAN,
+                      threads, hours((1 + pivots) * images * PLAN))
+            )  # fmt: skip
+        found.append(
+            Stage(
+                "translate, parts", jobs, blocks, PROCESS + ENGINE, pivots * translated * TRANSLATED, 0, 1,
+                hours(seconds, min(jobs, config.cores)),
+            )
+        )  # fmt: skip
+    found.append(
+        Stage(
+            "translate", 1, shards, memory + threads * PROCESS, images * SIDECAR,
+            (1 + pivots) * images * SCRATCH_TRANSLATE, threads, hours((1 + pivots) * images * TRANSLATE),
+        )
+    )  # fmt: skip
+    found.append(
+        Stage("manifest", 1, 1, duckdb_memory(images) + PROCESS, shards * 500, images * 8, threads,
+              hours(images * MANIFEST))
+    )  # fmt: skip
+    found.append(
+        Stage("index", 1, 5, threads * 2 * PROCESS, images * JOINED, 0, threads, hours(images * INDEX))
+    )
+    found.append(
+        Stage(
+            "filter (optional)", 1, 2 * shards, duckdb_memory(images) + threads * PROCESS,
+            images * (SIDECAR + 16), images * SCRATCH_NEAR, threads,
+            hours(images * (HASH + NEAR_DUPLICATES)),
+        )
+    )  # fmt: skip
+    return found
+
+
+def table(config: PlanConfig) -> list[str]:
+    """A line per stage, and what follows from them. Raises UserError for numbers that make no sense."""
+    card = load_source(config.source) if config.source else SourceCard("default")
+    for key in ("rows", "cores", "threads", "urls_per_second", "captions_per_second", "image_bytes"):
+        if getattr(config, key) <= 0:
+            raise UserError(f"{key}={getattr(config, key)}, but it must be above 0")
+    for key in ("kept", "success"):
+        share = getattr(config, key)
+        if share is not None and not 0 < share <= 1:
+            raise UserError(f"{key}={share}, but it is a share: above 0 and at most 1")
+    planned = stages(config, card)
+    needed = [stage for stage in planned if "optional" not in stage.name]
+    lines = [
+        f"{int(config.rows):,} rows, card {card.name}: {card.download.samples_per_shard:,} rows a shard; "
+        f"{config.cores} cores, up to {min(config.threads, config.cores)} in one job of DuckDB",
+        f"{'stage':<18} {'jobs':>5} {'files':>9} {'memory':>9} {'disk':>9} {'scratch':>9} {'cores':>6} {'hours':>8}",
+    ]
+    for stage in planned:
+        lines.append(
+            f"{stage.name:<18} {stage.jobs:>5,} {stage.files:>9,} {readable(stage.memory):>9} "
+            f"{readable(stage.disk):>9} {readable(stage.scratch):>9} {stage.cores:>6} {stage.hours:>8.2f}"
+        )
+    limit = duckdb_memory(config.rows)
+    translating = [stage for stage in planned if stage.name == "translate"]
+    limit = max(limit, *(stage.memory - stage.cores * PROCESS for stage in translating))
+    lines += [
+        f"all: {sum(stage.jobs for stage in needed):,} jobs, {sum(stage.files for stage in needed):,} files, "
+        f"{readable(sum(stage.disk for stage in needed))}, {sum(stage.hours for stage in needed):,.1f} hours one "
+        "after the other",
+        "memory and cores are of one job; scratch is needed beside the disk until the stage is done",
+        f"in the study: data: {{threads: {min(config.threads, config.cores)}, memory: {limit / GB:.0f}GB}}",
+        f"assumed: {config.urls_per_second:,.0f} URLs a second, {config.captions_per_second:,.0f} translations a "
+        f"second and core, {config.image_bytes:,} bytes an image; measure them on a part of your list",
+    ]
+    return lines
+
+
+if __name__ == "__main__":
+    run_command(main, PlanConfig)
