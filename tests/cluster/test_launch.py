@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import sys
+import time
 from pathlib import Path
 
 import psutil
@@ -96,6 +97,10 @@ def test_a_job_survives_its_controller_and_the_death_of_a_node(
 ) -> None:
     job = submit("wait_once")
     slurm.wait_until(lambda: len(starts(tmp_path)) == 1, about=lambda: log(tmp_path))
+    # The controller saves what has changed every few seconds, and a new one knows of nothing that came after.
+    before, saved = time.time(), slurm.folder / "state/job_state"
+    slurm.ask("scontrol", "update", f"JobId={job}", "Comment=runs")
+    slurm.wait_until(lambda: saved.stat().st_mtime > before)
     slurm.stop_controller()
     slurm.start_controller()
     assert slurm.wait_for(job, "RUNNING") == "RUNNING"
