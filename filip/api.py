@@ -103,7 +103,9 @@ class Model:
             raise TypeError(
                 "encode_images takes a list of images, or a tensor [n, 3, H, W]; for one give [image]"
             )
-        encoded = [self._scorer.encode_images(pixels) for pixels in self._batches(images, batch_size)]
+        encoded = [
+            self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(images, batch_size)
+        ]
         if not encoded:
             raise ValueError("no images: the list is empty")
         return torch.cat(encoded)
@@ -118,7 +120,7 @@ class Model:
             raise TypeError("encode_texts takes a list of strings; for one text give [text]")
         if not texts:
             raise ValueError("no texts: the list is empty")
-        return self._scorer.encode_texts(texts)
+        return self._scorer.encode_texts(texts).to("cpu")
 
     def similarity(
         self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str] | Texts, *, batch_size: int = 64

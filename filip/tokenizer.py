@@ -50,6 +50,14 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tens
     return torch.from_numpy(ids[:, :longest].astype(np.int64)), torch.from_numpy(lengths)
 
 
+def token_counts(texts: Sequence[str], most: int = 1024) -> list[int]:
+    """Tokens of each text with [BOS] and [EOS], uncut; more than ``most`` count as ``most``."""
+    counts: list[int] = []
+    for start in range(0, len(texts), 1024):  # rows of `most` ids: a few MB at a time
+        counts += tokenize_numpy(texts[start : start + 1024], most)[1].tolist()
+    return counts
+
+
 def is_one_token(word: str) -> bool:
     """Whether CLIP's vocabulary has the word in one piece."""
     _, lengths = tokenize_numpy([word], context_length=4)  # [BOS] token [EOS], and room for a second one

@@ -20,7 +20,7 @@ from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import EvalSet
-from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.options import CardOptions
 from filip.eval.outcomes import Record, write_outcomes
@@ -53,7 +53,7 @@ def main(config: Alignment) -> None:
     cards = load_cards(config.cards, config.loader)
     if not cards:
         raise UserError("cards=[]: give at least one card whose images are to be aligned")
-    encoder = load_encoder(config.model, config.image_size, config.device)
+    encoder = config.encoder()
     header = config.result_header(encoder)
     cells: list[Cell] = []
     results: dict[str, Any] = {}

@@ -1,12 +1,15 @@
 """Models seen from evaluation: pixels and strings in, unit vectors or unit tokens out.
 
-Two kinds: our own (a safetensors file of :mod:`filip.models`) and any model that open_clip can build
-(:mod:`filip.eval.open_clip_encoder`).
+A model is given by name: a file or folder of this project, or ``PREFIX:NAME`` with a prefix of :data:`BACKENDS`. To add
+a kind of model, write a class with the methods of :class:`Encoder` and a ``from_name``, and add its line there.
 """
 
 from __future__ import annotations
 
+import difflib
+import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,19 +20,24 @@ from torch import Tensor
 
 from filip.device import best_device
 from filip.errors import UserError
+from filip.eval.precision import autocast, dtype_of
 
 
 class Encoder(Protocol):
     """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text.
 
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
-    result file should say of the model, such as an activation that its weights do not imply.
+    result file should say of the model, such as an activation that its weights do not imply. ``dtype``: of the towers'
+    arithmetic and of the tokens that are kept; ``device``: where both are.
     """
 
     name: str
     token_wise: bool
     image_size: int
+    context_length: int  # tokens of a text, [BOS] and [EOS] included; what is beyond is cut
     grid: tuple[int, int]
+    device: str
+    dtype: torch.dtype
     details: dict[str, str]
     transform: Callable[[Image.Image], Tensor]
 
@@ -51,48 +59,133 @@ class Encoder(Protocol):
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         """Unit vectors of each text's tokens [n2, d], [BOS] and [EOS] included; also for a pooled model."""
 
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text would have if nothing were cut."""
 
-def load_encoder(model: str, image_size: int | None = None, device: str = "cpu") -> Encoder:
+
+@dataclass(frozen=True)
+class Loading:
+    """How a model is loaded.
+
+    image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
+    device: a torch device. dtype: see :mod:`filip.eval.precision`. tokens: score a pooled model token-wise, by the
+    vectors that its own projections make of every patch and word. trust_remote_code: run code that lies in the
+    model's folder.
+    """
+
+    image_size: int | None = None
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    tokens: bool = False
+    trust_remote_code: bool = False
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A kind of model: where its class is (``class.from_name(name, loading)``), and what its name looks like."""
+
+    module: str
+    encoder: str
+    form: str
+
+    def load(self, name: str, loading: Loading) -> Encoder:
+        found: Encoder = getattr(importlib.import_module(self.module), self.encoder).from_name(name, loading)
+        return found
+
+
+BACKENDS = {
+    "open_clip": Backend(
+        "filip.eval.open_clip_encoder",
+        "OpenClipEncoder",
+        "open_clip:ARCHITECTURE[:TAG], open_clip:ARCHITECTURE:FILE:ACTIVATION, open_clip:local-dir:FOLDER or "
+        "open_clip:hf-hub:OWNER/NAME",
+    ),
+    "hf": Backend(
+        "filip.eval.hugging_face_encoder",
+        "HuggingFaceEncoder",
+        "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, SigLIP 2)",
+    ),
+    "mv": Backend(
+        "filip.eval.multi_vector_encoder",
+        "MultiVectorEncoder",
+        "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
+    ),
+}
+OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
+FORMS = "a .safetensors file, a run folder, a checkpoint, " + ", ".join(b.form for b in BACKENDS.values())
+
+
+def load_encoder(
+    model: str,
+    image_size: int | None = None,
+    device: str = "cpu",
+    *,
+    precision: str = "fp32",
+    tokens: bool = False,
+    trust_remote_code: bool = False,
+) -> Encoder:
     """A model by its name.
 
-    model: path of a ``.safetensors`` file written by training, or ``open_clip:ARCH[:TAG]`` with one of open_clip's
-    tags (whose weights it downloads; without one, its initialisation), or ``open_clip:ARCH:FILE:ACTIVATION`` with a
-    local file of weights and "gelu" or "quickgelu".
-    image_size: evaluate at another resolution; position embeddings are interpolated.
-    device: a torch device, or "auto": a GPU where there is one.
-    Raises UserError if the file, the architecture or the tag does not exist, or a file comes without its activation.
+    model: a ``.safetensors`` file written by training, a run folder or a DeepSpeed checkpoint of ours, or a name with a
+    prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
+    device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
+    image_size, tokens, trust_remote_code: see :class:`Loading`.
+    Raises UserError, one sentence, if there is no such model or it cannot be loaded so.
     """
     if device == "auto":
         device = str(best_device())
-    if model.startswith("open_clip:"):
-        from filip.eval.open_clip_encoder import OpenClipEncoder
-
-        return OpenClipEncoder.from_name(model, image_size, device)
-    if not Path(model).is_file():
+    loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
+    prefix, colon, name = model.partition(":")
+    if colon and prefix in BACKENDS:
+        if not name:
+            raise UserError(
+                f"model={model}: a name is missing after the colon; write {BACKENDS[prefix].form}"
+            )
+        return BACKENDS[prefix].load(name, loading)
+    place = Path(model)
+    if (place / "modules.json").is_file():
+        return BACKENDS["mv"].load(model, loading)
+    if not place.exists():
+        close = difflib.get_close_matches(prefix, BACKENDS, 1) if colon else []
+        hint = f"; did you mean {close[0]}:{name}?" if close else ""
         raise UserError(
-            f"no model at {model}: give the .safetensors file that training wrote, "
-            "or open_clip:ARCHITECTURE:WEIGHTS (e.g. open_clip:ViT-B-32:laion2b_s34b_b79k)"
+            f"no model at {model}{hint} Give {FORMS}" if close else f"no model at {model}: give {FORMS}"
         )
-    from filip.models import load_model
+    return FilipEncoder(_own_model(place, image_size).to(device), place.stem, loading=loading)
 
-    return FilipEncoder(load_model(model, image_size=image_size).eval().to(device), Path(model).stem, device)
+
+def _own_model(place: Path, image_size: int | None) -> Any:
+    """A model of this project, in evaluation mode: of a file, a run folder or a checkpoint."""
+    if place.is_file():
+        from filip.models import load_model
+
+        return load_model(place, image_size=image_size).eval()
+    from filip.export.source import read_source
+
+    model = read_source(str(place)).model
+    if image_size is not None and image_size != model.image_size:
+        model.resize_images(image_size)
+    return model.eval()
 
 
 class FilipEncoder:
     """A model of this project in memory: FILIP, or its CLIP baseline, as its config says.
 
     model: a :class:`filip.models.DualEncoder` on ``device``, in evaluation mode; a training loop may wrap the
-    model it trains to see how it is doing.
+    model it trains to see how it is doing. loading: device, dtype and tokens; its image size has been applied.
     """
 
-    def __init__(self, model: Any, name: str, device: str = "cpu"):
+    def __init__(self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None):
         from filip.data.loading.transforms import eval_transform
 
+        loading = loading or Loading(device=device)
         self.model: Any = model
         self.name = name
-        self.device = device
-        self.details: dict[str, str] = {}
-        self.token_wise = self.model.config.interaction == "token_wise"
+        self.device, self.dtype = loading.device, loading.dtype
+        trained_so = self.model.config.interaction == "token_wise"
+        self.token_wise = trained_so or loading.tokens
+        self.details: dict[str, str] = {} if trained_so == self.token_wise else {"tokens": OWN_PROJECTIONS}
+        self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
         self.grid: tuple[int, int] = self.model.image.grid
         self.context_length = self.model.text.context_length
@@ -100,37 +193,61 @@ class FilipEncoder:
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
-        return self.model.encode_image(pixels.to(self.device)).float()
+        if self._projects_all:
+            return self._patches(pixels)
+        with autocast(self.device, self.dtype):
+            return self.model.encode_image(pixels.to(self.device)).float()
 
     @torch.inference_mode()
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        from filip.tokenizer import tokenize
-
-        ids, lengths = tokenize(list(texts), self.context_length)
-        features = self.model.encode_text(ids.to(self.device), lengths.to(self.device))
+        if self._projects_all:
+            return self._words(texts)
+        ids, lengths = self._ids(texts)
+        with autocast(self.device, self.dtype):
+            features = self.model.encode_text(ids, lengths)
         if self.token_wise:
             return features.tokens.float(), features.lengths
         return features.float(), None
 
     @torch.inference_mode()
     def probe_features(self, pixels: Tensor) -> Tensor:
-        return self.model.image.patch_features(pixels.to(self.device)).float().mean(1).cpu()
+        with autocast(self.device, self.dtype):
+            features = self.model.image.patch_features(pixels.to(self.device))
+        return features.float().mean(1).cpu()
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self._patches(pixels).cpu()
 
     @torch.inference_mode()
-    def patches(self, pixels: Tensor) -> Tensor:
+    def _patches(self, pixels: Tensor) -> Tensor:
         # The tower projects every token; training of a pooled model just ignores all but one.
-        tokens = self.model.image(pixels.to(self.device))
-        return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1).cpu()
+        with autocast(self.device, self.dtype):
+            tokens = self.model.image(pixels.to(self.device))
+        return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1)
 
     def tokens(self, text: str) -> list[str]:
         from filip.tokenizer import decode_token, tokenize
 
         return [decode_token(i) for i in tokenize([text], self.context_length)[0][0].tolist()]
 
-    @torch.inference_mode()
     def words(self, texts: Sequence[str]) -> list[Tensor]:
+        vectors, lengths = self._words(texts)
+        return list(vectors.cpu().split(lengths.tolist()))
+
+    @torch.inference_mode()
+    def _words(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, lengths = self._ids(texts)
+        with autocast(self.device, self.dtype):
+            vectors = self.model.text(ids, lengths)  # every token, also if pooled
+        return F.normalize(vectors.float(), dim=-1), lengths
+
+    def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         from filip.tokenizer import tokenize
 
         ids, lengths = tokenize(list(texts), self.context_length)
-        vectors = self.model.text(ids.to(self.device), lengths.to(self.device))  # every token, also if pooled
-        return list(F.normalize(vectors.float(), dim=-1).cpu().split(lengths.tolist()))
+        return ids.to(self.device), lengths.to(self.device)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        from filip.tokenizer import token_counts
+
+        return token_counts(list(texts))

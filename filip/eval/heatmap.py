@@ -14,7 +14,7 @@ from PIL import Image
 from filip.command import MISSING, option, run_command
 from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
-from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.encoders import Encoder
 from filip.eval.options import ModelOptions
 from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
 from filip.eval.prompts import Prompt
@@ -35,7 +35,7 @@ def main(config: Heatmap) -> None:
     """Draw where each word of a caption looks in an image."""
     if not Path(config.image).is_file():
         raise UserError(f"no image at {config.image}")
-    encoder = load_encoder(config.model, config.image_size, config.device)
+    encoder = config.encoder()
     try:
         image = Image.open(config.image).convert("RGB")
     except OSError as error:

@@ -24,7 +24,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
 from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import image_batches, size_note
-from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Record, write_outcomes
@@ -45,7 +45,7 @@ class LinearProbe(EvalOptions):
 def main(config: LinearProbe) -> None:
     """Accuracy of a linear classifier on frozen features, written as JSON."""
     cards = load_cards(config.cards, config.loader, "classification")
-    encoder = load_encoder(config.model, config.image_size, config.device)
+    encoder = config.encoder()
     tasks = {}
     record: Record = {}
     for card in cards:

@@ -2,106 +2,188 @@
 
 The activation is not part of the weights, and open_clip only warns when it does not fit: ``ViT-B-32`` with the tag
 ``openai`` is built with GELU, while those weights were trained with QuickGELU, and silently loses accuracy. So
-the activation is looked up by tag here, and must be stated for a file.
+the activation is looked up by tag here, and must be stated for a file. Folders and repositories on the hub
+(``local-dir:``, ``hf-hub:``) carry their configuration, activation included.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
 from filip.errors import UserError
+from filip.eval.encoders import Loading
+from filip.eval.two_tower import TwoTowerEncoder, one_by_one, readable_token
 
 ACTIVATIONS = ("gelu", "quickgelu")
+SCHEMES = ("hf-hub:", "local-dir:")
 
 
-class OpenClipEncoder:
-    """A pooled model.
+class OpenClipEncoder(TwoTowerEncoder):
+    """A model of open_clip.
 
+    architecture: a built-in name, or ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``, which bring weights with them.
     weights: one of open_clip's tags, a local file, or None for its initialisation. activation: "gelu" or
     "quickgelu"; None: the tag's, or the architecture's where there are no weights.
     Raises UserError for an unknown architecture or tag, and for a file without an activation.
     """
 
     def __init__(
-        self,
-        architecture: str,
-        weights: str | None,
-        image_size: int | None,
-        device: str = "cpu",
-        activation: str | None = None,
+        self, architecture: str, weights: str | None, loading: Loading, activation: str | None = None
     ):
         try:
             import open_clip
         except ImportError as error:
             raise UserError("open_clip: models need `pip install open_clip_torch`") from error
-        if architecture not in open_clip.list_models():
-            raise UserError(
-                f"open_clip has no architecture {architecture!r}; `python -c 'import open_clip; "
-                "print(open_clip.list_models())'` lists them"
+        carried = architecture.startswith(SCHEMES)
+        extra: dict[str, Any] = {} if loading.image_size is None else {"force_image_size": loading.image_size}
+        if not carried:
+            if architecture not in open_clip.list_models():
+                raise UserError(
+                    f"open_clip has no architecture {architecture!r}; `python -c 'import open_clip; "
+                    "print(open_clip.list_models())'` lists them"
+                )
+            activation = activation_of(architecture, weights, activation)
+            extra |= {"pretrained": weights, "force_quick_gelu": activation == "quickgelu"}
+        elif activation == "quickgelu":
+            extra["force_quick_gelu"] = True
+        with _one_sentence(f"open_clip:{architecture}" + (f":{weights}" if weights else "")):
+            model, _, transform = open_clip.create_model_and_transforms(
+                architecture, device=loading.device, **extra
             )
-        activation = activation_of(architecture, weights, activation)
-        extra = {} if image_size is None else {"force_image_size": image_size}
-        model, _, transform = open_clip.create_model_and_transforms(
-            architecture,
-            pretrained=weights,
-            device=device,
-            force_quick_gelu=activation == "quickgelu",
-            **extra,
-        )
-        self.model: Any = model.eval()
-        self.name = f"open_clip {architecture}" + (f" {Path(weights).stem}" if weights else " (no weights)")
-        self.details = {"activation": activation}
-        self.device = device
-        self.token_wise, self.grid = False, (0, 0)
+            tokenizer = open_clip.get_tokenizer(architecture)
+        suffix = "" if carried else f" {Path(weights).stem}" if weights else " (no weights)"
+        super().__init__(f"open_clip {architecture}{suffix}", loading)
+        self.model = model.eval()
+        self.details = {"activation": _built_with(model)} | self.details
+        self.transform: Callable[[Image.Image], Tensor] = transform
+        self.tokenizer = tokenizer
+        self.text_tower = getattr(model, "text", model)  # CLIP has the text tower's modules itself
+        self.context_length = int(tokenizer.context_length or model.context_length)
         size = model.visual.image_size
         self.image_size = int(size[0] if isinstance(size, tuple | list) else size)
-        self.transform: Callable[[Image.Image], Tensor] = transform
-        self.tokenizer = open_clip.get_tokenizer(architecture)
+        trunk = getattr(model.visual, "trunk", model.visual)
+        rows_columns = getattr(getattr(trunk, "patch_embed", trunk), "grid_size", None)
+        self.grid = (int(rows_columns[0]), int(rows_columns[1])) if rows_columns else (0, 0)
+        if loading.tokens:
+            self._check_tokens()
 
     @classmethod
-    def from_name(cls, model: str, image_size: int | None, device: str) -> OpenClipEncoder:
-        """From ``open_clip:ARCH[:WEIGHTS[:ACTIVATION]]``."""
-        architecture, weights, activation = split_name(model.removeprefix("open_clip:"))
-        return cls(architecture, weights, image_size, device, activation)
+    def from_name(cls, name: str, loading: Loading) -> OpenClipEncoder:
+        """From ``ARCH[:WEIGHTS[:ACTIVATION]]``, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
+        architecture, weights, activation = split_name(name)
+        return cls(architecture, weights, loading, activation)
 
-    @torch.inference_mode()
-    def encode_images(self, pixels: Tensor) -> Tensor:
-        return F.normalize(self.model.encode_image(pixels.to(self.device)).float(), dim=-1)
+    def _check_tokens(self) -> None:
+        """UserError now if the towers do not have a vector per patch and word."""
+        if self.grid == (0, 0):
+            raise UserError(
+                f"tokens=true: {self.name} has no patch tokens, its image tower is no vision transformer"
+            )
+        if getattr(self.model.visual, "attn_pool", None) is not None:
+            raise UserError(
+                f"tokens=true: {self.name} pools its patches into several queries before it projects them"
+            )
+        if getattr(self.text_tower, "cls_emb", None) is not None or not hasattr(self.text_tower, "ln_final"):
+            raise UserError(
+                f"tokens=true: the text tower of {self.name} has no projection that fits its word tokens"
+            )
 
-    @torch.inference_mode()
-    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        return F.normalize(
-            self.model.encode_text(self.tokenizer(list(texts)).to(self.device)).float(), dim=-1
-        ), None
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
 
-    @torch.inference_mode()
-    def probe_features(self, pixels: Tensor) -> Tensor:
-        # open_clip hands out one vector per image, whatever the tower; probes of CLIP use that.
-        return self.model.encode_image(pixels.to(self.device)).float().cpu()
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        visual = self.model.visual
+        if hasattr(visual, "trunk"):
+            states = visual.trunk.forward_features(pixels)[:, visual.trunk.num_prefix_tokens :]
+            return one_by_one(lambda tokens: visual.head(_timm_head(visual.trunk, tokens)), states)
+        found = visual.forward_intermediates(
+            pixels, indices=1, normalize_intermediates=True, intermediates_only=True, output_fmt="NLC"
+        )
+        states = found["image_intermediates"][-1]
+        return states if visual.proj is None else states @ visual.proj
 
-    def patches(self, pixels: Tensor) -> Tensor:
-        raise UserError(_NO_TOKENS)
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids = self.tokenizer(list(texts))
+        if hasattr(self.tokenizer, "eot_token_id"):
+            return ids, (ids == self.tokenizer.eot_token_id).int().argmax(1).long() + 1
+        pad = self.tokenizer.tokenizer.pad_token_id
+        # Where padding is a repeated end of text, the first one belongs to the text.
+        ended = int(pad == self.tokenizer.tokenizer.eos_token_id)
+        return ids, ((ids != pad).sum(1) + ended).clamp(1, ids.shape[1])
+
+    def text_vectors(self, ids: Tensor) -> Tensor:
+        return self.model.encode_text(ids)
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        tower = self.text_tower
+        n = ids.shape[1]
+        mask = getattr(tower, "attn_mask", None)
+        states = tower.token_embedding(ids) + tower.positional_embedding[:n]
+        states = tower.transformer(states, attn_mask=None if mask is None else mask[:n, :n])
+        states = tower.ln_final(states)
+        projection = tower.text_projection
+        if projection is None:
+            return states
+        return projection(states) if isinstance(projection, torch.nn.Module) else states @ projection
 
     def tokens(self, text: str) -> list[str]:
-        raise UserError(_NO_TOKENS)
+        ids, lengths = self.token_ids([text])
+        kept = ids[0, : int(lengths[0])].tolist()
+        if hasattr(self.tokenizer, "decoder"):
+            return [readable_token(self.tokenizer.decoder[i]) for i in kept]
+        return [readable_token(token) for token in self.tokenizer.tokenizer.convert_ids_to_tokens(kept)]
 
-    def words(self, texts: Sequence[str]) -> list[Tensor]:
-        raise UserError(_NO_TOKENS)
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        if hasattr(self.tokenizer, "encode"):
+            return [len(self.tokenizer.encode(text)) + 2 for text in texts]
+        return [len(ids) for ids in self.tokenizer.tokenizer(list(texts))["input_ids"]]
+
+
+def _timm_head(trunk: Any, tokens: Tensor) -> Tensor:
+    """What timm's ViT does to the pooled token, for tokens [m, 1, w] -> [m, d]."""
+    pool = getattr(trunk, "attn_pool", None)
+    pooled = pool(tokens) if pool is not None else tokens[:, 0]
+    return trunk.head(trunk.fc_norm(pooled))
+
+
+def _built_with(model: Any) -> str:
+    """The activation that a model's blocks have."""
+    return "quickgelu" if any(type(m).__name__ == "QuickGELU" for m in model.modules()) else "gelu"
+
+
+@contextmanager
+def _one_sentence(model: str) -> Iterator[None]:
+    """What open_clip and the hub raise for a name that they cannot load, as a UserError."""
+    root = logging.getLogger()
+    level = root.level
+    root.setLevel(logging.CRITICAL)  # it logs the failure as well, at length
+    try:
+        yield
+    except (RuntimeError, OSError, ValueError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise UserError(
+            f"open_clip cannot load {model}: {lines[0] if lines else type(error).__name__}"
+        ) from error
+    finally:
+        root.setLevel(level)
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-    """``ARCH[:WEIGHTS[:ACTIVATION]]`` in its parts; None for what is not there."""
-    architecture, _, weights = name.partition(":")
+    """``ARCH[:WEIGHTS[:ACTIVATION]]`` in its parts; None for what is not there. A scheme is part of ARCH."""
     activation = None
-    if weights.rpartition(":")[2] in ACTIVATIONS:
-        weights, _, activation = weights.rpartition(":")
+    if name.rpartition(":")[2] in ACTIVATIONS:
+        name, _, activation = name.rpartition(":")
+    if name.startswith(SCHEMES):
+        return name, None, activation
+    architecture, _, weights = name.partition(":")
     return architecture, weights or None, activation
 
 
@@ -139,6 +221,3 @@ def activation_of(architecture: str, weights: str | None, stated: str | None) ->
             f"{architecture} is built with QuickGELU; for weights with GELU take the plain architecture"
         )
     return found
-
-
-_NO_TOKENS = "word-patch alignment is for models of this project: open_clip's have no projection for tokens"

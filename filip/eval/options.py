@@ -7,19 +7,41 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
-from filip.eval.encoders import Encoder
+from filip.eval.encoders import FORMS, Encoder, load_encoder
+from filip.eval.precision import name_of
+from filip.eval.scorer import Scorer, scorer_for
 
 
 @dataclass
 class ModelOptions:
     """Commands that load one model."""
 
-    model: str = option(
-        MISSING,
-        "a .safetensors file of ours, or open_clip:ARCHITECTURE[:TAG] or open_clip:ARCHITECTURE:FILE:ACTIVATION",
-    )
+    model: str = option(MISSING, FORMS)
     image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
+    precision: str = option(
+        "auto",
+        "fp32, bf16 or fp16, for the towers and the tokens that are kept; auto = 16 bits on a CUDA device",
+    )
+    tokens: bool = option(
+        False, "score a pooled model token-wise: every patch and word through its own projections"
+    )
+    trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")
+
+    def encoder(self) -> Encoder:
+        """The model. Raises UserError if there is none."""
+        return load_encoder(
+            self.model,
+            self.image_size,
+            self.device,
+            precision=self.precision,
+            tokens=self.tokens,
+            trust_remote_code=self.trust_remote_code,
+        )
+
+    def scorer(self) -> Scorer:
+        """The scorer of the model. Raises UserError if there is no such model."""
+        return scorer_for(self.encoder())
 
 
 @dataclass
@@ -39,6 +61,7 @@ class CardOptions(ModelOptions):
             "model": self.model,
             "scorer": "token-wise" if encoder.token_wise else "pooled",
             "image_size": encoder.image_size,
+            "precision": name_of(encoder.dtype),
             **encoder.details,
         }
 

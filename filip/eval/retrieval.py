@@ -23,7 +23,7 @@ from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_retrieval_prompts
-from filip.eval.scorer import RANKINGS, Scorer, Texts, load_scorer, ranking
+from filip.eval.scorer import RANKINGS, Scorer, Texts, ranking
 from filip.eval.shortlist import rerank
 from filip.files import write_json
 from filip.progress import say
@@ -55,7 +55,7 @@ def main(config: Retrieval) -> None:
             raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
     cards = load_cards(config.cards, config.loader, "retrieval")
     prompts = {card.name: card_prompts(card, config) for card in cards}
-    scorer = load_scorer(config.model, config.image_size, config.device)
+    scorer = config.scorer()
     benchmarks = {}
     record: Record = {}
     for card in cards:

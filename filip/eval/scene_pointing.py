@@ -22,7 +22,7 @@ from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.datasets import EvalSet, Sample
-from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.options import CardOptions
@@ -44,7 +44,7 @@ class ScenePointing(CardOptions):
 def main(config: ScenePointing) -> None:
     """How often a name's best patch lies on its own thing, on scenes of several things, written as JSON."""
     cards = load_cards(config.cards, config.loader, "pointing")
-    encoder = load_encoder(config.model, config.image_size, config.device)
+    encoder = config.encoder()
     benchmarks = {}
     record: Record = {}
     for card in cards:

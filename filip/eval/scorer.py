@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,7 +25,10 @@ from filip.progress import Progress
 
 @dataclass
 class Texts:
-    """Encoded texts: ``values`` [t, d] with ``lengths`` None, or packed tokens [T, d] and ``lengths`` [t]."""
+    """Encoded texts: ``values`` [t, d] with ``lengths`` None, or packed tokens [T, d] and ``lengths`` [t] int64.
+
+    The values stay on the model's device, the lengths on the CPU.
+    """
 
     values: Tensor
     lengths: Tensor | None
@@ -35,16 +39,25 @@ class Texts:
     def select(self, index: Tensor) -> Texts:
         """The texts at ``index`` [m] int64, in that order; entries may repeat."""
         if self.lengths is None:
-            return Texts(self.values[index], None)
+            return Texts(self.values[index.to(self.values.device)], None)
         starts = self.lengths.cumsum(0) - self.lengths
         lengths = self.lengths[index]
         # Row r of text j is starts[j] + r: repeat each start, and count upwards within each text.
         within = torch.arange(int(lengths.sum())) - (lengths.cumsum(0) - lengths).repeat_interleave(lengths)
-        return Texts(self.values[starts[index].repeat_interleave(lengths) + within], lengths)
+        rows = starts[index].repeat_interleave(lengths) + within
+        return Texts(self.values[rows.to(self.values.device)], lengths)
+
+    def to(self, device: str) -> Texts:
+        """With the values on a device."""
+        return Texts(self.values.to(device), self.lengths)
 
 
 class Scorer:
-    """Base of the two scorers: batches, progress, and each distinct text encoded once."""
+    """Base of the two scorers: batches, progress, and each distinct text encoded once.
+
+    Features stay where the model made them, token-wise ones in its dtype (``precision=``): only finished scores leave
+    the device.
+    """
 
     token_wise: bool
 
@@ -56,8 +69,12 @@ class Scorer:
         self.transform = encoder.transform
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels [b, 3, H, W] -> image features, to be concatenated along the first axis."""
-        return self.encoder.encode_images(pixels).cpu()
+        """pixels [b, 3, H, W] -> image features on the model's device, to be concatenated along the first axis."""
+        return self._kept(self.encoder.encode_images(pixels))
+
+    def _kept(self, features: Tensor) -> Tensor:
+        # Vectors are few and keep their float32; tokens are what fills the memory.
+        return features.to(self.encoder.dtype) if self.token_wise else features
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
@@ -67,7 +84,7 @@ class Scorer:
             for start in range(0, len(unique), self.text_batch):
                 batch = unique[start : start + self.text_batch]
                 value, length = self.encoder.encode_texts(batch)
-                values.append(value.cpu())
+                values.append(self._kept(value))
                 if length is not None:
                     lengths.append(length.cpu())
                 progress.add(len(batch))
@@ -76,7 +93,7 @@ class Scorer:
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        """s^I and s^T of all pairs, both [images, texts] float32."""
+        """s^I and s^T of all pairs, both [images, texts] float32 on the CPU; computed where the features are."""
         raise NotImplementedError
 
 
@@ -86,7 +103,9 @@ class PooledScorer(Scorer):
     token_wise = False
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        return pooled_similarity(images, texts.values)
+        found = pooled_similarity(images, texts.values)
+        on_cpu = found.i2t.cpu()
+        return Similarity(on_cpu, on_cpu)  # the same in both directions: one transfer
 
 
 class TokenScorer(Scorer):
@@ -97,9 +116,11 @@ class TokenScorer(Scorer):
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         assert texts.lengths is not None, "a token-wise scorer was given pooled texts"
         if not progress:
-            return score(images, texts.values, texts.lengths)
-        with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
-            return score(images, texts.values, texts.lengths, progress=bar.add)
+            found = score(images, texts.values, texts.lengths)
+        else:
+            with Progress("scoring", "image-text pairs", len(images) * len(texts)) as bar:
+                found = score(images, texts.values, texts.lengths, progress=bar.add)
+        return Similarity(found.i2t.cpu(), found.t2i.cpu())
 
 
 RANKINGS = ("image", "text", "mean")
@@ -112,9 +133,9 @@ def ranking(similarity: Similarity, by: str) -> Tensor:
     return similarity.i2t if by == "image" else similarity.t2i
 
 
-def load_scorer(model: str, image_size: int | None = None, device: str = "cpu") -> Scorer:
+def load_scorer(model: str, image_size: int | None = None, device: str = "cpu", **loading: Any) -> Scorer:
     """The scorer that fits a model; arguments and errors as in :func:`filip.eval.encoders.load_encoder`."""
-    return scorer_for(load_encoder(model, image_size, device))
+    return scorer_for(load_encoder(model, image_size, device, **loading))
 
 
 def scorer_for(encoder: Encoder) -> Scorer:

@@ -22,7 +22,7 @@ from filip.eval.formats import open_set
 from filip.eval.metrics import label_hits, mean_interval
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
-from filip.eval.scorer import RANKINGS, Scorer, load_scorer, ranking
+from filip.eval.scorer import RANKINGS, Scorer, ranking
 from filip.files import write_json
 from filip.progress import say
 
@@ -35,7 +35,7 @@ class Selection(EvalOptions):
 def main(config: Selection) -> None:
     """How often a model picks the true caption of an image, on several benchmarks, written as JSON."""
     cards = load_cards(config.cards, config.loader, "selection")
-    scorer = load_scorer(config.model, config.image_size, config.device)
+    scorer = config.scorer()
     benchmarks = {}
     record: Record = {}
     for card in cards:

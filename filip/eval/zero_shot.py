@@ -25,7 +25,7 @@ from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_int
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_ensemble
-from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.eval.scorer import Scorer, Texts
 from filip.files import write_json
 from filip.progress import say
 
@@ -44,7 +44,7 @@ def main(config: ZeroShot) -> None:
         raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
     cards = load_cards(config.cards, config.loader, "classification")
     ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
-    scorer = load_scorer(config.model, config.image_size, config.device)
+    scorer = config.scorer()
     tasks = {}
     record: Record = {}
     for card in cards:

@@ -23,7 +23,6 @@ from filip.eval.compare import main as compare
 from filip.eval.encoders import load_encoder
 from filip.eval.heatmap import Heatmap, heat_cells
 from filip.eval.heatmap import main as heatmap
-from filip.eval.open_clip_encoder import OpenClipEncoder
 from filip.eval.pictures import DIM, draw_alignment, draw_heat, sheet
 from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
 from filip.eval.prompts import Prompt
@@ -250,8 +249,6 @@ def test_the_command_draws_and_measures(tmp_path):
 def test_mistakes_are_named():
     with pytest.raises(UserError, match="needs exactly one"):
         alignment_prompt("a photo")
-    with pytest.raises(UserError, match="open_clip's have no projection"):
-        OpenClipEncoder.patches(ColourBlind(), torch.zeros(1))  # type: ignore[arg-type]
 
 
 def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):

@@ -53,7 +53,7 @@ MEAN_PER_CLASS = {"caltech101", "flowers102", "fgvc_aircraft", "oxford_pets"}
 class Oracle:
     """A model that is always right: it reads an image's class from its colour, and knows every prompt."""
 
-    name, token_wise, image_size = "oracle", False, 8
+    name, token_wise, image_size, dtype = "oracle", False, 8, torch.float32
 
     def __init__(self, names: Sequence[str], prompts: dict[str, str]):
         self.names = names  # the true prompt name of colour i

@@ -1,0 +1,126 @@
+"""Models of transformers (CLIP, SigLIP, SigLIP 2), from a folder or the hub, with their own tokenizer and transform."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.encoders import Loading
+from filip.eval.two_tower import TwoTowerEncoder, one_by_one, readable_token
+
+KINDS = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer
+
+
+class HuggingFaceEncoder(TwoTowerEncoder):
+    """A model of transformers. where: a folder or a repository of the hub.
+
+    Raises UserError for a name that cannot be loaded and for another kind of model.
+    """
+
+    def __init__(self, where: str, loading: Loading) -> None:
+        try:
+            from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoTokenizer
+        except ImportError as error:
+            raise UserError("hf: models need `pip install transformers`") from error
+        try:
+            config = AutoConfig.from_pretrained(where, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
+        if config.model_type not in KINDS:
+            raise UserError(
+                f"hf:{where} is a {config.model_type!r}, and hf: takes {', '.join(KINDS)} (of SigLIP 2 the checkpoints "
+                "of a fixed resolution, such as google/siglip2-base-patch16-224)"
+            )
+        try:
+            model = AutoModel.from_pretrained(where, dtype=torch.float32)
+            # Pillow's resizing, which the models were trained and published with, not torchvision's.
+            processor = AutoImageProcessor.from_pretrained(where, backend="pil")
+            tokenizer = AutoTokenizer.from_pretrained(where)
+        except (OSError, ValueError) as error:
+            raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
+        super().__init__(f"hf {where}", loading)
+        self.model = model.eval().to(loading.device)
+        self.siglip = config.model_type == "siglip"
+        self.tokenizer: Any = tokenizer
+        self.context_length = int(config.text_config.max_position_embeddings)
+        own, patch = int(config.vision_config.image_size), int(config.vision_config.patch_size)
+        self.image_size = loading.image_size or own
+        if self.image_size % patch:
+            raise UserError(
+                f"image_size={self.image_size} is not a multiple of the model's patches of {patch}"
+            )
+        self.interpolate = self.image_size != own
+        self.grid = (self.image_size // patch, self.image_size // patch)
+        self.transform: Callable[[Image.Image], Tensor] = _Transform(
+            processor, self.image_size, self.interpolate
+        )
+
+    @classmethod
+    def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
+        return cls(name, loading)
+
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        seen = self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
+        return seen.pooler_output if self.siglip else self.model.visual_projection(seen.pooler_output)
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        tower = self.model.vision_model
+        states = tower(pixels, interpolate_pos_encoding=self.interpolate).last_hidden_state
+        if self.siglip:
+            return one_by_one(tower.head, states)
+        return self.model.visual_projection(tower.post_layernorm(states[:, 1:]))  # without [CLS]
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        found = self.tokenizer(
+            list(texts),
+            padding="max_length" if self.siglip else True,  # SigLIP was trained to read its padding
+            truncation=True,
+            max_length=self.context_length,
+            return_attention_mask=True,
+            return_tensors="pt",
+        )
+        return found["input_ids"], found["attention_mask"].sum(1)
+
+    def text_vectors(self, ids: Tensor) -> Tensor:
+        read = self.model.text_model(ids)  # CLIP's mask is causal: padding behind the text changes nothing
+        return read.pooler_output if self.siglip else self.model.text_projection(read.pooler_output)
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        tower = self.model.text_model
+        states = tower(ids).last_hidden_state
+        return tower.head(states) if self.siglip else self.model.text_projection(states)
+
+    def tokens(self, text: str) -> list[str]:
+        ids, lengths = self.token_ids([text])
+        kept = ids[0, : int(lengths[0])].tolist()
+        return [readable_token(token) for token in self.tokenizer.convert_ids_to_tokens(kept)]
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(ids) for ids in self.tokenizer(list(texts))["input_ids"]]
+
+
+class _Transform:
+    """A processor as a function of one image. A class, so that it reaches the processes that decode."""
+
+    def __init__(self, processor: Any, size: int, changed: bool) -> None:
+        self.processor, self.size, self.changed = processor, size, changed
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        sizes: dict[str, Any] = {}
+        if self.changed:
+            square = {"height": self.size, "width": self.size}
+            crops = getattr(self.processor, "do_center_crop", False)
+            sizes = {"size": {"shortest_edge": self.size}, "crop_size": square} if crops else {"size": square}
+        pixels: Tensor = self.processor(images=image.convert("RGB"), return_tensors="pt", **sizes)[
+            "pixel_values"
+        ]
+        return pixels[0]
+
+
+def _first_line(error: Exception) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

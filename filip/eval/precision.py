@@ -1,0 +1,39 @@
+"""In which precision a model is evaluated: the towers under autocast, tokens held in as many bits."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import torch
+
+from filip.errors import UserError
+
+PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def dtype_of(precision: str, device: str) -> torch.dtype:
+    """The dtype that ``precision=`` stands for on a device.
+
+    precision: "fp32", "bf16", "fp16" or "auto": on a CUDA device bf16, or fp16 where it has no bf16; elsewhere fp32.
+    Raises UserError for another word.
+    """
+    if precision == "auto":
+        if torch.device(device).type != "cuda":
+            return torch.float32
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    if precision not in PRECISIONS:
+        raise UserError(f"precision={precision}: should be auto, {', '.join(PRECISIONS)}")
+    return PRECISIONS[precision]
+
+
+def name_of(dtype: torch.dtype) -> str:
+    """The inverse of :func:`dtype_of`: "fp32", "bf16" or "fp16"."""
+    return next(name for name, known in PRECISIONS.items() if known == dtype)
+
+
+def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
+    """The towers' context; none in float32."""
+    if dtype == torch.float32:
+        return contextlib.nullcontext()
+    return torch.autocast(torch.device(device).type, dtype)

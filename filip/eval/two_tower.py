@@ -1,0 +1,129 @@
+"""What the models of other projects have in common: pooled vectors, and on request a vector per patch and word.
+
+Token-wise (``tokens=true``) every patch and word goes through what makes the model's pooled vector of the pooled token:
+the last norm and the projection, or, in a model that pools by attention, the pooling head with that one token to attend
+to. This is how a frozen CLIP is scored as if it were a FILIP, and the baseline that a token-wise training has to beat.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.encoders import OWN_PROJECTIONS, Loading
+from filip.eval.precision import autocast
+from filip.interaction.packing import pack_tokens
+
+
+class TwoTowerEncoder:
+    """Implements :class:`filip.eval.encoders.Encoder` on six methods that a subclass has: the last ones below.
+
+    ``grid`` is (0, 0) for an image tower without patch tokens; asking for them is then a UserError.
+    """
+
+    name: str
+    model: Any
+    image_size: int
+    context_length: int
+    grid: tuple[int, int]
+    transform: Callable[[Image.Image], Tensor]
+
+    def __init__(self, name: str, loading: Loading) -> None:
+        self.name = name
+        self.device, self.dtype, self.token_wise = loading.device, loading.dtype, loading.tokens
+        self.details: dict[str, str] = {"tokens": OWN_PROJECTIONS} if loading.tokens else {}
+
+    @torch.inference_mode()
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        if self.token_wise:
+            return self._unit_patches(pixels)
+        with autocast(self.device, self.dtype):
+            vectors = self.image_vectors(pixels.to(self.device))
+        return F.normalize(vectors.float(), dim=-1)
+
+    @torch.inference_mode()
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
+        if self.token_wise:
+            return self._unit_words(texts)
+        ids, _ = self.token_ids(texts)
+        with autocast(self.device, self.dtype):
+            vectors = self.text_vectors(ids.to(self.device))
+        return F.normalize(vectors.float(), dim=-1), None
+
+    @torch.inference_mode()
+    def probe_features(self, pixels: Tensor) -> Tensor:
+        # One vector per image, whatever the tower, as CLIP_benchmark's probes have it.
+        with autocast(self.device, self.dtype):
+            return self.image_vectors(pixels.to(self.device)).float().cpu()
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        return self._unit_patches(pixels).cpu()
+
+    def words(self, texts: Sequence[str]) -> list[Tensor]:
+        vectors, lengths = self._unit_words(texts)
+        return list(vectors.cpu().split(lengths.tolist()))
+
+    @torch.inference_mode()
+    def _unit_patches(self, pixels: Tensor) -> Tensor:
+        if self.grid == (0, 0):
+            raise UserError(f"{self.name} has no patch tokens: its image tower is no vision transformer")
+        with autocast(self.device, self.dtype):
+            tokens = self.image_tokens(pixels.to(self.device))
+        return F.normalize(tokens.float(), dim=-1)
+
+    @torch.inference_mode()
+    def _unit_words(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, lengths = self.token_ids(texts)
+        with autocast(self.device, self.dtype):
+            tokens = self.text_tokens(ids.to(self.device))
+        lengths = lengths.to(self.device)
+        return F.normalize(pack_tokens(tokens.float(), lengths), dim=-1), lengths
+
+    # ---- of the subclass -----------------------------------------------------------------------------
+
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        """pixels [b, 3, H, W] -> [b, d], not normalised."""
+        raise NotImplementedError
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        """pixels [b, 3, H, W] -> a vector per patch [b, rows * columns, d], not normalised."""
+        raise NotImplementedError
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """(ids [t, n2] padded, lengths [t] int64 with the special tokens), as the text tower takes them."""
+        raise NotImplementedError
+
+    def text_vectors(self, ids: Tensor) -> Tensor:
+        """ids [t, n2] -> [t, d], not normalised."""
+        raise NotImplementedError
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        """ids [t, n2] -> a vector per token, padding included [t, n2, d], not normalised."""
+        raise NotImplementedError
+
+    def tokens(self, text: str) -> list[str]:
+        """The tokens of a text as strings, special ones included."""
+        raise NotImplementedError
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        """How many tokens each text would have if nothing were cut."""
+        raise NotImplementedError
+
+
+def one_by_one(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
+    """A pooling head given each token alone: [b, n, w] -> [b, n, d]. Attention over one token returns its value."""
+    b, n, width = tokens.shape
+    return head(tokens.reshape(b * n, 1, width)).reshape(b, n, -1)
+
+
+def readable_token(token: str) -> str:
+    """A token as in :func:`filip.tokenizer.decode_token`."""
+    special = {"<start_of_text>": "[BOS]", "<end_of_text>": "[EOS]", "</s>": "[EOS]", "<eos>": "[EOS]"}
+    special |= {"<|startoftext|>": "[BOS]", "<|endoftext|>": "[EOS]", "<bos>": "[BOS]", "<s>": "[BOS]"}
+    return special.get(token, token.replace("</w>", "").replace("▁", ""))

@@ -1,0 +1,247 @@
+"""Models of every kind through one interface: equal weights give equal tables, and a wrong name one sentence."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval import retrieval, zero_shot
+from filip.eval.encoders import load_encoder
+from filip.eval.scorer import load_scorer
+from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.multi_vector_folder import write_multi_vector
+from filip.export.open_clip_folder import write_open_clip
+from filip.export.source import read_source
+from filip.models import DualEncoder, build_model, load_model
+from filip.train.checkpoint import STATE, LoopState
+from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
+
+ARCHITECTURE = "ViT-tiny-of-tests"
+TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+    """The same random CLIP as weights of open_clip and as a folder of transformers: the names of both."""
+    import open_clip
+
+    folder = tmp_path_factory.mktemp("pair")
+    config = {
+        "embed_dim": 16,
+        "vision_cfg": {"image_size": SIDE, "layers": 2, "width": 32, "head_width": 16, "patch_size": 8},
+        "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2},
+    }
+    (folder / "architectures").mkdir()
+    (folder / "architectures" / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / "architectures")
+    torch.manual_seed(0)
+    model = open_clip.create_model(ARCHITECTURE)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn_like(parameter))
+    torch.save(model.state_dict(), folder / "weights.pt")
+    write_hugging_face(folder / "hf", model.state_dict())
+    return f"open_clip:{ARCHITECTURE}:{folder}/weights.pt:gelu", f"hf:{folder}/hf"
+
+
+def write_hugging_face(folder: Path, theirs: dict[str, torch.Tensor]) -> None:
+    """open_clip's tensors under the names of ``transformers.CLIPModel``."""
+    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
+    config = CLIPConfig(
+        vision_config={**tower, "image_size": SIDE, "patch_size": 8, "hidden_act": "gelu"},
+        text_config={**tower, "hidden_act": "gelu", "eos_token_id": 49407, "bos_token_id": 49406},
+        projection_dim=16,
+    )
+    state = {
+        "logit_scale": theirs["logit_scale"],
+        "text_projection.weight": theirs["text_projection"].T,
+        "visual_projection.weight": theirs["visual.proj"].T,
+        "text_model.embeddings.token_embedding.weight": theirs["token_embedding.weight"],
+        "text_model.embeddings.position_embedding.weight": theirs["positional_embedding"],
+        "vision_model.embeddings.class_embedding": theirs["visual.class_embedding"],
+        "vision_model.embeddings.position_embedding.weight": theirs["visual.positional_embedding"],
+        "vision_model.embeddings.patch_embedding.weight": theirs["visual.conv1.weight"],
+    }
+    norms = {"text_model.final_layer_norm": "ln_final", "vision_model.pre_layrnorm": "visual.ln_pre"}
+    norms["vision_model.post_layernorm"] = "visual.ln_post"
+    for ours, prefix in (("text_model", ""), ("vision_model", "visual.")):
+        for i in range(2):
+            a, b = f"{ours}.encoder.layers.{i}", f"{prefix}transformer.resblocks.{i}"
+            norms |= {f"{a}.layer_norm1": f"{b}.ln_1", f"{a}.layer_norm2": f"{b}.ln_2"}
+            norms |= {f"{a}.self_attn.out_proj": f"{b}.attn.out_proj"}
+            norms |= {f"{a}.mlp.fc1": f"{b}.mlp.c_fc", f"{a}.mlp.fc2": f"{b}.mlp.c_proj"}
+            for end in ("weight", "bias"):
+                parts = theirs[f"{b}.attn.in_proj_{end}"].chunk(3)
+                state |= {f"{a}.self_attn.{n}_proj.{end}": part for n, part in zip("qkv", parts, strict=True)}
+    state |= {f"{a}.{end}": theirs[f"{b}.{end}"] for a, b in norms.items() for end in ("weight", "bias")}
+    model = CLIPModel(config)
+    missing = model.load_state_dict({k: v.contiguous() for k, v in state.items()}, strict=False)
+    assert not missing.unexpected_keys and all("position_ids" in key for key in missing.missing_keys)
+    model.save_pretrained(folder)
+    clip_tokenizer(build_model(tiny_config())).save_pretrained(folder)
+    size = {"height": SIDE, "width": SIDE}
+    CLIPImageProcessor(size={"shortest_edge": SIDE}, crop_size=size).save_pretrained(folder)
+
+
+def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
+    """The numbers of zero-shot classification and retrieval."""
+    given = [f"model={model}", f"root={root}", f"out={root}/out.json", *options]
+    run_command(zero_shot.main, zero_shot.ZeroShot, argv=[*given, "cards=[demo_food]"])
+    first = json.loads((root / "out.json").read_text())
+    run_command(retrieval.main, retrieval.Retrieval, argv=[*given, "cards=[demo_fluent]"])
+    second = json.loads((root / "out.json").read_text())
+    return {"scorer": first["scorer"], "tasks": first["tasks"], "benchmarks": second["benchmarks"]}
+
+
+def write_checkpoint(folder: Path, model: DualEncoder) -> None:
+    """The model as ZeRO stage 0 saves it."""
+    folder.mkdir(parents=True)
+    torch.save({"module": model.state_dict()}, folder / "mp_rank_00_model_states.pt")
+    state = LoopState(step=3, model=dataclasses.asdict(model.config))
+    (folder / STATE).write_text(json.dumps(dataclasses.asdict(state)))
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    write_webdataset(tmp_path / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(24)])
+    captions = [[f"text {i} of {'abcdefgh'[i % 8]}", f"number {i}"] for i in range(24)]
+    write_webdataset(tmp_path / "demo_fluent", None, captions)
+    return tmp_path
+
+
+@pytest.mark.parametrize("tokens", ["false", "true"])
+def test_one_clip_from_open_clip_and_from_transformers_gives_equal_tables(
+    pair: tuple[str, str], root: Path, tokens: str
+) -> None:
+    theirs, huggings = (tables(model, root, f"tokens={tokens}") for model in pair)
+    assert theirs == huggings
+    assert theirs["scorer"] == ("token-wise" if tokens == "true" else "pooled")
+    assert 0 < theirs["benchmarks"]["demo_fluent"]["i2t"]["r5"] < 1
+
+
+def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str, str]) -> None:
+    for size in (None, 48):
+        encoders = [load_encoder(model, size, tokens=True) for model in pair]
+        pixels = [torch.stack([e.transform(picture(i, size or SIDE)) for i in range(2)]) for e in encoders]
+        torch.testing.assert_close(*pixels, atol=1e-6, rtol=0)
+        images = [e.encode_images(pixels[0]) for e in encoders]
+        if size is None:  # else each interpolates the positions in its own way
+            torch.testing.assert_close(*images, atol=1e-5, rtol=0)
+        assert encoders[0].grid == encoders[1].grid == (((size or SIDE) // 8),) * 2
+        assert images[0].shape[1] == encoders[0].grid[0] ** 2
+    (a, lengths), (b, same) = (e.encode_texts(TEXTS) for e in encoders)
+    assert lengths is not None and same is not None and lengths.tolist() == same.tolist()
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+    pooled = load_encoder(pair[0]).encode_texts(TEXTS)[0]
+    torch.testing.assert_close(
+        a[lengths.cumsum(0) - 1], pooled, atol=1e-5, rtol=0
+    )  # [EOS] is the pooled token
+    assert (
+        encoders[0].tokens("two dogs") == encoders[1].tokens("two dogs") == ["[BOS]", "two", "dogs", "[EOS]"]
+    )
+    assert encoders[0].token_counts(TEXTS) == encoders[1].token_counts(TEXTS) == lengths.tolist()
+
+
+def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -> None:
+    """Of an image of one patch and a text of full length the pooled vector is the vector of a token."""
+    from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
+
+    tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    SiglipModel(
+        SiglipConfig(
+            vision_config={**tower, "image_size": 8, "patch_size": 8},
+            text_config={**tower, "max_position_embeddings": 16, "vocab_size": 49408, "projection_size": 32},
+        )
+    ).save_pretrained(tmp_path)
+    clip_tokenizer(build_model(tiny_config())).save_pretrained(tmp_path)
+    SiglipImageProcessor(size={"height": 8, "width": 8}).save_pretrained(tmp_path)
+    pooled, token_wise = (load_encoder(f"hf:{tmp_path}", tokens=tokens) for tokens in (False, True))
+    pixels = pooled.transform(picture(1)).unsqueeze(0)
+    one = token_wise.encode_images(pixels)
+    assert one.shape == (1, 1, 32) and token_wise.grid == (1, 1)
+    torch.testing.assert_close(one[:, 0], pooled.encode_images(pixels), atol=1e-6, rtol=0)
+    long = "word " * 40
+    tokens, lengths = token_wise.encode_texts([long, "cat"])
+    assert lengths is not None and lengths.tolist() == [16, 3]
+    torch.testing.assert_close(tokens[15], pooled.encode_texts([long])[0][0], atol=1e-6, rtol=0)
+    assert token_wise.token_counts([long, "cat"]) == [42, 3]
+
+
+@pytest.mark.parametrize("tokens", ["false", "true"])
+def test_an_exported_folder_of_open_clip_gives_the_tables_of_our_file(root: Path, tokens: str) -> None:
+    ours = write_model(root / "m.safetensors", "pooled")
+    write_open_clip(read_source(ours), str(root / "exported"))
+    theirs = f"open_clip:local-dir:{root / 'exported'}"
+    assert tables(ours, root, f"tokens={tokens}") == tables(theirs, root, f"tokens={tokens}")
+
+
+def test_an_exported_multi_vector_folder_gives_the_tables_of_our_file(root: Path) -> None:
+    ours = write_model(root / "m.safetensors")
+    write_multi_vector(read_source(ours), str(root / "exported"))
+    with pytest.raises(UserError, match="trust_remote_code=true if you trust it"):
+        load_encoder(str(root / "exported"))
+    found = tables(str(root / "exported"), root, "trust_remote_code=true")
+    assert found == tables(ours, root)
+    encoder = load_encoder(f"mv:{root / 'exported'}", trust_remote_code=True)
+    assert (encoder.image_size, encoder.grid) == (SIDE, (4, 4))
+    assert encoder.tokens("two dogs")[1:3] == ["two", "dogs"]
+
+
+def test_a_checkpoint_and_its_run_folder_are_models(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "m.safetensors")
+    write_checkpoint(tmp_path / "run" / "checkpoints" / "step00000003", load_model(file))
+    pixels = torch.zeros(1, 3, SIDE, SIDE)
+    expected = load_encoder(file).encode_images(pixels)
+    for place in ("run", "run/checkpoints/step00000003"):
+        assert torch.equal(load_encoder(str(tmp_path / place)).encode_images(pixels), expected)
+
+
+def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> None:
+    file = write_model(tmp_path / "m.safetensors")
+    full, half = (load_scorer(file, precision=precision) for precision in ("fp32", "bf16"))
+    images = [s.encode_images(torch.stack([s.transform(picture(i)) for i in range(3)])) for s in (full, half)]
+    texts = [s.encode_texts(TEXTS) for s in (full, half)]
+    assert images[1].dtype == texts[1].values.dtype == torch.bfloat16
+    found = [s.similarity(i, t) for s, i, t in zip((full, half), images, texts, strict=True)]
+    assert found[1].i2t.dtype == torch.float32
+    torch.testing.assert_close(found[0].i2t, found[1].i2t, atol=0.03, rtol=0)
+    assert not torch.equal(found[0].i2t, found[1].i2t)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("openclip:ViT-B-32", "did you mean open_clip:ViT-B-32?"),
+        ("open_clip:", "a name is missing after the colon"),
+        ("open_clip:local-dir:/nowhere", "cannot load open_clip:local-dir:/nowhere: .*not found"),
+        ("open_clip:ViT-B-32:laion3b", "neither a file nor a tag"),
+        ("hf:/nowhere/at/all", "transformers cannot load hf:/nowhere/at/all"),
+        ("mv:/nowhere/at/all", "sentence-transformers cannot load mv:/nowhere/at/all"),
+        ("none.safetensors", "no model at none.safetensors: give a .safetensors file, a run folder"),
+    ],
+)
+def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(UserError, match=message) as error:
+        load_encoder(name)
+    assert "\n" not in str(error.value)
+
+
+def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="no patch tokens, its image tower is no vision transformer"):
+        load_encoder("open_clip:RN50", tokens=True)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
+    with pytest.raises(UserError, match="is a 'bert', and hf: takes clip, siglip"):
+        load_encoder(f"hf:{tmp_path}")
+    with pytest.raises(UserError, match="precision=int4: should be auto, fp32, bf16, fp16"):
+        load_encoder(write_model(tmp_path / "m.safetensors"), precision="int4")
