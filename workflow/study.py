@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
+from filip.data.loading.config import Source
 from filip.data.plan import translation_jobs
 from filip.errors import UserError
 from filip.files import digest
@@ -22,6 +23,7 @@ from filip.study import Study, resolve
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
+FILIP340M = 340_000_000  # pairs
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
 
@@ -300,9 +302,9 @@ class WorkflowStudy(Study):
             names = ["nodes", *self.config["launch"].get("resources", {})]
         else:
             own = self.config["launch"].get("resources", {})
-            names = list(
-                dict.fromkeys(["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *own, "slurm_extra"])
-            )
+            memory = [] if {"mem", "mem_mb_per_cpu"} & set(own) else ["mem_mb"]
+            slurm = ["nodes", "mpi", "tasks_per_node", "tasks_per_gpu", *memory]
+            names = list(dict.fromkeys([*slurm, *own, "slurm_extra"]))
         return {name: partial(self._resource, name, submits, run) for name in names}
 
     def _resource(self, name: str, submits: Callable[[], bool], run: str | None, wildcards: Any) -> Any:
@@ -312,10 +314,29 @@ class WorkflowStudy(Study):
             own = {"mpi": "srun", "tasks_per_node": launch.ranks_per_node, "tasks_per_gpu": 0}
             waits = wait_for_earlier_jobs(run) if submits() else ""
             extra = [SIGNAL, launch.resources.get("slurm_extra", ""), waits]
+            if name == "mem_mb" and name not in launch.resources:
+                return self.node_memory(run)
             own |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
         else:
             own = launch.resources
         return {"nodes": launch.nodes, **own}[name]
+
+    def node_memory(self, run: str) -> int:
+        """Megabytes of main memory that a node of a training needs, as ``filip train plan`` adds it up."""
+        from filip.train.host_memory import to_ask_for
+        from filip.train.plan import host_memory
+
+        launch, training = self.launch(run), self.training(run)
+        config = self.resolved(run)
+        model = self.resolved(training["from"]).model if training["from"] else config.model
+        sources = [Source(f"{self.data_dir}/{source}") for source in training["sources"]]
+        config = replace(config, model=model, data=replace(config.data, sources=sources))
+        lists = [self.source_cards[source].expected_count for source in training["sources"]]
+        known = [count for count in lists if count is not None]
+        # a list without a known length is taken to be as long as the paper's
+        pairs = sum(known) if len(known) == len(lists) else max(FILIP340M, sum(known))
+        gpu = launch.accelerator != "cpu"
+        return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
 
     # ---- evaluation ----------------------------------------------------------------------------------
 

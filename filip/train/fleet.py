@@ -15,13 +15,21 @@ from typing import TYPE_CHECKING
 import torch
 
 from filip.errors import UserError
+from filip.files import readable
 from filip.interaction.cost import Setting, fused, triton
 from filip.models import DualEncoder, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import SMALL_MESSAGES, Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.hardware import GB, GPUS, NETWORKS, FleetConfig, Gpu, Network
+from filip.train.host_memory import to_ask_for
 from filip.train.losses import resolve_weights
-from filip.train.plan import CAPTION_TOKENS, MemoryPlan, interaction_setting, memory_plan, readable
+from filip.train.plan import (
+    CAPTION_TOKENS,
+    MemoryPlan,
+    host_memory,
+    interaction_setting,
+    memory_plan,
+)
 from filip.train.telemetry import duration
 
 if TYPE_CHECKING:
@@ -76,6 +84,7 @@ class FleetPlan:
     seconds: dict[str, float]
     messages: list[Message]
     memory: MemoryPlan
+    host: dict[str, float]  # bytes of a node's main memory by part
     mfu: float  # the encoders' arithmetic without recomputation, over the peak of the whole step
     fleet: FleetConfig
     price: float | None
@@ -128,6 +137,9 @@ class FleetPlan:
             f"links       a GPU receives {readable(self.received())} a step ({sent}); a node {readable(crossing)} over "
             f"the network; the file system gives {readable(disk)}/s",
             f"{self.memory.lines()[1]} ({fits} in {readable(gpu.memory)})",
+            f"host        about {readable(sum(self.host.values()))} of main memory per node, ask for mem_mb="
+            f"{to_ask_for(self.host)}: "
+            + ", ".join(f"{name} {readable(size)}" for name, size in self.host.items()),
             f"run         {self.steps:,} steps, {duration(self.steps * self.step)}, {hours:,.0f} GPU hours{cost}",
             "assumed     " + ", ".join(f"fleet.{name}={value:g}" for name, value in vars(self.fleet).items()),
         ]
@@ -181,6 +193,7 @@ def simulate(
         seconds,
         messages,
         memory_plan(config.model, config, batching, gpus),
+        host_memory(config, gpus, links.per_node, fleet.pairs),
         3 * flops * batches / (peak * whole),
         fleet,
         links.gpu.price if price is None else price,

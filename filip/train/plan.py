@@ -20,6 +20,7 @@ from filip.interaction.cost import Setting
 from filip.models import DualEncoder, ModelConfig, build_model
 from filip.train.config import TrainConfig
 from filip.train.hardware import GPUS, NETWORKS, FleetConfig
+from filip.train.host_memory import node_bytes
 from filip.train.losses import BatchShape, Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.optimizers import OPTIMIZERS
@@ -139,6 +140,26 @@ def interaction_setting(
         dim=model.config.embed_dim,
         token_bytes=4 if transport_dtype(config) is None else 2,
         tile_bytes=0,
+    )
+
+
+def host_memory(
+    config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True
+) -> dict[str, float]:
+    """Bytes of main memory of a node with ``ranks`` of the ``world_size`` ranks; see filip.train.host_memory."""
+    from filip.train.engine import resolve_batching
+
+    with torch.device("meta"):
+        parameters = sum(p.numel() for p in build_model(config.model).parameters())
+    return node_bytes(
+        config.data,
+        ranks=ranks,
+        world_size=world_size,
+        batch_per_rank=resolve_batching(config, world_size).per_rank,
+        image_size=config.image_size or config.model.image.image_size,
+        parameters=parameters,
+        pairs=pairs,
+        gpu=gpu,
     )
 
 

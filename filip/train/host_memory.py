@@ -1,0 +1,67 @@
+"""How much host memory the ranks of one node take, part by part: what a training asks the scheduler for.
+
+Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
+"""
+
+from __future__ import annotations
+
+import math
+
+from filip.data.loading.config import DataConfig
+
+PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
+INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_index
+# Measured on Linux with Python 3.11 and torch 2.13 (private memory, smaps): a rank after its imports, a worker that
+# has made batches, a pair of an open side-car with three captions of 70 letters, the names of a shard.
+RANK_BYTES, WORKER_BYTES, CAPTION_BYTES, NAME_BYTES = 340e6, 140e6, 280, 1600
+GPU_RANK_BYTES = (
+    2e9  # what the driver and its libraries hold on the host for each rank: assumed, never measured here
+)
+SAFETY = 1.2  # asked for over the sum: the page cache, and allocators that do not give everything back
+
+
+def node_bytes(
+    data: DataConfig,
+    *,
+    ranks: int,
+    world_size: int,
+    batch_per_rank: int,
+    image_size: int,
+    parameters: int,
+    pairs: int,
+    gpu: bool = True,
+) -> dict[str, float]:
+    """Bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
+
+    batch_per_rank: pairs that a rank loads for one contrastive batch. pairs: of one epoch, all sources.
+    """
+    sources = max(1, len(data.sources))
+    readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
+    shards = -(-pairs // PAIRS_PER_SHARD)
+    windows = reader_groups_of_a_rank(data.reader_groups, world_size) * sources  # that a rank reads from
+    window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
+    opened = min(shards, windows * (data.shuffle_window_shards + 1))
+    batch = batch_per_rank * 3 * image_size * image_size
+    # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
+    batches = data.workers * (data.prefetch + 1) + 2
+    return {
+        "index": INDEX_BYTES * pairs,
+        "names": (ranks + ranks * data.workers) * shards * (NAME_BYTES + 5 * 8),
+        "order": readers * (2 * windows + 3) * window * 8,
+        "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
+        "pixels": ranks * batches * batch,
+        "processes": ranks * (RANK_BYTES + data.workers * WORKER_BYTES + gpu * GPU_RANK_BYTES),
+        "weights": 4
+        * parameters
+        * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
+    }
+
+
+def reader_groups_of_a_rank(groups: int, world_size: int) -> int:
+    """From how many reader groups a rank's part of a batch comes: one, or several where there are fewer ranks."""
+    return max(1, math.ceil(groups / world_size))
+
+
+def to_ask_for(parts: dict[str, float]) -> int:
+    """Megabytes that a job should ask for per node: the sum and a reserve, in whole gigabytes."""
+    return math.ceil(SAFETY * sum(parts.values()) / 1e9) * 1000
