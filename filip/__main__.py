@@ -23,6 +23,7 @@ GROUPS = {
     "train": "Training with DeepSpeed",
     "eval": "Evaluation of trained models",
     "report": "Tables, figures and pages of a study",
+    "explore": "A page to look at what models see, as a file or served",
     "data demo": "The embedded demo corpus",
     "": "Other",
 }

@@ -10,6 +10,7 @@ EXTRAS = {
     "filip.data.demo": "demo",
     "filip.data.loading": "train",
     "filip.eval": "eval",
+    "filip.explore": "explore",
     "filip.export": "export",
     "filip.report": "report",
     "filip.study": "report",

@@ -1,0 +1,173 @@
+"""Images and texts as one or two models see them: what the explorer ranks, and why.
+
+A token-wise model ranks images by s^T, the mean over the text's tokens of their best patch (equation 5 of the paper),
+through the scorer of every table. A pooled model ranks by its one cosine, and its token map goes through its
+projections, as in :mod:`filip.eval.word_patch`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.scorer import Scorer, Texts, load_scorer
+from filip.explore.names import named_things
+from filip.explore.pictures import Pictures, thumbnail
+from filip.progress import Progress
+
+BATCH = 64
+THUMBNAIL = 192  # pixels
+
+
+@dataclass
+class ImageFeatures:
+    """n images as a model sees them.
+
+    scored: what its scorer takes, [n, n1, d] or [n, d]. map: what meets the words in the page, float32 [n, m, d]: all
+    scored tokens of a token-wise model, the projected patches of a pooled one; m = 0 if the model has none.
+    """
+
+    scored: Tensor
+    map: Tensor
+
+    def __getitem__(self, index: slice | list[int]) -> ImageFeatures:
+        return ImageFeatures(self.scored[index], self.map[index])
+
+
+@dataclass
+class TextFeatures:
+    """One text: what the scorer takes; its tokens as strings; their vectors [n2, d]; its names (see named_things)."""
+
+    scored: Texts
+    tokens: list[str]
+    vectors: Tensor
+    names: list[dict]
+
+
+class Viewer:
+    """A model in the explorer, under a ``label``."""
+
+    def __init__(self, scorer: Scorer, label: str) -> None:
+        self.scorer, self.label = scorer, label
+        self.encoder = scorer.encoder
+        self.token_wise = scorer.token_wise
+        self.grid = self.encoder.grid
+        self.has_map = self.grid != (0, 0)
+
+    def images(self, pixels: Tensor) -> ImageFeatures:
+        """pixels [n, 3, S, S], transformed for this model."""
+        scored = self.scorer.encode_images(pixels)
+        if self.token_wise:
+            return ImageFeatures(scored, scored)
+        patches = self.encoder.patches(pixels) if self.has_map else scored[:, None, :][:, :0]
+        return ImageFeatures(scored, patches)
+
+    def text(self, text: str, things: Sequence[str] = ()) -> TextFeatures:
+        """A text, with the things that it is known to name."""
+        scored = self.scorer.encode_texts([text])
+        if not self.has_map:
+            return TextFeatures(scored, [], scored.values[:0], [])
+        vectors = scored.values if self.token_wise else self.encoder.words([text])[0]
+        return TextFeatures(
+            scored, self.encoder.tokens(text), vectors, named_things(self.encoder, text, things)
+        )
+
+    def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
+        """The score of each image for the text, float32 [n]: the same numbers as in every table."""
+        return self.scorer.similarity(images.scored, text.scored).t2i[:, 0]
+
+    def about(self) -> dict:
+        """What the page says of the model. extra: tokens before the patches, such as [CLS]."""
+        return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
+
+
+def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:
+    """One or two models. Raises UserError for another number of them, or labels that are not as many."""
+    if len(models) not in (1, 2):
+        raise UserError(f"models: {len(models)} given; the explorer shows one, or two beside each other")
+    if labels and len(labels) != len(models):
+        raise UserError(f"{len(labels)} labels for {len(models)} models: give one each, or none")
+    names = list(labels) or [Path(model).stem for model in models]
+    return [Viewer(load_scorer(m, None, device), name) for m, name in zip(models, names, strict=True)]
+
+
+@dataclass
+class Gallery:
+    """Encoded images with their captions.
+
+    own_text: for each image the position in ``texts`` of its first caption, or None. things: of each text, what it is
+    known to name.
+    """
+
+    title: str
+    viewers: list[Viewer]
+    keys: list[str]
+    thumbnails: list[bytes]
+    features: list[ImageFeatures]  # one per viewer
+    texts: list[str]
+    things: list[list[str]]
+    own_text: list[int | None]
+
+    @classmethod
+    def of(cls, viewers: list[Viewer], pictures: Pictures, further_texts: Sequence[str] = ()) -> Gallery:
+        """Read and encode all pictures. Raises UserError if none can be read."""
+        gallery = cls(pictures.title, viewers, [], [], [], [], [], [])
+        positions: dict[str, int] = {}
+        parts: list[list[ImageFeatures]] = [[] for _ in viewers]
+        pixels: list[list[Tensor]] = [[] for _ in viewers]
+
+        def encode() -> None:
+            for viewer, waiting, done in zip(viewers, pixels, parts, strict=True):
+                done.append(viewer.images(torch.stack(waiting)))
+                waiting.clear()
+
+        with Progress("encoding", "images", len(pictures)) as progress:
+            for picture in pictures:
+                gallery.keys.append(picture.key)
+                gallery.thumbnails.append(thumbnail(picture.image, THUMBNAIL))
+                own = [gallery._text(text, picture.things, positions) for text in picture.captions]
+                gallery.own_text.append(own[0] if own else None)
+                for viewer, waiting in zip(viewers, pixels, strict=True):
+                    waiting.append(viewer.scorer.transform(picture.image))
+                if len(pixels[0]) == BATCH:
+                    encode()
+                progress.add()
+        if not gallery.keys:
+            raise UserError(f"none of the {len(pictures)} images can be read")
+        if pixels[0]:
+            encode()
+        for text in further_texts:
+            gallery._text(text, [], positions)
+        gallery.features = [
+            ImageFeatures(torch.cat([p.scored for p in done]), torch.cat([p.map for p in done]))
+            for done in parts
+        ]
+        return gallery
+
+    def _text(self, text: str, things: list[str], positions: dict[str, int]) -> int:
+        if text not in positions:
+            positions[text] = len(self.texts)
+            self.texts.append(text)
+            self.things.append(things)
+        return positions[text]
+
+    def alternative(self, index: int) -> str:
+        """What an image shows, in words, for those who do not see it."""
+        own = self.own_text[index]
+        return self.keys[index] if own is None else self.texts[own]
+
+
+def read_texts(path: str | None) -> list[str]:
+    """The texts of a file, one a line; none without a file. Raises UserError if it cannot be read."""
+    if not path:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"texts={path} cannot be read: {error}") from error
+    return [line.strip() for line in lines if line.strip()]

@@ -1,0 +1,54 @@
+"""Which tokens of a text name a thing: each name has one colour wherever the page shows it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from filip.errors import UserError
+from filip.eval.encoders import Encoder
+from filip.eval.prompts import Prompt
+from filip.eval.scene_pointing import name_prompts
+from filip.eval.word_patch import label_tokens
+
+MOST = 8  # as many as the page has colours
+# Words that name nothing. What is left of a caption are its nouns, adjectives and verbs.
+_FUNCTION_WORDS = (
+    "a about above across after against all along also am among an and another any are around as at away back "
+    "be been before behind being below beside besides between beyond both but by can close could did do does "
+    "doing down during each either every far few for from front get gets got had has have having he her here "
+    "hers him his how i if in inside into is it its itself just left like many me more most much my near next "
+    "no nor not of off on one only onto or other our out outside over own photo picture image right same see "
+    "seen she show showing shown shows so some such than that the their theirs them then there these they this "
+    "those through to together too top toward towards under until up upon us very was we were what when where "
+    "which while who whom whose will with within without would you your "
+)
+FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+
+
+def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> list[dict[str, Any]]:
+    """``[{"label": "slot machine", "tokens": [9, 10]}, …]``: positions in ``encoder.tokens(text)``, in reading order.
+
+    things: what the text is known to name. Without them, or if it does not name them all, every word that is no
+    function word counts as a name.
+    """
+    prompts = _known(text, things) or _content_words(text)
+    found = []
+    for label, prompt in prompts:
+        tokens = label_tokens(encoder, prompt, label)
+        if tokens:  # the tokenizer may have cut the text before it
+            found.append({"label": label, "tokens": tokens})
+    return sorted(found, key=lambda name: name["tokens"][0])[:MOST]
+
+
+def _known(text: str, things: Sequence[str]) -> list[tuple[str, Prompt]]:
+    try:
+        return list(zip(things, name_prompts(text, things), strict=True))
+    except UserError:
+        return []
+
+
+def _content_words(text: str) -> list[tuple[str, Prompt]]:
+    words = [m for m in re.finditer(r"\w+(?:['’]\w+)*", text) if m.group().lower() not in FUNCTION_WORDS]
+    return [(word.group(), Prompt(text[: word.start()], text[word.end() :])) for word in words]

@@ -1,0 +1,44 @@
+"""The page as one file: HTML, CSS and JavaScript of ``assets/``, and the data that it starts from, put into each other.
+
+Nothing in it is loaded from anywhere: its content security policy allows its own parts, the pictures inside it and, in
+live mode, the server that it came from.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+ASSETS = Path(__file__).resolve().parent / "assets"
+SCRIPTS = (
+    "feed_static.js",
+    "feed_live.js",
+    "pictures.js",
+    "panel.js",
+    "search.js",
+    "app.js",
+)  # in this order
+POLICY = (
+    "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; "
+    "img-src data:{own}; connect-src {connect}"
+)
+
+
+def page(data: dict[str, Any], live: bool = False) -> str:
+    """The whole page. data: see :func:`filip.explore.export.static_data` and :mod:`filip.explore.app`."""
+    parts = {
+        "policy": POLICY.format(own=" 'self'" if live else "", connect="'self'" if live else "'none'"),
+        "style": (ASSETS / "style.css").read_text(encoding="utf-8"),
+        "script": "\n".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS),
+        "data": in_script(data),
+    }
+    frame = (ASSETS / "page.html").read_text(encoding="utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda found: parts[found[1]], frame)
+
+
+def in_script(data: Any) -> str:
+    """JSON that may stand inside a ``<script>``: a caption with ``</script>`` in it ends nothing."""
+    text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
+    return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,0 +1,167 @@
+"""Images to explore, from a folder of files or from a benchmark card, and other people's images read within bounds."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from PIL import Image
+
+from filip.data.loading.images import UNDECODABLE
+from filip.data.rgb import FORMATS, to_rgb
+from filip.errors import UserError
+from filip.eval.cards import load_card, match_classes
+from filip.eval.formats import open_set
+from filip.progress import say
+
+EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
+MAX_BYTES = 10_000_000
+MAX_PIXELS = 40_000_000
+MAX_ASPECT = (
+    20  # the shorter side is resized to the model's: without a limit, a line of pixels becomes gigabytes
+)
+
+
+@dataclass
+class Picture:
+    """One image. things: what its first caption names, if the data set says that."""
+
+    key: str
+    image: Image.Image  # RGB
+    captions: list[str] = field(default_factory=list)
+    things: list[str] = field(default_factory=list)
+
+
+class Pictures:
+    """``len`` pictures under a ``title``. Iterating skips those that cannot be read, with a line on stderr each."""
+
+    title: str
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __iter__(self) -> Iterator[Picture]:
+        raise NotImplementedError
+
+
+def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
+    """The pictures of a folder or a benchmark card.
+
+    images: a folder, or a card's name or path, whose data lie below ``root``. count: at most so many, evenly spread
+    over the folder or set; None: all. Raises UserError if there is no such folder or card, or no picture in it.
+    """
+    if Path(images).is_dir():
+        return FolderPictures(Path(images), count)
+    if root is None:
+        raise UserError(
+            f"images={images} is no folder; if it is a benchmark card, say below which folder its data lie: root=DIR"
+        )
+    return CardPictures(images, root, count)
+
+
+class FolderPictures(Pictures):
+    """All image files below a folder. A ``.txt`` of the same name beside a file holds its captions, one a line."""
+
+    def __init__(self, folder: Path, count: int | None) -> None:
+        root = folder.resolve()
+        # What a link points at outside of the folder is not part of it.
+        found = sorted(
+            path
+            for path in folder.rglob("*")
+            if path.suffix.lower() in EXTENSIONS
+            and path.is_file()
+            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+            and path.resolve().is_relative_to(root)
+        )
+        if not found:
+            raise UserError(f"no image below {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
+        self.folder, self.title = folder, root.name
+        self.paths = spread(found, count)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for path in self.paths:
+            key = str(path.relative_to(self.folder))
+            try:
+                image = read_image(path.read_bytes(), max_bytes=None)
+            except UserError as error:
+                say(f"left out {key}: {error}")
+                continue
+            beside = path.with_suffix(".txt")
+            inside = beside.is_file() and beside.resolve().is_relative_to(self.folder.resolve())
+            text = beside.read_text(encoding="utf-8", errors="replace") if inside else ""
+            yield Picture(key, image, [line.strip() for line in text.splitlines() if line.strip()])
+
+
+class CardPictures(Pictures):
+    """The images of a benchmark with their captions, or with the name of their class as one."""
+
+    def __init__(self, card: str, root: str, count: int | None) -> None:
+        self.card = load_card(card)
+        self.data = open_set(self.card, root)
+        self.title = self.card.title
+        self.classes = None if self.data.classes is None else match_classes(self.card, self.data.classes)
+        self.indices = spread(range(len(self.data)), count)
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __iter__(self) -> Iterator[Picture]:
+        for index in self.indices:
+            try:
+                sample = self.data[index]
+            except UNDECODABLE as error:
+                say(f"left out image {index} of {self.card.name}: {error}")
+                continue
+            captions = sample.captions if self.classes is None else [self.classes[sample.label]]
+            yield Picture(sample.key, sample.image, captions, [thing.label for thing in sample.things])
+
+
+def spread(items: Sequence, count: int | None) -> list:
+    """At most ``count`` items, evenly spread, the first among them."""
+    if count is None or count >= len(items):
+        return list(items)
+    if count < 1:
+        raise UserError(f"count={count}: at least one image, or null for all")
+    return [items[index * len(items) // count] for index in range(count)]
+
+
+def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """An encoded image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
+
+    Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
+    is none of the formats of :data:`filip.data.rgb.FORMATS`.
+    """
+    if max_bytes is not None and len(data) > max_bytes:
+        raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")
+    try:
+        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
+            width, height = opened.size
+            if width * height > max_pixels:
+                raise UserError(
+                    f"the image has {width} x {height} pixels, more than {max_pixels:,}: make it smaller"
+                )
+            if max(width, height) > MAX_ASPECT * min(width, height):
+                raise UserError(
+                    f"the image has {width} x {height} pixels: too long and narrow for a model's square"
+                )
+            opened.load()
+            return to_rgb(opened)
+    except UNDECODABLE as error:
+        raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
+
+
+def thumbnail(image: Image.Image, side: int) -> bytes:
+    """What a model sees of an image, its middle square, as WebP of at most ``side`` pixels."""
+    square = min(image.size)
+    left, top = (image.width - square) // 2, (image.height - square) // 2
+    cut = image.crop((left, top, left + square, top + square))
+    if square > side:
+        cut = cut.resize((side, side), Image.Resampling.LANCZOS)
+    encoded = io.BytesIO()
+    cut.save(encoded, "WEBP", quality=82, method=4)
+    return encoded.getvalue()

@@ -1,0 +1,143 @@
+"""The page as a file: what is inside, and that its 8-bit numbers rank as the models do."""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.scorer import load_scorer
+from filip.explore.export import Export
+from filip.explore.export import main as export
+from filip.explore.gallery import Viewer
+from filip.explore.names import named_things
+from filip.explore.packing import pack, unpack
+from filip.interaction import score
+from tests.eval.miniature import picture, write_model
+from tests.explore.conftest import CAPTIONS, Prepared
+
+
+def data_of(page: Path) -> dict:
+    text = page.read_text()
+    (found,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', text, re.DOTALL)
+    return json.loads(found)
+
+
+def floats(text: str) -> np.ndarray:
+    return np.frombuffer(base64.b64decode(text), "<f4")
+
+
+def test_packed_vectors_are_off_by_at_most_half_a_step_each() -> None:
+    vectors = F.normalize(torch.randn(300, 64, generator=torch.Generator().manual_seed(0)), dim=1)
+    integers, scales = pack(vectors)
+    assert integers.dtype == torch.int8 and int(integers.abs().max()) == 127
+    assert bool(((unpack(integers, scales) - vectors).abs() <= scales[:, None] / 2 + 1e-7).all())
+    for against in (None, torch.zeros(3, 8), vectors[:1, :8]):
+        assert torch.equal(unpack(*pack(torch.zeros(2, 8), against)), torch.zeros(2, 8)), (
+            "nothing is divided by zero"
+        )
+
+
+def test_the_8_bit_ranking_has_the_same_first_image_for_99_texts_of_100() -> None:
+    """Tokens as trained models have them: around a common direction, within a subspace, a text's like its image's."""
+    generator = torch.Generator().manual_seed(0)
+    lengths = torch.randint(8, 20, (300,), generator=generator)
+    spectrum = torch.linspace(0, -6, 128).exp()
+    centre = 0.7 * F.normalize(spectrum * torch.randn(128, generator=generator), dim=0)
+
+    def around(tokens: torch.Tensor, noise: float, *shape: int) -> torch.Tensor:
+        return F.normalize(tokens + noise * spectrum * torch.randn(*shape, 128, generator=generator), dim=-1)
+
+    images = around(centre, 0.15, 300, 36)
+    owner = torch.arange(300).repeat_interleave(lengths)
+    texts = around(images[owner, torch.randint(36, owner.shape, generator=generator)], 0.3, len(owner))
+    exact = score(images, texts, lengths).t2i
+
+    def rounded(*against: torch.Tensor | None) -> torch.Tensor:
+        packed_images = unpack(*pack(images.flatten(0, 1), against[0])).view_as(images)
+        return score(packed_images, unpack(*pack(texts, against[1])), lengths).t2i
+
+    found, plain = rounded(texts, images.flatten(0, 1)), rounded(None, None)
+    assert (exact.argmax(0) == found.argmax(0)).float().mean() >= 0.99
+    assert (exact - found).std() < (exact - plain).std() / 2, "the errors cancel in the products"
+
+
+def test_the_page_has_the_tokens_of_both_models_and_asks_nobody(prepared: Prepared) -> None:
+    data = data_of(prepared.page)
+    clip, filip = data["models"]
+    assert [model["label"] for model in data["models"]] == ["CLIP", "FILIP"]
+    assert data["texts"] == data["images"] == CAPTIONS and data["own"] == list(range(len(CAPTIONS)))
+    assert not clip["token_wise"] and filip["token_wise"] and clip["grid"] == filip["grid"] == [4, 4]
+    for number, model in enumerate(data["models"]):
+        scorer = load_scorer(prepared.models[number])
+        pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
+        values = np.frombuffer(base64.b64decode(model["image_tokens"]["values"]), np.int8).reshape(-1, 16)
+        found = torch.from_numpy(values * floats(model["image_tokens"]["scales"])[:, None])
+        expected = scorer.encoder.patches(pixels).flatten(0, 1)
+        assert torch.allclose(found, expected, atol=0.02)
+        assert sum(map(len, model["tokens"])) == len(floats(model["text_tokens"]["scales"]))
+    assert np.allclose(floats(clip["image_vectors"]).reshape(6, 16) ** 2 @ np.ones(16), 1, atol=1e-5)
+    text = prepared.page.read_text()
+    assert "connect-src 'none'" in text and not re.search(r"https?://", text)
+    assert text.count("</script>") == 2, "the caption with a </script> ends none"
+
+
+def test_names_are_the_things_that_are_known_or_the_words_that_mean_something(prepared: Prepared) -> None:
+    encoder = load_scorer(prepared.models[1]).encoder
+    text = "a slot machine and a dog, here"
+    known = named_things(encoder, text, ["dog", "slot machine"])
+    assert [name["label"] for name in known] == ["slot machine", "dog"]
+    spoken = encoder.tokens(text)
+    assert [[spoken[token] for token in name["tokens"]] for name in known] == [["slot", "machine"], ["dog"]]
+    assert [name["label"] for name in named_things(encoder, text)] == ["slot", "machine", "dog"]
+    assert [n["label"] for n in named_things(encoder, text, ["whale"])] == ["slot", "machine", "dog"]
+    assert named_things(encoder, "of the") == [] and len(named_things(encoder, "cat dog " * 9)) == 8
+
+
+def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path) -> None:
+    photos = tmp_path / "my photos"
+    (photos / "trip").mkdir(parents=True)
+    picture(1, 48).save(photos / "a.png")
+    picture(2, 48).save(photos / "trip" / "b.jpg")
+    (photos / "a.txt").write_text("a cat\nthe same cat\n")
+    (photos / "broken.jpg").write_bytes(b"no image")
+    (tmp_path / "texts.txt").write_text("a dog\n\na cat\n")
+    model = write_model(tmp_path / "m.safetensors")
+    arguments = [
+        f"models=[{model}]",
+        f"images={photos}",
+        f"texts={tmp_path / 'texts.txt'}",
+        f"out={tmp_path / 'p.html'}",
+    ]
+    run_command(export, Export, argv=arguments)
+    data = data_of(tmp_path / "p.html")
+    assert data["title"] == "my photos" and data["texts"] == ["a cat", "the same cat", "a dog"]
+    assert data["images"] == ["a cat", "trip/b.jpg"] and data["own"] == [0, None]
+    (photos / "a.txt").unlink()
+    with pytest.raises(UserError, match=r"texts=FILE"):
+        export(Export(models=[model], images=str(photos), out="unused"))
+    with pytest.raises(UserError, match=r"root=DIR"):
+        export(Export(models=[model], images="demo_scenes_new", out="unused"))
+    with pytest.raises(UserError, match=r"one, or two"):
+        export(Export(models=[model] * 3, images=str(photos), out="unused"))
+
+
+def test_a_viewer_scores_as_the_tables_do(prepared: Prepared) -> None:
+    for path in prepared.models:
+        scorer = load_scorer(path)
+        viewer = Viewer(scorer, "any")
+        pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
+        features, text = viewer.images(pixels), viewer.text(CAPTIONS[0])
+        expected = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts(CAPTIONS)).t2i[:, 0]
+        assert torch.allclose(viewer.scores(features, text), expected, atol=1e-6)
+        if viewer.token_wise:  # the words' best patches are what the score is made of
+            best = (features.map @ text.vectors.T).amax(1).mean(1)
+            assert torch.allclose(best, expected, atol=1e-6)
