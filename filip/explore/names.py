@@ -34,7 +34,7 @@ def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> lis
     function word counts as a name.
     """
     prompts = _known(text, things) or _content_words(text)
-    found = []
+    found: list[dict[str, Any]] = []
     for label, prompt in prompts:
         tokens = label_tokens(encoder, prompt, label)
         if tokens:  # the tokenizer may have cut the text before it

@@ -50,11 +50,12 @@ def test_the_8_bit_ranking_has_the_same_first_image_for_99_texts_of_100() -> Non
     """Tokens as trained models have them: around a common direction, within a subspace, a text's like its image's."""
     generator = torch.Generator().manual_seed(0)
     lengths = torch.randint(8, 20, (300,), generator=generator)
-    spectrum = torch.linspace(0, -6, 128).exp()
-    centre = 0.7 * F.normalize(spectrum * torch.randn(128, generator=generator), dim=0)
+    turn = torch.linalg.qr(torch.randn(128, 128, generator=generator))[0]
+    spread = torch.linspace(0, -6, 128).exp()[:, None] * turn  # no axis is special to a model
+    centre = 0.7 * F.normalize(torch.randn(128, generator=generator) @ spread, dim=0)
 
     def around(tokens: torch.Tensor, noise: float, *shape: int) -> torch.Tensor:
-        return F.normalize(tokens + noise * spectrum * torch.randn(*shape, 128, generator=generator), dim=-1)
+        return F.normalize(tokens + noise * torch.randn(*shape, 128, generator=generator) @ spread, dim=-1)
 
     images = around(centre, 0.15, 300, 36)
     owner = torch.arange(300).repeat_interleave(lengths)

@@ -1,0 +1,165 @@
+"""The explorer as a web application: one page, and the few questions that it asks.
+
+Nothing is addressed by path: a thumbnail is the n-th of what was read at the start, so that no request can reach
+another file. Uploads are read up to a bound and opened as an image within the bounds of
+:func:`filip.explore.pictures.read_image`. A browser on this machine may be sent here by any web page, so requests for
+another host name (DNS rebinding) and from another origin are refused.
+"""
+
+from __future__ import annotations
+
+import base64
+import secrets
+from collections.abc import Awaitable, Callable, Iterable
+from http import HTTPStatus
+from urllib.parse import urlsplit
+
+from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware import Middleware
+from starlette.middleware.base import BaseHTTPMiddleware
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import HTMLResponse, JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from filip.errors import UserError
+from filip.explore.export import common_data
+from filip.explore.page import page
+from filip.explore.pictures import MAX_BYTES, MAX_PIXELS, read_image
+from filip.explore.search import Search
+
+MAX_TEXT = 1000  # characters
+MAX_LOOKS = 64  # images of one question
+COOKIE = "filip_explorer"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+
+
+def application(
+    search: Search, token: str = "", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
+) -> Starlette:
+    """The application. token: whoever does not show it (``?token=``, then a cookie; or a bearer token) is refused; "" =
+    nobody needs one, and only requests to a loopback name are answered."""
+    gallery = search.gallery
+    front = page({**common_data(gallery), "live": True}, live=True)
+
+    async def index(request: Request) -> Response:
+        return HTMLResponse(front)
+
+    async def picture(request: Request) -> Response:
+        number = request.path_params["number"]
+        if number >= len(gallery.thumbnails):
+            return _refusal(HTTPStatus.NOT_FOUND, f"there is no image {number}")
+        kept = {"Cache-Control": "private, max-age=3600"}
+        return Response(gallery.thumbnails[number], media_type="image/webp", headers=kept)
+
+    async def find(request: Request) -> Response:
+        return JSONResponse(await run_in_threadpool(search.search, _text(request)))
+
+    async def look(request: Request) -> Response:
+        images = request.query_params.get("images", "").split(",")
+        if len(images) > MAX_LOOKS:
+            raise UserError(f"{len(images)} images: at most {MAX_LOOKS} at a time")
+        return JSONResponse(await run_in_threadpool(search.look, _text(request), images))
+
+    async def texts(request: Request) -> Response:
+        image, count = request.query_params.get("image", ""), request.query_params.get("count", "5")
+        if not (count.isascii() and count.isdecimal() and len(count) < 3):
+            raise UserError(f"count={count[:40]} should be a number below 100")
+        return JSONResponse(await run_in_threadpool(search.texts, image, int(count)))
+
+    async def upload(request: Request) -> Response:
+        data = bytearray()
+        async for part in request.stream():
+            data += part
+            if len(data) > max_bytes:
+                return _refusal(
+                    HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
+                    f"the image has more than {max_bytes:,} bytes: make it smaller",
+                )
+        image = await run_in_threadpool(read_image, bytes(data), max_bytes, max_pixels)
+        name, small = await run_in_threadpool(search.upload, image)
+        return JSONResponse({"image": name, "thumbnail": base64.b64encode(small).decode("ascii")})
+
+    return Starlette(
+        routes=[
+            Route("/", index),
+            Route("/thumbnail/{number:int}", picture),
+            Route("/search", find),
+            Route("/look", look),
+            Route("/texts", texts),
+            Route("/upload", upload, methods=["POST"]),
+        ],
+        middleware=[Middleware(BaseHTTPMiddleware, dispatch=_guard(token))],
+        exception_handlers={UserError: _user_error, ClientDisconnect: _gone},
+    )
+
+
+Next = Callable[[Request], Awaitable[Response]]
+
+
+def _guard(token: str) -> Callable[[Request, Next], Awaitable[Response]]:
+    """Who may ask, and what every answer says to the browser."""
+
+    async def guard(request: Request, answer: Next) -> Response:
+        refusal = _refused(request, token)
+        if refusal is not None:
+            return refusal
+        shown = request.query_params.get("token")
+        if token and shown is not None and request.method == "GET" and request.url.path == "/":
+            # Out of the address and into a cookie, which no script and no other site sees.
+            response: Response = RedirectResponse("./", HTTPStatus.SEE_OTHER)
+            response.set_cookie(COOKIE, shown, httponly=True, samesite="strict")
+            return response
+        response = await answer(request)
+        response.headers["X-Content-Type-Options"] = "nosniff"
+        response.headers["Referrer-Policy"] = "no-referrer"
+        response.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        response.headers["X-Frame-Options"] = "DENY"
+        return response
+
+    return guard
+
+
+def _refused(request: Request, token: str) -> Response | None:
+    if not token and request.url.hostname not in LOOPBACK:
+        return _refusal(
+            HTTPStatus.MISDIRECTED_REQUEST, "this explorer answers to 127.0.0.1, localhost and ::1 only"
+        )
+    origin = request.headers.get("origin")
+    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+        return _refusal(HTTPStatus.FORBIDDEN, "this explorer answers to its own page only")
+    if token and not any(
+        secrets.compare_digest(given.encode(), token.encode()) for given in _tokens(request)
+    ):
+        return _refusal(HTTPStatus.UNAUTHORIZED, "this explorer needs its token: open it as /?token=…")
+    return None
+
+
+def _tokens(request: Request) -> Iterable[str]:
+    yield request.query_params.get("token", "")
+    yield request.cookies.get(COOKIE, "")
+    yield request.headers.get("authorization", "").removeprefix("Bearer ")
+
+
+def _text(request: Request) -> str:
+    text = request.query_params.get("text", "").strip()
+    if not text or len(text) > MAX_TEXT:
+        raise UserError(f"a text has 1 to {MAX_TEXT:,} characters, this one {len(text):,}")
+    return text
+
+
+def _refusal(status: HTTPStatus, reason: str) -> JSONResponse:
+    return JSONResponse({"error": reason}, int(status))
+
+
+def _user_error(request: Request, error: Exception) -> Response:
+    return _refusal(HTTPStatus.UNPROCESSABLE_ENTITY, str(error))
+
+
+def _gone(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach a server that listens there."""
+    return host in LOOPBACK

@@ -1,0 +1,241 @@
+"""The live explorer: exact scores, nothing outside of what it was given, uploads within bounds, this machine alone."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import socket
+import subprocess
+import sys
+import threading
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from PIL import Image
+from playwright.sync_api import expect
+from starlette.testclient import TestClient
+
+from bench.browser import NoBrowser, chromium
+from filip.errors import UserError
+from filip.eval.scorer import load_scorer
+from filip.explore.app import application
+from filip.explore.gallery import Gallery, load_viewers
+from filip.explore.pictures import open_pictures, read_image
+from filip.explore.search import Search
+from filip.explore.serve import Serve, check, listen
+from tests.eval.miniature import picture, write_model
+from tests.explore.conftest import CAPTIONS, Prepared
+
+TEXT = "a text that no caption has"
+TOKEN = "0123456789abcdef"
+
+
+@pytest.fixture(scope="module")
+def search(prepared: Prepared) -> Search:
+    viewers = load_viewers(prepared.models, ["CLIP", "FILIP"], "cpu")
+    return Search(Gallery.of(viewers, open_pictures("demo_scenes_new", str(prepared.folder), None)))
+
+
+@pytest.fixture
+def client(search: Search) -> TestClient:
+    return TestClient(application(search), base_url="http://127.0.0.1:8768")
+
+
+def encoded(image: Image.Image, form: str = "PNG") -> bytes:
+    file = io.BytesIO()
+    image.save(file, form)
+    return file.getvalue()
+
+
+def test_any_text_has_exactly_the_scores_of_the_tables(client: TestClient, prepared: Prepared) -> None:
+    found = client.get("/search", params={"text": TEXT}).json()["models"]
+    for number, path in enumerate(prepared.models):
+        scorer = load_scorer(path)
+        pixels = torch.stack([scorer.transform(image) for image in prepared.pictures])
+        exact = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([TEXT])).t2i[:, 0]
+        assert found[number]["order"] == exact.argsort(descending=True, stable=True).tolist()
+        assert found[number]["scores"] == exact[found[number]["order"]].tolist()
+        assert found[number]["total"] == len(CAPTIONS) and found[number]["tokens"][0] == "[BOS]"
+        maps = [np.frombuffer(base64.b64decode(m), "<f4").reshape(16, -1) for m in found[number]["maps"]]
+        if scorer.token_wise:
+            assert [m.max(0).mean() for m in maps] == pytest.approx(found[number]["scores"], abs=1e-6)
+    seen = client.get("/look", params={"text": TEXT, "images": "3,0"}).json()["models"]
+    for model, looked in zip(found, seen, strict=True):
+        assert [model["order"][one["rank"] - 1] for one in looked] == [3, 0]
+        assert [model["scores"][one["rank"] - 1] for one in looked] == [one["score"] for one in looked]
+
+
+def test_an_uploaded_picture_is_scored_like_any_other(client: TestClient, prepared: Prepared) -> None:
+    answer = client.post("/upload", content=encoded(prepared.pictures[3])).json()
+    assert base64.b64decode(answer["thumbnail"])[8:12] == b"WEBP"
+    same = client.get("/look", params={"text": TEXT, "images": f"{answer['image']},3"}).json()["models"]
+    for yours, known in same:
+        assert yours["score"] == pytest.approx(known["score"], abs=1e-6) and yours["rank"] == known["rank"]
+    texts = client.get("/texts", params={"image": answer["image"], "count": 3}).json()["models"]
+    assert [len(model) for model in texts] == [3, 3] and texts[0][0][0] in CAPTIONS
+    for _ in range(25):
+        client.post("/upload", content=encoded(picture(9)))
+    gone = client.get("/look", params={"text": TEXT, "images": answer["image"]})
+    assert gone.status_code == 422 and "no image" in gone.json()["error"]
+
+
+def test_uploads_are_bounded_in_bytes_pixels_and_formats(search: Search) -> None:
+    client = TestClient(application(search, max_bytes=50_000, max_pixels=10_000), base_url="http://localhost")
+    large = client.post("/upload", content=b"\xff\xd8" + bytes(60_000))
+    assert large.status_code == 413 and "50,000" in large.json()["error"]
+    for data, complaint in (
+        (encoded(Image.new("RGB", (200, 200))), "200 x 200 pixels"),
+        (encoded(Image.new("1", (9000, 1))), "too long and narrow"),
+        (encoded(Image.new("RGB", (20, 20)), "EPS"), "not an image"),  # Pillow would start Ghostscript
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "not an image"),
+        (encoded(picture(1))[:60], "not an image"),
+        (b"", "not an image"),
+    ):
+        answer = client.post("/upload", content=data)
+        assert answer.status_code == 422 and complaint in answer.json()["error"], answer.json()
+    assert client.get("/upload").status_code == 405
+    with pytest.raises(UserError, match="more than 100"):
+        read_image(encoded(picture(1)), max_bytes=100)
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/../secret.txt", "/thumbnail/../secret.txt", "/thumbnail/..%2fsecret.txt", "/secret.txt", "/thumbnail/6",
+     "/thumbnail/-1", "/thumbnail/a.png", "/thumbnail//etc/passwd", "/static/app.py", "/docs"],
+)  # fmt: skip
+def test_no_path_leads_to_a_file(client: TestClient, path: str) -> None:
+    assert client.get("/thumbnail/5").headers["content-type"] == "image/webp"
+    assert client.get(path).status_code == 404
+
+
+def test_a_folder_is_never_left(tmp_path: Path) -> None:
+    inside = tmp_path / "photos"
+    (inside / ".hidden").mkdir(parents=True)
+    picture(1).save(inside / "a.png")
+    picture(2).save(tmp_path / "secret.png")
+    picture(3).save(inside / ".hidden" / "h.png")
+    (tmp_path / "secret.txt").write_text("a password")
+    (inside / "link.png").symlink_to(tmp_path / "secret.png")
+    (inside / "up").symlink_to(tmp_path)
+    (inside / "a.txt").symlink_to(tmp_path / "secret.txt")
+    found = list(open_pictures(str(inside), None, None))
+    assert [(one.key, one.captions) for one in found] == [("a.png", [])]
+
+
+def test_questions_without_sense_get_a_sentence(client: TestClient) -> None:
+    for path in ("/search", "/search?text=", "/search?text=" + "x" * 1001, "/look?text=a", "/look?text=a&images=9",
+                 "/look?text=a&images=-1", "/look?text=a&images=²", f"/look?text=a&images={'0,' * 70}0",
+                 "/texts?image=0&count=x", "/texts?image=nobody"):  # fmt: skip
+        answer = client.get(path)
+        assert answer.status_code == 422 and answer.json()["error"], path
+
+
+def test_only_this_machine_and_the_own_page_are_answered(search: Search) -> None:
+    rebound = TestClient(application(search), base_url="http://evil.example:8768")
+    assert rebound.get("/").status_code == 421 and rebound.get("/search?text=a").status_code == 421
+    own = TestClient(application(search), base_url="http://127.0.0.1:8768")
+    assert own.post("/upload", content=b"", headers={"Origin": "http://evil.example"}).status_code == 403
+    assert own.get("/search?text=a", headers={"Origin": "http://127.0.0.1:8768"}).status_code == 200
+    front = own.get("/")
+    assert "connect-src 'self'" in front.text and front.headers["x-content-type-options"] == "nosniff"
+
+
+def test_beyond_this_machine_there_is_no_answer_without_the_token(search: Search) -> None:
+    for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
+        with pytest.raises(UserError, match="token="):
+            check(Serve(models=["m"], images="i", host=host))
+        check(Serve(models=["m"], images="i", host=host, token=TOKEN))
+    with pytest.raises(UserError, match="16 or more"):
+        check(Serve(models=["m"], images="i", token="secret"))
+    check(Serve(models=["m"], images="i"))
+    client = TestClient(application(search, TOKEN), base_url="http://example.org", follow_redirects=True)
+    for path in ("/", "/search?text=a", "/thumbnail/0", "/?token=wrong"):
+        assert client.get(path).status_code == 401
+    assert client.post("/upload", content=b"").status_code == 401
+    assert client.get("/search?text=a", headers={"Authorization": f"Bearer {TOKEN}"}).status_code == 200
+    opened = client.get(f"/?token={TOKEN}")
+    assert opened.status_code == 200 and TOKEN not in str(opened.url)
+    assert client.get("/thumbnail/0").status_code == 200, "the cookie has it"
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_encoded() -> None:
+    with listen("127.0.0.1", 0) as taken, pytest.raises(UserError, match="choose another port="):
+        listen("127.0.0.1", taken.getsockname()[1])
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_folder_until_it_is_told_to_stop(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    picture(1).save(tmp_path / "photos" / "a.png")
+    model = write_model(tmp_path / "m.safetensors")
+    command = [
+        sys.executable,
+        "-m",
+        "filip.explore.serve",
+        f"models=[{model}]",
+        f"images={tmp_path / 'photos'}",
+        "port=0",
+    ]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
+        try:
+            assert running.stderr is not None
+            line = next(line for line in running.stderr if "open http" in line)
+            address = line.split("open ")[1].split(" ")[0]
+            assert address.startswith("http://127.0.0.1:") and line.startswith("1 images")
+            with urllib.request.urlopen(f"{address}search?text=a+cat", timeout=60) as answer:
+                assert json.load(answer)["models"][0]["order"] == [0]
+        finally:
+            running.terminate()
+            running.wait(60)
+
+
+@pytest.fixture
+def address(search: Search) -> Iterator[str]:
+    connection = listen("127.0.0.1", 0)
+    server = uvicorn.Server(uvicorn.Config(application(search), log_level="warning"))
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
+    thread.start()
+    yield f"http://127.0.0.1:{connection.getsockname()[1]}/"
+    server.should_exit = True
+    thread.join(60)
+
+
+@pytest.mark.slow
+def test_the_live_page_takes_any_text_and_a_picture(address: str, tmp_path: Path) -> None:
+    picture(40, 64).save(tmp_path / "mine.png")
+    try:
+        with chromium() as browser:
+            page = browser.new_page(viewport={"width": 1400, "height": 1000})
+            complaints, requests = [], []
+            page.on("console", lambda message: complaints.append(message.text))
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda request: requests.append(request.url))
+            page.goto(address)
+            expect(page.locator(".card").first).to_be_visible(timeout=60_000)
+            page.fill("#text", TEXT)
+            page.click("#go")
+            expect(page.locator("#chips")).to_contain_text("caption", timeout=60_000)
+            expect(page.locator(".model")).to_have_count(2)
+            page.set_input_files("#upload input", str(tmp_path / "mine.png"))
+            expect(page.locator(".badge")).to_have_text(["yours", "yours"], timeout=60_000)
+            expect(page.locator(".large img").first).to_have_attribute("alt", "your picture")
+            page.locator(".fits summary").last.click()
+            expect(page.locator(".model:last-child .fits li")).to_have_count(5)
+            page.fill("#text", "x")
+            assert complaints == [] and all(url.startswith((address, "data:")) for url in requests)
+            (tmp_path / "no.png").write_bytes(b"no image")
+            page.set_input_files("#upload input", str(tmp_path / "no.png"))
+            expect(page.locator("#message")).to_contain_text("not an image", timeout=60_000)
+    except NoBrowser as error:
+        pytest.skip(str(error))
+
+
+def test_listening_is_on_the_address_that_was_asked_for() -> None:
+    with listen("127.0.0.1", 0) as connection:
+        assert connection.getsockname()[0] == "127.0.0.1" and connection.family == socket.AF_INET
