@@ -15,26 +15,33 @@ import shutil
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import groupby
 from multiprocessing import forkserver, get_context
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
-from filip.data.fetching.outcomes import TRANSIENT, reason_of
+from filip.data.fetching.outcomes import reason_of
+from filip.data.fetching.passes import (
+    add_retry_pass,
+    is_retry,
+    make_plan,
+    missing_shards,
+    outcomes,
+    retried_rows,
+    retries_at_the_end,
+    shards_of,
+)
+from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.prepare import RESERVED
 from filip.data.text_rules import check_list
 from filip.errors import UserError
-from filip.files import locked, replacing, sha256_of, write_json
+from filip.files import locked
 from filip.progress import Progress, say
 
-SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the pass before had the URL
 SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dataset's default
 
@@ -52,6 +59,9 @@ class DownloadConfig:
     threads: int | None = option(None, "per process; default: the card's")
     timeout: int | None = option(None, "seconds; default: the card's")
     distributor: str | None = option(None, "multiprocessing, pyspark or ray; default: the card's")
+    memory: str = option(
+        "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
+    )
 
 
 def main(config: DownloadConfig) -> None:
@@ -60,7 +70,7 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout", "distributor"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    fragment = download(config.list, config.out, card)
+    fragment = download(config.list, config.out, card, config.memory)
     if config.funnel:
         write_fragment(config.funnel, fragment)
     print(
@@ -70,11 +80,12 @@ def main(config: DownloadConfig) -> None:
         print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
 
 
-def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragment:
+def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB") -> Fragment:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    Raises UserError when the folder belongs to another list or other settings, when another process is filling
-    it, when a shard could not be completed, or when no image could be fetched.
+    A folder that was filled from another list, or with other image rules, keeps what of it is still wanted.
+    Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
+    shard could not be completed, or when no image could be fetched.
     """
     columns = check_list(list_path)
     reserved = sorted(set(columns) & set(RESERVED) - {"url", "caption"})
@@ -86,14 +97,14 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard) -> Fragme
     folder = Path(out).resolve()
     busy = f"{folder} is being filled by another process: wait for it or stop it"
     with locked(folder / "_work" / "lock", busy):
-        plan = _plan(Path(list_path), folder, card, columns)
+        plan = make_plan(Path(list_path), folder, card, columns, memory)
         _sweep(folder / "_work")
         number = 0
         while number < len(plan["passes"]):
             _run_pass(plan, number, folder, card, columns)
             number += 1
-            if number == len(plan["passes"]) and number <= card.download.retry_passes:
-                _add_retry_pass(plan, folder, columns)
+            if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
+                add_retry_pass(plan, folder, columns)
         _sweep(folder / "_work")
         fragment = account(folder, card)
         if not fragment.n_out:
@@ -114,54 +125,11 @@ def _sweep(work: Path) -> None:
             path.unlink()
 
 
-def _plan(list_path: Path, folder: Path, card: SourceCard, columns: list[str]) -> dict[str, Any]:
-    """What the folder is to hold; written before the first byte is fetched, and compared on every rerun."""
-    path = folder / "_work" / "plan.json"
-    load = card.download
-    wanted = {
-        "list_sha256": sha256_of(list_path),
-        "rows": pq.read_metadata(list_path).num_rows,
-        "columns": columns,
-        "settings": {
-            "image_rules": asdict(card.image_rules),
-            "image_size": load.image_size,
-            "resize_mode": load.resize_mode,
-            "only_if_bigger": load.only_if_bigger,
-            "encode_format": load.encode_format,
-            "encode_quality": load.quality,
-            "samples_per_shard": load.samples_per_shard,
-        },
-    }
-    if path.exists():
-        plan = json.loads(path.read_text())
-        changed = sorted(key for key in wanted if plan[key] != wanted[key])
-        if changed:
-            raise UserError(
-                f"{folder} was filled with another {', '.join(changed)} than {list_path} and the card "
-                f"'{card.name}' now ask for: give another out=FOLDER, or delete this one"
-            )
-        plan["passes"][0]["list"] = str(list_path.resolve())  # the same list may have moved
-        return plan
-    if any(folder.glob("*.tar")):
-        raise UserError(
-            f"{folder} has shards of unknown origin (no _work/plan.json): give another out=FOLDER"
-        )
-    if not wanted["rows"]:
-        raise UserError(f"{list_path} is empty: nothing to download")
-    shards = -(-wanted["rows"] // load.samples_per_shard)
-    first = {"list": str(list_path.resolve()), "rows": wanted["rows"], "first_shard": 0, "shards": shards}
-    plan = {**wanted, "passes": [first]}
-    write_json(path, plan)
-    return plan
-
-
 def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str]) -> None:
     """Download the shards of one pass of which a file is missing. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
-    shards = _shards_of(this)
-    there = {entry.name for entry in os.scandir(folder)}
-    parts = (".tar", ".parquet", "_stats.json")
-    todo = {shard for shard in shards if not all(f"{shard:05d}{part}" in there for part in parts)}
+    shards = shards_of(this)
+    todo = missing_shards(plan, number, folder)
     if not todo:
         return
     for shard in todo:  # what is left of it must not look complete
@@ -180,7 +148,7 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
     )
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
-    downloader.retried = {shard: rows for shard, rows in _retried_rows(plan, number) if shard in todo}
+    downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     if load.distributor == "multiprocessing":
         what = "download" if this["first_shard"] == 0 else "download, retry"
         with Progress(what, "shards", len(todo)) as progress:
@@ -219,59 +187,17 @@ class _ShardProgress:
         self.progress.add(note=f"{self.images:,} images of {self.urls:,} URLs ({share:.1%})")
 
 
-def _add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> None:
-    """Plan shards for the URLs that the last pass lost to something transient, if there are any.
+class _ByShard:
+    """What an iterator in the order of the shards has for one shard after the other, or else ``nothing``."""
 
-    The list says where each was, so that a shard that has to be made again leaves them to their pass.
-    """
-    last = plan["passes"][-1]
-    path = folder / "_work" / f"retry_{len(plan['passes'])}.parquet"
-    rows = 0
-    with replacing(path) as part:
-        writer = None
-        for shard in _shards_of(last):
-            table = pq.read_table(folder / f"{shard:05d}.parquet")
-            reasons = [reason_of(status, error)[0] for status, error in _outcomes(table)]
-            chosen = [row for row, reason in enumerate(reasons) if reason in TRANSIENT]
-            retried = table.select(columns).take(pa.array(chosen, pa.int64()))
-            for name, values in ((SHARD, [shard] * len(chosen)), (ROW, chosen)):
-                retried = retried.append_column(name, pa.array(values, pa.int64()))
-            retried = retried.replace_schema_metadata(None)  # of this shard's tar
-            writer = writer or pq.ParquetWriter(part, retried.schema)
-            writer.write_table(retried)
-            rows += len(chosen)
-        assert writer is not None
-        writer.close()
-    if not rows:
-        return
-    first_shard = last["first_shard"] + last["shards"]
-    shards = -(-rows // plan["settings"]["samples_per_shard"])
-    plan["passes"].append({"list": str(path), "rows": rows, "first_shard": first_shard, "shards": shards})
-    write_json(folder / "_work" / "plan.json", plan)
+    def __init__(self, found: Iterator[tuple[int, Any]], nothing: Any) -> None:
+        self._found, self._nothing = found, nothing
+        self._next = next(found, None)
 
-
-def _retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[int]]]:
-    """Of pass ``number``: shard, and which of its rows the next pass has; in order, without shards that have none."""
-    if number + 1 == len(plan["passes"]):
-        return
-    with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
-        if ROW not in retries.schema_arrow.names:
-            raise UserError(
-                f"{plan['passes'][number + 1]['list']} does not say where each URL was: an earlier version of FILIP "
-                "made it. Give another out=FOLDER"
-            )
-        batches = retries.iter_batches(columns=[SHARD, ROW])
-        places = (place for batch in batches for place in zip(*batch.to_pydict().values(), strict=True))
-        for shard, found in groupby(places, key=itemgetter(0)):
-            yield shard, {row for _, row in found}
-
-
-def _shards_of(one_pass: dict[str, Any]) -> range:
-    return range(one_pass["first_shard"], one_pass["first_shard"] + one_pass["shards"])
-
-
-def _outcomes(table: Any) -> list[tuple[str, str | None]]:
-    return list(zip(table["status"].to_pylist(), table["error_message"].to_pylist(), strict=True))
+    def of(self, shard: int) -> Any:
+        while self._next is not None and self._next[0] < shard:
+            self._next = next(self._found, None)
+        return self._next[1] if self._next is not None and self._next[0] == shard else self._nothing
 
 
 def account(folder: Path, card: SourceCard) -> Fragment:
@@ -283,20 +209,23 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     dropped: Counter[str] = Counter()
     examples: dict[str, list[str]] = {}
     images, seconds, urls = 0, 0.0, 0
+    aside = _ByShard(set_aside(folder), {})
+    if plan.get("repeated"):
+        dropped["repeated_row"] = plan["repeated"]
     for number, one_pass in enumerate(plan["passes"]):
-        retries = _retried_rows(plan, number)
-        following, rows = next(retries, (-1, set()))
-        for shard in _shards_of(one_pass):
-            retried: set[int] = set()
-            if shard == following:
-                retried = rows
-                following, rows = next(retries, (-1, set()))
+        # what was tried again before the list was replaced is among what is set aside
+        retries = _ByShard(
+            retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set()
+        )
+        for shard in shards_of(one_pass):
+            retried, unwanted = retries.of(shard), aside.of(shard)
             table = pq.read_table(folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"])
             urls_of_shard = table["url"].to_pylist()
-            for row, (url, (status, error)) in enumerate(zip(urls_of_shard, _outcomes(table), strict=True)):
-                if row in retried:
+            for row, (url, (status, error)) in enumerate(zip(urls_of_shard, outcomes(table), strict=True)):
+                if row in retried or (row in unwanted and unwanted[row] is None):
                     continue
                 reason, detail = reason_of(status, error)
+                reason = unwanted.get(row, reason)
                 if reason is None:
                     images += 1
                 else:
@@ -306,8 +235,8 @@ def account(folder: Path, card: SourceCard) -> Fragment:
             stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
             seconds, urls = seconds + stats["duration"], urls + stats["count"]
     notes = {
-        "shards": sum(one_pass["shards"] for one_pass in plan["passes"]),
-        "retried": [one_pass["rows"] for one_pass in plan["passes"][1:]],
+        "shards": sum(len(shards_of(one_pass)) for one_pass in plan["passes"]),
+        "retried": [one_pass["rows"] for one_pass in plan["passes"] if is_retry(one_pass)],
         "success_rate": round(images / plan["rows"], 4),
         "urls_per_second_and_process": round(urls / seconds, 1) if seconds else None,
         "image_rules": asdict(card.image_rules),

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.fetching.outcomes import TAR_SHA256
+from filip.data.fetching.revision import images_set_aside
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.errors import UserError
@@ -130,8 +131,10 @@ def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[
             f"{len(lost)} shards of {shards} have a Parquet file and no tar: {', '.join(sorted(lost)[:5])}. Run the "
             "same `filip data download` (or ingest) again: it makes them again"
         )
+    aside = {f"{shard:05d}": count for shard, count in images_set_aside(shards).items()}
     with ThreadPoolExecutor(THREADS) as pool:
-        return list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
+        entries = list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
+    return [{**entry, "images": entry["images"] - aside.get(entry["name"], 0)} for entry in entries]
 
 
 def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:

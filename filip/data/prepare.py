@@ -143,14 +143,18 @@ def prepare(
                 f"no usable row in {', '.join(paths[:3])}: {counts or 'it is empty'}, {unreadable} unreadable "
                 "lines. Are url_column and caption_column swapped?"
             )
+        # Of rows that say the same of the same URL the first stays: none is fetched twice, none is its own negative.
+        usable = f"{duckdb_io.parquet(staged)} WHERE {REASON} IS NULL"
+        first = f"SELECT min({ROW}) FROM {usable} GROUP BY md5_number(url || chr(10) || caption)"
         order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
-        duckdb_io.write_parquet(
+        written = duckdb_io.write_parquet(
             con,
-            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {duckdb_io.parquet(staged)} WHERE {REASON} IS NULL {order}",
+            f"SELECT * EXCLUDE ({ROW}, {REASON}) FROM {usable} AND {ROW} IN ({first}) {order}",
             out,
             "prepare",
         )
         con.close()
+    counts["repeated_row"], kept = kept - written, written
     if unreadable:
         counts["unreadable_line"] = unreadable
     return Fragment("prepare", card.name, kept + sum(counts.values()), kept, counts)

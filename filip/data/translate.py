@@ -24,10 +24,12 @@ import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.captions.acceptance import MAX_ORIGINALS, rejection
+from filip.data.captions.same_images import CONTENT, PLAIN, find_same_images, group_of_root
 from filip.data.captions.semantic_similarity import require_packages, similarities
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
+from filip.data.fetching.revision import counted_only, set_aside_file
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.sidecar import group_id, write_sidecar
@@ -36,7 +38,6 @@ from filip.files import digest, locked, replacing
 from filip.worker_pool import run_blocks
 
 SAMPLES = 10  # candidates shown per reason
-PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # guard.plain, in SQL
 
 
 @dataclass
@@ -189,9 +190,14 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
-    """SQL of the captions of all images, in order: shard, key, nth (from 1), caption, group_value (text or NULL)."""
+    """SQL of the captions of all images, in order: shard, key, nth (from 1), caption, group_value and image's hash.
+
+    group_value and image are text or NULL.
+    """
     files = shard_files(job.shards)
-    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]
+    aside = set_aside_file(job.shards)
+    states = [*files, aside] if aside.exists() else files
+    state = [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in states]
     identity = digest([state, job.share])
     stamp = work / "identity"
     if not stamp.exists() or stamp.read_text() != identity:
@@ -207,13 +213,17 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
             "extra_columns and prepare the list again"
         )
     value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
+    image = "sha256" if "sha256" in names else "CAST(NULL AS VARCHAR)"  # of the bytes as they were found
     source = duckdb_io.parquet(files, "filename = true, union_by_name = true")
     # images of filip.data.ingest may have several captions, those of a list of URLs have one
     captions = "captions" if job.card.images else "[coalesce(caption, '')]"
+    images = (
+        f"(SELECT parse_filename(filename, true) AS shard, key, {captions} AS captions, {value} AS group_value, "
+        f"{image} AS image FROM {source} WHERE status = 'success')"
+    )
     return (
-        "(SELECT shard, key, group_value, unnest(captions) AS caption, generate_subscripts(captions, 1) AS nth FROM "
-        f"(SELECT parse_filename(filename, true) AS shard, key, {captions} AS captions, {value} AS group_value "
-        f"FROM {source} WHERE status = 'success'))"
+        "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "
+        f"generate_subscripts(captions, 1) AS nth FROM {counted_only(job.shards, images)})"
     )
 
 
@@ -298,9 +308,12 @@ def judge_block(candidates: Path, group: int, path: Path, min_similarity: float 
 
 
 def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:
+    find_same_images(con, rows)
     query = f"""
-        SELECT r.shard, r.key, r.nth, r.caption, r.group_value, a.back_translations, a.pivots
-        FROM {rows} r LEFT JOIN (
+        SELECT r.shard, r.key, r.nth, r.caption, r.group_value, coalesce(c.root, m.root) AS root,
+            a.back_translations, a.pivots
+        FROM {rows} r LEFT JOIN crowds c ON r.image = c.image AND r.nth = 1
+            LEFT JOIN merged m ON m.content = {CONTENT} AND r.nth = 1 LEFT JOIN (
             SELECT caption, list(back ORDER BY pivot_index) AS back_translations,
                 list(pivot_index ORDER BY pivot_index) AS pivots
             FROM {judged} WHERE reason IS NULL GROUP BY caption
@@ -327,7 +340,9 @@ def _sidecar_row(rows: list[dict[str, Any]], job: Job) -> dict[str, Any]:
         "key": rows[0]["key"],
         "captions": [*(row["caption"] for row in rows), *translations],
         "origins": ["original"] * len(rows) + [f"{job.engine}:{pivot}" for pivot in pivots],
-        "group": group_id(rows[0]["caption"], job.card.name, rows[0]["group_value"]),
+        "group": group_of_root(root, job.card.name)
+        if (root := rows[0]["root"]) is not None
+        else group_id(rows[0]["caption"], job.card.name, rows[0]["group_value"]),
     }
 
 

@@ -126,9 +126,9 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
         assert json.loads(tar.with_name(f"{tar.stem}_stats.json").read_text())["count"] == rows.num_rows
     assert {p.name for p in (out / "_work").iterdir()} == {"plan.json", "lock", "retry_1.parquet"}
 
-    # a folder belongs to one list and one setting
-    card.image_rules.min_side = 10
-    with pytest.raises(UserError, match="filled with another settings"):
+    # a folder holds images of one size
+    card.download.image_size = 100
+    with pytest.raises(UserError, match="filled with another image_size than"):
         download(source, out, card)
 
 
@@ -379,7 +379,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
 
 
 def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:
-    from filip.data.fetching.shards import OrderedWriter
+    from filip.data.fetching.ordered_writer import OrderedWriter
 
     schema = pa.schema([("key", pa.string()), ("when", pa.string())])
     writer = OrderedWriter(3, str(tmp_path), True, 5, schema, "jpg")

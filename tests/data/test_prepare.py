@@ -289,3 +289,13 @@ def test_bytes_that_are_no_text_cost_no_more_than_themselves(tmp_path: Path) -> 
     table = run(tmp_path, tmp_path / "l.parquet", shuffle=False)
     assert table["caption"].to_pylist() == ["a dog", "caf\ufffd at night"]
     assert funnel(tmp_path)["dropped"] == {"no_caption": 1}
+
+
+def test_a_row_that_says_the_same_of_the_same_url_is_taken_once(tmp_path: Path) -> None:
+    lines = ["url,caption,n", "https://a.org/1,a dog,0", "https://a.org/2,a dog,1", "https://a.org/1,a dog,2"]
+    (tmp_path / "l.csv").write_text("\n".join([*lines, "https://a.org/1,a cat,3", ",a dog,4"]))
+    table = run(tmp_path, tmp_path / "l.csv", shuffle=False)
+    assert table["n"].to_pylist() == ["0", "1", "3"]
+    report = funnel(tmp_path)
+    assert (report["in"], report["out"]) == (5, 3)
+    assert report["dropped"] == {"no_url": 1, "repeated_row": 1}

@@ -165,6 +165,44 @@ def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None
         translate(job(tmp_path, SourceCard("a", group_column="img"), engine="none"))
 
 
+def test_one_picture_with_several_captions_is_one_group(tmp_path: Path) -> None:
+    """It used to be a negative of itself, in a batch that held it twice."""
+    captions = [
+        "a dog",
+        "the dog runs",
+        "a cat",
+        "the cat",
+        "",
+        "A cat!",
+        "a tree",
+        "a bird",
+        "THE CAT",
+        "a fish",
+    ]
+    hashes = ["d", "d", "c", "k", "x", "l", "t", "b", "l", "f"]
+    make_shards(tmp_path / "shards", captions, sha256=hashes)
+    translate(job(tmp_path, engine="none"))
+    groups = {row["captions"][0]: row["group"] for row in rows_of(tmp_path / "captions").values()}
+    assert groups["a dog"] == groups["the dog runs"]
+    # "A cat!" is the same words as "a cat", and the same picture as THE CAT
+    assert groups["a cat"] == groups["the cat"] == groups["A cat!"] == groups["THE CAT"]
+    assert groups["a cat"] == group_id("a cat"), "so that other sources share it"
+    assert len(set(groups.values())) == 4
+
+    # a picture that says "no longer available" ties its copies together, and nothing else
+    crowd = [f"caption {n}" for n in range(14)]
+    make_shards(tmp_path / "crowd", [*crowd, "caption 0"], sha256=[*["gone"] * 14, "other"])
+    translate(job(tmp_path, engine="none", shards=tmp_path / "crowd", out=tmp_path / "crowd_captions"))
+    rows = list(rows_of(tmp_path / "crowd_captions").values())
+    assert len({row["group"] for row in rows}) == 1 and len(rows) == 12
+
+    # by the card's groups, too, and with other captions of one picture
+    make_shards(tmp_path / "named", ["a", "b", "c"], sha256=["1", "1", "2"], image_id=[5, 6, 6])
+    card = SourceCard("s", group_column="image_id")
+    translate(job(tmp_path, card, engine="none", shards=tmp_path / "named", out=tmp_path / "named_captions"))
+    assert {row["group"] for row in rows_of(tmp_path / "named_captions").values()} == {group_id("", "s", 5)}
+
+
 def test_parts_fill_the_cache_between_them(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 2)
     make_shards(tmp_path / "shards", CAPTIONS)

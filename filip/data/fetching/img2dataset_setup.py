@@ -10,7 +10,8 @@ from urllib.request import url2pathname
 from filip.data.cards import SourceCard
 from filip.data.fetching.access import Access
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
-from filip.data.fetching.shards import SHARD_DIGITS, OrderedWriter, ShardDownloader
+from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.shards import SHARD_DIGITS, ShardDownloader
 
 
 def make_downloader(
@@ -18,21 +19,11 @@ def make_downloader(
 ) -> ShardDownloader:
     """The Downloader of a card's settings, writing into ``folder``; it can be pickled to any worker."""
     load = card.download
-    resizer = CheckedResizer(
-        image_size=load.image_size,
-        resize_mode=load.resize_mode,
-        resize_only_if_bigger=load.only_if_bigger,
-        encode_quality=load.quality,
-        encode_format=load.encode_format,
-        min_image_size=card.image_rules.min_side,
-        max_image_area=MAX_PIXELS,
-        max_aspect_ratio=card.image_rules.max_aspect,
-    )
     return ShardDownloader(
         final_folder=folder,
         access=Access(card.allow_private_hosts, local_root(card)),
         sample_writer_class=OrderedWriter,
-        resizer=resizer,
+        resizer=make_resizer(card),
         thread_count=load.threads,
         save_caption=True,
         extract_exif=False,
@@ -46,6 +37,21 @@ def make_downloader(
         retries=load.retries,
         user_agent_token="img2dataset",
         disallowed_header_directives=opt_outs,
+    )
+
+
+def make_resizer(card: SourceCard) -> CheckedResizer:
+    """What checks, resizes and encodes an image as the card says."""
+    load = card.download
+    return CheckedResizer(
+        image_size=load.image_size,
+        resize_mode=load.resize_mode,
+        resize_only_if_bigger=load.only_if_bigger,
+        encode_quality=load.quality,
+        encode_format=load.encode_format,
+        min_image_size=card.image_rules.min_side,
+        max_image_area=MAX_PIXELS,
+        max_aspect_ratio=card.image_rules.max_aspect,
     )
 
 

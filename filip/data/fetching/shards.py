@@ -13,14 +13,11 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 from __future__ import annotations
 
 import errno
-import hashlib
 import io
 import json
 import os
 import shutil
 import sys
-import tarfile
-import tempfile
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -39,9 +36,9 @@ import pyarrow.parquet as pq
 from filip.data.fetching.access import Access
 from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
 from filip.data.fetching.in_progress import CRASHED, InProgress, suspects
-from filip.data.fetching.outcomes import TAR_SHA256
-from filip.data.loading.shard_index import index_of, write_index
-from filip.data.loading.tar_index import Member
+from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.revision import RETRIED
+from filip.data.lists.parquet_rows import tables
 from filip.errors import UserError
 from filip.progress import say
 from filip.worker_pool import die_with_parent
@@ -81,105 +78,12 @@ class ListReader:
     def __iter__(self) -> Iterator[tuple[int, str]]:
         """The wanted shards in order. Each file is removed by the Downloader when its shard is done."""
         self.work.mkdir(parents=True, exist_ok=True)
-        for shard, table in self._slices():
+        for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
             if shard in self.wanted:
                 path = self.work / f"{shard_name(shard)}.feather"
                 with pa.OSFile(str(path), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
                     writer.write_table(table)
                 yield shard, str(path)
-
-    def _slices(self) -> Iterator[tuple[int, pa.Table]]:
-        pending: list[pa.RecordBatch] = []
-        held, shard = 0, self.first_shard
-        with pq.ParquetFile(self.path) as parquet:
-            for batch in parquet.iter_batches(self.rows_per_shard, columns=self.columns):
-                pending.append(batch)
-                held += batch.num_rows
-                while held >= self.rows_per_shard:
-                    table = pa.Table.from_batches(pending)
-                    yield shard, table.slice(0, self.rows_per_shard)
-                    pending = table.slice(self.rows_per_shard).to_batches()
-                    held -= self.rows_per_shard
-                    shard += 1
-        if held:
-            yield shard, pa.Table.from_batches(pending)
-
-
-class OrderedWriter:
-    """img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, without time stamps, and NNNNN.index.
-
-    Samples arrive in any order: their bytes wait in a spool file, their metadata in memory.
-    """
-
-    def __init__(
-        self,
-        shard_id: int,
-        output_folder: str,
-        save_caption: bool,
-        oom_shard_count: int,
-        schema: pa.Schema,
-        encode_format: str,
-    ) -> None:
-        self.path = Path(output_folder) / f"{shard_id:0{oom_shard_count}d}"
-        self.schema, self.save_caption, self.encode_format = schema, save_caption, encode_format
-        self.spool = tempfile.TemporaryFile(dir=output_folder)  # noqa: SIM115 (closed in close)
-        self.rows: list[dict[str, Any]] = []
-        self.samples: list[tuple[str, list[tuple[str, int, int]]]] = []
-        self.failure: Exception | None = None
-
-    def write(self, img_str: bytes | None, key: str, caption: str | None, meta: dict[str, Any]) -> None:
-        """Take one sample; ``img_str`` is None where the download failed. A failure is raised again by close()."""
-        if self.failure:
-            return
-        try:  # img2dataset prints what is raised here and continues without the sample
-            if img_str is not None:
-                parts = [(self.encode_format, img_str), ("json", json.dumps(meta, indent=4).encode())]
-                if self.save_caption:
-                    parts.append(("txt", str(caption if caption is not None else "").encode()))
-                places = []
-                for extension, data in sorted(parts):
-                    places.append((extension, self.spool.tell(), len(data)))
-                    self.spool.write(data)
-                self.samples.append((key, places))
-            self.rows.append(meta)
-        except Exception as error:
-            self.failure = error
-            raise
-
-    def close(self) -> None:
-        """Write the tar, the Parquet file with the tar's hash, and the index."""
-        try:
-            if self.failure:
-                raise self.failure
-            self.rows.sort(key=lambda row: row["key"])
-            members, written = [], hashlib.sha256()
-            with open(self.path.with_suffix(".tar"), "wb") as tar:
-                for key, places in sorted(self.samples):
-                    for extension, start, size in places:
-                        self.spool.seek(start)
-                        name = f"{key}.{extension}"
-                        header = _tar_header(name, size)
-                        content = self.spool.read(size) + b"\0" * (-size % tarfile.BLOCKSIZE)
-                        members.append(Member(name, tar.tell() + len(header), size))
-                        tar.write(header + content)
-                        written.update(header + content)
-                end = b"\0" * (2 * tarfile.BLOCKSIZE)
-                tar.write(end)
-                written.update(end)
-            # the hash of the images as they are stored goes into their description
-            metadata = {**(self.schema.metadata or {}), TAR_SHA256: written.hexdigest().encode()}
-            table = pa.Table.from_pylist(self.rows, self.schema).replace_schema_metadata(metadata)
-            pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
-            write_index(self.path.with_suffix(".tar"), index_of(members))
-        finally:
-            self.spool.close()
-
-
-def _tar_header(name: str, size: int) -> bytes:
-    info = tarfile.TarInfo(name)
-    info.size, info.mode, info.mtime = size, 0o444, 0
-    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter has it
-    return info.tobuf(tarfile.USTAR_FORMAT)
 
 
 class ShardDownloader(img2dataset.downloader.Downloader):
@@ -229,7 +133,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         if self.writer.failure:
             return row[0], None, "other: the shard was given up"  # no use asking for what cannot be stored
         if row[0] in self.skipped:
-            return row[0], None, "retried: in a later pass"
+            return row[0], None, f"{RETRIED}in a later pass"
         key, data, problem = fetch(row, access=self.access, **options)
         return key, None if data is None else Body(key, data.getvalue()), problem
 

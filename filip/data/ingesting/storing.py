@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import asdict
 from pathlib import Path
@@ -17,9 +18,11 @@ from PIL import Image
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.fetch import MAX_BYTES
-from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
+from filip.data.fetching.image_rules import inspect
+from filip.data.fetching.img2dataset_setup import make_resizer
 from filip.data.fetching.in_progress import CRASHED, InProgress
-from filip.data.fetching.shards import OrderedWriter
+from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.ingesting import LAYOUTS
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
@@ -51,11 +54,12 @@ Row = dict[str, Any]
 
 def sweep(folder: Path, shards: range) -> None:
     """Remove half-finished shards of killed workers, and shards of an earlier run that had more."""
-    for path in (folder / "_work").glob("?????.*"):
-        if path.is_dir():
+    for path in (folder / "_work").iterdir():
+        if path.is_dir() and path.name.partition(".")[0].isdigit():
             shutil.rmtree(path, ignore_errors=True)
-    for path in folder.glob("?????*"):
-        if path.name[:5].isdigit() and path.name[5:] in SUFFIXES and int(path.name[:5]) not in shards:
+    for path in folder.iterdir():
+        number = re.match("[0-9]+", path.name)
+        if number and path.name[number.end() :] in SUFFIXES and int(number[0]) not in shards:
             path.unlink()
 
 
@@ -148,18 +152,8 @@ def _write(
     progress: InProgress,
 ) -> list[Row]:
     """Resize and encode as the download does; the rows with their outcome."""
-    load = card.download
-    resizer = CheckedResizer(
-        image_size=load.image_size,
-        resize_mode=load.resize_mode,
-        resize_only_if_bigger=load.only_if_bigger,
-        encode_quality=load.quality,
-        encode_format=load.encode_format,
-        min_image_size=card.image_rules.min_side,
-        max_image_area=MAX_PIXELS,
-        max_aspect_ratio=card.image_rules.max_aspect,
-    )
-    writer = OrderedWriter(shard, str(staging), True, 5, _schema(kept), load.encode_format)
+    resizer, encode_format = make_resizer(card), card.download.encode_format
+    writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(kept), encode_format)
     for number, row in enumerate(rows):
         described = _described(row, f"{shard:05d}{number:06d}")
         data, problem = _read(row, layout)

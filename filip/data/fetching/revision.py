@@ -1,0 +1,144 @@
+"""A folder of shards that is asked for with another list or other image rules keeps what was fetched.
+
+A pair (URL and caption) that is no longer wanted, or that an image rule now drops, is set aside: it stays in its tar,
+the funnel counts it by its rule, and no side-car has it. Pairs that were never fetched, or were dropped by a rule that
+is gone, get a pass of their own, in shards behind the others. Shards are only ever added, so this is repeatable.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from filip.data.lists import duckdb_io
+from filip.files import scratch_folder
+
+WORK = "_work"
+RETRIED = "retried: "  # how the message begins of a row that a later pass has
+PAIR = "md5_number(url || chr(10) || coalesce(caption, ''))"
+
+
+def set_aside_file(folder: Path) -> Path:
+    """Which rows of the shards in ``folder`` do not count: shard, row, key, stored (an image is there), reason."""
+    return folder / WORK / "set_aside.parquet"
+
+
+def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
+    """(shard, {row: rule that drops it, or None}), in order, of the shards that have such rows."""
+    path = set_aside_file(folder)
+    if not path.exists():
+        return
+    with pq.ParquetFile(path) as parquet:
+        batches = parquet.iter_batches(columns=["shard", "row", "reason"])
+        rows = (row for batch in batches for row in batch.to_pylist())
+        for shard, found in groupby(rows, key=itemgetter("shard")):
+            yield shard, {row["row"]: row["reason"] for row in found}
+
+
+def images_set_aside(folder: Path) -> dict[int, int]:
+    """Shard: how many of its images do not count."""
+    path = set_aside_file(folder)
+    if not path.exists():
+        return {}
+    table = pq.read_table(path, columns=["shard"], filters=pc.field("stored"))
+    counted = table.group_by("shard").aggregate([([], "count_all")])
+    return dict(zip(counted["shard"].to_pylist(), counted["count_all"].to_pylist(), strict=True))
+
+
+def counted_only(folder: Path, shards: str) -> str:
+    """SQL of ``shards`` (a relation with the columns shard, as text, and key) without what is set aside."""
+    path = set_aside_file(folder)
+    if not path.exists():
+        return shards
+    aside = f"(SELECT printf('%05d', shard) AS shard, key FROM {duckdb_io.parquet(path)})"
+    return f"(SELECT s.* FROM {shards} s ANTI JOIN {aside} USING (shard, key))"
+
+
+def revise(
+    folder: Path, shards: list[int], list_path: Path, columns: list[str], rules: Any, added: Path, memory: str
+) -> tuple[int, int]:
+    """Compare the complete ``shards`` with what is wanted now; write the set-aside file and the list ``added``.
+
+    rules: the image rules, min_side in pixels and max_aspect. Returns how many rows ``added`` has, and how many rows
+    of the list repeat an earlier one.
+    """
+    with scratch_folder(added) as scratch:
+        con = duckdb_io.connect(2, memory, scratch)
+        files = [folder / f"{shard:05d}.parquet" for shard in shards]
+        _read_stored(con, files, rules)
+        con.execute(
+            f"CREATE TEMP TABLE wanted AS SELECT DISTINCT {PAIR} AS pair FROM {duckdb_io.parquet(list_path)}"
+        )
+        duckdb_io.write_parquet(
+            con,
+            """SELECT s.shard, s.row, key, stored, CASE WHEN w.pair IS NOT NULL AND last AND NOT again THEN reason END
+                AS reason FROM stored s LEFT JOIN wanted w USING (pair)
+                WHERE w.pair IS NULL OR again OR NOT last OR reason IS NOT NULL ORDER BY s.shard, s.row""",
+            set_aside_file(folder),
+            "download: what was fetched before",
+        )
+        listed = ", ".join(duckdb_io.sql_identifier(column) for column in columns)
+        rows = duckdb_io.write_parquet(
+            con,
+            f"""SELECT {listed} FROM (
+                    SELECT *, {PAIR} AS _pair_, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
+                ANTI JOIN (SELECT pair FROM stored WHERE last AND NOT again) s ON s.pair = l._pair_
+                QUALIFY row_number() OVER (PARTITION BY _pair_ ORDER BY _row_) = 1 ORDER BY _row_""",
+            added,
+            "download: what is to be fetched",
+        )
+        distinct = con.sql("SELECT count(*) FROM wanted").fetchall()[0][0]
+        con.close()
+    return rows, pq.read_metadata(list_path).num_rows - distinct
+
+
+def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
+    """The table ``stored``, a row for each row of the shards.
+
+    pair; place; ``last`` of the rows of that pair; ``again``: it has to be fetched; ``reason``: it is there, but a rule
+    drops it.
+    """
+
+    def broken(width: str, height: str) -> str:
+        low, high = f"least({width}, {height})", f"greatest({width}, {height})"
+        return (
+            f"CASE WHEN {low} < {max(1, rules.min_side)} THEN 'too_small' "
+            f"WHEN {high} > {float(rules.max_aspect)} * {low} THEN 'aspect' END"
+        )
+
+    if not files:
+        nothing = pa.table(
+            {
+                "pair": pa.array([], pa.decimal128(38)),
+                "shard": pa.array([], pa.int64()),
+                "row": pa.array([], pa.int64()),
+                **{name: pa.array([], pa.string()) for name in ("key", "reason")},
+                **{name: pa.array([], pa.bool_()) for name in ("stored", "again", "last")},
+            }
+        )
+        con.register("nothing", nothing)
+        con.execute(
+            "CREATE TEMP TABLE stored AS SELECT * REPLACE (CAST(pair AS UHUGEINT) AS pair) FROM nothing"
+        )
+        return
+    size = "regexp_extract(error_message, '([0-9]+) x ([0-9]+)', {})"
+    sizes = [f"TRY_CAST({size.format(n)} AS BIGINT)" for n in (1, 2)]
+    by_size = "regexp_matches(error_message, '^(too_small|aspect):')"
+    source = duckdb_io.parquet(files, "filename = true, file_row_number = true, union_by_name = true")
+    con.execute(
+        f"""CREATE TEMP TABLE stored AS SELECT *,
+                row_number() OVER (PARTITION BY pair ORDER BY retried, shard DESC, row DESC) = 1 AS last FROM (
+            SELECT {PAIR} AS pair, CAST(parse_filename(filename, true) AS BIGINT) AS shard, file_row_number AS row, key,
+                status = 'success' AS stored,
+                CASE WHEN status = 'success' THEN {broken("original_width", "original_height")} END AS reason,
+                coalesce(starts_with(error_message, {duckdb_io.sql_literal(RETRIED)}), false) AS retried,
+                retried OR coalesce({by_size} AND ({broken(*sizes)}) IS NULL, false) AS again
+            FROM {source})"""
+    )
