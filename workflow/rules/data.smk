@@ -61,6 +61,7 @@ checkpoint download:
     output:
         funnel=f"{DATA}/{{source}}/funnel/download.json",
     params:
+        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "download"),
         # Images that are built here come from a server that lives as long as the download. Not a service() rule: when
@@ -79,7 +80,7 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card} list={input.kept}"
-        " out={params.shards} funnel={output.funnel} {params.distributor} > {log} 2>&1"
+        " out={params.shards} funnel={output.funnel} {params.distributor} memory={params.memory} > {log} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
