@@ -205,10 +205,9 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 @pytest.mark.slow
 def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
     """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
-    monkeypatch.setattr(
-        "filip.data.fetching.shards.SECONDS_PER_SHARD", 0
-    )  # leaves 1 s an image and 3 s of time-outs
-    monkeypatch.setattr("filip.data.fetching.shards.SHARD_TRIES", 2)
+    # leaves 1 s an image and 3 s of time-outs
+    for name, value in {"SECONDS_PER_SHARD": 0, "LONGEST_WAIT": 0, "SHARD_TRIES": 2}.items():
+        monkeypatch.setattr(f"filip.data.fetching.shards.{name}", value)
     for n in range(3):
         (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())
     os.mkfifo(tmp_path / "3.jpg")
