@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from operator import attrgetter
+from typing import Any
 
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
@@ -13,7 +14,8 @@ from filip.errors import UserError
 from filip.interaction.dispatch import BACKENDS
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
-from filip.train.losses import TERMS
+from filip.train.losses import TERMS, resolve_weights
+from filip.train.losses.weights import FORMS
 from filip.train.optimizers import OPTIMIZERS
 from filip.train.warm_start import check_init_from
 
@@ -164,10 +166,10 @@ class TrainConfig:
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
-    loss: dict[str, float | None] = option(
+    loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
-        "weight of each term; null = 1 for the one that model.interaction names, 0 for the others (the paper). "
-        "SPARC (2024) needed pooled > 0 in addition to token_wise for stability at scale",
+        f"weight of each term: {FORMS}; null = 1 for the one that model.interaction names, 0 for the others (the "
+        "paper). SPARC (2024) needed pooled > 0 in addition to token_wise for stability at scale",
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
@@ -233,11 +235,8 @@ def _check_numbers(config: TrainConfig) -> None:
 
     refuse(POSITIVE, lambda value: value > 0, "positive")
     refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
-    for name, weight in config.loss.items():
-        if name not in TERMS:
-            raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
-        if weight is not None and not (math.isfinite(weight) and weight >= 0):
-            raise UserError(f"loss.{name}={weight} must be 0 or positive")
+    if config.init_from is None:  # else the interaction is that of the model to start from, read later
+        resolve_weights(config.loss, config.model.interaction)
     refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,7 @@ from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.fingerprint import resumable_settings
 from filip.train.launched import STOPPED_BY_SIGNAL
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights
+from filip.train.losses.weights import as_setting
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.provenance import put_in_place, record_finish, record_start
@@ -92,7 +94,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
     config.model = model.config
-    config.loss = {name: weights.get(name, 0.0) for name in TERMS}
+    config.loss = {name: as_setting(weights.get(name, 0.0)) for name in TERMS}
     return model
 
 
@@ -172,7 +174,6 @@ def open_run(
     watchdog = Watchdog(
         replace(config.watchdog, min_loss_scale=lowest),
         batching.global_batch,
-        loss.chance(batching.global_batch),
         model.config.max_logit_scale,
         config.precision == "fp16",
     )
@@ -235,7 +236,8 @@ def one_batch(run: Run, batch: Batch, inspect: bool) -> StepOutput:
     """Forward and backward of one contrastive batch, and the optimiser step when it is due."""
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
-    return backward(run.engine, tensors, run.loss, special_token_share if inspect else None)
+    loss = partial(run.loss, step=run.state.step)
+    return backward(run.engine, tensors, loss, special_token_share if inspect else None)
 
 
 def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool) -> StepStatus:
@@ -248,6 +250,7 @@ def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool) -> Ste
         loss_scale=run.engine.loss_scale(),
         skipped=skipped,
         finite=math.isfinite(metrics.loss),
+        chance_loss=run.loss.chance(run.batching.global_batch, run.state.step - 1),
     )
 
 

@@ -50,6 +50,9 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
     }
     for group in engine.deepspeed.optimizer.param_groups:
         values[f"optimizer/lr_{group.get('name', 'all')}"] = group["lr"]
+    if run.loss.follows_schedule():
+        weights = run.loss.weights_at(run.state.step - 1)
+        values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     values |= norm_values(engine.norms(), engine.grad_norm())
     for problem, count in run.loader.counters.items():
         values[f"data/{problem}"] = count

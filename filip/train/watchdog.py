@@ -21,6 +21,7 @@ class StepStatus:
     loss_scale: float
     skipped: bool  # DeepSpeed discarded the step, whose gradients were not finite
     finite: bool  # on every rank
+    chance_loss: float  # of a model that knows nothing
 
 
 @dataclass(frozen=True)
@@ -43,14 +44,12 @@ class Watchdog:
         self,
         settings: WatchdogConfig,
         contrastive_batch: int,
-        chance_loss: float,
         max_logit_scale: float,
         fp16: bool,
     ) -> None:
-        """``chance_loss``: of a model that knows nothing, in a contrastive batch of ``contrastive_batch`` pairs."""
+        """``contrastive_batch``: pairs of one batch, of which the messages speak."""
         self.settings, self.fp16 = settings, fp16
         self.contrastive_batch = contrastive_batch
-        self.chance_loss = chance_loss
         self.max_logit_scale = max_logit_scale
         self._since: dict[str, int] = {}
         self._reported: set[str] = set()
@@ -58,7 +57,9 @@ class Watchdog:
     def observe(self, status: StepStatus) -> list[Alert]:
         """Alerts that begin with this step; a condition is reported once until it has ended."""
         s, found = self.settings, []
-        stuck = status.finite and abs(status.loss - self.chance_loss) <= STUCK_TOLERANCE * self.chance_loss
+        stuck = (
+            status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
+        )
         clamped = status.logit_scale >= self.max_logit_scale * (1 - 1e-3)
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
         # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
@@ -82,7 +83,7 @@ class Watchdog:
                 "loss stuck at log(batch)",
                 stuck,
                 s.stuck_steps,
-                f"the loss stays at {self.chance_loss:.3f}, chance for {self.contrastive_batch} pairs",
+                f"the loss stays at {status.chance_loss:.3f}, chance for {self.contrastive_batch} pairs",
             ),
         ]
         for kind, holds, patience, message in conditions:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train import losses
 from filip.train.losses import Loss, Term, TermOutput, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
+from filip.train.losses.weights import as_setting
 from tests.support.training import compose
 
 
@@ -56,6 +58,62 @@ def test_the_total_is_the_weighted_sum_and_every_metric_has_a_name() -> None:
     assert not any(value.requires_grad for value in both.metrics.values())
 
 
+@pytest.mark.parametrize(
+    ("weight", "at"),
+    [
+        ("linear from 0 to 2 in steps 10 to 20", {0: 0, 10: 0, 15: 1, 20: 2, 99: 2}),
+        ("cosine from 1 to 0.2 in steps 0 to 100", {0: 1, 25: 0.6 + 0.4 * math.sqrt(0.5), 50: 0.6, 100: 0.2}),
+        ("switch from 0.5 to 0 at step 7", {0: 0.5, 6: 0.5, 7: 0, 8: 0}),
+    ],
+)
+def test_a_weight_follows_its_schedule(weight: str, at: dict[int, float]) -> None:
+    config = compose(f"loss.pooled={weight}")
+    weights = resolve_weights(config.loss, "token_wise")
+    loss = Loss(weights, config)
+    assert {step: loss.weights_at(step).get("pooled", 0) for step in at} == pytest.approx(at)
+    # A run writes its weights into its configuration, from which it is resumed and compared.
+    written = {name: as_setting(value) for name, value in weights.items()}
+    assert written["pooled"] == weight and resolve_weights(written, "token_wise") == weights
+
+
+def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
+    config = compose("backend=reference", "loss.token_wise=switch from 0 to 2 at step 3", "loss.pooled=0.5")
+    loss = Loss(resolve_weights(config.loss, "token_wise"), config)
+    early, late = (loss(encoded(), torch.arange(4), step) for step in (2, 3))
+    assert "loss/token_wise" not in early.metrics
+    assert float(early.loss) == pytest.approx(float(0.5 * early.metrics["loss/pooled"]))
+    expected = 2 * late.metrics["loss/token_wise"] + 0.5 * late.metrics["loss/pooled"]
+    assert float(late.loss) == pytest.approx(float(expected))
+    assert torch.equal(early.metrics["loss/i2t_pooled"], late.metrics["loss/i2t_pooled"])
+    assert loss.chance(128, 2) == pytest.approx(0.5 * math.log(128))
+    assert loss.chance(128, 3) == pytest.approx(2.5 * math.log(128))
+    assert loss.describe() == "(switch from 0 to 2 at step 3) x token_wise + 0.5 x pooled"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "complaint"),
+    [
+        (["loss.pooled=falling"], "loss.pooled='falling' is no weight"),
+        (["loss.pooled=true"], "is no weight"),
+        (["loss.pooled=linear from 1 to 0 in steps 9 to 9"], "must come after step 9"),
+        (["loss.pooled=linear from 1 to 0 at step 9"], "a switch has one step"),
+        (["loss.pooled=linear from -1 to 0 in steps 0 to 9"], "must be 0 or positive"),
+        (["loss.pooled=inf"], "must be 0 or positive"),
+        (["+loss.ploodle=1"], "no such term"),
+        (
+            [
+                "loss.token_wise=switch from 1 to 0 at step 5",
+                "loss.pooled=linear from 0 to 1 in steps 5 to 9",
+            ],
+            "weight 0 in step 5",
+        ),
+    ],
+)
+def test_what_is_no_weight_is_refused(overrides: list[str], complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        compose(*overrides)
+
+
 def test_chance_counts_every_term() -> None:
     loss = Loss({"token_wise": 1.0, "pooled": 0.5}, compose())
     assert loss.chance(128) == pytest.approx(1.5 * math.log(128))
@@ -76,6 +134,42 @@ def test_a_term_from_outside_needs_one_entry_only(monkeypatch: pytest.MonkeyPatc
     output = Loss(weights, config)(encoded(), torch.arange(4))
     assert {"loss/distance", "alignment/distance_distance"} <= set(output.metrics)
     assert Loss(weights, config).chance(8) == pytest.approx(math.log(8) + 0.2)
+
+
+TERM_OF_ANOTHER_PACKAGE = """
+from filip.train.losses.term import Term, TermOutput
+
+
+def compute(batch):
+    image, text = batch.vectors
+    return TermOutput((image - text).square().sum(dim=1).mean(), {})
+
+
+DISTANCE = Term(compute, "vectors", lambda pairs: 2.0, lambda shape: 0.0, "squared distance")
+"""
+
+
+def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "distance_term.py").write_text(TERM_OF_ANOTHER_PACKAGE)
+    about = tmp_path / "distance_term-1.0.dist-info"
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: distance-term\nVersion: 1.0\n")
+    (about / "entry_points.txt").write_text("[filip.losses]\ndistance = distance_term:DISTANCE\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    found = losses.installed_terms()
+    assert list(found) == ["distance"]
+    monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **found})
+    config = compose("backend=reference", "+loss.distance=0.5")
+    output = Loss(resolve_weights(config.loss, "token_wise"), config)(encoded(), torch.arange(4))
+    assert {"loss/token_wise", "loss/distance"} <= set(output.metrics)
+    for wrong, complaint in (
+        ("distance = distance_term:compute", "is a function; it must be"),
+        ("distance = distance_term:GONE", "cannot be loaded"),
+        ("pooled = distance_term:DISTANCE", "exists already"),
+    ):
+        (about / "entry_points.txt").write_text(f"[filip.losses]\n{wrong}\n")
+        with pytest.raises(UserError, match=complaint):
+            losses.installed_terms()
 
 
 def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:

@@ -12,11 +12,12 @@ GOOD = {
     "loss_scale": 65536.0,
     "skipped": False,
     "finite": True,
+    "chance_loss": math.log(128),
 }
 
 
 def kinds(settings: WatchdogConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
-    watchdog = Watchdog(settings, 128, math.log(128), max_logit_scale=100.0, fp16=fp16)
+    watchdog = Watchdog(settings, 128, max_logit_scale=100.0, fp16=fp16)
     found = []
     for i, changes in enumerate(steps, start=1):
         found += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
@@ -58,14 +59,14 @@ def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
 
 
 def test_a_loss_stuck_at_chance_is_named() -> None:
-    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 1.5 * math.log(128), 100.0, False)
-    status = {**GOOD, "loss": 1.5 * math.log(128)}
+    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 100.0, False)
+    status = {**GOOD, "loss": 1.5 * math.log(128), "chance_loss": 1.5 * math.log(128)}
     assert "chance for 128 pairs" in str(watchdog.observe(StepStatus(step=1, **status))[0])
     assert watchdog.observe(StepStatus(step=2, **{**status, "loss": math.log(128)})) == []
 
 
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
-    watchdog = Watchdog(WatchdogConfig(), 128, math.log(128), 100.0, False)
+    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False)
     watchdog.observe(StepStatus(step=1, **GOOD))
     assert watchdog.healthy
     watchdog.observe(StepStatus(step=2, **{**GOOD, "finite": False}))

@@ -1,12 +1,14 @@
 """The training loss: a weighted sum of named terms, each in a file of its own.
 
 A new term is one file with a :class:`Term` and one line in :data:`TERMS`. Its weight is then ``loss.<name>`` in the
-configuration; TensorBoard, log, result, watchdog and memory plan take it from here.
+configuration; TensorBoard, log, result, watchdog and memory plan take it from here. A term of another package is found
+by its entry point in the group ``filip.losses``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from torch import Tensor
@@ -17,17 +19,38 @@ from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput
 from filip.train.losses.token_wise import TOKEN_WISE
+from filip.train.losses.weights import Weight, WeightSchedule, check_every_step, parse_weight, weight_at
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
-    "resolve_weights",
+    "installed_terms", "resolve_weights",
 ]  # fmt: skip
 
-# In the order in which they are added up. The first one with a weight names loss/i2t, accuracy/i2t and so on.
+# In the order in which they are added up. The first one that counts names loss/i2t, accuracy/i2t and so on.
 TERMS: dict[str, Term] = {
     "token_wise": TOKEN_WISE,
     "pooled": POOLED,
 }
+
+
+def installed_terms() -> dict[str, Term]:
+    """Terms that other installed packages offer as entry points of the group ``filip.losses``, by name."""
+    found: dict[str, Term] = {}
+    for entry in entry_points(group="filip.losses"):
+        where = f"the entry point {entry.name} = {entry.value} of the group filip.losses"
+        if entry.name in TERMS or entry.name in found:
+            raise UserError(f"{where}: a term of that name exists already; rename it")
+        try:
+            term = entry.load()
+        except (ImportError, AttributeError) as error:
+            raise UserError(f"{where} cannot be loaded: {error}; repair or uninstall the package") from error
+        if not isinstance(term, Term):
+            raise UserError(f"{where} is a {type(term).__name__}; it must be a filip.train.losses.Term")
+        found[entry.name] = term
+    return found
+
+
+TERMS |= installed_terms()
 
 
 class LossOutput(NamedTuple):
@@ -38,25 +61,46 @@ class LossOutput(NamedTuple):
 
 
 class Loss:
-    """``loss(encoded, group)``: this rank's pairs against those of all ranks; ``group`` [b] int64."""
+    """``loss(encoded, group, step)``: this rank's pairs against those of all ranks; ``group`` [b] int64."""
 
-    def __init__(self, weights: Mapping[str, float], settings: LossSettings) -> None:
+    def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
         """``weights``: of each term that counts, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
 
-    def __call__(self, encoded: Encoded, group: Tensor) -> LossOutput:
+    def weights_at(self, step: int) -> dict[str, float]:
+        """Of the terms that count in optimiser step ``step``, the first being 0."""
+        found = {name: weight_at(weight, step) for name, weight in self.weights.items()}
+        return {name: weight for name, weight in found.items() if weight}
+
+    def __call__(self, encoded: Encoded, group: Tensor, step: int = 0) -> LossOutput:
         all_groups, offset = gather_ids(group)
         soft = self.settings.soft_targets
         batch = LossInput(
             encoded, group if soft else None, all_groups if soft else None, offset, self.settings
         )
-        outputs = {name: TERMS[name].compute(batch) for name in self.weights}
-        total = sum_of([weight * outputs[name].loss for name, weight in self.weights.items()])
-        return LossOutput(total, {name: value.detach() for name, value in named(total, outputs).items()})
+        weights = self.weights_at(step)
+        outputs = {name: TERMS[name].compute(batch) for name in weights}
+        total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
+        metrics = {"loss/total": total} | self._named(outputs)
+        return LossOutput(total, {name: value.detach() for name, value in metrics.items()})
 
-    def chance(self, pairs: int) -> float:
+    def _named(self, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:
+        """Metrics of all terms under names of their own, the same in every step.
+
+        The first term's keep their names. With several terms there is also ``loss/<term>`` for each, and the metrics
+        of the later ones end in ``_<term>``.
+        """
+        metrics, first = {}, next(iter(self.weights))
+        for term, output in outputs.items():
+            if len(self.weights) > 1:
+                metrics[f"loss/{term}"] = output.loss
+            ending = "" if term == first else f"_{term}"
+            metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
+        return metrics
+
+    def chance(self, pairs: int, step: int = 0) -> float:
         """The loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
-        return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights.items())
+        return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
 
     def memory(self, shape: BatchShape) -> int:
         """Bytes on one rank, of all terms."""
@@ -64,12 +108,21 @@ class Loss:
 
     def reads_vectors(self) -> bool:
         """True if a term needs one vector per image and caption."""
-        return any(TERMS[name].features == "vectors" for name in self.weights)
+        return any("vectors" in TERMS[name].features for name in self.weights)
+
+    def follows_schedule(self) -> bool:
+        """True if a weight changes over the run."""
+        return any(isinstance(weight, WeightSchedule) for weight in self.weights.values())
 
     def describe(self) -> str:
         """For the log: ``token_wise + 0.5 x pooled``."""
         return " + ".join(
-            name if weight == 1 else f"{weight:g} x {name}" for name, weight in self.weights.items()
+            f"({weight}) x {name}"
+            if isinstance(weight, WeightSchedule)
+            else name
+            if weight == 1
+            else f"{weight:g} x {name}"
+            for name, weight in self.weights.items()
         )
 
 
@@ -81,47 +134,35 @@ def sum_of(losses: list[Tensor]) -> Tensor:
     return total
 
 
-def named(total: Tensor, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:
-    """Metrics of all terms under names of their own.
-
-    The first term's keep their names. With several terms there is also ``loss/<term>`` for each, and the metrics of
-    the later ones end in ``_<term>``.
-    """
-    metrics = {"loss/total": total}
-    for position, (term, output) in enumerate(outputs.items()):
-        if len(outputs) > 1:
-            metrics[f"loss/{term}"] = output.loss
-        ending = f"_{term}" if position else ""
-        metrics |= {f"{name}{ending}": value for name, value in output.metrics.items()}
-    return metrics
-
-
-def resolve_weights(weights: Mapping[str, float | None], interaction: str) -> dict[str, float]:
-    """The terms that count, in the order of :data:`TERMS`, with their weights.
+def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str, Weight]:
+    """The terms that count in some step, in the order of :data:`TERMS`, with their weights.
 
     A weight of None is 1 for the term that the model's ``interaction`` names and 0 for every other.
-    Raises UserError if no term has a weight above 0.
+    Raises UserError for an unknown term, for what is no weight, and if in some step no term has a weight above 0.
     """
-    given = {name: weights.get(name) for name in TERMS}
+    for name in weights:
+        if name not in TERMS:
+            raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
+    given = {name: parse_weight(name, weights.get(name)) for name in TERMS}
     resolved = {
-        name: float(name == interaction) if weight is None else float(weight)
-        for name, weight in given.items()
+        name: float(name == interaction) if weight is None else weight for name, weight in given.items()
     }
-    active = {name: weight for name, weight in resolved.items() if weight}
+    active = {name: weight for name, weight in resolved.items() if weight != 0}
     if not active:
         raise UserError(
             f"every term of the loss has weight 0; give one of {', '.join(TERMS)} a weight above 0"
         )
+    check_every_step(active)
     return active
 
 
-def check_model(weights: Mapping[str, float], model: DualEncoder) -> None:
+def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
     """UserError if ``model`` cannot give what a term reads."""
     for name in weights:
-        if TERMS[name].features == "tokens" and model.config.interaction == "pooled":
+        if "tokens" in TERMS[name].features and model.config.interaction == "pooled":
             raise UserError(
                 f"loss.{name} reads tokens, but model.interaction=pooled gives one vector per image and caption; "
                 f"set loss.{name}=0 or model.interaction=token_wise"
             )
-        if TERMS[name].features == "vectors":
+        if "vectors" in TERMS[name].features:
             model.require_cls(f"loss.{name}", f"loss.{name}=0")

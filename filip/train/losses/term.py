@@ -95,7 +95,7 @@ class Term:
     """One summand of the loss.
 
     compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
-    features   what it reads: "tokens" or "vectors"
+    features   what it reads: "tokens", "vectors" or "tokens and vectors"
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log

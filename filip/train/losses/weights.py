@@ -1,0 +1,106 @@
+"""The weight of a term: a number, or a schedule over optimiser steps."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from filip.errors import UserError
+
+FORMS = (
+    "a number, 'linear from A to B in steps F to L', 'cosine from A to B in steps F to L' or "
+    "'switch from A to B at step F'"
+)
+_SCHEDULE = re.compile(
+    r"(?P<shape>linear|cosine|switch) from (?P<start>\S+) to (?P<end>\S+) "
+    r"(in steps (?P<first>\d+) to (?P<last>\d+)|at step (?P<at>\d+))"
+)
+
+
+@dataclass(frozen=True)
+class WeightSchedule:
+    """``start`` up to ``first_step``, ``end`` from ``last_step`` on, and ``shape`` between them.
+
+    Steps are optimiser steps, and the first of a run is 0. ``linear`` is a straight line, ``cosine`` half a period,
+    flat at both ends; ``switch`` has no steps between (``last_step`` is ``first_step``), which has ``end`` already.
+    """
+
+    shape: str
+    start: float
+    end: float
+    first_step: int
+    last_step: int
+
+    def at(self, step: int) -> float:
+        """The weight in optimiser step ``step``."""
+        if step >= self.last_step:
+            return self.end
+        progress = max(0, step - self.first_step) / (self.last_step - self.first_step or 1)
+        if self.shape == "cosine":
+            progress = 0.5 * (1 - math.cos(math.pi * progress))
+        return self.start + (self.end - self.start) * progress
+
+    def __str__(self) -> str:
+        steps = (
+            f"at step {self.first_step}"
+            if self.shape == "switch"
+            else f"in steps {self.first_step} to {self.last_step}"
+        )
+        return f"{self.shape} from {self.start:g} to {self.end:g} {steps}"
+
+
+Weight = float | WeightSchedule
+
+
+def weight_at(weight: Weight, step: int) -> float:
+    """The number that ``weight`` is in optimiser step ``step``."""
+    return weight.at(step) if isinstance(weight, WeightSchedule) else weight
+
+
+def as_setting(weight: Weight) -> float | str:
+    """``weight`` as it stands in a configuration; :func:`parse_weight` reads it back."""
+    return str(weight) if isinstance(weight, WeightSchedule) else weight
+
+
+def parse_weight(name: str, value: object) -> Weight | None:
+    """``value`` of ``loss.<name>`` in the configuration. UserError if it is none of :data:`FORMS` and not null."""
+    if value is None:
+        return None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return _number(name, value, value)
+    if not isinstance(value, str) or (found := _SCHEDULE.fullmatch(" ".join(value.split()))) is None:
+        raise UserError(f"loss.{name}={value!r} is no weight; write {FORMS}")
+    start, end = (_number(name, found[key], value) for key in ("start", "end"))
+    if (found["shape"] == "switch") != (found["at"] is not None):
+        raise UserError(
+            f"loss.{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}"
+        )
+    first = int(found["first"] or found["at"])
+    last = int(found["last"] or first)
+    if found["shape"] != "switch" and last <= first:
+        raise UserError(f"loss.{name}={value!r} ends in step {last}, which must come after step {first}")
+    return WeightSchedule(found["shape"], start, end, first, last)
+
+
+def _number(name: str, text: object, value: object) -> float:
+    try:
+        number = float(str(text))
+    except ValueError:
+        raise UserError(f"loss.{name}={value!r}: {text!r} is no number") from None
+    if not (math.isfinite(number) and number >= 0):
+        raise UserError(f"loss.{name}={value!r} must be 0 or positive")
+    return number
+
+
+def check_every_step(weights: Mapping[str, Weight]) -> None:
+    """UserError if there is a step in which all ``weights`` are 0."""
+    schedules = [weight for weight in weights.values() if isinstance(weight, WeightSchedule)]
+    # Between its first and its last step a weight is 0 only if both its ends are.
+    edges = {edge for schedule in schedules for edge in (schedule.first_step, schedule.last_step)}
+    steps = {0, *(edge + near for edge in edges for near in (-1, 0, 1))}
+    for step in sorted(step for step in steps if step >= 0):
+        if not any(weight_at(weight, step) for weight in weights.values()):
+            terms = ", ".join(f"loss.{name}={weight!s}" for name, weight in weights.items())
+            raise UserError(f"every term of the loss has weight 0 in step {step}: {terms}; start one above 0")
