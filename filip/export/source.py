@@ -14,6 +14,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
+from filip.models.weights import pop_loss_parameters
 from filip.train.checkpoint import STATE, LoopState, find_checkpoint, read_state
 from filip.train.provenance import is_finished
 
@@ -76,6 +77,7 @@ def _tables(weights: Path) -> dict[str, str]:
 def _of_checkpoint(checkpoint: Path) -> Source:
     state = read_state(checkpoint)
     weights = checkpoint_weights(checkpoint, state)
+    pop_loss_parameters(weights)
     model = build_model(config_from_dict(state.model))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in weights.items()}

@@ -19,11 +19,13 @@ from filip.interaction.loss import ContrastiveOutput, contrastive_loss, pooled_s
 from filip.interaction.module import LateInteractionLoss
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.scoring import score
+from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, sigmoid_loss
 from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
 
 __all__ = [
     "ContrastiveOutput",
     "LateInteractionLoss",
+    "SigmoidOutput",
     "Similarity",
     "TokenChoice",
     "cached_backward",
@@ -31,6 +33,7 @@ __all__ = [
     "contrastive_loss",
     "distributed_late_interaction",
     "distributed_pooled_similarity",
+    "distributed_sigmoid_loss",
     "gather_ids",
     "late_interaction",
     "late_interaction_padded",
@@ -38,5 +41,6 @@ __all__ = [
     "pooled_similarity",
     "score",
     "select_tokens",
+    "sigmoid_loss",
     "token_scores",
 ]

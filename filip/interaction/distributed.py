@@ -79,7 +79,7 @@ def distributed_late_interaction(
     """
     refuse_transforms("distributed_late_interaction")
     if exchange not in EXCHANGES and world_size(group) == 1:
-        raise _unknown_exchange(exchange)
+        raise unknown_exchange(exchange)
     dtype = transport_dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if world_size(group) == 1:
         return interact(
@@ -89,7 +89,7 @@ def distributed_late_interaction(
     lengths: list[int] = []
     try:
         if exchange not in EXCHANGES:
-            raise _unknown_exchange(exchange)
+            raise unknown_exchange(exchange)
         lengths = check_tokens(image_tokens, text_tokens, text_lengths)
         choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
         own = describe(
@@ -104,7 +104,8 @@ def distributed_late_interaction(
     return Similarity(*function.apply(image_tokens, text_tokens, layout, module, dtype, recompute))
 
 
-def _unknown_exchange(exchange: str) -> ValueError:
+def unknown_exchange(exchange: str) -> ValueError:
+    """To raise where ``exchange`` is none of EXCHANGES."""
     return ValueError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
 
 
@@ -133,7 +134,7 @@ def gather_ids(ids: Tensor, *, group: Group = None) -> tuple[Tensor, int]:
 
 
 @dataclass(frozen=True)
-class _Layout:
+class Layout:
     """Which rank owns which images and texts, known to all before the first token is sent."""
 
     group: Group
@@ -159,12 +160,19 @@ class _Layout:
         return slice(start, start + self.texts[owner])
 
 
-def _layout(calls: list[Call], lengths: list[int], device: torch.device, group: Group) -> _Layout:
+def _layout(calls: list[Call], lengths: list[int], device: torch.device, group: Group) -> Layout:
     own, texts = torch.tensor(lengths, device=device), [call.texts for call in calls]
     every = torch.cat(gather_rows(own, texts, group)).tolist()  # one wait for the device, not one a rank
     ends = offsets_of(texts)
     parts = [every[first:last] for first, last in itertools.pairwise(ends)]
-    return _Layout(group, group_rank(group), [call.images for call in calls], parts)
+    return Layout(group, group_rank(group), [call.images for call in calls], parts)
+
+
+def row_layout(calls: list[Call], group: Group) -> Layout:
+    """Of one vector per text: each text is one row."""
+    return Layout(
+        group, group_rank(group), [call.images for call in calls], [[1] * call.texts for call in calls]
+    )
 
 
 class _Gathered(torch.autograd.Function):
@@ -173,7 +181,7 @@ class _Gathered(torch.autograd.Function):
         ctx: Any,
         image_tokens: Tensor,
         text_tokens: Tensor,
-        layout: _Layout,
+        layout: Layout,
         module: Backend,
         dtype: torch.dtype,
         recompute: bool,
@@ -208,7 +216,7 @@ class _Ring(torch.autograd.Function):
         ctx: Any,
         image_tokens: Tensor,
         text_tokens: Tensor,
-        layout: _Layout,
+        layout: Layout,
         module: Backend,
         dtype: torch.dtype,
         recompute: bool,
@@ -218,7 +226,7 @@ class _Ring(torch.autograd.Function):
         i2t = images.new_empty(len(images), sum(layout.texts), dtype=wide)
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
-        for owner, block in _ring_blocks(texts.detach(), layout):
+        for owner, block in ring_blocks(texts.detach(), layout):
             columns = layout.columns(owner)
             i2t[:, columns], own_t2i[:, columns], residuals = run_forward(
                 module, images, block, layout.lengths[owner], save_for_backward=not recompute
@@ -239,7 +247,7 @@ class _Ring(torch.autograd.Function):
         grad_images = torch.zeros_like(images, dtype=grads[0].dtype)
         total = grad_images.new_empty(0)
         handles: list[Any] = []
-        for step, (owner, block) in enumerate(_ring_blocks(texts, layout)):
+        for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
             lengths, columns = layout.lengths[owner], layout.columns(owner)
             residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             if ctx.recompute:
@@ -258,7 +266,7 @@ class _Ring(torch.autograd.Function):
         return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None, None, None, None
 
 
-def _ring_blocks(block: Tensor, layout: _Layout) -> Iterator[tuple[int, Tensor]]:
+def ring_blocks(block: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor]]:
     """(owner, text tokens) of every rank, this rank's first; the next block is received while one is in use."""
     block = block.contiguous()
     for step in range(layout.ranks):

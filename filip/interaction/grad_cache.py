@@ -117,7 +117,8 @@ def _gradients(
     with torch.enable_grad():
         result = loss(*leaves)
         wanted = [leaf for leaf in leaves if leaf.requires_grad]
-        found = torch.autograd.grad(result.loss * loss_scale, wanted)
+        # zeros for an output that this step's loss does not read
+        found = torch.autograd.grad(result.loss * loss_scale, wanted, materialize_grads=True)
     remaining = iter(found)
     split: list[Sequence[Tensor | None]] = []
     for position, leaf in enumerate(leaves):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -13,6 +15,8 @@ from filip.errors import UserError
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
 from filip.models.text_tower import TextTower
+
+LOSS_PARAMETER = "loss_"  # how the names of parameters begin that belong to a term of the loss
 
 
 class TextFeatures(NamedTuple):
@@ -36,6 +40,7 @@ class Encoded(NamedTuple):
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
+    parameters: Mapping[str, Tensor] = MappingProxyType({})  # of the loss, each [1, ...] float32, by name
 
 
 class DualEncoder(nn.Module):
@@ -77,7 +82,24 @@ class DualEncoder(nn.Module):
         if pooled:
             assert isinstance(text, TextFeatures)
             vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
-        return Encoded(self._image_embeddings(states), text, self.scale(), vectors)
+        # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
+        own = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
+        return Encoded(self._image_embeddings(states), text, self.scale(), vectors, own)
+
+    def loss_parameters(self) -> dict[str, nn.Parameter]:
+        """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""
+        return {
+            name.removeprefix(LOSS_PARAMETER): parameter
+            for name, parameter in self.named_parameters(recurse=False)
+            if name.startswith(LOSS_PARAMETER)
+        }
+
+    def set_loss_parameters(self, values: Mapping[str, Tensor]) -> None:
+        """Have exactly these, with these values [1, ...]. Direct parameters, since ZeRO-3 gathers those for forward."""
+        for name in self.loss_parameters():
+            delattr(self, LOSS_PARAMETER + name)
+        for name, value in values.items():
+            self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
     def require_cls(self, what: str, otherwise: str) -> None:
         """UserError if the image tower has no [CLS] token, which ``what`` needs; ``otherwise`` does without."""

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from filip.errors import UserError
 from filip.models.config import config_from_dict, migrated
-from filip.models.dual_encoder import DualEncoder, build_model
+from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
 
 def save_model(
@@ -41,13 +41,14 @@ def save_model(
     os.replace(temporary, path)
 
 
-def load_model(path: str | Path, image_size: int | None = None) -> DualEncoder:
+def load_model(path: str | Path, image_size: int | None = None, loss_parameters: bool = False) -> DualEncoder:
     """The model saved in ``path``, in float32, on the CPU and in evaluation mode.
 
-    With ``image_size`` its position embeddings are interpolated to that input size. UserError if the file is
-    missing or not one of ours.
+    With ``image_size`` its position embeddings are interpolated to that input size. ``loss_parameters``: with those
+    that terms of the loss have learned, for further training. UserError if the file is missing or not one of ours.
     """
     metadata, state = _read(path)
+    of_loss = pop_loss_parameters(state)
     config = config_from_dict(migrated(json.loads(metadata["config"])))
     with torch.device("meta"):
         model = build_model(config)
@@ -59,7 +60,15 @@ def load_model(path: str | Path, image_size: int | None = None) -> DualEncoder:
         raise UserError(f"{path} does not fit its own configuration: {error}") from error
     if image_size is not None and image_size != config.image.image_size:
         model.resize_images(image_size)
+    if loss_parameters:
+        model.set_loss_parameters(of_loss)
     return model.eval()
+
+
+def pop_loss_parameters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Take what belongs to the loss out of a state dict; see :meth:`DualEncoder.set_loss_parameters`."""
+    names = [name for name in state if name.startswith(LOSS_PARAMETER)]
+    return {name.removeprefix(LOSS_PARAMETER): state.pop(name) for name in names}
 
 
 def read_extra(path: str | Path) -> dict[str, Any]:

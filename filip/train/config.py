@@ -203,6 +203,8 @@ class TrainConfig:
         if self.init_from is not None:
             check_init_from(self.init_from)
         self.model.check()
+        if self.init_from is None:  # else the interaction is that of the model to start from, read later
+            resolve_weights(self.loss, self.model.interaction)
         return self
 
 
@@ -235,8 +237,6 @@ def _check_numbers(config: TrainConfig) -> None:
 
     refuse(POSITIVE, lambda value: value > 0, "positive")
     refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
-    if config.init_from is None:  # else the interaction is that of the model to start from, read later
-        resolve_weights(config.loss, config.model.interaction)
     refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):

@@ -226,9 +226,10 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
 def make_engine(
     model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss
 ) -> Engine:
-    """Hand ``model`` to DeepSpeed."""
+    """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn besides its own."""
     import deepspeed
 
+    model.set_loss_parameters(loss.parameters(model))
     settings = deepspeed_settings(config, batching, world_size)
     optimizer = make_optimizer(model, config)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

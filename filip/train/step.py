@@ -64,23 +64,18 @@ def _cached_backward(
 ) -> StepOutput:
     """The same with the activations of one chunk at a time (see filip.interaction.grad_cache)."""
     found: list[StepOutput] = []
+    names: list[str] = []
 
     def encode(chunk: dict[str, Tensor]) -> tuple[Tensor, ...]:
-        encoded = engine.encode(chunk)
-        if isinstance(encoded.text, TextFeatures):
-            pooled = encoded.pooled or ()
-            return encoded.image, encoded.text.tokens, encoded.logit_scale, encoded.text.lengths, *pooled
-        return encoded.image, encoded.text, encoded.logit_scale
+        tensors = by_name(engine.encode(chunk))
+        names[:] = tensors
+        return tuple(tensors.values())
 
-    def whole_loss(
-        image: Tensor, text: Tensor, scales: Tensor, lengths: Tensor | None = None, *pooled: Tensor
-    ) -> LossOutput:
-        scale = scales.mean(dim=0, keepdim=True)  # one equal value per chunk
-        packed = text if lengths is None else TextFeatures(text, lengths)
-        encoded = Encoded(image, packed, scale, PooledFeatures(*pooled) if pooled else None)
+    def whole_loss(*tensors: Tensor) -> LossOutput:
+        encoded = from_names(dict(zip(names, tensors, strict=True)))
         output = loss(encoded, batch["group"])
         metrics = output.metrics | (inspect(encoded) if inspect else {})
-        found.append(StepOutput(metrics, scale.detach()))
+        found.append(StepOutput(metrics, encoded.logit_scale.detach()))
         return output
 
     def carry_back(scalar: Tensor) -> None:
@@ -90,6 +85,36 @@ def _cached_backward(
     chunks = _chunks(batch, engine.batching.chunk)
     cached_backward(chunks, encode, whole_loss, carry_back, loss_scale=engine.loss_scale())
     return found[0]
+
+
+def by_name(encoded: Encoded) -> dict[str, Tensor]:
+    """Every tensor of ``encoded``, each growing along its first dimension with the number of chunks."""
+    tensors = {"image": encoded.image, "logit_scale": encoded.logit_scale}
+    if isinstance(encoded.text, TextFeatures):
+        tensors |= {"text": encoded.text.tokens, "lengths": encoded.text.lengths}
+    else:
+        tensors["text"] = encoded.text
+    if encoded.pooled is not None:
+        tensors |= {"pooled.image": encoded.pooled.image, "pooled.text": encoded.pooled.text}
+    return tensors | {f"parameters.{name}": value for name, value in encoded.parameters.items()}
+
+
+def from_names(tensors: dict[str, Tensor]) -> Encoded:
+    """The inverse of :func:`by_name` for chunks in a row. What belongs to the model is in each, with equal values."""
+    text, lengths = tensors["text"], tensors.get("lengths")
+    pooled = (
+        PooledFeatures(tensors["pooled.image"], tensors["pooled.text"]) if "pooled.image" in tensors else None
+    )
+    of_model = {
+        name: value.mean(dim=0, keepdim=True)
+        for name, value in tensors.items()
+        if name == "logit_scale" or name.startswith("parameters.")
+    }
+    scale = of_model.pop("logit_scale")
+    own = {name.removeprefix("parameters."): value for name, value in of_model.items()}
+    return Encoded(
+        tensors["image"], text if lengths is None else TextFeatures(text, lengths), scale, pooled, own
+    )
 
 
 def _chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:

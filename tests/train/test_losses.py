@@ -163,8 +163,8 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
     output = Loss(resolve_weights(config.loss, "token_wise"), config)(encoded(), torch.arange(4))
     assert {"loss/token_wise", "loss/distance"} <= set(output.metrics)
     for wrong, complaint in (
-        ("distance = distance_term:compute", "is a function; it must be"),
-        ("distance = distance_term:GONE", "cannot be loaded"),
+        ("other = distance_term:compute", "is a function; it must be"),
+        ("other = distance_term:GONE", "cannot be loaded"),
         ("pooled = distance_term:DISTANCE", "exists already"),
     ):
         (about / "entry_points.txt").write_text(f"[filip.losses]\n{wrong}\n")

@@ -17,6 +17,7 @@ from filip.errors import UserError
 from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
 from filip.train.losses.pooled import POOLED
+from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput
 from filip.train.losses.token_wise import TOKEN_WISE
 from filip.train.losses.weights import Weight, WeightSchedule, check_every_step, parse_weight, weight_at
@@ -30,6 +31,8 @@ __all__ = [
 TERMS: dict[str, Term] = {
     "token_wise": TOKEN_WISE,
     "pooled": POOLED,
+    "sigmoid": SIGMOID,
+    "token_wise_sigmoid": TOKEN_WISE_SIGMOID,
 }
 
 
@@ -81,6 +84,10 @@ class Loss:
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(batch) for name in weights}
         total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
+        for value in encoded.parameters.values():
+            total = (
+                total + 0 * value.sum()
+            )  # a gradient, also in the steps in which their term does not count
         metrics = {"loss/total": total} | self._named(outputs)
         return LossOutput(total, {name: value.detach() for name, value in metrics.items()})
 
@@ -101,6 +108,17 @@ class Loss:
     def chance(self, pairs: int, step: int = 0) -> float:
         """The loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
         return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
+
+    def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
+        """What the terms learn besides the towers: the values that ``model`` has, or else those to start from."""
+        initial: dict[str, Tensor] = {}
+        for name in self.weights:
+            initial |= TERMS[name].parameters(model.config.embed_dim)
+        known = model.loss_parameters()
+        return {
+            name: known[name] if name in known and known[name].shape == value.shape else value
+            for name, value in initial.items()
+        }
 
     def memory(self, shape: BatchShape) -> int:
         """Bytes on one rank, of all terms."""

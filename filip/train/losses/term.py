@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,8 @@ from torch import Tensor
 from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
 from filip.interaction.cost import Setting
 from filip.models import Encoded, PooledFeatures, TextFeatures
+
+T = TypeVar("T")
 
 
 class LossSettings(Protocol):
@@ -38,6 +40,19 @@ class LossInput:
     all_positives: Tensor | None  # [N] int64, of all ranks
     offset: int  # where this rank's pairs start among the N
     settings: LossSettings
+    shared: dict[str, Any] = field(default_factory=dict)
+
+    def once(self, name: str, compute: Callable[[LossInput], T]) -> T:
+        """``compute(self)``, at its first use; later terms that ask for the same ``name`` get the same result."""
+        if name not in self.shared:
+            self.shared[name] = compute(self)
+        found: T = self.shared[name]
+        return found
+
+    @property
+    def parameters(self) -> Mapping[str, Tensor]:
+        """What the terms learn, by the names of :attr:`Term.parameters`."""
+        return self.encoded.parameters
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:
@@ -90,6 +105,11 @@ class BatchShape:
     setting: Setting  # the same after token selection, for filip.interaction.cost
 
 
+def no_parameters(dim: int) -> dict[str, Tensor]:
+    """Of a term that learns nothing of its own."""
+    return {}
+
+
 @dataclass(frozen=True)
 class Term:
     """One summand of the loss.
@@ -99,6 +119,8 @@ class Term:
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
+    parameters what the term learns besides the towers: initial values, each [1, ...], by names that no other term
+               uses; from the width of the embeddings. They are saved with the model, and evaluation does without
     """
 
     compute: Callable[[LossInput], TermOutput]
@@ -106,6 +128,7 @@ class Term:
     chance: Callable[[int], float]
     memory: Callable[[BatchShape], float]
     about: str
+    parameters: Callable[[int], dict[str, Tensor]] = no_parameters
 
 
 def transport_dtype(settings: LossSettings) -> torch.dtype | None:

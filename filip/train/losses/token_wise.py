@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from filip.interaction import TokenChoice, choose_tokens, distributed_late_interaction
+from filip.interaction import Similarity, TokenChoice, choose_tokens, distributed_late_interaction
 from filip.interaction.cost import fused
 from filip.models import TextFeatures
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
@@ -15,6 +15,16 @@ from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, tra
 
 def compute(batch: LossInput) -> TermOutput:
     """Cross-entropy over the token-wise maximum similarity of all pairs."""
+    similarity, metrics = batch.once("token_wise", token_wise_similarity)
+    output = batch.cross_entropy(similarity)
+    return TermOutput(output.loss, output.metrics | metrics)
+
+
+def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tensor]]:
+    """s^I and s^T of own pairs with those of all ranks, and what the selection of tokens reports.
+
+    Several terms read it: ask for it by ``batch.once("token_wise", token_wise_similarity)``.
+    """
     settings = batch.settings
     image, text = batch.tokens
     metrics = {}
@@ -37,8 +47,7 @@ def compute(batch: LossInput) -> TermOutput:
         transport_dtype=transport_dtype(settings),
         backend=settings.backend,
     )
-    output = batch.cross_entropy(similarity)
-    return TermOutput(output.loss, output.metrics | metrics)
+    return similarity, metrics
 
 
 @torch.no_grad()

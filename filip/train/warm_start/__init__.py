@@ -43,7 +43,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     UserError if there is no such model, it cannot be read, or our towers cannot compute what it computes.
     """
     prefix, name = _split(init_from)
-    return load_model(init_from) if prefix is None else SOURCES[prefix](name, config)
+    return load_model(init_from, loss_parameters=True) if prefix is None else SOURCES[prefix](name, config)
 
 
 def content_hash(init_from: str) -> str:

@@ -1,0 +1,112 @@
+"""Random contrastive batches for tests of loss terms, and each rank's share of one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.models import Encoded, PooledFeatures, TextFeatures
+from filip.train.config import TrainConfig
+from filip.train.losses import TERMS, Loss, LossOutput
+
+D = 8
+
+
+def settings(**changes: Any) -> TrainConfig:
+    """Exact everywhere, unless changed."""
+    return TrainConfig(**{"backend": "tiled", "transport_dtype": "fp32", **changes})
+
+
+@dataclass
+class Batch:
+    """Leaves that take gradients, in float64; unit vectors. Each rank owns ``counts[rank]`` pairs."""
+
+    image: Tensor  # [N, n1, D]
+    text: Tensor  # [T, D]
+    lengths: Tensor  # [N]
+    image_vector: Tensor  # [N, D]
+    text_vector: Tensor  # [N, D]
+    scale: Tensor  # [1]
+    parameters: dict[str, Tensor]
+    group: Tensor  # [N]
+    counts: list[int]
+
+    def leaves(self) -> dict[str, Tensor]:
+        own = {f"parameters.{name}": value for name, value in self.parameters.items()}
+        names = ("image", "text", "image_vector", "text_vector", "scale")
+        return {name: getattr(self, name) for name in names} | own
+
+    def rows(self, rank: int) -> tuple[slice, slice]:
+        """This rank's pairs, and its rows of the packed text."""
+        first = sum(self.counts[:rank])
+        last = first + self.counts[rank]
+        return slice(first, last), slice(int(self.lengths[:first].sum()), int(self.lengths[:last].sum()))
+
+    def encoded(self, rank: int | None = None) -> Encoded:
+        pairs, tokens = (slice(None), slice(None)) if rank is None else self.rows(rank)
+        return Encoded(
+            self.image[pairs],
+            TextFeatures(self.text[tokens], self.lengths[pairs]),
+            self.scale,
+            PooledFeatures(self.image_vector[pairs], self.text_vector[pairs]),
+            self.parameters,
+        )
+
+    def captions(self) -> list[Tensor]:
+        return list(self.text.split(self.lengths.tolist()))
+
+    def positives(self) -> Tensor:
+        """[N, N] boolean."""
+        return self.group[:, None] == self.group[None, :]
+
+
+def random_batch(
+    term: str,
+    counts: list[int],
+    n1: int = 5,
+    longest: int = 6,
+    groups: int | None = None,
+    ties: bool = False,
+    seed: int = 0,
+) -> Batch:
+    """``ties``: components of -1/4, 0 and 1/4, whose products are exact and often equal.
+
+    ``groups``: so many different ones, instead of one a pair.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    total = sum(counts)
+
+    def draw(*shape: int) -> Tensor:
+        if ties:
+            return torch.randint(-1, 2, (*shape, D), generator=generator).double() / 4
+        return F.normalize(torch.randn(*shape, D, generator=generator, dtype=torch.float64), dim=-1)
+
+    lengths = torch.randint(1, longest + 1, (total,), generator=generator)
+    initial = TERMS[term].parameters(D)
+    batch = Batch(
+        draw(total, n1),
+        draw(int(lengths.sum())),
+        lengths,
+        draw(total),
+        draw(total),
+        torch.tensor([7.0], dtype=torch.float64),
+        {
+            name: value.double() + 0.3 * torch.randn(value.shape, generator=generator, dtype=torch.float64)
+            for name, value in initial.items()
+        },
+        torch.arange(total) if groups is None else torch.randint(0, groups, (total,), generator=generator),
+        counts,
+    )
+    for leaf in batch.leaves().values():
+        leaf.requires_grad_()
+    return batch
+
+
+def run(term: str, batch: Batch, rank: int | None = None, **changes: Any) -> LossOutput:
+    """The term alone, on one process or as ``rank`` of many."""
+    group = batch.group if rank is None else batch.group[batch.rows(rank)[0]]
+    return Loss({term: 1.0}, settings(**changes))(batch.encoded(rank), group)

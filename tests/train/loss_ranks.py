@@ -1,0 +1,53 @@
+"""What each rank of test_loss_terms.py does: a term on W ranks and its definition for the whole batch, compared."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from filip.train.losses import TERMS
+from tests.support.ranks import Cases
+from tests.train.loss_batches import random_batch, run
+from tests.train.loss_references import REFERENCES
+
+PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
+
+
+def cases(ranks: int) -> Cases:
+    return {
+        f"{term}, {exchange}": partial(as_one_process, term=term, exchange=exchange)
+        for term in TERMS
+        for exchange in ("gather", "ring")
+    }
+
+
+def as_one_process(rank: int, ranks: int, *, term: str, **changes: Any) -> None:
+    """Value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
+    counts = PAIRS[:ranks]
+    batch, alone = (random_batch(term, counts, groups=sum(counts) - 2) for _ in range(2))
+    # With unequal shares the mean over ranks is the mean over pairs only if each rank counts by its pairs.
+    weight = counts[rank] * ranks / sum(counts)
+    output = run(term, batch, rank, **changes)
+    (output.loss * weight).backward()
+    expected = REFERENCES[term](alone)
+    expected.backward()
+    total = output.loss.detach() * weight / ranks
+    dist.all_reduce(total)
+    torch.testing.assert_close(total, expected.detach())
+    pairs, tokens = batch.rows(rank)
+    wanted = alone.leaves()
+    for name, leaf in batch.leaves().items():
+        whole = wanted[name].grad
+        if whole is None:
+            assert leaf.grad is None, name
+            continue
+        assert leaf.grad is not None, name
+        if name == "scale" or name.startswith("parameters."):
+            dist.all_reduce(leaf.grad)
+            torch.testing.assert_close(leaf.grad / ranks, whole)
+        else:
+            own = tokens if name == "text" else pairs
+            torch.testing.assert_close(leaf.grad[own] / ranks, whole[own])

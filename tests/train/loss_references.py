@@ -1,0 +1,71 @@
+"""The terms of the loss written out from their papers, pair by pair, in float64: what the tests compare with."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.train.loss_batches import Batch
+
+Matrices = tuple[Tensor, Tensor]  # s^I and s^T [images, texts]
+Maximum = Callable[[Tensor], Tensor]  # over the last dimension
+
+
+def hard_maximum(similarity: Tensor) -> Tensor:
+    """Of several equal ones the first takes the whole gradient."""
+    return similarity.gather(-1, similarity.argmax(dim=-1, keepdim=True))[..., 0]
+
+
+def token_wise_matrices(batch: Batch, maximum: Maximum = hard_maximum) -> Matrices:
+    pairs = [[image @ caption.T for caption in batch.captions()] for image in batch.image]
+    i2t = [torch.stack([maximum(s).mean() for s in row]) for row in pairs]
+    t2i = [torch.stack([maximum(s.T).mean() for s in row]) for row in pairs]
+    return torch.stack(i2t), torch.stack(t2i)
+
+
+def cross_entropy(i2t: Tensor, t2i: Tensor, batch: Batch) -> Tensor:
+    """CLIP's, with the target 1 / #positives for each positive."""
+    target = batch.positives().double()
+    target = target / target.sum(dim=1, keepdim=True)
+    halves = [-(target * F.log_softmax(batch.scale * s, dim=1)).sum(dim=1).mean() for s in (i2t, t2i.T)]
+    return (halves[0] + halves[1]) / 2
+
+
+def token_wise(batch: Batch) -> Tensor:
+    return cross_entropy(*token_wise_matrices(batch), batch)
+
+
+def pooled(batch: Batch) -> Tensor:
+    similarity = batch.image_vector @ batch.text_vector.T
+    return cross_entropy(similarity, similarity, batch)
+
+
+def sigmoid_of(similarity: Tensor, bias: Tensor, batch: Batch) -> Tensor:
+    """SigLIP (Zhai et al., 2023), equation 1 there: the sum over all pairs, over the number of images."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i, row in enumerate(similarity):
+        for j, value in enumerate(row):
+            z = 1 if batch.group[i] == batch.group[j] else -1
+            total = total - F.logsigmoid(z * (batch.scale * value + bias))[0]
+    return total / len(similarity)
+
+
+def sigmoid(batch: Batch) -> Tensor:
+    return sigmoid_of(batch.image_vector @ batch.text_vector.T, batch.parameters["sigmoid_bias"], batch)
+
+
+def token_wise_sigmoid(batch: Batch) -> Tensor:
+    i2t, t2i = token_wise_matrices(batch)
+    bias = batch.parameters["token_wise_sigmoid_bias"]
+    return (sigmoid_of(i2t, bias, batch) + sigmoid_of(t2i.T, bias, batch)) / 2
+
+
+REFERENCES: dict[str, Callable[[Batch], Tensor]] = {
+    "token_wise": token_wise,
+    "pooled": pooled,
+    "sigmoid": sigmoid,
+    "token_wise_sigmoid": token_wise_sigmoid,
+}
