@@ -7,6 +7,7 @@ PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
                && { command -v $$p; break; }; done)
 STUDY     ?= demo
 CORES     ?= $(shell nproc)
+PORT      ?= 6006
 RESULTS   := results/$(STUDY)
 SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
              $(if $(SEEDS),--config seeds=$(SEEDS))
@@ -17,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint docs clean dry-run tensorboard
+.PHONY: help setup demo test test-quick lint docs clean dry-run tensorboard snakemake-report
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -39,7 +40,6 @@ $(VENV)/.installed: pyproject.toml
 demo: setup  ## run the whole pipeline, download to report, on the embedded demo corpus
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(SNAKEMAKE)
-	@$(MAKE) --no-print-directory $(RESULTS)/report.html
 	@echo
 	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo
@@ -47,14 +47,15 @@ demo: setup  ## run the whole pipeline, download to report, on the embedded demo
 	@echo "tables       $(RESULTS)/tables/"
 	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
 
-$(RESULTS)/report.html: $(RESULTS)/summary.json
-	@$(SNAKEMAKE) --report $@
+snakemake-report: setup  ## Snakemake's own report of STUDY: the DAG, run times, and every table and figure as a file
+	@$(SNAKEMAKE) --report $(RESULTS)/report-snakemake.html
 
 dry-run: setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
 	@$(SNAKEMAKE) -n
 
 tensorboard: setup  ## show the training curves of STUDY=demo in a browser
-	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs
+	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"
+	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
 lint: setup  ## ruff, mypy and snakemake --lint
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy

@@ -51,7 +51,7 @@ localrules:
 
 rule all:
     input:
-        f"{RESULTS}/summary.json",
+        f"{RESULTS}/report.html",
     default_target: True
 
 

@@ -373,10 +373,11 @@ class WorkflowStudy(Study):
 
     @property
     def figures(self) -> list[str]:
-        """Names of the figures, as filip.report.figures writes them."""
+        """File names of the figures, as filip.report.figures writes them."""
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
         efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
-        return ["loss_curves", "funnel", "augmentation", "recall", "confusion", *ablation, *efficiency]
+        plots = ["loss_curves", "funnel", "recall", "confusion", *ablation, *efficiency]
+        return [*(f"{name}.svg" for name in plots), "augmentation.png"]
 
     def report_cards(self) -> list[str]:
         """The cards of all benchmarks: tables take titles and metrics from them."""

@@ -9,6 +9,8 @@ model by the share of names that point at their thing, ties broken by how clearl
 
 from __future__ import annotations
 
+import base64
+import io
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +26,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures import INK, Cell, sheet
 from filip.eval.scene_pointing import PointedScene, point, pointed_scenes
-from filip.files import replacing
+from filip.files import replacing, write_json
 
 Colour = tuple[int, int, int]
 COLOURS: tuple[Colour, ...] = (
@@ -52,6 +54,9 @@ class SceneSheet:
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")
     picture: str = option(MISSING, "the sheet (PNG)")
+    parts: str | None = option(
+        None, "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none"
+    )
     each: int = option(1, "scenes of each kind: best, median and worst")
     measure: int = option(1000, "scenes to choose from, the first of the set")
     title: str = option("Where each name is seen", "title of the sheet")
@@ -68,19 +73,27 @@ def main(config: SceneSheet) -> None:
     data = open_set(card, config.root)
     encoders = [load_encoder(model, None, config.device) for model in config.models]
     pointed = list(pointed_scenes(encoders[-1], card, data, config.measure))
-    cells = []
+    cells, parts = [], []
     whole = [scene for scene in pointed if len(scene.counted) == len(scene.names)]
     for kind, scene in chosen(whole, config.each):
         by_model = [*(point(encoder, [scene.sample])[0] for encoder in encoders[:-1]), scene]
         picture = _with_outlines(_enlarged(scene.sample, _size(scene)), scene.sample)
-        cells.append(Cell(picture, kind, coloured_caption(scene.sample)))
+        caption = coloured_caption(scene.sample)
+        cells.append(Cell(picture, kind, caption))
+        seen_by = []
         for label, seen in zip(config.labels, by_model, strict=True):
             title = f"{label}: {sum(seen.right)} of {len(seen.counted)} names"
             cells.append(Cell(tinted(seen), title))
+            right = {"right": sum(seen.right), "names": len(seen.counted)}
+            seen_by.append({"label": label, **right, "picture": _webp(cells[-1].picture)})
+        words = [{"word": word, "colour": None if c == INK else list(c)} for word, c in caption]
+        parts.append({"kind": kind, "caption": words, "picture": _webp(picture), "models": seen_by})
     note = NOTE.format(count=len(whole), model=config.labels[-1])
     page = sheet(cells, 1 + len(encoders), config.title, note, cell_width=CELL, gap=18)
     with replacing(config.picture) as part:
         page.save(part, format="PNG")
+    if config.parts is not None:
+        write_json(config.parts, {"title": config.title, "rule": note, "scenes": parts})
 
 
 def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, PointedScene]]:
@@ -101,6 +114,15 @@ def margin(scene: PointedScene) -> float:
         own = scene.owner == n
         found.append(float(heat[own].max() - heat[~own].max(initial=-1.0)))
     return float(np.mean(found))
+
+
+def _webp(picture: Image.Image) -> str:
+    """A picture as base64 of a WebP file."""
+    stored = io.BytesIO()
+    picture.resize((CELL, round(CELL * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
+        stored, format="WEBP", quality=82
+    )
+    return base64.b64encode(stored.getvalue()).decode("ascii")
 
 
 # ---- drawing -------------------------------------------------------------------------------------------

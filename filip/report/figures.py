@@ -1,7 +1,8 @@
 """The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
 Always written: loss_curves, funnel, augmentation, recall, confusion; component_ablation and efficiency where the
-study has them. PNG; with ``vector=true`` the plots also as SVG. A figure without data says what is missing.
+study has them. SVG (augmentation: PNG); with ``png=true`` the plots also as PNG. A figure without data says what is
+missing. A run has the same colour in all of them.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots
+from filip.report.looks import looks
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.report.table import Table
@@ -39,7 +41,7 @@ class Figures:
     )
     image_size: int | None = option(None, "side of the augmented previews; the training's if null")
     previews: int = option(8, "samples in the augmentation preview")
-    vector: bool = option(False, "write the plots as SVG too")
+    png: bool = option(False, "write the plots as PNG too")
 
 
 def main(config: Figures) -> None:
@@ -48,19 +50,22 @@ def main(config: Figures) -> None:
     out = Path(config.out_dir or results.folder / "figures")
     tables = results.tables()
     out.mkdir(parents=True, exist_ok=True)
+    look = looks(study)
     figures = {
-        "loss_curves": plots.curves(training_logs(study, results)),
+        "loss_curves": plots.curves(
+            training_logs(study, results), {study.label(r): found for r, found in look.items()}
+        ),
         "funnel": plots.funnel(results.funnel()),
     }
     if "component_ablation" in tables:
-        figures["component_ablation"] = plots.ablation_bars(tables["component_ablation"])
+        figures["component_ablation"] = plots.ablation_bars(tables["component_ablation"], look)
     if "efficiency_ablation" in tables:
-        figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"])
+        figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"], look)
     recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])
-    figures["recall"] = plots.recall_curves(recalls)
+    figures["recall"] = plots.recall_curves(recalls, look)
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
-        _save(figure, out / name, config.vector)
+        _save(figure, out / name, config.png)
     _save_image(_preview(study, results, config), out / "augmentation.png")
 
 
@@ -72,7 +77,8 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
         if entry and entry["tasks"]:
             label = study.label(run) + (", first seed" if len(study.replicas(run)) > 1 else "")
             named = {name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["tasks"]}
-            return plots.confusions({named[name]: task for name, task in entry["tasks"].items()}, label)
+            shown = {named[name]: task for name, task in entry["tasks"].items()}
+            return plots.confusions(shown, label, looks(study)[run])
     return plots.confusions({}, "")
 
 
@@ -130,13 +136,13 @@ def _trained(study: Study, results: Results) -> dict[str, Any]:
     return next(iter([*augmented, *settings]), {})
 
 
-def _save(figure: Figure, stem: Path, vector: bool) -> None:
-    for extension in ("png", "svg") if vector else ("png",):
+def _save(figure: Figure, stem: Path, png: bool) -> None:
+    for extension in ("svg", "png") if png else ("svg",):
         with replacing(stem.with_suffix(f".{extension}")) as part:
             # Without the date, so that equal results give equal files.
             metadata = {"Date": None} if extension == "svg" else {}
             figure.savefig(part, format=extension, metadata=metadata)
-    say(str(stem.with_suffix(".png")))
+    say(str(stem.with_suffix(".svg")))
 
 
 def _save_image(image: Image.Image, path: Path) -> None:

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
+from filip.report.looks import Look
 from filip.report.table import Cell, Column, Row, Table
 
-COLOURS = ["#0b57a4", "#d1495b", "#2a9d8f", "#e9a03b", "#7b5ea7", "#5c677d", "#8ab17d", "#b56576"]
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
+KEPT, DROPPED = "#4a6b8a", "#b4603f"  # of the funnel: no model's colours
+Looks = Mapping[str, Look]  # by run
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
     "font.size": 9.5,
@@ -32,6 +34,8 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "savefig.dpi": 150,
+    "svg.fonttype": "none",  # letters stay letters
+    "svg.hashsalt": "filip",  # equal results give equal files
 }
 
 
@@ -55,14 +59,15 @@ PANELS = [  # key in log.jsonl, title, factor
 ]
 
 
-def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
-    """Training curves of several runs. logs: {label: one list of log.jsonl's lines per seed, each with "step"}.
+def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
+    """Training curves of several runs. logs: {label: one list of log.jsonl's lines per seed, each with "step"}; looks
+    by label.
 
     Of several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
     """
     figure, axes = _grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
-        for colour, (label, seeds) in zip(itertools.cycle(COLOURS), logs.items(), strict=False):
+        for label, seeds in logs.items():
             series = [
                 points
                 for lines in seeds
@@ -70,7 +75,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
             ]
             if series:
                 noisy = key.split("/")[0] in ("loss", "accuracy", "speed")
-                _curve(axis, series, colour, label, noisy)
+                _curve(axis, series, looks.get(label, Look()), label, noisy)
         axis.set_title(title)
         axis.set_xlabel("step")
         axis.grid(True, axis="y")
@@ -82,15 +87,16 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]]) -> Figure:
     return figure
 
 
-def _curve(axis: Axes, series: list[dict[int, float]], colour: str, label: str, noisy: bool) -> None:
+def _curve(axis: Axes, series: list[dict[int, float]], look: Look, label: str, noisy: bool) -> None:
     """One run: the mean over its seeds, smoothed where it is noisy, with what was measured faintly behind it."""
     if noisy or len(series) > 1:
         for points in series:
-            axis.plot(list(points), list(points.values()), color=colour, alpha=0.28, linewidth=1)
+            axis.plot(list(points), list(points.values()), color=look.colour, alpha=0.28, linewidth=1)
     steps = sorted(set.intersection(*map(set, series))) or sorted(series[0])
     values = np.mean([[points.get(step, np.nan) for step in steps] for points in series], axis=0)
     label = f"{label} (mean of {len(series)} seeds)" if len(series) > 1 else label
-    axis.plot(steps, _smooth(values) if noisy else values, color=colour, linewidth=1.8, label=label)
+    drawn = _smooth(values) if noisy else values
+    axis.plot(steps, drawn, look.line, color=look.colour, linewidth=1.8, label=label)
 
 
 def _no_data(axis: Axes, reason: str) -> None:
@@ -137,11 +143,11 @@ def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
     """One stage: what it kept in blue, what it dropped in shades of red, the reasons at the right."""
     whole = max(stage["in"], 1)
     kept = stage["out"] / whole
-    axis.barh(y, kept, height=1.7, color=COLOURS[0])
+    axis.barh(y, kept, height=1.7, color=KEPT)
     filled = kept
     dropped = stage["dropped"]
     for shade, count in zip(np.linspace(0.9, 0.4, max(1, len(dropped))), dropped.values(), strict=False):
-        axis.barh(y, count / whole, left=filled, height=1.7, color=COLOURS[1], alpha=shade)
+        axis.barh(y, count / whole, left=filled, height=1.7, color=DROPPED, alpha=shade)
         filled += count / whole
     counted = f"{stage['out']:,} of {stage['in']:,} {stage.get('unit', 'pairs')} kept ({100 * kept:.1f} %)"
     inside = kept > 0.45
@@ -162,7 +168,7 @@ def _words(name: str) -> str:
 # ---- tables as pictures --------------------------------------------------------------------------------
 
 
-def ablation_bars(table: Table) -> Figure:
+def ablation_bars(table: Table, looks: Looks) -> Figure:
     """The component ablation: one panel per column, one bar per run, 95 % intervals, chance as a line."""
     across = min(5, max(1, len(table.columns)))
     down = -(-len(table.columns) // across)
@@ -170,7 +176,7 @@ def ablation_bars(table: Table) -> Figure:
     figure, axes = _grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
     for axis, column in zip(axes, table.columns, strict=False):
         for number, row in enumerate(rows):
-            _bar(axis, number, table.cell(row, column))
+            _bar(axis, number, table.cell(row, column), looks.get(row.run or "", Look()))
         axis.set_yticks(range(len(rows)), [row.label for row in rows] if axis in axes[::across] else [])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_title(f"{column.group}\n{column.title}" if column.group else column.title, fontsize=8.5)
@@ -184,7 +190,7 @@ def ablation_bars(table: Table) -> Figure:
     return figure
 
 
-def _bar(axis: Axes, position: int, cell: Cell) -> None:
+def _bar(axis: Axes, position: int, cell: Cell, look: Look) -> None:
     """One run of the ablation in one column: its value with interval and chance, or that it was not run."""
     if not isinstance(cell.value, int | float):
         box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
@@ -199,7 +205,7 @@ def _bar(axis: Axes, position: int, cell: Cell) -> None:
         position,
         value,
         xerr=np.clip(error, 0, None) if error else None,
-        color=COLOURS[position % len(COLOURS)],
+        color=look.colour,
         height=0.68,
         error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
     )
@@ -207,10 +213,11 @@ def _bar(axis: Axes, position: int, cell: Cell) -> None:
         axis.axvline(100 * cell.chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
 
 
-def efficiency_scatter(table: Table) -> Figure:
+def efficiency_scatter(table: Table, looks: Looks) -> Figure:
     """Time, memory and accuracy of the rows against each other; time and memory relative to the block's first row.
 
-    Filled circles are measured here, hollow squares are published.
+    Filled circles are measured here, in the colour of the run with the same loss; hollow squares are published. Each
+    point is named beside it.
     """
     figure, axes = _grid(1, 3, 14, 5.4)
     measure = next((column for column in table.columns if column.unit == "percent"), None)
@@ -220,10 +227,16 @@ def efficiency_scatter(table: Table) -> Figure:
     titles = ("Memory against time", "Accuracy against time", "Accuracy against memory")
     pairs = ((time, memory), (time, accuracy), (memory, accuracy))
     for axis, title, (across, up) in zip(axes, titles, pairs, strict=True):
-        for row, colour in _coloured(table):
+        for row in table.rows:
             x, y = (row.cells.get(key, Cell()).value for key, *_ in (across, up))
             if isinstance(x, int | float) and isinstance(y, int | float):
-                _point(axis, row, x * across[2], y * up[2], colour)
+                _point(axis, row, x * across[2], y * up[2], looks)
+                if up is accuracy and (bounds := row.cells[up[0]].ci95):
+                    reach = [[(y - bounds[0]) * up[2]], [(bounds[1] - y) * up[2]]]
+                    colour = looks.get(row.run or "", Look()).colour
+                    axis.errorbar(
+                        x, y * up[2], np.clip(reach, 0, None), ecolor=colour, elinewidth=1.2, fmt="none"
+                    )
         axis.set_title(title)
         axis.set_xlabel(across[1])
         axis.set_ylabel(up[1])
@@ -235,23 +248,17 @@ def efficiency_scatter(table: Table) -> Figure:
         if up is memory:
             _ratio_axis(axis, "y")
         axis.grid(True)
-    _legend_of_all(figure, axes, 5)
+    figure.supxlabel("filled: measured here; hollow squares: published", fontsize=8.5, color=MUTED)
     return figure
 
 
-def _coloured(table: Table) -> list[tuple[Row, str]]:
-    """Each row with its colour; published rows start from the first colour again."""
-    measured = [row for row in table.rows if row.kind != "paper"]
-    published = [row for row in table.rows if row.kind == "paper"]
-    return [
-        (row, COLOURS[number % len(COLOURS)])
-        for rows in (measured, published)
-        for number, row in enumerate(rows)
-    ]
-
-
-def _point(axis: Axes, row: Row, x: float, y: float, colour: str) -> None:
+def _point(axis: Axes, row: Row, x: float, y: float, looks: Looks) -> None:
     paper = row.kind == "paper"
+    colour = MUTED if paper else looks.get(row.run or "", Look()).colour
+    name = f"{row.label} (paper)" if paper else row.label
+    axis.annotate(
+        name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, color=MUTED if paper else INK
+    )
     axis.scatter(
         [x],
         [y],
@@ -259,14 +266,17 @@ def _point(axis: Axes, row: Row, x: float, y: float, colour: str) -> None:
         marker="s" if paper else "o",
         facecolors="none" if paper else colour,
         edgecolors=colour,
-        label=f"{row.label} (published)" if paper else row.label,
         zorder=3,
     )
 
 
 def _ratio_axis(axis: Axes, which: str) -> None:
     """A logarithmic axis in plain numbers, never narrower than a quarter up and down: noise should look like noise."""
-    values = [float(np.asarray(mark.get_offsets())[0, int(which == "y")]) for mark in axis.collections]
+    values = [
+        float(np.asarray(mark.get_offsets())[0, int(which == "y")])
+        for mark in axis.collections
+        if isinstance(mark, PathCollection)
+    ]
     low, high = min(0.8, 0.88 * min(values)), max(1.25, 1.14 * max(values))
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100]
@@ -295,7 +305,7 @@ def _legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: st
         )
 
 
-def recall_curves(table: Table) -> Figure:
+def recall_curves(table: Table, looks: Looks) -> Figure:
     """Recall against k of every run of a table: a row of panels per benchmark, both ways.
 
     Columns other than recall, ``<benchmark>_<direction>_r<k>``, are skipped. Bars are 95 % intervals, dashes chance.
@@ -308,7 +318,7 @@ def recall_curves(table: Table) -> Figure:
     down = max(1, -(-len(panels) // 2))
     figure, axes = _grid(down, 2, 11, 0.6 + 3.5 * down)
     for axis, columns in zip(axes, panels.values(), strict=False):
-        _recall_panel(axis, table, columns)
+        _recall_panel(axis, table, columns, looks)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[-2:]:
@@ -317,27 +327,29 @@ def recall_curves(table: Table) -> Figure:
     return figure
 
 
-def _recall_panel(axis: Axes, table: Table, columns: list[Column]) -> None:
+def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks) -> None:
     """Recall against k on one benchmark, in one direction: a line per run, and chance."""
     ks = [int(column.key.rpartition("_r")[2]) for column in columns]
-    rows = [row for row in table.rows if row.kind != "paper"]
+    rows = [r for r in table.rows if r.kind != "paper" and table.cell(r, columns[0]).value is not None]
     chance: list[float | None] = []
     for number, row in enumerate(rows):
         cells = [table.cell(row, column) for column in columns]
         values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
         if len(values) < len(cells):
             continue
-        colour = COLOURS[number % len(COLOURS)]
+        look = looks.get(row.run or "", Look())
         percent = 100 * np.array(values)
-        axis.plot(ks, percent, "o-", color=colour, label=row.label, linewidth=1.6, markersize=4)
+        shifted = np.array(ks) + 0.13 * (number - (len(rows) - 1) / 2)  # so that bars do not overlap
+        axis.plot(
+            shifted, percent, f"o{look.line}", color=look.colour, label=row.label, linewidth=1.6, markersize=4
+        )
         bounds = [cell.ci95 for cell in cells if cell.ci95]
         if len(bounds) == len(cells):
             reach = np.abs(100 * np.array(bounds).T - percent)
-            shifted = np.array(ks) + 0.13 * (number - (len(rows) - 1) / 2)  # so that bars do not overlap
-            axis.errorbar(shifted, percent, reach, fmt="none", ecolor=colour, elinewidth=1.1, capsize=2)
+            axis.errorbar(shifted, percent, reach, fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2)
         chance = chance or [cell.chance for cell in cells]
     if chance and None not in chance:
-        axis.plot(ks, [100 * c for c in chance if c is not None], "--", color=MUTED, label="chance")
+        axis.plot(ks, [100 * c for c in chance if c is not None], ":", color=MUTED, label="chance")
     if not axis.lines:
         _no_data(axis, "not run yet")
     axis.set_title(columns[0].group)
@@ -347,7 +359,9 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column]) -> None:
     axis.grid(True, axis="y")
 
 
-def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, most: int = 12) -> Figure:
+def confusions(
+    tasks: Mapping[str, Mapping[str, Any]], label: str, look: Look | None = None, most: int = 12
+) -> Figure:
     """The most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
 
     Where no pair of classes stands out (few images a class), the classes that are most often predicted wrongly.
@@ -363,7 +377,7 @@ def confusions(tasks: Mapping[str, Mapping[str, Any]], label: str, most: int = 1
             counts = [(_short(predicted, 40), times) for predicted, times in task["overpredicted"]]
             meaning = "images of other classes taken for this one"
         names, times = [name for name, _ in counts[:most]], [n for _, n in counts[:most]]
-        axis.barh(range(len(names)), times, color=COLOURS[1], height=0.7)
+        axis.barh(range(len(names)), times, color=(look or Look()).colour, height=0.7)
         axis.set_yticks(range(len(names)), names, fontsize=7.5)
         axis.set_ylim(most - 0.4, -0.6)
         axis.set_title(f"{title}: {100 * task['value']:.1f} %")

@@ -39,6 +39,10 @@ class Results:
         content = self._read(self.folder / "funnel.json")
         return content if isinstance(content, list) else list((content or {}).get("stages", []))
 
+    def scenes(self) -> dict[str, Any] | None:
+        """``eval/scenes_compared.json``: scenes as the models see them, with pictures (filip.eval.scene_sheet)."""
+        return self._read(self.folder / "eval" / "scenes_compared.json")
+
     def tables(self) -> dict[str, Table]:
         """The tables by name, from ``tables/tables.json``. Raises UserError if the tables were not written yet."""
         file = self.folder / "tables" / "tables.json"

@@ -33,6 +33,7 @@ def record_start(run_dir: Path, config: TrainConfig, step: int, world_size: int)
         "world_size": world_size,
         "commit": commit(),
         "versions": versions(),
+        "machine": machine(),
         "config": asdict(config),
     }
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -41,6 +42,15 @@ def record_start(run_dir: Path, config: TrainConfig, step: int, world_size: int)
     write_json(run_dir / "config.json", entry["config"])
     (run_dir / FINISHED).unlink(missing_ok=True)
     return entry
+
+
+def machine() -> str:
+    """What a run is trained on, in words; the same on every machine of that kind."""
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
 def record_finish(

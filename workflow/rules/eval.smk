@@ -174,12 +174,13 @@ rule scene_sheet:
         cards=STUDY.cards("scene_pointing"),
         corpus=STUDY.benchmark_files(),
     output:
-        report(
+        picture=report(
             f"{RESULTS}/eval/scenes_compared.png",
             caption="../report/scenes.rst",
             category="Word-patch alignment",
             labels={"run": "scenes, beside each other"},
         ),
+        parts=f"{RESULTS}/eval/scenes_compared.json",
     params:
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
         labels=STUDY.quoted_labels("scene_pointing"),
@@ -193,7 +194,7 @@ rule scene_sheet:
         "../envs/filip.yaml"
     shell:
         "python -m filip.eval.scene_sheet 'models={params.models}' {params.labels} root={params.root}"
-        " card={params.card} picture={output} > {log} 2>&1"
+        " card={params.card} picture={output.picture} parts={output.parts} > {log} 2>&1"
 
 
 # The paper's alignment figure, with all models of the alignment table side by side.

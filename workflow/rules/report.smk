@@ -1,4 +1,4 @@
-# From JSON files to what people read: tables, figures, one summary. Snakemake's own HTML report embeds them.
+# From JSON files to what people read: tables, figures, one summary, one page. Snakemake's own report embeds them.
 
 EVALUATIONS = [
     f"{RESULTS}/eval/{run}/{protocol}.json"
@@ -6,7 +6,7 @@ EVALUATIONS = [
     for run in STUDY.evaluated_by(protocol)
 ]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
-COMPARED += [f"{RESULTS}/eval/scenes_compared.png"] if len(STUDY.rows("scene_pointing")) > 1 else []
+SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if len(STUDY.rows("scene_pointing")) > 1 else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )
@@ -60,7 +60,7 @@ rule figures:
         funnel=f"{RESULTS}/funnel.json",
     output:
         report(
-            expand(f"{RESULTS}/figures/{{figure}}.png", figure=STUDY.figures),
+            [f"{RESULTS}/figures/{figure}" for figure in STUDY.figures],
             caption="../report/figures.rst",
             category="Figures",
         ),
@@ -79,19 +79,11 @@ rule figures:
 
 rule summary:
     input:
-        rules.figures.output,
-        COMPARED,
         tables=rules.tables.output.data,
         funnel=f"{RESULTS}/funnel.json",
         study=STUDY.config_file,
-        attribution=f"{STUDY.corpus}/attribution.json" if STUDY.corpus_builder else [],
     output:
-        summary=f"{RESULTS}/summary.json",
-        page=report(
-            f"{RESULTS}/summary.html",
-            caption="../report/summary.rst",
-            category="Overview",
-        ),
+        f"{RESULTS}/summary.json",
     params:
         results=lambda wildcards, input: Path(input.study).parent,
     log:
@@ -99,5 +91,31 @@ rule summary:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.summary study={input.study} results={params.results} page={output.page}"
-        " out={output.summary} > {log} 2>&1"
+        "python -m filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
+
+
+rule page:
+    input:
+        COMPARED,
+        SCENES,
+        figures=rules.figures.output,
+        summary=rules.summary.output,
+        tables=rules.tables.output.data,
+        study=STUDY.config_file,
+        attribution=f"{STUDY.corpus}/attribution.json" if STUDY.corpus_builder else [],
+    output:
+        report(
+            f"{RESULTS}/report.html",
+            caption="../report/page.rst",
+            category="Overview",
+        ),
+    params:
+        results=lambda wildcards, input: Path(input.study).parent,
+        figures=lambda wildcards, input: Path(input.figures[0]).parent,
+    log:
+        f"{RESULTS}/logs/page.log",
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
+        " out={output} > {log} 2>&1"

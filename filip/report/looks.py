@@ -1,0 +1,50 @@
+"""One colour per model, the same in every figure and on the report's page."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from filip.report.rows.cells import Study
+
+# As in templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
+COLOURS = ["#c2562c", "#1f63b5", "#23857a", "#a3720b", "#7a56a8", "#56606f", "#5d7f2f", "#a8466a"]
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a run is drawn. tuned: a fine-tuning, in the colour of the run that it starts from, dashed."""
+
+    number: int = 5
+    tuned: bool = False
+
+    @property
+    def colour(self) -> str:
+        return COLOURS[self.number % len(COLOURS)]
+
+    @property
+    def line(self) -> str:
+        return "--" if self.tuned else "-"
+
+
+def looks(study: Study) -> dict[str, Look]:
+    """The look of every run, fine-tuning, peer and efficiency row of a study, by name.
+
+    Runs are coloured in their order, the replicas of a run as the run; an efficiency row as the run whose accuracy it
+    shows, or else as the first run with its interaction.
+    """
+    replicas = {member: run for run in study.runs for member in study.replicas(run)[1:]}
+    own = [run for run in study.runs if run not in replicas]
+    found = {run: Look(number) for number, run in enumerate(own)}
+    found |= {member: found[run] for member, run in replicas.items()}
+    found |= {name: Look(found[tune["from"]].number, True) for name, tune in study.fine_tunes.items()}
+    found |= {peer: Look(len(own) + number) for number, peer in enumerate(study.peers)}
+    by_interaction: dict[bool, Look] = {}
+    for run in own:
+        by_interaction.setdefault(_pooled(study.runs[run]), found[run])
+    for name, row in study.efficiency.items():
+        found[name] = found.get(row.get("accuracy_of") or "") or by_interaction.get(_pooled(row), Look())
+    return found
+
+
+def _pooled(entry: dict[str, object]) -> bool:
+    return "model.interaction=pooled" in (entry.get("overrides") or [])  # type: ignore[operator]
