@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
@@ -101,11 +100,11 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     return {
         "study": study.name,
         "title": study.title,
-        "style": Markup(style() + (TEMPLATES / "report.css").read_text(encoding="utf-8")),
+        "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
         "verdict": verdict(found, ratio),
         "tally": _tally_sentence(compared),
         "tiles": tiles(found, cost_tile, look),
-        "forest": Markup(forest(compared, look) + forest(compared, look, narrow=True)) if compared else None,
+        "forest": forest(compared, look) + forest(compared, look, narrow=True) if compared else None,
         "forest_note": _forest_note(compared),
         "keys": _keys(compared, look),
         "scenes": scenes,
@@ -115,18 +114,18 @@ def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
             {
                 "title": table.title,
                 "count": f"{sum(row.kind != 'paper' for row in table.rows)} rows",
-                "html": Markup(table_html(table, [n for n in table.notes if n not in common])),
+                "html": table_html(table, [n for n in table.notes if n not in common]),
             }
             for table in tables.values()
         ],
         "figures": [
-            {"title": title, "svg": Markup(inline_svg(text, name))}
+            {"title": title, "svg": inline_svg(text, name)}
             for name, title in FIGURES.items()
             if (text := _read(figures / f"{name}.svg"))
         ],
         "funnel": whole["funnel"],
         "funnel_count": f"{len(whole['funnel'])} stages",
-        "funnel_svg": Markup(inline_svg(text, "funnel")) if (text := _read(figures / "funnel.svg")) else None,
+        "funnel_svg": inline_svg(text, "funnel") if (text := _read(figures / "funnel.svg")) else None,
         "folded": _folded(results, figures, room),
         "stages": _stages(whole["stages"]),
         "facts": facts(study, results),
@@ -255,7 +254,7 @@ def _stages(seconds: Mapping[str, float]) -> dict[str, Any] | None:
             legend.append((kind, f"{name} {duration(sum(s for s, _ in members))}", f"({listed})"))
     return {
         "total": duration(sum(seconds.values())),
-        "bar": Markup(stage_bar(groups)),
+        "bar": stage_bar(groups),
         "legend": legend,
     }
 
