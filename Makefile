@@ -44,6 +44,7 @@ demo: setup  ## run the whole pipeline, download to report, on the embedded demo
 	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo
 	@echo "report       $(RESULTS)/report.html"
+	@test ! -f $(RESULTS)/explore.html || echo "explorer     $(RESULTS)/explore.html   (which word looks at which patch: open it in a browser)"
 	@echo "tables       $(RESULTS)/tables/"
 	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
 

@@ -144,6 +144,8 @@ def _check_tables(config: dict[str, Any]) -> None:
     for name, row in config.get("efficiency", {}).items():
         if row.get("accuracy_of"):
             _known(f"efficiency.{name}.accuracy_of", row["accuracy_of"], trained)
+    for name in config.get("explorer", {}).get("models", []):
+        _known("explorer.models", name, {**trained, **config.get("peers", {})})
 
 
 def _known(key: str, name: str, runs: dict[str, Any]) -> None:
@@ -163,6 +165,8 @@ def _check_cards(config: dict[str, Any]) -> None:
         for protocol in PROTOCOLS
         for card in config["eval"].get(protocol, [])
     }
+    if "explorer" in config:
+        benchmarks["explorer.card"] = config["explorer"]["card"]
     for names, load in ((sources, load_source), (benchmarks, load_card)):
         for key, name in names.items():
             try:

@@ -353,13 +353,28 @@ class WorkflowStudy(Study):
 
     def quoted_labels(self, table: str) -> str:
         """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""
-        names = ",".join(json.dumps(self.label(row), ensure_ascii=False) for row in self.rows(table))
+        return self._quoted_labels(self.rows(table))
+
+    def _quoted_labels(self, runs: list[str]) -> str:
+        names = ",".join(json.dumps(self.label(run), ensure_ascii=False) for run in runs)
         return shlex.quote(f"labels=[{names}]")
 
     def benchmark_files(self) -> list[str]:
         """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
         are the user's, below ``eval.root``, and the command names those that are missing."""
         return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
+
+    @property
+    def explorer(self) -> dict[str, Any] | None:
+        """What the page ``explore.html`` is made of: models, their labels (for a shell), card, count. None: no page."""
+        wanted = self.config.get("explorer")
+        return wanted and {
+            "models": [self.model(run) for run in wanted["models"]],
+            "weights": [file for run in wanted["models"] for file in self.model_file(run)],
+            "labels": self._quoted_labels(wanted["models"]),
+            "card": f"eval/{wanted['card']}.yaml",
+            "count": wanted.get("count", 500),
+        }
 
     # ---- report --------------------------------------------------------------------------------------
 

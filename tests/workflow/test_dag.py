@@ -75,6 +75,7 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
     assert counts["translate"] == len(sources)
     assert counts.get("demo_corpus", 0) == len(built)
     assert counts["summary"] == 1
+    assert counts.get("explorer", 0) == ("explorer" in config)
 
 
 @pytest.mark.slow
@@ -209,6 +210,8 @@ def test_the_report_embeds_tables_figures_and_pictures(finished: tuple[Path, Pat
     assert '<p class="verdict">' in (clone / "results/reduced/report.html").read_text()
     done = snakemake("--report", "results/reduced/report-snakemake.html", cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert 'href="explore.html"' in (clone / "results/reduced/report.html").read_text()
+    assert '"label":"FILIP"' in (clone / "results/reduced/explore.html").read_text()
     page = (clone / "results/reduced/report-snakemake.html").read_text()
     for name in ("zero_shot.html", "component_ablation.html", "funnel.svg", "alignment.png", "report.html"):
         assert name in page

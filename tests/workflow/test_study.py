@@ -12,6 +12,7 @@ import yaml
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.eval.scene_sheet import SceneSheet
+from filip.explore.export import Export
 from filip.study import PROTOCOLS, load_study, resolve
 from filip.study_checks import NOT_COMPARED, check_config
 from filip.train.engine import resolve_batching
@@ -405,6 +406,23 @@ def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict
     (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
     config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "picture=y", argument])
     assert config.labels == ["CLIP, the baseline's", "FILIP"]
+
+
+def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:
+    explorer = WorkflowStudy(demo).explorer
+    assert explorer is not None and explorer["weights"] == explorer["models"]
+    assert explorer["models"] == [f"results/demo/models/{run}.safetensors" for run in ("clip", "filip")]
+    assert compose_config(
+        Export, [shlex.split(explorer["labels"])[0], "models=[m]", "images=i", "out=o"]
+    ).labels == [
+        "CLIP",
+        "FILIP",
+    ]
+    for change, named in (({"models": ["whale"]}, "explorer.models"), ({"card": "no_such"}, "explorer.card")):
+        with pytest.raises(UserError, match=named):
+            WorkflowStudy({**demo, "explorer": {**demo["explorer"], **change}})
+    del demo["explorer"]
+    assert WorkflowStudy(demo).explorer is None
 
 
 def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:

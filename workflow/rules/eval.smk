@@ -225,3 +225,29 @@ rule compare:
     shell:
         "python -m filip.eval.compare 'models={params.models}' {params.labels} root={params.root}"
         " card={params.card} prompts={input.prompts} picture={output} > {log} 2>&1"
+
+
+# The page in which a person looks for words and patches: one file, no server.
+if STUDY.explorer:
+
+    rule explorer:
+        input:
+            weights=STUDY.explorer["weights"],
+            card=STUDY.explorer["card"],
+            corpus=STUDY.benchmark_files(),
+        output:
+            f"{RESULTS}/explore.html",
+        params:
+            models="[" + ",".join(STUDY.explorer["models"]) + "]",
+            labels=STUDY.explorer["labels"],
+            root=STUDY.evaluation["root"],
+            most=STUDY.explorer["count"],
+        log:
+            f"{RESULTS}/logs/explorer.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/explorer.tsv"
+        conda:
+            "../envs/filip.yaml"
+        shell:
+            "python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
+            " root={params.root} count={params.most} out={output} > {log} 2>&1"

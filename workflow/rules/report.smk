@@ -7,6 +7,7 @@ EVALUATIONS = [
 ]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
 SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if len(STUDY.rows("scene_pointing")) > 1 else []
+EXPLORER = [f"{RESULTS}/explore.html"] if STUDY.explorer else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency
 )
@@ -98,6 +99,7 @@ rule page:
     input:
         COMPARED,
         SCENES,
+        EXPLORER,
         figures=rules.figures.output,
         summary=rules.summary.output,
         tables=rules.tables.output.data,
