@@ -17,7 +17,8 @@ from torch import Tensor
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
-from filip.eval.encode_set import encoded_batches, size_note
+from filip.eval.datasets import Batch
+from filip.eval.encode_set import collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.options import EvalOptions
@@ -50,12 +51,19 @@ class Retrieval(EvalOptions):
 
 def main(config: Retrieval) -> None:
     """Recall of a model on several retrieval benchmarks, written as JSON."""
+    result, record = evaluate(config)
+    write_outcomes(config.out, record)
+    write_json(config.out, result)
+
+
+def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
+    """What the result file says, and the outcomes of images and captions. ``scorer``: of the model, if it is loaded."""
     for key in ("rank_texts_by", "rank_images_by"):
         if getattr(config, key) not in RANKINGS:
             raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
     cards = load_cards(config.cards, config.loader, "retrieval")
     prompts = {card.name: card_prompts(card, config) for card in cards}
-    scorer = config.scorer()
+    scorer = scorer or config.scorer()
     benchmarks = {}
     record: Record = {}
     for card in cards:
@@ -73,8 +81,7 @@ def main(config: Retrieval) -> None:
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
         "benchmarks": benchmarks,
     }
-    write_outcomes(config.out, record)
-    write_json(config.out, result)
+    return result, record
 
 
 def card_prompts(card: BenchmarkCard, config: Retrieval) -> tuple[Prompt, Prompt]:
@@ -157,29 +164,33 @@ def _record(record: Record | None, name: str, found: _Collected, recalls: Recall
 
 def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retrieval) -> _Collected:
     data = open_set(card, root)
-    features: list[Tensor] = []
     captions: list[str] = []
     owner: list[int] = []
     keys: list[str] = []
-    for images, batch in encoded_batches(scorer, data, card.name, config.batch_size, config.workers):
-        features.append(images)
-        for key, own in zip(batch.keys, batch.captions, strict=True):
+
+    def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
+        return scorer.movable(images), batch.keys, batch.captions
+
+    parts = collect(scorer, data, card.name, config.batch_size, config.workers, keep)
+    for _, of_batch, theirs in parts:
+        for key, own in zip(of_batch, theirs, strict=True):
             if not own:
                 raise UserError(f"{card.name}: image {key} has no caption")
             captions += own
             owner += [len(keys)] * len(own)
             keys.append(key)
-    return _Collected(torch.cat(features), captions, torch.tensor(owner, dtype=torch.int64), keys)
+    features = scorer.moved_back(torch.cat([images for images, *_ in parts]))
+    return _Collected(features, captions, torch.tensor(owner, dtype=torch.int64), keys)
 
 
 def _exact(
     scorer: Scorer, images: Tensor, for_texts: Texts, for_images: Texts, config: Retrieval
 ) -> tuple[Tensor, Tensor]:
     """What ranks texts and what ranks images, both [images, texts]; one pass if the prompts are the same."""
-    similarity = scorer.similarity(images, for_texts, progress=True)
+    similarity = scorer.large_similarity(images, for_texts)
     by_image = ranking(similarity, config.rank_texts_by)
     if for_images is not for_texts:
-        similarity = scorer.similarity(images, for_images, progress=True)
+        similarity = scorer.large_similarity(images, for_images)
     return by_image, ranking(similarity, config.rank_images_by)
 
 

@@ -11,7 +11,7 @@ Similarity is never pooled by accident: a token-wise model's tokens only ever me
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.sharing import ALONE, Share
 from filip.interaction import Similarity, pooled_similarity, score
+from filip.interaction.scoring import BLOCK_IMAGES
 from filip.progress import Progress
 
 
@@ -60,6 +62,7 @@ class Scorer:
     """
 
     token_wise: bool
+    share: Share = ALONE  # of the processes that evaluate together
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
         self.encoder = encoder
@@ -79,18 +82,45 @@ class Scorer:
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
-        values, lengths = [], []
+        batches = [
+            unique[start : start + self.text_batch] for start in range(0, len(unique), self.text_batch)
+        ]
         with Progress("encoding texts", "texts", len(unique)) as progress:
-            for start in range(0, len(unique), self.text_batch):
-                batch = unique[start : start + self.text_batch]
-                value, length = self.encoder.encode_texts(batch)
-                values.append(self._kept(value))
-                if length is not None:
-                    lengths.append(length.cpu())
-                progress.add(len(batch))
-        encoded = Texts(torch.cat(values), torch.cat(lengths) if lengths else None)
+
+            def encode(numbers: Iterable[int]) -> list[tuple[Tensor, Tensor | None]]:
+                found = []
+                for number in numbers:
+                    value, length = self.encoder.encode_texts(batches[number])
+                    found.append((self.movable(self._kept(value)), None if length is None else length.cpu()))
+                    progress.add(len(batches[number]))
+                return found
+
+            parts = self.share.together(len(batches), encode)
+        lengths = [length for _, length in parts if length is not None]
+        values = self.moved_back(torch.cat([value for value, _ in parts]))
+        encoded = Texts(values, torch.cat(lengths) if lengths else None)
         position = {text: i for i, text in enumerate(unique)}
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
+
+    def movable(self, features: Tensor) -> Tensor:
+        """Where they can be sent from: on the CPU if several processes evaluate together, else where they are."""
+        return features if self.share.ranks == 1 else features.cpu()
+
+    def moved_back(self, features: Tensor) -> Tensor:
+        """On the model's device, after :meth:`movable`."""
+        return features if self.share.ranks == 1 else features.to(self.encoder.device)
+
+    def large_similarity(self, images: Tensor, texts: Texts) -> Similarity:
+        """:meth:`similarity` of many images, with a progress display; processes that evaluate together share it."""
+        if self.share.ranks == 1:
+            return self.similarity(images, texts, progress=True)
+        blocks = images.split(BLOCK_IMAGES)  # as one process scores them
+
+        def score_blocks(numbers: Iterable[int]) -> list[Similarity]:
+            return [self.similarity(blocks[number], texts) for number in numbers]
+
+        parts = self.share.together(len(blocks), score_blocks)
+        return Similarity(torch.cat([p.i2t for p in parts]), torch.cat([p.t2i for p in parts]))
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         """s^I and s^T of all pairs, both [images, texts] float32 on the CPU; computed where the features are."""

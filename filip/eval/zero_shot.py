@@ -7,6 +7,7 @@ do and what numbers published for CLIP models rest on.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from torch import Tensor
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards, match_classes
-from filip.eval.encode_set import encoded_batches, size_note
+from filip.eval.datasets import Batch
+from filip.eval.encode_set import collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
 from filip.eval.options import EvalOptions
@@ -40,11 +42,18 @@ class ZeroShot(EvalOptions):
 
 def main(config: ZeroShot) -> None:
     """Zero-shot accuracy of a model on several benchmarks, written as JSON."""
+    result, record = evaluate(config)
+    write_outcomes(config.out, record)
+    write_json(config.out, result)
+
+
+def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
+    """What the result file says, and the outcome of each image. ``scorer``: of the model, if it is loaded already."""
     if config.ensemble not in ("score", "embedding"):
         raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
     cards = load_cards(config.cards, config.loader, "classification")
     ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
-    scorer = config.scorer()
+    scorer = scorer or config.scorer()
     tasks = {}
     record: Record = {}
     for card in cards:
@@ -69,8 +78,7 @@ def main(config: ZeroShot) -> None:
         "prompt_file": config.prompts,
         "tasks": tasks,
     }
-    write_outcomes(config.out, record)
-    write_json(config.out, result)
+    return result, record
 
 
 def zero_shot_task(
@@ -94,15 +102,14 @@ def zero_shot_task(
     if average == "embedding":
         texts = mean_embeddings(scorer, texts, len(ensemble))
     prompts = 1 if average == "embedding" else len(ensemble)
-    scores, labels = [], []
-    keys: list[str] = []
-    clusters: list[str] = []
-    for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
-        scores.append(class_scores(scorer, images, texts, prompts))
-        labels.append(batch.labels)
-        keys += batch.keys
-        clusters += batch.clusters
+
+    def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
+        return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
+
+    parts = collect(scorer, data, card.name, batch_size, workers, keep)
+    scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat(scores), torch.cat(labels)
+    keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
     result = measure(card, every_score, every_label, names, clusters)
     if record is not None:
         record[card.name] = outcomes(keys, clusters, every_score, every_label)

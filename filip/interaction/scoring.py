@@ -11,7 +11,7 @@ from torch import Tensor
 from filip.interaction.dispatch import late_interaction
 from filip.interaction.packing import Similarity, check_tokens, offsets_of
 
-_BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
+BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
 
 
 @torch.no_grad()
@@ -36,8 +36,8 @@ def score(
     for first in range(0, len(lengths), _BLOCK_TEXTS):
         last = min(first + _BLOCK_TEXTS, len(lengths))
         texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
-        for row in range(0, len(image_tokens), _BLOCK_IMAGES):
-            rows = slice(row, min(row + _BLOCK_IMAGES, len(image_tokens)))
+        for row in range(0, len(image_tokens), BLOCK_IMAGES):
+            rows = slice(row, min(row + BLOCK_IMAGES, len(image_tokens)))
             block = late_interaction(image_tokens[rows], texts, block_lengths, backend=backend)
             if i2t is None or t2i is None:
                 i2t = block.i2t.new_empty(len(image_tokens), len(lengths))

@@ -166,24 +166,24 @@ def save_checkpoint(
         folder.mkdir(parents=True, exist_ok=True)
         for leftover in folder.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
-    barrier()
+    barrier(ranks)
     engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
     torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
-    barrier()
+    barrier(ranks)
     if ranks.is_main:
         state.files = {path.name: _size(path) for path in sorted(aside.iterdir()) if path.is_file()}
         write_json(aside / STATE, asdict(state))
-    barrier()
+    barrier(ranks)
     if ranks.local_rank == 0:
         _to_disk(aside)
-    barrier()
+    barrier(ranks)
     if ranks.is_main:
         if final.exists():  # a rename cannot replace it; deleting it could be interrupted half-way
             os.rename(final, folder / f".old-{final.name}")
         os.rename(aside, final)
         _sync(folder)
         _prune(folder, settings)
-    barrier()
+    barrier(ranks)
     return final
 
 
@@ -230,7 +230,7 @@ def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
     Left alone they would be taken for its newest. Returns a note about it.
     """
     newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > step]
-    barrier()  # all ranks have looked
+    barrier(ranks)  # all ranks have looked
     if not newer:
         return []
     if ranks.is_main:

@@ -93,6 +93,7 @@ class EvalConfig:
     """Evaluation while training, with the cards and commands of filip.eval."""
 
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never")
+    batch_size: int = option(64, "images per forward pass; ranks take turns with the batches")
     root: str = option("results/benchmarks", "folder below which the test sets lie")
     zero_shot: list[str] = option([], "classification cards, e.g. [eval/cifar10.yaml]")
     retrieval: list[str] = option([], "retrieval cards")
@@ -173,6 +174,15 @@ class TrainConfig:
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
+    timeout_minutes: float = option(
+        30.0,
+        "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable",
+    )
+    patience_minutes: float = option(
+        240.0,
+        "how long ranks wait for what some of them do alone: comparing data and converting checkpoints (the first "
+        "rank), writing to disk, evaluating",
+    )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
     warmup_timing: int = option(5, "first steps left out of the timings of the result")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
@@ -211,7 +221,8 @@ class TrainConfig:
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "world_size",
-    "log_every", "token_keep_minimum", "optimizer.base_lr", "optimizer.temperature_lr_factor",
+    "log_every", "timeout_minutes", "patience_minutes", "eval.batch_size",
+    "token_keep_minimum", "optimizer.base_lr", "optimizer.temperature_lr_factor",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",

@@ -1,10 +1,11 @@
-"""Evaluation while training, by the same commands as afterwards, on the first rank; the others wait."""
+"""Evaluation while training, by the same functions as afterwards, shared by all ranks."""
 
 from __future__ import annotations
 
 import contextlib
-import json
+import os
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,14 @@ from filip.errors import UserError
 from filip.eval import alignment, retrieval, zero_shot
 from filip.eval.cards import load_cards
 from filip.eval.formats import open_set
+from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.prompts import load_ensemble
+from filip.eval.sharing import Share
+from filip.files import write_json
 from filip.models import save_model
 from filip.train.checkpoint import random_states, restore_random_states
 from filip.train.config import EvalConfig
-from filip.train.ranks import barrier
+from filip.train.ranks import Ranks, barrier, raise_together
 from filip.train.result import gather_to_main
 from filip.train.run import Run
 
@@ -43,64 +47,95 @@ def check_evaluation(config: EvalConfig) -> None:
 def evaluate(run: Run) -> None:
     """Evaluate the current weights; numbers and pictures go to TensorBoard.
 
-    All ranks call: the weights are gathered from them. Random states are restored afterwards, so that evaluations do
-    not change a run. A failure is logged and does not end the training.
+    All ranks call: the weights are gathered from them, and each takes every n-th batch of images and texts. Random
+    states are restored afterwards, so that evaluations do not change a run. A failure is logged and ends no training.
     """
     weights = gather_to_main(run.engine, run.ranks)
-    if run.ranks.is_main:
-        states, started = random_states(), time.perf_counter()
-        try:
-            values = _measure(run, weights)
-            run.telemetry.record(run.state.step, values)
-            shown = ", ".join(
-                f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items()
-            )
-            run.telemetry.event(
-                run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)"
-            )
-        except (UserError, OSError, RuntimeError, ValueError) as error:
-            run.telemetry.event(run.state.step, "evaluation", f"evaluation failed: {error}")
-        finally:
-            restore_random_states(states)
-    barrier()
+    states, started = random_states(), time.perf_counter()
+    try:
+        values = _measure(run, weights)
+        run.telemetry.record(run.state.step, values)
+        shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
+        run.telemetry.event(run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)")
+    except Exception as error:
+        run.telemetry.event(run.state.step, "evaluation", f"evaluation failed: {_sentence(error)}")
+    finally:
+        restore_random_states(states)
+    barrier(run.ranks)
 
 
 def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
+    """All ranks get the same numbers; the first one writes them to the files of the commands."""
     c, step = run.config.eval, run.state.step
     folder = run.folder / "eval"
     model = folder / "model.safetensors"
-    save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=weights)
+    with _alone(run.ranks):
+        if run.ranks.is_main:
+            save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=weights)
+    weights.clear()
     common: dict[str, Any] = {
         "model": str(model),
         "root": c.root,
         "prompts": c.prompts,
         "run": run.config.run,
+        "device": str(run.ranks.device),
     }
-    common["device"] = str(run.ranks.device)
     values: dict[str, float] = {}
-    quiet = contextlib.redirect_stderr(open(folder / "eval.log", "a", encoding="utf-8"))  # noqa: SIM115
-    with quiet:
+    log = folder / "eval.log" if run.ranks.is_main else Path(os.devnull)
+    with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
+        zero_shot_config = zero_shot.ZeroShot(
+            cards=c.zero_shot,
+            out=str(folder / f"zero_shot-{step:08d}.json"),
+            batch_size=c.batch_size,
+            **common,
+        )
+        with _alone(run.ranks):
+            scorer = zero_shot_config.scorer()
+        scorer.share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
         if c.zero_shot:
-            out = folder / f"zero_shot-{step:08d}.json"
-            zero_shot.main(zero_shot.ZeroShot(cards=c.zero_shot, out=str(out), **common))
-            for name, task in _read(out)["tasks"].items():
+            result, record = zero_shot.evaluate(zero_shot_config, scorer)
+            _write(run.ranks, zero_shot_config.out, result, record)
+            for name, task in result["tasks"].items():
                 values[f"eval/{name}"] = task["value"]
         if c.retrieval:
-            out = folder / f"retrieval-{step:08d}.json"
-            retrieval.main(retrieval.Retrieval(cards=c.retrieval, out=str(out), **common))
-            for name, found in _read(out)["benchmarks"].items():
+            out = str(folder / f"retrieval-{step:08d}.json")
+            retrieval_config = retrieval.Retrieval(
+                cards=c.retrieval, out=out, batch_size=c.batch_size, **common
+            )
+            result, record = retrieval.evaluate(retrieval_config, scorer)
+            _write(run.ranks, out, result, record)
+            for name, found in result["benchmarks"].items():
                 for way in ("i2t", "t2i"):
                     values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
         if c.alignment and run.engine.model.config.interaction == "token_wise":
-            out, picture = folder / f"alignment-{step:08d}.json", folder / f"alignment-{step:08d}.png"
+            chart, picture = folder / f"alignment-{step:08d}.json", folder / f"alignment-{step:08d}.png"
             settings = alignment.Alignment(
-                cards=c.alignment, out=str(out), picture=str(picture), measure=200, pairs=20, **common
+                cards=c.alignment, out=str(chart), picture=str(picture), measure=200, pairs=20, **common
             )
-            alignment.main(settings)
-            run.telemetry.images(step, "eval/alignment", np.asarray(Image.open(picture).convert("RGB")))
+            with _alone(run.ranks):
+                if run.ranks.is_main:
+                    alignment.main(settings)
+                    pixels = np.asarray(Image.open(picture).convert("RGB"))
+                    run.telemetry.images(step, "eval/alignment", pixels)
     return values
 
 
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def _write(ranks: Ranks, out: str, result: dict[str, Any], record: Record) -> None:
+    with _alone(ranks):
+        if ranks.is_main:
+            write_outcomes(out, record)
+            write_json(out, result)
+
+
+@contextlib.contextmanager
+def _alone(ranks: Ranks) -> Iterator[None]:
+    """Around what ranks do each for themselves: what one of them raises, all raise, so that none is left waiting."""
+    with raise_together(ranks):
+        try:
+            yield
+        except Exception as error:
+            raise UserError(_sentence(error)) from error
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"

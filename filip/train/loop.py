@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.distributed as dist
 
 from filip import device
 from filip.data.loading.config import StreamConfig
@@ -57,7 +56,7 @@ TIMED_STEPS = 1000  # the result's median is over the seconds of that many recen
 def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
-    ranks = start_ranks(config.threads, config.world_size)
+    ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes, config.patience_minutes)
     stop = StopSignal()
     with raise_together(ranks):
         require_precision(config)
@@ -158,7 +157,7 @@ def open_run(
         if ranks.is_main:
             put_in_place(found.kept, (config.out, config.result))
             say(found.notes[-1])
-        barrier()
+        barrier(ranks)
         sys.exit(0)
     if found.saved is not None:
         with raise_together(ranks):
@@ -331,4 +330,4 @@ def finish(run: Run) -> None:
         record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results)
         run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")
     run.telemetry.close()
-    dist.barrier()
+    barrier(run.ranks)

@@ -30,10 +30,21 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
+    # All ranks once more, on the CPU (gloo) and with more patience: for all that is said and waited for between steps.
+    # None for one rank alone.
+    side: Any = None
 
     @property
     def is_main(self) -> bool:
         return self.rank == 0
+
+    def gather(self, value: T) -> list[T]:
+        """Everybody's ``value`` in order of rank, on all ranks; anything that can be pickled, tensors on the CPU."""
+        if self.world_size == 1:
+            return [value]
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self.side)
+        return values
 
     def maximum(self, value: float) -> float:
         """The maximum of ``value`` over all ranks."""
@@ -43,13 +54,17 @@ class Ranks:
 
 
 def start_ranks(
-    threads: int | None = None, expected: int | None = None, timeout_minutes: float = 30
+    threads: int | None = None,
+    expected: int | None = None,
+    timeout_minutes: float = 30,
+    patience_minutes: float = 240,
 ) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
     Sets this process's threads so that the ranks of one host share its cores. Raises UserError, before anybody waits
-    for anybody, if the launcher started another number of ranks than ``expected``.
+    for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: of a collective;
+    patience_minutes: of what ranks wait for between steps.
     """
     fill_environment(expected)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -74,7 +89,10 @@ def start_ranks(
             timeout=timedelta(minutes=timeout_minutes),
             verbose=False,
         )
-    return Ranks(rank, world_size, local_rank, local_world_size, device)
+    side = None
+    if world_size > 1:
+        side = dist.new_group(backend="gloo", timeout=timedelta(minutes=patience_minutes))
+    return Ranks(rank, world_size, local_rank, local_world_size, device, side)
 
 
 def deepspeed_accelerator() -> Any:
@@ -98,8 +116,7 @@ def raise_together(ranks: Ranks) -> Iterator[None]:
     except UserError as error:
         message = str(error)
     if ranks.world_size > 1:
-        messages: list[str | None] = [None] * ranks.world_size
-        dist.all_gather_object(messages, message)
+        messages = ranks.gather(message)
         first = next(((r, m) for r, m in enumerate(messages) if m is not None), None)
         if first is not None:
             raise UserError(first[1] if first[0] == 0 else f"{first[1]} (rank {first[0]})")
@@ -121,14 +138,15 @@ class StopSignal:
         os.write(sys.stderr.fileno(), f"{self.received}: saving at the next step boundary\n".encode())
 
 
-def barrier() -> None:
-    """Wait for all ranks."""
-    dist.barrier()
+def barrier(ranks: Ranks) -> None:
+    """Wait for all ranks, for ``patience_minutes`` at most."""
+    if ranks.world_size > 1:
+        dist.barrier(group=ranks.side)
 
 
 def from_main(ranks: Ranks, value: T) -> T:
     """The first rank's ``value`` on all ranks; anything that can be pickled."""
     values: list[Any] = [value]
     if ranks.world_size > 1:
-        dist.broadcast_object_list(values, src=0)
+        dist.broadcast_object_list(values, src=0, group=ranks.side)
     return values[0]  # type: ignore[no-any-return]

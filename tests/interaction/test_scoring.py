@@ -10,7 +10,7 @@ from tests.interaction.problems import random_lengths, random_problem
 
 
 def test_blocks_give_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("filip.interaction.scoring._BLOCK_IMAGES", 4)
+    monkeypatch.setattr("filip.interaction.scoring.BLOCK_IMAGES", 4)
     monkeypatch.setattr("filip.interaction.scoring._BLOCK_TEXTS", 5)
     problem = random_problem(11, 7, random_lengths(13, 1, 20), 16)
     problem.image_tokens.requires_grad_()

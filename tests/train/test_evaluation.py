@@ -10,6 +10,7 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from filip.eval import retrieval, zero_shot
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
 from tests.support.training import run_many, same_weights, train_arguments
@@ -62,6 +63,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
             f"eval.retrieval=[{captions}]",
             f"eval.alignment=[{colours}]",
             f"eval.prompts={tmp_path}/sets/prompts.yaml",
+            "eval.batch_size=6",  # six batches of 32 images for two ranks, the last one short
         ),
     )
     runs = [
@@ -82,3 +84,12 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
     assert result["tasks"]["colours"]["n"] == 32
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["tasks"]["colours"]["value"])
+    # what the ranks found together is what one process finds in the same weights
+    folder = tmp_path / "with" / "eval"
+    common = {"model": str(folder / "model.safetensors"), "root": str(tmp_path / "sets"), "device": "cpu"}
+    common |= {"prompts": f"{tmp_path}/sets/prompts.yaml", "out": "-", "batch_size": 6}
+    alone, _ = zero_shot.evaluate(zero_shot.ZeroShot(cards=[colours], **common))
+    assert alone["tasks"] == result["tasks"]
+    shared = json.loads((folder / "retrieval-00000006.json").read_text())["benchmarks"]
+    alone, _ = retrieval.evaluate(retrieval.Retrieval(cards=[captions], **common))
+    assert alone["benchmarks"] == shared

@@ -1,0 +1,89 @@
+"""Processes that evaluate together, as threads: the same numbers as one alone, and a mistake of one is known to all."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import pytest
+import torch
+
+from filip.errors import UserError
+from filip.eval.scorer import TokenScorer
+from filip.eval.sharing import ALONE, Share
+from filip.models import build_model, load_preset
+
+
+def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
+    """``work(share)`` of each rank, or the exception that it raised."""
+    barrier = threading.Barrier(ranks, timeout=60)
+    given: list[Any] = [None] * ranks
+    outcomes: list[Any] = [None] * ranks
+
+    def run(rank: int) -> None:
+        def exchange(own: Any) -> list[Any]:
+            given[rank] = own
+            barrier.wait()
+            answers = list(given)
+            barrier.wait()
+            return answers
+
+        try:
+            outcomes[rank] = work(Share(rank, ranks, exchange))
+        except Exception as error:
+            outcomes[rank] = error
+
+    threads = [threading.Thread(target=run, args=(rank,)) for rank in range(ranks)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return outcomes
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3, 7])
+def test_all_ranks_get_all_parts_in_order(parts: int) -> None:
+    taken: list[int] = []
+
+    def compute(numbers: Iterable[int]) -> list[int]:
+        mine = list(numbers)
+        taken.extend(mine)
+        return [number * number for number in mine]
+
+    expected = [number * number for number in range(parts)]
+    assert ALONE.together(parts, compute) == expected
+    taken.clear()
+    assert in_threads(3, lambda share: share.together(parts, compute)) == [expected] * 3
+    assert sorted(taken) == list(range(parts))  # each once
+
+
+def test_what_one_rank_raises_all_raise() -> None:
+    def compute(numbers: Iterable[int]) -> list[int]:
+        if 1 in numbers:
+            raise OSError("the disk is gone")
+        return list(numbers)
+
+    first, second, third = in_threads(3, lambda share: share.together(6, compute))
+    assert isinstance(second, OSError)
+    for other in (first, third):
+        assert isinstance(other, UserError) and str(other) == "the disk is gone (rank 1)"
+
+
+def test_texts_and_scores_are_the_same_to_the_bit() -> None:
+    from filip.eval.encoders import FilipEncoder
+
+    torch.manual_seed(0)
+    encoder = FilipEncoder(build_model(load_preset("tiny")).eval(), "tiny")
+    texts = [f"a {colour} square {n}" for n in range(5) for colour in ("red", "green", "light blue")]
+    images = torch.nn.functional.normalize(torch.randn(300, 4, 16), dim=-1)
+
+    def work(share: Share) -> tuple[torch.Tensor, ...]:
+        scorer = TokenScorer(encoder, text_batch=4)
+        scorer.share = share
+        encoded = scorer.encode_texts(texts)
+        found = scorer.large_similarity(images, encoded)
+        return encoded.values, found.i2t, found.t2i
+
+    for alone, *others in zip(work(ALONE), *in_threads(2, work), strict=True):
+        assert all(torch.equal(alone, other) for other in others)
