@@ -11,6 +11,7 @@ EXTRAS = {
     "filip.data.loading": "train",
     "filip.eval": "eval",
     "filip.explore": "explore",
+    "filip.index": "index",
     "filip.export": "export",
     "filip.report": "report",
     "filip.study": "report",

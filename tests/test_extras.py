@@ -31,6 +31,7 @@ OPTIONAL = {
     "triton",
     "huggingface_hub",
     "transformers",
+    "sentence_transformers",
 }
 
 

@@ -1,0 +1,124 @@
+"""Index a folder of images: ``filip index build model=filip.safetensors images=FOLDER out=INDEX``.
+
+A second build adds new images, replaces changed ones (by size and time of modification) and forgets those that are
+gone; one that was interrupted continues. Images that cannot be read are left out, named and counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.scorer import Scorer, load_scorer
+from filip.explore.pictures import FolderPictures, read_image
+from filip.files import locked, sha256_of
+from filip.index.store import About, Index
+from filip.progress import Progress, say
+
+
+@dataclass
+class Build:
+    model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
+    images: str = option(MISSING, "folder of images; those below it count too")
+    out: str = option(MISSING, "folder of the index")
+    dtype: str = option("float32", "of the stored tokens: float32, or float16 for half the bytes")
+    batch_size: int = option(64, "images encoded, and written, at a time")
+    threads: int = option(2, "that decode images")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+
+
+def main(config: Build) -> None:
+    """Make or update an index of all images below a folder."""
+    pictures = FolderPictures(Path(config.images), None)
+    scorer = load_scorer(config.model, device=config.device)
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    with locked(out / "lock", busy=f"another `filip index build` is writing to {out}"):
+        index = _opened(config, scorer, out)
+        try:
+            update(index, scorer, pictures, config.batch_size, config.threads)
+        finally:
+            index.close()
+
+
+def update(index: Index, scorer: Scorer, pictures: FolderPictures, batch_size: int, threads: int) -> None:
+    """Bring an index up to date with a folder."""
+    stored = index.stamps()
+    present = {str(path.relative_to(pictures.folder)): path for path in pictures.paths}
+    gone = sorted(stored.keys() - present.keys())
+    if gone:
+        index.remove(gone)
+    wanted = {key: path for key, path in present.items() if stored.get(key) != stamp(path)}
+    unreadable = 0
+    with Progress("indexing", "images", len(wanted)) as progress, ThreadPoolExecutor(threads) as pool:
+        for keys in _chunks(list(wanted), batch_size):
+            stamps = [stamp(wanted[key]) for key in keys]
+            pixels = list(pool.map(lambda key: _pixels(scorer, key, wanted[key]), keys))
+            good = [n for n, values in enumerate(pixels) if values is not None]
+            unreadable += len(keys) - len(good)
+            if good:
+                features = scorer.encode_images(torch.stack([p for p in pixels if p is not None]))
+                index.add([keys[n] for n in good], [stamps[n] for n in good], features)
+            progress.add(len(keys))
+    say(
+        f"{index.folder}: {len(index):,} images; {len(wanted) - unreadable:,} encoded, "
+        f"{len(present) - len(wanted):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
+    )
+
+
+def stamp(path: Path) -> str:
+    """What tells a changed file from an unchanged one: its size and the time of its last change."""
+    found = path.stat()
+    return f"{found.st_size} {found.st_mtime_ns}"
+
+
+def weights_of(model: str) -> str:
+    """SHA-256 of a model's file; of what is no file, the name."""
+    return sha256_of(model) if Path(model).is_file() else model
+
+
+def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
+    """The index at ``out``, or a new one. UserError if it was made with another model, dtype or folder."""
+    patches = scorer.encode_images(torch.zeros(1, 3, scorer.image_size, scorer.image_size))
+    about = About(
+        model=config.model,
+        weights=weights_of(config.model),
+        image_size=scorer.image_size,
+        token_wise=scorer.token_wise,
+        dim=patches.shape[-1],
+        dtype=config.dtype,
+        images=str(Path(config.images).resolve()),
+    )
+    if not (out / "about.json").is_file():
+        return Index.create(out, about)
+    index = Index.open(out)
+    for key in ("weights", "image_size", "dtype", "images"):
+        old, new = getattr(index.about, key), getattr(about, key)
+        if old != new:
+            index.close()
+            raise UserError(f"{out} was made with {key} {old}, not {new}: give another out=, or delete it")
+    return index
+
+
+def _pixels(scorer: Scorer, key: str, path: Path) -> Tensor | None:
+    try:
+        return scorer.transform(read_image(path.read_bytes(), max_bytes=None))
+    except (UserError, OSError) as error:
+        say(f"left out {key}: {error}")
+        return None
+
+
+def _chunks(items: list[str], size: int) -> Iterator[list[str]]:
+    for start in range(0, len(items), size):
+        yield items[start : start + size]
+
+
+if __name__ == "__main__":
+    run_command(main, Build)

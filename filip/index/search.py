@@ -1,0 +1,47 @@
+"""Images for a text: ``filip index search index=INDEX text="a red bicycle"``."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.scorer import load_scorer
+from filip.files import write_json
+from filip.index.build import weights_of
+from filip.index.store import Index
+
+
+@dataclass
+class Search:
+    index: str = option(MISSING, "folder that `filip index build` has written")
+    text: str = option(MISSING, "what to look for")
+    count: int = option(10, "images to list")
+    model: str | None = option(None, "the model, if it has moved since the index was built")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+    out: str | None = option(None, "also write the list to this JSON file")
+
+
+def main(config: Search) -> None:
+    """List the images of an index that fit a text best, with their scores."""
+    if not config.text.strip():
+        raise UserError("text is empty: say what to look for")
+    if config.count < 1:
+        raise UserError(f"count={config.count}: at least one image")
+    index = Index.open(config.index)
+    about = index.about
+    model = config.model or about.model
+    if weights_of(model) != about.weights:
+        gone = "is not the model" if Path(model).exists() else "is no longer there; it was the model"
+        raise UserError(f"{model} {gone} that {config.index} was built with: give model=FILE")
+    hits = index.search(load_scorer(model, about.image_size, config.device), config.text, config.count)
+    index.close()
+    for place, hit in enumerate(hits, 1):
+        print(f"{place:4}  {hit.score:7.4f}  {Path(about.images) / hit.path}")
+    if config.out:
+        write_json(config.out, {"text": config.text, "hits": [asdict(hit) for hit in hits]})
+
+
+if __name__ == "__main__":
+    run_command(main, Search)

@@ -1,0 +1,169 @@
+"""An index of real image files: what it finds is what exact scoring finds, and it follows its folder."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from filip import load
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.scorer import load_scorer
+from filip.index import build, export, search
+from filip.index.store import Index
+from tests.eval.miniature import write_model
+
+TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
+
+
+def write_images(folder: Path, count: int, first: int = 0) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for n in range(first, first + count):
+        pixels = np.random.default_rng(n).integers(0, 256, (6, 6, 3), dtype=np.uint8)
+        Image.fromarray(pixels).resize((60, 48), Image.Resampling.NEAREST).save(folder / f"photo #{n}.png")
+
+
+def build_index(folder: Path, model: str, *more: str) -> None:
+    arguments = [f"model={model}", f"images={folder / 'photos'}", f"out={folder / 'index'}", "device=cpu"]
+    run_command(build.main, build.Build, argv=[*arguments, "batch_size=8", *more])
+
+
+def exact(model: str, paths: list[Path], text: str) -> list[tuple[str, float]]:
+    scores = load(model, device="cpu").similarity([str(path) for path in paths], [text]).t2i[:, 0]
+    return sorted(zip((path.name for path in paths), scores.tolist(), strict=True), key=lambda hit: -hit[1])
+
+
+@pytest.fixture(scope="module", params=["token_wise", "pooled"])
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    folder = tmp_path_factory.mktemp("indexed")
+    model = write_model(folder / "model.safetensors", request.param, seed=1)
+    write_images(folder / "photos", 40)
+    build_index(folder, model)
+    return folder, model
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_it_finds_what_exact_scoring_of_all_images_finds(built: tuple[Path, str], text: str) -> None:
+    folder, model = built
+    index = Index.open(folder / "index")
+    hits = index.search(load_scorer(model), text, 10)
+    index.close()
+    expected = exact(model, sorted((folder / "photos").iterdir()), text)[:10]
+    assert [hit.path for hit in hits] == [path for path, _ in expected]
+    assert [hit.score for hit in hits] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_the_command_prints_and_writes_the_same_list(
+    built: tuple[Path, str], capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    folder, _ = built
+    arguments = [
+        f"index={folder / 'index'}",
+        "text=a lamp, it's red",
+        "count=3",
+        f"out={tmp_path / 'hits.json'}",
+    ]
+    run_command(search.main, search.Search, argv=[*arguments, "device=cpu"])
+    hits = json.loads((tmp_path / "hits.json").read_text())["hits"]
+    printed = capsys.readouterr().out.splitlines()
+    assert len(hits) == len(printed) == 3
+    assert [line.split(maxsplit=2)[2] for line in printed] == [
+        str(folder / "photos" / h["path"]) for h in hits
+    ]
+
+
+def test_a_second_build_encodes_what_is_new_or_changed_and_forgets_what_is_gone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    photos = tmp_path / "photos"
+    write_images(photos, 20)
+    (photos / "broken.jpg").write_bytes(b"no image")
+    build_index(tmp_path, model)
+    said = capsys.readouterr().err
+    assert "20 images; 20 encoded, 0 already there, 0 gone, 1 unreadable" in said
+    assert "left out broken.jpg" in said
+    write_images(photos / "more", 3, first=100)
+    (photos / "photo #0.png").unlink()
+    (photos / "photo #2.png").replace(photos / "photo #1.png")
+    build_index(tmp_path, model)
+    assert "21 images; 4 encoded, 17 already there, 2 gone, 1 unreadable" in capsys.readouterr().err
+    index = Index.open(tmp_path / "index")
+    found = index.stamps().keys()
+    assert "more/photo #100.png" in found and "photo #0.png" not in found and len(found) == len(index)
+    index.close()
+
+
+def test_an_interrupted_build_continues(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 30)
+    add, calls = Index.add, []
+
+    def interrupted(self, *arguments) -> None:
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        add(self, *arguments)
+
+    with monkeypatch.context() as patched, pytest.raises((KeyboardInterrupt, SystemExit)):
+        patched.setattr(Index, "add", interrupted)
+        build_index(tmp_path, model)
+    build_index(tmp_path, model)
+    assert "30 images; 14 encoded, 16 already there" in capsys.readouterr().err
+
+
+def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 10)
+    build_index(tmp_path, model, "dtype=float16")
+    index = Index.open(tmp_path / "index")
+    (path, tokens), *_ = index.tokens()
+    whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
+    assert torch.allclose(tokens, whole, atol=1e-3) and not torch.equal(tokens, whole)
+    index.close()
+
+
+def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path) -> None:
+    folder, _ = built
+    other = write_model(tmp_path / "other.safetensors", "token_wise", seed=9)
+    with pytest.raises(UserError, match=r"was made with weights .* give another out="):
+        build.main(build.Build(model=other, images=str(folder / "photos"), out=str(folder / "index")))
+    with pytest.raises(UserError, match=r"is not the model that .* was built with"):
+        search.main(search.Search(index=str(folder / "index"), text="a", model=other))
+    with pytest.raises(UserError, match="no index at"):
+        search.main(search.Search(index=str(tmp_path), text="a"))
+    with pytest.raises(UserError, match="text is empty"):
+        search.main(search.Search(index=str(folder / "index"), text=" "))
+    with pytest.raises(UserError, match="no image below"):
+        build.main(build.Build(model=other, images=os.fspath(tmp_path), out=str(tmp_path / "i")))
+    with pytest.raises(UserError, match="to=faiss: one of qdrant, vespa"):
+        export.main(export.Export(index=str(folder / "index"), to="faiss", out=str(tmp_path)))
+
+
+def test_the_exports_hold_all_tokens_in_the_formats_of_the_servers(
+    built: tuple[Path, str], tmp_path: Path
+) -> None:
+    folder, _ = built
+    for to in ("qdrant", "vespa"):
+        export.main(export.Export(index=str(folder / "index"), to=to, out=str(tmp_path / to)))
+    index = Index.open(folder / "index")
+    expected = {path: tokens.tolist() for path, tokens in index.tokens()}
+    dim = index.about.dim
+    index.close()
+    requests = [json.loads(line) for line in (tmp_path / "qdrant/points.jsonl").read_text().splitlines()]
+    points = [point for request in requests for point in request["points"]]
+    assert {p["payload"]["path"]: p["vector"]["tokens"] for p in points} == expected
+    assert len({p["id"] for p in points}) == len(points)
+    collection = json.loads((tmp_path / "qdrant/collection.json").read_text())
+    assert collection["vectors"]["tokens"]["size"] == dim
+    fed = [json.loads(line)["fields"] for line in (tmp_path / "vespa/feed.jsonl").read_text().splitlines()]
+    assert {f["path"]: list(f["tokens"]["blocks"].values()) for f in fed} == expected
+    assert f"x[{dim}]" in (tmp_path / "vespa/image.sd").read_text()
