@@ -27,9 +27,9 @@ def main() -> None:
     in_order = sorted(lengths)
 
     def tiles() -> list[tuple[slice, int, int]]:
-        return list(tiled._tiles(320, PATCHES, in_order, accelerator))
+        return list(tiled.tiles(320, PATCHES, in_order, accelerator))
 
-    report("tiled, order of the captions", milliseconds(lambda: tiled._by_length(lengths, cpu)))
+    report("tiled, order of the captions", milliseconds(lambda: tiled.by_length(lengths, cpu)))
     report(f"tiled, the {len(tiles())} tiles of 320 images", milliseconds(tiles))
     report("triton, length classes", milliseconds(lambda: triton_kernel._classes(lengths, cpu)))
 

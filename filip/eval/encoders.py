@@ -206,7 +206,10 @@ class FilipEncoder:
         with autocast(self.device, self.dtype):
             features = self.model.encode_text(ids, lengths)
         if self.token_wise:
-            return features.tokens.float(), features.lengths
+            from filip.models.dual_encoder import without_ends
+
+            taking_part = without_ends(features) if self.model.config.exclude_special_tokens else features
+            return taking_part.tokens.float(), taking_part.lengths
         return features.float(), None
 
     @torch.inference_mode()

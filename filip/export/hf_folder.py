@@ -72,6 +72,11 @@ def write_hf(source: Source, out: str) -> None:
 
 def tower_config(model: DualEncoder) -> dict[str, Any]:
     """What the exported code needs to build the towers."""
+    if model.config.exclude_special_tokens:
+        raise UserError(
+            "the model was trained with model.exclude_special_tokens=true, and this format would score [BOS] and "
+            "[EOS]; export to=onnx gives the tokens, or use the safetensors file"
+        )
     config = asdict(model.config)
     return {
         name: config[name] for name in ("image", "text", "embed_dim", "interaction", "cls_in_interaction")

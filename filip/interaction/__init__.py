@@ -8,6 +8,7 @@ beyond the memory, and the scorer for evaluation. Imports nothing of the rest of
 with its flops and bytes for the paper's setting: docs/interaction.md, ``python -m filip.interaction.cost``.
 """
 
+from filip.interaction.blockwise import Blockwise, smooth_maximum, text_conditioned, top_k_mean
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
 from filip.interaction.distributed import (
     distributed_late_interaction,
@@ -23,6 +24,7 @@ from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, s
 from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
 
 __all__ = [
+    "Blockwise",
     "ContrastiveOutput",
     "LateInteractionLoss",
     "SigmoidOutput",
@@ -42,5 +44,8 @@ __all__ = [
     "score",
     "select_tokens",
     "sigmoid_loss",
+    "smooth_maximum",
+    "text_conditioned",
     "token_scores",
+    "top_k_mean",
 ]

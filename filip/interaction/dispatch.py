@@ -57,7 +57,7 @@ def late_interaction(
     text_lengths: Tensor,
     *,
     image_mask: Tensor | None = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> Similarity:
     """Token-wise similarity of every image with every text (FILIP, equations 3 to 5), differentiable.
 
@@ -73,7 +73,8 @@ def late_interaction(
         image_mask    [images, n1] boolean, true for the tokens that exist; the others take part in nothing. None: all
                       do. A mask doubles the time
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
-                      FILIP_INTERACTION_BACKEND overrides "auto"
+                      FILIP_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as
+                      ``Blockwise(smooth_maximum(0.05))``
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
     tokens are multiplied exactly and summed in float32, under autocast too.
@@ -117,7 +118,7 @@ def interact(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> Similarity:
@@ -135,7 +136,7 @@ def interact(
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module, dtype, recompute))
 
 
-def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") -> Backend:
+def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
     """The backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
 
     Only the dtype, the device and n1 are looked at, so b may be 0.
@@ -144,6 +145,8 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str = "auto") ->
     compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster
     one is not used.
     """
+    if not isinstance(backend, str):
+        return backend
     wanted, source = backend, "backend="
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
         wanted, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="

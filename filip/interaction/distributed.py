@@ -54,7 +54,7 @@ def distributed_late_interaction(
     group: Group = None,
     exchange: str = "gather",
     transport_dtype: torch.dtype | None = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
     recompute: bool = False,
 ) -> Similarity:
     """:func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.

@@ -38,7 +38,9 @@ class Residuals(NamedTuple):
     text_argmax: Tensor  # [images, T]: the winning token of the image, for each text token
 
 
-class _Order(NamedTuple):
+class Order(NamedTuple):
+    """Texts by length, so that equally long ones form a rectangle."""
+
     texts: Tensor  # [texts] the caller's index of the texts, shortest first
     tokens: Tensor  # [T] the caller's row of each packed token in that order
     lengths: list[int]  # ascending
@@ -55,7 +57,7 @@ def forward(
     """
     b, n1, _ = image_tokens.shape
     wide = accumulation_dtype(image_tokens.dtype)
-    order = _by_length(lengths, image_tokens.device)
+    order = by_length(lengths, image_tokens.device)
     texts = text_tokens[order.tokens]
     i2t = image_tokens.new_empty(b, len(lengths), dtype=wide)
     t2i = torch.empty_like(i2t)
@@ -65,7 +67,7 @@ def forward(
             image_tokens.new_empty(b, n1, len(lengths), dtype=_index_dtype(order.lengths[-1])),
             image_tokens.new_empty(b, order.offsets[-1], dtype=_index_dtype(n1)),
         )
-    for images, first, last in _tiles(b, n1, order.lengths, image_tokens.device):
+    for images, first, last in tiles(b, n1, order.lengths, image_tokens.device):
         span = slice(order.offsets[first], order.offsets[last])
         tile = product(image_tokens[images].flatten(0, 1), texts[span])
         tile = tile.view(-1, n1, last - first, order.lengths[first])
@@ -97,7 +99,7 @@ def backward(
     wide = accumulation_dtype(image_tokens.dtype)
     device = image_tokens.device
     image_argmax, text_argmax = Residuals(*residuals)
-    order = _by_length(lengths, device)
+    order = by_length(lengths, device)
     per_text = torch.tensor(order.lengths, device=device)
     text_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_text)
     i2t_weight = grad_i2t.to(wide)[:, order.texts] / n1  # [images, texts]
@@ -159,7 +161,8 @@ def _segment_sums(target: Tensor, source: Tensor, weights: Tensor, table: Tensor
     return F.embedding_bag(source[order], table, starts, per_sample_weights=weights[order], mode="sum")
 
 
-def _by_length(lengths: list[int], device: torch.device) -> _Order:
+def by_length(lengths: list[int], device: torch.device) -> Order:
+    """The order of texts of ``lengths`` tokens."""
     per_text = torch.tensor(lengths)
     ordered, texts = per_text.sort(stable=True)
     before = (per_text.cumsum(0) - per_text)[
@@ -168,10 +171,10 @@ def _by_length(lengths: list[int], device: torch.device) -> _Order:
     after = ordered.cumsum(0) - ordered
     tokens = torch.repeat_interleave(before - after, ordered) + torch.arange(int(ordered.sum()))
     in_order = ordered.tolist()
-    return _Order(texts.to(device), tokens.to(device), in_order, offsets_of(in_order))
+    return Order(texts.to(device), tokens.to(device), in_order, offsets_of(in_order))
 
 
-def _tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator[tuple[slice, int, int]]:
+def tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator[tuple[slice, int, int]]:
     """(images, first, last) of each tile: all texts first..last have one length, and the tile is bounded."""
     # Roughly square tiles: as many text tokens at most, then as many images as fit beside them.
     limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)

@@ -83,6 +83,12 @@ class ModelConfig:
     cls_in_interaction: bool = field(
         default=False, metadata={"help": "let the image's [CLS] take part as one more token (paper: open)"}
     )
+    exclude_special_tokens: bool = field(
+        default=False,
+        metadata={
+            "help": "leave [BOS] and [EOS] out of the interaction, in training and evaluation (paper: both in)"
+        },
+    )
     init_temperature: float = field(default=0.07, metadata={"help": "the scale starts at 1 / this"})
     max_logit_scale: float = field(default=100.0, metadata={"help": "clamp of the scale (paper: open)"})
     gradient_checkpointing: bool = field(

@@ -26,6 +26,17 @@ class TextFeatures(NamedTuple):
     lengths: Tensor  # [b] int64
 
 
+def without_ends(text: TextFeatures) -> TextFeatures:
+    """``text`` without the first and the last token of each caption, [BOS] and [EOS], unless it has no others."""
+    lengths = text.lengths
+    ends = lengths.cumsum(0)
+    keep = torch.ones(len(text.tokens), dtype=torch.bool, device=text.tokens.device)
+    long = lengths > 2
+    keep[(ends - lengths)[long]] = False
+    keep[(ends - 1)[long]] = False
+    return TextFeatures(text.tokens[keep], torch.where(long, lengths - 2, lengths))
+
+
 class PooledFeatures(NamedTuple):
     """One unit vector per image ([CLS]) and per text ([EOS]), by the projections that all tokens go through."""
 

@@ -164,6 +164,17 @@ class TrainConfig:
     token_keep_minimum: int = option(
         1, "tokens that every image and caption keeps; 1 = the paper, short captions need more"
     )
+    token_maximum: str = option(
+        "hard",
+        "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; top_k = "
+        "mean of the token_top_k largest. Both are slower and for training only: evaluation takes the largest",
+    )
+    token_temperature: float = option(0.05, "of token_maximum=smooth; towards 0 it is the maximum")
+    token_top_k: int = option(2, "of token_maximum=top_k")
+    negative_margin: float = option(
+        0.1,
+        "of loss.hard_negatives: added to the similarity of a negative, times the cosine of its caption and one's own",
+    )
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
@@ -196,6 +207,7 @@ class TrainConfig:
         _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)
         _choice("token_score", self.token_score, SCORES)
+        _choice("token_maximum", self.token_maximum, ("hard", "smooth", "top_k"))
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:
             self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
@@ -222,7 +234,8 @@ POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "world_size",
     "log_every", "timeout_minutes", "patience_minutes", "eval.batch_size",
-    "token_keep_minimum", "optimizer.base_lr", "optimizer.temperature_lr_factor",
+    "token_keep_minimum", "token_temperature", "token_top_k",
+    "optimizer.base_lr", "optimizer.temperature_lr_factor",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",
@@ -232,7 +245,7 @@ NOT_NEGATIVE = (
     "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
-    "data.workers",
+    "data.workers", "negative_margin",
 )  # fmt: skip
 SHARES = ("token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min")
 

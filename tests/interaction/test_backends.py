@@ -348,7 +348,7 @@ def test_tiles_cover_every_pair_once(device: str) -> None:
 
     lengths = sorted(random_lengths(300, 1, 40))
     seen = torch.zeros(20, 300, dtype=torch.int64)
-    tiles = list(tiled._tiles(20, 49, lengths, torch.device(device)))
+    tiles = list(tiled.tiles(20, 49, lengths, torch.device(device)))
     for images, first, last in tiles:
         assert lengths[first] == lengths[last - 1]
         seen[images, first:last] += 1

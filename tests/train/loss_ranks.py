@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from filip.train.losses import TERMS
 from tests.support.ranks import Cases
-from tests.train.loss_batches import random_batch, run
-from tests.train.loss_references import REFERENCES
+from tests.train.loss_batches import Batch, random_batch, run
+from tests.train.loss_references import REFERENCES, cross_entropy, token_wise_matrices
 
 PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
 
@@ -21,10 +23,29 @@ def cases(ranks: int) -> Cases:
         f"{term}, {exchange}": partial(as_one_process, term=term, exchange=exchange)
         for term in TERMS
         for exchange in ("gather", "ring")
+    } | {
+        f"smooth maximum, {exchange}": partial(smooth_as_one_process, exchange=exchange)
+        for exchange in ("gather", "ring")
     }
 
 
-def as_one_process(rank: int, ranks: int, *, term: str, **changes: Any) -> None:
+def smooth_as_one_process(rank: int, ranks: int, *, exchange: str) -> None:
+    def definition(batch: Batch) -> Tensor:
+        matrices = token_wise_matrices(batch, lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)))
+        return cross_entropy(*matrices, batch)
+
+    options = {"token_maximum": "smooth", "token_temperature": 0.2}
+    as_one_process(rank, ranks, term="token_wise", definition=definition, exchange=exchange, **options)
+
+
+def as_one_process(
+    rank: int,
+    ranks: int,
+    *,
+    term: str,
+    definition: Callable[[Batch], Tensor] | None = None,
+    **changes: Any,
+) -> None:
     """Value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
     counts = PAIRS[:ranks]
     batch, alone = (random_batch(term, counts, groups=sum(counts) - 2) for _ in range(2))
@@ -32,7 +53,7 @@ def as_one_process(rank: int, ranks: int, *, term: str, **changes: Any) -> None:
     weight = counts[rank] * ranks / sum(counts)
     output = run(term, batch, rank, **changes)
     (output.loss * weight).backward()
-    expected = REFERENCES[term](alone)
+    expected = (definition or REFERENCES[term])(alone)
     expected.backward()
     total = output.loss.detach() * weight / ranks
     dist.all_reduce(total)

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
-from filip.interaction import cached_backward
+from filip.interaction import cached_backward, tiled
+from filip.models import ModelConfig
 from filip.train.losses import TERMS, Loss, LossOutput
+from filip.train.losses.sparc import patch_weights
 from filip.train.step import by_name, from_names
 from tests.support.ranks import run_cases
 from tests.train.loss_batches import Batch, random_batch, run, settings
 from tests.train.loss_ranks import cases
-from tests.train.loss_references import REFERENCES
+from tests.train.loss_references import REFERENCES, Maximum, cross_entropy, token_wise_matrices
 
 SHAPES = {
     "a batch": {"counts": [6]},
@@ -72,6 +76,107 @@ def test_the_sigmoid_counts_a_row_whose_best_text_is_a_positive() -> None:
     best = (batch.image_vector @ batch.text_vector.T).argmax(dim=1)
     expected = batch.positives()[torch.arange(6), best].double().mean()
     assert float(run("sigmoid", batch).metrics["accuracy/i2t"]) == pytest.approx(float(expected))
+
+
+MAXIMA: dict[str, tuple[dict[str, Any], Maximum]] = {
+    "smooth": (
+        {"token_temperature": 0.2},
+        lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)),
+    ),
+    "top_k": ({"token_top_k": 3}, lambda s: s.sort(dim=-1, descending=True).values[..., :3].mean(dim=-1)),
+}
+
+
+@pytest.mark.parametrize("maximum", MAXIMA)
+@pytest.mark.parametrize(
+    "shape", ["a batch", "one patch and one word", "long captions", "positives of a group"]
+)
+def test_what_takes_the_place_of_the_maximum_is_its_definition(maximum: str, shape: str) -> None:
+    options, definition = MAXIMA[maximum]
+    batch = random_batch("token_wise", **SHAPES[shape])  # type: ignore[arg-type]
+    expected = cross_entropy(*token_wise_matrices(batch, definition), batch)
+    assert_same(run("token_wise", batch, token_maximum=maximum, **options).loss, expected, batch)
+
+
+def test_a_cold_smooth_maximum_and_one_of_the_top_are_the_maximum() -> None:
+    batch = random_batch("token_wise", [5])
+    expected = float(run("token_wise", batch).loss.detach())
+    cold = run("token_wise", batch, token_maximum="smooth", token_temperature=1e-6)
+    assert float(cold.loss.detach()) == pytest.approx(expected, abs=1e-3)
+    assert float(
+        run("token_wise", batch, token_maximum="top_k", token_top_k=1).loss.detach()
+    ) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("term", ["token_wise", "token_wise_sigmoid", "sparc"])
+def test_without_special_tokens_a_caption_is_its_words(term: str) -> None:
+    batch, words = (random_batch(term, [4], seed=5) for _ in range(2))
+    captions = [caption[1:-1] if len(caption) > 2 else caption for caption in words.captions()]
+    words.text = torch.cat(captions).detach().requires_grad_()
+    words.lengths = torch.tensor([len(caption) for caption in captions])
+    found = run(term, batch, model=ModelConfig(exclude_special_tokens=True))
+    assert float(found.loss.detach()) == pytest.approx(float(run(term, words).loss.detach()))
+    assert len(words.text) < len(batch.text)
+
+
+def test_several_captions_of_an_image_are_all_its_positives() -> None:
+    """The loader gives one caption with each image; several of one image come as several pairs of one group."""
+    batch = random_batch("sigmoid", [6])
+    batch.group = torch.tensor([0, 0, 0, 1, 1, 2])
+    with torch.no_grad():
+        batch.image_vector[1:3] = batch.image_vector[0]
+    found = float(run("sigmoid", batch).loss.detach())
+    logits = (
+        batch.scale * batch.image_vector @ batch.text_vector.T + batch.parameters["sigmoid_bias"]
+    ).detach()
+    by_image = (
+        torch.nn.functional.softplus(-logits[0, :3]).sum() + torch.nn.functional.softplus(logits[0, 3:]).sum()
+    )
+    rest = [
+        torch.nn.functional.softplus(-logits[i, j] if batch.group[i] == batch.group[j] else logits[i, j])
+        for i in range(3, 6)
+        for j in range(6)
+    ]
+    assert found == pytest.approx(float((3 * by_image + torch.stack(rest).sum()) / 6))
+
+
+def test_the_margin_makes_a_similar_caption_cost_more() -> None:
+    batch = random_batch("hard_negatives", [4])
+    plain = float(run("token_wise", batch).loss.detach())
+    assert float(run("hard_negatives", batch, negative_margin=0.0).loss.detach()) == pytest.approx(plain)
+    with torch.no_grad():
+        batch.text_vector[:] = batch.text_vector[0]
+    assert float(run("hard_negatives", batch, negative_margin=0.3).loss.detach()) > plain
+
+
+def test_sparc_gathers_only_patches_above_the_threshold() -> None:
+    axes = torch.eye(8, dtype=torch.float64)
+    word = (axes[0] + 0.9 * axes[1] + 0.1 * axes[2])[None, None]
+    weights = patch_weights(word, axes[None, :4])[0, 0]
+    assert weights.tolist() == pytest.approx([1 / 1.9, 0.9 / 1.9, 0, 0])
+    assert patch_weights(axes[None, 7:], axes[None, :4])[0, 0].tolist() == [0.25] * 4
+
+
+@pytest.mark.parametrize("term", ["token_wise", "text_conditioned"])
+def test_no_tensor_holds_all_tokens_against_all_tokens(term: str) -> None:
+    batch = random_batch(term, [24], n1=16, longest=12)
+    largest = 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            nonlocal largest
+            found = function(*args, **(kwargs or {}))
+            if isinstance(found, Tensor):
+                largest = max(largest, found.numel())
+            return found
+
+    limit = 1 << 12
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiled, "_TILE_CPU", limit)
+        with Sizes():
+            run(term, batch, token_maximum="smooth").loss.backward()
+    tokens = max(batch.image.numel(), batch.text.numel())
+    assert largest <= max(2 * limit, 2 * tokens) < len(batch.image) * 16 * int(batch.lengths.sum()) / 2
 
 
 @pytest.mark.parametrize("term", REFERENCES)

@@ -16,9 +16,12 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
+from filip.train.losses.hard_negatives import HARD_NEGATIVES
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
-from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput
+from filip.train.losses.sparc import SPARC
+from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
+from filip.train.losses.text_conditioned import TEXT_CONDITIONED
 from filip.train.losses.token_wise import TOKEN_WISE
 from filip.train.losses.weights import Weight, WeightSchedule, check_every_step, parse_weight, weight_at
 
@@ -33,6 +36,9 @@ TERMS: dict[str, Term] = {
     "pooled": POOLED,
     "sigmoid": SIGMOID,
     "token_wise_sigmoid": TOKEN_WISE_SIGMOID,
+    "sparc": SPARC,
+    "text_conditioned": TEXT_CONDITIONED,
+    "hard_negatives": HARD_NEGATIVES,
 }
 
 
@@ -142,14 +148,6 @@ class Loss:
             else f"{weight:g} x {name}"
             for name, weight in self.weights.items()
         )
-
-
-def sum_of(losses: list[Tensor]) -> Tensor:
-    """The sum, without a zero to start from."""
-    total = losses[0]
-    for loss in losses[1:]:
-        total = total + loss
-    return total
 
 
 def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str, Weight]:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
 from filip.interaction.cost import Setting
-from filip.models import Encoded, PooledFeatures, TextFeatures
+from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
+from filip.models.dual_encoder import without_ends
 
 T = TypeVar("T")
 
@@ -27,6 +28,11 @@ class LossSettings(Protocol):
     exchange: str
     backend: str
     soft_targets: bool
+    token_maximum: str
+    token_temperature: float
+    token_top_k: int
+    negative_margin: float
+    model: ModelConfig
 
 
 @dataclass(frozen=True)
@@ -56,9 +62,10 @@ class LossInput:
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:
-        """Unit tokens of the images [b, n1, d] and of the captions, packed."""
-        assert isinstance(self.encoded.text, TextFeatures)
-        return self.encoded.image, self.encoded.text
+        """Unit tokens of the images [b, n1, d] and of the captions, packed, as far as they take part."""
+        text = self.encoded.text
+        assert isinstance(text, TextFeatures)
+        return self.encoded.image, without_ends(text) if self.settings.model.exclude_special_tokens else text
 
     @property
     def vectors(self) -> PooledFeatures:
@@ -103,6 +110,14 @@ class BatchShape:
     dim: int  # channels of an embedding
     exchange: str
     setting: Setting  # the same after token selection, for filip.interaction.cost
+
+
+def sum_of(losses: list[Tensor]) -> Tensor:
+    """The sum, without a zero to start from."""
+    total = losses[0]
+    for loss in losses[1:]:
+        total = total + loss
+    return total
 
 
 def no_parameters(dim: int) -> dict[str, Tensor]:

@@ -1,4 +1,12 @@
-"""FILIP's loss: each patch with its best word, each word with its best patch (Yao et al., 2022, equations 4 to 6)."""
+"""FILIP's loss: each patch with its best word, each word with its best patch (Yao et al., 2022, equations 4 to 6).
+
+    s^I_ij = mean over patches k of max over words r of <v_ik, t_jr>       s^T_ij the same with the sides exchanged
+
+and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
+use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
+place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, or ``top_k``, the mean of the
+``token_top_k`` largest. Neither is in the paper; evaluation uses the maximum.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +15,18 @@ import math
 import torch
 from torch import Tensor
 
-from filip.interaction import Similarity, TokenChoice, choose_tokens, distributed_late_interaction
+from filip.interaction import (
+    Blockwise,
+    Similarity,
+    TokenChoice,
+    choose_tokens,
+    distributed_late_interaction,
+    smooth_maximum,
+    top_k_mean,
+)
 from filip.interaction.cost import fused
 from filip.models import TextFeatures
-from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
+from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
 
 
 def compute(batch: LossInput) -> TermOutput:
@@ -37,6 +53,8 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
             minimum=settings.token_keep_minimum,
         )
         metrics = selection_metrics(choice, image, text)
+        if settings.model.exclude_special_tokens:
+            metrics.pop("tokens/kept_bos_eos")  # they were gone before
         rows = image.flatten(0, 1)[choice.image_rows]
         image = rows.view(len(image), -1, image.shape[2])
         text = TextFeatures(text.tokens[choice.text_rows], choice.text_lengths)
@@ -45,9 +63,18 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         *text,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
-        backend=settings.backend,
+        backend=backend(settings),
     )
     return similarity, metrics
+
+
+def backend(settings: LossSettings) -> str | Blockwise:
+    """What takes the maximum, or what takes its place."""
+    if settings.token_maximum == "smooth":
+        return Blockwise(smooth_maximum(settings.token_temperature))
+    if settings.token_maximum == "top_k":
+        return Blockwise(top_k_mean(settings.token_top_k))
+    return settings.backend
 
 
 @torch.no_grad()

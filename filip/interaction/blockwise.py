@@ -1,0 +1,135 @@
+"""Similarities other than the maximum, in blocks: each is a backend made of one plain function.
+
+The function sees a block of images and of texts that are equally long, so it needs no mask, and returns s^I and s^T
+of the block. The forward keeps nothing else. The backward computes each block again and lets PyTorch differentiate it.
+So the memory is that of one block whatever the batch, and everything that takes a backend takes these: ``gather`` and
+``ring`` on many ranks, 16-bit tokens on the wire, gradient caching.
+
+    similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=Blockwise(smooth_maximum(0.05)))
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction.packing import accumulation_dtype
+from filip.interaction.tiled import Order, by_length, tiles
+
+# [images, n1, d] and [texts, n2, d] to s^I and s^T, each [images, texts]
+Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+class Blockwise:
+    """A backend (see :mod:`filip.interaction.dispatch`) that computes ``score`` of every block."""
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+
+    def forward(
+        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """s^I and s^T [images, texts]; ``image_tokens`` [b, n1, d], packed ``text_tokens`` [T, d]."""
+        wide = accumulation_dtype(image_tokens.dtype)
+        order = by_length(lengths, image_tokens.device)
+        i2t = image_tokens.new_empty(len(image_tokens), len(lengths), dtype=wide)
+        t2i = torch.empty_like(i2t)
+        with torch.no_grad():
+            for images, texts, rows in _blocks(image_tokens, order):
+                block = text_tokens[rows].to(wide)
+                i2t[images, texts], t2i[images, texts] = self.score(image_tokens[images].to(wide), block)
+        return i2t, t2i, ()
+
+    def backward(
+        self,
+        grad_i2t: Tensor,
+        grad_t2i: Tensor,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        lengths: list[int],
+        residuals: tuple[Tensor, ...],
+        needs: tuple[bool, bool] = (True, True),
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of both inputs in the accumulation dtype."""
+        wide = accumulation_dtype(image_tokens.dtype)
+        order = by_length(lengths, image_tokens.device)
+        found = [
+            torch.zeros_like(tokens, dtype=wide) if need else tokens.new_empty(0, dtype=wide)
+            for tokens, need in zip((image_tokens, text_tokens), needs, strict=True)
+        ]
+        for images, texts, rows in _blocks(image_tokens, order):
+            with torch.enable_grad():
+                block = [image_tokens[images].detach().to(wide), text_tokens[rows].detach().to(wide)]
+                inputs = [part.requires_grad_() for part, need in zip(block, needs, strict=True) if need]
+                scores = self.score(*block)
+            upstream = grad_i2t[images, texts].to(wide), grad_t2i[images, texts].to(wide)
+            gradients = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
+            if needs[0]:
+                found[0][images] += next(gradients)
+            if needs[1]:
+                found[1].index_add_(0, rows.flatten(), next(gradients).flatten(0, 1))
+        return found[0], found[1]
+
+
+def _blocks(image_tokens: Tensor, order: Order) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    """(images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
+    b, n1, _ = image_tokens.shape
+    for images, first, last in tiles(b, n1, order.lengths, image_tokens.device):
+        rows = order.tokens[order.offsets[first] : order.offsets[last]]
+        yield images, order.texts[first:last], rows.view(last - first, -1)
+
+
+def smooth_maximum(temperature: float) -> Score:
+    """The maximum softened: ``temperature * log(mean(exp(s / temperature)))`` over the n tokens of the other side.
+
+    Between the mean (a high temperature) and the maximum (towards 0), so that every token gets a gradient. The mean
+    instead of the sum inside the logarithm keeps a long caption from scoring log(n) * temperature higher.
+    """
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive, got {temperature}")
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        total = torch.logsumexp(similarity / temperature, dim=dim)
+        return temperature * (total - math.log(similarity.shape[dim]))
+
+    return functools.partial(_token_wise, maximum)
+
+
+def top_k_mean(k: int) -> Score:
+    """The mean of the ``k`` largest similarities in place of the largest; of all, if there are fewer."""
+    if k < 1:
+        raise ValueError(f"k must be at least 1, got {k}")
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        return similarity.topk(min(k, similarity.shape[dim]), dim=dim).values.mean(dim=dim)
+
+    return functools.partial(_token_wise, maximum)
+
+
+def _token_wise(
+    maximum: Callable[[Tensor, int], Tensor], images: Tensor, texts: Tensor
+) -> tuple[Tensor, Tensor]:
+    similarity = images.flatten(0, 1) @ texts.flatten(0, 1).T
+    similarity = similarity.view(len(images), images.shape[1], len(texts), texts.shape[1])
+    return maximum(similarity, 3).mean(dim=1), maximum(similarity, 1).mean(dim=2)
+
+
+def text_conditioned(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
+
+    ``images`` [i, n1, 2 d]: the key and the value of each patch, one after the other. ``texts`` [t, 1, 2 d]: the query
+    of each caption and the unit vector that the result is compared with. A patch of zeros is added, so that a caption
+    may attend to nothing. Returns the same [i, t] twice.
+    """
+    keys, values = images.chunk(2, dim=2)
+    queries, vectors = texts[:, 0].chunk(2, dim=1)
+    attention = torch.einsum("ind,td->itn", keys, queries) / math.sqrt(keys.shape[2])
+    weights = F.pad(attention, (0, 1)).softmax(dim=2)[..., :-1]
+    attended = F.normalize(torch.einsum("itn,ind->itd", weights, values), dim=2)
+    similarity = torch.einsum("itd,td->it", attended, vectors)
+    return similarity, similarity

@@ -1,0 +1,59 @@
+"""A margin for captions that resemble one's own, as in HN-CLIP (2026, "Which negatives matter? Ask your text encoder").
+
+    s'_ij = s_ij + m <t_i, t_j>   for every pair that is not a positive, and s_ij for positives
+
+in both directions, and then CLIP's cross-entropy over the scaled s'. t are the unit vectors of the captions, taken
+without gradient; m is ``negative_margin``. A caption close to the true one has to be beaten by m more than one about
+something else, so that the loss does not vanish as soon as the easy negatives are told apart, which is what the paper
+finds plain cross-entropy to do within an epoch of fine-tuning. m = 0 is the plain loss.
+
+The similarity is the token-wise one, shared with ``token_wise``; HN-CLIP's is the cosine of two vectors. Its code was
+not released: the form of the margin, added to the cosine before the scale, is from its description, and its exact
+constants are unknown to us.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from filip.interaction import Similarity, distributed_pooled_similarity
+from filip.train.losses import token_wise
+from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
+
+
+def compute(batch: LossInput) -> TermOutput:
+    """Cross-entropy over the token-wise similarity plus the margin; the accuracies are those with the margin."""
+    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    margin = batch.settings.negative_margin * caption_similarity(batch)
+    hardened = Similarity(similarity.i2t + margin, similarity.t2i + margin.T)
+    output = batch.cross_entropy(hardened)
+    return TermOutput(output.loss, output.metrics | metrics)
+
+
+@torch.no_grad()
+def caption_similarity(batch: LossInput) -> Tensor:
+    """Cosine of own captions with those of all ranks [b, N]; 0 for positives."""
+    vectors = batch.vectors.text
+    cosine = distributed_pooled_similarity(vectors, vectors).i2t
+    if batch.positives is None or batch.all_positives is None:
+        own = torch.arange(len(vectors), device=cosine.device)
+        cosine[own, batch.offset + own] = 0
+        return cosine
+    return cosine.masked_fill(batch.positives[:, None] == batch.all_positives[None, :], 0)
+
+
+def memory(shape: BatchShape) -> float:
+    """As token_wise, and one more matrix for each side with its gradient."""
+    return token_wise.memory(shape) + 4 * 4 * shape.pairs * shape.setting.global_batch
+
+
+HARD_NEGATIVES = Term(
+    compute,
+    "tokens and vectors",
+    math.log,
+    memory,
+    "token-wise similarity with a margin for similar captions",
+)

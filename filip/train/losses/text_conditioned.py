@@ -1,0 +1,87 @@
+"""FLAIR's local term: a caption attends over the patches of an image and judges what it sees (Xiao et al., 2025).
+
+With the unit vector t_j of a caption and the unit patches v_ik of an image
+
+    a_ijk = softmax over k of <Q t_j, K v_ik> / sqrt(d)     with one more patch of zeros, to attend to nothing
+    u_ij  = sum over k of a_ijk V v_ik, normalised          the image as this caption sees it
+    L     = - 1/b  sum over own images i and all captions j of  log sigmoid(z_ij (t <u_ij, t_j> + c))
+
+z_ij is 1 for positives and -1 otherwise. The condition and the caption that u_ij is compared with are always the
+same: to compare u_ij with the image's own caption would let two captions decide without looking. With soft targets
+all captions of one group are positives, which is how several captions of an image count in one batch.
+
+The matrices Q, K, V and the bias are learned with the model. FLAIR adds its loss on global vectors with several
+captions to an image, here ``loss.sigmoid``. The differences: in FLAIR's code the attention has several heads, an
+output layer and random initial weights; here it has one head and starts as attention by cosine (Q and K multiples of
+the identity, V the identity), so that it means something at the first step. Its text vector has a projection of its
+own; ours is [EOS] through the projection of all tokens.
+
+Captions of all ranks meet own images one block at a time, forward and backward, gathered or around the ring: what is
+sent are the query and the vector of each caption.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from filip.interaction import Blockwise, distributed_late_interaction, sigmoid_loss, text_conditioned
+from filip.train.losses.sigmoid import INITIAL_BIAS, chance
+from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
+
+INITIAL_TEMPERATURE = 0.1  # of the attention by cosine
+
+
+def compute(batch: LossInput) -> TermOutput:
+    """The sigmoid loss over the cosine of each caption with what it attends to in each image."""
+    image, vectors = batch.encoded.image, batch.vectors.text
+    query, key, value = (
+        batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
+    )
+    with torch.autocast(image.device.type, enabled=False):
+        patches = torch.cat([image @ key.T, image @ value.T], dim=2)
+        captions = torch.cat([vectors @ query.T, vectors], dim=1)
+    similarity = distributed_late_interaction(
+        patches,
+        captions,
+        torch.ones(len(captions), dtype=torch.int64, device=captions.device),
+        exchange=batch.settings.exchange,
+        transport_dtype=transport_dtype(batch.settings),
+        backend=Blockwise(text_conditioned),
+    )
+    bias = batch.parameters["text_conditioned_bias"]
+    found = sigmoid_loss(
+        similarity.i2t,
+        batch.encoded.logit_scale,
+        bias,
+        offset=batch.offset,
+        ids=batch.positives,
+        all_ids=batch.all_positives,
+    )
+    return TermOutput(found.loss, {"accuracy/i2t": found.accuracy, "optimizer/logit_bias": bias.mean()})
+
+
+def initial(dim: int) -> dict[str, Tensor]:
+    """Attention by cosine with :data:`INITIAL_TEMPERATURE`, and SigLIP's bias."""
+    identity = torch.eye(dim)[None]
+    factor = math.sqrt(math.sqrt(dim) / INITIAL_TEMPERATURE)
+    return {
+        "text_conditioned_query": factor * identity,
+        "text_conditioned_key": factor * identity,
+        "text_conditioned_value": identity,
+        "text_conditioned_bias": torch.tensor([INITIAL_BIAS]),
+    }
+
+
+def memory(shape: BatchShape) -> float:
+    """Own tokens twice as wide, with gradients in float32; queries and vectors of all ranks; the matrix of logits."""
+    texts = shape.setting.global_batch if shape.exchange == "gather" else 4 * shape.pairs
+    logits = 4 * 4 * shape.pairs * shape.setting.global_batch
+    return shape.pairs * shape.patches * shape.dim * 3 * 8 + texts * 2 * shape.dim * 8 + logits
+
+
+TEXT_CONDITIONED = Term(
+    compute, "tokens and vectors", chance, memory, "sigmoid of captions and what they attend to", initial
+)
