@@ -86,6 +86,23 @@ class WatchdogConfig:
     min_loss_scale: float = option(1.0, "a dynamic loss scale at or below this has collapsed")
     clamp_steps: int = option(500, "steps with the logit scale at its clamp before it is reported")
     stuck_steps: int = option(500, "steps with the loss within 1 % of log(batch) before it is reported")
+    window_steps: int = option(200, "steps over which the shares below are taken")
+    saturated_share: float = option(0.5, "reported from this share of batches with a loss under 1e-3")
+    skipped_share: float = option(0.25, "reported from this share of steps that fp16's loss scaler discards")
+    data_share: float = option(0.5, "reported from this share of time spent waiting for data")
+    collapse_share: float = option(
+        0.9,
+        "reported from this share of words with one best patch, or of patches whose best token is [BOS] or [EOS]",
+    )
+    collapse_rank: float = option(
+        2.0, "reported at this effective rank of the embeddings and below; 1 = one direction"
+    )
+    collapse_checks: int = option(
+        5, "looks at the embeddings in a row (one per log_every) before it is reported"
+    )
+    grad_norm_spread: float = option(
+        1e-3, "reported from this relative difference of the ranks' gradient norms, which should be 0"
+    )
 
 
 @dataclass
@@ -239,7 +256,8 @@ POSITIVE = (
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",
-    "watchdog.stuck_steps",
+    "watchdog.stuck_steps", "watchdog.window_steps", "watchdog.collapse_checks", "watchdog.collapse_rank",
+    "watchdog.grad_norm_spread",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
@@ -247,7 +265,10 @@ NOT_NEGATIVE = (
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
     "data.workers", "negative_margin",
 )  # fmt: skip
-SHARES = ("token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min")
+SHARES = (
+    "watchdog.saturated_share", "watchdog.skipped_share", "watchdog.data_share", "watchdog.collapse_share",
+    "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min",
+)  # fmt: skip
 
 
 def _check_numbers(config: TrainConfig) -> None:

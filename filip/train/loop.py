@@ -19,7 +19,7 @@ from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model
-from filip.train import progress
+from filip.train import monitors, progress
 from filip.train.checkpoint import (
     LoopState,
     load_checkpoint,
@@ -45,7 +45,7 @@ from filip.train.result import gather_to_main, timings, write_result
 from filip.train.resume import choose_checkpoint, continue_from, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
-from filip.train.step import StepOutput, backward, special_token_share
+from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import StepStatus, Watchdog
@@ -193,8 +193,9 @@ def take_steps(run: Run) -> None:
         metrics = one_step(run, batches, inspect=due)
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
-        interval.add(metrics, seconds)
-        status = step_status(run, metrics, run.engine.skipped_steps > skipped, due)
+        discarded = run.engine.skipped_steps > skipped
+        interval.add(metrics, seconds, discarded)
+        status = step_status(run, metrics, discarded, due, seconds)
         if len(interval.all_seconds) > config.warmup_timing:
             run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
         if due:
@@ -236,20 +237,25 @@ def one_batch(run: Run, batch: Batch, inspect: bool) -> StepOutput:
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
     loss = partial(run.loss, step=run.state.step)
-    return backward(run.engine, tensors, loss, special_token_share if inspect else None)
+    return backward(run.engine, tensors, loss, monitors.inspect if inspect else None)
 
 
-def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool) -> StepStatus:
+def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, seconds: float) -> StepStatus:
     """What the watchdog needs to know of a step. Gradient norms wait for the device, so only when due."""
+    grad_norm = run.engine.grad_norm() if due else None
+    spread = None if grad_norm is None else monitors.spread_over_ranks(grad_norm, run.ranks.device)
     return StepStatus(
         step=run.state.step,
         loss=metrics.loss,
-        grad_norm=run.engine.grad_norm() if due else None,
+        grad_norm=grad_norm,
         logit_scale=metrics.logit_scale,
         loss_scale=run.engine.loss_scale(),
         skipped=skipped,
         finite=math.isfinite(metrics.loss),
         chance_loss=run.loss.chance(run.batching.global_batch, run.state.step - 1),
+        grad_norm_spread=spread,
+        data_share=metrics.data_wait / seconds,
+        metrics=metrics.values,
     )
 
 

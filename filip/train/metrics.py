@@ -53,11 +53,13 @@ class Interval:
     steps: list[StepMetrics] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     all_seconds: list[float] = field(default_factory=list)
+    skipped: list[bool] = field(default_factory=list)
 
-    def add(self, metrics: StepMetrics, seconds: float) -> None:
+    def add(self, metrics: StepMetrics, seconds: float, skipped: bool = False) -> None:
         self.steps.append(metrics)
         self.seconds.append(seconds)
         self.all_seconds.append(seconds)
+        self.skipped.append(skipped)
 
     def means(self) -> dict[str, float]:
         """Of each metric over the steps that have it."""
@@ -74,3 +76,4 @@ class Interval:
     def clear(self) -> None:
         self.steps.clear()
         self.seconds.clear()
+        self.skipped.clear()

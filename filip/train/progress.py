@@ -15,6 +15,7 @@ from filip.train.metrics import Interval
 from filip.train.plan import memory_plan
 from filip.train.run import Run
 from filip.train.telemetry import text_line
+from filip.train.watchdog import at_clamp
 
 
 def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
@@ -42,6 +43,10 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         "optimizer/logit_scale": interval.steps[-1].logit_scale,
         "optimizer/loss_scale": engine.loss_scale(),
         "optimizer/skipped_steps": engine.skipped_steps,
+        "monitor/skipped_share": statistics.fmean(interval.skipped),
+        "monitor/at_clamp": float(
+            at_clamp(interval.steps[-1].logit_scale, engine.model.config.max_logit_scale)
+        ),
         "speed/pairs_per_second": run.batching.pairs_per_step * steps / seconds,
         "speed/seconds_per_step": seconds / steps,
         "speed/data_wait_seconds": data_wait,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from filip.interaction import cached_backward
@@ -40,23 +39,6 @@ def backward(
     engine.deepspeed.backward(output.loss)
     engine.deepspeed.step()
     return StepOutput(metrics, encoded.logit_scale.detach())
-
-
-@torch.no_grad()
-def special_token_share(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
-    """``tokens/bos_eos_share``: the share of patches whose best token of their own caption is [BOS] or [EOS].
-
-    Over the first ``pairs`` pairs. Where it nears 1 the words do no work. Empty for pooled vectors.
-    """
-    if not isinstance(encoded.text, TextFeatures):
-        return {}
-    lengths = encoded.text.lengths[:pairs].tolist()
-    captions = encoded.text.tokens[: sum(lengths)].split(lengths)
-    shares = []
-    for image, caption in zip(encoded.image, captions, strict=False):
-        best = (image.float() @ caption.float().T).argmax(dim=1)
-        shares.append(((best == 0) | (best == len(caption) - 1)).float().mean())
-    return {"tokens/bos_eos_share": torch.stack(shares).mean()}
 
 
 def _cached_backward(

@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from filip.train.config import WatchdogConfig
 
 STUCK_TOLERANCE = 0.01  # of the loss of chance
+
+
+def at_clamp(logit_scale: float, largest: float) -> bool:
+    """True where the scale is as large as the optimiser lets it become, up to rounding."""
+    return logit_scale >= largest * (1 - 1e-3)
 
 
 @dataclass(frozen=True)
@@ -22,6 +31,11 @@ class StepStatus:
     skipped: bool  # DeepSpeed discarded the step, whose gradients were not finite
     finite: bool  # on every rank
     chance_loss: float  # of a model that knows nothing
+    grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
+    data_share: float = 0.0  # of the step's time in which the ranks waited for data
+    metrics: Mapping[str, float] = field(
+        default_factory=dict
+    )  # by TensorBoard name, as far as this step has them
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,13 @@ class Alert:
 
     def __str__(self) -> str:
         return f"watchdog: {self.kind} in steps {self.first} to {self.last}: {self.message}"
+
+
+class _Condition(NamedTuple):
+    kind: str
+    holds: bool | None  # None: this step does not say
+    patience: int  # observations in a row before it is reported
+    message: str
 
 
 class Watchdog:
@@ -52,50 +73,142 @@ class Watchdog:
         self.contrastive_batch = contrastive_batch
         self.max_logit_scale = max_logit_scale
         self._since: dict[str, int] = {}
-        self._reported: set[str] = set()
+        self._times: dict[str, int] = {}
+        self._windows: dict[str, deque[float]] = {}
 
     def observe(self, status: StepStatus) -> list[Alert]:
         """Alerts that begin with this step; a condition is reported once until it has ended."""
-        s, found = self.settings, []
+        found = []
+        for kind, holds, patience, message in [
+            *self._numbers(status),
+            *self._shares(status),
+            *self._embeddings(status),
+        ]:
+            if holds is None:
+                continue
+            if not holds:
+                self._since.pop(kind, None)
+                self._times.pop(kind, None)
+                continue
+            first = self._since.setdefault(kind, status.step)
+            self._times[kind] = self._times.get(kind, 0) + 1
+            if self._times[kind] == patience:
+                found.append(Alert(kind, first, status.step, message))
+        return found
+
+    def _numbers(self, status: StepStatus) -> list[_Condition]:
+        """What the scalars of one step say."""
+        s = self.settings
         stuck = (
             status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
         )
-        clamped = status.logit_scale >= self.max_logit_scale * (1 - 1e-3)
         collapsed = self.fp16 and status.skipped and status.loss_scale <= s.min_loss_scale
         # Skips are normal while the loss scale can still decrease; any other skip, or a non-finite loss, is an error.
         excused = self.fp16 and status.skipped and not collapsed
         bad = not status.finite or (not excused and (status.skipped or not _finite(status.grad_norm)))
-        conditions = [
-            (
+        spread = status.grad_norm_spread
+        return [
+            _Condition(
                 "non-finite",
                 bad,
                 s.non_finite_steps,
                 "loss or gradients are not finite; a larger weight decay helps",
             ),
-            ("loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"),
-            (
+            _Condition(
+                "loss scale collapsed", collapsed, 1, f"it is {status.loss_scale:g} and steps still overflow"
+            ),
+            _Condition(
                 "logit scale at its clamp",
-                clamped,
+                at_clamp(status.logit_scale, self.max_logit_scale),
                 s.clamp_steps,
                 f"the scale stays at {status.logit_scale:.1f}",
             ),
-            (
+            _Condition(
                 "loss stuck at log(batch)",
                 stuck,
                 s.stuck_steps,
                 f"the loss stays at {status.chance_loss:.3f}, chance for {self.contrastive_batch} pairs",
             ),
+            _Condition(
+                "ranks disagree on the gradient norm",
+                None if spread is None else spread > s.grad_norm_spread,
+                1,
+                f"by {spread or 0:.1e} of it, where it should be one number; their weights are no longer the same, so "
+                "stop and resume from the checkpoint before",
+            ),
         ]
-        for kind, holds, patience, message in conditions:
-            if not holds:
-                self._since.pop(kind, None)
-                self._reported.discard(kind)
-                continue
-            first = self._since.setdefault(kind, status.step)
-            if status.step - first + 1 >= patience and kind not in self._reported:
-                self._reported.add(kind)
-                found.append(Alert(kind, first, status.step, message))
-        return found
+
+    def _shares(self, status: StepStatus) -> list[_Condition]:
+        """What the last ``window_steps`` steps say together, once there are so many."""
+        s = self.settings
+        saturated = self._mean("saturated", status.metrics.get("monitor/saturated_share"))
+        skipped = self._mean("skipped", float(status.skipped) if self.fp16 else None)
+        waiting = self._mean("waiting", status.data_share)
+
+        def condition(kind: str, share: float | None, limit: float, message: str) -> _Condition:
+            percent = f"{100 * (share or 0):.0f} % of the last {s.window_steps} steps"
+            return _Condition(kind, None if share is None else share >= limit, 1, message.format(percent))
+
+        return [
+            condition(
+                "loss saturated",
+                saturated,
+                s.saturated_share,
+                "the loss is under 1e-3 in {}, which teach next to nothing; larger batches or harder negatives help",
+            ),
+            condition(
+                "many skipped steps",
+                skipped,
+                s.skipped_share,
+                "fp16 discarded {}; a lower rate, a larger weight decay or bf16 helps",
+            ),
+            condition(
+                "waiting for data",
+                waiting,
+                s.data_share,
+                "the ranks waited for batches during {}; more data.workers, faster storage or smaller images help",
+            ),
+        ]
+
+    def _embeddings(self, status: StepStatus) -> list[_Condition]:
+        """What the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
+        s, metrics = self.settings, status.metrics
+
+        def share(kind: str, name: str, message: str) -> _Condition:
+            value = metrics.get(name)
+            holds = None if value is None else value >= s.collapse_share
+            return _Condition(kind, holds, s.collapse_checks, f"{100 * (value or 0):.0f} % of {message}")
+
+        ranks = {
+            name: value for name, value in metrics.items() if name.endswith(("/image_rank", "/text_rank"))
+        }
+        lowest = min(ranks, key=lambda name: ranks[name], default="")
+        return [
+            share(
+                "words point at one patch",
+                "tokens/same_patch_share",
+                "a caption's words have the same best patch",
+            ),
+            share(
+                "patches point at [BOS] or [EOS]",
+                "tokens/bos_eos_share",
+                "patches have [BOS] or [EOS] as their best token, so that words do no work",
+            ),
+            _Condition(
+                "embeddings collapsed",
+                ranks[lowest] <= s.collapse_rank if ranks else None,
+                s.collapse_checks,
+                f"{lowest} is {ranks.get(lowest, 0):.2f}: the embeddings hardly differ",
+            ),
+        ]
+
+    def _mean(self, name: str, value: float | None) -> float | None:
+        """Of the last ``window_steps`` values; None until there are so many."""
+        if value is None:
+            return None
+        window = self._windows.setdefault(name, deque(maxlen=self.settings.window_steps))
+        window.append(value)
+        return statistics.fmean(window) if len(window) == window.maxlen else None
 
     @property
     def healthy(self) -> bool:
@@ -105,7 +218,8 @@ class Watchdog:
     def reset(self) -> None:
         """Forget all stretches, after a rollback."""
         self._since.clear()
-        self._reported.clear()
+        self._times.clear()
+        self._windows.clear()
 
 
 def _finite(value: float | None) -> bool:

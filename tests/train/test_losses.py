@@ -47,6 +47,7 @@ def test_the_total_is_the_weighted_sum_and_every_metric_has_a_name() -> None:
     assert float(both.loss) == pytest.approx(float(one["token_wise"].loss + 0.5 * one["pooled"].loss))
     assert set(one["pooled"].metrics) == {
         "loss/total",
+        "monitor/saturated_share",
         "loss/i2t",
         "loss/t2i",
         "accuracy/i2t",

@@ -65,6 +65,40 @@ def test_a_loss_stuck_at_chance_is_named() -> None:
     assert watchdog.observe(StepStatus(step=2, **{**status, "loss": math.log(128)})) == []
 
 
+def test_a_share_of_the_last_steps_is_named_once_it_is_reached() -> None:
+    settings = WatchdogConfig(window_steps=4, saturated_share=0.5, data_share=0.6, skipped_share=0.5)
+    empty, full = ({"metrics": {"monitor/saturated_share": share}} for share in (0.0, 1.0))
+    # Two of four batches are saturated from the fifth step on, not two in a row.
+    assert kinds(settings, [empty, empty, full, empty, full, empty, full]) == [("loss saturated", 5, 5)]
+    assert kinds(settings, [{"data_share": 0.7}] * 6) == [("waiting for data", 4, 4)]
+    assert kinds(settings, [{"data_share": 0.7}] * 3) == []
+    skips = [{"skipped": True, "grad_norm": None}, {}] * 4
+    assert kinds(settings, skips, fp16=True) == [("many skipped steps", 4, 4)]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "kind"),
+    [
+        ({"tokens/same_patch_share": 0.95}, "words point at one patch"),
+        ({"tokens/bos_eos_share": 0.95}, "patches point at [BOS] or [EOS]"),
+        ({"tokens/image_rank": 60.0, "tokens/text_rank": 1.5}, "embeddings collapsed"),
+        ({"vectors/image_rank": 1.0}, "embeddings collapsed"),
+    ],
+)
+def test_a_collapse_is_named_by_the_steps_that_look_at_the_embeddings(metrics: dict, kind: str) -> None:
+    settings = WatchdogConfig(collapse_checks=3)
+    ill = {"metrics": metrics}
+    assert kinds(settings, [{}, ill, {}, {}, ill, {}, ill, ill]) == [(kind, 2, 7)]
+    well = {"metrics": {name: 0.5 if "share" in name else 50.0 for name in metrics}}
+    assert kinds(settings, [ill, ill, well, ill, ill]) == []
+
+
+def test_ranks_with_different_gradient_norms_are_named_at_once() -> None:
+    assert kinds(WatchdogConfig(), [{"grad_norm_spread": 1e-7}, {}, {"grad_norm_spread": 0.02}]) == [
+        ("ranks disagree on the gradient norm", 3, 3)
+    ]
+
+
 def test_nothing_is_good_while_a_non_finite_stretch_runs() -> None:
     watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False)
     watchdog.observe(StepStatus(step=1, **GOOD))

@@ -30,6 +30,7 @@ __all__ = [
     "installed_terms", "resolve_weights",
 ]  # fmt: skip
 
+SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
 # In the order in which they are added up. The first one that counts names loss/i2t, accuracy/i2t and so on.
 TERMS: dict[str, Term] = {
     "token_wise": TOKEN_WISE,
@@ -94,7 +95,8 @@ class Loss:
             total = (
                 total + 0 * value.sum()
             )  # a gradient, also in the steps in which their term does not count
-        metrics = {"loss/total": total} | self._named(outputs)
+        saturated = (total.detach() < SATURATED_LOSS).float()
+        metrics = {"loss/total": total, "monitor/saturated_share": saturated} | self._named(outputs)
         return LossOutput(total, {name: value.detach() for name, value in metrics.items()})
 
     def _named(self, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:

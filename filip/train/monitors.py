@@ -1,0 +1,95 @@
+"""What goes wrong in contrastive training without the loss saying so, as scalars of the embeddings of a batch.
+
+docs/monitors.md says what each looks like when it is ill, and what to try; filip.train.watchdog turns them into alerts.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from filip.models import Encoded, PooledFeatures, TextFeatures
+
+
+@torch.no_grad()
+def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
+    """Scalars over the first ``pairs`` pairs of this rank, by their TensorBoard names.
+
+    ``tokens/bos_eos_share``      share of patches whose best token of their own caption is [BOS] or [EOS]
+    ``tokens/same_patch_share``   share of a caption's words whose best patch of their own image is the commonest choice
+                                  of that caption; 1 if all words point at one patch. Captions of one token are left out
+    ``tokens/winner_entropy``     entropy of the positions of the words' best patches over all pairs, as a share of the
+                                  largest possible; 0 if they are always at the same position
+    ``tokens/image_rank`` and ``tokens/text_rank``   effective rank of the tokens, see :func:`effective_rank`
+    ``vectors/image_rank`` and ``vectors/text_rank`` the same of pooled vectors, where there are any
+    """
+    found: dict[str, Tensor] = {}
+    pooled = encoded.pooled
+    if isinstance(encoded.text, TextFeatures):
+        lengths: list[int] = encoded.text.lengths[:pairs].tolist()
+        words = encoded.text.tokens[: sum(lengths)].float()
+        images = encoded.image[:pairs].float()
+        found |= _winners(images, list(words.split(lengths)))
+        found |= {
+            "tokens/image_rank": effective_rank(images.flatten(0, 1)),
+            "tokens/text_rank": effective_rank(words),
+        }
+    else:
+        pooled = PooledFeatures(encoded.image, encoded.text)
+    if pooled is not None:
+        found |= {
+            "vectors/image_rank": effective_rank(pooled.image[:pairs].float()),
+            "vectors/text_rank": effective_rank(pooled.text[:pairs].float()),
+        }
+    return found
+
+
+def _winners(images: Tensor, captions: list[Tensor]) -> dict[str, Tensor]:
+    ends, same, chosen = [], [], []
+    for image, caption in zip(images, captions, strict=True):
+        similarity = image @ caption.T  # [n1, n2]
+        word = similarity.argmax(dim=1)
+        ends.append(((word == 0) | (word == len(caption) - 1)).float().mean())
+        patch = similarity.argmax(dim=0)
+        chosen.append(patch)
+        if len(caption) > 1:
+            same.append(torch.bincount(patch).max() / len(caption))
+    positions = torch.cat(chosen)
+    shares = torch.bincount(positions, minlength=images.shape[1]) / len(positions)
+    entropy = -torch.xlogy(shares, shares).sum()
+    largest = math.log(max(2, min(images.shape[1], len(positions))))
+    zero = entropy.new_zeros(())
+    return {
+        "tokens/bos_eos_share": torch.stack(ends).mean(),
+        "tokens/same_patch_share": torch.stack(same).mean() if same else zero,
+        "tokens/winner_entropy": entropy / largest,
+    }
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """The exponential of the entropy of the singular values of ``rows`` [n, d], divided by their sum.
+
+    1 if all rows are multiples of one vector, min(n, d) if all directions are used alike (Roy and Vetterli, 2007; as a
+    sign of collapse in self-supervised training: RankMe, Garrido et al., 2023).
+    """
+    gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+    values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
+    shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
+    return torch.exp(-torch.xlogy(shares, shares).sum()).float()
+
+
+def spread_over_ranks(value: float, device: torch.device) -> float:
+    """(largest - smallest) / largest of the ranks' non-negative ``value``; 0 if one is not finite. All ranks call.
+
+    For the gradient norm, which every rank computes after the gradients have been averaged: a difference means that the
+    ranks no longer train the same model, which nothing else would show.
+    """
+    both = torch.tensor([value, -value], dtype=torch.float64, device=device)
+    dist.all_reduce(both, op=dist.ReduceOp.MAX)
+    largest, smallest = float(both[0]), -float(both[1])
+    if not (math.isfinite(largest) and math.isfinite(smallest)) or largest <= 0:
+        return 0.0
+    return (largest - smallest) / largest
