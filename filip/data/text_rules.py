@@ -39,6 +39,9 @@ class TextRulesConfig:
     list: str = option(MISSING, "Parquet file with the columns url and caption")
     out: str = option(MISSING, "Parquet file to write: the rows that stay, in the same order and columns")
     funnel: str | None = option(None, "funnel fragment to write, JSON")
+    dropped: str | None = option(
+        None, "Parquet file of the rows that go, with their `reason`; default: not kept"
+    )
     rules: dict[str, Any] = option({}, "overrides of the card's text_rules, e.g. rules={max_repeats:5}")
     processes: int = option(2, "processes of the language model")
     threads: int = option(2, "DuckDB threads")
@@ -52,6 +55,7 @@ def main(config: TextRulesConfig) -> None:
         config.list,
         config.out,
         card,
+        dropped=config.dropped,
         processes=config.processes,
         threads=config.threads,
         memory=config.memory,
@@ -77,12 +81,14 @@ def apply_text_rules(
     out: str | Path,
     card: SourceCard,
     *,
+    dropped: str | Path | None = None,
     processes: int = 2,
     threads: int = 2,
     memory: str = "1GB",
 ) -> Fragment:
     """Write the rows of ``list_path`` that pass the card's text rules to ``out``, and account for the rest.
 
+    dropped: where to write the other rows, in their order, with the column ``reason``: the first rule that they break.
     The fragment's notes hold, per rule, ``alone`` (pairs it would drop on its own) and ``samples``.
     Raises UserError when the list lacks a column or no row is left.
     """
@@ -101,15 +107,19 @@ def apply_text_rules(
         listed = ", ".join(
             caption if column == "caption" else f"l.{duckdb_io.sql_identifier(column)}" for column in columns
         )
-        duckdb_io.write_parquet(
-            con,
-            f"""SELECT {listed} FROM (SELECT *, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
-                JOIN {duckdb_io.parquet(scratch / "charged.parquet")} v
-                ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}
-                WHERE v.reason IS NULL ORDER BY l._row_""",
-            out,
-            "text rules",
-        )
+        judged = f"""(SELECT *, row_number() OVER () AS _row_ FROM {duckdb_io.parquet(list_path)}) l
+            JOIN {duckdb_io.parquet(scratch / "charged.parquet")} v
+            ON v.c = {NORMALISE.format("coalesce(l.caption, '')")}"""
+        kept = f"SELECT {listed} FROM {judged} WHERE v.reason IS NULL ORDER BY l._row_"
+        duckdb_io.write_parquet(con, kept, out, "text rules")
+        if dropped is not None:
+            own = ", ".join(
+                f"l.{duckdb_io.sql_identifier(column)}" for column in columns if column != "reason"
+            )
+            gone = (
+                f"SELECT {own}, v.reason AS reason FROM {judged} WHERE v.reason IS NOT NULL ORDER BY l._row_"
+            )
+            duckdb_io.write_parquet(con, gone, dropped, "text rules: dropped rows")
         con.close()
     return fragment
 

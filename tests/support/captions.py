@@ -18,8 +18,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.captions.acceptance import rejection
+from filip.data.cards import SourceCard, TextRuleSettings
 from filip.data.engines import Engine, back_translate
 from filip.data.lists.language import are_english
+from filip.data.text_rules import apply_text_rules
 
 # What a tokenizer has to clean, pad and cut.
 UNTIDY_CAPTIONS = [
@@ -40,6 +42,35 @@ def labelled_captions() -> dict[str, list[str]]:
             language, caption = line.rstrip("\n").split("\t")
             found[language].append(caption)
     return dict(found)
+
+
+def sample_of_kinds() -> list[dict[str, str]]:
+    """654 captions of web kinds: kind, caption, and expected ("keep", or the rule that should drop it).
+
+    Titles, alt texts, brands, places and meaningless ones were written for it, and short phrases in fifteen languages;
+    others are class names of ImageNet and others (clip_benchmark, MIT) and names of territories and time zones (Unicode
+    CLDR in Babel). No threshold was chosen by them.
+    """
+    with open(DATA / "labelled_captions.tsv", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
+def verdicts_on_kinds(folder: Path) -> list[dict[str, Any]]:
+    """The sample with what the text rules do: ``found`` is "keep" or the rule that drops the caption."""
+    sample = sample_of_kinds()
+    urls = [str(number) for number in range(len(sample))]
+    table = pa.table({"url": urls, "caption": [row["caption"] for row in sample]})
+    pq.write_table(table, folder / "list.parquet")
+    apply_text_rules(
+        folder / "list.parquet",
+        folder / "kept.parquet",
+        SourceCard("sample", text_rules=TextRuleSettings(max_repeats=0)),
+        dropped=folder / "dropped.parquet",
+        processes=1,
+    )
+    dropped = pq.read_table(folder / "dropped.parquet").to_pylist()
+    reasons = {row["url"]: row["reason"] for row in dropped}
+    return [{**row, "found": reasons.get(url, "keep")} for url, row in zip(urls, sample, strict=True)]
 
 
 def parallel_captions() -> dict[str, list[str]]:

@@ -65,7 +65,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     "html": (rf"<\s*/?\s*({_TAGS})(\s[^>]*)?/?>", r"\b(href|src)\s*=\s*[\"']"),
     "template": (
         r"\{\{.*\}\}",
-        r"\$\{\w+\}",
+        r"\$\{[\w.]+\}",
         r"%[A-Z_]{3,}%",
         r"^\[(caption|gallery|img|url)\]$",
         r"\[(caption|gallery|img|url)(\s+\w+)?=.*\]",  # "photo of a dog [gallery]" has no attribute

