@@ -94,13 +94,16 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
 def quote_text(schema: type, override: str) -> str:
     """``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
 
-    The value of a field of type ``str``, and each element of a ``list[str]``, is quoted. Left as they are: ``null``,
+    The value of a field of type ``str``, and each element of a ``list[str]``, is quoted; a list of one element may come
+    without its brackets. Left as they are: ``null``,
     values in Hydra's own quotes (in which an interpolation such as ``${run_dir}`` works), and every other type.
     """
     key, equals, value = override.partition("=")
     declared = _declared_type(schema, key.lstrip("+")) if equals else None
     if declared is str:
         return f"{key}={_quoted(value)}"
+    if declared == list[str] and value.strip() and not value.strip().startswith(("[", "$", "null")):
+        return f"{key}=[{_quoted(value)}]"  # one element needs no brackets
     if declared == list[str] and value.strip().startswith("[") and value.strip().endswith("]"):
         return f"{key}=[{','.join(_quoted(element.strip()) for element in _elements(value.strip()[1:-1]))}]"
     return override

@@ -7,7 +7,7 @@ order, so that a loader may use any number of workers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -37,6 +37,8 @@ class Sample:
     )
     mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
     things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
+    truths: int = 1  # in sets to select from: the captions that are true, which come first
+    category: str = ""  # what is also reported separately, "" = nothing
 
 
 class EvalSet(Dataset[Sample]):
@@ -53,7 +55,7 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """pixels: [b, 3, H, W] float; labels: [b] int64; captions, keys and clusters: b entries each."""
+    """pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
 
     pixels: Tensor
     labels: Tensor
@@ -61,6 +63,8 @@ class Batch:
     keys: list[str]
     clusters: list[str]  # see Sample; a sample that is alone has its key here
     undecodable: list[str]  # keys of images that could not be read: not among the b
+    truths: list[int] = field(default_factory=list)
+    categories: list[str] = field(default_factory=list)
 
 
 class _Transformed(Dataset[Any]):
@@ -76,7 +80,8 @@ class _Transformed(Dataset[Any]):
             pixels = self.transform(sample.image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return None, f"number {index}: {error}"
-        return pixels, Sample(sample.key, _NO_IMAGE, sample.label, sample.captions, sample.cluster)
+        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[])
+        return pixels, bare
 
 
 _NO_IMAGE = Image.new("RGB", (1, 1))  # decoded images do not travel between processes, pixels do
@@ -101,4 +106,6 @@ def _collate(items: list[tuple[Tensor | None, Sample | str]]) -> Batch:
         [s.key for _, s in good],
         [s.cluster or s.key for _, s in good],
         [s for _, s in items if isinstance(s, str)],
+        [s.truths for _, s in good],
+        [s.category for _, s in good],
     )

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, TypeVar
 
 from PIL import Image
 from torch import Tensor
@@ -97,6 +97,29 @@ def _all_batches(
 def _require(found: bool, title: str) -> None:
     if not found:
         raise UserError(f"{title}: the test set has no readable image")
+
+
+class CutTexts:
+    """Counts the texts that a model does not read to their end."""
+
+    def __init__(self, scorer: Scorer):
+        self.encoder, self.texts, self.cut, self.longest = scorer.encoder, 0, 0, 0
+
+    def count(self, texts: Sequence[str]) -> None:
+        counts = self.encoder.token_counts(texts)
+        self.texts += len(counts)
+        self.cut += sum(count > self.encoder.context_length for count in counts)
+        self.longest = max(self.longest, *counts)
+
+    def result(self) -> dict[str, Any]:
+        """For the result file: how many texts were cut at how many tokens; nothing if none was."""
+        if not self.cut:
+            return {}
+        said = (
+            f"{self.cut:,} of {self.texts:,} captions are longer than the model's {self.encoder.context_length} tokens "
+            f"(the longest has {self.longest}) and were cut"
+        )
+        return {"cut_captions": self.cut, "cut_at": self.encoder.context_length, "cut_note": said}
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:

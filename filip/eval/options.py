@@ -56,14 +56,20 @@ class CardOptions(ModelOptions):
 
     def result_header(self, encoder: Encoder) -> dict[str, Any]:
         """What every result file says of the model."""
-        return {
-            "run": self.run or Path(self.model).stem,
-            "model": self.model,
-            "scorer": "token-wise" if encoder.token_wise else "pooled",
-            "image_size": encoder.image_size,
-            "precision": name_of(encoder.dtype),
-            **encoder.details,
-        }
+        return result_header(self, encoder, self.run)
+
+
+def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:
+    """What a result file says of the model; ``run`` is the name of its row, the model's if empty."""
+    own = Path(options.model).exists()
+    return {
+        "run": run or (Path(options.model).stem if own else options.model),
+        "model": options.model,
+        "scorer": "token-wise" if encoder.token_wise else "pooled",
+        "image_size": encoder.image_size,
+        "precision": name_of(encoder.dtype),
+        **encoder.details,
+    }
 
 
 @dataclass

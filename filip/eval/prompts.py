@@ -74,6 +74,23 @@ def load_ensemble(path: str | Path, key: str) -> list[Prompt]:
     return prompts
 
 
+DEFAULT = "a photo of a {c}."
+
+
+def card_ensemble(prompts: str, key: str | None) -> list[Prompt]:
+    """The prompts of a card: ``prompts`` itself if it has ``{c}`` in it, else the file's entry ``key``.
+
+    A card without a key (your own data) gets :data:`DEFAULT`. Raises UserError as :func:`load_ensemble` does.
+    """
+    if "{c}" in prompts:
+        return [_from_template("the command line", "prompts", prompts)]
+    return (
+        load_ensemble(prompts, key)
+        if key is not None
+        else [_from_template("the defaults", "own data", DEFAULT)]
+    )
+
+
 def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, Prompt]:
     """The prompts around captions for (image to text, text to image); bare captions if ``key`` is None."""
     if key is None:

@@ -18,7 +18,7 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import collect, size_note
+from filip.eval.encode_set import CutTexts, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.options import EvalOptions
@@ -67,6 +67,8 @@ def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str,
     benchmarks = {}
     record: Record = {}
     for card in cards:
+        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
+    for card in cards:
         found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config, record)
         benchmarks[card.name] = found
         say(
@@ -76,6 +78,8 @@ def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str,
                 for way in WAYS
             )
         )
+        if "cut_note" in found:
+            say(f"{card.name}: {found['cut_note']}")
     result = {
         **config.result_header(scorer.encoder),
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
@@ -116,7 +120,12 @@ def retrieval_benchmark(
     put into ``record``. Raises UserError if the data set is missing or an image has no caption.
     """
     found = _collect(scorer, card, root, config)
-    texts = [scorer.encode_texts([p.fill(c) for c in found.captions]) for p in dict.fromkeys(prompts)]
+    texts = []
+    cut = CutTexts(scorer)
+    for prompt in dict.fromkeys(prompts):
+        filled = [prompt.fill(caption) for caption in found.captions]
+        cut.count(filled)
+        texts.append(scorer.encode_texts(filled))
     for_texts, for_images = texts[0], texts[-1]
     result: dict[str, Any] = {
         "images": len(found.images),
@@ -125,6 +134,7 @@ def retrieval_benchmark(
         "split": card.split,
         "layout": card.loader,
         "note": size_note(card, len(found.images)),
+        **cut.result(),
     }
     exact = None
     if not config.shortlist or config.compare:

@@ -7,19 +7,21 @@ is makes a difference to a token-wise model, so all three are reported: s^I (ima
 
 from __future__ import annotations
 
+import itertools
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
+import numpy as np
 from torch import Tensor
 
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
-from filip.eval.encode_set import encoded_batches, size_note
+from filip.eval.encode_set import CutTexts, encoded_batches, size_note
 from filip.eval.formats import open_set
-from filip.eval.metrics import label_hits, mean_interval
+from filip.eval.metrics import mean_interval
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.scorer import RANKINGS, Scorer, ranking
@@ -39,6 +41,8 @@ def main(config: Selection) -> None:
     benchmarks = {}
     record: Record = {}
     for card in cards:
+        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
+    for card in cards:
         found = select(scorer, card, config.root, config.batch_size, config.workers, record)
         benchmarks[card.name] = found
         rates = " / ".join(f"{100 * found[by]['value']:.1f}" for by in RANKINGS)
@@ -53,53 +57,135 @@ def main(config: Selection) -> None:
 def select(
     scorer: Scorer,
     card: BenchmarkCard,
-    root: str | Path,
+    root: str,
     batch_size: int = 64,
     workers: int = 0,
     record: Record | None = None,
 ) -> dict[str, Any]:
-    """Accuracy of one benchmark (fractions, with a 95 % interval) by each ranking, and chance.
+    """The numbers of one benchmark (fractions, not percentages), by each ranking.
 
-    The outcome of each image is put into ``record`` under the card's name. Raises UserError if the data set is missing
-    or an image has fewer than two captions.
+    The outcome of each image is put into ``record`` under the card's name. Where the layout is Winoground's, those of
+    each example: ``text``, ``image_`` and ``group_`` before the ranking's name. Raises UserError if the data set is
+    missing or an image has no false caption.
     """
     data = open_set(card, root)
-    parts: dict[str, list[Tensor]] = {by: [] for by in RANKINGS}
+    parts: dict[str, list[list[float]]] = {by: [] for by in RANKINGS}
     keys: list[str] = []
-    counts: list[int] = []
+    clusters: list[str] = []
+    categories: list[str] = []
+    truths: list[int] = []
+    cut = CutTexts(scorer)
     for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
         own = [len(captions) for captions in batch.captions]
-        for key, count in zip(batch.keys, own, strict=True):
-            if count < 2:
+        for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
+            if count <= true:
                 raise UserError(f"{card.name}: image {key} has {count} captions; there is nothing to select")
-        texts = scorer.encode_texts([caption for captions in batch.captions for caption in captions])
+        captions = [caption for own_captions in batch.captions for caption in own_captions]
+        cut.count(captions)
+        texts = scorer.encode_texts(captions)
         similarity = scorer.similarity(images, texts)
         for by in RANKINGS:
-            parts[by].append(_hits(ranking(similarity, by), own))
+            parts[by] += _own_scores(ranking(similarity, by), own)
         keys += batch.keys
-        counts += own
-    hits = {by: torch.cat(found) for by, found in parts.items()}
-    if record is not None:
-        record[card.name] = Outcomes.of(keys, hits)
-    rates = {
-        by: {"value": float(right.mean()), "ci95": list(mean_interval(right))} for by, right in hits.items()
+        clusters += batch.clusters
+        categories += batch.categories
+        truths += batch.truths
+    common: dict[str, Any] = {"split": card.split, **cut.result()}
+    if card.loader == "winoground":
+        return common | _winoground(card, parts, clusters, record)
+    common["note"] = size_note(card, len(keys))
+    hits = {
+        by: np.array([chosen(s, t) for s, t in zip(found, truths, strict=True)])
+        for by, found in parts.items()
     }
-    chance = sum(1 / count for count in counts) / len(counts)
-    note = size_note(card, len(counts))
-    return {"n": len(counts), "chance": chance, "split": card.split, "note": note, **rates}
+    if record is not None:
+        record[card.name] = Outcomes.of(keys, hits, clusters)
+    rates = {by: _rate(right, clusters) for by, right in hits.items()}
+    counts = [len(scores) for scores in parts[RANKINGS[0]]]
+    chance = float(np.mean([1 / math.comb(n, t) for n, t in zip(counts, truths, strict=True)]))
+    result = {"n": len(keys), "chance": chance, **common, **rates}
+    return result | ({"by_category": _by_category(hits, categories)} if any(categories) else {})
 
 
-def _hits(scores: Tensor, counts: list[int]) -> Tensor:
-    """[images] float64: whether the first of an image's own captions scores highest (ties: in expectation).
-
-    scores: [images, captions of all images one after the other]; counts: captions of each image.
-    """
-    right, start = [], 0
+def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
+    """Each image's scores of its own captions. scores: [images, captions of all images one after the other]."""
+    found, start = [], 0
     for row, count in zip(scores, counts, strict=True):
-        own = row[start : start + count].unsqueeze(0)
-        right.append(label_hits(own, torch.zeros(1, dtype=torch.int64), (1,))[0, 0])
+        found.append(row[start : start + count].tolist())
         start += count
-    return torch.stack(right)
+    return found
+
+
+def chosen(scores: Sequence[float], truths: int = 1) -> float:
+    """Whether all of the first ``truths`` scores are above all others; ties count by their expected value.
+
+    Scores that are not finite rank last. Of t true and f false ones that share the decisive score, all orders are
+    equally likely, and one in C(t + f, t) is right.
+    """
+    finite = [score if math.isfinite(score) else -math.inf for score in scores]
+    worst, best = min(finite[:truths]), max(finite[truths:])
+    if worst != best:
+        return float(worst > best)
+    tied_true, tied_false = finite[:truths].count(worst), finite[truths:].count(best)
+    return 1 / math.comb(tied_true + tied_false, tied_true)
+
+
+def _rate(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
+    return {"value": float(right.mean()), "ci95": list(mean_interval(right, clusters=np.asarray(clusters)))}
+
+
+def _by_category(hits: dict[str, np.ndarray], categories: list[str]) -> dict[str, Any]:
+    """Accuracy of each category and, by each ranking, the mean over categories: what ARO's authors report."""
+    names = np.asarray(categories)
+    table = {
+        name: {"n": int((names == name).sum())}
+        | {by: float(right[names == name].mean()) for by, right in hits.items()}
+        for name in sorted(set(categories))
+    }
+    return {"mean": {by: float(np.mean([row[by] for row in table.values()])) for by in hits}, "of": table}
+
+
+def _winoground(
+    card: BenchmarkCard, parts: dict[str, list[list[float]]], examples: list[str], record: Record | None
+) -> dict[str, Any]:
+    """Thrush et al. 2022: ``text`` (each image prefers its caption), ``image`` (each caption its image), ``group``.
+
+    The ranking's own number is that of ``group``. An example of which an image could not be read is left out.
+    """
+    pairs = [n for n in range(len(examples) - 1) if examples[n] == examples[n + 1]]
+    if not pairs:
+        raise UserError(f"{card.name}: no example has both of its images")
+    chance = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+    outcomes: dict[str, list[float]] = {}
+    result: dict[str, Any] = {"n": len(pairs), "chance": chance["group"], "note": size_note(card, len(pairs))}
+    for by, scores in parts.items():
+        found = np.array([winoground_outcome(scores[n], scores[n + 1]) for n in pairs])
+        columns = dict(zip(chance, found.T, strict=True))
+        outcomes |= {f"{measure}_{by}": list(values) for measure, values in columns.items()}
+        names = [examples[n] for n in pairs]
+        rates = {m: _rate(values, names) | {"chance": chance[m]} for m, values in columns.items()}
+        result[by] = rates["group"] | {"text": rates["text"], "image": rates["image"]}
+    if record is not None:
+        record[card.name] = Outcomes.of([examples[n] for n in pairs], outcomes)
+    return result
+
+
+def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
+    """(text, image, group) of an example: of each image the scores of its own caption and of the other one.
+
+    Ties count by their expected value over the orders of equal scores.
+    """
+    scores = [s if math.isfinite(s) else -math.inf for s in (*first, *second)]  # c0 i0, c1 i0, c1 i1, c0 i1
+    found = []
+    for order in itertools.permutations(range(4)):  # from best to worst
+        if any(scores[a] < scores[b] for a, b in itertools.pairwise(order)):
+            continue
+        rank = {number: place for place, number in enumerate(order)}
+        text = rank[0] < rank[1] and rank[2] < rank[3]
+        image = rank[0] < rank[3] and rank[2] < rank[1]
+        found.append((text, image, text and image))
+    text, image, group = np.mean(found, axis=0).tolist()
+    return text, image, group
 
 
 if __name__ == "__main__":

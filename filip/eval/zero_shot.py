@@ -26,7 +26,7 @@ from filip.eval.formats import open_set
 from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
-from filip.eval.prompts import Prompt, load_ensemble
+from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.scorer import Scorer, Texts
 from filip.files import write_json
 from filip.progress import say
@@ -34,7 +34,10 @@ from filip.progress import say
 
 @dataclass
 class ZeroShot(EvalOptions):
-    prompts: str = option("eval/prompts.yaml", "prompt ensembles; eval/prompts_clip.yaml has CLIP's")
+    prompts: str = option(
+        "eval/prompts.yaml",
+        "prompt ensembles; eval/prompts_clip.yaml has CLIP's; or one prompt with {c} in it",
+    )
     ensemble: str = option(
         "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
     )
@@ -52,7 +55,9 @@ def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, 
     if config.ensemble not in ("score", "embedding"):
         raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
     cards = load_cards(config.cards, config.loader, "classification")
-    ensembles = {card.name: load_ensemble(config.prompts, str(card.prompts)) for card in cards}
+    ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
+    for card in cards:
+        match_classes(card, open_set(card, config.root).classes or [])  # before anything is encoded
     scorer = scorer or config.scorer()
     tasks = {}
     record: Record = {}

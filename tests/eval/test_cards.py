@@ -53,7 +53,7 @@ MEAN_PER_CLASS = {"caltech101", "flowers102", "fgvc_aircraft", "oxford_pets"}
 class Oracle:
     """A model that is always right: it reads an image's class from its colour, and knows every prompt."""
 
-    name, token_wise, image_size, dtype = "oracle", False, 8, torch.float32
+    name, token_wise, image_size, dtype, context_length = "oracle", False, 8, torch.float32, 77
 
     def __init__(self, names: Sequence[str], prompts: dict[str, str]):
         self.names = names  # the true prompt name of colour i
@@ -70,6 +70,9 @@ class Oracle:
     def encode_images(self, pixels: Tensor) -> Tensor:
         vectors = torch.stack([self.vectors[self.names[int(p[0, 0, 0])]] for p in pixels])
         return torch.nn.functional.normalize(vectors, dim=-1)
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) + 2 for text in texts]
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
         vectors = torch.stack([self.vectors[self.prompts[text]] for text in texts])

@@ -1,0 +1,49 @@
+"""A folder of classes: ``<path>/<class>/*.jpg``, or below it a folder per split first."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from PIL import Image
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard
+from filip.eval.datasets import EvalSet, Sample
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
+    return ImageFolder(Path(root) / card.path, card.split)
+
+
+class ImageFolder(EvalSet):
+    """The classes are the folders' names, in alphabetical order; images of a class in the order of their paths.
+
+    split: a folder of that name inside, if there is one; otherwise the folder itself is the set.
+    """
+
+    def __init__(self, folder: Path, split: str):
+        folder = folder / split if (folder / split).is_dir() else folder
+        if not folder.is_dir():
+            raise UserError(f"no data set at {folder}")
+        found = {entry.name: images_below(entry) for entry in sorted(folder.iterdir()) if entry.is_dir()}
+        self.folder = folder
+        self.classes = [name for name, images in found.items() if images]
+        if len(self.classes) < 2:
+            raise UserError(
+                f"{folder} should hold a folder of images for each class; it has {len(self.classes)}"
+            )
+        self.items = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Sample:
+        path, label = self.items[index]
+        return Sample(path.relative_to(self.folder).as_posix(), Image.open(path).convert("RGB"), label)
+
+
+def images_below(folder: Path) -> list[Path]:
+    """All images of a folder and the folders in it, sorted."""
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
