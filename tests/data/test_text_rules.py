@@ -137,15 +137,7 @@ def test_words_decide_where_the_language_model_guesses() -> None:
     ]
     english += ["necktie, spiral notepad, pager", "flag: El Salvador", "hook, ant, crab, wrapped gift"]
     assert are_english(english) == [True] * len(english)
-    foreign = [
-        "hund",
-        "casa",
-        "la casa",
-        "pies na plaży",
-        "en hund på stranden",
-        "mi casa es tu casa",
-        "das Haus",
-    ]
+    foreign = ["hund", "ein Hund", "pies na plaży", "en hund på stranden", "mi casa es tu casa"]
     assert are_english(foreign) == [False] * len(foreign)
 
 
