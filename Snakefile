@@ -18,6 +18,7 @@ min_version("9.0")
 sys.path.insert(0, workflow.basedir)
 from filip.errors import UserError
 from filip.study import PROTOCOLS
+from workflow.stage_bars import show_stages
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
@@ -64,3 +65,7 @@ include: "workflow/rules/data.smk"
 include: "workflow/rules/train.smk"
 include: "workflow/rules/eval.smk"
 include: "workflow/rules/report.smk"
+
+
+if workflow.is_main_process:
+    show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""))

@@ -7,7 +7,6 @@ missing. A run has the same colour in all of them.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -27,6 +26,7 @@ from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.report.table import Table
 from filip.study import Study, load_study
+from filip.train.telemetry import read_log
 
 
 @dataclass
@@ -90,22 +90,9 @@ def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[st
             continue
         folders = [results.run_dir(seed) for seed in study.replicas(run)]
         files = [folder / "log.jsonl" for folder in folders if folder]
-        if found := [read_log(file) for file in files if file.is_file()]:
+        if found := [read_log(file)[0] for file in files if file.is_file()]:
             logs[study.label(run)] = found
     return logs
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """The measurements of a run's log.jsonl (events, and a line cut short by a kill, are skipped)."""
-    lines = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            entry = json.loads(line)
-        except json.JSONDecodeError:
-            continue
-        if "step" in entry and "event" not in entry:
-            lines.append(entry)
-    return lines
 
 
 def _preview(study: Study, results: Results, config: Figures) -> Image.Image:

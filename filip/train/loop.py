@@ -165,7 +165,9 @@ def open_run(
     prepare_folder(run_dir / "checkpoints", ranks, found.start_again)
     engine = make_engine(model, config, batching, ranks.world_size, loss)
     notes = continue_from(found, engine, state, run_dir / "checkpoints", ranks)
-    start = record_start(run_dir, config, state.step, ranks.world_size) if ranks.is_main else {}
+    start = (
+        record_start(run_dir, config, state.step, ranks.world_size, schedule.steps) if ranks.is_main else {}
+    )
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)

@@ -25,11 +25,14 @@ SOURCES = (".py", ".cpp", ".h", ".inl")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 
-def record_start(run_dir: Path, config: TrainConfig, step: int, world_size: int) -> dict[str, Any]:
-    """Append a start at ``step`` to ``starts.jsonl`` and write ``config.json``. Returns what was appended."""
+def record_start(
+    run_dir: Path, config: TrainConfig, step: int, world_size: int, steps: int | None = None
+) -> dict[str, Any]:
+    """Append a start at ``step`` of ``steps`` to ``starts.jsonl`` and write ``config.json``; returns the start."""
     entry = {
         "time": now(),
         "step": step,
+        "steps": steps,
         "world_size": world_size,
         "commit": commit(),
         "versions": versions(),

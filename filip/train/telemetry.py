@@ -66,6 +66,20 @@ class Telemetry:
             self.file.close()
 
 
+def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Measurements and events of a log.jsonl, in order; a line cut short by a kill is left out."""
+    measured: list[dict[str, Any]] = []
+    events: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            entry = json.loads(line)
+        except json.JSONDecodeError:
+            continue
+        if "step" in entry:
+            (events if "event" in entry else measured).append(entry)
+    return measured, events
+
+
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
     """One line for the terminal; ``values`` as given to :meth:`Telemetry.record`."""
     parts = [

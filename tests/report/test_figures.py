@@ -11,10 +11,11 @@ from filip.command import run_command
 from filip.data.loading.config import AugmentConfig
 from filip.errors import UserError
 from filip.report import plots
-from filip.report.figures import Figures, main, read_log, training_logs
+from filip.report.figures import Figures, main, training_logs
 from filip.report.preview import ShardSample, augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.study import load_study
+from filip.train.telemetry import read_log
 from tests.report.results import EVAL, FUNNEL, STUDY, changed, tables_of, write, write_tables
 from workflow.study import WorkflowStudy
 
@@ -54,7 +55,7 @@ def test_figures_before_the_tables_are_refused_with_the_command_that_is_missing(
 
 
 def test_curves_are_the_log(folder):
-    lines = read_log(folder / "runs" / "clip-00c0ffee" / "log.jsonl")
+    lines, _ = read_log(folder / "runs" / "clip-00c0ffee" / "log.jsonl")
     assert [line["step"] for line in lines] == list(range(0, 20, 2))  # no event, no torn line
     axis = plots.curves({"clip": [lines]}, {}).axes[0]
     raw, smooth = axis.lines
