@@ -66,6 +66,7 @@ docs: setup  ## build the documentation into site/; a broken link or a missing r
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 test: setup lint  ## all checks and tests (about 15 minutes on 2 cores)
+	@$(VENV)/bin/python -m bench.browser
 	@$(VENV)/bin/python -m pytest
 
 test-quick: setup  ## only the tests that start no processes

@@ -1,10 +1,17 @@
-"""A headless Chromium for what has to be seen: tests and screenshots of pages that we write."""
+"""A headless Chromium for what has to be seen: tests and screenshots of pages that we write.
+
+``python -m bench.browser`` installs one if there is none: Playwright's own, or the system's where that cannot be
+fetched and we are root, as in a container. It never fails: without a browser, tests skip and say so.
+"""
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 from playwright.sync_api import Browser, Error, sync_playwright
 
@@ -32,3 +39,44 @@ def chromium() -> Iterator[Browser]:
             yield browser
         finally:
             browser.close()
+
+
+def main() -> None:
+    """Make sure that there is a browser, as far as this machine lets us."""
+    attempts = [[sys.executable, "-m", "playwright", "install", "chromium"]]
+    if os.geteuid() == 0 and shutil.which("apt-get"):
+        install = [
+            "apt-get",
+            "install",
+            "-y",
+            "-q",
+            "--no-install-recommends",
+            "chromium",
+            "fonts-dejavu-core",
+        ]
+        attempts += [["apt-get", "update", "-q"], install]
+    reason = _missing()
+    while reason and attempts:
+        attempt = attempts.pop(0)
+        print(f"== no Chromium yet: {' '.join(attempt)}", flush=True)
+        quiet = subprocess.DEVNULL
+        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
+        with suppress(OSError, subprocess.TimeoutExpired):
+            subprocess.run(
+                attempt, stdin=quiet, stdout=quiet, stderr=quiet, env=environment, timeout=600, check=False
+            )
+        reason = _missing()
+    print(f"== tests of pages will skip: {reason}" if reason else "== there is a Chromium for tests of pages")
+
+
+def _missing() -> str:
+    """Why no browser starts; "" if one does."""
+    try:
+        with chromium():
+            return ""
+    except NoBrowser as error:
+        return str(error)
+
+
+if __name__ == "__main__":
+    main()
