@@ -92,7 +92,10 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
     by_words = {command.words: command for command in found}
     for length in range(len(arguments), 0, -1):
         if command := by_words.get(tuple(word.replace("-", "_") for word in arguments[:length])):
-            return command, arguments[length:]
+            rest = arguments[length:]
+            if rest and rest[0].replace("-", "").replace("_", "").isalpha() and not rest[0].startswith("-"):
+                break  # no option of `filip eval` but a mistyped command below it
+            return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
     known = [" ".join(words) for words in by_words]
     close = difflib.get_close_matches(typed, known, 3)

@@ -33,6 +33,7 @@ OPTIONAL = {
     "instant_clip_tokenizer",  # below Python 3.13 only
     "transformers",
     "sentence_transformers",
+    "datasets",
 }
 
 
