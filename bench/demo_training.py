@@ -25,10 +25,10 @@ from filip.eval.prompts import Prompt
 from filip.eval.retrieval import Retrieval, retrieval_benchmark
 from filip.eval.scorer import Scorer, Texts, TokenScorer, scorer_for
 from filip.interaction import Similarity, TokenChoice, select_tokens
-from filip.models import build_model
 from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.engine import make_optimizer, to_device
+from filip.train.loop import initial_model
 from filip.train.losses import Loss, resolve_weights, token_wise
 from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
@@ -74,8 +74,7 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     )  # fmt: skip
     torch.set_num_threads(1)
     device.choose_attention(torch.device("cpu"), config.precision)
-    torch.manual_seed(config.seed)
-    model = build_model(config.model)
+    model = initial_model(config)
     started = time.perf_counter()
     with selection_by(choose):
         metrics = train(model, config)
@@ -120,6 +119,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     """All steps of ``config``; metrics of steps 1, 50 and every hundredth."""
     steps, batch = config.max_steps or 0, config.global_batch or 0
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
+    vectors = loss.reads_vectors() and model.config.interaction == "token_wise"
     optimizer = make_optimizer(model, config)
     o = config.optimizer
     schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
@@ -128,10 +128,10 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     logged = {}
     for step in range(steps):
         pairs = to_device(next(batches), torch.device("cpu"), None)
-        set_lr(optimizer.param_groups, schedule.at(step))
+        set_lr(optimizer.param_groups, schedule.at(step), step)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            encoded = model(pairs["pixels"], pairs["ids"], pairs["lengths"])
-        output = loss(encoded, pairs["group"])
+            encoded = model(pairs["pixels"], pairs["ids"], pairs["lengths"], pooled=vectors)
+        output = loss(encoded, pairs["group"], step)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()

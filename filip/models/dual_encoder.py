@@ -68,11 +68,16 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text, config.embed_dim)
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
-        if config.interaction == "pooled":
-            self.require_cls("model.interaction=pooled", "model.interaction=token_wise")
+        self.set_interaction(config.interaction)
         if config.cls_in_interaction:
             self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")
         self.set_gradient_checkpointing(config.gradient_checkpointing)
+
+    def set_interaction(self, interaction: str) -> None:
+        """Compare images and texts by all tokens or by one vector each; the weights are the same for both."""
+        if interaction == "pooled":
+            self.require_cls("model.interaction=pooled", "model.interaction=token_wise")
+        self.config.interaction = interaction
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
         """Recompute each block's activations in the backward pass instead of keeping them."""

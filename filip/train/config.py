@@ -14,6 +14,7 @@ from filip.errors import UserError
 from filip.interaction.dispatch import BACKENDS
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
+from filip.models.config import INTERACTIONS
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.losses.weights import FORMS
 from filip.train.optimizers import OPTIMIZERS
@@ -60,6 +61,19 @@ class OptimizerConfig:
         "scale jumps",
     )
     clip_grad_norm: float = option(0.0, "0 = no gradient clipping, as the paper")
+
+
+@dataclass
+class WarmStartConfig:
+    """How a training treats the model that it starts from (``init_from``); see docs/models.md."""
+
+    interaction: str | None = option(
+        None,
+        "of a .safetensors to start from: null = its own; token_wise sends every patch and word of a pooled model "
+        "through the projections of [CLS] and [EOS]",
+    )
+    projection_steps: int = option(0, "first steps, in which only the projections and the temperature learn")
+    layer_decay: float = option(1.0, "learning rate of a block over that of the block above it")
 
 
 @dataclass
@@ -138,6 +152,7 @@ class TrainConfig:
         "start from this model.safetensors (fine-tuning), or from open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, "
         "hf:FOLDER or timm:NAME (warm start, docs/models.md); its architecture counts",
     )
+    warm_start: WarmStartConfig = option(WarmStartConfig(), "how what init_from brings is trained")
     image_size: int | None = option(None, "other image side in px: position embeddings are interpolated")
 
     global_batch: int | None = option(
@@ -241,6 +256,12 @@ class TrainConfig:
         _check_numbers(self)
         if self.init_from is not None:
             check_init_from(self.init_from)
+        elif self.warm_start != WarmStartConfig():
+            raise UserError(
+                "warm_start is for a training that starts from a model: give init_from=…, or leave it out"
+            )
+        if self.warm_start.interaction is not None:
+            _choice("warm_start.interaction", self.warm_start.interaction, INTERACTIONS)
         self.model.check()
         if self.init_from is None:  # else the interaction is that of the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
@@ -263,11 +284,11 @@ NOT_NEGATIVE = (
     "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
-    "data.workers", "negative_margin",
+    "data.workers", "negative_margin", "warm_start.projection_steps",
 )  # fmt: skip
 SHARES = (
     "watchdog.saturated_share", "watchdog.skipped_share", "watchdog.data_share", "watchdog.collapse_share",
-    "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min",
+    "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min", "warm_start.layer_decay",
 )  # fmt: skip
 
 

@@ -168,8 +168,8 @@ class Engine:
             group.update(own)
         OPTIMIZERS[self.optimizer_name].attach(self.deepspeed, self.optimizer)
 
-    def set_lr(self, lr: float) -> None:
-        set_lr(self.deepspeed.optimizer.param_groups, lr)
+    def set_lr(self, lr: float, step: int) -> None:
+        set_lr(self.deepspeed.optimizer.param_groups, lr, step)
 
     def loss_scale(self) -> float:
         """The dynamic loss scale; 1 unless fp16."""
@@ -215,11 +215,12 @@ class Engine:
 
 
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
-    """The optimiser that ``config`` names, over the three parameter groups."""
+    """The optimiser that ``config`` names, over the parameter groups."""
     o = config.optimizer
-    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor)
-    optimizer = OPTIMIZERS[o.name].build(groups, o)
-    set_lr(optimizer.param_groups, o.base_lr)
+    w = config.warm_start
+    groups = param_groups(model, o.weight_decay, o.temperature_lr_factor, w.layer_decay, w.projection_steps)
+    optimizer = OPTIMIZERS[o.name].build([group for group in groups if group["params"]], o)
+    set_lr(optimizer.param_groups, o.base_lr, 0)
     return optimizer
 
 

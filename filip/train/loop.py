@@ -84,6 +84,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     torch.manual_seed(config.seed)
     if config.init_from is not None:
         model = load_initial(config.init_from, config.model).train()
+        model.set_interaction(config.warm_start.interaction or model.config.interaction)
         model.config.gradient_checkpointing = config.model.gradient_checkpointing
         model.set_gradient_checkpointing(config.model.gradient_checkpointing)
     else:
@@ -190,7 +191,7 @@ def take_steps(run: Run) -> None:
     while not run.is_over:
         started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-        run.engine.set_lr(run.schedule.at(run.state.step))
+        run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
         skipped = run.engine.skipped_steps
         metrics = one_step(run, batches, inspect=due)
         seconds = time.perf_counter() - started

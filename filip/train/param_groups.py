@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,40 +24,71 @@ def decays(module: nn.Module, name: str) -> bool:
 
 
 def param_groups(
-    model: DualEncoder, weight_decay: float, temperature_lr_factor: float = 1.0
+    model: DualEncoder,
+    weight_decay: float,
+    temperature_lr_factor: float = 1.0,
+    layer_decay: float = 1.0,
+    projection_steps: int = 0,
 ) -> list[dict[str, Any]]:
     """Three groups for the optimiser, named: ``decay``, ``no_decay`` and ``temperature``.
 
     The optimiser clamps the temperature to ``maximum``, the logarithm of ``model.config.max_logit_scale``, so that
-    ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate.
+    ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate, which is 0
+    before step ``from_step``.
+
+    layer_decay, projection_steps: of a warm start, see :class:`filip.train.config.WarmStartConfig`; the first two
+    groups are then divided by depth.
     """
-    groups: dict[str, list[nn.Parameter]] = {"decay": [], "no_decay": [], "temperature": []}
+    groups: dict[tuple[str, int, bool], list[nn.Parameter]] = {
+        (kind, 0, True): [] for kind in ("decay", "no_decay", "temperature")
+    }
     for module, name, parameter in _owned_parameters(model):
-        if parameter is model.logit_scale:
-            groups["temperature"].append(parameter)
-        else:
-            groups["decay" if decays(module, name) else "no_decay"].append(parameter)
+        top = name.partition(".")[2].startswith("projection") or "." not in name
+        kind = "temperature" if parameter is model.logit_scale else _kind(module, name)
+        depth = 0 if top or layer_decay == 1 else _blocks_above(model, name)
+        groups.setdefault((kind, depth, top or not projection_steps), []).append(parameter)
     result: list[dict[str, Any]] = []
-    for name, parameters in groups.items():
-        maximum = math.log(model.config.max_logit_scale) if name == "temperature" else None
-        decay = weight_decay if name == "decay" else 0.0
-        factor = temperature_lr_factor if name == "temperature" else 1.0
-        group = {"name": name, "params": parameters, "weight_decay": decay}
-        result.append({**group, "maximum": maximum, "lr_factor": factor})
+    for (kind, depth, at_once), parameters in groups.items():
+        maximum = math.log(model.config.max_logit_scale) if kind == "temperature" else None
+        factor = temperature_lr_factor if kind == "temperature" else layer_decay**depth
+        name = kind if at_once and not depth else f"{kind}, {depth} blocks below the top"
+        group = {"name": name, "params": parameters, "weight_decay": weight_decay if kind == "decay" else 0.0}
+        result.append(
+            {
+                **group,
+                "maximum": maximum,
+                "lr_factor": factor,
+                "from_step": 0 if at_once else projection_steps,
+            }
+        )
     return result
 
 
-def set_lr(groups: list[dict[str, Any]], lr: float) -> None:
-    """Give every group ``lr``, multiplied by its own factor."""
+def _kind(module: nn.Module, name: str) -> str:
+    return "decay" if decays(module, name.rpartition(".")[2]) else "no_decay"
+
+
+def _blocks_above(model: DualEncoder, name: str) -> int:
+    """How many blocks of its tower lie between a parameter and the projection, its own among them."""
+    tower = name.partition(".")[0]
+    blocks = len(model.image.trunk.blocks if tower == "image" else model.text.blocks)
+    block = re.search(r"\bblocks\.(\d+)\.", name)
+    if block:
+        return blocks - int(block[1])
+    return 0 if re.search(r"\bnorm\.", name) else blocks + 1
+
+
+def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
+    """Give every group the ``lr`` of ``step``, multiplied by its own factor; 0 before its first step."""
     for group in groups:
-        group["lr"] = lr * group["lr_factor"]
+        group["lr"] = lr * group["lr_factor"] if step >= group["from_step"] else 0.0
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Every trainable parameter once, with the module that holds it."""
+    """Every trainable parameter once: the module that holds it, its whole name, itself."""
     seen: set[int] = set()
-    for module in model.modules():
-        for name, parameter in module.named_parameters(recurse=False):
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(prefix=path, recurse=False):
             if parameter.requires_grad and id(parameter) not in seen:
                 seen.add(id(parameter))
                 yield module, name, parameter
