@@ -31,7 +31,8 @@ def peak_megabytes(name: str, images: int, patches: int) -> float:
     return float(output.split()[-1])
 
 
-def _resident(field: str) -> float:
+def resident(field: str) -> float:
+    """Megabytes of a field of /proc/self/status, VmRSS or VmHWM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -44,10 +45,10 @@ def main(name: str, images: int, patches: int) -> None:
     CONTENDERS[name](random_problem(4, 5))()
     step = CONTENDERS[name](random_problem(images, patches))
     gc.collect()
-    before = _resident("VmRSS")
+    before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = step()
-    print(_resident("VmHWM") - before)
+    print(resident("VmHWM") - before)
     del result
 
 

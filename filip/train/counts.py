@@ -75,13 +75,15 @@ class Message:
         return self.times * (ranks if self.kind.startswith("ring") else max(1, (ranks - 1).bit_length()))
 
 
-def loss_messages(setting: Setting, terms: list[str], exchange: str, dim: int, times: int) -> list[Message]:
-    """Of the terms of the loss, ``times`` contrastive batches a step."""
+def loss_messages(
+    setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int
+) -> list[Message]:
+    """Of what the terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
     texts = setting.global_batch * setting.n2 * setting.dim
     vectors = setting.global_batch * dim * 4
     scores = 4 * setting.local * setting.global_batch
     found = []
-    if "token_wise" in terms:
+    if "tokens" in exchanged:
         if exchange == "gather":
             found.append(Message("exchange", "all_gather", texts * setting.token_bytes, times))
             found.append(Message("exchange", "reduce_scatter", texts * 4, times))
@@ -89,7 +91,7 @@ def loss_messages(setting: Setting, terms: list[str], exchange: str, dim: int, t
             found.append(Message("exchange", "ring", texts * setting.token_bytes, 2 * times))
             found.append(Message("exchange", "ring_and_back", texts * 4, times))
         found.append(Message("exchange", "all_to_all", scores, 2 * times))
-    if "pooled" in terms:
+    if "vectors" in exchanged:
         found.append(Message("exchange", "all_gather", vectors, times))
         found.append(Message("exchange", "reduce_scatter", vectors, times))
         found.append(Message("exchange", "all_to_all", scores, 2 * times))

@@ -22,7 +22,7 @@ from filip.train.config import TrainConfig
 from filip.train.counts import SMALL_MESSAGES, Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.hardware import GB, GPUS, NETWORKS, FleetConfig, Gpu, Network
 from filip.train.host_memory import to_ask_for
-from filip.train.losses import resolve_weights
+from filip.train.losses import exchanged, resolve_weights
 from filip.train.plan import (
     CAPTION_TOKENS,
     MemoryPlan,
@@ -161,10 +161,10 @@ def simulate(
     with torch.device("meta"):
         model = build_model(config.model)
     setting = interaction_setting(model, config, batching, gpus)
-    terms = list(resolve_weights(config.loss, config.model.interaction))
+    sent = exchanged(resolve_weights(config.loss, config.model.interaction))
     parameters = sum(p.numel() for p in model.parameters())
     batches = batching.accumulation
-    messages = loss_messages(setting, terms, config.exchange, config.model.embed_dim, batches)
+    messages = loss_messages(setting, sent, config.exchange, config.model.embed_dim, batches)
     messages += zero_messages(parameters, config, batches * batching.chunks)
     columns = config.model.text.context_length
     flops = sum(encoder_flops(model, min(CAPTION_TOKENS, columns), columns).values()) * batching.per_rank
@@ -222,20 +222,20 @@ def loss_seconds(
     """Of one contrastive batch. Without Triton the tiled backend waits for memory: each tile is written and read twice,
     and its backward reads one row of float32 for each winner on either side.
     """
-    terms = resolve_weights(config.loss, config.model.interaction)
+    sent = exchanged(resolve_weights(config.loss, config.model.interaction))
     pairs, seconds = setting.local * setting.global_batch, 0.0
-    if "token_wise" in terms and gpu.triton:
+    if "tokens" in sent and gpu.triton:
         seconds += triton(setting).flops / flops_per_second
-    elif "token_wise" in terms:
+    elif "tokens" in sent:
         tiles = 3 * 4 * pairs * setting.n1 * setting.n2
         rows = 2 * 4 * pairs * (setting.n1 + setting.n2) * setting.dim
         seconds += fused(setting).flops / flops_per_second + (tiles + rows) / gpu.bandwidth
-    if "token_wise" in terms and config.token_keep_ratio < 1:  # chosen by a product over the local batch
+    if "tokens" in sent and config.token_keep_ratio < 1:  # chosen by a product over the local batch
         tokens = (
             model.image.grid[0] * model.image.grid[1] * min(CAPTION_TOKENS, config.model.text.context_length)
         )
         seconds += 2 * setting.local**2 * tokens * setting.dim / flops_per_second
-    if "pooled" in terms:
+    if "vectors" in sent:
         seconds += 3 * 2 * pairs * config.model.embed_dim / flops_per_second
     return seconds
 

@@ -111,9 +111,9 @@ def test_a_collective_takes_as_long_as_its_slower_link() -> None:
 
 def test_messages_of_a_step() -> None:
     setting = Setting(global_batch=32, gpus=4, n2=10, dim=8, token_bytes=2)
-    gather = {m.kind: m.received(4) for m in loss_messages(setting, ["token_wise"], "gather", 8, 1)}
+    gather = {m.kind: m.received(4) for m in loss_messages(setting, {"tokens"}, "gather", 8, 1)}
     assert gather == {"all_gather": 24 * 80 * 2, "reduce_scatter": 24 * 80 * 4, "all_to_all": 2 * 4 * 8 * 24}
-    both = loss_messages(setting, ["token_wise", "pooled"], "ring", 8, 2)
+    both = loss_messages(setting, {"tokens", "vectors"}, "ring", 8, 2)
     assert sum(m.received(4) for m in both if m.kind == "ring_and_back") == 2 * 32 * 80 * 4
     assert len(both) == 6 and all(m.times in (2, 4) for m in both)
     config = compose_config(Plan, ["model=tiny", "precision=fp16", "zero_stage=2"], "train")

@@ -39,6 +39,8 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(
     overrides = (
         "max_steps=4",
         "loss.sigmoid=0.5",
+        "loss.sparc=0.5",
+        "loss.text_conditioned=0.5",
         "loss.token_wise_sigmoid=switch from 0 to 1 at step 2",
         "optimizer.warmup_steps=1",
     )
@@ -58,6 +60,8 @@ def test_they_train_under_zero_and_with_gradient_caching_as_on_one_process(
     assert {float(saved[f"loss_{name}_bias"]) for name in ("sigmoid", "token_wise_sigmoid")}.isdisjoint(
         {-10.0}
     )
+    query = saved["loss_text_conditioned_query"][0]
+    assert float((query - query[0, 0] * torch.eye(len(query))).abs().max()) > 1e-4
     for name in ("zero1", "zero3"):
         assert losses(tmp_path / name) == pytest.approx(reference, abs=1e-4), name
         assert largest_difference(tmp_path / "one", tmp_path / name) < 2e-3, name

@@ -27,7 +27,7 @@ from filip.train.losses.weights import Weight, WeightSchedule, check_every_step,
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
-    "installed_terms", "resolve_weights",
+    "exchanged", "installed_terms", "resolve_weights",
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
@@ -172,6 +172,11 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
         )
     check_every_step(active)
     return active
+
+
+def exchanged(weights: Mapping[str, Weight]) -> set[str]:
+    """What ranks send one another: "tokens", "vectors", both or nothing."""
+    return {kind for name in weights for kind in TERMS[name].exchanged}
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:

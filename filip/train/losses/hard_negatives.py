@@ -56,4 +56,5 @@ HARD_NEGATIVES = Term(
     math.log,
     memory,
     "token-wise similarity with a margin for similar captions",
+    exchanged=("tokens", "vectors"),
 )

@@ -24,4 +24,4 @@ def memory(shape: BatchShape) -> float:
     return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
 
 
-POOLED = Term(compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]")
+POOLED = Term(compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]", exchanged=("vectors",))

@@ -82,6 +82,7 @@ SIGMOID = Term(
     memory,
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
+    exchanged=("vectors",),
 )
 TOKEN_WISE_SIGMOID = Term(
     compute_token_wise,
@@ -90,4 +91,5 @@ TOKEN_WISE_SIGMOID = Term(
     token_wise.memory,
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
+    exchanged=("tokens",),
 )

@@ -136,6 +136,8 @@ class Term:
     about      for the log
     parameters what the term learns besides the towers: initial values, each [1, ...], by names that no other term
                uses; from the width of the embeddings. They are saved with the model, and evaluation does without
+    exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
+               for a term that looks at own pairs only. Terms that exchange the same send it once
     """
 
     compute: Callable[[LossInput], TermOutput]
@@ -144,6 +146,7 @@ class Term:
     memory: Callable[[BatchShape], float]
     about: str
     parameters: Callable[[int], dict[str, Tensor]] = no_parameters
+    exchanged: tuple[str, ...] = ()
 
 
 def transport_dtype(settings: LossSettings) -> torch.dtype | None:

@@ -83,5 +83,11 @@ def memory(shape: BatchShape) -> float:
 
 
 TEXT_CONDITIONED = Term(
-    compute, "tokens and vectors", chance, memory, "sigmoid of captions and what they attend to", initial
+    compute,
+    "tokens and vectors",
+    chance,
+    memory,
+    "sigmoid of captions and what they attend to",
+    initial,
+    exchanged=("vectors",),
 )

@@ -110,4 +110,4 @@ def memory(shape: BatchShape) -> float:
     return tokens + fused(shape.setting, shape.exchange).memory
 
 
-TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity")
+TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",))
