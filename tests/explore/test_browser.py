@@ -99,6 +99,8 @@ def test_a_caption_is_found_by_a_part_of_it_and_by_the_keyboard(visit: Visit) ->
     assert visit.state("text") == DOG and "text=a+slot+machine" in page.url
     expect(page.locator(".model")).to_have_count(2)
     expect(page.locator(".own-rank").first).to_contain_text("of 6")
+    expect(page.locator(".badge")).to_have_text(["its own", "its own"])
+    assert visit.state("image") == 2, "the picture that it was written for is the one looked at first"
     page.fill("#text", "a caption that nobody wrote")
     page.keyboard.press("Enter")
     expect(page.locator("#message")).to_contain_text("filip explore serve")

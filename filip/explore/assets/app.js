@@ -38,10 +38,15 @@ class App {
     return this.isUpload(image) ? "your picture" : this.data.images[image];
   }
 
+  // Whether the text is the image's own caption.
+  isOwn(image, text = this.state.text) {
+    const own = this.data.own[image] ?? null;
+    return own !== null && this.data.texts[own] === text;
+  }
+
   // The image whose caption is the text; null if none or several have it.
   ownImage(text = this.state.text) {
-    const found = [];
-    this.data.own.forEach((own, image) => { if (own !== null && this.data.texts[own] === text) found.push(image); });
+    const found = this.data.images.map((_, image) => image).filter((image) => this.isOwn(image, text));
     return found.length === 1 ? found[0] : null;
   }
 

@@ -67,7 +67,7 @@ class Panel {
   }
 
   renderRanking() {
-    const { app, model } = this, own = app.ownImage();
+    const { app, model } = this;
     const cards = app.imagesShown(this.number).map((image) => {
       const rank = model.rank(image), yours = app.isUpload(image);
       return element("li", {}, element("button", {
@@ -78,7 +78,7 @@ class Panel {
       }, element("span", { class: "pic" },
         element("img", { alt: app.alternative(image), src: app.feed.picture(image), width: 96, height: 96 }),
         element("canvas", { "aria-hidden": "true" }),
-        image === own || yours ? element("span", { class: "badge" }, yours ? "yours" : "its own") : null),
+        app.isOwn(image) || yours ? element("span", { class: "badge" }, yours ? "yours" : "its own") : null),
       element("span", { class: "meta" }, element("b", {}, String(rank)),
         element("span", {}, decimals(model.score(image))))));
     });
