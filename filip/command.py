@@ -20,8 +20,10 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import errno
 import inspect
 import json
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -38,6 +40,8 @@ from omegaconf.errors import OmegaConfBaseException
 from filip.errors import UserError
 from filip.extras import missing_extra
 
+# Nothing is wrong with the program or the data, and the sentence says all that a person needs.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES)
 T = TypeVar("T")
 __all__ = ["MISSING", "compose_config", "option", "run_command"]
 
@@ -187,6 +191,13 @@ def run_command(
             main(compose_config(schema, arguments, config_name))
         except ModuleNotFoundError as error:
             raise missing_extra(error, module_name(main)) from error
+        except OSError as error:
+            if error.errno not in _OF_THE_DISK:
+                raise
+            raise UserError(
+                f"{error.filename or 'the disk'}: {os.strerror(error.errno)}. What is finished is kept: make room, or "
+                "give a folder that can be written to, and run the same command again"
+            ) from error
     except UserError as error:
         if not quiet:
             print(f"error: {error}", file=sys.stderr, flush=True)

@@ -94,7 +94,7 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
 
 
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set models=FOLDER.*opus-mt-en-ru"):
+    with pytest.raises(UserError, match=r"set models=FOLDER.*fetch_translation pivots=\[ru\]"):
         load_engine("marian", "ru")
     with pytest.raises(UserError, match=r"no folder .*en-ru with a Marian model"):
         load_engine("marian", "ru", str(tmp_path))

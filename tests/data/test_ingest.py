@@ -306,7 +306,7 @@ def command(out: Path, card_path: Path) -> subprocess.Popen:
 
 @pytest.mark.slow
 def test_ingest_survives_kill_9(tmp_path: Path) -> None:
-    """A few times here; FILIP_KILLS=20 for more."""
+    """A few times here; FILIP_KILLS=20 for more, as before a release."""
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
     for n in range(300):

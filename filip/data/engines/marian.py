@@ -2,12 +2,15 @@
 
 ``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each is
 either a CTranslate2 model (model.bin with source.spm and target.spm) or a Marian model as OPUS-MT publishes it
-(decoder.yml, *.npz, vocabulary, source.spm, target.spm), which is converted once, in place, to int8.
-``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders from the Hugging Face hub.
+(decoder.yml, *.npz, vocabulary, source.spm, target.spm), or one in the hub's format (config.json, vocab.json,
+model.safetensors or pytorch_model.bin, source.spm, target.spm), as ``filip data fetch_translation`` leaves it. The
+latter two are converted once, in place, to int8. ``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders
+from the Hugging Face hub by its own library.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,10 +23,10 @@ BEAM = 2
 MAX_BATCH_TOKENS = 2048  # source tokens in one batch: the blocks are sorted by length, so little is padding
 MAX_LENGTH = 128  # tokens; captions are short, and a loop should end
 CONVERTED = "ctranslate2"  # folder of the conversion, inside the model's folder
+QUANTIZATION = "int8"  # of the conversion
 HELP = (
-    "OPUS-MT models are at https://github.com/Helsinki-NLP/Opus-MT: unpack one per direction into FOLDER/en-{pivot} "
-    "and FOLDER/{pivot}-en, or convert one from the hub by `ct2-transformers-converter --model "
-    "Helsinki-NLP/opus-mt-en-{pivot} --copy_files source.spm target.spm --output_dir FOLDER/en-{pivot}`"
+    "`filip data fetch_translation pivots=[{pivot}] out=FOLDER` fetches OPUS-MT models from the hub; or unpack those "
+    "of https://github.com/Helsinki-NLP/Opus-MT into FOLDER/en-{pivot} and FOLDER/{pivot}-en"
 )
 
 
@@ -56,8 +59,7 @@ class _Direction:
                 f"the engine marian needs {error.name}: pip install ctranslate2 sentencepiece"
             ) from error
         pivot = target if source == "en" else source
-        folder = _folder(models, source, target, HELP.format(pivot=pivot))
-        ready = _converted(folder, HELP.format(pivot=pivot))
+        ready = ready_folder(_folder(models, source, target, HELP.format(pivot=pivot)), pivot)
         self._source, self._target = (
             sentencepiece.SentencePieceProcessor(model_file=str(ready / name))
             for name in ("source.spm", "target.spm")
@@ -66,12 +68,17 @@ class _Direction:
         self._model: Any = ctranslate2.Translator(
             str(ready), device=device, compute_type="default", inter_threads=1, intra_threads=1
         )
+        # Marian was trained on sentences that end in </s>; a model from the hub's format does not add it by itself.
+        settings = ready / "config.json"  # of CTranslate2's own model, not of transformers
+        ends = not settings.exists() or json.loads(settings.read_text()).get("add_source_eos")
+        self._end = [] if ends else ["</s>"]
         self.identity = f"{source}-{target}:{sha256_of(ready / 'model.bin')[:16]}"
 
     def translate(self, texts: Sequence[str]) -> list[str]:
         """One translation per text; an empty text stays empty."""
         wanted = [i for i, text in enumerate(texts) if text.strip()]
-        pieces = self._source.encode([texts[i] for i in wanted], out_type=str)
+        encoded = self._source.encode([texts[i] for i in wanted], out_type=str)
+        pieces = [sentence + self._end for sentence in encoded]
         results = self._model.translate_batch(
             pieces,
             beam_size=BEAM,
@@ -103,15 +110,20 @@ def _folder(models: str, source: str, target: str, help: str) -> Path:
     return folder
 
 
-def _converted(folder: Path, help: str) -> Path:
-    """The folder of the CTranslate2 model; converts OPUS-MT's own format on first use."""
+def ready_folder(folder: Path, pivot: str) -> Path:
+    """The folder of the CTranslate2 model; converts OPUS-MT's own format, or the hub's, on first use.
+
+    Raises UserError when it holds no such model, or that cannot be converted.
+    """
+    help = HELP.format(pivot=pivot)
     for ready in (folder, folder / CONVERTED):
         if (ready / "model.bin").exists():
             break
     else:
-        if not (folder / "decoder.yml").exists():
+        if not any((folder / name).exists() for name in ("decoder.yml", "config.json")):
             raise UserError(
-                f"{folder} holds neither model.bin (CTranslate2) nor decoder.yml (OPUS-MT). {help}"
+                f"{folder} holds neither model.bin (CTranslate2) nor decoder.yml (OPUS-MT) nor config.json "
+                f"(transformers). {help}"
             )
         ready = folder / CONVERTED
         with locked(folder / ".convert.lock"):
@@ -126,13 +138,19 @@ def _converted(folder: Path, help: str) -> Path:
 
 
 def _convert(folder: Path, ready: Path) -> None:
-    from ctranslate2.converters import OpusMTConverter
+    from ctranslate2.converters import OpusMTConverter, TransformersConverter
 
     part = ready.with_name(f".{ready.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     shutil.rmtree(ready, ignore_errors=True)
+    opus = (folder / "decoder.yml").exists()
     try:
-        OpusMTConverter(str(folder)).convert(str(part), quantization="int8")
+        converter = OpusMTConverter(str(folder)) if opus else TransformersConverter(str(folder))
+        converter.convert(str(part), quantization=QUANTIZATION)
+    except ImportError as error:
+        raise UserError(
+            f"{folder} is converted by transformers and torch: pip install transformers torch ({error})"
+        ) from error
     except (ValueError, KeyError, OSError) as error:
         raise UserError(f"{folder} cannot be converted to CTranslate2: {error}") from error
     for name in ("source.spm", "target.spm"):

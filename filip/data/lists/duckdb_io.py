@@ -9,6 +9,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.errors import UserError
 from filip.files import replacing
 from filip.progress import Progress
 
@@ -43,7 +44,23 @@ def write_parquet(
     Arrow writes the file, not DuckDB's COPY, and each row group from one chunk: row groups and their pages then
     depend on the rows alone and not on the threads, so that the same rows give the same bytes.
     """
-    size = rows_per_group or ROWS_PER_GROUP
+    try:
+        return _write_parquet(con, query, path, what, rows_per_group or ROWS_PER_GROUP)
+    except duckdb.OutOfMemoryException as error:
+        limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
+        raise UserError(
+            f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
+            f"plan` says how much); {_first_line(error)}"
+        ) from error
+    except duckdb.IOException as error:
+        raise UserError(f"{what}: {_first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0]
+
+
+def _write_parquet(con: duckdb.DuckDBPyConnection, query: str, path: str | Path, what: str, size: int) -> int:
     reader = con.sql(query).to_arrow_reader(size)
     rows = 0
     with (

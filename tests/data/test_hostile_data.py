@@ -1,0 +1,151 @@
+"""Data that nobody meant well with, and disks that are full: one sentence or a count, and nothing lost."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filip.command import run_command
+from filip.data import ingest, prepare, text_rules, translate
+from filip.data.cards import SourceCard
+from filip.data.loading.config import Source
+from filip.data.loading.pair_index import ShardCaptions, index_source
+from filip.data.prepare import prepare as make_list
+from filip.data.sidecar import read_sidecar
+from filip.data.text_rules import apply_text_rules
+from tests.data.own_images import picture
+from tests.data.test_download import disk_with_room_for
+from tests.data.test_translate import job, make_shards
+
+CAPTIONS = [
+    "word " * 200_000,  # a megabyte
+    "a dog\0in the park",
+    "a red \u202eacb\u202c boat on the lake",
+    "a family \u200d\ufe0f at the beach",
+    "a broken \ud83d sign by the road",
+    "a\r\nhouse\u2028with two\u0085gardens",
+    "'; DROP TABLE listed; --",
+    "a cat; $(touch /nowhere) `id` in a box",
+]
+
+
+def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> None:
+    lines = [json.dumps({"url": f"https://a.org/{n}", "caption": text}) for n, text in enumerate(CAPTIONS)]
+    (tmp_path / "l.jsonl").write_text("\n".join(lines) + "\n")
+    card = SourceCard("t", list=str(tmp_path / "l.jsonl"))
+    fragment = make_list(card, tmp_path / "list.parquet", shuffle=False)
+    assert fragment.n_in == len(CAPTIONS)
+    apply_text_rules(
+        tmp_path / "list.parquet",
+        tmp_path / "kept.parquet",
+        card,
+        processes=1,
+        dropped=tmp_path / "gone.parquet",
+    )
+    gone = {row["url"]: row["reason"] for row in pq.read_table(tmp_path / "gone.parquet").to_pylist()}
+    assert gone["https://a.org/0"] == "too_long"
+    kept = pq.read_table(tmp_path / "kept.parquet")["caption"].to_pylist()
+    assert len(kept) >= 5 and any("acb" in text for text in kept)
+    make_shards(tmp_path / "shards", kept, per_shard=4)
+    translate.translate(job(tmp_path))  # a real engine, too
+    sidecars = sorted((tmp_path / "captions").glob("*.parquet"))
+    rows = [row for path in sidecars for row in read_sidecar(path)]
+    assert {row["captions"][0] for row in rows} <= set(kept) and len(rows) >= 4
+    assert all(ShardCaptions.from_sidecar(path).text(0, 0.0, True) for path in sidecars)
+
+
+def test_nested_and_binary_columns_of_a_list_are_carried_as_text(tmp_path: Path) -> None:
+    columns = {
+        "url": ["https://a.org/1", "https://a.org/2"],
+        "caption": pa.array([b"a dog", b"a cat \xff"], pa.binary()),
+        "size": pa.array([{"w": 3, "h": [1, 2]}, None]),
+        "tags": pa.array([[{"n": "x"}], []]),
+        "raw": pa.array([b"\0\xff", None], pa.binary()),
+        "when": pa.array([0, 1], pa.timestamp("us")),
+    }
+    pq.write_table(pa.table(columns), tmp_path / "l.parquet")
+    card = SourceCard("t", list=str(tmp_path / "l.parquet"))
+    assert make_list(card, tmp_path / "list.parquet", shuffle=False).n_out == 2
+    table = pq.read_table(tmp_path / "list.parquet")
+    assert table["caption"].to_pylist()[0] == "a dog"
+    assert json.dumps(table.to_pylist()), "the download writes each row as JSON"
+
+
+def test_a_tar_from_elsewhere_reaches_no_file_outside_of_it(tmp_path: Path) -> None:
+    (tmp_path / "secret.txt").write_text("a secret of this machine")
+    data = picture("dog.png")
+    with tarfile.open(tmp_path / "odd.tar", "w") as tar:
+
+        def add(name: str, content: bytes = b"", **header: object) -> None:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            for key, value in header.items():
+                setattr(member, key, value)
+            tar.addfile(member, io.BytesIO(content))
+
+        for name in ("good", "/etc/absolute", "../../climbing", "twice", "twice"):
+            add(f"{name}.png", data)
+            add(f"{name}.txt", f"a dog on the beach, called {name.strip('./').split('/')[-1]}".encode())
+        add("link.png", type=tarfile.SYMTYPE, linkname=str(tmp_path / "secret.txt"))
+        add("link.txt", b"a link to something else")
+        add("hard.png", type=tarfile.LNKTYPE, linkname="good.png")
+        add("hard.txt", b"a hard link to another member")
+        add("device.png", type=tarfile.CHRTYPE)
+        add("device.txt", b"a device that never ends")
+    with open(tmp_path / "odd.tar", "r+b") as file:  # a member that claims ten gigabytes, and ends the tar
+        file.seek(-10_240, io.SEEK_END) if (tmp_path / "odd.tar").stat().st_size > 10_240 else file.seek(0)
+        large = tarfile.TarInfo("large.png")
+        large.size = 10 * 2**30
+        file.write(large.tobuf(tarfile.GNU_FORMAT))
+        file.truncate()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    out = tmp_path / "shards"
+    _, images = ingest.ingest(
+        SourceCard("t", images=str(tmp_path / "odd.tar")),
+        ingest.IngestConfig("t", out=str(out), processes=1),
+    )
+    assert images.n_in == images.n_out + sum(images.dropped.values()) and images.n_out >= 2
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted([*before, "shards"])
+    assert not any(
+        b"a secret of this machine" in path.read_bytes() for path in out.rglob("*") if path.is_file()
+    )
+    translate.translate(job(tmp_path, SourceCard("t", images="x"), engine="none"))
+    index = index_source(Source(str(out), str(tmp_path / "captions")))
+    assert len(index) == images.n_out
+
+
+@pytest.mark.parametrize("stage", ["prepare", "text_rules", "translate"])
+def test_a_full_disk_is_one_sentence_and_a_rerun_continues(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    captions = [f"a photo of {n} dogs at the lake {n * 7919 % 5003}" for n in range(3000)]
+    urls = [f"https://a.org/{n}" for n in range(3000)]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet")
+    make_shards(tmp_path / "shards", captions, per_shard=3000)
+    (tmp_path / "c.yaml").write_text(
+        "text_rules: {language: false}\nback_translation: {engine: none, pivots: []}\n"
+    )
+    arguments = {
+        "prepare": [f"source={tmp_path}/l.parquet", f"out={tmp_path}/out.parquet"],
+        "text_rules": [
+            f"source={tmp_path}/c.yaml",
+            f"list={tmp_path}/l.parquet",
+            f"out={tmp_path}/out.parquet",
+        ],
+        "translate": [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/out"],
+    }[stage]
+    module = {"prepare": prepare, "text_rules": text_rules, "translate": translate}[stage]
+    schema = {"prepare": "PrepareConfig", "text_rules": "TextRulesConfig", "translate": "TranslateConfig"}[
+        stage
+    ]
+    with disk_with_room_for(2_000), pytest.raises(SystemExit) as stopped:
+        run_command(module.main, getattr(module, schema), argv=arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in said
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
+    run_command(module.main, getattr(module, schema), argv=arguments)
+    assert "3,000" in capsys.readouterr().out or stage == "translate"
