@@ -77,7 +77,7 @@ def fetch_model(hub: str, name: str, revision: str, folder: Path) -> None:
     wanted = [files[path] for path in (*NEEDED, *OPTIONAL, str(weights)) if path in files]
     folder.mkdir(parents=True, exist_ok=True)
     todo = [file for file in wanted if not (folder / file.path).exists()]
-    with Progress(f"fetch {name}", "MB", round(sum(file.size for file in todo) / 1e6)) as progress:
+    with Progress(f"fetch {name}", "kB", sum(file.size for file in todo) // 1000) as progress:
         for file in todo:
             url = f"{hub.rstrip('/')}/{name}/resolve/{quote(revision)}/{quote(file.path)}"
             fetch_file(url, file, folder / file.path, progress)
@@ -133,8 +133,8 @@ def fetch_file(url: str, file: RemoteFile, path: Path, progress: Progress) -> No
     )
 
 
-def _append(url: str, part: Path, begun: int) -> Iterator[float]:
-    """Write what follows the first ``begun`` bytes; yields the megabytes of each piece."""
+def _append(url: str, part: Path, begun: int) -> Iterator[int]:
+    """Write what follows the first ``begun`` bytes; yields the kilobytes of each piece."""
     request = urllib.request.Request(url, headers={"Range": f"bytes={begun}-"} if begun else {})
     with ExitStack() as stack:
         answer = stack.enter_context(urllib.request.urlopen(request, timeout=TIMEOUT))
@@ -142,7 +142,7 @@ def _append(url: str, part: Path, begun: int) -> Iterator[float]:
         target = stack.enter_context(open(part, "ab" if answer.status == 206 else "wb"))
         while piece := answer.read(PIECE):
             target.write(piece)
-            yield len(piece) / 1e6
+            yield len(piece) // 1000
 
 
 def _checksum(path: Path, file: RemoteFile) -> str:
