@@ -104,7 +104,7 @@ def ours(batch: Batch) -> dict[str, Loss]:
         patches = torch.cat([batch.image @ batch.key.T, batch.image @ batch.value.T], dim=2)
         captions = torch.cat([batch.text_vector @ batch.query.T, batch.text_vector], dim=1)
         ones = torch.ones(len(captions), dtype=torch.int64)
-        similarity = late_interaction(patches, captions, ones, backend=Blockwise(text_conditioned))
+        similarity = late_interaction(patches, captions, ones, backend=Blockwise(text_conditioned, width=D))
         return sigmoid_loss(similarity.i2t, SCALE, BIAS).loss
 
     def hard_negatives() -> Tensor:

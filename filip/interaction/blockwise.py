@@ -26,10 +26,14 @@ Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Blockwise:
-    """A backend (see :mod:`filip.interaction.dispatch`) that computes ``score`` of every block."""
+    """A backend (see :mod:`filip.interaction.dispatch`) that computes ``score`` of every block.
 
-    def __init__(self, score: Score) -> None:
-        self.score = score
+    ``width``: the numbers that ``score`` holds for an image and a text token, where they are more than the image's
+    tokens; blocks are the smaller for it.
+    """
+
+    def __init__(self, score: Score, width: int = 1) -> None:
+        self.score, self.width = score, width
 
     def forward(
         self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
@@ -40,7 +44,7 @@ class Blockwise:
         i2t = image_tokens.new_empty(len(image_tokens), len(lengths), dtype=wide)
         t2i = torch.empty_like(i2t)
         with torch.no_grad():
-            for images, texts, rows in _blocks(image_tokens, order):
+            for images, texts, rows in self._blocks(image_tokens, order):
                 block = text_tokens[rows].to(wide)
                 i2t[images, texts], t2i[images, texts] = self.score(image_tokens[images].to(wide), block)
         return i2t, t2i, ()
@@ -62,7 +66,7 @@ class Blockwise:
             torch.zeros_like(tokens, dtype=wide) if need else tokens.new_empty(0, dtype=wide)
             for tokens, need in zip((image_tokens, text_tokens), needs, strict=True)
         ]
-        for images, texts, rows in _blocks(image_tokens, order):
+        for images, texts, rows in self._blocks(image_tokens, order):
             with torch.enable_grad():
                 block = [image_tokens[images].detach().to(wide), text_tokens[rows].detach().to(wide)]
                 inputs = [part.requires_grad_() for part, need in zip(block, needs, strict=True) if need]
@@ -75,13 +79,12 @@ class Blockwise:
                 found[1].index_add_(0, rows.flatten(), next(gradients).flatten(0, 1))
         return found[0], found[1]
 
-
-def _blocks(image_tokens: Tensor, order: Order) -> Iterator[tuple[slice, Tensor, Tensor]]:
-    """(images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
-    b, n1, _ = image_tokens.shape
-    for images, first, last in tiles(b, n1, order.lengths, image_tokens.device):
-        rows = order.tokens[order.offsets[first] : order.offsets[last]]
-        yield images, order.texts[first:last], rows.view(last - first, -1)
+    def _blocks(self, image_tokens: Tensor, order: Order) -> Iterator[tuple[slice, Tensor, Tensor]]:
+        """(images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
+        b, n1, _ = image_tokens.shape
+        for images, first, last in tiles(b, max(n1, self.width), order.lengths, image_tokens.device):
+            rows = order.tokens[order.offsets[first] : order.offsets[last]]
+            yield images, order.texts[first:last], rows.view(last - first, -1)
 
 
 def smooth_maximum(temperature: float) -> Score:

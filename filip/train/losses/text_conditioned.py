@@ -49,7 +49,7 @@ def compute(batch: LossInput) -> TermOutput:
         torch.ones(len(captions), dtype=torch.int64, device=captions.device),
         exchange=batch.settings.exchange,
         transport_dtype=transport_dtype(batch.settings),
-        backend=Blockwise(text_conditioned),
+        backend=Blockwise(text_conditioned, width=image.shape[2]),
     )
     bias = batch.parameters["text_conditioned_bias"]
     found = sigmoid_loss(
