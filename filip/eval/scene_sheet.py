@@ -49,7 +49,7 @@ NOTE = (
 
 @dataclass
 class SceneSheet:
-    models: list[str] = option(MISSING, "two or more .safetensors files of ours, left to right")
+    models: list[str] = option(MISSING, "one or more .safetensors files of ours, left to right")
     labels: list[str] = option(MISSING, "their names, one each")
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")

@@ -129,6 +129,9 @@ class EvalConfig:
     zero_shot: list[str] = option([], "classification cards, e.g. [eval/cifar10.yaml]")
     retrieval: list[str] = option([], "retrieval cards")
     alignment: list[str] = option([], "cards whose images get word-patch alignment pictures")
+    scenes: list[str] = option(
+        [], "pointing cards whose best, median and worst scene is drawn, as in the report"
+    )
     prompts: str = option("eval/prompts.yaml", "prompt ensembles")
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval import alignment, retrieval, zero_shot
-from filip.eval.cards import load_cards
+from filip.eval import alignment, retrieval, scene_sheet, zero_shot
+from filip.eval.cards import load_card, load_cards
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.prompts import load_ensemble
@@ -33,10 +33,10 @@ def check_evaluation(config: EvalConfig) -> None:
     """UserError now rather than after hours: every card and every test set must be there."""
     if not config.every_steps:
         return
-    paths = list(dict.fromkeys([*config.zero_shot, *config.retrieval, *config.alignment]))
+    paths = list(dict.fromkeys([*config.zero_shot, *config.retrieval, *config.alignment, *config.scenes]))
     if not paths:
         raise UserError(
-            "eval.every_steps is set, but eval.zero_shot, eval.retrieval and eval.alignment name no card"
+            "eval.every_steps is set, but eval.zero_shot, eval.retrieval, eval.alignment and eval.scenes name no card"
         )
     for card in load_cards(paths):
         open_set(card, config.root)
@@ -55,6 +55,7 @@ def evaluate(run: Run) -> None:
     try:
         values = _measure(run, weights)
         run.telemetry.record(run.state.step, values)
+        run.evaluated = values
         shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
         run.telemetry.event(run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)")
     except Exception as error:
@@ -107,7 +108,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             for name, found in result["benchmarks"].items():
                 for way in ("i2t", "t2i"):
                     values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
-        if c.alignment and run.engine.model.config.interaction == "token_wise":
+        if c.alignment:
             chart, picture = folder / f"alignment-{step:08d}.json", folder / f"alignment-{step:08d}.png"
             settings = alignment.Alignment(
                 cards=c.alignment, out=str(chart), picture=str(picture), measure=200, pairs=20, **common
@@ -117,7 +118,29 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
                     alignment.main(settings)
                     pixels = np.asarray(Image.open(picture).convert("RGB"))
                     run.telemetry.images(step, "eval/alignment", pixels)
+        for card in c.scenes:
+            with _alone(run.ranks):
+                if run.ranks.is_main:
+                    _draw_scenes(run, card, str(model), folder)
     return values
+
+
+def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
+    """The sheet of the report, by the weights of now."""
+    step, name = run.state.step, load_card(card).name
+    picture = folder / f"scenes-{name}-{step:08d}.png"
+    settings = scene_sheet.SceneSheet(
+        models=[model],
+        labels=[run.config.run],
+        root=run.config.eval.root,
+        card=card,
+        picture=str(picture),
+        measure=200,
+        title=f"Where each name is seen at step {step:,}",
+        device=str(run.ranks.device),
+    )
+    scene_sheet.main(settings)
+    run.telemetry.images(step, f"eval/{name}", np.asarray(Image.open(picture).convert("RGB")))
 
 
 def _write(ranks: Ranks, out: str, result: dict[str, Any], record: Record) -> None:

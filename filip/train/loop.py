@@ -335,6 +335,8 @@ def finish(run: Run) -> None:
             "started": run.started,
         }
         write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)
+        final = {**progress.final_metrics(run.last_record), **run.evaluated}
+        run.telemetry.hparams(run.state.step, progress.shown_settings(run.config), final)
         results = (run.config.out, run.config.result)
         record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results)
         run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")

@@ -11,6 +11,7 @@ import numpy as np
 from filip import device
 from filip.progress import say
 from filip.tokenizer import decode_token
+from filip.train.config import TrainConfig
 from filip.train.metrics import Interval
 from filip.train.plan import memory_plan
 from filip.train.run import Run
@@ -88,6 +89,27 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
     if "optimizer/logit_scale" in record:
         found["logit_scale"] = record["optimizer/logit_scale"]
     return found
+
+
+def shown_settings(config: TrainConfig) -> dict[str, Any]:
+    """The settings by which runs are told apart in TensorBoard."""
+    model, data, optimizer = config.model, config.data, config.optimizer
+    return {
+        "interaction": model.interaction,
+        "model": model.name,
+        "embed_dim": model.embed_dim,
+        "global_batch": config.global_batch or config.batch_per_rank,
+        "optimizer": optimizer.name,
+        "base_lr": optimizer.base_lr,
+        "weight_decay": optimizer.weight_decay,
+        "precision": config.precision,
+        "zero_stage": config.zero_stage,
+        "token_keep_ratio": config.token_keep_ratio,
+        "auto_augment": data.auto_augment,
+        "back_translation": data.back_translation,
+        "init_from": config.init_from,
+        "seed": config.seed,
+    }
 
 
 def print_banner(run: Run) -> None:

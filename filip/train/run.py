@@ -38,6 +38,7 @@ class Run:
     started: str = field(default_factory=now)
     last_saved: float = field(default_factory=time.monotonic)
     last_record: dict[str, Any] = field(default_factory=dict)
+    evaluated: dict[str, float] = field(default_factory=dict)  # by the last evaluation while training
 
     @property
     def folder(self) -> Path:

@@ -13,6 +13,17 @@ import numpy as np
 from filip.progress import say
 
 LOG = "log.jsonl"
+# TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, run beside run.
+LAYOUT = {
+    "Runs beside each other": {
+        "loss": ["Multiline", [r"^loss/total$"]],
+        "in-batch accuracy, image to text": ["Multiline", [r"^accuracy/i2t$"]],
+        "in-batch accuracy, text to image": ["Multiline", [r"^accuracy/t2i$"]],
+        "evaluations while training": ["Multiline", [r"^eval/"]],
+        "logit scale": ["Multiline", [r"^optimizer/logit_scale$"]],
+        "pairs per second": ["Multiline", [r"^speed/pairs_per_second$"]],
+    }
+}
 
 
 class Telemetry:
@@ -29,6 +40,7 @@ class Telemetry:
         self.path = run_dir / LOG
         _drop_after(self.path, step)
         self.writer = SummaryWriter(str(run_dir / "tensorboard"), purge_step=step + 1, flush_secs=20)
+        self.writer.add_custom_scalars(LAYOUT)
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def record(self, step: int, values: dict[str, Any]) -> None:
@@ -59,6 +71,21 @@ class Telemetry:
         """Markdown, for TensorBoard only."""
         if self.enabled:
             self.writer.add_text(tag, text, step)
+
+    def hparams(self, step: int, settings: dict[str, Any], final: dict[str, float]) -> None:
+        """The run as a row of TensorBoard's tab "HParams": what was trained, and what came out (``final/<name>``)."""
+        if not self.enabled:
+            return
+        from torch.utils.tensorboard.summary import hparams
+
+        shown = {name: "none" if value is None else value for name, value in settings.items()}
+        metrics = {f"final/{name}": value for name, value in final.items()}
+        for summary in hparams(
+            shown, metrics
+        ):  # into the run's own events: add_hparams would make another run of it
+            self.writer.file_writer.add_summary(summary, step)
+        for name, value in metrics.items():
+            self.writer.add_scalar(name, value, step)
 
     def close(self) -> None:
         if self.enabled:

@@ -11,6 +11,7 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip.eval import retrieval, zero_shot
+from tests.eval.test_scenes import card_file, write_scenes
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
 from tests.support.training import run_many, same_weights, train_arguments
@@ -56,12 +57,14 @@ def write_test_set(folder: Path) -> list[str]:
 @pytest.mark.slow
 def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path) -> None:
     colours, captions = write_test_set(tmp_path / "sets")
+    write_scenes(tmp_path / "sets" / "scenes")
     common = ("max_steps=6", "zero_stage=3")
     measured = (
         *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}", f"eval.zero_shot=[{colours}]"),
         *(
             f"eval.retrieval=[{captions}]",
             f"eval.alignment=[{colours}]",
+            f"eval.scenes=[{card_file(tmp_path / 'sets', 'pointing')}]",
             f"eval.prompts={tmp_path}/sets/prompts.yaml",
             "eval.batch_size=6",  # six batches of 32 images for two ranks, the last one short
         ),
@@ -80,7 +83,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     wanted = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
     assert wanted <= set(board.Tags()["scalars"])
     assert [e.step for e in board.Scalars("eval/colours")] == [3, 6]
-    assert {"eval/alignment", "data/augmented"} <= set(board.Tags()["images"])
+    assert {"eval/alignment", "eval/my_pointing_all", "data/augmented"} <= set(board.Tags()["images"])
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
     assert result["tasks"]["colours"]["n"] == 32
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["tasks"]["colours"]["value"])

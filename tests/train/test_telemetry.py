@@ -1,0 +1,68 @@
+"""What TensorBoard gets beside the curves: a chart for all runs of a study, and a row of settings and final metrics."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar import layout_pb2
+from tensorboard.plugins.hparams import plugin_data_pb2
+
+from filip.train.config import TrainConfig
+from filip.train.progress import final_metrics, shown_settings
+from filip.train.telemetry import Telemetry, read_log
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> EventAccumulator:
+    """Of a run of twenty steps that has ended."""
+    telemetry = Telemetry(tmp_path / "run", True, 0)
+    record = {
+        "loss/total": 1.5,
+        "loss/i2t": 1.4,
+        "accuracy/i2t": 0.5,
+        "eval/food": 0.2,
+        "speed/pairs_per_second": 9.0,
+    }
+    telemetry.record(10, {**record, "optimizer/logit_scale": 14.0, "accuracy/t2i": 0.4})
+    telemetry.hparams(20, shown_settings(TrainConfig()), {**final_metrics(record), "eval/food": 0.2})
+    telemetry.close()
+    found = EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    return found
+
+
+def test_the_charts_of_all_runs_show_what_a_run_records(board: EventAccumulator) -> None:
+    stored = board.summary_metadata  # by tag
+    tag = next(name for name in stored if "custom_scalars" in name)
+    (event,) = board.Tensors(tag)
+    layout = layout_pb2.Layout.FromString(event.tensor_proto.string_val[0])
+    (category,) = layout.category
+    patterns = [pattern for chart in category.chart for pattern in chart.multiline.tag]
+    assert len(patterns) == len(category.chart) >= 5
+    for pattern in patterns:
+        assert any(re.search(pattern, name) for name in board.Tags()["scalars"]), pattern
+
+
+def test_a_finished_run_is_a_row_of_settings_and_final_metrics(board: EventAccumulator) -> None:
+    content = board.summary_metadata["_hparams_/session_start_info"].plugin_data.content
+    start = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info
+    assert start.hparams["interaction"].string_value == TrainConfig().model.interaction
+    assert start.hparams["base_lr"].number_value == TrainConfig().optimizer.base_lr
+    assert start.hparams["init_from"].string_value == "none"
+    (loss,) = board.Scalars("final/loss")
+    assert (loss.step, loss.value) == (20, 1.5) and board.Scalars("final/eval/food")
+
+
+def test_a_log_is_read_as_measurements_and_events(tmp_path: Path) -> None:
+    telemetry = Telemetry(tmp_path, True, 0)
+    telemetry.record(10, {"loss/total": 2.0})
+    telemetry.event(10, "watchdog", "something")
+    telemetry.close()
+    with open(tmp_path / "log.jsonl", "a") as file:
+        file.write('{"step": 20, "lo')  # killed while it wrote
+    measured, events = read_log(tmp_path / "log.jsonl")
+    assert [entry["loss/total"] for entry in measured] == [2.0]
+    assert [(entry["event"], entry["text"]) for entry in events] == [("watchdog", "something")]
