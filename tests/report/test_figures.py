@@ -131,6 +131,7 @@ def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_
     memory, accuracy, _ = figure.axes
     points = [tuple(mark.get_offsets()[0]) for mark in memory.collections]
     assert points[:2] == [(1.0, 1.0), (pytest.approx(1.5), pytest.approx(1.5))] and len(points) == 2 + 6
+    assert "mean of 2 tasks" in accuracy.get_ylabel()
     low, high = accuracy.get_xlim()
     assert low <= 0.8 and high >= 1.25
     named = [text.get_text() for text in memory.texts]
