@@ -57,7 +57,9 @@ def evaluate(run: Run) -> None:
         run.telemetry.record(run.state.step, values)
         run.evaluated = values
         shown = ", ".join(f"{key.removeprefix('eval/')} {100 * value:.1f} %" for key, value in values.items())
-        run.telemetry.event(run.state.step, "evaluation", f"{shown} ({time.perf_counter() - started:.0f} s)")
+        run.telemetry.event(
+            run.state.step, "evaluation", f"{shown or 'pictures'} ({time.perf_counter() - started:.0f} s)"
+        )
     except Exception as error:
         run.telemetry.event(run.state.step, "evaluation", f"evaluation failed: {_sentence(error)}")
     finally:

@@ -83,7 +83,7 @@ class Telemetry:
         for summary in hparams(
             shown, metrics
         ):  # into the run's own events: add_hparams would make another run of it
-            self.writer.file_writer.add_summary(summary, step)
+            self.writer._get_file_writer().add_summary(summary, step)
         for name, value in metrics.items():
             self.writer.add_scalar(name, value, step)
 
