@@ -12,6 +12,7 @@ from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.report.rows import PROTOCOLS, TABLES
+from filip.study_evaluation import check_evaluation_options
 
 if TYPE_CHECKING:
     from filip.study import Study
@@ -52,6 +53,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     _check_runs(config)
     _check_tables(config)
     _check_cards(config)
+    check_evaluation_options(config)
     return config
 
 
@@ -62,6 +64,8 @@ def schema() -> dict[str, Any]:
     listed = [name for name, kind in TABLES.items() if kind.lists_runs]
     found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
     found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
+    by_protocol = {"propertyNames": {"enum": list(PROTOCOLS)}}
+    found["$defs"]["by_protocol"] |= by_protocol
     return found
 
 

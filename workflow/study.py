@@ -20,6 +20,7 @@ from filip.data.plan import translation_jobs
 from filip.errors import UserError
 from filip.files import digest
 from filip.study import Study, resolve
+from filip.study_evaluation import evaluation_options
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -350,6 +351,20 @@ class WorkflowStudy(Study):
 
     def cards(self, protocol: str) -> list[str]:
         return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
+
+    def evaluation_arguments(self, model: str, protocol: str) -> str:
+        """What a protocol's command is given of the study, for a shell: model, root, cards and options."""
+        loaders = self.evaluation.get("loaders", {})
+        names = self.benchmarks(protocol)
+        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
+        options = evaluation_options(self.config, model, protocol)
+        given = {"model": self.model(model), "root": self.evaluation["root"], "cards": f"[{','.join(cards)}]"}
+        return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
+
+    def prompt_file(self, model: str, protocol: str) -> list[str]:
+        """The file of prompts that an evaluation reads; none if it reads none, or the prompt is on its command line."""
+        prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
+        return [prompts] if prompts and "{c}" not in prompts else []
 
     def quoted_labels(self, table: str) -> str:
         """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""

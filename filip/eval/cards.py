@@ -94,9 +94,10 @@ class BenchmarkCard:
 def load_cards(paths: list[str], loader: str | None = None, kind: str | None = None) -> list[BenchmarkCard]:
     """Load several cards. UserError for a name that occurs twice, since results are keyed by name.
 
+    ``NAME@LAYOUT`` chooses a layout for one card, loader for all others.
     kind: the kind that they must all be of; None = any.
     """
-    cards = [load_card(path, loader) for path in paths]
+    cards = [load_card(path.partition("@")[0], path.partition("@")[2] or loader) for path in paths]
     if wrong := [f"{card.name} ({card.kind})" for card in cards if kind not in (None, card.kind)]:
         raise UserError(f"cards: {', '.join(wrong)}: this command evaluates {kind} cards only")
     twice = [name for name, times in Counter(c.name for c in cards).items() if times > 1]

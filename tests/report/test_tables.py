@@ -232,6 +232,20 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     assert all(cell.value is None and "not run" in cell.reason for cell in retrieval.values())
 
 
+def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
+    study = changed(
+        folder, "peers", peers={"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:openai"}}
+    )
+    of_clip = {"prompt_file": "eval/prompts_clip.yaml", "ensemble": "embedding", "image_size": 224}
+    write(folder / "eval" / "b32" / "zero_shot.json", {"tasks": {"demo_food": task(0.3)}, **of_clip})
+    notes = " ".join(tables_of(folder, study)["zero_shot"].notes)
+    assert "Rows differ in prompts:" in notes and "eval/prompts_clip.yaml: CLIP B/32" in notes
+    assert "mean vector: CLIP B/32" in notes
+    assert "Rows differ" not in " ".join(
+        tables_of(folder, changed(folder, "none", peers={}))["zero_shot"].notes
+    )
+
+
 def test_combine_and_average_of_incomplete_cells():
     missing = Cell(reason="not run: no x")
     assert combine([missing, Cell(0.5, 0.1, 10)]).value == 0.5

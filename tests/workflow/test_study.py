@@ -369,6 +369,71 @@ def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -
     assert "theirs" not in study.evaluated
 
 
+def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
+    demo["eval"] |= {
+        "overrides": {"zero_shot": ["workers=3", "precision=bf16"]},
+        "prompts": "eval/prompts.yaml",
+    }
+    demo["peers"] = {
+        "b32": {
+            "label": "B/32",
+            "model": "hf:some/clip",
+            "eval": {"zero_shot": ["workers=1"], "selection": ["tokens=true"]},
+        }
+    }
+    study = WorkflowStudy(demo)
+    ours = shlex.split(study.evaluation_arguments("clip", "zero_shot"))
+    assert ours[0] == "model=results/demo/models/clip.safetensors" and ours[2].startswith("cards=[eval/")
+    assert ours[3:] == ["prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
+    theirs = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
+    assert theirs[3:] == ["prompts=eval/prompts.yaml", "ensemble=embedding", "workers=1", "precision=bf16"]
+    assert shlex.split(study.evaluation_arguments("b32", "selection"))[3:] == ["tokens=true"]
+
+
+def test_a_peer_is_scored_as_it_was_published_where_clip_has_prompts(demo: dict) -> None:
+    demo["eval"] |= {"zero_shot": ["cifar10", "sun397"], "loaders": {"sun397": "torchvision"}}
+    demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
+    study = WorkflowStudy(demo)
+    given = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
+    assert given[2:] == [
+        "cards=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]",
+        "prompts=eval/prompts_clip.yaml",
+        "ensemble=embedding",
+    ]
+    assert study.prompt_file("b32", "zero_shot") == ["eval/prompts_clip.yaml"]
+    assert study.prompt_file("clip", "zero_shot") == ["eval/prompts.yaml"]
+    assert study.prompt_file("clip", "selection") == []
+    demo["peers"]["b32"]["eval"] = {"zero_shot": ["prompts=eval/prompts.yaml", "tokens=true"]}
+    given = shlex.split(WorkflowStudy(demo).evaluation_arguments("b32", "zero_shot"))
+    assert given[3:] == ["prompts=eval/prompts.yaml", "ensemble=score", "tokens=true"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"overrides": {"zero_shot": ["wrokers=3"]}},
+            "eval.overrides.zero_shot: filip eval zero_shot has no option 'wrokers'",
+        ),
+        (
+            {"overrides": {"retrieval": ["out=x.json"]}},
+            "eval.overrides.retrieval: .* no option 'out' that a study may set",
+        ),
+        ({"overrides": {"zeroshot": []}}, "eval.overrides"),
+        (
+            {"loaders": {"cifar10": "torchvision"}},
+            "eval.loaders.cifar10: no protocol of the study evaluates that card",
+        ),
+    ],
+)
+def test_an_option_that_an_evaluation_does_not_have_is_refused(
+    demo: dict, change: dict, message: str
+) -> None:
+    demo["eval"] |= change
+    with pytest.raises(UserError, match=message):
+        WorkflowStudy(demo)
+
+
 def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
     demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
     with pytest.raises(UserError, match=r"peers\.clip"):

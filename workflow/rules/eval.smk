@@ -5,15 +5,13 @@ rule zero_shot:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("zero_shot"),
-        prompts=STUDY.prompts,
+        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "zero_shot"),
         corpus=STUDY.benchmark_files(),
     output:
         result=f"{RESULTS}/eval/{{run}}/zero_shot.json",
         outcomes=f"{RESULTS}/eval/{{run}}/zero_shot.npz",
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "zero_shot"),
     log:
         f"{RESULTS}/logs/zero_shot/{{run}}.log",
     benchmark:
@@ -24,23 +22,21 @@ rule zero_shot:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.zero_shot model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} out={output.result} > {log} 2>&1"
+        "python -m filip.eval.zero_shot {params.study}"
+        " out={output.result} > {log} 2>&1"
 
 
 rule retrieval:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("retrieval"),
-        prompts=STUDY.prompts,
+        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "retrieval"),
         corpus=STUDY.benchmark_files(),
     output:
         result=f"{RESULTS}/eval/{{run}}/retrieval.json",
         outcomes=f"{RESULTS}/eval/{{run}}/retrieval.npz",
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "retrieval"),
         tuned=lambda wildcards: STUDY.fine_tunes.get(wildcards.run, {}).get("source", ""),
     log:
         f"{RESULTS}/logs/retrieval/{{run}}.log",
@@ -52,8 +48,8 @@ rule retrieval:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.retrieval model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} fine_tuned_on={params.tuned} out={output.result} > {log} 2>&1"
+        "python -m filip.eval.retrieval {params.study}"
+        " fine_tuned_on={params.tuned} out={output.result} > {log} 2>&1"
 
 
 rule selection:
@@ -65,9 +61,7 @@ rule selection:
         result=f"{RESULTS}/eval/{{run}}/selection.json",
         outcomes=f"{RESULTS}/eval/{{run}}/selection.npz",
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "selection"),
     log:
         f"{RESULTS}/logs/selection/{{run}}.log",
     benchmark:
@@ -78,7 +72,7 @@ rule selection:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.selection model={params.model} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.selection {params.study}"
         " out={output.result} > {log} 2>&1"
 
 
@@ -91,9 +85,7 @@ rule scene_pointing:
         result=f"{RESULTS}/eval/{{run}}/scene_pointing.json",
         outcomes=f"{RESULTS}/eval/{{run}}/scene_pointing.npz",
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "scene_pointing"),
     log:
         f"{RESULTS}/logs/scene_pointing/{{run}}.log",
     benchmark:
@@ -104,7 +96,7 @@ rule scene_pointing:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.scene_pointing model={params.model} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.scene_pointing {params.study}"
         " out={output.result} > {log} 2>&1"
 
 
@@ -112,7 +104,7 @@ rule alignment:
     input:
         weights=lambda wildcards: STUDY.model_file(wildcards.run),
         cards=STUDY.cards("alignment"),
-        prompts=STUDY.prompts,
+        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "alignment"),
         corpus=STUDY.benchmark_files(),
     output:
         result=f"{RESULTS}/eval/{{run}}/alignment.json",
@@ -124,9 +116,7 @@ rule alignment:
             labels={"run": "{run}"},
         ),
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "alignment"),
     log:
         f"{RESULTS}/logs/alignment/{{run}}.log",
     benchmark:
@@ -137,8 +127,8 @@ rule alignment:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.alignment model={params.model} root={params.root} 'cards={params.cards}'"
-        " prompts={input.prompts} picture={output.picture} out={output.result} > {log} 2>&1"
+        "python -m filip.eval.alignment {params.study}"
+        " picture={output.picture} out={output.result} > {log} 2>&1"
 
 
 rule linear_probe:
@@ -150,9 +140,7 @@ rule linear_probe:
         result=f"{RESULTS}/eval/{{run}}/linear_probe.json",
         outcomes=f"{RESULTS}/eval/{{run}}/linear_probe.npz",
     params:
-        model=lambda wildcards: STUDY.model(wildcards.run),
-        root=STUDY.evaluation["root"],
-        cards=lambda wildcards, input: "[" + ",".join(input.cards) + "]",
+        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "linear_probe"),
     log:
         f"{RESULTS}/logs/linear_probe/{{run}}.log",
     benchmark:
@@ -163,7 +151,7 @@ rule linear_probe:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.linear_probe model={params.model} root={params.root} 'cards={params.cards}'"
+        "python -m filip.eval.linear_probe {params.study}"
         " out={output.result} > {log} 2>&1"
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from filip.report.rows.cells import DIRECTIONS, RANKS, Inputs, recall_columns
 from filip.report.rows.notes import warnings
+from filip.report.rows.protocols import differences
 from filip.report.table import Cell, Row, Table, published_cell
 
 TRANSFERRED = "zero-shot after fine-tuning elsewhere (*)"
@@ -22,7 +23,7 @@ def build(inputs: Inputs) -> Table:
     rows += _published(inputs, "fine_tuned_retrieval", "fine-tuned")
     rows.sort(key=lambda row: (SECTIONS.index(row.section), row.kind == "paper"))
     notes = ["Image to text counts a hit if any of the image's captions is among the first k."]
-    notes += warnings(inputs, "retrieval", "benchmarks")
+    notes += warnings(inputs, "retrieval", "benchmarks") + differences(inputs, "retrieval")
     columns = recall_columns(inputs, benchmarks, RANKS)
     return Table("retrieval", "Image-text retrieval (recall, %)", columns, rows, notes)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from filip.report.rows.cells import Inputs, task_table
 from filip.report.rows.notes import warnings
+from filip.report.rows.protocols import differences
 from filip.report.table import Cell, Row, Table, published_cell
 
 
@@ -11,7 +12,7 @@ def build(inputs: Inputs) -> Table:
     columns, rows = task_table(inputs, "zero_shot")
     published = _published(inputs)
     notes = [] if published else ["None of these benchmarks is in the paper, so no published row is shown."]
-    notes += warnings(inputs, "zero_shot", "tasks")
+    notes += warnings(inputs, "zero_shot", "tasks") + differences(inputs, "zero_shot")
     return Table("zero_shot", "Zero-shot classification (accuracy, %)", columns, rows + published, notes)
 
 

@@ -1,0 +1,90 @@
+"""The options that a study gives to its evaluations: its own, and those of somebody else's model."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+import yaml
+
+from filip import resources
+from filip.errors import UserError
+from filip.eval.cards import load_card
+
+PROMPTS = "eval/prompts.yaml"
+CLIP_PROMPTS = "eval/prompts_clip.yaml"
+SET_BY_THE_STUDY = ("model", "root", "cards", "out", "picture", "run")  # no override may change these
+
+
+def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> dict[str, str]:
+    """``{key: value}`` for ``filip eval <protocol>`` beyond model, root, cards and out.
+
+    config: a study. model: one of its runs or peers. A later one wins: the study's ``eval.prompts``, the ensemble of a
+    peer, ``eval.overrides.<protocol>``, the peer's own ``eval.<protocol>``.
+    """
+    evaluation, peer = config["eval"], config.get("peers", {}).get(model)
+    given: list[str] = []
+    if protocol in ("zero_shot", "retrieval", "alignment"):
+        given.append(f"prompts={evaluation.get('prompts', PROMPTS)}")
+    if peer is not None and protocol == "zero_shot":
+        given += _own_ensemble(evaluation)
+    given += evaluation.get("overrides", {}).get(protocol, [])
+    if peer is not None:
+        given += peer.get("eval", {}).get(protocol, [])
+    options = dict(text.split("=", 1) for text in given)
+    if peer is not None and options.get("tokens") == "true" and "ensemble" in options:
+        options["ensemble"] = "score"  # vectors of tokens have no mean
+    return options
+
+
+def _own_ensemble(evaluation: Mapping[str, Any]) -> list[str]:
+    """How CLIP and its successors were published: the mean vector over CLIP's templates, where it has some."""
+    content = yaml.safe_load(resources.find("prompts", CLIP_PROMPTS).read_text(encoding="utf-8"))
+    known = all(load_card(name).prompts in content for name in evaluation["zero_shot"])
+    return [*([f"prompts={CLIP_PROMPTS}"] if known else []), "ensemble=embedding"]
+
+
+def check_evaluation_options(config: Mapping[str, Any]) -> None:
+    """Refuse overrides that the command of their protocol does not have. UserError with the key in the study."""
+    places = {
+        f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()
+    }
+    for peer, entry in config.get("peers", {}).items():
+        places |= {
+            f"peers.{peer}.eval.{name}": (name, given) for name, given in entry.get("eval", {}).items()
+        }
+    for key, (protocol, given) in places.items():
+        for text in given:
+            name = text.split("=", 1)[0]
+            known = _options_of(protocol)
+            if name not in known or name in SET_BY_THE_STUDY:
+                can_be = ", ".join(option for option in known if option not in SET_BY_THE_STUDY)
+                raise UserError(
+                    f"study config, key {key}: filip eval {protocol} has no option {name!r} that a study may set; "
+                    f"it has {can_be}"
+                )
+    cards = {name for protocol, names in config["eval"].items() if protocol in _protocols() for name in names}
+    for name, loader in config["eval"].get("loaders", {}).items():
+        if name not in cards:
+            raise UserError(
+                f"study config, key eval.loaders.{name}: no protocol of the study evaluates that card"
+            )
+        try:
+            load_card(name, loader)
+        except UserError as error:
+            raise UserError(f"study config, key eval.loaders.{name}: {error}") from error
+
+
+def _protocols() -> tuple[str, ...]:
+    from filip.report.rows import PROTOCOLS
+
+    return PROTOCOLS
+
+
+def _options_of(protocol: str) -> list[str]:
+    """The keys of a protocol's command. Its module is imported only for a study that sets some."""
+    module = importlib.import_module(f"filip.eval.{protocol}")
+    name = "".join(part.capitalize() for part in protocol.split("_"))
+    return [field.name for field in fields(getattr(module, name))]
