@@ -2,8 +2,8 @@
 
     name: oxford_pets
     title: Oxford-IIIT Pets
-    kind: classification            # or retrieval, selection, pointing
-    metric: mean_per_class          # what the tables show: top1, mean_per_class; retrieval: recall; else accuracy
+    kind: classification            # or retrieval, selection, pointing, segmentation
+    metric: mean_per_class          # what the tables show: top1, mean_per_class; recall; miou; else accuracy
     loader: webdataset              # the layout used unless the command line names another
     layouts:
       webdataset: {path: wds_vtab-pets, split: test, size: 3669}
@@ -33,6 +33,7 @@ KINDS = {
     "classification": ("top1", "top5", "mean_per_class"),
     "retrieval": ("recall",),
     "selection": ("accuracy",),  # captions of which the first is true
+    "segmentation": ("miou",),  # images whose pixels have classes
     "pointing": ("accuracy",),  # a caption that names things whose places are known
 }
 HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
@@ -64,6 +65,9 @@ class BenchmarkCard:
     published: str | None = None
     published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
     fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
+    hub: dict[str, Any] = field(
+        default_factory=dict
+    )  # repo and files on the Hugging Face hub, see filip eval fetch
     homepage: str = ""
     license: str = ""
     origin: str = ""  # where class names and numbers come from

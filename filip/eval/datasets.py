@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
@@ -37,8 +38,13 @@ class Sample:
     )
     mask: Image.Image | None = None  # where the object is, if the data set says so (mode L, 0 or 255)
     things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
+    segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # what is also reported separately, "" = nothing
+
+    def mask_of(self, number: int) -> Image.Image:
+        """Where the pixels of a class are (mode L, 0 or 255)."""
+        return Image.fromarray(255 * (np.asarray(self.segments) == number).astype(np.uint8))
 
 
 class EvalSet(Dataset[Sample]):
@@ -80,7 +86,7 @@ class _Transformed(Dataset[Any]):
             pixels = self.transform(sample.image)
         except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
             return None, f"number {index}: {error}"
-        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[])
+        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None)
         return pixels, bare
 
 

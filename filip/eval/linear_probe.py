@@ -1,23 +1,20 @@
 """Linear probe: ``python -m filip.eval.linear_probe model=M root=DIR cards=[…] out=FILE.json``.
 
-The encoder is frozen; an image is the mean of its patch tokens; scikit-learn's logistic regression with L-BFGS,
-at most 1,000 iterations, is fitted on the training split and tested on the test split. A benchmark without a
-training split is cross-validated on its test split, and the result says so.
+The encoder is frozen; an image is the mean of its patch tokens; a logistic regression by L-BFGS (at most 1,000
+iterations, scikit-learn's objective, on the model's device) is fitted on the training split and tested on the test
+split. A benchmark without a training split is cross-validated on its test split, and the result says so.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import StratifiedKFold
+from torch import Tensor
 
 from filip.command import option, run_command
 from filip.errors import UserError
@@ -26,6 +23,7 @@ from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import image_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
+from filip.eval.logistic import Classifier, fit
 from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.zero_shot import measure, outcomes
@@ -68,16 +66,16 @@ def probe(
     features, labels, keys, clusters = _features(encoder, test, card.name, config)
     train = training_set(card, config.root)
     if train is None:
-        scores, protocol = _cross_validated(features, labels, len(names), config)
+        scores, protocol = _cross_validated(encoder, features, labels, len(names), config)
     else:
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        fitted = _fit(*_features(encoder, train, f"{card.name}, training split", config)[:2], config)
-        scores = _scores(fitted, features, len(names))
+        fitted = _fit(encoder, *_features(encoder, train, f"{card.name}, training split", config)[:2], config)
+        scores = fitted.log_probabilities(features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
-    result = measure(card, torch.from_numpy(scores), torch.from_numpy(labels), names, clusters)
+    result = measure(card, scores, labels, names, clusters)
     if record is not None:
-        record[card.name] = outcomes(keys, clusters, torch.from_numpy(scores), torch.from_numpy(labels))
+        record[card.name] = outcomes(keys, clusters, scores, labels)
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
@@ -98,45 +96,36 @@ def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
 
 def _features(
     encoder: Encoder, data: EvalSet, title: str, config: LinearProbe
-) -> tuple[np.ndarray, np.ndarray, list[str], list[str]]:
+) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
     for batch in image_batches(data, encoder.transform, title, config.batch_size, config.workers):
-        features.append(encoder.probe_features(batch.pixels).numpy())
-        labels.append(batch.labels.numpy())
+        features.append(encoder.probe_features(batch.pixels))
+        labels.append(batch.labels)
         keys += batch.keys
         clusters += batch.clusters
-    return np.concatenate(features), np.concatenate(labels), keys, clusters
+    return torch.cat(features), torch.cat(labels), keys, clusters
 
 
-def _fit(features: np.ndarray, labels: np.ndarray, config: LinearProbe) -> LogisticRegression:
-    model = LogisticRegression(C=config.regularisation, solver="lbfgs", max_iter=config.iterations)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # "at most" is the protocol
-        return model.fit(features, labels)
-
-
-def _scores(fitted: LogisticRegression, features: np.ndarray, classes: int) -> np.ndarray:
-    """[n, classes] float64; a class that was never seen in training ranks last."""
-    scores = np.full((len(features), classes), -np.inf)
-    scores[:, fitted.classes_] = fitted.predict_log_proba(features)
-    return scores
+def _fit(encoder: Encoder, features: Tensor, labels: Tensor, config: LinearProbe) -> Classifier:
+    return fit(features, labels, config.regularisation, config.iterations, encoder.device)
 
 
 def _cross_validated(
-    features: np.ndarray, labels: np.ndarray, classes: int, config: LinearProbe
-) -> tuple[np.ndarray, str]:
+    encoder: Encoder, features: Tensor, labels: Tensor, classes: int, config: LinearProbe
+) -> tuple[Tensor, str]:
     """Scores of each image from a classifier that was not fitted on it."""
-    folds = min(config.folds, int(np.bincount(labels)[np.unique(labels)].min()))
+    folds = min(config.folds, int(torch.bincount(labels)[torch.unique(labels)].min()))
     if folds < 2:
         raise UserError(
             "a linear probe needs a training split, or at least two images of every class to fold"
         )
-    scores = np.zeros((len(labels), classes))
+    scores = torch.zeros(len(labels), classes, dtype=torch.float64)
     for train, test in StratifiedKFold(folds, shuffle=True, random_state=0).split(features, labels):
-        scores[test] = _scores(_fit(features[train], labels[train], config), features[test], classes)
+        fitted = _fit(encoder, features[train], labels[train], config)
+        scores[test] = fitted.log_probabilities(features[test], classes).double()
     return scores, f"{folds}-fold cross-validation of the test split, which has no training split"
 
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from filip.eval import linear_probe, retrieval, scene_pointing, selection, zero_shot
+from filip.eval import linear_probe, retrieval, scene_pointing, segmentation, selection, zero_shot
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
@@ -90,11 +90,19 @@ def _scene_pointing(
     return scene_pointing.measure(encoder, card, open_set(card, settings.root), record)
 
 
+def _segmentation(
+    encoder: Encoder, card: BenchmarkCard, settings: Settings, record: Record
+) -> dict[str, Any]:
+    ensemble = card_ensemble(settings.prompts, card.prompts)
+    return segmentation.segment(encoder, card, settings.root, ensemble, record)
+
+
 PROTOCOLS = {
     "zero_shot": Protocol("classification", "tasks", _zero_shot),
     "linear_probe": Protocol("classification", "tasks", _linear_probe),
     "retrieval": Protocol("retrieval", "benchmarks", _retrieval),
     "selection": Protocol("selection", "benchmarks", _selection),
     "scene_pointing": Protocol("pointing", "benchmarks", _scene_pointing),
+    "segmentation": Protocol("segmentation", "benchmarks", _segmentation),
 }
 UNASKED = tuple(name for name in PROTOCOLS if name != "linear_probe")  # a probe trains: only on request

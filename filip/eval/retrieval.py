@@ -43,9 +43,6 @@ class Retrieval(EvalOptions):
     rank_texts_by: str = option("image", "image to text ranks by: image (s^I), text (s^T) or mean of both")
     rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
     shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
-    shortlist_by: str = option(
-        "pooled", "first stage of the shortlist: pooled (mean vectors) or int8 (quantised tokens)"
-    )
     compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
 
 
@@ -149,7 +146,6 @@ def retrieval_benchmark(
         for_texts,
         for_images,
         config.shortlist,
-        config.shortlist_by,
         config.rank_texts_by,
         config.rank_images_by,
     )
@@ -158,7 +154,7 @@ def retrieval_benchmark(
     lost = None
     if exact is not None:
         lost = {way: {r: exact.table[way][r] - short.table[way][r] for r in exact.table[way]} for way in WAYS}
-    stage = {"shortlist": config.shortlist, "by": config.shortlist_by, "lost": lost}
+    stage = {"shortlist": config.shortlist, "by": "pooled", "lost": lost}
     return result | short.table | {"two_stage": stage, "exact": exact.table if exact else None}
 
 

@@ -183,7 +183,7 @@ def test_retrieval_in_two_stages_reports_what_it_loses(root):
     for way in ("i2t", "t2i"):
         for rank in ("r1", "r5", "r10"):
             assert stage["lost"][way][rank] == pytest.approx(found["exact"][way][rank] - found[way][rank])
-    run_command(retrieval, Retrieval, argv=[*common, "shortlist=24", "compare=false", "shortlist_by=int8"])
+    run_command(retrieval, Retrieval, argv=[*common, "shortlist=24", "compare=false"])
     everything = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     assert everything["i2t"] == found["exact"]["i2t"] and everything["exact"] is None
 

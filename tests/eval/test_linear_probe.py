@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
 from filip.command import run_command
 from filip.errors import UserError
+from filip.eval import logistic
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.linear_probe import LinearProbe, main, probe
@@ -66,6 +68,21 @@ def test_cross_validated_without_one(tmp_path):
     predicted = cross_val_predict(LogisticRegression(max_iter=1000), x, y, cv=folds)
     assert found["top1"] == pytest.approx(accuracy_score(y, predicted))
     assert found["protocol"].startswith("5-fold cross-validation")
+
+
+@pytest.mark.parametrize("classes", [2, 5])
+@pytest.mark.parametrize("c", [0.1, 10.0])
+def test_the_classifier_is_scikit_learn_s(monkeypatch: pytest.MonkeyPatch, classes: int, c: float) -> None:
+    """Probabilities agree to 1e-4, whether the images are gone through at once or in blocks."""
+    monkeypatch.setattr(logistic, "_ROWS", 64)
+    generator = torch.Generator().manual_seed(classes)
+    labels = 3 * torch.randint(0, classes, (150,), generator=generator)  # classes with gaps between them
+    features = torch.randn(150, 8, generator=generator) + 0.3 * labels[:, None]
+    ours = logistic.fit(features, labels, c).log_probabilities(features, 3 * classes)
+    theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features.double().numpy(), labels.numpy())
+    expected = theirs.predict_log_proba(features.double().numpy())
+    np.testing.assert_allclose(ours[:, ::3].exp().numpy(), np.exp(expected), atol=1e-4)
+    assert bool((ours[:, 1] == -torch.inf).all())
 
 
 def test_one_image_per_class_cannot_be_probed(tmp_path):

@@ -1,0 +1,174 @@
+"""Zero-shot segmentation: ``python -m filip.eval.segmentation model=M root=DIR cards=[…] out=FILE.json``.
+
+Every patch takes its best class, and every pixel the class of its patch: mean intersection over union, as in SPARC
+(Bica et al. 2024). The score of a class for a patch is the mean over the class's prompts: for a token-wise model of the
+patch's similarity to its best token of the class's name, for a pooled one (through its own projections) of that to the
+prompt's vector. Pixels are counted as the model sees the image, at its resolution and after its crop; those without a
+label are not.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.command import option, run_command
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.datasets import Sample
+from filip.eval.encode_set import size_note
+from filip.eval.encoders import Encoder
+from filip.eval.formats import open_set
+from filip.eval.options import CardOptions
+from filip.eval.outcomes import Outcomes, Record, write_outcomes
+from filip.eval.pointing import coverage
+from filip.eval.prompts import Prompt, card_ensemble
+from filip.eval.word_patch import label_tokens
+from filip.files import write_json
+from filip.progress import Progress, say
+
+
+@dataclass
+class Segmentation(CardOptions):
+    prompts: str = option("eval/prompts.yaml", "prompt ensembles, or one prompt such as 'a photo of a {c}.'")
+    batch_size: int = option(16, "images at a time")
+
+
+def main(config: Segmentation) -> None:
+    """Mean intersection over union of the patches' best classes, written as JSON."""
+    cards = load_cards(config.cards, config.loader, "segmentation")
+    ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
+    for card in cards:
+        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
+    encoder = config.encoder()
+    benchmarks = {}
+    record: Record = {}
+    for card in cards:
+        found = segment(encoder, card, config.root, ensembles[card.name], record, config.batch_size)
+        benchmarks[card.name] = found
+        say(
+            f"{card.name}: mIoU {100 * found['miou']:.1f} %, {100 * found['pixels']:.1f} % of the pixels right, "
+            f"{found['n']:,} images, {found['classes']} classes"
+        )
+    write_outcomes(config.out, record)
+    write_json(
+        config.out, {**config.result_header(encoder), "prompt_file": config.prompts, "benchmarks": benchmarks}
+    )
+
+
+def segment(
+    encoder: Encoder,
+    card: BenchmarkCard,
+    root: str,
+    ensemble: list[Prompt],
+    record: Record | None = None,
+    batch_size: int = 16,
+) -> dict[str, Any]:
+    """The numbers of one benchmark (fractions). The share of right pixels of each image is put into ``record``.
+
+    Raises UserError if the data set is missing or the model has no patches.
+    """
+    data = open_set(card, root)
+    classes = list(data.classes or [])
+    names = [(card.classes or {}).get(name, name) for name in classes]
+    vectors = class_vectors(encoder, names, ensemble)
+    areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
+    keys = []
+    with Progress(card.name, "images", len(data)) as progress:
+        for start in range(0, len(data), batch_size):
+            samples = [data[index] for index in range(start, min(start + batch_size, len(data)))]
+            predicted = best_classes(encoder, samples, vectors, len(ensemble))
+            for sample, best in zip(samples, predicted, strict=True):
+                areas.append(image_areas(encoder, sample, best, len(classes)))
+                keys.append(sample.key)
+            progress.add(len(samples))
+    counted = np.stack(areas)
+    right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
+    if record is not None:
+        record[card.name] = Outcomes.of(keys, {"pixels": right})
+    total = counted.sum(0)
+    per_class = intersection_over_union(total)
+    return {
+        "n": len(keys),
+        "classes": len(classes),
+        "miou": float(np.nanmean(per_class)),
+        "ci95": list(_interval(counted)),
+        "pixels": float(total[0].sum() / max(total[2].sum(), 1e-12)),
+        "per_class": [[n, None if np.isnan(v) else float(v)] for n, v in zip(names, per_class, strict=True)],
+        "prompts": len(ensemble),
+        "split": card.split,
+        "note": size_note(card, len(keys)),
+    }
+
+
+def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) -> list[Tensor]:
+    """Unit vectors [m, d] of each class's prompts, class-major: tokens of its name, or the prompt's one vector."""
+    if not encoder.token_wise:
+        filled = [prompt.fill(name) for name in names for prompt in ensemble]
+        return [vector.cpu()[None] for vector in encoder.encode_texts(filled)[0]]
+    found = []
+    for name in names:
+        texts = encoder.words([prompt.fill(name) for prompt in ensemble])
+        for prompt, tokens in zip(ensemble, texts, strict=True):
+            places = label_tokens(encoder, prompt, name)
+            if not places:
+                raise UserError(f"the tokenizer leaves nothing of the class {name!r}")
+            found.append(tokens[places])
+    return found
+
+
+def best_classes(
+    encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int
+) -> list[np.ndarray]:
+    """[rows, columns] int for each image: the class that each patch is most similar to."""
+    pixels = torch.stack([encoder.transform(sample.image) for sample in samples])
+    patches = F.normalize(encoder.patches(pixels), dim=-1)
+    lengths = [len(tokens) for tokens in vectors]
+    similarity = patches @ torch.cat(vectors).T  # [images, patches, tokens of all classes' prompts]
+    best_token = torch.stack([part.amax(-1) for part in similarity.split(lengths, dim=-1)], -1)
+    scores = best_token.view(*patches.shape[:2], -1, prompts).mean(-1)
+    return list(scores.argmax(-1).view(len(samples), *encoder.grid).numpy())
+
+
+def image_areas(encoder: Encoder, sample: Sample, best: np.ndarray, classes: int) -> np.ndarray:
+    """[3, classes]: of each class the area that is right, predicted and true, in patches.
+
+    A patch's pixels all have its class, so areas are sums of the shares that the true classes have of each patch.
+    """
+    assert sample.segments is not None
+    values = np.asarray(sample.segments)
+    labelled = np.zeros(best.shape)
+    areas = np.zeros((3, classes))
+    for number in np.unique(values[values >= 0]):
+        share = coverage(sample.mask_of(int(number)), encoder.transform, encoder.grid)
+        labelled += share
+        areas[0, number] = share[best == number].sum()
+        areas[2, number] = share.sum()
+    areas[1] = np.bincount(best.ravel(), weights=labelled.ravel(), minlength=classes)
+    return areas
+
+
+def intersection_over_union(areas: np.ndarray) -> np.ndarray:
+    """[classes] from [3, classes]; NaN for a class that is neither there nor predicted."""
+    union = areas[1] + areas[2] - areas[0]
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(union > 0, areas[0] / union, np.nan)
+
+
+def _interval(areas: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
+    """95 % of the mIoU over bootstrap samples of images. areas: [images, 3, classes]."""
+    rng = np.random.default_rng(seed)
+    drawn = rng.multinomial(len(areas), np.full(len(areas), 1 / len(areas)), resamples)
+    totals = np.tensordot(drawn.astype(float), areas, axes=1)
+    found = [float(np.nanmean(intersection_over_union(total))) for total in totals]
+    low, high = np.percentile(found, [2.5, 97.5])
+    return float(low), float(high)
+
+
+if __name__ == "__main__":
+    run_command(main, Segmentation)

@@ -1,0 +1,170 @@
+"""Dense protocols: each patch's class against maps of classes, and boxes cut out of images."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.eval.formats import open_set
+from filip.eval.prompts import Prompt
+from filip.eval.segmentation import Segmentation, intersection_over_union, main, segment
+from tests.eval.miniature import write_model
+from tests.eval.test_alignment import COLOURS, ColourBlind
+from tests.eval.test_own_data import Reader, save
+
+CARD = """
+name: squares
+title: squares
+kind: segmentation
+metric: miou
+loader: class_maps
+layouts: {class_maps: {path: squares, split: val, images: images, maps: maps}}
+classes: {r: red, g: green, b: blue}
+"""
+
+
+class Coloured(ColourBlind):
+    """Sees colours; ``token_wise`` false: a text is the sum of its words."""
+
+    def __init__(self, token_wise: bool):
+        super().__init__()
+        self.token_wise = token_wise  # type: ignore[misc]
+
+    def encode_texts(self, texts: list[str]) -> tuple[Tensor, None]:
+        return torch.stack([F.normalize(words.sum(0), dim=-1) for words in self.words(texts)]), None
+
+
+def squares(root: Path, images: int = 3) -> Path:
+    """Quarters of 16 pixels: red, green, blue and one that no class has; in the map 1, 2, 3 and 255."""
+    for name in ("images", "maps"):
+        (root / "squares" / name).mkdir(parents=True)
+    for number in range(images):
+        page, values = Image.new("RGB", (32, 32), "white"), np.full((32, 32), 255, np.uint8)
+        for place, colour in enumerate(COLOURS.values()):
+            x, y = 16 * (place % 2), 16 * (place // 2)
+            page.paste(colour, (x, y, x + 16, y + 16))
+            values[y : y + 16, x : x + 16] = place + 1
+        page.save(root / "squares" / "images" / f"{number}.jpg", quality=100, subsampling=0)
+        Image.fromarray(values).save(root / "squares" / "maps" / f"{number}.png")
+    (root / "card.yaml").write_text(CARD)
+    return root / "card.yaml"
+
+
+@pytest.mark.parametrize("token_wise", [True, False])
+def test_patches_that_name_their_class_give_one_and_others_do_not_count(
+    tmp_path: Path, token_wise: bool
+) -> None:
+    card = load_card(squares(tmp_path))
+    record: dict = {}
+    prompts = [Prompt("a photo of a ", "."), Prompt("the ", "")]
+    found = segment(Coloured(token_wise), card, str(tmp_path), prompts, record)  # type: ignore[arg-type]
+    assert (found["n"], found["classes"], found["prompts"]) == (3, 3, 2)
+    assert found["miou"] == pytest.approx(1, abs=0.01) and found["pixels"] == pytest.approx(1, abs=0.01)
+    assert found["ci95"] == pytest.approx([found["miou"]] * 2, abs=1e-9)  # all images are alike
+    assert list(record["squares"].key) == ["0", "1", "2"]
+
+
+def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
+    """Red and green are confused: half of the pixels of each class go to the other one."""
+    card = load_card(squares(tmp_path, images=1))
+
+    class Confused(Coloured):
+        def patches(self, pixels: Tensor) -> Tensor:
+            found = super().patches(pixels).view(len(pixels), 4, 4, 3).clone()
+            found[:, :1, :, :2] = found[:, :1, :, [1, 0]]  # the upper half of red and green, which are above
+            return found.view(len(pixels), 16, 3)
+
+    found = segment(Confused(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    by_class = dict(found["per_class"])
+    # Each has 256 pixels, 128 of them right; predicted as it: 128 right and 128 of the other. 128 / 384.
+    assert by_class["red"] == pytest.approx(1 / 3, abs=0.01) and by_class["green"] == pytest.approx(
+        1 / 3, abs=0.01
+    )
+    assert by_class["blue"] == pytest.approx(1, abs=0.01)
+    assert found["pixels"] == pytest.approx(2 / 3, abs=0.01)
+
+
+def test_a_class_that_is_neither_there_nor_predicted_has_no_score() -> None:
+    areas = np.array([[2.0, 0, 0], [3.0, 0, 1], [3.0, 0, 0]])
+    np.testing.assert_allclose(intersection_over_union(areas), [0.5, np.nan, 0])
+
+
+def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_path: Path) -> None:
+    card = squares(tmp_path)
+    for interaction in ("token_wise", "pooled"):
+        model = write_model(tmp_path / f"{interaction}.safetensors", interaction)
+        given = [
+            f"model={model}",
+            f"root={tmp_path}",
+            f"cards=[{card}]",
+            f"out={tmp_path}/{interaction}.json",
+        ]
+        run_command(main, Segmentation, argv=given)
+        found = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
+        assert 0 <= found["miou"] < 1 and found["ci95"][0] <= found["miou"] <= found["ci95"][1]
+
+
+@pytest.mark.parametrize(("name", "classes"), [("voc20", 20), ("context59", 59), ("ade150", 150)])
+def test_the_usual_sets_through_their_cards(tmp_path: Path, name: str, classes: int) -> None:
+    card = load_card(name)
+    assert card.classes is not None and len(card.classes) == classes
+    folder, options = tmp_path / card.path, card.layout.options
+    save(folder / options["images"] / "a.jpg", 7)
+    values = np.array([[0, 1], [classes, 255]], np.uint8)
+    (folder / options["maps"]).mkdir(parents=True)
+    Image.fromarray(values).save(folder / options["maps"] / "a.png")
+    if "names" in options:
+        (folder / options["names"]).parent.mkdir(parents=True)
+        (folder / options["names"]).write_text("a\n")
+    data = open_set(card, tmp_path)
+    assert data[0].segments is not None and data[0].segments.tolist() == [[-1, 0], [classes - 1, -1]]
+    (folder / options["maps"] / "a.png").unlink()
+    with pytest.raises(UserError, match=r"a\.png is missing|has no maps"):
+        open_set(card, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["coco_boxes", "lvis_boxes"])
+def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
+    from filip.eval.scorer import PooledScorer
+    from filip.eval.zero_shot import zero_shot_task
+
+    card = load_card(name)
+    categories = [{"id": 3, "name": "seven_7"}, {"id": 1, "name": "five 5"}]
+    images, annotations = [], []
+    for number, colour in enumerate((7, 5, 7)):
+        place = (
+            {"file_name": f"{number}.jpg"}
+            if name == "coco_boxes"
+            else {"coco_url": f"http://c/val2017/{number}.jpg"}
+        )
+        images.append({"id": number, **place})
+        save(tmp_path / "coco" / "val2017" / f"{number}.jpg", colour, (8, 4, 16, 20))
+        annotations.append(
+            {
+                "id": 10 + number,
+                "image_id": number,
+                "category_id": 3 if colour == 7 else 1,
+                "bbox": [8.2, 4, 16, 20],
+            }
+        )
+    annotations.append({**annotations[0], "id": 99, "iscrowd": 1, "bbox": [0, 0, 32, 32]})
+    file = tmp_path / "coco" / card.layout.options["annotations"]
+    file.parent.mkdir(parents=True)
+    file.write_text(json.dumps({"images": images, "annotations": annotations, "categories": categories}))
+
+    class Names(Reader):
+        def encode_texts(self, texts):  # type: ignore[no-untyped-def]
+            return super().encode_texts([text.replace("-", " ") for text in texts])
+
+    found = zero_shot_task(PooledScorer(Names()), card, tmp_path, [Prompt("a ", "")])  # type: ignore[arg-type]
+    assert (found["n"], found["classes"], found["top1"]) == (3, 2, 1)
