@@ -10,6 +10,7 @@ from filip.command import MISSING, option
 from filip.eval.encoders import FORMS, Encoder, load_encoder
 from filip.eval.precision import name_of
 from filip.eval.scorer import Scorer, scorer_for
+from filip.eval.sharing import launched, own_device
 
 
 @dataclass
@@ -33,15 +34,17 @@ class ModelOptions:
         return load_encoder(
             self.model,
             self.image_size,
-            self.device,
+            own_device(launched()) if self.device == "auto" else self.device,
             precision=self.precision,
             tokens=self.tokens,
             trust_remote_code=self.trust_remote_code,
         )
 
     def scorer(self) -> Scorer:
-        """The scorer of the model. Raises UserError if there is no such model."""
-        return scorer_for(self.encoder())
+        """The scorer of the model, shared by the processes that torchrun started. UserError if there is no model."""
+        scorer = scorer_for(self.encoder())
+        scorer.share = launched()
+        return scorer
 
 
 @dataclass

@@ -25,6 +25,7 @@ from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.scorer import RANKINGS, Scorer, Texts, ranking
+from filip.eval.sharing import launched, shared_main
 from filip.eval.shortlist import rerank
 from filip.files import write_json
 from filip.progress import say
@@ -48,9 +49,12 @@ class Retrieval(EvalOptions):
 
 def main(config: Retrieval) -> None:
     """Recall of a model on several retrieval benchmarks, written as JSON."""
-    result, record = evaluate(config)
-    write_outcomes(config.out, record)
-    write_json(config.out, result)
+
+    def write(result: dict[str, Any], record: Record) -> None:
+        write_outcomes(config.out, record)
+        write_json(config.out, result)
+
+    shared_main(config, evaluate, write)
 
 
 def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
@@ -231,4 +235,4 @@ def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
 
 
 if __name__ == "__main__":
-    run_command(main, Retrieval)
+    run_command(main, Retrieval, quiet=launched().rank > 0)

@@ -5,11 +5,19 @@ Parts are whole batches and blocks, the same as for one process, so that every n
 
 from __future__ import annotations
 
+import contextlib
+import io
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
+import torch.distributed as dist
+
+from filip.device import best_device
 from filip.errors import UserError
+from filip.eval.outcomes import Record
 
 T = TypeVar("T")
 
@@ -53,3 +61,46 @@ class Share:
 
 
 ALONE = Share()
+
+
+@cache
+def launched() -> Share:
+    """The processes that ``torchrun -m filip.eval.…`` started; otherwise this one alone.
+
+    Also alone inside a training, whose ranks share an evaluation in their own way.
+    """
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    if ranks == 1 or "TORCHELASTIC_RUN_ID" not in os.environ or dist.is_initialized():
+        return ALONE
+    dist.init_process_group("gloo")
+
+    def exchange(own: Any) -> list[Any]:
+        found: list[Any] = [None] * ranks
+        dist.all_gather_object(found, own)
+        return found
+
+    return Share(int(os.environ["RANK"]), ranks, exchange)
+
+
+def own_device(share: Share) -> str:
+    """The accelerator of this process: on a machine with several, that of its number there."""
+    best = best_device()
+    return (
+        f"{best}:{os.environ.get('LOCAL_RANK', '0')}"
+        if share.ranks > 1 and best.type == "cuda"
+        else str(best)
+    )
+
+
+def shared_main(
+    config: Any, evaluate: Callable[[Any], tuple[dict[str, Any], Record]], write: Callable[..., None]
+) -> None:
+    """Evaluate with all launched processes; the first one speaks and calls ``write(result, record)``."""
+    share = launched()
+    quiet = contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext()
+    with quiet:
+        result, record = evaluate(config)
+    if share.rank == 0:
+        write(result, record)
+    if share.ranks > 1:
+        dist.barrier()

@@ -28,6 +28,7 @@ from filip.eval.options import EvalOptions
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.scorer import Scorer, Texts
+from filip.eval.sharing import launched, shared_main
 from filip.files import write_json
 from filip.progress import say
 
@@ -45,9 +46,12 @@ class ZeroShot(EvalOptions):
 
 def main(config: ZeroShot) -> None:
     """Zero-shot accuracy of a model on several benchmarks, written as JSON."""
-    result, record = evaluate(config)
-    write_outcomes(config.out, record)
-    write_json(config.out, result)
+
+    def write(result: dict[str, Any], record: Record) -> None:
+        write_outcomes(config.out, record)
+        write_json(config.out, result)
+
+    shared_main(config, evaluate, write)
 
 
 def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
@@ -199,4 +203,4 @@ def _mistakes(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) 
 
 
 if __name__ == "__main__":
-    run_command(main, ZeroShot)
+    run_command(main, ZeroShot, quiet=launched().rank > 0)
