@@ -40,7 +40,7 @@ def fit(
     inverse_penalty: float = 1.0,
     iterations: int = 1000,
     device: str = "cpu",
-    tolerance: float = 1e-5,
+    tolerance: float = 1e-6,
 ) -> Classifier:
     """Fit a classifier.
 
