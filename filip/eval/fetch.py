@@ -58,7 +58,12 @@ def repository(card: BenchmarkCard) -> tuple[str, list[str]]:
     if card.hub:
         return str(card.hub["repo"]), [str(pattern) for pattern in card.hub.get("files", [])]
     if card.loader == "webdataset" and card.path.startswith("wds_"):
-        return f"{OWNER}/{card.path}", ["*.txt", f"{card.split}/*"]
+        return f"{OWNER}/{card.path}", [
+            "classnames.txt",
+            "dataset_type.txt",
+            "zeroshot*.txt",
+            f"{card.split}/*",
+        ]
     raise UserError(
         f"{card.name} is not published on the hub as its layout {card.loader!r} has it; see {card.homepage}"
     )
