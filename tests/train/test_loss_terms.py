@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,8 +14,9 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from filip.interaction import cached_backward, tiled
+from filip.interaction.cost import Setting
 from filip.models import ModelConfig
-from filip.train.losses import TERMS, Loss, LossOutput
+from filip.train.losses import TERMS, BatchShape, Loss, LossOutput
 from filip.train.losses.sparc import patch_weights
 from filip.train.step import by_name, from_names
 from tests.support.ranks import run_cases
@@ -54,6 +56,26 @@ def test_every_term_has_a_reference() -> None:
 def test_a_term_is_its_definition(term: str, shape: str) -> None:
     batch = random_batch(term, **SHAPES[shape])  # type: ignore[arg-type]
     assert_same(run(term, batch).loss, REFERENCES[term](batch), batch)
+
+
+@pytest.mark.parametrize("term", REFERENCES)
+def test_a_term_has_a_chance_and_a_place_in_the_memory_plan(term: str) -> None:
+    setting = Setting(global_batch=8192, gpus=8)
+    needs = [
+        TERMS[term].memory(BatchShape(setting.local, 49, 18, 256, exchange, setting))
+        for exchange in ("gather", "ring")
+    ]
+    own_vectors = setting.local * 256 * 4
+    assert own_vectors < needs[1] <= needs[0] < 64e9
+    assert 0 < TERMS[term].chance(8192) < 20
+
+
+def test_the_chance_of_the_sigmoid_is_the_least_that_one_answer_for_all_pairs_costs() -> None:
+    batch = random_batch("sigmoid", [16])
+    with torch.no_grad():
+        batch.text_vector[:] = 0
+        batch.parameters["sigmoid_bias"][:] = math.log(1 / 15)  # the odds of a positive
+    assert float(run("sigmoid", batch).loss.detach()) == pytest.approx(TERMS["sigmoid"].chance(16))
 
 
 @pytest.mark.parametrize("term", REFERENCES)
