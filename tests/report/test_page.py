@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report import page as module
@@ -250,3 +251,31 @@ def test_the_config_on_the_page_is_the_study_s(whole):
         and json.loads(shown[1].replace("&#34;", '"').replace("&amp;", "&"))
         == load_study(None, folder).config
     )
+
+
+@pytest.mark.slow
+def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
+    try:
+        with chromium() as browser:
+            for width, scheme in ((1400, "light"), (390, "dark")):
+                page = browser.new_page(viewport={"width": width, "height": 844}, color_scheme=scheme)
+                page.set_default_timeout(120_000)
+                heard: list[str] = []
+                page.on("console", lambda message, heard=heard: heard.append(message.text))
+                page.on("request", lambda request, heard=heard: heard.append(request.url))
+                page.goto((whole[0] / "report.html").as_uri())
+                page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
+                assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
+                assert page.evaluate("document.documentElement.scrollWidth") <= width
+                shown = page.evaluate(
+                    "[...document.querySelectorAll('svg.forest')].map(s => s.getBoundingClientRect().width)"
+                )
+                assert sorted(value > 0 for value in shown) == [
+                    False,
+                    True,
+                ]  # the wide plot or the narrow one
+                paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
+                assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
+                page.close()
+    except NoBrowser as error:
+        pytest.skip(str(error))
