@@ -193,6 +193,7 @@ def naive(batch: Batch) -> dict[str, Loss]:
 def fits(term: str, pairs: int, texts: int) -> bool:
     """Whether the naive form of ``term`` is worth waiting for: it holds about four copies of its largest tensor."""
     largest = {
+        "mean of the top 2": 2 * PATCHES * 40,
         "pooled": 1,
         "sigmoid": 1,
         "sparc": PATCHES * 40 // texts or 1,
