@@ -99,6 +99,16 @@ class WatchdogConfig:
     max_rollbacks: int = option(3, "rollbacks of a run; after them it stops")
     min_loss_scale: float = option(1.0, "a dynamic loss scale at or below this has collapsed")
     clamp_steps: int = option(500, "steps with the logit scale at its clamp before it is reported")
+    spike_steps: int = option(
+        3, "consecutive steps with a loss far above the last hundred's before it is reported"
+    )
+    straggler_factor: float = option(
+        1.5, "a rank that encodes its batch in so many times the median rank's seconds is a straggler"
+    )
+    straggler_intervals: int = option(3, "logged intervals with the same straggler before it is reported")
+    hang_medians: float = option(
+        20.0, "report a step that takes so many medians, and a minute at least; 0 = never"
+    )
     stuck_steps: int = option(500, "steps with the loss within 1 % of log(batch) before it is reported")
     window_steps: int = option(200, "steps over which the shares below are taken")
     saturated_share: float = option(0.5, "reported from this share of batches with a loss under 1e-3")
@@ -281,13 +291,13 @@ POSITIVE = (
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",
     "watchdog.stuck_steps", "watchdog.window_steps", "watchdog.collapse_checks", "watchdog.collapse_rank",
-    "watchdog.grad_norm_spread",
+    "watchdog.grad_norm_spread", "watchdog.spike_steps", "watchdog.straggler_factor", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
-    "data.workers", "negative_margin", "warm_start.projection_steps",
+    "data.workers", "negative_margin", "warm_start.projection_steps", "watchdog.hang_medians",
 )  # fmt: skip
 SHARES = (
     "watchdog.saturated_share", "watchdog.skipped_share", "watchdog.data_share", "watchdog.collapse_share",

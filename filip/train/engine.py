@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from filip import resources
+from filip import device, resources
 from filip.data.loading.transforms import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder, Encoded
@@ -152,11 +153,24 @@ class Engine:
     batching: Batching
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
     pooled: bool  # the loss reads pooled vectors in addition to the tokens
+    timed: bool = False  # measure encode(), which then waits for the device
+    encoding_seconds: float = 0.0  # of encode() since ``timed`` was set
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
         """Forward pass of this rank's pixels, ids and lengths."""
+        place = batch["pixels"].device
+        if self.timed:
+            device.synchronize(place)
+        started = time.perf_counter()
         encoded: Encoded = self.deepspeed(batch["pixels"], batch["ids"], batch["lengths"], pooled=self.pooled)
+        if self.timed:
+            device.synchronize(place)
+            self.encoding_seconds += time.perf_counter() - started
         return encoded
+
+    def time_encoding(self, on: bool) -> None:
+        """Start or stop measuring encode()."""
+        self.timed, self.encoding_seconds = on, 0.0 if on else self.encoding_seconds
 
     def bind(self) -> None:
         """Find the parameters in DeepSpeed's tensors again, after every load of a checkpoint.

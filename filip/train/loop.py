@@ -34,6 +34,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, require_precision, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.fingerprint import resumable_settings
+from filip.train.hang import HangWatch
 from filip.train.launched import STOPPED_BY_SIGNAL
 from filip.train.losses import TERMS, Loss, check_model, resolve_weights
 from filip.train.losses.weights import as_setting
@@ -163,6 +164,8 @@ def open_run(
     if found.saved is not None:
         with raise_together(ranks):
             loader.load_state_dict(found.saved.loader)
+        if not ranks.is_main:
+            loader.counters.clear()  # a checkpoint has the sums over ranks, which the first one carries on
     prepare_folder(run_dir / "checkpoints", ranks, found.start_again)
     engine = make_engine(model, config, batching, ranks.world_size, loss)
     notes = continue_from(found, engine, state, run_dir / "checkpoints", ranks)
@@ -180,8 +183,21 @@ def open_run(
         config.precision == "fp16",
     )
     commit = start.get("commit")
+    hang = HangWatch(config.watchdog.hang_medians, ranks.rank, say)
     return Run(
-        config, ranks, batching, engine, loss, loader, schedule, state, telemetry, watchdog, stop, commit
+        config,
+        ranks,
+        batching,
+        engine,
+        loss,
+        loader,
+        schedule,
+        state,
+        telemetry,
+        watchdog,
+        hang,
+        stop,
+        commit,
     )
 
 
@@ -191,9 +207,12 @@ def take_steps(run: Run) -> None:
     while not run.is_over:
         started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
+        run.hang.step_begins()
         run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
+        run.engine.time_encoding(due)
         skipped = run.engine.skipped_steps
         metrics = one_step(run, batches, inspect=due)
+        run.hang.step_ends()
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
         discarded = run.engine.skipped_steps > skipped
@@ -219,7 +238,9 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     data_wait = 0.0
     for _ in range(run.batching.accumulation):
         waiting_since = time.perf_counter()
+        run.hang.waits_for_data(True)
         batch = next(batches)
+        run.hang.waits_for_data(False)
         data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
@@ -276,7 +297,7 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
         return  # after the last step the result is written at once
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
-        state.loader = run.loader.state_dict()
+        state.loader = run.loader.state_dict() | {"counters": progress.data_problems(run)}
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
         run.telemetry.event(
@@ -319,6 +340,8 @@ def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
     weights = gather_to_main(run.engine, run.ranks)
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
+    run.hang.close()
+    problems = progress.data_problems(run)
     if run.ranks.is_main:
         measured = {
             "steps": run.state.step,
@@ -331,7 +354,7 @@ def finish(run: Run) -> None:
             "skipped_steps": run.engine.skipped_steps,
             "parameters": sum(t.numel() for t in weights.values()),
             "final": progress.final_metrics(run.last_record),
-            "data_problems": dict(run.loader.counters),
+            "data_problems": problems,
             "started": run.started,
         }
         write_result(run.config, run.engine, weights, measured, run.state.manifests, run.commit)

@@ -13,11 +13,12 @@ from filip.train.step import StepOutput
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimiser step, the same on all ranks."""
+    """One optimiser step, as all ranks know it."""
 
     values: dict[str, float]  # means over ranks and contrastive batches, under their TensorBoard names
     logit_scale: float
     data_wait: float  # seconds in which a rank waited for its batches, mean over ranks
+    own_wait: float  # the same of this rank; the only value here that is not the same on all
     stop: bool  # a rank was asked to stop
     save: bool  # a rank wants a checkpoint
 
@@ -41,6 +42,7 @@ def over_ranks(
         values={name: value / world_size for name, value in zip(names, sums, strict=True)},
         logit_scale=float(outputs[-1].logit_scale),
         data_wait=wait / world_size,
+        own_wait=data_wait,
         stop=stops > 0,
         save=saves > 0,
     )
@@ -72,6 +74,10 @@ class Interval:
     def data_wait(self) -> float:
         """Mean seconds per step."""
         return statistics.fmean(step.data_wait for step in self.steps)
+
+    def own_wait(self) -> float:
+        """Mean seconds per step, of this rank alone."""
+        return statistics.fmean(step.own_wait for step in self.steps)
 
     def clear(self) -> None:
         self.steps.clear()

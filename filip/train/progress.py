@@ -12,9 +12,11 @@ from filip import device
 from filip.progress import say
 from filip.tokenizer import decode_token
 from filip.train.config import TrainConfig
+from filip.train.hardware import peak_flops
 from filip.train.metrics import Interval
 from filip.train.plan import memory_plan
 from filip.train.run import Run
+from filip.train.stragglers import RankReport, fleet_report, summed
 from filip.train.telemetry import text_line
 from filip.train.watchdog import at_clamp
 
@@ -24,6 +26,11 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
     memory = run.ranks.maximum(device.memory_mb(run.ranks.device))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
+    own = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
+    fleet = fleet_report(run.ranks.gather(own))
+    values |= {f"data/{problem}": count for problem, count in fleet.counters.items()} | fleet.values()
+    for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], fleet):
+        run.telemetry.event(run.state.step, "watchdog", str(alert))
     if run.ranks.is_main:
         run.telemetry.record(run.state.step, values)
         recent = statistics.median(interval.all_seconds[-100:])
@@ -60,9 +67,16 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
         weights = run.loss.weights_at(run.state.step - 1)
         values |= {f"loss_weight/{name}": weights.get(name, 0.0) for name in run.loss.weights}
     values |= norm_values(engine.norms(), engine.grad_norm())
-    for problem, count in run.loader.counters.items():
-        values[f"data/{problem}"] = count
+    peak = peak_flops(device.name(run.ranks.device), run.config.precision)
+    if peak is not None:
+        flops = 3 * run.encoder_flops * run.batching.pairs_per_step / run.ranks.world_size
+        values["speed/mfu"] = flops * steps / seconds / peak
     return values
+
+
+def data_problems(run: Run) -> dict[str, int]:
+    """The loader's counters, summed over ranks. All ranks call."""
+    return summed(run.ranks.gather(dict(run.loader.counters)))
 
 
 def norm_values(norms: dict[str, dict[str, float]], grad_norm: float | None) -> dict[str, float]:

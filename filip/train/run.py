@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,8 +11,11 @@ from typing import Any
 from filip.data.loading.loader import PairLoader
 from filip.train.checkpoint import LoopState
 from filip.train.config import TrainConfig
+from filip.train.counts import encoder_flops
 from filip.train.engine import Batching, Engine
+from filip.train.hang import HangWatch
 from filip.train.losses import Loss
+from filip.train.plan import CAPTION_TOKENS
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
@@ -33,12 +37,19 @@ class Run:
     state: LoopState
     telemetry: Telemetry
     watchdog: Watchdog
+    hang: HangWatch
     stop: StopSignal
     commit: str | None  # of the code, when this start began
     started: str = field(default_factory=now)
     last_saved: float = field(default_factory=time.monotonic)
     last_record: dict[str, Any] = field(default_factory=dict)
     evaluated: dict[str, float] = field(default_factory=dict)  # by the last evaluation while training
+
+    @functools.cached_property
+    def encoder_flops(self) -> float:
+        """Of one pair's forward pass, as ``filip train plan`` counts them: with a caption of typical length."""
+        columns = self.engine.model.config.text.context_length
+        return sum(encoder_flops(self.engine.model, min(CAPTION_TOKENS, columns), columns).values())
 
     @property
     def folder(self) -> Path:

@@ -119,6 +119,8 @@ def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float)
         f"{values['memory/peak_mb']:.0f} MB",
         f"ETA {duration(eta_seconds)}",
     ]
+    if "speed/mfu" in values:
+        parts.insert(5, f"MFU {100 * values['speed/mfu']:.0f}%")
     if "accuracy/i2t" in values and "accuracy/t2i" in values:
         parts.insert(2, f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%")
     if values.get("optimizer/skipped_steps"):

@@ -10,8 +10,11 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from filip.train.config import WatchdogConfig
+from filip.train.stragglers import FleetReport
 
 STUCK_TOLERANCE = 0.01  # of the loss of chance
+HISTORY = 100  # steps whose losses a spike is compared with
+DATA_SHARE = 0.2  # of a step that one rank waits longer for its data than the rank in the middle
 
 
 def at_clamp(logit_scale: float, largest: float) -> bool:
@@ -72,9 +75,12 @@ class Watchdog:
         self.settings, self.fp16 = settings, fp16
         self.contrastive_batch = contrastive_batch
         self.max_logit_scale = max_logit_scale
+        self._losses: deque[float] = deque(maxlen=HISTORY)
+        self._stragglers: dict[str, list[tuple[int, int]]] = {}  # (rank, step) of the intervals in a row
         self._since: dict[str, int] = {}
         self._times: dict[str, int] = {}
         self._windows: dict[str, deque[float]] = {}
+        self._median = 0.0  # of the losses before the last step
 
     def observe(self, status: StepStatus) -> list[Alert]:
         """Alerts that begin with this step; a condition is reported once until it has ended."""
@@ -94,6 +100,8 @@ class Watchdog:
             self._times[kind] = self._times.get(kind, 0) + 1
             if self._times[kind] == patience:
                 found.append(Alert(kind, first, status.step, message))
+        if status.finite:
+            self._losses.append(status.loss)
         return found
 
     def _numbers(self, status: StepStatus) -> list[_Condition]:
@@ -107,6 +115,7 @@ class Watchdog:
         excused = self.fp16 and status.skipped and not collapsed
         bad = not status.finite or (not excused and (status.skipped or not _finite(status.grad_norm)))
         spread = status.grad_norm_spread
+        spike = self._is_spike(status)
         return [
             _Condition(
                 "non-finite",
@@ -122,6 +131,12 @@ class Watchdog:
                 at_clamp(status.logit_scale, self.max_logit_scale),
                 s.clamp_steps,
                 f"the scale stays at {status.logit_scale:.1f}",
+            ),
+            _Condition(
+                "loss spike",
+                spike,
+                s.spike_steps,
+                f"the loss is {status.loss:.3f}, the median of the steps before {self._median:.3f}",
             ),
             _Condition(
                 "loss stuck at log(batch)",
@@ -210,6 +225,32 @@ class Watchdog:
         window.append(value)
         return statistics.fmean(window) if len(window) == window.maxlen else None
 
+    def observe_fleet(self, step: int, seconds: float, fleet: FleetReport) -> list[Alert]:
+        """Alerts on one rank that keeps all others waiting; ``seconds`` of a step in this interval, to ``step``."""
+        data, encoding = fleet.data_wait, fleet.encoding
+        found = []
+        for kind, slowest, slow in (
+            ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),
+            ("straggler", encoding, encoding.seconds > self.settings.straggler_factor * encoding.median),
+        ):
+            seen = self._stragglers.setdefault(kind, [])
+            if not slow or (seen and seen[-1][0] != slowest.rank):
+                seen.clear()
+            if slow:
+                seen.append((slowest.rank, step))
+            if len(seen) == self.settings.straggler_intervals:
+                what = "waiting for its data" if kind == "slow data" else "encoding its batch"
+                found.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
+        return found
+
+    def _is_spike(self, status: StepStatus) -> bool:
+        """Far above the median of the steps before: by eight times their spread, and by a tenth of it."""
+        if not status.finite or len(self._losses) < HISTORY // 2:
+            return False
+        self._median = statistics.median(self._losses)
+        spread = 1.4826 * statistics.median(abs(loss - self._median) for loss in self._losses)
+        return status.loss > self._median + max(8 * spread, 0.1 * abs(self._median))
+
     @property
     def healthy(self) -> bool:
         """False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
@@ -217,6 +258,8 @@ class Watchdog:
 
     def reset(self) -> None:
         """Forget all stretches, after a rollback."""
+        self._losses.clear()
+        self._stragglers.clear()
         self._since.clear()
         self._times.clear()
         self._windows.clear()

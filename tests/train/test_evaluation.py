@@ -14,7 +14,7 @@ from filip.eval import retrieval, zero_shot
 from tests.eval.test_scenes import card_file, write_scenes
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
-from tests.support.training import run_many, same_weights, train_arguments
+from tests.support.training import records, run_many, same_weights, train_arguments
 
 
 def write_test_set(folder: Path) -> list[str]:
@@ -87,6 +87,9 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
     assert result["tasks"]["colours"]["n"] == 32
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["tasks"]["colours"]["value"])
+    intervals = [line for line in records(tmp_path / "with") if "fleet/data_wait_slowest_seconds" in line]
+    assert len(intervals) == 6 and all(line["fleet/encoding_slowest_seconds"] > 0 for line in intervals)
+    assert all(line["fleet/encoding_slowest_rank"] in (0, 1) for line in intervals)
     # what the ranks found together is what one process finds in the same weights
     folder = tmp_path / "with" / "eval"
     common = {"model": str(folder / "model.safetensors"), "root": str(tmp_path / "sets"), "device": "cpu"}

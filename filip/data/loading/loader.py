@@ -201,8 +201,9 @@ class PairLoader:
     def __init__(self, stream: PairStream, pin_memory: bool = False) -> None:
         self.stream, self._at = stream, _Position(0, 0)
         self.counters: Counter[str] = Counter()
-        for index in stream.indices:
-            self.counters.update(index.problems)
+        if stream.config.rank == 0:  # all ranks find the same, and counters are added up over them
+            for index in stream.indices:
+                self.counters.update(index.problems)
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths, config = stream.group_lengths(), stream.config

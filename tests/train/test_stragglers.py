@@ -1,0 +1,125 @@
+"""Who keeps a fleet waiting: the slowest rank by name, sums over ranks, loss spikes, and a step that does not end."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from filip.train.config import WatchdogConfig
+from filip.train.hang import HangWatch
+from filip.train.stragglers import RankReport, fleet_report
+from filip.train.telemetry import text_line
+from filip.train.watchdog import StepStatus, Watchdog
+
+
+def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
+    """One report per rank; the last one waits ``data_wait`` for its data."""
+    waits = [0.0] * (len(encoding) - 1) + [data_wait]
+    pairs = enumerate(zip(encoding, waits, strict=True))
+    return [
+        RankReport(wait, seconds, {"undecodable": rank}, f"host{rank}") for rank, (seconds, wait) in pairs
+    ]
+
+
+def watchdog(**settings: float) -> Watchdog:
+    return Watchdog(WatchdogConfig(**settings), 128, max_logit_scale=100.0, fp16=False)
+
+
+def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:
+    report = fleet_report(reports(1.0, 1.1, 3.0, 0.9, data_wait=0.5))
+    assert report.counters == {"undecodable": 0 + 1 + 2 + 3}
+    assert (report.encoding.rank, report.encoding.host, report.encoding.median) == (2, "host2", 1.0)
+    assert (report.data_wait.rank, report.data_wait.seconds, report.data_wait.median) == (3, 0.5, 0.0)
+    assert report.values()["fleet/encoding_slowest_rank"] == 2
+
+
+def test_a_straggler_is_reported_once_it_has_lasted() -> None:
+    dog = watchdog(straggler_factor=1.5, straggler_intervals=3)
+    slow, even = fleet_report(reports(1.0, 1.0, 2.0)), fleet_report(reports(1.0, 1.1, 1.2))
+    assert dog.observe_fleet(10, 4.0, slow) == dog.observe_fleet(20, 4.0, slow) == []
+    (alert,) = dog.observe_fleet(30, 4.0, slow)
+    assert (alert.kind, alert.first, alert.last) == ("straggler", 10, 30)
+    assert "rank 2 on host2 takes 2 s, the rank in the middle 1 s" in str(alert)
+    assert dog.observe_fleet(40, 4.0, slow) == []  # said
+    for step in (50, 60, 70, 80):
+        assert dog.observe_fleet(step, 4.0, even) == []
+    other = fleet_report(reports(2.0, 1.0, 1.0))
+    found = [dog.observe_fleet(step, 4.0, which) for step, which in ((90, slow), (100, other), (110, slow))]
+    assert found == [[], [], []]  # never the same rank three times in a row
+
+
+def test_a_rank_with_slow_data_is_reported() -> None:
+    dog = watchdog(straggler_intervals=2)
+    report = fleet_report(reports(1.0, 1.0, 1.0, data_wait=1.2))
+    assert dog.observe_fleet(1, 10.0, report) == dog.observe_fleet(2, 10.0, report) == []  # 12 % of a step
+    assert dog.observe_fleet(3, 4.0, report) == []
+    (alert,) = dog.observe_fleet(4, 4.0, report)
+    assert alert.kind == "slow data" and "rank 2 on host2 takes 1.2 s" in str(alert)
+
+
+def spikes(losses: list[float]) -> list[tuple[int, int]]:
+    dog = watchdog(spike_steps=3)
+    found = []
+    for step, loss in enumerate(losses, start=1):
+        status = StepStatus(
+            step,
+            loss,
+            grad_norm=1.0,
+            logit_scale=20.0,
+            loss_scale=1.0,
+            skipped=False,
+            finite=True,
+            chance_loss=50.0,
+        )
+        found += [(a.first, a.last) for a in dog.observe(status) if a.kind == "loss spike"]
+    return found
+
+
+def test_a_loss_spike_is_a_loss_far_above_those_before() -> None:
+    noise = [3.0 + 0.05 * (step % 7) for step in range(80)]
+    assert spikes([*noise, 5.0, 5.2, 5.1, 3.1]) == [(81, 83)]
+    assert spikes([*noise, 5.0, 3.1, 5.0, 3.1]) == []  # single batches
+    assert spikes([*noise, *[3.4] * 10]) == []  # within its spread
+    assert spikes([8.0 - 0.05 * step for step in range(120)]) == []  # the loss falls
+    assert spikes([3.0] * 10 + [9.0] * 10) == []  # too early to say
+
+
+def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
+    lines = {}
+    for rank, loading in ((0, False), (1, False), (2, True)):
+        watch = HangWatch(0, rank, print, at_least=10)  # without a thread
+        watch.medians = 20
+        for _ in range(6):
+            watch._seconds.append(1.0)
+        watch.step_begins()
+        watch.waits_for_data(loading)
+        begun = watch._began
+        assert begun is not None and watch.check(begun + 15) is None
+        lines[rank] = watch.check(begun + 30)
+        assert watch.check(begun + 40) is None  # once
+        watch.step_ends()
+        assert watch.check(begun + 90) is None  # between steps: a checkpoint, an evaluation
+    assert lines[1] is None  # it waits for another rank, as all do
+    assert lines[0] is not None and "no step for 30 s, 30 times the median: rank 0 on" in lines[0]
+    assert lines[2] is not None and "waits for its data" in lines[2]
+
+
+def test_the_watch_speaks_while_the_step_hangs() -> None:
+    heard = threading.Event()
+    watch = HangWatch(2, 0, lambda line: heard.set(), at_least=0.05)
+    for _ in range(5):
+        watch.step_begins()
+        watch.step_ends()
+    watch.step_begins()
+    assert heard.wait(30)
+    watch.close()
+
+
+@pytest.mark.parametrize(("mfu", "shown"), [({"speed/mfu": 0.314}, True), ({}, False)])
+def test_mfu_is_shown_where_the_peak_is_known(mfu: dict[str, float], shown: bool) -> None:
+    values = {
+        "loss/total": 1.0, "optimizer/lr": 1e-3, "optimizer/logit_scale": 14.0, "speed/pairs_per_second": 10.0,
+        "speed/data_share": 0.1, "memory/peak_mb": 5.0,
+    }  # fmt: skip
+    assert ("MFU 31%" in text_line(1, 2, values | mfu, 3.0)) is shown
