@@ -26,7 +26,7 @@ MOST_TRANSLATIONS = 256  # ... but no more jobs than this: each reads the plan t
 # Seconds of a core per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 30e-6
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
-STORE, HASH = 6e-3, 4e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
+STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
 # Bytes per row that stay, packed: of a list, of a shard's description, its index and its side-car, of a translation.
 LISTED, DESCRIBED, INDEXED, SIDECAR, TRANSLATED, JOINED = 36, 68, 32, 40, 70, 16
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512

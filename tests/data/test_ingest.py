@@ -286,6 +286,18 @@ def test_what_is_no_data_set_is_refused_with_what_is_known(tmp_path: Path) -> No
     run(card(tmp_path / "own" / "a.csv", image_column="where", caption_column="what"), tmp_path / "shards")
 
 
+def test_shards_that_are_no_longer_wanted_go_beyond_99_999_too(tmp_path: Path) -> None:
+    from filip.data.ingesting.storing import sweep
+
+    (tmp_path / "_work" / "100001.host.7").mkdir(parents=True)
+    for name in ("99999.tar", "100000.tar", "100000_stats.json", "100001.parquet", "notes.tar"):
+        (tmp_path / name).touch()
+    sweep(tmp_path, range(100_001))
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {"99999.tar", "100000.tar", "100000_stats.json", "notes.tar", "_work"}
+    assert not list((tmp_path / "_work").iterdir())
+
+
 def test_a_folder_of_other_shards_is_not_touched(tmp_path: Path) -> None:
     images = text_beside(tmp_path / "own")
     (tmp_path / "shards").mkdir()
