@@ -73,9 +73,13 @@ def effective_rank(rows: Tensor) -> Tensor:
     """The exponential of the entropy of the singular values of ``rows`` [n, d], divided by their sum.
 
     1 if all rows are multiples of one vector, min(n, d) if all directions are used alike (Roy and Vetterli, 2007; as a
-    sign of collapse in self-supervised training: RankMe, Garrido et al., 2023).
+    sign of collapse in self-supervised training: RankMe, Garrido et al., 2023). NaN where a number is not finite.
     """
     gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
+    if not bool(
+        torch.isfinite(gram).all()
+    ):  # the decomposition would raise, and the watchdog has its own word for it
+        return rows.new_tensor(math.nan)
     values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
     return torch.exp(-torch.xlogy(shares, shares).sum()).float()

@@ -69,6 +69,15 @@ def test_the_effective_rank_counts_directions() -> None:
     assert float(effective_rank(torch.zeros(4, D))) == pytest.approx(1)
 
 
+def test_embeddings_that_are_not_finite_do_not_stop_the_run() -> None:
+    image = unit(4, 9)
+    image[2, 3, 5] = math.nan
+    found = monitors(image, unit(4 * 6, seed=1), 6)
+    assert math.isnan(found["tokens/image_rank"]) and found["tokens/text_rank"] > 10
+    everything = monitors(torch.full((2, 3, D), math.nan), torch.full((8, D), math.nan), 4)
+    assert math.isnan(everything["tokens/text_rank"])
+
+
 def test_pooled_vectors_have_a_rank_with_and_without_tokens() -> None:
     vectors = PooledFeatures(unit(8), unit(8, seed=1))
     alone = inspect(Encoded(vectors.image, vectors.text, SCALE))
