@@ -62,6 +62,7 @@ def run(overrides: list[str]) -> int:
 
 if __name__ == "__main__":
     for number, arguments in enumerate(json.loads(sys.argv[1])):
-        print(f"run {number} exit {run(arguments)}", flush=True)
+        # One write for text and line end: those of two ranks must not mix, as print's two writes can.
+        os.write(1, f"run {number} exit {run(arguments)}\n".encode())
     sys.stdout.flush()
     os._exit(0)
