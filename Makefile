@@ -65,7 +65,7 @@ lint: setup  ## ruff, mypy and snakemake --lint
 docs: setup  ## build the documentation into site/; a broken link or a missing reference fails
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-test: setup lint  ## all checks and tests (about 15 minutes on 2 cores)
+test: setup lint  ## all checks and tests (half an hour on 2 cores)
 	@$(VENV)/bin/python -m bench.browser
 	@$(VENV)/bin/python -m pytest
 
