@@ -27,7 +27,7 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     values = interval_values(run, interval) | {"memory/now_mb": memory, "memory/peak_mb": peak}
     own = RankReport(interval.own_wait(), run.engine.encoding_seconds, dict(run.loader.counters))
-    fleet = fleet_report(run.ranks.gather(own))
+    fleet = fleet_report(run.ranks.gather(own, within_step=True))
     values |= {f"data/{problem}": count for problem, count in fleet.counters.items()} | fleet.values()
     for alert in run.watchdog.observe_fleet(run.state.step, values["speed/seconds_per_step"], fleet):
         run.telemetry.event(run.state.step, "watchdog", str(alert))

@@ -38,12 +38,15 @@ class Ranks:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def gather(self, value: T) -> list[T]:
-        """Everybody's ``value`` in order of rank, on all ranks; anything that can be pickled, tensors on the CPU."""
+    def gather(self, value: T, within_step: bool = False) -> list[T]:
+        """Everybody's ``value`` in order of rank, on all ranks; anything that can be pickled, tensors on the CPU.
+
+        within_step: with the time-out of a step's collectives instead of the patience for what is done between steps.
+        """
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        dist.all_gather_object(values, value, group=self.side)
+        dist.all_gather_object(values, value, group=None if within_step else self.side)
         return values
 
     def maximum(self, value: float) -> float:
