@@ -19,7 +19,7 @@ from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
 from filip.eval.encode_set import size_note
 from filip.eval.formats import open_set
 from filip.eval.linear_probe import training_set
-from filip.eval.prompts import load_ensemble, load_retrieval_prompts
+from filip.eval.prompts import card_ensemble, load_ensemble, load_retrieval_prompts
 from filip.eval.retrieval import Retrieval, retrieval_benchmark
 from filip.eval.scorer import PooledScorer
 from filip.eval.zero_shot import zero_shot_task
@@ -190,7 +190,7 @@ def test_every_card_is_whole(name):
     if name in SIZES:
         assert card.size == SIZES[name]
     if card.kind == "classification":
-        assert load_ensemble(PROMPTS, str(card.prompts))
+        assert card_ensemble(str(PROMPTS), card.prompts)
         if name in CLASSES:
             assert card.classes is not None and len(card.classes) == CLASSES[name]
             assert card.origin and card.homepage
