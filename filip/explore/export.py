@@ -30,7 +30,9 @@ class Export:
         MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
     )
     labels: list[str] = option([], "their names in the page; the files' names if empty")
-    images: str = option(MISSING, "a folder of images (captions in a .txt beside each), or a benchmark card")
+    images: str = option(
+        MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
+    )
     root: str | None = option(None, "folder below which a card's data lie")
     count: int | None = option(
         500, "at most so many images, evenly spread; null = all. A page of 500 has 5 to 50 MB"

@@ -7,7 +7,7 @@ projections, as in :mod:`filip.eval.word_patch`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,8 +52,8 @@ class TextFeatures:
 class Viewer:
     """A model in the explorer, under a ``label``."""
 
-    def __init__(self, scorer: Scorer, label: str) -> None:
-        self.scorer, self.label = scorer, label
+    def __init__(self, scorer: Scorer, label: str, model: str = "") -> None:
+        self.scorer, self.label, self.model = scorer, label, model
         self.encoder = scorer.encoder
         self.token_wise = scorer.token_wise
         self.grid = self.encoder.grid
@@ -66,6 +66,20 @@ class Viewer:
             return ImageFeatures(scored, scored)
         patches = self.encoder.patches(pixels) if self.has_map else scored[:, None, :][:, :0]
         return ImageFeatures(scored, patches)
+
+    def encoded(
+        self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]
+    ) -> ImageFeatures:
+        """A batch of images, those in ``stored`` by the tokens that they have there."""
+        new = [n for n, key in enumerate(keys) if key not in stored]
+        if len(new) == len(keys):
+            return self.images(torch.stack(list(pixels)))
+        found = torch.stack([stored[key] for key in keys if key in stored])
+        tokens = found.new_empty(len(keys), *found.shape[1:])
+        tokens[[n for n, key in enumerate(keys) if key in stored]] = found
+        if new:
+            tokens[new] = self.images(torch.stack([pixels[n] for n in new])).scored
+        return ImageFeatures(tokens, tokens)
 
     def text(self, text: str, things: Sequence[str] = ()) -> TextFeatures:
         """A text, with the things that it is known to name."""
@@ -93,7 +107,7 @@ def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "au
     if labels and len(labels) != len(models):
         raise UserError(f"{len(labels)} labels for {len(models)} models: give one each, or none")
     names = list(labels) or [Path(model).stem for model in models]
-    return [Viewer(load_scorer(m, None, device), name) for m, name in zip(models, names, strict=True)]
+    return [Viewer(load_scorer(m, None, device), name, m) for m, name in zip(models, names, strict=True)]
 
 
 @dataclass
@@ -120,10 +134,12 @@ class Gallery:
         positions: dict[str, int] = {}
         parts: list[list[ImageFeatures]] = [[] for _ in viewers]
         pixels: list[list[Tensor]] = [[] for _ in viewers]
+        stored = [pictures.stored(viewer.model) if viewer.token_wise else {} for viewer in viewers]
 
         def encode() -> None:
-            for viewer, waiting, done in zip(viewers, pixels, parts, strict=True):
-                done.append(viewer.images(torch.stack(waiting)))
+            batch = gallery.keys[sum(len(part.scored) for part in parts[0]) :]
+            for viewer, waiting, done, tokens in zip(viewers, pixels, parts, stored, strict=True):
+                done.append(viewer.encoded(batch, waiting, tokens))
                 waiting.clear()
 
         with Progress("encoding", "images", len(pictures)) as progress:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
+from torch import Tensor
 
 from filip.data.loading.images import UNDECODABLE
 from filip.data.rgb import FORMATS, to_rgb
@@ -45,13 +46,20 @@ class Pictures:
     def __iter__(self) -> Iterator[Picture]:
         raise NotImplementedError
 
+    def stored(self, model: str) -> dict[str, Tensor]:
+        """Image tokens [n1, d] float32 by a model that are already there, by key."""
+        return {}
+
 
 def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
-    """The pictures of a folder or a benchmark card.
+    """The pictures of a folder, a search index or a benchmark card.
 
-    images: a folder, or a card's name or path, whose data lie below ``root``. count: at most so many, evenly spread
-    over the folder or set; None: all. Raises UserError if there is no such folder or card, or no picture in it.
+    images: a folder, one that ``filip index build`` has written, or a card's name or path, whose data lie below
+    ``root``. count: at most so many, evenly spread over the folder or set; None: all. Raises UserError if there is no
+    such folder or card, or no picture in it.
     """
+    if (Path(images) / "about.json").is_file():
+        return IndexedPictures(Path(images), count)
     if Path(images).is_dir():
         return FolderPictures(Path(images), count)
     if root is None:
@@ -95,6 +103,34 @@ class FolderPictures(Pictures):
             inside = beside.is_file() and beside.resolve().is_relative_to(self.folder.resolve())
             text = beside.read_text(encoding="utf-8", errors="replace") if inside else ""
             yield Picture(key, image, [line.strip() for line in text.splitlines() if line.strip()])
+
+
+class IndexedPictures(FolderPictures):
+    """The folder of a search index; the model that made the index need not encode its images again."""
+
+    def __init__(self, index: Path, count: int | None) -> None:
+        # Here: the index's own package is an extra, and reads this module.
+        from filip.index.store import Index
+
+        self.index = index
+        opened = Index.open(index)
+        self.about = opened.about
+        opened.close()
+        super().__init__(Path(self.about.images), count)
+
+    def stored(self, model: str) -> dict[str, Tensor]:
+        """Of the images that have not changed since; none of another model, or of rounded tokens."""
+        from filip.index.build import stamp, weights_of
+        from filip.index.store import Index
+
+        if self.about.dtype != "float32" or weights_of(model) != self.about.weights:
+            return {}
+        index = Index.open(self.index)
+        stamps, wanted = index.stamps(), {str(path.relative_to(self.folder)): path for path in self.paths}
+        fresh = {key for key, path in wanted.items() if stamps.get(key) == stamp(path)}
+        found = {key: tokens for key, tokens in index.tokens() if key in fresh}
+        index.close()
+        return found
 
 
 class CardPictures(Pictures):

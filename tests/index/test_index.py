@@ -15,6 +15,8 @@ from filip import load
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
+from filip.explore.gallery import Gallery, load_viewers
+from filip.explore.pictures import open_pictures
 from filip.index import build, export, search
 from filip.index.store import Index
 from tests.eval.miniature import write_model
@@ -167,3 +169,20 @@ def test_the_exports_hold_all_tokens_in_the_formats_of_the_servers(
     fed = [json.loads(line)["fields"] for line in (tmp_path / "vespa/feed.jsonl").read_text().splitlines()]
     assert {f["path"]: list(f["tokens"]["blocks"].values()) for f in fed} == expected
     assert f"x[{dim}]" in (tmp_path / "vespa/image.sd").read_text()
+
+
+def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 12)
+    build_index(tmp_path, model)
+    write_images(tmp_path / "photos", 1, first=50)
+    (tmp_path / "photos/photo #0.png").unlink()
+    (tmp_path / "photos/photo #2.png").replace(tmp_path / "photos/photo #1.png")
+    viewers = load_viewers([model], [], "cpu")
+    folder = Gallery.of(viewers, open_pictures(str(tmp_path / "photos"), None, None))
+    encoded: list[int] = []
+    encode = viewers[0].scorer.encode_images
+    viewers[0].scorer.encode_images = lambda pixels: encoded.append(len(pixels)) or encode(pixels)
+    index = Gallery.of(viewers, open_pictures(str(tmp_path / "index"), None, None))
+    assert index.keys == folder.keys and encoded == [2]  # the new one and the one that has changed
+    assert torch.allclose(index.features[0].scored, folder.features[0].scored, atol=1e-6)
