@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 # timm imports wandb where it is installed (img2dataset brings it): which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
-from filip.train.launched import EXIT_CODE_FILE, environment_rank  # noqa: E402
+from filip.train.launched import EXIT_CODE_FILE, environment_rank, lost_contact  # noqa: E402
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -65,7 +65,11 @@ if __name__ == "__main__":
         exit_code = 0
     except SystemExit as stopped:
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
-    except BaseException:  # a bug of ours: its trace, and no waiting for threads of a broken process group
-        traceback.print_exc()
+    except BaseException as error:  # no waiting for threads of a broken process group
+        sentence = lost_contact(error)
+        if sentence is None:  # a bug of ours
+            traceback.print_exc()
+        else:
+            print(f"error: {sentence}", file=sys.stderr)
         exit_code = 1
     leave(exit_code)

@@ -12,6 +12,12 @@ from filip.errors import UserError
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
 USERS_MISTAKE = 2  # also: numbers no longer finite
+# Words of gloo, TCP stores and NCCL.
+_SIGNS_OF_LOST_CONTACT = (
+    "Timed out waiting", "Application timeout caused pair closure",
+    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout",
+    "No route to host", "Network is unreachable", "operation timeout", "NCCL communicator was aborted",
+)  # fmt: skip
 EXIT_CODE_FILE = "FILIP_EXIT_CODE_FILE"  # where the first rank leaves its exit code, if that is set
 
 
@@ -53,6 +59,18 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
             f"{world_size} ranks were started, and world_size={expected} says how many there should be. With srun give "
             "--nodes and --ntasks-per-node in full; world_size=null accepts any number"
         )
+
+
+def lost_contact(error: BaseException) -> str | None:
+    """A sentence for what torch raises where a peer is dead or the network is cut; None for other errors."""
+    said = str(error).strip()
+    if not isinstance(error, RuntimeError) or not any(sign in said for sign in _SIGNS_OF_LOST_CONTACT):
+        return None
+    return (
+        f"rank {environment_rank()} on {socket.gethostname()} has lost contact with the other ranks: one of them has "
+        "died, or the network between them is down (a collective may take timeout_minutes). Started again, the run "
+        f"continues from its last checkpoint. torch says: {said.splitlines()[0]}"
+    )
 
 
 def first_host(nodes: str) -> str:

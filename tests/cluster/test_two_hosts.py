@@ -1,0 +1,128 @@
+"""Two hosts with a real network interface between them: launchers that cross it, and a cable that is pulled."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from filip.train.launched import lost_contact
+from tests.cluster.two_hosts import ADDRESSES, TwoHosts, why_not
+from tests.support.launched_ranks import environment
+from tests.support.squares import write_shards
+from tests.support.training import records, train_arguments
+
+pytestmark = pytest.mark.timeout(900)
+BIN = Path(sys.executable).parent
+PORT = "29533"  # of the first host, which has all ports to itself
+
+
+@pytest.fixture
+def hosts() -> Iterator[TwoHosts]:
+    if reason := why_not():
+        pytest.skip(reason)
+    with TwoHosts() as both:
+        yield both
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("squares")
+    write_shards(folder, shards=2, per_shard=64)
+    return folder
+
+
+def variables() -> dict[str, str]:
+    return environment(PATH=f"{BIN}:{os.environ['PATH']}")
+
+
+def torchrun(host: int) -> list[str]:
+    place = ["--master_addr", ADDRESSES[0], "--master_port", PORT]
+    return [str(BIN / "torchrun"), "--nnodes", "2", "--nproc_per_node", "1", "--node_rank", str(host), *place]
+
+
+def ended(started: list[subprocess.Popen[bytes]], timeout: float) -> list[int]:
+    end = time.monotonic() + timeout
+    try:
+        return [process.wait(max(1.0, end - time.monotonic())) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+
+
+def steps(run: Path) -> int:
+    return max((line["step"] for line in records(run)), default=0) if (run / "log.jsonl").exists() else 0
+
+
+def wait_for_step(run: Path, step: int, started: list[subprocess.Popen[bytes]], log: Path) -> None:
+    end = time.monotonic() + 400
+    while steps(run) < step:
+        assert time.monotonic() < end and all(p.poll() is None for p in started), log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def test_deepspeed_with_a_hostfile_trains_across_the_cable(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    """Each host starts its own launcher (--no_ssh): an sshd on both is what pdsh would need in addition."""
+    hostfile = tmp_path / "hosts"
+    hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+    log, run = tmp_path / "log", tmp_path / "run"
+    before, started = hosts.received(1), []
+    for host in (0, 1):
+        command = [str(BIN / "deepspeed"), "--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(host)]
+        command += [
+            "--master_addr",
+            ADDRESSES[0],
+            "--master_port",
+            PORT,
+            "--no_local_rank",
+            "--module",
+            "filip.train",
+        ]
+        arguments = train_arguments(data, run, "max_steps=6", "world_size=2")[2:]
+        started.append(hosts.start(host, [*command, *arguments], variables(), log))
+    assert ended(started, 500) == [0, 0], log.read_text()[-3000:]
+    result = json.loads((run / "result.json").read_text())
+    assert (result["world_size"], result["steps"]) == (2, 6)
+    assert (
+        hosts.received(1) - before > 6 * 4 * result["parameters"]
+    )  # the gradients of every step, in float32
+
+
+def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
+    hosts: TwoHosts, data: Path, tmp_path: Path
+) -> None:
+    logs, run = [tmp_path / "log0", tmp_path / "log1"], tmp_path / "run"
+    arguments = train_arguments(data, run, "max_steps=100000", "timeout_minutes=0.4", "world_size=2")
+    started = [hosts.start(host, [*torchrun(host), *arguments], variables(), logs[host]) for host in (0, 1)]
+    wait_for_step(run, 3, started, logs[0])
+    hosts.cut()
+    time.sleep(1)
+    reached = steps(run)
+    time.sleep(3)
+    assert steps(run) <= reached + 1  # nothing passes
+    hosts.mend()
+    wait_for_step(run, reached + 5, started, logs[0])  # TCP sends again what was lost
+    hosts.cut()
+    # 24 s for the collective; the rest for a busy machine and for the launchers to notice
+    assert 0 not in ended(started, 240)
+    for host, log in enumerate(logs):
+        text = log.read_text()
+        assert f"error: rank {host} on " in text and "has lost contact with the other ranks" in text, text[
+            -3000:
+        ]
+        assert "Started again, the run continues from its last checkpoint" in text
+
+
+def test_other_errors_are_not_taken_for_lost_contact() -> None:
+    assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert lost_contact(ValueError("Connection reset by peer")) is None
+    found = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
+    assert found is not None and found.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")

@@ -1,0 +1,77 @@
+"""Two hosts on one machine: network namespaces that a pair of virtual Ethernet cards joins. Needs root and iproute2."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+from types import TracebackType
+
+ADDRESSES = ("10.213.77.1", "10.213.77.2")
+
+
+def ip(*words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(["ip", *words], capture_output=True, text=True, timeout=60)
+
+
+def why_not() -> str | None:
+    """Why no namespaces can be made here, in one line; None if they can."""
+    if os.geteuid() != 0 or shutil.which("ip") is None:
+        return "two hosts need root and iproute2"
+    name = f"filip-try-{os.getpid()}"
+    made = ip("netns", "add", name)
+    ip("netns", "del", name)
+    return f"no network namespace can be made here: {made.stderr.strip()}" if made.returncode else None
+
+
+class TwoHosts:
+    """``with`` makes and removes them. Host 0 has the first of ADDRESSES, host 1 the second."""
+
+    def __init__(self) -> None:
+        self.names = [f"filip{number}-{os.getpid()}" for number in (0, 1)]
+        self.cards = [f"fl{number}x{os.getpid() % 10**8}" for number in (0, 1)]
+
+    def __enter__(self) -> TwoHosts:
+        for name in self.names:
+            self._do("netns", "add", name)
+        ends = [["name", card, "netns", name] for card, name in zip(self.cards, self.names, strict=True)]
+        self._do("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+        for name, card, address in zip(self.names, self.cards, ADDRESSES, strict=True):
+            self._do("-n", name, "addr", "add", f"{address}/24", "dev", card)
+            self._do("-n", name, "link", "set", "lo", "up")
+            self._do("-n", name, "link", "set", card, "up")
+        return self
+
+    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        for name in self.names:
+            ip("netns", "del", name)  # the cards go with it
+
+    def start(
+        self, host: int, command: list[str], environment: dict[str, str], log: Path
+    ) -> subprocess.Popen[bytes]:
+        """A command on a host; what it prints goes to ``log``."""
+        mine = {**environment, "GLOO_SOCKET_IFNAME": self.cards[host], "TP_SOCKET_IFNAME": self.cards[host]}
+        with open(log, "ab") as out:
+            return subprocess.Popen(
+                ["ip", "netns", "exec", self.names[host], *command], env=mine, stdout=out, stderr=out
+            )
+
+    def cut(self) -> None:
+        """Pull the cable."""
+        self._do("-n", self.names[0], "link", "set", self.cards[0], "down")
+
+    def mend(self) -> None:
+        self._do("-n", self.names[0], "link", "set", self.cards[0], "up")
+
+    def received(self, host: int) -> int:
+        """Bytes that a host has received over the cable."""
+        command = ["ip", "netns", "exec", self.names[host], "cat", "/proc/net/dev"]
+        shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
+        line = next(line for line in shown.splitlines() if line.strip().startswith(f"{self.cards[host]}:"))
+        return int(line.split(":")[1].split()[0])
+
+    @staticmethod
+    def _do(*words: str) -> None:
+        done = ip(*words)
+        assert done.returncode == 0, f"ip {' '.join(words)}: {done.stderr}"
