@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from types import FrameType
 from typing import Any, TypeVar
 
@@ -91,6 +92,10 @@ def start_ranks(
             dist_backend="gloo" if name == "cpu" else None,
             timeout=timedelta(minutes=timeout_minutes),
             verbose=False,
+        )
+        # DeepSpeed makes groups of its own, and gives them no time-out: they would wait for torch's 30 minutes.
+        deepspeed.comm.comm.cdb.new_group = partial(
+            dist.new_group, timeout=timedelta(minutes=timeout_minutes)
         )
     side = None
     if world_size > 1:
