@@ -9,9 +9,7 @@ The demo's CLIP goes on for a tenth of its steps, as CLIP or token-wise; beside 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
 
 from bench.demo_training import Study, recall_of, run
 from filip.command import option, run_command
@@ -58,8 +56,8 @@ def try_all(study: WarmStart) -> None:
 def table(study: WarmStart) -> None:
     show("CLIP", 0, [recall_of_file(study, study.clip)])
     show("the same scored token-wise", 0, [recall_of_file(study, study.clip, "token_wise")])
-    many: Callable[..., Any] = lambda *a: [continued(study, seed, *a) for seed in range(study.seeds)]  # noqa: E731
-    show("CLIP goes on", study.steps, many(study.clip_rate, []))
+    clips = [continued(study, seed, study.clip_rate, []) for seed in range(study.seeds)]
+    show("CLIP goes on", study.steps, clips)
     token_wise = ["warm_start.interaction=token_wise", *study.recipe]
     for steps in (study.steps // 10, study.steps // 3, study.steps, 3 * study.steps):
         shorter = replace(study, steps=steps)

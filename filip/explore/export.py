@@ -16,45 +16,29 @@ import torch
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.explore.gallery import Gallery, ImageFeatures, Viewer, load_viewers, read_texts
+from filip.explore.gallery import Gallery, GalleryOptions, ImageFeatures, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.page import page
-from filip.explore.pictures import open_pictures
 from filip.files import replacing
 from filip.progress import say, track
 
 
 @dataclass
-class Export:
-    models: list[str] = option(
-        MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
-    )
-    labels: list[str] = option([], "their names in the page; the files' names if empty")
-    images: str = option(
-        MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
-    )
-    root: str | None = option(None, "folder below which a card's data lie")
+class Export(GalleryOptions):
     count: int | None = option(
         500, "at most so many images, evenly spread; null = all. A page of 500 has 5 to 50 MB"
     )
-    texts: str | None = option(None, "file with further texts to choose from, one a line")
-    title: str | None = option(None, "of the page; the card's or the folder's if not given")
     out: str = option(MISSING, "the page (HTML)")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Export) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
-    viewers = load_viewers(config.models, config.labels, config.device)
-    gallery = Gallery.of(
-        viewers, open_pictures(config.images, config.root, config.count), read_texts(config.texts)
-    )
+    gallery = config.gallery()
     if not gallery.texts:
         raise UserError(
             f"images={config.images} come without captions, and a page without a model cannot encode a text: give "
             "texts=FILE, one a line, or take `filip explore serve`"
         )
-    gallery.title = config.title or gallery.title
     text = page(static_data(gallery))
     with replacing(config.out) as part:
         part.write_text(text, encoding="utf-8")

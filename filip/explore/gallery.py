@@ -14,10 +14,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filip.command import MISSING, option
 from filip.errors import UserError
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import named_things
-from filip.explore.pictures import Pictures, thumbnail
+from filip.explore.pictures import Pictures, open_pictures, thumbnail
 from filip.progress import Progress
 
 BATCH = 64
@@ -98,6 +99,32 @@ class Viewer:
     def about(self) -> dict:
         """What the page says of the model. extra: tokens before the patches, such as [CLS]."""
         return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
+
+
+@dataclass
+class GalleryOptions:
+    """What the page and the server are told of the models and images to show."""
+
+    models: list[str] = option(
+        MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
+    )
+    labels: list[str] = option([], "their names in the page; the files' names if empty")
+    images: str = option(
+        MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
+    )
+    root: str | None = option(None, "folder below which a card's data lie")
+    count: int | None = option(None, "at most so many images, evenly spread; null = all")
+    texts: str | None = option(None, "file with further texts to choose from, one a line")
+    title: str | None = option(None, "of the page; the card's or the folder's if not given")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+
+    def gallery(self) -> Gallery:
+        """The images, encoded. Raises UserError for models, images or texts that cannot be read."""
+        viewers = load_viewers(self.models, self.labels, self.device)
+        pictures = open_pictures(self.images, self.root, self.count)
+        gallery = Gallery.of(viewers, pictures, read_texts(self.texts))
+        gallery.title = self.title or gallery.title
+        return gallery
 
 
 def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import uvicorn
 
-from filip.command import MISSING, option, run_command
+from filip.command import option, run_command
 from filip.errors import UserError
 from filip.explore.app import application, is_loopback
-from filip.explore.gallery import Gallery, load_viewers, read_texts
-from filip.explore.pictures import MAX_BYTES, MAX_PIXELS, open_pictures
+from filip.explore.gallery import GalleryOptions
+from filip.explore.pictures import MAX_BYTES, MAX_PIXELS
 from filip.explore.search import Search, warm
 from filip.progress import say
 
@@ -24,18 +24,7 @@ SHORTEST_TOKEN = 16
 
 
 @dataclass
-class Serve:
-    models: list[str] = option(
-        MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
-    )
-    labels: list[str] = option([], "their names in the page; the files' names if empty")
-    images: str = option(
-        MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
-    )
-    root: str | None = option(None, "folder below which a card's data lie")
-    count: int | None = option(None, "at most so many images, evenly spread; null = all")
-    texts: str | None = option(None, "file with further texts to choose from, one a line")
-    title: str | None = option(None, "of the page; the card's or the folder's if not given")
+class Serve(GalleryOptions):
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with token=")
     port: int = option(8768, "port to listen on; 0 = any that is free")
     token: str = option(
@@ -43,7 +32,6 @@ class Serve:
     )
     max_bytes: int = option(MAX_BYTES, "largest picture that can be uploaded, in bytes")
     max_pixels: int = option(MAX_PIXELS, "and in pixels")
-    device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
 def main(config: Serve) -> None:
@@ -52,11 +40,7 @@ def main(config: Serve) -> None:
     with listen(
         config.host, config.port
     ) as connection:  # before minutes of encoding, in case the port is taken
-        viewers = load_viewers(config.models, config.labels, config.device)
-        gallery = Gallery.of(
-            viewers, open_pictures(config.images, config.root, config.count), read_texts(config.texts)
-        )
-        gallery.title = config.title or gallery.title
+        gallery = config.gallery()
         search = Search(gallery)
         warm(search)
         app = application(search, config.token, config.max_bytes, config.max_pixels)
