@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from glob import glob
 from pathlib import Path
@@ -21,6 +21,7 @@ from filip.errors import UserError
 from filip.files import digest
 from filip.study import Study, resolve
 from filip.study_evaluation import evaluation_options
+from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,54 +31,6 @@ SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training sav
 
 # Keys of a source card that describe it for people, or are read by others than its stages.
 NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribution", "planted", "path"}
-
-
-@dataclass(frozen=True)
-class Launch:
-    """How one training command is started: by what, on how many ranks, with which resources."""
-
-    launcher: str
-    nodes: int
-    ranks_per_node: int
-    accelerator: str | None
-    hostfile: str | None
-    master_port: int
-    cpus_per_rank: int
-    resources: dict[str, Any]
-
-    @property
-    def world_size(self) -> int:
-        return self.nodes * self.ranks_per_node
-
-    @property
-    def ranks_of_a_start(self) -> int:
-        """Ranks that share the threads of Snakemake's job: srun counts them per task."""
-        return 1 if self.launcher == "srun" else self.ranks_per_node
-
-    def command(self, run_dir: str, module: str = "filip.train") -> str:
-        """The launcher's part of the command line, up to and without the arguments of ``module``."""
-        accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
-        if self.launcher == "srun":
-            # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: what
-            # is not spelled out here, srun does not know, and it would start one task per node.
-            return (
-                f"{accelerator}python -m filip.train.slurm_job run_dir={run_dir} -- srun --nodes={self.nodes}"
-                f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
-                f" --kill-on-bad-exit=1 python -m {module}"
-            )
-        if self.launcher == "torchrun":
-            return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
-        hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
-        ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
-        return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
-
-    def threads(self, cores: Callable[[], int | None]) -> int:
-        """Snakemake's threads: under srun the cores of a task; on one machine those of all ranks, or, if it trains on
-        the CPU, all of its cores. ``cores`` is only asked then: a cluster's profile gives no number of cores."""
-        if self.launcher == "srun":
-            return self.cpus_per_rank
-        cpu = self.accelerator == "cpu"
-        return max(self.ranks_per_node, cores() or 1) if cpu else self.ranks_per_node
 
 
 class WorkflowStudy(Study):

@@ -13,7 +13,8 @@ import psutil
 import pytest
 
 from tests.cluster.one_host_slurm import OneHostSlurm
-from workflow.study import ROOT, Launch
+from workflow.launch import Launch
+from workflow.study import ROOT
 
 STUB = ROOT / "tests" / "cluster" / "stub_trainer.py"
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")

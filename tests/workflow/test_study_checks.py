@@ -1,0 +1,151 @@
+"""What a study's config is refused for, before any job."""
+
+import pytest
+import yaml
+
+from filip.errors import UserError
+from filip.study_checks import NOT_COMPARED, check_config
+from filip.train.fingerprint import learning_settings
+from workflow.study import ROOT, WorkflowStudy
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.pop("runs"), "runs"),
+        (lambda c: c.update(runz={}), "runz"),
+        (lambda c: c["demo"].update(port="many"), "demo.port"),
+        (lambda c: c["launch"].update(launcher="mpirun"), "launch.launcher"),
+        (lambda c: c["launch"].update(launcher="torchrun", nodes=4), "launch.nodes: torchrun"),
+        (lambda c: c["launch"].update(nodes=2), "launch.hostfile: deepspeed needs a hostfile"),
+        (
+            lambda c: c["launch"].update(launcher="srun", ranks_per_node=1),
+            "launch.ranks_per_node: Snakemake's",
+        ),
+        (lambda c: c["runs"]["clip"].update(launch={"nodes": 2}), "runs.clip.launch.hostfile"),
+        (
+            lambda c: c["runs"]["clip"].update(launch={"resources": {"gres": "gpu:1"}}),
+            "runs.clip.launch.resources.gres",
+        ),
+        (lambda c: c["runs"]["clip"].update(overrides="a=b"), "runs.clip.overrides"),
+        (lambda c: c["runs"]["clip"].update(variant_of="nobody"), "runs.clip.variant_of"),
+        (lambda c: c["fine_tune"]["filip_ft"].update({"from": "nobody"}), "fine_tune.filip_ft.from"),
+        (lambda c: c["tables"]["zero_shot"].append("nobody"), "tables.zero_shot"),
+        (lambda c: c["eval"].pop("alignment"), "tables.alignment"),
+        (lambda c: c["efficiency"]["orig"].update(accuracy_of="nobody"), "efficiency.orig.accuracy_of"),
+    ],
+)
+def test_a_broken_config_is_refused_with_the_key(demo: dict, change, named: str) -> None:
+    change(demo)
+    with pytest.raises(UserError) as caught:
+        check_config(demo)
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda c: c.update(sources=["nowhere"]), "sources, 'nowhere'"),
+        (lambda c: c["runs"]["clip"].update(sources=["nowhere"]), "runs.clip.sources, 'nowhere'"),
+        (lambda c: c["fine_tune"]["clip_ft"].update(source="nowhere"), "fine_tune.clip_ft.source, 'nowhere'"),
+        (lambda c: c["eval"]["zero_shot"].append("nowhere"), "eval.zero_shot, 'nowhere'"),
+        (lambda c: c["eval"]["linear_probe"].append("nowhere"), "eval.linear_probe, 'nowhere'"),
+    ],
+)
+def test_a_card_that_does_not_exist_is_refused_by_name(demo: dict, change, named: str) -> None:
+    change(demo)
+    with pytest.raises(UserError) as caught:
+        check_config(demo)
+    assert named in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "advice"),
+    [
+        (lambda c: c.update(launch={"by": "srun", "ranks_per_node": 8}), "launcher: srun"),
+        (lambda c: c["efficiency"]["orig"].update(token_percent=25), "token_keep_ratio=0.25"),
+        (lambda c: c["efficiency"]["orig"].update(embed_dim=64), "model.embed_dim=256"),
+    ],
+)
+def test_a_key_of_older_studies_is_refused_with_what_to_write_now(demo: dict, change, advice: str) -> None:
+    change(demo)
+    with pytest.raises(UserError, match=advice):
+        check_config(demo)
+
+
+@pytest.mark.parametrize(
+    ("row", "run", "difference"),
+    [
+        ("late_128_fp32", "filip", "precision is bf16 there and fp32 here"),
+        ("late_128_bf16", "clip", "model.interaction is pooled there and token_wise here"),
+        ("late_64_bf16", "filip", "model.embed_dim is 128 there and 64 here"),
+        ("late_64_fp32_25", "filip", "token_keep_ratio is 1.0 there and 0.25 here"),
+    ],
+)
+def test_an_accuracy_of_other_settings_is_refused_with_the_difference(
+    demo: dict, row: str, run: str, difference: str
+) -> None:
+    demo["efficiency"][row]["accuracy_of"] = run
+    with pytest.raises(UserError, match=rf"efficiency\.{row}\.accuracy_of") as caught:
+        WorkflowStudy(demo)
+    assert difference in str(caught.value)
+
+
+def test_what_an_accuracy_may_differ_in_are_settings_that_exist(demo: dict) -> None:
+    settings = learning_settings(WorkflowStudy(demo).resolved("filip"))
+    assert set(NOT_COMPARED) <= settings.keys()
+
+
+@pytest.mark.parametrize("override", ["no_such_key=1", "model.interaction=token", "token_keep_ratio=25"])
+def test_an_override_that_the_trainer_would_refuse_is_refused_before_any_job(
+    demo: dict, override: str
+) -> None:
+    demo["runs"]["filip"]["overrides"].append(override)
+    with pytest.raises(UserError, match=override.split("=")[0]):
+        WorkflowStudy(demo).run_dir("filip")
+
+
+@pytest.mark.parametrize(
+    ("study", "name", "ranks"), [("large", "filip_large_coco", 192), ("base", "filip_base", 48)]
+)
+def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
+    study: str, name: str, ranks: int
+) -> None:
+    config = yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text())
+    entry = {**config["runs"], **config["fine_tune"]}[name]
+    entry["launch"] = {"nodes": ranks // 8}
+    with pytest.raises(UserError, match=f"'{name}' on {ranks // 8} x 8 ranks: .*by {ranks} ranks"):
+        WorkflowStudy(config)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"overrides": {"zero_shot": ["wrokers=3"]}},
+            "eval.overrides.zero_shot: filip eval zero_shot has no option 'wrokers'",
+        ),
+        (
+            {"overrides": {"retrieval": ["out=x.json"]}},
+            "eval.overrides.retrieval: .* no option 'out' that a study may set",
+        ),
+        ({"overrides": {"zeroshot": []}}, "eval.overrides"),
+        (
+            {"loaders": {"cifar10": "torchvision"}},
+            "eval.loaders.cifar10: no protocol of the study evaluates that card",
+        ),
+    ],
+)
+def test_an_option_that_an_evaluation_does_not_have_is_refused(
+    demo: dict, change: dict, message: str
+) -> None:
+    demo["eval"] |= change
+    with pytest.raises(UserError, match=message):
+        WorkflowStudy(demo)
+
+
+def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
+    demo["peers"] = {"clip": {"label": "theirs", "model": "open_clip:ViT-B-32"}}
+    with pytest.raises(UserError, match=r"peers\.clip"):
+        WorkflowStudy(demo)

@@ -1,0 +1,155 @@
+"""How a study's trainings are started: launchers, resources of a cluster's jobs, threads, jobs of a dead Snakemake."""
+
+import copy
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+
+from filip.errors import UserError
+from filip.train.engine import resolve_batching
+from filip.train.plan import memory_plan
+from workflow.slurm import earlier_jobs
+from workflow.study import ROOT, WorkflowStudy
+
+
+@pytest.mark.parametrize(
+    ("launch", "command"),
+    [
+        (
+            {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train",
+        ),
+        (
+            {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
+            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500 --no_local_rank "
+            "--module filip.train",
+        ),
+        (
+            {"launcher": "torchrun", "ranks_per_node": 4},
+            "torchrun --standalone --nproc_per_node 4 -m filip.train",
+        ),
+        (
+            {"launcher": "srun", "nodes": 16, "ranks_per_node": 8, "cpus_per_rank": 5},
+            "python -m filip.train.slurm_job run_dir=DIR -- srun --nodes=16 --ntasks-per-node=8 --cpus-per-task=5 "
+            "--kill-on-bad-exit=1 python -m filip.train",
+        ),
+    ],
+    ids=["deepspeed", "deepspeed on two nodes", "torchrun", "srun"],
+)
+def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
+    assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command("DIR") == command
+
+
+def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> None:
+    demo["launch"] = {"launcher": "srun", "nodes": 8, "ranks_per_node": 8, "resources": {"runtime": 100}}
+    demo["launch"]["resources"]["slurm_extra"] = "--exclusive"
+    tuned = next(iter(demo["fine_tune"]))
+    demo["fine_tune"][tuned]["launch"] = {"nodes": 2, "resources": {"runtime": 10}}
+    resources = WorkflowStudy(demo).train_resources(submits=lambda: False)
+
+    def asked(training: str) -> dict:
+        return {name: value([training]) for name, value in resources.items()}
+
+    common = {"mpi": "srun", "tasks_per_node": 8, "tasks_per_gpu": 0}
+    common["slurm_extra"] = "--signal=USR1@600 --exclusive"  # as sbatch reads it: no quotes of a shell
+    computed = WorkflowStudy(demo).node_memory("filip")
+    assert asked("filip") == {"nodes": 8, "runtime": 100, "mem_mb": computed, **common}
+    assert computed % 1000 == 0 and asked(tuned)["mem_mb"] == WorkflowStudy(demo).node_memory(tuned)
+    demo["launch"]["resources"]["mem_mb"] = 123
+    stated = WorkflowStudy(demo).train_resources(submits=lambda: False)
+    assert stated["mem_mb"](["filip"]) == 123
+
+
+def test_nodes_of_the_paper_s_studies_ask_for_the_memory_that_the_plan_adds_up() -> None:
+    for study, run in (("base", "filip_base"), ("large", "filip_large")):
+        found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+        assert 40_000 < found.node_memory(run) < 200_000, study
+        for name in (*found.trained, *found.efficiency):
+            assert found.node_memory(name) > 1000
+
+
+def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
+    tuned = next(iter(demo["fine_tune"]))
+    demo["fine_tune"][tuned]["launch"] = {"ranks_per_node": 1}
+    study = WorkflowStudy(demo)
+    assert "world_size=2" in study.train_arguments("filip") and "world_size=1" in study.train_arguments(tuned)
+
+
+@pytest.mark.parametrize("study", ["ablation", "base", "large"])
+def test_every_training_of_the_paper_s_studies_fits_its_gpus(study: str) -> None:
+    """32 GB of a V100, counted by the memory plan, at the training's own launch; with a tenth left over."""
+    found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+    for name in [*found.trained, *found.efficiency]:
+        config, ranks = copy.deepcopy(found.resolved(name)), found.launch(name).world_size
+        if name in found.fine_tunes:  # the trainer takes the architecture from the weights
+            model = found.resolved(found.fine_tunes[name]["from"]).model
+            model = replace(model, gradient_checkpointing=config.model.gradient_checkpointing)
+            config.model = copy.deepcopy(model)
+        config.model.image.image_size = config.image_size or config.model.image.image_size
+        plan = memory_plan(config.model, config, resolve_batching(config, ranks), ranks)
+        assert plan.total < 0.9 * 32e9, (name, plan.lines())
+
+
+def test_jobs_of_a_dead_snakemake_that_make_the_same_training_are_found(tmp_path: Path) -> None:
+    listing = "\n".join(
+        [
+            f"7|{tmp_path}|rule_pretrain_wildcards_filip",
+            f"8|{tmp_path}|rule_pretrain_wildcards_filip_ft",
+            f"9|{tmp_path}/other|rule_pretrain_wildcards_filip",
+            f"10|{tmp_path}|rule_zero_shot_wildcards_filip",
+            f"11|{tmp_path}|(null)",
+        ]
+    )
+    assert earlier_jobs(listing, "filip", tmp_path) == ["7"]
+
+
+def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_reported(
+    demo: dict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """squeue without its controller waits for good: a dry run must not."""
+    squeue = tmp_path / "squeue"
+    squeue.write_text("#!/bin/sh\nexec sleep 600\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    monkeypatch.setattr("workflow.slurm.ANSWERS_WITHIN", 0.5)
+    demo["launch"] = {"launcher": "srun", "ranks_per_node": 8}
+    extra = WorkflowStudy(demo).train_resources(submits=lambda: False)["slurm_extra"]
+    assert extra(["filip"]) == "--signal=USR1@600"
+    extra = WorkflowStudy(demo).train_resources(submits=lambda: True)["slurm_extra"]
+    with pytest.raises(UserError, match=r"no answer in 0.5 s.*'filip' may be in training already"):
+        extra(["filip"])
+    squeue.write_text(
+        "#!/bin/sh\necho 'slurm_load_jobs error: Unable to contact slurm controller' >&2; exit 1\n"
+    )
+    with pytest.raises(UserError, match="Unable to contact slurm controller"):
+        extra(["filip"])
+
+
+def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
+    launch = WorkflowStudy(demo).launch("filip")
+    assert launch.threads(lambda: 2) == 2 and launch.threads(lambda: 16) == 16
+    demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
+    assert WorkflowStudy(demo).launch("filip").threads(lambda: 96) == 8
+
+
+def test_a_cluster_s_profile_need_not_know_a_number_of_cores(demo: dict) -> None:
+    demo["launch"] = {"launcher": "srun", "ranks_per_node": 8, "accelerator": "cpu"}
+    demo["runs"]["filip"]["overrides"].append("data.workers=6")
+
+    def unknown() -> int:
+        raise AssertionError("Snakemake raises here without --cores")
+
+    assert WorkflowStudy(demo).launch("filip").threads(unknown) == 7
+
+
+def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    assert study.efficiency_command().endswith("--module filip.train.efficiency")
+    assert study.gathered == "2048"
+    del demo["efficiency_train"]["gathered"]
+    assert WorkflowStudy(demo).gathered == "null"
+    assert study.efficiency_resources(submits=lambda: False)["nodes"](None) == 1

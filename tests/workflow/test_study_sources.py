@@ -1,0 +1,66 @@
+"""A study's data: sources that are built here, their stages, and when those are stale."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from workflow.study import ROOT, WorkflowStudy
+
+
+def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -> None:
+    study = WorkflowStudy({**demo, "sources": ["demo", "cc3m"]})
+    assert study.built_list("demo") == ["results/demo/corpus/list.parquet"] and study.built_list("cc3m") == []
+    assert (
+        study.while_served("demo")
+        == "python -m filip.data.demo.serving root=results/demo/corpus port=8765 -- "
+    )
+    assert study.while_served("cc3m") == ""
+    assert study.corpus_builder == "filip.data.demo.corpus"
+    assert (
+        WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder
+        is None
+    )
+
+
+@pytest.mark.parametrize(("shards", "parts"), [(1, 0), (8, 0), (9, 2), (1242, 156), (38_700, 256)])
+def test_as_many_translating_jobs_as_the_download_has_shards_for(
+    demo: dict, tmp_path: Path, shards: int, parts: int
+) -> None:
+    (tmp_path / "download.json").write_text(f'{{"notes": {{"shards": {shards}}}}}')
+    found = WorkflowStudy(demo).translation_parts("demo", tmp_path / "download.json")
+    assert found == [f"results/demo/data/demo/translated/{part}-of-{parts}.done" for part in range(parts)]
+
+
+def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    stages = ("prepare", "text_rules", "download", "translate")
+    before = {stage: study.settings("demo", stage) for stage in stages}
+    card = study.source_cards["demo"]
+
+    def stale() -> set[str]:
+        return {stage for stage in stages if study.settings("demo", stage) != before[stage]}
+
+    card.title, card.path = "another title", "elsewhere.yaml"
+    assert stale() == set()
+    card.text_rules.max_repeats += 1
+    assert stale() == {"text_rules"}
+    card.image_rules.min_side += 1
+    assert stale() == {"text_rules", "download"}
+    card.caption_column = "alt"
+    assert stale() == {"prepare", "text_rules", "download"}
+
+
+def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
+    study = WorkflowStudy(demo)
+    assert study.list_input("demo") == study.built_list("demo")
+    card = study.source_cards["demo"]
+    card.built_by, card.list = None, str(tmp_path / "part-*.tsv")
+    assert study.list_input("demo") == [], "the command says how to obtain it"
+    for number in (1, 0):
+        (tmp_path / f"part-{number}.tsv").touch()
+    assert study.list_input("demo") == [str(tmp_path / f"part-{number}.tsv") for number in (0, 1)]
+    assert f"{study.data_dir}/demo/funnel/prepare.json" in study.funnel_fragments()
+    assert (study.data_threads, study.data_memory) == (2, "1GB")
+    large = WorkflowStudy({**demo, "data": {"threads": 16, "memory": "32GB"}})
+    assert (large.data_threads, large.data_memory) == (16, "32GB")
