@@ -19,6 +19,7 @@ class Launch:
     hostfile: str | None
     master_port: int
     cpus_per_rank: int
+    side_by_side: int
     resources: dict[str, Any]
 
     @property
@@ -49,8 +50,9 @@ class Launch:
 
     def threads(self, cores: Callable[[], int | None]) -> int:
         """Snakemake's threads: under srun the cores of a task; on one machine those of all ranks, or, if it trains on
-        the CPU, all of its cores. ``cores`` is only asked then: a cluster's profile gives no number of cores."""
+        the CPU, its share of the cores where ``side_by_side`` trainings run at once. ``cores`` is only asked then: a
+        cluster's profile gives no number of cores."""
         if self.launcher == "srun":
             return self.cpus_per_rank
         cpu = self.accelerator == "cpu"
-        return max(self.ranks_per_node, cores() or 1) if cpu else self.ranks_per_node
+        return max(self.ranks_per_node, (cores() or 1) // self.side_by_side) if cpu else self.ranks_per_node

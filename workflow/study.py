@@ -216,9 +216,11 @@ class WorkflowStudy(Study):
             ranks_per_node=settings["ranks_per_node"],
             accelerator=settings.get("accelerator"),
             hostfile=settings.get("hostfile"),
-            master_port=settings.get("master_port", 29500),
+            # each has its own, since Snakemake may run two of them at once
+            master_port=settings.get("master_port", 29500) + [*self.trained, *self.efficiency].index(run),
             # the training's own thread, and one per worker of its loader
             cpus_per_rank=settings.get("cpus_per_rank", 1 + self.resolved(run).data.workers),
+            side_by_side=settings.get("side_by_side", 1),
             resources=settings.get("resources", {}),
         )
 

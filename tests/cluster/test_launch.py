@@ -25,7 +25,7 @@ def submit(slurm: OneHostSlurm, tmp_path: Path):
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
 
     def submitted(behaviour: str, *options: str, nodes: int = 2, ranks_per_node: int = 2) -> str:
-        launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, {})
+        launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
         command = launch.command(str(tmp_path)).replace("-m filip.train ", f"{STUB} ")
         assert command.endswith("python -m filip.train")
         command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {tmp_path}"

@@ -146,7 +146,7 @@ def reduced(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The reduced study run through once: npm corpus, HTTP server, img2dataset, two ranks, tables."""
+    """The reduced study run through once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
     config.write_text(
         yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
@@ -245,6 +245,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
     study = yaml.safe_load(config.read_text())
     longer = ["max_steps=240", "log_every=5", "checkpoint.every_steps=40"]
     study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
+    study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
     config = tmp_path / "longer.yaml"
     config.write_text(yaml.safe_dump(study))
     target = clone / "results/reduced/models/long.json"

@@ -20,11 +20,11 @@ from workflow.study import ROOT, WorkflowStudy
     [
         (
             {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29500 --no_local_rank --module filip.train",
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29501 --no_local_rank --module filip.train",
         ),
         (
             {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
-            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29500 --no_local_rank "
+            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29501 --no_local_rank "
             "--module filip.train",
         ),
         (
@@ -41,6 +41,12 @@ from workflow.study import ROOT, WorkflowStudy
 )
 def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
     assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command("DIR") == command
+
+
+def test_trainings_that_run_at_once_meet_at_ports_of_their_own(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    ports = [study.launch(name).master_port for name in (*study.trained, *study.efficiency)]
+    assert len(set(ports)) == len(ports)
 
 
 def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> None:
@@ -73,9 +79,9 @@ def test_nodes_of_the_paper_s_studies_ask_for_the_memory_that_the_plan_adds_up()
 
 def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
     tuned = next(iter(demo["fine_tune"]))
-    demo["fine_tune"][tuned]["launch"] = {"ranks_per_node": 1}
+    demo["fine_tune"][tuned]["launch"] = {"ranks_per_node": 4}
     study = WorkflowStudy(demo)
-    assert "world_size=2" in study.train_arguments("filip") and "world_size=1" in study.train_arguments(tuned)
+    assert "world_size=1" in study.train_arguments("filip") and "world_size=4" in study.train_arguments(tuned)
 
 
 @pytest.mark.parametrize("study", ["ablation", "base", "large"])
@@ -129,9 +135,12 @@ def test_a_scheduler_that_does_not_answer_is_asked_only_to_submit_and_then_repor
         extra(["filip"])
 
 
-def test_a_training_on_cpus_takes_the_whole_machine(demo: dict) -> None:
+def test_trainings_on_cpus_share_the_machine(demo: dict) -> None:
+    demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 1, "side_by_side": 2, "accelerator": "cpu"}
     launch = WorkflowStudy(demo).launch("filip")
-    assert launch.threads(lambda: 2) == 2 and launch.threads(lambda: 16) == 16
+    assert [launch.threads(lambda cores=cores: cores) for cores in (1, 2, 16)] == [1, 1, 8]
+    alone = replace(launch, ranks_per_node=2, side_by_side=1)
+    assert alone.threads(lambda: 2) == 2 and alone.threads(lambda: 16) == 16
     demo["launch"] = {"launcher": "deepspeed", "ranks_per_node": 8}
     assert WorkflowStudy(demo).launch("filip").threads(lambda: 96) == 8
 
