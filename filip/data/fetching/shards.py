@@ -334,7 +334,7 @@ def run_cluster(
             import ray
 
             if not ray.is_initialized():
-                ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}))
+                ray.init(num_cpus=None if "RAY_ADDRESS" in os.environ else processes)
             run = distributors.ray_distributor
     except ImportError as error:
         raise UserError(
