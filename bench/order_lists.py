@@ -31,7 +31,7 @@ def main() -> None:
 
     report("tiled, order of the captions", milliseconds(lambda: tiled.by_length(lengths, cpu)))
     report(f"tiled, the {len(tiles())} tiles of 320 images", milliseconds(tiles))
-    report("triton, length classes", milliseconds(lambda: triton_kernel._classes(lengths, cpu)))
+    report("triton, groups of captions", milliseconds(lambda: triton_kernel.lay_out(lengths, cpu)))
 
 
 def report(what: str, value: float) -> None:

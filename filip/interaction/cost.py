@@ -6,8 +6,7 @@
 
 from __future__ import annotations
 
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
@@ -109,21 +108,55 @@ def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost
 
 
 def triton(s: Setting) -> Cost:
-    """The Triton backend with gather, whose tiles are padded and whose backward multiplies one-hot weights.
+    """The Triton backend with gather: three products of padded tiles, one forward and one for each side's gradient."""
+    lengths = caption_lengths(s)
+    packed = fused(replace(s, tile_bytes=0))
+    entries = sum(_tiles_of_groups(lengths)) * TRITON_GROUP
+    index_bytes = 1 if max(s.n1, s.n2_padded) <= 255 else 2
+    slots = -(-s.global_batch // TRITON_GROUP) * TRITON_GROUP
+    maps = s.local * (slots * s.n1 + entries) * index_bytes
+    unpadded = s.local * s.global_batch * (s.n1 + s.n2) * index_bytes
+    weights = 2 * s.token_bytes * s.local * slots
+    # The maximum so far of images that take several launches; the parts in which the image gradient is summed
+    launches = 8 * s.local * entries if s.n1 > 128 else 0
+    parts = -(-1024 // -(-s.local * _padded(s.n1, 128) // 128))
+    partial = 4 * s.local * s.n1 * s.dim * parts
+    scratch = max(launches, weights + partial)
+    flops = triton_flops(s.local, s.n1, s.dim, lengths)
+    return Cost(flops, packed.memory + maps - unpadded + scratch, packed.traffic)
 
-    An image takes multiples of 64 rows, a caption 16, 32, 64 or 128 columns; lengths are taken to be normal with a
-    standard deviation of a third of the mean. The backward multiplies once for each side, and for 16-bit tokens twice,
-    since the weights are split in two halves.
+
+TRITON_GROUP = (
+    64  # captions of a group in triton_kernel.py, which this module does not import: it needs Triton
+)
+
+
+def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
+    """Of the Triton backend's forward and backward, at most.
+
+    An image takes 16, 32 or 64 rows, or else multiples of 64 in the text gradient and of 128 in the other two products;
+    all captions of a group take as many columns as its longest.
     """
-    rows = -(-s.n1 // 64) * 64
-    lengths = NormalDist(s.n2, s.n2 / 3)
-    shorter = [0.0, *(lengths.cdf(size + 0.5) for size in (16, 32, 64)), 1.0]
-    shares = (high - low for low, high in itertools.pairwise(shorter))
-    columns = sum(size * share for size, share in zip((16, 32, 64, 128), shares, strict=True))
-    forward = 2 * s.local * s.global_batch * rows * columns * s.dim
-    halves = 2 if s.token_bytes == 2 else 1
-    packed = fused(s)
-    return Cost(forward * (1 + 2 * halves), packed.memory - s.tile_bytes, packed.traffic)
+    columns = sum(_tiles_of_groups(lengths)) * TRITON_GROUP
+    rows = 2 * _padded(n1, 128) + _padded(n1, 64)
+    return 2 * images * rows * columns * dim
+
+
+def _padded(n1: int, most: int) -> int:
+    size = min(most, max(16, 1 << (n1 - 1).bit_length()))
+    return -(-n1 // size) * size
+
+
+def _tiles_of_groups(lengths: list[int]) -> list[int]:
+    ordered = sorted(lengths)
+    return [max(ordered[first : first + TRITON_GROUP]) for first in range(0, len(ordered), TRITON_GROUP)]
+
+
+def caption_lengths(s: Setting) -> list[int]:
+    """Lengths of a batch: normal with a standard deviation of a third of the mean, from 3 tokens to ``n2_padded``."""
+    normal = NormalDist(s.n2, s.n2 / 3)
+    drawn = (normal.inv_cdf((i + 0.5) / s.global_batch) for i in range(s.global_batch))
+    return [min(max(round(length), 3), s.n2_padded) for length in drawn]
 
 
 def _selected(tokens: int, keep_ratio: float) -> int:

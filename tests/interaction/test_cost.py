@@ -7,7 +7,17 @@ from pathlib import Path
 
 import pytest
 
-from filip.interaction.cost import Setting, clip, encoder_flops, fused, materialised, table, triton
+from filip.interaction.cost import (
+    Setting,
+    caption_lengths,
+    clip,
+    encoder_flops,
+    fused,
+    materialised,
+    table,
+    triton,
+    triton_flops,
+)
 
 EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
 
@@ -19,13 +29,18 @@ def test_forward_of_the_packed_product() -> None:
     assert fused(EIGHT_GPUS, recompute=True).flops - fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256
 
 
-def test_the_triton_kernels_multiply_padded_tiles_five_times() -> None:
-    """49 rows in 64; captions of 8 tokens fill 16 columns; forward, two sides of the backward in two halves each."""
-    pairs, short = 1024 * 8192, replace(EIGHT_GPUS, n2=8.0)
-    assert triton(short).flops == pytest.approx(5 * 2 * pairs * 64 * 16 * 256, rel=2e-3)
-    assert triton(replace(short, token_bytes=4)).flops == pytest.approx(triton(short).flops * 3 / 5)
-    # The paper's captions, about 18 tokens, take 26 columns on average.
-    assert triton(EIGHT_GPUS).flops == pytest.approx(5 * 2 * pairs * 64 * 26 * 256, rel=0.01)
+def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
+    """49 rows in 64; a group of captions is as wide as its longest. Counted in the kernels by triton_interpreted.py."""
+    assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 3 * 2 * 10 * 64 * (7 * 64) * 256
+    assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * (2 * 256 + 256) * (5 * 64) * 256
+    # Sorted by length, the paper's captions are hardly padded.
+    base = Setting()
+    packed = 2 * base.local * base.global_batch * 49 * 18 * 256
+    assert triton(base).flops == pytest.approx(3 * packed * 64 / 49, rel=0.01)
+    lengths = caption_lengths(base)
+    assert (
+        sum(lengths) / len(lengths) == pytest.approx(18, rel=0.01) and 3 <= min(lengths) <= max(lengths) <= 77
+    )
 
 
 def test_memory() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -35,15 +36,27 @@ def test_in_the_interpreter() -> None:
 
 
 @pytest.mark.slow
-def test_compiles_to_tensor_core_code(tmp_path: Path) -> None:
+def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
+    """Two blocks of the forward fit on a processor; no loop lives off spilled registers; no batch recompiles."""
     output = run(
         "-m", "tests.interaction.triton_compiled", TRITON_CACHE_DIR=str(tmp_path), TRITON_INTERPRET="0"
     )
-    lines = [line.split() for line in output.splitlines()]
-    assert len(lines) == 6
-    for name, capability, tensor_core, machine_code, shared in lines:
-        assert int(tensor_core) > 0 and int(machine_code) > 0, name
-        assert int(shared) <= {"80": 163, "90": 227}[capability] * 1024, name
+    made = [json.loads(line) for line in output.splitlines()]
+    assert [(kernel["kernel"], kernel["capability"]) for kernel in made] == [
+        (name, capability) for capability in (80, 90) for name in ("forward", "image", "text")
+    ]
+    shared_memory = {80: 163 * 1024, 90: 227 * 1024}  # of a processor, with 65,536 registers
+    for kernel in made:
+        blocks = 2 if kernel["kernel"] == "forward" else 1
+        assert blocks * kernel["threads"] * kernel["registers"] <= 65_536, kernel
+        assert blocks * (kernel["shared"] + 1024) <= shared_memory[kernel["capability"]] + 1024, kernel
+        assert kernel["tensor_core"] > 0 and kernel["wgmma"] == kernel["tensor_core"] * (
+            kernel["capability"] == 90
+        )
+        assert kernel["spills"] <= 0.05 * kernel["instructions"], kernel
+        # Hopper's forward has no room for a second tile of text; its other block works while it waits.
+        assert (kernel["async_copies"] > 0) == ((kernel["kernel"], kernel["capability"]) != ("forward", 90))
+        assert kernel["specialized"] == ["n1", "d"]
 
 
 def test_on_this_cpu_it_says_why_not() -> None:

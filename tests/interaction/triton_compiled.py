@@ -1,12 +1,19 @@
 """Run by test_triton.py in a process of its own: compile the kernels for GPUs that need not be there.
 
-Prints one line per kernel: name, compute capability, tensor-core instructions, bytes of machine code, and
-bytes of shared memory.
+Prints, as a line of JSON per kernel, what the machine code takes (registers and stack of a thread, shared memory of a
+block) and what its innermost loop does: tensor-core instructions, asynchronous copies, accesses to spilled registers.
+
+    python -m tests.interaction.triton_compiled [capability] [dtype] [n1]
 """
 
 from __future__ import annotations
 
+import json
 import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
 
 import torch
 import triton
@@ -15,51 +22,87 @@ from triton.compiler import ASTSource
 
 from filip.interaction import triton_kernel as k
 
-POINTERS = {
-    "i2t": "*fp32",
-    "t2i": "*fp32",
-    "gradient": "*fp32",
-    "weight_i": "*fp32",
-    "weight_t": "*fp32",
-    "image_map": "*u8",
-    "text_map": "*u8",
-    "row_ptr": "*i32",
-    "length_ptr": "*i32",
-    "text_ptr": "*i32",
-}
+D = 256
+CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+KERNELS = {"forward": k._forward_kernel, "image": k._image_gradient_kernel, "text": k._text_gradient_kernel}
 TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
-def compile_kernel(kernel: triton.JITFunction, options: dict[str, int], tokens: str, capability: int) -> None:
-    warps = options.pop("num_warps")
-    constants = {**options, "WIDEN": False, "SAVE": True}
-    signature = {}
-    for name in kernel.arg_names:
-        if name in constants:
-            signature[name] = "constexpr"
-        elif name in ("images", "texts"):
-            signature[name] = f"*{tokens}"
-        else:
-            signature[name] = POINTERS.get(name, "i32")
+def types(dtype: torch.dtype) -> dict[str, str]:
+    """Of the pointers that are not *i32; captions and images have at most 255 tokens."""
+    tokens = f"*{TRITON_NAMES[dtype]}"
+    floats = dict.fromkeys(("i2t", "t2i", "best", "gradient"), "*fp32")
+    maps = dict.fromkeys(("image_map", "text_map"), "*u8")
+    integers = dict.fromkeys(("best_row", "listed"), "*i32")
+    return dict.fromkeys(("images", "texts", "weight_i", "weight_t"), tokens) | floats | maps | integers
+
+
+def innermost_loop(code: str) -> list[str]:
+    """The instructions of the shortest loop that multiplies on tensor cores; where a kernel spends its time."""
+    lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/.*$", code, re.MULTILINE)
+    loops = []
+    for end, line in enumerate(lines):
+        target = re.search(r"\bBRA\b.*?0x([0-9a-f]+)", line)
+        if target and (begin := int(target[1], 16) // 16) < end:  # an instruction has 16 bytes
+            loops.append(lines[begin : end + 1])
+    return min((loop for loop in loops if count("HG?MMA", loop)), key=len)
+
+
+def count(names: str, code: list[str]) -> int:
+    return sum(bool(re.search(rf"\b(?:{names})\b", line)) for line in code)
+
+
+def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
+    kernel, options = KERNELS[name], dict(k.launch_options(dtype, n1, D, capability)[name])
+    launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
+    constants = {**options, "GROUP": k.GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
+    constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
+    known = types(dtype)
+    signature = {
+        key: "constexpr" if key in constants else known.get(key, "*i32" if key.endswith("_ptr") else "i32")
+        for key in kernel.arg_names
+    }
     # What the JIT assumes too, and what changes shared memory and loads: pointers and the width divisible by 16.
     hints = {
         (position,): [["tt.divisibility", 16]]
-        for position, name in enumerate(kernel.arg_names)
-        if signature[name].startswith("*") or name == "d"
+        for position, key in enumerate(kernel.arg_names)
+        if signature[key].startswith("*") or key == "d"
     }
-    constants = {name: value for name, value in constants.items() if name in kernel.arg_names}
     source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=hints)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options={"num_warps": warps})
-    instructions = len(re.findall(r"wgmma\.mma_async|mma\.sync", made.asm["ptx"]))
-    print(kernel.__name__, capability, instructions, len(made.asm["cubin"]), made.metadata.shared)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(made.asm["cubin"])
+        file.flush()
+        usage, code = (
+            subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+            for option in ("--dump-resource-usage", "--dump-sass")
+        )
+    registers, stack = re.search(r"REG:(\d+) STACK:(\d+)", usage).groups()  # type: ignore[union-attr]
+    loop = innermost_loop(code)
+    return {
+        "kernel": name,
+        "capability": capability,
+        "dtype": TRITON_NAMES[dtype],
+        "n1": n1,
+        "specialized": [
+            p.name for p in kernel.params if signature[p.name] == "i32" and not p.do_not_specialize
+        ],
+        "threads": 32 * launch["num_warps"],
+        "registers": int(registers),
+        "stack": int(stack),
+        "shared": made.metadata.shared,
+        "tensor_core": count(r"HG?MMA", loop),
+        "wgmma": count("HGMMA", loop),
+        "async_copies": count("LDGSTS", loop),
+        "spills": count("STL|LDL", loop),
+        "instructions": len(loop),
+    }
 
 
 if __name__ == "__main__":
-    for capability, dtype, size in ((80, torch.float16, 32), (90, torch.bfloat16, 128)):
-        options = k.launch_options(dtype, 256, size)
-        for name, kernel in (
-            ("forward", k._forward_kernel),
-            ("image", k._image_gradient_kernel),
-            ("text", k._text_gradient_kernel),
-        ):
-            compile_kernel(kernel, dict(options[name]), TRITON_NAMES[dtype], capability)
+    cases = [(80, "float16", 49), (90, "bfloat16", 49)]
+    if len(sys.argv) > 1:
+        cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))]
+    for capability, dtype, n1 in cases:
+        for name in KERNELS:
+            print(json.dumps(report(name, capability, getattr(torch, dtype), n1)), flush=True)
