@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 
 # Blocks of 64 KB and more are returned to the system when freed, so that no growth hides in memory freed earlier.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "MALLOC_MMAP_THRESHOLD_": "65536",
     "MALLOC_TRIM_THRESHOLD_": "65536",
     "OMP_WAIT_POLICY": "passive",
@@ -26,7 +26,7 @@ def peak_megabytes(name: str, images: int, patches: int) -> float:
     """Measure ``name`` in a fresh process."""
     command = [sys.executable, "-m", "bench.interaction_memory", name, str(images), str(patches)]
     output = subprocess.run(
-        command, env={**os.environ, **_ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
+        command, env={**os.environ, **ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
     return float(output.split()[-1])
 

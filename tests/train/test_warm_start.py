@@ -12,11 +12,26 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
-from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
 
 from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.errors import UserError
-from filip.models import DualEncoder, ModelConfig, TextFeatures, build_model, load_preset, save_model
+from filip.models import (
+    DualEncoder,
+    ModelConfig,
+    TextFeatures,
+    build_model,
+    load_model,
+    load_preset,
+    save_model,
+)
 from filip.tokenizer import EOS, tokenize
 from filip.train.engine import make_optimizer
 from filip.train.loop import initial_model
@@ -98,6 +113,25 @@ def hf_folder(folder: Path, shape: str = "tiny", activation: str = "quick_gelu",
     return model
 
 
+def siglip_folder(
+    folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any
+) -> SiglipModel:
+    """A random SigLIP that transformers itself saved, both towers and its processor."""
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": width // 32,
+        "image_size": 224, "patch_size": patch, **changes,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "projection_size": width,
+    }  # fmt: skip
+    model = shaken(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)))
+    model.save_pretrained(folder)
+    SiglipImageProcessor().save_pretrained(folder)
+    return model
+
+
 def assert_same(ours: DualEncoder, image: torch.Tensor, text: torch.Tensor, scale: torch.Tensor) -> None:
     ids, lengths = tokenize(CAPTIONS)
     with torch.no_grad():
@@ -176,6 +210,52 @@ def test_timms_tower_sees_the_pixels_that_it_was_trained_with(tmp_path: Path) ->
     assert ours.image.trunk.norm.eps == 1e-6 and ours.config.text == config.text
 
 
+@pytest.mark.parametrize(
+    ("width", "mlp", "patch"),
+    [(64, 256, 32), (96, 359, 14)],
+    ids=["tiny", "as_so400m"],  # which has an MLP of 3.74 widths
+)
+def test_the_patches_of_a_siglip_are_ours(width: int, mlp: int, patch: int, tmp_path: Path) -> None:
+    """It normalises with 0.5; ours gets CLIP's normalisation of the same image."""
+    theirs = siglip_folder(tmp_path / "siglip", width, mlp, patch)
+    theirs.vision_model.save_pretrained(tmp_path / "tower")
+    SiglipImageProcessor().save_pretrained(tmp_path / "tower")
+    image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
+    as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    config = load_preset("tiny")
+    for folder in ("siglip", "tower"):  # both towers, or the vision tower alone
+        ours = load_initial(f"hf:{tmp_path / folder}", config).eval()
+        with torch.no_grad():
+            expected = theirs.vision_model((image - 0.5) / 0.5).last_hidden_state
+            torch.testing.assert_close(ours.image.trunk(as_clip), expected, atol=2e-5, rtol=1e-4)
+    assert ours.config.text == config.text and ours.config.embed_dim == config.embed_dim
+    save_model(tmp_path / "ours.safetensors", ours)
+    again = load_model(tmp_path / "ours.safetensors")
+    with torch.no_grad():
+        torch.testing.assert_close(again.encode_image(as_clip), ours.encode_image(as_clip))
+
+
+def test_a_siglip_that_does_not_fit_is_refused(tmp_path: Path) -> None:
+    siglip_folder(tmp_path / "good")
+    siglip_folder(tmp_path / "epsilon", layer_norm_eps=1e-5)
+    siglip_folder(tmp_path / "activation", hidden_act="relu")
+    siglip_folder(tmp_path / "processor")
+    (tmp_path / "processor" / "preprocessor_config.json").unlink()
+    siglip_folder(tmp_path / "cut")
+    weights = tmp_path / "cut" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    for name, reason in {
+        "epsilon": "layer_norm_eps=1e-05",
+        "activation": "hidden_act='relu'",
+        "processor": "no image processor",
+        "cut": "cannot be loaded",
+    }.items():
+        with pytest.raises(UserError, match=reason):
+            load_initial(f"hf:{tmp_path / name}", load_preset("tiny"))
+    with pytest.raises(UserError, match=r"model.interaction=pooled needs a \[CLS\] token"):
+        load_initial(f"hf:{tmp_path / 'good'}", pooled())
+
+
 def test_a_training_starts_from_it_with_its_own_interaction_and_size(tmp_path: Path) -> None:
     hf_folder(tmp_path / "clip")
     config = compose(f"init_from=hf:{tmp_path / 'clip'}", "model.cls_in_interaction=true", "image_size=64")
@@ -208,7 +288,10 @@ def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> N
         ("open_clip:ViT-B-33:x", "no architecture 'ViT-B-33'"),
         ("open_clip:ViT-B-32", "names no weights"),
         ("open_clip:ViT-B-32:no_such_tag", "neither a file nor a tag"),
-        ("open_clip:ViT-B-16-SigLIP:webli", "custom_text|init_logit_bias|timm"),
+        (
+            "open_clip:ViT-B-16-SigLIP:webli",
+            "vision tower alone may do as init_from=timm:vit_base_patch16_siglip_224",
+        ),
         ("open_clip:RN50:openai", r"layers=\[3"),
         ("hf:no/such/folder/here", "no model of transformers"),
         ("timm:vit_base_patch33", "no model 'vit_base_patch33'"),
@@ -250,14 +333,14 @@ def test_folders_of_transformers_that_do_not_fit_are_refused(tmp_path: Path) -> 
     weights = tmp_path / "cut" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100_000])
     (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "siglip"}))
+    (tmp_path / "other" / "config.json").write_text(json.dumps({"model_type": "siglip2"}))
     for name, reason in {
         "epsilon": "layer_norm_eps=1e-06",
         "activation": "hidden_act='gelu_new'",
         "processor": "no image processor",
         "mean": "normalises its pixels with mean",
         "cut": "cannot be loaded",
-        "other": "type 'siglip'",
+        "other": "type 'siglip2'",
     }.items():
         with pytest.raises(UserError, match=reason):
             load_initial(f"hf:{tmp_path / name}", pooled())

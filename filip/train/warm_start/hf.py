@@ -1,4 +1,4 @@
-"""``hf:FOLDER`` and ``hf:ID``: a CLIP of Hugging Face's transformers."""
+"""``hf:FOLDER`` and ``hf:ID``: a CLIP of Hugging Face's transformers, or the vision tower of a SigLIP."""
 
 from __future__ import annotations
 
@@ -9,25 +9,22 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
+from filip.train.warm_start import siglip
 from filip.train.warm_start.clip import build_clip, first_line, image_config, refuse_normalisation
+from filip.train.warm_start.hf_names import block_state
 
 _TOWERS = {  # ours, theirs
     "image.trunk.norm_pre": "vision_model.pre_layrnorm",
     "image.trunk.norm": "vision_model.post_layernorm",
     "text.norm": "text_model.final_layer_norm",
 }
-_BLOCK = {
-    "norm1": "layer_norm1",
-    "attn.proj": "self_attn.out_proj",
-    "norm2": "layer_norm2",
-    "mlp.fc1": "mlp.fc1",
-    "mlp.fc2": "mlp.fc2",
-}
-_TEXT_BLOCK = {ours.rpartition(".")[2]: theirs for ours, theirs in _BLOCK.items()}
 
 
 def from_hf(name: str, config: ModelConfig) -> DualEncoder:
-    """The model with the weights of a ``CLIPModel``, whose folder must have its image processor, too."""
+    """The model with the weights of a ``CLIPModel`` or of a SigLIP's vision tower.
+
+    The folder must have its image processor, too.
+    """
     try:
         from transformers import AutoConfig, CLIPImageProcessor, CLIPModel
     except ImportError as error:
@@ -36,9 +33,12 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
         known = AutoConfig.from_pretrained(name)
     except Exception as error:
         raise UserError(f"init_from=hf:{name} is no model of transformers: {first_line(error)}") from error
+    if known.model_type in siglip.TYPES:
+        return siglip.from_siglip(name, known, config)
     if known.model_type != "clip":
         raise UserError(
-            f"init_from=hf:{name} is a model of type {known.model_type!r}; only 'clip' can be converted"
+            f"init_from=hf:{name} is a model of type {known.model_type!r}; what can be converted is 'clip', and the "
+            "vision tower of 'siglip'"
         )
     vision, text = known.vision_config, known.text_config
     for tower in (vision, text):
@@ -95,19 +95,10 @@ def state_from_hf(state: dict[str, Tensor], image_layers: int, text_layers: int)
         "text.token_embedding.weight": state[f"{text}.token_embedding.weight"],
         "text.pos_embed": state[f"{text}.position_embedding.weight"],
     }
-    layers = dict(_TOWERS)
-    for ours, theirs, count in (
-        ("image.trunk.blocks", "vision_model.encoder.layers", image_layers),
-        ("text.blocks", "text_model.encoder.layers", text_layers),
-    ):
-        names, qkv = (_BLOCK, "attn.qkv") if ours.startswith("image") else (_TEXT_BLOCK, "qkv")
-        for i in range(count):
-            layers |= {f"{ours}.{i}.{a}": f"{theirs}.{i}.{b}" for a, b in names.items()}
-            for end in ("weight", "bias"):
-                parts = [state[f"{theirs}.{i}.self_attn.{part}_proj.{end}"] for part in "qkv"]
-                found[f"{ours}.{i}.{qkv}.{end}"] = torch.cat(parts)
-    for a, b in layers.items():
-        found |= {f"{a}.{end}": state[f"{b}.{end}"] for end in ("weight", "bias")}
+    for ours, theirs in _TOWERS.items():
+        found |= {f"{ours}.{end}": state[f"{theirs}.{end}"] for end in ("weight", "bias")}
+    found |= block_state(state, "image.trunk.blocks", "vision_model.encoder.layers", image_layers, "attn.qkv")
+    found |= block_state(state, "text.blocks", "text_model.encoder.layers", text_layers, "qkv")
     return found
 
 

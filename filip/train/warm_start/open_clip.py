@@ -92,9 +92,11 @@ def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> Non
         }
     if found:
         name, value = next(iter(found.items()))
+        trunk = known["vision_cfg"].get("timm_model_name")
+        alone = f"; its vision tower alone may do as init_from=timm:{trunk}" if trunk else ""
         raise UserError(
             f"init_from: open_clip's {architecture} has {name}={value}, which this project's towers have not; they are "
-            "CLIP's ViT and causal text transformer"
+            f"CLIP's ViT and causal text transformer{alone}"
         )
 
 

@@ -48,12 +48,12 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
         raise UserError(
             f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
         ) from error
-    _fold_normalisation(model.image.trunk, architecture, pretrained.mean, pretrained.std)
+    fold_normalisation(model.image.trunk, architecture, pretrained.mean, pretrained.std)
     return model
 
 
 @torch.no_grad()
-def _fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
+def fold_normalisation(trunk: Any, name: str, mean: tuple[float, ...], std: tuple[float, ...]) -> None:
     """Make the patch embedding see pixels normalised as CLIP's as if they were normalised with ``mean`` and ``std``.
 
     With y = (x - m) / s of CLIP, (x - mean) / std = y * s / std + (m - mean) / std: the factor goes into the weight,

@@ -1,0 +1,152 @@
+"""The loss of sentence-transformers with its own scorer and with ours: time and memory, forward and backward.
+
+    python -m bench.interop [--queries 128] [--rounds 9] [--json PATH]
+
+``MultiVectorMultipleNegativesRankingLoss`` is called as its trainer calls it; the encoder is replaced by fixed unit
+tokens of 128 features, float32. Three kinds of batches: text retrieval with ColBERT's lengths (queries of 32, documents
+of 60 to 180), the same with a hard negative, and captions of 20 tokens on average against 196 patches. Time is the
+process's CPU time, all cores together; the two take turns, and what is printed are medians over the rounds, of the
+ratios too. Memory is the growth of the resident set at its high-water mark in a process of its own, gradients included.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bench.interaction_memory import ENVIRONMENT, resident
+from filip.interaction.adapters import colbert_scores
+
+DIM = 128
+# name: (query lengths, document lengths, documents of a query); the lengths from and to, both included
+BATCHES = {
+    "text, 32 x 60 to 180": ((32, 32), (60, 180), 1),
+    "the same, one hard negative": ((32, 32), (60, 180), 2),
+    "captions, 8 to 32 x 196": ((8, 32), (196, 196), 1),
+}
+SCORERS = {"theirs": None, "ours": colbert_scores}
+Step = Callable[[], object]
+
+
+class Given(nn.Module):
+    """In place of an encoder: a batch is its embeddings."""
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        return features
+
+
+def batch(name: str, queries: int) -> list[dict[str, Tensor]]:
+    """The queries, then one column for each document of a query; padded to the longest."""
+    lengths_of_queries, lengths_of_documents, ways = BATCHES[name]
+    generator = torch.Generator().manual_seed(0)
+
+    def column(low: int, high: int) -> dict[str, Tensor]:
+        lengths = torch.randint(low, high + 1, (queries,), generator=generator)
+        mask = torch.arange(int(lengths.max())) < lengths[:, None]
+        tokens = F.normalize(torch.randn(*mask.shape, DIM, generator=generator), dim=-1) * mask[..., None]
+        return {"token_embeddings": tokens.requires_grad_(), "attention_mask": mask, "input_ids": mask.long()}
+
+    return [column(*lengths_of_queries)] + [column(*lengths_of_documents) for _ in range(ways)]
+
+
+def step_of(scorer: str, features: list[dict[str, Tensor]]) -> Step:
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+
+    loss = MultiVectorMultipleNegativesRankingLoss(Given(), similarity_fct=SCORERS[scorer])  # type: ignore[arg-type]
+
+    def step() -> object:
+        for column in features:
+            column["token_embeddings"].grad = None
+        value = loss(features)
+        value.backward()
+        return value
+
+    return step
+
+
+def measure(name: str, queries: int, rounds: int) -> dict[str, float]:
+    features = batch(name, queries)
+    steps = {scorer: step_of(scorer, features) for scorer in SCORERS}
+    seconds: dict[str, list[float]] = {scorer: [] for scorer in SCORERS}
+    for turn in range(rounds + 1):
+        for scorer, step in steps.items():
+            started = time.process_time()
+            step()
+            if turn:  # the first warms up
+                seconds[scorer].append(time.process_time() - started)
+    ratios = [theirs / ours for theirs, ours in zip(seconds["theirs"], seconds["ours"], strict=True)]
+    memory = {scorer: _peak_megabytes(name, queries, scorer) for scorer in SCORERS}
+    return {
+        **{f"{scorer}_ms": 1e3 * statistics.median(taken) for scorer, taken in seconds.items()},
+        "faster": statistics.median(ratios),
+        "faster_least": min(ratios),
+        **{f"{scorer}_mb": megabytes for scorer, megabytes in memory.items()},
+        "smaller": memory["theirs"] / memory["ours"],
+    }
+
+
+def _peak_megabytes(name: str, queries: int, scorer: str) -> float:
+    command = [sys.executable, "-m", "bench.interop", "--memory-of", name, scorer, "--queries", str(queries)]
+    done = subprocess.run(
+        command, env={**os.environ, **ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return float(done.stdout.split()[-1])
+
+
+def print_peak(name: str, queries: int, scorer: str) -> None:
+    step_of(scorer, batch(name, 4))()  # starts threads and libraries
+    step = step_of(scorer, batch(name, queries))
+    gc.collect()
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+    kept = step()
+    print(resident("VmHWM") - before)
+    del kept
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--queries", type=int, default=128, help="queries of a batch")
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--json", type=Path, help="write the figures to this file")
+    parser.add_argument("--memory-of", nargs=2, metavar=("BATCH", "SCORER"), help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        name, scorer = options.memory_of
+        return print_peak(name, options.queries, scorer)
+    print(
+        f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.queries} queries a batch, d = {DIM}"
+    )
+    print(
+        "| batch | theirs, CPU ms | ours, CPU ms | times faster (least) | theirs, MB | ours, MB | times smaller |"
+    )
+    print("|---|--:|--:|--:|--:|--:|--:|")
+    result = {}
+    for name in BATCHES:
+        f = result[name] = measure(name, options.queries, options.rounds)
+        print(
+            f"| {name} | {f['theirs_ms']:,.0f} | {f['ours_ms']:,.0f} | {f['faster']:.1f} ({f['faster_least']:.1f}) "
+            f"| {f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |",
+            flush=True,
+        )
+    if options.json:
+        options.json.write_text(json.dumps(result, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""The names that transformers gives the parts of a transformer block, which its CLIP and its SigLIP share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_BLOCK = {  # ours, theirs; ours of the text tower have no "attn." and "mlp."
+    "norm1": "layer_norm1",
+    "attn.proj": "self_attn.out_proj",
+    "norm2": "layer_norm2",
+    "mlp.fc1": "mlp.fc1",
+    "mlp.fc2": "mlp.fc2",
+}
+
+
+def block_state(
+    state: dict[str, Tensor], ours: str, theirs: str, layers: int, packed: str
+) -> dict[str, Tensor]:
+    """The blocks ``theirs.0`` … of ``state`` as ``ours.0`` …; q, k and v become one matrix called ``packed``.
+
+    The other parts are called as in timm's ViT if ``packed`` is "attn.qkv", else as in our text tower.
+    """
+    found = {}
+    for i in range(layers):
+        for end in ("weight", "bias"):
+            parts = [state[f"{theirs}.{i}.self_attn.{part}_proj.{end}"] for part in "qkv"]
+            found[f"{ours}.{i}.{packed}.{end}"] = torch.cat(parts)
+            for name, source in _BLOCK.items():
+                part = name if "." in packed else name.rpartition(".")[2]
+                found[f"{ours}.{i}.{part}.{end}"] = state[f"{theirs}.{i}.{source}.{end}"]
+    return found

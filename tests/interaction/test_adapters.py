@@ -1,0 +1,247 @@
+"""The engine in place of other libraries' scorers: their own functions give the same values and gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from filip.interaction.adapters import colbert_scores, mean_colbert_scores, use_in_colpali
+
+BACKENDS = ("reference", "tiled", "auto")
+
+
+def batch(sign: int | None, queries: int = 5, groups: int = 5, ways: int = 2) -> tuple[Tensor, ...]:
+    """Unit tokens with scattered masks and rubbish where they are masked; ``sign``: of every similarity, None: both."""
+    generator = torch.Generator().manual_seed(3)
+
+    def tokens(*shape: int) -> Tensor:
+        found = torch.randn(*shape, 16, generator=generator)
+        return F.normalize(found if sign is None else found.abs(), dim=-1)
+
+    query, document = tokens(queries, 6), tokens(groups, ways, 9) * (1 if sign is None else sign)
+    masks = [torch.rand(t.shape[:-1], generator=generator) < 0.6 for t in (query, document)]
+    for mask in masks:
+        mask[..., 2] = True
+    query, document = (
+        t.masked_fill(~mask[..., None], 7.0) for t, mask in zip((query, document), masks, strict=True)
+    )
+    return query, document, *masks
+
+
+def solve(
+    score: Callable[..., Tensor], query: Tensor, document: Tensor, **options: Any
+) -> tuple[Tensor, ...]:
+    """Scores and both gradients for arbitrary weights of the scores."""
+    query, document = query.detach().clone().requires_grad_(), document.detach().clone().requires_grad_()
+    scores = score(query, document, **options)
+    weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(4))
+    return scores.detach(), *torch.autograd.grad((scores * weights).sum(), (query, document))
+
+
+def assert_same(found: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=2e-6, rtol=2e-6)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("sign", [None, 1, -1])
+@pytest.mark.parametrize("mean", [False, True])
+def test_sentence_transformers_scores_and_gradients_are_ours(
+    backend: str, sign: int | None, mean: bool
+) -> None:
+    from sentence_transformers.multi_vector_encoder import scoring
+
+    query, document, query_mask, document_mask = batch(sign)
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    ours = mean_colbert_scores if mean else colbert_scores
+    theirs = scoring.mean_colbert_scores if mean else scoring.colbert_scores
+    found = solve(ours, query, document, backend=backend, **masks)
+    assert found[0].shape == (5, 10) and found[0].dtype == torch.float32
+    assert_same(found, solve(theirs, query, document, **masks))
+    numbers = {name: mask.float() for name, mask in masks.items()}  # masks of numbers mean the same
+    assert_same(solve(ours, query, document, **numbers), found)
+
+
+def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers() -> None:
+    from sentence_transformers.multi_vector_encoder import scoring
+
+    query, document, query_mask, document_mask = batch(None)
+    document_mask[1, 0] = False
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    found = solve(colbert_scores, query, document, **masks)
+    assert_same(found, solve(scoring.colbert_scores, query, document, **masks))
+    assert (found[0][:, 2] == -1e9).all() and (found[2][1, 0] == 0).all()
+
+
+def test_without_masks_rows_of_zeros_are_padding_as_in_sentence_transformers() -> None:
+    from sentence_transformers.multi_vector_encoder import scoring
+
+    query, document, query_mask, document_mask = batch(-1)
+    query, document = query * query_mask[..., None], document * document_mask[..., None]
+    assert_same(solve(colbert_scores, query, document), solve(scoring.colbert_scores, query, document))
+    assert_same(
+        solve(mean_colbert_scores, query, document), solve(scoring.mean_colbert_scores, query, document)
+    )
+
+
+def test_half_precision_is_scored_without_rounding_the_products() -> None:
+    query, document, query_mask, document_mask = batch(None)
+    half = query.bfloat16(), document.bfloat16()
+    found = solve(colbert_scores, *half, queries_mask=query_mask, documents_mask=document_mask)
+    wide = [tensor.float() for tensor in half]
+    expected = solve(colbert_scores, *wide, queries_mask=query_mask, documents_mask=document_mask)
+    torch.testing.assert_close(found[0], expected[0], atol=1e-5, rtol=0)
+    assert found[1].dtype == found[2].dtype == torch.bfloat16
+
+
+def test_masks_of_another_shape_are_refused() -> None:
+    query, document, query_mask, document_mask = batch(None)
+    with pytest.raises(
+        ValueError, match=r"documents_mask is \[5, 2, 4\], but its embeddings are \[5, 2, 9, 16\]"
+    ):
+        colbert_scores(query, document, query_mask, document_mask[..., :4])
+
+
+class Given(nn.Module):
+    """In place of an encoder: a batch is its embeddings."""
+
+    skiplist: tuple[int, ...] = ()
+    do_query_expansion = False
+
+    def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
+        return features
+
+
+def columns(
+    query: Tensor, document: Tensor, query_mask: Tensor, document_mask: Tensor
+) -> list[dict[str, Tensor]]:
+    """The batch as the libraries' losses take it: the queries, then one column for each document of a query."""
+    parts = [(query, query_mask), *((document[:, n], document_mask[:, n]) for n in range(document.shape[1]))]
+    return [
+        {
+            "token_embeddings": tokens,
+            "attention_mask": mask,
+            "input_ids": torch.ones_like(mask, dtype=torch.int64),
+        }
+        for tokens, mask in parts
+    ]
+
+
+def loss_and_gradients(
+    loss: Callable[..., Tensor], tensors: tuple[Tensor, ...], **more: Any
+) -> tuple[Tensor, ...]:
+    query, document = (tensor.detach().clone().requires_grad_() for tensor in tensors[:2])
+    value = loss(columns(query, document, *tensors[2:]), **more)
+    return value.detach(), *torch.autograd.grad(value, (query, document))
+
+
+@pytest.mark.parametrize("sign", [None, -1])
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_the_loss_of_sentence_transformers_takes_the_scorer(sign: int | None, chunk: int | None) -> None:
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+
+    tensors = batch(sign)
+    theirs = MultiVectorMultipleNegativesRankingLoss(Given(), score_mini_batch_size=chunk)
+    ours = MultiVectorMultipleNegativesRankingLoss(
+        Given(), similarity_fct=colbert_scores, score_mini_batch_size=chunk
+    )
+    assert_same(loss_and_gradients(ours, tensors), loss_and_gradients(theirs, tensors))
+    assert ours.get_config_dict()["similarity_fct"].endswith("colbert_scores")  # what the model card says
+
+
+def multiplied_by_masks(
+    query: Tensor, document: Tensor, queries_mask: Tensor, documents_mask: Tensor
+) -> Tensor:
+    """The formula of ``pylate.scores.ColBERTScores`` (1.6), whose masked tokens have a similarity of 0."""
+    products = torch.einsum("qsh,dth->qdst", query, document.flatten(0, 1))
+    products = products * queries_mask[:, None, :, None] * documents_mask.flatten(0, 1)[None, :, None]
+    return products.max(dim=-1).values.sum(dim=-1)
+
+
+def pylate_itself() -> Callable[..., Tensor]:
+    reason = (
+        "PyLate 1.6 wants sentence-transformers 5.3: pip install --no-deps pylate beside 6 runs its scores"
+    )
+    return pytest.importorskip("pylate.scores", reason=reason).ColBERTScores()
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["its formula", "installed"])
+def test_pylates_scores_and_gradients_are_ours_where_padding_does_not_win(installed: bool) -> None:
+    theirs = pylate_itself() if installed else multiplied_by_masks
+    query, document, query_mask, document_mask = batch(1)
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    assert_same(solve(colbert_scores, query, document, **masks), solve(theirs, query, document, **masks))
+
+
+@pytest.mark.parametrize("installed", [False, True], ids=["its formula", "installed"])
+def test_below_zero_padding_wins_in_pylate_and_never_here(installed: bool) -> None:
+    theirs = pylate_itself() if installed else multiplied_by_masks
+    query, document, query_mask, document_mask = batch(-1)
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    ours = colbert_scores(query, document, **masks)
+    assert not torch.allclose(theirs(query, document, **masks), ours)
+    for j, kept in enumerate(document_mask.flatten(0, 1)):  # theirs for each document without its padding
+        alone = document.flatten(0, 1)[j, kept][None, None]
+        expected = theirs(
+            query, alone, queries_mask=query_mask, documents_mask=torch.ones(1, 1, int(kept.sum()))
+        )
+        torch.testing.assert_close(ours[:, j : j + 1], expected)
+
+
+def test_the_loss_of_pylate_takes_the_scorer() -> None:
+    losses = pytest.importorskip("pylate.losses", reason="see pylate_itself")
+    query, document, query_mask, document_mask = batch(1)
+    tensors = (query.abs(), document.abs(), query_mask, document_mask)
+    ours = losses.Contrastive(Given(), score_metric=colbert_scores)
+    assert_same(loss_and_gradients(ours, tensors), loss_and_gradients(losses.Contrastive(Given()), tensors))
+
+
+@pytest.fixture
+def colpali() -> Any:
+    """Their module of losses, with their own scorer at the end of the test."""
+    module = pytest.importorskip(
+        "colpali_engine.loss.late_interaction_losses", reason="colpali_engine is missing"
+    )
+    before = module.maxsim_inbatch
+    yield module
+    assert module.maxsim_inbatch is before
+
+
+@pytest.mark.parametrize("name", ["ColbertLoss", "ColbertPairwiseCELoss", "ColbertSigmoidLoss"])
+def test_colpalis_losses_and_gradients_are_ours_where_padding_does_not_win(colpali: Any, name: str) -> None:
+    query, document, query_mask, document_mask = batch(1)
+    loss = getattr(colpali, name)(temperature=0.5)
+
+    def zero_padded(query: Tensor, document: Tensor) -> Tensor:  # as their models return tokens
+        return loss(query * query_mask[..., None], document[:, 0] * document_mask[:, 0, :, None])
+
+    expected = solve(zero_padded, query, document)
+    undo = use_in_colpali()
+    try:
+        assert colpali.maxsim_inbatch is colbert_scores
+        assert_same(solve(zero_padded, query, document), expected)
+    finally:
+        undo()
+
+
+def test_colpalis_processors_score_lists_and_below_zero_padding_never_wins(colpali: Any) -> None:
+    from colpali_engine.utils.maxsim import maxsim_inbatch as theirs
+    from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
+
+    query, document, query_mask, document_mask = batch(-1)
+    queries = [tokens[mask] for tokens, mask in zip(query, query_mask, strict=True)]
+    documents = [tokens[mask] for tokens, mask in zip(document[:, 0], document_mask[:, 0], strict=True)]
+    undo = use_in_colpali()
+    try:
+        found = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, device="cpu")
+    finally:
+        undo()
+    alone = [[theirs(q[None], d[None]).item() for d in documents] for q in queries]  # nothing is padded
+    torch.testing.assert_close(found, torch.tensor(alone))
+    padded = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, device="cpu")
+    assert not torch.allclose(found, padded)
