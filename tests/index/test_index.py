@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -150,25 +152,72 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
         export.main(export.Export(index=str(folder / "index"), to="faiss", out=str(tmp_path)))
 
 
-def test_the_exports_hold_all_tokens_in_the_formats_of_the_servers(
-    built: tuple[Path, str], tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def exported(built: tuple[Path, str]) -> Path:
     folder, _ = built
     for to in ("qdrant", "vespa"):
-        export.main(export.Export(index=str(folder / "index"), to=to, out=str(tmp_path / to)))
-    index = Index.open(folder / "index")
-    expected = {path: tokens.tolist() for path, tokens in index.tokens()}
-    dim = index.about.dim
-    index.close()
-    requests = [json.loads(line) for line in (tmp_path / "qdrant/points.jsonl").read_text().splitlines()]
-    points = [point for request in requests for point in request["points"]]
-    assert {p["payload"]["path"]: p["vector"]["tokens"] for p in points} == expected
-    assert len({p["id"] for p in points}) == len(points)
-    collection = json.loads((tmp_path / "qdrant/collection.json").read_text())
-    assert collection["vectors"]["tokens"]["size"] == dim
-    fed = [json.loads(line)["fields"] for line in (tmp_path / "vespa/feed.jsonl").read_text().splitlines()]
-    assert {f["path"]: list(f["tokens"]["blocks"].values()) for f in fed} == expected
-    assert f"x[{dim}]" in (tmp_path / "vespa/image.sd").read_text()
+        export.main(export.Export(index=str(folder / "index"), to=to, out=str(folder / f"for_{to}")))
+    return folder
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
+    exported: Path, built: tuple[Path, str], text: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, model = built
+    page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
+    block = next(b for b in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "QdrantClient" in b)
+    shown = {'QdrantClient("http://localhost:6333")': 'QdrantClient(":memory:")', "filip.safetensors": model}
+    for before, after in {**shown, "a red bicycle": text}.items():
+        assert before in block
+        block = block.replace(before, after)
+    monkeypatch.chdir(exported)
+    namespace: dict[str, Any] = {}
+    exec(block, namespace)
+    found = [(hit.payload["path"], hit.score / namespace["words"].shape[0]) for hit in namespace["hits"]]
+    expected = exact(model, sorted((exported / "photos").iterdir()), text)[:10]
+    assert [path for path, _ in found] == [path for path, _ in expected]
+    assert [score for _, score in found] == pytest.approx([score for _, score in expected], abs=1e-5)
+
+
+def test_the_feed_of_vespa_is_of_the_type_that_its_schema_declares(exported: Path) -> None:
+    """Vespa's document JSON format: a mixed tensor with one mapped dimension is {"blocks": {label: [values]}}."""
+    schema = (exported / "for_vespa/image.sd").read_text()
+    assert schema.count("{") == schema.count("}")
+    name, dim = re.search(r"field (\w+) type tensor<float>\(patch\{\}, x\[(\d+)\]\)", schema).groups()
+    fields = set(re.findall(r"field (\w+) type", schema))
+    ids = set()
+    for line in (exported / "for_vespa/feed.jsonl").read_text().splitlines():
+        operation = json.loads(line, parse_constant=pytest.fail)  # NaN and Infinity are no JSON
+        assert operation.keys() == {"put", "fields"} and operation["fields"].keys() == fields
+        assert re.fullmatch(r"id:image:image::\d+", operation["put"])  # id:<namespace>:<document-type>::<own>
+        ids.add(operation["put"])
+        tensor = operation["fields"][name]
+        assert tensor.keys() == {"blocks"}
+        assert all(isinstance(label, str) and len(row) == int(dim) for label, row in tensor["blocks"].items())
+    assert len(ids) == 40
+
+
+@pytest.mark.parametrize("text", TEXTS)
+def test_the_rank_profile_of_vespa_ranks_the_feed_as_the_index_does(
+    exported: Path, built: tuple[Path, str], text: str
+) -> None:
+    """Its expression, evaluated here: tensors are arrays whose axes are named by their dimensions."""
+    _, model = built
+    schema = (exported / "for_vespa/image.sd").read_text()
+    expression = re.search(r"expression: (.*)", schema)[1]
+    assert expression == "reduce(reduce(sum(query(words) * attribute(tokens), x), max, patch), avg, word)"
+    texts = load_scorer(model).encode_texts([text])
+    scores = {}
+    for line in (exported / "for_vespa/feed.jsonl").read_text().splitlines():
+        fields = json.loads(line)["fields"]
+        tokens = torch.tensor(list(fields["tokens"]["blocks"].values()))
+        product = texts.values.float() @ tokens.T  # sum(…, x): [word, patch]
+        scores[fields["path"]] = product.amax(dim=1).mean().item()
+    found = sorted(scores.items(), key=lambda hit: -hit[1])
+    expected = exact(model, sorted((exported / "photos").iterdir()), text)
+    assert [path for path, _ in found[:10]] == [path for path, _ in expected[:10]]
+    assert dict(found) == pytest.approx(dict(expected), abs=1e-5)
 
 
 def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path: Path) -> None:
