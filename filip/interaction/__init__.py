@@ -9,6 +9,7 @@ with its flops and bytes for the paper's setting: docs/interaction.md, ``python 
 """
 
 from filip.interaction.blockwise import Blockwise, smooth_maximum, text_conditioned, top_k_mean
+from filip.interaction.collectives import use_host_group
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
 from filip.interaction.distributed import (
     distributed_late_interaction,
@@ -48,4 +49,5 @@ __all__ = [
     "text_conditioned",
     "token_scores",
     "top_k_mean",
+    "use_host_group",
 ]

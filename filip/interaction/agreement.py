@@ -7,19 +7,27 @@ anyway, so it costs no further message.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from filip.interaction.collectives import Group, gather_counts, world_size
+from filip.interaction.collectives import Group, gather_counts, group_key
 
-FUNCTIONS = ("distributed_late_interaction", "distributed_pooled_similarity", "distributed_sigmoid_loss")
+FUNCTIONS = (
+    "distributed_late_interaction",
+    "distributed_pooled_similarity",
+    "distributed_sigmoid_loss",
+    "gather_ids",
+)
 EXCHANGES = ("gather", "ring")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MESSAGE_BYTES = 500
+_rooms: WeakKeyDictionary[Any, int] = (
+    WeakKeyDictionary()
+)  # lengths that a message holds, the same on all ranks
 
 
 class Call(NamedTuple):
@@ -73,15 +81,21 @@ def describe(
     )
 
 
-def exchange_calls(own: Call | Exception, device: torch.device, group: Group) -> list[Call]:
-    """Every rank's call, in rank order; ``own`` is this rank's, or the exception with which it refused its arguments.
+def exchange_calls(
+    own: Call | Exception, device: torch.device, group: Group, lengths: Sequence[int] = ()
+) -> tuple[list[Call], list[list[int]]]:
+    """Every rank's call and its text ``lengths``, in rank order; ``own`` is this rank's call.
 
-    If a rank has refused, it raises its exception and every other rank a ValueError with the same sentence; if the
-    calls do not fit together, all raise the same ValueError.
+    ``own`` is the exception with which this rank refused its arguments, if it has: then it raises that and every other
+    rank a ValueError with the same sentence. If the calls do not fit together, all raise the same ValueError.
+
+    One message, with room for as many lengths as any rank has had so far; a second one when a rank needs more.
     """
     mistake = own if isinstance(own, Exception) else None
     call = Call() if isinstance(own, Exception) else own
-    calls = [Call(*numbers) for numbers in gather_counts(list(call), device, group)]
+    room = _rooms.get(group_key(group), 0)
+    told = gather_counts([*call, *_filled(lengths[:room], room)], device, group)
+    calls = [Call(*numbers[: len(call)]) for numbers in told]
     if not all(other.valid for other in calls):
         sentences = _gather_messages(str(mistake or ""), device, group)
         if mistake is not None:
@@ -89,7 +103,16 @@ def exchange_calls(own: Call | Exception, device: torch.device, group: Group) ->
         rank = next(rank for rank, other in enumerate(calls) if not other.valid)
         raise ValueError(f"rank {rank} of {len(calls)} refused its arguments: {sentences[rank]}")
     _compare(calls)
-    return calls
+    every = [numbers[len(call) :] for numbers in told]
+    most = max(other.texts for other in calls)
+    if lengths and most > room:
+        room = _rooms[group_key(group)] = 1 << (most - 1).bit_length()
+        every = gather_counts(_filled(lengths, room), device, group)
+    return calls, [part[: other.texts] for part, other in zip(every, calls, strict=True)]
+
+
+def _filled(lengths: Sequence[int], room: int) -> list[int]:
+    return [*lengths, *[0] * (room - len(lengths))]
 
 
 def _compare(calls: list[Call]) -> None:
@@ -108,7 +131,7 @@ def _compare(calls: list[Call]) -> None:
 
 def _gather_messages(own: str, device: torch.device, group: Group) -> list[str]:
     encoded = own.encode()[:_MESSAGE_BYTES].ljust(_MESSAGE_BYTES, b"\0")
-    sent = torch.tensor(list(encoded), dtype=torch.uint8, device=device)
-    parts = [torch.empty_like(sent) for _ in range(world_size(group))]
-    dist.all_gather(parts, sent, group=group)
-    return [bytes(part.tolist()).rstrip(b"\0").decode(errors="replace") for part in parts]
+    return [
+        bytes(other).rstrip(b"\0").decode(errors="replace")
+        for other in gather_counts(list(encoded), device, group)
+    ]

@@ -26,7 +26,7 @@ Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 class Blockwise:
-    """A backend (see :mod:`filip.interaction.dispatch`) that computes ``score`` of every block.
+    """A backend (see :mod:`filip.interaction.backends`) that computes ``score`` of every block.
 
     ``width``: the numbers that ``score`` holds for an image and a text token, where they are more than the image's
     tokens; blocks are the smaller for it.

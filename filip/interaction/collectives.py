@@ -7,13 +7,17 @@ deadlocking.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 Group = Any  # a ProcessGroup, or None for the default group; torch's own annotations vary by version
+
+_host_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def world_size(group: Group = None) -> int:
@@ -25,37 +29,67 @@ def group_rank(group: Group = None) -> int:
     return dist.get_rank(group) if world_size(group) > 1 else 0
 
 
+def use_host_group(host: Group, group: Group = None) -> None:
+    """Let ``host``, a gloo group of the same ranks in the same order, carry the counts and lengths of ``group``.
+
+    Every rank needs those of all others as Python numbers before it can score. Through NCCL they arrive on the GPU,
+    and reading them waits until it has finished all work so far; through the host nothing waits. A group that can send
+    tensors of the CPU itself, as ``init_process_group()`` without a backend makes it, needs no other. All ranks call
+    this, or none; ``host`` None: no longer.
+    """
+    if host is None:
+        _host_groups.pop(group_key(group), None)
+    else:
+        _host_groups[group_key(group)] = host
+
+
 def gather_counts(counts: list[int], device: torch.device, group: Group) -> list[list[int]]:
-    """Every rank's ``counts`` (equally many on each), in rank order."""
-    own = torch.tensor(counts, device=device)
-    parts = [torch.empty_like(own) for _ in range(world_size(group))]
-    dist.all_gather(parts, own, group=group)
-    return torch.stack(parts).tolist()
+    """Every rank's ``counts`` (equally many on each), in rank order, through the host if the group can."""
+    talking = _host_groups.get(group_key(group), group)
+    on_host = "cpu:" in dist.get_backend_config(talking)
+    own = torch.tensor(counts, device="cpu" if on_host else device)
+    return _gather(own, talking).view(world_size(group), -1).tolist()
 
 
-def gather_rows(rows: Tensor, counts: list[int], group: Group) -> list[Tensor]:
-    """All ranks' ``rows`` [counts[rank], ...]: padded to the longest on the wire, cut on arrival."""
+def gather_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
+    """All ranks' ``rows`` [counts[rank], ...] in rank order: padded to the longest on the wire, cut on arrival."""
+    longest = max(counts)
     padded = rows.contiguous()
-    if len(rows) < max(counts):
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])
+    if len(rows) < longest:
+        padded = rows.new_zeros(longest, *rows.shape[1:])
         padded[: len(rows)] = rows
-    parts = [torch.empty_like(padded) for _ in counts]
-    dist.all_gather(parts, padded, group=group)
-    return [part[:count] for part, count in zip(parts, counts, strict=True)]
+    every = _gather(padded, group)
+    if min(counts) == longest:
+        return every
+    return torch.cat([part[:count] for part, count in zip(every.split(longest), counts, strict=True)])
 
 
-def reduce_scatter_rows(rows: Tensor, counts: list[int], group: Group) -> Tensor:
+def reduce_scatter_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
     """``rows`` [sum(counts), ...] on every rank; each gets the sum over ranks of its own section."""
-    chunks = []
-    for part in rows.contiguous().split(counts):
-        chunk = part
-        if len(part) < max(counts):
-            chunk = rows.new_zeros(max(counts), *rows.shape[1:])
-            chunk[: len(part)] = part
-        chunks.append(chunk)
-    own = torch.empty_like(chunks[0])
-    dist.reduce_scatter(own, chunks, group=group)
+    longest = max(counts)
+    padded = rows.contiguous()
+    if min(counts) < longest:
+        padded = rows.new_zeros(len(counts), longest, *rows.shape[1:])
+        for section, part in zip(padded, rows.split(list(counts)), strict=True):
+            section[: len(part)] = part
+        padded = padded.flatten(0, 1)
+    own = rows.new_empty(longest, *rows.shape[1:])
+    # PyTorch renames its collectives that take one tensor; those that take lists copy what they send and receive.
+    scatter = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
+    scatter(own, padded, group=group)
     return own[: counts[group_rank(group)]]
+
+
+def _gather(own: Tensor, group: Group) -> Tensor:
+    every = own.new_empty(world_size(group) * len(own), *own.shape[1:])
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+    gather(every, own, group=group)
+    return every
+
+
+def group_key(group: Group) -> Any:
+    """The group itself, for None too."""
+    return group if group is not None else dist.group.WORLD
 
 
 def all_to_all_blocks(own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
@@ -79,7 +113,7 @@ def ring_send_recv(outgoing: Tensor, shape: tuple[int, ...], group: Group) -> tu
     ``outgoing`` written. Both are posted as one batch, which NCCL needs so as not to deadlock.
     """
     ranks, rank = world_size(group), group_rank(group)
-    world: Group = group if group is not None else dist.group.WORLD
+    world = group_key(group)
     following = dist.get_global_rank(world, (rank + 1) % ranks)
     previous = dist.get_global_rank(world, (rank - 1) % ranks)
     incoming = outgoing.new_empty(shape)

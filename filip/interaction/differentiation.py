@@ -37,15 +37,22 @@ class _SecondDerivative(torch.autograd.Function):
         return gradient.view_as(gradient)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[None, None]:
-        raise NotImplementedError(
-            "late interaction has no second derivative; for a gradient penalty write the similarity in plain PyTorch "
-            "(filip.interaction.reference.late_interaction)"
-        )
+    def backward(ctx: Any, *grads: Tensor) -> Gradients:
+        return refuse_second_derivative(ctx, *grads)
+
+
+def refuse_second_derivative(ctx: Any, *grads: Tensor) -> Gradients:
+    """The backward of a backward: raises NotImplementedError."""
+    raise NotImplementedError(
+        "late interaction has no second derivative; for a gradient penalty write the similarity in plain PyTorch "
+        "(filip.interaction.reference.late_interaction)"
+    )
 
 
 def refuse_transforms(name: str) -> None:
     """Raise NotImplementedError inside torch.func.grad, vmap, jvp and their kin."""
+    if torch.compiler.is_compiling():
+        return
     active = getattr(torch._C, "_are_functorch_transforms_active", None)
     if active is not None and active():
         raise NotImplementedError(

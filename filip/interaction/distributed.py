@@ -12,19 +12,18 @@ followed by its gradient, which is complete when it is back at its owner.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from filip.interaction.agreement import EXCHANGES, Call, describe, exchange_calls
+from filip.interaction.agreement import EXCHANGES, FUNCTIONS, Call, describe, exchange_calls
+from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
 from filip.interaction.collectives import (
     Group,
     all_to_all_blocks,
-    gather_counts,
     gather_rows,
     group_rank,
     reduce_scatter_rows,
@@ -33,17 +32,9 @@ from filip.interaction.collectives import (
     world_size,
 )
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
-from filip.interaction.dispatch import (
-    Backend,
-    as_input_gradients,
-    choose_backend,
-    interact,
-    run_backward,
-    run_forward,
-    wants_gradient,
-)
+from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
 from filip.interaction.loss import check_vectors, pooled_similarity
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens, offsets_of
+from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
 
 
 def distributed_late_interaction(
@@ -77,14 +68,33 @@ def distributed_late_interaction(
     Raises what late_interaction raises. A mistake on one rank, or ranks that disagree on what must be the same, raise a
     ValueError on all of them.
     """
+    options = Options(group, exchange, transport_dtype, backend, recompute)
+    return score_ranks(image_tokens, text_tokens, text_lengths, options)[0]
+
+
+class Options(NamedTuple):
+    """The keyword arguments of :func:`distributed_late_interaction`."""
+
+    group: Group
+    exchange: str
+    transport_dtype: torch.dtype | None
+    backend: str | Backend
+    recompute: bool
+
+
+def score_ranks(
+    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, options: Options
+) -> tuple[Similarity, list[int]]:
+    """:func:`distributed_late_interaction`, and how many texts each rank has."""
     refuse_transforms("distributed_late_interaction")
-    if exchange not in EXCHANGES and world_size(group) == 1:
-        raise unknown_exchange(exchange)
-    dtype = transport_dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
+    group, exchange, dtype, backend, recompute = options
+    dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if world_size(group) == 1:
-        return interact(
-            image_tokens, text_tokens, text_lengths, backend=backend, dtype=dtype, recompute=recompute
-        )
+        if exchange not in EXCHANGES:
+            raise unknown_exchange(exchange)
+        tokens = image_tokens, text_tokens, text_lengths
+        found = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
+        return found, [found.i2t.shape[1]]
     own: Call | Exception
     lengths: list[int] = []
     try:
@@ -97,11 +107,13 @@ def distributed_late_interaction(
         )
     except Exception as mistake:  # raised below, once the other ranks know of it
         own = mistake
-    layout = _layout(exchange_calls(own, image_tokens.device, group), lengths, image_tokens.device, group)
+    calls, every = exchange_calls(own, image_tokens.device, group, lengths)
+    layout = Layout(group, group_rank(group), [call.images for call in calls], every)
     module = choose_backend(image_tokens[:0].to(dtype), max(map(max, layout.lengths)), backend)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    return Similarity(*function.apply(image_tokens, text_tokens, layout, module, dtype, recompute))
+    both = function.apply(image_tokens, text_tokens, layout, module, dtype, recompute)
+    return Similarity(*both), layout.texts
 
 
 def unknown_exchange(exchange: str) -> ValueError:
@@ -119,18 +131,25 @@ def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group =
         own = describe("distributed_pooled_similarity", image, text, len(text))
     except Exception as mistake:  # raised below, once the other ranks know of it
         own = mistake
-    calls = exchange_calls(own, image.device, group)
+    calls, _ = exchange_calls(own, image.device, group)
     images, texts = [call.images for call in calls], [call.texts for call in calls]
     similarity = pooled_similarity(image, _AllRows.apply(text, texts, group)).i2t
     return Similarity(*_Exchange.apply(similarity, images, texts, group))
 
 
-def gather_ids(ids: Tensor, *, group: Group = None) -> tuple[Tensor, int]:
-    """All ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them."""
+def gather_ids(
+    ids: Tensor, *, group: Group = None, counts: Sequence[int] | None = None
+) -> tuple[Tensor, int]:
+    """All ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them.
+
+    ``counts``: of each rank, where they are known; otherwise the ranks tell one another.
+    """
     if world_size(group) == 1:
         return ids, 0
-    counts = [count[0] for count in gather_counts([len(ids)], ids.device, group)]
-    return torch.cat(gather_rows(ids, counts, group)), sum(counts[: group_rank(group)])
+    if counts is None:
+        own = Call(FUNCTIONS.index("gather_ids"), valid=1, texts=len(ids))
+        counts = [call.texts for call in exchange_calls(own, ids.device, group)[0]]
+    return gather_rows(ids, counts, group), sum(counts[: group_rank(group)])
 
 
 @dataclass(frozen=True)
@@ -160,14 +179,6 @@ class Layout:
         return slice(start, start + self.texts[owner])
 
 
-def _layout(calls: list[Call], lengths: list[int], device: torch.device, group: Group) -> Layout:
-    own, texts = torch.tensor(lengths, device=device), [call.texts for call in calls]
-    every = torch.cat(gather_rows(own, texts, group)).tolist()  # one wait for the device, not one a rank
-    ends = offsets_of(texts)
-    parts = [every[first:last] for first, last in itertools.pairwise(ends)]
-    return Layout(group, group_rank(group), [call.images for call in calls], parts)
-
-
 def row_layout(calls: list[Call], group: Group) -> Layout:
     """Of one vector per text: each text is one row."""
     return Layout(
@@ -187,7 +198,7 @@ class _Gathered(torch.autograd.Function):
         recompute: bool,
     ) -> tuple[Tensor, Tensor]:
         images = image_tokens.to(dtype)
-        texts = torch.cat(gather_rows(text_tokens.to(dtype), layout.tokens, layout.group))
+        texts = gather_rows(text_tokens.to(dtype), layout.tokens, layout.group)
         lengths = [length for part in layout.lengths for length in part]
         i2t, own_t2i, residuals = run_forward(module, images, texts, lengths, save_for_backward=not recompute)
         ctx.save_for_backward(images, texts, *(() if recompute else residuals))
@@ -287,7 +298,7 @@ class _AllRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], group: Group) -> Tensor:
         ctx.counts, ctx.group = counts, group
-        return torch.cat(gather_rows(rows, counts, group))
+        return gather_rows(rows, counts, group)
 
     @staticmethod
     @first_derivative_only

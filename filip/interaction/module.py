@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from filip.interaction.collectives import Group
-from filip.interaction.distributed import distributed_late_interaction, gather_ids
+from filip.interaction.collectives import Group, group_rank
+from filip.interaction.distributed import Options, gather_ids, score_ranks
 from filip.interaction.loss import ContrastiveOutput, contrastive_loss
 
 
@@ -35,9 +35,8 @@ class LateInteractionLoss(nn.Module):
         if not 0 < scale <= largest_scale < math.inf:
             raise ValueError(f"0 < scale <= largest_scale must hold, got {scale} and {largest_scale}")
         self.log_scale = nn.Parameter(torch.tensor([math.log(scale)]))
-        self.largest_scale, self.group = largest_scale, group
-        self.exchange, self.transport_dtype = exchange, transport_dtype
-        self.backend, self.recompute = backend, recompute
+        self.largest_scale = largest_scale
+        self.options = Options(group, exchange, transport_dtype, backend, recompute)
 
     def forward(
         self, image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, ids: Tensor | None = None
@@ -49,22 +48,8 @@ class LateInteractionLoss(nn.Module):
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
-        similarity = distributed_late_interaction(
-            image_tokens,
-            text_tokens,
-            text_lengths,
-            group=self.group,
-            exchange=self.exchange,
-            transport_dtype=self.transport_dtype,
-            backend=self.backend,
-            recompute=self.recompute,
-        )
-        places = torch.arange(len(image_tokens), device=image_tokens.device)
-        all_ids, offset = gather_ids(places if ids is None else ids, group=self.group)
-        return contrastive_loss(
-            similarity,
-            self.log_scale.exp(),
-            offset=offset,
-            ids=ids,
-            all_ids=None if ids is None else all_ids,
-        )
+        similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options)
+        offset, all_ids = sum(counts[: group_rank(self.options.group)]), None
+        if ids is not None:
+            all_ids, _ = gather_ids(ids, group=self.options.group, counts=counts)
+        return contrastive_loss(similarity, self.log_scale.exp(), offset=offset, ids=ids, all_ids=all_ids)

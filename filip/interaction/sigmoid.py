@@ -100,7 +100,7 @@ def distributed_sigmoid_loss(
             own = describe("distributed_sigmoid_loss", image, text, len(text), exchange)
         except Exception as mistake:  # raised below, once the other ranks know of it
             own = mistake
-        layout = row_layout(exchange_calls(own, image.device, group), group)
+        layout = row_layout(exchange_calls(own, image.device, group)[0], group)
     wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
     scale, bias = logit_scale.to(wide).reshape(()), logit_bias.to(wide).reshape(())
     targets = (offset, ids, all_ids)
@@ -183,8 +183,8 @@ def _blocks(text: Tensor, layout: Layout | None, exchange: str) -> Iterator[tupl
     if layout is None:
         yield slice(0, len(text)), text
     elif exchange == "gather":
-        parts = gather_rows(text.detach(), layout.texts, layout.group)
-        yield from ((layout.columns(owner), part) for owner, part in enumerate(parts))
+        every = gather_rows(text.detach(), layout.texts, layout.group)
+        yield from ((layout.columns(owner), every[layout.columns(owner)]) for owner in range(layout.ranks))
     else:
         yield from ((layout.columns(owner), block) for owner, block in ring_blocks(text.detach(), layout))
 

@@ -101,7 +101,9 @@ def backward(
     image_argmax, text_argmax = Residuals(*residuals)
     order = by_length(lengths, device)
     per_text = torch.tensor(order.lengths, device=device)
-    text_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_text)
+    text_of = torch.repeat_interleave(
+        torch.arange(len(lengths), device=device), per_text, output_size=order.offsets[-1]
+    )
     i2t_weight = grad_i2t.to(wide)[:, order.texts] / n1  # [images, texts]
     t2i_weight = grad_t2i.to(wide)[:, order.texts] / per_text
     grad_images = torch.zeros(b if needs[0] else 0, n1, d, dtype=wide, device=device)
@@ -169,7 +171,7 @@ def by_length(lengths: list[int], device: torch.device) -> Order:
         texts
     ]  # rows before each text in the caller's order, and in the new one
     after = ordered.cumsum(0) - ordered
-    tokens = torch.repeat_interleave(before - after, ordered) + torch.arange(int(ordered.sum()))
+    tokens = torch.repeat_interleave(before - after, ordered) + torch.arange(sum(lengths))
     in_order = ordered.tolist()
     return Order(texts.to(device), tokens.to(device), in_order, offsets_of(in_order))
 

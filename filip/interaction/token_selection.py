@@ -115,14 +115,13 @@ def _count(tokens: int, keep_ratio: float, minimum: int) -> int:
 
 def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:
     """Ascending indices into packed ``scores`` of the ``counts[j]`` best of each item of ``lengths[j]``."""
-    device = scores.device
-    per_item = torch.tensor(lengths, device=device)
-    item_of = torch.repeat_interleave(torch.arange(len(lengths), device=device), per_item)
+    per_item = torch.tensor(lengths)
+    items = torch.repeat_interleave(torch.arange(len(lengths)), per_item)
+    rank = torch.arange(len(items)) - torch.tensor(offsets_of(lengths)[:-1])[items]
+    best = (rank < torch.tensor(counts)[items]).nonzero()[
+        :, 0
+    ]  # on the host, where nothing waits for its number
     # Two stable sorts (topk promises nothing about ties): by item, within it by falling score, then by index.
     order = scores.argsort(descending=True, stable=True)
-    order = order[item_of[order].argsort(stable=True)]
-    rank = (
-        torch.arange(len(order), device=device)
-        - torch.tensor(offsets_of(lengths)[:-1], device=device)[item_of]
-    )
-    return order[rank < torch.tensor(counts, device=device)[item_of]].sort().values
+    order = order[items.to(scores.device)[order].argsort(stable=True)]
+    return order[best.to(scores.device)].sort().values

@@ -30,7 +30,7 @@ def without_ends(text: TextFeatures) -> TextFeatures:
     """``text`` without the first and the last token of each caption, [BOS] and [EOS], unless it has no others."""
     lengths = text.lengths
     ends = lengths.cumsum(0)
-    keep = torch.ones(len(text.tokens), dtype=torch.bool, device=text.tokens.device)
+    keep = torch.ones(len(text.tokens), dtype=torch.bool, device=lengths.device)
     long = lengths > 2
     keep[(ends - lengths)[long]] = False
     keep[(ends - 1)[long]] = False

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(lengths: Tensor, columns: int) -> Layout:
-        """Of captions with ``lengths`` [b] in rows of ``columns`` tokens."""
+        """Of captions with ``lengths`` [b] in rows of ``columns`` tokens, on the device of ``lengths``."""
         valid = torch.arange(columns, device=lengths.device) < lengths[:, None]
         return Layout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
 
@@ -69,7 +69,7 @@ class TextTower(nn.Module):
 
     ``forward(ids [b, n] int64, lengths [b] int64)`` returns the embeddings of all tokens without padding,
     caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` those of the [EOS] tokens:
-    ``[b, embed_dim]``. Padding costs nothing but in the attention product.
+    ``[b, embed_dim]``. Padding costs nothing but in the attention product. ``lengths`` may stay on the host.
     """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
@@ -84,7 +84,10 @@ class TextTower(nn.Module):
         self._init_as_clip()
 
     def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
-        layout = Layout.of(lengths, ids.shape[1])
+        rows, width, positions = Layout.of(
+            lengths, ids.shape[1]
+        )  # with lengths on the host nothing waits for a GPU
+        layout = Layout(rows, width, positions.to(ids.device, non_blocking=True))
         columns = layout.positions % layout.columns
         x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]
         for block in self.blocks:

@@ -11,7 +11,7 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
-from filip.interaction.dispatch import BACKENDS
+from filip.interaction.backends import BACKENDS
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS

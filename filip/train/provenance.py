@@ -21,7 +21,7 @@ from filip.train.config import TrainConfig
 STARTS = "starts.jsonl"
 FINISHED = "finished.json"
 KEPT = "finished"  # folder with copies of the results
-SOURCES = (".py", ".cpp", ".h", ".inl")
+SOURCES = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
 
 

@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 
 from filip.errors import UserError
+from filip.interaction import use_host_group
 from filip.train.launched import fill_environment
 
 T = TypeVar("T")
@@ -98,6 +99,8 @@ def start_ranks(
             dist.new_group, timeout=timedelta(minutes=timeout_minutes)
         )
     side = None
+    if world_size > 1 and name != "cpu":
+        use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
     if world_size > 1:
         side = dist.new_group(backend="gloo", timeout=timedelta(minutes=patience_minutes))
     return Ranks(rank, world_size, local_rank, local_world_size, device, side)

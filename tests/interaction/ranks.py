@@ -13,14 +13,17 @@ from torch import Tensor, nn
 
 from filip.interaction import (
     ContrastiveOutput,
+    LateInteractionLoss,
     contrastive_loss,
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
     late_interaction,
     pooled_similarity,
+    use_host_group,
 )
 from tests.support.ranks import Cases
+from tests.support.waits import DeviceWaits
 
 PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
 N1, D = 6, 16
@@ -139,6 +142,7 @@ def cases(ranks: int) -> Cases:
         found[f"{exchange}, frozen images"] = partial(one_side_frozen, exchange=exchange, frozen=0)
         found[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
         found[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
+        found[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
         found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
         found[f"{exchange}, gradients reach their owner"] = partial(
             gradients_reach_their_owner, exchange=exchange
@@ -168,6 +172,33 @@ def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
     )
     torch.testing.assert_close(found.i2t, whole.i2t[own])
     torch.testing.assert_close(found.t2i, whole.t2i[:, own])
+
+
+def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
+    """One in a step, if all goes through a group of GPUs (NCCL); none, if counts and lengths take the host's way."""
+    image, text, lengths, ids = Pairs(PAIRS[:ranks]).of(rank)
+    module = LateInteractionLoss(exchange=exchange, backend="tiled")
+    config = dist.get_backend_config
+
+    def waits() -> list[str]:
+        tokens = [F.normalize(part[..., :4], dim=-1).requires_grad_() for part in (image, text)]
+        with DeviceWaits(lengths) as seen:
+            module(*tokens, lengths, ids).loss.backward()
+        return seen.waits
+
+    module(
+        F.normalize(image[..., :4], dim=-1), F.normalize(text, dim=-1), lengths
+    )  # makes room for the lengths
+    assert waits() == []
+    host = dist.new_group()
+    dist.get_backend_config = lambda group=None: config(group) if group is host else "cuda:nccl"
+    try:
+        assert waits() == ["tolist"]
+        use_host_group(host)
+        assert waits() == []
+    finally:
+        dist.get_backend_config = config
+        use_host_group(None)
 
 
 def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:

@@ -11,7 +11,7 @@ from filip.interaction import (
     late_interaction_padded,
     pack_tokens,
 )
-from filip.interaction.dispatch import choose_backend
+from filip.interaction.backends import choose_backend
 from tests.interaction.problems import (
     Problem,
     assert_close,
@@ -228,10 +228,10 @@ def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_one_notice_when_the_fast_backend_is_missing(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from filip.interaction import dispatch, tiled
+    from filip.interaction import backends, tiled
 
     monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
-    monkeypatch.setattr(dispatch, "_notices", set())
+    monkeypatch.setattr(backends, "_notices", set())
     monkeypatch.setattr(
         "filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here"
     )

@@ -1,7 +1,8 @@
 // The native late interaction: what the instruction-set files and the entry points share.
 //
-// Every file that is compiled for a wider instruction set includes only this header: an inline function of the standard library instantiated there could be merged by the linker with the one in
-// the portable code, which would then die on an older CPU. So: plain structs, pointers, static inline.
+// A file that is compiled for a wider instruction set includes this and the kernels, and no header of the standard
+// library: an inline function instantiated there could be merged by the linker with the one in the portable code, which
+// would then die on an older CPU. So: plain structs, pointers, static inline.
 #pragma once
 
 #include <stddef.h>
@@ -86,10 +87,6 @@ static inline float bf16_to_float(uint16_t bits) {
 static inline float element(const void* rows, bool bf16, int64_t index) {
   return bf16 ? bf16_to_float(static_cast<const uint16_t*>(rows)[index])
               : static_cast<const float*>(rows)[index];
-}
-
-static inline int64_t load_map(const void* map, bool wide, int64_t index) {
-  return wide ? static_cast<const int16_t*>(map)[index] : static_cast<const uint8_t*>(map)[index];
 }
 
 static inline void store_map(void* map, bool wide, int64_t index, int64_t value) {

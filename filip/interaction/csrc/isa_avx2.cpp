@@ -14,18 +14,9 @@
 #define BLOCK_LANES 256
 #define SLICE_VECTORS 4
 
-namespace filip {
-namespace {
-#include "vector.inl"
-#include "forward.inl"
-#include "backward.inl"
-}  // namespace
+#include "kernels.h"
 
-const Isa* avx2_isa() {
-  static const Isa isa = {"avx2", image_block, forward_bytes, forward, backward_slice_width, backward_bytes, backward};
-  return &isa;
-}
-}  // namespace filip
+const filip::Isa* filip::avx2_isa() { return kernels("avx2"); }
 
 #ifdef __clang__
 #pragma clang attribute pop

@@ -14,18 +14,9 @@
 #define BLOCK_LANES 448
 #define SLICE_VECTORS 4
 
-namespace filip {
-namespace {
-#include "vector.inl"
-#include "forward.inl"
-#include "backward.inl"
-}  // namespace
+#include "kernels.h"
 
-const Isa* avx512_isa() {
-  static const Isa isa = {"avx512", image_block, forward_bytes, forward, backward_slice_width, backward_bytes, backward};
-  return &isa;
-}
-}  // namespace filip
+const filip::Isa* filip::avx512_isa() { return kernels("avx512"); }
 
 #ifdef __clang__
 #pragma clang attribute pop

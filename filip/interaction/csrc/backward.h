@@ -12,6 +12,12 @@
 // (rows 1 KB apart would fight for a few cache sets); and a group of destination items meets a chunk of source items
 // such that both fit. Every destination row meets its terms in the order of the source: the same bits whatever the
 // number of threads. Everything is summed in float32.
+#pragma once
+
+#include "vector.h"
+
+namespace filip {
+namespace {
 
 // Rows of either side that meet at a time (two images of 49 tokens against four captions, of 48 KB), and source rows
 // copied at a time, a part of the second-level cache.
@@ -323,3 +329,6 @@ static void backward(const BackwardCall& call, bool image, Range items, int64_t 
   call.problem.wide ? any_slice<int16_t>(call, image, items, slice, scratch)
                     : any_slice<uint8_t>(call, image, items, slice, scratch);
 }
+
+}  // namespace
+}  // namespace filip

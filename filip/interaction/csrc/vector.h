@@ -1,7 +1,23 @@
-// One vector type for every instruction set: GCC's and clang's vector extension at VECTOR_BYTES, which the
-// including file defines together with its tile sizes:
+// One vector type for every instruction set: GCC's and clang's vector extension at VECTOR_BYTES. A file compiled for a
+// wider instruction set defines that together with its tile sizes before it includes the kernels:
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
+//   BLOCK_LANES                  image tokens of one forward unit
 //   SLICE_VECTORS                columns of one backward slice, in vectors
+// Below are those of the portable one. Everything here has internal linkage, so that each instruction set has its own.
+#pragma once
+
+#include "interaction.h"
+
+#ifndef VECTOR_BYTES
+#define VECTOR_BYTES 16
+#define STRIP_VECTORS 2
+#define TILE_ROWS 4
+#define BLOCK_LANES 128
+#define SLICE_VECTORS 4
+#endif
+
+namespace filip {
+namespace {
 
 typedef float vf __attribute__((vector_size(VECTOR_BYTES)));
 typedef int32_t vi __attribute__((vector_size(VECTOR_BYTES)));
@@ -46,3 +62,6 @@ static inline Slice slice_of(int64_t dim, int64_t wanted, int64_t s) {
   const int64_t first = s * wanted, valid = at_most(wanted, dim - first);
   return {first, valid, round_up(valid, LANES)};
 }
+
+}  // namespace
+}  // namespace filip

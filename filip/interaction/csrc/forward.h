@@ -4,6 +4,12 @@
 // a register tile of TILE_ROWS text rows x STRIP_VECTORS vectors of image tokens runs over all columns; the
 // tile of the whole text x block goes to a small buffer (first- or second-level cache), where the vertical
 // maximum is image-to-text and the horizontal maximum within an image's lanes is text-to-image.
+#pragma once
+
+#include "vector.h"
+
+namespace filip {
+namespace {
 
 template <int R, int V>
 static void product(const float* panel, const float* rows, int64_t stride, int64_t dim, float* tile,
@@ -215,3 +221,6 @@ static void forward(const ForwardCall& call, Range images, Range texts, char* sc
     finish_text(call, images, j, s);
   }
 }
+
+}  // namespace
+}  // namespace filip

@@ -1,0 +1,145 @@
+"""The late interaction as an operator of PyTorch, so that torch.compile takes it into a graph without breaking it.
+
+A compiler traces with shapes and without numbers, and the lengths of the texts are numbers. So what depends on them
+(the checks, the backend, the order of the texts) happens inside the operator, where the numbers are there, and the
+compiler is told the shapes of the results only. The arg-max maps are bytes to it, of a size that it learns from each
+call: a batch with other lengths runs the same graph.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.interaction import reference
+from filip.interaction.backends import choose_backend, run_backward, run_forward
+from filip.interaction.differentiation import refuse_second_derivative
+from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
+
+_MAPS, _DIMENSIONS = 2, 3  # what a backend leaves for its backward, at most
+_MAP_DTYPES = (torch.uint8, torch.int16, torch.int32)
+
+
+def late_interaction(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    backend: str,
+    dtype: torch.dtype,
+    save: bool,
+) -> Similarity:
+    """Both matrices of tokens rounded to ``dtype``, differentiable; ``save``: the backward finds its maps ready."""
+    found = _forward(image_tokens, text_tokens, text_lengths, backend, dtype, save)
+    return Similarity(found[0], found[1])
+
+
+@torch.library.custom_op("filip::late_interaction", mutates_args=())
+def _forward(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    backend: str,
+    dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """i2t, t2i, the bytes of both maps, and how to read them."""
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    image, text = image_tokens.to(dtype), text_tokens.to(dtype)
+    module = choose_backend(image[:0], max(lengths), backend)
+    if module is reference:
+        raise ValueError(
+            "the reference backend does not run inside torch.compile: PyTorch differentiates it itself"
+        )
+    i2t, t2i, residuals = run_forward(module, image, text, lengths, save)
+    return i2t, t2i, *_as_bytes(residuals if save else (), image.device)
+
+
+@_forward.register_fake
+def _shapes(
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    backend: str,
+    dtype: torch.dtype,
+    save: bool,
+) -> tuple[Tensor, ...]:
+    shape = len(image_tokens), len(text_lengths)
+    i2t = image_tokens.new_empty(shape, dtype=accumulation_dtype(dtype))
+    sizes = [torch.library.get_ctx().new_dynamic_size() if save else 0 for _ in range(_MAPS)]
+    maps = [image_tokens.new_empty(size, dtype=torch.uint8) for size in sizes]
+    form = torch.empty(_MAPS, 2 + _DIMENSIONS, dtype=torch.int64, device="cpu")
+    return i2t, torch.empty_like(i2t), *maps, form
+
+
+@torch.library.custom_op("filip::late_interaction_backward", mutates_args=())
+def _backward(
+    grad_i2t: Tensor,
+    grad_t2i: Tensor,
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    first: Tensor,
+    second: Tensor,
+    form: Tensor,
+    backend: str,
+    dtype: torch.dtype,
+    saved: bool,
+    image_needed: bool,
+    text_needed: bool,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of the tokens, in their dtypes; one that is not needed is empty. Not ``saved``: maps are made again."""
+    lengths: list[int] = text_lengths.tolist()
+    image, text = image_tokens.to(dtype), text_tokens.to(dtype)
+    module = choose_backend(image[:0], max(lengths), backend)
+    residuals = _from_bytes((first, second), form) if saved else run_forward(module, image, text, lengths)[2]
+    upstream, needs = (grad_i2t, grad_t2i), (image_needed, text_needed)
+    found = run_backward(module, upstream, image, text, lengths, residuals, needs)
+    return found[0].to(image_tokens.dtype), found[1].to(text_tokens.dtype)
+
+
+@_backward.register_fake
+def _gradient_shapes(
+    grad_i2t: Tensor, grad_t2i: Tensor, image_tokens: Tensor, text_tokens: Tensor, *others: Any
+) -> tuple[Tensor, Tensor]:
+    image_needed, text_needed = others[-2:]
+    return (
+        image_tokens.new_empty(image_tokens.shape if image_needed else (0,)),
+        text_tokens.new_empty(text_tokens.shape if text_needed else (0,)),
+    )
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+    *tokens_and_lengths, ctx.backend, ctx.dtype, ctx.saved = inputs
+    ctx.save_for_backward(*tokens_and_lengths, *output[2:])
+
+
+def _differentiate(ctx: Any, grad_i2t: Tensor, grad_t2i: Tensor, *_: object) -> tuple[Tensor | None, ...]:
+    needs = ctx.needs_input_grad[:2]
+    found = _backward(grad_i2t, grad_t2i, *ctx.saved_tensors, ctx.backend, ctx.dtype, ctx.saved, *needs)
+    gradients = (g if need else None for g, need in zip(found, needs, strict=True))
+    return *gradients, None, None, None, None
+
+
+_forward.register_autograd(_differentiate, setup_context=_save)
+_backward.register_autograd(refuse_second_derivative)
+
+
+def _as_bytes(residuals: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Up to two maps as bytes, not copied, and a table of the dtype, number of dimensions and shape of each."""
+    maps = [torch.empty(0, dtype=torch.uint8, device=device) for _ in range(_MAPS)]
+    form = torch.zeros(_MAPS, 2 + _DIMENSIONS, dtype=torch.int64)
+    for place, residual in enumerate(residuals):
+        maps[place] = residual.flatten().view(torch.uint8)
+        numbers = [_MAP_DTYPES.index(residual.dtype), residual.dim(), *residual.shape]
+        form[place, : len(numbers)] = torch.tensor(numbers)
+    return maps[0], maps[1], form
+
+
+def _from_bytes(maps: tuple[Tensor, ...], form: Tensor) -> tuple[Tensor, ...]:
+    found = []
+    for packed, (code, dimensions, *shape) in zip(maps, form.tolist(), strict=True):
+        if dimensions:
+            found.append(packed.view(_MAP_DTYPES[code]).view(shape[:dimensions]))
+    return tuple(found)
