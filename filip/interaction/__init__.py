@@ -20,6 +20,7 @@ from filip.interaction.grad_cache import cached_backward
 from filip.interaction.loss import ContrastiveOutput, contrastive_loss, pooled_similarity
 from filip.interaction.module import LateInteractionLoss
 from filip.interaction.packing import Similarity, pack_tokens
+from filip.interaction.pairs import late_interaction_pairs
 from filip.interaction.scoring import score
 from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, sigmoid_loss
 from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
@@ -40,6 +41,7 @@ __all__ = [
     "gather_ids",
     "late_interaction",
     "late_interaction_padded",
+    "late_interaction_pairs",
     "pack_tokens",
     "pooled_similarity",
     "score",

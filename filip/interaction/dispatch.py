@@ -11,7 +11,7 @@ from filip.interaction import operator
 from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.masking import check_mask, with_mask
-from filip.interaction.packing import Similarity, check_tokens, pack_tokens
+from filip.interaction.packing import Similarity, check_tokens, pack_masked, pack_tokens
 
 
 def late_interaction(
@@ -62,19 +62,18 @@ def late_interaction_padded(
     text_lengths: Tensor,
     *,
     image_mask: Tensor | None = None,
-    backend: str = "auto",
+    backend: str | Backend = "auto",
 ) -> Similarity:
     """:func:`late_interaction` for padded text: ``text_tokens`` [texts, n2, d], ``text_lengths`` [texts].
 
+    In place of the lengths, a boolean mask [texts, n2] that is true for the tokens that exist, wherever they are.
     The padding is ignored: no value and no gradient depends on it.
     """
-    return late_interaction(
-        image_tokens,
-        pack_tokens(text_tokens, text_lengths),
-        text_lengths,
-        image_mask=image_mask,
-        backend=backend,
-    )
+    if text_lengths.dtype == torch.bool:
+        packed, text_lengths = pack_masked(text_tokens, text_lengths)
+    else:
+        packed = pack_tokens(text_tokens, text_lengths)
+    return late_interaction(image_tokens, packed, text_lengths, image_mask=image_mask, backend=backend)
 
 
 def interact(

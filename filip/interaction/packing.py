@@ -57,6 +57,10 @@ def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
     if text_lengths.is_floating_point() or text_lengths.dtype == torch.bool:
         raise ValueError(f"text_lengths must be integers, got {text_lengths.dtype}")
     lengths: list[int] = text_lengths.tolist()
+    if lengths[0] == 0 and lengths[-1] == text_tokens.shape[0] and lengths == sorted(lengths):
+        raise ValueError(
+            f"text_lengths {_shortened(lengths)} looks like cumulative lengths (cu_seqlens); pass cu_seqlens.diff()"
+        )
     if min(lengths) < 1:
         raise ValueError(f"every text needs at least one token, got text_lengths with minimum {min(lengths)}")
     if sum(lengths) != text_tokens.shape[0]:
@@ -65,6 +69,11 @@ def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
             "text_tokens must hold the valid tokens only, one text after the other (see pack_tokens)"
         )
     return lengths
+
+
+def _shortened(lengths: list[int]) -> str:
+    shown = ", ".join(map(str, lengths[:4]))
+    return f"[{shown}, ...]" if len(lengths) > 4 else f"[{shown}]"
 
 
 def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
@@ -82,6 +91,19 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
         raise ValueError(f"a text of {int(lengths.max())} tokens does not fit in {padded.shape[1]} positions")
     positions = torch.arange(padded.shape[1], device=padded.device)
     return padded[positions < lengths.to(padded.device)[:, None]]
+
+
+def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """``padded`` [t, n2, d] where the boolean ``mask`` [t, n2] is true, [T, d], and the lengths [t]. Differentiable.
+
+    The tokens of a text need not be neighbours, nor at its beginning.
+    """
+    if padded.dim() != 3 or mask.shape != padded.shape[:2]:
+        raise ValueError(
+            f"expected padded tokens [texts, n2, d] and a mask [texts, n2], got {list(padded.shape)} and "
+            f"{list(mask.shape)}"
+        )
+    return padded[mask.to(padded.device)], mask.sum(dim=1)
 
 
 def offsets_of(lengths: Sequence[int]) -> list[int]:

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from bench.interaction_errors import BOUNDS, measure
 from filip.interaction import late_interaction, triton_kernel
 from filip.interaction.cost import triton_flops
 from tests.interaction.problems import (
@@ -41,6 +42,12 @@ def test_captions_of_more_than_128_tokens() -> None:
     torch.testing.assert_close(found, late_interaction(*problem, backend="reference"), rtol=1e-5, atol=1e-6)
     sizes = (255, 256, 1 << 15)
     assert [triton_kernel.index_dtype(size) for size in sizes] == [torch.uint8, torch.int16, torch.int32]
+
+
+@pytest.mark.parametrize("dtype", [dtype for backend, dtype in BOUNDS if backend == "triton"])
+def test_errors_stay_within_their_bounds(dtype: str) -> None:
+    found, bound = measure("triton", dtype), BOUNDS["triton", dtype]
+    assert found.similarities <= bound.similarities and found.gradients <= bound.gradients, found
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -1,0 +1,102 @@
+"""Error bounds of every backend of the late interaction: python -m bench.interaction_errors
+
+Prints the table of docs/interaction.md, and beside each bound the largest error that was found on this machine.
+tests/interaction/test_errors.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction import reference
+from filip.interaction.backends import choose_backend
+
+
+class Errors(NamedTuple):
+    """Of both similarities and of both gradients: the largest difference, as a share of the largest magnitude."""
+
+    similarities: float
+    gradients: float
+
+
+# From float64 on the same tokens. Gradients before they take the dtype of the tokens, which rounds them once.
+BOUNDS: dict[tuple[str, str], Errors] = {
+    ("tiled", "float64"): Errors(1e-14, 1e-14),
+    ("tiled", "float32"): Errors(4e-6, 4e-6),
+    ("tiled", "bfloat16"): Errors(4e-6, 4e-6),
+    ("tiled", "float16"): Errors(4e-6, 4e-6),
+    ("native", "float32"): Errors(4e-6, 4e-6),
+    ("native", "bfloat16"): Errors(4e-6, 4e-6),
+    ("triton", "float32"): Errors(4e-6, 4e-6),
+    ("triton", "bfloat16"): Errors(4e-6, 2e-2),
+    ("triton", "float16"): Errors(4e-6, 2e-3),
+}
+
+
+def problems(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, list[int]]]:
+    """Unit tokens; tokens one of which in every image is a hundred times as long; tokens that hardly differ."""
+    generator = torch.Generator().manual_seed(11)
+    lengths = [4, 18, 30, 2, 18, 77]
+    image = F.normalize(torch.randn(5, 49, 64, generator=generator), dim=-1)
+    text = F.normalize(torch.randn(sum(lengths), 64, generator=generator), dim=-1)
+    longer = image.clone()
+    longer[:, 7] *= 100
+    alike = F.normalize(image[:1, :1] + 0.1 * image, dim=-1), F.normalize(text[:1] + 0.1 * text, dim=-1)
+    return [(a.to(dtype), b.to(dtype), lengths) for a, b in ((image, text), (longer, text), alike)]
+
+
+def measure(backend: str, dtype_name: str, device: str = "cpu") -> Errors:
+    """The largest errors over all problems; upstream gradients are those of a contrastive loss."""
+    dtype = getattr(torch, dtype_name)
+    worst = [0.0, 0.0]
+    for image, text, lengths in problems(dtype):
+        module = choose_backend(image[:0].to(device), max(lengths), backend)
+        tokens = image.to(device), text.to(device)
+        exact = image.double(), text.double()
+        i2t, t2i, _ = reference.forward(*exact, lengths)
+        own = torch.eye(*i2t.shape)
+        upstream = (20 * i2t).softmax(1) - own, (20 * t2i).softmax(0) - own
+        wanted = i2t, t2i, *reference.backward(*upstream, *exact, lengths, ())
+        i2t, t2i, maps = module.forward(*tokens, lengths, True)
+        to_i2t, to_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
+        found = i2t, t2i, *module.backward(to_i2t, to_t2i, *tokens, lengths, maps)
+        differences = [_difference(a, b) for a, b in zip(found, wanted, strict=True)]
+        worst = [max(worst[0], *differences[:2]), max(worst[1], *differences[2:])]
+    return Errors(*worst)
+
+
+def _difference(found: Tensor, wanted: Tensor) -> float:
+    return float((found.cpu().double() - wanted).abs().max() / wanted.abs().max())
+
+
+def table() -> str:
+    """The bounds in Markdown, as docs/interaction.md shows them."""
+    lines = ["| backend | tokens | similarities | gradients |", "|---|---|---|---|"]
+    for (backend, dtype), bound in BOUNDS.items():
+        shown = " | ".join(f"{error:.0e}".replace("e-0", "e-") for error in bound)
+        lines.append(f"| `{backend}` | {dtype} | {shown} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--device", default="cpu")
+    device = parser.parse_args().device
+    print(table(), end="\n\nLargest errors found:\n")
+    for (backend, dtype), bound in BOUNDS.items():
+        try:
+            found = measure(backend, dtype, device)
+        except ValueError as error:
+            print(f"  {backend:8} {dtype:9} {error}")
+            continue
+        held = "" if all(a <= b for a, b in zip(found, bound, strict=True)) else "   BEYOND ITS BOUND"
+        print(f"  {backend:8} {dtype:9} {found.similarities:.1e} {found.gradients:.1e}{held}")
+
+
+if __name__ == "__main__":
+    main()

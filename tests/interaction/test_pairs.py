@@ -1,0 +1,88 @@
+"""Chosen pairs have the values and gradients that they have among all pairs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.interaction import late_interaction, late_interaction_padded, late_interaction_pairs, pairs
+from tests.interaction.problems import random_problem, tied_problem, upstream
+
+MASK = torch.arange(6) < torch.tensor([[6], [3], [1], [5]])
+PAIRS = {
+    "aligned": (torch.arange(4), torch.arange(4)),
+    "candidates of each image": (torch.arange(4)[:, None].expand(-1, 3), torch.tensor([[0, 2, 4]] * 4)),
+    "one pair": (torch.tensor(2), torch.tensor(4)),
+}
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("name", PAIRS)
+def test_pairs_are_those_among_all(name: str, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pairs, "_TILE_ELEMENTS", 50)  # several blocks
+    images, texts = PAIRS[name]
+    image, text, lengths = random_problem(4, 6, [3, 1, 5, 3, 3], 16)
+    text = -text.abs()  # all similarities are negative, so that a padding of zeros would win
+    image, text = image.abs().double(), text.double()
+    mask = None
+    if masked:
+        mask = MASK
+        image[~MASK] = float("nan")
+    results = []
+    for score in (late_interaction_pairs, None):
+        tokens = image.clone().requires_grad_(), text.clone().requires_grad_()
+        if score is not None:
+            found = score(*tokens, lengths, images, texts, image_mask=mask)
+        else:
+            whole = late_interaction(*tokens, lengths, image_mask=mask, backend="reference")
+            found = whole._replace(i2t=whole.i2t[images, texts], t2i=whole.t2i[images, texts])
+        gradients = torch.autograd.grad(tuple(found), tokens, upstream(found.i2t.shape))
+        results.append([*found, gradients[0][MASK], gradients[1]])
+        if masked:
+            assert not gradients[0][~MASK].any()
+    torch.testing.assert_close(results[0], results[1])
+
+
+def test_of_equal_maxima_the_first_takes_the_gradient() -> None:
+    problem = tied_problem(3, 5, [4, 4, 4], 3)
+    both = []
+    for score in (
+        lambda *tokens: late_interaction_pairs(*tokens, torch.arange(3), torch.arange(3)).i2t,
+        lambda *tokens: late_interaction(*tokens, backend="reference").i2t.diagonal(),
+    ):
+        tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
+        both.append(torch.autograd.grad(score(*tokens, problem.text_lengths).sum(), tokens))
+    torch.testing.assert_close(both[0], both[1])
+
+
+def test_mistakes_are_named() -> None:
+    problem = random_problem(2, 3, [2, 4], 8)
+    for images, texts, message in (
+        ([0, 1], [0], r"one shape with at least one pair, got \[2\] and \[1\]"),
+        ([0, 2], [0, 1], "images holds indices from 0 to 2, but there are 2 images"),
+        ([0, 1], [-1, 1], "texts holds indices from -1 to 1, but there are 2 texts"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            late_interaction_pairs(*problem, torch.tensor(images), torch.tensor(texts))
+
+
+def test_a_mask_of_text_tokens_with_holes() -> None:
+    """Masked tokens are NaN, and take part in nothing."""
+    problem = random_problem(3, 4, [3, 1, 2], 16)
+    mask = torch.tensor([[1, 0, 1, 1], [0, 0, 1, 0], [1, 1, 0, 0]]).bool()
+    padded = torch.full((3, 4, 16), float("nan"))
+    padded[mask] = problem.text_tokens
+    padded.requires_grad_()
+    found = late_interaction_padded(problem.image_tokens, padded, mask, backend="tiled")
+    expected = late_interaction(*problem, backend="tiled")
+    assert torch.equal(found.i2t, expected.i2t) and torch.equal(found.t2i, expected.t2i)
+    (gradient,) = torch.autograd.grad(found.t2i.sum(), padded)
+    assert bool(gradient.isfinite().all()) and not gradient[~mask].any() and bool(gradient[mask].any())
+    with pytest.raises(ValueError, match=r"a mask \[texts, n2\]"):
+        late_interaction_padded(problem.image_tokens, padded, mask[:, :3])
+
+
+def test_cumulative_lengths_are_recognised() -> None:
+    problem = random_problem(2, 3, [2, 4], 8)
+    with pytest.raises(ValueError, match=r"\[0, 2, 6\] looks like .* pass cu_seqlens.diff\(\)"):
+        late_interaction(*problem[:2], torch.tensor([0, 2, 6]))
