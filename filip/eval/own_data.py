@@ -53,6 +53,14 @@ def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     )
 
 
+def retrieval_card(data: str) -> BenchmarkCard:
+    """The pictures with captions that ``data`` names (see :func:`cards_of`). UserError if it has no captions."""
+    for card in cards_of(data):
+        if card.kind == "retrieval":
+            return card
+    raise UserError(f"data={data} has no captions")
+
+
 def _of_table(place: Path) -> list[BenchmarkCard]:
     rows = read_records(place)
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}

@@ -2,6 +2,7 @@
 
     filip export to=safetensors model=runs/a out=a.safetensors     # plain float32 of the newest checkpoint
     filip export to=hf model=a.safetensors out=exported/a          # a folder for transformers
+    filip export to=onnx variants=[int8] data=photos model=a.safetensors out=exported/a-onnx
 
 docs/models.md shows how each format is loaded.
 """
@@ -14,6 +15,8 @@ from typing import ClassVar
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.export.formats import FORMATS
+from filip.export.onnx_folder import write_onnx
+from filip.export.onnx_variants import VARIANTS
 from filip.export.source import read_source
 from filip.progress import say
 
@@ -30,14 +33,27 @@ class Export:
     )
     out: str = option(MISSING, "what to write: a file (safetensors), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}")
+    variants: list[str] = option(
+        [], f"of to=onnx, smaller graphs beside the float32 ones: {', '.join(VARIANTS)}"
+    )
+    data: str | None = option(
+        None,
+        "of to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured",
+    )
+    root: str = option(".", "folder below which the data set of a card lies")
 
 
 def export(config: Export) -> None:
     """Write a trained model, a run or a checkpoint in a format that other tools read."""
     if config.to not in FORMATS:
         raise UserError(f"to={config.to!r} is unknown; choose one of {', '.join(FORMATS)}")
+    if config.to != "onnx" and (config.variants or config.data):
+        raise UserError(f"variants= and data= are for to=onnx; to={config.to} has one form")
     source = read_source(config.model)
-    FORMATS[config.to](source, config.out)
+    if config.to == "onnx":
+        write_onnx(source, config.out, config.variants, config.data, config.root)
+    else:
+        FORMATS[config.to](source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
 

@@ -75,7 +75,7 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
     if model.config.exclude_special_tokens:
         raise UserError(
             "the model was trained with model.exclude_special_tokens=true, and this format would score [BOS] and "
-            "[EOS]; export to=onnx gives the tokens, or use the safetensors file"
+            "[EOS]; to=safetensors holds it"
         )
     config = asdict(model.config)
     return {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.eval.own_data import retrieval_card
 from filip.export.card import model_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, tower_config
+from filip.export.onnx_variants import check_variants, recall_table, write_variant
 from filip.export.source import Source
 from filip.export.standalone.filip_towers import Towers
 from filip.files import write_json
@@ -33,12 +36,18 @@ TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 
 
-def write_onnx(source: Source, out: str) -> None:
+def write_onnx(
+    source: Source, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
+) -> None:
     """``image.onnx``, ``text.onnx``, tokenizer, ``inputs.json`` (pixels) and the code that prepares inputs.
 
     Each graph is run in onnxruntime on shapes that it was not traced with; RuntimeError if it then differs from the
-    model by more than 1e-4.
+    model by more than 1e-4. variants: further graphs, see :mod:`filip.export.onnx_variants`. data: pictures with
+    captions on which the recall of all graphs is measured, printed and written into the model card; root: for a card.
     """
+    check_variants(variants)
+    if data is not None:
+        retrieval_card(data)  # what is wrong with it is said before the graphs are written
     tokenizer = clip_tokenizer(source.model)
     towers = Towers(tower_config(source.model))
     towers.load_state_dict(source.model.state_dict())
@@ -50,9 +59,28 @@ def write_onnx(source: Source, out: str) -> None:
         _write(_Texts(towers), folder / "text.onnx", texts, ({0: batch, 1: length}, {0: batch, 1: length}))
         tokenizer.save_pretrained(folder)
         copy_code(folder, ("filip_inputs.py",))
-        write_json(folder / "inputs.json", {"image_size": size, "mean": CLIP_MEAN, "std": CLIP_STD})
-        use = USE.replace("SIZE", str(size))
-        (folder / "README.md").write_text(model_card(source, "onnx", use), encoding="utf-8")
+        write_json(folder / "inputs.json", _inputs(source))
+        for variant in variants:
+            for graph in ("image", "text"):
+                file = folder / f"{graph}.onnx"
+                write_variant(file, variant, external=file.with_name(f"{file.name}.data").exists())
+        card = model_card(source, "onnx", USE.replace("SIZE", str(size)))
+        if data is not None:
+            card += f"\n## Variants\n\n{recall_table(folder, variants, data, root)}"
+        (folder / "README.md").write_text(card, encoding="utf-8")
+
+
+def _inputs(source: Source) -> dict[str, Any]:
+    """What the graphs take and give."""
+    model = source.model
+    return {
+        "image_size": model.image_size,
+        "mean": CLIP_MEAN,
+        "std": CLIP_STD,
+        "context_length": model.config.text.context_length,
+        "token_wise": model.config.interaction == "token_wise",
+        "grid": model.image.grid,
+    }
 
 
 class _Images(nn.Module):

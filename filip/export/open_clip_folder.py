@@ -14,6 +14,7 @@ from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
+from filip.tokenizer import EOS
 
 USE = """    import open_clip
     model, _, transform = open_clip.create_model_and_transforms("local-dir:FOLDER")
@@ -71,6 +72,11 @@ def _refuse_what_clip_is_not(model: DualEncoder) -> None:
         raise UserError(
             "to=open_clip holds pooled models only: open_clip compares one vector per image and text, and this model "
             "is token-wise; to=hf and to=mv keep the tokens"
+        )
+    if config.text.vocab_size != EOS + 1:
+        raise UserError(
+            f"to=open_clip: the model has {config.text.vocab_size} word vectors, and open_clip's tokenizer has "
+            f"{EOS + 1} tokens; to=safetensors holds it"
         )
     ours = {name for name in model.state_dict() if name.startswith("image.")}
     clips = {name for name in open_clip_names(model.image.depth, 0) if name.startswith("image.")}

@@ -15,7 +15,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import pop_loss_parameters
-from filip.train.checkpoint import STATE, LoopState, find_checkpoint, read_state
+from filip.train.checkpoint import STATE, LoopState, find_damage, newest_intact, read_state
 from filip.train.provenance import is_finished
 
 
@@ -52,7 +52,9 @@ def read_source(path: str) -> Source:
     config = _json(place / "config.json")
     if is_finished(place) and Path(config.get("out", "")).is_file():
         return _of_file(Path(config["out"]), Path(config.get("result", "")))
-    checkpoint = find_checkpoint(place / "checkpoints", "auto")
+    checkpoint, damaged = newest_intact(place / "checkpoints")
+    if checkpoint is None and damaged:
+        raise UserError(f"no checkpoint of {place} can be read; {damaged[0]}")
     if checkpoint is None:
         raise UserError(
             f"no finished checkpoint in {place / 'checkpoints'}; was the run started, and long enough to save one?"
@@ -75,6 +77,8 @@ def _tables(weights: Path) -> dict[str, str]:
 
 
 def _of_checkpoint(checkpoint: Path) -> Source:
+    if damage := find_damage(checkpoint):
+        raise UserError(f"{checkpoint} is damaged: {damage}; give another checkpoint of its run")
     state = read_state(checkpoint)
     weights = checkpoint_weights(checkpoint, state)
     pop_loss_parameters(weights)

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -49,15 +49,14 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     """
     metadata, state = _read(path)
     of_loss = pop_loss_parameters(state)
-    config = config_from_dict(migrated(json.loads(metadata["config"])))
+    config = config_from_dict(migrated(_json(path, metadata["config"])))
     with torch.device("meta"):
         model = build_model(config)
     if any(True for _ in model.buffers()):
         model = build_model(config)  # buffers that no file holds would stay without memory
-    try:
-        model.load_state_dict(state, assign=True)
-    except RuntimeError as error:
-        raise UserError(f"{path} does not fit its own configuration: {error}") from error
+    if difference := _difference(model.state_dict(), state):
+        raise UserError(f"{path} does not fit its own configuration: {difference}")
+    model.load_state_dict(state, assign=True)
     if image_size is not None and image_size != config.image.image_size:
         model.resize_images(image_size)
     if loss_parameters:
@@ -73,7 +72,29 @@ def pop_loss_parameters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tenso
 
 def read_extra(path: str | Path) -> dict[str, Any]:
     """The ``extra`` that was given to :func:`save_model`."""
-    return json.loads(_read(path, tensors=False)[0]["extra"])
+    return _json(path, _read(path, tensors=False)[0].get("extra", "{}"))
+
+
+def _json(path: str | Path, text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise UserError(f"{path}: the configuration in its metadata is damaged ({error})") from error
+    return cast(dict[str, Any], found)
+
+
+def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
+    """The first tensor that a state dict lacks, has too many or has in another shape, in words; "" if it fits."""
+    for names, verb in (
+        (expected.keys() - found.keys(), "lacks"),
+        (found.keys() - expected.keys(), "also has"),
+    ):
+        if names:
+            return f"it {verb} {sorted(names)[0]}, of {len(names)} tensors in all"
+    for name, tensor in expected.items():
+        if tensor.shape != found[name].shape:
+            return f"{name} is {list(found[name].shape)} and should be {list(tensor.shape)}"
+    return ""
 
 
 def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[str, torch.Tensor]]:

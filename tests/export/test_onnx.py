@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -13,6 +15,8 @@ from PIL import Image
 from transformers import AutoTokenizer
 
 import filip
+from filip.errors import UserError
+from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from tests.support.captions import UNTIDY_CAPTIONS
@@ -43,3 +47,71 @@ def test_onnxruntime_gives_our_embeddings(
         if interaction == "token_wise":
             found = found[inputs["attention_mask"].astype(bool)]
         np.testing.assert_allclose(found, model.encode_texts(texts).values.numpy(), atol=1e-4)
+
+
+@pytest.mark.slow
+def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
+    saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for i, (image, caption) in enumerate(zip(pictures, UNTIDY_CAPTIONS, strict=False)):
+        (tmp_path / "pairs").mkdir(exist_ok=True)
+        image.save(tmp_path / "pairs" / f"{i}.png")
+        (tmp_path / "pairs" / f"{i}.txt").write_text(caption)
+    out = tmp_path / "out"
+    options = Export(
+        model=saved(), out=str(out), to="onnx", variants=["fp16", "int8"], data=str(tmp_path / "pairs")
+    )
+    export(options)
+    said = capsys.readouterr().err
+    for variant in ("fp16", "int8"):
+        assert re.search(
+            rf"^{variant}, .* MB: R@1/10 of pairs i2t .* %, t2i .* %; lost .* points$", said, re.M
+        )
+    card = (out / "README.md").read_text()
+    assert "| int8 |" in card.partition("## Variants")[2]
+    sizes = [(out / f"text{end}.onnx").stat().st_size for end in ("", "_fp16", "_int8")]
+    assert sizes[1] < 0.6 * sizes[0] and sizes[2] < 0.3 * sizes[0]
+    whole, half, quarter = (load_encoder(f"onnx:{out}{end}") for end in ("", ":fp16", ":int8"))
+    pixels = torch.stack([whole.transform(picture.convert("RGB")) for picture in pictures])
+    texts, lengths = whole.encode_texts(UNTIDY_CAPTIONS)
+    for encoder, tolerance in ((half, 0.01), (quarter, 0.2)):
+        found, same = encoder.encode_texts(UNTIDY_CAPTIONS)
+        assert torch.equal(same, lengths)
+        torch.testing.assert_close(found, texts, atol=tolerance, rtol=0)
+        torch.testing.assert_close(
+            encoder.encode_images(pixels), whole.encode_images(pixels), atol=tolerance, rtol=0
+        )
+        assert not torch.equal(found, texts)
+    assert whole.patches(pixels).shape[1] == whole.grid[0] * whole.grid[1]
+
+
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"to": "onnx", "variants": ["int4"]}, "variants=int4: choose of fp16, int8"),
+        ({"to": "onnx", "variants": ["int8"], "data": "nowhere"}, "nowhere"),
+        ({"to": "hf", "variants": ["int8"]}, "variants= and data= are for to=onnx; to=hf has one form"),
+    ],
+)
+def test_what_no_variant_can_be_made_of_is_refused(
+    options: dict[str, Any], reason: str, saved: Callable[..., str], tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=reason):
+        export(Export(model=saved(), out=str(tmp_path / "out"), **options))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_the_variant_is_told_in_a_sentence(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match=r"has no image_int8.onnx; write the folder with `filip export to=onnx variants"
+    ):
+        load_encoder(f"onnx:{tmp_path}:int8")
+    for name in ("image.onnx", "text.onnx"):
+        (tmp_path / name).write_bytes(b"cut")
+    (tmp_path / "inputs.json").write_text(
+        '{"image_size": 32, "context_length": 16, "token_wise": true, "grid": [4, 4]}'
+    )
+    with pytest.raises(UserError, match=r"onnxruntime cannot load .*image.onnx"):
+        load_encoder(f"onnx:{tmp_path}")
+    with pytest.raises(UserError, match=r"runs on the CPU, at its own 32 px"):
+        load_encoder(f"onnx:{tmp_path}", image_size=64)

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from qdrant_client import QdrantClient
 
 from filip import load
 from filip.command import run_command
@@ -174,6 +175,7 @@ def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
     monkeypatch.chdir(exported)
     namespace: dict[str, Any] = {}
     exec(block, namespace)
+    assert isinstance(namespace["client"], QdrantClient)
     found = [(hit.payload["path"], hit.score / namespace["words"].shape[0]) for hit in namespace["hits"]]
     expected = exact(model, sorted((exported / "photos").iterdir()), text)[:10]
     assert [path for path, _ in found] == [path for path, _ in expected]

@@ -1,0 +1,109 @@
+"""Smaller variants of the ONNX graphs, and what recall they lose on the user's own pictures and captions."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard
+from filip.eval.own_data import retrieval_card
+from filip.progress import say
+
+VARIANTS = ("fp16", "int8")
+WAYS = ("i2t", "t2i")
+
+
+def check_variants(variants: Sequence[str]) -> None:
+    """UserError for a name that is not one of :data:`VARIANTS`."""
+    if unknown := [name for name in variants if name not in VARIANTS]:
+        raise UserError(f"variants={unknown[0]}: choose of {', '.join(VARIANTS)}")
+
+
+def write_variant(file: Path, variant: str, external: bool) -> None:
+    """``image_int8.onnx`` beside ``image.onnx``. external: the weights are too many for one file.
+
+    fp16 computes in half precision; inputs and outputs stay float32. int8 quantises the weights of matrix products and
+    embeddings, and activations as they come (onnxruntime's dynamic quantisation): a quarter of the size.
+    """
+    target = file.with_name(f"{file.stem}_{variant}.onnx")
+    with _quiet():
+        if variant == "fp16":
+            import onnx
+            from onnxruntime.transformers.float16 import convert_float_to_float16
+
+            half: Any = convert_float_to_float16(str(file), keep_io_types=True)
+            onnx.save(half, str(target), save_as_external_data=external, location=f"{target.name}.data")
+        else:
+            from onnxruntime.quantization import QuantType, quantize_dynamic
+
+            quantize_dynamic(
+                file,
+                target,
+                op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # it has no convolution of int8 on CPUs
+                per_channel=True,
+                weight_type=QuantType.QInt8,
+                use_external_data_format=external,
+            )
+
+
+def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) -> str:
+    """Recall of the float32 graphs and of each variant on ``data``, as Markdown; a line on stderr for each."""
+    card = retrieval_card(data)
+    lines = [
+        f"| {card.name} | MB | i2t R@1 / R@10 | t2i R@1 / R@10 | lost i2t | lost t2i |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
+    whole = _recall(folder, "", card, root)
+    for variant in ("", *variants):
+        found = _recall(folder, variant, card, root) if variant else whole
+        lost = (
+            {way: [a - b for a, b in zip(whole[way], found[way], strict=True)] for way in WAYS}
+            if variant
+            else {}
+        )
+        cells = [_percent(values.get(way, [])) for values in (found, lost) for way in WAYS]
+        size = f"{megabytes(folder, variant):.1f}"
+        lines.append(f"| {variant or 'float32'} | {size} | {' | '.join(cells)} |")
+        say(
+            f"{variant or 'float32'}, {size} MB: R@1/10 of {card.name} i2t {cells[0]} %, t2i {cells[1]} %"
+            + (f"; lost {cells[2]} and {cells[3]} points" if variant else "")
+        )
+    return "\n".join(lines) + "\n"
+
+
+def megabytes(folder: Path, variant: str) -> float:
+    """Of both graphs."""
+    end = f"_{variant}" if variant else ""
+    files = [file for tower in ("image", "text") for file in folder.glob(f"{tower}{end}.onnx*")]
+    return sum(file.stat().st_size for file in files) / 1e6
+
+
+def _recall(folder: Path, variant: str, card: BenchmarkCard, root: str) -> dict[str, list[float]]:
+    """R@1 and R@10 in percent, both ways."""
+    from filip.eval.prompts import Prompt
+    from filip.eval.retrieval import Retrieval, retrieval_benchmark
+
+    name = f"onnx:{folder}{':' if variant else ''}{variant}"
+    config = Retrieval(model=name, root=root, cards=[card.name], out="", device="cpu", precision="fp32")
+    bare = Prompt("", "")
+    found = retrieval_benchmark(config.scorer(), card, root, (bare, bare), config)
+    return {way: [100 * float(found[way][rank]) for rank in ("r1", "r10")] for way in WAYS}
+
+
+def _percent(values: Sequence[float]) -> str:
+    return " / ".join(f"{value:.1f}" for value in values)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """onnxruntime advises on preprocessing and names values that it truncates, through the root logger."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)

@@ -1,0 +1,25 @@
+"""A narrower embedding space for the tokens of a trained model, fitted to a sample of them.
+
+Vectors f of unit length are replaced by P f, with orthonormal rows in P [k, d], and normalised again. P holds the k
+principal directions of the sample: of all such P, those that lose the least of f, E |f - P'P f|^2 (Eckart and Young).
+Both towers share P, so an image token and a word that were equal stay so.
+
+The best fit of rank k to the *products* f . g of images with texts gives each side a map of its own. It is worse
+(bench/low_rank.py measures both): its maps stretch, and what is compared are vectors that were normalised again.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def second_moment(tokens: Tensor) -> Tensor:
+    """``tokens`` [n, d] -> the mean of f f' [d, d], float64. Not centred: a projection without bias keeps no mean."""
+    wide = tokens.double()
+    return wide.T @ wide / len(wide)
+
+
+def principal_directions(moment: Tensor, rank: int) -> Tensor:
+    """The ``rank`` eigenvectors of a second moment [d, d] with the largest eigenvalues, as rows [rank, d], float64."""
+    return torch.linalg.eigh(moment).eigenvectors.T.flip(0)[:rank].contiguous()

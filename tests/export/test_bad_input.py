@@ -1,0 +1,127 @@
+"""What cannot be exported, in whatever format: one sentence that says why, and nothing written."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from filip.errors import UserError
+from filip.export.__main__ import Export, export
+from filip.export.formats import FORMATS
+from filip.models import ModelConfig, build_model, load_preset
+from filip.train.checkpoint import LoopState
+
+WEIGHTS = "mp_rank_00_model_states.pt"
+
+
+def refuse(model: str | Path, reason: str, to: str = "safetensors", **more: object) -> None:
+    out = Path(model).parent / "exported"
+    with pytest.raises(UserError, match=reason) as error:
+        export(Export(model=str(model), to=to, out=str(out), **more))
+    assert "\n" not in str(error.value) and len(str(error.value)) < 500
+    assert not out.exists()
+
+
+def written_with(folder: Path, change: Callable[[dict, dict], None]) -> Path:
+    """A model file whose tensors and configuration were changed by hand."""
+    model = build_model(load_preset("tiny"))
+    tensors, config = dict(model.state_dict()), dataclasses.asdict(model.config)
+    change(tensors, config)
+    metadata = {"config": json.dumps(config), "extra": "{}"}
+    save_file(
+        {name: value.contiguous() for name, value in tensors.items()}, folder / "m.safetensors", metadata
+    )
+    return folder / "m.safetensors"
+
+
+@pytest.mark.parametrize("to", sorted(FORMATS))
+def test_a_truncated_file_is_refused(to: str, saved: Callable[..., str]) -> None:
+    file = Path(saved())
+    file.write_bytes(file.read_bytes()[:50_000])
+    refuse(file, "cannot read the model .*incomplete metadata", to)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [(b"", "cannot read the model"), (b"no weights at all", "cannot read the model")],
+    ids=["empty", "text"],
+)
+def test_a_file_of_something_else_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "m.safetensors").write_bytes(content)
+    refuse(tmp_path / "m.safetensors", reason)
+
+
+def test_weights_of_another_project_are_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.zeros(3)}, tmp_path / "m.safetensors")
+    refuse(tmp_path / "m.safetensors", "without a model configuration")
+    save_file({"a": torch.zeros(3)}, tmp_path / "n.safetensors", {"config": "{cut"})
+    refuse(tmp_path / "n.safetensors", "the configuration in its metadata is damaged")
+
+
+def test_another_architecture_than_the_file_says_is_refused(tmp_path: Path) -> None:
+    refuse(
+        written_with(tmp_path, lambda _, config: config["image"].update(timm="resnet50")),
+        "timm cannot build .*resnet50",
+    )
+    refuse(
+        written_with(tmp_path, lambda tensors, _: tensors.pop("logit_scale")),
+        "it lacks logit_scale, of 1 tensors",
+    )
+    refuse(
+        written_with(tmp_path, lambda tensors, _: tensors.update(a=torch.zeros(1))),
+        "it also has a, of 1 tensors",
+    )
+    refuse(
+        written_with(tmp_path, lambda tensors, _: tensors.update(logit_scale=torch.zeros(2))),
+        r"logit_scale is \[2\] and should be \[1\]",
+    )
+
+
+@pytest.mark.parametrize("to", sorted(set(FORMATS) - {"safetensors"}))
+def test_a_vocabulary_that_no_tokenizer_has_is_refused(to: str, saved: Callable[..., str]) -> None:
+    def change(config: ModelConfig) -> None:
+        config.text.vocab_size = 50000
+        config.interaction = "pooled" if to == "open_clip" else "token_wise"
+
+    refuse(saved(change), "50000 word vectors", to)
+
+
+@pytest.mark.parametrize("to", ["hf", "mv", "onnx"])
+def test_a_model_that_leaves_out_special_tokens_is_refused_where_they_would_be_scored(
+    to: str, saved: Callable[..., str]
+) -> None:
+    refuse(
+        saved(lambda config: setattr(config, "exclude_special_tokens", True)), "to=safetensors holds it", to
+    )
+
+
+def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
+    refuse(saved(), "to='gguf' is unknown; choose one of safetensors, hf, mv, onnx, open_clip", "gguf")
+    refuse(tmp_path / "gone.safetensors", "no such file or folder; give a .safetensors file")
+    (tmp_path / "run").mkdir()
+    refuse(tmp_path / "run", "no finished checkpoint in .*checkpoints; was the run started")
+
+
+def test_a_damaged_checkpoint_is_refused(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "run/checkpoints/step00000003"
+    checkpoint.mkdir(parents=True)
+    model = build_model(load_preset("tiny"))
+    torch.save({"module": model.state_dict()}, checkpoint / WEIGHTS)
+    size = (checkpoint / WEIGHTS).stat().st_size
+    state = LoopState(step=3, model=dataclasses.asdict(model.config), files={WEIGHTS: size})
+    (checkpoint / "state.json").write_text(json.dumps(dataclasses.asdict(state)))
+    export(Export(model=str(checkpoint), out=str(tmp_path / "whole.safetensors")))
+    with (checkpoint / WEIGHTS).open("r+b") as file:
+        file.truncate(1000)
+    refuse(checkpoint, f"is damaged: {WEIGHTS} has 1000 bytes instead of {size}; give another checkpoint")
+    refuse(
+        tmp_path / "run", f"no checkpoint of .* can be read; skipped the damaged .* {WEIGHTS} has 1000 bytes"
+    )
+    (checkpoint / WEIGHTS).unlink()
+    refuse(checkpoint, f"is damaged: {WEIGHTS} is missing")
