@@ -1,0 +1,57 @@
+"""How the native kernels scale with threads: python -m bench.interaction_threads [threads=1,2,4]
+
+Wall time of a forward and backward pass, medians of interleaved rounds, so that other load on the machine strikes all
+alike: the paper's slice, 16 images against 8,192 captions, and a batch of 256 pairs. PyTorch's float32 product of the
+same tokens is beside it. More threads than cores say nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import time
+
+import torch
+
+from bench.interaction_contenders import Step, ours, product, random_problem
+from filip.interaction import native
+
+SHAPES = {"16 images, 8,192 captions": (16, 8192), "256 pairs": (256, 256)}
+
+
+def main(threads: list[int], rounds: int = 9) -> None:
+    if reason := native.unavailable_reason():
+        sys.exit(f"nothing to measure: {reason}")
+    print(f"torch {torch.__version__}, {os.cpu_count()} cores, native kernels: {native.isas()[0]}")
+    for name, (images, texts) in SHAPES.items():
+        problem = random_problem(images, 49, texts=texts)
+        for contender, step in (("native", ours(problem, "native")), ("product", product(problem))):
+            milliseconds = measure(step, threads, rounds)
+            shown = ", ".join(
+                f"{count}: {taken:.0f} ms ({milliseconds[threads[0]] / taken:.2f}x)"
+                for count, taken in milliseconds.items()
+            )
+            print(f"{name:26} {contender:8} threads {shown}", flush=True)
+
+
+def measure(step: Step, threads: list[int], rounds: int) -> dict[int, float]:
+    """Median wall milliseconds by number of threads."""
+    before = torch.get_num_threads()
+    seconds: dict[int, list[float]] = {count: [] for count in threads}
+    for current in range(rounds + 1):  # the first warms up
+        for count in threads:
+            torch.set_num_threads(count)
+            started = time.perf_counter()
+            step()
+            if current > 0:
+                seconds[count].append(time.perf_counter() - started)
+    torch.set_num_threads(before)
+    return {count: 1e3 * statistics.median(taken) for count, taken in seconds.items()}
+
+
+if __name__ == "__main__":
+    chosen = next(
+        (word.removeprefix("threads=") for word in sys.argv[1:] if word.startswith("threads=")), "1,2"
+    )
+    main([int(count) for count in chosen.split(",")])

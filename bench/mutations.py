@@ -1,0 +1,270 @@
+"""Faults put into the late-interaction engine one by one; some test must notice each.
+
+    python -m bench.mutations [only=WORD]
+
+Each is applied to a copy of the sources, and the tests named beside it run there; first they must pass without it.
+Prints a line per fault and exits with 1 if one went unnoticed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+ENGINE, TESTS = "filip/interaction", "tests/interaction"
+_FAILED = 1  # pytest's exit code for "some tests failed"
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """``old`` becomes ``new`` wherever it stands in ``file``, and one of ``tests`` must fail."""
+
+    fault: str
+    file: str
+    old: str
+    new: str
+    tests: str  # arguments of pytest, the file first; after "::" the expression for -k
+    interpreted: bool = False  # with Triton's interpreter
+
+
+MUTATIONS = [
+    Mutation(
+        "native: of equal maxima any wins",
+        f"{ENGINE}/csrc/forward.h",
+        "(other > best) | ((other == best) & (there < where))",
+        "(other > best)",
+        f"{TESTS}/test_native.py::ties",
+    ),
+    Mutation(
+        "native: a NaN does not show",
+        f"{ENGINE}/csrc/forward.h",
+        "s.not_a_number[i - images.begin] + text_nan;",
+        "0 * text_nan * 0; (void)s.not_a_number;",
+        f"{TESTS}/test_native.py::number_that_is_none",
+    ),
+    Mutation(
+        "native: backward without the winners of the source",
+        f"{ENGINE}/csrc/backward.h",
+        "scatter_all<V>(source + (from - from0) * WIDTH, side.row(false, s + 1) - from, terms);",
+        "(void)from0; (void)source; (void)from;",
+        f"{TESTS}/test_native.py::test_float32 and paper",
+    ),
+    Mutation(
+        "native: backward without the winners of the destination",
+        f"{ENGINE}/csrc/backward.h",
+        "gather_all<V>(destination + (to - to0) * WIDTH, side.row(true, d + 1) - to, terms);",
+        "(void)to;",
+        f"{TESTS}/test_native.py::test_float32 and paper",
+    ),
+    Mutation(
+        "native: small weights count as none",
+        f"{ENGINE}/csrc/backward.h",
+        "terms.count += terms.weight[terms.count] != 0;",
+        "terms.count += !(__builtin_fabsf(terms.weight[terms.count]) < 1e-20f);",
+        f"{TESTS}/test_native.py::gradients_of_nothing",
+    ),
+    Mutation(
+        "native: bfloat16 sums rounded to bfloat16",
+        f"{ENGINE}/native.py",
+        "    return grad_image, grad_text\n",
+        "    return grad_image.to(image.dtype).float(), grad_text.to(text.dtype).float()\n",
+        f"{TESTS}/test_native.py::summed_in_float32",
+    ),
+    Mutation(
+        "tiled: backward without the winning image tokens",
+        f"{ENGINE}/tiled.py",
+        "flatten(), t2i_weight.flatten()]",
+        "flatten(), 0 * t2i_weight.flatten()]",
+        f"{TESTS}/test_backends.py::test_float32 and tiled and paper",
+    ),
+    Mutation(
+        "tiled: tiles on a GPU are bounded as on a CPU",
+        f"{ENGINE}/tiled.py",
+        "(_TILE_ACCELERATOR, 1 << 13)",
+        "(_TILE_ACCELERATOR, 512)",
+        f"{TESTS}/test_backends.py::tiles_cover",
+    ),
+    Mutation(
+        "Triton: backward without the winning image tokens",
+        f"{ENGINE}/triton_kernel.py",
+        "both = of_rows + of_entries",
+        "both = of_rows",
+        f"{TESTS}/triton_interpreted.py::test_float32",
+        interpreted=True,
+    ),
+    Mutation(
+        "Triton: of equal maxima the last wins",
+        f"{ENGINE}/triton_kernel.py",
+        "better = tile > won",
+        "better = tile >= won",
+        f"{TESTS}/triton_interpreted.py::ties",
+        interpreted=True,
+    ),
+    Mutation(
+        "Triton: one scale for the weights of all items",
+        f"{ENGINE}/triton_kernel.py",
+        "upstream[1].abs()).amax(dim=dim, keepdim=True)",
+        "upstream[1].abs()).amax().expand_as(upstream[0].amax(dim=dim, keepdim=True))",
+        f"{TESTS}/triton_interpreted.py::weight",
+        interpreted=True,
+    ),
+    Mutation(
+        "Triton: launched on the current device",
+        f"{ENGINE}/triton_kernel.py",
+        "with torch.cuda.device_of(images):",
+        "if True:",
+        f"{TESTS}/triton_interpreted.py::device_of_the_tokens",
+        interpreted=True,
+    ),
+    Mutation(
+        "the similarity is rounded under autocast",
+        f"{ENGINE}/backends.py",
+        "with torch.autocast(image_tokens.device.type, enabled=False):",
+        "if True:",
+        f"{TESTS}/test_backends.py::autocast",
+    ),
+    Mutation(
+        "maps are saved although they are to be recomputed",
+        f"{ENGINE}/dispatch.py",
+        "save_for_backward=not recompute)\n        "
+        "ctx.save_for_backward(image, text, *(() if recompute else residuals))",
+        "save_for_backward=True)\n        ctx.save_for_backward(image, text, *residuals)",
+        f"{TESTS}/test_backends.py::recomputed",
+    ),
+    Mutation(
+        "a frozen tower pays for its gradient",
+        f"{ENGINE}/dispatch.py",
+        "ctx.lengths, residuals, needs)",
+        "ctx.lengths, residuals, (True, True))",
+        f"{TESTS}/test_backends.py::frozen",
+    ),
+    Mutation(
+        "gradients are rounded to 16 bits with the tokens",
+        f"{ENGINE}/dispatch.py",
+        "tuple(g.to(dtype) if need",
+        "tuple(g.half().to(dtype) if need",
+        f"{TESTS}/test_distributed.py::not_rounded",
+    ),
+    Mutation(
+        "a second derivative is silently zero",
+        f"{ENGINE}/differentiation.py",
+        "if not torch.is_grad_enabled():",
+        "if True:",
+        f"{TESTS}/test_backends.py::second_derivative",
+    ),
+    Mutation(
+        "torch.func is let through",
+        f"{ENGINE}/differentiation.py",
+        "if active is not None and active():",
+        "if False:",
+        f"{TESTS}/test_backends.py::functional_transforms",
+    ),
+    Mutation(
+        "masked image tokens count as zeros",
+        f"{ENGINE}/masking.py",
+        "image_tokens, firsts[:, None])",
+        "image_tokens, 0 * firsts[:, None])",
+        f"{TESTS}/test_backends.py::masked_image and 0.0",
+    ),
+    Mutation(
+        "masked image tokens of a pair count as zeros",
+        f"{ENGINE}/pairs.py",
+        "torch.where(mask[:, :, None], similarity, -torch.inf)",
+        "similarity",
+        f"{TESTS}/test_pairs.py::among_all",
+    ),
+    Mutation(
+        "dropout differs between both encodings of a micro-batch",
+        f"{ENGINE}/grad_cache.py",
+        "        _restore(state)\n",
+        "",
+        f"{TESTS}/test_grad_cache.py::big_batch",
+    ),
+    Mutation(
+        "ranks do not compare their calls",
+        f"{ENGINE}/agreement.py",
+        "    _compare(calls)\n",
+        "",
+        f"{TESTS}/test_distributed.py::2-gather and mistakes",
+    ),
+    Mutation(
+        "a graph saves maps that nobody asks for",
+        f"{ENGINE}/dispatch.py",
+        "save = wants_gradient(image_tokens, text_tokens) and not recompute",
+        "save = True",
+        f"{TESTS}/test_compile.py::saves_no_maps",
+    ),
+    Mutation(
+        "the backward of tiled waits for the device",
+        f"{ENGINE}/tiled.py",
+        ", output_size=order.offsets[-1]",
+        "",
+        f"{TESTS}/test_waits.py::lengths",
+    ),
+    Mutation(
+        "lengths go to the device",
+        "filip/train/engine.py",
+        'value if name == "lengths" else value.to(',
+        "value.to(",
+        "tests/train/test_waits.py::wait",
+    ),
+]
+
+
+def main(only: str = "") -> int:
+    chosen = [mutation for mutation in MUTATIONS if only.lower() in mutation.fault.lower()]
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        original = copy_sources(folder / "original")
+        for tests, interpreted in dict.fromkeys(
+            (mutation.tests, mutation.interpreted) for mutation in chosen
+        ):
+            if run(original, tests, interpreted) != 0:
+                sys.exit(f"{tests} fails without any fault; mend that first")
+        unnoticed = [mutation for mutation in chosen if not noticed(mutation, folder)]
+    print(f"{len(chosen) - len(unnoticed)} of {len(chosen)} faults noticed")
+    return 1 if unnoticed else 0
+
+
+def noticed(mutation: Mutation, folder: Path) -> bool:
+    sources = copy_sources(folder / "mutated")
+    file = sources / mutation.file
+    text = file.read_text()
+    if mutation.old not in text:
+        sys.exit(f"{mutation.file} no longer holds {mutation.old!r}: bring bench/mutations.py up to date")
+    file.write_text(text.replace(mutation.old, mutation.new))
+    found = run(sources, mutation.tests, mutation.interpreted) == _FAILED
+    shutil.rmtree(sources)
+    print(f"{'noticed  ' if found else 'UNNOTICED'} {mutation.fault}", flush=True)
+    return found
+
+
+def copy_sources(to: Path) -> Path:
+    for name in ("filip", "tests", "bench"):
+        shutil.copytree(ROOT / name, to / name, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+    return to
+
+
+def run(sources: Path, tests: str, interpreted: bool) -> int:
+    """The exit code of pytest."""
+    file, expression = tests.split("::")
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(sources),
+        "TRITON_INTERPRET": str(int(interpreted)),
+        "FILIP_NATIVE_CACHE": str(sources.parent / "native"),
+    }
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", file, "-k", expression]
+    return subprocess.run(command, cwd=sources, env=environment, capture_output=True).returncode
+
+
+if __name__ == "__main__":
+    words = [word.removeprefix("only=") for word in sys.argv[1:] if word.startswith("only=")]
+    sys.exit(main(*words))
