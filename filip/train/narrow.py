@@ -29,7 +29,7 @@ from filip.eval.scorer import Texts, TokenScorer
 from filip.interaction import pooled_similarity, score
 from filip.models import DualEncoder, ModelConfig, save_model
 from filip.progress import say
-from filip.train.warm_start import check_init_from, load_initial
+from filip.train.warm_start import SOURCES, check_init_from, load_initial
 from filip.train.warm_start.low_rank import principal_directions, second_moment
 
 
@@ -71,10 +71,9 @@ class Pairs:
 
 def narrow(config: Narrow) -> None:
     """Write a model with a narrower embedding, fitted to one's own pictures and captions, to start a training from."""
-    check_init_from(config.model)
     card = retrieval_card(config.data)
     data = open_set(card, config.root)
-    model = load_initial(config.model, ModelConfig(interaction="pooled")).eval()
+    model = _trained_model(config.model)
     width = model.config.embed_dim
     if not 0 < config.embed_dim < width:
         raise UserError(
@@ -98,6 +97,21 @@ def narrow(config: Narrow) -> None:
     apply(model, directions)
     save_model(config.out, model, {"narrowed": config.model, "recall": losses})
     say(f"wrote {config.out}: {config.model} with {config.embed_dim} channels, for init_from=")
+
+
+def _trained_model(name: str) -> DualEncoder:
+    """The model, a CLIP of another project as the pooled model that it is. UserError if it is an image tower alone."""
+    check_init_from(name)
+    prefix = name.partition(":")[0]
+    model = None if prefix == "timm" else load_initial(name, ModelConfig())
+    if model is None or (prefix in SOURCES and not model.image.has_cls):
+        raise UserError(
+            f"model={name} brings an image tower alone, whose projection is still to be trained: give such a training "
+            "the width that you want (model.embed_dim=…) and init_from= as it is"
+        )
+    if prefix in SOURCES:
+        model.set_interaction("pooled")
+    return model.eval()
 
 
 def fit(parts: list[Pairs], rank: int) -> Tensor:

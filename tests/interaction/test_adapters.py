@@ -137,19 +137,21 @@ def loss_and_gradients(
 ) -> tuple[Tensor, ...]:
     query, document = (tensor.detach().clone().requires_grad_() for tensor in tensors[:2])
     value = loss(columns(query, document, *tensors[2:]), **more)
-    return value.detach(), *torch.autograd.grad(value, (query, document))
+    value.backward()  # cached losses hook into it
+    assert query.grad is not None and document.grad is not None
+    return value.detach(), query.grad, document.grad
 
 
 @pytest.mark.parametrize("sign", [None, -1])
-@pytest.mark.parametrize("chunk", [None, 2])
-def test_the_loss_of_sentence_transformers_takes_the_scorer(sign: int | None, chunk: int | None) -> None:
-    from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
+@pytest.mark.parametrize("kind", ["", "Cached"])
+def test_the_losses_of_sentence_transformers_take_the_scorer(sign: int | None, kind: str) -> None:
+    from sentence_transformers.multi_vector_encoder import losses
 
     tensors = batch(sign)
-    theirs = MultiVectorMultipleNegativesRankingLoss(Given(), score_mini_batch_size=chunk)
-    ours = MultiVectorMultipleNegativesRankingLoss(
-        Given(), similarity_fct=colbert_scores, score_mini_batch_size=chunk
-    )
+    loss = getattr(losses, f"{kind}MultiVectorMultipleNegativesRankingLoss")
+    options = {"mini_batch_size": 2, "score_mini_batch_size": 3}
+    theirs = loss(Given(), **options)
+    ours = loss(Given(), similarity_fct=colbert_scores, **options)
     assert_same(loss_and_gradients(ours, tensors), loss_and_gradients(theirs, tensors))
     assert ours.get_config_dict()["similarity_fct"].endswith("colbert_scores")  # what the model card says
 

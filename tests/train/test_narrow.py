@@ -16,6 +16,7 @@ from filip.train.loop import initial_model
 from filip.train.narrow import Narrow, Pairs, apply, fit, narrow
 from tests.eval.miniature import picture
 from tests.support.training import compose
+from tests.train.test_warm_start import hf_folder
 
 CAPTIONS = ["a red dog", "two black cats", "a lamp", "the sea at night", "a tall tree", "three cups of tea"]
 
@@ -123,4 +124,28 @@ def test_what_cannot_be_narrowed_is_refused(tmp_path: Path, pairs: Path) -> None
         narrow(Narrow(**common, data=str(tmp_path / "classes"), embed_dim=4))
     with pytest.raises(UserError, match="no such file"):
         narrow(Narrow(**{**common, "model": "gone.safetensors"}, data=str(pairs), embed_dim=4))
+    with pytest.raises(
+        UserError, match="brings an image tower alone, whose projection is still to be trained"
+    ):
+        narrow(Narrow(**{**common, "model": "timm:vit_tiny_patch16_224"}, data=str(pairs), embed_dim=4))
     assert not (tmp_path / "out.safetensors").exists()
+
+
+def test_a_clip_of_transformers_is_narrowed(tmp_path: Path, pairs: Path) -> None:
+    theirs = hf_folder(tmp_path / "clip")  # 32 channels
+    narrow(
+        Narrow(
+            model=f"hf:{tmp_path / 'clip'}",
+            embed_dim=31,
+            data=str(pairs),
+            out=str(tmp_path / "n.safetensors"),
+        )
+    )
+    ours = load_model(tmp_path / "n.safetensors")
+    assert ours.config.interaction == "pooled" and ours.config.embed_dim == 31
+    with torch.no_grad():
+        pixels = torch.randn(3, 3, 224, 224, generator=torch.Generator().manual_seed(5))
+        vectors = theirs.visual_projection(theirs.vision_model(pixels).pooler_output)
+        before = torch.nn.functional.normalize(vectors, dim=-1)
+        after = ours.encode_image(pixels)
+    torch.testing.assert_close(after @ after.T, before @ before.T, atol=0.05, rtol=0)

@@ -195,13 +195,20 @@ def test_every_token_starts_from_the_sources_own_projection(tmp_path: Path) -> N
         torch.testing.assert_close(text.tokens[lengths.cumsum(0) - 1], baseline.encode_text(ids, lengths))
 
 
-def test_timms_tower_sees_the_pixels_that_it_was_trained_with(tmp_path: Path) -> None:
-    """vit_tiny of timm normalises with 0.5; ours gets CLIP's normalisation of the same image."""
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vit_tiny_patch16_224",
+        pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.slow),  # of which only large ones exist
+    ],
+)
+def test_timms_tower_sees_the_pixels_that_it_was_trained_with(name: str, tmp_path: Path) -> None:
+    """These of timm normalise with 0.5; ours gets CLIP's normalisation of the same image."""
     torch.manual_seed(0)
-    theirs = shaken(timm.create_model("vit_tiny_patch16_224"))
+    theirs = shaken(timm.create_model(name))
     torch.save(theirs.state_dict(), tmp_path / "vit.pt")
     config = load_preset("tiny")
-    ours = load_initial(f"timm:vit_tiny_patch16_224:{tmp_path / 'vit.pt'}", config).eval()
+    ours = load_initial(f"timm:{name}:{tmp_path / 'vit.pt'}", config).eval()
     image = torch.rand(2, 3, 224, 224, generator=torch.Generator().manual_seed(2))
     as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
     with torch.no_grad():
