@@ -165,6 +165,9 @@ def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dic
     owner: list[int] = []
 
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[list[str]]]:
+        for key, own in zip(batch.keys, batch.captions, strict=True):
+            if not own:
+                raise UserError(f"{title}: image {key} has no caption")
         return images.cpu(), batch.captions
 
     parts = collect(scorer, data, title, config.batch_size, config.workers, keep)
