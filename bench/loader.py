@@ -36,7 +36,7 @@ from filip.command import option, run_command
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import build_loader
 from filip.data.loading.tar_index import scan_tar
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
+from filip.pixels import CLIP_MEAN, CLIP_STD
 
 CROP_SCALE = (0.5, 1.0)
 

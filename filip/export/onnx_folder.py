@@ -12,7 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.eval.own_data import retrieval_card
 from filip.export.card import model_card
 from filip.export.clip_tokenizer import clip_tokenizer
@@ -22,6 +21,7 @@ from filip.export.onnx_variants import check_variants, recall_table, write_varia
 from filip.export.source import Source
 from filip.export.standalone.filip_towers import Towers
 from filip.files import write_json
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import BOS
 
 USE = """    import onnxruntime

@@ -6,7 +6,6 @@ from typing import Any, cast
 
 from safetensors.torch import save_file
 
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.errors import UserError
 from filip.export.card import model_card
 from filip.export.folder import new_folder
@@ -14,6 +13,7 @@ from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import EOS
 
 USE = """    import open_clip

@@ -15,6 +15,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import pop_loss_parameters
+from filip.train.adapters import merged
 from filip.train.checkpoint import STATE, LoopState, find_damage, newest_intact, read_state
 from filip.train.provenance import is_finished
 
@@ -80,7 +81,7 @@ def _of_checkpoint(checkpoint: Path) -> Source:
     if damage := find_damage(checkpoint):
         raise UserError(f"{checkpoint} is damaged: {damage}; give another checkpoint of its run")
     state = read_state(checkpoint)
-    weights = checkpoint_weights(checkpoint, state)
+    weights = merged(checkpoint_weights(checkpoint, state), state.settings.get("warm_start.lora_alpha", 1.0))
     pop_loss_parameters(weights)
     model = build_model(config_from_dict(state.model))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}
@@ -101,16 +102,19 @@ def _of_checkpoint(checkpoint: Path) -> Source:
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
     """The float32 state dict in a checkpoint."""
-    if state.zero_stage == 0:
+    whole: dict[str, Tensor] = {}
+    if state.zero_stage < 3:  # also what does not learn, of which ZeRO-1 keeps no other copy
         saved: dict[str, Any] = torch.load(
             checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
         )
-        return {name: value.float() for name, value in saved["module"].items()}
+        whole = {name: value.float() for name, value in saved["module"].items()}
+    if state.zero_stage == 0:
+        return whole
     from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
 
     with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output
         weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    return {name: value.detach().float().contiguous() for name, value in weights.items()}
+    return whole | {name: value.detach().float().contiguous() for name, value in weights.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class ImageTowerConfig:
     init: str = field(
         default="clip", metadata={"help": "clip = as CLIP's code initialises its vision tower; timm = timm's"}
     )
+    stem: str | None = field(
+        default=None,
+        metadata={
+            "help": "convolutional network of timm below the transformer: the cells of its feature map are the patches"
+        },
+    )
+    stem_stride: int = field(default=16, metadata={"help": "px of a cell of the stem's feature map"})
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further arguments of the timm model, e.g. {reg_tokens: 4}"}
     )

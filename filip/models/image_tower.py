@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from filip.errors import UserError
 from filip.models.config import ImageTowerConfig
+from filip.models.stem import Stem, stem_layer
 
 
 class ImageTower(nn.Module):
@@ -46,8 +47,15 @@ class ImageTower(nn.Module):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Height and width of a patch in pixels."""
-        height, width = self.trunk.patch_embed.patch_size
+        height, width = self.trunk.patch_embed.feat_ratio(as_scalar=False)
         return int(height), int(width)
+
+    @property
+    def stem(self) -> Stem | None:
+        """The convolutional network below the transformer, if there is one."""
+        found = getattr(self.trunk.patch_embed, "backbone", None)
+        assert found is None or isinstance(found, Stem)
+        return found
 
     @property
     def width(self) -> int:
@@ -90,6 +98,9 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
         "act_layer": config.activation,
     }
     arguments |= {name: value for name, value in sizes.items() if value is not None}
+    if config.stem is not None:
+        stem = stem_layer(config.stem, config.stem_stride, config.image_size)
+        arguments |= {"patch_size": 1, "embed_layer": stem}
     try:
         trunk = timm.create_model(
             config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments
@@ -103,7 +114,7 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
             f"model.image.timm={config.timm!r} is a {type(trunk).__name__}, not a VisionTransformer with a "
             "grid of patch tokens; choose one of timm.list_models('vit_*')"
         )
-    rows, columns = trunk.patch_embed.patch_size
+    rows, columns = trunk.patch_embed.feat_ratio(as_scalar=False)
     if config.image_size % rows or config.image_size % columns:
         raise UserError(
             f"model.image.image_size={config.image_size} is not a multiple of the patch size {rows}; "
@@ -123,8 +134,8 @@ def _init_as_clip(trunk: VisionTransformer) -> None:
     for parameter in (trunk.cls_token, trunk.reg_token, trunk.pos_embed):
         if parameter is not None:
             nn.init.normal_(parameter, std=std)
-    for module in trunk.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm):
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.Linear | nn.Conv2d | nn.LayerNorm) and ".backbone." not in name:
             module.reset_parameters()
     for name, layer in trunk.blocks.named_modules():
         if not isinstance(layer, nn.Linear) or ".attn." not in name:

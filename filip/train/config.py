@@ -15,6 +15,7 @@ from filip.interaction.backends import BACKENDS
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
+from filip.train.adapters import TUNING
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.losses.weights import FORMS
 from filip.train.optimizers import OPTIMIZERS
@@ -74,6 +75,14 @@ class WarmStartConfig:
     )
     projection_steps: int = option(0, "first steps, in which only the projections and the temperature learn")
     layer_decay: float = option(1.0, "learning rate of a block over that of the block above it")
+    image: str = option(
+        "full",
+        "what of the image tower learns: full = all; frozen = nothing but its projection (LiT); lora = low-rank "
+        "adapters in its blocks, and its projection; frozen_stem = all but model.image.stem",
+    )
+    text: str = option("full", "what of the text tower learns: full, frozen or lora")
+    lora_rank: int = option(16, "of the adapters")
+    lora_alpha: int = option(32, "adapters count alpha / rank times")
 
 
 @dataclass
@@ -245,8 +254,8 @@ class TrainConfig:
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
-    def check(self) -> TrainConfig:
-        """Return self; UserError names the first value that cannot work."""
+    def check(self, weights_exist: bool = True) -> TrainConfig:
+        """Return self; UserError names the first value that cannot work. ``weights_exist``: look for init_from, too."""
         _choice("precision", self.precision, PRECISIONS)
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
@@ -268,13 +277,16 @@ class TrainConfig:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
         _check_numbers(self)
         if self.init_from is not None:
-            check_init_from(self.init_from)
+            if weights_exist:
+                check_init_from(self.init_from)
         elif self.warm_start != WarmStartConfig():
             raise UserError(
                 "warm_start is for a training that starts from a model: give init_from=…, or leave it out"
             )
         if self.warm_start.interaction is not None:
             _choice("warm_start.interaction", self.warm_start.interaction, INTERACTIONS)
+        _choice("warm_start.image", self.warm_start.image, TUNING)
+        _choice("warm_start.text", self.warm_start.text, tuple(t for t in TUNING if t != "frozen_stem"))
         self.model.check()
         if self.init_from is None:  # else the interaction is that of the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
@@ -286,7 +298,7 @@ POSITIVE = (
     "world_size",
     "log_every", "timeout_minutes", "patience_minutes", "eval.batch_size",
     "token_keep_minimum", "token_temperature", "token_top_k",
-    "optimizer.base_lr", "optimizer.temperature_lr_factor",
+    "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",

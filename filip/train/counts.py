@@ -5,11 +5,16 @@ The tests compare the flops with those that torch counts, and the bytes with tho
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
 from filip.interaction.cost import Setting
 from filip.models import DualEncoder
+from filip.models.stem import Stem
 from filip.train.config import TrainConfig
 
 # Of every step, whatever the sizes: counts, layouts and ids of the batch, metrics, LAMB's norms, overflow.
@@ -28,12 +33,22 @@ def encoder_flops(model: DualEncoder, words: float, columns: int) -> dict[str, f
     tokens = rows + model.image.prefix_tokens
     first: Any = model.image.trunk.blocks[0]
     hidden = int(first.mlp.fc1.out_features)
+    stem = model.image.stem
     image = 2.0 * rows * patch_rows * patch_columns * 3 * width
+    if stem is not None:  # whose cells a convolution of one px makes wide enough
+        image = stem_flops(stem, model.image_size) + 2.0 * rows * stem.num_features * width
     image += depth * _block(tokens, tokens, width, hidden) + 2 * tokens * width * config.embed_dim
     text_width = config.text.width
     text = float(config.text.layers) * _block(words, columns, text_width, 4 * text_width)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
     return {"image": image, "text": text}
+
+
+def stem_flops(stem: Stem, image_size: int) -> float:
+    """Forward pass of one image, counted on the meta device."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        copy.deepcopy(stem).to("meta")(torch.zeros(1, 3, image_size, image_size, device="meta"))
+    return float(counter.get_total_flops())
 
 
 def _block(tokens: float, columns: float, width: int, hidden: int) -> float:

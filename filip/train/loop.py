@@ -20,6 +20,7 @@ from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model
 from filip.train import monitors, progress
+from filip.train.adapters import adapt, merged
 from filip.train.checkpoint import (
     LoopState,
     load_checkpoint,
@@ -92,6 +93,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
         model = build_model(config.model)
     if config.image_size is not None and config.image_size != model.image_size:
         model.resize_images(config.image_size)
+    adapt(model, config.warm_start)
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
     config.model = model.config
@@ -338,7 +340,7 @@ def recover(run: Run, why: str) -> None:
 
 def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
-    weights = gather_to_main(run.engine, run.ranks)
+    weights = merged(gather_to_main(run.engine, run.ranks), run.config.warm_start.lora_alpha)
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     run.hang.close()
     problems = progress.data_problems(run)

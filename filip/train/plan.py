@@ -6,6 +6,7 @@ filip train plan experiment=large gpus=192 gpu=h100 network=ndr_8
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from filip.errors import UserError
 from filip.files import readable
 from filip.interaction.cost import Setting
 from filip.models import DualEncoder, ModelConfig, build_model
+from filip.train.adapters import adapt, trainable
 from filip.train.config import TrainConfig
 from filip.train.hardware import GPUS, NETWORKS, FleetConfig
 from filip.train.host_memory import node_bytes
@@ -40,10 +42,11 @@ VALUE_BYTES = {"fp32": 4.0, "bf16": 2.4, "fp16": 2.0}
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes per rank by purpose, and parameters per part of the model."""
+    """Bytes per rank by purpose, parameters per part of the model, and how many of them learn, adapters included."""
 
     parameters: dict[str, int]
     bytes: dict[str, int]
+    trainable: int
 
     @property
     def total(self) -> int:
@@ -54,8 +57,9 @@ class MemoryPlan:
         whole = sum(self.parameters.values())
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         needs = ", ".join(f"{name} {readable(size)}" for name, size in self.bytes.items() if size)
+        learning = f"; {self.trainable:,} learn" if self.trainable != whole else ""
         return [
-            f"model       {whole:,} parameters: {parts}",
+            f"model       {whole:,} parameters: {parts}{learning}",
             f"memory      about {readable(self.total)} per rank: {needs}",
         ]
 
@@ -64,30 +68,34 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
     """Build the model on the meta device and add up what a step holds at its peak, on one of ``world_size`` ranks."""
     with torch.device("meta"):
         built = build_model(model)
-    parts = {
-        "image": sum(p.numel() for p in built.image.parameters()),
-        "text": sum(p.numel() for p in built.text.parameters()),
-        "temperature": built.logit_scale.numel(),
-    }
+        parts = {
+            "image": sum(p.numel() for p in built.image.parameters()),
+            "text": sum(p.numel() for p in built.text.parameters()),
+            "temperature": built.logit_scale.numel(),
+        }
+        adapt(built, config.warm_start)
     moments = OPTIMIZERS[config.optimizer.name].state_bytes
-    sizes = state_bytes(sum(parts.values()), config.precision, config.zero_stage, world_size, moments)
+    learning = trainable(built)
+    frozen = sum(p.numel() for p in built.parameters()) - learning
+    sizes = state_bytes(learning, config.precision, config.zero_stage, world_size, moments, frozen)
     sizes["activations"] = activation_bytes(built, config.precision, batching.chunk)
     sizes["loss"] = loss_bytes(built, config, batching, world_size)
-    return MemoryPlan(parts, sizes)
+    return MemoryPlan(parts, sizes, learning)
 
 
 def state_bytes(
-    parameters: int, precision: str, stage: int, world_size: int, moments: int = 8
+    parameters: int, precision: str, stage: int, world_size: int, moments: int = 8, frozen: int = 0
 ) -> dict[str, int]:
     """Weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
 
     fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
     and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
+    ``frozen``: parameters beside those that learn, which have weights and nothing else.
     """
     size = 2 if precision == "fp16" else 4
     own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
     return {
-        "weights": size * own[2],
+        "weights": size * (own[2] + (-(-frozen // world_size) if stage == 3 else frozen)),
         "gradients": size * own[1],
         "master weights": 4 * own[0] if stage else 0,
         "moments": moments * own[0],
@@ -98,23 +106,47 @@ def state_bytes(
 def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
     """What the backward pass needs of both towers for ``pairs`` pairs per forward pass, captions at full length.
 
-    With gradient checkpointing only each block's input is kept, plus the recomputation of one block.
+    With gradient checkpointing only each block's input is kept, plus the recomputation of one block. Of a tower that
+    does not learn only the output is kept, and what one block holds while it computes. Adapters save none: each needs
+    the input of its layer.
     """
     config = model.config
     rows, columns = model.image.grid
     patch_rows, patch_columns = model.image.patch_size
     tokens = rows * columns + model.image.prefix_tokens
-    patches = rows * columns * patch_rows * patch_columns * 3
+    patches = rows * columns * patch_rows * patch_columns * 3 + stem_values(model)
     image = tokens * model.image.width
     text = config.text.context_length * config.text.width
-    blocks = (image * IMAGE_BLOCK, text * TEXT_BLOCK)
-    depths = (model.image.depth, config.text.layers)
-    ends = image * IMAGE_ENDS + patches + text * TEXT_ENDS
-    if config.gradient_checkpointing:
-        values = float(depths[0] * image + depths[1] * text + max(blocks) + ends)
-    else:
-        values = float(depths[0] * blocks[0] + depths[1] * blocks[1] + ends)
-    return int(pairs * values * VALUE_BYTES[precision])
+    towers = (
+        (image, model.image.depth, IMAGE_BLOCK, IMAGE_ENDS, model.image.trunk),
+        (text, config.text.layers, TEXT_BLOCK, TEXT_ENDS, model.text.blocks),
+    )
+    values, passing = float(patches), 0
+    for width, depth, block, ends, layers in towers:
+        learns = any(parameter.requires_grad for parameter in layers.parameters())
+        whole = learns and not config.gradient_checkpointing
+        passing = passing if whole else max(passing, block * width)
+        values += width * (1 if not learns else ends + depth * (block if whole else 1))
+    return int(pairs * (values + passing) * VALUE_BYTES[precision])
+
+
+def stem_values(model: DualEncoder) -> int:
+    """Numbers that autograd keeps of a stem that learns, for one image; counted on the meta device."""
+    stem = model.image.stem
+    if stem is None or not any(parameter.requires_grad for parameter in stem.parameters()):
+        return 0
+    stem = copy.deepcopy(stem).to("meta")
+    kept: dict[int, int] = {}
+
+    def count(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # of the image: no weight has one output only
+            kept[tensor.untyped_storage()._cdata] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        output = stem(torch.zeros(1, 3, model.image_size, model.image_size, device="meta"))
+    del output
+    return sum(kept.values())
 
 
 def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from contextlib import nullcontext
 from dataclasses import asdict
 from typing import Any
 
@@ -22,16 +23,27 @@ def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
 
     All ranks call.
     """
+    from deepspeed.runtime.zero.partition_parameters import GatheredParameters
     from deepspeed.utils import safe_get_full_fp32_param
 
     state: dict[str, Tensor] = {}
     for name, parameter in engine.model.named_parameters():
-        whole = safe_get_full_fp32_param(parameter)
-        if ranks.is_main:
-            state[name] = (parameter if whole is None else whole).detach().to("cpu", torch.float32, copy=True)
+        if parameter.requires_grad:
+            whole = safe_get_full_fp32_param(parameter)
+            if ranks.is_main:
+                state[name] = _to_cpu(parameter if whole is None else whole)
+            continue
+        frozen = GatheredParameters([parameter]) if engine.zero_stage == 3 else nullcontext()
+        with frozen:  # the optimiser has no copy of it
+            if ranks.is_main:
+                state[name] = _to_cpu(parameter)
     if ranks.is_main:
         state |= {name: buffer.detach().cpu() for name, buffer in engine.model.named_buffers()}
     return state
+
+
+def _to_cpu(value: Tensor) -> Tensor:
+    return value.detach().to("cpu", torch.float32, copy=True)
 
 
 def write_result(

@@ -21,7 +21,6 @@ from transformers import (
     SiglipModel,
 )
 
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.errors import UserError
 from filip.models import (
     DualEncoder,
@@ -32,6 +31,7 @@ from filip.models import (
     load_preset,
     save_model,
 )
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import EOS, tokenize
 from filip.train.engine import make_optimizer
 from filip.train.loop import initial_model

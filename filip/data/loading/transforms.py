@@ -21,9 +21,8 @@ from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode, open_draft
 from filip.data.rgb import FORMATS, to_rgb
+from filip.pixels import CLIP_MEAN, CLIP_STD
 
-CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 _FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # what AutoAugment moves in; close to 0 once normalised
 _SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)

