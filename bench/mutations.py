@@ -168,8 +168,8 @@ MUTATIONS = [
     Mutation(
         "masked image tokens count as zeros",
         f"{ENGINE}/masking.py",
-        "image_tokens, firsts[:, None])",
-        "image_tokens, 0 * firsts[:, None])",
+        "torch.where(mask, image_tokens, first)",
+        "torch.where(mask, image_tokens, 0 * first)",
         f"{TESTS}/test_backends.py::masked_image and 0.0",
     ),
     Mutation(

@@ -10,7 +10,7 @@ from torch import Tensor
 from filip.interaction import operator
 from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
-from filip.interaction.masking import check_mask, with_mask
+from filip.interaction.masking import Masked, check_mask
 from filip.interaction.packing import Similarity, check_tokens, pack_masked, pack_tokens
 
 
@@ -46,14 +46,7 @@ def late_interaction(
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
     NotImplementedError inside torch.func transforms.
     """
-    if image_mask is None:
-        return interact(image_tokens, text_tokens, text_lengths, backend=backend)
-    if not torch.compiler.is_compiling():
-        check_tokens(image_tokens, text_tokens, text_lengths)
-    check_mask(image_tokens, image_mask)
-    return with_mask(
-        lambda tokens: interact(tokens, text_tokens, text_lengths, backend=backend), image_tokens, image_mask
-    )
+    return interact(image_tokens, text_tokens, text_lengths, image_mask, backend=backend)
 
 
 def late_interaction_padded(
@@ -80,6 +73,7 @@ def interact(
     image_tokens: Tensor,
     text_tokens: Tensor,
     text_lengths: Tensor,
+    image_mask: Tensor | None = None,
     *,
     backend: str | Backend = "auto",
     dtype: torch.dtype | None = None,
@@ -92,10 +86,15 @@ def interact(
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if torch.compiler.is_compiling() and isinstance(backend, str):
         save = wants_gradient(image_tokens, text_tokens) and not recompute
-        return operator.late_interaction(image_tokens, text_tokens, text_lengths, backend, dtype, save)
+        return operator.late_interaction(
+            image_tokens, text_tokens, text_lengths, image_mask, backend, dtype, save
+        )
     refuse_transforms("late_interaction")
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     module = choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
+    if image_mask is not None:
+        check_mask(image_tokens, image_mask)
+        module = Masked(module, image_mask)
     if not wants_gradient(image_tokens, text_tokens):
         tokens = image_tokens.to(dtype), text_tokens.to(dtype)
         return Similarity(*run_forward(module, *tokens, lengths, save_for_backward=False)[:2])

@@ -34,6 +34,7 @@ from filip.interaction.collectives import (
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
 from filip.interaction.loss import check_vectors, pooled_similarity
+from filip.interaction.masking import Masked, check_mask
 from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
 
 
@@ -42,6 +43,7 @@ def distributed_late_interaction(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
+    image_mask: Tensor | None = None,
     group: Group = None,
     exchange: str = "gather",
     transport_dtype: torch.dtype | None = None,
@@ -51,8 +53,9 @@ def distributed_late_interaction(
     """:func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
 
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
-    between ranks. Every rank of the group must call it (and its backward), in the same order, with the same number of
-    features, dtype and exchange, and with gradients needed for the same sides. Besides
+    between ranks, and a rank may have an image_mask where others have none. Every rank of the group must call it (and
+    its backward), in the same order, with the same number of features, dtype and exchange, and with gradients needed
+    for the same sides. Besides
         exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
                          blocks of remote tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
@@ -69,7 +72,7 @@ def distributed_late_interaction(
     ValueError on all of them.
     """
     options = Options(group, exchange, transport_dtype, backend, recompute)
-    return score_ranks(image_tokens, text_tokens, text_lengths, options)[0]
+    return score_ranks(image_tokens, text_tokens, text_lengths, options, image_mask)[0]
 
 
 class Options(NamedTuple):
@@ -83,7 +86,11 @@ class Options(NamedTuple):
 
 
 def score_ranks(
-    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, options: Options
+    image_tokens: Tensor,
+    text_tokens: Tensor,
+    text_lengths: Tensor,
+    options: Options,
+    image_mask: Tensor | None = None,
 ) -> tuple[Similarity, list[int]]:
     """:func:`distributed_late_interaction`, and how many texts each rank has."""
     refuse_transforms("distributed_late_interaction")
@@ -92,7 +99,7 @@ def score_ranks(
     if world_size(group) == 1:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
-        tokens = image_tokens, text_tokens, text_lengths
+        tokens = image_tokens, text_tokens, text_lengths, image_mask
         found = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
         return found, [found.i2t.shape[1]]
     own: Call | Exception
@@ -101,6 +108,8 @@ def score_ranks(
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
         lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+        if image_mask is not None:
+            check_mask(image_tokens, image_mask)
         choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
         own = describe(
             "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
@@ -110,6 +119,8 @@ def score_ranks(
     calls, every = exchange_calls(own, image_tokens.device, group, lengths)
     layout = Layout(group, group_rank(group), [call.images for call in calls], every)
     module = choose_backend(image_tokens[:0].to(dtype), max(map(max, layout.lengths)), backend)
+    if image_mask is not None:
+        module = Masked(module, image_mask)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
     both = function.apply(image_tokens, text_tokens, layout, module, dtype, recompute)

@@ -2,35 +2,84 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
-from filip.interaction.packing import Similarity
+from filip.interaction.backends import Backend
 
 
 def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
-    """Raise ValueError unless ``image_mask`` is boolean [images, n1] with a token in every image."""
+    """Raise ValueError unless ``image_mask`` is boolean [images, n1] with a token in every image.
+
+    The tokens are looked for on a CPU only, since that would wait for a GPU; there the scores of an image without any
+    are NaN.
+    """
     if image_mask.shape != image_tokens.shape[:2] or image_mask.dtype != torch.bool:
         raise ValueError(
             f"image_mask must be boolean [images, n1] = {list(image_tokens.shape[:2])}, got {image_mask.dtype} "
             f"{list(image_mask.shape)}"
         )
-    if not torch.compiler.is_compiling() and not bool(image_mask.any(dim=1).all()):
+    if image_mask.device != image_tokens.device:
+        raise ValueError(
+            f"image_mask is on {image_mask.device}, image tokens on {image_tokens.device}; move one"
+        )
+    if image_mask.device.type == "cpu" and not bool(image_mask.any(dim=1).all()):
         raise ValueError("image_mask leaves an image without a token")
 
 
-def with_mask(score: Callable[[Tensor], Similarity], image_tokens: Tensor, image_mask: Tensor) -> Similarity:
-    """``score`` of the tokens where ``image_mask`` [images, n1] is true, whatever the others hold, NaN included.
+class Masked:
+    """A backend to which only the image tokens exist where ``mask`` [images, n1] is true, whatever the others hold.
 
     i2t sums over image tokens, and a zero adds nothing to the sum. But a zero may be the largest of negative numbers,
-    so for t2i the padding repeats the image's first token instead, which changes no maximum. Hence two calls.
+    so for t2i the padding repeats the image's first token instead, which changes no maximum. Hence ``module`` runs
+    twice, and each time one of its two results counts.
     """
-    zeroed = torch.where(image_mask[..., None], image_tokens, torch.zeros_like(image_tokens))
-    first = image_mask.int().argmax(dim=1)
-    firsts = image_tokens[torch.arange(len(first), device=first.device), first]
-    repeated = torch.where(image_mask[..., None], image_tokens, firsts[:, None])
-    i2t = score(zeroed).i2t
-    share = image_mask.sum(dim=1) / image_mask.shape[1]
-    return Similarity(i2t / share.to(i2t.dtype)[:, None], score(repeated).t2i)
+
+    def __init__(self, module: Backend, mask: Tensor) -> None:
+        self.module, self.mask = module, mask
+        self.first = mask.int().argmax(dim=1)
+        self.images = torch.arange(len(mask), device=mask.device)
+        self.share = mask.sum(dim=1, keepdim=True) / mask.shape[1]
+
+    def forward(
+        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
+    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+        """As of any backend; the residuals are those of the two runs, one after the other."""
+        zeroed, repeated = self._filled(image_tokens)
+        i2t, _, first = self.module.forward(zeroed, text_tokens, lengths, save_for_backward)
+        _, t2i, second = self.module.forward(repeated, text_tokens, lengths, save_for_backward)
+        return i2t / self.share.to(i2t.dtype), t2i, (*first, *second)
+
+    def backward(
+        self,
+        grad_i2t: Tensor,
+        grad_t2i: Tensor,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        lengths: list[int],
+        residuals: tuple[Tensor, ...],
+        needs: tuple[bool, bool] = (True, True),
+    ) -> tuple[Tensor, Tensor]:
+        """Gradients of both inputs; that of the padding is zero, and what its copies of the first token got, the
+        first token gets.
+        """
+        half, nothing = len(residuals) // 2, torch.zeros_like(grad_i2t)
+        zeroed, repeated = self._filled(image_tokens)
+        scaled = grad_i2t / self.share.to(grad_i2t.dtype)
+        image, text = self.module.backward(
+            scaled, nothing, zeroed, text_tokens, lengths, residuals[:half], needs
+        )
+        of_repeated, more_text = self.module.backward(
+            nothing, grad_t2i, repeated, text_tokens, lengths, residuals[half:], needs
+        )
+        if needs[0]:
+            both = torch.where(self.mask[..., None], image + of_repeated, 0)
+            both[self.images, self.first] += torch.where(self.mask[..., None], 0, of_repeated).sum(dim=1)
+            image = both
+        return image, text + more_text
+
+    def _filled(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
+        mask, first = self.mask[..., None], image_tokens[self.images, self.first][:, None]
+        return torch.where(mask, image_tokens, torch.zeros_like(first)), torch.where(
+            mask, image_tokens, first
+        )

@@ -39,16 +39,22 @@ class LateInteractionLoss(nn.Module):
         self.options = Options(group, exchange, transport_dtype, backend, recompute)
 
     def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, ids: Tensor | None = None
+        self,
+        image_tokens: Tensor,
+        text_tokens: Tensor,
+        text_lengths: Tensor,
+        ids: Tensor | None = None,
+        image_mask: Tensor | None = None,
     ) -> ContrastiveOutput:
         """The loss of this rank's pairs: ``image_tokens`` [b, n1, d], packed ``text_tokens`` [T, d], lengths [b].
 
-        Tokens should be of unit length. ``ids`` [b] int64: pairs with an equal id, on whichever rank, count as
-        positives of each other. Averaging the ranks' gradients, as DDP does, gives those of the whole batch.
+        Tokens should be of unit length. ``image_mask`` [b, n1] as in :func:`late_interaction`. ``ids`` [b] int64: pairs
+        with an equal id, on whichever rank, count as positives of each other. Averaging the ranks' gradients, as DDP
+        does, gives those of the whole batch.
         """
         with torch.no_grad():
             self.log_scale.clamp_(max=math.log(self.largest_scale))
-        similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options)
+        similarity, counts = score_ranks(image_tokens, text_tokens, text_lengths, self.options, image_mask)
         offset, all_ids = sum(counts[: group_rank(self.options.group)]), None
         if ids is not None:
             all_ids, _ = gather_ids(ids, group=self.options.group, counts=counts)

@@ -16,6 +16,7 @@ from torch import Tensor
 from filip.interaction import reference
 from filip.interaction.backends import choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import refuse_second_derivative
+from filip.interaction.masking import Masked, check_mask
 from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
 
 _MAPS, _DIMENSIONS = 2, 3  # what a backend leaves for its backward, at most
@@ -26,12 +27,14 @@ def late_interaction(
     image_tokens: Tensor,
     text_tokens: Tensor,
     text_lengths: Tensor,
+    image_mask: Tensor | None,
     backend: str,
     dtype: torch.dtype,
     save: bool,
 ) -> Similarity:
     """Both matrices of tokens rounded to ``dtype``, differentiable; ``save``: the backward finds its maps ready."""
-    found = _forward(image_tokens, text_tokens, text_lengths, backend, dtype, save)
+    save = save and image_mask is None  # it doubles the maps, and there is room for two
+    found = _forward(image_tokens, text_tokens, text_lengths, image_mask, backend, dtype, save)
     return Similarity(found[0], found[1])
 
 
@@ -40,6 +43,7 @@ def _forward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     text_lengths: Tensor,
+    image_mask: Tensor | None,
     backend: str,
     dtype: torch.dtype,
     save: bool,
@@ -52,6 +56,9 @@ def _forward(
         raise ValueError(
             "the reference backend does not run inside torch.compile: PyTorch differentiates it itself"
         )
+    if image_mask is not None:
+        check_mask(image, image_mask)
+        module = Masked(module, image_mask)
     i2t, t2i, residuals = run_forward(module, image, text, lengths, save)
     return i2t, t2i, *_as_bytes(residuals if save else (), image.device)
 
@@ -61,6 +68,7 @@ def _shapes(
     image_tokens: Tensor,
     text_tokens: Tensor,
     text_lengths: Tensor,
+    image_mask: Tensor | None,
     backend: str,
     dtype: torch.dtype,
     save: bool,
@@ -80,6 +88,7 @@ def _backward(
     image_tokens: Tensor,
     text_tokens: Tensor,
     text_lengths: Tensor,
+    image_mask: Tensor | None,
     first: Tensor,
     second: Tensor,
     form: Tensor,
@@ -93,6 +102,8 @@ def _backward(
     lengths: list[int] = text_lengths.tolist()
     image, text = image_tokens.to(dtype), text_tokens.to(dtype)
     module = choose_backend(image[:0], max(lengths), backend)
+    if image_mask is not None:
+        module = Masked(module, image_mask)
     residuals = _from_bytes((first, second), form) if saved else run_forward(module, image, text, lengths)[2]
     upstream, needs = (grad_i2t, grad_t2i), (image_needed, text_needed)
     found = run_backward(module, upstream, image, text, lengths, residuals, needs)
@@ -111,15 +122,15 @@ def _gradient_shapes(
 
 
 def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
-    *tokens_and_lengths, ctx.backend, ctx.dtype, ctx.saved = inputs
-    ctx.save_for_backward(*tokens_and_lengths, *output[2:])
+    *tensors, ctx.backend, ctx.dtype, ctx.saved = inputs
+    ctx.save_for_backward(*tensors, *output[2:])
 
 
 def _differentiate(ctx: Any, grad_i2t: Tensor, grad_t2i: Tensor, *_: object) -> tuple[Tensor | None, ...]:
     needs = ctx.needs_input_grad[:2]
     found = _backward(grad_i2t, grad_t2i, *ctx.saved_tensors, ctx.backend, ctx.dtype, ctx.saved, *needs)
     gradients = (g if need else None for g, need in zip(found, needs, strict=True))
-    return *gradients, None, None, None, None
+    return *gradients, None, None, None, None, None
 
 
 _forward.register_autograd(_differentiate, setup_context=_save)

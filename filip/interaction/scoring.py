@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filip.interaction.backends import Backend
 from filip.interaction.dispatch import late_interaction
 from filip.interaction.packing import Similarity, check_tokens, offsets_of
 
@@ -20,7 +21,8 @@ def score(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
-    backend: str = "auto",
+    image_mask: Tensor | None = None,
+    backend: str | Backend = "auto",
     progress: Callable[[int], Any] | None = None,
 ) -> Similarity:
     """:func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
@@ -38,7 +40,10 @@ def score(
         texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
         for row in range(0, len(image_tokens), BLOCK_IMAGES):
             rows = slice(row, min(row + BLOCK_IMAGES, len(image_tokens)))
-            block = late_interaction(image_tokens[rows], texts, block_lengths, backend=backend)
+            mask = None if image_mask is None else image_mask[rows]
+            block = late_interaction(
+                image_tokens[rows], texts, block_lengths, image_mask=mask, backend=backend
+            )
             if i2t is None or t2i is None:
                 i2t = block.i2t.new_empty(len(image_tokens), len(lengths))
                 t2i = torch.empty_like(i2t)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from filip.interaction import (
     ContrastiveOutput,
     LateInteractionLoss,
+    Similarity,
     contrastive_loss,
     distributed_late_interaction,
     distributed_pooled_similarity,
@@ -142,6 +143,7 @@ def cases(ranks: int) -> Cases:
         found[f"{exchange}, frozen images"] = partial(one_side_frozen, exchange=exchange, frozen=0)
         found[f"{exchange}, frozen texts"] = partial(one_side_frozen, exchange=exchange, frozen=1)
         found[f"{exchange}, mistakes"] = partial(a_mistake_on_one_is_an_error_on_all, exchange=exchange)
+        found[f"{exchange}, images of different sizes"] = partial(masked_images, exchange=exchange)
         found[f"{exchange}, waits for the device"] = partial(waits_for_the_device, exchange=exchange)
         found[f"{exchange}, shapes"] = partial(matrices_have_their_shapes, exchange=exchange)
         found[f"{exchange}, gradients reach their owner"] = partial(
@@ -172,6 +174,38 @@ def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
     )
     torch.testing.assert_close(found.i2t, whole.i2t[own])
     torch.testing.assert_close(found.t2i, whole.t2i[:, own])
+
+
+def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
+    """Values and gradients are those of one process; the last rank's images are all whole, and it passes no mask."""
+    counts = PAIRS[:ranks]
+    pairs, first, last = Pairs(counts), sum(counts[:rank]), rank == ranks - 1
+    own = slice(first, first + counts[rank])
+    mask = torch.arange(N1) < 1 + torch.arange(sum(counts))[:, None] % N1
+    mask[sum(counts) - counts[-1] :] = True
+    ends = pairs.lengths.cumsum(0)
+    rows = slice(int(ends[first] - pairs.lengths[first]), int(ends[own.stop - 1]))
+
+    def tokens(of_images: slice, of_texts: slice) -> list[Tensor]:
+        image = F.normalize(pairs.image[of_images], dim=-1)[:, :, :4].abs()
+        image = torch.where(mask[of_images, :, None], image, torch.nan)
+        return [image.requires_grad_(), (-F.normalize(pairs.text[of_texts], dim=-1).abs()).requires_grad_()]
+
+    def gradients(similarity: Similarity, leaves: list[Tensor]) -> tuple[Tensor, ...]:
+        return torch.autograd.grad(similarity.i2t.square().sum() + similarity.t2i.square().sum(), leaves)
+
+    everything, mine = slice(None), tokens(own, rows)
+    whole = tokens(everything, everything)
+    expected = late_interaction(*whole, pairs.lengths, image_mask=mask, backend="reference")
+    found = distributed_late_interaction(
+        *mine, pairs.lengths[own], image_mask=None if last else mask[own], exchange=exchange, backend="tiled"
+    )
+    torch.testing.assert_close(found.i2t, expected.i2t[own])
+    torch.testing.assert_close(found.t2i, expected.t2i[:, own])
+    for name, a, b, part in zip(
+        "it", gradients(found, mine), gradients(expected, whole), (own, rows), strict=True
+    ):
+        torch.testing.assert_close(a, b[part], msg=lambda text, name=name: f"{name}: {text}")
 
 
 def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
