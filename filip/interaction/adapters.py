@@ -10,12 +10,14 @@ imported until it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from filip.interaction.dispatch import late_interaction
+from filip.interaction.pairs import late_interaction_pairs
 
 EMPTY_DOCUMENT_SCORE = -1e9  # as in sentence-transformers: below every score that a document can have
 
@@ -46,18 +48,9 @@ def colbert_scores(
     Padding takes part in nothing. A document without a token scores -1e9, as in sentence-transformers.
     Raises ValueError for shapes that do not match.
     """
-    documents_mask = _mask(documents_embeddings, documents_mask, "documents_mask").flatten(0, -2)
-    queries_mask = _mask(queries_embeddings, queries_mask, "queries_mask")
-    documents = documents_embeddings.flatten(0, -3)
-    empty = ~documents_mask.any(dim=1)
-    kept = documents_mask.clone()
-    kept[:, 0] |= empty  # a stand-in, whose score is overwritten below
-    queries = queries_embeddings.masked_fill(~queries_mask[..., None], 0)
-    found = late_interaction(queries, documents[kept], kept.sum(dim=1), backend=backend).i2t
-    scores = (found * queries.shape[1]).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
-    if length_normalize:
-        scores = scores / queries_mask.sum(dim=1).clamp_min(1)[:, None]
-    return scores
+    packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
+    found = late_interaction(packed.queries, packed.documents, packed.lengths, backend=backend).i2t
+    return packed.scores(found, packed.empty, length_normalize)
 
 
 def mean_colbert_scores(
@@ -80,26 +73,73 @@ def mean_colbert_scores(
     )
 
 
-def use_in_colpali() -> Callable[[], None]:
-    """Let colpali_engine's losses and its processors' ``score_multi_vector`` score with :func:`colbert_scores`.
+def colbert_kd_scores(
+    queries_embeddings: Tensor,
+    documents_embeddings: Tensor,
+    queries_mask: Tensor | None = None,
+    documents_mask: Tensor | None = None,
+    *,
+    length_normalize: bool = False,
+) -> Tensor:
+    """MaxSim of each query with documents of its own: the scorer of both libraries' distillation losses.
 
-    They take no scorer as an argument, so ``maxsim_inbatch`` is replaced in the two modules that call it, in this
-    process. Returns a function that puts colpali's own back. ImportError if colpali_engine is not installed.
-    Zero rows are padding, as in colpali; unlike there they never win a maximum. Smooth maxima and explicit
-    negatives (``maxsim_kd``) stay colpali's.
+    queries_embeddings [b, n1, d], documents_embeddings [b, N, n2, d]; returns [b, N]. All else as in
+    :func:`colbert_scores`. Nothing of all pairs is saved here: this is plain PyTorch without the padding.
     """
-    from colpali_engine.loss import late_interaction_losses
+    packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
+    of_query = torch.arange(packed.empty.numel()).view(documents_embeddings.shape[:2])
+    own = torch.arange(len(of_query))[:, None].expand_as(of_query)
+    found = late_interaction_pairs(packed.queries, packed.documents, packed.lengths, own, of_query).i2t
+    return packed.scores(found, packed.empty.view(found.shape), length_normalize)
+
+
+def use_in_colpali() -> Callable[[], None]:
+    """Let colpali_engine's losses and its processors' ``score_multi_vector`` score with the functions of this module.
+
+    They take no scorer as an argument, so ``maxsim_inbatch`` and ``maxsim_kd`` are replaced in the modules that call
+    them, in this process. Returns a function that puts colpali's own back. ImportError if colpali_engine is missing.
+    Zero rows are padding, as in colpali; unlike there they never win a maximum. Smooth maxima and the score of a
+    query's positive document in losses with explicit negatives are written out there and stay colpali's.
+    """
+    from colpali_engine.loss import late_interaction_losses as losses
     from colpali_engine.utils import processing_utils
 
-    modules = (late_interaction_losses, processing_utils)
-    before = [module.maxsim_inbatch for module in modules]
+    places = [(losses, "maxsim_inbatch"), (losses, "maxsim_kd"), (processing_utils, "maxsim_inbatch")]
+    before = [getattr(module, name) for module, name in places]
 
-    def set_scorers(scorers: list[Callable[[Tensor, Tensor], Tensor]]) -> None:
-        for module, scorer in zip(modules, scorers, strict=True):
-            module.maxsim_inbatch = scorer
+    def set_scorers(scorers: Sequence[Callable[..., Tensor]]) -> None:
+        for (module, name), scorer in zip(places, scorers, strict=True):
+            setattr(module, name, scorer)
 
-    set_scorers([colbert_scores] * len(modules))
+    set_scorers((colbert_scores, colbert_kd_scores, colbert_scores))
     return lambda: set_scorers(before)
+
+
+class _Packed(NamedTuple):
+    """queries [q, n1, d], zero where masked; the documents' tokens packed, with their lengths; which have none."""
+
+    queries: Tensor
+    documents: Tensor
+    lengths: Tensor
+    empty: Tensor
+    counts: Tensor  # [q] tokens of each query
+
+    def scores(self, means: Tensor, empty: Tensor, length_normalize: bool) -> Tensor:
+        """``means`` [q, ...] over all n1 positions, as sums or as means over the query's own tokens."""
+        scores = (means * self.queries.shape[1]).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
+        return scores / self.counts.clamp_min(1)[:, None] if length_normalize else scores
+
+
+def _pack(
+    queries: Tensor, documents: Tensor, queries_mask: Tensor | None, documents_mask: Tensor | None
+) -> _Packed:
+    queries_mask = _mask(queries, queries_mask, "queries_mask")
+    documents_mask = _mask(documents, documents_mask, "documents_mask").flatten(0, -2)
+    empty = ~documents_mask.any(dim=1)
+    kept = documents_mask.clone()
+    kept[:, 0] |= empty  # a stand-in, whose score is overwritten
+    zeroed = queries.masked_fill(~queries_mask[..., None], 0)
+    return _Packed(zeroed, documents.flatten(0, -3)[kept], kept.sum(dim=1), empty, queries_mask.sum(dim=1))
 
 
 def _mask(embeddings: Tensor, mask: Tensor | None, name: str) -> Tensor:

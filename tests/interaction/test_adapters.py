@@ -10,7 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from filip.interaction.adapters import colbert_scores, mean_colbert_scores, use_in_colpali
+from filip.interaction.adapters import (
+    colbert_kd_scores,
+    colbert_scores,
+    mean_colbert_scores,
+    use_in_colpali,
+)
 
 BACKENDS = ("reference", "tiled", "auto")
 
@@ -65,6 +70,21 @@ def test_sentence_transformers_scores_and_gradients_are_ours(
     assert_same(found, solve(theirs, query, document, **masks))
     numbers = {name: mask.float() for name, mask in masks.items()}  # masks of numbers mean the same
     assert_same(solve(ours, query, document, **numbers), found)
+
+
+@pytest.mark.parametrize("sign", [None, -1])
+@pytest.mark.parametrize("mean", [False, True])
+def test_sentence_transformers_scores_of_a_querys_own_documents_are_ours(
+    sign: int | None, mean: bool
+) -> None:
+    from sentence_transformers.multi_vector_encoder import scoring
+
+    query, document, query_mask, document_mask = batch(sign)
+    document_mask[3, 1] = False
+    masks = {"queries_mask": query_mask, "documents_mask": document_mask}
+    found = solve(colbert_kd_scores, query, document, length_normalize=mean, **masks)
+    assert found[0].shape == (5, 2) and found[0][3, 1] < -1e8
+    assert_same(found, solve(scoring.colbert_kd_scores, query, document, length_normalize=mean, **masks))
 
 
 def test_a_document_without_a_token_scores_what_it_does_in_sentence_transformers() -> None:
@@ -195,6 +215,18 @@ def test_below_zero_padding_wins_in_pylate_and_never_here(installed: bool) -> No
         torch.testing.assert_close(ours[:, j : j + 1], expected)
 
 
+def test_the_distillation_of_sentence_transformers_takes_the_scorer() -> None:
+    from sentence_transformers.multi_vector_encoder.losses import MultiVectorDistillKLDivLoss
+
+    labels = torch.rand(5, 2, generator=torch.Generator().manual_seed(5))
+    tensors = batch(-1)
+    ours = MultiVectorDistillKLDivLoss(Given(), similarity_fct=colbert_kd_scores)
+    theirs = MultiVectorDistillKLDivLoss(Given())
+    assert_same(
+        loss_and_gradients(ours, tensors, labels=labels), loss_and_gradients(theirs, tensors, labels=labels)
+    )
+
+
 def test_the_loss_of_pylate_takes_the_scorer() -> None:
     losses = pytest.importorskip("pylate.losses", reason="see pylate_itself")
     query, document, query_mask, document_mask = batch(1)
@@ -209,9 +241,9 @@ def colpali() -> Any:
     module = pytest.importorskip(
         "colpali_engine.loss.late_interaction_losses", reason="colpali_engine is missing"
     )
-    before = module.maxsim_inbatch
+    before = module.maxsim_inbatch, module.maxsim_kd
     yield module
-    assert module.maxsim_inbatch is before
+    assert (module.maxsim_inbatch, module.maxsim_kd) == before
 
 
 @pytest.mark.parametrize("name", ["ColbertLoss", "ColbertPairwiseCELoss", "ColbertSigmoidLoss"])
@@ -226,6 +258,23 @@ def test_colpalis_losses_and_gradients_are_ours_where_padding_does_not_win(colpa
     undo = use_in_colpali()
     try:
         assert colpali.maxsim_inbatch is colbert_scores
+        assert_same(solve(zero_padded, query, document), expected)
+    finally:
+        undo()
+
+
+def test_colpalis_explicit_negatives_are_scored_as_ours(colpali: Any) -> None:
+    query, document, query_mask, document_mask = batch(1)
+    loss = colpali.ColbertNegativeCELoss(temperature=0.5)
+    documents = document * document_mask[..., None]
+
+    def zero_padded(query: Tensor, negatives: Tensor) -> Tensor:
+        return loss(query * query_mask[..., None], documents[:, 0], negatives * document_mask[..., None])
+
+    expected = solve(zero_padded, query, document)
+    undo = use_in_colpali()
+    try:
+        assert colpali.maxsim_kd is colbert_kd_scores
         assert_same(solve(zero_padded, query, document), expected)
     finally:
         undo()
