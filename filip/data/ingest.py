@@ -28,7 +28,7 @@ from filip.data.ingesting import LAYOUTS
 from filip.data.ingesting.found import find_part
 from filip.data.ingesting.layout import Layout
 from filip.data.lists import duckdb_io
-from filip.data.prepare import cleaned
+from filip.data.lists.columns import cleaned
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError
 from filip.files import digest, locked, replacing, scratch_folder, write_json

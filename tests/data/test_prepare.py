@@ -9,8 +9,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from filip.data.cards import load_source
-from filip.data.prepare import PrepareConfig, main
+from filip.data.cards import SourceCard, load_source
+from filip.data.prepare import PrepareConfig, main, prepare
 from filip.errors import UserError
 
 PAIRS = [
@@ -299,3 +299,12 @@ def test_a_row_that_says_the_same_of_the_same_url_is_taken_once(tmp_path: Path) 
     report = funnel(tmp_path)
     assert (report["in"], report["out"]) == (5, 3)
     assert report["dropped"] == {"no_url": 1, "repeated_row": 1}
+
+
+def test_a_glob_of_any_kind_names_several_files(tmp_path: Path) -> None:
+    for number in (1, 2, 10):
+        lines = f"url,caption\nhttps://a.org/{number},a dog of list {number}\n"
+        (tmp_path / f"part{number}.csv").write_text(lines)
+    for pattern, rows in (("part?.csv", 2), ("part[12]*.csv", 3), ("*.csv", 3)):
+        card = SourceCard("t", list=str(tmp_path / pattern))
+        assert prepare(card, tmp_path / "out.parquet").n_out == rows, pattern

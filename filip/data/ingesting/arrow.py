@@ -9,8 +9,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from filip.data.cards import SourceCard
-from filip.data.ingesting.layout import Found, Layout, caption_columns, captions_of, files_in, group_of
-from filip.data.ingesting.parquet import bytes_column, image_bytes
+from filip.data.ingesting.layout import Found, Layout, caption_columns, files_in
+from filip.data.ingesting.parquet import bytes_column, found_in, image_bytes
 from filip.errors import UserError
 
 
@@ -34,17 +34,7 @@ class ArrowImages(Layout):
         image = _column(table, part)
         others = [name for name in table.column_names if name != image]
         columns = caption_columns(others, card, part)
-        row = 0
-        for batch in table.select(others).to_batches(1000):
-            for record in batch.to_pylist():
-                yield Found(
-                    f"{part.name}#{row}",
-                    captions_of(record, columns),
-                    str(part.absolute()),
-                    row,
-                    group=group_of(record, card, part),
-                )
-                row += 1
+        yield from found_in(table.select(others).to_batches(1000), columns, card, part)
 
     def read(self, file: str, position: int, size: int) -> bytes:
         table = _table(file)

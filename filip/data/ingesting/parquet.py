@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -34,22 +34,23 @@ class ParquetImages(Layout):
             others = [name for name in file.schema_arrow.names if name != image]
             columns = caption_columns(others, card, part)
             wanted = list(dict.fromkeys([*columns, *([card.group_column] if card.group_column else [])]))
-            row = 0
-            for batch in file.iter_batches(1000, columns=[name for name in wanted if name in others]):
-                for record in batch.to_pylist():
-                    yield Found(
-                        f"{part.name}#{row}",
-                        captions_of(record, columns),
-                        str(part.absolute()),
-                        row,
-                        group=group_of(record, card, part),
-                    )
-                    row += 1
+            batches = file.iter_batches(1000, columns=[name for name in wanted if name in others])
+            yield from found_in(batches, columns, card, part)
 
     def read(self, file: str, position: int, size: int) -> bytes:
         starts, image = _row_groups(file)
         group = int(np.searchsorted(starts, position, side="right")) - 1
         return image_bytes(_row_group(file, group, image), position - int(starts[group]))
+
+
+def found_in(
+    batches: Iterable[pa.RecordBatch], columns: list[str], card: SourceCard, part: Path
+) -> Iterator[Found]:
+    """The rows of ``part``, by their numbers; ``columns`` are those of the captions."""
+    records = (record for batch in batches for record in batch.to_pylist())
+    for row, record in enumerate(records):
+        captions, group = captions_of(record, columns), group_of(record, card, part)
+        yield Found(f"{part.name}#{row}", captions, str(part.absolute()), row, group=group)
 
 
 def image_bytes_column(path: Path) -> str | None:

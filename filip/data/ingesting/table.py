@@ -22,7 +22,7 @@ from filip.data.ingesting.layout import (
 )
 from filip.data.ingesting.parquet import image_bytes_column
 from filip.data.lists import duckdb_io
-from filip.data.prepare import COMPRESSIONS, relation
+from filip.data.lists.reading import COMPRESSIONS, relation
 from filip.errors import UserError
 
 TABLES = (".csv", ".tsv", ".jsonl", ".ndjson", ".parquet")
