@@ -28,11 +28,34 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
     part = path.with_name(f".{path.name}{own}.part")
     try:
         yield part
-        os.replace(part, path)
-    except BaseException:
-        with suppress(FileNotFoundError):
+        publish(part, path)
+    except BaseException as error:
+        with suppress(OSError):  # there is none, or the folder is read-only
             part.unlink()
+        _name_the_place(error, path)
         raise
+
+
+def publish(part: Path, path: Path) -> None:
+    """Give a finished file its name once its bytes are on the disk: a power cut leaves no name of an empty file."""
+    if not part.is_symlink():  # to a file of somebody else's
+        _sync(part)
+    os.replace(part, path)
+    _sync(path.parent)
+
+
+def _sync(path: Path) -> None:
+    file = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(file)
+    finally:
+        os.close(file)
+
+
+def _name_the_place(error: BaseException, path: Path) -> None:
+    """A write that fails for want of room does not know of which file: the message to the user should."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
+        error.filename = str(path)
 
 
 @contextmanager
@@ -49,9 +72,10 @@ def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[P
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield folder
-    except BaseException:
+    except BaseException as error:
         if not keep_on_failure:
             shutil.rmtree(folder, ignore_errors=True)
+        _name_the_place(error, out)
         raise
     shutil.rmtree(folder, ignore_errors=True)
 

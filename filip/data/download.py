@@ -10,7 +10,6 @@ their own. img2dataset exits with 0 whatever happened; here a missing shard is a
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
@@ -36,7 +35,7 @@ from filip.data.fetching.passes import (
 )
 from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.prepare import RESERVED
+from filip.data.lists.columns import RESERVED
 from filip.data.text_rules import check_list
 from filip.errors import UserError
 from filip.files import locked
@@ -135,13 +134,13 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
     for shard in todo:  # what is left of it must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
-    # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
-    os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     if load.distributor == "multiprocessing":
         _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching import img2dataset_setup
-    from filip.data.fetching.shards import ListReader, run_cluster, run_processes, shard_name
+    from filip.data.fetching.cluster import cluster_workers
+    from filip.data.fetching.shards import ListReader, shard_name
+    from filip.data.fetching.workers import LocalWorkers, Workers, download_shards
 
     reader = ListReader(
         Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
@@ -149,13 +148,14 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
     reader.wanted = todo
     downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
+    workers: Workers
     if load.distributor == "multiprocessing":
-        what = "download" if this["first_shard"] == 0 else "download, retry"
-        with Progress(what, "shards", len(todo)) as progress:
-            finished = _ShardProgress(folder, progress)
-            failures = run_processes(downloader, reader, min(load.processes, len(todo)), finished)
+        workers = LocalWorkers(downloader, min(load.processes, len(todo)))
     else:
-        failures = run_cluster(load.distributor, downloader, reader, load.processes)
+        workers = cluster_workers(load.distributor, downloader, load.processes)
+    what = "download" if this["first_shard"] == 0 else "download, retry"
+    with Progress(what, "shards", len(todo)) as progress:
+        failures = download_shards(workers, downloader, reader, _ShardProgress(folder, progress))
     if failures:
         listed = "; ".join(f"{shard_name(shard)}: {why}" for shard, why in sorted(failures.items())[:5])
         raise UserError(

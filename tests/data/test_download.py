@@ -1,12 +1,10 @@
 """Real img2dataset against a hostile server: every URL in one bucket, every image right, any moment interruptible."""
 
 import hashlib
-import importlib
 import io
 import json
 import os
 import resource
-import shutil
 import signal
 import subprocess
 import sys
@@ -14,6 +12,7 @@ import tarfile
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -206,8 +205,12 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
     """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
     # leaves 1 s an image and 3 s of time-outs
-    for name, value in {"SECONDS_PER_SHARD": 0, "LONGEST_WAIT": 0, "SHARD_TRIES": 2}.items():
-        monkeypatch.setattr(f"filip.data.fetching.shards.{name}", value)
+    for name, value in {
+        "shards.SECONDS_PER_SHARD": 0,
+        "shards.LONGEST_WAIT": 0,
+        "workers.SHARD_TRIES": 2,
+    }.items():
+        monkeypatch.setattr(f"filip.data.fetching.{name}", value)
     for n in range(3):
         (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())
     os.mkfifo(tmp_path / "3.jpg")
@@ -224,7 +227,8 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
 @pytest.mark.slow
 def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     from filip.data.fetching.img2dataset_setup import make_downloader
-    from filip.data.fetching.shards import SHARD_TRIES, ListReader, run_processes
+    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, download_shards
     from tests.data.poisoned import POISON, Poisoned
 
     settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
@@ -238,7 +242,7 @@ def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
     reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
     reader.wanted = set(range(9))
     done: list[int] = []
-    failures = run_processes(downloader, reader, 2, done.append)
+    failures = download_shards(LocalWorkers(downloader, 2), downloader, reader, done.append)
     assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
     assert sorted(done) == [shard for shard in range(9) if shard != POISON]
     assert len(list(out.glob("*_stats.json"))) == 8
@@ -285,33 +289,6 @@ def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: 
     named = " ".join(fragment.notes["examples"]["crashed"])
     assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
     assert not list(tmp_path.rglob("*.progress"))
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("distributor", ["pyspark", "ray"])
-def test_a_cluster_engine_on_this_machine_gives_the_same_bytes(tmp_path: Path, distributor: str) -> None:
-    if distributor == "ray":
-        pytest.importorskip("ray")  # not a development dependency: a second engine through the same code
-    module = importlib.import_module(distributor)
-    if distributor == "pyspark" and not shutil.which("java"):
-        pytest.skip("Spark needs Java")
-    settings = {"image_size": 32, "samples_per_shard": 20, "threads": 4, "retry_passes": 0}
-    raw = {"name": "c", "download": settings, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
-    with hostile.hostile_server() as server:
-        urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(50)]
-        source = write_list(tmp_path / "list.parquet", urls)
-        fragments = []
-        for name in ("multiprocessing", distributor):
-            card = parse_card(raw, Path("c.yaml"))
-            card.download.distributor = name
-            fragments.append(download(source, tmp_path / name, card))
-        if distributor == "pyspark":
-            module.sql.SparkSession.getActiveSession().stop()
-        else:
-            module.shutdown()
-    assert fragments[0].dropped == fragments[1].dropped == {"http_404": 6}
-    assert hashes(tmp_path / "multiprocessing") == hashes(tmp_path / distributor)
-    assert len(hashes(tmp_path / distributor)) == 6
 
 
 def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
@@ -375,6 +352,54 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         downloader.download_shard(row)
     assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".parquet", "_stats.json"}
     assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
+
+
+class OneAfterTheOther:
+    """Workers in this very process."""
+
+    shards_per_pool, one_death_ends_the_pool = 1000, False
+
+    def __init__(self, downloader) -> None:
+        self.downloader = downloader
+
+    @contextmanager
+    def pool(self, alone: bool):
+        from filip.data.fetching.shards import run_shard
+
+        def submit(row) -> Future:
+            future: Future = Future()
+            future.set_result(run_shard(self.downloader, row, 600))
+            return future
+
+        yield submit
+
+    def in_flight(self, alone: bool) -> int:
+        return 1
+
+
+def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import download_shards
+
+    settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    out = tmp_path / "shards"
+    out.mkdir()
+    with hostile.hostile_server() as server:
+        source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
+        reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
+        reader.wanted = set(range(5))
+        workers = OneAfterTheOther(make_downloader(card, out, ["url", "caption"], []))
+        done: list[int] = []
+        full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
+        with disk_with_room_for(30_000), full:
+            download_shards(workers, workers.downloader, reader, done.append)
+        assert not done and server.requests.total() < 20, "neither the rest of the shard nor the next"
+        reader.wanted = set(range(5))
+        assert download_shards(workers, workers.downloader, reader, done.append) == {}
+    assert done == list(range(5))
 
 
 def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:

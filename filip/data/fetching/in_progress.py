@@ -44,7 +44,7 @@ class InProgress:
         """End the work on the shard; ``complete``: nobody has to know any longer what was in progress."""
         os.close(self._file)
         if complete:
-            self.path.unlink()
+            self.path.unlink(missing_ok=True)  # a worker that a cluster took for lost may do the same shard
 
 
 def suspects(path: Path) -> set[int]:

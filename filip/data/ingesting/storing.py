@@ -26,7 +26,7 @@ from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.ingesting import LAYOUTS
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
-from filip.files import digest, write_json
+from filip.files import digest, publish, write_json
 
 SUFFIXES = (
     ".tar",
@@ -109,7 +109,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
         # the mark of completeness goes first: between two shards of one number there is none that looks complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
         for suffix in SUFFIXES:
-            os.replace(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
+            publish(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
         complete = True
     finally:
         progress.close(complete)

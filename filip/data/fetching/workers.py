@@ -1,0 +1,217 @@
+"""Shards given to workers, and tried again when one fails or its worker dies.
+
+``download_shards`` does that for any :class:`Workers`: processes of this machine here (multiprocessing.Pool would wait
+forever for a worker that was killed), a Spark or Ray cluster in ``cluster``.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, as_completed, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import AbstractContextManager, contextmanager
+from itertools import chain, islice
+from multiprocessing import get_context
+from typing import Protocol
+
+from filip.data.fetching.in_progress import suspects
+from filip.data.fetching.shards import (
+    DISK_FULL,
+    ListReader,
+    Outcome,
+    ShardDownloader,
+    is_complete,
+    longest_time,
+    progress_file,
+    run_shard,
+    shard_name,
+)
+from filip.errors import UserError
+from filip.progress import say
+from filip.worker_pool import die_with_parent
+
+SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
+SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
+DEAD_WORKERS = (
+    10  # times all that was in flight, in a row, without one shard done: the fault is not a shard's
+)
+DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
+
+Row = tuple[int, str]  # a shard and the file with its part of the list
+Submit = Callable[[Row], "Future[Outcome]"]  # the future raises if the worker died
+
+
+class Workers(Protocol):
+    """Something that downloads shards."""
+
+    shards_per_pool: int  # after which a new pool is opened
+    one_death_ends_the_pool: bool  # what else was in flight is lost, too
+
+    def pool(self, alone: bool) -> AbstractContextManager[Submit]:
+        """Workers to give shards to. ``alone``: they are under suspicion, so that one at a time is given."""
+        ...
+
+    def in_flight(self, alone: bool) -> int:
+        """How many shards may wait or run at once; the list is cut only as fast as they are taken."""
+        ...
+
+
+class LocalWorkers:
+    """Processes of this machine, forked from a server that ``filip.data.download`` started and told what to import."""
+
+    one_death_ends_the_pool = True
+
+    def __init__(self, downloader: ShardDownloader, processes: int) -> None:
+        self.downloader, self.processes = downloader, processes
+        self.shards_per_pool = SHARDS_PER_WORKER * processes
+        self.limit = longest_time(downloader)
+
+    @contextmanager
+    def pool(self, alone: bool) -> Iterator[Submit]:
+        processes = 1 if alone else self.processes
+        with ProcessPoolExecutor(processes, get_context("forkserver"), die_with_parent) as pool:
+            yield lambda row: pool.submit(run_shard, self.downloader, row, self.limit)
+
+    def in_flight(self, alone: bool) -> int:
+        return 1 if alone else 2 * self.processes
+
+
+def download_shards(
+    workers: Workers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
+) -> dict[int, str]:
+    """Download the reader's wanted shards; calls ``finished(shard)``; returns {shard: why it could not be completed}.
+
+    A shard that failed, or whose worker was killed, is tried again, SHARD_TRIES times in all. Where one death takes
+    others with it, all that was in flight is suspect and is tried one by one, so that only the one at fault fails.
+    Raises UserError when the disk is full, or when workers do nothing but die.
+    """
+    try:
+        return _tries(workers, downloader, reader, finished)
+    except OSError as error:
+        if error.errno not in DISK_FULL:
+            raise
+        raise UserError(
+            f"{downloader.final_folder} cannot be written to: {os.strerror(error.errno)}. What is done is kept: make "
+            "room and run the same command again"
+        ) from error
+
+
+def _tries(
+    workers: Workers, downloader: ShardDownloader, reader: ListReader, finished: Callable[[int], None]
+) -> dict[int, str]:
+    folder, todo = downloader.final_folder, set(reader.wanted)
+    failures: dict[int, str] = {}
+    suspected: set[int] = set()
+    deadly: dict[int, int] = {}  # shard: how many of its images are known to kill, or were in progress
+    attempt = 0
+    while attempt < SHARD_TRIES:
+        failures = {}
+        todo = {shard for shard in todo if not is_complete(folder, shard)}
+        lost: dict[int, str] = {}
+        for shards, alone in ((todo - suspected, False), (todo & suspected, True)):
+            reader.wanted = shards
+            if shards:
+                lost |= _run_round(workers, downloader, reader, alone, finished, failures)
+        if workers.one_death_ends_the_pool:
+            suspected |= set(lost)
+        failures |= lost
+        if not failures:
+            break
+        # An image in progress is tested before the next try, so that one gets further than this one did.
+        now = {shard: len(suspects(progress_file(folder, shard))) for shard in lost}
+        further = any(deadly.get(shard, 0) < count <= DEADLY_IMAGES for shard, count in now.items())
+        deadly |= now
+        attempt += not further
+        again = "again" if attempt < SHARD_TRIES else "given up"
+        for shard, failure in sorted(failures.items())[:5]:
+            say(f"download: shard {shard_name(shard)}: {failure}; {again}")
+    return failures
+
+
+def _run_round(
+    workers: Workers,
+    downloader: ShardDownloader,
+    reader: ListReader,
+    alone: bool,
+    finished: Callable[[int], None],
+    failures: dict[int, str],
+) -> dict[int, str]:
+    """Try each of the reader's wanted shards once; returns those whose worker died, with what is known of it."""
+    lost: dict[int, str] = {}
+    deaths = 0  # since a shard was done
+    rows = iter(reader)
+    while first := list(islice(rows, 1)):
+        part = chain(first, islice(rows, workers.shards_per_pool - 1))
+        died: dict[int, str] = {}
+        with workers.pool(alone) as submit:
+            for shard, outcome in _outcomes(workers, submit, part, alone):
+                if isinstance(outcome, str):
+                    died[shard] = outcome
+                    deaths += 1
+                elif outcome.disk is not None:
+                    raise OSError(outcome.disk, outcome.failure)
+                elif outcome.failure is None:
+                    deaths = 0
+                    finished(shard)
+                else:
+                    deaths = 0
+                    failures[shard] = outcome.failure
+                if deaths >= DEAD_WORKERS * workers.in_flight(alone):
+                    raise UserError(
+                        f"download: {deaths} workers in a row died before any finished a shard ({died[shard]}; out of "
+                        "memory? a broken installation?). Finished shards are kept: fix the cause, or give fewer "
+                        "processes and threads, and run the same command again"
+                    )
+        lost |= _without_those_that_were_done(died, downloader, finished)
+    return lost
+
+
+def _without_those_that_were_done(
+    died: dict[int, str], downloader: ShardDownloader, finished: Callable[[int], None]
+) -> dict[int, str]:
+    """The shards of dead workers that are not complete; ``finished`` is called with the others."""
+    if not died:
+        return died
+    names = ", ".join(map(shard_name, sorted(died)))
+    say(
+        f"download: a worker was killed (out of memory?) or stuck; in progress were shards {names}: they are tried "
+        "again after the others"
+    )
+    complete = {shard for shard in died if is_complete(downloader.final_folder, shard)}
+    for shard in sorted(complete):
+        finished(shard)
+    return {shard: why for shard, why in died.items() if shard not in complete}
+
+
+def _outcomes(
+    workers: Workers, submit: Submit, rows: Iterable[Row], alone: bool
+) -> Iterator[tuple[int, Outcome | str]]:
+    """(shard, outcome, or why its worker died) as they come; ends early if the pool is broken."""
+    running: dict[Future[Outcome], int] = {}
+    broken = False
+    for row in rows:
+        try:
+            running[submit(row)] = row[0]
+        except BrokenProcessPool as error:
+            yield row[0], _death(error)
+            break
+        while running and len(running) >= workers.in_flight(alone):
+            for future in wait(running, return_when=FIRST_COMPLETED).done:
+                broken |= future.exception() is not None
+                yield running.pop(future), _result(future)
+        if broken and workers.one_death_ends_the_pool:
+            break
+    for future in as_completed(running):
+        yield running[future], _result(future)
+
+
+def _result(future: Future[Outcome]) -> Outcome | str:
+    error = future.exception()
+    return future.result() if error is None else _death(error)
+
+
+def _death(error: BaseException) -> str:
+    if isinstance(error, BrokenProcessPool):
+        return "its worker was killed (out of memory?) or stuck"
+    return f"its worker failed: {str(error).strip().split('. ')[0]}"  # Ray goes on with advice

@@ -1,0 +1,222 @@
+"""Disks that are full or read-only, for every stage that writes: one sentence, nothing lost, and a rerun continues."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from filip.command import run_command
+from filip.data.fetching.outcomes import TAR_SHA256
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.sidecar import read_sidecar
+from filip.files import sha256_of
+from tests.data.own_images import CAPTIONS, text_beside
+from tests.data.pair_shards import write_pairs
+
+ROWS = 400
+
+
+@dataclass
+class SmallDisk:
+    """A file system of one megabyte."""
+
+    path: Path
+
+    def fill(self, free: int = 0) -> None:
+        """Leave ``free`` bytes."""
+        filler = self.path / "filler"
+        with open(filler, "wb", buffering=0) as file:
+            try:
+                while True:
+                    file.write(bytes(4096))
+            except OSError:
+                pass
+        os.truncate(filler, filler.stat().st_size - free)
+
+    def make_room(self) -> None:
+        (self.path / "filler").unlink()
+
+    def remount(self, how: str) -> None:
+        subprocess.run(["mount", "-o", f"remount,{how}", self.path], check=True, capture_output=True)
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[SmallDisk]:
+    path = tmp_path / "disk"
+    path.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", path]
+    if os.geteuid() or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    try:
+        yield SmallDisk(path)
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+@dataclass
+class Command:
+    """One stage: its module, the class of its options, and its arguments, of which ``OUT`` is the folder to fill."""
+
+    module: str
+    schema: str
+    arguments: list[str]
+
+    def run(self, out: Path) -> None:
+        module = import_module(f"filip.data.{self.module}")
+        argv = [argument.replace("OUT", str(out)) for argument in self.arguments]
+        run_command(module.main, getattr(module, self.schema), argv=argv)
+
+
+CARD = """
+name: t
+text_rules: {language: false, max_repeats: 0}
+image_rules: {min_side: 0}
+download: {image_size: 64, samples_per_shard: 2, processes: 1}
+back_translation: {engine: none, pivots: []}
+"""
+
+
+def commands(folder: Path) -> dict[str, Command]:
+    """Every stage on a little data of its own below ``folder``."""
+    captions = [f"a photo of {n} dogs at the lake {n * 7919 % 5003}" for n in range(ROWS)]
+    rows = {"url": [f"https://a.org/{n}" for n in range(ROWS)], "caption": captions}
+    listed = folder / "l.parquet"
+    pq.write_table(pa.table(rows), listed)
+    (folder / "c.yaml").write_text(CARD)
+    text_beside(folder / "photos")
+    pairs = write_pairs(folder, [20, 20])
+    for shard in range(2):
+        about = {
+            "url": [f"https://a.org/{n}" for n in range(20)],
+            "caption": [row["captions"][0] for row in read_sidecar(pairs.sidecar(shard))],
+            "key": pairs.keys[20 * shard : 20 * shard + 20],
+            "status": ["success"] * 20,
+            "error_message": pa.nulls(20, pa.string()),
+            **dict.fromkeys(("width", "height", "original_width", "original_height"), [20] * 20),
+            "sha256": ["0" * 64] * 20,
+        }
+        table = pa.table(about).replace_schema_metadata({TAR_SHA256: sha256_of(pairs.tar(shard))})
+        pq.write_table(table, pairs.tar(shard).with_suffix(".parquet"))
+        pairs.tar(shard).with_name(f"{shard:05d}_stats.json").write_text("{}")
+    for stage, given, left in (("text_rules", ROWS, 40), ("download", 40, 40), ("translate", 40, 40)):
+        dropped = {"not_english": given - left}
+        write_fragment(folder / f"{stage}.json", Fragment(stage, "t", given, left, dropped))
+    kept = folder / "kept.parquet"
+    pq.write_table(pa.table({name: values[:40] for name, values in rows.items()}), kept)
+    card, shards, sidecars = (
+        f"source={folder}/c.yaml",
+        f"shards={folder}/shards",
+        f"captions={folder}/captions",
+    )
+    funnels = ",".join(f"{folder}/{stage}.json" for stage in ("text_rules", "download", "translate"))
+    made = [card, f"list={listed}", f"kept={kept}", shards, sidecars, f"funnels=[{funnels}]"]
+    single = {"threads": "threads=1", "processes": "processes=1"}
+    urls = [(folder / "photos" / name).as_uri() for name in CAPTIONS]
+    pq.write_table(pa.table({"url": urls, "caption": list(CAPTIONS)}), folder / "photos.parquet")
+    (folder / "d.yaml").write_text(f"{CARD}image_root: {folder / 'photos'}\n")
+    return {
+        "prepare": Command(
+            "prepare", "PrepareConfig", [f"source={listed}", "out=OUT/l.parquet", "funnel=OUT/f.json"]
+        ),
+        "text_rules": Command(
+            "text_rules",
+            "TextRulesConfig",
+            [card, f"list={listed}", "out=OUT/k.parquet", "dropped=OUT/d.parquet", "funnel=OUT/f.json"],
+        ),
+        "ingest": Command(
+            "ingest",
+            "IngestConfig",
+            [card, f"images={folder}/photos", "out=OUT/shards", "funnel=OUT/f.json", *single.values()],
+        ),
+        "download": Command(
+            "download",
+            "DownloadConfig",
+            [
+                f"source={folder}/d.yaml",
+                f"list={folder}/photos.parquet",
+                "out=OUT/shards",
+                "funnel=OUT/f.json",
+            ],
+        ),
+        "translate": Command(
+            "translate",
+            "TranslateConfig",
+            [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single.values()],
+        ),
+        "filter": Command(
+            "filter",
+            "FilterConfig",
+            [
+                card,
+                shards,
+                sidecars,
+                "out=OUT/filtered",
+                "max_distance=3",
+                "funnel=OUT/f.json",
+                *single.values(),
+            ],
+        ),
+        "manifest": Command("manifest", "ManifestConfig", [*made, "out=OUT/manifest.json"]),
+        "inspect": Command("inspect", "InspectConfig", [shards, sidecars, "out=OUT/sheet.html", "count=2"]),
+        "funnel": Command("funnel", "FunnelConfig", [f"fragments=[{funnels}]", "out=OUT/funnel.json"]),
+    }
+
+
+STAGES = [
+    "prepare",
+    "text_rules",
+    "ingest",
+    pytest.param("download", marks=pytest.mark.slow),
+    "translate",
+    "filter",
+    "manifest",
+    "inspect",
+    "funnel",
+]
+
+
+def files_of(folder: Path) -> dict[str, Any]:
+    """What is in a folder, without what depends on when it was made."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.suffix in (".tar", ".parquet") else None
+        for path in paths
+    }
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_disk_without_room_is_one_sentence_and_the_next_run_goes_on(
+    tmp_path: Path, disk: SmallDisk, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = commands(tmp_path)[stage]
+    out = disk.path / "out"
+    # or bytes that are left; each run of the download starts processes
+    for obstacle in ("read-only", 4096) if stage == "download" else ("read-only", 0, 4096, 16384):
+        if obstacle == "read-only":
+            disk.remount("ro")
+        else:
+            disk.fill(int(obstacle))
+        try:
+            command.run(out)
+        except SystemExit as stopped:
+            said = capsys.readouterr().err
+            assert stopped.code == 2 and "Traceback" not in said, said
+            (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+            assert error == said.splitlines()[-1] and str(tmp_path) in error, said
+        else:
+            assert obstacle in (4096, 16384), "files had room in nothing"
+        if obstacle == "read-only":
+            disk.remount("rw")
+        else:
+            disk.make_room()
+    command.run(out)
+    command.run(tmp_path / "whole")
+    capsys.readouterr()
+    assert files_of(out) == files_of(tmp_path / "whole")
