@@ -86,6 +86,9 @@ class BackTranslationSettings:
     min_similarity: float | None = (
         None  # least cosine of sentence embeddings (about 0.8); null = not measured
     )
+    min_pivot_similarity: float | None = (
+        None  # least cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
+    )
     share: float = (
         1.0  # of the distinct captions, by hash, that are translated; the others keep their original only
     )

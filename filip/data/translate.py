@@ -19,13 +19,12 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
-import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.captions.acceptance import MAX_ORIGINALS, rejection
-from filip.data.captions.same_images import CONTENT, PLAIN, find_same_images, group_of_root
-from filip.data.captions.semantic_similarity import require_packages, similarities
+from filip.data.captions.judging import Limits, judge
+from filip.data.captions.same_images import CONTENT, find_same_images, group_of_root
+from filip.data.captions.semantic_similarity import require_packages, require_pivots
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
@@ -35,7 +34,6 @@ from filip.data.lists import duckdb_io
 from filip.data.sidecar import group_id, write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing
-from filip.worker_pool import run_blocks
 
 SAMPLES = 10  # candidates shown per reason
 
@@ -70,6 +68,7 @@ def main(config: TranslateConfig) -> None:
         models=config.models or settings.models,
         cache=Path(config.cache or Path(config.out) / "_cache").resolve(),
         min_similarity=settings.min_similarity,
+        min_pivot_similarity=settings.min_pivot_similarity,
         share=settings.share,
         processes=config.processes,
         threads=config.threads,
@@ -102,6 +101,7 @@ class Job:
     models: str | None
     cache: Path
     min_similarity: float | None = None
+    min_pivot_similarity: float | None = None
     share: float = 1.0  # of the distinct captions that are translated
     processes: int = 2
     threads: int = 2
@@ -153,7 +153,8 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
     with locked(work / "lock", f"another process is at work in {job.out}: wait for it or stop it"):
         for cache, plan in zip(caches, plans, strict=True):
             cache.fill(plan, job.processes)
-        judged = _judge(con, job, caches, captions, work)
+        limits = Limits(job.min_similarity, job.min_pivot_similarity)
+        judged = judge(con, caches, captions, work, limits, job.processes)
         _write_sidecars(con, job, rows, judged)
         fragment = _account(con, job, caches, captions, judged)
         con.close()
@@ -171,13 +172,16 @@ def _within(share: float) -> str:
 def open_caches(job: Job) -> list[TranslationCache]:
     """One cache per pivot. Loading each engine here, too, turns what is missing into an error at once."""
     pivots = [] if job.engine == "none" else job.pivots
-    if pivots and job.min_similarity is not None:
-        require_packages()
+    for setting in ("min_similarity", "min_pivot_similarity"):
+        if pivots and getattr(job, setting) is not None:
+            require_packages(setting)
+    checked = job.min_pivot_similarity is not None
+    if checked:
+        require_pivots(pivots)
+    models = {pivot: load_engine(job.engine, pivot, job.models).model for pivot in pivots}
     return [
-        TranslationCache(
-            job.cache, job.engine, pivot, job.models, load_engine(job.engine, pivot, job.models).model
-        )
-        for pivot in pivots
+        TranslationCache(job.cache, job.engine, pivot, job.models, model, checked)
+        for pivot, model in models.items()
     ]
 
 
@@ -225,86 +229,6 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
         "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "
         f"generate_subscripts(captions, 1) AS nth FROM {counted_only(job.shards, images)})"
     )
-
-
-def _judge(
-    con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, work: Path
-) -> str:
-    """Judge every candidate; SQL of (caption, pivot_index, back, reason), reason NULL = accepted."""
-    nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
-    if not caches:
-        return nothing
-    union = " UNION ALL ".join(
-        f"SELECT caption, {pivot} AS pivot_index, back FROM {duckdb_io.parquet(captions)} JOIN {cache.sql()} "
-        "ON caption = text"
-        for pivot, cache in enumerate(caches)
-    )
-    back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
-    # a killed run may be asked for again with another engine, pivot or limit
-    engines_id = digest([cache.folder.name for cache in caches])[:16]
-    candidates = work / f"candidates-{engines_id}.parquet"
-    if not candidates.exists():
-        duckdb_io.write_parquet(
-            con,
-            f"""WITH plain AS (
-                    SELECT *, {back_plain} AS back_plain, {caption_plain} AS caption_plain FROM ({union})),
-                shared AS (
-                    SELECT pivot_index, back_plain, count(DISTINCT caption_plain) AS originals
-                    FROM plain GROUP BY ALL)
-                SELECT caption, pivot_index, back, originals,
-                    row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index) AS nth
-                FROM plain JOIN shared USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
-            candidates,
-            "translate: candidates",
-            _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), job),
-        )
-    folder = work / f"judged-{engines_id}-{job.min_similarity}"
-    folder.mkdir(exist_ok=True)
-    groups = pq.ParquetFile(candidates).metadata
-    todo = [
-        (candidates, group, folder / f"{group:05d}.parquet", job.min_similarity)
-        for group in range(groups.num_row_groups)
-    ]
-    run_blocks(
-        judge_block,
-        [block for block in todo if not block[2].exists()],
-        job.processes,
-        what="translate: guard",
-        unit="candidates",
-        total=groups.num_rows,
-    )
-    return duckdb_io.parquet(folder / "*.parquet") if todo else nothing
-
-
-def _rows_per_block(candidates: int, job: Job) -> int:
-    """Of the guard: seconds of work by the rules alone; embeddings take a thousand times as long."""
-    if job.min_similarity is None:
-        return duckdb_io.ROWS_PER_GROUP
-    return min(5000, max(250, -(-candidates // (4 * job.processes))))
-
-
-def judge_block(candidates: Path, group: int, path: Path, min_similarity: float | None) -> int:
-    """Give each candidate of one row group its reason to be dropped, or None."""
-    table = pq.ParquetFile(candidates).read_row_group(group)
-    rows = table.to_pylist()
-    reasons = [rejection(row["caption"], row["back"]) for row in rows]
-    for i, row in enumerate(rows):
-        if reasons[i] is None and row["originals"] > MAX_ORIGINALS:
-            reasons[i] = "collapsed"
-        if reasons[i] is None and row["nth"] > 1:
-            reasons[i] = "duplicate"  # another pivot gave the same
-    standing = [i for i, reason in enumerate(reasons) if reason is None]
-    if min_similarity is not None and standing:
-        found = similarities([rows[i]["caption"] for i in standing], [rows[i]["back"] for i in standing])
-        for i, similarity in zip(standing, found, strict=True):
-            if similarity < min_similarity:
-                reasons[i] = "meaning_changed"
-    table = table.select(["caption", "pivot_index", "back"]).append_column(
-        "reason", pa.array(reasons, pa.string())
-    )
-    with replacing(path) as part:
-        pq.write_table(table, part, compression="zstd")
-    return table.num_rows
 
 
 def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:

@@ -1,6 +1,7 @@
 import pytest
 
 from filip.data.captions.acceptance import names, numbers, plain, rejection
+from tests.support.captions import pivot_errors
 
 
 @pytest.mark.parametrize(
@@ -58,3 +59,16 @@ def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
     others = ["a surfer rides a wave on his board", caption, "a cat sleeping on a red sofa"]
     paraphrase, same, different = similarities([caption] * 3, others)
     assert same > 0.999 and paraphrase > 0.8 > 0.4 > different
+
+
+def test_a_wrong_flag_number_or_negation_in_the_pivot_is_further_from_the_caption() -> None:
+    """At 0.75 on pairs with one known error each; docs/data.md has the table."""
+    from filip.data.captions.semantic_similarity import pivot_similarities
+
+    rows = pivot_errors()
+    english = [row["english"] for row in rows]
+    right = pivot_similarities(english, [row["right"] for row in rows]) < 0.75
+    wrong = pivot_similarities(english, [row["wrong"] for row in rows]) < 0.75
+    assert right.mean() < 0.06
+    for kind, least in (("flag", 0.9), ("thing", 0.8), ("number", 0.6), ("negation", 0.5)):
+        assert wrong[[row["kind"] == kind for row in rows]].mean() > least, kind

@@ -139,7 +139,7 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
 
     def say(favourites: list[str]) -> dict[str, int]:
         backs = ["A company car." if text in favourites else f"{text} in view" for text in texts]
-        pq.write_table(pa.table({"text": texts, "back": backs}, table.schema), cached)
+        pq.write_table(pa.table({"text": texts, "back": backs}), cached)
         fragment = translate(this)
         assert fragment is not None and fragment.n_in == 7
         return dict(fragment.dropped)
@@ -149,6 +149,26 @@ def test_collapsed_translations_are_dropped_over_the_whole_data_set(tmp_path: Pa
     assert say(vans) == {"collapsed": 4}
     candidates = [row["captions"][1:] for row in rows_of(this.out).values()]
     assert candidates == [[], [], [], [], *([f"{lorry} in view"] for lorry in lorries)]
+
+
+def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) -> None:
+    captions = [
+        CAPTIONS[0],
+        CAPTIONS[1],
+        CAPTIONS[5],
+    ]  # whose translations have the cosines 0.75, 0.83 and 0.76
+    make_shards(tmp_path / "shards", captions)
+    assert translate(job(tmp_path)).n_out == 3
+    for path in (tmp_path / "cache").rglob("*.parquet"):
+        table = pq.read_table(path)
+        assert "um homem montando uma onda no topo de uma prancha" in table["pivot_text"].to_pylist()
+        pq.write_table(table.drop_columns("pivot_text"), path)  # as earlier versions left it
+    assert translate(job(tmp_path)).n_out == 3
+    samples = translate(job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
+    found = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
+    assert found == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}
+    with pytest.raises(UserError, match="does not know the pivot ca, only ar, de"):
+        translate(job(tmp_path, pivots=["ca"], min_pivot_similarity=0.75))
 
 
 def test_groups_come_from_the_card_column_and_the_source(tmp_path: Path) -> None:
@@ -234,9 +254,11 @@ def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:
         translate(job(tmp_path, pivots=["de"]))
     with pytest.raises(UserError, match=r"no NNNNN\.parquet in"):
         translate(job(tmp_path, shards=tmp_path / "nothing"))
-    monkeypatch.setattr("filip.data.captions.semantic_similarity.PACKAGES", ("no_such_package",))
-    with pytest.raises(UserError, match="min_similarity needs no_such_package"):
-        translate(job(tmp_path, min_similarity=0.8))
+    missing = dict.fromkeys(("min_similarity", "min_pivot_similarity"), (("no_such_package",), "it"))
+    monkeypatch.setattr("filip.data.captions.semantic_similarity.PACKAGES", missing)
+    for setting in missing:
+        with pytest.raises(UserError, match=f"{setting} needs no_such_package: pip install it"):
+            translate(job(tmp_path, **{setting: 0.8}))
     with pytest.raises(UserError, match="part=4/4"):
         parse_part("4/4")
     assert parse_part("3/16") == (3, 16) and parse_part(None) is None

@@ -80,6 +80,15 @@ def parallel_captions() -> dict[str, list[str]]:
     return {language: [row[language] for row in rows] for language in rows[0]}
 
 
+def pivot_errors() -> list[dict[str, str]]:
+    """144 captions with a right and a wrong translation into German, Portuguese or Russian, written for this purpose.
+
+    Columns kind (of the error: flag, number, negation, thing), english, language, right, wrong.
+    """
+    with open(DATA / "pivot_errors.tsv", encoding="utf-8") as file:
+        return list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
+
+
 def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str, float]:
     """Shares of English and of other languages that the rule accepts, for captions of that many words."""
     kept: dict[bool, list[bool]] = {True: [], False: []}

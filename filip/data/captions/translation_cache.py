@@ -13,14 +13,15 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.engines import Engine, back_translate, load_engine
+from filip.data.engines import Engine, load_engine, round_trips
 from filip.data.lists import duckdb_io
 from filip.files import digest, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
 # Captions per block: about BLOCKS blocks within the two bounds. Each is one file, and a killed run loses one at most.
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
-SCHEMA = pa.schema([("text", pa.string()), ("back", pa.string())])
+SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
+EMPTY = "SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false"
 _engines: list[Engine] = []  # of a worker process: loaded once
 
 
@@ -30,19 +31,27 @@ def block_size(captions: int) -> int:
 
 
 class TranslationCache:
-    """The translations of one engine, pivot and model: a folder of Parquet files (text, back)."""
+    """The translations of one engine, pivot and model: a folder of Parquet files (text, pivot_text, back).
 
-    def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
-        self.engine, self.pivot, self.models = engine, pivot, models
+    ``with_pivots``: what earlier versions left without ``pivot_text`` does not count, and is translated again.
+    """
+
+    def __init__(
+        self, root: Path, engine: str, pivot: str, models: str | None, model: str, with_pivots: bool = False
+    ) -> None:
+        self.engine, self.pivot, self.models, self.with_pivots = engine, pivot, models, with_pivots
         self.folder = root / f"{engine}-{pivot}-{digest(model)[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def sql(self) -> str:
-        """Relation (text, back); each text once, even where two runs translated it."""
+        """Relation (text, pivot_text, back); each text once, even where two runs translated it."""
         if not any(self.folder.glob("*.parquet")):
-            return "(SELECT '' AS text, '' AS back WHERE false)"
-        files = duckdb_io.parquet(self.folder / "*.parquet")
-        return f"(SELECT text, min(back) AS back FROM {files} GROUP BY text)"
+            return f"({EMPTY})"
+        files = duckdb_io.parquet(self.folder / "*.parquet", "union_by_name = true")
+        found = f"({EMPTY} UNION ALL BY NAME SELECT * FROM {files})"
+        condition = "WHERE pivot_text IS NOT NULL" if self.with_pivots else ""
+        first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
+        return f"(SELECT text, {first} FROM {found} {condition} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """The captions (column ``caption``) that are not translated yet, one row group per block."""
@@ -81,7 +90,7 @@ class TranslationCache:
             (group, self.folder / f"{name}-{group:05d}.parquet")
             for group in range(index, parquet.num_row_groups, count)
         ]
-        todo = [(group, path) for group, path in todo if not path.exists()]
+        todo = [(group, path) for group, path in todo if not self._done(path)]
         todo.reverse()  # long captions first: the estimate of the time left errs on the safe side
         run_blocks(
             translate_block,
@@ -94,6 +103,9 @@ class TranslationCache:
             start_arguments=(self.engine, self.pivot, self.models),
         )
 
+    def _done(self, block: Path) -> bool:
+        return block.exists() and (not self.with_pivots or "pivot_text" in pq.read_schema(block).names)
+
 
 def start_engine(engine: str, pivot: str, models: str | None) -> None:
     """Load the engine of this process."""
@@ -103,7 +115,8 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
 def translate_block(plan: Path, group: int, path: Path) -> int:
     """Translate one row group of the plan into ``path``; returns its number of captions."""
     texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
-    back_translations = back_translate(_engines[0], texts)
+    pivots, back = round_trips(_engines[0], texts)
+    table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
     with replacing(path, shared=True) as part:  # two runs may share a cache
-        pq.write_table(pa.table({"text": texts, "back": back_translations}, SCHEMA), part, compression="zstd")
+        pq.write_table(table, part, compression="zstd")
     return len(texts)

@@ -40,22 +40,29 @@ ENGINES = {
 }
 
 
-def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
-    """The round trip of each text, on one line; an empty text stays empty.
+def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Each text in the pivot language, and from there in English again; on one line, an empty text stays empty.
 
     Raises RuntimeError when an engine returns another number of lines: none can then be matched to its text.
     """
     lines = [_printable(" ".join(text.split())) for text in texts]
     wanted = [i for i, line in enumerate(lines) if line]
-    translated = engine.to_english(engine.to_pivot([lines[i] for i in wanted])) if wanted else []
-    if len(translated) != len(wanted):
-        raise RuntimeError(
-            f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts"
-        )
-    out = [""] * len(lines)
-    for i, text in zip(wanted, translated, strict=True):
-        out[i] = " ".join(text.split())
-    return out
+    there = engine.to_pivot([lines[i] for i in wanted]) if wanted else []
+    back = engine.to_english(there) if wanted else []
+    pivots, english = [""] * len(lines), [""] * len(lines)
+    for translated, out in ((there, pivots), (back, english)):
+        if len(translated) != len(wanted):
+            raise RuntimeError(
+                f"{type(engine).__name__} gave {len(translated)} translations of {len(wanted)} texts"
+            )
+        for i, text in zip(wanted, translated, strict=True):
+            out[i] = " ".join(text.split())
+    return pivots, english
+
+
+def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
+    """The second half of :func:`round_trips`."""
+    return round_trips(engine, texts)[1]
 
 
 def _printable(line: str) -> str:

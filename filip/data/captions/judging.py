@@ -1,0 +1,115 @@
+"""The verdict on each back-translation: the rules of ``acceptance``, what shows over all of them, embeddings."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from filip.data.captions.acceptance import MAX_ORIGINALS, rejection
+from filip.data.captions.same_images import PLAIN
+from filip.data.captions.semantic_similarity import pivot_similarities, similarities
+from filip.data.captions.translation_cache import TranslationCache
+from filip.data.lists import duckdb_io
+from filip.files import digest, replacing
+from filip.worker_pool import run_blocks
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The least cosines that are asked for; None = not measured."""
+
+    similarity: float | None = None
+    pivot_similarity: float | None = None
+
+
+def judge(
+    con: duckdb.DuckDBPyConnection,
+    caches: list[TranslationCache],
+    captions: Path,
+    work: Path,
+    limits: Limits,
+    processes: int,
+) -> str:
+    """Judge every candidate; SQL of (caption, pivot_index, back, reason), reason NULL = accepted."""
+    nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
+    if not caches:
+        return nothing
+    union = " UNION ALL ".join(
+        f"SELECT caption, {pivot} AS pivot_index, pivot_text, back FROM {duckdb_io.parquet(captions)} "
+        f"JOIN {cache.sql()} ON caption = text"
+        for pivot, cache in enumerate(caches)
+    )
+    back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
+    # a killed run may be asked for again with another engine, pivot or limit
+    engines_id = digest([cache.folder.name for cache in caches])[:16]
+    candidates = work / f"candidates-{engines_id}.parquet"
+    if not candidates.exists():
+        duckdb_io.write_parquet(
+            con,
+            f"""WITH plain AS (
+                    SELECT *, {back_plain} AS back_plain, {caption_plain} AS caption_plain FROM ({union})),
+                shared AS (
+                    SELECT pivot_index, back_plain, count(DISTINCT caption_plain) AS originals
+                    FROM plain GROUP BY ALL)
+                SELECT caption, pivot_index, pivot_text, back, originals,
+                    row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index) AS nth
+                FROM plain JOIN shared USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
+            candidates,
+            "translate: candidates",
+            _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), limits, processes),
+        )
+    folder = work / f"judged-{engines_id}-{limits.similarity}-{limits.pivot_similarity}"
+    folder.mkdir(exist_ok=True)
+    groups = pq.ParquetFile(candidates).metadata
+    todo = [
+        (candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)
+    ]
+    run_blocks(
+        judge_block,
+        [block for block in todo if not block[2].exists()],
+        processes,
+        what="translate: guard",
+        unit="candidates",
+        total=groups.num_rows,
+    )
+    return duckdb_io.parquet(folder / "*.parquet") if todo else nothing
+
+
+def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:
+    """Seconds of work by the rules alone; English embeddings take a thousand times as long."""
+    if limits.similarity is None:
+        return duckdb_io.ROWS_PER_GROUP
+    return min(5000, max(250, -(-candidates // (4 * processes))))
+
+
+def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int:
+    """Give each candidate of one row group its reason to be dropped, or None."""
+    table = pq.ParquetFile(candidates).read_row_group(group)
+    rows = table.to_pylist()
+    reasons = [rejection(row["caption"], row["back"]) for row in rows]
+    for i, row in enumerate(rows):
+        if reasons[i] is None and row["originals"] > MAX_ORIGINALS:
+            reasons[i] = "collapsed"
+        if reasons[i] is None and row["nth"] > 1:
+            reasons[i] = "duplicate"  # another pivot gave the same
+    for limit, measure, column, reason in (
+        (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the fast one first
+        (limits.similarity, similarities, "back", "meaning_changed"),
+    ):
+        standing = [i for i, found in enumerate(reasons) if found is None]
+        if limit is None or not standing:
+            continue
+        found = measure([rows[i]["caption"] for i in standing], [rows[i][column] for i in standing])
+        for i, similarity in zip(standing, found, strict=True):
+            if similarity < limit:
+                reasons[i] = reason
+    table = table.select(["caption", "pivot_index", "back"]).append_column(
+        "reason", pa.array(reasons, pa.string())
+    )
+    with replacing(path) as part:
+        pq.write_table(table, part, compression="zstd")
+    return table.num_rows
