@@ -138,6 +138,20 @@ MUTATIONS = [
         f"{TESTS}/test_backends.py::recomputed",
     ),
     Mutation(
+        "maps are made that nobody asks for",
+        f"{ENGINE}/dispatch.py",
+        "*tokens, lengths, save_for_backward=False)",
+        "*tokens, lengths)",
+        f"{TESTS}/test_backends.py::no_maps",
+    ),
+    Mutation(
+        "factors of float32 are rounded to TF32 where the user has said so",
+        f"{ENGINE}/packing.py",
+        "    if before == full:",
+        "    if True:",
+        f"{TESTS}/test_backends.py::whatever_the_setting",
+    ),
+    Mutation(
         "a frozen tower pays for its gradient",
         f"{ENGINE}/dispatch.py",
         "ctx.lengths, residuals, needs)",

@@ -80,6 +80,5 @@ class Masked:
 
     def _filled(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
         mask, first = self.mask[..., None], image_tokens[self.images, self.first][:, None]
-        return torch.where(mask, image_tokens, torch.zeros_like(first)), torch.where(
-            mask, image_tokens, first
-        )
+        zeroed = torch.where(mask, image_tokens, torch.zeros_like(first))
+        return zeroed, torch.where(mask, image_tokens, first)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -119,12 +120,31 @@ def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
 def product(left: Tensor, right: Tensor) -> Tensor:
     """``left`` [m, d] times ``right`` [n, d] transposed, [m, n] in the accumulation dtype, nothing rounded to 16 bits.
 
-    Widening 16-bit factors first is exact; on GPUs the tensor cores take them as they are and sum in float32.
+    Widening 16-bit factors first is exact; on GPUs the tensor cores take them as they are and sum in float32. float32
+    factors are not rounded either, whatever ``torch.set_float32_matmul_precision`` says.
     """
     wide = accumulation_dtype(left.dtype)
     if left.dtype != wide and left.device.type == "cuda" and _mixed_product_runs(left.device, left.dtype):
         return torch.mm(left, right.T, out_dtype=wide)
-    return left.to(wide) @ right.to(wide).T
+    with full_precision(left.device):
+        return left.to(wide) @ right.to(wide).T
+
+
+@contextlib.contextmanager
+def full_precision(device: torch.device) -> Iterator[None]:
+    """Products of float32 without TF32 or bfloat16 inside."""
+    owner: Any = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device.type)
+    settings = getattr(owner, "matmul", None)
+    name, full = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(settings, name, full)  # the second name is that of PyTorch before 2.9
+    if before == full:
+        yield
+        return
+    setattr(settings, name, full)
+    try:
+        yield
+    finally:
+        setattr(settings, name, before)
 
 
 @functools.cache

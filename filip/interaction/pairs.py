@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction.masking import check_mask
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens, offsets_of
+from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens, full_precision, offsets_of
 
 _TILE_ELEMENTS = 1 << 22
 
@@ -47,7 +47,7 @@ def late_interaction_pairs(
     per_pair = torch.tensor(lengths)[texts.flatten().cpu()]
     order = per_pair.argsort(stable=True)
     found: list[tuple[Tensor, Tensor]] = []
-    with torch.autocast(device.type, enabled=False):
+    with torch.autocast(device.type, enabled=False), full_precision(device):
         for places, length in _blocks(order, per_pair[order].tolist(), n1):
             own, rows = first[places], starts[second[places]][:, None] + torch.arange(length, device=device)
             similarity = image_tokens[own].to(wide) @ text_tokens[rows].to(wide).mT  # [pairs, n1, n2]

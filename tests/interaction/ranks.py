@@ -16,6 +16,7 @@ from filip.interaction import (
     LateInteractionLoss,
     Similarity,
     contrastive_loss,
+    distributed,
     distributed_late_interaction,
     distributed_pooled_similarity,
     gather_ids,
@@ -212,11 +213,13 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
     """One in a step, if all goes through a group of GPUs (NCCL); none, if counts and lengths take the host's way."""
     image, text, lengths, ids = Pairs(PAIRS[:ranks]).of(rank)
     module = LateInteractionLoss(exchange=exchange, backend="tiled")
-    config = dist.get_backend_config
+    config, run_backward = dist.get_backend_config, distributed.run_backward
 
     def waits() -> list[str]:
         tokens = [F.normalize(part[..., :4], dim=-1).requires_grad_() for part in (image, text)]
-        with DeviceWaits(lengths) as seen:
+        seen = DeviceWaits(lengths)
+        distributed.run_backward = seen.inside(run_backward)
+        with seen:
             module(*tokens, lengths, ids).loss.backward()
         return seen.waits
 
@@ -231,7 +234,7 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
         use_host_group(host)
         assert waits() == []
     finally:
-        dist.get_backend_config = config
+        dist.get_backend_config, distributed.run_backward = config, run_backward
         use_host_group(None)
 
 

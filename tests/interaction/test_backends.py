@@ -10,6 +10,7 @@ from filip.interaction import (
     late_interaction,
     late_interaction_padded,
     pack_tokens,
+    score,
 )
 from filip.interaction.backends import choose_backend
 from tests.interaction.problems import (
@@ -396,3 +397,48 @@ def test_a_mask_that_does_not_fit_is_named() -> None:
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="5 tokens does not fit in 4"):
         pack_tokens(torch.zeros(2, 4, 8), torch.tensor([5, 1]))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("setting", ["high", "medium"])
+def test_float32_is_multiplied_as_such_whatever_the_setting(
+    backend: str, setting: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PyTorch may round factors to TF32 or bfloat16 if asked to; nearly equal tokens would lose their winners."""
+    if backend == "reference":
+        pytest.skip("plain PyTorch, as the user has set it")
+    problem = random_problem(6, 9, [4, 7, 2], 32)
+    before = torch.get_float32_matmul_precision()
+    seen: list[str] = []
+    original = torch.Tensor.__matmul__
+
+    def matmul(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+        seen.append(torch.backends.mkldnn.matmul.fp32_precision)
+        return original(left, right)
+
+    plain = solve(problem, backend)
+    try:
+        torch.set_float32_matmul_precision(setting)
+        monkeypatch.setattr(torch.Tensor, "__matmul__", matmul)
+        found = solve(problem, backend)
+        assert torch.get_float32_matmul_precision() == setting
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert all(torch.equal(a, b) for a, b in zip(plain, found, strict=True))
+    assert set(seen) <= {"ieee"} and bool(seen) == (backend == "tiled")
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_maps_are_asked_for_where_nobody_differentiates(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    module = choose_backend(problem.image_tokens, 11, backend)
+    original, saved = module.forward, list[bool]()
+    monkeypatch.setattr(module, "forward", lambda *inputs: saved.append(inputs[3]) or original(*inputs))
+    late_interaction(*problem, backend=backend)
+    with torch.no_grad():
+        late_interaction(problem.image_tokens.requires_grad_(), *problem[1:], backend=backend)
+    score(*problem, backend=backend)
+    late_interaction(*problem, backend=backend)
+    assert saved == [False, False, False, True]

@@ -5,7 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from filip.interaction import Blockwise, contrastive_loss, late_interaction, select_tokens, smooth_maximum
+from filip.interaction import (
+    Blockwise,
+    contrastive_loss,
+    dispatch,
+    late_interaction,
+    select_tokens,
+    smooth_maximum,
+)
 from tests.interaction.problems import random_problem
 from tests.support.waits import DeviceWaits
 
@@ -31,11 +38,15 @@ def test_it_sees_what_waits() -> None:
 
 @pytest.mark.parametrize("backend", ["tiled", Blockwise(smooth_maximum(0.1))])
 @pytest.mark.parametrize("on_host", [True, False])
-def test_only_lengths_that_are_on_the_device_are_waited_for(backend: str | Blockwise, on_host: bool) -> None:
+def test_only_lengths_that_are_on_the_device_are_waited_for(
+    backend: str | Blockwise, on_host: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     problem = random_problem(6, 5, [3, 1, 4, 1, 5, 9], 16)
     tokens = [tensor.requires_grad_() for tensor in problem[:2]]
     ids = torch.tensor([1, 2, 3, 1, 4, 5])
-    with DeviceWaits(*([problem.text_lengths] if on_host else [])) as seen:
+    seen = DeviceWaits(*([problem.text_lengths] if on_host else []))
+    monkeypatch.setattr(dispatch, "run_backward", seen.inside(dispatch.run_backward))
+    with seen:
         chosen = select_tokens(*tokens, problem.text_lengths, 0.5) if on_host else problem
         similarity = late_interaction(*chosen, backend=backend)
         loss = contrastive_loss(similarity, torch.ones(1), ids=ids).loss

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -35,7 +36,7 @@ class DeviceWaits(TorchFunctionMode):
     """Within it all tensors count as on a GPU, but those passed to ``on_host`` and what is made from them or on a CPU.
 
     ``waits`` holds the name of each function that would wait. (torch.equal is left out: filip.interaction.loss calls it
-    on CPUs only.)
+    on CPUs only.) PyTorch switches such modes off in the backward of a node; ``inside`` brings it back there.
     """
 
     def __init__(self, *on_host: Tensor) -> None:
@@ -63,6 +64,16 @@ class DeviceWaits(TorchFunctionMode):
             for tensor in _tensors(result):
                 _mark(tensor)
         return result
+
+    def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """``function``, watched wherever it is called."""
+
+        @functools.wraps(function)
+        def watched(*args: Any, **kwargs: Any) -> Any:
+            with self:
+                return function(*args, **kwargs)
+
+        return watched
 
     @staticmethod
     def _waits(func: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:

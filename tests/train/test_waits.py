@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from filip.interaction import dispatch
 from filip.models import build_model, load_preset
 from filip.train.engine import to_device
 from filip.train.losses import Loss, resolve_weights
@@ -13,7 +14,7 @@ from tests.train.loss_batches import settings
 
 
 @pytest.mark.parametrize("share", [1.0, 0.5])
-def test_a_step_does_not_wait_for_the_device(share: float) -> None:
+def test_a_step_does_not_wait_for_the_device(share: float, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build_model(load_preset("tiny"))
     lengths = torch.tensor([5, 3, 7])
     size = model.image_size
@@ -25,7 +26,9 @@ def test_a_step_does_not_wait_for_the_device(share: float) -> None:
     loss = Loss(
         resolve_weights({"token_wise": 1.0}, "token_wise"), settings(token_keep_ratio=share, backend="tiled")
     )
-    with DeviceWaits(lengths) as seen:
+    seen = DeviceWaits(lengths)
+    monkeypatch.setattr(dispatch, "run_backward", seen.inside(dispatch.run_backward))
+    with seen:
         moved = to_device(batch, GPU, None)
         encoded = model(moved["pixels"], moved["ids"], moved["lengths"])
         loss(encoded, torch.arange(3)).loss.backward()
