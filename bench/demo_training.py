@@ -32,6 +32,7 @@ from filip.train.loop import initial_model
 from filip.train.losses import Loss, resolve_weights, token_wise
 from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
+from filip.train.word_swaps import with_swaps
 
 Choose = Callable[..., TokenChoice]
 
@@ -127,10 +128,20 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     batches = endless(build_loader(stream))
     logged = {}
     for step in range(steps):
-        pairs = to_device(next(batches), torch.device("cpu"), None)
+        loaded = next(batches)
+        if loss.reads_swapped_captions():
+            loaded = with_swaps(loaded, f"{config.seed} {step}")
+        pairs = to_device(loaded, torch.device("cpu"), None)
         set_lr(optimizer.param_groups, schedule.at(step), step)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
-            encoded = model(pairs["pixels"], pairs["ids"], pairs["lengths"], pooled=vectors)
+            encoded = model(
+                pairs["pixels"],
+                pairs["ids"],
+                pairs["lengths"],
+                vectors,
+                pairs.get("swapped_ids"),
+                pairs.get("swapped_lengths"),
+            )
         output = loss(encoded, pairs["group"], step)
         optimizer.zero_grad()
         output.loss.backward()

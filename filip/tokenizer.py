@@ -71,6 +71,12 @@ def decode_token(token: int) -> str:
     return _tokenizer().decode([token]).strip()
 
 
+@cache
+def token_texts() -> tuple[str, ...]:
+    """Every token as text, by id; one that ends a word ends in a space."""
+    return tuple("" if token in (BOS, EOS) else _tokenizer().decode([token]) for token in range(EOS + 1))
+
+
 class OpenClipTokenizer:
     """open_clip's tokenizer in the form of instant-clip-tokenizer: the same ids, but Python's speed."""
 

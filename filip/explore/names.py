@@ -11,20 +11,9 @@ from filip.eval.encoders import Encoder
 from filip.eval.prompts import Prompt
 from filip.eval.scene_pointing import name_prompts
 from filip.eval.word_patch import label_tokens
+from filip.words import FUNCTION_WORDS
 
 MOST = 8  # as many as the page has colours
-# Words that name nothing. What is left of a caption are its nouns, adjectives and verbs.
-_FUNCTION_WORDS = (
-    "a about above across after against all along also am among an and another any are around as at away back "
-    "be been before behind being below beside besides between beyond both but by can close could did do does "
-    "doing down during each either every far few for from front get gets got had has have having he her here "
-    "hers him his how i if in inside into is it its itself just left like many me more most much my near next "
-    "no nor not of off on one only onto or other our out outside over own photo picture image right same see "
-    "seen she show showing shown shows so some such than that the their theirs them then there these they this "
-    "those through to together too top toward towards under until up upon us very was we were what when where "
-    "which while who whom whose will with within without would you your "
-)
-FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
 
 
 def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> list[dict[str, Any]]:

@@ -51,6 +51,7 @@ class Encoded(NamedTuple):
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
+    swapped: TextFeatures | None = None  # tokens of swapped captions, if they were given; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # of the loss, each [1, ...] float32, by name
 
 
@@ -88,19 +89,36 @@ class DualEncoder(nn.Module):
     def image_size(self) -> int:
         return self.config.image.image_size
 
-    def forward(self, pixels: Tensor, ids: Tensor, lengths: Tensor, pooled: bool = False) -> Encoded:
+    def forward(
+        self,
+        pixels: Tensor,
+        ids: Tensor,
+        lengths: Tensor,
+        pooled: bool = False,
+        swapped_ids: Tensor | None = None,
+        swapped_lengths: Tensor | None = None,
+    ) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
         ``pooled`` requests pooled vectors in addition to the tokens; the image tower must have a [CLS] token.
+        ``swapped_ids`` and ``swapped_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
-        states, text = self.image(pixels), self.encode_text(ids, lengths)
+        states, swapped = self.image(pixels), None
+        if swapped_ids is None or swapped_lengths is None:
+            text = self.encode_text(ids, lengths)
+        else:
+            both = self.encode_text(torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths]))
+            assert isinstance(both, TextFeatures)
+            own = int(lengths.sum())
+            text = TextFeatures(both.tokens[:own], lengths)
+            swapped = TextFeatures(both.tokens[own:], swapped_lengths)
         vectors = None
         if pooled:
             assert isinstance(text, TextFeatures)
             vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
-        own = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        return Encoded(self._image_embeddings(states), text, self.scale(), vectors, own)
+        of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
+        return Encoded(self._image_embeddings(states), text, self.scale(), vectors, swapped, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""

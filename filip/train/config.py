@@ -17,7 +17,7 @@ from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
 from filip.train.adapters import TUNING
 from filip.train.losses import TERMS, resolve_weights
-from filip.train.losses.weights import FORMS
+from filip.train.losses.weights import FORMS, parse_schedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
 from filip.train.warm_start import check_init_from
 
@@ -210,10 +210,16 @@ class TrainConfig:
     token_keep_ratio: float = option(
         1.0, "share of its tokens that a sample sends to the loss (paper's late*: 0.25)"
     )
+    token_keep_schedule: str | None = option(
+        None,
+        "instead of one token_keep_ratio for the whole run: 'linear from A to B in steps F to L', cosine or switch, as "
+        "for the weights of the loss. Memory is planned for token_keep_ratio, so leave that at the largest of it",
+    )
     token_score: str = option(
         "maximum",
         "what the kept tokens are chosen by: maximum = the largest similarity to any token of the local batch (the "
-        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win",
+        "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win; salience = what is rare "
+        "among the batch's own patches or words, whatever the other side shows",
     )
     token_keep_minimum: int = option(
         1, "tokens that every image and caption keeps; 1 = the paper, short captions need more"
@@ -261,6 +267,7 @@ class TrainConfig:
         _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)
         _choice("token_score", self.token_score, SCORES)
+        _check_keeping(self)
         _choice("token_maximum", self.token_maximum, ("hard", "smooth", "top_k"))
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:
@@ -288,6 +295,7 @@ class TrainConfig:
         _choice("warm_start.image", self.warm_start.image, TUNING)
         _choice("warm_start.text", self.warm_start.text, tuple(t for t in TUNING if t != "frozen_stem"))
         self.model.check()
+        _check_swapped_words(self)
         if self.init_from is None:  # else the interaction is that of the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
         return self
@@ -332,6 +340,35 @@ def _check_numbers(config: TrainConfig) -> None:
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas={list(betas)} must be two numbers from 0 to below 1")
+
+
+def _check_keeping(config: TrainConfig) -> None:
+    """UserError if the schedule of kept tokens is none, or keeps a share that cannot be."""
+    schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
+    if schedule is None:
+        return
+    for value in (schedule.start, schedule.end):
+        if not 0 < value <= config.token_keep_ratio:
+            raise UserError(
+                f"token_keep_schedule={config.token_keep_schedule!r} keeps {value:g}; shares must be above 0 and at "
+                f"most token_keep_ratio={config.token_keep_ratio:g}, which memory is planned for"
+            )
+
+
+def _check_swapped_words(config: TrainConfig) -> None:
+    """UserError if the swapped captions would be compared otherwise than the true ones."""
+    if not parse_weight("swapped_words", config.loss.get("swapped_words")):
+        return
+    for name, needed in (
+        ("token_keep_ratio", 1.0),
+        ("token_keep_schedule", None),
+        ("token_maximum", "hard"),
+    ):
+        if getattr(config, name) != needed:
+            raise UserError(
+                f"loss.swapped_words compares by the largest similarity to all tokens, and "
+                f"{name}={getattr(config, name)} by another; leave {name} at its default, or set loss.swapped_words=0"
+            )
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

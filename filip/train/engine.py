@@ -162,7 +162,10 @@ class Engine:
         if self.timed:
             device.synchronize(place)
         started = time.perf_counter()
-        encoded: Encoded = self.deepspeed(batch["pixels"], batch["ids"], batch["lengths"], pooled=self.pooled)
+        swapped = {name: batch[name] for name in ("swapped_ids", "swapped_lengths") if name in batch}
+        encoded: Encoded = self.deepspeed(
+            batch["pixels"], batch["ids"], batch["lengths"], pooled=self.pooled, **swapped
+        )
         if self.timed:
             device.synchronize(place)
             self.encoding_seconds += time.perf_counter() - started

@@ -51,6 +51,7 @@ from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import StepStatus, Watchdog
+from filip.train.word_swaps import with_swaps
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
@@ -238,7 +239,7 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     """All contrastive batches of one optimiser step; ``run.state.step`` counts it."""
     outputs: list[StepOutput] = []
     data_wait = 0.0
-    for _ in range(run.batching.accumulation):
+    for number in range(run.batching.accumulation):
         waiting_since = time.perf_counter()
         run.hang.waits_for_data(True)
         batch = next(batches)
@@ -246,7 +247,7 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
         data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
-        outputs.append(one_batch(run, batch, inspect))
+        outputs.append(one_batch(run, batch, number, inspect))
     run.state.step += 1
     stop = run.stop.received is not None
     return over_ranks(outputs, run.ranks.world_size, data_wait, stop, wants_to_save(run))
@@ -258,8 +259,10 @@ def endless(loader: PairLoader) -> Iterator[Batch]:
         yield from loader
 
 
-def one_batch(run: Run, batch: Batch, inspect: bool) -> StepOutput:
-    """Forward and backward of one contrastive batch, and the optimiser step when it is due."""
+def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
+    """Forward and backward of the contrastive batch ``number`` of a step, and the optimiser step when it is due."""
+    if run.loss.reads_swapped_captions():
+        batch = with_swaps(batch, f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}")
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
     loss = partial(run.loss, step=run.state.step)

@@ -78,7 +78,9 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
     learning = trainable(built)
     frozen = sum(p.numel() for p in built.parameters()) - learning
     sizes = state_bytes(learning, config.precision, config.zero_stage, world_size, moments, frozen)
-    sizes["activations"] = activation_bytes(built, config.precision, batching.chunk)
+    loss = Loss(resolve_weights(config.loss, built.config.interaction), config)
+    captions = 2 if loss.reads_swapped_captions() else 1
+    sizes["activations"] = activation_bytes(built, config.precision, batching.chunk, captions)
     sizes["loss"] = loss_bytes(built, config, batching, world_size)
     return MemoryPlan(parts, sizes, learning)
 
@@ -103,8 +105,10 @@ def state_bytes(
     }
 
 
-def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
+def activation_bytes(model: DualEncoder, precision: str, pairs: int, captions: int = 1) -> int:
     """What the backward pass needs of both towers for ``pairs`` pairs per forward pass, captions at full length.
+
+    ``captions``: of each image, that the text tower encodes.
 
     With gradient checkpointing only each block's input is kept, plus the recomputation of one block. Of a tower that
     does not learn only the output is kept, and what one block holds while it computes. Adapters save none: each needs
@@ -116,7 +120,7 @@ def activation_bytes(model: DualEncoder, precision: str, pairs: int) -> int:
     tokens = rows * columns + model.image.prefix_tokens
     patches = rows * columns * patch_rows * patch_columns * 3 + stem_values(model)
     image = tokens * model.image.width
-    text = config.text.context_length * config.text.width
+    text = captions * config.text.context_length * config.text.width
     towers = (
         (image, model.image.depth, IMAGE_BLOCK, IMAGE_ENDS, model.image.trunk),
         (text, config.text.layers, TEXT_BLOCK, TEXT_ENDS, model.text.blocks),

@@ -100,6 +100,14 @@ def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> N
     assert chosen["contrast"].tolist() == [1, 1, 1, 1]
 
 
+def test_salience_keeps_what_is_rare_on_its_own_side() -> None:
+    axes = torch.eye(8)
+    image = axes[[0, 0, 1, 0, 2, 0]].view(2, 3, 8)  # a background patch, and one thing in each image
+    text = axes[[6, 3, 7, 6, 4, 7]]  # [BOS], a word of its own, [EOS]
+    choice = choose_tokens(image, text, torch.tensor([3, 3]), 0.3, score="salience")
+    assert choice.image_rows.tolist() == [2, 4] and choice.text_rows.tolist() == [1, 4]
+
+
 @pytest.mark.parametrize("score", SCORES)
 def test_a_score_does_not_know_which_text_belongs_to_an_image(score: str) -> None:
     image, text, lengths = random_problem(3, 10, [4, 4, 4], 16)

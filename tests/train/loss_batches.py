@@ -34,25 +34,32 @@ class Batch:
     parameters: dict[str, Tensor]
     group: Tensor  # [N]
     counts: list[int]
+    swapped: Tensor  # [S, D]: a swapped caption of some
+    swapped_lengths: Tensor  # [N]
 
     def leaves(self) -> dict[str, Tensor]:
         own = {f"parameters.{name}": value for name, value in self.parameters.items()}
-        names = ("image", "text", "image_vector", "text_vector", "scale")
+        names = ("image", "text", "image_vector", "text_vector", "scale", "swapped")
         return {name: getattr(self, name) for name in names} | own
 
-    def rows(self, rank: int) -> tuple[slice, slice]:
-        """This rank's pairs, and its rows of the packed text."""
+    def rows(self, rank: int) -> tuple[slice, slice, slice]:
+        """This rank's pairs, and its rows of the packed text and of the swapped captions."""
         first = sum(self.counts[:rank])
         last = first + self.counts[rank]
-        return slice(first, last), slice(int(self.lengths[:first].sum()), int(self.lengths[:last].sum()))
+        text, swapped = (
+            slice(int(lengths[:first].sum()), int(lengths[:last].sum()))
+            for lengths in (self.lengths, self.swapped_lengths)
+        )
+        return slice(first, last), text, swapped
 
     def encoded(self, rank: int | None = None) -> Encoded:
-        pairs, tokens = (slice(None), slice(None)) if rank is None else self.rows(rank)
+        pairs, tokens, swapped = (slice(None),) * 3 if rank is None else self.rows(rank)
         return Encoded(
             self.image[pairs],
             TextFeatures(self.text[tokens], self.lengths[pairs]),
             self.scale,
             PooledFeatures(self.image_vector[pairs], self.text_vector[pairs]),
+            TextFeatures(self.swapped[swapped], self.swapped_lengths[pairs]),
             self.parameters,
         )
 
@@ -100,7 +107,11 @@ def random_batch(
         },
         torch.arange(total) if groups is None else torch.randint(0, groups, (total,), generator=generator),
         counts,
+        torch.empty(0),
+        torch.empty(0),
     )
+    batch.swapped_lengths = torch.randint(0, longest + 1, (total,), generator=generator)
+    batch.swapped = draw(int(batch.swapped_lengths.sum()))
     for leaf in batch.leaves().values():
         leaf.requires_grad_()
     return batch

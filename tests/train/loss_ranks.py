@@ -58,7 +58,7 @@ def as_one_process(
     total = output.loss.detach() * weight / ranks
     dist.all_reduce(total)
     torch.testing.assert_close(total, expected.detach())
-    pairs, tokens = batch.rows(rank)
+    pairs, tokens, swapped = batch.rows(rank)
     wanted = alone.leaves()
     for name, leaf in batch.leaves().items():
         whole = wanted[name].grad
@@ -70,5 +70,5 @@ def as_one_process(
             dist.all_reduce(leaf.grad)
             torch.testing.assert_close(leaf.grad / ranks, whole)
         else:
-            own = tokens if name == "text" else pairs
+            own = {"text": tokens, "swapped": swapped}.get(name, pairs)
             torch.testing.assert_close(leaf.grad[own] / ranks, whole[own])

@@ -109,6 +109,23 @@ def hard_negatives(batch: Batch, margin: float = 0.1) -> Tensor:
     return cross_entropy(i2t + added, t2i + added.T, batch)
 
 
+def swapped_words(batch: Batch) -> Tensor:
+    """An image chooses among all captions and its own swapped one, a caption among all images."""
+    i2t, t2i = token_wise_matrices(batch)
+    positive = batch.positives().double()
+    target = positive / positive.sum(dim=1, keepdim=True)
+    total = torch.zeros((), dtype=torch.float64)
+    swapped = batch.swapped.split(batch.swapped_lengths.tolist())
+    for i, image in enumerate(batch.image):
+        logits = batch.scale * i2t[i]
+        if len(swapped[i]):
+            wrong = hard_maximum(image @ swapped[i].T).mean()
+            logits = torch.cat([logits, batch.scale * wrong])
+        total = total - (target[i] * F.log_softmax(logits, dim=0)[: len(i2t)]).sum()
+    of_captions = -(target * F.log_softmax(batch.scale * t2i.T, dim=1)).sum(dim=1).mean()
+    return (total / len(i2t) + of_captions) / 2
+
+
 REFERENCES: dict[str, Callable[[Batch], Tensor]] = {
     "token_wise": token_wise,
     "pooled": pooled,
@@ -117,4 +134,5 @@ REFERENCES: dict[str, Callable[[Batch], Tensor]] = {
     "sparc": sparc,
     "text_conditioned": text_conditioned,
     "hard_negatives": hard_negatives,
+    "swapped_words": swapped_words,
 }

@@ -196,6 +196,25 @@ def test_the_selection_reports_only_where_it_selects() -> None:
     assert added == {f"tokens/kept_{n}" for n in ("bos_eos", "same_patch", "text_cosine", "image_cosine")}
 
 
+def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
+    group = torch.arange(4)
+    falling = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
+    loss, batch = Loss({"token_wise": 1.0}, compose("backend=reference", falling)), encoded()
+    for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
+        fixed = Loss({"token_wise": 1.0}, compose("backend=reference", f"token_keep_ratio={ratio}"))
+        found = loss(batch, group, step)
+        torch.testing.assert_close(found.loss, fixed(batch, group).loss)
+        assert float(found.metrics["tokens/keep_ratio"]) == ratio
+    for override, reason in (
+        ("token_keep_schedule=falling", "is no schedule"),
+        ("token_keep_schedule=linear from 1 to 0 in steps 0 to 4", "keeps 0; shares must be above 0"),
+    ):
+        with pytest.raises(UserError, match=reason):
+            compose(override)
+    with pytest.raises(UserError, match=r"at most token_keep_ratio=0\.5"):
+        compose("token_keep_ratio=0.5", falling)
+
+
 def test_the_minimum_of_the_selection_reaches_the_loss() -> None:
     group = torch.arange(4)
     settings = ("backend=reference", "token_keep_ratio=0.25")

@@ -20,6 +20,7 @@ from filip.train.losses.hard_negatives import HARD_NEGATIVES
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
 from filip.train.losses.sparc import SPARC
+from filip.train.losses.swapped_words import SWAPPED_WORDS
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.text_conditioned import TEXT_CONDITIONED
 from filip.train.losses.token_wise import TOKEN_WISE
@@ -40,6 +41,7 @@ TERMS: dict[str, Term] = {
     "sparc": SPARC,
     "text_conditioned": TEXT_CONDITIONED,
     "hard_negatives": HARD_NEGATIVES,
+    "swapped_words": SWAPPED_WORDS,
 }
 
 
@@ -86,7 +88,7 @@ class Loss:
         all_groups, offset = gather_ids(group)
         soft = self.settings.soft_targets
         batch = LossInput(
-            encoded, group if soft else None, all_groups if soft else None, offset, self.settings
+            encoded, group if soft else None, all_groups if soft else None, offset, self.settings, step
         )
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(batch) for name in weights}
@@ -135,6 +137,10 @@ class Loss:
     def reads_vectors(self) -> bool:
         """True if a term needs one vector per image and caption."""
         return any("vectors" in TERMS[name].features for name in self.weights)
+
+    def reads_swapped_captions(self) -> bool:
+        """True if a term needs captions with exchanged words, see filip.train.word_swaps."""
+        return any("swapped captions" in TERMS[name].features for name in self.weights)
 
     def follows_schedule(self) -> bool:
         """True if a weight changes over the run."""

@@ -13,6 +13,7 @@ from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
 from filip.interaction.cost import Setting
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
+from filip.train.losses.weights import parse_schedule
 
 T = TypeVar("T")
 
@@ -23,6 +24,7 @@ class LossSettings(Protocol):
     precision: str
     transport_dtype: str
     token_keep_ratio: float
+    token_keep_schedule: str | None
     token_score: str
     token_keep_minimum: int
     exchange: str
@@ -46,6 +48,7 @@ class LossInput:
     all_positives: Tensor | None  # [N] int64, of all ranks
     offset: int  # where this rank's pairs start among the N
     settings: LossSettings
+    step: int = 0  # optimiser steps before this one
     shared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[LossInput], T]) -> T:
@@ -59,6 +62,12 @@ class LossInput:
     def parameters(self) -> Mapping[str, Tensor]:
         """What the terms learn, by the names of :attr:`Term.parameters`."""
         return self.encoded.parameters
+
+    @property
+    def keep_ratio(self) -> float:
+        """The share of its tokens that a sample sends to the loss in this step."""
+        schedule = parse_schedule("token_keep_schedule", self.settings.token_keep_schedule)
+        return self.settings.token_keep_ratio if schedule is None else schedule.at(self.step)
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:
@@ -130,7 +139,7 @@ class Term:
     """One summand of the loss.
 
     compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
-    features   what it reads: "tokens", "vectors" or "tokens and vectors"
+    features   what it reads: "tokens", "vectors" or "tokens and vectors"; "tokens and swapped captions"
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log

@@ -43,16 +43,19 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     """
     settings = batch.settings
     image, text = batch.tokens
-    metrics = {}
-    if settings.token_keep_ratio < 1:
+    metrics: dict[str, Tensor] = {}
+    keep_ratio = batch.keep_ratio
+    if settings.token_keep_schedule is not None:
+        metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
+    if keep_ratio < 1:
         choice = choose_tokens(
             image,
             *text,
-            settings.token_keep_ratio,
+            keep_ratio,
             score=settings.token_score,
             minimum=settings.token_keep_minimum,
         )
-        metrics = selection_metrics(choice, image, text)
+        metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens:
             metrics.pop("tokens/kept_bos_eos")  # they were gone before
         rows = image.flatten(0, 1)[choice.image_rows]

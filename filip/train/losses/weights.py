@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from filip.errors import UserError
 
@@ -69,18 +70,28 @@ def parse_weight(name: str, value: object) -> Weight | None:
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _number(name, value, value)
+        return _number(f"loss.{name}", value, value)
+    return _schedule(f"loss.{name}", value, f"no weight; write {FORMS}")
+
+
+@lru_cache
+def parse_schedule(name: str, value: str | None) -> WeightSchedule | None:
+    """The schedule that the key ``name`` of the configuration describes. UserError if it is none and not null."""
+    return None if value is None else _schedule(name, value, f"no schedule; write {FORMS.partition(', ')[2]}")
+
+
+def _schedule(name: str, value: object, complaint: str) -> WeightSchedule:
     if not isinstance(value, str) or (found := _SCHEDULE.fullmatch(" ".join(value.split()))) is None:
-        raise UserError(f"loss.{name}={value!r} is no weight; write {FORMS}")
+        raise UserError(f"{name}={value!r} is {complaint}")
     start, end = (_number(name, found[key], value) for key in ("start", "end"))
     if (found["shape"] == "switch") != (found["at"] is not None):
         raise UserError(
-            f"loss.{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}"
+            f"{name}={value!r}: a switch has one step, the others a first and a last; write {FORMS}"
         )
     first = int(found["first"] or found["at"])
     last = int(found["last"] or first)
     if found["shape"] != "switch" and last <= first:
-        raise UserError(f"loss.{name}={value!r} ends in step {last}, which must come after step {first}")
+        raise UserError(f"{name}={value!r} ends in step {last}, which must come after step {first}")
     return WeightSchedule(found["shape"], start, end, first, last)
 
 
@@ -88,9 +99,9 @@ def _number(name: str, text: object, value: object) -> float:
     try:
         number = float(str(text))
     except ValueError:
-        raise UserError(f"loss.{name}={value!r}: {text!r} is no number") from None
+        raise UserError(f"{name}={value!r}: {text!r} is no number") from None
     if not (math.isfinite(number) and number >= 0):
-        raise UserError(f"loss.{name}={value!r} must be 0 or positive")
+        raise UserError(f"{name}={value!r} must be 0 or positive")
     return number
 
 

@@ -1,0 +1,75 @@
+"""A caption with one noun exchanged is a wrong caption: NegCLIP's loss, token-wise, with nouns of the data itself.
+
+    L = (L_i2t + L_t2i) / 2 + 1/2 mean over i of log(1 + exp(t s^I(i, c_i') - log sum over j of exp(t s^I_ij)))
+
+c_i' is the caption of image i in which another noun of the batch stands in place of one of its own (see
+:mod:`filip.train.word_swaps`), L_i2t and L_t2i are FILIP's. The sum is the cross-entropy of an image that chooses among
+all N captions and this one, as in NegCLIP (Yuksekgonul et al., 2023). There an image sees the altered captions of all
+images, which may well be true of it; here it sees its own only, as in CE-CLIP (Zhang et al., 2024), whose wrong
+captions also come from exchanged words instead of from an exchange of places: "a dog and a cat" stays true in another
+order. Images whose caption has no noun to exchange have no such term.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.models import TextFeatures
+from filip.models.dual_encoder import without_ends
+from filip.train.losses import token_wise
+from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
+
+
+def compute(batch: LossInput) -> TermOutput:
+    """FILIP's loss and what the swapped captions add; also the share of images that prefer their true caption."""
+    similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
+    plain = batch.cross_entropy(similarity)
+    swapped = batch.encoded.swapped
+    assert swapped is not None, "the encoder was given no swapped captions"
+    if batch.settings.model.exclude_special_tokens:
+        swapped = without_ends(swapped)
+    scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
+    others = (scale * similarity.i2t).logsumexp(dim=1)
+    wrong = own_similarity(batch.encoded.image, swapped)
+    exists = (swapped.lengths > 0).to(wrong.dtype)
+    added = (F.softplus(scale * wrong - others) * exists).mean()
+    own = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
+    right = ((own > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
+    found = {"accuracy/swapped_words": right, "tokens/swapped_share": exists.mean()}
+    return TermOutput(sum_of([plain.loss, 0.5 * added]), plain.metrics | metrics | found)
+
+
+def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
+    """s^I of each image with the text of the same row [b], in at least float32; anything where there is no text."""
+    width = int(text.lengths.max().clamp(min=1))
+    columns = text.lengths.new_ones(len(text.lengths), width).cumsum(1) - 1
+    mask = columns < text.lengths[:, None]
+    padded = text.tokens.new_zeros(*mask.shape, text.tokens.shape[1])
+    padded = padded.masked_scatter(mask[..., None], text.tokens)
+    similarity = image.to(padded.dtype) @ padded.transpose(1, 2)
+    lowest = similarity.masked_fill(~mask[:, None], -2.0)  # below the cosine of any two vectors
+    # Of several equal ones one takes the whole gradient, as in the engine.
+    return lowest.gather(2, lowest.argmax(dim=2, keepdim=True)).squeeze(2).mean(dim=1)
+
+
+def chance(pairs: int) -> float:
+    """One caption of ``pairs`` + 1 for an image, one image of ``pairs`` for a caption."""
+    return (math.log(pairs + 1) + math.log(pairs)) / 2
+
+
+def memory(shape: BatchShape) -> float:
+    """As token_wise; own swapped tokens with their gradients, and own pairs' similarities twice."""
+    return token_wise.memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
+
+
+SWAPPED_WORDS = Term(
+    compute,
+    "tokens and swapped captions",
+    chance,
+    memory,
+    "token-wise similarity against own captions with one noun exchanged, too",
+    exchanged=("tokens",),
+)

@@ -1,0 +1,79 @@
+"""Captions in which one noun is exchanged for one of another caption of the batch: near misses for the loss.
+
+Nobody tags words here. English noun phrases end in their noun ("a small red *bicycle* behind the *tree*"), so the last
+of each run of content words counts as one; verbs at the end of a run do, too ("a man *running*"). Only words that
+CLIP's vocabulary has in one piece are exchanged, so that the caption keeps its length. The word that comes in is taken
+as often as it stands in the batch: words that the data rarely has would give a wrong caption away.
+
+A swapped caption is never a true one by its words: what comes in stands neither in the caption nor in any other caption
+of the same group in this rank's batch. A synonym or a broader word ("animal" for "dog") can still be true of the image.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import defaultdict
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.tokenizer import BOS, EOS, token_texts
+from filip.words import FUNCTION_WORDS
+
+_TRIES = 8  # words that are drawn for a caption before it goes without
+
+
+def with_swaps(batch: dict[str, Any], key: str) -> dict[str, Any]:
+    """``batch`` and ``swapped_ids`` [b, n], ``swapped_lengths`` [b]: 0 where a caption has nothing to exchange.
+
+    batch: ``ids`` [b, n], ``lengths`` [b] and ``group`` [b] on the CPU. ``key`` decides every random choice.
+    """
+    ids, lengths, draw = batch["ids"].tolist(), batch["lengths"].tolist(), random.Random(key)
+    places = [nouns(row[:length]) for row, length in zip(ids, lengths, strict=True)]
+    pool = [row[place] for row, own in zip(ids, places, strict=True) for place in own]
+    seen: dict[int, set[int]] = defaultdict(set)
+    for group, row, length in zip(batch["group"].tolist(), ids, lengths, strict=True):
+        seen[group].update(row[:length])
+    swapped: Tensor = batch["ids"].clone()
+    swapped_lengths: Tensor = batch["lengths"].clone()
+    for i, (own, group) in enumerate(zip(places, batch["group"].tolist(), strict=True)):
+        place = draw.choice(own) if own else None
+        drawn = [draw.choice(pool) for _ in range(_TRIES)] if own else []
+        new = next((word for word in drawn if word not in seen[group]), None)
+        if place is None or new is None:
+            swapped_lengths[i] = 0
+        else:
+            swapped[i, place] = new
+    return {**batch, "swapped_ids": swapped, "swapped_lengths": swapped_lengths}
+
+
+def nouns(ids: list[int]) -> list[int]:
+    """Positions of words in one piece that end a run of content words, in a caption without padding."""
+    content = is_content()
+    found = []
+    for place, token in enumerate(ids):
+        whole = bool(content[token]) and bool(ends_word()[ids[place - 1]])
+        if whole and not content[ids[place + 1]]:
+            found.append(place)
+    return found
+
+
+@cache
+def ends_word() -> Tensor:
+    """[vocabulary] bool: the token is the end of a word, or all of it."""
+    ends = torch.tensor([text.endswith(" ") for text in token_texts()])
+    ends[[BOS, EOS]] = True
+    return ends
+
+
+@cache
+def is_content() -> Tensor:
+    """[vocabulary] bool: ends a word, in letters, that is no function word; or is a part of a longer word."""
+    words = [text.strip() for text in token_texts()]
+    content = [
+        word.isalpha() and (not text.endswith(" ") or (len(word) > 2 and word not in FUNCTION_WORDS))
+        for word, text in zip(words, token_texts(), strict=True)
+    ]
+    return torch.tensor(content)

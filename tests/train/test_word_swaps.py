@@ -1,0 +1,79 @@
+"""Swapped captions: one noun of the batch in place of another, never a caption that is true by its words."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.errors import UserError
+from filip.models import TextFeatures, build_model, load_preset
+from filip.tokenizer import _tokenizer, tokenize
+from filip.train.word_swaps import nouns, with_swaps
+from tests.support.training import compose
+
+
+def words_at(caption: str) -> list[str]:
+    ids = tokenize(caption)[0][0].tolist()
+    return [_tokenizer().decode([ids[place]]).strip() for place in nouns(ids)]
+
+
+def batch_of(captions: list[str], groups: list[int]) -> dict[str, torch.Tensor]:
+    ids, lengths = tokenize(captions)
+    return {"ids": ids, "lengths": lengths, "group": torch.tensor(groups)}
+
+
+def text(row: torch.Tensor, length: torch.Tensor) -> str:
+    return str(_tokenizer().decode(row[1 : int(length) - 1].tolist())).strip()
+
+
+def test_nouns_end_a_run_of_content_words() -> None:
+    assert words_at("a small red bicycle behind the tree") == ["bicycle", "tree"]
+    assert words_at("a photo of the dog, and two cats!") == ["dog", "cats"]
+    assert words_at("of the") == words_at("a zzyzxq") == []  # not in one piece
+
+
+def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() -> None:
+    captions = ["a red dog on the grass", "a dog", "a cat beside a blue car", "a bicycle", "in the"]
+    groups = [0, 0, 1, 2, 3]
+    batch = batch_of(captions, groups)
+    came_in = set()
+    for key in range(40):
+        found = with_swaps(batch, str(key))
+        assert int(found["swapped_lengths"][4]) == 0  # nothing to exchange
+        for i in range(4):
+            length = found["swapped_lengths"][i]
+            assert length in (0, batch["lengths"][i])
+            if not length:
+                continue
+            before, after = (
+                text(batch["ids"][i], length).split(),
+                text(found["swapped_ids"][i], length).split(),
+            )
+            (place,) = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
+            assert before[place] in {"dog", "grass", "cat", "car", "bicycle"}
+            others = " ".join(c for c, g in zip(captions, groups, strict=True) if g == groups[i]).split()
+            assert after[place] not in others
+            came_in.add(after[place])
+    assert came_in == {"dog", "grass", "cat", "car", "bicycle"}
+    assert torch.equal(with_swaps(batch, "1")["swapped_ids"], with_swaps(batch, "1")["swapped_ids"])
+
+
+def test_the_model_encodes_them_beside_the_captions() -> None:
+    model = build_model(load_preset("tiny")).eval()
+    batch = with_swaps(batch_of(["a red dog", "of the", "two cats"], [0, 1, 2]), "0")
+    pixels = torch.randn(3, 3, model.image_size, model.image_size)
+    swapped = {name: batch[name] for name in ("swapped_ids", "swapped_lengths")}
+    encoded = model(pixels, batch["ids"], batch["lengths"], **swapped)
+    plain = model(pixels, batch["ids"], batch["lengths"])
+    torch.testing.assert_close(encoded.text.tokens, plain.text.tokens)
+    there = batch["swapped_lengths"] > 0
+    assert there.tolist() == [True, False, True]
+    alone = model.encode_text(batch["swapped_ids"][there], batch["swapped_lengths"][there])
+    assert isinstance(alone, TextFeatures)
+    torch.testing.assert_close(encoded.swapped.tokens, alone.tokens)
+
+
+def test_captions_that_would_be_compared_otherwise_are_refused() -> None:
+    for other in ("token_keep_ratio=0.5", "token_maximum=smooth"):
+        with pytest.raises(UserError, match=r"loss\.swapped_words compares by the largest similarity"):
+            compose("model=tiny", "loss.swapped_words=1", other)
