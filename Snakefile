@@ -6,7 +6,6 @@ Without --configfile the study is the demo. Rules are command lines; what they n
 filip/study.py and workflow/study.py.
 """
 
-import shlex
 import sys
 from pathlib import Path
 

@@ -7,15 +7,20 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import permutations
 from pathlib import Path
 
 import psutil
 import pytest
 import yaml
-from PIL import Image
 
 from tests.support.ports import free_port
+from tests.support.shards import write_tar
+from tests.support.squares import COLOURS, PLACES, picture
 from workflow.study import ROOT
+
+PHOTOS = 64
+PHOTOS_FOLDER = "my photos, it's 'mine' = $HOME; 100%"
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
 
@@ -91,32 +96,71 @@ def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tm
     assert "Traceback" not in output and "Building DAG" not in output
 
 
+def write_photos(folder: Path) -> None:
+    """Squares that a text beside each describes, and one that is no image."""
+    folder.mkdir()
+    for n in range(PHOTOS):
+        (folder / f"photo #{n}.png").write_bytes(square(n)[0])
+        (folder / f"photo #{n}.txt").write_text(square(n)[1])
+    (folder / "broken.jpg").write_bytes(b"no image")
+    (folder / "broken.txt").write_text("a man on a horse")
+
+
+def square(n: int) -> tuple[bytes, str]:
+    """An image and its caption; each n below 224 is another."""
+    front, back = list(permutations(COLOURS, 2))[n % 56]
+    place = PLACES[n // 56]
+    return picture(COLOURS[front], COLOURS[back], place), f"a {front} square at the {place} on {back}"
+
+
+def write_test_set(folder: Path) -> None:
+    """CLIP_benchmark's layout for retrieval."""
+    folder.mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    members: list[tuple[str, bytes]] = []
+    for n in range(PHOTOS, PHOTOS + 8):
+        image, caption = square(n)
+        members += [(f"s{n:07d}.png", image), (f"s{n:07d}.txt", caption.encode())]
+    write_tar(folder / "test/0.tar", members)
+    (folder / "test/nshards.txt").write_text("1\n")
+
+
 @pytest.mark.slow
-def test_own_images_become_shards_with_captions_without_a_download(clone: Path, tmp_path: Path) -> None:
-    """The data stages of the study own_images, small, with a card of one's own for a folder of one's own."""
-    photos = tmp_path / "my photos"
-    photos.mkdir()
-    captions = ["a dog runs on the beach", "two cats on a red sofa", "an old bridge over the river"]
-    for n, caption in enumerate(captions):
-        Image.new("RGB", (120, 90), (70 * n, 120, 200)).save(photos / f"photo #{n}.jpg")
-        (photos / f"photo #{n}.txt").write_text(caption)
-    (photos / "broken.jpg").write_bytes(b"no image")
-    (photos / "broken.txt").write_text("a man on a horse")
+def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path) -> None:
+    """The study own_images copied for a folder of one's own, with one training of a few steps."""
+    write_photos(tmp_path / PHOTOS_FOLDER)
+    write_test_set(tmp_path / "eval/photos_test")
     card = yaml.safe_load((clone / "data/own_images.yaml").read_text())
     del card["built_by"], card["group_column"]
-    own = {**card, "name": "photos", "images": str(photos), "back_translation": None}
+    own = {**card, "name": "photos", "images": str(tmp_path / PHOTOS_FOLDER), "back_translation": None}
+    own["image_rules"] = {"min_side": 32}
     (clone / "data/photos.yaml").write_text(yaml.safe_dump(own))
+    test = yaml.safe_load((clone / "eval/demo_test.yaml").read_text())
+    test |= {"name": "photos_test", "fine_tuned_on": ["photos"], "title": "Photos"}
+    test["layouts"] = {"webdataset": {"path": "photos_test", "split": "test"}}
+    (clone / "eval/photos_test.yaml").write_text(yaml.safe_dump(test))
+
     config = yaml.safe_load((clone / "workflow/config/own_images.yaml").read_text())
-    config |= {"study": "photos", "sources": ["photos"]}
+    config |= {"study": "photos", "sources": ["photos"], "runs": {"filip": config["runs"]["filip"]}}
+    config["eval"] = {"root": str(tmp_path / "eval"), "zero_shot": [], "retrieval": ["photos_test"]}
+    config["tables"] = {"retrieval": ["filip"]}
+    steps = ["global_batch=32", "max_steps=6", "warmup_timing=1", "optimizer.warmup_steps=2"]
+    config["train"]["overrides"] = [*config["train"]["overrides"], *steps]
+    config["launch"]["master_port"] = free_port()
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
-    targets = ["results/photos/data/photos/manifest.json", "results/photos/funnel.json"]
-    done = snakemake(*targets, "--show-failed-logs", cwd=clone, config=tmp_path / "photos.yaml", timeout=300)
+    done = snakemake("--show-failed-logs", cwd=clone, config=tmp_path / "photos.yaml", timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
-    manifest = json.loads((clone / targets[0]).read_text())
-    assert manifest["images"]["count"] == 3 and manifest["captions"]["count"] == 3
-    stages = {stage["stage"]: stage for stage in json.loads((clone / targets[1]).read_text())["stages"]}
+
+    results = clone / "results/photos"
+    manifest = json.loads((results / "data/photos/manifest.json").read_text())
+    assert manifest["images"]["count"] == manifest["captions"]["count"] == PHOTOS
+    stages = {stage["stage"]: stage for stage in json.loads((results / "funnel.json").read_text())["stages"]}
     assert list(stages) == ["text_rules", "ingest", "translate"]
     assert stages["ingest"]["dropped"] == {"not_an_image": 1}
+    (row,) = json.loads((results / "tables/tables.json").read_text())["retrieval"]["rows"]
+    assert row["label"] == "FILIP"
+    assert "Photos" in (results / "tables/retrieval.html").read_text()
+    assert (results / "report.html").is_file()
 
 
 def reduced(config: dict) -> dict:
@@ -178,6 +222,7 @@ def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary:
     stages = {(part["stage"]): part for part in summary["funnel"]}
     for part in summary["funnel"]:
         assert part["in"] == part["out"] + sum(part["dropped"].values())
+    assert list(stages) == ["prepare", "text_rules", "download", "translate"]
     assert stages["text_rules"]["out"] == stages["download"]["in"]
     assert sum(corpus["planted"].values()) <= sum(
         sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")

@@ -14,7 +14,7 @@ rule url_list:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "prepare"),
-        list=lambda wildcards: " ".join(f"list={path}" for path in STUDY.built_list(wildcards.source)),
+        list=lambda wildcards: [f"list={path}" for path in STUDY.built_list(wildcards.source)],
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
     log:
@@ -25,8 +25,8 @@ rule url_list:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.prepare source={params.card} {params.list} out={output.list}"
-        " funnel={output.funnel} threads={threads} memory={params.memory} > {log} 2>&1"
+        "python -m filip.data.prepare source={params.card:q} {params.list:q} out={output.list:q}"
+        " funnel={output.funnel:q} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 rule text_rules:
@@ -49,8 +49,8 @@ rule text_rules:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.text_rules source={params.card} list={input.list} out={output.kept}"
-        " funnel={output.funnel} processes={threads} threads={threads} memory={params.memory} > {log} 2>&1"
+        "python -m filip.data.text_rules source={params.card:q} list={input.list:q} out={output.kept:q}"
+        " funnel={output.funnel:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # Its result says how many shards there are, and thereby how many jobs share the translation.
@@ -79,8 +79,8 @@ checkpoint download:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.while_served}python -m filip.data.download source={params.card} list={input.kept}"
-        " out={params.shards} funnel={output.funnel} {params.distributor} memory={params.memory} > {log} 2>&1"
+        "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
+        " out={params.shards:q} funnel={output.funnel:q} {params.distributor} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
@@ -95,7 +95,7 @@ checkpoint ingest:
     params:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
-        images=lambda wildcards: shlex.quote(f"images={STUDY.images(wildcards.source)}"),
+        images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:
         source=STUDY.pattern(with_images=True),
@@ -107,8 +107,8 @@ checkpoint ingest:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.ingest source={params.card} {params.images} out={params.shards} list={output.list}"
-        " kept={output.kept} text_funnel={output.texts} funnel={output.funnel} > {log} 2>&1"
+        "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
+        " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q} > {log:q} 2>&1"
 
 
 # What is to be translated, once for all parts.
@@ -131,8 +131,8 @@ rule translate_plan:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
-        " plan_only=true threads={threads} memory={params.memory} > {log} 2>&1"
+        "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
+        " plan_only=true threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # One part of the back-translation, into a cache that all parts fill. Parts run in parallel; on a cluster each is a
@@ -155,8 +155,8 @@ rule translate_part:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
-        " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log} 2>&1"
+        "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
+        " part={wildcards.part}/{wildcards.parts} processes=1 threads=1 > {log:q} 2>&1"
 
 
 # Takes the translations from the cache, rejects the bad ones and writes the side-cars.
@@ -185,8 +185,8 @@ rule translate:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.translate source={params.card} shards={params.shards} out={params.captions}"
-        " funnel={output} processes={threads} threads={threads} memory={params.memory} > {log} 2>&1"
+        "python -m filip.data.translate source={params.card:q} shards={params.shards:q} out={params.captions:q}"
+        " funnel={output:q} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 rule manifest:
@@ -202,16 +202,16 @@ rule manifest:
         settings=lambda wildcards: STUDY.settings(wildcards.source, "manifest"),
         shards=f"{DATA}/{{source}}/shards",
         captions=f"{DATA}/{{source}}/captions",
-        funnels=lambda wildcards, input: "[" + ",".join(input.funnels) + "]",
+        funnels=lambda wildcards, input: f"funnels=[{','.join(input.funnels)}]",
     log:
         f"{RESULTS}/logs/manifest/{{source}}.log",
     threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.manifest source={params.card} list={input.list} kept={input.kept}"
-        " shards={params.shards} captions={params.captions} 'funnels={params.funnels}' out={output}"
-        " threads={threads} memory={params.memory} > {log} 2>&1"
+        "python -m filip.data.manifest source={params.card:q} list={input.list:q} kept={input.kept:q}"
+        " shards={params.shards:q} captions={params.captions:q} {params.funnels:q} out={output:q}"
+        " threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 rule funnel:
@@ -220,10 +220,10 @@ rule funnel:
     output:
         f"{RESULTS}/funnel.json",
     params:
-        fragments=lambda wildcards, input: "[" + ",".join(input) + "]",
+        fragments=lambda wildcards, input: f"fragments=[{','.join(input)}]",
     log:
         f"{RESULTS}/logs/funnel.log",
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.data.funnel 'fragments={params.fragments}' out={output} > {log} 2>&1"
+        "python -m filip.data.funnel {params.fragments:q} out={output:q} > {log:q} 2>&1"
