@@ -155,7 +155,7 @@ def start(folder: Path) -> subprocess.Popen:
 
 
 def wait_for_shards(shards: Path, count: int) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + 500
     while len(list(shards.glob("*_stats.json"))) < count and time.monotonic() < deadline:
         time.sleep(0.01)
 
@@ -173,7 +173,7 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         whole, killed = (folder / "shards" for folder in folders)
         started = time.monotonic()
         running = start(folders[0])
-        output, errors = running.communicate(timeout=120)
+        output, errors = running.communicate(timeout=500)
         assert running.returncode == 0, errors
         assert output.split()[-1] == str(600 - 67)
         took = time.monotonic() - started
@@ -186,7 +186,7 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         wait_for_shards(killed, 4)
         children = psutil.Process(running.pid).children(recursive=True)
         running.kill()
-        _, errors = running.communicate(timeout=60)
+        _, errors = running.communicate(timeout=300)
         assert "worker was killed" in errors, "and the run went on by itself"
         psutil.wait_procs(children, timeout=5)
         assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
@@ -194,7 +194,7 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
         kill_at_random(start(folders[1]), took)
 
         running = start(folders[1])
-        output, errors = running.communicate(timeout=120)
+        output, errors = running.communicate(timeout=500)
         assert running.returncode == 0, errors
         assert output.split()[-1] == str(600 - 67)
     assert len(hashes(whole)) == 30 and hashes(whole) == hashes(killed)
@@ -221,6 +221,7 @@ def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypa
         download(source, tmp_path / "shards", card)
     assert [path.name for path in (tmp_path / "shards").glob("*.tar")] == ["00000.tar"]
     (tmp_path / "3.jpg").unlink()
+    monkeypatch.setattr("filip.data.fetching.shards.SECONDS_PER_SHARD", 600)  # the rest may take its time
     assert download(source, tmp_path / "shards", card).dropped == {"missing_file": 1}
 
 

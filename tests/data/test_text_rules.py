@@ -13,6 +13,7 @@ from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
 from filip.data.lists.language import are_english
+from filip.data.lists.word_frequencies import zipf
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
 from filip.errors import UserError
@@ -139,6 +140,15 @@ def test_words_decide_where_the_language_model_guesses() -> None:
     assert are_english(english) == [True] * len(english)
     foreign = ["hund", "ein Hund", "pies na plaży", "en hund på stranden", "mi casa es tu casa"]
     assert are_english(foreign) == [False] * len(foreign)
+
+
+def test_the_word_lists_are_held_once_as_numbers() -> None:
+    """wordfreq would keep them as strings beside that: half a gigabyte in each process."""
+    import wordfreq
+
+    assert zipf("dog", "en") > zipf("chihuahua", "en") > zipf("dgo", "en")
+    assert zipf("hund", "de") > 4 and zipf("hund", "xx") is None
+    assert wordfreq.get_frequency_list.cache_info().currsize == 0
 
 
 def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:

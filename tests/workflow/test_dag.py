@@ -26,7 +26,7 @@ STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.ya
 
 
 def snakemake(
-    *arguments: str, cwd: Path, config: Path, timeout: int = 120
+    *arguments: str, cwd: Path, config: Path, timeout: int = 300
 ) -> subprocess.CompletedProcess[str]:
     command, environment = snakemake_command(*arguments, cwd=cwd, config=config)
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
@@ -157,7 +157,7 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path
     stages = {stage["stage"]: stage for stage in json.loads((results / "funnel.json").read_text())["stages"]}
     assert list(stages) == ["text_rules", "ingest", "translate"]
     assert stages["ingest"]["dropped"] == {"not_an_image": 1}
-    (row,) = json.loads((results / "tables/tables.json").read_text())["retrieval"]["rows"]
+    (row,) = json.loads((results / "tables/tables.json").read_text())["tables"]["retrieval"]["rows"]
     assert row["label"] == "FILIP"
     assert "Photos" in (results / "tables/retrieval.html").read_text()
     assert (results / "report.html").is_file()

@@ -45,6 +45,7 @@ def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
     ):  # by 1/10 of a decibel, from the most common
         hashes.append(np.fromiter(map(hash, words), np.int64, len(words)))
         values.append(np.full(len(words), max(9 - rank / 100, UNKNOWN), np.float32))
+    wordfreq.get_frequency_list.cache_clear()  # it would keep every word as a string: 25 MB a language
     joined, frequencies = np.concatenate(hashes), np.concatenate(values)
     order = np.argsort(joined)
     return joined[order], frequencies[order]
