@@ -28,6 +28,7 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import load_source
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import reading
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.errors import UserError
@@ -178,15 +179,18 @@ def _measure(
         config.processes,
         what=what,
         unit="images",
-        total=sum(
-            pq.read_metadata(Path(config.captions) / f"{tar.stem}.parquet").num_rows for tar, *_ in todo
-        ),
+        total=sum(_rows_of(Path(config.captions) / f"{tar.stem}.parquet") for tar, *_ in todo),
         start=start[0],
         start_arguments=start[1],
     )
     source = duckdb_io.parquet(files, "filename = true")
     shard = "split_part(parse_filename(filename, true), '-', 1)"
     return f"(SELECT {shard} AS shard, * EXCLUDE (filename) FROM {source})"
+
+
+def _rows_of(sidecar: Path) -> int:
+    with reading(sidecar):
+        return int(pq.read_metadata(sidecar).num_rows)
 
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
@@ -216,7 +220,9 @@ def hash_shard(tar: Path, file: Path) -> int:
         keys.append(key)
         hashes.append(int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True))
     with replacing(file) as part:
-        pq.write_table(pa.table({"key": keys, "phash": pa.array(hashes, pa.int64())}), part)
+        pq.write_table(
+            pa.table({"key": pa.array(keys, pa.string()), "phash": pa.array(hashes, pa.int64())}), part
+        )
     return len(keys)
 
 
@@ -314,7 +320,9 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     if waiting:
         flush()
     with replacing(file) as part:
-        pq.write_table(pa.table({"key": keys, "score": pa.array(scores, pa.float64())}), part)
+        pq.write_table(
+            pa.table({"key": pa.array(keys, pa.string()), "score": pa.array(scores, pa.float64())}), part
+        )
     return len(keys)
 
 

@@ -89,7 +89,11 @@ def read_fragment(path: str | Path) -> Fragment:
         )
     except FileNotFoundError as error:
         raise UserError(f"no funnel fragment at {path}: run the stage that writes it") from error
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
+    except (
+        ValueError,
+        KeyError,
+        TypeError,
+    ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
         raise UserError(f"{path} is not a funnel fragment ({error!r})") from error
     check_fragment(fragment, str(path))
     return fragment

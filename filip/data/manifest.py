@@ -28,6 +28,7 @@ from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.fetching.revision import images_set_aside
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import reading
 from filip.errors import UserError
 from filip.files import digest, scratch_folder, sha256_of, write_json
 
@@ -91,7 +92,8 @@ def make_manifest(
     _check_counts(stages, entries, shards)
     with scratch_folder(scratch) as spill:
         con = duckdb_io.connect(threads, memory, spill)
-        statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
+        with duckdb_io.plain_errors(con, "manifest"):
+            statistics = caption_statistics(con, [captions / f"{entry['name']}.parquet" for entry in entries])
         con.close()
     rules = {
         key: value
@@ -144,7 +146,7 @@ def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
             raise UserError(
                 f"{tar} has no {path}: run `filip data download` and `filip data translate` to the end"
             )
-    with pq.ParquetFile(described) as parquet:
+    with reading(described), pq.ParquetFile(described) as parquet:
         status = parquet.read(columns=["status"])["status"]
         written = (parquet.schema_arrow.metadata or {}).get(TAR_SHA256)
     return {
@@ -169,7 +171,9 @@ def _check_counts(stages: list[dict[str, Any]], entries: list[dict[str, Any]], s
 
 
 def _input(path: Path) -> dict[str, Any]:
-    return {"path": str(path), "rows": pq.read_metadata(path).num_rows, "sha256": sha256_of(path)}
+    with reading(path):
+        rows = pq.read_metadata(path).num_rows
+    return {"path": str(path), "rows": rows, "sha256": sha256_of(path)}
 
 
 def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path]) -> dict[str, Any]:
@@ -216,7 +220,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         return manifest
     except FileNotFoundError as error:
         raise UserError(f"no manifest at {path}: `filip data manifest` writes it") from error
-    except (json.JSONDecodeError, KeyError, TypeError, AssertionError) as error:
+    except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} is not a data manifest") from error
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
@@ -101,7 +102,7 @@ def prepare(
         staged = scratch / "staged.parquet"
         try:
             _stage(con, card, paths, scratch, staged)
-        except (duckdb.InvalidInputException, duckdb.BinderException, OSError) as error:
+        except (duckdb.Error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
                 raise  # of the disk; without a number it is DuckDB's, by way of Arrow
             # One stray carriage return or odd quote, and the strict reader gives up on the whole list.
@@ -109,7 +110,7 @@ def prepare(
             con = duckdb_io.connect(threads, memory, scratch)
             try:
                 _stage(con, card, paths, scratch, staged, strict=False)
-            except (duckdb.Error, OSError) as problem:
+            except (duckdb.Error, pa.ArrowInvalid, OSError) as problem:
                 detail = " ".join(str(problem).split())[:300]
                 raise UserError(f"{', '.join(paths[:3])} cannot be read: {detail}") from problem
         unreadable = rejected_lines(con)
@@ -152,7 +153,9 @@ def _stage(
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
-    duckdb_io.write_parquet(con, judged_rows(card, _types(con), paths[0]), staged, "prepare")
+    duckdb_io.write_parquet(
+        con, judged_rows(card, _types(con), paths[0]), staged, "prepare", unreadable=False
+    )
 
 
 def _subset(card: SourceCard, scratch: Path) -> str:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.captions.acceptance import plain
+from filip.data.lists.parquet_rows import reading
 from filip.files import replacing
 
 SCHEMA = pa.schema(
@@ -44,6 +45,7 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def read_sidecar(path: Path) -> list[dict[str, Any]]:
-    """The rows of a side-car."""
-    rows: list[dict[str, Any]] = pq.read_table(path, schema=SCHEMA).to_pylist()
+    """The rows of a side-car. Raises UserError if the file is not whole."""
+    with reading(path):
+        rows: list[dict[str, Any]] = pq.read_table(path, schema=SCHEMA).to_pylist()
     return rows

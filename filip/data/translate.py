@@ -31,6 +31,7 @@ from filip.data.engines import load_engine
 from filip.data.fetching.revision import counted_only, set_aside_file
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import reading
 from filip.data.sidecar import group_id, write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing
@@ -210,7 +211,8 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
         with replacing(stamp) as new:
             new.write_text(identity)
     group = job.card.group_column
-    names = pq.read_schema(files[0]).names
+    with reading(files[0]):
+        names = pq.read_schema(files[0]).names
     if group and group not in names:
         raise UserError(
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "

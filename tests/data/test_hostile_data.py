@@ -17,8 +17,10 @@ from filip.data.loading.pair_index import ShardCaptions, index_source
 from filip.data.prepare import prepare as make_list
 from filip.data.sidecar import read_sidecar
 from filip.data.text_rules import apply_text_rules
+from filip.errors import UserError
 from tests.data.own_images import picture
 from tests.data.test_download import disk_with_room_for
+from tests.data.test_full_disks import commands
 from tests.data.test_translate import job, make_shards
 
 CAPTIONS = [
@@ -149,3 +151,77 @@ def test_a_full_disk_is_one_sentence_and_a_rerun_continues(
     assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
     run_command(module.main, getattr(module, schema), argv=arguments)
     assert "3,000" in capsys.readouterr().out or stage == "translate"
+
+
+BROKEN = {
+    "text_rules": ["l.parquet"],
+    "translate": ["shards/00000.parquet", "shards/00001.parquet"],
+    "filter": ["captions/00000.parquet"],
+    "manifest": ["l.parquet", "shards/00001.parquet", "captions/00001.parquet", "download.json"],
+    "inspect": ["captions/00000.parquet"],
+    "funnel": ["translate.json"],
+}
+
+
+@pytest.mark.parametrize("stage", BROKEN)
+def test_a_broken_file_is_named_by_the_stage_that_reads_it(
+    tmp_path: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = commands(tmp_path)[stage]
+    for name in BROKEN[stage]:
+        whole = (tmp_path / name).read_bytes()
+        for content in (b"", b"\xff\0" * 400, whole[: len(whole) // 2]):
+            (tmp_path / name).write_bytes(content)
+            with pytest.raises(SystemExit):
+                command.run(tmp_path / "out")
+            said = capsys.readouterr().err.splitlines()
+            assert said[-1].startswith("error: ") and Path(name).name in said[-1], said
+        (tmp_path / name).write_bytes(whole)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("l.parquet", b"PAR1" + bytes(2000) + b"PAR1"),
+        ("l.parquet", b""),
+        ("l.csv.gz", b"\x1f\x8b" + bytes(300)),
+        ("l.csv.zst", bytes(300)),
+        ("l.csv.bz2", b"BZh9" + bytes(300)),
+        (
+            "l.jsonl",
+            b'{"url": "https://a.org/1", "caption": "a dog", "x": ' + b"[" * 3000 + b"]" * 3000 + b"}\n",
+        ),
+        ("l.yaml", b"!!python/object/apply:os.mkdir [made_by_a_card]"),
+    ],
+)
+def test_a_broken_list_is_one_sentence(
+    tmp_path: Path, name: str, content: bytes, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    arguments = [f"source={tmp_path / name}", f"out={tmp_path}/out.parquet"]
+    with pytest.raises(SystemExit):
+        run_command(prepare.main, prepare.PrepareConfig, argv=arguments)
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and str(tmp_path) in said and "Traceback" not in said
+    assert not Path("made_by_a_card").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.arrow", b"\xff" * 500, "is not an Arrow file"),
+        (
+            "captions_train2017.json",
+            b'{"images": 3, "annotations": {}}',
+            "has no captions that are understood",
+        ),
+        ("dataset_coco.json", b'{"images": [3]}', "has no captions that are understood"),
+    ],
+)
+def test_images_in_a_broken_layout_are_one_sentence(
+    tmp_path: Path, name: str, content: bytes, message: str
+) -> None:
+    (tmp_path / name).write_bytes(content)
+    source = SourceCard("t", images=str(tmp_path / name))
+    with pytest.raises(UserError, match=message):
+        ingest.ingest(source, ingest.IngestConfig("t", out=str(tmp_path / "out"), processes=1))

@@ -21,7 +21,9 @@ class Coco(Layout):
 
     def parts(self, images: Path, card: SourceCard) -> list[Path]:
         content = _content(images)
-        return [images] if "images" in content and "annotations" in content else []
+        return (
+            [images] if all(isinstance(content.get(key), list) for key in ("images", "annotations")) else []
+        )
 
     def find(self, part: Path, card: SourceCard, scratch: Path) -> Iterator[Found]:
         content = _content(part)
@@ -44,8 +46,9 @@ class Karpathy(Layout):
     )
 
     def parts(self, images: Path, card: SourceCard) -> list[Path]:
-        listed = _content(images).get("images") or []
-        return [images] if listed and {"split", "filename", "sentences"} <= set(listed[0]) else []
+        listed: Any = _content(images).get("images")
+        known = isinstance(listed, list) and listed and isinstance(listed[0], dict)
+        return [images] if known and {"split", "filename", "sentences"} <= set(listed[0]) else []
 
     def find(self, part: Path, card: SourceCard, scratch: Path) -> Iterator[Found]:
         listed = _content(part)["images"]

@@ -56,9 +56,9 @@ def _table(file: str) -> pa.Table:
     source = pa.memory_map(file)
     try:
         return pa.ipc.open_stream(source).read_all()
-    except pa.ArrowInvalid:
+    except (pa.ArrowInvalid, OSError):
         source.seek(0)
     try:
         return pa.ipc.open_file(source).read_all()
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, OSError) as error:
         raise UserError(f"{file} is not an Arrow file: {error}") from error

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import duckdb
@@ -36,24 +37,38 @@ def sql_identifier(column: str) -> str:
     return '"' + column.replace('"', '""') + '"'
 
 
-def write_parquet(
-    con: duckdb.DuckDBPyConnection, query: str, path: str | Path, what: str, rows_per_group: int | None = None
-) -> int:
-    """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
-
-    Arrow writes the file, not DuckDB's COPY, and each row group from one chunk: row groups and their pages then
-    depend on the rows alone and not on the threads, so that the same rows give the same bytes.
-    """
+@contextmanager
+def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = True) -> Iterator[None]:
+    """Want of memory, a disk, or a file that cannot be read (``unreadable``) becomes a UserError that names it."""
     try:
-        return _write_parquet(con, query, path, what, rows_per_group or ROWS_PER_GROUP)
+        yield
     except duckdb.OutOfMemoryException as error:
         limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
         raise UserError(
             f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
             f"plan` says how much); {_first_line(error)}"
         ) from error
-    except duckdb.IOException as error:
+    except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
+        if not unreadable and not isinstance(error, duckdb.IOException):
+            raise
         raise UserError(f"{what}: {_first_line(error)}") from error
+
+
+def write_parquet(
+    con: duckdb.DuckDBPyConnection,
+    query: str,
+    path: str | Path,
+    what: str,
+    rows_per_group: int | None = None,
+    unreadable: bool = True,
+) -> int:
+    """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
+
+    Arrow writes the file, not DuckDB's COPY, and each row group from one chunk: row groups and their pages then
+    depend on the rows alone and not on the threads, so that the same rows give the same bytes. Errors: plain_errors.
+    """
+    with plain_errors(con, what, unreadable):
+        return _write_parquet(con, query, path, what, rows_per_group or ROWS_PER_GROUP)
 
 
 def _first_line(error: Exception) -> str:

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.errors import UserError
+
 _HASHED = 50_000  # rows at once; a part of what the hash is
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """A file that is not Parquet, or is cut off, is a UserError that names it."""
+    try:
+        yield
+    except pa.ArrowInvalid as error:
+        raise UserError(
+            f"{path} is not Parquet, or not whole: run the stage that wrote it again ({error})"
+        ) from error
 
 
 def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:

@@ -111,7 +111,10 @@ def _json_relation(files: str, card: SourceCard) -> str:
     lines = f"read_ndjson_objects({files}, ignore_errors = true)"
     con = duckdb.connect()
     grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
-    structure = json.loads(con.sql(grouped).fetchall()[0][0] or "{}")
+    try:
+        structure = json.loads(con.sql(grouped).fetchall()[0][0] or "{}")
+    except RecursionError as error:
+        raise UserError(f"{card.list} has a line of JSON that is nested too deeply to be a row") from error
     con.close()
     texts = {card.url_column, card.caption_column, *card.caption_columns}
     columns = []
