@@ -28,7 +28,7 @@ def measure_slice(rounds: int, progress: Callable[[str], None]) -> dict[str, flo
     steps: dict[str, Step] = {
         "encoders": _encoders(),
         "clip_loss": _clip_loss(),
-        "filip_loss": _filip_loss(random_problem(PAIRS, 49, texts=GLOBAL_PAIRS)),
+        "filip_loss": filip_loss(random_problem(PAIRS, 49, texts=GLOBAL_PAIRS)),
     }
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for done in range(rounds + 1):  # the first round warms up; the encoders need no second one
@@ -77,7 +77,7 @@ def _clip_loss() -> Step:
     return step
 
 
-def _filip_loss(problem: Problem) -> Step:
+def filip_loss(problem: Problem) -> Step:
     """Both matrices, their soft-maxes over the captions and the gradients of all tokens."""
     image, text = problem.image.requires_grad_(), problem.text.requires_grad_()
 
@@ -90,4 +90,4 @@ def _filip_loss(problem: Problem) -> Step:
 
 
 def _cross_entropy(similarity: Tensor) -> Tensor:
-    return F.cross_entropy(similarity / 0.07, torch.arange(PAIRS))
+    return F.cross_entropy(similarity / 0.07, torch.arange(len(similarity)))

@@ -14,7 +14,8 @@ import time
 
 import torch
 
-from bench.interaction_contenders import Step, ours, product, random_problem
+from bench.interaction_contenders import Step, product, random_problem
+from bench.interaction_slice import filip_loss
 from filip.interaction import native
 
 SHAPES = {"16 images, 8,192 captions": (16, 8192), "256 pairs": (256, 256)}
@@ -26,7 +27,7 @@ def main(threads: list[int], rounds: int = 9) -> None:
     print(f"torch {torch.__version__}, {os.cpu_count()} cores, native kernels: {native.isas()[0]}")
     for name, (images, texts) in SHAPES.items():
         problem = random_problem(images, 49, texts=texts)
-        for contender, step in (("native", ours(problem, "native")), ("product", product(problem))):
+        for contender, step in (("native", filip_loss(problem)), ("product", product(problem))):
             milliseconds = measure(step, threads, rounds)
             shown = ", ".join(
                 f"{count}: {taken:.0f} ms ({milliseconds[threads[0]] / taken:.2f}x)"
