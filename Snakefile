@@ -16,6 +16,7 @@ min_version("9.0")
 
 sys.path.insert(0, workflow.basedir)
 from filip.errors import UserError
+from filip.progress import say
 from filip.study import PROTOCOLS
 from workflow.stage_bars import show_stages
 from workflow.study import WorkflowStudy
@@ -39,6 +40,7 @@ wildcard_constraints:
     source="|".join(STUDY.sources),
     run="|".join([*STUDY.runs, *STUDY.fine_tunes, *STUDY.peers]),
     row="|".join(STUDY.efficiency) or "none",
+    card="[^/]+",
 
 
 report: "workflow/report/study.rst"
@@ -67,4 +69,6 @@ include: "workflow/rules/report.smk"
 
 
 if workflow.is_main_process:
+    if absent := STUDY.missing_data():
+        say(f"no data in {STUDY.evaluation['root']} for {', '.join(absent)}: their cells will be empty")
     show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""))

@@ -26,7 +26,7 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> 
     """
     evaluation, peer = config["eval"], config.get("peers", {}).get(model)
     given: list[str] = []
-    if protocol in ("zero_shot", "retrieval", "alignment"):
+    if protocol in ("zero_shot", "retrieval", "alignment", "segmentation"):
         given.append(f"prompts={evaluation.get('prompts', PROMPTS)}")
     if peer is not None and protocol == "zero_shot":
         given += _own_ensemble(evaluation)

@@ -19,8 +19,8 @@ from filip.data.loading.config import Source
 from filip.data.plan import translation_jobs
 from filip.errors import UserError
 from filip.files import digest
-from filip.study import Study, resolve
-from filip.study_evaluation import evaluation_options
+from filip.study import resolve
+from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
 
@@ -33,7 +33,7 @@ SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training sav
 NOT_READ = {"title", "license", "homepage", "obtain", "expected_count", "attribution", "planted", "path"}
 
 
-class WorkflowStudy(Study):
+class WorkflowStudy(StudyEvaluations):
     """A study with the paths of its files and the resources of its jobs. Paths are relative to the repository."""
 
     # Each stage writes a funnel fragment.
@@ -46,13 +46,11 @@ class WorkflowStudy(Study):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.results = f"results/{self.name}"
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
-        self.prompts: str = self.evaluation.get("prompts", "eval/prompts.yaml")
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
         self._check_batches()
 
@@ -194,9 +192,6 @@ class WorkflowStudy(Study):
             inputs["init"] = self.weights(training["from"])
         return inputs
 
-    def weights(self, run: str) -> str:
-        return f"{self.results}/models/{run}.safetensors"
-
     def run_dir(self, run: str) -> str:
         """The run's folder. Its name carries a hash of the learning settings, so that changing one of them starts
         a new run next to the old one, while a repeated or interrupted one finds its checkpoints again.
@@ -294,57 +289,10 @@ class WorkflowStudy(Study):
         gpu = launch.accelerator != "cpu"
         return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
 
-    # ---- evaluation ----------------------------------------------------------------------------------
-
-    def model_file(self, name: str) -> list[str]:
-        """The weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
-        return [] if name in self.peers else [self.weights(name)]
-
-    def model(self, name: str) -> str:
-        """What an evaluation calls the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
-        return self.peers[name]["model"] if name in self.peers else self.weights(name)
-
-    def cards(self, protocol: str) -> list[str]:
-        return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
-
-    def evaluation_arguments(self, model: str, protocol: str) -> str:
-        """What a protocol's command is given of the study, for a shell: model, root, cards and options."""
-        loaders = self.evaluation.get("loaders", {})
-        names = self.benchmarks(protocol)
-        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
-        options = evaluation_options(self.config, model, protocol)
-        given = {"model": self.model(model), "root": self.evaluation["root"], "cards": f"[{','.join(cards)}]"}
-        return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
-
-    def prompt_file(self, model: str, protocol: str) -> list[str]:
-        """The file of prompts that an evaluation reads; none if it reads none, or the prompt is on its command line."""
-        prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
-        return [prompts] if prompts and "{c}" not in prompts else []
-
-    def quoted_labels(self, table: str) -> str:
-        """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""
-        return self._quoted_labels(self.rows(table))
-
-    def _quoted_labels(self, runs: list[str]) -> str:
-        names = ",".join(json.dumps(self.label(run), ensure_ascii=False) for run in runs)
-        return shlex.quote(f"labels=[{names}]")
-
     def benchmark_files(self) -> list[str]:
         """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
         are the user's, below ``eval.root``, and the command names those that are missing."""
         return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
-
-    @property
-    def explorer(self) -> dict[str, Any] | None:
-        """What the page ``explore.html`` is made of: models, their labels (for a shell), card, count. None: no page."""
-        wanted = self.config.get("explorer")
-        return wanted and {
-            "models": [self.model(run) for run in wanted["models"]],
-            "weights": [file for run in wanted["models"] for file in self.model_file(run)],
-            "labels": self._quoted_labels(wanted["models"]),
-            "card": f"eval/{wanted['card']}.yaml",
-            "count": wanted.get("count", 500),
-        }
 
     # ---- report --------------------------------------------------------------------------------------
 

@@ -18,9 +18,9 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, match_classes
+from filip.eval.cards import BenchmarkCard
 from filip.eval.encoders import Encoder
-from filip.eval.formats import open_set
+from filip.eval.opening import check_sets
 from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import Record, outcomes_file, write_outcomes
 from filip.eval.own_data import cards_of
@@ -45,6 +45,7 @@ class Evaluation(ModelOptions):
         "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
     )
     loader: str | None = option(None, "layout of the cards to use instead of their default")
+    missing: str = option("stop", "a data set that is not there: stop; or skip: evaluate the others")
     batch_size: int = option(64, "images at a time")
     workers: int = option(0, "processes that decode images")
     overwrite: bool = option(False, "run again what is there already")
@@ -100,11 +101,10 @@ def planned(config: Evaluation) -> list[tuple[str, BenchmarkCard]]:
         raise UserError(
             f"data: none of the protocols {', '.join(config.protocols)} fits {', '.join(names) or 'nothing'}"
         )
-    for card in cards:
-        data = open_set(card, config.root)
-        if data.classes is not None:
-            match_classes(card, data.classes)
-    return jobs
+    there, _ = check_sets(cards, config.root, config.missing)
+    if not there:
+        raise UserError(f"data: none of {', '.join(names)} is there")
+    return [(protocol, card) for protocol, card in jobs if card in there]
 
 
 def model_name(config: ModelOptions) -> str:

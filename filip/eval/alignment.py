@@ -18,11 +18,11 @@ from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.data.loading.transforms import denormalize
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
-from filip.eval.options import CardOptions
+from filip.eval.options import CardOptions, said
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.pictures import Cell, alignment_cell, sheet
 from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
@@ -50,9 +50,9 @@ class Alignment(CardOptions):
 
 def main(config: Alignment) -> None:
     """Draw and measure which word each image patch looks at."""
-    cards = load_cards(config.cards, config.loader)
-    if not cards:
+    if not config.cards:
         raise UserError("cards=[]: give at least one card whose images are to be aligned")
+    cards, skipped = config.load_cards()
     encoder = config.encoder()
     header = config.result_header(encoder)
     cells: list[Cell] = []
@@ -62,12 +62,13 @@ def main(config: Alignment) -> None:
         found, pictures = _align_card(encoder, card, config, record)
         results[card.name] = found
         cells += pictures
-    title = f"Word-patch alignment: {header['run']} on {', '.join(card.title for card in cards)}"
+    where = ", ".join(card.title for card in cards) or f"nothing: {', '.join(skipped)} left out"
+    title = f"Word-patch alignment: {header['run']} on {where}"
     page = sheet(cells, config.columns, title, NOTE)
     Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
     page.save(config.picture)
     write_outcomes(config.out, record)
-    write_json(config.out, {**header, "picture": config.picture, "benchmarks": results})
+    write_json(config.out, {**header, "picture": config.picture, "benchmarks": results, **said(skipped)})
 
 
 def _align_card(

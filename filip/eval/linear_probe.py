@@ -18,13 +18,13 @@ from torch import Tensor
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import EvalSet
 from filip.eval.encode_set import image_batches, size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.logistic import Classifier, fit
-from filip.eval.options import EvalOptions
+from filip.eval.options import EvalOptions, said
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.zero_shot import measure, outcomes
 from filip.files import write_json
@@ -42,7 +42,7 @@ class LinearProbe(EvalOptions):
 
 def main(config: LinearProbe) -> None:
     """Accuracy of a linear classifier on frozen features, written as JSON."""
-    cards = load_cards(config.cards, config.loader, "classification")
+    cards, skipped = config.load_cards("classification")
     encoder = config.encoder()
     tasks = {}
     record: Record = {}
@@ -54,7 +54,9 @@ def main(config: LinearProbe) -> None:
         )
     header = config.result_header(encoder)
     write_outcomes(config.out, record)
-    write_json(config.out, {**header, "regularisation": config.regularisation, "tasks": tasks})
+    write_json(
+        config.out, {**header, "regularisation": config.regularisation, "tasks": tasks, **said(skipped)}
+    )
 
 
 def probe(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
+from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.encoders import FORMS, Encoder, load_encoder
+from filip.eval.opening import check_sets
 from filip.eval.precision import name_of
 from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import launched, own_device
@@ -56,6 +58,16 @@ class CardOptions(ModelOptions):
     out: str = option(MISSING, "result file (JSON)")
     run: str = option("", "name of the run in the result; the model file's name if empty")
     loader: str | None = option(None, "layout of the cards to use instead of their default")
+    missing: str = option(
+        "stop", "a data set that is not there: stop; or skip: evaluate the others, and the result says why"
+    )
+
+    def load_cards(self, kind: str | None = None) -> tuple[list[BenchmarkCard], dict[str, str]]:
+        """The cards, and why some of them were left out; see :func:`filip.eval.opening.check_sets`.
+
+        kind: that they must all be of. Raises UserError before a model is loaded.
+        """
+        return check_sets(load_cards(self.cards, self.loader, kind), self.root, self.missing)
 
     def result_header(self, encoder: Encoder) -> dict[str, Any]:
         """What every result file says of the model."""
@@ -73,6 +85,11 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
         "precision": name_of(encoder.dtype),
         **encoder.details,
     }
+
+
+def said(skipped: dict[str, str]) -> dict[str, Any]:
+    """What a result file says of the benchmarks that were left out (``missing=skip``): why, by name."""
+    return {"skipped": skipped} if skipped else {}
 
 
 @dataclass

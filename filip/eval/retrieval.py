@@ -16,12 +16,12 @@ from torch import Tensor
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import CutTexts, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
-from filip.eval.options import EvalOptions
+from filip.eval.options import EvalOptions, said
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.scorer import RANKINGS, Scorer, Texts, ranking
@@ -62,13 +62,11 @@ def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str,
     for key in ("rank_texts_by", "rank_images_by"):
         if getattr(config, key) not in RANKINGS:
             raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
-    cards = load_cards(config.cards, config.loader, "retrieval")
+    cards, skipped = config.load_cards("retrieval")
     prompts = {card.name: card_prompts(card, config) for card in cards}
     scorer = scorer or config.scorer()
     benchmarks = {}
     record: Record = {}
-    for card in cards:
-        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
     for card in cards:
         found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config, record)
         benchmarks[card.name] = found
@@ -85,6 +83,7 @@ def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str,
         **config.result_header(scorer.encoder),
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
         "benchmarks": benchmarks,
+        **said(skipped),
     }
     return result, record
 

@@ -20,12 +20,12 @@ from torch import Tensor
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
-from filip.eval.options import CardOptions
+from filip.eval.options import CardOptions, said
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
@@ -43,7 +43,7 @@ class ScenePointing(CardOptions):
 
 def main(config: ScenePointing) -> None:
     """How often a name's best patch lies on its own thing, on scenes of several things, written as JSON."""
-    cards = load_cards(config.cards, config.loader, "pointing")
+    cards, skipped = config.load_cards("pointing")
     encoder = config.encoder()
     benchmarks = {}
     record: Record = {}
@@ -56,7 +56,7 @@ def main(config: ScenePointing) -> None:
             f"{100 * found['among_things']['value']:.1f} % (chance {100 * found['among_things']['chance']:.1f} %)"
         )
     write_outcomes(config.out, record)
-    write_json(config.out, {**config.result_header(encoder), "benchmarks": benchmarks})
+    write_json(config.out, {**config.result_header(encoder), "benchmarks": benchmarks, **said(skipped)})
 
 
 @dataclass(frozen=True)

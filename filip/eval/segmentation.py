@@ -19,12 +19,12 @@ from torch import Tensor
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Sample
 from filip.eval.encode_set import size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
-from filip.eval.options import CardOptions
+from filip.eval.options import CardOptions, said
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
@@ -41,10 +41,8 @@ class Segmentation(CardOptions):
 
 def main(config: Segmentation) -> None:
     """Mean intersection over union of the patches' best classes, written as JSON."""
-    cards = load_cards(config.cards, config.loader, "segmentation")
+    cards, skipped = config.load_cards("segmentation")
     ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
-    for card in cards:
-        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
     encoder = config.encoder()
     benchmarks = {}
     record: Record = {}
@@ -56,9 +54,8 @@ def main(config: Segmentation) -> None:
             f"{found['n']:,} images, {found['classes']} classes"
         )
     write_outcomes(config.out, record)
-    write_json(
-        config.out, {**config.result_header(encoder), "prompt_file": config.prompts, "benchmarks": benchmarks}
-    )
+    header = {**config.result_header(encoder), "prompt_file": config.prompts}
+    write_json(config.out, {**header, "benchmarks": benchmarks, **said(skipped)})
 
 
 def segment(

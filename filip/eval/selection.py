@@ -18,11 +18,11 @@ from torch import Tensor
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import CutTexts, encoded_batches, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
-from filip.eval.options import EvalOptions
+from filip.eval.options import EvalOptions, said
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.scorer import RANKINGS, Scorer, ranking
 from filip.files import write_json
@@ -36,12 +36,10 @@ class Selection(EvalOptions):
 
 def main(config: Selection) -> None:
     """How often a model picks the true caption of an image, on several benchmarks, written as JSON."""
-    cards = load_cards(config.cards, config.loader, "selection")
+    cards, skipped = config.load_cards("selection")
     scorer = config.scorer()
     benchmarks = {}
     record: Record = {}
-    for card in cards:
-        open_set(card, config.root)  # a data set that is missing stops before anything is encoded
     for card in cards:
         found = select(scorer, card, config.root, config.batch_size, config.workers, record)
         benchmarks[card.name] = found
@@ -51,7 +49,8 @@ def main(config: Selection) -> None:
             f"{card.name}: {found['n']:,} images; by image / text / mean {rates} % right (chance {chance:.1f} %)"
         )
     write_outcomes(config.out, record)
-    write_json(config.out, {**config.result_header(scorer.encoder), "benchmarks": benchmarks})
+    header = config.result_header(scorer.encoder)
+    write_json(config.out, {**header, "benchmarks": benchmarks, **said(skipped)})
 
 
 def select(

@@ -19,12 +19,12 @@ from torch import Tensor
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards, match_classes
+from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
-from filip.eval.options import EvalOptions
+from filip.eval.options import EvalOptions, said
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.scorer import Scorer, Texts
@@ -58,10 +58,8 @@ def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, 
     """What the result file says, and the outcome of each image. ``scorer``: of the model, if it is loaded already."""
     if config.ensemble not in ("score", "embedding"):
         raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
-    cards = load_cards(config.cards, config.loader, "classification")
+    cards, skipped = config.load_cards("classification")
     ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
-    for card in cards:
-        match_classes(card, open_set(card, config.root).classes or [])  # before anything is encoded
     scorer = scorer or config.scorer()
     tasks = {}
     record: Record = {}
@@ -86,6 +84,7 @@ def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, 
         "ensemble": config.ensemble,
         "prompt_file": config.prompts,
         "tasks": tasks,
+        **said(skipped),
     }
     return result, record
 

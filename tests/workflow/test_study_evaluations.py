@@ -1,14 +1,17 @@
 """What a study evaluates, with which options, and what its report shows."""
 
 import shlex
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from filip.command import compose_config
 from filip.errors import UserError
 from filip.eval.scene_sheet import SceneSheet
 from filip.explore.export import Export
-from workflow.study import WorkflowStudy
+from workflow.study import ROOT, WorkflowStudy
 
 
 def test_every_seed_is_evaluated(demo: dict) -> None:
@@ -23,6 +26,52 @@ def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
     study = WorkflowStudy(demo)
     assert study.evaluated_by("zero_shot") == ["clip", "filip"]
     assert study.evaluated == ["clip", "filip"]
+
+
+def job(run: str, card: str = "") -> SimpleNamespace:
+    """The wildcards of a job."""
+    return SimpleNamespace(run=run, card=card)
+
+
+def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
+    """One key decides; the demo, whose evaluations are shorter than a start of Python, keeps them together."""
+    together = WorkflowStudy(demo)
+    assert together.job("zero_shot") == "{run}/zero_shot" and together.split_protocols == []
+    inputs = together.job_inputs("zero_shot", job("clip"))
+    assert inputs["cards"] == [f"eval/{name}.yaml" for name in demo["eval"]["zero_shot"]]
+    assert inputs["data"] == [] and inputs["corpus"] == ["results/demo/corpus/corpus.json"]
+    assert "missing" not in together.job_arguments("zero_shot", job("clip"))
+
+    demo["eval"]["per_card"] = True
+    single = WorkflowStudy(demo)
+    assert single.job("zero_shot") == "{run}/zero_shot/{card}"
+    assert single.job_log("zero_shot") == "zero_shot/{run}/{card}"
+    assert single.job("alignment") == "{run}/alignment"  # draws one sheet
+    assert single.job_inputs("zero_shot", job("clip", "demo_food"))["cards"] == ["eval/demo_food.yaml"]
+    given = shlex.split(single.job_arguments("zero_shot", job("clip", "demo_food")))
+    assert "cards=[eval/demo_food.yaml]" in given and "missing=skip" in given
+    parts = single.parts("clip", "zero_shot")
+    assert parts == [f"results/demo/eval/clip/zero_shot/{n}.json" for n in demo["eval"]["zero_shot"]]
+
+
+def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:
+    config = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
+    config["eval"]["root"] = str(tmp_path)
+    (tmp_path / "wds_vtab-cifar10").mkdir()
+    study = WorkflowStudy(config)
+    assert "cifar10" not in study.missing_data() and "imagenet" in study.missing_data()
+    there = study.job_inputs("zero_shot", job("filip_base", "cifar10"))["data"]
+    assert there == [str(tmp_path / "wds_vtab-cifar10")]
+    assert study.job_inputs("zero_shot", job("filip_base", "imagenet"))["data"] == []
+    assert not study.draws_side_by_side("alignment")
+    (tmp_path / study.data_of("imagenet").name).mkdir()
+    assert study.draws_side_by_side("alignment")
+
+
+def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
+    study = WorkflowStudy(demo)
+    assert "fine_tuned_on=demo" in shlex.split(study.job_arguments("retrieval", job("filip_ft")))
+    assert "fine_tuned_on" not in study.job_arguments("retrieval", job("filip"))
 
 
 def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -> None:

@@ -1,158 +1,66 @@
-# Evaluation of one run: one command per protocol. Each writes its result and the outcome of every image or caption.
+# Evaluation: one command per protocol and run, or per card as well (eval.per_card of the study). Each writes its result
+# and the outcome of every image or caption. The rules of the protocols differ in their names only.
+
+for PROTOCOL in PROTOCOLS:
+    # A rule per protocol, so that a profile can give one of them more memory or time.
+
+    rule:
+        name:
+            PROTOCOL
+        input:
+            unpack(STUDY.of_job("job_inputs", PROTOCOL)),
+        output:
+            result=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.json",
+            outcomes=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.npz",
+            picture=(
+                report(
+                    f"{RESULTS}/eval/{{run}}/alignment.png",
+                    caption="../report/alignment.rst",
+                    category="Word-patch alignment",
+                    labels={"run": "{run}"},
+                )
+                if PROTOCOL == "alignment"
+                else []
+            ),
+        params:
+            protocol=PROTOCOL,
+            study=STUDY.of_job("job_arguments", PROTOCOL),
+            picture=lambda wildcards, output: f"picture={output.picture}" if output.picture else "",
+        log:
+            f"{RESULTS}/logs/{STUDY.job_log(PROTOCOL)}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/{STUDY.job_log(PROTOCOL)}.tsv"
+        threads: STUDY.evaluation.get("threads", 2)
+        resources:
+            **STUDY.evaluation.get("resources", {}),
+        conda:
+            "../envs/filip.yaml"
+        shell:
+            "python -m filip.eval.{params.protocol} {params.study} {params.picture}"
+            " out={output.result} > {log} 2>&1"
 
 
-rule zero_shot:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("zero_shot"),
-        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "zero_shot"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/zero_shot.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/zero_shot.npz",
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "zero_shot"),
-    log:
-        f"{RESULTS}/logs/zero_shot/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/zero_shot/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.zero_shot {params.study}"
-        " out={output.result} > {log} 2>&1"
+if STUDY.split_protocols:
 
+    localrules:
+        merge,
 
-rule retrieval:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("retrieval"),
-        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "retrieval"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/retrieval.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/retrieval.npz",
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "retrieval"),
-        tuned=lambda wildcards: STUDY.fine_tunes.get(wildcards.run, {}).get("source", ""),
-    log:
-        f"{RESULTS}/logs/retrieval/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/retrieval/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.retrieval {params.study}"
-        " fine_tuned_on={params.tuned} out={output.result} > {log} 2>&1"
-
-
-rule selection:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("selection"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/selection.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/selection.npz",
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "selection"),
-    log:
-        f"{RESULTS}/logs/selection/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/selection/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.selection {params.study}"
-        " out={output.result} > {log} 2>&1"
-
-
-rule scene_pointing:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("scene_pointing"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/scene_pointing.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/scene_pointing.npz",
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "scene_pointing"),
-    log:
-        f"{RESULTS}/logs/scene_pointing/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/scene_pointing/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.scene_pointing {params.study}"
-        " out={output.result} > {log} 2>&1"
-
-
-rule alignment:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("alignment"),
-        prompts=lambda wildcards: STUDY.prompt_file(wildcards.run, "alignment"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/alignment.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/alignment.npz",
-        picture=report(
-            f"{RESULTS}/eval/{{run}}/alignment.png",
-            caption="../report/alignment.rst",
-            category="Word-patch alignment",
-            labels={"run": "{run}"},
-        ),
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "alignment"),
-    log:
-        f"{RESULTS}/logs/alignment/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/alignment/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.alignment {params.study}"
-        " picture={output.picture} out={output.result} > {log} 2>&1"
-
-
-rule linear_probe:
-    input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("linear_probe"),
-        corpus=STUDY.benchmark_files(),
-    output:
-        result=f"{RESULTS}/eval/{{run}}/linear_probe.json",
-        outcomes=f"{RESULTS}/eval/{{run}}/linear_probe.npz",
-    params:
-        study=lambda wildcards: STUDY.evaluation_arguments(wildcards.run, "linear_probe"),
-    log:
-        f"{RESULTS}/logs/linear_probe/{{run}}.log",
-    benchmark:
-        f"{RESULTS}/benchmarks/linear_probe/{{run}}.tsv"
-    threads: STUDY.evaluation.get("threads", 2)
-    resources:
-        **STUDY.evaluation.get("resources", {}),
-    conda:
-        "../envs/filip.yaml"
-    shell:
-        "python -m filip.eval.linear_probe {params.study}"
-        " out={output.result} > {log} 2>&1"
+    rule merge:
+        input:
+            lambda wildcards: STUDY.parts(wildcards.run, wildcards.protocol),
+        output:
+            result=f"{RESULTS}/eval/{{run}}/{{protocol}}.json",
+            outcomes=f"{RESULTS}/eval/{{run}}/{{protocol}}.npz",
+        wildcard_constraints:
+            protocol="|".join(STUDY.split_protocols),
+        params:
+            parts=lambda wildcards, input: ",".join(input),
+        log:
+            f"{RESULTS}/logs/{{protocol}}/{{run}}.merge.log",
+        conda:
+            "../envs/filip.yaml"
+        shell:
+            "python -m filip.eval.merge 'parts=[{params.parts}]' out={output.result} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.

@@ -5,8 +5,8 @@ EVALUATIONS = [
     for protocol in PROTOCOLS
     for run in STUDY.evaluated_by(protocol)
 ]
-COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if len(STUDY.rows("alignment")) > 1 else []
-SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if len(STUDY.rows("scene_pointing")) > 1 else []
+COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if STUDY.draws_side_by_side("alignment") else []
+SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_side_by_side("scene_pointing") else []
 EXPLORER = [f"{RESULTS}/explore.html"] if STUDY.explorer else []
 TRAININGS = expand(f"{RESULTS}/models/{{run}}.json", run=STUDY.evaluated) + expand(
     f"{RESULTS}/efficiency/{{row}}.json", row=STUDY.efficiency

@@ -19,6 +19,7 @@ from filip.report.rows import (
     linear_probe,
     retrieval,
     scene_pointing,
+    segmentation,
     selection,
     zero_shot,
 )
@@ -50,6 +51,7 @@ TABLES: dict[str, TableKind] = {
     "retrieval": TableKind(retrieval.build, ("retrieval",), with_peers=True),
     "scene_pointing": TableKind(scene_pointing.build, ("scene_pointing",)),
     "selection": TableKind(selection.build, ("selection",), with_peers=True),
+    "segmentation": TableKind(segmentation.build, ("segmentation",), with_peers=True),
     "component_ablation": TableKind(component_ablation.build, ("zero_shot", "retrieval")),
     "alignment": TableKind(alignment.build, ("alignment",)),
     "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), lists_runs=False),

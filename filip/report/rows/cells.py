@@ -102,8 +102,11 @@ class Inputs:
 
     def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
         """Why an evaluation of a run has no result for a benchmark."""
-        if self.results.evaluation(run, protocol) is None:
+        found = self.results.evaluation(run, protocol)
+        if found is None:
             return self.results.why("eval", run, f"{protocol}.json")
+        if why := found.get("skipped", {}).get(benchmark):
+            return f"not run: {why}"
         return f"not run: {benchmark} is not in {self.results.folder / 'eval' / run / f'{protocol}.json'}"
 
 
@@ -152,7 +155,7 @@ def parts_table(
     """Columns and our rows of a table with several figures per benchmark.
 
     parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
-    {key of a figure: what follows the benchmark's name in its outcomes}.
+    {key of a figure: what follows the benchmark's name in its outcomes}; without one it is not compared in pairs.
     """
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
@@ -163,7 +166,12 @@ def parts_table(
 
     figures = [(name, part) for name in inputs.study.benchmarks(protocol) for part in parts]
     columns = [
-        Column(f"{name}_{part}", parts[part], inputs.title(name), outcomes=[f"{name}{outcome[part]}"])
+        Column(
+            f"{name}_{part}",
+            parts[part],
+            inputs.title(name),
+            outcomes=[f"{name}{outcome[part]}"] if part in outcome else [],
+        )
         for name, part in figures
     ]
     rows = []

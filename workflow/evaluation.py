@@ -1,0 +1,151 @@
+"""What the rules of the evaluation ask of a study: which jobs there are, their files and command lines."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filip.eval.cards import load_card
+from filip.study import PROTOCOLS, Study
+from filip.study_evaluation import evaluation_options
+
+DRAWS = "alignment"  # the protocol that also draws a sheet of all its cards, and so is one job in any case
+
+
+class StudyEvaluations(Study):
+    """A study with the jobs of its evaluations: one per protocol and run, or with ``eval.per_card`` one per card too.
+
+    Paths are relative to the repository.
+    """
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__(config)
+        self.results = f"results/{self.name}"
+        self.prompts: str = self.evaluation.get("prompts", "eval/prompts.yaml")
+        self.per_card: bool = self.evaluation.get("per_card", False)
+
+    def weights(self, run: str) -> str:
+        return f"{self.results}/models/{run}.safetensors"
+
+    def model_file(self, name: str) -> list[str]:
+        """The weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
+        return [] if name in self.peers else [self.weights(name)]
+
+    def model(self, name: str) -> str:
+        """What an evaluation calls the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
+        return self.peers[name]["model"] if name in self.peers else self.weights(name)
+
+    def cards(self, protocol: str) -> list[str]:
+        return [f"eval/{name}.yaml" for name in self.benchmarks(protocol)]
+
+    # ---- jobs ----------------------------------------------------------------------------------------
+
+    def job(self, protocol: str) -> str:
+        """The result of a job below ``eval/``, without its suffix: a pattern of wildcards."""
+        return f"{{run}}/{protocol}/{{card}}" if self._splits(protocol) else f"{{run}}/{protocol}"
+
+    def job_log(self, protocol: str) -> str:
+        """The log of a job below ``logs/`` and its times below ``benchmarks/``, as ``job``."""
+        return f"{protocol}/{{run}}/{{card}}" if self._splits(protocol) else f"{protocol}/{{run}}"
+
+    def _splits(self, protocol: str) -> bool:
+        return self.per_card and protocol != DRAWS
+
+    @property
+    def split_protocols(self) -> list[str]:
+        """The protocols whose results are put together from those of single cards."""
+        return [name for name in PROTOCOLS if self._splits(name)]
+
+    def parts(self, run: str, protocol: str) -> list[str]:
+        """The results of a run on the single cards of a protocol, in the order of the study."""
+        return [f"{self.results}/eval/{run}/{protocol}/{name}.json" for name in self.benchmarks(protocol)]
+
+    def job_inputs(self, protocol: str, wildcards: Any) -> dict[str, Any]:
+        """What an evaluation job reads: weights, cards, prompts, and the data where they are made here or are there.
+
+        A job that found its data missing runs again once they are there: they have become an input.
+        """
+        names = self._names(protocol, wildcards)
+        return {
+            "weights": self.model_file(wildcards.run),
+            "cards": [f"eval/{name}.yaml" for name in names],
+            "prompts": self.prompt_file(wildcards.run, protocol),
+            "corpus": self.benchmark_files(),
+            "data": [str(place) for name in names if (place := self.data_of(name)) and place.exists()],
+        }
+
+    def job_arguments(self, protocol: str, wildcards: Any) -> str:
+        """The arguments of a job's command, without ``out=``, for a shell."""
+        return self.evaluation_arguments(wildcards.run, protocol, self._names(protocol, wildcards))
+
+    def of_job(self, what: str, protocol: str) -> partial[Any]:
+        """The method ``what`` for a protocol, as a function of a job's wildcards."""
+        return partial(getattr(self, what), protocol)
+
+    def _names(self, protocol: str, wildcards: Any) -> list[str]:
+        return [wildcards.card] if self._splits(protocol) else self.benchmarks(protocol)
+
+    def data_of(self, name: str) -> Path | None:
+        """Where the data of a card are that a job per card may find missing; None if there is no such place."""
+        card = load_card(name, self.evaluation.get("loaders", {}).get(name))
+        return Path(self.evaluation["root"], card.path) if self.per_card and card.path else None
+
+    def missing_data(self) -> list[str]:
+        """The benchmarks of a study with a job per card whose data are not there; their cells will be empty."""
+        places = {name: self.data_of(name) for name in self.all_benchmarks}
+        return [name for name, place in places.items() if place is not None and not place.exists()]
+
+    def benchmark_files(self) -> list[str]:
+        """What must exist before an evaluation."""
+        raise NotImplementedError
+
+    # ---- command lines -------------------------------------------------------------------------------
+
+    def evaluation_arguments(self, model: str, protocol: str, names: list[str] | None = None) -> str:
+        """What a protocol's command is given of the study, for a shell: model, root, cards and options.
+
+        names: of the cards; None: all of the protocol.
+        """
+        loaders = self.evaluation.get("loaders", {})
+        names = self.benchmarks(protocol) if names is None else names
+        cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
+        given = {"model": self.model(model), "root": self.evaluation["root"], "cards": f"[{','.join(cards)}]"}
+        if protocol == "retrieval" and model in self.fine_tunes:
+            given["fine_tuned_on"] = self.fine_tunes[model]["source"]
+        if self.per_card:
+            given["missing"] = "skip"
+        options = evaluation_options(self.config, model, protocol)
+        return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
+
+    def prompt_file(self, model: str, protocol: str) -> list[str]:
+        """The file of prompts that an evaluation reads; none if it reads none, or the prompt is on its command line."""
+        prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
+        return [prompts] if prompts and "{c}" not in prompts else []
+
+    def quoted_labels(self, table: str) -> str:
+        """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""
+        return self._quoted_labels(self.rows(table))
+
+    def _quoted_labels(self, runs: list[str]) -> str:
+        names = ",".join(json.dumps(self.label(run), ensure_ascii=False) for run in runs)
+        return shlex.quote(f"labels=[{names}]")
+
+    def draws_side_by_side(self, table: str) -> bool:
+        """Whether the models of a table are drawn side by side: there are several, and so are the first card's data."""
+        first = [name for name in self.benchmarks(table)[:1] if name not in self.missing_data()]
+        return len(self.rows(table)) > 1 and bool(first)
+
+    @property
+    def explorer(self) -> dict[str, Any] | None:
+        """What the page ``explore.html`` is made of: models, their labels (for a shell), card, count. None: no page."""
+        wanted = self.config.get("explorer")
+        return wanted and {
+            "models": [self.model(run) for run in wanted["models"]],
+            "weights": [file for run in wanted["models"] for file in self.model_file(run)],
+            "labels": self._quoted_labels(wanted["models"]),
+            "card": f"eval/{wanted['card']}.yaml",
+            "count": wanted.get("count", 500),
+        }
