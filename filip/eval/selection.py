@@ -103,7 +103,8 @@ def select(
     counts = [len(scores) for scores in parts[RANKINGS[0]]]
     chance = float(np.mean([1 / math.comb(n, t) for n, t in zip(counts, truths, strict=True)]))
     result = {"n": len(keys), "chance": chance, **common, **rates}
-    return result | ({"by_category": _by_category(hits, categories)} if any(categories) else {})
+    least = int(card.layout.options.get("category_least", 1))
+    return result | ({"by_category": _by_category(hits, categories, least)} if any(categories) else {})
 
 
 def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
@@ -133,15 +134,18 @@ def _rate(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
     return {"value": float(right.mean()), "ci95": list(mean_interval(right, clusters=np.asarray(clusters)))}
 
 
-def _by_category(hits: dict[str, np.ndarray], categories: list[str]) -> dict[str, Any]:
-    """Accuracy of each category and, by each ranking, the mean over categories: what ARO's authors report."""
+def _by_category(hits: dict[str, np.ndarray], categories: list[str], least: int) -> dict[str, Any]:
+    """Accuracy of each category and, by each ranking, the mean over those with ``least`` rows: what ARO's authors
+    report of attributes."""
     names = np.asarray(categories)
     table = {
         name: {"n": int((names == name).sum())}
         | {by: float(right[names == name].mean()) for by, right in hits.items()}
         for name in sorted(set(categories))
     }
-    return {"mean": {by: float(np.mean([row[by] for row in table.values()])) for by in hits}, "of": table}
+    counted = [row for row in table.values() if row["n"] >= least]
+    means = {by: float(np.mean([row[by] for row in counted])) if counted else None for by in hits}
+    return {"mean": means, "categories": len(counted), "of": table}
 
 
 def _winoground(

@@ -13,6 +13,7 @@ The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datas
     options           a column with all captions to select from, the true one first
     crop              column of a box [x, y, width, height] in pixels, or the four columns of it: only that is shown
     category          column of what is reported separately, and as a mean over categories
+    category_least    rows that a category needs to count in that mean
     keep              {column: value}: only rows that have it, e.g. a split
     prefix            what stands before a name in the image column
     suffix            what stands behind it, e.g. ".jpg"
@@ -32,7 +33,7 @@ from filip.eval.datasets import EvalSet, Sample
 
 KEYS = (
     *("annotations", "images", "image", "caption", "label", "positive", "negative", "options"),
-    *("crop", "category", "keep", "prefix", "suffix"),
+    *("crop", "category", "category_least", "keep", "prefix", "suffix"),
 )
 
 

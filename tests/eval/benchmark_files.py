@@ -1,0 +1,194 @@
+"""Benchmarks in the files of their repositories, small, and a model that reads what their images and texts show.
+
+Images are colours that are numbers (tests/eval/formats.py), and the model reads both: it is right exactly if the loader
+put together what belongs together.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from tests.eval.formats import number_of, shown
+
+
+class Reader:
+    """Sees the number that an image shows and reads the last number of a text; they match or they do not."""
+
+    name, token_wise, image_size, dtype, device, context_length = "reader", False, 8, torch.float32, "cpu", 8
+
+    def transform(self, image: Image.Image) -> Tensor:
+        return torch.full((3, 1, 1), float(number_of(np.asarray(image, dtype=float).mean((0, 1)))))
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        return torch.stack([torch.eye(1000)[int(p[0, 0, 0])] for p in pixels])
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
+        return torch.stack([torch.eye(1000)[int(text.split()[-1].strip("."))] for text in texts]), None
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return [len(text.split()) + 2 for text in texts]
+
+
+def save(path: Path, number: int, box: tuple[int, int, int, int] | None = None) -> None:
+    """An image of a colour; with a box [x, y, w, h] only there, and another colour around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    image = shown(number, 32)
+    if box is not None:
+        page = shown(999, 32)
+        page.paste(shown(number, 32).crop((0, 0, box[2], box[3])), box[:2])
+        image = page
+    image.save(path, "PNG" if path.suffix == ".png" else "JPEG", quality=95)
+
+
+BOX = (8, 4, 16, 20)
+
+
+def sugar_crepe(root: Path, name: str) -> int:
+    rows = {
+        str(3 * i): {"filename": f"{i:012d}.jpg", "caption": f"a {i}", "negative_caption": f"a {i + 50}"}
+        for i in range(5)
+    }
+    for i in range(5):
+        save(root / "sugar_crepe" / "val2017" / f"{i:012d}.jpg", i)
+    write_json(root / "sugar_crepe" / "data" / f"{name.removeprefix('sugar_crepe_')}.json", rows)
+    return 5
+
+
+def sugar_crepe_pp(root: Path, name: str) -> int:
+    rows = [
+        {
+            "id": i,
+            "filename": f"{i}.jpg",
+            "caption": f"a {i}",
+            "caption2": f"one {i}",
+            "negative_caption": f"a {i + 50}",
+        }
+        for i in range(5)
+    ]
+    for i in range(5):
+        save(root / "sugar_crepe_pp" / "val2017" / f"{i}.jpg", i)
+    write_json(root / "sugar_crepe_pp" / "data" / f"{name.removeprefix('sugar_crepe_pp_')}.json", rows)
+    return 5
+
+
+def aro_relation(root: Path, name: str) -> int:
+    x, y, w, h = BOX
+    box = {"bbox_x": x, "bbox_y": y, "bbox_w": w, "bbox_h": h}
+    about = {"relation_name": "on"} if name == "aro_relation" else {"attributes": ["red", "old"]}
+    rows = [
+        {"image_path": f"{i}.jpg", **box, "true_caption": f"a {i}", "false_caption": f"a {i + 50}", **about}
+        for i in range(4)
+    ]
+    for i in range(4):
+        save(root / "aro" / "images" / f"{i}.jpg", i, BOX)
+    write_json(root / "aro" / f"visual_genome_{name.removeprefix('aro_')}.json", rows)
+    return 4
+
+
+def aro_order(root: Path, name: str) -> int:
+    folder = root / ("coco" if "coco" in name else "flickr30k")
+    rows = [
+        {"image": f"v/{i}.jpg", "caption_options": [f"x {i + 50 * j}" for j in range(5)]} for i in range(4)
+    ]
+    for i in range(4):
+        save(folder / "v" / f"{i}.jpg", i)
+    write_json(folder / f"{name.removeprefix('aro_')}_test.json", rows)
+    return 4
+
+
+def fg_ovd(root: Path, name: str) -> int:
+    files = {
+        "hard": "h_attributes",
+        "medium": "m_attributes",
+        "easy": "e_attributes",
+        "trivial": "shuffle_negatives",
+    }
+    rows = [
+        {
+            "img_path": f"val2017/{i}.jpg",
+            "bbox": [float(v) for v in BOX],
+            "pos_expression": [f"a {i}"],
+            "neg_expression": [f"a {i + 10 * j}" for j in range(1, 11)],
+        }
+        for i in range(4)
+    ]
+    for i in range(4):
+        save(root / "fg_ovd" / "coco" / "val2017" / f"{i}.jpg", i, BOX)
+    file = root / "fg_ovd" / f"{files[name.removeprefix('fg_ovd_')]}_llava.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return 4
+
+
+def winoground(root: Path, name: str) -> int:
+    rows = []
+    for i in range(4):
+        row: dict[str, Any] = {"id": i, "tag": "Object"}
+        for side in range(2):
+            row |= {f"image_{side}": f"ex_{i}_img_{side}", f"caption_{side}": f"some {2 * i + side}"}
+            save(root / "winoground" / "images" / f"ex_{i}_img_{side}.png", 2 * i + side)
+        rows.append(row)
+    (root / "winoground" / "examples.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return 4
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))
+
+
+PARTS = ("add_att", "add_obj", "replace_att", "replace_obj", "replace_rel", "swap_att", "swap_obj")
+SELECTION: dict[str, Callable[[Path, str], int]] = {
+    **{f"sugar_crepe_{part}": sugar_crepe for part in PARTS},
+    **{f"sugar_crepe_pp_{part}": sugar_crepe_pp for part in PARTS[2:]},
+    **{f"aro_{part}": aro_relation for part in ("relation", "attribution")},
+    **{f"aro_{part}_order": aro_order for part in ("coco", "flickr")},
+    **{f"fg_ovd_{part}": fg_ovd for part in ("hard", "medium", "easy", "trivial")},
+    "winoground": winoground,
+}
+
+
+LONG = ("urban1k", "docci", "iiw", "dci")
+
+
+def write_long(root: Path, name: str) -> None:
+    texts = [f"{'very ' * (2 * i)}long {i}" for i in range(5)]
+    rows: list[dict[str, Any]] = []
+    for i, text in enumerate(texts):
+        if name == "urban1k":
+            save(root / "Urban1k" / "image" / f"{i}.jpg", i)
+            (root / "Urban1k" / "caption").mkdir(exist_ok=True)
+            (root / "Urban1k" / "caption" / f"{i}.txt").write_text(text + "\n")
+        elif name == "dci":
+            save(root / "densely_captioned_images" / "photos" / f"sa_{i}.jpg", i)
+            content = {
+                "image": f"sa_{i}.jpg",
+                "short_caption": "It is",
+                "extra_caption": text,
+                "mask_data": {},
+            }
+            write_json(root / "densely_captioned_images" / "complete" / f"{i}.json", content)
+        elif name == "docci":
+            save(root / "docci" / "images" / f"test_{i}.jpg", i)
+            rows.append(
+                {
+                    "example_id": f"test_{i}",
+                    "split": "test",
+                    "image_file": f"test_{i}.jpg",
+                    "description": text,
+                }
+            )
+        else:
+            save(root / "iiw" / "images" / f"aar_{i}.jpg", i)
+            rows.append({"image/key": f"aar_{i}", "IIW": text, "IIW-P5B": "other"})
+    if rows:
+        file = root / ("docci/docci_descriptions.jsonlines" if name == "docci" else "iiw/data.jsonl")
+        other = [{**rows[0], "split": "train"}] if name == "docci" else []
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*other, *rows]))

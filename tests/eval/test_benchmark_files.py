@@ -1,0 +1,186 @@
+"""Selection and long texts: every card in the files of its repository, through its real loader."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from filip.eval.cards import load_card
+from filip.eval.prompts import Prompt
+from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.scorer import PooledScorer
+from filip.eval.selection import chosen, select, winoground_outcome
+from tests.eval.benchmark_files import LONG, SELECTION, Reader, sugar_crepe, write_json, write_long
+
+
+@pytest.mark.parametrize("name", SELECTION)
+def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> None:
+    n = SELECTION[name](tmp_path, name)
+    record: dict[str, Any] = {}
+    scorer = PooledScorer(Reader())  # type: ignore[arg-type]
+    found = select(scorer, load_card(name), str(tmp_path), batch_size=3, record=record)
+    assert found["n"] == n and all(found[by]["value"] == 1 for by in ("image", "text", "mean"))
+    chance = {
+        "sugar_crepe_pp": 1 / 3,
+        "aro_coco": 1 / 5,
+        "aro_flickr": 1 / 5,
+        "fg_ovd": 1 / 11,
+        "winoground": 1 / 6,
+    }
+    expected = next((value for prefix, value in chance.items() if name.startswith(prefix)), 1 / 2)
+    assert found["chance"] == pytest.approx(expected)
+    assert len(record[name].key) == n
+    if name == "aro_relation":
+        assert found["by_category"]["of"]["on"] == {"n": 4, "image": 1, "text": 1, "mean": 1}
+    if name == "winoground":
+        assert found["image"]["text"]["value"] == found["image"]["image"]["value"] == 1
+
+
+def test_chosen_is_the_mean_over_the_orders_of_equal_scores() -> None:
+    generator = np.random.default_rng(0)
+    for _ in range(40):
+        scores, truths = generator.integers(0, 3, 4).tolist(), int(generator.integers(1, 4))
+        orders = [
+            o
+            for o in itertools.permutations(range(4))
+            if all(scores[a] >= scores[b] for a, b in itertools.pairwise(o))
+        ]
+        right = [set(order[:truths]) == set(range(truths)) for order in orders]
+        assert chosen(scores, truths) == pytest.approx(np.mean(right))
+    assert chosen([float("nan"), 0.0]) == 0
+
+
+def test_winoground_by_its_definition_and_chance_where_all_is_equal() -> None:
+    assert winoground_outcome((0.9, 0.1), (0.8, 0.2)) == (1, 1, 1)
+    assert winoground_outcome((0.5, 0.1), (0.9, 0.8)) == (1, 0, 0)  # caption 0 prefers the other image
+    assert winoground_outcome((0.5, 0.6), (0.9, 0.1)) == (0, 1, 0)
+    assert winoground_outcome((0.5, 0.5), (0.5, 0.5)) == pytest.approx((1 / 4, 1 / 4, 1 / 6))
+
+
+class Noisy(Reader):
+    """Right for some images and wrong for others."""
+
+    def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
+        numbers = [int(text.split()[-1]) for text in texts]
+        mixed = [torch.randn(1000, generator=torch.Generator().manual_seed(n)) for n in numbers]
+        return torch.nn.functional.normalize(torch.stack(mixed), dim=-1), None
+
+
+def test_clip_benchmark_selects_as_often(tmp_path: Path) -> None:
+    """Its SugarCrepe and image_caption_selection, with a model that is right for some images and wrong for others."""
+    from clip_benchmark.datasets.sugar_crepe import SugarCrepe
+    from clip_benchmark.metrics import image_caption_selection
+    from torch.utils.data import DataLoader
+
+    sugar_crepe(tmp_path, "sugar_crepe_swap_att")
+    folder = tmp_path / "sugar_crepe"
+
+    class Model:
+        encode_image = staticmethod(Noisy().encode_images)
+
+        @staticmethod
+        def encode_text(numbers: Tensor) -> Tensor:
+            return Noisy().encode_texts([f"a {int(n)}" for n in numbers])[0]
+
+    data = SugarCrepe(str(folder / "val2017"), str(folder / "data" / "swap_att.json"), Reader().transform)
+
+    def collate(items: list[Any]) -> tuple[Tensor, list[list[str]]]:
+        return torch.stack([image for image, _ in items]), [texts for _, texts in items]
+
+    theirs = image_caption_selection.evaluate(
+        Model,
+        DataLoader(data, batch_size=2, collate_fn=collate),
+        lambda texts: torch.tensor([int(t.split()[-1]) for t in texts]),
+        "cpu",
+        amp=False,
+    )
+    ours = select(PooledScorer(Noisy()), load_card("sugar_crepe_swap_att"), str(tmp_path))  # type: ignore[arg-type]
+    assert (
+        ours["image"]["value"] == pytest.approx(theirs["text_acc"], abs=1e-6) and 0 < theirs["text_acc"] < 1
+    )
+
+
+def evaluate_scores(
+    scores: np.ndarray, categories: Sequence[str], true: int, least: int = 1
+) -> dict[str, Any]:
+    """What ``evaluate_scores`` computes for the data sets of ARO (mertyg/vision-language-models-are-bows,
+    ``dataset_zoo/aro_datasets.py``): accuracy, and that of each category with ``least`` rows.
+
+    scores: [rows, 1, captions], the true caption at ``true``.
+    """
+    right = scores.squeeze(1).argmax(-1) == true
+    names = np.asarray(categories)
+    of = {name: right[names == name].mean() for name in np.unique(names) if (names == name).sum() >= least}
+    return {"accuracy": right.mean(), "of": of}
+
+
+@pytest.mark.parametrize("name", ["aro_relation", "aro_attribution"])
+def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_path: Path) -> None:
+    """Their captions are the false one and then the true one; attributes count from 25 rows on."""
+    pairs = [["red", "old"]] * 26 + [["wet", "tall"]] * 25 + [["blue", "new"]] * 9
+    SELECTION[name](tmp_path, name)
+    file = tmp_path / "aro" / f"visual_genome_{name.removeprefix('aro_')}.json"
+    row = json.loads(file.read_text())[0]
+    rows = []
+    for i, pair in enumerate(pairs):
+        about = {"relation_name": " ".join(pair), "attributes": pair}
+        captions = {"true_caption": f"a {7 * i}", "false_caption": f"a {7 * i + 500}"}
+        rows.append({**row, **about, **captions, "image_path": f"{i % 4}.jpg"})
+    write_json(file, rows)
+    scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
+    ours = select(scorer, load_card(name), str(tmp_path))
+
+    images = torch.eye(1000)[[i % 4 for i in range(len(rows))]]
+    texts = [
+        scorer.encode_texts([row[key] for row in rows]).values for key in ("false_caption", "true_caption")
+    ]
+    scores = torch.stack([(images * t).sum(1) for t in texts], 1)[:, None].numpy()
+    least = 25 if name == "aro_attribution" else 1
+    theirs = evaluate_scores(scores, [" ".join(pair) for pair in pairs], true=1, least=least)
+    assert ours["image"]["value"] == pytest.approx(theirs["accuracy"]) and 0 < theirs["accuracy"] < 1
+    assert ours["by_category"]["categories"] == len(theirs["of"]) == (2 if least == 25 else 3)
+    mean = np.mean(list(theirs["of"].values()))
+    assert ours["by_category"]["mean"]["image"] == pytest.approx(mean)
+    of = sorted(found["image"] for found in ours["by_category"]["of"].values() if found["n"] >= least)
+    assert of == pytest.approx(sorted(theirs["of"].values()))
+
+
+def test_aro_s_own_evaluation_of_orders_gives_our_number(tmp_path: Path) -> None:
+    """Their captions are the true one and then four orders of its words."""
+    SELECTION["aro_coco_order"](tmp_path, "aro_coco_order")
+    rows = [
+        {"image": f"v/{i % 4}.jpg", "caption_options": [f"x {i + 31 * j}" for j in range(5)]}
+        for i in range(40)
+    ]
+    write_json(tmp_path / "coco" / "coco_order_test.json", rows)
+    scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
+    ours = select(scorer, load_card("aro_coco_order"), str(tmp_path))
+    texts = scorer.encode_texts([text for row in rows for text in row["caption_options"]]).values.view(
+        40, 5, -1
+    )
+    scores = torch.einsum("bd,btd->bt", torch.eye(1000)[[i % 4 for i in range(40)]], texts)
+    theirs = evaluate_scores(scores[:, None].numpy(), [""] * 40, true=0)
+    assert ours["image"]["value"] == pytest.approx(theirs["accuracy"]) and 0 < theirs["accuracy"] < 1
+
+
+@pytest.mark.parametrize("name", LONG)
+def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(
+    name: str, tmp_path: Path
+) -> None:
+    write_long(tmp_path, name)
+    config = Retrieval(model="", root="", cards=[], out="")
+    bare = (Prompt("", ""), Prompt("", ""))
+    scorer = PooledScorer(Reader())  # type: ignore[arg-type]
+    found = retrieval_benchmark(scorer, load_card(name), tmp_path, bare, config)
+    assert (found["images"], found["captions"]) == (5, 5)
+    assert found["i2t"]["r1"] == found["t2i"]["r1"] == 1
+    assert found["cut_captions"] == (3 if name == "dci" else 2)  # of 8 tokens: words and two
+    assert f"of 5 captions are longer than the model's {found['cut_at']} tokens" in found["cut_note"]
