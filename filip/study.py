@@ -17,6 +17,7 @@ from filip.errors import UserError
 from filip.progress import say
 from filip.report.rows import PROTOCOLS, TABLES
 from filip.study_checks import check_accuracy_of, check_config
+from filip.study_evaluation import PROMPTS
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -113,6 +114,11 @@ class Study:
         start = [f"init_from={training['from']}"] if training["from"] else []
         return resolve(f"experiment={training['experiment']}", *training["overrides"], *start)
 
+    @property
+    def prompts(self) -> str:
+        """The prompts of the evaluations: a file, or one prompt with {c} in it."""
+        return str(self.evaluation.get("prompts", PROMPTS))
+
     # ---- evaluation and tables -----------------------------------------------------------------------
 
     def benchmarks(self, protocol: str) -> list[str]:
@@ -126,10 +132,13 @@ class Study:
         return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
 
     def rows(self, table: str) -> list[str]:
-        """What stands in a table, in order: runs, then peers; for the efficiency table, its rows. Empty: no table."""
+        """What stands in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
         kind = TABLES[table]
-        if not kind.lists_runs:
-            return list(self.efficiency)
+        if kind.rows != "listed":
+            own = [run for run in self.runs if not self.is_replica(run)]
+            prompted = self.benchmarks("zero_shot") + self.benchmarks("retrieval")
+            found = {"efficiency": list(self.efficiency), "runs": own, "benchmarks": prompted}
+            return found.get(kind.rows, [*own, *self.fine_tunes])
         named = self.config["tables"].get(table, [])
         peers = self.peers if named and kind.with_peers else {}
         return list(dict.fromkeys([*named, *peers]))
@@ -150,7 +159,7 @@ class Study:
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
-                rows = self.rows(name) if TABLES[name].lists_runs else self._accuracies()
+                rows = self.rows(name) if TABLES[name].rows == "listed" else self._accuracies()
                 models += [member for row in rows for member in self.replicas(row)]
         return list(dict.fromkeys(models))
 

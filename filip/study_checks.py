@@ -61,7 +61,7 @@ def schema() -> dict[str, Any]:
     """The JSON schema of a study, with the protocols and tables that there are."""
     found = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
     names = {"$ref": "#/$defs/names"}
-    listed = [name for name, kind in TABLES.items() if kind.lists_runs]
+    listed = [name for name, kind in TABLES.items() if kind.rows == "listed"]
     found["properties"]["tables"]["properties"] = dict.fromkeys(listed, names)
     found["properties"]["eval"]["properties"] |= dict.fromkeys(PROTOCOLS, names)
     by_protocol = {"propertyNames": {"enum": list(PROTOCOLS)}}

@@ -31,6 +31,12 @@ class Launch:
         """Ranks that share the threads of Snakemake's job: srun counts them per task."""
         return 1 if self.launcher == "srun" else self.ranks_per_node
 
+    @property
+    def local_gpus(self) -> int:
+        """GPUs of this machine that a training takes; 0 if it trains on CPUs, or where a scheduler gives it GPUs."""
+        elsewhere = self.launcher == "srun" or self.hostfile or {"gres", "gpu"} & set(self.resources)
+        return 0 if elsewhere or self.accelerator == "cpu" else self.ranks_per_node
+
     def command(self, run_dir: str, module: str = "filip.train") -> str:
         """The launcher's part of the command line, up to and without the arguments of ``module``."""
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
@@ -42,8 +48,14 @@ class Launch:
                 f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
                 f" --kill-on-bad-exit=1 python -m {module}"
             )
+        own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":
-            return f"{accelerator}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
+            own = own if self.local_gpus else accelerator
+            return f"{own}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
+        if self.local_gpus:
+            # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
+            which = "--include localhost:{gpus} --master_port {port} --no_local_rank"
+            return f"{own}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"
         return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"

@@ -250,7 +250,8 @@ class WorkflowStudy(StudyEvaluations):
         ``submits`` says whether Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
         """
         if self.config["launch"]["launcher"] != "srun":
-            names = ["nodes", *self.config["launch"].get("resources", {})]
+            gpu = ["gpu"] if self.launch(next(iter(self.runs))).local_gpus else []
+            names = ["nodes", *gpu, *self.config["launch"].get("resources", {})]
         else:
             own = self.config["launch"].get("resources", {})
             memory = [] if {"mem", "mem_mb_per_cpu"} & set(own) else ["mem_mb"]
@@ -269,7 +270,7 @@ class WorkflowStudy(StudyEvaluations):
                 return self.node_memory(run)
             own |= launch.resources | {"slurm_extra": " ".join(filter(None, extra))}
         else:
-            own = launch.resources
+            own = {"gpu": launch.local_gpus, **launch.resources}
         return {"nodes": launch.nodes, **own}[name]
 
     def node_memory(self, run: str) -> int:
@@ -294,6 +295,22 @@ class WorkflowStudy(StudyEvaluations):
         are the user's, below ``eval.root``, and the command names those that are missing."""
         return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
 
+    @property
+    def evaluates_on_gpus(self) -> bool:
+        """Whether evaluations take a GPU of this machine each: trainings do, and no scheduler gives them any."""
+        asked = {"gres", "gpu"} & set(self.evaluation.get("resources", {}))
+        return self.launch(next(iter(self.runs))).local_gpus > 0 and not asked
+
+    @property
+    def own_gpu(self) -> str:
+        """What precedes a command that uses one GPU, so that no other job on this machine uses it as well."""
+        return "python -m workflow.gpus 1 -- " if self.evaluates_on_gpus else ""
+
+    @property
+    def evaluation_resources(self) -> dict[str, Any]:
+        """Snakemake resources of an evaluation."""
+        return {**({"gpu": 1} if self.evaluates_on_gpus else {}), **self.evaluation.get("resources", {})}
+
     # ---- report --------------------------------------------------------------------------------------
 
     @property
@@ -309,7 +326,8 @@ class WorkflowStudy(StudyEvaluations):
         """File names of the figures, as filip.report.figures writes them."""
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
         efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
-        plots = ["loss_curves", "funnel", "recall", "confusion", *ablation, *efficiency]
+        zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
+        plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency]
         return [*(f"{name}.svg" for name in plots), "augmentation.png"]
 
     def report_cards(self) -> list[str]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +20,12 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encoders import Encoder
+from filip.eval.features import ShardEncodedError, read_shard
 from filip.eval.opening import check_sets
-from filip.eval.options import ModelOptions, result_header
+from filip.eval.options import FEATURES, FEATURES_GB, ModelOptions, result_header, store_of
 from filip.eval.outcomes import Record, outcomes_file, write_outcomes
 from filip.eval.own_data import cards_of
-from filip.eval.protocols import PROTOCOLS, UNASKED, Settings
+from filip.eval.protocols import IN_PARTS, PROTOCOLS, UNASKED, Settings
 from filip.eval.table import as_text, measures
 from filip.files import write_json
 from filip.progress import say
@@ -48,6 +49,13 @@ class Evaluation(ModelOptions):
     missing: str = option("stop", "a data set that is not there: stop; or skip: evaluate the others")
     batch_size: int = option(64, "images at a time")
     workers: int = option(0, "processes that decode images")
+    features: str = option("", FEATURES)
+    features_gb: float = option(
+        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed"
+    )
+    shard: str = option(
+        "", "encode this part of the images only, e.g. 3/8, into features=; then run without it"
+    )
     overwrite: bool = option(False, "run again what is there already")
 
 
@@ -56,6 +64,13 @@ def main(config: Evaluation) -> None:
     if unknown := [name for name in config.protocols if name not in PROTOCOLS]:
         raise UserError(f"protocols: no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     settings = Settings(config.root, config.prompts, config.ensemble, config.batch_size, config.workers)
+    if config.shard:
+        read_shard(config.shard)
+        if unfit := [name for name in config.protocols if name not in IN_PARTS]:
+            config.protocols = [name for name in config.protocols if name in IN_PARTS]
+            say(
+                f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard="
+            )
     jobs = planned(config)
     out = Path(config.out or Path("results") / "eval" / model_name(config))
     encoder: Encoder | None = None
@@ -67,9 +82,15 @@ def main(config: Evaluation) -> None:
             say(f"{file}: done before")
             results.append(found)
             continue
-        encoder = encoder or config.encoder()
+        if encoder is None:
+            encoder = config.encoder()
+            store = store_of(config, encoder, config.features, config.features_gb, config.shard)
+            settings = replace(settings, store=store)
         record: Record = {}
-        numbers = PROTOCOLS[protocol].run(encoder, card, settings, record)
+        try:
+            numbers = PROTOCOLS[protocol].run(encoder, card, settings, record)
+        except ShardEncodedError:
+            continue
         result = {
             **result_header(config, encoder),
             "protocol": protocol,
@@ -81,6 +102,9 @@ def main(config: Evaluation) -> None:
         write_outcomes(file, record)
         write_json(file, result)
         results.append(json.loads(file.read_text(encoding="utf-8")))
+    if config.shard:
+        print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
+        return
     print(as_text([row for result in results for row in measures(result)]))
     print(f"\nresults: {out}")
 
@@ -120,7 +144,9 @@ def _request(config: Evaluation, settings: Settings, card: BenchmarkCard) -> dic
     """What a result depends on; a result with another request is not taken for this one's."""
     weights = Path(config.model)
     stamp = weights.stat().st_mtime_ns if weights.is_file() else None
-    chosen = {key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers")}
+    chosen = {
+        key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers", "store")
+    }
     model = {key: getattr(config, key) for key in ("model", "image_size", "precision", "tokens")}
     return {**model, "weights_modified": stamp, **chosen, "layout": asdict(card.layout)}
 

@@ -1,8 +1,10 @@
-"""Iterates over a whole test set with a progress display, and notes when its size is unexpected."""
+"""Encodes a whole test set with a progress display, and notes when its size is unexpected."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -11,57 +13,112 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
+from filip.eval.features import FeatureStore, ShardEncodedError, encoded
 from filip.eval.scorer import Scorer
 from filip.progress import Progress, say
 
 T = TypeVar("T")
 
 
-def image_batches(
-    data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int
-) -> Iterator[Batch]:
-    """The whole set in order, without the images that cannot be read: a line on stderr names each of those.
+@dataclass(frozen=True)
+class Source:
+    """A data set that is gone through: where it is from, and in which batches.
 
-    Raises UserError if nothing is left.
+    more: a job that only encodes a part (``shard=``) has another set to encode after this one.
     """
-    found = False
-    for batch in _all_batches(data, transform, title, batch_size, workers):
-        if batch.keys:
-            found = True
-            yield batch
-    _require(found, title)
+
+    data: EvalSet
+    card: BenchmarkCard
+    root: str | Path
+    batch_size: int = 64
+    workers: int = 0
+    title: str = ""  # in the progress display and in messages; the card's name if empty
+    more: bool = False
+
+    @property
+    def name(self) -> str:
+        return self.title or self.card.name
+
+    @property
+    def count(self) -> int:
+        """Number of batches."""
+        return -(-len(self.data) // self.batch_size)
 
 
 def encoded_batches(
-    scorer: Scorer, data: EvalSet, title: str, batch_size: int, workers: int
+    source: Source,
+    transform: Callable[[Image.Image], Tensor],
+    encode: Callable[[Tensor], Tensor],
+    store: FeatureStore | None = None,
+    kind: str = "image",
+    device: str = "cpu",
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(image features, batch) through the whole set; see :func:`image_batches`."""
-    for batch in image_batches(data, scorer.transform, title, batch_size, workers):
-        yield scorer.encode_images(batch.pixels), batch
+    """(features, batch) through the whole set, in order; batches whose features are kept in ``store`` are not read.
+
+    Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
+    ShardEncodedError if only a part is to be encoded, without giving any of it; before ``source.more`` it just ends.
+    """
+    found = False
+    for item in _encoded(source, range(source.count), transform, encode, store, kind, device):
+        if item[1].keys:
+            found = True
+            yield item
+    _require(found or (store is not None and store.shard is not None), source.name)
 
 
-def collect(
-    scorer: Scorer,
-    data: EvalSet,
-    title: str,
-    batch_size: int,
-    workers: int,
-    keep: Callable[[Tensor, Batch], T],
-) -> list[T]:
-    """``keep(image features, batch)`` of every batch of a set, in order; see :func:`image_batches`.
+def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) -> list[T]:
+    """``keep(image features, batch)`` of every batch of a set, in order; see :func:`encoded_batches`.
 
     Processes that evaluate together read and encode some of the batches each, and all get what was kept of all.
     """
 
     def encode(numbers: Iterable[int]) -> list[T | None]:
-        part = _SomeBatches(data, batch_size, numbers)
-        read = _all_batches(part, scorer.transform, title, batch_size, workers)
-        return [keep(scorer.encode_images(batch.pixels), batch) if batch.keys else None for batch in read]
+        read = _encoded(
+            source,
+            numbers,
+            scorer.transform,
+            scorer.encode_images,
+            scorer.store,
+            "image",
+            scorer.encoder.device,
+        )
+        return [keep(features, batch) if batch.keys else None for features, batch in read]
 
-    found = scorer.share.together(-(-len(data) // batch_size), encode)
+    found = scorer.share.together(source.count, encode)
     kept = [of_batch for of_batch in found if of_batch is not None]
-    _require(bool(kept), title)
+    _require(bool(kept), source.name)
     return kept
+
+
+def _encoded(
+    source: Source,
+    numbers: Iterable[int],
+    transform: Callable[[Image.Image], Tensor],
+    encode: Callable[[Tensor], Tensor],
+    store: FeatureStore | None,
+    kind: str,
+    device: str,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """Also batches of which no image can be read."""
+
+    def read(some: list[int]) -> Iterator[Batch]:
+        part = _SomeBatches(source.data, source.batch_size, some)
+        return _all_batches(part, transform, source.name, source.batch_size, source.workers)
+
+    if store is None:
+        yield from encoded(None, numbers, encode, read, device)
+        return
+    kept = store.of_set(source.card, source.root, kind, source.batch_size)
+    if store.shard is not None:
+        own = list(store.own(source.count))
+        done = sum(1 for _ in encoded(kept, own, encode, read, device))
+        store.trim(kept)
+        say(f"{source.name}: {done:,} of {source.count:,} batches are encoded")
+        if not source.more:
+            raise ShardEncodedError(source.name)
+        return
+    yield from encoded(kept, numbers, encode, read, device)
+    store.trim(kept)
 
 
 class _SomeBatches(EvalSet):

@@ -19,9 +19,9 @@ from torch import Tensor
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
-from filip.eval.datasets import EvalSet
-from filip.eval.encode_set import image_batches, size_note
+from filip.eval.encode_set import Source, encoded_batches, size_note
 from filip.eval.encoders import Encoder
+from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
 from filip.eval.logistic import Classifier, fit
 from filip.eval.options import EvalOptions, said
@@ -44,10 +44,11 @@ def main(config: LinearProbe) -> None:
     """Accuracy of a linear classifier on frozen features, written as JSON."""
     cards, skipped = config.load_cards("classification")
     encoder = config.encoder()
+    store = config.store(encoder)
     tasks = {}
     record: Record = {}
     for card in cards:
-        tasks[card.name] = probe(encoder, card, config, record)
+        tasks[card.name] = probe(encoder, card, config, record, store)
         task = tasks[card.name]
         say(
             f"{card.name}: {card.metric} {100 * task['value']:.1f} % of {task['n']:,} images ({task['protocol']})"
@@ -60,19 +61,28 @@ def main(config: LinearProbe) -> None:
 
 
 def probe(
-    encoder: Encoder, card: BenchmarkCard, config: LinearProbe, record: Record | None = None
+    encoder: Encoder,
+    card: BenchmarkCard,
+    config: LinearProbe,
+    record: Record | None = None,
+    store: FeatureStore | None = None,
 ) -> dict[str, Any]:
     """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
-    features, labels, keys, clusters = _features(encoder, test, card.name, config)
-    train = training_set(card, config.root)
-    if train is None:
+    training = training_card(card, config.root)
+    source = Source(test, card, config.root, config.batch_size, config.workers, more=training is not None)
+    features, labels, keys, clusters = _features(encoder, source, store)
+    if training is None:
         scores, protocol = _cross_validated(encoder, features, labels, len(names), config)
     else:
+        train = open_set(training, config.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        fitted = _fit(encoder, *_features(encoder, train, f"{card.name}, training split", config)[:2], config)
+        source = Source(
+            train, training, config.root, config.batch_size, config.workers, f"{card.name}, training split"
+        )
+        fitted = _fit(encoder, *_features(encoder, source, store)[:2], config)
         scores = fitted.log_probabilities(features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"
     result = measure(card, scores, labels, names, clusters)
@@ -81,8 +91,8 @@ def probe(
     return {**result, "protocol": protocol, "split": card.split, "note": size_note(card, len(labels))}
 
 
-def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
-    """The card's training split, or None if its copy on disk has none (a layout may name it: ``train_split``)."""
+def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None:
+    """The card of the training split, or None if its copy on disk has none (a layout may name it: ``train_split``)."""
     split = str(card.layout.options.get("train_split", "train"))
     if card.split == "all":
         return None
@@ -91,23 +101,23 @@ def training_set(card: BenchmarkCard, root: str | Path) -> EvalSet | None:
     options = {k: v for k, v in card.layout.options.items() if k != "partition"}
     if "partition" in card.layout.options:
         options["partition"] = str(card.layout.options["partition"]).replace("Testing", "Training")
-    return open_set(
-        dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split, options=options)), root
-    )
+    return dataclasses.replace(card, layout=dataclasses.replace(card.layout, split=split, options=options))
 
 
 def _features(
-    encoder: Encoder, data: EvalSet, title: str, config: LinearProbe
+    encoder: Encoder, source: Source, store: FeatureStore | None
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
     """([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
-    for batch in image_batches(data, encoder.transform, title, config.batch_size, config.workers):
-        features.append(encoder.probe_features(batch.pixels))
+    for vectors, batch in encoded_batches(source, encoder.transform, encoder.probe_features, store, "probe"):
+        features.append(vectors)
         labels.append(batch.labels)
         keys += batch.keys
         clusters += batch.clusters
+    if not features:  # of a job that only encodes a part, before the training split
+        return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), keys, clusters
     return torch.cat(features), torch.cat(labels), keys, clusters
 
 

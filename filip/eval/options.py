@@ -7,12 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
+from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.encoders import FORMS, Encoder, load_encoder
+from filip.eval.features import FeatureStore, model_key, read_shard
 from filip.eval.opening import check_sets
 from filip.eval.precision import name_of
 from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import launched, own_device
+
+FEATURES = "folder that keeps image features, so that no image is encoded twice by a model; empty: none"
+FEATURES_GB = 50.0
 
 
 @dataclass
@@ -87,6 +92,18 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
     }
 
 
+def store_of(
+    options: ModelOptions, encoder: Encoder, folder: str, gigabytes: float, shard: str = ""
+) -> FeatureStore | None:
+    """The store of a model in ``folder``; None if that is empty. UserError for a part (``shard=3/8``) without one."""
+    part = read_shard(shard)
+    if not folder:
+        if part is not None:
+            raise UserError(f"shard={shard} needs features=FOLDER, where all parts are put together")
+        return None
+    return FeatureStore(Path(folder), model_key(options.model, encoder), int(gigabytes * 1e9), part)
+
+
 def said(skipped: dict[str, str]) -> dict[str, Any]:
     """What a result file says of the benchmarks that were left out (``missing=skip``): why, by name."""
     return {"skipped": skipped} if skipped else {}
@@ -98,3 +115,16 @@ class EvalOptions(CardOptions):
 
     batch_size: int = option(64, "images at a time")
     workers: int = option(0, "processes that decode images")
+    features: str = option("", FEATURES)
+    features_gb: float = option(
+        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed"
+    )
+
+    def store(self, encoder: Encoder) -> FeatureStore | None:
+        """Where image features of the model are kept, if anywhere."""
+        return store_of(self, encoder, self.features, self.features_gb)
+
+    def scorer(self) -> Scorer:
+        scorer = super().scorer()
+        scorer.store = self.store(scorer.encoder)
+        return scorer

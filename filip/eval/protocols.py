@@ -9,10 +9,11 @@ from typing import Any
 from filip.eval import linear_probe, retrieval, scene_pointing, segmentation, selection, zero_shot
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encoders import Encoder
+from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
 from filip.eval.prompts import card_ensemble
-from filip.eval.scorer import scorer_for
+from filip.eval.scorer import Scorer, scorer_for
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,12 @@ class Settings:
     ensemble: str = "score"
     batch_size: int = 64
     workers: int = 0
+    store: FeatureStore | None = None  # of the image features
+
+    def scorer(self, encoder: Encoder) -> Scorer:
+        scorer = scorer_for(encoder)
+        scorer.store = self.store
+        return scorer
 
 
 @dataclass(frozen=True)
@@ -37,7 +44,7 @@ class Protocol:
 
 def _zero_shot(encoder: Encoder, card: BenchmarkCard, settings: Settings, record: Record) -> dict[str, Any]:
     return zero_shot.zero_shot_task(
-        scorer_for(encoder),
+        settings.scorer(encoder),
         card,
         settings.root,
         card_ensemble(settings.prompts, card.prompts),
@@ -59,7 +66,7 @@ def _linear_probe(
         cards=[],
         out="",
     )
-    return linear_probe.probe(encoder, card, config, record)
+    return linear_probe.probe(encoder, card, config, record, settings.store)
 
 
 def _retrieval(encoder: Encoder, card: BenchmarkCard, settings: Settings, record: Record) -> dict[str, Any]:
@@ -75,12 +82,14 @@ def _retrieval(encoder: Encoder, card: BenchmarkCard, settings: Settings, record
     if "{c}" not in settings.prompts:
         config.prompts = settings.prompts
     prompts = retrieval.card_prompts(card, config)
-    return retrieval.retrieval_benchmark(scorer_for(encoder), card, settings.root, prompts, config, record)
+    return retrieval.retrieval_benchmark(
+        settings.scorer(encoder), card, settings.root, prompts, config, record
+    )
 
 
 def _selection(encoder: Encoder, card: BenchmarkCard, settings: Settings, record: Record) -> dict[str, Any]:
     return selection.select(
-        scorer_for(encoder), card, settings.root, settings.batch_size, settings.workers, record
+        settings.scorer(encoder), card, settings.root, settings.batch_size, settings.workers, record
     )
 
 
@@ -106,3 +115,4 @@ PROTOCOLS = {
     "segmentation": Protocol("segmentation", "benchmarks", _segmentation),
 }
 UNASKED = tuple(name for name in PROTOCOLS if name != "linear_probe")  # a probe trains: only on request
+IN_PARTS = ("zero_shot", "linear_probe", "retrieval", "selection")  # whose images several jobs can share

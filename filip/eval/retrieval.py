@@ -18,7 +18,7 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import CutTexts, collect, size_note
+from filip.eval.encode_set import CutTexts, Source, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
 from filip.eval.options import EvalOptions, said
@@ -180,7 +180,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retr
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(scorer, data, card.name, config.batch_size, config.workers, keep)
+    parts = collect(scorer, Source(data, card, root, config.batch_size, config.workers), keep)
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:

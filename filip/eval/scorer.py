@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from filip.eval.encoders import Encoder, load_encoder
+from filip.eval.features import FeatureStore
 from filip.eval.sharing import ALONE, Share
 from filip.interaction import Similarity, pooled_similarity, score
 from filip.interaction.scoring import BLOCK_IMAGES
@@ -63,6 +64,7 @@ class Scorer:
 
     token_wise: bool
     share: Share = ALONE  # of the processes that evaluate together
+    store: FeatureStore | None = None  # where image features are kept
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
         self.encoder = encoder

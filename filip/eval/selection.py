@@ -19,7 +19,7 @@ from torch import Tensor
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.encode_set import CutTexts, encoded_batches, size_note
+from filip.eval.encode_set import CutTexts, Source, encoded_batches, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
 from filip.eval.options import EvalOptions, said
@@ -74,7 +74,11 @@ def select(
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    for images, batch in encoded_batches(scorer, data, card.name, batch_size, workers):
+    source = Source(data, card, root, batch_size, workers)
+    encoded = encoded_batches(
+        source, scorer.transform, scorer.encode_images, scorer.store, device=scorer.encoder.device
+    )
+    for images, batch in encoded:
         own = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
             if count <= true:

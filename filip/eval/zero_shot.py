@@ -21,7 +21,7 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import Batch
-from filip.eval.encode_set import collect, size_note
+from filip.eval.encode_set import Source, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
 from filip.eval.options import EvalOptions, said
@@ -114,7 +114,7 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    parts = collect(scorer, data, card.name, batch_size, workers, keep)
+    parts = collect(scorer, Source(data, card, root, batch_size, workers), keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat(scores), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))

@@ -1,7 +1,7 @@
 """The report's figures: ``python -m filip.report.figures results=results/demo``, after ``filip.report.tables``.
 
-Always written: loss_curves, funnel, augmentation, recall, confusion; component_ablation and efficiency where the
-study has them. SVG (augmentation: PNG); with ``png=true`` the plots also as PNG. A figure without data says what is
+Always written: loss_curves, funnel, augmentation, recall, confusion; zero_shot, component_ablation and efficiency where
+the study has them. SVG (augmentation: PNG); with ``png=true`` the plots also as PNG. A figure without data says what is
 missing. A run has the same colour in all of them.
 """
 
@@ -21,6 +21,7 @@ from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots
+from filip.report.dots import benchmark_dots
 from filip.report.looks import looks
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
@@ -63,6 +64,8 @@ def main(config: Figures) -> None:
         figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"], look)
     recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])
     figures["recall"] = plots.recall_curves(recalls, look)
+    if "zero_shot" in tables:
+        figures["zero_shot"] = benchmark_dots(tables["zero_shot"], look)
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.png)

@@ -41,6 +41,7 @@ WIDEST = 1400  # pixels of an embedded picture
 FIGURES = {
     "loss_curves": "Training curves",
     "component_ablation": "Component ablation, as a figure",
+    "zero_shot": "Zero-shot accuracy by benchmark",
     "recall": "Recall at k",
     "efficiency": "Time, memory and accuracy of the loss",
     "confusion": "Most frequent mistakes",

@@ -39,7 +39,8 @@ STYLE: dict[Any, Any] = {
 }
 
 
-def _grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+    """A figure of ``width`` x ``height`` inches in the report's style, and its panels row by row."""
     matplotlib.rcParams.update(STYLE)
     figure = Figure(
         figsize=(width, height), layout="constrained"
@@ -65,7 +66,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
 
     Of several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
     """
-    figure, axes = _grid(2, 3, 13, 6.6)
+    figure, axes = grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
         for label, seeds in logs.items():
             series = [
@@ -83,7 +84,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
     if handles:
         figure.legend(handles, labels, loc="outside lower center", ncols=min(4, len(handles)))
     else:
-        _no_data(axes[0], "no training log found")
+        no_data(axes[0], "no training log found")
     return figure
 
 
@@ -99,7 +100,8 @@ def _curve(axis: Axes, series: list[dict[int, float]], look: Look, label: str, n
     axis.plot(steps, drawn, look.line, color=look.colour, linewidth=1.8, label=label)
 
 
-def _no_data(axis: Axes, reason: str) -> None:
+def no_data(axis: Axes, reason: str) -> None:
+    """Say in an empty panel why it is empty."""
     axis.text(0.5, 0.5, reason, ha="center", color=MUTED, transform=axis.transAxes)
 
 
@@ -124,7 +126,7 @@ def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
     stages: funnel fragments in order (stage, source, unit, in, out, dropped).
     """
     lines = [max(2.6, len(stage["dropped"]) + 0.9) for stage in stages] or [2.6]
-    figure, (axis,) = _grid(1, 1, 12, 1.0 + 0.2 * sum(lines))
+    figure, (axis,) = grid(1, 1, 12, 1.0 + 0.2 * sum(lines))
     middles = np.cumsum(lines) - np.array(lines) / 2
     for stage, y in zip(stages, middles, strict=False):
         _funnel_bar(axis, stage, float(y))
@@ -173,7 +175,7 @@ def ablation_bars(table: Table, looks: Looks) -> Figure:
     across = min(5, max(1, len(table.columns)))
     down = -(-len(table.columns) // across)
     rows = [row for row in table.rows if row.kind != "paper"]
-    figure, axes = _grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
+    figure, axes = grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
     for axis, column in zip(axes, table.columns, strict=False):
         for number, row in enumerate(rows):
             _bar(axis, number, table.cell(row, column), looks.get(row.run or "", Look()))
@@ -219,7 +221,7 @@ def efficiency_scatter(table: Table, looks: Looks) -> Figure:
     Filled circles are measured here, in the colour of the run with the same loss; hollow squares are published. Each
     point is named beside it.
     """
-    figure, axes = _grid(1, 3, 14, 5.4)
+    figure, axes = grid(1, 3, 14, 5.4)
     measure = next(
         (c for c in reversed(table.columns) if c.unit == "percent"), None
     )  # not the share of tokens
@@ -243,7 +245,7 @@ def efficiency_scatter(table: Table, looks: Looks) -> Figure:
         axis.set_xlabel(across[1])
         axis.set_ylabel(up[1])
         if not axis.collections:
-            _no_data(axis, "not run yet")
+            no_data(axis, "not run yet")
             continue
         axis.margins(0.12)
         _ratio_axis(axis, "x")
@@ -290,7 +292,7 @@ def _ratio_axis(axis: Axes, which: str) -> None:
     scale.set_minor_locator(NullLocator())
 
 
-def _legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
+def legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
     """One legend below for the labels of all panels, each once."""
     entries = {
         text: mark for axis in axes for mark, text in zip(*axis.get_legend_handles_labels(), strict=True)
@@ -318,14 +320,14 @@ def recall_curves(table: Table, looks: Looks) -> Figure:
         if rank.isdigit():
             panels.setdefault(name, []).append(column)
     down = max(1, -(-len(panels) // 2))
-    figure, axes = _grid(down, 2, 11, 0.6 + 3.5 * down)
+    figure, axes = grid(down, 2, 11, 0.6 + 3.5 * down)
     for axis, columns in zip(axes, panels.values(), strict=False):
         _recall_panel(axis, table, columns, looks)
     for axis in axes[len(panels) :]:
         axis.set_visible(False)
     for axis in axes[-2:]:
         axis.set_xlabel("k")
-    _legend_of_all(figure, axes, 4, "bars: 95 % intervals")
+    legend_of_all(figure, axes, 4, "bars: 95 % intervals")
     return figure
 
 
@@ -353,7 +355,7 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks)
     if chance and None not in chance:
         axis.plot(ks, [100 * c for c in chance if c is not None], ":", color=MUTED, label="chance")
     if not axis.lines:
-        _no_data(axis, "not run yet")
+        no_data(axis, "not run yet")
     axis.set_title(columns[0].group)
     axis.set_xticks(ks)
     axis.set_ylabel("recall at k, %")
@@ -370,7 +372,7 @@ def confusions(
     """
     across = min(3, max(1, len(tasks)))
     down = -(-max(1, len(tasks)) // across)
-    figure, axes = _grid(down, across, 5.2 * across, 0.6 + 3.5 * down)
+    figure, axes = grid(down, across, 5.2 * across, 0.6 + 3.5 * down)
     for axis, (title, task) in zip(axes, tasks.items(), strict=False):
         pairs = task.get("confused") or []
         counts = [(f"{_short(true)} → {_short(predicted)}", times) for true, predicted, times in pairs]

@@ -29,7 +29,12 @@ from workflow.study import ROOT, WorkflowStudy
         ),
         (
             {"launcher": "torchrun", "ranks_per_node": 4},
-            "torchrun --standalone --nproc_per_node 4 -m filip.train",
+            "python -m workflow.gpus 4 port=29501 -- torchrun --standalone --nproc_per_node 4 -m filip.train",
+        ),
+        (
+            {"launcher": "deepspeed", "ranks_per_node": 8, "master_port": 29700},
+            "python -m workflow.gpus 8 port=29701 -- deepspeed --include localhost:{gpus} --master_port {port} "
+            "--no_local_rank --module filip.train",
         ),
         (
             {"launcher": "srun", "nodes": 16, "ranks_per_node": 8, "cpus_per_rank": 5},
@@ -37,7 +42,7 @@ from workflow.study import ROOT, WorkflowStudy
             "--kill-on-bad-exit=1 python -m filip.train",
         ),
     ],
-    ids=["deepspeed", "deepspeed on two nodes", "torchrun", "srun"],
+    ids=["deepspeed", "deepspeed on two nodes", "torchrun", "deepspeed on GPUs", "srun"],
 )
 def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
     assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command("DIR") == command
@@ -47,6 +52,22 @@ def test_trainings_that_run_at_once_meet_at_ports_of_their_own(demo: dict) -> No
     study = WorkflowStudy(demo)
     ports = [study.launch(name).master_port for name in (*study.trained, *study.efficiency)]
     assert len(set(ports)) == len(ports)
+
+
+def test_trainings_and_evaluations_of_a_server_ask_for_gpus_of_their_own(demo: dict) -> None:
+    """On CPUs and where a scheduler gives GPUs, they do not."""
+    assert WorkflowStudy(demo).own_gpu == "" and WorkflowStudy(demo).evaluation_resources == {}
+    assert "gpu" not in WorkflowStudy(demo).train_resources(submits=lambda: False)
+    del demo["launch"]["accelerator"]
+    demo["launch"]["ranks_per_node"] = 8
+    study = WorkflowStudy(demo)
+    resources = study.train_resources(submits=lambda: False)
+    assert resources["gpu"](["filip"]) == 8 and study.evaluation_resources == {"gpu": 1}
+    assert study.own_gpu == "python -m workflow.gpus 1 -- "
+    demo["eval"]["resources"] = {"gres": "gpu:1"}
+    assert WorkflowStudy(demo).own_gpu == ""
+    demo["launch"] |= {"launcher": "srun", "resources": {"gres": "gpu:8"}}
+    assert "gpu" not in WorkflowStudy(demo).train_resources(submits=lambda: False)
 
 
 def test_a_training_on_a_cluster_asks_for_its_nodes_and_tasks(demo: dict) -> None:

@@ -24,6 +24,7 @@ for PROTOCOL in PROTOCOLS:
             ),
         params:
             protocol=PROTOCOL,
+            gpu=STUDY.own_gpu,
             study=STUDY.of_job("job_arguments", PROTOCOL),
             picture=lambda wildcards, output: f"picture={output.picture}" if output.picture else "",
         log:
@@ -32,11 +33,11 @@ for PROTOCOL in PROTOCOLS:
             f"{RESULTS}/benchmarks/{STUDY.job_log(PROTOCOL)}.tsv"
         threads: STUDY.evaluation.get("threads", 2)
         resources:
-            **STUDY.evaluation.get("resources", {}),
+            **STUDY.evaluation_resources,
         conda:
             "../envs/filip.yaml"
         shell:
-            "python -m filip.eval.{params.protocol} {params.study} {params.picture}"
+            "{params.gpu}python -m filip.eval.{params.protocol} {params.study} {params.picture}"
             " out={output.result} > {log} 2>&1"
 
 
@@ -78,6 +79,7 @@ rule scene_sheet:
         ),
         parts=f"{RESULTS}/eval/scenes_compared.json",
     params:
+        gpu=STUDY.own_gpu,
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
         labels=STUDY.quoted_labels("scene_pointing"),
         root=STUDY.evaluation["root"],
@@ -86,10 +88,12 @@ rule scene_sheet:
         f"{RESULTS}/logs/scene_sheet.log",
     benchmark:
         f"{RESULTS}/benchmarks/scene_sheet.tsv"
+    resources:
+        **STUDY.evaluation_resources,
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.scene_sheet 'models={params.models}' {params.labels} root={params.root}"
+        "{params.gpu}python -m filip.eval.scene_sheet 'models={params.models}' {params.labels} root={params.root}"
         " card={params.card} picture={output.picture} parts={output.parts} > {log} 2>&1"
 
 
@@ -108,6 +112,7 @@ rule compare:
             labels={"run": "side by side"},
         ),
     params:
+        gpu=STUDY.own_gpu,
         models=lambda wildcards, input: "[" + ",".join(input.weights) + "]",
         labels=STUDY.quoted_labels("alignment"),
         root=STUDY.evaluation["root"],
@@ -116,10 +121,12 @@ rule compare:
         f"{RESULTS}/logs/compare.log",
     benchmark:
         f"{RESULTS}/benchmarks/compare.tsv"
+    resources:
+        **STUDY.evaluation_resources,
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.eval.compare 'models={params.models}' {params.labels} root={params.root}"
+        "{params.gpu}python -m filip.eval.compare 'models={params.models}' {params.labels} root={params.root}"
         " card={params.card} prompts={input.prompts} picture={output} > {log} 2>&1"
 
 
@@ -134,6 +141,7 @@ if STUDY.explorer:
         output:
             f"{RESULTS}/explore.html",
         params:
+            gpu=STUDY.own_gpu,
             models="[" + ",".join(STUDY.explorer["models"]) + "]",
             labels=STUDY.explorer["labels"],
             root=STUDY.evaluation["root"],
@@ -142,8 +150,10 @@ if STUDY.explorer:
             f"{RESULTS}/logs/explorer.log",
         benchmark:
             f"{RESULTS}/benchmarks/explorer.tsv"
+        resources:
+            **STUDY.evaluation_resources,
         conda:
             "../envs/filip.yaml"
         shell:
-            "python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
+            "{params.gpu}python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
             " root={params.root} count={params.most} out={output} > {log} 2>&1"

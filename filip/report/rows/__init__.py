@@ -17,10 +17,12 @@ from filip.report.rows import (
     component_ablation,
     efficiency,
     linear_probe,
+    prompts,
     retrieval,
     scene_pointing,
     segmentation,
     selection,
+    settings,
     zero_shot,
 )
 from filip.report.rows.cells import Inputs, Study
@@ -36,13 +38,14 @@ class TableKind:
     build: from the inputs to the table, interval notes excluded.
     protocols: commands of filip.eval that the table's runs go through.
     with_peers: other people's models (the study's ``peers``) follow the runs.
-    lists_runs: the study lists its runs under ``tables.<name>``; otherwise its rows are the study's ``efficiency``.
+    rows: what they are: "listed" by the study under ``tables.<name>``, its "efficiency", the pre-training "runs", all
+    that is "trained", or the "benchmarks" with prompts.
     """
 
     build: Callable[[Inputs], Table]
     protocols: tuple[str, ...]
     with_peers: bool = False
-    lists_runs: bool = True
+    rows: str = "listed"
 
 
 TABLES: dict[str, TableKind] = {
@@ -54,7 +57,10 @@ TABLES: dict[str, TableKind] = {
     "segmentation": TableKind(segmentation.build, ("segmentation",), with_peers=True),
     "component_ablation": TableKind(component_ablation.build, ("zero_shot", "retrieval")),
     "alignment": TableKind(alignment.build, ("alignment",)),
-    "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), lists_runs=False),
+    "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), rows="efficiency"),
+    "model_sizes": TableKind(settings.build_models, (), rows="runs"),
+    "training_settings": TableKind(settings.build_trainings, (), rows="trained"),
+    "prompts": TableKind(prompts.build, (), rows="benchmarks"),
 }
 PROTOCOLS = tuple(dict.fromkeys(protocol for kind in TABLES.values() for protocol in kind.protocols))
 

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, average, combine, published_cell
+
+if TYPE_CHECKING:
+    from filip.train.config import TrainConfig
 
 RANKS = ("r1", "r5", "r10")
 DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
@@ -24,6 +27,13 @@ class Study(Protocol):
 
     @property
     def trained(self) -> dict[str, dict[str, Any]]: ...
+
+    @property
+    def prompts(self) -> str: ...
+
+    def training(self, name: str) -> dict[str, Any]: ...
+
+    def resolved(self, name: str) -> TrainConfig: ...
 
     @property
     def all_benchmarks(self) -> list[str]: ...

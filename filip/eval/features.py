@@ -1,0 +1,192 @@
+"""Image features kept on disk, so that no image is encoded twice by the same model, and several jobs can share a set.
+
+    filip eval model=M data=[imagenet] root=DIR features=CACHE                # encodes, and keeps what it encoded
+    filip eval model=M data=[imagenet] root=DIR features=CACHE prompts='…'    # encodes no image
+    filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only
+
+A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, what is
+encoded, the card's layout, and size and time of the data's files. Change one of them, and it is another set. Each batch
+is a file of its own, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on
+with; it gives the same numbers to the bit, since the batches are the same.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard
+from filip.eval.datasets import Batch
+from filip.eval.encoders import Encoder
+from filip.eval.precision import name_of
+from filip.files import digest, readable, replacing, sha256_of
+from filip.progress import say
+
+FORM = 1  # of the files; another number is another set
+IN_A_BATCH = ("labels", "captions", "keys", "clusters", "undecodable", "truths", "categories")
+
+
+class ShardEncodedError(Exception):
+    """Not a mistake: a job with ``shard=`` has encoded its part, and no numbers can be computed from a part."""
+
+
+def read_shard(text: str) -> tuple[int, int] | None:
+    """(2, 8) of "3/8", counted from 1 on the command line; None of "". Raises UserError for what is no part."""
+    if not text:
+        return None
+    number, slash, of = text.partition("/")
+    if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise UserError(f"shard={text}: should be a part such as 3/8, counted from 1")
+    return int(number) - 1, int(of)
+
+
+@dataclass(frozen=True)
+class FeatureStore:
+    """The features of one model in a folder.
+
+    model: what the features depend on of the model, see :func:`model_key`. limit: bytes, above which the sets that
+    were used longest ago are removed. shard: (number from 0, of how many) if only that part is to be encoded.
+    """
+
+    folder: Path
+    model: dict[str, Any]
+    limit: int
+    shard: tuple[int, int] | None = None
+
+    def of_set(self, card: BenchmarkCard, root: str | Path, kind: str, batch_size: int) -> KeptSet:
+        """What is kept of a data set. kind: "image" (for similarities) or "probe" (for linear probes)."""
+        layout = asdict(card.layout)
+        about = {"form": FORM, "model": self.model, "kind": kind, "layout": layout, "batch_size": batch_size}
+        name = digest({**about, "root": str(Path(root).resolve()), "data": files_of(Path(root), card)})
+        return KeptSet(self.folder / f"{card.name}-{name[:24]}")
+
+    def own(self, count: int) -> Iterable[int]:
+        """The numbers of the batches of this job's part; of all of ``count`` without a part."""
+        return range(count) if self.shard is None else range(self.shard[0], count, self.shard[1])
+
+    def trim(self, kept: KeptSet) -> None:
+        """Remove the sets that were used longest ago until the folder is within its limit; ``kept`` stays."""
+        sets = sorted((p for p in self.folder.iterdir() if p.is_dir()), key=lambda p: p.stat().st_mtime)
+        sizes = {place: sum(file.stat().st_size for file in place.glob("*.pt")) for place in sets}
+        for place in sets:
+            if sum(sizes.values()) <= self.limit:
+                return
+            if place != kept.folder:
+                say(
+                    f"{place}: removed {readable(sizes.pop(place))}, features= may hold {readable(self.limit)}"
+                )
+                shutil.rmtree(place, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class KeptSet:
+    """The batches that are kept of one set, by number."""
+
+    folder: Path
+
+    def __contains__(self, number: object) -> bool:
+        return (self.folder / f"{number}.pt").is_file()
+
+    def put(self, number: int, features: Tensor, batch: Batch) -> None:
+        """Keep a batch: its features, and of the images what is not pixels."""
+        content = {"features": features.cpu(), **{name: getattr(batch, name) for name in IN_A_BATCH}}
+        with replacing(self.folder / f"{number}.pt", shared=True) as part:
+            torch.save(content, part)
+
+    def get(self, number: int) -> tuple[Tensor, Batch] | None:
+        """(features on the CPU, batch without pixels); None if it cannot be read."""
+        try:
+            content = torch.load(self.folder / f"{number}.pt", weights_only=True, map_location="cpu")
+        except Exception:  # a file that is gone or half there makes torch's reader raise this and that
+            return None
+        features = content.pop("features")
+        return features, Batch(torch.zeros(len(features), 3, 0, 0), **content)
+
+    def used(self) -> None:
+        """Note that it is in use now, for :meth:`FeatureStore.trim`."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        os.utime(self.folder)
+
+
+def encoded(
+    kept: KeptSet | None,
+    numbers: Iterable[int],
+    encode: Callable[[Tensor], Tensor],
+    read: Callable[[list[int]], Iterator[Batch]],
+    device: str,
+) -> Iterator[tuple[Tensor, Batch]]:
+    """(features on ``device``, batch) of the batches ``numbers``, in that order, kept ones as they were kept.
+
+    read: goes through the images of the batches that it is given, in order. encode: pixels -> features.
+    """
+    wanted = list(numbers)
+    if kept is None:
+        for batch in read(wanted):
+            yield encode(batch.pixels) if batch.keys else batch.pixels, batch
+        return
+    kept.used()
+    there = {number for number in wanted if number in kept}
+    fresh = read([number for number in wanted if number not in there])
+    for number in wanted:
+        found = kept.get(number) if number in there else None
+        if found is None:
+            batch = next(read([number])) if number in there else next(fresh)
+            found = (encode(batch.pixels) if batch.keys else batch.pixels[:, 0, 0], batch)
+            kept.put(number, *found)
+        yield found[0].to(device), found[1]
+
+
+def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
+    """What the features of a model depend on. model: as on the command line; its files are read once for it."""
+    return {
+        "weights": _weights(model),
+        "image_size": encoder.image_size,
+        "precision": name_of(encoder.dtype),
+        "token_wise": encoder.token_wise,
+        "details": encoder.details,
+    }
+
+
+def _weights(model: str) -> Any:
+    """The content of a file of weights, or names, sizes and times of a folder's files; else the name alone."""
+    for name in (model, *model.split(":")):
+        place = Path(name)
+        if name and place.is_file():
+            return {"name": model if ":" in model else "", "sha256": sha256_of(place)}
+        if name and ":" not in name and place.is_dir():
+            return {"name": model, "files": _stamps(place)}
+    return {"name": model}
+
+
+def files_of(root: Path, card: BenchmarkCard) -> Any:
+    """Names, sizes and times of the files of a card's data; of layouts that name no folder of their own, nothing."""
+    place = root / card.path
+    if not card.path:
+        return None
+    return _stamps(place) if place.is_dir() else _stamp(place)
+
+
+def _stamps(folder: Path) -> str:
+    found = []
+    for where, folders, files in os.walk(folder):
+        folders.sort()
+        for name in sorted(files):
+            place = Path(where, name)
+            found.append([str(place.relative_to(folder)), _stamp(place)])
+    return digest(found)
+
+
+def _stamp(file: Path) -> list[int] | None:
+    with suppress(OSError):
+        about = file.stat()
+        return [about.st_size, about.st_mtime_ns]
+    return None

@@ -1,0 +1,126 @@
+"""Sizes, settings and prompts beside the paper's: what the configs say, cell by cell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import timm
+import torch
+import yaml
+
+from filip.report.dots import benchmark_dots
+from filip.report.results import Results
+from filip.report.rows import build_tables
+from filip.report.rows.settings import VITS, sizes
+from filip.report.table import Column, Row, Table
+from filip.report.tables import load_published
+from filip.study import Study
+
+ROOT = Path(__file__).parents[2]
+
+
+def tables_of(name: str, tmp_path: Path) -> dict[str, Table]:
+    """The tables of a study of which nothing has run."""
+    study = Study(yaml.safe_load((ROOT / "workflow" / "config" / f"{name}.yaml").read_text()))
+    return build_tables(study, Results(tmp_path), load_published("published"))
+
+
+def values(table: Table, label: str) -> dict[str, object]:
+    (row,) = [row for row in table.rows if row.label == label]
+    return {column.key: table.cell(row, column).value for column in table.columns}
+
+
+@pytest.mark.parametrize(
+    ("study", "run", "paper", "trained"),
+    [
+        ("base", "FILIP-base-ViT-B/32", "FILIP-base", "pre-training, base"),
+        ("large", "FILIP-large-ViT-L/14", "FILIP-large", "pre-training, large"),
+        ("ablation", "FILIP-base", "FILIP-base", "ablations, base"),
+    ],
+)
+def test_our_configs_have_the_paper_s_sizes_and_settings(
+    study: str, run: str, paper: str, trained: str, tmp_path: Path
+) -> None:
+    tables = tables_of(study, tmp_path)
+    ours, theirs = (
+        [row for row in tables["model_sizes"].rows if (row.kind == "paper") == published]
+        for published in (False, True)
+    )
+    (own,) = [row for row in ours if row.run == next(r.run for r in ours if r.label.startswith(run))]
+    (stated,) = [row for row in theirs if row.label == paper]
+    for column in tables["model_sizes"].columns:
+        assert own.cells[column.key].value == stated.cells[column.key].value, column.key
+    training = tables["training_settings"]
+    (row,) = [r for r in training.rows if r.run == own.run]
+    said = values(training, trained)
+    for key in (
+        "length",
+        "image_size",
+        "optimizer",
+        "base_lr",
+        "weight_decay",
+        "warmup",
+        "precision",
+        "tokens",
+    ):
+        assert row.cells[key].value == said[key], key
+    assert str(said["batch"]).split()[0] == row.cells["batch"].value
+    assert row.cells["augmentation"].value == said["augmentation"]
+
+
+def test_fine_tunings_stand_in_a_section_of_their_own(tmp_path: Path) -> None:
+    table = tables_of("large", tmp_path)["training_settings"]
+    tuned = [row for row in table.rows if row.section == "fine-tuning"]
+    assert tuned and table.sections == ["pre-training", "fine-tuning", "published"]
+    said = values(table, "fine-tuning")
+    for row in tuned:
+        for key in ("batch", "length", "image_size", "base_lr", "weight_decay", "augmentation"):
+            assert row.cells[key].value == said[key], key
+
+
+def test_the_sizes_that_a_name_implies_are_timm_s() -> None:
+    for name, size in VITS.items():
+        patch = 14 if name == "large" else 16
+        with torch.device("meta"):
+            model = timm.create_model(f"vit_{name}_patch{patch}_224", num_classes=0)
+        assert (model.embed_dim, len(model.blocks), model.blocks[0].attn.num_heads) == size
+
+
+def test_a_tower_that_the_name_does_not_describe_is_left_to_timm() -> None:
+    from filip.study import resolve
+
+    found = sizes(resolve("experiment=base", "model.image.timm=deit3_small_patch16_224"))
+    assert found["image_tower"] == "deit3_small_patch16_224" and found["image_width"] is None
+    small = sizes(resolve("experiment=demo"))
+    assert (small["patches"], small["image_width"], small["image_layers"]) == (36, 128, 3)
+
+
+def test_prompts_are_shown_as_they_are_combined(tmp_path: Path) -> None:
+    table = tables_of("base", tmp_path)["prompts"]
+    dtd = values(table, "DTD") if any(row.label == "DTD" for row in table.rows) else {}
+    rows = {
+        row.label: {column.key: table.cell(row, column).value for column in table.columns}
+        for row in table.rows
+    }
+    dtd = next(cells for label, cells in rows.items() if "DTD" in label or "Textures" in label)
+    assert dtd["count"] == "30" and dtd["description"] == "texture · surface · material"
+    assert str(dtd["suffix"]).startswith("– · It's out of style")
+    flickr = [cells for label, cells in rows.items() if "Flickr30K" in label]
+    assert [cells["suffix"] for cells in flickr] == ["I hate it", "–"]
+    assert sum(int(str(cells["count"])) for label, cells in rows.items() if "→" not in label) == 450
+
+
+def test_every_accuracy_of_the_zero_shot_table_is_a_dot(tmp_path: Path) -> None:
+    from filip.report.table import Cell
+
+    columns = [Column(name, name.title()) for name in ("one", "two", "three")]
+    ours = Row("ours", "ours", {"one": Cell(0.5, 0.1, 10, [0.4, 0.6]), "two": Cell(0.25, 0.2)}, run="run")
+    paper = Row("theirs", "paper", {"one": Cell(0.75)}, "published")
+    silent = Row("silent", "paper", {}, "published")
+    (axis,) = benchmark_dots(Table("zero_shot", "", columns, [ours, paper, silent]), {}).axes
+    drawn = {line.get_label(): line.get_xydata().tolist() for line in axis.lines}
+    assert drawn["ours"] == [[50, 0]] and drawn["theirs (published)"] == [[75, 0]]
+    assert "silent (published)" not in drawn and [50.0, 0.0] in [p for xy in drawn.values() for p in xy]
+    assert any(line.get_xydata().tolist() == [[25, -1]] for line in axis.lines)
+    assert [label.get_text() for label in axis.get_yticklabels()] == ["One", "Two", "Three"]
