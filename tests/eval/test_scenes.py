@@ -27,7 +27,7 @@ from filip.eval.scene_sheet import main as scene_sheet
 from filip.eval.selection import Selection, select
 from filip.eval.selection import main as selection
 from filip.interaction import Similarity
-from tests.eval.miniature import write_model
+from tests.eval.miniature import write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded, write_tar
 
@@ -92,6 +92,19 @@ def test_a_scene_is_read_with_the_place_of_each_thing(root: Path) -> None:
             0,
             255,
         }
+
+
+def test_scenes_are_maps_of_the_classes_that_their_things_name(root: Path) -> None:
+    write_scenes(root / "demo_scenes_new")
+    data = open_set(load_card("demo_segmentation"), root)
+    assert data.classes == ["blue", "green", "red"] and len(data) == 6
+    segments = data[0].segments
+    assert segments is not None and segments[31, 0] == -1 and not data[0].things
+    for name, (left, top, right, bottom) in PLACES.items():
+        assert (segments[top:bottom, left:right] == data.classes.index(name)).all()
+    write_webdataset(root / "demo_scenes_new", None, [["no things"]], shards=1)
+    with pytest.raises(UserError, match=r"sample s0000000 in .* has no \.things\.png and \.json"):
+        open_set(load_card("demo_segmentation"), root)
 
 
 def test_only_samples_with_choices_take_part_in_a_selection(root: Path) -> None:

@@ -92,6 +92,10 @@ class WebdatasetFolder(EvalSet):
             sample.things = self._things(members)
         return sample
 
+    def member(self, index: int, extension: str) -> bytes:
+        """The content of a file of a sample. Raises KeyError if there is none with this extension."""
+        return self._read(self.samples[index][1][extension])
+
     def _cluster(self, key: str, members: dict[str, _Member]) -> str:
         about = json.loads(self._read(members["json"])) if "json" in members else {}
         if self.cluster not in about:

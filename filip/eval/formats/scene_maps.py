@@ -1,0 +1,56 @@
+"""Scenes in a webdataset folder as maps of classes: each pixel has the class that its thing's label names.
+
+    layouts:
+      scene_maps: {path: demo_scenes_new, split: test}
+
+Classes are the distinct labels of the set's things, in alphabetical order; the background is unlabelled. A sample says
+where its things are as in :mod:`filip.eval.formats.webdataset` (``.things.png`` and ``.json``).
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard
+from filip.eval.datasets import EvalSet, Sample
+from filip.eval.formats.webdataset import WebdatasetFolder
+
+
+def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
+    return SceneMaps(WebdatasetFolder(Path(root) / card.path, card.split))
+
+
+class SceneMaps(EvalSet):
+    """Raises UserError if a sample does not say where its things are."""
+
+    def __init__(self, scenes: WebdatasetFolder):
+        self.scenes = scenes
+        self.labels = [self._labels_of(number) for number in range(len(scenes))]
+        self.classes = sorted({label for labels in self.labels for label in labels})
+        self.number = {name: number for number, name in enumerate(self.classes)}
+
+    def _labels_of(self, index: int) -> list[str]:
+        members = self.scenes.samples[index][1]
+        if not {"json", "things.png"} <= set(members):
+            key = self.scenes.samples[index][0]
+            raise UserError(
+                f"sample {key} in {self.scenes.folder} has no .things.png and .json with its things"
+            )
+        things = json.loads(self.scenes.member(index, "json"))["things"]
+        return [str(thing["label"]) for thing in things]
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> Sample:
+        sample = self.scenes[index]
+        values = np.asarray(Image.open(io.BytesIO(self.scenes.member(index, "things.png"))).convert("L"))
+        # Value 0 is the background, n the n-th thing.
+        classes = np.array([-1, *(self.number[label] for label in self.labels[index])])
+        return Sample(sample.key, sample.image, segments=classes[values])
