@@ -22,22 +22,19 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that is gone through: where it is from, and in which batches.
+    """A data set that is gone through, and in which batches.
 
-    more: a job that only encodes a part (``shard=``) has another set to encode after this one.
+    title: in the progress display and in messages. card, root: where the set is from; without a card its features are
+    not kept. more: a job that only encodes a part (``shard=``) has another set to encode after this one.
     """
 
     data: EvalSet
-    card: BenchmarkCard
-    root: str | Path
+    title: str
     batch_size: int = 64
     workers: int = 0
-    title: str = ""  # in the progress display and in messages; the card's name if empty
+    card: BenchmarkCard | None = None
+    root: str | Path = "."
     more: bool = False
-
-    @property
-    def name(self) -> str:
-        return self.title or self.card.name
 
     @property
     def count(self) -> int:
@@ -63,7 +60,7 @@ def encoded_batches(
         if item[1].keys:
             found = True
             yield item
-    _require(found or (store is not None and store.shard is not None), source.name)
+    _require(found or (store is not None and store.shard is not None), source.title)
 
 
 def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) -> list[T]:
@@ -86,7 +83,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
 
     found = scorer.share.together(source.count, encode)
     kept = [of_batch for of_batch in found if of_batch is not None]
-    _require(bool(kept), source.name)
+    _require(bool(kept), source.title)
     return kept
 
 
@@ -103,9 +100,9 @@ def _encoded(
 
     def read(some: list[int]) -> Iterator[Batch]:
         part = _SomeBatches(source.data, source.batch_size, some)
-        return _all_batches(part, transform, source.name, source.batch_size, source.workers)
+        return _all_batches(part, transform, source.title, source.batch_size, source.workers)
 
-    if store is None:
+    if store is None or source.card is None:
         yield from encoded(None, numbers, encode, read, device)
         return
     kept = store.of_set(source.card, source.root, kind, source.batch_size)
@@ -113,9 +110,9 @@ def _encoded(
         own = list(store.own(source.count))
         done = sum(1 for _ in encoded(kept, own, encode, read, device))
         store.trim(kept)
-        say(f"{source.name}: {done:,} of {source.count:,} batches are encoded")
+        say(f"{source.title}: {done:,} of {source.count:,} batches are encoded")
         if not source.more:
-            raise ShardEncodedError(source.name)
+            raise ShardEncodedError(source.title)
         return
     yield from encoded(kept, numbers, encode, read, device)
     store.trim(kept)

@@ -71,7 +71,8 @@ def probe(
     test = open_set(card, config.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, config.root)
-    source = Source(test, card, config.root, config.batch_size, config.workers, more=training is not None)
+    batches = (config.batch_size, config.workers)
+    source = Source(test, card.name, *batches, card, config.root, more=training is not None)
     features, labels, keys, clusters = _features(encoder, source, store)
     if training is None:
         scores, protocol = _cross_validated(encoder, features, labels, len(names), config)
@@ -79,9 +80,7 @@ def probe(
         train = open_set(training, config.root)
         if match_classes(card, train.classes or []) != names:
             raise UserError(f"{card.name}: the training and the test split number their classes differently")
-        source = Source(
-            train, training, config.root, config.batch_size, config.workers, f"{card.name}, training split"
-        )
+        source = Source(train, f"{card.name}, training split", *batches, training, config.root)
         fitted = _fit(encoder, *_features(encoder, source, store)[:2], config)
         scores = fitted.log_probabilities(features, len(names))
         protocol = f"trained on {len(train):,} images of the training split"

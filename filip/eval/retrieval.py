@@ -180,7 +180,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retr
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(scorer, Source(data, card, root, config.batch_size, config.workers), keep)
+    parts = collect(scorer, Source(data, card.name, config.batch_size, config.workers, card, root), keep)
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:

@@ -74,7 +74,7 @@ def select(
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    source = Source(data, card, root, batch_size, workers)
+    source = Source(data, card.name, batch_size, workers, card, root)
     encoded = encoded_batches(
         source, scorer.transform, scorer.encode_images, scorer.store, device=scorer.encoder.device
     )

@@ -18,7 +18,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
 from filip.eval.encode_set import size_note
 from filip.eval.formats import open_set
-from filip.eval.linear_probe import training_set
+from filip.eval.linear_probe import training_card
 from filip.eval.prompts import card_ensemble, load_ensemble, load_retrieval_prompts
 from filip.eval.retrieval import Retrieval, retrieval_benchmark
 from filip.eval.scorer import PooledScorer
@@ -108,7 +108,8 @@ def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, 
 
 def check_training_split(card: BenchmarkCard, root: Path, raw: Sequence[str]) -> None:
     """What a linear probe is fitted on: the layout's training split, numbered as its names say."""
-    train = training_set(card, root)
+    training = training_card(card, root)
+    train = training and open_set(training, root)
     if card.split == "all":  # Caltech101's and EuroSAT's official files have no split
         assert train is None
         return
