@@ -153,8 +153,9 @@ class WorkflowStudy(StudyEvaluations):
         """Hydra overrides of filip.train that say what is trained (not where the files lie)."""
         training = self.training(run)
         sources = ",".join(
-            f"{{shards:{self.data_dir}/{source}/shards,captions:{self.data_dir}/{source}/captions,"
-            f"manifest:{self.data_dir}/{source}/manifest.json}}"
+            # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces
+            f"{{shards: {self.data_dir}/{source}/shards, captions: {self.data_dir}/{source}/captions, "
+            f"manifest: {self.data_dir}/{source}/manifest.json}}"
             for source in training["sources"]
         )
         return [

@@ -27,10 +27,15 @@ class Gpu:
     matches: str  # in the name that the driver reports
 
 
-# half, single, memory, bandwidth, link: NVIDIA's data sheets "Tesla V100" (2018), "A100 80GB" (2021), "H100" (2023),
-# "H200" (2024); the sheets state NVLink for both directions and, from the A100 on, 16-bit peaks with sparsity, so half
-# of either stands here. price: AWS EC2 Capacity Blocks, reservation fee per accelerator, list of the end of 2024
-# (p4d, which has the A100 with 40 GB; p5; p5e). It changes every quarter: give your own by price=.
+# half, single, memory, bandwidth, link: NVIDIA's data sheets of the SXM modules, which state NVLink for both directions
+# and, from the A100 on, 16-bit peaks with sparsity; half of either stands here. Compared with pages that quote them:
+# - V100: developer.nvidia.com/programming-tensor-cores-cuda-9-0 (125), grokipedia.opelly.me/articles/nvidia-tesla-v100
+#   (15.7); NVLink 2.0 is 6 links of 25 GB/s each way (nvidia.com/en-us/data-center/nvlink).
+# - A100: glennklockwood.com/garden/processors/A100, after nvidia-a100-datasheet-us-nvidia-1758950-r4.
+# - H100: glennklockwood.com/garden/processors/h100 (989.4, 66.9, 3.35 TB/s, 900 GB/s both ways).
+# - H200: saulelectric.com/nvidia-h200.html (141 GB, 4.8 TB/s, 450 GB/s each way), the H100's arithmetic.
+# price: "Amazon EC2 Capacity Blocks for ML Pricing" (aws.amazon.com/ec2/capacityblocks/pricing), effective hourly rate
+# per accelerator until January 2025: p4d (A100 with 40 GB), p5, p5e. It changes every quarter: give your own by price=.
 GPUS = {
     "v100": Gpu(
         "V100 SXM2 32 GB", 125 * TFLOP, 15.7 * TFLOP, 32 * GB, 900 * GB, 150 * GB, False, None, "V100"
@@ -53,9 +58,11 @@ class Network:
     latency: float  # seconds per message
 
 
-# cards x speed: 4 x EDR in "DGX-1", 8 x HDR in "DGX A100", 8 x NDR in "DGX H100" (NVIDIA's user guides, "system
-# specifications"). Latencies: InfiniBand about 5 microseconds and TCP about 30 as NCCL programs see them; round
-# figures of ours.
+# cards x speed: InfiniBand over four lanes carries 100 Gb/s as EDR, 200 as HDR and 400 as NDR (NVIDIA's ConnectX-4, -6
+# and -7). Four EDR cards are in a DGX-1 ("NVIDIA DGX-1 With Tesla V100 System Architecture", WP-08437); that a DGX A100
+# has eight HDR cards for computing and a DGX H100 eight NDR ones is from memory. Latencies are round figures of ours:
+# NCCL's own model of a hop over the network (hwLat in src/graph/tuning.cc of github.com/NVIDIA/nccl) has 2.7 to 14
+# microseconds in a ring, by protocol; TCP is assumed to take 30.
 NETWORKS = {
     "ethernet_25": Network("1 x 25 Gb/s Ethernet", 1, 25 / 8 * GB, 30e-6),
     "ethernet_100": Network("1 x 100 Gb/s Ethernet", 1, 100 / 8 * GB, 30e-6),

@@ -11,9 +11,11 @@ from filip.data.loading.config import DataConfig
 
 PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
 INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_index
-# Measured on Linux with Python 3.11 and torch 2.13 (private memory, smaps): a rank after its imports, a worker that
-# has made batches, a pair of an open side-car with three captions of 70 letters, the names of a shard.
-RANK_BYTES, WORKER_BYTES, CAPTION_BYTES, NAME_BYTES = 340e6, 140e6, 280, 1600
+# Measured on Linux with Python 3.11 and torch 2.13 (anonymous memory, smaps): a rank after its imports; what it writes
+# to again once workers have been forked from it, who keep the old pages; a worker that has made batches; a pair of an
+# open side-car with three captions of 70 letters; the names of a shard.
+RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 80e6, 60e6
+CAPTION_BYTES, NAME_BYTES = 280, 1600
 GPU_RANK_BYTES = (
     2e9  # what the driver and its libraries hold on the host for each rank: assumed, never measured here
 )
@@ -50,11 +52,16 @@ def node_bytes(
         "order": readers * (2 * windows + 3) * window * 8,
         "captions": readers * opened * min(pairs, PAIRS_PER_SHARD) * CAPTION_BYTES,
         "pixels": ranks * batches * batch,
-        "processes": ranks * (RANK_BYTES + data.workers * WORKER_BYTES + gpu * GPU_RANK_BYTES),
+        "processes": ranks * (RANK_BYTES + worker_bytes(data.workers) + gpu * GPU_RANK_BYTES),
         "weights": 4
         * parameters
         * (ranks + 1),  # made in float32 on every rank's host, gathered by the first one
     }
+
+
+def worker_bytes(workers: int) -> float:
+    """What the loader's processes of a rank add to it, without captions and batches."""
+    return COPIED_BYTES + workers * WORKER_BYTES if workers else 0.0
 
 
 def reader_groups_of_a_rank(groups: int, world_size: int) -> int:

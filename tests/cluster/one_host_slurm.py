@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -19,6 +18,8 @@ import time
 from pathlib import Path
 
 import psutil
+
+from tests.support.debian import why_not_installed
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
 PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
@@ -33,15 +34,8 @@ def why_not() -> str | None:
     """Why no Slurm can be started here, in one line; None if it can. Installs the packages where that is possible."""
     if os.geteuid() != 0:
         return "the one-host Slurm needs root"
-    if not all(map(shutil.which, PROGRAMS)):
-        if shutil.which("apt-get") is None:
-            return f"no Slurm here, and no apt-get to install {' '.join(PACKAGES)}"
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        install = ["apt-get", "install", "-y", "-q", "--no-install-recommends", *PACKAGES]
-        for command in (["apt-get", "update", "-q"], install):
-            done = subprocess.run(command, env=environment, capture_output=True, text=True)
-        if done.returncode:
-            return f"apt-get could not install {' '.join(PACKAGES)}: {done.stderr.strip()[-200:]}"
+    if reason := why_not_installed(PROGRAMS, PACKAGES):
+        return reason
     remove_remains()
     if any((DEFAULT_PLACE / name).exists() for name in FILES):
         return f"{DEFAULT_PLACE} has a configuration: this machine belongs to a cluster"
@@ -106,6 +100,11 @@ class OneHostSlurm:
         (self.folder / "spool" / f"node{node}").mkdir(exist_ok=True)
         self._pid(f"slurmd-node{node}").unlink(missing_ok=True)
         subprocess.run(["slurmd", "-f", str(self.folder / "slurm.conf"), "-N", f"node{node}"], check=True)
+
+    def set_nodes(self, names: str, state: str) -> None:
+        """As an administrator does: DOWN, or RESUME."""
+        command = ["scontrol", "update", f"NodeName={names}", f"State={state}", "Reason=test"]
+        subprocess.run(command, check=True, timeout=60)
 
     def _pid(self, daemon: str) -> Path:
         return self.folder / "run" / f"{daemon}.pid"

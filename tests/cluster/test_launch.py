@@ -1,4 +1,7 @@
-"""What becomes of a Slurm job: the study's own launch line, with a stub in place of the trainer."""
+"""What becomes of a Slurm job: the study's own launch line, with a stub in place of the trainer.
+
+Jobs that only have to be waited for are submitted together and run side by side.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ import os
 import signal
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -20,97 +24,122 @@ STUB = ROOT / "tests" / "cluster" / "stub_trainer.py"
 DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
-@pytest.fixture
-def submit(slurm: OneHostSlurm, tmp_path: Path):
+@dataclass
+class Submitted:
+    """A job, and the folder of its log and of what the first rank wrote at each start of the stub."""
+
+    slurm: OneHostSlurm
+    job: str
+    folder: Path
+
+    def ends(self, timeout: float = 300) -> str:
+        return self.slurm.wait_for(self.job, *DONE, timeout=timeout)
+
+    @property
+    def starts(self) -> list[dict]:
+        file = self.folder / "starts.jsonl"
+        return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+
+    @property
+    def log(self) -> str:
+        return (self.folder / "log").read_text() if (self.folder / "log").exists() else "no log"
+
+    def starts_are(self, count: int, timeout: float = 120) -> None:
+        """Wait until the stub has been started that often."""
+        self.slurm.wait_until(lambda: len(self.starts) == count, timeout, lambda: self.log)
+
+
+def submit(
+    slurm: OneHostSlurm, folder: Path, behaviour: str, *options: str, nodes: int = 2, ranks_per_node: int = 2
+) -> Submitted:
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
-
-    def submitted(behaviour: str, *options: str, nodes: int = 2, ranks_per_node: int = 2) -> str:
-        launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
-        command = launch.command(str(tmp_path)).replace("-m filip.train ", f"{STUB} ")
-        assert command.endswith("python -m filip.train")
-        command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {tmp_path}"
-        # the plugin's job step removes what Slurm says of the allocation, except for a few names
-        stripped = "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
-        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
-        request = [
-            "sbatch",
-            "--parsable",
-            "--requeue",
-            f"--nodes={nodes}",
-            f"--ntasks-per-node={ranks_per_node}",
-        ]
-        request += ["--cpus-per-task=1", "--open-mode=append", f"--output={tmp_path}/log", *options]
-        return slurm.ask(*request, f"--wrap={stripped}\n{command}", env=environment)
-
-    return submitted
+    launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
+    command = launch.command(str(folder)).replace("-m filip.train ", f"{STUB} ")
+    assert command.endswith("python -m filip.train")
+    command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {folder}"
+    # the plugin's job step removes what Slurm says of the allocation, except for a few names
+    stripped = (
+        "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
+    environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+    request = ["sbatch", "--parsable", "--requeue", f"--nodes={nodes}", f"--ntasks-per-node={ranks_per_node}"]
+    request += ["--cpus-per-task=1", "--open-mode=append", f"--output={folder}/log", *options]
+    return Submitted(slurm, slurm.ask(*request, f"--wrap={stripped}\n{command}", env=environment), folder)
 
 
-def starts(folder: Path) -> list[dict]:
-    """What the first rank wrote at each start of the stub."""
-    file = folder / "starts.jsonl"
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
-
-
-def log(folder: Path) -> str:
-    return (folder / "log").read_text() if (folder / "log").exists() else "no log"
-
-
-def test_192_processes_on_24_nodes_find_each_other(submit, slurm: OneHostSlurm, tmp_path: Path) -> None:
-    job = submit("meet", nodes=24, ranks_per_node=8)
-    assert slurm.wait_for(job, *DONE, timeout=240) == "COMPLETED", log(tmp_path)
-    (start,) = starts(tmp_path)
+def test_192_processes_on_24_nodes_wait_for_a_dead_node_and_then_find_each_other(
+    slurm: OneHostSlurm, tmp_path: Path
+) -> None:
+    last = slurm.nodes - 1
+    die(slurm, last)
+    slurm.set_nodes(f"node{last}", "DOWN")  # as the controller does by itself after SlurmdTimeout
+    try:
+        found = submit(slurm, tmp_path, "meet", nodes=slurm.nodes, ranks_per_node=8)
+        slurm.wait_until(lambda: "DOWN" in slurm.ask("squeue", "-h", "-j", found.job, "-o", "%r"))
+        assert slurm.state(found.job) == "PENDING" and not found.starts
+    finally:
+        slurm.start_node(last)
+    assert found.ends() == "COMPLETED", found.log
+    (start,) = found.starts
     assert start["met"] == list(range(192)) and start["local_world_size"] == 8
 
 
+@pytest.fixture(scope="module")
+def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
+    """Jobs that are left to themselves."""
+
+    def job(behaviour: str, *options: str) -> Submitted:
+        return submit(slurm, tmp_path_factory.mktemp(behaviour), behaviour, *options)
+
+    timed = job("wait_once", "--time=1", "--signal=USR1@50")
+    return {"timed": timed, "mistaken": job("mistake"), "dying": job("one_rank_dies")}
+
+
+def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -> None:
+    found = together["mistaken"]
+    assert found.ends() == "FAILED"
+    assert len(found.starts) == 1 and "not started again" in found.log
+
+
+def test_a_cancelled_job_is_not_started_again(slurm: OneHostSlurm, tmp_path: Path) -> None:
+    found = submit(slurm, tmp_path, "wait_once")
+    found.starts_are(1)
+    slurm.ask("scancel", found.job)
+    assert found.ends() == "CANCELLED"
+    assert len(found.starts) == 1
+
+
+def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str, Submitted]) -> None:
+    found = together["dying"]
+    assert found.ends() == "FAILED", found.log
+    assert len(found.starts) == 3 and "crash 3 " in found.log
+
+
 def test_a_time_limit_sends_the_job_back_into_the_queue_and_it_finishes(
-    submit, slurm: OneHostSlurm, tmp_path: Path
+    together: dict[str, Submitted],
 ) -> None:
-    job = submit("wait_once", "--time=1", "--signal=USR1@50")
-    assert slurm.wait_for(job, *DONE, timeout=200) == "COMPLETED", log(tmp_path)
-    assert len(starts(tmp_path)) == 2 and "saved its state because of a signal" in log(tmp_path)
+    found = together["timed"]
+    assert found.ends() == "COMPLETED", found.log
+    assert len(found.starts) == 2 and "saved its state because of a signal" in found.log
 
 
-def test_a_user_s_mistake_ends_the_job_at_once(submit, slurm: OneHostSlurm, tmp_path: Path) -> None:
-    job = submit("mistake")
-    assert slurm.wait_for(job, *DONE) == "FAILED"
-    assert len(starts(tmp_path)) == 1 and "not started again" in log(tmp_path)
-
-
-def test_a_rank_that_always_dies_gives_up_after_three_starts(
-    submit, slurm: OneHostSlurm, tmp_path: Path
-) -> None:
-    job = submit("one_rank_dies")
-    assert slurm.wait_for(job, *DONE, timeout=150) == "FAILED", log(tmp_path)
-    assert len(starts(tmp_path)) == 3 and "crash 3 " in log(tmp_path)
-
-
-def test_a_cancelled_job_is_not_started_again(submit, slurm: OneHostSlurm, tmp_path: Path) -> None:
-    job = submit("wait_once")
-    slurm.wait_until(lambda: len(starts(tmp_path)) == 1, about=lambda: log(tmp_path))
-    slurm.ask("scancel", job)
-    assert slurm.wait_for(job, *DONE) == "CANCELLED"
-    assert len(starts(tmp_path)) == 1
-
-
-def test_a_job_survives_its_controller_and_the_death_of_a_node(
-    submit, slurm: OneHostSlurm, tmp_path: Path
-) -> None:
-    job = submit("wait_once")
-    slurm.wait_until(lambda: len(starts(tmp_path)) == 1, about=lambda: log(tmp_path))
+def test_a_job_survives_its_controller_and_the_death_of_a_node(slurm: OneHostSlurm, tmp_path: Path) -> None:
+    found = submit(slurm, tmp_path, "wait_once")
+    found.starts_are(1)
     # The controller saves what has changed every few seconds, and a new one knows of nothing that came after.
     before, saved = time.time(), slurm.folder / "state/job_state"
-    slurm.ask("scontrol", "update", f"JobId={job}", "Comment=runs")
+    slurm.ask("scontrol", "update", f"JobId={found.job}", "Comment=runs")
     slurm.wait_until(lambda: saved.stat().st_mtime > before)
     slurm.stop_controller()
     slurm.start_controller()
-    assert slurm.wait_for(job, "RUNNING") == "RUNNING"
-    node = int(slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))
+    assert slurm.wait_for(found.job, "RUNNING") == "RUNNING"
+    node = int(slurm.ask("squeue", "-h", "-j", found.job, "-o", "%B").removeprefix("node"))
     other = node + 1  # the batch script lives on the first node; two nodes in a row were free
     die(slurm, other)
     try:
-        slurm.wait_until(lambda: len(starts(tmp_path)) == 2, 120, lambda: log(tmp_path))
-        assert slurm.wait_for(job, *DONE) == "COMPLETED", log(tmp_path)
+        found.starts_are(2)
+        assert found.ends() == "COMPLETED", found.log
     finally:
         slurm.start_node(other)
         slurm.wait_until(lambda: slurm.idle() == slurm.nodes)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -13,10 +14,13 @@ from pathlib import Path
 import pytest
 
 from filip.train.launched import lost_contact
-from tests.cluster.two_hosts import ADDRESSES, TwoHosts, why_not
+from tests.cluster import secure_shell
+from tests.cluster.two_hosts import ADDRESSES, INTERFACE, TwoHosts, why_not
 from tests.support.launched_ranks import environment
 from tests.support.squares import write_shards
 from tests.support.training import records, train_arguments
+from workflow.launch import Launch
+from workflow.study import ROOT
 
 pytestmark = pytest.mark.timeout(900)
 BIN = Path(sys.executable).parent
@@ -70,25 +74,23 @@ def wait_for_step(run: Path, step: int, started: list[subprocess.Popen[bytes]], 
 def test_deepspeed_with_a_hostfile_trains_across_the_cable(
     hosts: TwoHosts, data: Path, tmp_path: Path
 ) -> None:
-    """Each host starts its own launcher (--no_ssh): an sshd on both is what pdsh would need in addition."""
-    hostfile = tmp_path / "hosts"
+    """The launch line of a study, started on the first host: DeepSpeed reaches both by pdsh and ssh."""
+    if reason := secure_shell.why_not():
+        pytest.skip(reason)
+    hostfile, more = tmp_path / "hosts", tmp_path / "variables"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
+    # what a .deepspeed_env says: of other variables DeepSpeed gives its hosts those of Python and the accelerator
+    here = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **INTERFACE}
+    more.write_text("".join(f"{name}={value}\n" for name, value in here.items()))
     log, run = tmp_path / "log", tmp_path / "run"
-    before, started = hosts.received(1), []
-    for host in (0, 1):
-        command = [str(BIN / "deepspeed"), "--hostfile", str(hostfile), "--no_ssh", "--node_rank", str(host)]
-        command += [
-            "--master_addr",
-            ADDRESSES[0],
-            "--master_port",
-            PORT,
-            "--no_local_rank",
-            "--module",
-            "filip.train",
-        ]
-        arguments = train_arguments(data, run, "max_steps=6", "world_size=2")[2:]
-        started.append(hosts.start(host, [*command, *arguments], variables(), log))
-    assert ended(started, 500) == [0, 0], log.read_text()[-3000:]
+    launch = Launch("deepspeed", 2, 1, None, str(hostfile), int(PORT), 1, 1, {}).command(str(run))
+    arguments = train_arguments(data, run, "max_steps=6", "world_size=2")[2:]
+    before = hosts.received(1)
+    with secure_shell.SecureShell(hosts, tmp_path / "ssh") as ssh:
+        path = f"{ssh.bin}:{BIN}:{os.environ['PATH']}"
+        given = environment(PATH=path, DS_ENV_FILE=str(more), PYTHONPATH=str(ROOT))
+        started = [hosts.start(0, [*shlex.split(launch), *arguments], given, log)]
+        assert ended(started, 500) == [0], log.read_text()[-3000:]
     result = json.loads((run / "result.json").read_text())
     assert (result["world_size"], result["steps"]) == (2, 6)
     assert (

@@ -9,6 +9,11 @@ from pathlib import Path
 from types import TracebackType
 
 ADDRESSES = ("10.213.77.1", "10.213.77.2")
+CARD = "cable0"  # the name of either end, each on its own host
+INTERFACE = {
+    "GLOO_SOCKET_IFNAME": CARD,
+    "TP_SOCKET_IFNAME": CARD,
+}  # for gloo, which cannot resolve the hosts' names
 
 
 def ip(*words: str) -> subprocess.CompletedProcess[str]:
@@ -30,17 +35,16 @@ class TwoHosts:
 
     def __init__(self) -> None:
         self.names = [f"filip{number}-{os.getpid()}" for number in (0, 1)]
-        self.cards = [f"fl{number}x{os.getpid() % 10**8}" for number in (0, 1)]
 
     def __enter__(self) -> TwoHosts:
         for name in self.names:
             self._do("netns", "add", name)
-        ends = [["name", card, "netns", name] for card, name in zip(self.cards, self.names, strict=True)]
+        ends = [["name", CARD, "netns", name] for name in self.names]
         self._do("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
-        for name, card, address in zip(self.names, self.cards, ADDRESSES, strict=True):
-            self._do("-n", name, "addr", "add", f"{address}/24", "dev", card)
+        for name, address in zip(self.names, ADDRESSES, strict=True):
+            self._do("-n", name, "addr", "add", f"{address}/24", "dev", CARD)
             self._do("-n", name, "link", "set", "lo", "up")
-            self._do("-n", name, "link", "set", card, "up")
+            self._do("-n", name, "link", "set", CARD, "up")
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
@@ -51,24 +55,22 @@ class TwoHosts:
         self, host: int, command: list[str], environment: dict[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
         """A command on a host; what it prints goes to ``log``."""
-        mine = {**environment, "GLOO_SOCKET_IFNAME": self.cards[host], "TP_SOCKET_IFNAME": self.cards[host]}
+        command = ["ip", "netns", "exec", self.names[host], *command]
         with open(log, "ab") as out:
-            return subprocess.Popen(
-                ["ip", "netns", "exec", self.names[host], *command], env=mine, stdout=out, stderr=out
-            )
+            return subprocess.Popen(command, env={**environment, **INTERFACE}, stdout=out, stderr=out)
 
     def cut(self) -> None:
         """Pull the cable."""
-        self._do("-n", self.names[0], "link", "set", self.cards[0], "down")
+        self._do("-n", self.names[0], "link", "set", CARD, "down")
 
     def mend(self) -> None:
-        self._do("-n", self.names[0], "link", "set", self.cards[0], "up")
+        self._do("-n", self.names[0], "link", "set", CARD, "up")
 
     def received(self, host: int) -> int:
         """Bytes that a host has received over the cable."""
         command = ["ip", "netns", "exec", self.names[host], "cat", "/proc/net/dev"]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
-        line = next(line for line in shown.splitlines() if line.strip().startswith(f"{self.cards[host]}:"))
+        line = next(line for line in shown.splitlines() if line.strip().startswith(f"{CARD}:"))
         return int(line.split(":")[1].split()[0])
 
     @staticmethod

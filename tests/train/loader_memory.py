@@ -1,14 +1,17 @@
-"""Run by test_host_memory.py: what a loader with two workers and its processes hold once all batches are prepared."""
+"""Run by test_host_memory.py: what a loader and its workers hold once all batches are prepared."""
 
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
 import os
+import random
 import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import psutil
 import torch
 
@@ -17,20 +20,23 @@ from filip.data.loading.loader import build_loader
 
 
 def held() -> int:
-    """Bytes of this process and the workers, a page that several share counted once, and batches in shared memory.
+    """Bytes that this process and the workers have written to, a page that several share counted once, and batches.
 
-    Those lie in files without a name, which nobody has mapped between a worker and this process.
+    Pages of files are left out: libraries, which all processes of the machine share that have loaded them, so that a
+    process's part depends on what else is running. Batches lie in files without a name in shared memory, which
+    nobody has mapped between a worker and this process.
     """
     me = psutil.Process()
-    processes = [me, *me.children(recursive=True)]
-    shared: dict[int, int] = {}
-    for process in processes:
+    written, batches = 0, {}
+    for process in (me, *me.children(recursive=True)):
+        parts = Path(f"/proc/{process.pid}/smaps_rollup").read_text().splitlines()
+        written += sum(int(line.split()[1]) * 1024 for line in parts if line.startswith("Pss_Anon:"))
         for place in Path(f"/proc/{process.pid}/fd").iterdir():
             with contextlib.suppress(OSError):
                 if os.readlink(place).startswith("/dev/shm/"):
                     status = place.stat()
-                    shared[status.st_ino] = status.st_blocks * 512
-    return sum(process.memory_full_info().pss for process in processes) + sum(shared.values())
+                    batches[status.st_ino] = status.st_blocks * 512
+    return written + sum(batches.values())
 
 
 def settled() -> int:
@@ -45,6 +51,17 @@ def settled() -> int:
     return readings[-1]
 
 
+class Collecting:
+    """A transform that collects garbage, as a process does at times that nobody can foresee."""
+
+    def __init__(self, transform) -> None:
+        self.transform, self.image_size = transform, transform.image_size
+
+    def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
+        gc.collect()
+        return self.transform.pixels(data, rng)
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     folder, workers, batch, size = sys.argv[1], *map(int, sys.argv[2:])
@@ -55,7 +72,10 @@ if __name__ == "__main__":
         auto_augment=False,
     )
     before = held()
-    batches = iter(build_loader(StreamConfig(data, batch, size)))
+    loader = build_loader(StreamConfig(data, batch, size))
+    loader.stream.transform = Collecting(loader.stream.transform)
+    batches = iter(loader)
     first = next(batches)
+    gc.collect()
     print("RESULT", json.dumps(settled() - before), flush=True)
     os._exit(0)

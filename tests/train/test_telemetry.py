@@ -10,9 +10,14 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.custom_scalar import layout_pb2
 from tensorboard.plugins.hparams import plugin_data_pb2
 
+from filip.models import build_model
 from filip.train.config import TrainConfig
+from filip.train.counts import encoder_flops
+from filip.train.plan import CAPTION_TOKENS
 from filip.train.progress import final_metrics, shown_settings
 from filip.train.telemetry import Telemetry, read_log
+from tests.support.launched_ranks import Ranks
+from tests.support.training import compose, records, train_arguments
 
 
 @pytest.fixture
@@ -66,3 +71,20 @@ def test_a_log_is_read_as_measurements_and_events(tmp_path: Path) -> None:
     measured, events = read_log(tmp_path / "log.jsonl")
     assert [entry["loss/total"] for entry in measured] == [2.0]
     assert [(entry["event"], entry["text"]) for entry in events] == [("watchdog", "something")]
+
+
+@pytest.mark.slow
+def test_mfu_is_the_encoders_arithmetic_over_the_peak_of_the_device(squares: Path, tmp_path: Path) -> None:
+    """``encoder_flops`` is compared with torch's own count in test_fleet.py."""
+    few = ("max_steps=4", "optimizer.warmup_steps=1")
+    arguments = train_arguments(squares, tmp_path / "run", *few)[2:]
+    ranks = Ranks(1, [str(Path(__file__).parent / "known_peak.py"), *arguments], tmp_path / "log")
+    assert ranks.wait() == [0], ranks.text()[-3000:]
+    model = build_model(compose("experiment=demo", "model=tiny").model)
+    columns = model.config.text.context_length
+    step = 3 * sum(encoder_flops(model, min(CAPTION_TOKENS, columns), columns).values())
+    intervals = [line for line in records(tmp_path / "run") if "speed/mfu" in line]
+    assert len(intervals) == 4
+    for line in intervals:
+        assert line["speed/mfu"] == pytest.approx(step * line["speed/pairs_per_second"] / 1e9)
+    assert ranks.text().count("MFU ") == 4

@@ -2,6 +2,7 @@
 
 import copy
 import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,3 +184,12 @@ def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> No
     del demo["efficiency_train"]["gathered"]
     assert WorkflowStudy(demo).gathered == "null"
     assert study.efficiency_resources(submits=lambda: False)["nodes"](None) == 1
+
+
+def test_arguments_reach_the_other_hosts_of_a_hostfile_as_one_word_each(demo: dict) -> None:
+    """DeepSpeed's launcher gives them to a shell there, and puts quotes around those with a space only."""
+    for run in ("filip", "filip_ft"):
+        arguments = WorkflowStudy(demo).train_arguments(run)
+        line = " ".join(f'"{argument}"' if " " in argument else argument for argument in arguments)
+        seen = subprocess.run(["bash", "-c", f'printf "%s\\n" {line}'], capture_output=True, text=True)
+        assert seen.stdout.splitlines() == arguments
