@@ -102,7 +102,7 @@ class OneHostSlurm:
         subprocess.run(["slurmd", "-f", str(self.folder / "slurm.conf"), "-N", f"node{node}"], check=True)
 
     def set_nodes(self, names: str, state: str) -> None:
-        """As an administrator does: DOWN, or RESUME."""
+        """As an administrator does: DRAIN (no new jobs) or RESUME; DOWN lasts until the daemon of the node reports."""
         command = ["scontrol", "update", f"NodeName={names}", f"State={state}", "Reason=test"]
         subprocess.run(command, check=True, timeout=60)
 

@@ -1,77 +1,26 @@
-"""The stream of pairs: right, complete, the same for any number of workers and ranks, resumable to the pair."""
+"""The stream of pairs: right, complete, the same for any number of workers and ranks."""
 
 from __future__ import annotations
 
-import dataclasses
-import errno
-import gc
 import hashlib
 import itertools
-import os
 import random
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from filip.data.loading.config import DataConfig, Source, StreamConfig
-from filip.data.loading.loader import PairLoader, build_loader
+from filip.data.loading.config import Source
 from filip.data.loading.transforms import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
+from tests.data.loaders import assert_same, keys, loader
 from tests.data.pair_shards import Pairs, key_of, number_of, write_pairs
 from tests.support.shards import write_sidecar
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
-
-COUNTS = [9, 1, 14, 0, 6]  # uneven, one without a pair: 30 pairs
-
-
-@pytest.fixture(scope="module")
-def pairs(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    return write_pairs(tmp_path_factory.mktemp("pairs"), COUNTS)
-
-
-DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
-
-
-def loader(
-    pairs: Pairs | list[Source], *, epoch: int = 0, transform: Any = None, **options: Any
-) -> PairLoader:
-    """A loader with small settings; options: fields of DataConfig and of StreamConfig."""
-    settings = {
-        "batch_size": 4,
-        "image_size": 16,
-        "seed": 3,
-        "shuffle_window_shards": 2,
-        "workers": 0,
-    } | options
-    data = {name: settings.pop(name) for name in list(settings) if name in DATA_FIELDS}
-    sources = [pairs.source] if isinstance(pairs, Pairs) else pairs
-    made = build_loader(StreamConfig(DataConfig(sources=sources, **data), **settings), transform=transform)
-    if epoch:
-        made.load_state_dict(made.state_dict() | {"epoch": epoch})
-    return made
-
-
-def keys(batches: list[dict[str, Any]]) -> list[str]:
-    return [key for batch in batches for key in batch["key"]]
-
-
-def assert_same(a: list[dict[str, Any]], b: list[dict[str, Any]]) -> None:
-    assert len(a) == len(b)
-    for x, y in zip(a, b, strict=True):
-        assert x.keys() == y.keys()
-        for name, value in x.items():
-            if isinstance(value, torch.Tensor):
-                assert torch.equal(value, y[name]), name
-            else:
-                assert value == y[name], name
 
 
 def test_a_batch_holds_what_belongs_together(pairs: Pairs) -> None:
@@ -138,58 +87,6 @@ def test_workers_change_nothing(pairs: Pairs, workers: int) -> None:
         assert_same(list(alone), list(together))
 
 
-@pytest.mark.parametrize(("before", "after"), [(0, 0), (0, 2), (2, 0), (1, 3), (2, 2)])
-def test_resume_goes_on_with_the_very_next_batch(pairs: Pairs, before: int, after: int) -> None:
-    everything = list(loader(pairs))
-    stop = 3
-    first = loader(pairs, workers=before)
-    batches = list(itertools.islice(first, stop))
-    state = first.state_dict()
-    assert_same(batches, everything[:stop])
-    second = loader(pairs, workers=after)
-    second.load_state_dict(state)
-    assert_same(list(second), everything[stop:])
-    assert second.epoch == 1
-
-
-def test_resume_at_every_batch_and_across_epochs(pairs: Pairs) -> None:
-    plain = loader(pairs)
-    stream = list(plain) + list(plain) + list(plain)
-    assert len({tuple(keys(stream[i : i + 7])) for i in (0, 7, 14)}) == 3
-    going = loader(pairs)
-    states = [going.state_dict()]
-    for _ in range(3):
-        for _ in going:
-            states.append(going.state_dict())
-    for i, state in enumerate(states):
-        resumed = loader(pairs)
-        resumed.load_state_dict(state)
-        rest = [batch for _ in range(3) for batch in resumed]
-        assert_same(rest[: len(stream) - i], stream[i:])
-
-
-def test_resume_under_another_world_size(pairs: Pairs) -> None:
-    """Two ranks stop after a batch; one rank with the same global batch continues with the pairs that follow."""
-    two = [loader(pairs, batch_size=3, rank=r, world_size=2) for r in range(2)]
-    for part in two:
-        next(iter(part))
-    assert two[0].state_dict() == two[1].state_dict()
-    one = loader(pairs, batch_size=6)
-    one.load_state_dict(two[0].state_dict())
-    assert_same(list(one), list(loader(pairs, batch_size=6))[1:])
-    odd = loader(pairs, batch_size=4)
-    with pytest.raises(UserError, match="global batch 4"):
-        odd.load_state_dict(two[0].state_dict())
-
-
-def test_resume_with_other_data_is_refused(pairs: Pairs, tmp_path: Path) -> None:
-    state = loader(pairs).state_dict()
-    other = write_pairs(tmp_path / "other", [9, 1, 14, 0, 7])
-    for stream in (loader(other), loader(pairs, seed=4), loader(pairs, shuffle_window_shards=3)):
-        with pytest.raises(UserError, match="other data"):
-            stream.load_state_dict(state)
-
-
 def test_back_translation_draws_uniformly_and_leaves_the_image_alone(pairs: Pairs, tmp_path: Path) -> None:
     three = write_pairs(tmp_path / "three", [40], captions=3)
     drawn: Counter[int] = Counter()
@@ -251,72 +148,6 @@ def test_reader_groups_keep_ranks_on_shards_of_their_own(tmp_path: Path) -> None
         loader(data, batch_size=8, reader_groups=3)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-def test_broken_images_are_replaced_and_counted(tmp_path: Path, workers: int) -> None:
-    data = write_pairs(tmp_path / "broken", [10, 10])
-    broken = [key_of(0, 2), key_of(0, 7), *(key_of(1, i) for i in range(10))]  # a whole shard among them
-    for shard in (0, 1):
-        blob = bytearray(data.tar(shard).read_bytes())
-        for i in range(10):
-            if key_of(shard, i) in broken:
-                start = blob.index(key_of(shard, i).encode() + b".jpg") + 512
-                blob[start : start + 300] = bytes(300)
-        data.tar(shard).write_bytes(blob)
-    stream = loader(data, batch_size=4, workers=workers)
-    batches = list(stream)
-    assert len(batches) == 5
-    good = [key_of(0, i) for i in range(10) if key_of(0, i) not in broken]
-    assert set(keys(batches)) == set(good)
-    assert Counter(keys(batches)).total() == 20
-    assert stream.counters["substituted"] == 12
-    assert stream.counters["undecodable"] >= 12
-    assert_same(batches, list(loader(data, batch_size=4)))
-    state = stream.state_dict()
-    assert state["counters"] == dict(stream.counters)
-
-
-@pytest.mark.parametrize("workers", [0, 1])
-def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers: int) -> None:
-    data = write_pairs(tmp_path / "broken", [5])
-    blob = data.tar(0).read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0")
-    data.tar(0).write_bytes(blob)
-    with pytest.raises(UserError, match=r"^50 images of .* cannot be decoded.*00000\.tar.* again$"):
-        list(loader(data, workers=workers))
-
-
-def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pairs) -> None:
-    program = (
-        "import sys\n"
-        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
-        "from filip.data.loading.loader import build_loader\n"
-        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=1, shuffle_window_shards=2)\n"
-        "batches = iter(build_loader(StreamConfig(data, 4, 16)))\n"
-        "next(batches)\n"
-        "sys.kept = batches\n"  # as a traceback keeps it: nothing shuts the worker down before the exit
-    )
-    arguments = [str(pairs.source.shards), str(pairs.source.captions)]
-    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
-
-
-def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    data = write_pairs(tmp_path / "defects", [10, 10, 10])
-    data.sidecar(1).unlink()
-    blob = data.tar(2).read_bytes()
-    data.tar(2).write_bytes(blob[: len(blob) * 2 // 3])
-    stream = loader(data, batch_size=2)
-    missing = stream.counters["missing_image"]
-    assert 0 < missing < 10
-    assert stream.pairs == 20 - missing
-    assert len(set(keys(list(stream)))) == (20 - missing) // 2 * 2
-    assert dict(stream.counters) == {
-        "shards_without_sidecar": 1,
-        "missing_sidecar": 10,
-        "shards_truncated": 1,
-        "missing_image": missing,
-    }
-    assert "missing_sidecar" in caplog.text
-
-
 def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
     torch.manual_seed(1)
     before = torch.get_rng_state(), np.random.get_state()[1].tolist()  # type: ignore[index]
@@ -324,20 +155,6 @@ def test_global_random_state_is_left_alone(pairs: Pairs) -> None:
         list(loader(pairs, workers=workers))
     assert torch.equal(torch.get_rng_state(), before[0])
     assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
-
-
-def test_workers_end_with_the_loader(pairs: Pairs) -> None:
-    """Without the help of the garbage collector, which would wait five seconds for each worker."""
-    stream = loader(pairs, workers=1)
-    next(iter(stream))
-    (worker,) = stream._loader._iterator._workers  # type: ignore[union-attr]
-    gc.disable()
-    try:
-        del stream
-        worker.join(3)
-        assert not worker.is_alive()
-    finally:
-        gc.enable()
 
 
 def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
@@ -381,82 +198,3 @@ def test_batches_are_those_of_older_versions(tmp_path: Path, window: int, groups
             draws += recorder.seen
     seen.update(repr(draws).encode())
     assert seen.hexdigest()[:16] == expected
-
-
-def open_tars() -> int:
-    """Descriptors of this process that are shards."""
-    links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
-    return sum(link.endswith(".tar") for link in links)
-
-
-@pytest.mark.parametrize(("groups", "world_size"), [(1, 1), (8, 8), (8, 2)])
-def test_open_shards_are_bounded_by_the_window_and_not_by_the_groups(
-    tmp_path: Path, groups: int, world_size: int
-) -> None:
-    """A rank keeps a window of its own reader groups open, whatever groups other ranks read from."""
-    data = write_pairs(tmp_path / "many", [2] * 160, size=8)
-    options = {"shuffle_window_shards": 3, "reader_groups": groups, "transform": EvalTransform(8)}
-    stream = loader(data, batch_size=8 // world_size, world_size=world_size, **options)
-    before, most, opened = open_tars(), 0, set()
-    open_shard = stream.stream._shard
-
-    def watched(source: int, shard: int) -> Any:
-        opened.add(shard)
-        return open_shard(source, shard)
-
-    stream.stream._shard = watched  # type: ignore[method-assign]
-    for _ in stream:
-        most = max(most, open_tars() - before)
-    of_this_rank = groups // world_size
-    assert most <= (3 + 1) * of_this_rank
-    assert len(opened) >= 20 > most or world_size == 2
-
-
-def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) -> None:
-    data = write_pairs(tmp_path / "many", [1] * 120, size=8)
-    code = (
-        "import resource, sys; import torch\n"
-        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
-        "from filip.data.loading.loader import build_loader\n"
-        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
-        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
-        "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
-    )
-    arguments = [sys.executable, "-c", code, data.source.shards, str(data.source.captions)]
-    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "120", done.stderr
-
-
-def test_a_disk_that_fails_is_no_broken_image(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It used to be replaced by another image, and counted as undecodable."""
-
-    def fails(*_: Any) -> bytes:
-        raise OSError(errno.EIO, "Input/output error")
-
-    stream = loader(pairs)
-    monkeypatch.setattr(os, "pread", fails)
-    with pytest.raises(UserError, match=r"cannot read .* of the shard .*\.tar: Input/output error"):
-        next(iter(stream))
-
-
-def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The advice was to delete it."""
-
-    def fails(*_: Any, **__: Any) -> None:
-        raise OSError(errno.EMFILE, "Too many open files")
-
-    stream = loader(pairs)
-    monkeypatch.setattr("filip.data.loading.pair_index.pq.read_table", fails)
-    with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
-        next(iter(stream))
-
-
-def test_mistakes_are_named(pairs: Pairs, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="30 pairs do not fill"):
-        loader(pairs, batch_size=16, world_size=2)
-    with pytest.raises(UserError, match=r"data\.sources is empty"):
-        loader([])
-    with pytest.raises(UserError, match="weight -1"):
-        loader([Source("x", weight=-1.0)])
-    with pytest.raises(UserError, match="no shards"):
-        loader([Source(str(tmp_path))])

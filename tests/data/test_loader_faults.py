@@ -1,0 +1,181 @@
+"""What a loader does about broken data, failing disks and its limits, and how its workers end."""
+
+from __future__ import annotations
+
+import errno
+import gc
+import os
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filip.data.loading.config import Source
+from filip.data.loading.transforms import EvalTransform
+from filip.errors import UserError
+from tests.data.loaders import assert_same, keys, loader
+from tests.data.pair_shards import Pairs, key_of, write_pairs
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_images_are_replaced_and_counted(tmp_path: Path, workers: int) -> None:
+    data = write_pairs(tmp_path / "broken", [10, 10])
+    broken = [key_of(0, 2), key_of(0, 7), *(key_of(1, i) for i in range(10))]  # a whole shard among them
+    for shard in (0, 1):
+        blob = bytearray(data.tar(shard).read_bytes())
+        for i in range(10):
+            if key_of(shard, i) in broken:
+                start = blob.index(key_of(shard, i).encode() + b".jpg") + 512
+                blob[start : start + 300] = bytes(300)
+        data.tar(shard).write_bytes(blob)
+    stream = loader(data, batch_size=4, workers=workers)
+    batches = list(stream)
+    assert len(batches) == 5
+    good = [key_of(0, i) for i in range(10) if key_of(0, i) not in broken]
+    assert set(keys(batches)) == set(good)
+    assert Counter(keys(batches)).total() == 20
+    assert stream.counters["substituted"] == 12
+    assert stream.counters["undecodable"] >= 12
+    assert_same(batches, list(loader(data, batch_size=4)))
+    state = stream.state_dict()
+    assert state["counters"] == dict(stream.counters)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_no_decodable_image_stops_with_a_plain_sentence(tmp_path: Path, workers: int) -> None:
+    data = write_pairs(tmp_path / "broken", [5])
+    blob = data.tar(0).read_bytes().replace(b"\xff\xd8\xff", b"\0\0\0")
+    data.tar(0).write_bytes(blob)
+    with pytest.raises(UserError, match=r"^50 images of .* cannot be decoded.*00000\.tar.* again$"):
+        list(loader(data, workers=workers))
+
+
+def test_a_process_ends_although_its_loader_s_workers_ignore_signals(pairs: Pairs) -> None:
+    program = (
+        "import sys\n"
+        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.data.loading.loader import build_loader\n"
+        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=1, shuffle_window_shards=2)\n"
+        "batches = iter(build_loader(StreamConfig(data, 4, 16)))\n"
+        "next(batches)\n"
+        "sys.kept = batches\n"  # as a traceback keeps it: nothing shuts the worker down before the exit
+    )
+    arguments = [str(pairs.source.shards), str(pairs.source.captions)]
+    subprocess.run([sys.executable, "-c", program, *arguments], check=True, timeout=120)
+
+
+def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    data = write_pairs(tmp_path / "defects", [10, 10, 10])
+    data.sidecar(1).unlink()
+    blob = data.tar(2).read_bytes()
+    data.tar(2).write_bytes(blob[: len(blob) * 2 // 3])
+    stream = loader(data, batch_size=2)
+    missing = stream.counters["missing_image"]
+    assert 0 < missing < 10
+    assert stream.pairs == 20 - missing
+    assert len(set(keys(list(stream)))) == (20 - missing) // 2 * 2
+    assert dict(stream.counters) == {
+        "shards_without_sidecar": 1,
+        "missing_sidecar": 10,
+        "shards_truncated": 1,
+        "missing_image": missing,
+    }
+    assert "missing_sidecar" in caplog.text
+
+
+def test_workers_end_with_the_loader(pairs: Pairs) -> None:
+    """Without the help of the garbage collector, which would wait five seconds for each worker."""
+    stream = loader(pairs, workers=1)
+    next(iter(stream))
+    (worker,) = stream._loader._iterator._workers  # type: ignore[union-attr]
+    gc.disable()
+    try:
+        del stream
+        worker.join(3)
+        assert not worker.is_alive()
+    finally:
+        gc.enable()
+
+
+def open_tars() -> int:
+    """Descriptors of this process that are shards."""
+    links = (os.path.realpath(link) for link in Path("/proc/self/fd").iterdir())
+    return sum(link.endswith(".tar") for link in links)
+
+
+@pytest.mark.parametrize(("groups", "world_size"), [(1, 1), (8, 8), (8, 2)])
+def test_open_shards_are_bounded_by_the_window_and_not_by_the_groups(
+    tmp_path: Path, groups: int, world_size: int
+) -> None:
+    """A rank keeps a window of its own reader groups open, whatever groups other ranks read from."""
+    data = write_pairs(tmp_path / "many", [2] * 160, size=8)
+    options = {"shuffle_window_shards": 3, "reader_groups": groups, "transform": EvalTransform(8)}
+    stream = loader(data, batch_size=8 // world_size, world_size=world_size, **options)
+    before, most, opened = open_tars(), 0, set()
+    open_shard = stream.stream._shard
+
+    def watched(source: int, shard: int) -> Any:
+        opened.add(shard)
+        return open_shard(source, shard)
+
+    stream.stream._shard = watched  # type: ignore[method-assign]
+    for _ in stream:
+        most = max(most, open_tars() - before)
+    of_this_rank = groups // world_size
+    assert most <= (3 + 1) * of_this_rank
+    assert len(opened) >= 20 > most or world_size == 2
+
+
+def test_a_window_beyond_the_limit_of_descriptors_still_reads(tmp_path: Path) -> None:
+    data = write_pairs(tmp_path / "many", [1] * 120, size=8)
+    code = (
+        "import resource, sys; import torch\n"
+        "from filip.data.loading.config import DataConfig, Source, StreamConfig\n"
+        "from filip.data.loading.loader import build_loader\n"
+        "resource.setrlimit(resource.RLIMIT_NOFILE, (64, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))\n"
+        "data = DataConfig(sources=[Source(*sys.argv[1:])], workers=0, shuffle_window_shards=120)\n"
+        "print(sum(len(batch['key']) for batch in build_loader(StreamConfig(data, 8, 8))))\n"
+    )
+    arguments = [sys.executable, "-c", code, data.source.shards, str(data.source.captions)]
+    done = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "120", done.stderr
+
+
+def test_a_disk_that_fails_is_no_broken_image(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It used to be replaced by another image, and counted as undecodable."""
+
+    def fails(*_: Any) -> bytes:
+        raise OSError(errno.EIO, "Input/output error")
+
+    stream = loader(pairs)
+    monkeypatch.setattr(os, "pread", fails)
+    with pytest.raises(UserError, match=r"cannot read .* of the shard .*\.tar: Input/output error"):
+        next(iter(stream))
+
+
+def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The advice was to delete it."""
+
+    def fails(*_: Any, **__: Any) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    stream = loader(pairs)
+    monkeypatch.setattr("filip.data.loading.pair_index.pq.read_table", fails)
+    with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
+        next(iter(stream))
+
+
+def test_mistakes_are_named(pairs: Pairs, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="30 pairs do not fill"):
+        loader(pairs, batch_size=16, world_size=2)
+    with pytest.raises(UserError, match=r"data\.sources is empty"):
+        loader([])
+    with pytest.raises(UserError, match="weight -1"):
+        loader([Source("x", weight=-1.0)])
+    with pytest.raises(UserError, match="no shards"):
+        loader([Source(str(tmp_path))])
