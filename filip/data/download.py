@@ -97,14 +97,14 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: s
     busy = f"{folder} is being filled by another process: wait for it or stop it"
     with locked(folder / "_work" / "lock", busy):
         plan = make_plan(Path(list_path), folder, card, columns, memory)
-        _sweep(folder / "_work")
+        sweep(folder / "_work")
         number = 0
         while number < len(plan["passes"]):
             _run_pass(plan, number, folder, card, columns)
             number += 1
             if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
-        _sweep(folder / "_work")
+        sweep(folder / "_work", finished=True)
         fragment = account(folder, card)
         if not fragment.n_out:
             raise UserError(
@@ -115,12 +115,13 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: s
     return fragment
 
 
-def _sweep(work: Path) -> None:
-    """Remove the half-finished shards that killed workers left."""
+def sweep(work: Path, finished: bool = False) -> None:
+    """Remove the half-finished shards that killed workers left; when all are ``finished``, their progress, too."""
+    files = (".feather", ".progress") if finished else (".feather",)
     for path in work.iterdir():
         if path.is_dir():
             shutil.rmtree(path, ignore_errors=True)
-        elif path.suffix == ".feather":
+        elif path.suffix in files:
             path.unlink()
 
 

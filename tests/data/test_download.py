@@ -23,7 +23,7 @@ import pytest
 import webdataset as wds
 
 from filip.data.cards import SourceCard, parse_card
-from filip.data.download import download
+from filip.data.download import download, sweep
 from filip.data.loading.shard_index import index_of, index_path, shard_index
 from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
@@ -134,7 +134,7 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
 KILLED = """
 from pathlib import Path
 from filip.data.cards import parse_card
-from filip.data.download import download
+from filip.data.download import download, sweep
 if __name__ == "__main__":
     settings = {"image_size": 32, "timeout": 5, "samples_per_shard": 40, "threads": 8, "retry_passes": 0}
     rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
@@ -290,6 +290,18 @@ def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: 
     named = " ".join(fragment.notes["examples"]["crashed"])
     assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
     assert not list(tmp_path.rglob("*.progress"))
+
+
+def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: Path) -> None:
+    def left(finished: bool) -> set[str]:
+        (tmp_path / "00003.host.17").mkdir(exist_ok=True)
+        for name in ("plan.json", "00003.feather", "00003.progress"):
+            (tmp_path / name).touch()
+        sweep(tmp_path, finished)
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert left(False) == {"plan.json", "00003.progress"}
+    assert left(True) == {"plan.json"}
 
 
 def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
