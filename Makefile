@@ -18,7 +18,7 @@ export PYTHONUNBUFFERED := 1
 export NO_ALBUMENTATIONS_UPDATE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick lint docs clean dry-run tensorboard snakemake-report
+.PHONY: help setup demo test test-quick gpu-check lint docs clean dry-run tensorboard snakemake-report
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -71,6 +71,9 @@ test: setup lint  ## all checks and tests (half an hour on 2 cores)
 
 test-quick: setup  ## only the tests that start no processes
 	@$(VENV)/bin/python -m pytest -m 'not slow'
+
+gpu-check: setup  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
+	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check
 
 clean:  ## remove results and caches, keep .venv
 	@rm -rf results site .snakemake .cache .pytest_cache .mypy_cache .ruff_cache

@@ -26,8 +26,8 @@ class Problem:
     lengths: Tensor
 
     def padded(self) -> Tensor:
-        padded = torch.zeros(len(self.lengths), TEXT_POSITIONS, self.text.shape[1])
-        padded[torch.arange(TEXT_POSITIONS) < self.lengths[:, None]] = self.text
+        padded = self.text.new_zeros(len(self.lengths), TEXT_POSITIONS, self.text.shape[1])
+        padded[(torch.arange(TEXT_POSITIONS) < self.lengths[:, None]).to(padded.device)] = self.text
         return padded
 
 
@@ -79,16 +79,17 @@ def einsum_quarter(problem: Problem) -> Step:
 
 def _masked_einsum(image: Tensor, text: Tensor, lengths: Tensor) -> Step:
     mask = torch.arange(text.shape[1]) < lengths[:, None]
+    return _loss_step(lambda: masked_einsum_similarity(image, text, mask), image, text)
 
-    def similarity() -> tuple[Tensor, Tensor]:
-        products = torch.einsum("ikd,jrd->ijkr", image, text)
-        lowest = torch.finfo(products.dtype).min
-        # max, which saves indices, takes half the memory of their amax, which saves the whole similarity twice
-        i2t = products.masked_fill(~mask[None, :, None, :], lowest).max(dim=3).values.mean(dim=2)
-        t2i = products.max(dim=2).values.masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
-        return i2t, t2i
 
-    return _loss_step(similarity, image, text)
+def masked_einsum_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """s^I and s^T from [i, j, n1, n2] in memory; ``mask`` [j, n2] is true for the tokens that exist."""
+    products = torch.einsum("ikd,jrd->ijkr", image, text)
+    lowest = torch.finfo(products.dtype).min
+    # max, which saves indices, takes half the memory of their amax, which saves the whole similarity twice
+    i2t = products.masked_fill(~mask[None, :, None, :], lowest).max(dim=3).values.mean(dim=2)
+    t2i = products.max(dim=2).values.masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
+    return i2t, t2i
 
 
 def clip_loss(problem: Problem) -> Step:

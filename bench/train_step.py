@@ -22,10 +22,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filip import device as devices
 from filip.command import option, run_command
 from filip.interaction import contrastive_loss, late_interaction, pooled_similarity
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 
+CPU = torch.device("cpu")
 WORDS = [
     "a",
     "the",
@@ -52,7 +54,8 @@ class TrainStep:
     model: str = option("demo", "preset of filip/conf/model")
     batch: int = option(64, "pairs")
     steps: int = option(10, "timed steps of each side, after one warm-up step")
-    precision: str = option("fp32", "fp32 or bf16 (autocast)")
+    device: str = option("cpu", "torch device")
+    precision: str = option("fp32", "fp32, or bf16 or fp16 (autocast)")
     threads: int = option(1, "CPU threads")
     words: int = option(14, "mean words per caption; lengths vary from half to one and a half times that")
     equal_padding: bool = option(False, "pad our captions to open_clip's length too")
@@ -80,6 +83,12 @@ def captions(count: int, words: int) -> list[str]:
     ]
 
 
+def autocast(options: TrainStep) -> torch.autocast:
+    """Of the forward pass. There is no loss scale: what overflows costs the same time."""
+    dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
+    return torch.autocast(torch.device(options.device).type, dtype, enabled=options.precision != "fp32")
+
+
 def filip_step(
     config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
 ) -> Callable[[], Tensor]:
@@ -87,14 +96,15 @@ def filip_step(
     from filip.tokenizer import tokenize
 
     model = build_model(config).train()
+    model.to(pixels.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
-    ids, lengths = tokenize(texts, config.text.context_length)
+    ids, lengths = (tensor.to(pixels.device) for tensor in tokenize(texts, config.text.context_length))
     if options.equal_padding:
         ids = torch.nn.functional.pad(ids, (0, config.text.context_length - ids.shape[1]))
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+        with autocast(options):
             image, text = model.encode_image(pixels), model.encode_text(ids, lengths)
         if isinstance(text, TextFeatures):
             similarity = late_interaction(image, *text, backend=options.backend)
@@ -131,14 +141,14 @@ def open_clip_step(
         heads=config.text.heads,
         layers=config.text.layers,
     )
-    model = CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text).train()
+    model = CLIP(embed_dim=config.embed_dim, vision_cfg=vision, text_cfg=text).train().to(pixels.device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     loss_function = ClipLoss()
-    ids = open_clip.tokenize(texts, context_length=config.text.context_length)
+    ids = open_clip.tokenize(texts, context_length=config.text.context_length).to(pixels.device)
 
     def step() -> Tensor:
         optimizer.zero_grad()
-        with torch.autocast("cpu", torch.bfloat16, enabled=options.precision == "bf16"):
+        with autocast(options):
             image, text_features, scale = model(pixels, ids)
             loss = loss_function(image, text_features, scale)
         loss.backward()
@@ -148,7 +158,9 @@ def open_clip_step(
     return step
 
 
-def measure(sides: dict[str, Callable[[], Tensor]], steps: int) -> dict[str, Times]:
+def measure(
+    sides: dict[str, Callable[[], Tensor]], steps: int, device: torch.device = CPU
+) -> dict[str, Times]:
     """Interleaved: one step of each side after the other, the first of each not counted."""
     times = {name: Times([], []) for name in sides}
     for number in range(steps + 1):
@@ -156,28 +168,34 @@ def measure(sides: dict[str, Callable[[], Tensor]], steps: int) -> dict[str, Tim
             gc.collect()
             wall, cpu = time.perf_counter(), time.process_time()
             step()
+            devices.synchronize(device)
             if number:
                 times[name].wall.append(time.perf_counter() - wall)
                 times[name].cpu.append(time.process_time() - cpu)
     return times
 
 
-def main(options: TrainStep) -> None:
-    """Time a training step of FILIP and of open_clip."""
-    torch.set_num_threads(options.threads)
+def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
+    """The three sides: open_clip's step, ours, and ours with one vector per image and text."""
     torch.manual_seed(0)
-    config = load_preset(options.model)
-    config.gradient_checkpointing = False
+    config, baseline = load_preset(options.model), load_preset(options.model)
+    config.gradient_checkpointing = baseline.gradient_checkpointing = False
+    baseline.interaction = "pooled"
     side = config.image.image_size
-    pixels, texts = torch.randn(options.batch, 3, side, side), captions(options.batch, options.words)
-    baseline = load_preset(options.model)
-    baseline.interaction, baseline.gradient_checkpointing = "pooled", False
-    sides = {
+    pixels = torch.randn(options.batch, 3, side, side).to(options.device)
+    texts = captions(options.batch, options.words)
+    return {
         "open_clip": open_clip_step(config, options, pixels, texts),
         "filip": filip_step(config, options, pixels, texts),
         "our clip": filip_step(baseline, options, pixels, texts),
     }
-    times = measure(sides, options.steps)
+
+
+def main(options: TrainStep) -> None:
+    """Time a training step of FILIP and of open_clip."""
+    torch.set_num_threads(options.threads)
+    sides = steps_of(options)
+    times = measure(sides, options.steps, torch.device(options.device))
     reference = times["open_clip"].median()
     print(
         f"{options.model}, batch {options.batch}, {options.precision}, {options.threads} threads, "

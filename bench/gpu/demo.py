@@ -1,0 +1,68 @@
+"""The demo's two trainings on the GPU, and their recall beside that of the models that ``make demo`` trained."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from bench.gpu.finding import FAIL, PASS, SKIPPED, Finding, Place
+from bench.gpu.trainings import run
+from filip.study import load_study
+
+DEMO = Path("results/demo")
+INTERACTIONS = {"clip": "pooled", "filip": "token_wise"}
+CARD = "demo_scenes_new"
+POINTS = 4.0  # by which the recalls may differ, in points: another seed of the demo moves them as much
+
+
+def check(place: Place) -> Finding:
+    missing = [
+        model for name in INTERACTIONS if not (model := DEMO / "models" / f"{name}.safetensors").exists()
+    ]
+    if place.tiny or missing:
+        why = "a tiny check has no time for it" if place.tiny else f"no {missing[0]}: run `make demo` first"
+        return Finding(SKIPPED, why)
+    overrides = load_study(None, DEMO).config["train"]["overrides"]
+    rows: list[dict[str, Any]] = []
+    for name, interaction in INTERACTIONS.items():
+        run_dir = place.folder / name
+        started = time.perf_counter()
+        run(place, training(run_dir, name, interaction, overrides), place.folder / f"{name}.log", 1)
+        seconds = time.perf_counter() - started
+        for where, model, device in (
+            ("GPU", run_dir / "model.safetensors", str(place.device)),
+            ("CPU, make demo", DEMO / "models" / f"{name}.safetensors", "cpu"),
+        ):
+            row = {"model": name, "trained on": where, **recalls(place, model, device)}
+            rows.append(row | ({"seconds": seconds} if where == "GPU" else {}))
+    pairs = list(zip(rows[::2], rows[1::2], strict=True))
+    apart = max(abs(gpu[way] - cpu[way]) for gpu, cpu in pairs for way in ("i2t R@1", "t2i R@1"))
+    said = f"R@1 within {apart:.1f} points of the CPU's"
+    return Finding(PASS if apart <= POINTS else FAIL, said + f" (at most {POINTS})", rows)
+
+
+def training(run_dir: Path, name: str, interaction: str, overrides: list[str]) -> list[str]:
+    """As the study trains it, but for the device."""
+    data = DEMO / "data" / "demo"
+    settings = {
+        "experiment": "demo", "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
+        "result": run_dir / "result.json", "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
+        "model.interaction": interaction,
+    }  # fmt: skip
+    return ["-m", "filip.train", *(f"{key}={value}" for key, value in settings.items()), *overrides]
+
+
+def recalls(place: Place, model: Path, device: str) -> dict[str, float]:
+    """R@1 in percent, by the evaluation command."""
+    out = place.folder / "retrieval.json"
+    command = [sys.executable, "-m", "filip.eval.retrieval", f"model={model}", f"device={device}",
+               f"root={DEMO}/corpus/eval", f"cards=[{CARD}]", f"out={out}"]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(done.stderr.strip().splitlines()[-1])
+    found = json.loads(out.read_text())["benchmarks"][CARD]
+    return {f"{way} R@1": 100 * found[way]["r1"] for way in ("i2t", "t2i")}

@@ -1,0 +1,85 @@
+"""``make gpu-check`` on a machine without a GPU: the checks themselves, and what the report says of those that fail."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from bench import gpu_check
+from bench.gpu import run
+from bench.gpu.finding import FAIL, PASS, SKIPPED
+from bench.gpu_check import GpuCheck
+from filip.command import compose_config
+from filip.errors import UserError
+from filip.eval.retrieval import Retrieval
+from filip.train.config import TrainConfig
+
+
+def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match="sees none, so there is nothing to check"):
+        gpu_check.main(GpuCheck(out=str(tmp_path)))
+    with pytest.raises(UserError, match="should be among environment, backends"):
+        gpu_check.main(GpuCheck(out=str(tmp_path), device="cpu", only=["speed"]))
+
+
+def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = {
+        "missing": ("Is there such a module?", 5),
+        "hangs": ("Does it end?", 0.02),
+        "environment": ("What?", 5),
+    }
+    monkeypatch.setattr(gpu_check, "CHECKS", checks)
+    stub = tmp_path / "bench" / "gpu"
+    stub.mkdir(parents=True)
+    for place in (stub.parent, stub):
+        (place / "__init__.py").touch()
+    (stub / "run.py").write_text(
+        "import json, pathlib, sys, time\n"
+        "if sys.argv[1] == 'missing': sys.exit('it broke')\n"
+        "if sys.argv[1] == 'hangs': time.sleep(600)\n"
+        "found = {'verdict': 'pass', 'said': 'a | b', 'rows': [{'x': 1.23456}, {'y': 'z'}]}\n"
+        "pathlib.Path(sys.argv[4], 'finding.json').write_text(json.dumps(found))\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(SystemExit):
+        gpu_check.main(GpuCheck(out="out", device="cpu", sizes="tiny"))
+    found = json.loads((tmp_path / "out" / "gpu_check.json").read_text())
+    assert [found[name]["verdict"] for name in checks] == [FAIL, FAIL, PASS]
+    assert "exit code 1: it broke" in found["missing"]["said"]
+    assert "not done after 0.02 minutes" in found["hangs"]["said"]
+    report = (tmp_path / "out" / "gpu_check.md").read_text()
+    assert "| environment | pass | a \\| b |" in report and "| 1.235 |  |" in report
+
+
+def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:
+    from bench.gpu.demo import CARD, training
+
+    arguments = training(Path("r"), "filip", "token_wise", ["data.auto_augment=false"])
+    config = compose_config(TrainConfig, arguments[2:], "train").check()
+    assert config.model.interaction == "token_wise" and config.data.sources
+    assert compose_config(
+        Retrieval, ["model=m", "device=cpu", "root=r", f"cards=[{CARD}]", "out=o"]
+    ).cards == [CARD]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["environment", "backends", "loss", "steps", "evaluation"])
+def test_checks_run_on_a_cpu(name: str, tmp_path: Path) -> None:
+    run.main(name, "cpu", "tiny", str(tmp_path))
+    found = json.loads((tmp_path / "finding.json").read_text())
+    assert found["verdict"] == PASS, found
+    assert found["rows"]
+
+
+@pytest.mark.slow
+def test_the_check_of_trainings_kills_one_and_compares(tmp_path: Path) -> None:
+    run.main("fp16", "cpu", "tiny", str(tmp_path))
+    found = json.loads((tmp_path / "finding.json").read_text())
+    assert found["verdict"] == SKIPPED and found["said"].endswith("killed, resumed, the same bits"), found
