@@ -37,8 +37,11 @@ def run(place: Place, arguments: list[str], log: Path, ranks: int) -> None:
     """To the end. Raises RuntimeError with the last lines of the log if that is not reached."""
     code = start(place, arguments, log, ranks).wait()
     if code:
-        last = " / ".join(log.read_text(errors="replace").strip().splitlines()[-3:])
-        raise RuntimeError(f"exit code {code}: {last[-400:]} ({log})")
+        lines = log.read_text(errors="replace").strip().splitlines()
+        told = [
+            line for line in lines if line.startswith("error:") or "Error: " in line
+        ]  # not torchrun's own summary
+        raise RuntimeError(f"exit code {code}: {(told or lines or ['no output'])[0][:400]} ({log})")
 
 
 def killed_at(place: Place, arguments: list[str], log: Path, ranks: int, run_dir: Path, step: int) -> None:
