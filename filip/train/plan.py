@@ -175,7 +175,6 @@ def interaction_setting(
         n2=math.ceil(words * config.token_keep_ratio),
         dim=model.config.embed_dim,
         token_bytes=4 if transport_dtype(config) is None else 2,
-        tile_bytes=0,
     )
 
 

@@ -342,6 +342,64 @@ def test_lengths_in_a_list_are_named() -> None:
         late_interaction(torch.zeros(1, 2, 8), torch.zeros(3, 8), [3])  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_gradients_by_products_are_those_by_sums(dtype: torch.dtype) -> None:
+    """What ``tiled`` does on a GPU, here on a CPU; weights over nine decades, each item's on its own scale."""
+    from filip.interaction import tiled
+
+    problem = random_problem(5, 9, [3, 5, 2, 5, 3], 16)
+    image, text, lengths = problem[0].to(dtype), problem[1].to(dtype), problem[2].tolist()
+    order = tiled.by_length(lengths, image.device)
+    maps = tiled.Residuals(*tiled.forward(image, text, lengths)[2])
+    weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
+    per_text = torch.tensor(lengths)
+    for gradient in (weight, weight.T):
+        weights = (gradient / 9)[:, order.texts], (gradient / per_text)[:, order.texts]
+        found = tiled._by_products(weights, image, text, maps, order, (True, True))
+        wanted = tiled.backward(gradient, gradient, image, text, lengths, maps)
+        pairs = [*zip(found[0], wanted[0], strict=True)]
+        pairs += zip(found[1].split(lengths), wanted[1].split(lengths), strict=True)
+        for a, b in pairs:
+            assert float((a - b).norm() / b.norm()) < 4 * torch.finfo(dtype).eps
+    frozen = tiled._by_products(weights, image, text, maps, order, (False, True))
+    assert frozen[0].numel() == 0 and torch.equal(frozen[1], found[1])
+
+
+def test_the_slice_of_a_gpu_takes_few_kernels_and_little_scratch() -> None:
+    """320 images with 40,960 captions of 4 to 77 tokens, in shapes alone ("meta" stands for an accelerator)."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    from filip.interaction import tiled
+
+    class Counted(TorchDispatchMode):
+        def __init__(self) -> None:
+            super().__init__()
+            self.operations, self.largest = 0, 0
+
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            if not function.is_view:
+                self.operations += 1
+                for tensor in result if isinstance(result, tuple | list) else (result,):
+                    if isinstance(tensor, torch.Tensor) and tensor.dim() > 2:
+                        self.largest = max(self.largest, tensor.numel() * tensor.element_size())
+            return result
+
+    normal = torch.distributions.Normal(18.0, 6.0)
+    lengths = normal.icdf((torch.arange(40_960) + 0.5) / 40_960).round().long().clamp(4, 77).tolist()
+    image = torch.empty(320, 49, 256, dtype=torch.float16, device="meta")
+    text = torch.empty(sum(lengths), 256, dtype=torch.float16, device="meta")
+    counts = []
+    with Counted() as counted:
+        i2t, t2i, maps = tiled.forward(image, text, lengths)
+        counts.append(counted.operations)
+        counted.largest = 0
+        tiled.backward(i2t, t2i, image, text, lengths, maps)
+        counts.append(counted.operations - counts[0])
+    assert counts[0] < 2500 and counts[1] < 4500, counts  # 13,413 a forward before tiles grew with the device
+    assert counted.largest <= 1 << 28  # bytes, where the lists of all winners took 1.6 GB
+
+
 @pytest.mark.parametrize("device", ["cpu", "meta"])
 def test_tiles_cover_every_pair_once(device: str) -> None:
     """On a CPU they fit its cache, elsewhere they are few; "meta" stands for an accelerator."""
