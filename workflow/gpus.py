@@ -2,7 +2,7 @@
 
 Trainings and evaluations of a study, and of two studies on one machine, would otherwise all take the first GPUs. A lock
 per GPU is held for as long as the command and its children live, whatever ends them; a command that finds too few free
-waits. ``{gpus}`` and ``{port}`` in the command become the numbers of its GPUs and a port that no other holder has.
+waits. ``@gpus`` and ``@port`` in the command become the numbers of its GPUs and a port that no other holder has.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def main(arguments: list[str]) -> None:
         os.environ[VARIABLE] = ",".join(mine)
         port += STRIDE * min(numbers_of(mine))
     numbers = ",".join(mine or [str(number) for number in range(count)])
-    command = [word.replace("{gpus}", numbers).replace("{port}", str(port)) for word in command]
+    command = [word.replace("@gpus", numbers).replace("@port", str(port)) for word in command]
     os.execvp(command[0], command)
 
 

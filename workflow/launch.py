@@ -54,7 +54,7 @@ class Launch:
             return f"{own}torchrun --standalone --nproc_per_node {self.ranks_per_node} -m {module}"
         if self.local_gpus:
             # DeepSpeed's launcher ignores CUDA_VISIBLE_DEVICES if it is given --num_gpus.
-            which = "--include localhost:{gpus} --master_port {port} --no_local_rank"
+            which = "--include localhost:@gpus --master_port @port --no_local_rank"
             return f"{own}deepspeed {which} --module {module}"
         hosts = f"--hostfile {shlex.quote(self.hostfile)} --num_nodes {self.nodes} " if self.hostfile else ""
         ranks = f"--num_gpus {self.ranks_per_node} --master_port {self.master_port} --no_local_rank"

@@ -44,7 +44,7 @@ def test_no_gpu_is_given_twice_and_too_few_are_none(tmp_path: Path) -> None:
 
 
 def test_a_command_sees_its_gpus_and_has_a_port_of_its_own(tmp_path: Path) -> None:
-    shell = ["sh", "-c", f"echo ${VARIABLE} {{gpus}} {{port}}"]
+    shell = ["sh", "-c", f"echo ${VARIABLE} @gpus @port"]
     assert output(tmp_path, "3,5,6", "2", "port=29500", "--", *shell).stdout == "3,5 3,5 29800\n"
     held = take(1, ["3"], tmp_path)
     assert held is not None

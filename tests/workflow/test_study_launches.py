@@ -34,7 +34,7 @@ from workflow.study import ROOT, WorkflowStudy
         ),
         (
             {"launcher": "deepspeed", "ranks_per_node": 8, "master_port": 29700},
-            "python -m workflow.gpus 8 port=29701 -- deepspeed --include localhost:{gpus} --master_port {port} "
+            "python -m workflow.gpus 8 port=29701 -- deepspeed --include localhost:@gpus --master_port @port "
             "--no_local_rank --module filip.train",
         ),
         (
