@@ -196,7 +196,8 @@ def backward(
                 images, partial, layout.length, layout.slot, layout.position, layout.row, *weights, *_listed(active),
                 *shared, len(texts), len(partial), GROUP=GROUP, WIDEN=_widen(images), **option,
             )  # fmt: skip
-            grad_texts = partial.sum(dim=0) * scale.flatten().repeat_interleave(per_text)[:, None]
+            of_rows = scale.flatten().repeat_interleave(per_text, output_size=len(texts))
+            grad_texts = partial.sum(dim=0) * of_rows[:, None]
     return grad_images, grad_texts
 
 
