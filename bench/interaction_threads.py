@@ -2,7 +2,8 @@
 
 Wall time of a forward and backward pass, medians of interleaved rounds, so that other load on the machine strikes all
 alike: the paper's slice, 16 images against 8,192 captions, and a batch of 256 pairs. PyTorch's float32 product of the
-same tokens is beside it. More threads than cores say nothing.
+same tokens is beside it. More threads than cores say nothing about time; whether there is work for them all is counted
+instead: threads that use at least half of an equal share of the processor time.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import os
 import statistics
 import sys
 import time
+from pathlib import Path
 
 import torch
 
@@ -34,6 +36,28 @@ def main(threads: list[int], rounds: int = 9) -> None:
                 for count, taken in milliseconds.items()
             )
             print(f"{name:26} {contender:8} threads {shown}", flush=True)
+            if contender == "native":
+                busy = ", ".join(f"{busy_threads(step, count)} of {count}" for count in (4, 16, 32))
+                print(f"{name:26} busy threads: {busy}", flush=True)
+
+
+def busy_threads(step: Step, count: int) -> int:
+    """Of ``count`` threads, those that do at least half of an equal share of ``step``."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    step()
+    started = nanoseconds_by_thread()
+    for _ in range(3):
+        step()
+    used = [taken - started.get(thread, 0) for thread, taken in nanoseconds_by_thread().items()]
+    torch.set_num_threads(before)
+    return sum(taken >= sum(used) / count / 2 for taken in used)
+
+
+def nanoseconds_by_thread() -> dict[str, int]:
+    """Processor time of every thread of this process."""
+    folder = Path("/proc/self/task")
+    return {task.name: int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()}
 
 
 def measure(step: Step, threads: list[int], rounds: int) -> dict[int, float]:
