@@ -92,7 +92,7 @@ def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> d
     def job(behaviour: str, *options: str) -> Submitted:
         return submit(slurm, tmp_path_factory.mktemp(behaviour), behaviour, *options)
 
-    timed = job("wait_once", "--time=1", "--signal=USR1@50")
+    timed = job("wait_once", "--time=1", "--signal=USR1@40")
     return {"timed": timed, "mistaken": job("mistake"), "dying": job("one_rank_dies")}
 
 
