@@ -56,9 +56,10 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
     share a processor.
     """
     wide, features = dtype == torch.float32, power_of_two(d)
-    # Hopper's tensor cores read the image tokens from shared memory, where they stay; Ampere's would want them in
-    # registers, which do not hold them.
-    resident = capability >= 90 and not wide and features <= 256
+    # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay; others would want them
+    # in registers, which do not hold them. And 12.0 has the shared memory of 8.6, 99 KB.
+    large = 90 <= capability < 120
+    resident = large and not wide and features <= 256
     forward = {
         "BLOCK_K": features if resident else min(features, 32 if wide else 64),
         "RESIDENT": resident,
@@ -69,7 +70,7 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
         forward["maxnreg"] = (
             128  # so that two blocks of 256 threads share a processor and each hides the other's waits
         )
-    block_d = min(features, 256 if resident else 128)
+    block_d = min(features, 256 if resident else 32 if wide and not large else 128)
     backward = {"BLOCK_D": block_d, "num_warps": 8, "num_stages": 2}
     return {
         "forward": {**_rows(n1, 128), **forward},

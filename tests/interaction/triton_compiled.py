@@ -100,7 +100,7 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str,
 
 
 if __name__ == "__main__":
-    cases = [(80, "float16", 49), (90, "bfloat16", 49)]
+    cases = [(80, "float16", 49), (90, "bfloat16", 49), (86, "float32", 49)]
     if len(sys.argv) > 1:
         cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))]
     for capability, dtype, n1 in cases:
