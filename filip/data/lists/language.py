@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -111,4 +111,7 @@ def _by_words(text: str, rivals: Sequence[str]) -> tuple[bool, float]:
 def _known(text: str) -> bool:
     """Whether every word is one token of CLIP's vocabulary; accents are a sign of another language."""
     words = _WORD.findall(text)
-    return bool(words) and text.isascii() and all(map(is_one_token, words))
+    return bool(words) and text.isascii() and all(map(_is_one_token, words))
+
+
+_is_one_token = lru_cache(maxsize=100_000)(is_one_token)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
 
@@ -21,6 +21,7 @@ _ALIASES = {
 }
 
 
+@lru_cache(maxsize=100_000)  # most words of captions are the same few; a look-up costs microseconds
 def zipf(word: str, language: str) -> float | None:
     """log10 of how often a lower-case word occurs among 10^9 of a language; None if there is no list of it."""
     found = _list_of(language)
