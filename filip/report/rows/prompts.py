@@ -50,6 +50,7 @@ def _ensemble(entry: dict[str, Any] | None) -> dict[str, Cell]:
         return {key: Cell(reason="no entry in the prompt file") for key in ("count", *PARTS)}
     if "templates" in entry:
         shown = " · ".join(template.replace("{c}", "…") for template in entry["templates"])
-        return {"count": text_cell(entry["count"]), "prefix": text_cell(shown)}
+        whole = {"prefix": text_cell(shown), "description": text_cell(None), "suffix": text_cell(None)}
+        return {"count": text_cell(entry["count"]), **whole}
     parts = {part: " · ".join(text or "–" for text in entry.get(part, [""])) for part in PARTS}
     return {"count": text_cell(entry["count"]), **{part: text_cell(text) for part, text in parts.items()}}
