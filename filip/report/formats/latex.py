@@ -87,5 +87,11 @@ def _cell(cell: Cell, column: Column, marks: dict[str, str]) -> str:
 def _escaped(text: str) -> str:
     special = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
     special |= {c: "\\" + c for c in "&%$#_{}"}
-    special |= {"→": "$\\rightarrow$", "×": "$\\times$", "…": "\\ldots{}"}  # which pdflatex does not know
+    special |= {
+        "→": "$\\rightarrow$",
+        "×": "$\\times$",
+        "…": "\\ldots{}",
+        "·": "$\\cdot$",
+        "–": "--",
+    }  # which pdflatex does not know
     return "".join(special.get(c, c) for c in text)
