@@ -79,6 +79,7 @@ def test_checks_run_on_a_cpu(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1500)  # three starts of torchrun, on a machine that may be busy
 def test_the_check_of_trainings_kills_one_and_compares(tmp_path: Path) -> None:
     run.main("fp16", "cpu", "tiny", str(tmp_path))
     found = json.loads((tmp_path / "finding.json").read_text())
