@@ -80,17 +80,14 @@ def start_ranks(
     elif "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // max(1, local_world_size)))
     accelerator = deepspeed_accelerator()
-    name = accelerator.device_name()
-    device = torch.device(name)
-    if name != "cpu":
-        # a scheduler that binds one device to each task shows each task that device alone
-        device = torch.device(name, local_rank % max(1, accelerator.device_count()))
+    device = own_device(accelerator, local_rank)
+    if device.index is not None:
         accelerator.set_device(device.index)
     import deepspeed.comm
 
     if not dist.is_initialized():
         deepspeed.comm.init_distributed(
-            dist_backend="gloo" if name == "cpu" else None,
+            dist_backend="gloo" if device.type == "cpu" else None,
             timeout=timedelta(minutes=timeout_minutes),
             verbose=False,
         )
@@ -99,11 +96,19 @@ def start_ranks(
             dist.new_group, timeout=timedelta(minutes=timeout_minutes)
         )
     side = None
-    if world_size > 1 and name != "cpu":
+    if world_size > 1 and device.type != "cpu":
         use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
     if world_size > 1:
         side = dist.new_group(backend="gloo", timeout=timedelta(minutes=patience_minutes))
     return Ranks(rank, world_size, local_rank, local_world_size, device, side)
+
+
+def own_device(accelerator: Any, local_rank: int) -> torch.device:
+    """The device of a rank: by its number on the host, unless the scheduler shows each task its own device alone."""
+    name = accelerator.device_name()
+    if name == "cpu":
+        return torch.device(name)
+    return torch.device(name, local_rank % max(1, accelerator.device_count()))
 
 
 def deepspeed_accelerator() -> Any:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from filip.errors import UserError
 from filip.train.checkpoint import complete_checkpoints
 from filip.train.launched import environment_rank, fill_environment, first_host
+from filip.train.ranks import own_device
 from tests.support.launched_ranks import Process, environment, free_port
 from tests.support.training import train_arguments
 
@@ -137,3 +139,13 @@ def test_help_is_for_people() -> None:
     command[-1] = "experiment=demo"
     done = subprocess.run(command, env=launched(), capture_output=True, text=True, timeout=60)
     assert done.returncode == 2 and "run_dir" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "visible", "local_rank", "place"),
+    [("cuda", 8, 5, "cuda:5"), ("cuda", 1, 5, "cuda:0"), ("cpu", 1, 5, "cpu")],
+    ids=["all devices are visible", "the scheduler shows its own alone", "no accelerator"],
+)
+def test_a_rank_takes_a_device_that_it_sees(kind: str, visible: int, local_rank: int, place: str) -> None:
+    accelerator = SimpleNamespace(device_name=lambda: kind, device_count=lambda: visible)
+    assert str(own_device(accelerator, local_rank)) == place
