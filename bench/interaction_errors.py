@@ -41,7 +41,7 @@ BOUNDS: dict[tuple[str, str], Errors] = {
 def problems(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, list[int]]]:
     """Unit tokens; tokens one of which in every image is a hundred times as long; tokens that hardly differ."""
     generator = torch.Generator().manual_seed(11)
-    lengths = [4, 18, 30, 2, 18, 77]
+    lengths = [4, 18, 20, 2, 18, 25]  # longer ones would tell no more, and Triton's interpreter is slow
     image = F.normalize(torch.randn(5, 49, 64, generator=generator), dim=-1)
     text = F.normalize(torch.randn(sum(lengths), 64, generator=generator), dim=-1)
     longer = image.clone()
@@ -94,6 +94,8 @@ def main() -> None:
         except ValueError as error:
             print(f"  {backend:8} {dtype:9} {error}")
             continue
+        if backend == "tiled" and device != "cpu":  # its weights are rounded there as Triton's are
+            bound = BOUNDS.get(("triton", dtype), bound)
         held = "" if all(a <= b for a, b in zip(found, bound, strict=True)) else "   BEYOND ITS BOUND"
         print(f"  {backend:8} {dtype:9} {found.similarities:.1e} {found.gradients:.1e}{held}")
 
