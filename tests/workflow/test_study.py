@@ -69,6 +69,13 @@ def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(dem
     assert resolved.optimizer.base_lr == resolve("experiment=demo_finetune").optimizer.base_lr
 
 
+def test_a_fine_tuning_may_be_a_warm_start(demo: dict) -> None:
+    """It starts from weights that are not there yet when the study is read."""
+    demo["fine_tune"]["filip_ft"].update(experiment="warm_start")
+    resolved = WorkflowStudy(demo).resolved("filip_ft")
+    assert resolved.warm_start.interaction == "token_wise" and resolved.init_from == "filip"
+
+
 def test_seeds_repeat_every_run_and_are_averaged_into_its_row(demo: dict) -> None:
     once, thrice = WorkflowStudy(demo), WorkflowStudy({**demo, "seeds": 3})
     assert set(thrice.runs) == {f"{run}{end}" for run in once.runs for end in ("", "_s1", "_s2")}
