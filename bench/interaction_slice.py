@@ -79,7 +79,7 @@ def _clip_loss() -> Step:
 
 def filip_loss(problem: Problem) -> Step:
     """Both matrices, their soft-maxes over the captions and the gradients of all tokens."""
-    image, text = problem.image.requires_grad_(), problem.text.requires_grad_()
+    image, text = (tokens.detach().requires_grad_() for tokens in (problem.image, problem.text))
 
     def step() -> None:
         image.grad = text.grad = None
