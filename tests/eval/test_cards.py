@@ -54,6 +54,7 @@ class Oracle:
     """A model that is always right: it reads an image's class from its colour, and knows every prompt."""
 
     name, token_wise, image_size, dtype, context_length = "oracle", False, 8, torch.float32, 77
+    device = "cpu"
 
     def __init__(self, names: Sequence[str], prompts: dict[str, str]):
         self.names = names  # the true prompt name of colour i

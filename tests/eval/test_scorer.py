@@ -30,7 +30,7 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 class Vectors:
     """A pooled model of random but fixed vectors; token-wise, the same vectors as one token per side."""
 
-    name, image_size, dtype, context_length = "vectors", 16, torch.float32, 77
+    name, image_size, dtype, context_length, device = "vectors", 16, torch.float32, 77, "cpu"
 
     def __init__(self, token_wise: bool):
         self.token_wise = token_wise
