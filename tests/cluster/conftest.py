@@ -8,7 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,20 +44,30 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
 
 @dataclass
 class Desk:
-    """A working folder with a study of one training on squares, two nodes x two ranks of a tiny model."""
+    """A working folder with a study of trainings on squares, each on two nodes x two ranks of a tiny model."""
 
     folder: Path
     slurm: OneHostSlurm
     study: dict
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
-    def start(self, *arguments: str) -> subprocess.Popen[str]:
-        """Snakemake with the Slurm profile, for the weights of the run ``squares``."""
+    def snakemake(self, *arguments: str) -> list[str]:
+        """Snakemake with the Slurm profile, for the weights of every run."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
         command = [sys.executable, "-m", "snakemake", "--configfile", "study.yaml"]
-        command += ["--profile", "workflow/profiles/slurm", "--slurm-init-seconds-before-status-checks", "1"]
-        # the data are here already: nothing but the training is to be made
-        command += ["--allowed-rules", "pretrain", "--latency-wait", "5", *arguments, "--", str(self.weights)]
+        command += ["--profile", "workflow/profiles/slurm", *arguments]
+        return [*command, "--", *(str(self.weights(run)) for run in self.study["runs"])]
+
+    def start(self) -> subprocess.Popen[str]:
+        # the plugin asks after one second, then after 11, 21, ... until a job has ended
+        command = self.snakemake(
+            "--slurm-init-seconds-before-status-checks",
+            "1",
+            "--latency-wait",
+            "5",
+            "--allowed-rules",
+            "pretrain",
+        )  # the data are here already: nothing but the trainings is to be made
         with open(self.folder / "snakemake.log", "a") as log:
             environment = self.environment()
             self.started.append(
@@ -74,43 +84,48 @@ class Desk:
 
     def unlock(self) -> None:
         """What a person does after Snakemake was killed."""
-        command = [sys.executable, "-m", "snakemake", "--configfile", "study.yaml", "--unlock"]
-        command += ["--profile", "workflow/profiles/slurm", "--", str(self.weights)]
-        subprocess.run(command, cwd=self.folder, env=self.environment(), check=True, capture_output=True)
+        environment = self.environment()
+        subprocess.run(
+            self.snakemake("--unlock"), cwd=self.folder, env=environment, check=True, capture_output=True
+        )
+
+    # ---- questions -----------------------------------------------------------------------------------
 
     @property
-    def weights(self) -> Path:
-        return Path(f"results/{self.study['study']}/models/squares.safetensors")
+    def results(self) -> Path:
+        return Path("results") / self.study["study"]
 
-    @property
-    def result(self) -> dict:
-        return json.loads((self.folder / self.weights).with_suffix(".json").read_text())
+    def weights(self, run: str) -> Path:
+        return self.results / f"models/{run}.safetensors"
 
-    @property
-    def run_dir(self) -> Path | None:
-        return next((self.folder / f"results/{self.study['study']}/runs").glob("squares-*"), None)
+    def result(self, run: str) -> dict:
+        return json.loads((self.folder / self.weights(run)).with_suffix(".json").read_text())
 
-    @property
-    def training_log(self) -> str:
-        file = self.folder / f"results/{self.study['study']}/logs/train/squares.log"
-        return file.read_text() if file.exists() else ""
+    def jobs(self, run: str) -> dict[str, str]:
+        """{job: state} of this run, as Slurm remembers them. The plugin writes rule and wildcards into the comment."""
+        lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()
+        return {words[0]: words[1] for words in map(str.split, lines) if words[2].endswith(f"_{run}")}
 
-    def messages(self) -> list[str]:
-        """Of all starts of the training, from its run folder."""
-        folder = self.run_dir
-        if folder is None or not (folder / "log.jsonl").exists():
-            return []
-        return [line["text"] for line in records(folder) if "text" in line]
+    def records(self, run: str) -> list[dict]:
+        """The lines of the log in the run's folder, of all starts of the training."""
+        log = next((self.folder / self.results / "runs").glob(f"{run}-*/log.jsonl"), None)
+        return records(log.parent) if log else []
 
-    def wait_for_step(self, step: int, snakemake: subprocess.Popen[str], timeout: float = 300) -> None:
-        def reached() -> bool:
-            assert snakemake.poll() is None, self.explain()
-            folder = self.run_dir
-            if folder is None or not (folder / "log.jsonl").exists():
-                return False
-            return any(line.get("step", 0) >= step for line in records(folder))
+    def said(self, run: str, words: str) -> int:
+        """How many messages of the training have these words."""
+        return sum(words in line.get("text", "") for line in self.records(run))
 
-        self.slurm.wait_until(reached, timeout, self.explain)
+    def wait(self, true: Callable[[], bool], timeout: float = 600) -> None:
+        """Until it is true; an error if Snakemake ends before."""
+
+        def checked() -> bool:
+            assert self.started[-1].poll() is None, self.explain()
+            return true()
+
+        self.slurm.wait_until(checked, timeout, self.explain)
+
+    def wait_for_step(self, run: str, step: int) -> None:
+        self.wait(lambda: any(line.get("step", 0) >= step for line in self.records(run)))
 
     def ends(self, snakemake: subprocess.Popen[str], timeout: float = 600) -> int:
         try:
@@ -119,9 +134,9 @@ class Desk:
             pytest.fail(self.explain())
 
     def explain(self) -> str:
-        log = self.folder / "snakemake.log"
-        jobs = self.slurm.ask("squeue", "--states=all", "-o", "%i %T %r %k")
-        return f"{jobs}\n{log.read_text()[-3000:] if log.exists() else ''}\n{self.training_log[-3000:]}"
+        jobs = self.slurm.ask("squeue", "--states=all", "-o", "%i %T %r %E %k")
+        logs = [self.folder / "snakemake.log", *(self.folder / self.results / "logs/train").glob("*.log")]
+        return "\n".join([jobs, *(log.read_text()[-3000:] for log in logs if log.exists())])
 
 
 @pytest.fixture(scope="session")
@@ -162,16 +177,22 @@ def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) ->
                 *(
                     "model=tiny",
                     "global_batch=32",
-                    "max_steps=200",
+                    "max_steps=120",
                     "log_every=1",
                     "optimizer.warmup_steps=4",
                 ),
-                *("backend=tiled", "checkpoint.every_minutes=0", "warmup_timing=1", "data.workers=1"),
+                *(
+                    "backend=tiled",
+                    "checkpoint.every_minutes=0",
+                    "warmup_timing=1",
+                    "data.workers=1",
+                    "checkpoint.every_steps=20",
+                ),
             ],
         },
-        "runs": {"squares": {"label": "squares"}},
+        "runs": {run: {"label": run} for run in ("calm", "shaken")},
         "eval": {"root": "none", "zero_shot": ["cifar10"], "retrieval": []},
-        "tables": {"zero_shot": ["squares"]},
+        "tables": {"zero_shot": ["calm", "shaken"]},
     }
     found = Desk(checkout, slurm, study)
     yield found

@@ -1,9 +1,8 @@
-"""A training as Slurm meets it: Snakemake's own plugin, sbatch and srun, signals, kills, and a dead Snakemake."""
+"""Trainings as Slurm meets them: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, a dead Snakemake."""
 
 from __future__ import annotations
 
 import signal
-from pathlib import Path
 
 import psutil
 import pytest
@@ -11,71 +10,58 @@ import pytest
 from tests.cluster.conftest import Desk, kill
 from tests.support.training import same_weights
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 
 
-def ranks(desk: Desk) -> list[psutil.Process]:
-    """The ranks of this study's training, in order; without the workers of their loaders."""
+def ranks(desk: Desk, run: str) -> list[psutil.Process]:
+    """The ranks of a training of this study, in order; without the workers of their loaders."""
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
-        if command[1:3] == ["-m", "filip.train"] and any(desk.study["study"] in word for word in command):
+        if command[1:3] == ["-m", "filip.train"] and f"out={desk.weights(run)}" in command:
             parent = process.parent()
             if parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
                 found[int(process.environ()["SLURM_PROCID"])] = process
     return [found[rank] for rank in sorted(found)]
 
 
-def job(desk: Desk, *states: str) -> str:
-    """The one job in ``states``."""
-    jobs = [job for job, state in desk.slurm.jobs().items() if state in states]
-    assert len(jobs) == 1, desk.explain()
-    return jobs[0]
+def waiting_for_another(desk: Desk) -> int:
+    """Jobs that Slurm starts when another job has ended."""
+    return desk.slurm.ask("squeue", "-h", "--states=PENDING", "-o", "%E").count("afterany:")
 
 
-def count(desk: Desk, words: str) -> int:
-    return sum(words in message for message in desk.messages())
-
-
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the first test leaves the weights of its one uninterrupted training, for the second to compare with."""
-    return tmp_path_factory.mktemp("undisturbed") / "model.safetensors"
-
-
-def test_a_snakemake_that_was_killed_and_started_again_does_not_train_twice(
-    desk: Desk, undisturbed: Path
-) -> None:
-    """The second Snakemake's job waits for the first one's, and takes its result."""
+def test_trainings_that_are_disturbed_in_every_way_end_with_the_same_weights(desk: Desk) -> None:
+    """Two trainings with the same settings, side by side, are submitted while all nodes but one are drained. Snakemake
+    is killed and started again; then one of them, ``shaken``, is pre-empted and later loses a rank.
+    """
+    desk.slurm.set_nodes("node[1-23]", "DRAIN")
     first = desk.start()
-    desk.wait_for_step(1, first)
-    for process in ranks(desk):  # until the second Snakemake has submitted its job
-        process.suspend()
+    desk.wait(lambda: [*desk.jobs("calm").values(), *desk.jobs("shaken").values()] == ["PENDING"] * 2)
+    desk.slurm.set_nodes("node[1-23]", "RESUME")
+    for run in ("calm", "shaken"):
+        desk.wait_for_step(run, 5)
+        for process in ranks(desk, run):  # until the second Snakemake has submitted its jobs
+            process.suspend()
+
     kill(first)
     desk.unlock()
     second = desk.start()
-    desk.slurm.wait_until(lambda: "PENDING" in desk.slurm.jobs().values(), 300, desk.explain)
-    waiting = job(desk, "PENDING")
-    assert "afterany" in desk.slurm.ask("squeue", "-h", "-j", waiting, "-o", "%E"), desk.explain()
-    for process in ranks(desk):
-        process.resume()
+    desk.wait(lambda: waiting_for_another(desk) == 2)
+    for run in ("calm", "shaken"):
+        for process in ranks(desk, run):
+            process.resume()
+
+    (job,) = [job for job, state in desk.jobs("shaken").items() if state == "RUNNING"]
+    desk.slurm.ask("scancel", "--signal=TERM", job)
+    desk.wait(lambda: desk.said("shaken", "resumed from") == 1)
+    assert desk.said("shaken", "stopped by a signal") == 1
+    desk.wait_for_step("shaken", 45)
+    ranks(desk, "shaken")[1].send_signal(signal.SIGKILL)
+
     assert desk.ends(second) == 0, desk.explain()
-    assert count(desk, "wrote ") == 1 and count(desk, "resumed from") == 0, desk.messages()
-    assert desk.result["world_size"] == 4 and desk.result["steps"] == 200
-    undisturbed.write_bytes((desk.folder / desk.weights).read_bytes())
-
-
-def test_a_training_that_is_pre_empted_then_loses_a_rank_ends_with_the_same_weights(
-    desk: Desk, undisturbed: Path
-) -> None:
-    desk.study["train"]["overrides"].append("checkpoint.every_steps=20")
-    snakemake = desk.start()
-    desk.wait_for_step(5, snakemake)
-    desk.slurm.ask("scancel", "--signal=TERM", job(desk, "RUNNING"))
-    desk.slurm.wait_until(lambda: count(desk, "stopped by a signal") == 1, 300, desk.explain)
-    desk.slurm.wait_until(lambda: count(desk, "resumed from") == 1, 300, desk.explain)
-    desk.wait_for_step(45, snakemake)
-    ranks(desk)[1].send_signal(signal.SIGKILL)
-    assert desk.ends(snakemake) == 0, desk.explain()
-    assert count(desk, "resumed from") == 2 and desk.result["steps"] == 200
-    assert same_weights(desk.folder / desk.weights, undisturbed)
+    for run, resumed in (("calm", 0), ("shaken", 2)):
+        assert (desk.result(run)["world_size"], desk.result(run)["steps"]) == (4, 120)
+        assert desk.said(run, "resumed from") == resumed
+        assert desk.said(run, "wrote ") == 1, "the second Snakemake's job takes the result of the first one's"
+        assert set(desk.jobs(run).values()) == {"COMPLETED"} and len(desk.jobs(run)) == 2
+    assert same_weights(*(desk.folder / desk.weights(run) for run in ("calm", "shaken")))
