@@ -84,9 +84,8 @@ class TextTower(nn.Module):
         self._init_as_clip()
 
     def forward(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
-        rows, width, positions = Layout.of(
-            lengths, ids.shape[1]
-        )  # with lengths on the host nothing waits for a GPU
+        # with lengths on the host nothing waits for a GPU
+        rows, width, positions = Layout.of(lengths, ids.shape[1])
         layout = Layout(rows, width, positions.to(ids.device, non_blocking=True))
         columns = layout.positions % layout.columns
         x = self.token_embedding(ids.flatten()[layout.positions]) + self.pos_embed[columns]

@@ -34,7 +34,7 @@ def compute(batch: LossInput) -> TermOutput:
     scale = batch.encoded.logit_scale.to(similarity.i2t.dtype)
     others = (scale * similarity.i2t).logsumexp(dim=1)
     wrong = own_similarity(batch.encoded.image, swapped)
-    exists = (swapped.lengths > 0).to(wrong.dtype)
+    exists = (swapped.lengths > 0).to(wrong)  # lengths may stay on the host
     added = (F.softplus(scale * wrong - others) * exists).mean()
     own = similarity.i2t[:, batch.offset : batch.offset + len(wrong)].diagonal()
     right = ((own > wrong).to(wrong.dtype) * exists).sum() / exists.sum().clamp(min=1)
@@ -46,7 +46,7 @@ def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
     """s^I of each image with the text of the same row [b], in at least float32; anything where there is no text."""
     width = int(text.lengths.max().clamp(min=1))
     columns = text.lengths.new_ones(len(text.lengths), width).cumsum(1) - 1
-    mask = columns < text.lengths[:, None]
+    mask = (columns < text.lengths[:, None]).to(text.tokens.device)
     padded = text.tokens.new_zeros(*mask.shape, text.tokens.shape[1])
     padded = padded.masked_scatter(mask[..., None], text.tokens)
     similarity = image.to(padded.dtype) @ padded.transpose(1, 2)
