@@ -266,7 +266,8 @@ def make_engine(
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` where the weights have it.
 
-    ``lengths`` (and ``swapped_lengths``) stay on the host: everybody needs them as numbers, and reading them from a GPU would wait for it.
+    ``lengths`` and ``swapped_lengths`` stay on the host: everybody needs them as numbers, and reading them from a GPU
+    would wait for it.
     """
     moved = {
         name: value if name.endswith("lengths") else value.to(device, non_blocking=True)
