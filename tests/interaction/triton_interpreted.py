@@ -56,7 +56,7 @@ def test_16_bit(dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyP
     """On 9.0 the image tokens stay in shared memory, on 8.0 they are read in pieces."""
     monkeypatch.setattr(triton_kernel, "_capability", lambda device: capability)
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
-    rounded = Problem(*(t.to(dtype) for t in problem[:2]), problem.text_lengths)
+    rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, "reference", torch.float64)
     assert_close(solve(rounded, "triton"), expected, 2e-6, 2 * torch.finfo(dtype).eps)
 

@@ -31,6 +31,7 @@ class Process:
         self.place = log.with_name(f".{log.name}.exit{Process.number}")
         request = {"arguments": arguments, "environment": variables, "log": str(log), "exit": str(self.place)}
         server = forker()
+        assert server.stdin is not None and server.stdout is not None
         server.stdin.write(json.dumps(request).encode() + b"\n")
         server.stdin.flush()
         self.pid = int(server.stdout.readline())
