@@ -7,12 +7,16 @@ often the label points at its object.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import torch
 import yaml
 from PIL import Image
+from torch import Tensor
 
 from filip import resources
 from filip.command import MISSING, option, run_command
@@ -21,12 +25,13 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder
+from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
-from filip.eval.options import CardOptions, said
+from filip.eval.options import FEATURES_GB, CardOptions, said, store_of
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.pictures import Cell, alignment_cell, sheet
-from filip.eval.pointing import Labelled, composite_alignment, composite_pointing, pointing
-from filip.eval.word_patch import alignment_prompt, word_patches
+from filip.eval.pointing import Labelled, aligned, composite_alignment, composite_pointing, pointing
+from filip.eval.word_patch import alignment_prompt
 from filip.files import write_json
 from filip.progress import say
 
@@ -46,6 +51,11 @@ class Alignment(CardOptions):
     measure: int = option(2000, "images per card to measure pointing on, evenly spread")
     pairs: int = option(300, "composites to measure pointing on")
     columns: int = option(4, "pictures per row")
+    features: str = option(
+        "",
+        "folder where retrieval or zero-shot kept image features (features=): tokens there are not encoded again",
+    )
+    batch_size: int = option(64, "images at a time, as those features were kept")
 
 
 def main(config: Alignment) -> None:
@@ -54,12 +64,13 @@ def main(config: Alignment) -> None:
         raise UserError("cards=[]: give at least one card whose images are to be aligned")
     cards, skipped = config.load_cards()
     encoder = config.encoder()
+    store = store_of(config, encoder, config.features, FEATURES_GB)  # which is only read
     header = config.result_header(encoder)
     cells: list[Cell] = []
     results: dict[str, Any] = {}
     record: Record = {}
     for card in cards:
-        found, pictures = _align_card(encoder, card, config, record)
+        found, pictures = _align_card(encoder, card, config, record, store)
         results[card.name] = found
         cells += pictures
     where = ", ".join(card.title for card in cards) or f"nothing: {', '.join(skipped)} left out"
@@ -72,16 +83,17 @@ def main(config: Alignment) -> None:
 
 
 def _align_card(
-    encoder: Encoder, card: BenchmarkCard, config: Alignment, record: Record
+    encoder: Encoder, card: BenchmarkCard, config: Alignment, record: Record, store: FeatureStore | None
 ) -> tuple[dict[str, Any], list[Cell]]:
     data = open_set(card, config.root)
     text = config.prompt or prompt_text(config.prompts, card.name)
     prompt = alignment_prompt(text)
     names = match_classes(card, data.classes) if data.classes is not None else None
+    kept = kept_patches(encoder, store, card, config)
     cells, examples = [], []
-    for item in labelled(data, names, config.examples):
+    for item in labelled(data, names, config.examples, kept):
         pixels = encoder.transform(item.image)
-        found = word_patches(encoder, pixels.unsqueeze(0), [item.label], prompt)[0]
+        found = aligned(encoder, [item], prompt)[0]
         cells.append(alignment_cell(Image.fromarray(denormalize(pixels)), found, item.label, 320))
         examples.append(
             {
@@ -92,7 +104,7 @@ def _align_card(
                 "indices": found.indices.tolist(),
             }
         )
-    measured = labelled(data, names, config.measure)
+    measured = labelled(data, names, config.measure, kept)
     result: dict[str, Any] = {
         "prompt": text,
         "pointing": pointing(encoder, measured, prompt, record=record, name=card.name),
@@ -116,15 +128,49 @@ def _align_card(
     return {**result, "examples": examples}, cells
 
 
-def labelled(data: EvalSet, names: list[str] | None, limit: int) -> list[Labelled]:
-    """Up to ``limit`` samples evenly spread over the set; the label is the class or the first caption."""
+def kept_patches(
+    encoder: Encoder, store: FeatureStore | None, card: BenchmarkCard, config: Alignment
+) -> Callable[[int, str], Tensor | None]:
+    """Finds the patches that were kept of an image, by its number in the set and its key: [rows * columns, d] float32.
+
+    There are none of a pooled model, of which vectors are kept, nor in 16 bits, which would move the result a little.
+    """
+    rows, columns = encoder.grid
+    if store is None or not encoder.token_wise or encoder.dtype != torch.float32 or not rows:
+        return lambda number, key: None
+    kept = store.of_set(card, config.root, config.batch_size)
+
+    @lru_cache(maxsize=1)  # images are asked for in order
+    def patches_by_key(batch: int) -> dict[str, Tensor]:
+        found = kept.get(batch, "image")
+        if found is None:
+            return {}
+        features, about = found
+        return dict(
+            zip(about.keys, features[:, -rows * columns :], strict=True)
+        )  # [CLS], if there is one, is first
+
+    return lambda number, key: patches_by_key(number // config.batch_size).get(key)
+
+
+def labelled(
+    data: EvalSet,
+    names: list[str] | None,
+    limit: int,
+    kept: Callable[[int, str], Tensor | None] | None = None,
+) -> list[Labelled]:
+    """Up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
+
+    kept: see :func:`kept_patches`.
+    """
     count = min(limit, len(data))
     chosen = [number * len(data) // count for number in range(count)]
     items = []
     for index in chosen:
         sample = data[index]
         label = names[sample.label] if names is not None else sample.captions[0]
-        items.append(Labelled(sample.image, label, sample.mask, sample.key))
+        patches = None if kept is None else kept(index, sample.key)
+        items.append(Labelled(sample.image, label, sample.mask, sample.key, patches))
     return items
 
 

@@ -25,7 +25,8 @@ class Source:
     """A data set that is gone through, and in which batches.
 
     title: in the progress display and in messages. card, root: where the set is from; without a card its features are
-    not kept. more: a job that only encodes a part (``shard=``) has another set to encode after this one.
+    not kept. both: where features are kept, those for similarities and those for a linear probe are, of one pass.
+    more: a job that only encodes a part (``shard=``) has another set to encode after this one.
     """
 
     data: EvalSet
@@ -34,6 +35,7 @@ class Source:
     workers: int = 0
     card: BenchmarkCard | None = None
     root: str | Path = "."
+    both: bool = False
     more: bool = False
 
     @property
@@ -44,19 +46,18 @@ class Source:
 
 def encoded_batches(
     source: Source,
-    transform: Callable[[Image.Image], Tensor],
-    encode: Callable[[Tensor], Tensor],
+    scorer: Scorer,
     store: FeatureStore | None = None,
     kind: str = "image",
-    device: str = "cpu",
 ) -> Iterator[tuple[Tensor, Batch]]:
     """(features, batch) through the whole set, in order; batches whose features are kept in ``store`` are not read.
 
+    kind: "image", what the scorer takes, on its device; or "probe", what a linear probe sees, on the CPU.
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
     ShardEncodedError if only a part is to be encoded, without giving any of it; before ``source.more`` it just ends.
     """
     found = False
-    for item in _encoded(source, range(source.count), transform, encode, store, kind, device):
+    for item in _encoded(source, range(source.count), scorer, store, kind):
         if item[1].keys:
             found = True
             yield item
@@ -70,15 +71,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
     """
 
     def encode(numbers: Iterable[int]) -> list[T | None]:
-        read = _encoded(
-            source,
-            numbers,
-            scorer.transform,
-            scorer.encode_images,
-            scorer.store,
-            "image",
-            scorer.encoder.device,
-        )
+        read = _encoded(source, numbers, scorer, scorer.store, "image")
         return [keep(features, batch) if batch.keys else None for features, batch in read]
 
     found = scorer.share.together(source.count, encode)
@@ -90,31 +83,42 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
 def _encoded(
     source: Source,
     numbers: Iterable[int],
-    transform: Callable[[Image.Image], Tensor],
-    encode: Callable[[Tensor], Tensor],
+    scorer: Scorer,
     store: FeatureStore | None,
     kind: str,
-    device: str,
 ) -> Iterator[tuple[Tensor, Batch]]:
     """Also batches of which no image can be read."""
+    device = "cpu" if kind == "probe" else scorer.encoder.device
+    kept = (
+        None
+        if store is None or source.card is None
+        else store.of_set(source.card, source.root, source.batch_size)
+    )
+
+    def encode(pixels: Tensor) -> dict[str, Tensor]:
+        both = scorer.encode_images_and_probe(pixels) if source.both and kept is not None else None
+        if both is not None:
+            return both
+        return {
+            kind: scorer.encode_images(pixels) if kind == "image" else scorer.encoder.probe_features(pixels)
+        }
 
     def read(some: list[int]) -> Iterator[Batch]:
         part = _SomeBatches(source.data, source.batch_size, some)
-        return _all_batches(part, transform, source.title, source.batch_size, source.workers)
+        return _all_batches(part, scorer.transform, source.title, source.batch_size, source.workers)
 
-    if store is None or source.card is None:
-        yield from encoded(None, numbers, encode, read, device)
+    if store is None or kept is None:
+        yield from encoded(None, numbers, kind, encode, read, device)
         return
-    kept = store.of_set(source.card, source.root, kind, source.batch_size)
     if store.shard is not None:
         own = list(store.own(source.count))
-        done = sum(1 for _ in encoded(kept, own, encode, read, device))
+        done = sum(1 for _ in encoded(kept, own, kind, encode, read, device))
         store.trim(kept)
         say(f"{source.title}: {done:,} of {source.count:,} batches are encoded")
         if not source.more:
             raise ShardEncodedError(source.title)
         return
-    yield from encoded(kept, numbers, encode, read, device)
+    yield from encoded(kept, numbers, kind, encode, read, device)
     store.trim(kept)
 
 

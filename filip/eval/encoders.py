@@ -50,6 +50,9 @@ class Encoder(Protocol):
     def probe_features(self, pixels: Tensor) -> Tensor:
         """What a linear probe sees [b, width], not normalised: the mean of the encoder's patch tokens."""
 
+    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+        """``encode_images`` and ``probe_features`` of one pass, equal to the bit; None if that takes two passes."""
+
     def patches(self, pixels: Tensor) -> Tensor:
         """One unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
 
@@ -223,6 +226,17 @@ class FilipEncoder:
             features = self.model.image.patch_features(pixels.to(self.device))
         return features.float().mean(1).cpu()
 
+    @torch.inference_mode()
+    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+        tower = self.model.image
+        with autocast(self.device, self.dtype):
+            states = tower.trunk(pixels.to(self.device))
+            tokens = tower.projection(states)
+            features = None if self._projects_all else self.model.image_embeddings(tokens).float()
+        if features is None:
+            features = self._unit_patches(tokens)
+        return features, states[:, tower.prefix_tokens :].float().mean(1).cpu()
+
     def patches(self, pixels: Tensor) -> Tensor:
         return self._patches(pixels).cpu()
 
@@ -231,6 +245,9 @@ class FilipEncoder:
         # The tower projects every token; training of a pooled model just ignores all but one.
         with autocast(self.device, self.dtype):
             tokens = self.model.image(pixels.to(self.device))
+        return self._unit_patches(tokens)
+
+    def _unit_patches(self, tokens: Tensor) -> Tensor:
         return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1)
 
     def tokens(self, text: str) -> list[str]:

@@ -4,10 +4,13 @@
     filip eval model=M data=[imagenet] root=DIR features=CACHE prompts='…'    # encodes no image
     filip eval model=M data=[imagenet] root=DIR features=CACHE shard=3/8      # encodes its eighth only
 
-A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, what is
-encoded, the card's layout, and size and time of the data's files. Change one of them, and it is another set. Each batch
-is a file of its own, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on
-with; it gives the same numbers to the bit, since the batches are the same.
+A set is kept under a hash of all that its features depend on: the weights, the resolution, the precision, the card's
+layout, and size and time of the data's files. Change one of them, and it is another set. Each batch is a file of its
+own, so a run that was interrupted, or several jobs with ``shard=``, leave what the next run goes on with; it gives the
+same numbers to the bit, since the batches are the same.
+
+Of a batch there are two kinds: "image", what similarities are computed from, and "probe", what a linear probe sees. On
+the images of a classification card one pass of the encoder makes and keeps both, where the model can.
 """
 
 from __future__ import annotations
@@ -31,7 +34,7 @@ from filip.eval.precision import name_of
 from filip.files import digest, readable, replacing, sha256_of
 from filip.progress import say
 
-FORM = 1  # of the files; another number is another set
+FORM = 2  # of the files; another number is another set
 IN_A_BATCH = ("labels", "captions", "keys", "clusters", "undecodable", "truths", "categories")
 
 
@@ -62,10 +65,10 @@ class FeatureStore:
     limit: int
     shard: tuple[int, int] | None = None
 
-    def of_set(self, card: BenchmarkCard, root: str | Path, kind: str, batch_size: int) -> KeptSet:
-        """What is kept of a data set. kind: "image" (for similarities) or "probe" (for linear probes)."""
+    def of_set(self, card: BenchmarkCard, root: str | Path, batch_size: int) -> KeptSet:
+        """What is kept of a data set."""
         layout = asdict(card.layout)
-        about = {"form": FORM, "model": self.model, "kind": kind, "layout": layout, "batch_size": batch_size}
+        about = {"form": FORM, "model": self.model, "layout": layout, "batch_size": batch_size}
         name = digest({**about, "root": str(Path(root).resolve()), "data": files_of(Path(root), card)})
         return KeptSet(self.folder / f"{card.name}-{name[:24]}")
 
@@ -89,23 +92,26 @@ class FeatureStore:
 
 @dataclass(frozen=True)
 class KeptSet:
-    """The batches that are kept of one set, by number."""
+    """The batches that are kept of one set, by number and kind ("image" or "probe")."""
 
     folder: Path
 
-    def __contains__(self, number: object) -> bool:
-        return (self.folder / f"{number}.pt").is_file()
+    def has(self, number: int, kind: str) -> bool:
+        return self._file(number, kind).is_file()
 
-    def put(self, number: int, features: Tensor, batch: Batch) -> None:
+    def _file(self, number: int, kind: str) -> Path:
+        return self.folder / f"{number}.{kind}.pt"
+
+    def put(self, number: int, kind: str, features: Tensor, batch: Batch) -> None:
         """Keep a batch: its features, and of the images what is not pixels."""
         content = {"features": features.cpu(), **{name: getattr(batch, name) for name in IN_A_BATCH}}
-        with replacing(self.folder / f"{number}.pt", shared=True) as part:
+        with replacing(self._file(number, kind), shared=True) as part:
             torch.save(content, part)
 
-    def get(self, number: int) -> tuple[Tensor, Batch] | None:
+    def get(self, number: int, kind: str) -> tuple[Tensor, Batch] | None:
         """(features on the CPU, batch without pixels); None if it cannot be read."""
         try:
-            content = torch.load(self.folder / f"{number}.pt", weights_only=True, map_location="cpu")
+            content = torch.load(self._file(number, kind), weights_only=True, map_location="cpu")
         except Exception:  # a file that is gone or half there makes torch's reader raise this and that
             return None
         features = content.pop("features")
@@ -120,28 +126,32 @@ class KeptSet:
 def encoded(
     kept: KeptSet | None,
     numbers: Iterable[int],
-    encode: Callable[[Tensor], Tensor],
+    kind: str,
+    encode: Callable[[Tensor], dict[str, Tensor]],
     read: Callable[[list[int]], Iterator[Batch]],
     device: str,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(features on ``device``, batch) of the batches ``numbers``, in that order, kept ones as they were kept.
+    """(features of a kind on ``device``, batch) of the batches ``numbers``, in that order, kept ones as they were kept.
 
-    read: goes through the images of the batches that it is given, in order. encode: pixels -> features.
+    read: goes through the images of the batches that it is given, in order. encode: pixels -> features by kind, that
+    kind among them; all of them are kept.
     """
     wanted = list(numbers)
     if kept is None:
         for batch in read(wanted):
-            yield encode(batch.pixels) if batch.keys else batch.pixels, batch
+            yield encode(batch.pixels)[kind] if batch.keys else batch.pixels, batch
         return
     kept.used()
-    there = {number for number in wanted if number in kept}
+    there = {number for number in wanted if kept.has(number, kind)}
     fresh = read([number for number in wanted if number not in there])
     for number in wanted:
-        found = kept.get(number) if number in there else None
+        found = kept.get(number, kind) if number in there else None
         if found is None:
             batch = next(read([number])) if number in there else next(fresh)
-            found = (encode(batch.pixels) if batch.keys else batch.pixels[:, 0, 0], batch)
-            kept.put(number, *found)
+            made = encode(batch.pixels) if batch.keys else {kind: batch.pixels[:, 0, 0]}
+            for each, features in made.items():
+                kept.put(number, each, features, batch)
+            found = made[kind], batch
         yield found[0].to(device), found[1]
 
 

@@ -26,6 +26,7 @@ from filip.eval.formats import open_set
 from filip.eval.logistic import Classifier, fit
 from filip.eval.options import EvalOptions, said
 from filip.eval.outcomes import Record, write_outcomes
+from filip.eval.scorer import scorer_for
 from filip.eval.zero_shot import measure, outcomes
 from filip.files import write_json
 from filip.progress import say
@@ -72,7 +73,8 @@ def probe(
     names = match_classes(card, test.classes or [])
     training = training_card(card, config.root)
     batches = (config.batch_size, config.workers)
-    source = Source(test, card.name, *batches, card, config.root, more=training is not None)
+    # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is probed only.
+    source = Source(test, card.name, *batches, card, config.root, both=True, more=training is not None)
     features, labels, keys, clusters = _features(encoder, source, store)
     if training is None:
         scores, protocol = _cross_validated(encoder, features, labels, len(names), config)
@@ -110,7 +112,7 @@ def _features(
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
-    for vectors, batch in encoded_batches(source, encoder.transform, encoder.probe_features, store, "probe"):
+    for vectors, batch in encoded_batches(source, scorer_for(encoder), store, "probe"):
         features.append(vectors)
         labels.append(batch.labels)
         keys += batch.keys

@@ -82,6 +82,10 @@ class MultiVectorEncoder:
     def probe_features(self, pixels: Tensor) -> Tensor:
         return self.encode_images(pixels).mean(1).cpu()
 
+    def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
+        tokens = self.encode_images(pixels)
+        return tokens, tokens.mean(1).cpu()
+
     def patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
             raise UserError(

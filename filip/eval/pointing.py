@@ -22,17 +22,32 @@ from filip.eval.encoders import Encoder
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.prompts import Prompt
-from filip.eval.word_patch import WordPatch, label_tokens, word_patches
+from filip.eval.word_patch import WordPatch, align, label_tokens, word_patches
 
 
 @dataclass
 class Labelled:
-    """An image, what is on it, and where (mode L, 0 or 255, the image's size; None if unknown)."""
+    """An image, what is on it, and where (mode L, 0 or 255, the image's size; None if unknown).
+
+    patches: unit vectors [rows * columns, d] float32 that an earlier evaluation kept of the image; None: encode it.
+    """
 
     image: Image.Image
     label: str
     mask: Image.Image | None
     key: str = ""
+    patches: Tensor | None = None
+
+
+def aligned(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt) -> list[WordPatch]:
+    """Each image with its label in the prompt; nothing is encoded if the patches of all of them were kept."""
+    labels = [item.label for item in items]
+    kept = [item.patches for item in items if item.patches is not None]
+    if len(kept) == len(items):
+        return align(encoder, torch.stack(kept), labels, prompt)
+    return word_patches(
+        encoder, torch.stack([encoder.transform(item.image) for item in items]), labels, prompt
+    )
 
 
 def coverage(
@@ -77,9 +92,7 @@ def pointing(
         part = [item for item in items[start : start + batch] if item.mask is not None]
         if not part:
             continue
-        pixels = torch.stack([encoder.transform(item.image) for item in part])
-        found = word_patches(encoder, pixels, [item.label for item in part], prompt)
-        for item, alignment in zip(part, found, strict=True):
+        for item, alignment in zip(part, aligned(encoder, part, prompt), strict=True):
             assert item.mask is not None
             on = coverage(item.mask, encoder.transform, alignment.grid) >= 0.5
             if not on.any() or not alignment.label:

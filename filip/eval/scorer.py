@@ -77,6 +77,11 @@ class Scorer:
         """pixels [b, 3, H, W] -> image features on the model's device, to be concatenated along the first axis."""
         return self._kept(self.encoder.encode_images(pixels))
 
+    def encode_images_and_probe(self, pixels: Tensor) -> dict[str, Tensor] | None:
+        """``encode_images`` as "image" and what a linear probe sees as "probe", of one pass; None if it takes two."""
+        both = self.encoder.image_and_probe(pixels)
+        return None if both is None else {"image": self._kept(both[0]), "probe": both[1]}
+
     def _kept(self, features: Tensor) -> Tensor:
         # Vectors are few and keep their float32; tokens are what fills the memory.
         return features.to(self.encoder.dtype) if self.token_wise else features

@@ -75,10 +75,7 @@ def select(
     truths: list[int] = []
     cut = CutTexts(scorer)
     source = Source(data, card.name, batch_size, workers, card, root)
-    encoded = encoded_batches(
-        source, scorer.transform, scorer.encode_images, scorer.store, device=scorer.encoder.device
-    )
-    for images, batch in encoded:
+    for images, batch in encoded_batches(source, scorer, scorer.store):
         own = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
             if count <= true:

@@ -48,7 +48,11 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
     pixels: [b, 3, H, W], transformed for ``encoder``; labels: b strings. A pooled model's patch and word
     vectors are those of its projections applied to every token, which its training never used.
     """
-    patches = encoder.patches(pixels)
+    return align(encoder, encoder.patches(pixels), labels, prompt)
+
+
+def align(encoder: Encoder, patches: Tensor, labels: Sequence[str], prompt: Prompt) -> list[WordPatch]:
+    """:func:`word_patches` of images whose patches [b, rows * columns, d] are there already."""
     words = encoder.words([prompt.fill(label) for label in labels])
     return [
         WordPatch(

@@ -114,7 +114,7 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    parts = collect(scorer, Source(data, card.name, batch_size, workers, card, root), keep)
+    parts = collect(scorer, Source(data, card.name, batch_size, workers, card, root, both=True), keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat(scores), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))

@@ -118,7 +118,7 @@ class DualEncoder(nn.Module):
             vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        return Encoded(self._image_embeddings(states), text, self.scale(), vectors, swapped, of_loss)
+        return Encoded(self.image_embeddings(states), text, self.scale(), vectors, swapped, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""
@@ -145,9 +145,10 @@ class DualEncoder(nn.Module):
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (pooled)."""
-        return self._image_embeddings(self.image(pixels))
+        return self.image_embeddings(self.image(pixels))
 
-    def _image_embeddings(self, tokens: Tensor) -> Tensor:
+    def image_embeddings(self, tokens: Tensor) -> Tensor:
+        """What :meth:`encode_image` makes of the image tower's tokens ``[b, tokens, d]``."""
         if self.config.interaction == "pooled":
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.prefix_tokens :]

@@ -17,6 +17,8 @@ from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
+from filip.eval.alignment import Alignment
+from filip.eval.alignment import main as align
 from filip.eval.cards import load_card
 from filip.eval.encoders import FilipEncoder, load_encoder
 from filip.eval.features import FeatureStore, KeptSet, model_key, read_shard
@@ -72,11 +74,83 @@ def test_kept_features_give_the_same_numbers_and_no_image_is_encoded_again(
 
     monkeypatch.setattr(FilipEncoder, "encode_images", refuse)
     monkeypatch.setattr(FilipEncoder, "probe_features", refuse)
+    monkeypatch.setattr(FilipEncoder, "image_and_probe", refuse)
     assert results(root, tmp_path / "second", kept) == plain
     assert encoded == []
-    # Of the classification set the vectors for similarities and both splits for the probe; each of the others once.
+    # Of the classification set both splits, each of the others once.
     names = sorted(place.name.rpartition("-")[0] for place in (tmp_path / "kept").iterdir())
-    assert names == ["demo_fluent", "demo_food", "demo_food", "demo_food", "sugar_crepe_swap_att"]
+    assert names == ["demo_fluent", "demo_food", "demo_food", "sugar_crepe_swap_att"]
+
+
+@pytest.mark.parametrize("order", [("zero_shot", "linear_probe"), ("linear_probe", "zero_shot")])
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_one_pass_over_the_images_is_enough_for_zero_shot_and_the_probe(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, order: tuple[str, str], interaction: str
+) -> None:
+    write_model(tmp_path / "m.safetensors", interaction)
+    given = [
+        f"model={tmp_path}/m.safetensors",
+        "data=[demo_food]",
+        f"root={root}",
+        "prompts=a {c}",
+        "batch_size=4",
+    ]
+
+    def run(out: str, protocol: str, *more: str) -> Any:
+        run_command(
+            evaluate, Evaluation, argv=[*given, f"protocols=[{protocol}]", f"out={tmp_path / out}", *more]
+        )
+        return json.loads((tmp_path / out / protocol / "demo_food.json").read_text())
+
+    without = [run("plain", protocol) for protocol in order]
+    encoded: list[str] = []
+
+    def counted(trunk: Any, inputs: tuple[Tensor]) -> None:
+        encoded.extend("image" for _ in inputs[0])
+
+    load = FilipEncoder.__init__
+
+    def watched(self: FilipEncoder, model: Any, *args: Any, **kwargs: Any) -> None:
+        load(self, model, *args, **kwargs)
+        model.image.trunk.register_forward_pre_hook(counted)
+
+    monkeypatch.setattr(FilipEncoder, "__init__", watched)
+    kept = f"features={tmp_path / 'kept'}"
+    assert [run("kept", protocol, kept) for protocol in order] == without
+    assert len(encoded) == 23 + 40  # the test split once, and the training split
+
+
+def test_alignment_reads_the_tokens_that_retrieval_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(11)], masks=True)
+    write_model(tmp_path / "m.safetensors")
+    model, kept = f"model={tmp_path}/m.safetensors", f"features={tmp_path / 'kept'}"
+
+    def run(out: str, *more: str) -> Any:
+        given = [
+            model,
+            f"root={tmp_path}",
+            "cards=[demo_fluent]",
+            f"out={tmp_path / out}",
+            "examples=3",
+            *more,
+        ]
+        picture = f"picture={tmp_path / 'sheet.png'}"
+        run_command(align, Alignment, argv=[*given, picture, "pairs=0", "composites=0"])
+        return json.loads((tmp_path / out).read_text())
+
+    without = run("plain.json")
+    encoded: list[int] = []
+    patches = FilipEncoder.patches
+    monkeypatch.setattr(
+        FilipEncoder, "patches", lambda self, pixels: encoded.append(len(pixels)) or patches(self, pixels)
+    )
+    more = [model, "data=[demo_fluent]", f"root={tmp_path}", "batch_size=4", kept]
+    assert run("empty.json", kept) == without and encoded  # nothing is kept yet
+    run_command(evaluate, Evaluation, argv=[*more, f"out={tmp_path / 'out'}"])
+    encoded.clear()
+    assert run("kept.json", kept, "batch_size=4") == without and encoded == []
 
 
 def test_parts_of_the_images_put_together_are_one_run(
@@ -88,17 +162,17 @@ def test_parts_of_the_images_put_together_are_one_run(
     said = capsys.readouterr()
     assert "run the same without shard=" in said.out and "demo_food: 2 of 6 batches are encoded" in said.err
     kept_files = {p.name for p in (tmp_path / "kept").glob("demo_fluent-*/*.pt")}
-    assert kept_files == {"0.pt", "2.pt"}
+    assert kept_files == {"0.image.pt", "2.image.pt"}
     assert results(root, tmp_path / "parts", kept) == plain
 
 
 def test_what_features_depend_on_is_another_set(root: Path, tmp_path: Path) -> None:
     card = load_card("demo_food")
 
-    def where(model: str = "m.safetensors", card: Any = card, kind: str = "image", **loading: Any) -> str:
+    def where(model: str = "m.safetensors", card: Any = card, **loading: Any) -> str:
         encoder = load_encoder(str(tmp_path / model), **loading)
         store = FeatureStore(tmp_path / "kept", model_key(str(tmp_path / model), encoder), 10**9)
-        return store.of_set(card, tmp_path, kind, 64).folder.name
+        return store.of_set(card, tmp_path, 64).folder.name
 
     write_model(tmp_path / "m.safetensors")
     write_model(tmp_path / "other.safetensors", seed=1)
@@ -110,7 +184,6 @@ def test_what_features_depend_on_is_another_set(root: Path, tmp_path: Path) -> N
     changed = [
         where("other.safetensors"),
         where(card=layout),
-        where(kind="probe"),
         where(precision="bf16"),
         where(image_size=64),
     ]
@@ -142,7 +215,7 @@ def test_a_kept_batch_that_cannot_be_read_is_encoded_again(
 ) -> None:
     kept = f"features={tmp_path / 'kept'}"
     results(root, tmp_path / "first", kept)
-    for file in (tmp_path / "kept").glob("*/1.pt"):
+    for file in (tmp_path / "kept").glob("*/1.*.pt"):
         file.write_bytes(b"half written")
     assert results(root, tmp_path / "second", kept) == plain
 

@@ -83,6 +83,9 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
         )
         assert not torch.equal(found, texts)
     assert whole.patches(pixels).shape[1] == whole.grid[0] * whole.grid[1]
+    both = whole.image_and_probe(pixels)
+    assert both is not None and torch.equal(both[0], whole.encode_images(pixels))
+    assert torch.equal(both[1], whole.probe_features(pixels))
 
 
 @pytest.mark.parametrize(
