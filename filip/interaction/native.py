@@ -1,10 +1,10 @@
 """The compiled CPU backend: both maxima fused with the product, float32 and bfloat16 (sources in csrc/).
 
-The library is built with PyTorch's extension builder on first use and cached per user, PyTorch version, compiler
-and source text; it is plain C underneath, so loading it again takes a millisecond. It holds a kernel for each
-instruction set (AVX-512, AVX2 with FMA, and whatever the compiler's base target offers) and takes
-the best one the CPU has; ``FILIP_NATIVE_ISA`` names another (``isas()`` lists those that run here). Threads are
-PyTorch's (``torch.set_num_threads``); the result is the same to the bit whatever their number.
+The library is built with PyTorch's extension builder on first use and cached per user, PyTorch version, compiler and
+source text; it is plain C underneath, so loading it again takes a millisecond. It holds a kernel for each instruction
+set (AVX-512 with and without products of bfloat16 pairs, AVX2 with FMA, and whatever the compiler's base target offers)
+and takes the best one the CPU has; ``FILIP_NATIVE_ISA`` names another (``isas()`` lists those that run here). Threads
+are PyTorch's (``torch.set_num_threads``); the result is the same to the bit whatever their number.
 
 ``FILIP_NATIVE_CACHE`` moves the cache from ``$XDG_CACHE_HOME/filip`` (``~/.cache/filip``).
 """

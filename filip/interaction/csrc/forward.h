@@ -1,9 +1,12 @@
-// Forward in float32: one product tile feeds both maxima.
+// Forward, summed in float32: one product tile feeds both maxima.
 //
 // A block of images is transposed once into a panel: its tokens lie along the vector lanes. For each text,
 // a register tile of TILE_ROWS text rows x STRIP_VECTORS vectors of image tokens runs over all columns; the
 // tile of the whole text x block goes to a small buffer (first- or second-level cache), where the vertical
 // maximum is image-to-text and the horizontal maximum within an image's lanes is text-to-image.
+//
+// bfloat16 is widened to float32, or, where the CPU multiplies pairs of bfloat16, taken two columns at a time: panel
+// and text then hold pairs in the place of floats. The products are exact either way.
 #pragma once
 
 #include "vector.h"
@@ -11,19 +14,43 @@
 namespace filip {
 namespace {
 
-template <int R, int V>
-static void product(const float* panel, const float* rows, int64_t stride, int64_t dim, float* tile,
+// A column of the panel: a float of each token, or two bfloat16 of it.
+struct Floats {
+  typedef float element;
+  typedef vf vector;
+  static vf add_product(vf sum, vf feature, vf token) { return sum + feature * token; }
+};
+
+#if BFLOAT16_PAIRS
+struct Pairs {
+  typedef int32_t element;
+  typedef vi vector;
+  static vf add_product(vf sum, vi feature, vi token) {
+    return (vf)_mm512_dpbf16_ps((__m512)sum, (__m512bh)feature, (__m512bh)token);
+  }
+};
+#endif
+
+static bool in_pairs(const Problem& p) { return BFLOAT16_PAIRS && p.bf16 && p.dim % 2 == 0; }
+
+// Columns of a token as the product sees them, 4 bytes each.
+static int64_t columns_of(const Problem& p) { return in_pairs(p) ? p.dim / 2 : p.dim; }
+
+template <class Column, int R, int V>
+static void product(const float* panel, const float* rows, int64_t stride, int64_t columns, float* tile,
                     int64_t tile_stride) {
   vf sum[R][V] = {};
-  for (int64_t c = 0; c < dim; ++c, panel += V * LANES) {
-    vf token[V];
+  for (int64_t c = 0; c < columns; ++c, panel += V * LANES) {
+    typename Column::vector token[V];
 #pragma GCC unroll 4
-    for (int v = 0; v < V; ++v) token[v] = load(panel + v * LANES);
+    for (int v = 0; v < V; ++v) __builtin_memcpy(&token[v], panel + v * LANES, VECTOR_BYTES);
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
-      const vf feature = splat(rows[r * stride + c]);
+      typename Column::element value;
+      __builtin_memcpy(&value, rows + r * stride + c, sizeof value);
+      const typename Column::vector feature = splat(value);
 #pragma GCC unroll 4
-      for (int v = 0; v < V; ++v) sum[r][v] += feature * token[v];
+      for (int v = 0; v < V; ++v) sum[r][v] = Column::add_product(sum[r][v], feature, token[v]);
     }
   }
 #pragma GCC unroll 8
@@ -34,9 +61,16 @@ static void product(const float* panel, const float* rows, int64_t stride, int64
 
 typedef void (*Product)(const float*, const float*, int64_t, int64_t, float*, int64_t);
 
-#define FILIP_ROWS(R) {product<R, 1>, product<R, 2>, product<R, 3>, product<R, 4>}
-static const Product PRODUCTS[6][4] = {FILIP_ROWS(1), FILIP_ROWS(2), FILIP_ROWS(3),
-                                       FILIP_ROWS(4), FILIP_ROWS(5), FILIP_ROWS(6)};
+#define FILIP_ROWS(C, R) {product<C, R, 1>, product<C, R, 2>, product<C, R, 3>, product<C, R, 4>}
+#define FILIP_PRODUCTS(C)                                                                                  \
+  {FILIP_ROWS(C, 1), FILIP_ROWS(C, 2), FILIP_ROWS(C, 3), FILIP_ROWS(C, 4), FILIP_ROWS(C, 5), FILIP_ROWS(C, 6)}
+static const Product PRODUCTS[][6][4] = {
+    FILIP_PRODUCTS(Floats),
+#if BFLOAT16_PAIRS
+    FILIP_PRODUCTS(Pairs),
+#endif
+};
+#undef FILIP_PRODUCTS
 #undef FILIP_ROWS
 
 // The largest value among n and its lowest index.
@@ -117,8 +151,8 @@ struct ForwardScratch {
     const Problem& p = call.problem;
     const int64_t longest = longest_text(p);
     vectors = div_up(images * p.patches, LANES);
-    panel = arena.take<float>(vectors * LANES * p.dim);
-    text = arena.take<float>(p.bf16 ? longest * p.dim : 0);
+    panel = arena.take<float>(vectors * LANES * columns_of(p));
+    text = arena.take<float>(p.bf16 && !in_pairs(p) ? longest * p.dim : 0);
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
@@ -132,15 +166,23 @@ static int64_t forward_bytes(const ForwardCall& call) {
 
 static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
   const int64_t first = images.begin * p.patches, rows = (images.end - images.begin) * p.patches;
+  const int64_t columns = columns_of(p);
+  const char* pairs = in_pairs(p) ? static_cast<const char*>(p.image) : nullptr;
   const int64_t strips = div_up(vectors, STRIP_VECTORS);
   for (int64_t s = 0; s < strips; ++s) {
     const Range strip = part_of(vectors, strips, s);
     const int64_t width = (strip.end - strip.begin) * LANES;
-    float* out = panel + strip.begin * LANES * p.dim;
+    float* out = panel + strip.begin * LANES * columns;
     for (int64_t l = 0; l < width; ++l) {
       const int64_t row = strip.begin * LANES + l;
-      for (int64_t c = 0; c < p.dim; ++c)
-        out[c * width + l] = row < rows ? element(p.image, p.bf16, (first + row) * p.dim + c) : 0;
+      for (int64_t c = 0; c < columns; ++c) {
+        if (row >= rows)
+          out[c * width + l] = 0;
+        else if (pairs)
+          __builtin_memcpy(out + c * width + l, pairs + ((first + row) * columns + c) * 4, 4);
+        else
+          out[c * width + l] = element(p.image, p.bf16, (first + row) * p.dim + c);
+      }
     }
   }
 }
@@ -199,22 +241,22 @@ static void forward(const ForwardCall& call, Range images, Range texts, char* sc
   pack_panel(p, images, s.vectors, s.panel);
   for (int64_t i = images.begin; i < images.end; ++i)
     s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, {i * p.patches, (i + 1) * p.patches}, p.dim);
-  const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS);
+  const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS), columns = columns_of(p);
   for (int64_t j = texts.begin; j < texts.end; ++j) {
     const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;
-    const float* text = static_cast<const float*>(p.text) + row0 * p.dim;
-    if (p.bf16) {
+    const float* text = static_cast<const float*>(p.text) + row0 * columns;
+    if (p.bf16 && !in_pairs(p)) {
       copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);
       text = s.text;
     }
     const int64_t parts = div_up(length, TILE_ROWS);
     for (int64_t strip = 0; strip < strips; ++strip) {
       const Range vectors = part_of(s.vectors, strips, strip);
-      const float* panel = s.panel + vectors.begin * LANES * p.dim;
+      const float* panel = s.panel + vectors.begin * LANES * columns;
       for (int64_t part = 0; part < parts; ++part) {
         const Range rows = part_of(length, parts, part);
-        PRODUCTS[rows.end - rows.begin - 1][vectors.end - vectors.begin - 1](
-            panel, text + rows.begin * p.dim, p.dim, p.dim,
+        PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][vectors.end - vectors.begin - 1](
+            panel, text + rows.begin * columns, columns, columns,
             s.tile + rows.begin * stride + vectors.begin * LANES, stride);
       }
     }

@@ -66,6 +66,10 @@ struct Isa {
 const Isa* portable_isa();
 const Isa* avx2_isa();
 const Isa* avx512_isa();
+#if defined(__x86_64__) && (defined(__clang__) || __GNUC__ >= 11)
+#define FILIP_HAS_AVX512_BF16 1
+const Isa* avx512_bf16_isa();
+#endif
 
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }

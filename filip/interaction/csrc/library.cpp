@@ -28,6 +28,9 @@ std::vector<const Isa*> available_isas() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
+#if FILIP_HAS_AVX512_BF16
+  if (avx512 && __builtin_cpu_supports("avx512bf16")) isas.push_back(avx512_bf16_isa());
+#endif
   if (avx512) isas.push_back(avx512_isa());
   if (avx2) isas.push_back(avx2_isa());
 #endif

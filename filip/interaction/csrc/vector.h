@@ -3,6 +3,7 @@
 //   STRIP_VECTORS and TILE_ROWS  the register tile of the product: vectors of image tokens x text rows
 //   BLOCK_LANES                  image tokens of one forward unit
 //   SLICE_VECTORS                columns of one backward slice, in vectors
+//   BFLOAT16_PAIRS               1 if it multiplies pairs of bfloat16 and sums them in float32
 // Below are those of the portable one. Everything here has internal linkage, so that each instruction set has its own.
 #pragma once
 
@@ -14,6 +15,10 @@
 #define TILE_ROWS 4
 #define BLOCK_LANES 128
 #define SLICE_VECTORS 4
+#endif
+
+#ifndef BFLOAT16_PAIRS
+#define BFLOAT16_PAIRS 0
 #endif
 
 namespace filip {
