@@ -381,6 +381,17 @@ def test_alignment_that_could_not_be_measured_says_why(folder):
     assert {cell.reason for cell in found.values()} == {"no image of the set has a mask"}
 
 
+def test_segmentation_shows_both_shares_and_the_chance_of_a_pixel(folder):
+    found = {"n": 40, "classes": 8, "miou": 0.2, "ci95": [0.1, 0.3], "pixels": 0.5}
+    write(folder / "eval" / "clip" / "segmentation.json", {"benchmarks": {"demo_segmentation": found}})
+    benchmarks = {**STUDY["eval"], "segmentation": ["demo_segmentation"]}
+    study = changed(folder, "segments", eval=benchmarks, tables={"segmentation": ["clip"]})
+    shown = cells(tables_of(folder, study)["segmentation"], "baseline (CLIP)")
+    miou, pixels = shown["demo_segmentation_miou"], shown["demo_segmentation_pixels"]
+    assert (miou.value, miou.chance, miou.ci95) == (0.2, None, [0.1, 0.3])
+    assert (pixels.value, pixels.chance, pixels.n) == (0.5, 1 / 8, 40)
+
+
 def test_the_facts_of_an_efficiency_row_are_those_of_its_training(folder):
     """The study labels the row; what it trained is in its result."""
     found = cells(tables_of(folder)["efficiency_ablation"], "late-64")

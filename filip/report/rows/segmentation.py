@@ -22,4 +22,6 @@ def build(inputs: Inputs) -> Table:
 
 
 def _cell(found: dict[str, Any], part: str) -> Cell:
-    return Cell(found[part], n=found["n"], ci95=found["ci95"] if part == "miou" else None)
+    if part == "miou":
+        return Cell(found[part], n=found["n"], ci95=found["ci95"])
+    return Cell(found[part], 1 / found["classes"], found["n"])  # a class drawn for each patch
