@@ -70,8 +70,8 @@ include: "workflow/rules/report.smk"
 
 
 if workflow.is_main_process:
-    if STUDY.evaluates_on_gpus and "gpu" not in workflow.global_resources:
-        workflow.register_resource("gpu", len(visible()) or 1)  # as if --resources gpu=N had said how many there are
+    if STUDY.evaluates_on_gpus and visible() and "gpu" not in workflow.global_resources:
+        workflow.register_resource("gpu", len(visible()))  # as if --resources gpu=N had said how many there are
     if absent := STUDY.missing_data():
         say(f"no data in {STUDY.evaluation['root']} for {', '.join(absent)}: their cells will be empty")
     show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""))

@@ -33,7 +33,7 @@ WORDS = 18  # tokens of every caption, as the plan assumes
 
 
 class Received(TorchDispatchMode):
-    """Adds up the bytes that each kind of collective brings to this rank; buffers below a kilobyte are left out."""
+    """Adds up the bytes of each kind of collective that reach this rank, without counts, lengths and less than 1 kB."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -46,7 +46,8 @@ class Received(TorchDispatchMode):
 
     def _count(self, name: str, arguments: Any) -> None:
         ranks = dist.get_world_size()
-        sizes = [t.nbytes for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        tensors = [t for t in tree_leaves(arguments) if isinstance(t, Tensor)]
+        sizes = [t.nbytes for t in tensors if t.is_floating_point()]
         kind, received = {
             "allgather": ("all_gather", sum(sizes) * (ranks - 1) / (ranks + 1)),
             "allgather_base": ("all_gather", sum(sizes) * (ranks - 1) / (ranks + 1)),
