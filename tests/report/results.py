@@ -14,7 +14,7 @@ from filip.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.results import Results
 from filip.report.rows import build_tables
-from filip.report.table import Table
+from filip.report.table import Cell, Table
 from filip.report.tables import Tables, load_published, main
 from filip.study import load_study
 from tests.support.shards import Sample, encoded, write_shard
@@ -190,6 +190,12 @@ def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
     published = load_published(EVAL / "published.yaml")
     read = load_study(study or folder / "study.json", folder)
     return build_tables(read, Results(folder), published, resamples=1000)
+
+
+def cells(table: Table, label: str) -> dict[str, Cell]:
+    """The cells of a row by column, those that it lacks empty."""
+    row = next(row for row in table.rows if row.label == label)
+    return {column.key: table.cell(row, column) for column in table.columns}
 
 
 def write_tables(folder: Path, *arguments: str) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.results import Results
-from filip.report.table import Cell, Column, Row, average, combine, published_cell
+from filip.report.table import Cell, Column, Row, average, combine
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -70,6 +70,14 @@ class Inputs:
     def published_block(self, name: str) -> dict[str, Any]:
         """A block of the published numbers: ``columns``, then rows by label; no columns if there is no such block."""
         return dict(self.published.get(name) or {"columns": []})
+
+    def published_names(self, protocol: str) -> dict[str, str]:
+        """What the published numbers call the benchmarks of a protocol, by our name; those that the paper has only.
+
+        Their cards say so (``published``): the file of a card may be called anything.
+        """
+        names = {name: self.cards[name].published for name in self.study.benchmarks(protocol)}
+        return {name: theirs for name, theirs in names.items() if theirs is not None}
 
     # ---- rows ----------------------------------------------------------------------------------------
 
@@ -205,14 +213,3 @@ def recall_columns(inputs: Inputs, benchmarks: list[str], ranks: tuple[str, ...]
         for direction, meaning in DIRECTIONS.items()
         for rank in ranks
     ]
-
-
-def published_rows(block: dict[str, Any], columns: list[Column]) -> list[Row]:
-    """The rows of a block of published numbers, one number a column; empty where the paper has none."""
-    rows = []
-    for label, values in block.items():
-        if label != "columns":
-            numbers = dict(zip(block["columns"], values, strict=True))
-            cells = {column.key: published_cell(numbers.get(column.key)) for column in columns}
-            rows.append(Row(label, "paper", cells, "published"))
-    return rows

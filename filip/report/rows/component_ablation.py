@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from filip.report.rows.cells import Inputs, published_rows, recall_columns, task_outcomes
-from filip.report.table import Cell, Column, Table
+from filip.report.rows.cells import Inputs, recall_columns, task_outcomes
+from filip.report.table import Cell, Column, Row, Table, published_cell
 
 VARIANTS = "our own variants"
 
@@ -16,11 +16,10 @@ def build(inputs: Inputs) -> Table:
         cells = {column.key: _cell(inputs, run, column.key) for column in columns}
         rows.append(inputs.row(run, cells, section))
     notes = ["Each middle row adds one component to the baseline; the last row has all of them."]
-    block = inputs.published_block("component_ablation")
-    if set(block["columns"]) & {column.key for column in columns}:
-        rows += published_rows(block, columns)
-    else:
+    published = _published(inputs, columns)
+    if not published:
         notes.insert(1, "The paper's table is over MSCOCO and ImageNet, so its rows are not shown.")
+    rows += published
     return Table("component_ablation", "Component ablation (%)", columns, rows, notes)
 
 
@@ -38,9 +37,38 @@ def _columns(inputs: Inputs) -> list[Column]:
 
 
 def _cell(inputs: Inputs, run: str, key: str) -> Cell:
-    if key == "average":
+    benchmark, figure = _parts(key)
+    if not benchmark:
         return inputs.average_cell(run)
-    if key.endswith("_top1"):
-        return inputs.task_cell(run, key.removesuffix("_top1"))
-    benchmark, direction, rank = key.rsplit("_", 2)
-    return inputs.recall_cell(run, benchmark, direction, rank)
+    if figure == "top1":
+        return inputs.task_cell(run, benchmark)
+    return inputs.recall_cell(run, benchmark, *figure.split("_"))
+
+
+def _parts(key: str) -> tuple[str, str]:
+    """The benchmark of a column, and which of its figures: "top1", or direction and rank as in "i2t_r1".
+
+    The average over benchmarks is of none: "".
+    """
+    if key == "average":
+        return "", key
+    benchmark, *figure = key.rsplit("_", 1 if key.endswith("_top1") else 2)
+    return benchmark, "_".join(figure)
+
+
+def _published(inputs: Inputs, columns: list[Column]) -> list[Row]:
+    """The paper's rows, empty where it has no number; none if it has none for any of the columns."""
+    block = inputs.published_block("component_ablation")
+    names = inputs.published_names("retrieval") | inputs.published_names("zero_shot")
+    theirs = {}
+    for column in columns:
+        benchmark, figure = _parts(column.key)
+        if benchmark in names:
+            theirs[column.key] = f"{names[benchmark]}_{figure}"
+    rows = []
+    for label, values in block.items() if set(theirs.values()) & set(block["columns"]) else ():
+        if label != "columns":
+            numbers = dict(zip(block["columns"], values, strict=True))
+            cells = {column.key: published_cell(numbers.get(theirs.get(column.key))) for column in columns}
+            rows.append(Row(label, "paper", cells, "published"))
+    return rows

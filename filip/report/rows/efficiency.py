@@ -20,7 +20,8 @@ NOT_APPLICABLE = "does not apply"
 def build(inputs: Inputs) -> Table:
     """One row per entry of the study's ``efficiency``, then the published rows."""
     tasks = inputs.study.benchmarks("zero_shot")
-    measure = "imagenet_top1" if tasks == ["imagenet"] else "accuracy"
+    theirs = list(inputs.published_names("zero_shot").values())
+    measure = "imagenet_top1" if len(tasks) == 1 and theirs == ["imagenet"] else "accuracy"
     title = f"{inputs.title(tasks[0])} top-1" if len(tasks) == 1 else f"mean of {len(tasks)} tasks"
     columns = [
         Column("interaction", "interaction", unit="text"),

@@ -59,14 +59,18 @@ def _recalls(inputs: Inputs, run: str, benchmarks: list[str]) -> dict[str, Cell]
 
 def _published(inputs: Inputs, block_name: str, section: str) -> list[Row]:
     block = inputs.published_block(block_name)
-    shown = {f"{name}_{way}" for name in inputs.study.benchmarks("retrieval") for way in DIRECTIONS}
+    names = inputs.published_names("retrieval")
+    columns = {f"{name}_{way}" for name in names.values() for way in DIRECTIONS}
     rows = []
-    for label, entry in block.items() if shown & set(block["columns"]) else ():
+    for label, entry in block.items() if columns & set(block["columns"]) else ():
         if label == "columns":
             continue
+        numbers = dict(zip(block["columns"], entry, strict=True))
         cells = {}
-        for column, values in zip(block["columns"], entry, strict=True):
-            for number, rank in enumerate(RANKS):
-                cells[f"{column}_{rank}"] = published_cell(None if values is None else values[number])
+        for ours in inputs.study.benchmarks("retrieval"):
+            for way in DIRECTIONS:
+                values = numbers.get(f"{names.get(ours)}_{way}") or [None] * len(RANKS)
+                for rank, value in zip(RANKS, values, strict=True):
+                    cells[f"{ours}_{way}_{rank}"] = published_cell(value)
         rows.append(Row(label, "paper", cells, TRANSFERRED if label.endswith("*") else section))
     return rows

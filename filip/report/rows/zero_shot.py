@@ -18,14 +18,15 @@ def build(inputs: Inputs) -> Table:
 
 def _published(inputs: Inputs) -> list[Row]:
     block = inputs.published_block("zero_shot_classification")
+    names = inputs.published_names("zero_shot")
     tasks = inputs.study.benchmarks("zero_shot")
-    same_benchmarks = set(tasks) == set(block["columns"])
+    same_benchmarks = sorted(names.get(task, "") for task in tasks) == sorted(block["columns"])
     rows = []
-    for label, entry in block.items() if set(tasks) & set(block["columns"]) else ():
+    for label, entry in block.items() if set(names.values()) & set(block["columns"]) else ():
         if label == "columns":
             continue
         numbers = dict(zip(block["columns"], entry["values"], strict=True))
-        cells = {task: published_cell(numbers.get(task)) for task in tasks}
+        cells = {task: published_cell(numbers.get(names.get(task))) for task in tasks}
         cells["average"] = (
             published_cell(entry["average"])
             if same_benchmarks

@@ -1,0 +1,120 @@
+"""Published rows: beside ours where a benchmark's card says what the paper calls it, and never in place of ours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from filip.report.formats.latex import to_latex
+from tests.report.results import EVAL, cells, changed, recalls, tables_of, task, write
+
+
+def test_published_rows_never_fill_ours(folder):
+    tables = tables_of(folder)
+    for name in ("zero_shot", "retrieval", "component_ablation"):
+        assert all(row.kind != "paper" for row in tables[name].rows)  # other benchmarks than the paper's
+    efficiency = tables["efficiency_ablation"]
+    paper = [row for row in efficiency.rows if row.kind == "paper"]
+    assert len(paper) == 6
+    assert all(row.cells["accuracy"].value is None for row in paper)
+    late = next(row for row in paper if row.label == "late*")
+    assert late.cells["time_ratio"].value == pytest.approx(1.39 / 1.31)
+    assert late.cells["memory_ratio"].value == pytest.approx(16100 / 14300)
+
+
+def paper_study(folder: Path, retrieval: tuple[str, ...] = ("flickr30k", "mscoco")) -> Path:
+    tuned = {"label": "ours", "from": "filip", "experiment": "finetune_coco"}
+    for run, recall in (("filip", 0.2), ("coco_ft", 0.3), ("flickr_ft", 0.4)):
+        both = {"flickr30k": recalls(recall, 1000), "mscoco": recalls(recall / 2, 5000)}
+        write(folder / "eval" / run / "retrieval.json", {"benchmarks": both})
+    for run in ("filip", "open_clip_b32"):
+        write(folder / "eval" / run / "zero_shot.json", {"tasks": {"imagenet": task(0.4, 50000, 1000)}})
+    return changed(
+        folder,
+        "paper",
+        eval={"root": "x", "zero_shot": ["imagenet"], "retrieval": list(retrieval)},
+        runs={"filip": {"label": "ours"}},
+        peers={"open_clip_b32": {"label": "theirs", "model": "open_clip:ViT-B-32"}},
+        fine_tune={"coco_ft": {**tuned, "source": "coco"}, "flickr_ft": {**tuned, "source": "flickr30k"}},
+        efficiency={},
+        tables={
+            "zero_shot": ["filip"],
+            "retrieval": ["filip", "coco_ft", "flickr_ft"],
+            "component_ablation": ["filip"],
+        },
+    )
+
+
+def test_the_paper_s_rows_stand_beside_ours_where_the_columns_are_the_same(folder):
+    tables = tables_of(folder, paper_study(folder))
+    zero_shot = tables["zero_shot"]
+    assert [row.kind for row in zero_shot.rows] == ["ours", "peer", *["paper"] * 4]
+    assert cells(zero_shot, "FILIP-base-ViT-B/32")["imagenet"].value == pytest.approx(0.688)
+    assert tables["component_ablation"].columns[-1].key == "imagenet_top1"
+
+
+def test_the_paper_s_ablation_stands_beside_ours_on_its_own_benchmarks(folder):
+    ablation = tables_of(folder, paper_study(folder, ("mscoco",)))["component_ablation"]
+    paper = cells(ablation, "w/ back translation")
+    assert [cell.value for cell in paper.values()] == pytest.approx([0.292, 0.550, 0.179, 0.398, 0.339])
+
+
+def test_transferred_rows_come_from_the_other_fine_tuning(folder):
+    """FILIP*: zero-shot on one set after fine-tuning on the other."""
+    table = tables_of(folder, paper_study(folder))["retrieval"]
+    shown = {(row.section, row.run): row for row in table.rows if row.kind == "ours"}
+    fine = shown["fine-tuned", "coco_ft"].cells
+    assert fine["mscoco_i2t_r1"].value == pytest.approx(0.15) and fine["flickr30k_i2t_r1"].value is None
+    star = shown["zero-shot after fine-tuning elsewhere (*)", "coco_ft"]
+    assert star.label == "ours *" and star.cells["mscoco_i2t_r1"].value is None
+    assert star.cells["flickr30k_i2t_r1"].value == pytest.approx(0.3)
+    paper = {row.label: row.section for row in table.rows if row.kind == "paper"}
+    assert paper["FILIP*"] == star.section
+    assert sum(row.label == "FILIP" for row in table.rows) == 2  # zero-shot and fine-tuned
+    latex = to_latex(table)  # where no column says whose a row is
+    assert latex.count("\nFILIP (published) &") == 2 and "\nours *" in latex and "ours (pub" not in latex
+
+
+def write_card(folder: Path, name: str, published: str | None) -> None:
+    """A card for one's own copy of a data set of the paper."""
+    card = yaml.safe_load((EVAL / f"{name.removeprefix('my_')}.yaml").read_text())
+    write(folder / "eval" / f"{name}.yaml", yaml.safe_dump({**card, "name": name, "published": published}))
+
+
+@pytest.mark.parametrize("stated", [True, False])
+def test_it_is_the_card_that_says_which_published_numbers_are_of_its_benchmark(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stated: bool
+) -> None:
+    """A card of another name has the paper's rows if it says so, and one of the paper's name that does not has none."""
+    imagenet, mscoco = ("my_imagenet", "my_mscoco") if stated else ("imagenet", "mscoco")
+    for name in (imagenet, mscoco):
+        write_card(tmp_path, name, name.removeprefix("my_") if stated else None)
+    monkeypatch.chdir(tmp_path)
+    study = yaml.safe_load(paper_study(folder).read_text())
+    study["eval"] = {"root": "x", "zero_shot": [imagenet], "retrieval": [mscoco]}
+    study["efficiency"] = {"orig": {"label": "orig"}}
+    tables = tables_of(folder, changed(folder, "renamed", **study))
+    paper = {name: {r.label: r.cells for r in tables[name].rows if r.kind == "paper"} for name in tables}
+    if not stated:
+        assert not any(paper[name] for name in ("zero_shot", "retrieval", "component_ablation"))
+        assert all(cells["accuracy"].value is None for cells in paper["efficiency_ablation"].values())
+        return
+    assert paper["zero_shot"]["CLIP-ViT-B/32"]["my_imagenet"].value == pytest.approx(0.632)
+    assert paper["retrieval"]["CLIP"]["my_mscoco_t2i_r10"].value == pytest.approx(0.722)
+    ablation = paper["component_ablation"]["FILIP-base"]
+    assert ablation["my_mscoco_i2t_r5"].value == pytest.approx(0.601)
+    assert ablation["my_imagenet_top1"].value == pytest.approx(0.378)
+    assert paper["efficiency_ablation"]["late*"]["imagenet_top1"].value == pytest.approx(0.343)
+
+
+def test_the_paper_s_average_stands_only_beside_all_twelve_of_its_benchmarks(folder: Path) -> None:
+    twelve = yaml.safe_load((EVAL / "published.yaml").read_text())["zero_shot_classification"]["columns"]
+    for names, average in ((twelve, 0.783), (twelve[1:], None)):
+        study = changed(
+            folder, "twelve", eval={"root": "x", "zero_shot": names, "retrieval": ["demo_fluent"]}
+        )
+        assert cells(tables_of(folder, study)["zero_shot"], "FILIP-large-ViT-L/14")["average"].value == (
+            average if average is None else pytest.approx(average)
+        )
