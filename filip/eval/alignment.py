@@ -27,7 +27,7 @@ from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder
 from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
-from filip.eval.options import FEATURES_GB, CardOptions, said, store_of
+from filip.eval.options import FEATURES_GB, CardOptions, skipped_entry, store_of
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.pictures import Cell, alignment_cell, sheet
 from filip.eval.pointing import Labelled, aligned, composite_alignment, composite_pointing, pointing
@@ -79,7 +79,9 @@ def main(config: Alignment) -> None:
     Path(config.picture).parent.mkdir(parents=True, exist_ok=True)
     page.save(config.picture)
     write_outcomes(config.out, record)
-    write_json(config.out, {**header, "picture": config.picture, "benchmarks": results, **said(skipped)})
+    write_json(
+        config.out, {**header, "picture": config.picture, "benchmarks": results, **skipped_entry(skipped)}
+    )
 
 
 def _align_card(

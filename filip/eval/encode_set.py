@@ -13,7 +13,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import Batch, EvalSet, Sample, batches
-from filip.eval.features import FeatureStore, ShardEncodedError, encoded
+from filip.eval.features import FeatureStore, ShardEncodedError, features_of_batches
 from filip.eval.scorer import Scorer
 from filip.progress import Progress, say
 
@@ -25,8 +25,8 @@ class Source:
     """A data set that is gone through, and in which batches.
 
     title: in the progress display and in messages. card, root: where the set is from; without a card its features are
-    not kept. both: where features are kept, those for similarities and those for a linear probe are, of one pass.
-    more: a job that only encodes a part (``shard=``) has another set to encode after this one.
+    not kept. with_probe: where features are kept, those for similarities and those for a linear probe are, of one pass.
+    another_follows: a job that only encodes a part (``shard=``) has another set to encode after this one.
     """
 
     data: EvalSet
@@ -35,8 +35,8 @@ class Source:
     workers: int = 0
     card: BenchmarkCard | None = None
     root: str | Path = "."
-    both: bool = False
-    more: bool = False
+    with_probe: bool = False
+    another_follows: bool = False
 
     @property
     def count(self) -> int:
@@ -54,10 +54,10 @@ def encoded_batches(
 
     kind: "image", what the scorer takes, on its device; or "probe", what a linear probe sees, on the CPU.
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
-    ShardEncodedError if only a part is to be encoded, without giving any of it; before ``source.more`` it just ends.
+    ShardEncodedError if only a part is to be encoded, without giving any of it; if another set follows, it just ends.
     """
     found = False
-    for item in _encoded(source, range(source.count), scorer, store, kind):
+    for item in _features_of(source, range(source.count), scorer, store, kind):
         if item[1].keys:
             found = True
             yield item
@@ -71,7 +71,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
     """
 
     def encode(numbers: Iterable[int]) -> list[T | None]:
-        read = _encoded(source, numbers, scorer, scorer.store, "image")
+        read = _features_of(source, numbers, scorer, scorer.store, "image")
         return [keep(features, batch) if batch.keys else None for features, batch in read]
 
     found = scorer.share.together(source.count, encode)
@@ -80,7 +80,7 @@ def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) 
     return kept
 
 
-def _encoded(
+def _features_of(
     source: Source,
     numbers: Iterable[int],
     scorer: Scorer,
@@ -96,7 +96,7 @@ def _encoded(
     )
 
     def encode(pixels: Tensor) -> dict[str, Tensor]:
-        both = scorer.encode_images_and_probe(pixels) if source.both and kept is not None else None
+        both = scorer.encode_images_and_probe(pixels) if source.with_probe and kept is not None else None
         if both is not None:
             return both
         return {
@@ -108,17 +108,17 @@ def _encoded(
         return _all_batches(part, scorer.transform, source.title, source.batch_size, source.workers)
 
     if store is None or kept is None:
-        yield from encoded(None, numbers, kind, encode, read, device)
+        yield from features_of_batches(None, numbers, kind, encode, read, device)
         return
     if store.shard is not None:
         own = list(store.own(source.count))
-        done = sum(1 for _ in encoded(kept, own, kind, encode, read, device))
+        done = sum(1 for _ in features_of_batches(kept, own, kind, encode, read, device))
         store.trim(kept)
         say(f"{source.title}: {done:,} of {source.count:,} batches are encoded")
-        if not source.more:
+        if not source.another_follows:
             raise ShardEncodedError(source.title)
         return
-    yield from encoded(kept, numbers, kind, encode, read, device)
+    yield from features_of_batches(kept, numbers, kind, encode, read, device)
     store.trim(kept)
 
 

@@ -123,7 +123,7 @@ class KeptSet:
         os.utime(self.folder)
 
 
-def encoded(
+def features_of_batches(
     kept: KeptSet | None,
     numbers: Iterable[int],
     kind: str,

@@ -24,7 +24,7 @@ from filip.eval.encoders import Encoder
 from filip.eval.features import FeatureStore
 from filip.eval.formats import open_set
 from filip.eval.logistic import Classifier, fit
-from filip.eval.options import EvalOptions, said
+from filip.eval.options import EvalOptions, skipped_entry
 from filip.eval.outcomes import Record, write_outcomes
 from filip.eval.scorer import scorer_for
 from filip.eval.zero_shot import measure, outcomes
@@ -57,7 +57,8 @@ def main(config: LinearProbe) -> None:
     header = config.result_header(encoder)
     write_outcomes(config.out, record)
     write_json(
-        config.out, {**header, "regularisation": config.regularisation, "tasks": tasks, **said(skipped)}
+        config.out,
+        {**header, "regularisation": config.regularisation, "tasks": tasks, **skipped_entry(skipped)},
     )
 
 
@@ -74,7 +75,9 @@ def probe(
     training = training_card(card, config.root)
     batches = (config.batch_size, config.workers)
     # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is probed only.
-    source = Source(test, card.name, *batches, card, config.root, both=True, more=training is not None)
+    source = Source(
+        test, card.name, *batches, card, config.root, with_probe=True, another_follows=training is not None
+    )
     features, labels, keys, clusters = _features(encoder, source, store)
     if training is None:
         scores, protocol = _cross_validated(encoder, features, labels, len(names), config)

@@ -104,7 +104,7 @@ def store_of(
     return FeatureStore(Path(folder), model_key(options.model, encoder), int(gigabytes * 1e9), part)
 
 
-def said(skipped: dict[str, str]) -> dict[str, Any]:
+def skipped_entry(skipped: dict[str, str]) -> dict[str, Any]:
     """What a result file says of the benchmarks that were left out (``missing=skip``): why, by name."""
     return {"skipped": skipped} if skipped else {}
 

@@ -21,7 +21,7 @@ from filip.eval.datasets import Batch
 from filip.eval.encode_set import CutTexts, Source, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
-from filip.eval.options import EvalOptions, said
+from filip.eval.options import EvalOptions, skipped_entry
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, load_retrieval_prompts
 from filip.eval.scorer import RANKINGS, Scorer, Texts, ranking
@@ -83,7 +83,7 @@ def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str,
         **config.result_header(scorer.encoder),
         "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
         "benchmarks": benchmarks,
-        **said(skipped),
+        **skipped_entry(skipped),
     }
     return result, record
 

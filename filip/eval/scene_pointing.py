@@ -25,7 +25,7 @@ from filip.eval.datasets import EvalSet, Sample
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
-from filip.eval.options import CardOptions, said
+from filip.eval.options import CardOptions, skipped_entry
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
@@ -56,7 +56,9 @@ def main(config: ScenePointing) -> None:
             f"{100 * found['among_things']['value']:.1f} % (chance {100 * found['among_things']['chance']:.1f} %)"
         )
     write_outcomes(config.out, record)
-    write_json(config.out, {**config.result_header(encoder), "benchmarks": benchmarks, **said(skipped)})
+    write_json(
+        config.out, {**config.result_header(encoder), "benchmarks": benchmarks, **skipped_entry(skipped)}
+    )
 
 
 @dataclass(frozen=True)

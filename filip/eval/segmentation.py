@@ -24,7 +24,7 @@ from filip.eval.datasets import Sample
 from filip.eval.encode_set import size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
-from filip.eval.options import CardOptions, said
+from filip.eval.options import CardOptions, skipped_entry
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
@@ -55,7 +55,7 @@ def main(config: Segmentation) -> None:
         )
     write_outcomes(config.out, record)
     header = {**config.result_header(encoder), "prompt_file": config.prompts}
-    write_json(config.out, {**header, "benchmarks": benchmarks, **said(skipped)})
+    write_json(config.out, {**header, "benchmarks": benchmarks, **skipped_entry(skipped)})
 
 
 def segment(

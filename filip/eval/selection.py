@@ -22,7 +22,7 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.encode_set import CutTexts, Source, encoded_batches, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
-from filip.eval.options import EvalOptions, said
+from filip.eval.options import EvalOptions, skipped_entry
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.scorer import RANKINGS, Scorer, ranking
 from filip.files import write_json
@@ -50,7 +50,7 @@ def main(config: Selection) -> None:
         )
     write_outcomes(config.out, record)
     header = config.result_header(scorer.encoder)
-    write_json(config.out, {**header, "benchmarks": benchmarks, **said(skipped)})
+    write_json(config.out, {**header, "benchmarks": benchmarks, **skipped_entry(skipped)})
 
 
 def select(

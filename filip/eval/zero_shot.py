@@ -24,7 +24,7 @@ from filip.eval.datasets import Batch
 from filip.eval.encode_set import Source, collect, size_note
 from filip.eval.formats import open_set
 from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
-from filip.eval.options import EvalOptions, said
+from filip.eval.options import EvalOptions, skipped_entry
 from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.scorer import Scorer, Texts
@@ -84,7 +84,7 @@ def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, 
         "ensemble": config.ensemble,
         "prompt_file": config.prompts,
         "tasks": tasks,
-        **said(skipped),
+        **skipped_entry(skipped),
     }
     return result, record
 
@@ -114,7 +114,7 @@ def zero_shot_task(
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
         return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
 
-    parts = collect(scorer, Source(data, card.name, batch_size, workers, card, root, both=True), keep)
+    parts = collect(scorer, Source(data, card.name, batch_size, workers, card, root, with_probe=True), keep)
     scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
     every_score, every_label = torch.cat(scores), torch.cat(labels)
     keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
