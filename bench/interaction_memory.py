@@ -12,6 +12,7 @@ import gc
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 # Blocks of 64 KB and more are returned to the system when freed, so that no growth hides in memory freed earlier.
@@ -39,17 +40,22 @@ def resident(field: str) -> float:
     raise RuntimeError(f"no {field} in /proc/self/status: this measurement needs Linux")
 
 
-def main(name: str, images: int, patches: int) -> None:
-    from bench.interaction_contenders import CONTENDERS, random_problem
-
-    CONTENDERS[name](random_problem(4, 5))()
-    step = CONTENDERS[name](random_problem(images, patches))
+def growth(step: Callable[[], object]) -> float:
+    """Megabytes of resident memory that a step needs at its peak, above what was resident before it."""
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
     result = step()
-    print(resident("VmHWM") - before)
-    del result
+    peak = resident("VmHWM") - before
+    del result  # kept until now: a step's result belongs to its peak
+    return peak
+
+
+def main(name: str, images: int, patches: int) -> None:
+    from bench.interaction_contenders import CONTENDERS, random_problem
+
+    CONTENDERS[name](random_problem(4, 5))()
+    print(growth(CONTENDERS[name](random_problem(images, patches))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ ratios too. Memory is the growth of the resident set at its high-water mark in a
 from __future__ import annotations
 
 import argparse
-import gc
 import json
 import os
 import statistics
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bench.interaction_memory import ENVIRONMENT, resident
+from bench.interaction_memory import ENVIRONMENT, growth
 from filip.interaction.adapters import colbert_scores
 
 DIM = 128
@@ -110,13 +109,7 @@ def _peak_megabytes(name: str, queries: int, scorer: str) -> float:
 
 def print_peak(name: str, queries: int, scorer: str) -> None:
     step_of(scorer, batch(name, 4))()  # starts threads and libraries
-    step = step_of(scorer, batch(name, queries))
-    gc.collect()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
-    kept = step()
-    print(resident("VmHWM") - before)
-    del kept
+    print(growth(step_of(scorer, batch(name, queries))))
 
 
 def main() -> None:

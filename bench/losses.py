@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import gc
 import json
 import math
 import os
@@ -29,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.interaction_memory import resident
+from bench.interaction_memory import growth
 from filip.interaction import (
     Blockwise,
     Similarity,
@@ -219,14 +218,10 @@ def seconds(batch: Batch, terms: dict[str, Loss], rounds: int) -> dict[str, tupl
 
 
 def peak_megabytes(loss: Loss, batch: Batch) -> float:
-    """Of one step, gradients included, above what was resident before it; the kernel's high-water mark is reset."""
+    """Of one step, gradients included, above what was resident before it."""
     for leaf in batch.leaves():
         leaf.grad = None
-    gc.collect()
-    before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")
-    loss().backward()
-    return resident("VmHWM") - before
+    return growth(lambda: loss().backward())
 
 
 def return_freed_memory() -> None:

@@ -39,12 +39,13 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
 def publish(part: Path, path: Path) -> None:
     """Give a finished file its name once its bytes are on the disk: a power cut leaves no name of an empty file."""
     if not part.is_symlink():  # to a file of somebody else's
-        _sync(part)
+        sync(part)
     os.replace(part, path)
-    _sync(path.parent)
+    sync(path.parent)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Return when a file, or the names in a folder, are on the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)

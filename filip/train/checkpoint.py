@@ -20,7 +20,7 @@ import torch
 
 from filip import device
 from filip.errors import UserError
-from filip.files import write_json
+from filip.files import sync, write_json
 from filip.models import config_from_dict
 from filip.models.config import migrated
 from filip.train.config import CheckpointConfig
@@ -181,7 +181,7 @@ def save_checkpoint(
         if final.exists():  # a rename cannot replace it; deleting it could be interrupted half-way
             os.rename(final, folder / f".old-{final.name}")
         os.rename(aside, final)
-        _sync(folder)
+        sync(folder)
         _prune(folder, settings)
     barrier(ranks)
     return final
@@ -266,21 +266,13 @@ def _prune(folder: Path, settings: CheckpointConfig) -> None:
 def _to_disk(folder: Path) -> None:
     """Flush the files that this host wrote, so that a power cut after the rename loses nothing."""
     for path in [*folder.iterdir(), folder]:
-        _sync(path)
+        sync(path)
 
 
 def _size(path: Path) -> int:
     """Of an opened file: network file systems answer ``stat`` from a cache, but look again when a file is opened."""
     with open(path, "rb") as file:
         return file.seek(0, os.SEEK_END)
-
-
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 def random_states() -> dict[str, Any]:
