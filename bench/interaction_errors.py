@@ -15,6 +15,7 @@ from torch import Tensor
 
 from filip.interaction import reference
 from filip.interaction.backends import choose_backend
+from filip.interaction.packing import Tokens
 
 
 class Errors(NamedTuple):
@@ -56,15 +57,15 @@ def measure(backend: str, dtype_name: str, device: str = "cpu") -> Errors:
     worst = [0.0, 0.0]
     for image, text, lengths in problems(dtype):
         module = choose_backend(image[:0].to(device), max(lengths), backend)
-        tokens = image.to(device), text.to(device)
-        exact = image.double(), text.double()
-        i2t, t2i, _ = reference.forward(*exact, lengths)
+        tokens = Tokens(image.to(device), text.to(device), lengths)
+        exact = Tokens(image.double(), text.double(), lengths)
+        i2t, t2i = reference.forward(exact)[0]
         own = torch.eye(*i2t.shape)
         upstream = (20 * i2t).softmax(1) - own, (20 * t2i).softmax(0) - own
-        wanted = i2t, t2i, *reference.backward(*upstream, *exact, lengths, ())
-        i2t, t2i, maps = module.forward(*tokens, lengths, True)
-        to_i2t, to_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
-        found = i2t, t2i, *module.backward(to_i2t, to_t2i, *tokens, lengths, maps)
+        wanted = i2t, t2i, *reference.backward(exact, upstream, ())
+        (i2t, t2i), maps = module.forward(tokens, True)
+        of_i2t, of_t2i = (weight.to(device, i2t.dtype) for weight in upstream)
+        found = i2t, t2i, *module.backward(tokens, (of_i2t, of_t2i), maps)
         differences = [_difference(a, b) for a, b in zip(found, wanted, strict=True)]
         worst = [max(worst[0], *differences[:2]), max(worst[1], *differences[2:])]
     return Errors(*worst)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import torch
 
-from filip.interaction import tiled, triton_kernel
+from filip.interaction import tiled, triton_layout
 
 CAPTIONS, PATCHES = 40_960, 49
 
@@ -31,7 +31,7 @@ def main() -> None:
 
     report("tiled, order of the captions", milliseconds(lambda: tiled.by_length(lengths, cpu)))
     report(f"tiled, the {len(tiles())} tiles of 320 images", milliseconds(tiles))
-    report("triton, groups of captions", milliseconds(lambda: triton_kernel.lay_out(lengths, cpu)))
+    report("triton, groups of captions", milliseconds(lambda: triton_layout.lay_out(lengths, cpu)))
 
 
 def report(what: str, value: float) -> None:

@@ -2,15 +2,13 @@
 
 A backend is a module with two functions that know nothing of autograd:
 
-    forward(image_tokens [b, n1, d], text_tokens [T, d], lengths: list[int], save_for_backward: bool)
-        -> (s^I, s^T, residuals)
-    backward(grad s^I, grad s^T, image_tokens, text_tokens, lengths, residuals, needs: tuple[bool, bool])
-        -> (grad image, grad text)
+    forward(tokens, save_for_backward) -> ((s^I, s^T), residuals)
+    backward(tokens, (grad s^I, grad s^T), residuals, needs) -> (grad image, grad text)
 
-``residuals`` is a tuple of tensors whose contents only the backend knows, and undefined unless
-``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens is in the accumulation
-dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the two gradients somebody
-wants; of the other side nothing is computed, and what is returned for it is an empty tensor.
+``tokens`` are :class:`filip.interaction.packing.Tokens`. ``residuals`` is a tuple of tensors whose contents only the
+backend knows, and undefined unless ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens
+is in the accumulation dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the
+two gradients somebody wants; of the other side nothing is computed, and what is returned for it is an empty tensor.
 """
 
 from __future__ import annotations
@@ -23,6 +21,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction import reference, tiled
+from filip.interaction.packing import Pair, Residuals, Tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
 BACKENDS = ("auto", "reference", "tiled", "native", "triton")
@@ -31,21 +30,11 @@ BACKENDS = ("auto", "reference", "tiled", "native", "triton")
 class Backend(Protocol):
     """What dispatch asks of a module (see above)."""
 
-    def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True, /
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]: ...
+    def forward(self, tokens: Tokens, save_for_backward: bool = True, /) -> tuple[Pair, Residuals]: ...
 
     def backward(
-        self,
-        grad_i2t: Tensor,
-        grad_t2i: Tensor,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        lengths: list[int],
-        residuals: tuple[Tensor, ...],
-        needs: tuple[bool, bool] = (True, True),
-        /,
-    ) -> tuple[Tensor, Tensor]: ...
+        self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True), /
+    ) -> Pair: ...
 
 
 def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
@@ -76,30 +65,18 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = 
     return found
 
 
-def run_forward(
-    module: Backend,
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: list[int],
-    save_for_backward: bool = True,
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def run_forward(module: Backend, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """``module.forward`` with autocast off: it would round the similarities to 16 bits."""
-    with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.forward(image_tokens, text_tokens, lengths, save_for_backward)
+    with torch.autocast(tokens.image.device.type, enabled=False):
+        return module.forward(tokens, save_for_backward)
 
 
 def run_backward(
-    module: Backend,
-    grads: tuple[Tensor, Tensor],
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: list[int],
-    residuals: tuple[Tensor, ...],
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
+    module: Backend, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool]
+) -> Pair:
     """``module.backward`` with autocast off, for callers who differentiate inside its context."""
-    with torch.autocast(image_tokens.device.type, enabled=False):
-        return module.backward(*grads, image_tokens, text_tokens, lengths, residuals, needs)
+    with torch.autocast(tokens.image.device.type, enabled=False):
+        return module.backward(tokens, grads, residuals, needs)
 
 
 def _automatic(image_tokens: Tensor, longest: int) -> Backend:
@@ -132,11 +109,11 @@ def _native_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | No
 def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
     """The GPU kernels, or None and why not."""
     try:
-        from filip.interaction import triton_kernel
+        from filip.interaction import triton_backend
     except ImportError as error:
         return None, f"Triton cannot be imported ({error})"
-    reason = triton_kernel.unavailable_reason(image_tokens, longest)
-    return (None if reason else triton_kernel), reason
+    reason = triton_backend.unavailable_reason(image_tokens, longest)
+    return (None if reason else triton_backend), reason
 
 
 def _triton_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:

@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packing import accumulation_dtype
-from filip.interaction.tiled import Order, by_length, tiles
+from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
+from filip.interaction.tiled import by_length, tiles
 
 # [images, n1, d] and [texts, n2, d] to s^I and s^T, each [images, texts]
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -35,43 +35,35 @@ class Blockwise:
     def __init__(self, score: Score, width: int = 1) -> None:
         self.score, self.width = score, width
 
-    def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """s^I and s^T [images, texts]; ``image_tokens`` [b, n1, d], packed ``text_tokens`` [T, d]."""
-        wide = accumulation_dtype(image_tokens.dtype)
-        order = by_length(lengths, image_tokens.device)
-        i2t = image_tokens.new_empty(len(image_tokens), len(lengths), dtype=wide)
+    def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
+        """s^I and s^T [images, texts]."""
+        image, text, lengths = tokens
+        wide = accumulation_dtype(image.dtype)
+        i2t = image.new_empty(len(image), len(lengths), dtype=wide)
         t2i = torch.empty_like(i2t)
         with torch.no_grad():
-            for images, texts, rows in self._blocks(image_tokens, order):
-                block = text_tokens[rows].to(wide)
-                i2t[images, texts], t2i[images, texts] = self.score(image_tokens[images].to(wide), block)
-        return i2t, t2i, ()
+            for images, texts, rows in self._blocks(tokens):
+                i2t[images, texts], t2i[images, texts] = self.score(
+                    image[images].to(wide), text[rows].to(wide)
+                )
+        return (i2t, t2i), ()
 
     def backward(
-        self,
-        grad_i2t: Tensor,
-        grad_t2i: Tensor,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        lengths: list[int],
-        residuals: tuple[Tensor, ...],
-        needs: tuple[bool, bool] = (True, True),
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+    ) -> Pair:
         """Gradients of both inputs in the accumulation dtype."""
-        wide = accumulation_dtype(image_tokens.dtype)
-        order = by_length(lengths, image_tokens.device)
+        image, text, _ = tokens
+        wide = accumulation_dtype(image.dtype)
         found = [
-            torch.zeros_like(tokens, dtype=wide) if need else tokens.new_empty(0, dtype=wide)
-            for tokens, need in zip((image_tokens, text_tokens), needs, strict=True)
+            torch.zeros_like(side, dtype=wide) if need else side.new_empty(0, dtype=wide)
+            for side, need in zip((image, text), needs, strict=True)
         ]
-        for images, texts, rows in self._blocks(image_tokens, order):
+        for images, texts, rows in self._blocks(tokens):
             with torch.enable_grad():
-                block = [image_tokens[images].detach().to(wide), text_tokens[rows].detach().to(wide)]
+                block = [image[images].detach().to(wide), text[rows].detach().to(wide)]
                 inputs = [part.requires_grad_() for part, need in zip(block, needs, strict=True) if need]
                 scores = self.score(*block)
-            upstream = grad_i2t[images, texts].to(wide), grad_t2i[images, texts].to(wide)
+            upstream = [grad[images, texts].to(wide) for grad in grads]
             gradients = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
             if needs[0]:
                 found[0][images] += next(gradients)
@@ -79,10 +71,11 @@ class Blockwise:
                 found[1].index_add_(0, rows.flatten(), next(gradients).flatten(0, 1))
         return found[0], found[1]
 
-    def _blocks(self, image_tokens: Tensor, order: Order) -> Iterator[tuple[slice, Tensor, Tensor]]:
+    def _blocks(self, tokens: Tokens) -> Iterator[tuple[slice, Tensor, Tensor]]:
         """(images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
-        b, n1, _ = image_tokens.shape
-        for images, first, last in tiles(b, max(n1, self.width), order.lengths, image_tokens.device):
+        (b, n1, _), device = tokens.image.shape, tokens.image.device
+        order = by_length(tokens.lengths, device)
+        for images, first, last in tiles(b, max(n1, self.width), order.lengths, device):
             rows = order.tokens[order.offsets[first] : order.offsets[last]]
             yield images, order.texts[first:last], rows.view(last - first, -1)
 

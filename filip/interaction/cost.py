@@ -10,6 +10,8 @@ from dataclasses import dataclass, field, replace
 from statistics import NormalDist
 from typing import Any, NamedTuple
 
+from filip.interaction.triton_layout import GROUP
+
 
 def _option(default: Any, help: str) -> Any:
     return field(default=default, metadata={"help": help})
@@ -116,9 +118,9 @@ def triton(s: Setting) -> Cost:
     """The Triton backend with gather: three products of padded tiles, one forward and one for each side's gradient."""
     lengths = caption_lengths(s)
     packed = fused(replace(s, tile_bytes=0))
-    entries = sum(_tiles_of_groups(lengths)) * TRITON_GROUP
+    entries = sum(_tiles_of_groups(lengths)) * GROUP
     index_bytes = 1 if max(s.n1, s.n2_padded) <= 255 else 2
-    slots = -(-s.global_batch // TRITON_GROUP) * TRITON_GROUP
+    slots = -(-s.global_batch // GROUP) * GROUP
     maps = s.local * (slots * s.n1 + entries) * index_bytes
     unpadded = s.local * s.global_batch * (s.n1 + s.n2) * index_bytes
     weights = 2 * s.token_bytes * s.local * slots
@@ -131,18 +133,13 @@ def triton(s: Setting) -> Cost:
     return Cost(flops, packed.memory + maps - unpadded + scratch, packed.traffic)
 
 
-TRITON_GROUP = (
-    64  # captions of a group in triton_kernel.py, which this module does not import: it needs Triton
-)
-
-
 def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
     """Of the Triton backend's forward and backward, at most.
 
     An image takes 16, 32 or 64 rows, or else multiples of 64 in the text gradient and of 128 in the other two products;
     all captions of a group take as many columns as its longest.
     """
-    columns = sum(_tiles_of_groups(lengths)) * TRITON_GROUP
+    columns = sum(_tiles_of_groups(lengths)) * GROUP
     rows = 2 * _padded(n1, 128) + _padded(n1, 64)
     return 2 * images * rows * columns * dim
 
@@ -154,7 +151,7 @@ def _padded(n1: int, most: int) -> int:
 
 def _tiles_of_groups(lengths: list[int]) -> list[int]:
     ordered = sorted(lengths)
-    return [max(ordered[first : first + TRITON_GROUP]) for first in range(0, len(ordered), TRITON_GROUP)]
+    return [max(ordered[first : first + GROUP]) for first in range(0, len(ordered), GROUP)]
 
 
 def caption_lengths(s: Setting) -> list[int]:

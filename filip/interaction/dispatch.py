@@ -11,7 +11,7 @@ from filip.interaction import operator
 from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Similarity, check_tokens, pack_masked, pack_tokens
+from filip.interaction.packing import Pair, Similarity, Tokens, check_tokens, pack_masked, pack_tokens
 
 
 def late_interaction(
@@ -85,10 +85,10 @@ def interact(
     """
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if torch.compiler.is_compiling() and isinstance(backend, str):
-        save = wants_gradient(image_tokens, text_tokens) and not recompute
-        return operator.late_interaction(
-            image_tokens, text_tokens, text_lengths, image_mask, backend, dtype, save
-        )
+        # The maps of masked images are twice as many, and the operator has room for two.
+        save = wants_gradient(image_tokens, text_tokens) and not recompute and image_mask is None
+        tensors = image_tokens, text_tokens, text_lengths, image_mask
+        return Similarity(*operator.late_interaction(*tensors, backend, dtype, save)[:2])
     refuse_transforms("late_interaction")
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     module = choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
@@ -96,8 +96,8 @@ def interact(
         check_mask(image_tokens, image_mask)
         module = Masked(module, image_mask)
     if not wants_gradient(image_tokens, text_tokens):
-        tokens = image_tokens.to(dtype), text_tokens.to(dtype)
-        return Similarity(*run_forward(module, *tokens, lengths, save_for_backward=False)[:2])
+        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
+        return Similarity(*run_forward(module, tokens, save_for_backward=False)[0])
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module, dtype, recompute))
 
 
@@ -116,28 +116,26 @@ class _LateInteraction(torch.autograd.Function):
         module: Backend,
         dtype: torch.dtype,
         recompute: bool,
-    ) -> tuple[Tensor, Tensor]:
-        image, text = image_tokens.to(dtype), text_tokens.to(dtype)
-        i2t, t2i, residuals = run_forward(module, image, text, lengths, save_for_backward=not recompute)
-        ctx.save_for_backward(image, text, *(() if recompute else residuals))
+    ) -> Pair:
+        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
+        found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
+        ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))
         ctx.lengths, ctx.module, ctx.recompute = lengths, module, recompute
         ctx.dtypes = image_tokens.dtype, text_tokens.dtype
-        return i2t, t2i
+        return found
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *saved = ctx.saved_tensors
-        residuals, needs = tuple(saved), ctx.needs_input_grad[:2]
-        if ctx.recompute:
-            residuals = run_forward(ctx.module, image, text, ctx.lengths)[2]
-        both = (grads[0], grads[1])
-        found = run_backward(ctx.module, both, image, text, ctx.lengths, residuals, needs)
+        tokens, needs = Tokens(image, text, ctx.lengths), ctx.needs_input_grad[:2]
+        residuals = run_forward(ctx.module, tokens)[1] if ctx.recompute else tuple(saved)
+        found = run_backward(ctx.module, tokens, (grads[0], grads[1]), residuals, needs)
         return *as_input_gradients(found, needs, ctx.dtypes), None, None, None, None
 
 
 def as_input_gradients(
-    found: tuple[Tensor, Tensor], needs: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
+    found: Pair, needs: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> tuple[Tensor | None, ...]:
     """What an autograd Function returns for the tokens: the dtype of each, None where no gradient is needed."""
     return tuple(g.to(dtype) if need else None for g, need, dtype in zip(found, needs, dtypes, strict=True))

@@ -35,7 +35,7 @@ from filip.interaction.differentiation import first_derivative_only, refuse_tran
 from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
 from filip.interaction.loss import check_vectors, pooled_similarity
 from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
+from filip.interaction.packing import Similarity, Tokens, accumulation_dtype, check_tokens
 
 
 def distributed_late_interaction(
@@ -208,25 +208,24 @@ class _Gathered(torch.autograd.Function):
         dtype: torch.dtype,
         recompute: bool,
     ) -> tuple[Tensor, Tensor]:
-        images = image_tokens.to(dtype)
         texts = gather_rows(text_tokens.to(dtype), layout.tokens, layout.group)
-        lengths = [length for part in layout.lengths for length in part]
-        i2t, own_t2i, residuals = run_forward(module, images, texts, lengths, save_for_backward=not recompute)
-        ctx.save_for_backward(images, texts, *(() if recompute else residuals))
-        ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, lengths, recompute
+        tokens = Tokens(image_tokens.to(dtype), texts, [length for part in layout.lengths for length in part])
+        (i2t, own_t2i), residuals = run_forward(module, tokens, save_for_backward=not recompute)
+        ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))
+        ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, tokens.lengths, recompute
         ctx.needs, ctx.dtypes = ctx.needs_input_grad[:2], (image_tokens.dtype, text_tokens.dtype)
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        images, texts, *saved = ctx.saved_tensors
+        image, text, *saved = ctx.saved_tensors
+        tokens = Tokens(image, text, ctx.lengths)
         layout, residuals, needs = ctx.layout, tuple(saved), ctx.needs
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         if ctx.recompute:
-            residuals = run_forward(ctx.module, images, texts, ctx.lengths)[2]
-        both = (grads[0], grad_t2i)
-        own, remote = run_backward(ctx.module, both, images, texts, ctx.lengths, residuals, needs)
+            residuals = run_forward(ctx.module, tokens)[1]
+        own, remote = run_backward(ctx.module, tokens, (grads[0], grad_t2i), residuals, needs)
         if needs[1]:  # the same on all ranks
             remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
         return *as_input_gradients((own, remote), needs, ctx.dtypes), None, None, None, None
@@ -249,10 +248,9 @@ class _Ring(torch.autograd.Function):
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
         for owner, block in ring_blocks(texts.detach(), layout):
-            columns = layout.columns(owner)
-            i2t[:, columns], own_t2i[:, columns], residuals = run_forward(
-                module, images, block, layout.lengths[owner], save_for_backward=not recompute
-            )
+            columns, tokens = layout.columns(owner), Tokens(images, block, layout.lengths[owner])
+            found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
+            i2t[:, columns], own_t2i[:, columns] = found
             saved += () if recompute else residuals
         ctx.save_for_backward(images, texts, *saved)
         ctx.layout, ctx.module, ctx.recompute = layout, module, recompute
@@ -270,12 +268,12 @@ class _Ring(torch.autograd.Function):
         total = grad_images.new_empty(0)
         handles: list[Any] = []
         for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
-            lengths, columns = layout.lengths[owner], layout.columns(owner)
+            columns, tokens = layout.columns(owner), Tokens(images, block, layout.lengths[owner])
             residuals = tuple(saved[step * per_step : (step + 1) * per_step])
             if ctx.recompute:
-                residuals = run_forward(module, images, block, lengths)[2]
+                residuals = run_forward(module, tokens)[1]
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, remote = run_backward(module, both, images, block, lengths, residuals, needs)
+            own, remote = run_backward(module, tokens, both, residuals, needs)
             if needs[0]:
                 grad_images += own
             if not needs[1]:  # the same on all ranks

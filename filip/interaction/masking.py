@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction.backends import Backend
+from filip.interaction.packing import Pair, Residuals, Tokens
 
 
 def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
@@ -41,44 +42,32 @@ class Masked:
         self.images = torch.arange(len(mask), device=mask.device)
         self.share = mask.sum(dim=1, keepdim=True) / mask.shape[1]
 
-    def forward(
-        self, image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
-    ) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+    def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
         """As of any backend; the residuals are those of the two runs, one after the other."""
-        zeroed, repeated = self._filled(image_tokens)
-        i2t, _, first = self.module.forward(zeroed, text_tokens, lengths, save_for_backward)
-        _, t2i, second = self.module.forward(repeated, text_tokens, lengths, save_for_backward)
-        return i2t / self.share.to(i2t.dtype), t2i, (*first, *second)
+        zeroed, repeated = self._filled(tokens)
+        (i2t, _), first = self.module.forward(zeroed, save_for_backward)
+        (_, t2i), second = self.module.forward(repeated, save_for_backward)
+        return (i2t / self.share.to(i2t.dtype), t2i), (*first, *second)
 
     def backward(
-        self,
-        grad_i2t: Tensor,
-        grad_t2i: Tensor,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        lengths: list[int],
-        residuals: tuple[Tensor, ...],
-        needs: tuple[bool, bool] = (True, True),
-    ) -> tuple[Tensor, Tensor]:
+        self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+    ) -> Pair:
         """Gradients of both inputs; that of the padding is zero, and what its copies of the first token got, the
         first token gets.
         """
-        half, nothing = len(residuals) // 2, torch.zeros_like(grad_i2t)
-        zeroed, repeated = self._filled(image_tokens)
-        scaled = grad_i2t / self.share.to(grad_i2t.dtype)
-        image, text = self.module.backward(
-            scaled, nothing, zeroed, text_tokens, lengths, residuals[:half], needs
-        )
-        of_repeated, more_text = self.module.backward(
-            nothing, grad_t2i, repeated, text_tokens, lengths, residuals[half:], needs
-        )
+        half, nothing = len(residuals) // 2, torch.zeros_like(grads[0])
+        zeroed, repeated = self._filled(tokens)
+        scaled = grads[0] / self.share.to(grads[0].dtype)
+        image, text = self.module.backward(zeroed, (scaled, nothing), residuals[:half], needs)
+        of_repeated, more_text = self.module.backward(repeated, (nothing, grads[1]), residuals[half:], needs)
         if needs[0]:
             both = torch.where(self.mask[..., None], image + of_repeated, 0)
             both[self.images, self.first] += torch.where(self.mask[..., None], 0, of_repeated).sum(dim=1)
             image = both
         return image, text + more_text
 
-    def _filled(self, image_tokens: Tensor) -> tuple[Tensor, Tensor]:
-        mask, first = self.mask[..., None], image_tokens[self.images, self.first][:, None]
-        zeroed = torch.where(mask, image_tokens, torch.zeros_like(first))
-        return zeroed, torch.where(mask, image_tokens, first)
+    def _filled(self, tokens: Tokens) -> tuple[Tokens, Tokens]:
+        mask, image = self.mask[..., None], tokens.image
+        first = image[self.images, self.first][:, None]
+        zeroed = torch.where(mask, image, torch.zeros_like(first))
+        return tokens._replace(image=zeroed), tokens._replace(image=torch.where(mask, image, first))

@@ -14,13 +14,12 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
-from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from filip.interaction import native_build
-from filip.interaction.packing import offsets_of
+from filip.interaction.packing import Pair, Residuals, Tokens, offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
 _DTYPES = (torch.float32, torch.bfloat16)
@@ -50,61 +49,48 @@ def isas() -> list[str]:
     return library.filip_isas().decode().split()
 
 
-def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: Sequence[int], save_for_backward: bool = True
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
+def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
 
     The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T];
     uint8, int16 above 256 tokens. Raises RuntimeError where the kernels are unavailable, ValueError for tokens that
     they do not take.
     """
-    image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
-    offsets = torch.tensor(offsets_of(lengths))
-    _check(image, text, offsets)
+    image, text, offsets = _checked(tokens)
     b, n1, _ = image.shape
-    index = torch.int16 if _wide(n1, lengths) else torch.uint8
-    i2t, t2i = (torch.empty(b, len(lengths)) for _ in range(2))
-    maps: tuple[Tensor, ...] = ()
+    texts, wide = len(tokens.lengths), max(n1, max(tokens.lengths)) > 256
+    i2t, t2i = (torch.empty(b, texts) for _ in range(2))
+    maps: Residuals = ()
     if save_for_backward:
-        maps = torch.empty(b, len(lengths), n1, dtype=index), torch.empty(b, len(text), dtype=index)
-    outputs = maps or (None, None)
-    _call("filip_forward", image, text, offsets, _wide(n1, lengths), i2t, t2i, *outputs)
-    return i2t, t2i, maps
+        index = torch.int16 if wide else torch.uint8
+        maps = torch.empty(b, texts, n1, dtype=index), torch.empty(b, len(text), dtype=index)
+    _call("filip_forward", image, text, offsets, wide, i2t, t2i, *(maps or (None, None)))
+    return (i2t, t2i), maps
 
 
 def backward(
-    grad_i2t: Tensor,
-    grad_t2i: Tensor,
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: Sequence[int],
-    residuals: tuple[Tensor, ...],
-    needs: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor, Tensor]:
+    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+) -> Pair:
     """Gradients of both inputs, in float32, from those of s^I and s^T and the maps that ``forward`` saved.
 
     One that is not needed is an empty tensor.
     """
-    image, text = image_tokens.detach().contiguous(), text_tokens.detach().contiguous()
-    offsets = torch.tensor(offsets_of(lengths))
-    _check(image, text, offsets)
-    shape = (image.shape[0], len(lengths))
-    grads = [g.detach().to(torch.float32).expand(shape).contiguous() for g in (grad_i2t, grad_t2i)]
+    image, text, offsets = _checked(tokens)
+    shape = len(image), len(tokens.lengths)
+    upstream = [g.detach().to(torch.float32).expand(shape).contiguous() for g in grads]
     wide = residuals[0].dtype == torch.int16
     grad_image, grad_text = (
-        torch.empty_like(tokens if need else tokens[:0], dtype=torch.float32)
-        for tokens, need in zip((image, text), needs, strict=True)
+        torch.empty_like(side if need else side[:0], dtype=torch.float32)
+        for side, need in zip((image, text), needs, strict=True)
     )
-    _call("filip_backward", image, text, offsets, wide, *grads, *residuals, grad_image, grad_text)
+    _call("filip_backward", image, text, offsets, wide, *upstream, *residuals, grad_image, grad_text)
     return grad_image, grad_text
 
 
-def _wide(n1: int, lengths: Sequence[int]) -> bool:
-    return max(n1, max(lengths)) > 256
-
-
-def _check(image: Tensor, text: Tensor, offsets: Tensor) -> None:
+def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
+    """Contiguous image and text tokens, and the offsets of the texts; raises as ``forward`` does."""
+    image, text = tokens.image.detach().contiguous(), tokens.text.detach().contiguous()
+    offsets = torch.tensor(offsets_of(tokens.lengths))
     if image.dim() != 3 or text.dim() != 2 or 0 in image.shape or len(offsets) < 2:
         raise ValueError(
             f"expected image tokens [b, n1, d], text tokens [T, d] and at least one text, "
@@ -120,6 +106,7 @@ def _check(image: Tensor, text: Tensor, offsets: Tensor) -> None:
         raise ValueError(f"text lengths must be >= 1 with sum {len(text)}; they sum to {int(offsets[-1])}")
     if reason := unavailable_reason(image, int(steps.max())):
         raise (RuntimeError if unavailable_reason() else ValueError)(reason)
+    return image, text, offsets
 
 
 def _call(

@@ -17,12 +17,13 @@ from filip.interaction import reference
 from filip.interaction.backends import choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import refuse_second_derivative
 from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens
+from filip.interaction.packing import Tokens, accumulation_dtype, check_tokens
 
 _MAPS, _DIMENSIONS = 2, 3  # what a backend leaves for its backward, at most
 _MAP_DTYPES = (torch.uint8, torch.int16, torch.int32)
 
 
+@torch.library.custom_op("filip::late_interaction", mutates_args=())
 def late_interaction(
     image_tokens: Tensor,
     text_tokens: Tensor,
@@ -31,48 +32,30 @@ def late_interaction(
     backend: str,
     dtype: torch.dtype,
     save: bool,
-) -> Similarity:
-    """Both matrices of tokens rounded to ``dtype``, differentiable; ``save``: the backward finds its maps ready."""
-    save = save and image_mask is None  # it doubles the maps, and there is room for two
-    found = _forward(image_tokens, text_tokens, text_lengths, image_mask, backend, dtype, save)
-    return Similarity(found[0], found[1])
-
-
-@torch.library.custom_op("filip::late_interaction", mutates_args=())
-def _forward(
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    text_lengths: Tensor,
-    image_mask: Tensor | None,
-    backend: str,
-    dtype: torch.dtype,
-    save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """i2t, t2i, the bytes of both maps, and how to read them."""
+    """i2t, t2i, the bytes of both maps and how to read them, of tokens rounded to ``dtype``; differentiable.
+
+    ``save``: the backward finds its maps ready, which it cannot if there is an image_mask.
+    """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    image, text = image_tokens.to(dtype), text_tokens.to(dtype)
-    module = choose_backend(image[:0], max(lengths), backend)
+    tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
+    module = choose_backend(tokens.image[:0], max(lengths), backend)
     if module is reference:
         raise ValueError(
             "the reference backend does not run inside torch.compile: PyTorch differentiates it itself"
         )
     if image_mask is not None:
-        check_mask(image, image_mask)
+        check_mask(image_tokens, image_mask)
         module = Masked(module, image_mask)
-    i2t, t2i, residuals = run_forward(module, image, text, lengths, save)
-    return i2t, t2i, *_as_bytes(residuals if save else (), image.device)
+    found, residuals = run_forward(module, tokens, save)
+    return *found, *_as_bytes(residuals if save else (), image_tokens.device)
 
 
-@_forward.register_fake
+@late_interaction.register_fake
 def _shapes(
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    text_lengths: Tensor,
-    image_mask: Tensor | None,
-    backend: str,
-    dtype: torch.dtype,
-    save: bool,
+    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
+    *_, dtype, save = others
     shape = len(image_tokens), len(text_lengths)
     i2t = image_tokens.new_empty(shape, dtype=accumulation_dtype(dtype))
     sizes = [torch.library.get_ctx().new_dynamic_size() if save else 0 for _ in range(_MAPS)]
@@ -99,14 +82,12 @@ def _backward(
     text_needed: bool,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of the tokens, in their dtypes; one that is not needed is empty. Not ``saved``: maps are made again."""
-    lengths: list[int] = text_lengths.tolist()
-    image, text = image_tokens.to(dtype), text_tokens.to(dtype)
-    module = choose_backend(image[:0], max(lengths), backend)
+    tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), text_lengths.tolist())
+    module = choose_backend(tokens.image[:0], max(tokens.lengths), backend)
     if image_mask is not None:
         module = Masked(module, image_mask)
-    residuals = _from_bytes((first, second), form) if saved else run_forward(module, image, text, lengths)[2]
-    upstream, needs = (grad_i2t, grad_t2i), (image_needed, text_needed)
-    found = run_backward(module, upstream, image, text, lengths, residuals, needs)
+    residuals = _from_bytes((first, second), form) if saved else run_forward(module, tokens)[1]
+    found = run_backward(module, tokens, (grad_i2t, grad_t2i), residuals, (image_needed, text_needed))
     return found[0].to(image_tokens.dtype), found[1].to(text_tokens.dtype)
 
 
@@ -133,7 +114,7 @@ def _differentiate(ctx: Any, grad_i2t: Tensor, grad_t2i: Tensor, *_: object) -> 
     return *gradients, None, None, None, None, None
 
 
-_forward.register_autograd(_differentiate, setup_context=_save)
+late_interaction.register_autograd(_differentiate, setup_context=_save)
 _backward.register_autograd(refuse_second_derivative)
 
 

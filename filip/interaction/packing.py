@@ -23,6 +23,18 @@ class Similarity(NamedTuple):
     t2i: Tensor
 
 
+class Tokens(NamedTuple):
+    """What a backend scores: both sides of one dtype on one device."""
+
+    image: Tensor  # [b, n1, d]
+    text: Tensor  # [T, d]: the tokens of all texts, one text after the other
+    lengths: list[int]  # of each text, all >= 1 with sum T
+
+
+Pair = tuple[Tensor, Tensor]  # of both directions, or of both sides
+Residuals = tuple[Tensor, ...]  # what a backend's forward leaves for its backward
+
+
 def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor) -> list[int]:
     """Raise ValueError unless the three describe a non-empty late interaction; return the lengths as ints.
 

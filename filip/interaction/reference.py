@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from filip.interaction.packing import accumulation_dtype
+from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
 
 
-def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> tuple[Tensor, Tensor]:
+def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> Pair:
     """s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d]."""
     wide = accumulation_dtype(image_tokens.dtype)
     images = image_tokens.to(wide)
@@ -27,32 +27,24 @@ def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[in
     return torch.stack(i2t, dim=1), torch.stack(t2i, dim=1)
 
 
-def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
-) -> tuple[Tensor, Tensor, tuple[()]]:
-    """Same signature as the other backends; it keeps nothing, since ``backward`` starts again."""
+def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
+    """As of any backend; it keeps nothing, since ``backward`` starts again."""
     with torch.no_grad():
-        return *late_interaction(image_tokens, text_tokens, lengths), ()
+        return late_interaction(*tokens), ()
 
 
 def backward(
-    grad_i2t: Tensor,
-    grad_t2i: Tensor,
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: list[int],
-    residuals: tuple[Tensor, ...],
-    needs: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor, Tensor]:
+    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+) -> Pair:
     """Gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():
-        wide = accumulation_dtype(image_tokens.dtype)
-        both = [
-            tokens.detach().to(wide).requires_grad_(need)
-            for tokens, need in zip((image_tokens, text_tokens), needs, strict=True)
-        ]
-        similarity = late_interaction(both[0], both[1], lengths)
-        wanted = [tokens for tokens in both if tokens.requires_grad]
-        found = iter(torch.autograd.grad(similarity, wanted, (grad_i2t, grad_t2i)) if wanted else ())
-    none = image_tokens.new_empty(0, dtype=wide)
+        wide = accumulation_dtype(tokens.image.dtype)
+        image, text = (
+            side.detach().to(wide).requires_grad_(need)
+            for side, need in zip((tokens.image, tokens.text), needs, strict=True)
+        )
+        similarity = late_interaction(image, text, tokens.lengths)
+        wanted = [side for side in (image, text) if side.requires_grad]
+        found = iter(torch.autograd.grad(similarity, wanted, grads) if wanted else ())
+    none = tokens.image.new_empty(0, dtype=wide)
     return next(found) if needs[0] else none, next(found) if needs[1] else none

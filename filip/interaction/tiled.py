@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packing import accumulation_dtype, offsets_of, product
+from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, offsets_of, product
 
 # Elements of one tile of the similarity. A CPU wants it in its second-level cache, a GPU wants few launches.
 _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
@@ -34,11 +34,11 @@ _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
 _ROWS = 1 << 10
 
 
-class Residuals(NamedTuple):
+class Maps(NamedTuple):
     """What the forward leaves for the backward. Texts are in order of length, not in the caller's."""
 
-    image_argmax: Tensor  # [images, n1, texts]: the winning token within the text
-    text_argmax: Tensor  # [images, T]: the winning token of the image, for each text token
+    image: Tensor  # [images, n1, texts]: the winning token within the text, of each image token
+    text: Tensor  # [images, T]: the winning token of the image, of each text token
 
 
 class Order(NamedTuple):
@@ -50,143 +50,141 @@ class Order(NamedTuple):
     offsets: list[int]
 
 
-def forward(
-    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], save_for_backward: bool = True
-) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-    """s^I and s^T [images, texts] and the arg-max maps; ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d].
+def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
+    """s^I and s^T [images, texts], and the arg-max maps.
 
     Without ``save_for_backward`` there are no maps, and the forward takes half the time: PyTorch's maximum is fast,
     its maximum with the index is not.
     """
-    b, n1, _ = image_tokens.shape
-    wide = accumulation_dtype(image_tokens.dtype)
-    order = by_length(lengths, image_tokens.device)
-    texts = text_tokens[order.tokens]
-    i2t = image_tokens.new_empty(b, len(lengths), dtype=wide)
+    image, text, lengths = tokens
+    b, n1, _ = image.shape
+    wide = accumulation_dtype(image.dtype)
+    order = by_length(lengths, image.device)
+    texts = text[order.tokens]
+    i2t = image.new_empty(b, len(lengths), dtype=wide)
     t2i = torch.empty_like(i2t)
-    residuals: tuple[Tensor, ...] = ()
+    residuals: Residuals = ()
     if save_for_backward:
-        residuals = Residuals(
-            image_tokens.new_empty(b, n1, len(lengths), dtype=_index_dtype(order.lengths[-1])),
-            image_tokens.new_empty(b, order.offsets[-1], dtype=_index_dtype(n1)),
+        residuals = Maps(
+            image.new_empty(b, n1, len(lengths), dtype=_index_dtype(order.lengths[-1])),
+            image.new_empty(b, order.offsets[-1], dtype=_index_dtype(n1)),
         )
-    for images, first, last in tiles(b, n1, order.lengths, image_tokens.device):
+    for images, first, last in tiles(b, n1, order.lengths, image.device):
         span = slice(order.offsets[first], order.offsets[last])
-        tile = product(image_tokens[images].flatten(0, 1), texts[span])
+        tile = product(image[images].flatten(0, 1), texts[span])
         tile = tile.view(-1, n1, last - first, order.lengths[first])
-        if isinstance(residuals, Residuals):
+        if isinstance(residuals, Maps):
             of_images, index = tile.max(dim=3)
-            residuals.image_argmax[images, :, first:last] = index
+            residuals.image[images, :, first:last] = index
             of_texts, index = tile.max(dim=1)
-            residuals.text_argmax[images, span] = index.flatten(1)
+            residuals.text[images, span] = index.flatten(1)
         else:
             of_images, of_texts = tile.amax(dim=3), tile.amax(dim=1)
         i2t[images, first:last] = of_images.mean(dim=1)
         t2i[images, first:last] = of_texts.mean(dim=2)
     back = torch.empty_like(order.texts)
     back[order.texts] = torch.arange(len(lengths), device=back.device)
-    return i2t[:, back], t2i[:, back], residuals
+    return (i2t[:, back], t2i[:, back]), residuals
 
 
 def backward(
-    grad_i2t: Tensor,
-    grad_t2i: Tensor,
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    lengths: list[int],
-    residuals: tuple[Tensor, ...],
-    needs: tuple[bool, bool] = (True, True),
-) -> tuple[Tensor, Tensor]:
+    tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
+) -> Pair:
     """Gradients of both inputs, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
-    b, n1, d = image_tokens.shape
-    wide = accumulation_dtype(image_tokens.dtype)
-    device = image_tokens.device
-    image_argmax, text_argmax = Residuals(*residuals)
-    order = by_length(lengths, device)
+    image, text, lengths = tokens
+    wide = accumulation_dtype(image.dtype)
+    order = by_length(lengths, image.device)
+    per_text = torch.tensor(order.lengths, device=image.device)
+    weights = (
+        grads[0].to(wide)[:, order.texts] / image.shape[1],
+        grads[1].to(wide)[:, order.texts] / per_text,
+    )
+    add = _by_sums if image.device.type == "cpu" else _by_products
+    grad_image, in_order = add(weights, image, text, Maps(*residuals), order, needs)
+    if not needs[1]:
+        return grad_image, in_order
+    grad_text = torch.empty_like(in_order)
+    grad_text[order.tokens] = in_order
+    return grad_image, grad_text
+
+
+def _by_sums(
+    weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
+) -> Pair:
+    """Both gradients by adding the winners' rows; ``weights`` [images, texts] of both directions.
+
+    Texts are in order of length, in the weights and in their gradient; ``text`` is in the caller's.
+    """
+    b, n1, d = image.shape
+    wide, device = accumulation_dtype(image.dtype), image.device
     per_text = torch.tensor(order.lengths, device=device)
     text_of = torch.repeat_interleave(
-        torch.arange(len(lengths), device=device), per_text, output_size=order.offsets[-1]
+        torch.arange(len(per_text), device=device), per_text, output_size=order.offsets[-1]
     )
-    i2t_weight = grad_i2t.to(wide)[:, order.texts] / n1  # [images, texts]
-    t2i_weight = grad_t2i.to(wide)[:, order.texts] / per_text
-    if device.type != "cpu":
-        maps = Residuals(*residuals)
-        return _by_products((i2t_weight, t2i_weight), image_tokens, text_tokens, maps, order, needs)
-    grad_images = torch.zeros(b if needs[0] else 0, n1, d, dtype=wide, device=device)
-    grad_texts = torch.zeros(order.offsets[-1] if needs[1] else 0, d, dtype=wide, device=device)
-    rows = _ROWS
-    step = max(1, rows // n1)
-    for first, last in _text_blocks(order.offsets, rows):
+    grad_image = torch.zeros(b if needs[0] else 0, n1, d, dtype=wide, device=device)
+    grad_text = torch.zeros(len(text) if needs[1] else 0, d, dtype=wide, device=device)
+    step = max(1, _ROWS // n1)
+    for first, last in _text_blocks(order.offsets, _ROWS):
         span = slice(order.offsets[first], order.offsets[last])
-        texts = text_tokens[order.tokens[span]].to(wide)
+        texts = text[order.tokens[span]].to(wide)
         starts = torch.tensor(order.offsets[first:last], device=device) - order.offsets[first]
         for low in range(0, b, step):
             images = slice(low, min(low + step, b))
-            entries = _entries(
-                image_argmax[images, :, first:last] + starts,
-                text_argmax[images, span],
-                i2t_weight[images, first:last],
-                t2i_weight[images][:, text_of[span]],
+            image_rows, text_rows, weight = _entries(
+                maps.image[images, :, first:last] + starts,
+                maps.text[images, span],
+                weights[0][images, first:last],
+                weights[1][images][:, text_of[span]],
             )
-            block = image_tokens[images].flatten(0, 1).to(wide)
-            image_rows, text_rows, weights = entries
+            block = image[images].flatten(0, 1).to(wide)
             if needs[0]:
-                grad_images[images].view(-1, d).add_(_segment_sums(*entries, texts, len(block)))
+                found = _segment_sums(image_rows, text_rows, weight, texts, len(block))
+                grad_image[images].view(-1, d).add_(found)
             if needs[1]:
-                grad_texts[span].add_(_segment_sums(text_rows, image_rows, weights, block, len(texts)))
-    return grad_images, _in_callers_order(grad_texts, order)
+                grad_text[span].add_(_segment_sums(text_rows, image_rows, weight, block, len(texts)))
+    return grad_image, grad_text
 
 
 def _by_products(
-    weights: tuple[Tensor, Tensor],
-    image_tokens: Tensor,
-    text_tokens: Tensor,
-    maps: Residuals,
-    order: Order,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor]:
-    """The gradients by two products of dense tiles; ``weights`` of both directions [images, texts], texts in order.
+    weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
+) -> Pair:
+    """:func:`_by_sums` by two products of dense tiles of weights, which have the dtype of the tokens.
 
-    Tiles have the dtype of the tokens. So that 16 bits lose no small weight, each image's (and for the other gradient
-    each text's) are scaled to at most 2^14, where the sum of two is still below float16's end.
+    So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled to at most
+    2^14, where the sum of two is still below float16's end.
     """
-    b, n1, d = image_tokens.shape
-    wide, dtype = accumulation_dtype(image_tokens.dtype), image_tokens.dtype
-    grad_images = image_tokens.new_zeros(b if needs[0] else 0, n1, d, dtype=wide)
-    grad_texts = text_tokens.new_zeros(order.offsets[-1] if needs[1] else 0, d, dtype=wide)
+    b, n1, d = image.shape
+    wide, dtype = accumulation_dtype(image.dtype), image.dtype
+    grad_image = image.new_zeros(b if needs[0] else 0, n1, d, dtype=wide)
+    grad_text = text.new_zeros(len(text) if needs[1] else 0, d, dtype=wide)
     largest = torch.maximum(weights[0].abs(), weights[1].abs())
-    for side in (0, 1):
-        if not needs[side]:
-            continue
-        scale = (largest.amax(dim=1 - side, keepdim=True) * 2**-14).clamp_min(torch.finfo(torch.float32).tiny)
-        of_images, of_texts = ((weight / scale).to(dtype) for weight in weights)
-        for images, first, last in tiles(b, n1, order.lengths, image_tokens.device):
-            span, length = slice(order.offsets[first], order.offsets[last]), order.lengths[first]
-            image = image_tokens[images]
-            tile = image.new_zeros(len(image), n1, last - first, length)
-            winners = maps.image_argmax[images, :, first:last, None].long()
-            tile.scatter_(3, winners, of_images[images, None, first:last, None].expand_as(winners))
-            winners = maps.text_argmax[images, span].view(len(image), 1, last - first, length).long()
-            tile.scatter_add_(1, winners, of_texts[images, None, first:last, None].expand_as(winners))
-            flat = tile.view(len(image) * n1, -1)
+    tiny = torch.finfo(torch.float32).tiny
+    scales = [(largest.amax(dim=side, keepdim=True) * 2**-14).clamp_min(tiny) for side in (1, 0)]
+    scaled = [[(weight / scale).to(dtype) for weight in weights] for scale in scales]
+    for images, first, last in tiles(b, n1, order.lengths, image.device):
+        span, length = slice(order.offsets[first], order.offsets[last]), order.lengths[first]
+        rows = image[images]
+        shape = len(rows), n1, last - first, length
+        to_text = maps.image[images, :, first:last, None].long()
+        to_image = maps.text[images, span].view(shape[0], 1, *shape[2:]).long()
+        for side in (0, 1):
+            if not needs[side]:
+                continue
+            of_image, of_text = (weight[images, None, first:last, None] for weight in scaled[side])
+            tile = image.new_zeros(shape)
+            tile.scatter_(3, to_text, of_image.expand_as(to_text))
+            tile.scatter_add_(1, to_image, of_text.expand_as(to_image))
+            flat = tile.view(shape[0] * n1, -1)
             if side == 0:
-                grad_images[images].view(-1, d).add_(product(flat, text_tokens[order.tokens[span]].T))
+                grad_image[images].view(-1, d).add_(product(flat, text[order.tokens[span]].T))
             else:
-                grad_texts[span].add_(product(flat.T, image.flatten(0, 1).T))
-        if side == 0:
-            grad_images *= scale[:, :, None]
-        else:
-            per_text = torch.tensor(order.lengths, device=scale.device)
-            grad_texts *= scale[0].repeat_interleave(per_text, output_size=order.offsets[-1])[:, None]
-    return grad_images, _in_callers_order(grad_texts, order)
-
-
-def _in_callers_order(grad_texts: Tensor, order: Order) -> Tensor:
-    if not len(grad_texts):
-        return grad_texts
-    found = torch.empty_like(grad_texts)
-    found[order.tokens] = grad_texts
-    return found
+                grad_text[span].add_(product(flat.T, rows.flatten(0, 1).T))
+    if needs[0]:
+        grad_image *= scales[0][:, :, None]
+    if needs[1]:
+        per_text = torch.tensor(order.lengths, device=image.device)
+        grad_text *= scales[1][0].repeat_interleave(per_text, output_size=len(text))[:, None]
+    return grad_image, grad_text
 
 
 def _entries(

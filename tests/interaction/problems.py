@@ -9,12 +9,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import late_interaction
+from filip.interaction.packing import Tokens
 
 
 class Problem(NamedTuple):
     image_tokens: Tensor
     text_tokens: Tensor
     text_lengths: Tensor
+
+    def tokens(self, dtype: torch.dtype | None = None) -> Tokens:
+        """What a backend takes, cast to ``dtype``."""
+        dtype = dtype or self.image_tokens.dtype
+        return Tokens(self.image_tokens.to(dtype), self.text_tokens.to(dtype), self.text_lengths.tolist())
 
 
 class Result(NamedTuple):

@@ -246,6 +246,20 @@ def colpali() -> Any:
     assert (module.maxsim_inbatch, module.maxsim_kd) == before
 
 
+def assert_colpali_is_the_same_with_ours(
+    loss: Callable[[Tensor, Tensor], Tensor], query: Tensor, document: Tensor
+) -> None:
+    import colpali_engine.loss.late_interaction_losses as module
+
+    expected = solve(loss, query, document)
+    undo = use_in_colpali()
+    try:
+        assert (module.maxsim_inbatch, module.maxsim_kd) == (colbert_scores, colbert_kd_scores)
+        assert_same(solve(loss, query, document), expected)
+    finally:
+        undo()
+
+
 @pytest.mark.parametrize("name", ["ColbertLoss", "ColbertPairwiseCELoss", "ColbertSigmoidLoss"])
 def test_colpalis_losses_and_gradients_are_ours_where_padding_does_not_win(colpali: Any, name: str) -> None:
     query, document, query_mask, document_mask = batch(1)
@@ -254,13 +268,7 @@ def test_colpalis_losses_and_gradients_are_ours_where_padding_does_not_win(colpa
     def zero_padded(query: Tensor, document: Tensor) -> Tensor:  # as their models return tokens
         return loss(query * query_mask[..., None], document[:, 0] * document_mask[:, 0, :, None])
 
-    expected = solve(zero_padded, query, document)
-    undo = use_in_colpali()
-    try:
-        assert colpali.maxsim_inbatch is colbert_scores
-        assert_same(solve(zero_padded, query, document), expected)
-    finally:
-        undo()
+    assert_colpali_is_the_same_with_ours(zero_padded, query, document)
 
 
 def test_colpalis_explicit_negatives_are_scored_as_ours(colpali: Any) -> None:
@@ -271,13 +279,7 @@ def test_colpalis_explicit_negatives_are_scored_as_ours(colpali: Any) -> None:
     def zero_padded(query: Tensor, negatives: Tensor) -> Tensor:
         return loss(query * query_mask[..., None], documents[:, 0], negatives * document_mask[..., None])
 
-    expected = solve(zero_padded, query, document)
-    undo = use_in_colpali()
-    try:
-        assert colpali.maxsim_kd is colbert_kd_scores
-        assert_same(solve(zero_padded, query, document), expected)
-    finally:
-        undo()
+    assert_colpali_is_the_same_with_ours(zero_padded, query, document)
 
 
 def test_colpalis_processors_score_lists_and_below_zero_padding_never_wins(colpali: Any) -> None:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction import late_interaction, native, reference
+from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
     Result,
@@ -120,7 +121,7 @@ def test_bfloat16(isa: str, name: str) -> None:
     problem, wanted = problem_and_expected(name, torch.bfloat16)
     found = solve(problem)
     assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == torch.bfloat16
-    routed, gap = by_winners(problem, native.forward(*problem[:2], problem.text_lengths.tolist())[2])
+    routed, gap = by_winners(problem, native.forward(problem.tokens())[1])
     assert gap <= 5e-7
     assert_close(
         found, wanted._replace(grad_image=routed.grad_image, grad_text=routed.grad_text), 5e-6, EPS / 2
@@ -136,7 +137,7 @@ def test_one_token_far_longer_than_the_others_costs_them_nothing(
     image, text, lengths = random_problem(8, 49, [18] * 8, 64, seed=4)
     image[:, 7] = -norm * F.normalize(text.mean(dim=0), dim=-1)
     problem = Problem(image.to(dtype), text.to(dtype), lengths)
-    _, t2i, maps = native.forward(*problem[:2], lengths.tolist())
+    (_, t2i), maps = native.forward(problem.tokens())
     wanted = expected(problem)
     torch.testing.assert_close(t2i.double(), wanted.t2i, rtol=2e-5, atol=1e-6)
     for j, rows in enumerate(problem.text_tokens.double().split(lengths.tolist())):
@@ -150,7 +151,7 @@ def test_one_token_far_longer_than_the_others_costs_them_nothing(
 def test_tokens_that_are_all_zero_give_exactly_zero(isa: str, dtype: torch.dtype) -> None:
     image, text, lengths = random_problem(5, 49, [3, 9, 14], 48)
     image[2], text[3:12] = 0, 0
-    i2t, t2i, _ = native.forward(image.to(dtype), text.to(dtype), lengths.tolist())
+    i2t, t2i = native.forward(Problem(image, text, lengths).tokens(dtype))[0]
     assert not i2t[2].any() and not t2i[2].any() and not i2t[:, 1].any() and not t2i[:, 1].any()
 
 
@@ -160,10 +161,11 @@ def test_bfloat16_gradients_of_a_mean_are_summed_in_float32(isa: str, spread: fl
     image, text, lengths = random_problem(2, 1, [77] * 300, 64, seed=9)
     text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1).bfloat16()
     image = image.bfloat16()
-    maps = native.forward(image, text, lengths.tolist())[2]
+    problem = Problem(image, text, lengths)
+    maps = native.forward(problem.tokens())[1]
     equal = torch.full((2, 300), 1 / 600)
-    found = native.backward(equal, equal, image, text, lengths.tolist(), maps)
-    wanted = native.backward(equal, equal, image.float(), text.float(), lengths.tolist(), maps)
+    found = native.backward(problem.tokens(), (equal, equal), maps)
+    wanted = native.backward(problem.tokens(torch.float32), (equal, equal), maps)
     for a, b in zip(found, wanted, strict=True):
         assert a.dtype == torch.float32
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-9)
@@ -175,43 +177,42 @@ def test_bfloat16_gradients_of_a_softmax_are_summed_in_float32(isa: str, spread:
     image, text, lengths = random_problem(40, 49, random_lengths(60, 4, 30, seed=5), 96, seed=6)
     image = F.normalize((1 - spread) * image[:1, :1] + spread * image, dim=-1).bfloat16()
     text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1).bfloat16()
-    i2t, t2i, maps = native.forward(image, text, lengths.tolist())
+    problem = Problem(image, text, lengths)
+    (i2t, t2i), maps = native.forward(problem.tokens())
     upstream = [1e-6 * weight for weight in softmax_gradients(i2t, t2i, 100.0)]
-    found = native.backward(*upstream, image, text, lengths.tolist(), maps)
-    wanted = native.backward(*upstream, image.float(), text.float(), lengths.tolist(), maps)
+    found = native.backward(problem.tokens(), upstream, maps)
+    wanted = native.backward(problem.tokens(torch.float32), upstream, maps)
     assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
 
 
 def test_bfloat16_gradients_of_nothing_and_of_what_is_no_number(isa: str) -> None:
     image, text, lengths = random_problem(5, 9, [4, 5, 11], 40)
-    image, text = image.bfloat16(), text.bfloat16()
-    i2t, _, maps = native.forward(image, text, lengths.tolist())
+    tokens = Problem(image, text, lengths).tokens(torch.bfloat16)
+    (i2t, _), maps = native.forward(tokens)
     nothing = torch.zeros_like(i2t)
-    assert all(not g.any() for g in native.backward(nothing, nothing, image, text, lengths.tolist(), maps))
+    assert all(not g.any() for g in native.backward(tokens, (nothing, nothing), maps))
     one = nothing.clone()
     one[2, 1] = 1e-25  # far below what the sums of the others would notice
-    grad_image, grad_text = native.backward(one, nothing, image, text, lengths.tolist(), maps)
+    grad_image, grad_text = native.backward(tokens, (one, nothing), maps)
     assert float(grad_image[2].abs().max()) > 1e-28 and not grad_image[[0, 1, 3, 4]].any()
     assert float(grad_text[4:9].abs().max()) > 1e-28 and not grad_text[:4].any()
     one[2, 1] = float("nan")
-    grad_image, grad_text = native.backward(one, nothing, image, text, lengths.tolist(), maps)
+    grad_image, grad_text = native.backward(tokens, (one, nothing), maps)
     assert bool(grad_image[2].isnan().all()) and not grad_image[[0, 1, 3, 4]].any()
-    image[2, 3] = float("inf")
+    tokens.image[2, 3] = float("inf")
     one[2, 1] = 1
-    assert not bool(
-        native.backward(one, nothing, image, text, lengths.tolist(), maps)[1][4:9].isfinite().all()
-    )
+    assert not bool(native.backward(tokens, (one, nothing), maps)[1][4:9].isfinite().all())
 
 
 def test_bfloat16_sums_too_small_to_count_leave_nothing_behind(isa: str) -> None:
     """What the first texts contribute underflows; the others must not notice."""
     image, text, lengths = random_problem(3, 49, [16] * 220, 64, seed=8)
-    image, text = (1e-29 * image).bfloat16(), (1e-29 * text).bfloat16()
-    maps = native.forward(image.float(), text.float(), lengths.tolist())[2]
+    problem = Problem((1e-29 * image).bfloat16(), (1e-29 * text).bfloat16(), lengths)
+    maps = native.forward(problem.tokens(torch.float32))[1]
     weight = torch.full((3, 220), 1e-5)
     weight[:, :12] = 1e-29
-    found = native.backward(weight, weight, image, text, lengths.tolist(), maps)
-    wanted = native.backward(weight, weight, image.float(), text.float(), lengths.tolist(), maps)
+    found = native.backward(problem.tokens(), (weight, weight), maps)
+    wanted = native.backward(problem.tokens(torch.float32), (weight, weight), maps)
     loss = (found[0].double() - wanted[0].double()).norm() / wanted[0].double().norm()
     assert float(wanted[0].abs().max()) > 1e-35 and float(loss) < 2**-8
 
@@ -235,10 +236,10 @@ def test_ties_go_to_the_lowest_index(isa: str) -> None:
         assert_close(solve(problem), by_definition(problem), 1e-6)
     image, text, lengths = random_problem(4, 10, [6, 6], 32)
     doubled = Problem(torch.cat([image, image], 1), text[[0, 0, 1, 1, 0, 1] * 2], lengths)
-    i2t_map, t2i_map = native.forward(*doubled[:2], lengths.tolist())[2]
+    i2t_map, t2i_map = native.forward(doubled.tokens())[1]
     assert int(i2t_map.max()) <= 2 and int(t2i_map.max()) < 10
     one_token = Problem(image[:, :1].expand(-1, 49, -1), text, lengths)
-    assert int(native.forward(*one_token[:2], lengths.tolist())[2][1].max()) == 0
+    assert int(native.forward(one_token.tokens())[1][1].max()) == 0
 
 
 def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
@@ -249,7 +250,7 @@ def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
     image, text, lengths = random_problem(16, 49, random_lengths(60, 10, 30), 64, seed=3)
     image = F.normalize(image[:1, :1] + 1e-3 * image, dim=-1)
     text = F.normalize(text[:1] + 1e-3 * text, dim=-1)
-    i2t, t2i, (i2t_map, t2i_map) = native.forward(image, text, lengths.tolist())
+    (i2t, t2i), (i2t_map, t2i_map) = native.forward(Tokens(image, text, lengths.tolist()))
     starts = lengths.cumsum(0) - lengths
     for j, rows in enumerate(text.split(lengths.tolist())):
         similarity = image.double() @ rows.double().T
@@ -265,7 +266,7 @@ def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
 def test_routing_is_that_of_float64(isa: str) -> None:
     """Of 100,000 maxima of random tokens, none differs by more than a tie of float32 rounding."""
     image, text, lengths = random_problem(32, 49, [18] * 48, 256, seed=7)
-    i2t_map, t2i_map = native.forward(image, text, lengths.tolist())[2]
+    i2t_map, t2i_map = native.forward(Tokens(image, text, lengths.tolist()))[1]
     similarity = torch.einsum("ikd,jrd->ijkr", image.double(), text.double().view(48, 18, 256))
     chosen = similarity.gather(3, i2t_map.long()[..., None])[..., 0]
     assert float((similarity.amax(3) - chosen).max()) < 2e-7
@@ -319,15 +320,13 @@ def test_one_side_only() -> None:
         i2t, t2i = late_interaction(*tokens, problem.text_lengths, backend="native")
         (grad,) = torch.autograd.grad((i2t, t2i), tokens[side], upstream(i2t.shape))
         assert torch.equal(grad, wanted[2 + side])
-        maps = native.forward(*problem[:2], [4, 5, 11])[2]
-        other = native.backward(*upstream(i2t.shape), *problem[:2], [4, 5, 11], maps, (side == 0, side == 1))[
-            1 - side
-        ]
-        assert other.numel() == 0  # the other side is not computed
+        maps, needs = native.forward(problem.tokens())[1], (side == 0, side == 1)
+        both = native.backward(problem.tokens(), upstream(i2t.shape), maps, needs)
+        assert both[1 - side].numel() == 0  # the other side is not computed
     with torch.no_grad():
         i2t, t2i = late_interaction(*problem, backend="native")
     assert torch.equal(i2t, wanted.i2t) and torch.equal(t2i, wanted.t2i) and not i2t.requires_grad
-    assert native.forward(*problem[:2], [4, 5, 11], save_for_backward=False)[2] == ()
+    assert native.forward(problem.tokens(), save_for_backward=False)[1] == ()
 
 
 def test_tokens_whose_squares_overflow(isa: str) -> None:
@@ -339,7 +338,8 @@ def test_tokens_whose_squares_overflow(isa: str) -> None:
         5e-6,
     )
     text[4:] *= 2.0**70
-    found, wanted = native.forward(image, text, [4, 5]), expected(Problem(image, text, lengths))
+    problem = Problem(image, text, lengths)
+    found, wanted = native.forward(problem.tokens())[0], expected(problem)
     for column in (0, 1):
         torch.testing.assert_close(found[0][:, column].double(), wanted.i2t[:, column], rtol=1e-5, atol=0)
 
@@ -369,7 +369,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ((image[:0], text, lengths), "at least one"),
     ):
         with pytest.raises(ValueError, match=message):
-            native.forward(*arguments)
+            native.forward(Tokens(*arguments))
     monkeypatch.setenv(native.ISA_VARIABLE, "avx3")
     with pytest.raises(ValueError, match="FILIP_NATIVE_ISA='avx3' is not an instruction set of this CPU"):
-        native.forward(image, text, lengths)
+        native.forward(Tokens(image, text, lengths))

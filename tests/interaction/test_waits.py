@@ -12,6 +12,7 @@ from filip.interaction import (
     late_interaction,
     select_tokens,
     smooth_maximum,
+    tiled,
 )
 from tests.interaction.problems import random_problem
 from tests.support.waits import DeviceWaits
@@ -36,11 +37,14 @@ def test_it_sees_what_waits() -> None:
         assert len(seen.waits) == 6
 
 
-@pytest.mark.parametrize("backend", ["tiled", Blockwise(smooth_maximum(0.1))])
+@pytest.mark.parametrize("backend", ["tiled", "tiled on a GPU", Blockwise(smooth_maximum(0.1))])
 @pytest.mark.parametrize("on_host", [True, False])
 def test_only_lengths_that_are_on_the_device_are_waited_for(
     backend: str | Blockwise, on_host: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if backend == "tiled on a GPU":
+        backend = "tiled"
+        monkeypatch.setattr(tiled, "_by_sums", tiled._by_products)
     problem = random_problem(6, 5, [3, 1, 4, 1, 5, 9], 16)
     tokens = [tensor.requires_grad_() for tensor in problem[:2]]
     ids = torch.tensor([1, 2, 3, 1, 4, 5])

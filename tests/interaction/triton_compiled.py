@@ -20,11 +20,17 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from filip.interaction import triton_kernel as k
+from filip.interaction import triton_kernels as kernels
+from filip.interaction.triton_backend import launch_options
+from filip.interaction.triton_layout import GROUP
 
 D = 256
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-KERNELS = {"forward": k._forward_kernel, "image": k._image_gradient_kernel, "text": k._text_gradient_kernel}
+KERNELS = {
+    "forward": kernels.forward_kernel,
+    "image": kernels.image_gradient_kernel,
+    "text": kernels.text_gradient_kernel,
+}
 TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -53,9 +59,9 @@ def count(names: str, code: list[str]) -> int:
 
 
 def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
-    kernel, options = KERNELS[name], dict(k.launch_options(dtype, n1, D, capability)[name])
+    kernel, options = KERNELS[name], dict(launch_options(dtype, n1, D, capability)[name])
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
-    constants = {**options, "GROUP": k.GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
+    constants = {**options, "GROUP": GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
     known = types(dtype)
     signature = {

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 from bench.interaction_errors import BOUNDS, measure
-from filip.interaction import late_interaction, triton_kernel
+from filip.interaction import late_interaction, reference, triton_backend, triton_kernels, triton_layout
 from filip.interaction.cost import triton_flops
+from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
     Problem,
     assert_close,
@@ -41,7 +42,7 @@ def test_captions_of_more_than_128_tokens() -> None:
     found = late_interaction(*problem, backend="triton")
     torch.testing.assert_close(found, late_interaction(*problem, backend="reference"), rtol=1e-5, atol=1e-6)
     sizes = (255, 256, 1 << 15)
-    assert [triton_kernel.index_dtype(size) for size in sizes] == [torch.uint8, torch.int16, torch.int32]
+    assert [triton_layout.index_dtype(size) for size in sizes] == [torch.uint8, torch.int16, torch.int32]
 
 
 @pytest.mark.parametrize("dtype", [dtype for backend, dtype in BOUNDS if backend == "triton"])
@@ -54,7 +55,7 @@ def test_errors_stay_within_their_bounds(dtype: str) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_16_bit(dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On 9.0 the image tokens stay in shared memory, on 8.0 they are read in pieces."""
-    monkeypatch.setattr(triton_kernel, "_capability", lambda device: capability)
+    monkeypatch.setattr(triton_backend, "_capability", lambda device: capability)
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, "reference", torch.float64)
@@ -67,16 +68,15 @@ def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
 
     Each is rounded, and once more where two are added.
     """
-    problem = random_problem(5, 9, [3, 5, 2, 4, 3], 16)
-    image, text = problem.image_tokens.to(dtype), problem.text_tokens.to(dtype)
-    lengths = problem.text_lengths.tolist()
-    maps = triton_kernel.forward(image, text, lengths)[2]
+    tokens = random_problem(5, 9, [3, 5, 2, 4, 3], 16).tokens(dtype)
+    widened = tokens._replace(image=tokens.image.float(), text=tokens.text.float())
+    maps = triton_backend.forward(tokens)[1]
     weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
     for upstream in ((weight, weight), (weight.T.contiguous(), weight.T.contiguous())):
-        found = triton_kernel.backward(*upstream, image, text, lengths, maps)
-        wanted = triton_kernel.backward(*upstream, image.float(), text.float(), lengths, maps)
+        found = triton_backend.backward(tokens, upstream, maps)
+        wanted = triton_backend.backward(widened, upstream, maps)
         rows = [(found[0][i], wanted[0][i]) for i in range(5)]
-        rows += zip(found[1].split(lengths), wanted[1].split(lengths), strict=True)
+        rows += zip(*(gradient.split(tokens.lengths) for gradient in (found[1], wanted[1])), strict=True)
         for a, b in rows:
             assert float((a - b).norm() / b.norm()) < torch.finfo(dtype).eps
 
@@ -84,31 +84,28 @@ def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_a_weight_far_below_another_of_the_same_image_keeps_its_digits(dtype: torch.dtype) -> None:
     """Each of two captions has its own token of the image; the weight of one is 2e-8 or 5e-9 of the other's."""
-    image = torch.eye(2, 16, dtype=dtype)[None]
-    text = torch.eye(2, 16, dtype=dtype)
-    maps = triton_kernel.forward(image, text, [1, 1])[2]
+    tokens = Tokens(torch.eye(2, 16, dtype=dtype)[None], torch.eye(2, 16, dtype=dtype), [1, 1])
+    maps = triton_backend.forward(tokens)[1]
     for small in (2e-8, 5e-9):
         weight = torch.tensor([[3e-4, small * 3e-4]])
-        found, _ = triton_kernel.backward(torch.zeros(1, 2), weight, image, text, [1, 1], maps)
+        found, _ = triton_backend.backward(tokens, (torch.zeros(1, 2), weight), maps)
         torch.testing.assert_close(found[0].diagonal(), weight[0], rtol=torch.finfo(dtype).eps / 2, atol=0)
 
 
 def test_products_are_those_that_the_cost_model_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Flops of every tile that the kernels really multiply; images and captions fill their blocks."""
     images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [3] * 24 + [4] * 64
-    counted, multiply = [0], triton_kernel._dot
+    counted, multiply = [0], triton_kernels._dot
 
     def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
         counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
         return multiply(x, y, total, widen)
 
-    monkeypatch.setattr(triton_kernel, "_dot", dot)
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randn(images, n1, dim, generator=generator)
-    text = torch.randn(sum(lengths), dim, generator=generator)
-    i2t, t2i, maps = triton_kernel.forward(image, text, lengths)
+    monkeypatch.setattr(triton_kernels, "_dot", dot)
+    tokens = random_problem(images, n1, lengths, dim).tokens()
+    found, maps = triton_backend.forward(tokens)
     forward = counted[0]
-    triton_kernel.backward(i2t, t2i, image, text, lengths, maps)
+    triton_backend.backward(tokens, found, maps)
     assert (forward, counted[0]) == (
         triton_flops(images, n1, dim, lengths) // 3,
         triton_flops(images, n1, dim, lengths) + 2 * images * 64 * 64 * dim,  # seven tiles make four pairs
@@ -118,45 +115,39 @@ def test_products_are_those_that_the_cost_model_counts(monkeypatch: pytest.Monke
 def test_tiles_without_weights_are_left_out() -> None:
     """Two groups of captions and two blocks of images; each block has weights in one group only."""
     problem = random_problem(3, 60, [1] * 64 + [2] * 6, 16)
-    image, text, lengths = *problem[:2], problem.text_lengths.tolist()
     weight = torch.zeros(3, 70)
     weight[:2, 64:], weight[2, :64] = 1.0, 1.0
-    layout = triton_kernel.lay_out(lengths, torch.device("cpu"))
-    weights, _ = triton_kernel._scaled((weight, weight), 1, layout, torch.float32)
-    active = triton_kernel._active(weights, 2)
+    layout = triton_layout.lay_out(problem.text_lengths.tolist(), torch.device("cpu"))
+    weights, _ = triton_layout.scaled_weights((weight, weight), 1, layout, torch.float32)
+    active = triton_layout.active_tiles(weights, 2)
     assert active.tolist() == [[False, True], [True, False]]
-    assert [part.tolist() for part in triton_kernel._listed(active)] == [[[1, 0], [0, 1]], [1, 1]]
-    maps = triton_kernel.forward(image, text, lengths)[2]
-    found = triton_kernel.backward(weight, weight, image, text, lengths, maps)
-    image.requires_grad_(), text.requires_grad_()
-    similarity = late_interaction(*problem, backend="reference")
-    wanted = torch.autograd.grad(tuple(similarity), (image, text), (weight, weight))
+    assert [part.tolist() for part in triton_layout.listed(active)] == [[[1, 0], [0, 1]], [1, 1]]
+    maps = triton_backend.forward(problem.tokens())[1]
+    found = triton_backend.backward(problem.tokens(), (weight, weight), maps)
+    wanted = reference.backward(problem.tokens(), (weight, weight), ())
     torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_gradients_far_below_float16_do_not_underflow() -> None:
-    problem = random_problem(2, 9, [3, 5], 16)
-    image, text = problem.image_tokens.half(), problem.text_tokens.half()
-    lengths = problem.text_lengths.tolist()
-    maps = triton_kernel.forward(image, text, lengths)[2]
+    tokens = random_problem(2, 9, [3, 5], 16).tokens(torch.float16)
+    maps = triton_backend.forward(tokens)[1]
     small, one = torch.full((2, 2), 1e-9), torch.ones(2, 2)
-    found = triton_kernel.backward(small, small, image, text, lengths, maps)
-    whole = triton_kernel.backward(one, one, image, text, lengths, maps)
+    found = triton_backend.backward(tokens, (small, small), maps)
+    whole = triton_backend.backward(tokens, (one, one), maps)
     for a, b in zip(found, whole, strict=True):
         torch.testing.assert_close(a * 1e9, b, rtol=1e-5, atol=1e-6)
 
 
 def test_only_what_is_asked_for() -> None:
     """No maps without a backward, no gradient of a frozen side; the rest is the same."""
-    problem = random_problem(2, 9, [3, 8], 16)
-    tokens, lengths = problem[:2], problem.text_lengths.tolist()
-    i2t, t2i, maps = triton_kernel.forward(*tokens, lengths)
-    bare = triton_kernel.forward(*tokens, lengths, save_for_backward=False)
-    assert torch.equal(bare[0], i2t) and torch.equal(bare[1], t2i) and bare[2] == ()
-    both = triton_kernel.backward(i2t, t2i, *tokens, lengths, maps)
+    tokens = random_problem(2, 9, [3, 8], 16).tokens()
+    found, maps = triton_backend.forward(tokens)
+    bare, none = triton_backend.forward(tokens, save_for_backward=False)
+    assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
+    both = triton_backend.backward(tokens, found, maps)
     for side, needs in enumerate(((True, False), (False, True))):
-        found = triton_kernel.backward(i2t, t2i, *tokens, lengths, maps, needs)
-        assert torch.equal(found[side], both[side]) and found[1 - side].numel() == 0
+        one = triton_backend.backward(tokens, found, maps, needs)
+        assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
 
 
 def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +167,7 @@ def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.Mo
 def test_captions_are_laid_out_in_order_of_length() -> None:
     lengths = [3, 5, 1, 3] + [2] * 62
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
-    layout = triton_kernel.lay_out(lengths, torch.device("cpu"))
+    layout = triton_layout.lay_out(lengths, torch.device("cpu"))
     assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 3]
     assert layout.text[:3].tolist() == [2, 4, 5] and layout.text[62:67].tolist() == [65, 0, 3, 1, -1]
     seen = []

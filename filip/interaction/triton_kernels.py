@@ -1,0 +1,183 @@
+"""The Triton kernels themselves; filip.interaction.triton_backend launches them and says how they work."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+# Their values change from batch to batch; specialised (by divisibility by 16), each new kind would compile the kernels
+# again in the middle of a training.
+_VARYING = ["start", "n_images", "n_texts", "n_groups", "n_tiles", "n_tokens", "splits"]
+
+
+@triton.jit
+def _dot(x, y, total, WIDEN: tl.constexpr):
+    if WIDEN:
+        x, y = x.to(tl.float32), y.to(tl.float32)
+    return tl.dot(x, y, total, input_precision="tf32x3")  # of float32: three products of tensor cores
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def forward_kernel(
+    images, texts, text_ptr, length_ptr, first_ptr, positions_ptr, row_ptr,
+    i2t, t2i, image_map, text_map, best, best_row,
+    n1, d, start, n_images, n_texts, n_groups, n_tiles,
+    FIRST: tl.constexpr, LAST: tl.constexpr, SAVE: tl.constexpr, GROUP: tl.constexpr, WIDEN: tl.constexpr,
+    ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_K: tl.constexpr, RESIDENT: tl.constexpr,
+):  # fmt: skip
+    # The first axis of the grid varies fastest: the texts of a group stay in the cache while all images meet them.
+    group = tl.program_id(1)
+    n_slots, n_entries = (
+        n_groups * GROUP,
+        n_tiles * GROUP,
+    )  # multiples of 64, so that loads of the maps are wide
+    image = (tl.program_id(0) * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    k = start + tl.arange(0, ROWS)
+    source = tl.minimum(image, n_images - 1)[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    source = tl.reshape(source, [IMAGES * ROWS])
+    slot = group * GROUP + tl.arange(0, GROUP)
+    text = tl.load(text_ptr + slot)
+    length = tl.load(length_ptr + slot)
+    first = tl.load(first_ptr + group)
+    feature = tl.arange(0, BLOCK_K)
+    real = (image < n_images)[None, :] & (text >= 0)[:, None]
+    if RESIDENT:
+        x = tl.load(images + source[None, :] * d + feature[:, None], mask=(feature < d)[:, None], other=0.0)
+    won = tl.full([GROUP, IMAGES * ROWS], float("-inf"), tl.float32)
+    winner = tl.zeros([GROUP, IMAGES * ROWS], tl.int32)
+    summed = tl.zeros([GROUP, IMAGES], tl.float32)
+    for p in range(0, tl.load(positions_ptr + group)):
+        entry = (first + p) * GROUP + tl.arange(0, GROUP)
+        row = tl.load(row_ptr + entry).to(tl.int64)
+        tile = tl.zeros([GROUP, IMAGES * ROWS], tl.float32)
+        if RESIDENT:
+            y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
+            tile = _dot(y, x, tile, WIDEN)
+        else:
+            for low in range(0, d, BLOCK_K):
+                part = low + feature
+                y = tl.load(texts + row[:, None] * d + part[None, :], mask=(part < d)[None, :], other=0.0)
+                z = tl.load(images + source[None, :] * d + part[:, None], mask=(part < d)[:, None], other=0.0)
+                tile = _dot(y, z, tile, WIDEN)
+        better = tile > won  # strictly: of equal maxima the earlier token stays
+        won = tl.where(better, tile, won)
+        winner = tl.where(better, p, winner)
+        by_image = tl.reshape(tile, [GROUP, IMAGES, ROWS])
+        top, where = tl.max(by_image, axis=2, return_indices=True)  # of equal maxima the lower row
+        at = image[None, :] * n_entries + entry[:, None]
+        if SAVE:
+            where = tl.minimum(start + where, n1 - 1)  # rows beyond n1 repeat the last
+        if not FIRST:
+            before = tl.load(best + at, mask=real, other=0.0)
+            if SAVE:
+                where = tl.where(top > before, where, tl.load(best_row + at, mask=real, other=0))
+            top = tl.maximum(top, before)
+        own = p < length
+        if LAST:
+            summed += tl.where(own[:, None], top, 0.0)
+            if SAVE:  # n1, a row that there is not, where the caption has ended
+                where = tl.where(own[:, None], where, n1)
+                tl.store(text_map + at, where.to(text_map.dtype.element_ty), mask=(image < n_images)[None, :])
+        else:
+            tl.store(best + at, top, mask=real)
+            if SAVE:
+                tl.store(best_row + at, where, mask=real)
+    if SAVE:
+        inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
+        at_row = image_map + source[None, :] * n_slots + slot[:, None]
+        tl.store(at_row, winner.to(image_map.dtype.element_ty), mask=inside[None, :])
+    inside = (k < n1)[None, None, :]
+    total = tl.sum(tl.where(inside, tl.reshape(won, [GROUP, IMAGES, ROWS]), 0.0), axis=2) / n1
+    score = image[None, :] * n_texts + text[:, None]
+    if not FIRST:
+        total += tl.load(i2t + score, mask=real, other=0.0)
+    tl.store(i2t + score, total, mask=real)
+    if LAST:
+        tl.store(t2i + score, summed / tl.maximum(length, 1)[:, None], mask=real)
+
+
+@triton.jit
+def _gradient_tile(winner, position, weight_i, to_image, k, weight_t):
+    """Gradient of the similarity of rows with entries, [IMAGES * ROWS, entries].
+
+    ``winner`` [IMAGES, ROWS, entries] holds the position in the entry's caption that each row has chosen, ``to_image``
+    [IMAGES, entries] the row of the image that each entry has.
+    """
+    of_rows = tl.where(winner == position, weight_i[:, None, :], 0.0)
+    of_entries = tl.where(to_image[:, None, :] == k[None, :, None], weight_t[:, None, :], 0.0)
+    both = of_rows + of_entries
+    return tl.reshape(both, [both.shape[0] * both.shape[1], both.shape[2]])
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def image_gradient_kernel(
+    texts, gradient, first_ptr, positions_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
+    image_map, text_map, n1, d, n_images, n_groups, n_tiles, splits,
+    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
+    chunks = tl.cdiv(n1, ROWS)
+    block = tl.program_id(0) // chunks
+    split = tl.program_id(1)
+    image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+    known = tl.minimum(image, n_images - 1)
+    k = (tl.program_id(0) % chunks) * ROWS + tl.arange(0, ROWS)
+    feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    source = known[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+    total = tl.zeros([IMAGES * ROWS, BLOCK_D], tl.float32)
+    for i in range(split, tl.load(n_listed_ptr + block), splits):
+        group = tl.load(listed + block * n_groups + i)
+        slot = group * GROUP + tl.arange(0, GROUP)
+        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
+        of_i = tl.load(weight_i + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_t = tl.load(weight_t + known[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        first = tl.load(first_ptr + group)
+        for p in range(0, tl.load(positions_ptr + group)):
+            entry = (first + p) * GROUP + tl.arange(0, GROUP)
+            row = tl.load(row_ptr + entry).to(tl.int64)
+            y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
+            to_image = tl.load(text_map + known[:, None] * n_entries + entry[None, :]).to(tl.int32)
+            weights = _gradient_tile(winner, p, of_i, to_image, k, of_t)
+            total = _dot(weights.to(y.dtype), y, total, WIDEN)
+    inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
+    at = (split.to(tl.int64) * n_images * n1 + tl.reshape(source, [IMAGES * ROWS])) * d
+    tl.store(gradient + at[:, None] + feature[None, :], total, mask=inside[:, None] & (feature < d)[None, :])
+
+
+@triton.jit(do_not_specialize=_VARYING)
+def text_gradient_kernel(
+    images, gradient, length_ptr, slot_ptr, position_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
+    image_map, text_map, n1, d, n_images, n_groups, n_tiles, n_tokens, splits,
+    GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    split = tl.program_id(1)
+    n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
+    entry = tl.program_id(0) * (2 * GROUP) + tl.arange(0, 2 * GROUP)
+    slot = tl.max_contiguous(tl.multiple_of(tl.load(slot_ptr + entry), GROUP), GROUP)
+    position = tl.load(position_ptr + entry)
+    feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
+    chunks = tl.cdiv(n1, ROWS)
+    blocks = tl.cdiv(n_images, IMAGES)
+    total = tl.zeros([2 * GROUP, BLOCK_D], tl.float32)
+    for i in range(split, tl.load(n_listed_ptr + tl.program_id(0)) * chunks, splits):
+        block = tl.load(listed + tl.program_id(0) * blocks + i // chunks)
+        image = (block * IMAGES + tl.arange(0, IMAGES)).to(tl.int64)
+        image_exists = image < n_images
+        image = tl.minimum(image, n_images - 1)
+        k = (i % chunks) * ROWS + tl.arange(0, ROWS)
+        source = image[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
+        exists = image_exists[:, None] & (k < n1)[None, :]
+        winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
+        winner = tl.where(exists[:, :, None], winner, -1)
+        of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
+        of_t = tl.where(image_exists[:, None], of_t, 0.0)
+        to_image = tl.load(text_map + image[:, None] * n_entries + entry[None, :]).to(tl.int32)
+        to_image = tl.where(to_image < n1, to_image, -1)
+        weights = _gradient_tile(winner, position[None, None, :], of_i, to_image, k, of_t)
+        source = tl.reshape(source, [IMAGES * ROWS])
+        x = tl.load(images + source[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
+        total = _dot(tl.trans(weights.to(x.dtype)), x, total, WIDEN)
+    own = position < tl.load(length_ptr + slot)
+    at = (split.to(tl.int64) * n_tokens + tl.load(row_ptr + entry).to(tl.int64)) * d
+    tl.store(gradient + at[:, None] + feature[None, :], total, mask=own[:, None] & (feature < d)[None, :])

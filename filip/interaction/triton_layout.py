@@ -1,0 +1,95 @@
+"""Where the Triton kernels find what they multiply: captions in groups of 64, and weights that 16 bits can hold.
+
+A tile of the kernels is *one position* of the 64 captions of a group: 64 rows of text tokens. Captions are put in order
+of length first, so that those of a group are about equally long; one that ends before the longest repeats its last
+token, which cannot change a maximum. Nothing here needs Triton.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.interaction.packing import Pair
+
+GROUP = 64  # captions of a group: the text rows of a tile
+# Weights of 16-bit tokens are scaled, item by item, to at most 2^14: where an entry wins both ways two are added, and
+# float16 ends at 65,504. What is below 2^-24 then is 0 in float16 and dropped in all types, 2^-38 of the largest: less
+# than float32's rounding of the sum, for up to 30,000 captions even if every one is dropped.
+LARGEST, NEGLIGIBLE = 2.0**14, 2.0**-24
+
+
+class Layout(NamedTuple):
+    """Captions in order of length, in groups of 64; a slot per caption, an entry per caption and position."""
+
+    text: Tensor  # [slots] int32: the caller's index of the caption; -1 where the last group has none
+    length: Tensor  # [slots] int32: its tokens; 0 where there is none
+    first: Tensor  # [groups] int32: the group's first tile, of 64 entries
+    positions: Tensor  # [groups] int32: its tiles, that is, tokens of its longest caption
+    slot: Tensor  # [entries] int32; entries are in order of group, position, caption
+    position: Tensor  # [entries] int32
+    row: Tensor  # [entries] int32: the packed row of the token; a caption that has ended repeats its last
+
+
+def lay_out(lengths: list[int], device: torch.device) -> Layout:
+    """Where the kernels find the tokens of captions of ``lengths`` tokens."""
+    per_text = torch.tensor(lengths, dtype=torch.int32)
+    length, text = per_text.sort(stable=True)
+    before = (per_text.cumsum(0) - per_text)[text]
+    missing = -len(lengths) % GROUP
+    length, before = F.pad(length, (0, missing)), F.pad(before, (0, missing))
+    positions = length.view(-1, GROUP).amax(dim=1)
+    first = positions.cumsum(0) - positions
+    group = torch.repeat_interleave(positions)  # of each tile
+    position = torch.arange(len(group)) - first[group]
+    if (
+        len(group) % 2
+    ):  # the text gradient takes two tiles at once; this one lies behind the end of its captions
+        group, position = (
+            F.pad(group, (0, 1), value=len(positions) - 1),
+            F.pad(position, (0, 1), value=int(positions[-1])),
+        )
+    slot = group[:, None] * GROUP + torch.arange(GROUP)
+    row = before[slot] + torch.minimum(position[:, None], (length[slot] - 1).clamp_min(0))
+    entries = slot.flatten(), position.repeat_interleave(GROUP), row.flatten()
+    found = (F.pad(text, (0, missing), value=-1), length, first, positions, *entries)
+    return Layout(*(part.to(device, torch.int32) for part in found))
+
+
+def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype) -> tuple[Pair, Tensor]:
+    """Both weights [images, slots] in the tokens' dtype, scaled item by item along ``dim``; and the scales."""
+    largest = torch.maximum(upstream[0].abs(), upstream[1].abs()).amax(dim=dim, keepdim=True)
+    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    weights = []
+    for weight in upstream:
+        scaled = (weight / scale)[:, layout.text.long()]
+        negligible = (scaled.abs() <= NEGLIGIBLE) | (layout.length == 0)
+        weights.append(scaled.masked_fill(negligible, 0).to(dtype))
+    return (weights[0], weights[1]), scale
+
+
+def active_tiles(weights: Pair, images: int) -> Tensor:
+    """[blocks of images, groups] bool: where some weight is not zero."""
+    some = ((weights[0] != 0) | (weights[1] != 0)).view(len(weights[0]), -1, GROUP).any(dim=2)
+    return F.pad(some, (0, 0, 0, -len(some) % images)).view(-1, images, some.shape[1]).any(dim=1)
+
+
+def listed(active: Tensor) -> Pair:
+    """Per row of ``active`` the columns that are true, before those that are not; and how many are true."""
+    order = active.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
+    return order.int(), active.sum(dim=1, dtype=torch.int32)
+
+
+def index_dtype(size: int) -> torch.dtype:
+    """The type of a map whose numbers go up to ``size`` itself, which stands for "none"."""
+    if size <= 255:
+        return torch.uint8
+    return torch.int16 if size < 1 << 15 else torch.int32
+
+
+def power_of_two(number: int) -> int:
+    """The smallest power of two >= number, and >= 16, which tensor cores want."""
+    return max(16, 1 << (number - 1).bit_length())

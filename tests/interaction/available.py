@@ -1,0 +1,22 @@
+"""The backends that run on this machine, as a parameter of tests."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.interaction.backends import choose_backend
+
+
+def runs(backend: str) -> bool:
+    try:
+        choose_backend(torch.zeros(1, 1, 16), 1, backend)
+    except ValueError:
+        return False
+    return True
+
+
+BACKENDS = [
+    pytest.param(name, marks=pytest.mark.skipif(not runs(name), reason=f"{name} cannot run here"))
+    for name in ("reference", "tiled", "native")
+]

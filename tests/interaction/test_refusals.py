@@ -1,0 +1,89 @@
+"""Which backend is chosen, and what is said where none can do what was asked."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.interaction import distributed_late_interaction, late_interaction
+from filip.interaction.backends import choose_backend
+from tests.interaction.available import BACKENDS
+from tests.interaction.problems import random_problem
+
+
+def test_backend_can_be_chosen(monkeypatch: pytest.MonkeyPatch) -> None:
+    from filip.interaction import reference, tiled
+
+    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    tokens = torch.zeros(2, 3, 16)
+    assert choose_backend(tokens, 5, "reference") is reference
+    assert choose_backend(tokens.double(), 5, "auto") is tiled
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "reference")
+    assert choose_backend(tokens, 5, "auto") is reference
+    assert choose_backend(tokens, 5, "tiled") is tiled  # an explicit choice wins over the environment
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "natve")
+    with pytest.raises(ValueError, match="FILIP_INTERACTION_BACKEND='natve'"):
+        choose_backend(tokens, 5, "auto")
+
+
+def test_one_notice_when_the_fast_backend_is_missing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from filip.interaction import backends, tiled
+
+    monkeypatch.delenv("FILIP_INTERACTION_BACKEND", raising=False)
+    monkeypatch.setattr(backends, "_notices", set())
+    monkeypatch.setattr(
+        "filip.interaction.native.unavailable_reason", lambda tokens, longest: "no compiler here"
+    )
+    for _ in range(2):
+        assert choose_backend(torch.zeros(2, 3, 16), 5) is tiled
+    assert choose_backend(torch.zeros(2, 3, 16).half(), 5) is tiled
+    lines = capsys.readouterr().err.splitlines()
+    assert lines == [
+        "filip.interaction: no compiler here; using the tiled PyTorch backend, which is exact but slower"
+    ]
+    with pytest.raises(ValueError, match="'native' cannot run here: no compiler here; use 'tiled' or 'auto'"):
+        choose_backend(torch.zeros(2, 3, 16), 5, "native")
+
+
+@pytest.mark.parametrize(
+    ("image", "text", "lengths", "message"),
+    [
+        ((0, 4, 8), (6, 8), [2, 4], "empty batch"),
+        ((2, 4, 8), (0, 8), [], "empty batch"),
+        ((2, 0, 8), (6, 8), [2, 4], "no tokens"),
+        ((2, 4, 8), (6, 8), [2, 0, 4], "at least one token"),
+        ((2, 4, 8), (6, 8), [2, 3], "sum to 5"),
+        ((2, 4, 8), (6, 16), [2, 4], "same embedding space"),
+        ((2, 8), (6, 8), [2, 4], "image_tokens \\[images, n1, d\\]"),
+    ],
+)
+def test_mistakes_are_named(
+    image: tuple[int, ...], text: tuple[int, ...], lengths: list[int], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        late_interaction(torch.zeros(image), torch.zeros(text), torch.tensor(lengths, dtype=torch.int64))
+
+
+def test_lengths_in_a_list_are_named() -> None:
+    with pytest.raises(ValueError, match="text_lengths must be a tensor of integers, got a list"):
+        late_interaction(torch.zeros(1, 2, 8), torch.zeros(3, 8), [3])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_second_derivative_is_refused_in_words(backend: str) -> None:
+    problem = random_problem(2, 3, [2, 4], 8)
+    tokens = problem.image_tokens.requires_grad_(), problem.text_tokens.requires_grad_()
+    similarity = late_interaction(*tokens, problem.text_lengths, backend=backend)
+    (gradient,) = torch.autograd.grad(similarity.i2t.sum(), tokens[0], create_graph=True)
+    with pytest.raises(NotImplementedError, match="no second derivative"):
+        gradient.square().sum().backward()
+
+
+def test_functional_transforms_are_refused_in_words() -> None:
+    image, text, lengths = random_problem(2, 3, [2, 4], 8)
+    with pytest.raises(NotImplementedError, match="does not run inside torch"):
+        torch.func.grad(lambda x: late_interaction(x, text, lengths).i2t.sum())(image)
+    with pytest.raises(NotImplementedError, match="does not run inside torch"):
+        torch.func.grad(lambda x: distributed_late_interaction(x, text, lengths).i2t.sum())(image)

@@ -1,0 +1,67 @@
+"""Nothing is computed or kept that nobody asks for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from filip.interaction import distributed_late_interaction, late_interaction, score
+from filip.interaction.backends import choose_backend
+from tests.interaction.available import BACKENDS
+from tests.interaction.problems import random_problem, solve, upstream
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("frozen", [0, 1])
+def test_nothing_is_computed_for_a_frozen_tower(
+    backend: str, frozen: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    module, seen = choose_backend(problem.image_tokens, 11, backend), []
+
+    def backward(*arguments: object) -> object:
+        seen.append(original(*arguments))
+        return seen[-1]
+
+    original = module.backward
+    monkeypatch.setattr(module, "backward", backward)
+    both = solve(problem, backend)
+    tokens = [tensor.clone().requires_grad_(side != frozen) for side, tensor in enumerate(problem[:2])]
+    similarity = late_interaction(*tokens, problem.text_lengths, backend=backend)
+    torch.autograd.backward(similarity, upstream(similarity.i2t.shape))
+    assert tokens[frozen].grad is None and torch.equal(tokens[1 - frozen].grad, both[3 - frozen])
+    assert seen[1][frozen].numel() == 0
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_maps_are_asked_for_where_nobody_differentiates(
+    backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = random_problem(6, 9, [4, 5, 11], 32)
+    module = choose_backend(problem.image_tokens, 11, backend)
+    original, saved = module.forward, list[bool]()
+    monkeypatch.setattr(module, "forward", lambda *inputs: saved.append(inputs[1]) or original(*inputs))
+    late_interaction(*problem, backend=backend)
+    with torch.no_grad():
+        late_interaction(problem.image_tokens.requires_grad_(), *problem[1:], backend=backend)
+    score(*problem, backend=backend)
+    late_interaction(*problem, backend=backend)
+    assert saved == [False, False, False, True]
+
+
+def test_recomputed_maps_are_not_kept_and_change_nothing() -> None:
+    problem = random_problem(8, 9, [4, 7, 2], 32)
+    results = []
+    for recompute in (False, True):
+        kept: list[int] = []
+        tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, kept=kept: kept.append(t.numel()) or t, lambda t: t
+        ):
+            found = distributed_late_interaction(
+                *tokens, problem.text_lengths, backend="tiled", recompute=recompute
+            )
+        (found.i2t.square().sum() + found.t2i.sum()).backward()
+        results.append([tensor.grad for tensor in tokens])
+        assert (sum(kept) == sum(tensor.numel() for tensor in tokens)) == recompute
+    torch.testing.assert_close(results[0], results[1], rtol=0, atol=0)
