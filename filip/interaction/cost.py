@@ -118,7 +118,7 @@ def triton(s: Setting) -> Cost:
     """The Triton backend with gather: three products of padded tiles, one forward and one for each side's gradient."""
     lengths = caption_lengths(s)
     packed = fused(replace(s, tile_bytes=0))
-    entries = sum(_tiles_of_groups(lengths)) * GROUP
+    entries = sum(tiles + tiles % 2 for tiles in _tiles_of_groups(lengths)) * GROUP
     index_bytes = 1 if max(s.n1, s.n2_padded) <= 255 else 2
     slots = -(-s.global_batch // GROUP) * GROUP
     maps = s.local * (slots * s.n1 + entries) * index_bytes
@@ -137,11 +137,12 @@ def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
     """Of the Triton backend's forward and backward, at most.
 
     An image takes 16, 32 or 64 rows, or else multiples of 64 in the text gradient and of 128 in the other two products;
-    all captions of a group take as many columns as its longest.
+    all captions of a group take as many columns as its longest, in the text gradient an even number of them.
     """
-    columns = sum(_tiles_of_groups(lengths)) * GROUP
-    rows = 2 * _padded(n1, 128) + _padded(n1, 64)
-    return 2 * images * rows * columns * dim
+    tiles = _tiles_of_groups(lengths)
+    even = [number + number % 2 for number in tiles]
+    products = 2 * _padded(n1, 128) * sum(tiles) + _padded(n1, 64) * sum(even)
+    return 2 * images * products * GROUP * dim
 
 
 def _padded(n1: int, most: int) -> int:

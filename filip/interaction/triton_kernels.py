@@ -98,15 +98,15 @@ def forward_kernel(
 
 @triton.jit
 def _gradient_tile(winner, position, weight_i, to_image, k, weight_t):
-    """Gradient of the similarity of rows with entries, [IMAGES * ROWS, entries].
+    """Gradient of the similarity of rows with tiles of one group, [IMAGES * ROWS, TILES * GROUP].
 
-    ``winner`` [IMAGES, ROWS, entries] holds the position in the entry's caption that each row has chosen, ``to_image``
-    [IMAGES, entries] the row of the image that each entry has.
+    ``winner`` [IMAGES, ROWS, GROUP] holds the position in the caption that each row has chosen, ``to_image``
+    [IMAGES, TILES, GROUP] the row of the image that each entry has. ``position`` [TILES].
     """
-    of_rows = tl.where(winner == position, weight_i[:, None, :], 0.0)
-    of_entries = tl.where(to_image[:, None, :] == k[None, :, None], weight_t[:, None, :], 0.0)
-    both = of_rows + of_entries
-    return tl.reshape(both, [both.shape[0] * both.shape[1], both.shape[2]])
+    of_entries = tl.where(to_image[:, None, :, :] == k[None, :, None, None], weight_t[:, None, None, :], 0.0)
+    chosen = winner[:, :, None, :] == position[None, None, :, None]
+    both = tl.where(chosen, of_entries + weight_i[:, None, None, :], of_entries)
+    return tl.reshape(both, [both.shape[0] * both.shape[1], both.shape[2] * both.shape[3]])
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -137,7 +137,7 @@ def image_gradient_kernel(
             row = tl.load(row_ptr + entry).to(tl.int64)
             y = tl.load(texts + row[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
             to_image = tl.load(text_map + known[:, None] * n_entries + entry[None, :]).to(tl.int32)
-            weights = _gradient_tile(winner, p, of_i, to_image, k, of_t)
+            weights = _gradient_tile(winner, p + tl.arange(0, 1), of_i, to_image[:, None, :], k, of_t)
             total = _dot(weights.to(y.dtype), y, total, WIDEN)
     inside = tl.reshape((image < n_images)[:, None] & (k < n1)[None, :], [IMAGES * ROWS])
     at = (split.to(tl.int64) * n_images * n1 + tl.reshape(source, [IMAGES * ROWS])) * d
@@ -146,15 +146,18 @@ def image_gradient_kernel(
 
 @triton.jit(do_not_specialize=_VARYING)
 def text_gradient_kernel(
-    images, gradient, length_ptr, slot_ptr, position_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
+    images, gradient, length_ptr, group_ptr, position_ptr, row_ptr, weight_i, weight_t, listed, n_listed_ptr,
     image_map, text_map, n1, d, n_images, n_groups, n_tiles, n_tokens, splits,
     GROUP: tl.constexpr, WIDEN: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
     split = tl.program_id(1)
     n_slots, n_entries = n_groups * GROUP, n_tiles * GROUP
-    entry = tl.program_id(0) * (2 * GROUP) + tl.arange(0, 2 * GROUP)
-    slot = tl.max_contiguous(tl.multiple_of(tl.load(slot_ptr + entry), GROUP), GROUP)
-    position = tl.load(position_ptr + entry)
+    # Two tiles: two positions of the same captions
+    tile = tl.program_id(0) * 2
+    group = tl.load(group_ptr + tile)
+    slot = group * GROUP + tl.arange(0, GROUP)
+    position = tl.load(position_ptr + tile) + tl.arange(0, 2)
+    entry = tile * GROUP + tl.arange(0, 2)[:, None] * GROUP + tl.arange(0, GROUP)[None, :]
     feature = tl.program_id(2) * BLOCK_D + tl.arange(0, BLOCK_D)
     chunks = tl.cdiv(n1, ROWS)
     blocks = tl.cdiv(n_images, IMAGES)
@@ -166,18 +169,18 @@ def text_gradient_kernel(
         image = tl.minimum(image, n_images - 1)
         k = (i % chunks) * ROWS + tl.arange(0, ROWS)
         source = image[:, None] * n1 + tl.minimum(k, n1 - 1)[None, :]
-        exists = image_exists[:, None] & (k < n1)[None, :]
         winner = tl.load(image_map + source[:, :, None] * n_slots + slot[None, None, :]).to(tl.int32)
-        winner = tl.where(exists[:, :, None], winner, -1)
         of_i = tl.load(weight_i + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
-        of_t = tl.where(image_exists[:, None], of_t, 0.0)
-        to_image = tl.load(text_map + image[:, None] * n_entries + entry[None, :]).to(tl.int32)
-        to_image = tl.where(to_image < n1, to_image, -1)
-        weights = _gradient_tile(winner, position[None, None, :], of_i, to_image, k, of_t)
+        to_image = tl.load(text_map + image[:, None, None] * n_entries + entry[None, :, :]).to(tl.int32)
+        weights = _gradient_tile(winner, position, of_i, to_image, k, of_t)
+        # Rows that there are not count as zeros, whatever their weights.
+        exists = tl.reshape((image_exists[:, None] & (k < n1)[None, :]), [IMAGES * ROWS])
         source = tl.reshape(source, [IMAGES * ROWS])
-        x = tl.load(images + source[:, None] * d + feature[None, :], mask=(feature < d)[None, :], other=0.0)
+        inside = exists[:, None] & (feature < d)[None, :]
+        x = tl.load(images + source[:, None] * d + feature[None, :], mask=inside, other=0.0)
         total = _dot(tl.trans(weights.to(x.dtype)), x, total, WIDEN)
-    own = position < tl.load(length_ptr + slot)
-    at = (split.to(tl.int64) * n_tokens + tl.load(row_ptr + entry).to(tl.int64)) * d
+    own = tl.reshape(position[:, None] < tl.load(length_ptr + slot)[None, :], [2 * GROUP])
+    row = tl.reshape(tl.load(row_ptr + entry), [2 * GROUP]).to(tl.int64)
+    at = (split.to(tl.int64) * n_tokens + row) * d
     tl.store(gradient + at[:, None] + feature[None, :], total, mask=own[:, None] & (feature < d)[None, :])

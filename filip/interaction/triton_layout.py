@@ -23,14 +23,18 @@ LARGEST, NEGLIGIBLE = 2.0**14, 2.0**-24
 
 
 class Layout(NamedTuple):
-    """Captions in order of length, in groups of 64; a slot per caption, an entry per caption and position."""
+    """Captions in order of length, in groups of 64; a slot per caption, an entry per caption and position.
+
+    A group has an even number of tiles, since the text gradient takes two at once: where its longest caption has an odd
+    number of tokens, the last is one that nothing reads.
+    """
 
     text: Tensor  # [slots] int32: the caller's index of the caption; -1 where the last group has none
     length: Tensor  # [slots] int32: its tokens; 0 where there is none
     first: Tensor  # [groups] int32: the group's first tile, of 64 entries
-    positions: Tensor  # [groups] int32: its tiles, that is, tokens of its longest caption
-    slot: Tensor  # [entries] int32; entries are in order of group, position, caption
-    position: Tensor  # [entries] int32
+    positions: Tensor  # [groups] int32: tokens of its longest caption
+    group: Tensor  # [tiles] int32; tiles are in order of group and position
+    position: Tensor  # [tiles] int32
     row: Tensor  # [entries] int32: the packed row of the token; a caption that has ended repeats its last
 
 
@@ -42,20 +46,13 @@ def lay_out(lengths: list[int], device: torch.device) -> Layout:
     missing = -len(lengths) % GROUP
     length, before = F.pad(length, (0, missing)), F.pad(before, (0, missing))
     positions = length.view(-1, GROUP).amax(dim=1)
-    first = positions.cumsum(0) - positions
-    group = torch.repeat_interleave(positions)  # of each tile
+    tiles = positions + positions % 2
+    first = tiles.cumsum(0) - tiles
+    group = torch.repeat_interleave(tiles)
     position = torch.arange(len(group)) - first[group]
-    if (
-        len(group) % 2
-    ):  # the text gradient takes two tiles at once; this one lies behind the end of its captions
-        group, position = (
-            F.pad(group, (0, 1), value=len(positions) - 1),
-            F.pad(position, (0, 1), value=int(positions[-1])),
-        )
     slot = group[:, None] * GROUP + torch.arange(GROUP)
     row = before[slot] + torch.minimum(position[:, None], (length[slot] - 1).clamp_min(0))
-    entries = slot.flatten(), position.repeat_interleave(GROUP), row.flatten()
-    found = (F.pad(text, (0, missing), value=-1), length, first, positions, *entries)
+    found = (F.pad(text, (0, missing), value=-1), length, first, positions, group, position, row.flatten())
     return Layout(*(part.to(device, torch.int32) for part in found))
 
 

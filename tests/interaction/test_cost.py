@@ -31,12 +31,12 @@ def test_forward_of_the_packed_product() -> None:
 
 def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
     """49 rows in 64; a group of captions is as wide as its longest. Counted in the kernels by triton_interpreted.py."""
-    assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 3 * 2 * 10 * 64 * (7 * 64) * 256
-    assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * (2 * 256 + 256) * (5 * 64) * 256
+    assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 2 * 10 * 64 * (7 + 7 + 8) * 64 * 256
+    assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * 256 * (5 + 5 + 6) * 64 * 256
     # Sorted by length, the paper's captions are hardly padded.
     base = Setting()
     packed = 2 * base.local * base.global_batch * 49 * 18 * 256
-    assert triton(base).flops == pytest.approx(3 * packed * 64 / 49, rel=0.01)
+    assert triton(base).flops == pytest.approx(3 * packed * 64 / 49, rel=0.02)
     lengths = caption_lengths(base)
     assert (
         sum(lengths) / len(lengths) == pytest.approx(18, rel=0.01) and 3 <= min(lengths) <= max(lengths) <= 77
