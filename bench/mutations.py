@@ -93,8 +93,8 @@ MUTATIONS = [
     Mutation(
         "Triton: backward without the winning image tokens",
         f"{ENGINE}/triton_kernels.py",
-        "both = of_rows + of_entries",
-        "both = of_rows",
+        "both = tl.where(chosen, of_entries + weight_i[:, None, None, :], of_entries)",
+        "both = tl.where(chosen, weight_i[:, None, None, :], 0.0 * of_entries)",
         f"{TESTS}/triton_interpreted.py::test_float32",
         interpreted=True,
     ),
@@ -125,7 +125,7 @@ MUTATIONS = [
     Mutation(
         "the similarity is rounded under autocast",
         f"{ENGINE}/backends.py",
-        "with torch.autocast(image_tokens.device.type, enabled=False):",
+        "with torch.autocast(tokens.image.device.type, enabled=False):",
         "if True:",
         f"{TESTS}/test_backends.py::autocast",
     ),
@@ -224,7 +224,7 @@ MUTATIONS = [
     Mutation(
         "lengths go to the device",
         "filip/train/engine.py",
-        'value if name == "lengths" else value.to(',
+        'value if name.endswith("lengths") else value.to(',
         "value.to(",
         "tests/train/test_waits.py::wait",
     ),

@@ -1,7 +1,9 @@
 """Run by test_triton.py in a process of its own: compile the kernels for GPUs that need not be there.
 
 Prints, as a line of JSON per kernel, what the machine code takes (registers and stack of a thread, shared memory of a
-block) and what its innermost loop does: tensor-core instructions, asynchronous copies, accesses to spilled registers.
+block) and what its innermost loop does: tensor-core instructions, asynchronous copies, accesses to spilled registers,
+and the comparisons, selections and other instructions of which a processor takes half a warp per scheduler and cycle
+(64 lanes in all, from 7.0 to 9.0: "Throughput of Native Arithmetic Instructions" in NVIDIA's CUDA programming guide).
 
     python -m tests.interaction.triton_compiled [capability] [dtype] [n1]
 """
@@ -31,6 +33,7 @@ KERNELS = {
     "image": kernels.image_gradient_kernel,
     "text": kernels.text_gradient_kernel,
 }
+HALF_RATE = "[FI]SETP|F?SEL|PLOP3|LOP3|[FI]MNMX|VIMNMX|VIADDMNMX|SHF|LEA|IADD3|VIADD|PRMT|MOV|F2FP|CS2R|I?ABS"
 TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 
 
@@ -55,7 +58,7 @@ def innermost_loop(code: str) -> list[str]:
 
 
 def count(names: str, code: list[str]) -> int:
-    return sum(bool(re.search(rf"\b(?:{names})\b", line)) for line in code)
+    return sum(bool(re.search(rf"(?<![.\w])(?:{names})\b", line)) for line in code)
 
 
 def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
@@ -101,6 +104,7 @@ def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str,
         "wgmma": count("HGMMA", loop),
         "async_copies": count("LDGSTS", loop),
         "spills": count("STL|LDL", loop),
+        "half_rate": count(HALF_RATE, loop),
         "instructions": len(loop),
     }
 

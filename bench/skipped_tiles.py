@@ -1,0 +1,72 @@
+"""How many tiles of its backward the Triton backend may skip, because all their weights are negligible.
+
+    python -m bench.skipped_tiles          # after `make demo`; a minute
+
+Takes the gradient of the contrastive loss over all pairs of a test set in one batch, at the model's own temperature and
+at others. A weight is negligible below 2^-38 of the largest of its
+image (for the other gradient: of its text), which keeps float32 exact; the last columns show a bound that only the 16
+bits of the result would justify. A tile has 2 images (for the other gradient 1) and 64 captions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from filip.command import option, run_command
+from filip.eval.cards import load_card
+from filip.eval.formats import open_set
+from filip.interaction import contrastive_loss, score
+from filip.interaction.triton_layout import GROUP, LARGEST, NEGLIGIBLE, active_tiles, lay_out, scaled_weights
+from filip.models import load_model
+from filip.train.narrow import Narrow, encode
+
+
+@dataclass
+class Study:
+    model: str = option("results/demo/models/filip.safetensors", "a token-wise model")
+    root: str = option("results/demo/corpus/eval", "folder of the test sets")
+    cards: list[str] = option(
+        ["eval/demo_scenes_new.yaml", "eval/demo_scenes_artist.yaml"], "retrieval cards, one caption an image"
+    )
+    scales: list[float] = option([], "logit scales; empty = the model's own")
+
+
+def main(study: Study) -> None:
+    """Print the table."""
+    model = load_model(study.model)
+    own = float(model.logit_scale.exp())
+    print("| set | pairs | scale | gradient of | weights above 2^-38 | tiles with one | 2^-28 | tiles |")
+    print("| --- | ---: | ---: | --- | ---: | ---: | ---: | ---: |")
+    for path in study.cards:
+        options = Narrow(model=study.model, data=path, out="", device="cpu")
+        encoded = encode(model, open_set(load_card(path), study.root), path, options)["token-wise"]
+        lengths = encoded.texts.lengths
+        found = score(encoded.images, encoded.texts.values, lengths)
+        for scale in study.scales or [own]:
+            similarity = type(found)(*(matrix.clone().requires_grad_() for matrix in found))
+            contrastive_loss(similarity, torch.tensor([scale])).loss.backward()
+            upstream = similarity.i2t.grad / encoded.images.shape[1], similarity.t2i.grad / lengths
+            for side, of in ((1, "images"), (0, "texts")):
+                shares = active(upstream, lengths.tolist(), side)
+                cells = " | ".join(f"{100 * share:.1f} %" for share in shares)
+                print(f"| {path} | {len(lengths)} | {scale:.0f} | {of} | {cells} |", flush=True)
+
+
+def active(upstream: tuple[Tensor, Tensor], lengths: list[int], side: int) -> list[float]:
+    """Shares of weights and of tiles that are not negligible, by the kernels' bound and by 2^-28."""
+    layout = lay_out(lengths, torch.device("cpu"))
+    weights, _ = scaled_weights(upstream, side, layout, torch.float32)
+    shares = []
+    for bound in (NEGLIGIBLE, LARGEST * 2.0**-28):
+        above = tuple(weight * (weight.abs() > bound) for weight in weights)
+        tiles = active_tiles((above[0], above[1]), 2 if side == 1 else 1)
+        either = ((above[0] != 0) | (above[1] != 0)).sum() / (len(above[0]) * len(lengths))
+        shares += [float(either), float(tiles.float().mean())]
+    return shares
+
+
+if __name__ == "__main__":
+    run_command(main, Study)
