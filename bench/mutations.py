@@ -222,6 +222,13 @@ MUTATIONS = [
         f"{TESTS}/test_waits.py::lengths",
     ),
     Mutation(
+        "the backward of tiled on a GPU waits for the device",
+        f"{ENGINE}/tiled.py",
+        ", output_size=len(text)",
+        "",
+        f"{TESTS}/test_waits.py::lengths",
+    ),
+    Mutation(
         "lengths go to the device",
         "filip/train/engine.py",
         'value if name.endswith("lengths") else value.to(',

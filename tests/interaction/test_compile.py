@@ -82,7 +82,7 @@ def test_without_a_gradient_a_graph_saves_no_maps(monkeypatch: pytest.MonkeyPatc
 
     saved: list[bool] = []
     original = tiled.forward
-    monkeypatch.setattr(tiled, "forward", lambda *inputs: saved.append(inputs[3]) or original(*inputs))
+    monkeypatch.setattr(tiled, "forward", lambda *inputs: saved.append(inputs[1]) or original(*inputs))
     compiled = torch.compile(late_interaction, fullgraph=True, backend="aot_eager")
     problem = random_problem(2, 3, [2, 4], 8)
     compiled(*problem, backend="tiled")
@@ -116,5 +116,5 @@ def test_the_operator_keeps_to_pytorchs_rules() -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 8)
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):
         torch.library.opcheck(
-            operator._forward, (*tokens, lengths, None, "tiled", torch.float32, tokens[0].requires_grad)
+            operator.late_interaction, (*tokens, lengths, None, "tiled", torch.float32, tokens[0].requires_grad)
         )
