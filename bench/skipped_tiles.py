@@ -18,8 +18,8 @@ from torch import Tensor
 from filip.command import option, run_command
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
-from filip.interaction import contrastive_loss, score
-from filip.interaction.triton_layout import GROUP, LARGEST, NEGLIGIBLE, active_tiles, lay_out, scaled_weights
+from filip.interaction import Similarity, contrastive_loss, score
+from filip.interaction.triton_layout import LARGEST, NEGLIGIBLE, active_tiles, lay_out, scaled_weights
 from filip.models import load_model
 from filip.train.narrow import Narrow, encode
 
@@ -44,11 +44,13 @@ def main(study: Study) -> None:
         options = Narrow(model=study.model, data=path, out="", device="cpu")
         encoded = encode(model, open_set(load_card(path), study.root), path, options)["token-wise"]
         lengths = encoded.texts.lengths
+        assert lengths is not None
         found = score(encoded.images, encoded.texts.values, lengths)
         for scale in study.scales or [own]:
-            similarity = type(found)(*(matrix.clone().requires_grad_() for matrix in found))
-            contrastive_loss(similarity, torch.tensor([scale])).loss.backward()
-            upstream = similarity.i2t.grad / encoded.images.shape[1], similarity.t2i.grad / lengths
+            matrices = Similarity(found.i2t.requires_grad_(), found.t2i.requires_grad_())
+            loss = contrastive_loss(matrices, torch.tensor([scale])).loss
+            of_i2t, of_t2i = torch.autograd.grad(loss, matrices)
+            upstream = of_i2t / encoded.images.shape[1], of_t2i / lengths
             for side, of in ((1, "images"), (0, "texts")):
                 shares = active(upstream, lengths.tolist(), side)
                 cells = " | ".join(f"{100 * share:.1f} %" for share in shares)

@@ -16,7 +16,7 @@ import torch
 
 from filip.errors import UserError
 from filip.files import readable
-from filip.interaction.cost import Setting, fused, triton
+from filip.interaction.cost import Setting, tiled_on_gpu, triton
 from filip.models import DualEncoder, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import SMALL_MESSAGES, Message, encoder_flops, loss_messages, passes, zero_messages
@@ -219,17 +219,16 @@ def make_links(config: TrainConfig, gpus: int, gpu: str, network: str, fleet: Fl
 def loss_seconds(
     setting: Setting, config: TrainConfig, model: DualEncoder, gpu: Gpu, flops_per_second: float
 ) -> float:
-    """Of one contrastive batch. Without Triton the tiled backend waits for memory: each tile is written and read twice,
-    and its backward reads one row of float32 for each winner on either side.
+    """Of one contrastive batch. Without Triton the tiled backend waits for memory: a tile is written once and read for
+    each maximum, in float32, and for each gradient written and read once, in the tokens' dtype.
     """
     sent = exchanged(resolve_weights(config.loss, config.model.interaction))
     pairs, seconds = setting.local * setting.global_batch, 0.0
     if "tokens" in sent and gpu.triton:
         seconds += triton(setting).flops / flops_per_second
     elif "tokens" in sent:
-        tiles = 3 * 4 * pairs * setting.n1 * setting.n2
-        rows = 2 * 4 * pairs * (setting.n1 + setting.n2) * setting.dim
-        seconds += fused(setting).flops / flops_per_second + (tiles + rows) / gpu.bandwidth
+        tiles = (3 * 4 + 2 * 2 * setting.token_bytes) * pairs * setting.n1 * setting.n2
+        seconds += tiled_on_gpu(setting).flops / flops_per_second + tiles / gpu.bandwidth
     if "tokens" in sent and config.token_keep_ratio < 1:  # chosen by a product over the local batch
         tokens = (
             model.image.grid[0] * model.image.grid[1] * min(CAPTION_TOKENS, config.model.text.context_length)

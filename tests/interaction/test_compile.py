@@ -116,5 +116,6 @@ def test_the_operator_keeps_to_pytorchs_rules() -> None:
     image, text, lengths = random_problem(3, 4, [2, 5], 8)
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):
         torch.library.opcheck(
-            operator.late_interaction, (*tokens, lengths, None, "tiled", torch.float32, tokens[0].requires_grad)
+            operator.late_interaction,
+            (*tokens, lengths, None, "tiled", torch.float32, tokens[0].requires_grad),
         )

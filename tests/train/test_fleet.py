@@ -18,11 +18,12 @@ from filip.command import compose_config, run_command
 from filip.errors import UserError
 from filip.interaction import tiled
 from filip.interaction.cost import Setting, fused
+from filip.interaction.packing import Tokens
 from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.fleet import FleetPlan, Links, simulate
 from filip.train.hardware import GPUS, NETWORKS, FleetConfig, peak_flops
-from filip.train.plan import Plan, main
+from filip.train.plan import Plan, interaction_setting, main
 from tests.support.launched_ranks import Ranks, environment
 
 WORKER = str(Path(__file__).parent / "fleet_worker.py")
@@ -56,7 +57,7 @@ def test_scoring_takes_the_flops_that_torch_counts() -> None:
     setting = Setting(global_batch=12, gpus=3, n1=5, n2=7, dim=16)
     image, text = torch.randn(4, 5, 16), torch.randn(12 * 7, 16)
     with FlopCounterMode(display=False) as counter:
-        tiled.forward(image, text, [7] * 12)
+        tiled.forward(Tokens(image, text, [7] * 12))
     winners = 4 * 4 * 12 * (5 + 7) * 16  # the backward's row sums, which are no products
     assert counter.get_total_flops() == fused(setting).flops - winners
 
@@ -135,6 +136,22 @@ def test_a_plan_adds_up() -> None:
     assert "2 nodes" in text and "fits" in text
     doubled = plan_of("model=tiny", "global_batch=256", "max_steps=1000", "fleet.encoder_efficiency=0.7")
     assert doubled.seconds["encoders"] == pytest.approx(plan.seconds["encoders"] / 2)
+
+
+def test_without_triton_the_loss_waits_for_the_memory_of_its_tiles() -> None:
+    """Three products at half of 125 TFLOP/s; a tile is touched five times in all, with 12 bytes and 8, at 900 GB/s."""
+    options = (
+        "model=tiny",
+        "global_batch=1024",
+        "token_keep_ratio=1",
+        "precision=fp16",
+        "fleet.loss_efficiency=0.5",
+    )
+    plan = plan_of(*options, gpus=8, gpu="v100")
+    setting = interaction_setting(build_model(plan.config.model), plan.config, plan.batching, 8)
+    entries = 128 * 1024 * setting.n1 * setting.n2
+    products = 3 * 2 * entries * setting.dim / (0.5 * 125e12)
+    assert plan.seconds["loss"] == pytest.approx(products + 20 * entries / 900e9)
 
 
 def test_what_is_asked_of_the_fleet_shows_in_its_own_part() -> None:
