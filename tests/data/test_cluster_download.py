@@ -1,6 +1,5 @@
 """The download on clusters of two workers, one of which is killed in the middle: the same bytes as on one machine."""
 
-import hashlib
 import json
 import os
 import shutil
@@ -10,14 +9,13 @@ import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from filip.data.cards import parse_card
 from filip.data.download import download
 from tests.data import hostile
 from tests.data.clusters import Cluster, kill, ray_cluster, spark_cluster, wait_until
+from tests.data.downloads import hashes, write_list
 
 SETTINGS = {"image_size": 32, "samples_per_shard": 20, "threads": 2, "retry_passes": 0}
 RAW = {"name": "c", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
@@ -51,11 +49,6 @@ def finished(folder: Path) -> int:
     return len(list(folder.glob("*_stats.json")))
 
 
-def hashes(folder: Path) -> dict[str, str]:
-    files = [*folder.glob("*.tar"), *folder.glob("*.parquet")]  # an index has its tar's time
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("engine", ["pyspark", "ray"])
@@ -64,8 +57,7 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_gives_the_same_bytes(
 ) -> None:
     with hostile.hostile_server() as server, cluster_of_two(engine, tmp_path) as cluster:
         urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(SHARDS * 20)]
-        rows = pa.table({"url": urls, "caption": [f"caption {i}" for i in range(len(urls))]})
-        pq.write_table(rows, tmp_path / "list.parquet")
+        write_list(tmp_path / "list.parquet", urls)
         (tmp_path / "driver.py").write_text(DRIVER.format(raw=RAW))
         done = tmp_path / "cluster"
         with open(tmp_path / "driver.log", "wb") as log:

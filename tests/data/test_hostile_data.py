@@ -18,8 +18,8 @@ from filip.data.prepare import prepare as make_list
 from filip.data.sidecar import read_sidecar
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError
+from tests.data.downloads import disk_with_room_for
 from tests.data.own_images import picture
-from tests.data.test_download import disk_with_room_for
 from tests.data.test_full_disks import commands
 from tests.data.test_translate import job, make_shards
 

@@ -19,7 +19,7 @@ from filip.data.manifest import main as write_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import Job, translate
 from tests.data import hostile
-from tests.data.test_download import hashes, write_list
+from tests.data.downloads import hashes, write_list
 
 SIZES = {"success": (400, 300), "small": (250, 220), "wide": (900, 310)}
 

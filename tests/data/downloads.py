@@ -1,0 +1,36 @@
+"""Lists to download, what became of them, and a disk that is full."""
+
+from __future__ import annotations
+
+import hashlib
+import resource
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+
+def write_list(path: Path, urls: list[str], **columns: Sequence[Any]) -> Path:
+    captions = [f"caption {i}" for i in range(len(urls))]
+    pq.write_table(pa.table({"url": urls, "caption": captions, **columns}), path)
+    return path
+
+
+def hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every tar and Parquet file of a folder; an index holds its tar's time of change."""
+    files = [*folder.glob("*.tar"), *folder.glob("*.parquet")]
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+@contextmanager
+def disk_with_room_for(size: int) -> Iterator[None]:
+    """No file of this process can grow beyond ``size`` bytes: to a program the same as a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

@@ -1,0 +1,269 @@
+"""The download when a worker, the run or the disk fails: at any moment interruptible, and the rest is not lost."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import webdataset as wds
+
+from filip.data.cards import parse_card
+from filip.data.download import download, sweep
+from filip.errors import UserError
+from tests.data import hostile
+from tests.data.deadly import DeadlyResizer
+from tests.data.downloads import disk_with_room_for, hashes, write_list
+from tests.data.killing import kill_at_random
+
+KILLED = """
+from pathlib import Path
+from filip.data.cards import parse_card
+from filip.data.download import download
+if __name__ == "__main__":
+    settings = {"image_size": 32, "timeout": 5, "samples_per_shard": 40, "threads": 8, "retry_passes": 0}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("k.yaml"))
+    print(download("list.parquet", "shards", card).n_out)
+"""
+
+
+def start(folder: Path) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "run.py"],
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def wait_for_shards(shards: Path, count: int) -> None:
+    deadline = time.monotonic() + 500
+    while len(list(shards.glob("*_stats.json"))) < count and time.monotonic() < deadline:
+        time.sleep(0.01)
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path: Path) -> None:
+    with hostile.hostile_server() as server:
+        # the URLs, and so the JSON in the tars, are the same for both: one server
+        urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(600)]
+        folders = [tmp_path / "whole", tmp_path / "killed"]
+        for folder in folders:
+            folder.mkdir()
+            write_list(folder / "list.parquet", urls)
+            (folder / "run.py").write_text(KILLED)
+        whole, killed = (folder / "shards" for folder in folders)
+        started = time.monotonic()
+        running = start(folders[0])
+        output, errors = running.communicate(timeout=500)
+        assert running.returncode == 0, errors
+        assert output.split()[-1] == str(600 - 67)
+        took = time.monotonic() - started
+
+        running = start(folders[1])
+        wait_for_shards(killed, 1)
+        children = psutil.Process(running.pid).children(recursive=True)
+        workers = [c for c in children if c.ppid() != running.pid]  # the fork server's children
+        os.kill(workers[-1].pid, signal.SIGKILL)
+        wait_for_shards(killed, 4)
+        children = psutil.Process(running.pid).children(recursive=True)
+        running.kill()
+        _, errors = running.communicate(timeout=300)
+        assert "worker was killed" in errors, "and the run went on by itself"
+        psutil.wait_procs(children, timeout=5)
+        assert not [c for c in children if c.is_running() and c.status() != psutil.STATUS_ZOMBIE]
+        assert len(list(killed.glob("*_stats.json"))) < 15, "killed too late to show anything"
+        kill_at_random(start(folders[1]), took)
+
+        running = start(folders[1])
+        output, errors = running.communicate(timeout=500)
+        assert running.returncode == 0, errors
+        assert output.split()[-1] == str(600 - 67)
+    assert len(hashes(whole)) == 30 and hashes(whole) == hashes(killed)
+    assert {p.name for p in (killed / "_work").iterdir()} == {"plan.json", "lock"}
+
+
+@pytest.mark.slow
+def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
+    """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
+    # leaves 1 s an image and 3 s of time-outs
+    for name, value in {
+        "shards.SECONDS_PER_SHARD": 0,
+        "shards.LONGEST_WAIT": 0,
+        "workers.SHARD_TRIES": 2,
+    }.items():
+        monkeypatch.setattr(f"filip.data.fetching.{name}", value)
+    for n in range(3):
+        (tmp_path / f"{n}.jpg").write_bytes(hostile.plain())
+    os.mkfifo(tmp_path / "3.jpg")
+    settings = {"image_size": 32, "samples_per_shard": 2, "timeout": 1, "retries": 0, "threads": 2}
+    card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))
+    source = write_list(tmp_path / "list.parquet", [(tmp_path / f"{n}.jpg").as_uri() for n in range(4)])
+    with pytest.raises(UserError, match=r"1 of 2 shards .*00001: its worker was killed \(.*\) or stuck"):
+        download(source, tmp_path / "shards", card)
+    assert [path.name for path in (tmp_path / "shards").glob("*.tar")] == ["00000.tar"]
+    (tmp_path / "3.jpg").unlink()
+    monkeypatch.setattr("filip.data.fetching.shards.SECONDS_PER_SHARD", 600)  # the rest may take its time
+    assert download(source, tmp_path / "shards", card).dropped == {"missing_file": 1}
+
+
+@pytest.mark.slow
+def test_a_shard_that_kills_every_worker_fails_alone(tmp_path: Path) -> None:
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import SHARD_TRIES, LocalWorkers, download_shards
+    from tests.data.poisoned import POISON, Poisoned
+
+    settings = {"image_size": 32, "samples_per_shard": 1, "threads": 1}
+    card = parse_card({"image_root": str(tmp_path), "download": settings}, Path("c.yaml"))
+    (tmp_path / "a.jpg").write_bytes(hostile.plain())
+    source = write_list(tmp_path / "list.parquet", [(tmp_path / "a.jpg").as_uri()] * 9)
+    out = tmp_path / "shards"
+    out.mkdir()
+    downloader = make_downloader(card, out, ["url", "caption"], [])
+    downloader.__class__ = Poisoned
+    reader = ListReader(source, 1, 0, ["url", "caption"], out / "_work")
+    reader.wanted = set(range(9))
+    done: list[int] = []
+    failures = download_shards(LocalWorkers(downloader, 2), downloader, reader, done.append)
+    assert list(failures) == [POISON] and "killed" in failures[POISON] and SHARD_TRIES > 1
+    assert sorted(done) == [shard for shard in range(9) if shard != POISON]
+    assert len(list(out.glob("*_stats.json"))) == 8
+
+
+@pytest.mark.slow
+def test_a_lost_shard_is_made_again_although_a_retry_pass_exists(tmp_path: Path) -> None:
+    settings = {"image_size": 32, "samples_per_shard": 4, "threads": 2, "retries": 0, "retry_passes": 1}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    out = tmp_path / "shards"
+    with hostile.hostile_server() as server:
+        names = ["image0", "image1", "flaky", "image3", "image4", "image5", "nothing", "image7"]
+        source = write_list(tmp_path / "list.parquet", [server.url(name) for name in names])
+        fragment = download(source, out, card)
+        assert fragment.n_out == 7 and fragment.notes["retried"] == [1]
+        before = hashes(out)
+        (out / "00000.tar").unlink()
+        (out / "00000_stats.json").unlink()
+        (out / "00001.tar").unlink()
+        assert download(source, out, card).dropped == fragment.dropped == {"http_404": 1}
+    after = hashes(out)
+    assert len(before) == 6 and {name for name in before if before[name] != after[name]} == {"00000.parquet"}
+    assert pq.read_table(out / "00000.parquet")["error_message"].to_pylist()[2] == "retried: in a later pass"
+    written = pq.read_schema(out / "00001.parquet").metadata[b"tar_sha256"].decode()
+    assert written == after["00001.tar"]
+
+
+@pytest.mark.slow
+def test_images_that_kill_their_worker_are_given_up_by_name_and_alone(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("filip.data.fetching.img2dataset_setup.CheckedResizer", DeadlyResizer)
+    settings = {"image_size": 32, "samples_per_shard": 6, "threads": 2, "retries": 0}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    with hostile.hostile_server() as server:
+        names = [f"image{n}" for n in range(9)]
+        urls = [server.url(name) for name in [*names[:3], "jpeg", "webp", *names[3:]]]
+        source = write_list(tmp_path / "list.parquet", urls)
+        fragment = download(source, tmp_path / "shards", card)
+        asked = server.requests.total()
+        assert download(source, tmp_path / "shards", card) == fragment
+        assert server.requests.total() == asked
+    assert fragment.n_out == 9 and fragment.dropped == {"crashed": 2}
+    named = " ".join(fragment.notes["examples"]["crashed"])
+    assert f"{server.url('jpeg')} (the process that decodes it dies" in named and server.url("webp") in named
+    assert not list(tmp_path.rglob("*.progress"))
+
+
+def test_what_a_killed_worker_was_decoding_is_known_until_all_is_done(tmp_path: Path) -> None:
+    def left(finished: bool) -> set[str]:
+        (tmp_path / "00003.host.17").mkdir(exist_ok=True)
+        for name in ("plan.json", "00003.feather", "00003.progress"):
+            (tmp_path / name).touch()
+        sweep(tmp_path, finished)
+        return {path.name for path in tmp_path.iterdir()}
+
+    assert left(False) == {"plan.json", "00003.progress"}
+    assert left(True) == {"plan.json"}
+
+
+def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path) -> None:
+    """img2dataset itself prints the error, counts the lost samples as successes and calls the shard done."""
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
+
+    settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    with hostile.hostile_server() as server:
+        source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(20)])
+        out = tmp_path / "shards"
+        out.mkdir()
+        downloader = make_downloader(card, out, ["url", "caption"], [])
+        reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
+        reader.wanted = {0}
+        (row,) = reader
+        with disk_with_room_for(30_000), pytest.raises(OSError):
+            downloader.download_shard(row)
+        assert server.requests.total() < 20, "what cannot be stored is not asked for"
+        assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
+        (row,) = reader
+        downloader.download_shard(row)
+    assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".parquet", "_stats.json"}
+    assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
+
+
+class OneAfterTheOther:
+    """Workers in this very process."""
+
+    shards_per_pool, one_death_ends_the_pool = 1000, False
+
+    def __init__(self, downloader) -> None:
+        self.downloader = downloader
+
+    @contextmanager
+    def pool(self, alone: bool):
+        from filip.data.fetching.shards import run_shard
+
+        def submit(row) -> Future:
+            future: Future = Future()
+            future.set_result(run_shard(self.downloader, row, 600))
+            return future
+
+        yield submit
+
+    def in_flight(self, alone: bool) -> int:
+        return 1
+
+
+def test_a_full_disk_ends_the_download_at_once(tmp_path: Path) -> None:
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
+    from filip.data.fetching.workers import download_shards
+
+    settings = {"image_size": 48, "threads": 2, "samples_per_shard": 20}
+    rules = {"image_rules": {"min_side": 0}, "allow_private_hosts": True}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    out = tmp_path / "shards"
+    out.mkdir()
+    with hostile.hostile_server() as server:
+        source = write_list(tmp_path / "list.parquet", [server.url(f"image{i}") for i in range(100)])
+        reader = ListReader(source, 20, 0, ["url", "caption"], out / "_work")
+        reader.wanted = set(range(5))
+        workers = OneAfterTheOther(make_downloader(card, out, ["url", "caption"], []))
+        done: list[int] = []
+        full = pytest.raises(UserError, match=r"shards cannot be written to: .*make room and run the same")
+        with disk_with_room_for(30_000), full:
+            download_shards(workers, workers.downloader, reader, done.append)
+        assert not done and server.requests.total() < 20, "neither the rest of the shard nor the next"
+        reader.wanted = set(range(5))
+        assert download_shards(workers, workers.downloader, reader, done.append) == {}
+    assert done == list(range(5))
