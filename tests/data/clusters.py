@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,10 +22,10 @@ SECONDS = 300  # that a daemon may take to start on a busy machine
 
 @dataclass
 class Cluster:
-    """address: what a driver is given. kill_a_worker: kill -9 of one of its machines, with all that runs there."""
+    """address: what a driver is given. worker: the process of one of its two machines, all that runs there below it."""
 
     address: str
-    kill_a_worker: Callable[[], None]
+    worker: int
     environment: dict[str, str] = field(default_factory=dict)
 
 
@@ -39,13 +39,19 @@ def environment(**more: str) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **more}
 
 
-def kill(pid: int) -> None:
-    """kill -9 of a process and all its descendants."""
+def family(pid: int) -> list[psutil.Process]:
+    """A process and all its descendants; [] if it is over."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
-        for one in [process, *process.children(recursive=True)]:
-            with suppress(psutil.NoSuchProcess):
-                one.kill()
+        return [process, *process.children(recursive=True)]
+    return []
+
+
+def kill(pid: int) -> None:
+    """kill -9 of a process and all its descendants."""
+    for one in family(pid):
+        with suppress(psutil.NoSuchProcess):
+            one.kill()
 
 
 def wait_until(happened: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
@@ -53,6 +59,18 @@ def wait_until(happened: Callable[[], bool], what: str, seconds: float = SECONDS
     while not happened():
         assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
         time.sleep(0.05)
+
+
+def wait_for_start(
+    daemons: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], started: Callable[[], bool], what: str
+) -> None:
+    """Fails at once, with what they wrote, when a daemon ends instead."""
+
+    def over() -> bool:
+        return any(daemon.poll() is not None for daemon in daemons)
+
+    wait_until(lambda: over() or started(), what)
+    assert not over(), "\n".join(log.read_text() for log in logs)
 
 
 @contextmanager
@@ -105,8 +123,10 @@ def spark_cluster(folder: Path) -> Iterator[Cluster]:
                 daemons.append(
                     subprocess.Popen(command, stdout=out, stderr=out, env=settings, start_new_session=True)
                 )
-        wait_until(lambda: logs[0].read_text().count("Registering worker") == 2, "Spark's workers")
-        yield Cluster(address, lambda: kill(daemons[2].pid), settings)
+        wait_for_start(
+            daemons, logs, lambda: logs[0].read_text().count("Registering worker") == 2, "Spark's workers"
+        )
+        yield Cluster(address, daemons[2].pid, settings)
     finally:
         for daemon in daemons:
             kill(daemon.pid)
@@ -119,32 +139,40 @@ def ray_cluster(folder: Path) -> Iterator[Cluster]:
     port = free_port()
     address = f"127.0.0.1:{port}"
     settings = environment(
+        # A node that is dead refuses at once; one that is slow, on a busy machine, is not dead.
         RAY_health_check_initial_delay_ms="0",
         RAY_health_check_period_ms="500",
-        RAY_health_check_timeout_ms="5000",
+        RAY_health_check_timeout_ms=f"{SECONDS}000",
         RAY_health_check_failure_threshold="2",
+        RAY_DASHBOARD_STARTUP_TIMEOUT_S=str(SECONDS),
+        RAY_agent_register_timeout_ms=f"{SECONDS}000",
+        RAY_raylet_client_connect_timeout_milliseconds=f"{SECONDS}000",
+        RAY_worker_register_timeout_seconds=str(SECONDS),
         RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
         RAY_ADDRESS=address,
     )
-    ray = str(Path(sys.executable).with_name("ray"))
-    common = ["--num-cpus=1", "--object-store-memory=80000000", "--disable-usage-stats", "--block"]
+    start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
+    start += ["--num-cpus=1", "--object-store-memory=80000000", "--include-log-monitor=false"]
     head = [
+        "--head",
         f"--port={port}",
+        f"--ray-client-server-port={free_port()}",
         "--node-ip-address=127.0.0.1",
         "--include-dashboard=false",
+        "--no-monitor",
         f"--temp-dir={folder}",
     ]
     nodes: list[subprocess.Popen[bytes]] = []
     try:
-        for number, arguments in enumerate((head, [f"--address={address}"])):
-            log = folder / f"ray_{number}.log"
+        for arguments in (head, [f"--address={address}"]):  # the second gives up where there is no first one
+            log = folder / f"ray_{len(nodes)}.log"
             with open(log, "wb") as out:
-                command = [ray, "start", *(["--head"] if number == 0 else []), *arguments, *common]
+                command = [*start, *arguments]
                 nodes.append(
                     subprocess.Popen(command, stdout=out, stderr=out, env=settings, start_new_session=True)
                 )
-            wait_until(lambda: "Ray runtime started" in log.read_text(), "a Ray node")  # noqa: B023
-        yield Cluster(address, lambda: kill(nodes[1].pid), settings)
+            wait_for_start(nodes, [log], lambda: "Ray runtime started" in log.read_text(), "a Ray node")  # noqa: B023
+        yield Cluster(address, nodes[1].pid, settings)
     finally:
         for node in reversed(nodes):
             kill(node.pid)

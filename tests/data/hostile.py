@@ -119,6 +119,7 @@ class Hostile:
         self.requests: Counter[str] = Counter()
         self.agents: set[str] = set()
         self.broken = threading.Event()  # set: every request is answered with 503
+        self.gate = threading.Event()  # until it is set, images called gatedN are not answered
         stop = self.stop = threading.Event()
         outer = self
 
@@ -202,8 +203,10 @@ class Hostile:
                     self.reply(200, bodies[name], Content_Type=kind)
                 elif name == "caf%C3%A9":
                     self.reply(200, bodies["jpeg"])
-                elif name.startswith("image"):  # any number of different small images
+                elif name.startswith(("image", "gated")):  # any number of different small images
                     number = int(name[5:] or 0)
+                    if name.startswith("gated"):
+                        outer.gate.wait()
                     time.sleep(0.002 * (number % 5))  # so that they come back in another order
                     self.reply(200, encode(noisy(64, 48, number), "JPEG"))
                 else:
@@ -226,6 +229,7 @@ class Hostile:
 
     def close(self) -> None:
         self.stop.set()
+        self.gate.set()
         self.server.shutdown()
         self.server.server_close()
 

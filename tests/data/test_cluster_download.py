@@ -14,12 +14,13 @@ import pytest
 from filip.data.cards import parse_card
 from filip.data.download import download
 from tests.data import hostile
-from tests.data.clusters import Cluster, kill, ray_cluster, spark_cluster, wait_until
+from tests.data.clusters import SECONDS, Cluster, family, kill, ray_cluster, spark_cluster, wait_until
 from tests.data.downloads import hashes, write_list
 
-SETTINGS = {"image_size": 32, "samples_per_shard": 20, "threads": 2, "retry_passes": 0}
+ROWS = 20  # of a shard
+SETTINGS = {"image_size": 32, "samples_per_shard": ROWS, "threads": 2, "timeout": 300, "retry_passes": 0}
 RAW = {"name": "c", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
-SHARDS = 16
+SHARDS, UNGATED = 12, 3  # no other shard than the first three can be finished before the worker is dead
 DRIVER = """
 import json
 import sys
@@ -49,6 +50,12 @@ def finished(folder: Path) -> int:
     return len(list(folder.glob("*_stats.json")))
 
 
+def at_work(folder: Path, machine: int) -> bool:
+    """Whether a shard of ``folder`` is being made by a descendant of a process; the shard's folder has its number."""
+    makers = {path.name.rpartition(".")[2] for path in (folder / "_work").glob("*.*.*")}
+    return any(str(process.pid) in makers for process in family(machine))
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
 @pytest.mark.parametrize("engine", ["pyspark", "ray"])
@@ -56,7 +63,10 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_gives_the_same_bytes(
     tmp_path: Path, engine: str
 ) -> None:
     with hostile.hostile_server() as server, cluster_of_two(engine, tmp_path) as cluster:
-        urls = [server.url(f"image{i}" if i % 9 else "nothing") for i in range(SHARDS * 20)]
+        names = ["nothing" if i % 9 == 0 else f"image{i}" for i in range(SHARDS * ROWS)]
+        for shard in range(UNGATED, SHARDS):
+            names[shard * ROWS + 1] = f"gated{shard * ROWS + 1}"
+        urls = [server.url(name) for name in names]
         write_list(tmp_path / "list.parquet", urls)
         (tmp_path / "driver.py").write_text(DRIVER.format(raw=RAW))
         done = tmp_path / "cluster"
@@ -69,17 +79,22 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_gives_the_same_bytes(
                 env={**cluster.environment, "SPARK_MASTER": cluster.address},
             )
             try:
-                wait_until(lambda: finished(done) >= 3 or driver.poll() is not None, "shards")
-                killed_at = finished(done)
-                cluster.kill_a_worker()
-                output, _ = driver.communicate(timeout=600)
+                wait_until(
+                    lambda: (
+                        (finished(done) == UNGATED and at_work(done, cluster.worker))
+                        or driver.poll() is not None
+                    ),
+                    "the second worker to be in the middle of a shard",
+                )
+                kill(cluster.worker)
+                server.gate.set()
+                output, _ = driver.communicate(timeout=SECONDS)
             finally:
                 kill(driver.pid)
         messages = (tmp_path / "driver.log").read_text()
         assert driver.returncode == 0, messages
-        assert 3 <= killed_at < SHARDS, "killed too late to show anything"
         local = download(tmp_path / "list.parquet", tmp_path / "local", parse_card(RAW, Path("c.yaml")))
     print(messages)
-    assert json.loads(output.splitlines()[-1]) == local.dropped == {"http_404": -(-SHARDS * 20 // 9)}
+    assert json.loads(output.splitlines()[-1]) == local.dropped == {"http_404": names.count("nothing")}
     assert len(hashes(done)) == 2 * SHARDS and hashes(done) == hashes(tmp_path / "local")
     assert {path.name for path in (done / "_work").iterdir()} == {"plan.json", "lock"}
