@@ -145,6 +145,7 @@ def ray_cluster(folder: Path) -> Iterator[Cluster]:
         RAY_health_check_timeout_ms=f"{SECONDS}000",
         RAY_health_check_failure_threshold="2",
         RAY_DASHBOARD_STARTUP_TIMEOUT_S=str(SECONDS),
+        RAY_raylet_start_wait_time_s=str(SECONDS),
         RAY_agent_register_timeout_ms=f"{SECONDS}000",
         RAY_raylet_client_connect_timeout_milliseconds=f"{SECONDS}000",
         RAY_worker_register_timeout_seconds=str(SECONDS),
