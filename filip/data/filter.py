@@ -82,8 +82,8 @@ def filter_pairs(config: FilterConfig) -> Fragment:
             sidecars = [Path(config.captions) / f"{tar.stem}.parquet" for tar in tars]
             # what the side-cars leave out must not make a pair that is there a duplicate
             used = (
-                f"(SELECT h.* FROM {hashes} h SEMI JOIN (SELECT parse_filename(filename, true) AS shard, key FROM "
-                f"{duckdb_io.parquet(sidecars, 'filename = true')}) c USING (shard, key))"
+                f"(SELECT h.* FROM {hashes} h SEMI JOIN (SELECT {duckdb_io.FILE_STEM} AS shard, key FROM "
+                f"{duckdb_io.parquet(sidecars, duckdb_io.WITH_FILE)}) c USING (shard, key))"
             )
             found = out / "_measured" / "near_duplicates.parquet"
             near_duplicates(con, used, config.max_distance, found)
@@ -183,9 +183,9 @@ def _measure(
         start=start[0],
         start_arguments=start[1],
     )
-    source = duckdb_io.parquet(files, "filename = true")
-    shard = "split_part(parse_filename(filename, true), '-', 1)"
-    return f"(SELECT {shard} AS shard, * EXCLUDE (filename) FROM {source})"
+    source = duckdb_io.parquet(files, duckdb_io.WITH_FILE)
+    shard = f"split_part({duckdb_io.FILE_STEM}, '-', 1)"
+    return f"(SELECT {shard} AS shard, * EXCLUDE (_file_) FROM {source})"
 
 
 def _rows_of(sidecar: Path) -> int:

@@ -217,7 +217,7 @@ def _charge(con: duckdb.DuckDBPyConnection, blocks: Path, rules: dict[str, str],
     duckdb_io.write_parquet(
         con,
         f"SELECT c, pairs, new_caption, bits, CASE {first} END AS reason FROM "
-        f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(blocks / '*.parquet')})",
+        f"(SELECT *, {bits} AS bits FROM {duckdb_io.parquet(sorted(blocks.glob('*.parquet')))})",
         scratch / "charged.parquet",
         "text rules: verdicts",
     )

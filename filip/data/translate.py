@@ -220,11 +220,11 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
         )
     value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
     image = "sha256" if "sha256" in names else "CAST(NULL AS VARCHAR)"  # of the bytes as they were found
-    source = duckdb_io.parquet(files, "filename = true, union_by_name = true")
+    source = duckdb_io.parquet(files, duckdb_io.WITH_FILE, "union_by_name = true")
     # images of filip.data.ingest may have several captions, those of a list of URLs have one
     captions = "captions" if job.card.images else "[coalesce(caption, '')]"
     images = (
-        f"(SELECT parse_filename(filename, true) AS shard, key, {captions} AS captions, {value} AS group_value, "
+        f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, {value} AS group_value, "
         f"{image} AS image FROM {source} WHERE status = 'success')"
     )
     return (

@@ -60,6 +60,38 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
     assert all(ShardCaptions.from_sidecar(path).text(0, 0.0, True) for path in sidecars)
 
 
+def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:
+    """DuckDB takes folders like key=value for columns, brackets for a pattern, and has a column filename of its own."""
+    place = tmp_path / "caption=x" / "[a-c] it's 100%25 *?"
+    place.mkdir(parents=True)
+    captions = [
+        "a man riding a wave",
+        "some soup in a bowl stands next to a wooden spoon",
+        "two dogs in a garden",
+    ]
+    rows = {"url": [f"https://a.org/{n}" for n in range(3)], "caption": captions}
+    odd = {"filename": ["a.jpg", "b.jpg", "c.jpg"], "shard": ["x", "y", "z"]}
+    pq.write_table(pa.table({**rows, **odd}), place / "l.parquet")
+    pairs = list(zip(*rows.values(), strict=True))
+    (place / "l.csv").write_text("url,caption\n" + "".join(f"{url},{caption}\n" for url, caption in pairs))
+    lines = [json.dumps({"url": url, "caption": caption}) for url, caption in pairs]
+    (place / "l.jsonl").write_text("\n".join(lines))
+    for name in ("l.csv", "l.jsonl", "l.parquet"):
+        card = SourceCard("t", list=str(place / name))
+        make_list(card, place / "list.parquet", shuffle=False)
+        table = pq.read_table(place / "list.parquet").to_pydict()
+        assert table == ({**rows, **odd} if name == "l.parquet" else rows), name
+    apply_text_rules(place / "list.parquet", place / "kept.parquet", card, processes=1)
+    assert pq.read_table(place / "kept.parquet").to_pydict() == {**rows, **odd}
+    make_shards(place / "shards", captions, **odd)
+    fragment = translate.translate(job(place))
+    assert fragment is not None and fragment.n_in == 3
+    found = read_sidecar(place / "captions/00000.parquet")
+    assert [row["captions"][0] for row in found] == captions
+    translated = translate.translate(job(place, out=place / "again"))  # all of it from the cache
+    assert translated is not None and translated.n_out == fragment.n_out >= 1
+
+
 def test_nested_and_binary_columns_of_a_list_are_carried_as_text(tmp_path: Path) -> None:
     columns = {
         "url": ["https://a.org/1", "https://a.org/2"],

@@ -319,6 +319,7 @@ def command(out: Path, card_path: Path) -> subprocess.Popen:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3000)
 def test_ingest_survives_kill_9(tmp_path: Path) -> None:
     """A few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew."""
     rng = np.random.default_rng(0)

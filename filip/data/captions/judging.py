@@ -76,7 +76,7 @@ def judge(
         unit="candidates",
         total=groups.num_rows,
     )
-    return duckdb_io.parquet(folder / "*.parquet") if todo else nothing
+    return duckdb_io.parquet([path for _, _, path, _ in todo]) if todo else nothing
 
 
 def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:

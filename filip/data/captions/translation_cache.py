@@ -45,10 +45,11 @@ class TranslationCache:
 
     def sql(self) -> str:
         """Relation (text, pivot_text, back); each text once, even where two runs translated it."""
-        if not any(self.folder.glob("*.parquet")):
+        files = sorted(self.folder.glob("*.parquet"))
+        if not files:
             return f"({EMPTY})"
-        files = duckdb_io.parquet(self.folder / "*.parquet", "union_by_name = true")
-        found = f"({EMPTY} UNION ALL BY NAME SELECT * FROM {files})"
+        blocks = duckdb_io.parquet(files, "union_by_name = true")
+        found = f"({EMPTY} UNION ALL BY NAME SELECT * FROM {blocks})"
         condition = "WHERE pivot_text IS NOT NULL" if self.with_pivots else ""
         first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
         return f"(SELECT text, {first} FROM {found} {condition} GROUP BY text)"

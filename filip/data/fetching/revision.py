@@ -131,11 +131,11 @@ def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
     size = "regexp_extract(error_message, '([0-9]+) x ([0-9]+)', {})"
     sizes = [f"TRY_CAST({size.format(n)} AS BIGINT)" for n in (1, 2)]
     by_size = "regexp_matches(error_message, '^(too_small|aspect):')"
-    source = duckdb_io.parquet(files, "filename = true, file_row_number = true, union_by_name = true")
+    source = duckdb_io.parquet(files, duckdb_io.WITH_FILE, "file_row_number = true", "union_by_name = true")
     con.execute(
         f"""CREATE TEMP TABLE stored AS SELECT *,
                 row_number() OVER (PARTITION BY pair ORDER BY retried, shard DESC, row DESC) = 1 AS last FROM (
-            SELECT {PAIR} AS pair, CAST(parse_filename(filename, true) AS BIGINT) AS shard, file_row_number AS row, key,
+            SELECT {PAIR} AS pair, CAST({duckdb_io.FILE_STEM} AS BIGINT) AS shard, file_row_number AS row, key,
                 status = 'success' AS stored,
                 CASE WHEN status = 'success' THEN {broken("original_width", "original_height")} END AS reason,
                 coalesce(starts_with(error_message, {duckdb_io.sql_literal(RETRIED)}), false) AS retried,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -15,6 +15,11 @@ from filip.files import replacing
 from filip.progress import Progress
 
 ROWS_PER_GROUP = 100_000
+# A folder results/caption=x would become a column `caption` in place of the file's own.
+NO_FOLDER_IS_A_COLUMN = "hive_partitioning = false"
+# Files may well have a column `filename`, which is what DuckDB calls it otherwise.
+WITH_FILE = "filename = '_file_'"
+FILE_STEM = "parse_filename(_file_, true)"
 
 
 def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection:
@@ -101,9 +106,12 @@ def _write_parquet(con: duckdb.DuckDBPyConnection, query: str, path: str | Path,
     return rows
 
 
-def parquet(paths: str | Path | Sequence[str | Path], options: str = "") -> str:
-    """SQL that reads one or several Parquet files (a path may be a glob); options: e.g. "filename = true"."""
+def parquet(paths: str | Path | Sequence[str | Path], *options: str) -> str:
+    """SQL that reads one or several Parquet files. options: e.g. WITH_FILE."""
     files = [paths] if isinstance(paths, str | Path) else paths
-    return (
-        f"read_parquet([{', '.join(sql_literal(str(p)) for p in files)}]{', ' + options if options else ''})"
-    )
+    return f"read_parquet({', '.join([file_list(files), NO_FOLDER_IS_A_COLUMN, *options])})"
+
+
+def file_list(paths: Iterable[str | Path]) -> str:
+    """SQL of the paths. Never give DuckDB a pattern: a bracket in the name of a folder would be a part of it."""
+    return f"[{', '.join(sql_literal(str(path)) for path in paths)}]"

@@ -84,7 +84,7 @@ def relation(
         copies = [scratch / f"{number}.parquet" for number in range(len(paths))]
         return duckdb_io.parquet([_valid_text(*pair) for pair in zip(paths, copies, strict=True)])
     plain = [_plain(path, scratch / f"{number:05d}") for number, path in enumerate(paths)]
-    files = "[" + ", ".join(duckdb_io.sql_literal(str(path)) for path in plain) + "]"
+    files = duckdb_io.file_list(plain)
     if kind == "jsonl":
         return _json_relation(files, card)
     tsv = kind == "tsv"
@@ -93,7 +93,7 @@ def relation(
         # Captions hold stray quotes; tab-separated lists (CC3M, CC12M) never quote fields.
         "quote = '', escape = ''" if tsv else "quote = '\"', escape = '\"'",
         f"header = {'true' if card.header and not card.columns else 'false'}",
-        f"strict_mode = {str(strict).lower()}",
+        f"strict_mode = {str(strict).lower()}, {duckdb_io.NO_FOLDER_IS_A_COLUMN}",
         f"all_varchar = true, ignore_errors = true, store_rejects = {count_rejects}, max_line_size = 10000000",
     ]
     if card.columns:
@@ -108,7 +108,7 @@ def _json_relation(files: str, card: SourceCard) -> str:
     DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
     "2014-05-12" all others are no dates and become NULL.
     """
-    lines = f"read_ndjson_objects({files}, ignore_errors = true)"
+    lines = f"read_ndjson_objects({files}, ignore_errors = true, {duckdb_io.NO_FOLDER_IS_A_COLUMN})"
     con = duckdb.connect()
     grouped = f"SELECT json_group_structure(json) FROM {lines} WHERE json_type(json) = 'OBJECT'"
     try:
