@@ -35,7 +35,7 @@ from filip.interaction.differentiation import first_derivative_only, refuse_tran
 from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
 from filip.interaction.loss import check_vectors, pooled_similarity
 from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Similarity, Tokens, accumulation_dtype, check_tokens
+from filip.interaction.packing import Pair, Residuals, Similarity, Tokens, accumulation_dtype, check_tokens
 
 
 def distributed_late_interaction(
@@ -123,7 +123,7 @@ def score_ranks(
         module = Masked(module, image_mask)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    both = function.apply(image_tokens, text_tokens, layout, module, dtype, recompute)
+    both = function.apply(image_tokens, text_tokens, _Plan(layout, module, dtype, recompute))
     return Similarity(*both), layout.texts
 
 
@@ -184,6 +184,10 @@ class Layout:
     def tokens(self) -> list[int]:
         return [sum(lengths) for lengths in self.lengths]
 
+    @functools.cached_property
+    def all_lengths(self) -> list[int]:
+        return [length for of_rank in self.lengths for length in of_rank]
+
     def columns(self, owner: int) -> slice:
         """Where the texts of ``owner`` lie among all texts."""
         start = sum(self.texts[:owner])
@@ -197,51 +201,53 @@ def row_layout(calls: list[Call], group: Group) -> Layout:
     )
 
 
+class _Plan(NamedTuple):
+    """What the two Functions below take beside the tokens."""
+
+    layout: Layout
+    module: Backend
+    dtype: torch.dtype  # that tokens are rounded to
+    recompute: bool
+
+
+def _keep(
+    ctx: Any, plan: _Plan, tokens: tuple[Tensor, Tensor], rounded: list[Tensor], maps: Residuals
+) -> None:
+    """For the backward pass: ``tokens`` as they came and as they were ``rounded``, and the maps."""
+    ctx.save_for_backward(*rounded, *maps)
+    ctx.plan, ctx.needs = plan, ctx.needs_input_grad[:2]
+    ctx.dtypes = tokens[0].dtype, tokens[1].dtype
+
+
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        layout: Layout,
-        module: Backend,
-        dtype: torch.dtype,
-        recompute: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
+        layout, module, dtype, recompute = plan
         texts = gather_rows(text_tokens.to(dtype), layout.tokens, layout.group)
-        tokens = Tokens(image_tokens.to(dtype), texts, [length for part in layout.lengths for length in part])
+        tokens = Tokens(image_tokens.to(dtype), texts, layout.all_lengths)
         (i2t, own_t2i), residuals = run_forward(module, tokens, save_for_backward=not recompute)
-        ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))
-        ctx.layout, ctx.module, ctx.lengths, ctx.recompute = layout, module, tokens.lengths, recompute
-        ctx.needs, ctx.dtypes = ctx.needs_input_grad[:2], (image_tokens.dtype, text_tokens.dtype)
+        rounded = [tokens.image, tokens.text]
+        _keep(ctx, plan, (image_tokens, text_tokens), rounded, () if recompute else residuals)
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *saved = ctx.saved_tensors
-        tokens = Tokens(image, text, ctx.lengths)
-        layout, residuals, needs = ctx.layout, tuple(saved), ctx.needs
+        (layout, module, _, recompute), needs = ctx.plan, ctx.needs
+        tokens = Tokens(image, text, layout.all_lengths)
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
-        if ctx.recompute:
-            residuals = run_forward(ctx.module, tokens)[1]
-        own, remote = run_backward(ctx.module, tokens, (grads[0], grad_t2i), residuals, needs)
+        residuals = run_forward(module, tokens)[1] if recompute else tuple(saved)
+        own, remote = run_backward(module, tokens, (grads[0], grad_t2i), residuals, needs)
         if needs[1]:  # the same on all ranks
             remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
-        return *as_input_gradients((own, remote), needs, ctx.dtypes), None, None, None, None
+        return *as_input_gradients((own, remote), needs, ctx.dtypes), None
 
 
 class _Ring(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        layout: Layout,
-        module: Backend,
-        dtype: torch.dtype,
-        recompute: bool,
-    ) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
+        layout, module, dtype, recompute = plan
         images, texts = image_tokens.to(dtype), text_tokens.to(dtype)
         wide = accumulation_dtype(dtype)
         i2t = images.new_empty(len(images), sum(layout.texts), dtype=wide)
@@ -252,16 +258,14 @@ class _Ring(torch.autograd.Function):
             found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
             i2t[:, columns], own_t2i[:, columns] = found
             saved += () if recompute else residuals
-        ctx.save_for_backward(images, texts, *saved)
-        ctx.layout, ctx.module, ctx.recompute = layout, module, recompute
-        ctx.needs, ctx.dtypes = ctx.needs_input_grad[:2], (image_tokens.dtype, text_tokens.dtype)
+        _keep(ctx, plan, (image_tokens, text_tokens), [images, texts], tuple(saved))
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         images, texts, *saved = ctx.saved_tensors
-        layout, module, needs = ctx.layout, ctx.module, ctx.needs
+        (layout, module, _, recompute), needs = ctx.plan, ctx.needs
         per_step = len(saved) // layout.ranks
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         grad_images = torch.zeros_like(images, dtype=grads[0].dtype)
@@ -269,9 +273,8 @@ class _Ring(torch.autograd.Function):
         handles: list[Any] = []
         for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
             columns, tokens = layout.columns(owner), Tokens(images, block, layout.lengths[owner])
-            residuals = tuple(saved[step * per_step : (step + 1) * per_step])
-            if ctx.recompute:
-                residuals = run_forward(module, tokens)[1]
+            kept = tuple(saved[step * per_step : (step + 1) * per_step])
+            residuals = run_forward(module, tokens)[1] if recompute else kept
             both = (grads[0][:, columns], grad_t2i[:, columns])
             own, remote = run_backward(module, tokens, both, residuals, needs)
             if needs[0]:
@@ -283,7 +286,7 @@ class _Ring(torch.autograd.Function):
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
         wait_all(handles)  # after the last hop each gradient is at its owner
-        return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None, None, None, None
+        return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None
 
 
 def ring_blocks(block: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor]]:
