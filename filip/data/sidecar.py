@@ -38,10 +38,11 @@ def group_id(caption: str, source: str = "", group: Any = None) -> int:
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
 
 
-def write_sidecar(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Write rows with the keys key, captions, origins and group, atomically."""
+def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None:
+    """Write rows with the keys key, captions, origins and group, or a table of SCHEMA, atomically."""
+    table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), SCHEMA)
     with replacing(path) as part:
-        pq.write_table(pa.Table.from_pylist(list(rows), SCHEMA), part, compression="zstd")
+        pq.write_table(table, part, compression="zstd")
 
 
 def read_sidecar(path: Path) -> list[dict[str, Any]]:

@@ -12,13 +12,15 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import groupby
-from operator import itemgetter
 from pathlib import Path
-from typing import Any
 
 import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
@@ -32,7 +34,7 @@ from filip.data.fetching.revision import counted_only, set_aside_file
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
-from filip.data.sidecar import group_id, write_sidecar
+from filip.data.sidecar import SCHEMA, group_id, write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing
 
@@ -167,6 +169,8 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
 
 def _within(share: float) -> str:
     """SQL: whether a caption is one of the ``share`` that is translated. By hash: of equal captions, all or none."""
+    if share >= 1:
+        return "true"
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
@@ -248,28 +252,61 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:
             path.unlink()  # of a shard that no longer exists
-    reader = con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)
-    stream = (row for batch in reader for row in batch.to_pylist())
-    for shard, found in groupby(stream, key=itemgetter("shard")):
-        images = groupby(found, key=itemgetter("key"))
-        write_sidecar(job.out / f"{shard}.parquet", [_sidecar_row(list(rows), job) for _, rows in images])
-        empty.discard(shard)
+    origins = ["original", *(f"{job.engine}:{pivot}" for pivot in job.pivots)]
+    with ThreadPoolExecutor(1) as writer:  # the disk is slower than all else here
+        written = None
+        for shard, found in _by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
+            sidecar = _sidecar(found, origins, job.card.name)
+            if written:
+                written.result()
+            written = writer.submit(write_sidecar, job.out / f"{shard}.parquet", sidecar)
+            empty.discard(shard)
+        if written:
+            written.result()
     for shard in empty:  # shards without one image
         write_sidecar(job.out / f"{shard}.parquet", [])
 
 
-def _sidecar_row(rows: list[dict[str, Any]], job: Job) -> dict[str, Any]:
-    """One image: its captions, then what came of translating each of them."""
-    translations = [back for row in rows for back in row["back_translations"] or []]
-    pivots = [job.pivots[pivot] for row in rows for pivot in row["pivots"] or []]
-    return {
-        "key": rows[0]["key"],
-        "captions": [*(row["caption"] for row in rows), *translations],
-        "origins": ["original"] * len(rows) + [f"{job.engine}:{pivot}" for pivot in pivots],
-        "group": group_of_root(root, job.card.name)
-        if (root := rows[0]["root"]) is not None
-        else group_id(rows[0]["caption"], job.card.name, rows[0]["group_value"]),
-    }
+def _by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.Table]]:
+    """Each shard and its rows, from batches that are sorted by their column shard."""
+    current, pieces = "", []
+    for batch in batches:
+        runs = pc.run_end_encode(batch["shard"])
+        start = 0
+        for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
+            if pieces and shard != current:
+                yield current, pa.Table.from_batches(pieces)
+                pieces = []
+            current = shard
+            pieces.append(batch.slice(start, end - start))
+            start = end
+    if pieces:
+        yield current, pa.Table.from_batches(pieces)
+
+
+def _sidecar(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
+    """A row per image: its captions, then what came of translating each of them.
+
+    rows: one per caption, those of an image in a row. origins: of the captions, then of the pivots' translations.
+    """
+    rows = rows.combine_chunks()
+    keys = rows["key"].combine_chunks()
+    is_first = np.concatenate([[True], pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+    image = np.cumsum(is_first) - 1
+    translations, pivots = (rows[name].combine_chunks() for name in ("back_translations", "pivots"))
+    owners = np.concatenate([image, image[pc.list_parent_indices(translations)]])
+    order = np.argsort(owners, kind="stable")
+    texts = pa.concat_arrays([rows["caption"].combine_chunks(), pc.list_flatten(translations)]).take(order)
+    origin = np.concatenate([np.zeros(len(rows), int), 1 + pc.list_flatten(pivots).to_numpy()])[order]
+    ends = np.concatenate([[0], np.cumsum(np.bincount(owners))])
+    first = rows.filter(is_first)
+    described = zip(*(first[name].to_pylist() for name in ("caption", "group_value", "root")), strict=True)
+    groups = [
+        group_id(caption, source, value) if root is None else group_of_root(root, source)
+        for caption, value, root in described
+    ]
+    lists = [pa.ListArray.from_arrays(ends, values) for values in (texts, pa.array(origins).take(origin))]
+    return pa.table([first["key"], *lists, pa.array(groups, pa.int64())], SCHEMA)
 
 
 def _account(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections import Counter
+from collections.abc import Sequence
 
 from filip.data.lists.language import are_english
 
@@ -42,15 +43,33 @@ def _words(text: str) -> list[str]:
     return _PLAIN.findall(text.casefold())
 
 
+def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:
+    """Why each translation may not stand for its original; None where it may."""
+    reasons = [_by_words(*pair) for pair in zip(originals, translations, strict=True)]
+    # by far the dearest rule: last, and for all that are left at once
+    left = [i for i, reason in enumerate(reasons) if reason is None]
+    for i, english in zip(left, are_english([translations[i] for i in left]), strict=True):
+        if not english:
+            reasons[i] = "not_english"
+    return reasons
+
+
 def rejection(original: str, translation: str) -> str | None:
-    """Why ``translation`` may not stand for ``original``; None if it may."""
-    translated_words, original_words = _words(translation), _words(original)
+    """:func:`rejections` of one pair."""
+    return rejections([original], [translation])[0]
+
+
+def _by_words(original: str, translation: str) -> str | None:
+    """The rules but for the language."""
+    translated_words = _words(translation)
     if not translated_words:
         return "empty"
+    if translation == original:  # half of all
+        return "identical"
+    original_words = _words(original)
     if translated_words == original_words:
         return "identical"
-    longer, shorter = (len(translation), len(original))
-    if abs(longer - shorter) > LENGTH_SLACK:
+    if abs(len(translation) - len(original)) > LENGTH_SLACK:
         if len(translation) > LENGTH_RATIO * len(original):
             return "too_long"
         if len(original) > LENGTH_RATIO * len(translation):
@@ -60,10 +79,10 @@ def rejection(original: str, translation: str) -> str | None:
     if _has_number(original, original_words) and _spoken(original) - numbers(translation):
         return "number_lost"
     # most captions have no capitals, and then no names
-    if original != original.lower() and any(name not in _fold(translation) for name in names(original)):
-        return "name_lost"
-    if not are_english([translation])[0]:
-        return "not_english"
+    if original != original.lower():
+        folded = _fold(translation)
+        if any(name not in folded for name in names(original)):
+            return "name_lost"
     return None
 
 

@@ -6,16 +6,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from filip.data.captions.acceptance import MAX_ORIGINALS, rejection
+from filip.data.captions.acceptance import MAX_ORIGINALS, rejections
 from filip.data.captions.same_images import PLAIN
 from filip.data.captions.semantic_similarity import pivot_similarities, similarities
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
 from filip.files import digest, replacing
 from filip.worker_pool import run_blocks
+
+# Candidates that the rules judge in the time that a process takes to start and to read its lists of words.
+WORTH_A_PROCESS = 300_000
 
 
 @dataclass(frozen=True)
@@ -44,20 +49,26 @@ def judge(
         for pivot, cache in enumerate(caches)
     )
     back_plain, caption_plain = PLAIN.format("back"), PLAIN.format("caption")
+    nth = (
+        "row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index)"
+        if len(caches) > 1
+        else "1"
+    )
     # a killed run may be asked for again with another engine, pivot or limit
     engines_id = digest([cache.folder.name for cache in caches])[:16]
-    candidates = work / f"candidates-{engines_id}.parquet"
+    candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
     if not candidates.exists():
         duckdb_io.write_parquet(
             con,
-            f"""WITH plain AS (
-                    SELECT *, {back_plain} AS back_plain, {caption_plain} AS caption_plain FROM ({union})),
-                shared AS (
-                    SELECT pivot_index, back_plain, count(DISTINCT caption_plain) AS originals
-                    FROM plain GROUP BY ALL)
-                SELECT caption, pivot_index, pivot_text, back, originals,
-                    row_number() OVER (PARTITION BY caption, back_plain ORDER BY pivot_index) AS nth
-                FROM plain JOIN shared USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
+            f"""WITH plain AS (SELECT *, {back_plain} AS back_plain FROM ({union})),
+                common AS (
+                    SELECT pivot_index, back_plain FROM plain GROUP BY ALL HAVING count(*) > {MAX_ORIGINALS}),
+                favourites AS (
+                    SELECT pivot_index, back_plain, true AS collapsed
+                    FROM plain SEMI JOIN common USING (pivot_index, back_plain) GROUP BY ALL
+                    HAVING count(DISTINCT {caption_plain}) > {MAX_ORIGINALS})
+                SELECT caption, pivot_index, pivot_text, back, coalesce(collapsed, false) AS collapsed, {nth} AS nth
+                FROM plain LEFT JOIN favourites USING (pivot_index, back_plain) ORDER BY caption, pivot_index""",
             candidates,
             "translate: candidates",
             _rows_per_block(pq.read_metadata(captions).num_rows * len(caches), limits, processes),
@@ -68,10 +79,11 @@ def judge(
     todo = [
         (candidates, group, folder / f"{group:05d}.parquet", limits) for group in range(groups.num_row_groups)
     ]
+    by_rules_alone = limits == Limits()
     run_blocks(
         judge_block,
         [block for block in todo if not block[2].exists()],
-        processes,
+        min(processes, -(-groups.num_rows // WORTH_A_PROCESS)) if by_rules_alone else processes,
         what="translate: guard",
         unit="candidates",
         total=groups.num_rows,
@@ -89,13 +101,14 @@ def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:
 def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int:
     """Give each candidate of one row group its reason to be dropped, or None."""
     table = pq.ParquetFile(candidates).read_row_group(group)
-    rows = table.to_pylist()
-    reasons = [rejection(row["caption"], row["back"]) for row in rows]
-    for i, row in enumerate(rows):
-        if reasons[i] is None and row["originals"] > MAX_ORIGINALS:
-            reasons[i] = "collapsed"
-        if reasons[i] is None and row["nth"] > 1:
-            reasons[i] = "duplicate"  # another pivot gave the same
+    captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()
+    reasons = rejections(captions, backs)
+    for reason, condition in (
+        ("collapsed", table["collapsed"]),
+        ("duplicate", pc.greater(table["nth"], 1)),  # another pivot gave the same
+    ):
+        for i in np.flatnonzero(condition):
+            reasons[i] = reasons[i] or reason
     for limit, measure, column, reason in (
         (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the fast one first
         (limits.similarity, similarities, "back", "meaning_changed"),
@@ -103,8 +116,8 @@ def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int
         standing = [i for i, found in enumerate(reasons) if found is None]
         if limit is None or not standing:
             continue
-        found = measure([rows[i]["caption"] for i in standing], [rows[i][column] for i in standing])
-        for i, similarity in zip(standing, found, strict=True):
+        compared = table[column].take(standing).to_pylist()
+        for i, similarity in zip(standing, measure([captions[i] for i in standing], compared), strict=True):
             if similarity < limit:
                 reasons[i] = reason
     table = table.select(["caption", "pivot_index", "back"]).append_column(

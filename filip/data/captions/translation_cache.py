@@ -7,6 +7,9 @@ engines a translation may depend on what shares its batch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import duckdb
@@ -22,6 +25,7 @@ from filip.worker_pool import run_blocks
 SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
 EMPTY = "SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false"
+BLOCKS_AT_ONCE = 16  # that a process takes where there are many
 _engines: list[Engine] = []  # of a worker process: loaded once
 
 
@@ -93,9 +97,10 @@ class TranslationCache:
         ]
         todo = [(group, path) for group, path in todo if not self._done(path)]
         todo.reverse()  # long captions first: the estimate of the time left errs on the safe side
+        at_once = min(BLOCKS_AT_ONCE, max(1, len(todo) // (8 * processes)))
         run_blocks(
-            translate_block,
-            [(plan, group, path) for group, path in todo],
+            translate_blocks,
+            [(plan, todo[start : start + at_once]) for start in range(0, len(todo), at_once)],
             processes,
             what=f"translate by {self.engine} through {self.pivot}",
             unit="captions",
@@ -113,11 +118,30 @@ def start_engine(engine: str, pivot: str, models: str | None) -> None:
     _engines[:] = [load_engine(engine, pivot, models)]
 
 
-def translate_block(plan: Path, group: int, path: Path) -> int:
-    """Translate one row group of the plan into ``path``; returns its number of captions."""
-    texts = pq.ParquetFile(plan).read_row_group(group)["caption"].to_pylist()
-    pivots, back = round_trips(_engines[0], texts)
-    table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
+def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
+    """Translate row groups of the plan, each into the path beside its number; returns the number of captions.
+
+    A thread writes one block while the next is translated: the disk takes as long as a small engine.
+    """
+    parquet = _opened(plan)
+    with ThreadPoolExecutor(1) as writer:
+        written = []
+        for group, path in blocks:
+            texts = parquet.read_row_group(group, use_threads=False)["caption"].to_pylist()
+            pivots, back = round_trips(_engines[0], texts)
+            table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
+            written.append(writer.submit(_write_block, table, path))
+        return sum(block.result() for block in written)
+
+
+@lru_cache(maxsize=1)
+def _opened(plan: Path) -> pq.ParquetFile:
+    """The plan has thousands of row groups, all of which are listed at its end."""
+    return pq.ParquetFile(plan)
+
+
+def _write_block(table: pa.Table, path: Path) -> int:
     with replacing(path, shared=True) as part:  # two runs may share a cache
-        pq.write_table(table, part, compression="zstd")
-    return len(texts)
+        # every text is another one: a dictionary of them, or their first and last, are of no use to anybody
+        pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
+    return table.num_rows
