@@ -12,21 +12,18 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
 from filip.data.captions.judging import Limits, judge
-from filip.data.captions.same_images import CONTENT, find_same_images, group_of_root
+from filip.data.captions.same_images import CONTENT, find_same_images
 from filip.data.captions.semantic_similarity import require_packages, require_pivots
+from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.cards import BackTranslationSettings, SourceCard, load_source
 from filip.data.engines import load_engine
@@ -34,7 +31,7 @@ from filip.data.fetching.revision import counted_only, set_aside_file
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
-from filip.data.sidecar import SCHEMA, group_id, write_sidecar
+from filip.data.sidecar import write_sidecar
 from filip.errors import UserError
 from filip.files import digest, locked, replacing
 
@@ -255,8 +252,8 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     origins = ["original", *(f"{job.engine}:{pivot}" for pivot in job.pivots)]
     with ThreadPoolExecutor(1) as writer:  # the disk is slower than all else here
         written = None
-        for shard, found in _by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
-            sidecar = _sidecar(found, origins, job.card.name)
+        for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
+            sidecar = sidecar_table(found, origins, job.card.name)
             if written:
                 written.result()
             written = writer.submit(write_sidecar, job.out / f"{shard}.parquet", sidecar)
@@ -265,48 +262,6 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
             written.result()
     for shard in empty:  # shards without one image
         write_sidecar(job.out / f"{shard}.parquet", [])
-
-
-def _by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Each shard and its rows, from batches that are sorted by their column shard."""
-    current, pieces = "", []
-    for batch in batches:
-        runs = pc.run_end_encode(batch["shard"])
-        start = 0
-        for shard, end in zip(runs.values.to_pylist(), runs.run_ends.to_pylist(), strict=True):
-            if pieces and shard != current:
-                yield current, pa.Table.from_batches(pieces)
-                pieces = []
-            current = shard
-            pieces.append(batch.slice(start, end - start))
-            start = end
-    if pieces:
-        yield current, pa.Table.from_batches(pieces)
-
-
-def _sidecar(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
-    """A row per image: its captions, then what came of translating each of them.
-
-    rows: one per caption, those of an image in a row. origins: of the captions, then of the pivots' translations.
-    """
-    rows = rows.combine_chunks()
-    keys = rows["key"].combine_chunks()
-    is_first = np.concatenate([[True], pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
-    image = np.cumsum(is_first) - 1
-    translations, pivots = (rows[name].combine_chunks() for name in ("back_translations", "pivots"))
-    owners = np.concatenate([image, image[pc.list_parent_indices(translations)]])
-    order = np.argsort(owners, kind="stable")
-    texts = pa.concat_arrays([rows["caption"].combine_chunks(), pc.list_flatten(translations)]).take(order)
-    origin = np.concatenate([np.zeros(len(rows), int), 1 + pc.list_flatten(pivots).to_numpy()])[order]
-    ends = np.concatenate([[0], np.cumsum(np.bincount(owners))])
-    first = rows.filter(is_first)
-    described = zip(*(first[name].to_pylist() for name in ("caption", "group_value", "root")), strict=True)
-    groups = [
-        group_id(caption, source, value) if root is None else group_of_root(root, source)
-        for caption, value, root in described
-    ]
-    lists = [pa.ListArray.from_arrays(ends, values) for values in (texts, pa.array(origins).take(origin))]
-    return pa.table([first["key"], *lists, pa.array(groups, pa.int64())], SCHEMA)
 
 
 def _account(

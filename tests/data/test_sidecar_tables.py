@@ -1,0 +1,80 @@
+"""Side-cars by columns, against the same thing row by row."""
+
+import random
+from itertools import groupby
+from typing import Any
+
+import pyarrow as pa
+
+from filip.data.captions.same_images import group_of_root
+from filip.data.captions.sidecar_tables import rows_by_shard, sidecar_table
+from filip.data.sidecar import SCHEMA, group_id
+
+ORIGINS = ["original", "engine:de", "engine:ru"]
+COLUMNS = pa.schema(
+    {
+        "shard": pa.string(),
+        "key": pa.string(),
+        "caption": pa.string(),
+        "group_value": pa.string(),
+        "root": pa.string(),
+        "back_translations": pa.list_(pa.string()),
+        "pivots": pa.list_(pa.int32()),
+    }
+)
+
+
+def some_rows(rng: random.Random) -> list[dict[str, Any]]:
+    """Images of one to three captions, each with up to two translations (NULL: none)."""
+    rows = []
+    for image in range(60):
+        for _ in range(rng.choice([1, 1, 2, 3])):
+            pivots = sorted(rng.sample(range(2), rng.randint(0, 2)))
+            rows.append(
+                {
+                    "shard": f"{image // 13:05d}",
+                    "key": f"{image:09d}",
+                    "caption": rng.choice(["a dog", "A dog!", "★", "", f"caption {image}"]),
+                    "group_value": rng.choice([None, "7"]),
+                    "root": rng.choice([None, None, "=7", "#abc", "a dog"]),
+                    "back_translations": [f"translation {rng.random()}" for _ in pivots] or None,
+                    "pivots": pivots or None,
+                }
+            )
+    return rows
+
+
+def row_by_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = []
+    for key, group in groupby(rows, key=lambda row: row["key"]):
+        of_image = list(group)
+        first = of_image[0]
+        found.append(
+            {
+                "key": key,
+                "captions": [row["caption"] for row in of_image]
+                + [text for row in of_image for text in row["back_translations"] or []],
+                "origins": ["original"] * len(of_image)
+                + [ORIGINS[1 + pivot] for row in of_image for pivot in row["pivots"] or []],
+                "group": group_of_root(first["root"], "source")
+                if first["root"] is not None
+                else group_id(first["caption"], "source", first["group_value"]),
+            }
+        )
+    return found
+
+
+def test_the_captions_of_an_image_come_first_and_then_the_translations_of_each() -> None:
+    for seed in range(20):
+        rng = random.Random(seed)
+        rows = some_rows(rng)
+        whole = pa.Table.from_pylist(rows, COLUMNS)
+        batches = whole.to_batches(
+            max_chunksize=rng.choice([1, 5, 17, 1000])
+        )  # that end within shards and images
+        tables = {shard: sidecar_table(found, ORIGINS, "source") for shard, found in rows_by_shard(batches)}
+        assert list(tables) == sorted({row["shard"] for row in rows})
+        for shard, table in tables.items():
+            assert table.schema == SCHEMA
+            assert table.to_pylist() == row_by_row([row for row in rows if row["shard"] == shard])
+    assert list(rows_by_shard([])) == []
