@@ -18,6 +18,7 @@ against the original; the share that returns unchanged, and which of the others 
 from __future__ import annotations
 
 import json
+import os
 import random
 import statistics
 import tempfile
@@ -31,7 +32,6 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from bench.data_scale import processor_time
 from filip.command import option, run_command
 from filip.data.captions import translation_cache
 from filip.data.captions.translation_cache import block_size, start_engine
@@ -40,7 +40,6 @@ from filip.data.engines import load_engine
 from filip.data.funnel import Fragment
 from filip.data.translate import Job, translate
 from filip.worker_pool import run_blocks
-from tests.support.captions import labelled_captions, quality
 
 TOY = "toy"
 ROWS_PER_SHARD = 10_000
@@ -106,9 +105,10 @@ def _figures(name: str, spent: list[Spent], captions: int) -> dict[str, float]:
 
 
 def _measure(run: Callable[[], object]) -> Spent:
-    started, used = time.perf_counter(), processor_time()
+    started, used = time.perf_counter(), os.times()
     run()
-    return Spent(time.perf_counter() - started, processor_time() - used)
+    # user and system time of this process, and of its children that have ended
+    return Spent(time.perf_counter() - started, sum(os.times()[:4]) - sum(used[:4]))
 
 
 def _captions(config: BenchConfig, folder: Path) -> list[str]:
@@ -121,6 +121,8 @@ def _captions(config: BenchConfig, folder: Path) -> list[str]:
         while len(found) < config.captions:
             found.add(" ".join(rng.choices(list(WORDS), k=rng.randint(4, 6))))
         return sorted(found)
+    from tests.support.captions import labelled_captions
+
     english = labelled_captions()["en"]
     pairs = product(english, english)
     found = dict.fromkeys(f"{one} beside the {other}" for other, one in pairs)
@@ -187,6 +189,8 @@ def main(config: BenchConfig) -> None:
             build_pair(folder / TOY, config.pivot)
             config.models = str(folder / TOY)
         else:
+            from tests.support.captions import quality
+
             engine = load_engine(config.engine, config.pivot, config.models)
             result["quality"] = quality(engine, config.pivot)
         if config.captions:

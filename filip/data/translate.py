@@ -267,17 +267,18 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
 def _account(
     con: duckdb.DuckDBPyConnection, job: Job, caches: list[TranslationCache], captions: Path, judged: str
 ) -> Fragment:
-    counts = dict(con.sql(f"SELECT reason, count(*) FROM {judged} GROUP BY reason").fetchall())
-    samples = {}
-    for reason in counts:
-        condition = "IS NULL" if reason is None else f"= {duckdb_io.sql_literal(reason)}"
-        found = con.sql(
-            f"SELECT caption, back, pivot_index FROM {judged} WHERE reason {condition} "
-            f"ORDER BY md5(caption), pivot_index LIMIT {SAMPLES}"
-        ).fetchall()
-        samples[reason or "accepted"] = [
-            {"caption": caption, "back": back, "pivot": job.pivots[pivot]} for caption, back, pivot in found
+    first = "min({'hash': md5(caption), 'pivot': pivot_index, 'caption': caption, 'back': back}"
+    found = con.sql(
+        f"SELECT reason, count(*), {first}, {SAMPLES}) FROM {judged} GROUP BY reason ORDER BY reason"
+    ).fetchall()
+    counts = {reason: count for reason, count, _ in found}
+    samples = {
+        reason or "accepted": [
+            {"caption": one["caption"], "back": one["back"], "pivot": job.pivots[one["pivot"]]}
+            for one in some
         ]
+        for reason, _, some in found
+    }
     distinct = pq.read_metadata(captions).num_rows
     accepted = counts.pop(None, 0)
     notes = {
