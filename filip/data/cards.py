@@ -83,15 +83,12 @@ class BackTranslationSettings:
     engine: str = "marian"
     pivots: list[str] = field(default_factory=lambda: ["de", "ru"])
     models: str | None = None  # folder with the engine's weights, for engines that do not ship them
-    min_similarity: float | None = (
-        None  # least cosine of sentence embeddings (about 0.8); null = not measured
-    )
-    min_pivot_similarity: float | None = (
-        None  # least cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
-    )
-    share: float = (
-        1.0  # of the distinct captions, by hash, that are translated; the others keep their original only
-    )
+    # least cosine of sentence embeddings (about 0.8); null = not measured
+    min_similarity: float | None = None
+    # least cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
+    min_pivot_similarity: float | None = None
+    # of the distinct captions, by hash, that are translated; the others keep their original only
+    share: float = 1.0
 
 
 @dataclass
@@ -121,18 +118,16 @@ class SourceCard:
     group_column: str | None = None  # equal value = same content, a positive in a batch
     extra_columns: Names = field(default_factory=lambda: [])  # carried along
     image_root: str | None = None  # put before the url column where the list has file names only
-    allow_private_hosts: bool = (
-        False  # URLs of this machine and its network; a list from elsewhere must not have them
-    )
+    # URLs of this machine and its network; a list from elsewhere must not have them
+    allow_private_hosts: bool = False
     split: str | None = None  # karpathy lists: the splits to take, joined by "+"
     expected_count: int | None = None  # pairs in the published list
     text_rules: TextRuleSettings = field(default_factory=TextRuleSettings)
     image_rules: ImageRuleSettings = field(default_factory=ImageRuleSettings)
     download: DownloadSettings = field(default_factory=DownloadSettings)
     back_translation: BackTranslationSettings | None = field(default_factory=BackTranslationSettings)
-    built_by: str | None = (
-        None  # module that builds the list and the images here; null = the list is obtained
-    )
+    # module that builds the list and the images here; null = the list is obtained
+    built_by: str | None = None
     served_by: str | None = None  # module that serves those images while they are downloaded
     planted: dict[str, int] = field(default_factory=dict)  # demo: deliberately bad rows by kind
     attribution: dict[str, Any] = field(default_factory=dict)  # authors whom the licence requires to be named

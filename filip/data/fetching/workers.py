@@ -33,9 +33,8 @@ from filip.worker_pool import die_with_parent
 
 SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
 SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
-DEAD_WORKERS = (
-    10  # times all that was in flight, in a row, without one shard done: the fault is not a shard's
-)
+# Times all that was in flight, in a row, without one shard done: the fault is not a shard's.
+DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
 
 Row = tuple[int, str]  # a shard and the file with its part of the list

@@ -33,10 +33,8 @@ SURE = 0.8  # probability of English from which no word is looked up
 # Of all words together, log10 of how much more common they are in English than in another language that is possible:
 LEAST_LEAD = -2.0  # with less, what fastText accepted is foreign
 GOOD_LEAD = -1.0  # with this much, what it refused is English, for most captions are ...
-FAMILIAR, MOST_UNKNOWN = (
-    2.0,
-    1 / 3,
-)  # ... if its words are known: their mean frequency, and the share of unknown ones
+# ... if its words are known: their mean frequency, and the share of unknown ones
+FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
 COMMON = 5.5  # frequencies above count as this: "el" in a name is no sign of a Spanish sentence
 _WORD = re.compile(r"[^\W\d_]+")
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")

@@ -41,9 +41,8 @@ def _list_of(language: str) -> tuple[np.ndarray, np.ndarray] | None:
         return None
     hashes: list[np.ndarray] = []
     values: list[np.ndarray] = []
-    for rank, words in enumerate(
-        wordfreq.get_frequency_list(name)
-    ):  # by 1/10 of a decibel, from the most common
+    # by 1/10 of a decibel, from the most common
+    for rank, words in enumerate(wordfreq.get_frequency_list(name)):
         hashes.append(np.fromiter(map(hash, words), np.int64, len(words)))
         values.append(np.full(len(words), max(9 - rank / 100, UNKNOWN), np.float32))
     wordfreq.get_frequency_list.cache_clear()  # it would keep every word as a string: 25 MB a language
