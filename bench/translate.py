@@ -70,10 +70,11 @@ def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
     captions.sort(key=lambda caption: (len(caption), caption))
     size = block_size(len(captions))
     blocks = [captions[start : start + size] for start in range(0, len(captions), size)][::-1]
-    bare, whole = [], []
+    bare: list[Spent] = []
+    whole: list[Spent] = []
     warm_up = int(config.rounds > 1)
     for number in range(config.rounds + warm_up):
-        runs = [
+        runs: list[tuple[list[Spent], Callable[[], object]]] = [
             (bare, partial(_bare, config, blocks)),
             (whole, partial(_whole, config, folder / str(number))),
         ]
@@ -90,9 +91,9 @@ def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
         **_figures("engine", bare, len(captions)),
         **_figures("pipeline", whole, len(captions)),
         "pipeline_over_engine": {
-            "by the clock": statistics.median(of_seconds),
+            "by the clock": round(statistics.median(of_seconds), 3),
             "by the clock, each round": of_seconds,
-            "by processor time": statistics.median(of_processor),
+            "by processor time": round(statistics.median(of_processor), 3),
             "by processor time, each round": of_processor,
         },
     }
@@ -129,8 +130,8 @@ def _captions(config: BenchConfig, folder: Path) -> list[str]:
 
     english = labelled_captions()["en"]
     pairs = product(english, english)
-    found = dict.fromkeys(f"{one} beside the {other}" for other, one in pairs)
-    return list(found)[: config.captions]
+    texts = dict.fromkeys(f"{one} beside the {other}" for other, one in pairs)
+    return list(texts)[: config.captions]
 
 
 def _write_shards(captions: list[str], folder: Path) -> None:
