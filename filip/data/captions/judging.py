@@ -107,7 +107,7 @@ def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int
         ("collapsed", table["collapsed"]),
         ("duplicate", pc.greater(table["nth"], 1)),  # another pivot gave the same
     ):
-        for i in np.flatnonzero(condition):
+        for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
     for limit, measure, column, reason in (
         (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the fast one first

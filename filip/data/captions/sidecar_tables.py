@@ -14,7 +14,8 @@ from filip.data.sidecar import SCHEMA, group_id
 
 def rows_by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.Table]]:
     """Each shard and its rows, from batches that are sorted by their column shard."""
-    current, pieces = "", []
+    current = ""
+    pieces: list[pa.RecordBatch] = []
     for batch in batches:
         runs = pc.run_end_encode(batch["shard"])
         start = 0
