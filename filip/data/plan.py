@@ -24,14 +24,17 @@ SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
 MOST_TRANSLATIONS = 256  # ... but no more jobs than this: each reads the plan that all share
 
 # Seconds of a core per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
-PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 30e-6
+PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
+JUDGE = 120e-6  # of a translation: the rules of ``captions.acceptance``, and what shows over all of them
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
-# Bytes per row that stay, packed: of a list, of a shard's description, its index and its side-car, of a translation.
-LISTED, DESCRIBED, INDEXED, SIDECAR, TRANSLATED, JOINED = 36, 68, 32, 40, 70, 16
+# Bytes per row that stay, packed: of a list, a shard's description, its index and its side-car, the joined index ...
+LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 40, 16
+TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in the side-car
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
 # Per row, meanwhile. A list of ten million rows spills: 170 bytes a row, where one of a million takes 40.
-SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_TRANSLATE, SCRATCH_NEAR = 170, 80, 30, 60, 60
+SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN = 170, 80, 30
+SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 60, 120, 60
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit
 DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
 ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block
@@ -104,7 +107,8 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     shards = -(-kept // card.download.samples_per_shard)
     threads = min(config.threads, config.cores)
     list_memory = duckdb_memory(rows) + PROCESS
-    processes = min(card.download.processes, config.cores)
+    # how many processes download is the card's business; a study gives those that read its own images
+    processes = threads if card.images is not None else min(card.download.processes, config.cores)
 
     def hours(seconds: float, cores: int = threads) -> float:
         return seconds / cores / 3600
@@ -131,21 +135,22 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
         )
     )  # fmt: skip
     stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
-    busy = hours(images * STORE, config.cores)
+    working = threads if card.images is not None else config.cores
+    busy = hours(images * STORE, working)
     network = kept / config.urls_per_second / 3600 if card.images is None else 0.0
     found.append(
         Stage(
             "ingest" if card.images is not None else "download", 1, 4 * shards, processes * DOWNLOADER, stored,
-            0, config.cores, max(busy, network),
+            0, working, max(busy, network),
         )
     )  # fmt: skip
     pivots = len(card.back_translation.pivots) if card.back_translation else 0
+    translated = images * card.back_translation.share if card.back_translation else 0
+    candidates = pivots * translated
     memory = duckdb_memory(images * max(1, pivots))
-    if pivots and card.back_translation:
+    if pivots:
         jobs = translation_jobs(shards)
-        translated = images * card.back_translation.share
         blocks = pivots * -(-int(translated) // block_size(int(translated)))
-        seconds = pivots * translated / config.captions_per_second
         if jobs > 1:
             found.append(
                 Stage("translate, plan", 1, 1 + pivots, memory + PROCESS, 0, (1 + pivots) * images * SCRATCH_PLAN,
@@ -153,14 +158,15 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
             )  # fmt: skip
         found.append(
             Stage(
-                "translate, parts", jobs, blocks, PROCESS + ENGINE, pivots * translated * TRANSLATED, 0, 1,
-                hours(seconds, min(jobs, config.cores)),
+                "translate, parts", jobs, blocks, PROCESS + ENGINE, candidates * TRANSLATED, 0, 1,
+                hours(candidates / config.captions_per_second, min(jobs, config.cores)),
             )
         )  # fmt: skip
     found.append(
         Stage(
-            "translate", 1, shards, memory + threads * PROCESS, images * SIDECAR,
-            (1 + pivots) * images * SCRATCH_TRANSLATE, threads, hours((1 + pivots) * images * TRANSLATE),
+            "translate", 1, shards, memory + threads * PROCESS, images * SIDECAR + candidates * ACCEPTED,
+            images * SCRATCH_TRANSLATE + candidates * SCRATCH_JUDGE, threads,
+            hours(images * TRANSLATE + candidates * JUDGE),
         )
     )  # fmt: skip
     found.append(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -321,7 +322,10 @@ def command(out: Path, card_path: Path) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_ingest_survives_kill_9(tmp_path: Path) -> None:
-    """A few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew."""
+    """A few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew.
+
+    Not at a moment of the clock: on a busy machine all of them would fall into the imports.
+    """
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()
     for n in range(300):
@@ -345,11 +349,17 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
         for name in ("json", "texts.json"):
             assert (tmp_path / f"whole.{name}").read_text() == (tmp_path / f"killed.{name}").read_text()
 
+    def finished() -> int:
+        return len(list((tmp_path / "killed").glob("*_stats.json")))
+
     for _ in range(int(os.environ.get("FILIP_KILLS", 4))):
-        kill_at_random(command(tmp_path / "killed", one), took)
-        done = len(list((tmp_path / "killed").glob("*_stats.json")))
-        print(f"{done} of 12 shards were done")
-        if done == 12:
+        moment = random.SystemRandom().randint(finished(), 11)
+        running = command(tmp_path / "killed", one)
+        while finished() < moment and running.poll() is None:
+            time.sleep(0.01)
+        kill_at_random(running, took / 12)
+        print(f"{moment} of 12 shards were waited for, {finished()} were done")
+        if finished() == 12:
             finish_and_compare()
             shutil.rmtree(tmp_path / "killed")
     finish_and_compare()

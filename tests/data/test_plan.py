@@ -33,6 +33,7 @@ def test_a_small_source_is_translated_by_one_job_and_images_of_one_s_own_are_not
     found = planned(PlanConfig(20_000), load_source("own_images"))
     assert "prepare" not in found and "download" not in found and found["ingest"].files == 80
     assert found["translate, parts"].jobs == 3 and found["manifest"].memory < 2e9
+    assert planned(PlanConfig(20_000, cores=64, threads=4), load_source("own_images"))["ingest"].cores == 4
     assert "translate, plan" not in planned(PlanConfig(5_000), load_source("own_images"))
 
 
