@@ -25,7 +25,7 @@ MOST_TRANSLATIONS = 256  # ... but no more jobs than this: each reads the plan t
 
 # Seconds of a core per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
-JUDGE = 120e-6  # of a translation: the rules of ``captions.acceptance``, and what shows over all of them
+JUDGE = 150e-6  # of a translation: the rules of ``captions.acceptance``, and what shows over all of them
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
 # Bytes per row that stay, packed: of a list, a shard's description, its index and its side-car, the joined index ...
@@ -34,7 +34,7 @@ TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in t
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
 # Per row, meanwhile. A list of ten million rows spills: 170 bytes a row, where one of a million takes 40.
 SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN = 170, 80, 30
-SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 60, 120, 60
+SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 30, 120, 60
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit
 DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
 ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block

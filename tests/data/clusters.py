@@ -54,10 +54,11 @@ def kill(pid: int) -> None:
             one.kill()
 
 
-def wait_until(happened: Callable[[], bool], what: str, seconds: float = SECONDS) -> None:
-    deadline = time.monotonic() + seconds
+def wait_until(happened: Callable[[], bool], what: str, logs: Sequence[Path] = ()) -> None:
+    deadline = time.monotonic() + SECONDS
     while not happened():
-        assert time.monotonic() < deadline, f"waited {seconds} s for {what}"
+        if time.monotonic() > deadline:
+            raise AssertionError("\n".join([f"waited {SECONDS} s for {what}", *map(Path.read_text, logs)]))
         time.sleep(0.05)
 
 
@@ -69,7 +70,7 @@ def wait_for_start(
     def over() -> bool:
         return any(daemon.poll() is not None for daemon in daemons)
 
-    wait_until(lambda: over() or started(), what)
+    wait_until(lambda: over() or started(), what, logs)
     assert not over(), "\n".join(log.read_text() for log in logs)
 
 
