@@ -13,12 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.command import run_command
+from filip.data import prepare, text_rules, translate
 from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.sidecar import read_sidecar
 from filip.files import sha256_of
+from tests.data.downloads import disk_with_room_for
 from tests.data.own_images import CAPTIONS, text_beside
 from tests.data.pair_shards import write_pairs
+from tests.data.test_translate import make_shards
 
 ROWS = 400
 
@@ -220,3 +223,36 @@ def test_a_disk_without_room_is_one_sentence_and_the_next_run_goes_on(
     command.run(tmp_path / "whole")
     capsys.readouterr()
     assert files_of(out) == files_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("stage", ["prepare", "text_rules", "translate"])
+def test_a_limit_on_files_is_a_full_disk_where_nobody_may_mount_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], stage: str
+) -> None:
+    captions = [f"a photo of {n} dogs at the lake {n * 7919 % 5003}" for n in range(3000)]
+    urls = [f"https://a.org/{n}" for n in range(3000)]
+    pq.write_table(pa.table({"url": urls, "caption": captions}), tmp_path / "l.parquet")
+    make_shards(tmp_path / "shards", captions, per_shard=3000)
+    (tmp_path / "c.yaml").write_text(
+        "text_rules: {language: false}\nback_translation: {engine: none, pivots: []}\n"
+    )
+    arguments = {
+        "prepare": [f"source={tmp_path}/l.parquet", f"out={tmp_path}/out.parquet"],
+        "text_rules": [
+            f"source={tmp_path}/c.yaml",
+            f"list={tmp_path}/l.parquet",
+            f"out={tmp_path}/out.parquet",
+        ],
+        "translate": [f"source={tmp_path}/c.yaml", f"shards={tmp_path}/shards", f"out={tmp_path}/out"],
+    }[stage]
+    module = {"prepare": prepare, "text_rules": text_rules, "translate": translate}[stage]
+    schema = {"prepare": "PrepareConfig", "text_rules": "TextRulesConfig", "translate": "TranslateConfig"}[
+        stage
+    ]
+    with disk_with_room_for(2_000), pytest.raises(SystemExit) as stopped:
+        run_command(module.main, getattr(module, schema), argv=arguments)
+    said = capsys.readouterr().err
+    assert stopped.value.code == 2 and "Traceback" not in said
+    assert [line for line in said.splitlines() if line.startswith("error: ")] == [said.splitlines()[-1]]
+    run_command(module.main, getattr(module, schema), argv=arguments)
+    assert "3,000" in capsys.readouterr().out or stage == "translate"
