@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from itertools import permutations
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from tests.support.shards import Sample, encoded, write_shard
+from tests.support.shards import Sample, encoded, write_shard, write_tar
 
 COLOURS = {
     "red": (220, 30, 30), "green": (30, 160, 40), "blue": (30, 40, 220), "yellow": (240, 220, 40),
@@ -30,6 +32,25 @@ def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> No
             candidates = [text, f"{names[front]} square, {PLACES[place]}, {names[back]}"]
             samples.append(Sample(f"{s:05d}{i:04d}", image, candidates, int(front * 64 + back * 8 + place)))
         write_shard(folder, s, samples)
+
+
+def square(n: int) -> tuple[bytes, str]:
+    """An image and its caption; each n below 224 is another."""
+    front, back = list(permutations(COLOURS, 2))[n % 56]
+    place = PLACES[n // 56]
+    return picture(COLOURS[front], COLOURS[back], place), f"a {front} square at the {place} on {back}"
+
+
+def write_test_set(folder: Path, numbers: Iterable[int]) -> None:
+    """These squares with their captions, in CLIP_benchmark's layout for retrieval."""
+    folder.mkdir(parents=True)
+    (folder / "dataset_type.txt").write_text("retrieval\n")
+    members: list[tuple[str, bytes]] = []
+    for n in numbers:
+        image, caption = square(n)
+        members += [(f"s{n:07d}.png", image), (f"s{n:07d}.txt", caption.encode())]
+    write_tar(folder / "test/0.tar", members)
+    (folder / "test/nshards.txt").write_text("1\n")
 
 
 def picture(front: tuple[int, ...], back: tuple[int, ...], place: str) -> bytes:

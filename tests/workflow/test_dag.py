@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from itertools import permutations
 from pathlib import Path
 
 import psutil
@@ -15,8 +14,7 @@ import pytest
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.shards import write_tar
-from tests.support.squares import COLOURS, PLACES, picture
+from tests.support.squares import square, write_test_set
 from workflow.study import ROOT
 
 PHOTOS = 64
@@ -116,30 +114,11 @@ def write_photos(folder: Path) -> None:
     (folder / "broken.txt").write_text("a man on a horse")
 
 
-def square(n: int) -> tuple[bytes, str]:
-    """An image and its caption; each n below 224 is another."""
-    front, back = list(permutations(COLOURS, 2))[n % 56]
-    place = PLACES[n // 56]
-    return picture(COLOURS[front], COLOURS[back], place), f"a {front} square at the {place} on {back}"
-
-
-def write_test_set(folder: Path) -> None:
-    """CLIP_benchmark's layout for retrieval."""
-    folder.mkdir(parents=True)
-    (folder / "dataset_type.txt").write_text("retrieval\n")
-    members: list[tuple[str, bytes]] = []
-    for n in range(PHOTOS, PHOTOS + 8):
-        image, caption = square(n)
-        members += [(f"s{n:07d}.png", image), (f"s{n:07d}.txt", caption.encode())]
-    write_tar(folder / "test/0.tar", members)
-    (folder / "test/nshards.txt").write_text("1\n")
-
-
 @pytest.mark.slow
 def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path) -> None:
     """The study own_images copied for a folder of one's own, with one training of a few steps."""
     write_photos(tmp_path / PHOTOS_FOLDER)
-    write_test_set(tmp_path / "eval/photos_test")
+    write_test_set(tmp_path / "eval/photos_test", range(PHOTOS, PHOTOS + 8))
     card = yaml.safe_load((clone / "data/own_images.yaml").read_text())
     del card["built_by"], card["group_column"]
     own = {**card, "name": "photos", "images": str(tmp_path / PHOTOS_FOLDER), "back_translation": None}
