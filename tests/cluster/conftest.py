@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,11 +21,12 @@ import yaml
 from filip.data.manifest import shard_entries
 from filip.files import digest, write_json
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
-from tests.support.squares import write_shards
+from tests.support.squares import write_shards, write_test_set
 from tests.support.training import records
 from workflow.study import ROOT
 
 NODES = 24
+STEPS = 160  # of a training
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,7 +46,9 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
 
 @dataclass
 class Desk:
-    """A working folder with a study of trainings on squares, each on two nodes x two ranks of a tiny model."""
+    """A working folder with a study of trainings on squares, each on two nodes x two ranks of a tiny model, and of the
+    table of their retrieval.
+    """
 
     folder: Path
     slurm: OneHostSlurm
@@ -52,22 +56,21 @@ class Desk:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def snakemake(self, *arguments: str) -> list[str]:
-        """Snakemake with the Slurm profile, for the weights of every run."""
+        """Snakemake with the Slurm profile, for the tables."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
-        command = [sys.executable, "-m", "snakemake", "--configfile", "study.yaml"]
+        command = [
+            sys.executable,
+            str(ROOT / "tests/cluster/eager_snakemake.py"),
+            "--configfile",
+            "study.yaml",
+        ]
         command += ["--profile", "workflow/profiles/slurm", *arguments]
-        return [*command, "--", *(str(self.weights(run)) for run in self.study["runs"])]
+        return [*command, "--", str(self.tables)]
 
     def start(self) -> subprocess.Popen[str]:
-        # the plugin asks after one second, then after 11, 21, ... until a job has ended
-        command = self.snakemake(
-            "--slurm-init-seconds-before-status-checks",
-            "1",
-            "--latency-wait",
-            "5",
-            "--allowed-rules",
-            "pretrain",
-        )  # the data are here already: nothing but the trainings is to be made
+        # the data are here already
+        rules = ("pretrain", "retrieval", "study_config", "tables")
+        command = self.snakemake("--latency-wait", "5", "--allowed-rules", *rules)
         with open(self.folder / "snakemake.log", "a") as log:
             environment = self.environment()
             self.started.append(
@@ -95,21 +98,51 @@ class Desk:
     def results(self) -> Path:
         return Path("results") / self.study["study"]
 
+    @property
+    def tables(self) -> Path:
+        return self.results / "tables/tables.json"
+
     def weights(self, run: str) -> Path:
         return self.results / f"models/{run}.safetensors"
 
     def result(self, run: str) -> dict:
         return json.loads((self.folder / self.weights(run)).with_suffix(".json").read_text())
 
+    def outcomes(self, run: str) -> dict[str, list]:
+        """What became of each image and caption in the evaluation."""
+        with np.load(self.folder / self.results / f"eval/{run}/retrieval.npz") as arrays:
+            return {name: arrays[name].tolist() for name in arrays.files}
+
+    def cells(self, run: str) -> dict[str, dict]:
+        """{table: {column: cell}} of the row of this run, without its difference from the first row."""
+        tables = json.loads((self.folder / self.tables).read_text())["tables"]
+        rows = {name: row for name, table in tables.items() for row in table["rows"] if row["run"] == run}
+        return {
+            name: {key: {**cell, "less": None} for key, cell in row["cells"].items()}
+            for name, row in rows.items()
+        }
+
+    def first_node(self, job: str) -> int:
+        """The number of the node that runs the job's batch script."""
+        return int(self.slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))
+
     def jobs(self, run: str) -> dict[str, str]:
-        """{job: state} of this run, as Slurm remembers them. The plugin writes rule and wildcards into the comment."""
+        """{job: state} of this training, as Slurm remembers them; rule and wildcards stand in the plugin's comment."""
         lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()
-        return {words[0]: words[1] for words in map(str.split, lines) if words[2].endswith(f"_{run}")}
+        return {
+            words[0]: words[1]
+            for words in map(str.split, lines)
+            if words[2].endswith(f"pretrain_wildcards_{run}")
+        }
 
     def records(self, run: str) -> list[dict]:
         """The lines of the log in the run's folder, of all starts of the training."""
         log = next((self.folder / self.results / "runs").glob(f"{run}-*/log.jsonl"), None)
         return records(log.parent) if log else []
+
+    def step(self, run: str) -> int:
+        """The last step in the log; a training that has lost steps repeats them."""
+        return next((line["step"] for line in reversed(self.records(run)) if "step" in line), 0)
 
     def said(self, run: str, words: str) -> int:
         """How many messages of the training have these words."""
@@ -124,8 +157,10 @@ class Desk:
 
         self.slurm.wait_until(checked, timeout, self.explain)
 
-    def wait_for_step(self, run: str, step: int) -> None:
-        self.wait(lambda: any(line.get("step", 0) >= step for line in self.records(run)))
+    def wait_for_steps(self, run: str, count: int) -> None:
+        """Until the training has made so many more steps."""
+        reached = self.step(run)
+        self.wait(lambda: self.step(run) >= reached + count)
 
     def ends(self, snakemake: subprocess.Popen[str], timeout: float = 600) -> int:
         try:
@@ -141,7 +176,9 @@ class Desk:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the repository that a study needs, and the data set of squares as the cards of a source make it."""
+    """The files of the repository that a study needs, the data set of squares as the stages of the data leave it, and
+    a benchmark of squares.
+    """
     folder = tmp_path_factory.mktemp("desk")
     for name in ("filip", "workflow", "data", "eval", "ds_configs"):
         shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_*.so"))
@@ -156,6 +193,10 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = shard_entries(shards, captions)
     folders = {"shards": str(shards), "captions": str(captions)}
     write_json(source / "manifest.json", {"sha256": digest(entries), "shards": entries, "folders": folders})
+    write_test_set(folder / "benchmarks/squares", range(0, 224, 3))
+    card = yaml.safe_load((folder / "eval/demo_test.yaml").read_text())
+    card |= {"name": "squares", "layouts": {"webdataset": {"path": "squares", "split": "test"}}}
+    (folder / "eval/squares.yaml").write_text(yaml.safe_dump(card))
     return folder
 
 
@@ -168,31 +209,20 @@ def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) ->
         "data_dir": "squares",
         "sources": ["cc3m"],
         "launch": {
-            **{"launcher": "srun", "nodes": 2, "ranks_per_node": 2, "accelerator": "cpu", "cpus_per_rank": 2},
-            "resources": {"runtime": 60, "mem_mb": 4000},
+            **{"launcher": "srun", "nodes": 2, "ranks_per_node": 2, "accelerator": "cpu", "cpus_per_rank": 1},
+            "resources": {"runtime": 60, "mem_mb": 4000, "slurm_extra": "--exclusive"},
         },
         "train": {
             "experiment": "demo",
             "overrides": [
-                *(
-                    "model=tiny",
-                    "global_batch=32",
-                    "max_steps=120",
-                    "log_every=1",
-                    "optimizer.warmup_steps=4",
-                ),
-                *(
-                    "backend=tiled",
-                    "checkpoint.every_minutes=0",
-                    "warmup_timing=1",
-                    "data.workers=1",
-                    "checkpoint.every_steps=20",
-                ),
+                *("model=tiny", "backend=tiled", "global_batch=32", "data.workers=1", f"max_steps={STEPS}"),
+                *("optimizer.warmup_steps=4", "log_every=1", "warmup_timing=1"),
+                *("checkpoint.every_minutes=0", "checkpoint.every_steps=20"),
             ],
         },
         "runs": {run: {"label": run} for run in ("calm", "shaken")},
-        "eval": {"root": "none", "zero_shot": ["cifar10"], "retrieval": []},
-        "tables": {"zero_shot": ["calm", "shaken"]},
+        "eval": {"root": "benchmarks", "threads": 1, "zero_shot": [], "retrieval": ["squares"]},
+        "tables": {"retrieval": ["calm", "shaken"]},
     }
     found = Desk(checkout, slurm, study)
     yield found

@@ -93,13 +93,33 @@ class OneHostSlurm:
     def start_controller(self) -> None:
         subprocess.run(["slurmctld", "-f", str(self.folder / "slurm.conf")], check=True)
 
-    def stop_controller(self) -> None:
+    def kill_controller(self) -> None:
+        """As ``kill -9``; a new one knows of what was saved. It saves every few seconds, which is waited for."""
+        before, saved = time.time(), self.folder / "state/job_state"
+        for job, state in self.jobs().items():  # a change, which has to be saved
+            if state in ("PENDING", "RUNNING"):
+                self.ask("scontrol", "update", f"JobId={job}", f"AdminComment={before}")
+        self.wait_until(lambda: saved.stat().st_mtime > before)
         stop(self._pid("slurmctld"), number=signal.SIGKILL)
 
     def start_node(self, node: int) -> None:
         (self.folder / "spool" / f"node{node}").mkdir(exist_ok=True)
         self._pid(f"slurmd-node{node}").unlink(missing_ok=True)
         subprocess.run(["slurmd", "-f", str(self.folder / "slurm.conf"), "-N", f"node{node}"], check=True)
+
+    def kill_node(self, node: int) -> None:
+        """As a power cut: the daemon, its step daemons and all that they started end, and none reports the others."""
+        found = {psutil.Process(int(self._pid(f"slurmd-node{node}").read_text()))}
+        for process in psutil.process_iter(["environ"]):
+            if (process.info["environ"] or {}).get("SLURMD_NODENAME") == f"node{node}":
+                found.add(process)
+                parent = process.parent()
+                if parent is not None and parent.name() == "slurmstepd":  # which hides its environment
+                    found.add(parent)
+        for act in (psutil.Process.suspend, psutil.Process.kill):
+            for process in found:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    act(process)
 
     def set_nodes(self, names: str, state: str) -> None:
         """As an administrator does: DRAIN (no new jobs) or RESUME; DOWN lasts until the daemon of the node reports."""

@@ -55,7 +55,6 @@ for number in (signal.SIGTERM, signal.SIGUSR1):
     signal.signal(number, lambda *_: stop())
 fill_environment()
 rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-first_time = not (folder / "starts.jsonl").exists()  # the first rank writes it when all have come
 met = meet(rank, world_size)
 if rank == 0:
     with open(folder / "starts.jsonl", "a") as file:
@@ -68,6 +67,6 @@ if behaviour == "one_rank_dies":
     if rank == 1:
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(60)
-if behaviour == "wait_once" and first_time:
+if behaviour == "wait":
     time.sleep(300)
 leave(0)

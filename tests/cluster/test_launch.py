@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.cluster.one_host_slurm import OneHostSlurm
@@ -50,7 +47,7 @@ class Submitted:
 
 
 def submit(
-    slurm: OneHostSlurm, folder: Path, behaviour: str, *options: str, nodes: int = 2, ranks_per_node: int = 2
+    slurm: OneHostSlurm, folder: Path, behaviour: str, nodes: int = 2, ranks_per_node: int = 2
 ) -> Submitted:
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
     launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
@@ -64,7 +61,7 @@ def submit(
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "MASTER_ADDR": "127.0.0.1"}
     environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
     request = ["sbatch", "--parsable", "--requeue", f"--nodes={nodes}", f"--ntasks-per-node={ranks_per_node}"]
-    request += ["--cpus-per-task=1", "--open-mode=append", f"--output={folder}/log", *options]
+    request += ["--cpus-per-task=1", "--open-mode=append", f"--output={folder}/log"]
     return Submitted(slurm, slurm.ask(*request, f"--wrap={stripped}\n{command}", env=environment), folder)
 
 
@@ -72,7 +69,7 @@ def test_192_processes_on_24_nodes_wait_for_a_dead_node_and_then_find_each_other
     slurm: OneHostSlurm, tmp_path: Path
 ) -> None:
     last = slurm.nodes - 1
-    die(slurm, last)
+    slurm.kill_node(last)
     slurm.set_nodes(f"node{last}", "DOWN")  # as the controller does by itself after SlurmdTimeout
     try:
         found = submit(slurm, tmp_path, "meet", nodes=slurm.nodes, ranks_per_node=8)
@@ -87,68 +84,26 @@ def test_192_processes_on_24_nodes_wait_for_a_dead_node_and_then_find_each_other
 
 @pytest.fixture(scope="module")
 def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
-    """Jobs that are left to themselves."""
-
-    def job(behaviour: str, *options: str) -> Submitted:
-        return submit(slurm, tmp_path_factory.mktemp(behaviour), behaviour, *options)
-
-    timed = job("wait_once", "--time=1", "--signal=USR1@40")
-    return {"timed": timed, "mistaken": job("mistake"), "dying": job("one_rank_dies")}
+    """A job of each of these behaviours."""
+    behaviours = ("wait", "mistake", "one_rank_dies")
+    return {name: submit(slurm, tmp_path_factory.mktemp(name), name) for name in behaviours}
 
 
-def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -> None:
-    found = together["mistaken"]
-    assert found.ends() == "FAILED"
-    assert len(found.starts) == 1 and "not started again" in found.log
-
-
-def test_a_cancelled_job_is_not_started_again(slurm: OneHostSlurm, tmp_path: Path) -> None:
-    found = submit(slurm, tmp_path, "wait_once")
+def test_a_cancelled_job_is_not_started_again(together: dict[str, Submitted]) -> None:
+    found = together["wait"]
     found.starts_are(1)
-    slurm.ask("scancel", found.job)
+    found.slurm.ask("scancel", found.job)
     assert found.ends() == "CANCELLED"
     assert len(found.starts) == 1
 
 
+def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -> None:
+    found = together["mistake"]
+    assert found.ends() == "FAILED"
+    assert len(found.starts) == 1 and "not started again" in found.log
+
+
 def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str, Submitted]) -> None:
-    found = together["dying"]
+    found = together["one_rank_dies"]
     assert found.ends() == "FAILED", found.log
     assert len(found.starts) == 3 and "crash 3 " in found.log
-
-
-def test_a_time_limit_sends_the_job_back_into_the_queue_and_it_finishes(
-    together: dict[str, Submitted],
-) -> None:
-    found = together["timed"]
-    assert found.ends() == "COMPLETED", found.log
-    assert len(found.starts) == 2 and "saved its state because of a signal" in found.log
-
-
-def test_a_job_survives_its_controller_and_the_death_of_a_node(slurm: OneHostSlurm, tmp_path: Path) -> None:
-    found = submit(slurm, tmp_path, "wait_once")
-    found.starts_are(1)
-    # The controller saves what has changed every few seconds, and a new one knows of nothing that came after.
-    before, saved = time.time(), slurm.folder / "state/job_state"
-    slurm.ask("scontrol", "update", f"JobId={found.job}", "Comment=runs")
-    slurm.wait_until(lambda: saved.stat().st_mtime > before)
-    slurm.stop_controller()
-    slurm.start_controller()
-    assert slurm.wait_for(found.job, "RUNNING") == "RUNNING"
-    node = int(slurm.ask("squeue", "-h", "-j", found.job, "-o", "%B").removeprefix("node"))
-    other = node + 1  # the batch script lives on the first node; two nodes in a row were free
-    die(slurm, other)
-    try:
-        found.starts_are(2)
-        assert found.ends() == "COMPLETED", found.log
-    finally:
-        slurm.start_node(other)
-        slurm.wait_until(lambda: slurm.idle() == slurm.nodes)
-
-
-def die(slurm: OneHostSlurm, node: int) -> None:
-    """As a power cut: the daemon, its step daemons and all that they started are killed at once."""
-    daemon = psutil.Process(int((slurm.folder / f"run/slurmd-node{node}.pid").read_text()))
-    for process in psutil.process_iter(["environ"]):
-        if (process.info["environ"] or {}).get("SLURMD_NODENAME") == f"node{node}":
-            process.send_signal(signal.SIGKILL)
-    daemon.send_signal(signal.SIGKILL)
