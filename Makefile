@@ -11,6 +11,8 @@ PORT      ?= 6006
 RESULTS   := results/$(STUDY)
 SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
              $(if $(SEEDS),--config seeds=$(SEEDS))
+# Two files of tests at a time, a thread each: most tests wait for processes longer than they compute.
+PYTEST_TWO = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -65,12 +67,13 @@ lint: setup  ## ruff, mypy and snakemake --lint
 docs: setup  ## build the documentation into site/; a broken link or a missing reference fails
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
-test: setup lint  ## all checks and tests (half an hour on 2 cores)
+test: setup lint  ## all checks and tests (two files of tests at a time)
 	@$(VENV)/bin/python -m bench.browser
-	@$(VENV)/bin/python -m pytest
+	@$(PYTEST_TWO) --ignore=tests/cluster
+	@$(VENV)/bin/python -m pytest tests/cluster   # alone: its Slurm and its network names are those of the machine
 
 test-quick: setup  ## only the tests that start no processes
-	@$(VENV)/bin/python -m pytest -m 'not slow'
+	@$(PYTEST_TWO) -m 'not slow'
 
 gpu-check: setup  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
 	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check

@@ -181,6 +181,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "standard-imghdr",
         "snakemake-executor-plugin-slurm",
         "pytest-timeout",
+        "pytest-xdist",
         "ruff",
         "mypy",
         "types-pyyaml",
