@@ -15,8 +15,8 @@ from filip.models import DualEncoder, build_model, load_model, load_preset, read
 from filip.train.loop import initial_model
 from filip.train.narrow import Narrow, Pairs, apply, fit, narrow
 from tests.eval.miniature import picture
+from tests.support.clips import hf_folder
 from tests.support.training import compose
-from tests.train.test_warm_start import hf_folder
 
 CAPTIONS = ["a red dog", "two black cats", "a lamp", "the sea at night", "a tall tree", "three cups of tea"]
 

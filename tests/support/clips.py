@@ -1,0 +1,132 @@
+"""Random models that open_clip and transformers themselves wrote, with the files that lie beside them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import (
+    CLIPConfig,
+    CLIPImageProcessor,
+    CLIPModel,
+    SiglipConfig,
+    SiglipImageProcessor,
+    SiglipModel,
+)
+
+from filip.tokenizer import BOS, EOS
+
+# patch, image width, heads, text width, embed_dim: CLIP's shapes, two blocks deep, and one for what needs none of them
+SHAPES = {
+    "tiny": (32, 64, 1, 64, 32),
+    "B-32": (32, 768, 12, 512, 512),
+    "B-16": (16, 768, 12, 512, 512),
+    "L-14": (14, 1024, 16, 768, 768),
+}
+
+
+@torch.no_grad()
+def shaken(model: Any) -> Any:
+    """With norms and biases that are not 1 and 0, as after a training."""
+    for parameter in model.parameters():
+        if parameter.ndim == 1:
+            parameter.add_(0.1 * torch.randn_like(parameter))
+    return model.eval()
+
+
+def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor, ...]], steps: int) -> Any:
+    """After ``steps`` of CLIP's loss on noise. vectors: pixels and ids to those of images and texts, and the scale."""
+    optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
+    ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
+    for _ in range(steps):
+        image, text, scale = vectors(torch.randn(4, 3, 224, 224), ids)
+        loss = F.cross_entropy(
+            scale * F.normalize(image, dim=-1) @ F.normalize(text, dim=-1).T, torch.arange(4)
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+    return model.eval()
+
+
+def open_clip_file(
+    folder: Path, quick_gelu: bool = False, shape: str = "tiny", steps: int = 0, **changes: Any
+) -> str:
+    """``open_clip:ARCH:FILE`` of a model that open_clip itself built and saved, random or trained for ``steps``."""
+    patch, width, heads, text_width, embed_dim = SHAPES[shape]
+    config: dict[str, Any] = {
+        "embed_dim": embed_dim,
+        "quick_gelu": quick_gelu,
+        "vision_cfg": {
+            "image_size": 224, "layers": 2, "width": width, "patch_size": patch, "head_width": width // heads,
+            **changes.get("vision_cfg", {}),
+        },
+        "text_cfg": {
+            "context_length": 77, "vocab_size": 49408, "width": text_width, "heads": text_width // 64, "layers": 2,
+            **changes.get("text_cfg", {}),
+        },
+    }  # fmt: skip
+    architecture = f"{folder.name}-{shape}-{len(list(folder.iterdir()))}"
+    (folder / architecture).mkdir()
+    (folder / architecture / f"{architecture}.json").write_text(json.dumps(config))
+    open_clip.add_model_config(folder / architecture)
+    torch.manual_seed(0)
+    model = shaken(open_clip.create_model(architecture))
+    model = briefly_trained(model, model, steps)
+    file = folder / architecture / "weights.pt"
+    torch.save(model.state_dict(), file)
+    return f"{architecture}:{file}"
+
+
+def hf_folder(
+    folder: Path, shape: str = "tiny", activation: str = "quick_gelu", steps: int = 0, **changes: Any
+) -> CLIPModel:
+    """A CLIP that transformers itself saved, with its processor; random or trained for ``steps``."""
+    patch, width, heads, text_width, embed_dim = SHAPES[shape]
+    torch.manual_seed(0)
+    config = CLIPConfig(
+        vision_config={
+            "hidden_size": width, "intermediate_size": 4 * width, "num_hidden_layers": 2, "hidden_act": activation,
+            "num_attention_heads": heads, "image_size": 224, "patch_size": patch, **changes,
+        },
+        text_config={
+            "hidden_size": text_width, "intermediate_size": 4 * text_width, "num_hidden_layers": 2,
+            "num_attention_heads": text_width // 64, "hidden_act": activation,
+        },
+        projection_dim=embed_dim,
+    )  # fmt: skip
+    model = shaken(CLIPModel(config))
+
+    def vectors(pixels: Tensor, ids: Tensor) -> tuple[Tensor, ...]:
+        found = model(pixel_values=pixels, input_ids=ids)
+        return found.image_embeds, found.text_embeds, model.logit_scale.exp()
+
+    model = briefly_trained(model, vectors, steps)
+    model.save_pretrained(folder)
+    CLIPImageProcessor().save_pretrained(folder)
+    return model
+
+
+def siglip_folder(
+    folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any
+) -> SiglipModel:
+    """A random SigLIP that transformers itself saved, both towers and its processor."""
+    torch.manual_seed(0)
+    vision = {
+        "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": width // 32,
+        "image_size": 224, "patch_size": patch, **changes,
+    }  # fmt: skip
+    text = {
+        "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 1, "num_attention_heads": 2,
+        "projection_size": width,
+    }  # fmt: skip
+    model = shaken(SiglipModel(SiglipConfig(vision_config=vision, text_config=text)))
+    model.save_pretrained(folder)
+    SiglipImageProcessor().save_pretrained(folder)
+    return model
