@@ -55,7 +55,7 @@ class Study:
 
 @dataclass
 class Outcome:
-    """One row: seconds of the training, in-batch accuracy at its end, recall in percent, metrics by step."""
+    """One row: processor seconds of the training, in-batch accuracy at its end, recall in percent, metrics by step."""
 
     seconds: float
     accuracy: float
@@ -76,10 +76,10 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     torch.set_num_threads(1)
     device.choose_attention(torch.device("cpu"), config.precision)
     model = initial_model(config)
-    started = time.perf_counter()
+    started = time.process_time()  # of one thread; the machine may have other work
     with selection_by(choose):
         metrics = train(model, config)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     encoder = FilipEncoder(model.eval(), config.model.name)
     recall = recall_of(scorer_for(encoder), study)
     # A `choose` of a study's own may know the pairs, and would read them off the test set.

@@ -1,22 +1,27 @@
 """From a pooled model to a token-wise one: the table of docs/models.md.
 
-    python -m bench.warm_start                    # after `make demo`; about a minute a row and seed on one core
+    python -m bench.warm_start                    # after `make demo SEEDS=3`; nine minutes of one core
     python -m bench.warm_start search=true        # the rates and recipes that were tried, one seed each
 
-The demo's CLIP goes on for a tenth of its steps, as CLIP or token-wise; beside it FILIP from scratch, from the demo.
+The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; beside it the FILIP of that seed,
+from scratch. What a row cost in all is counted in processor time, pre-training included: steps times what a step of that
+model takes here.
 """
 
 from __future__ import annotations
 
 import statistics
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from bench.demo_training import Study, recall_of, run
 from filip.command import option, run_command
+from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.eval.scorer import scorer_for
 from filip.models import load_model
 from filip.progress import say
+from filip.study import load_study
 
 RECIPES = {
     "as it is": [],
@@ -24,61 +29,94 @@ RECIPES = {
     "slower below": ["warm_start.layer_decay=0.7"],
     "pooled term fades": ["loss.pooled=linear from 1 to 0 in steps 0 to 100"],
 }
+TOKEN_WISE = "warm_start.interaction=token_wise"
 RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 
 
 @dataclass
 class WarmStart(Study):
     steps: int = option(150, "steps of each continuation: a tenth of the demo's training")
-    clip: str = option("results/demo/models/clip.safetensors", "the pooled model to start from")
-    filip: str = option("results/demo/models/filip.safetensors", "the token-wise model from scratch")
+    results: str = option("results/demo", "results of the demo, with models of as many seeds")
     search: bool = option(False, "try all rates and recipes with one seed, instead of the table")
     rate: str = option("2e-3", "base learning rate of token-wise continuations")
     clip_rate: str = option("1e-3", "base learning rate of the pooled continuation")
     recipe: list[str] = option([], "further settings of token-wise continuations")
-    seeds: int = option(3, "trainings of each row")
+    seeds: int = option(3, "how many of the demo's seeds; each goes on from its own CLIP")
+
+
+@dataclass(frozen=True)
+class Found:
+    """Recall of one model in percent, the steps that it saw of either kind, and seconds of a step if it trained here."""
+
+    recall: dict[str, float]
+    pooled: int
+    token_wise: int = 0
+    seconds_per_step: float = 0.0
 
 
 def main(study: WarmStart) -> None:
     """Print recall of each way to go on."""
-    print("| | further steps | i2t R@1 / R@10 | t2i R@1 / R@10 |\n| --- | ---: | --- | --- |", flush=True)
     (try_all if study.search else table)(study)
 
 
 def try_all(study: WarmStart) -> None:
+    head("further steps")
+    clip = weights(study, "clip", 1)[0]
     for rate in RATES:
-        show(f"CLIP, {rate}", study.steps, [continued(study, 0, rate, [])])
+        show(f"CLIP, {rate} | {study.steps}", [continued(study, clip, 0, rate, [])])
         for name, settings in RECIPES.items():
-            settings = ["warm_start.interaction=token_wise", *settings]
-            show(f"token-wise, {name}, {rate}", study.steps, [continued(study, 0, rate, settings)])
+            found = continued(study, clip, 0, rate, [TOKEN_WISE, *settings])
+            show(f"token-wise, {name}, {rate} | {study.steps}", [found])
 
 
 def table(study: WarmStart) -> None:
-    show("CLIP", 0, [recall_of_file(study, study.clip)])
-    show("the same scored token-wise", 0, [recall_of_file(study, study.clip, "token_wise")])
-    clips = [continued(study, seed, study.clip_rate, []) for seed in range(study.seeds)]
-    show("CLIP goes on", study.steps, clips)
-    token_wise = ["warm_start.interaction=token_wise", *study.recipe]
+    """Each row over all seeds. The pooled continuation and the longest token-wise one tell what a step costs."""
+    clips, filips = (weights(study, run, study.seeds) for run in ("clip", "filip"))
+    before = pretraining_steps(study)
+    as_they_are = [Found(recall_of_file(study, clip), before) for clip in clips]
+    token_wise = [Found(recall_of_file(study, clip, "token_wise"), before) for clip in clips]
+    pooled = [continued(study, clip, seed, study.clip_rate, []) for seed, clip in enumerate(clips)]
+    rows = [("CLIP", as_they_are), ("the same scored token-wise", token_wise), ("CLIP goes on", pooled)]
     for steps in (study.steps // 10, study.steps // 3, study.steps, 3 * study.steps):
-        shorter = replace(study, steps=steps)
-        show(
-            "goes on token-wise",
-            steps,
-            [continued(shorter, s, study.rate, token_wise) for s in range(study.seeds)],
+        shorter, settings = replace(study, steps=steps), [TOKEN_WISE, *study.recipe]
+        token_wise = [continued(shorter, clip, s, study.rate, settings) for s, clip in enumerate(clips)]
+        rows.append(("goes on token-wise", token_wise))
+    rows.append(("FILIP from scratch", [Found(recall_of_file(study, filip), 0, before) for filip in filips]))
+    pooled_step, token_step = (
+        statistics.mean(one.seconds_per_step for one in found) for found in (pooled, token_wise)
+    )
+    say(f"a step takes {pooled_step:.3f} s pooled and {token_step:.3f} s token-wise")
+    head("steps pooled | token-wise | minutes")
+    for name, found in rows:
+        minutes = (found[0].pooled * pooled_step + found[0].token_wise * token_step) / 60
+        show(f"{name} | {found[0].pooled:,} | {found[0].token_wise:,} | {minutes:.1f}", found)
+
+
+def weights(study: WarmStart, run: str, seeds: int) -> list[str]:
+    """The files of a run's first seeds. UserError if the demo was run with fewer."""
+    names = load_study(None, study.results).replicas(run)
+    if len(names) < seeds:
+        raise UserError(
+            f"{study.results} has {len(names)} of {seeds} seeds of {run}: `make demo SEEDS={seeds}` trains the others, "
+            f"or take seeds={len(names)}"
         )
-    show("FILIP from scratch", 0, [recall_of_file(study, study.filip)])
+    return [str(Path(study.results) / f"models/{name}.safetensors") for name in names[:seeds]]
 
 
-def continued(study: WarmStart, seed: int, rate: str, settings: list[str]) -> dict[str, float]:
-    """Recall after going on from CLIP."""
-    say(f"seed {seed}, rate {rate}, {settings}")
-    start = [
-        f"init_from={study.clip}",
-        f"seed={seed}",
-        f"optimizer.base_lr={rate}",
-        "data.auto_augment=false",
-    ]
-    return run(study, [*start, *settings]).recall
+def pretraining_steps(study: WarmStart) -> int:
+    steps = load_study(None, study.results).resolved("clip").max_steps
+    assert steps is not None
+    return steps
+
+
+def continued(study: WarmStart, clip: str, seed: int, rate: str, settings: list[str]) -> Found:
+    """Recall after going on from ``clip``."""
+    say(f"{clip}, {study.steps} steps, rate {rate}, {settings}")
+    start = [f"init_from={clip}", f"seed={seed}", f"optimizer.base_lr={rate}", "data.auto_augment=false"]
+    outcome = run(study, [*start, *settings])
+    before, further = pretraining_steps(study), study.steps
+    steps = (before, further) if TOKEN_WISE in settings else (before + further, 0)
+    return Found(outcome.recall, *steps, outcome.seconds / further)
 
 
 def recall_of_file(study: WarmStart, path: str, interaction: str | None = None) -> dict[str, float]:
@@ -87,14 +125,19 @@ def recall_of_file(study: WarmStart, path: str, interaction: str | None = None) 
     return recall_of(scorer_for(FilipEncoder(model, path)), study)
 
 
-def show(name: str, steps: int, found: list[dict[str, float]]) -> None:
-    """A row: means over trainings, and in brackets the lowest and highest R@1 where there are several."""
-    cells = []
+def head(columns: str) -> None:
+    print(f"| | {columns} | i2t R@1 / R@10 | t2i R@1 / R@10 |")
+    print(f"| --- | {' | '.join('---:' for _ in columns.split('|'))} | --- | --- |", flush=True)
+
+
+def show(cells: str, found: list[Found]) -> None:
+    """A row: means over seeds, and in brackets the lowest and highest R@1 where there are several."""
+    shown = []
     for way in ("i2t", "t2i"):
-        first, tenth = ([recall[f"{way} {r}"] for recall in found] for r in ("r1", "r10"))
+        first, tenth = ([one.recall[f"{way} {r}"] for one in found] for r in ("r1", "r10"))
         spread = f" ({min(first):.1f} to {max(first):.1f})" if len(first) > 1 else ""
-        cells.append(f"{statistics.mean(first):.1f}{spread} / {statistics.mean(tenth):.1f}")
-    print(f"| {name} | {steps} | {' | '.join(cells)} |", flush=True)
+        shown.append(f"{statistics.mean(first):.1f}{spread} / {statistics.mean(tenth):.1f}")
+    print(f"| {cells} | {' | '.join(shown)} |", flush=True)
 
 
 if __name__ == "__main__":
