@@ -47,6 +47,14 @@ def test_the_weights_of_the_wheel_are_those_of_timms_network(warm: dict) -> None
         torch.testing.assert_close(model.image.stem(as_clip), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict) -> None:
+    """Else each of its norms computes in float32 and each convolution reorders its input: four times as long."""
+    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+        features = warm["model"].image.stem(torch.randn(2, 3, 64, 64))
+    assert features.dtype == torch.bfloat16
+    assert features.is_contiguous(memory_format=torch.channels_last)
+
+
 def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -> None:
     model = warm["model"].eval()
     assert model.image.grid == (4, 4) and model.image.patch_size == (16, 16)
