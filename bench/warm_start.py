@@ -4,8 +4,8 @@
     python -m bench.warm_start search=true        # the rates and recipes that were tried, one seed each
 
 The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; beside it the FILIP of that seed,
-from scratch. What a row cost in all is counted in processor time, pre-training included: steps times what a step of that
-model takes here.
+from scratch. What a row cost in all is counted in processor time, pre-training included: its steps times what a step
+of that model takes here.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class WarmStart(Study):
 
 @dataclass(frozen=True)
 class Found:
-    """Recall of one model in percent, the steps that it saw of either kind, and seconds of a step if it trained here."""
+    """Recall of one model in percent, the steps that it saw of either kind, and seconds a step if it trained here."""
 
     recall: dict[str, float]
     pooled: int

@@ -25,6 +25,7 @@ import inspect
 import json
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar, cast, get_args, get_type_hints
@@ -61,6 +62,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
     key, a value of the wrong type or a required field (``MISSING``) that is not set.
     """
     given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]
+    _refuse_bare(schema, given)
     quoted = [quote_text(schema, override) for override in given]
     GlobalHydra.instance().clear()
     try:
@@ -93,6 +95,19 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
             f"bad configuration: {_reason(error)}{_suggestion(schema, given)} "
             f"(given: {' '.join(given) or 'nothing'}; see --help)"
         ) from error
+
+
+def _refuse_bare(schema: type, given: Sequence[str]) -> None:
+    """UserError for arguments without a key, and those that are required for an example. (``~key`` is Hydra's.)"""
+    bare = [a for a in given if "=" not in a and not a.startswith("~")]
+    if not bare:
+        return
+    named = {a.partition("=")[0] for a in given if "=" in a}
+    fields = dataclasses.fields(cast(Any, schema))
+    required = [field.name for field in fields if field.default == MISSING and field.name not in named]
+    meant = " ".join(shlex.quote(f"{key}={value}") for key, value in zip(required, bare, strict=False))
+    example = f", e.g. {meant}" if meant else ""
+    raise UserError(f"{bare[0]!r} has no key: every argument is key=value{example} (see --help)")
 
 
 def quote_text(schema: type, override: str) -> str:

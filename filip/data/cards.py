@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from filip import resources
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 
 FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl", "karpathy")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
@@ -157,7 +157,7 @@ def parse_card(raw: Any, path: Path) -> SourceCard:
         card = cast(SourceCard, OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(SourceCard), raw)))
     except OmegaConfBaseException as error:
         key = error.full_key or "?"
-        problem = str(error).splitlines()[0]
+        problem = first_line(error)
         raise UserError(f"{path}: key '{key}': {problem}. See filip/data/cards.py for its type") from error
     _check_values(card, path)
     return card

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 from filip.eval.precision import autocast
 from filip.eval.two_tower import readable_token
@@ -40,9 +40,7 @@ class MultiVectorEncoder:
         try:
             model = Loaded(folder, device=loading.device, trust_remote_code=loading.trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(
-                f"sentence-transformers cannot load mv:{folder}: {str(error).splitlines()[0]}"
-            ) from error
+            raise UserError(f"sentence-transformers cannot load mv:{folder}: {first_line(error)}") from error
         if "image" not in model.modalities:
             raise UserError(f"mv:{folder} encodes no images")
         self.model: Any = model

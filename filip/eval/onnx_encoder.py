@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 
 
@@ -113,4 +113,4 @@ def _session(onnxruntime: Any, file: Path) -> Any:
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # of a protobuf, an operator or a version
-        raise UserError(f"onnxruntime cannot load {file}: {str(error).splitlines()[0]}") from error
+        raise UserError(f"onnxruntime cannot load {file}: {first_line(error)}") from error

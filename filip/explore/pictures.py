@@ -73,6 +73,8 @@ class FolderPictures(Pictures):
     """All image files below a folder. A ``.txt`` of the same name beside a file holds its captions, one a line."""
 
     def __init__(self, folder: Path, count: int | None) -> None:
+        if not folder.is_dir():
+            raise UserError(f"there is no folder {folder}: give one with images in it, or below it")
         root = folder.resolve()
         # What a link points at outside of the folder is not part of it.
         found = sorted(

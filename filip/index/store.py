@@ -35,7 +35,7 @@ from qdrant_edge import (
 )
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.eval.scorer import Scorer, Texts
 from filip.files import write_json
 
@@ -102,12 +102,21 @@ class Index:
         file = folder / "about.json"
         if not file.is_file():
             raise UserError(f"no index at {folder}: make one with `filip index build … out={folder}`")
-        about = json.loads(file.read_text(encoding="utf-8"))
-        if about.get("format") != FORMAT:
+        try:
+            about = json.loads(file.read_text(encoding="utf-8"))
+            if about.get("format") != FORMAT:
+                raise UserError(
+                    f"{folder} has format {about.get('format')}, this version reads {FORMAT}: build it again"
+                )
+            return cls(folder, About(**about), EdgeShard.load(str(folder / "store")))
+        except UserError:
+            raise
+        except (
+            Exception
+        ) as error:  # of JSON, of another file's keys, or of the store, which has no class of its own
             raise UserError(
-                f"{folder} has format {about.get('format')}, this version reads {FORMAT}: build it again"
-            )
-        return cls(folder, About(**about), EdgeShard.load(str(folder / "store")))
+                f"the index at {folder} is damaged ({first_line(error)}): delete it and build it again"
+            ) from error
 
     def __len__(self) -> int:
         return sum(1 for _ in self._records(False))

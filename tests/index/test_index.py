@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -149,8 +150,29 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
         search.main(search.Search(index=str(folder / "index"), text=" "))
     with pytest.raises(UserError, match="no image below"):
         build.main(build.Build(model=other, images=os.fspath(tmp_path), out=str(tmp_path / "i")))
+    with pytest.raises(UserError, match="there is no folder"):
+        build.main(build.Build(model=other, images=str(tmp_path / "none"), out=str(tmp_path / "i")))
     with pytest.raises(UserError, match="to=faiss: one of qdrant, vespa"):
         export.main(export.Export(index=str(folder / "index"), to="faiss", out=str(tmp_path)))
+
+
+@pytest.mark.parametrize(
+    ("file", "content"), [("about.json", '{"format": 1'), ("about.json", '{"format": 1}'), ("store", None)]
+)
+def test_a_damaged_index_is_told_in_a_sentence(
+    built: tuple[Path, str], tmp_path: Path, file: str, content: str | None
+) -> None:
+    folder, _ = built
+    damaged = Path(shutil.copytree(folder / "index", tmp_path / "index")) / file
+    if content is None:
+        shutil.rmtree(damaged)
+    else:
+        damaged.write_text(content)
+    with pytest.raises(
+        UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again"
+    ) as told:
+        search.main(search.Search(index=str(tmp_path / "index"), text="a"))
+    assert "\n" not in str(told.value)
 
 
 @pytest.fixture(scope="module")

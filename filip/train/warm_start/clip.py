@@ -62,8 +62,3 @@ def refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float])
             f"init_from: {name} normalises its pixels with mean {list(mean)} and deviation {list(std)}; this project's "
             "are CLIP's, and CLIP's patch embedding has no bias that could make up for it"
         )
-
-
-def first_line(error: Exception) -> str:
-    """Of its message, for a sentence of ours."""
-    return (str(error) or type(error).__name__).strip().splitlines()[0]

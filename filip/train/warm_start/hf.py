@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.train.warm_start import siglip
-from filip.train.warm_start.clip import build_clip, first_line, image_config, refuse_normalisation
+from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
 from filip.train.warm_start.hf_names import block_state
 
 _TOWERS = {  # ours, theirs

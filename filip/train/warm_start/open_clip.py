@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import MISSING, fields
 from typing import Any
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.eval.open_clip_encoder import activation_of, split_name
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.models.open_clip_names import from_open_clip as state_from_open_clip
-from filip.train.warm_start.clip import build_clip, first_line, image_config, refuse_normalisation
+from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
 
 # What our configuration holds; the other fields must have open_clip's default. Dropping patches is for training only.
 _VISION = {"image_size", "layers", "width", "head_width", "patch_size", "patch_dropout", "output_tokens"}

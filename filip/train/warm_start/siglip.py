@@ -12,9 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
-from filip.train.warm_start.clip import first_line
 from filip.train.warm_start.hf_names import block_state
 from filip.train.warm_start.timm import fold_normalisation
 

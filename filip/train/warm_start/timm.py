@@ -14,10 +14,9 @@ import timm
 import torch
 from torch import Tensor
 
-from filip.errors import UserError
+from filip.errors import UserError, first_line
 from filip.models import DualEncoder, ImageTowerConfig, ModelConfig, build_model
 from filip.pixels import CLIP_MEAN, CLIP_STD
-from filip.train.warm_start.clip import first_line
 
 WHEEL = "wheel"
 
