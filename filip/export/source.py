@@ -51,6 +51,11 @@ def read_source(path: str) -> Source:
             f"model={path}: no such file or folder; give a .safetensors file, a run folder or a checkpoint"
         )
     config = _json(place / "config.json")
+    if "run_dir" not in config and not (place / "checkpoints").is_dir():
+        raise UserError(
+            f"model={path}: no run folder (there is no config.json of a training in it, and no checkpoints); a model "
+            f"of another project becomes ours by a training, e.g. init_from=hf:{path}"
+        )
     if is_finished(place) and Path(config.get("out", "")).is_file():
         return _of_file(Path(config["out"]), Path(config.get("result", "")))
     checkpoint, damaged = newest_intact(place / "checkpoints")

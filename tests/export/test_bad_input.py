@@ -104,7 +104,10 @@ def test_a_model_that_leaves_out_special_tokens_is_refused_where_they_would_be_s
 def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
     refuse(saved(), "to='gguf' is unknown; choose one of safetensors, hf, mv, onnx, open_clip", "gguf")
     refuse(tmp_path / "gone.safetensors", "no such file or folder; give a .safetensors file")
-    (tmp_path / "run").mkdir()
+    (tmp_path / "clip").mkdir()
+    (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
+    refuse(tmp_path / "clip", r"no run folder .*a training, e\.g\. init_from=hf:")
+    (tmp_path / "run/checkpoints").mkdir(parents=True)
     refuse(tmp_path / "run", "no finished checkpoint in .*checkpoints; was the run started")
 
 
