@@ -162,7 +162,7 @@ class Desk:
         reached = self.step(run)
         self.wait(lambda: self.step(run) >= reached + count)
 
-    def ends(self, snakemake: subprocess.Popen[str], timeout: float = 600) -> int:
+    def ends(self, snakemake: subprocess.Popen[str], timeout: float = 900) -> int:
         try:
             return snakemake.wait(timeout)
         except subprocess.TimeoutExpired:

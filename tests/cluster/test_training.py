@@ -13,7 +13,7 @@ import pytest
 from tests.cluster.conftest import STEPS, Desk, kill
 from tests.support.training import same_weights
 
-pytestmark = pytest.mark.timeout(900)
+pytestmark = pytest.mark.timeout(1500)
 RUNS = ("calm", "shaken")
 
 
