@@ -101,6 +101,7 @@ class SelectingScorer(TokenScorer):
     def __init__(self, encoder: FilipEncoder, config: TrainConfig) -> None:
         super().__init__(encoder)
         self.config = config
+        self.scorers = token_wise.token_scorers(config, encoder.model.loss_parameters())
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
         assert texts.lengths is not None
@@ -112,6 +113,7 @@ class SelectingScorer(TokenScorer):
             c.token_keep_ratio,
             score=c.token_score,
             minimum=c.token_keep_minimum,
+            scorers=self.scorers,
         )
         return super().similarity(patches, Texts(words, lengths), progress)
 
@@ -121,6 +123,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     steps, batch = config.max_steps or 0, config.global_batch or 0
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
     vectors = loss.reads_vectors() and model.config.interaction == "token_wise"
+    model.set_loss_parameters(loss.parameters(model))
     optimizer = make_optimizer(model, config)
     o = config.optimizer
     schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
@@ -147,7 +150,8 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
         output.loss.backward()
         optimizer.step()
         if step + 1 in (1, 50, steps) or (step + 1) % 100 == 0:
-            logged[step + 1] = {name: float(value) for name, value in output.metrics.items()}
+            metrics = output.metrics | {"optimizer/logit_scale": encoded.logit_scale}
+            logged[step + 1] = {name: float(value.detach()) for name, value in metrics.items()}
             say(f"  step {step + 1}: loss {logged[step + 1]['loss/total']:.3f}")
     return logged
 

@@ -55,6 +55,9 @@ ROWS: dict[str, tuple[list[str], Choose | None]] = {
     "25 %, at least 8": ([QUARTER, "token_keep_minimum=8"], None),
     "25 %, contrast": ([QUARTER, "token_score=contrast"], None),
     "25 %, contrast, at least 6": ([QUARTER, "token_score=contrast", "token_keep_minimum=6"], None),
+    "25 %, salience, at least 6": ([QUARTER, "token_score=salience", "token_keep_minimum=6"], None),
+    "25 %, learned": ([QUARTER, "token_score=learned"], None),
+    "25 %, learned, at least 6": ([QUARTER, "token_score=learned", "token_keep_minimum=6"], None),
 }
 
 

@@ -23,7 +23,15 @@ from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.pairs import late_interaction_pairs
 from filip.interaction.scoring import score
 from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, sigmoid_loss
-from filip.interaction.token_selection import TokenChoice, choose_tokens, select_tokens, token_scores
+from filip.interaction.token_selection import (
+    TokenChoice,
+    TokenScorers,
+    choose_tokens,
+    select_tokens,
+    straight_through,
+    take_tokens,
+    token_scores,
+)
 
 __all__ = [
     "Blockwise",
@@ -32,6 +40,7 @@ __all__ = [
     "SigmoidOutput",
     "Similarity",
     "TokenChoice",
+    "TokenScorers",
     "cached_backward",
     "choose_tokens",
     "contrastive_loss",
@@ -48,6 +57,8 @@ __all__ = [
     "select_tokens",
     "sigmoid_loss",
     "smooth_maximum",
+    "straight_through",
+    "take_tokens",
     "text_conditioned",
     "token_scores",
     "top_k_mean",

@@ -219,7 +219,8 @@ class TrainConfig:
         "maximum",
         "what the kept tokens are chosen by: maximum = the largest similarity to any token of the local batch (the "
         "paper); contrast = that minus the mean similarity, which [BOS] and commas do not win; salience = what is rare "
-        "among the batch's own patches or words, whatever the other side shows",
+        "among the batch's own patches or words, whatever the other side shows; learned = a direction for each side, "
+        "trained with the model",
     )
     token_keep_minimum: int = option(
         1, "tokens that every image and caption keeps; 1 = the paper, short captions need more"

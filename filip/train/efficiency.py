@@ -18,9 +18,10 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -32,13 +33,14 @@ from filip import device
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
-from filip.interaction import choose_tokens, late_interaction
+from filip.interaction import late_interaction, select_tokens
 from filip.models import Encoded, TextFeatures, build_model
 from filip.study import load_study
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, require_precision, resolve_batching, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
+from filip.train.losses.token_wise import token_scorers
 from filip.train.provenance import commit
 from filip.train.ranks import Ranks, raise_together, start_ranks
 
@@ -100,8 +102,11 @@ class Step:
         model = build_model(row.model)
         self.loss = Loss(resolve_weights(row.loss, row.model.interaction), row)
         self.engine: Engine = make_engine(model, row, self.batching, ranks.world_size, self.loss)
+        batch = random_batch(row, self.batching.per_rank, config.seed + ranks.rank)
+        if self.loss.reads_swapped_captions():  # as long as the true ones: what they say costs nothing
+            batch |= {"swapped_ids": batch["ids"], "swapped_lengths": batch["lengths"]}
         self.batch = to_device(
-            random_batch(row, self.batching.per_rank, config.seed + ranks.rank),
+            batch,
             ranks.device,
             torch.float16 if self.engine.is_fp16 else None,
         )
@@ -136,7 +141,7 @@ class Step:
         if isinstance(encoded.text, Tensor):
             similarity = encoded.image.float() @ gathered_rows(encoded.text.float(), self.gathered).T
             return F.cross_entropy(similarity * encoded.logit_scale.float(), targets)
-        image, text = kept_tokens(self.row, encoded.image, encoded.text)
+        image, text = kept_tokens(self.row, encoded.image, encoded.text, encoded.parameters)
         if dtype is not None:
             image, text = image.to(dtype), TextFeatures(text.tokens.to(dtype), text.lengths)
         tokens, lengths = gathered_texts(text, self.gathered)
@@ -186,16 +191,24 @@ def random_batch(row: TrainConfig, pairs: int, seed: int) -> dict[str, Tensor]:
     }
 
 
-def kept_tokens(row: TrainConfig, image: Tensor, text: TextFeatures) -> tuple[Tensor, TextFeatures]:
-    """The tokens that the row's selection leaves; all of them with token_keep_ratio=1."""
+def kept_tokens(
+    row: TrainConfig,
+    image: Tensor,
+    text: TextFeatures,
+    parameters: Mapping[str, Tensor] = MappingProxyType({}),
+) -> tuple[Tensor, TextFeatures]:
+    """The tokens that the row's selection leaves; all of them with token_keep_ratio=1. ``parameters``: of the loss."""
     if row.token_keep_ratio >= 1:
         return image, text
-    choice = choose_tokens(
-        image, *text, row.token_keep_ratio, score=row.token_score, minimum=row.token_keep_minimum
+    image, *kept = select_tokens(
+        image,
+        *text,
+        row.token_keep_ratio,
+        score=row.token_score,
+        minimum=row.token_keep_minimum,
+        scorers=token_scorers(row, parameters),
     )
-    rows = image.flatten(0, 1)[choice.image_rows]
-    kept = TextFeatures(text.tokens[choice.text_rows], choice.text_lengths)
-    return rows.view(len(image), -1, image.shape[2]), kept
+    return image, TextFeatures(*kept)
 
 
 def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:

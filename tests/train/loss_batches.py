@@ -12,6 +12,7 @@ from torch import Tensor
 from filip.models import Encoded, PooledFeatures, TextFeatures
 from filip.train.config import TrainConfig
 from filip.train.losses import TERMS, Loss, LossOutput
+from filip.train.losses.token_wise import scorer_parameters
 
 D = 8
 
@@ -79,10 +80,11 @@ def random_batch(
     groups: int | None = None,
     ties: bool = False,
     seed: int = 0,
+    **changes: Any,
 ) -> Batch:
     """``ties``: components of -1/4, 0 and 1/4, whose products are exact and often equal.
 
-    ``groups``: so many different ones, instead of one a pair.
+    ``groups``: so many different ones, instead of one a pair. ``changes``: of the settings, which may add parameters.
     """
     generator = torch.Generator().manual_seed(seed)
     total = sum(counts)
@@ -93,7 +95,7 @@ def random_batch(
         return F.normalize(torch.randn(*shape, D, generator=generator, dtype=torch.float64), dim=-1)
 
     lengths = torch.randint(1, longest + 1, (total,), generator=generator)
-    initial = TERMS[term].parameters(D)
+    initial = TERMS[term].parameters(D) | scorer_parameters(settings(**changes), D)
     batch = Batch(
         draw(total, n1),
         draw(int(lengths.sum())),

@@ -23,7 +23,7 @@ from filip.train.losses.sparc import SPARC
 from filip.train.losses.swapped_words import SWAPPED_WORDS
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
 from filip.train.losses.text_conditioned import TEXT_CONDITIONED
-from filip.train.losses.token_wise import TOKEN_WISE
+from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
 from filip.train.losses.weights import Weight, WeightSchedule, check_every_step, parse_weight, weight_at
 
 __all__ = [
@@ -120,8 +120,8 @@ class Loss:
         return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
 
     def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
-        """What the terms learn besides the towers: the values that ``model`` has, or else those to start from."""
-        initial: dict[str, Tensor] = {}
+        """What terms and selection learn besides the towers: the values that ``model`` has, or those to start from."""
+        initial = scorer_parameters(self.settings, model.config.embed_dim)
         for name in self.weights:
             initial |= TERMS[name].parameters(model.config.embed_dim)
         known = model.loss_parameters()

@@ -11,6 +11,7 @@ place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperat
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -19,9 +20,11 @@ from filip.interaction import (
     Blockwise,
     Similarity,
     TokenChoice,
+    TokenScorers,
     choose_tokens,
     distributed_late_interaction,
     smooth_maximum,
+    take_tokens,
     top_k_mean,
 )
 from filip.interaction.cost import fused
@@ -48,19 +51,20 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     if settings.token_keep_schedule is not None:
         metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
     if keep_ratio < 1:
+        scorers = token_scorers(settings, batch.parameters)
         choice = choose_tokens(
             image,
             *text,
             keep_ratio,
             score=settings.token_score,
             minimum=settings.token_keep_minimum,
+            scorers=scorers,
         )
         metrics |= selection_metrics(choice, image, text)
         if settings.model.exclude_special_tokens:
             metrics.pop("tokens/kept_bos_eos")  # they were gone before
-        rows = image.flatten(0, 1)[choice.image_rows]
-        image = rows.view(len(image), -1, image.shape[2])
-        text = TextFeatures(text.tokens[choice.text_rows], choice.text_lengths)
+        image, *kept = take_tokens(image, text.tokens, choice, scorers)
+        text = TextFeatures(*kept)
     similarity = distributed_late_interaction(
         image,
         *text,
@@ -69,6 +73,24 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         backend=backend(settings),
     )
     return similarity, metrics
+
+
+def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
+    """What ``token_score=learned`` learns, at its start: of equal scores the first tokens win, in the first step only.
+
+    In terms of :attr:`Term.parameters`; empty for other scores and where all tokens stay.
+    """
+    selects = settings.token_keep_ratio < 1 or settings.token_keep_schedule is not None
+    if settings.token_score != "learned" or not selects:
+        return {}
+    return {f"token_scorer_{side}": torch.zeros(1, dim) for side in TokenScorers._fields}
+
+
+def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> TokenScorers | None:
+    """:func:`scorer_parameters` as they are now; None for other scores."""
+    if settings.token_score != "learned":
+        return None
+    return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
 def backend(settings: LossSettings) -> str | Blockwise:
