@@ -82,7 +82,9 @@ class Study:
             sources = own.get("sources", self.config["sources"])
             inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
         else:
-            own, sources, inherited = self.efficiency[name], self.config["sources"], []
+            own, sources = self.efficiency[name], self.config["sources"]
+            follows = "overrides" not in own and own.get("accuracy_of") in self.runs
+            inherited = self._overrides(own["accuracy_of"]) if follows else []
             shared = {**shared, **self.config.get("efficiency_train", {})}
         return {
             "experiment": own.get("experiment", shared["experiment"]),

@@ -38,6 +38,10 @@ def _mean(column: Column) -> bool:
     return column.key.endswith("_mean")
 
 
+def _all(column: Column) -> bool:
+    return column.key.endswith("_all")
+
+
 def _average(column: Column) -> bool:
     return column.key == "average"
 
@@ -46,11 +50,15 @@ def _average(column: Column) -> bool:
 AREAS = (
     Area("Retrieval", "retrieval", "retrieval", _first_rank),
     Area("Retrieval", "retrieval", "component_ablation", _first_rank),
+    Area("Retrieval", "retrieval", "recipes", _first_rank),
     Area("Selection", "selection", "selection", _mean),
+    Area("Selection", "selection", "recipes", _mean),
     Area("Pointing", "pointing", "scene_pointing", _any),
+    Area("Pointing", "pointing", "recipes", _all),
     Area("Pointing", "pointing", "alignment", _any),
     Area("Zero-shot", "zero-shot classification", "zero_shot", _average),
     Area("Zero-shot", "zero-shot classification", "component_ablation", _average),
+    Area("Zero-shot", "zero-shot classification", "recipes", _average),
     Area("Zero-shot", "zero-shot classification", "zero_shot", _any),
     Area("Linear probe", "the linear probe", "linear_probe", _average),
     Area("Linear probe", "the linear probe", "linear_probe", _any),
@@ -197,11 +205,13 @@ SHOWN: tuple[tuple[str, str, Callable[[Column], bool]], ...] = (
     ("zero_shot", "Zero-shot classification", _average),
     ("linear_probe", "Linear probe", _average),
     ("component_ablation", "Component ablation", _any),
+    ("recipes", "Recipes, R@1", _first_rank),
 )
+ALL_ROWS = ("component_ablation", "recipes")  # whose rows are all compared with the first, not the last alone
 
 
 def comparisons(tables: Tables) -> list[Compared]:
-    """The paired differences of the study's headline columns; in the component ablation those of every row."""
+    """The paired differences of the study's headline columns; in the tables of ALL_ROWS those of every row."""
     found: list[Compared] = []
     for name, group, chosen in SHOWN:
         pair = compared(tables[name]) if name in tables else None
@@ -209,7 +219,7 @@ def comparisons(tables: Tables) -> list[Compared]:
             continue
         base, ours = pair
         table = tables[name]
-        rows = [r for r in table.rows if r.kind == "ours"] if name == "component_ablation" else [ours]
+        rows = [r for r in table.rows if r.kind == "ours"] if name in ALL_ROWS else [ours]
         columns = [c for c in table.columns if chosen(c)] or table.columns
         for column in columns:
             for row in rows:
@@ -221,7 +231,7 @@ def comparisons(tables: Tables) -> list[Compared]:
 
 
 def _label(table: str, column: Column) -> str:
-    if table in ("retrieval", "selection"):
+    if table in ("retrieval", "selection", "recipes"):
         return column.group
     if column.key == "average":
         return "mean of all tasks"

@@ -69,6 +69,14 @@ def test_a_fine_tuning_inherits_the_architecture_of_its_run_and_nothing_else(dem
     assert resolved.optimizer.base_lr == resolve("experiment=demo_finetune").optimizer.base_lr
 
 
+def test_an_efficiency_row_without_settings_of_its_own_is_a_step_of_its_run(demo: dict) -> None:
+    demo["runs"]["filip"]["overrides"] += ["model.embed_dim=32", "loss.pooled=0.5"]
+    demo["efficiency"] = {"step": {"label": "a step", "accuracy_of": "filip"}}
+    study = WorkflowStudy(demo)
+    row, run = study.resolved("step"), study.resolved("filip")
+    assert (row.model, row.loss) == (run.model, run.loss) and row.model.embed_dim == 32
+
+
 def test_a_fine_tuning_may_be_a_warm_start(demo: dict) -> None:
     """It starts from weights that are not there yet when the study is read."""
     demo["fine_tune"]["filip_ft"].update(experiment="warm_start")

@@ -18,6 +18,7 @@ from filip.report.rows import (
     efficiency,
     linear_probe,
     prompts,
+    recipes,
     retrieval,
     scene_pointing,
     segmentation,
@@ -56,6 +57,9 @@ TABLES: dict[str, TableKind] = {
     "selection": TableKind(selection.build, ("selection",), with_peers=True),
     "segmentation": TableKind(segmentation.build, ("segmentation",), with_peers=True),
     "component_ablation": TableKind(component_ablation.build, ("zero_shot", "retrieval")),
+    "recipes": TableKind(
+        recipes.build, ("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")
+    ),
     "alignment": TableKind(alignment.build, ("alignment",)),
     "efficiency_ablation": TableKind(efficiency.build, ("zero_shot",), rows="efficiency"),
     "model_sizes": TableKind(settings.build_models, (), rows="runs"),

@@ -169,11 +169,13 @@ def parts_table(
     parts: dict[str, str],
     cell_of: Callable[[dict[str, Any], str], Cell],
     outcome: dict[str, str],
+    runs: list[str] | None = None,
 ) -> tuple[list[Column], list[Row]]:
     """Columns and our rows of a table with several figures per benchmark.
 
     parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
     {key of a figure: what follows the benchmark's name in its outcomes}; without one it is not compared in pairs.
+    runs: the rows; None: those of the table that is called as the protocol.
     """
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
@@ -193,7 +195,7 @@ def parts_table(
         for name, part in figures
     ]
     rows = []
-    for run in inputs.study.rows(protocol):
+    for run in inputs.study.rows(protocol) if runs is None else runs:
         members = inputs.study.replicas(run)
         cells = {f"{name}_{part}": combine([cell(m, name, part) for m in members]) for name, part in figures}
         rows.append(inputs.row(run, cells))

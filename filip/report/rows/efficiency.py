@@ -36,7 +36,7 @@ def build(inputs: Inputs) -> Table:
         Column(measure, title, "Zero-shot accuracy"),
     ]
     rows = [_row(inputs, name, measure) for name in inputs.study.rows("efficiency_ablation")]
-    _add_ratios(rows)
+    add_ratios(rows)
     rows += _published(inputs, measure)
     notes = [
         "Time: the median step of training (forward, loss, backward, update), with its quartiles; memory: what a step "
@@ -61,15 +61,12 @@ def _geometry(inputs: Inputs) -> list[str]:
 
 def _row(inputs: Inputs, name: str, measure: str) -> Row:
     found = inputs.results.efficiency(name)
+    cells = step_cells(inputs, name)
     if found is None:
         why = inputs.results.why("efficiency", f"{name}.json")
-        keys = (*FACTS, "seconds_per_iteration", "seconds_quartiles", "memory_mb")
-        cells = {key: Cell(reason=why) for key in keys}
+        cells |= {key: Cell(reason=why) for key in (*FACTS, "seconds_quartiles")}
     else:
-        cells = _facts(found["config"])
-        for key, source in (("seconds_per_iteration",) * 2, ("memory_mb", "peak_memory_mb")):
-            value = found.get(source)
-            cells[key] = Cell(value) if value is not None else Cell(reason="not measured")
+        cells |= _facts(found["config"])
         low, high = found.get("seconds_quartiles", (None, None))
         cells["seconds_quartiles"] = text_cell(f"{low:.3g} to {high:.3g}" if low is not None else None)
     trained = inputs.study.efficiency[name].get("accuracy_of")
@@ -77,6 +74,19 @@ def _row(inputs: Inputs, name: str, measure: str) -> Row:
     commit = (found or {}).get("commit")
     label = inputs.study.label(name)
     return Row(label, "ours", cells, "measured here", name, inputs.results.run_id(name), commit)
+
+
+def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
+    """Time and memory of a step of an efficiency row."""
+    found = inputs.results.efficiency(name)
+    if found is None:
+        why = inputs.results.why("efficiency", f"{name}.json")
+        return {key: Cell(reason=why) for key in ("seconds_per_iteration", "memory_mb")}
+    measured = {"seconds_per_iteration": "seconds_per_iteration", "memory_mb": "peak_memory_mb"}
+    return {
+        key: Cell(reason="not measured") if found.get(source) is None else Cell(found[source])
+        for key, source in measured.items()
+    }
 
 
 def _facts(config: dict[str, Any]) -> dict[str, Cell]:
@@ -108,12 +118,12 @@ def _published(inputs: Inputs, measure: str) -> list[Row]:
             else Cell(reason="published on ImageNet, which this study does not evaluate")
         )
         rows.append(Row(label, "paper", cells, "published: ViT-B/32, 8 V100, 512 per GPU"))
-    _add_ratios(rows)
+    add_ratios(rows)
     return rows
 
 
-def _add_ratios(rows: list[Row]) -> None:
-    """Time and memory relative to the first row."""
+def add_ratios(rows: list[Row]) -> None:
+    """Fill time and memory relative to the first row."""
     for ratio, key in (("time_ratio", "seconds_per_iteration"), ("memory_ratio", "memory_mb")):
         base = rows[0].cells[key].value if rows else None
         for row in rows:

@@ -12,7 +12,7 @@ OUTCOMES = {"all": "/right", "among_things": "/right_among_things"}
 
 
 def build(inputs: Inputs) -> Table:
-    columns, rows = parts_table(inputs, "scene_pointing", MEASURES, _cell, OUTCOMES)
+    columns, rows = parts_table(inputs, "scene_pointing", MEASURES, cell, OUTCOMES)
     notes = [
         "The patch most similar to any token of a name belongs to the thing of that name. A patch belongs to "
         "what covers most of it; the second column leaves the patches of the background out.",
@@ -21,6 +21,6 @@ def build(inputs: Inputs) -> Table:
     return Table("scene_pointing", "Pointing in scenes (accuracy, %)", columns, rows, notes)
 
 
-def _cell(found: dict[str, Any], part: str) -> Cell:
+def cell(found: dict[str, Any], part: str) -> Cell:
     measured = found if part == "all" else found[part]
     return Cell(measured["value"], measured["chance"], found["n"], measured["ci95"])

@@ -12,7 +12,7 @@ PARTS = {"miou": "mIoU", "pixels": "pixels right"}
 
 def build(inputs: Inputs) -> Table:
     # Neither column is a mean over images, so rows are not compared in pairs.
-    columns, rows = parts_table(inputs, "segmentation", PARTS, _cell, {})
+    columns, rows = parts_table(inputs, "segmentation", PARTS, cell, {})
     notes = [
         "Each patch takes its best class, each pixel that of its patch: mean intersection over union of the classes. "
         "Pixels count as the model sees them, without sliding windows.",
@@ -21,7 +21,7 @@ def build(inputs: Inputs) -> Table:
     return Table("segmentation", "Zero-shot segmentation (%)", columns, rows, notes)
 
 
-def _cell(found: dict[str, Any], part: str) -> Cell:
+def cell(found: dict[str, Any], part: str) -> Cell:
     if part == "miou":
         return Cell(found[part], n=found["n"], ci95=found["ci95"])
     return Cell(found[part], 1 / found["classes"], found["n"])  # a class drawn for each patch

@@ -11,7 +11,7 @@ RANKINGS = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
 
 
 def build(inputs: Inputs) -> Table:
-    columns, rows = parts_table(inputs, "selection", RANKINGS, _cell, {by: f"/{by}" for by in RANKINGS})
+    columns, rows = parts_table(inputs, "selection", RANKINGS, cell, {by: f"/{by}" for by in RANKINGS})
     notes = [
         "The true caption has the highest similarity to its image. A pooled model has one similarity only."
     ]
@@ -23,5 +23,5 @@ def build(inputs: Inputs) -> Table:
     return Table("selection", "Caption selection (accuracy, %)", columns, rows, notes)
 
 
-def _cell(found: dict[str, Any], by: str) -> Cell:
+def cell(found: dict[str, Any], by: str) -> Cell:
     return Cell(found[by]["value"], found["chance"], found["n"], found[by]["ci95"])
