@@ -18,6 +18,13 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300  # that a daemon may take to start on a busy machine
+# Ray's options for the ports of a node's helpers. A raylet waits twenty seconds for those that they choose, and aborts.
+AGENTS = [
+    "dashboard-agent-grpc-port",
+    "dashboard-agent-listen-port",
+    "runtime-env-agent-port",
+    "metrics-export-port",
+]
 
 
 @dataclass
@@ -169,7 +176,7 @@ def ray_cluster(folder: Path) -> Iterator[Cluster]:
         for arguments in (head, [f"--address={address}"]):  # the second gives up where there is no first one
             log = folder / f"ray_{len(nodes)}.log"
             with open(log, "wb") as out:
-                command = [*start, *arguments]
+                command = [*start, *arguments, *(f"--{one}={free_port()}" for one in AGENTS)]
                 nodes.append(
                     subprocess.Popen(command, stdout=out, stderr=out, env=settings, start_new_session=True)
                 )
