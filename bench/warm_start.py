@@ -114,9 +114,11 @@ def continued(study: WarmStart, clip: str, seed: int, rate: str, settings: list[
     say(f"{clip}, {study.steps} steps, rate {rate}, {settings}")
     start = [f"init_from={clip}", f"seed={seed}", f"optimizer.base_lr={rate}", "data.auto_augment=false"]
     outcome = run(study, [*start, *settings])
-    before, further = pretraining_steps(study), study.steps
-    steps = (before, further) if TOKEN_WISE in settings else (before + further, 0)
-    return Found(outcome.recall, *steps, outcome.seconds / further)
+    seconds = outcome.seconds / study.steps
+    say(f"  {seconds:.3f} s a step, recall {outcome.recall}")  # the table comes last
+    before = pretraining_steps(study)
+    steps = (before, study.steps) if TOKEN_WISE in settings else (before + study.steps, 0)
+    return Found(outcome.recall, *steps, seconds)
 
 
 def recall_of_file(study: WarmStart, path: str, interaction: str | None = None) -> dict[str, float]:
