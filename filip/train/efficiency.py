@@ -119,8 +119,8 @@ class Step:
     def take(self, timed: bool) -> None:
         """Forward, loss, backward and update; all ranks start together."""
         dist.barrier()
+        device.reset_peak_memory(self.ranks.device)  # first: it also gives back what other rows have freed
         held = device.memory_mb(self.ranks.device)
-        device.reset_peak_memory(self.ranks.device)
         started = time.perf_counter()
         encoded = self.engine.encode(self.batch)
         self.engine.deepspeed.backward(self.score(encoded))
