@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import random
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import sentencepiece
@@ -36,6 +37,8 @@ EOS = 0
 
 class Net(nn.Module):
     """Marian's post-norm transformer of one layer: embeddings scaled, a zero vector as the first target."""
+
+    positions: torch.Tensor
 
     def __init__(self, source: int, target: int) -> None:
         super().__init__()
@@ -101,7 +104,7 @@ def _vocabulary(folder: Path, name: str, words: list[str]) -> dict[str, int]:
     return vocabulary
 
 
-def _marian_weights(net: Net) -> dict[str, np.ndarray]:
+def _marian_weights(net: Net) -> dict[str, Any]:
     weights: dict[str, np.ndarray] = {}
 
     def put(name: str, tensor: torch.Tensor) -> None:
@@ -124,7 +127,9 @@ def _marian_weights(net: Net) -> dict[str, np.ndarray]:
         linear(scope, "o", layer.out_proj.weight, layer.out_proj.bias)
         norm(f"{scope}_Wo", after)
 
-    def feed_forward(scope: str, layer: nn.Module, after: nn.LayerNorm) -> None:
+    def feed_forward(
+        scope: str, layer: nn.TransformerEncoderLayer | nn.TransformerDecoderLayer, after: nn.LayerNorm
+    ) -> None:
         linear(scope, "1", layer.linear1.weight, layer.linear1.bias)
         linear(scope, "2", layer.linear2.weight, layer.linear2.bias)
         norm(f"{scope}_ffn", after)
