@@ -100,10 +100,14 @@ class DualEncoder(nn.Module):
     ) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
+        Where there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
+        stand once for each of them.
         ``pooled`` requests pooled vectors in addition to the tokens; the image tower must have a [CLS] token.
         ``swapped_ids`` and ``swapped_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
         states, swapped = self.image(pixels), None
+        if len(ids) != len(pixels):
+            states = states.repeat_interleave(len(ids) // len(pixels), dim=0)
         if swapped_ids is None or swapped_lengths is None:
             text = self.encode_text(ids, lengths)
         else:

@@ -284,6 +284,11 @@ class TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
         _check_numbers(self)
+        if self.data.captions_per_image > 1 and not self.soft_targets:
+            raise UserError(
+                f"data.captions_per_image={self.data.captions_per_image} needs soft_targets=true: without, the "
+                "captions of an image would be negatives of each other"
+            )
         if self.init_from is not None:
             if weights_exist:
                 check_init_from(self.init_from)
@@ -309,7 +314,7 @@ POSITIVE = (
     "token_keep_minimum", "token_temperature", "token_top_k",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
     "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
-    "data.prefetch", "data.shuffle_window_shards", "data.reader_groups",
+    "data.prefetch", "data.shuffle_window_shards", "data.reader_groups", "data.captions_per_image",
     "watchdog.non_finite_steps", "watchdog.clamp_steps",
     "watchdog.stuck_steps", "watchdog.window_steps", "watchdog.collapse_checks", "watchdog.collapse_rank",
     "watchdog.grad_norm_spread", "watchdog.spike_steps", "watchdog.straggler_factor", "watchdog.straggler_intervals",

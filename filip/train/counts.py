@@ -21,11 +21,13 @@ from filip.train.config import TrainConfig
 SMALL_MESSAGES = 11
 
 
-def encoder_flops(model: DualEncoder, words: float, columns: int) -> dict[str, float]:
+def encoder_flops(
+    model: DualEncoder, words: float, columns: int, captions_per_image: int = 1
+) -> dict[str, float]:
     """Forward pass of one pair, by tower: two flops per product.
 
     words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
-    batch, to which the attention alone is padded.
+    batch, to which the attention alone is padded. captions_per_image: pairs that share an image's forward pass.
     """
     config = model.config
     rows, width, depth = model.image.grid[0] * model.image.grid[1], model.image.width, model.image.depth
@@ -41,7 +43,7 @@ def encoder_flops(model: DualEncoder, words: float, columns: int) -> dict[str, f
     text_width = config.text.width
     text = float(config.text.layers) * _block(words, columns, text_width, 4 * text_width)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
-    return {"image": image, "text": text}
+    return {"image": image / captions_per_image, "text": text}
 
 
 def stem_flops(stem: Stem, image_size: int) -> float:

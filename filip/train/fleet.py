@@ -167,7 +167,9 @@ def simulate(
     messages = loss_messages(setting, sent, config.exchange, config.model.embed_dim, batches)
     messages += zero_messages(parameters, config, batches * batching.chunks)
     columns = config.model.text.context_length
-    flops = sum(encoder_flops(model, min(CAPTION_TOKENS, columns), columns).values()) * batching.per_rank
+    captions = config.data.captions_per_image
+    of_a_pair = encoder_flops(model, min(CAPTION_TOKENS, columns), columns, captions)
+    flops = sum(of_a_pair.values()) * batching.per_rank
     peak = links.gpu.single if config.precision == "fp32" else links.gpu.half
     repeated = passes(config.model.gradient_checkpointing, batching.chunks)
     seconds = {
@@ -183,7 +185,7 @@ def simulate(
     seconds["exchange"] = small + others + max(0.0, rings - seconds["loss"])
     step = sum(seconds.values())
     seconds["checkpoints"] = checkpoint_seconds(parameters, config, fleet, step)
-    loading = batching.per_rank * batches / (max(1, config.data.workers) * fleet.images_per_core)
+    loading = batching.per_rank // captions * batches / (max(1, config.data.workers) * fleet.images_per_core)
     seconds["data"] = max(0.0, loading - step)
     whole = sum(seconds.values())
     return FleetPlan(

@@ -80,7 +80,9 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
     sizes = state_bytes(learning, config.precision, config.zero_stage, world_size, moments, frozen)
     loss = Loss(resolve_weights(config.loss, built.config.interaction), config)
     captions = 2 if loss.reads_swapped_captions() else 1
-    sizes["activations"] = activation_bytes(built, config.precision, batching.chunk, captions)
+    of_image = config.data.captions_per_image
+    images = batching.chunk // of_image
+    sizes["activations"] = activation_bytes(built, config.precision, images, of_image * captions)
     sizes["loss"] = loss_bytes(built, config, batching, world_size)
     return MemoryPlan(parts, sizes, learning)
 
@@ -105,8 +107,8 @@ def state_bytes(
     }
 
 
-def activation_bytes(model: DualEncoder, precision: str, pairs: int, captions: int = 1) -> int:
-    """What the backward pass needs of both towers for ``pairs`` pairs per forward pass, captions at full length.
+def activation_bytes(model: DualEncoder, precision: str, images: int, captions: int = 1) -> int:
+    """What the backward pass needs of both towers for ``images`` images per forward pass, captions at full length.
 
     ``captions``: of each image, that the text tower encodes.
 
@@ -131,7 +133,7 @@ def activation_bytes(model: DualEncoder, precision: str, pairs: int, captions: i
         whole = learns and not config.gradient_checkpointing
         passing = passing if whole else max(passing, block * width)
         values += width * (1 if not learns else ends + depth * (block if whole else 1))
-    return int(pairs * (values + passing) * VALUE_BYTES[precision])
+    return int(images * (values + passing) * VALUE_BYTES[precision])
 
 
 def stem_values(model: DualEncoder) -> int:

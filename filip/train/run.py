@@ -49,7 +49,8 @@ class Run:
     def encoder_flops(self) -> float:
         """Of one pair's forward pass, as ``filip train plan`` counts them: with a caption of typical length."""
         columns = self.engine.model.config.text.context_length
-        return sum(encoder_flops(self.engine.model, min(CAPTION_TOKENS, columns), columns).values())
+        captions = self.config.data.captions_per_image
+        return sum(encoder_flops(self.engine.model, min(CAPTION_TOKENS, columns), columns, captions).values())
 
     @property
     def folder(self) -> Path:

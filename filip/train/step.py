@@ -109,4 +109,5 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
 
 def _chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     count = len(batch["group"]) // size
-    return [{name: value[i * size : (i + 1) * size] for name, value in batch.items()} for i in range(count)]
+    parts = {name: value.chunk(count) for name, value in batch.items()}  # an image may have several captions
+    return [{name: part[i] for name, part in parts.items()} for i in range(count)]

@@ -41,6 +41,11 @@ class DataConfig(AugmentConfig):
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
+    captions_per_image: int = option(
+        1,
+        "captions of each image in a batch, all of them its positives: the original and translations, or further "
+        "captions of the image; a batch of 512 pairs with 2 has 256 images",
+    )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     prefetch: int = option(4, "batches that each worker prepares ahead")
     shuffle_window_shards: int = option(
@@ -63,7 +68,7 @@ class StreamConfig:
     """One rank's stream of batches."""
 
     data: DataConfig
-    batch_size: int  # pairs per rank
+    batch_size: int  # pairs per rank; data.captions_per_image in a row share an image
     image_size: int  # pixels
     context_length: int = 77  # tokens, [BOS] and [EOS] included
     seed: int = 0
@@ -74,3 +79,13 @@ class StreamConfig:
     def global_batch(self) -> int:
         """Pairs per contrastive batch over all ranks."""
         return self.batch_size * self.world_size
+
+    @property
+    def images(self) -> int:
+        """Images of this rank in a batch."""
+        return self.batch_size // self.data.captions_per_image
+
+    @property
+    def global_images(self) -> int:
+        """Images per contrastive batch over all ranks."""
+        return self.images * self.world_size

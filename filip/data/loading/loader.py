@@ -56,18 +56,18 @@ class PairStream(Dataset[Batch]):
         self._open: OrderedDict[tuple[int, int], tuple[int, ShardCaptions]] = OrderedDict()
 
     def group_lengths(self) -> list[int]:
-        """Pairs per reader group and epoch."""
+        """Images per reader group and epoch."""
         groups = self.config.data.reader_groups
         return [group_length(self._counts, self._weights, group, groups) for group in range(groups)]
 
     @property
     def group_share(self) -> int:
-        """Pairs of a global batch that come from one reader group."""
-        return self.config.global_batch // self.config.data.reader_groups
+        """Images of a global batch that come from one reader group."""
+        return self.config.global_images // self.config.data.reader_groups
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
         """Reader groups that this rank reads from, each with the part from … to of its share of a batch."""
-        share, size = self.group_share, self.config.batch_size
+        share, size = self.group_share, self.config.images
         first, end = self.config.rank * size, (self.config.rank + 1) * size
         for group in range(first // share, (end - 1) // share + 1):
             yield group, max(first - group * share, 0), min(end - group * share, share)
@@ -81,7 +81,7 @@ class PairStream(Dataset[Batch]):
         return max(1, min(wanted, descriptors // 2))
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
-        """(source, sample, visit) of each pair of this rank's part of global batch ``batch``."""
+        """(source, sample, visit) of each image of this rank's part of global batch ``batch``."""
         if self._order is None or self._order.epoch != epoch:
             data = self.config.data
             self._order = EpochOrder(
@@ -102,16 +102,18 @@ class PairStream(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
         problems: Counter[str] = Counter()
-        size = self.transform.image_size
+        size, captions = self.transform.image_size, self.config.data.captions_per_image
         # bytes, which are normalised on the device: a quarter of the shared memory and of the copies
-        pixels = torch.empty(self.config.batch_size, 3, size, size, dtype=torch.uint8)
-        texts, group, keys = [], [], []
+        pixels = torch.empty(self.config.images, 3, size, size, dtype=torch.uint8)
+        texts: list[str] = []
+        group: list[int] = []
+        keys: list[str] = []
         for i, slot in enumerate(self.slots(epoch, batch)):
-            image, text, group_id, key = self._pair(epoch, *slot, problems)
+            image, of_image, group_id, key = self._image(epoch, *slot, problems)
             pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
-            texts.append(text)
-            group.append(group_id)
-            keys.append(key)
+            texts += of_image
+            group += [group_id] * captions
+            keys += [key] * captions
         ids, lengths = tokenize(texts, self.config.context_length)
         return {
             "pixels": pixels,
@@ -122,10 +124,10 @@ class PairStream(Dataset[Batch]):
             "problems": dict(problems),
         }
 
-    def _pair(
+    def _image(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
-    ) -> tuple[np.ndarray, str, int, str]:
-        """One pair; an image that cannot be decoded is replaced by another, and both facts are counted.
+    ) -> tuple[np.ndarray, list[str], int, str]:
+        """An image and its captions; one that cannot be decoded is replaced by another, and both facts are counted.
 
         Replacing keeps every batch full on every rank without communication; the substitute is a
         function of the slot, so it is the same for any number of workers and after a restart.
@@ -142,9 +144,11 @@ class PairStream(Dataset[Batch]):
             data = _read(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
             try:
                 pixels = self.transform.pixels(data, rng)
-                text = captions.text(row, draw, self.config.data.back_translation)
+                texts = captions.texts(
+                    row, draw, self.config.data.back_translation, self.config.data.captions_per_image
+                )
                 problems["substituted"] += attempt > 0
-                return pixels, text, int(captions.group[row]), key
+                return pixels, texts, int(captions.group[row]), key
             except UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
@@ -208,7 +212,7 @@ class PairLoader:
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths, config = stream.group_lengths(), stream.config
-        self.pairs = sum(lengths)
+        self.pairs = sum(lengths) * config.data.captions_per_image
         self._batches = min(lengths) // stream.group_share
         if not self._batches:
             raise UserError(
@@ -256,7 +260,8 @@ class PairLoader:
         """Where the stream stands after the last batch it gave: plain values, per rank only the counters."""
         return {
             "epoch": self.epoch,
-            "pairs_done": self.batch * self.stream.config.global_batch,
+            "pairs_done": self.batch
+            * self.stream.config.global_images,  # of the order, which is one of images
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
         }
@@ -272,11 +277,11 @@ class PairLoader:
                 "the checkpoint's loader state belongs to other data (shards, side-cars, weights or seed); "
                 "resume with the same data.sources and seed, or start afresh with resume=never"
             )
-        done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_batch)
+        done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_images)
         if remainder:
             raise UserError(
-                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, no multiple of "
-                f"the global batch {self.stream.config.global_batch}; resume with the same global batch"
+                f"the checkpoint stands after {state['pairs_done']} images of the epoch, no multiple of the "
+                f"global batch {self.stream.config.global_images} (images); resume with the same global batch"
             )
         self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
@@ -339,9 +344,10 @@ def build_loader(
 ) -> PairLoader:
     """The training stream of one rank.
 
-    Yields ``dict(pixels [b, 3, S, S] float32, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
-    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank. Every rank gets the same number of
-    full batches; an epoch has ``loader.pairs`` pairs over all ranks, each once (times its source's weight).
+    Yields ``dict(pixels [i, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
+    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank, of which
+    ``data.captions_per_image`` in a row share one of i images. Every rank gets the same number of full batches; an
+    epoch has ``loader.pairs`` pairs over all ranks, each image once (times its source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
     Raises UserError when there is nothing to train on.
     """
@@ -353,9 +359,14 @@ def build_loader(
     for source in data.sources:
         if source.weight < 0:
             raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")
-    if config.global_batch % data.reader_groups:
+    if config.batch_size % data.captions_per_image:
         raise UserError(
-            f"data.reader_groups={data.reader_groups} does not divide the global batch {config.global_batch}"
+            f"data.captions_per_image={data.captions_per_image} does not divide the {config.batch_size} pairs of a rank"
+        )
+    if config.global_images % data.reader_groups:
+        raise UserError(
+            f"data.reader_groups={data.reader_groups} does not divide the {config.global_images} images of a global "
+            "batch"
         )
     indices = [index_source(source, data.index_folder, max(1, data.workers)) for source in data.sources]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))

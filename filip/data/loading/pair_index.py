@@ -235,10 +235,14 @@ class ShardCaptions:
     def key(self, row: int) -> str:
         return self.keys[row].as_py()
 
-    def text(self, row: int, draw: float, translated: bool) -> str:
-        """The caption at the share ``draw`` (0 <= draw < 1) of the row's, translations included or not."""
-        candidates = self.counts if translated else self.originals
-        return self.captions[row][int(draw * int(candidates[row]))].as_py() or ""
+    def texts(self, row: int, draw: float, translated: bool, count: int = 1) -> list[str]:
+        """``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), translations included or not.
+
+        After the last comes the first; a row that has fewer gives some of them again.
+        """
+        candidates = int((self.counts if translated else self.originals)[row])
+        first, captions = int(draw * candidates), self.captions[row]
+        return [captions[(first + i) % candidates].as_py() or "" for i in range(count)]
 
     @staticmethod
     def from_sidecar(path: Path) -> ShardCaptions:
