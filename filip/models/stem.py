@@ -41,7 +41,7 @@ class Stem(nn.Module):
             )
         network = timm.create_model(name, features_only=True, out_indices=(strides.index(stride),))
         self.num_features: int = network.feature_info.channels()[-1]
-        self.network = network.to(memory_format=torch.channels_last)
+        self.network = network
         known = timm.get_pretrained_cfg(name)
         mean, std = (known.mean, known.std) if known else (CLIP_MEAN, CLIP_STD)
         clip_mean, clip_std, own_mean, own_std = (

@@ -17,7 +17,7 @@ from filip.train.counts import encoder_flops
 from filip.train.loop import initial_model
 from filip.train.plan import stem_values
 from filip.train.warm_start import load_initial
-from tests.support.training import compose
+from tests.support.training import compose, run_many, train_arguments
 
 NAME = "tf_efficientnet_lite0"
 STEM = ("model=tiny", f"model.image.stem={NAME}", "model.image.image_size=64")
@@ -53,6 +53,23 @@ def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict
         features = warm["model"].image.stem(torch.randn(2, 3, 64, 64))
     assert features.dtype == torch.bfloat16
     assert features.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.slow
+def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> None:
+    """It broadcasts the weights as they lie in memory, and refuses those that are not contiguous."""
+    start = (*STEM[1:], f"init_from=timm:{NAME}:wheel", "max_steps=2", "optimizer.warmup_steps=1")
+    runs = [
+        train_arguments(squares, tmp_path / "frozen", *start, "warm_start.image=frozen_stem"),
+        train_arguments(squares, tmp_path / "tuned", *start, "zero_stage=0", "precision=bf16"),
+    ]
+    assert run_many(1, runs, tmp_path / "log") == [0, 0], (tmp_path / "log").read_text()[-3000:]
+    stems = [load_model(tmp_path / name / "model.safetensors").image.stem for name in ("frozen", "tuned")]
+    as_shipped = initial_model(compose(*STEM, f"init_from=timm:{NAME}:wheel")).image.stem
+    moved = [not torch.equal(a, b) for a, b in zip(*(s.parameters() for s in stems), strict=True)]
+    assert any(moved)
+    for found, shipped in zip(stems[0].parameters(), as_shipped.parameters(), strict=True):
+        assert torch.equal(found, shipped)
 
 
 def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -> None:
