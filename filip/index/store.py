@@ -111,9 +111,8 @@ class Index:
             return cls(folder, About(**about), EdgeShard.load(str(folder / "store")))
         except UserError:
             raise
-        except (
-            Exception
-        ) as error:  # of JSON, of another file's keys, or of the store, which has no class of its own
+        # of JSON, of another file's keys, or of the store, whose errors have no class of their own
+        except Exception as error:
             raise UserError(
                 f"the index at {folder} is damaged ({first_line(error)}): delete it and build it again"
             ) from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -198,3 +199,14 @@ def test_a_fleet_has_positive_assumptions() -> None:
     with pytest.raises(UserError, match="pairs"):
         config = compose_config(Plan, ["model=tiny"], "train")
         simulate(config, 8, "h100", "ndr_8", FleetConfig(pairs=0))
+
+
+def test_the_page_on_clusters_prints_what_the_command_prints() -> None:
+    """Line by line; an ellipsis in the page stands for anything."""
+    page = (Path(__file__).parents[2] / "docs/cluster.md").read_text(encoding="utf-8")
+    command, *shown = page.partition("    $ filip train plan ")[2].partition("\n\n")[0].splitlines()
+    experiment, gpus, gpu, network = (word.partition("=") for word in command.split())
+    printed = plan_of("=".join(experiment[::2]), gpus=int(gpus[2]), gpu=gpu[2], network=network[2]).lines()
+    for line, found in zip(shown, printed, strict=False):
+        assert re.fullmatch(re.escape(line.strip()).replace("…", ".*"), found), found
+    assert len(shown) == 8
