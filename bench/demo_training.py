@@ -28,6 +28,7 @@ from filip.interaction import Similarity, TokenChoice, select_tokens
 from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.engine import make_optimizer, to_device
+from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model
 from filip.train.losses import Loss, resolve_weights, token_wise
 from filip.train.param_groups import set_lr
@@ -48,6 +49,7 @@ class Study:
     root: str = option("results/demo/corpus/eval", "folder of the test sets")
     card: str = option("eval/demo_scenes_new.yaml", "retrieval card that the table reports")
     batch: int = option(128, "pairs per step")
+    experiment: str = option("demo", "what every row trains: demo from scratch, demo_stem as the demo does")
     steps: int = option(400, "steps of each training")
     overrides: list[str] = option([], "further settings of every row, as for filip.train")
     only: list[str] = option([], "labels of the rows to run; empty = all")
@@ -65,10 +67,10 @@ class Outcome:
 
 
 def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Outcome:
-    """Train with ``overrides`` of experiment=demo; ``choose`` replaces the selection of tokens."""
+    """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens."""
     config = compose_config(
         TrainConfig,
-        ["experiment=demo", "run_dir=-", "out=-", "result=-", f"data.sources={study.sources}",
+        [f"experiment={study.experiment}", "run_dir=-", "out=-", "result=-", f"data.sources={study.sources}",
          f"global_batch={study.batch}", f"max_steps={study.steps}",
          f"optimizer.warmup_steps={min(60, study.steps // 10)}", *study.overrides, *overrides],
         "train",
@@ -127,8 +129,17 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     optimizer = make_optimizer(model, config)
     o = config.optimizer
     schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
-    stream = StreamConfig(config.data, batch, model.image_size, model.config.text.context_length, config.seed)
-    batches = endless(build_loader(stream))
+    stream = StreamConfig(
+        config.data,
+        batch,
+        model.image_size,
+        model.config.text.context_length,
+        config.seed,
+        feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
+    )
+    loader = build_loader(stream)
+    fill(loader.stream, model, config.precision, torch.device("cpu"), None)
+    batches = endless(loader)
     logged = {}
     for step in range(steps):
         loaded = next(batches)

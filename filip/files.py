@@ -97,6 +97,20 @@ def locked(path: str | Path, busy: str | None = None) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def claimed(path: str | Path) -> Iterator[bool]:
+    """Hold an exclusive lock on the file ``path`` if nobody else does; yields whether this process holds it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+            return
+        yield True
+
+
 def write_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as indented JSON, atomically. Keys keep their order."""
     with replacing(path) as part:

@@ -18,6 +18,8 @@ from filip.pixels import CLIP_MEAN, CLIP_STD
 class Stem(nn.Module):
     """Pixels ``[b, 3, H, W]``, normalised as CLIP's, to the feature map ``[b, num_features, H / stride, W / stride]``.
 
+    A feature map that was computed before (data.feature_cache) is returned as it is.
+
     The network sees pixels normalised as those that it was trained with. Its batch norms keep their statistics and
     weights: with those of the batch, the loss would depend on how a batch is divided into ranks and chunks. (timm's
     ``freeze_batch_norm_2d`` computes in float32 under autocast, which takes three times as long on a CPU.)
@@ -62,6 +64,8 @@ class Stem(nn.Module):
         return self
 
     def forward(self, pixels: Tensor) -> Tensor:
+        if pixels.shape[1] == self.num_features:
+            return pixels
         pixels = pixels * self.factor + self.shift
         features: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))[0]
         return features

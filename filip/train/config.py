@@ -300,11 +300,29 @@ class TrainConfig:
             _choice("warm_start.interaction", self.warm_start.interaction, INTERACTIONS)
         _choice("warm_start.image", self.warm_start.image, TUNING)
         _choice("warm_start.text", self.warm_start.text, tuple(t for t in TUNING if t != "frozen_stem"))
+        _check_feature_cache(self.data)
         self.model.check()
         _check_swapped_words(self)
         if self.init_from is None:  # else the interaction is that of the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
         return self
+
+
+_WHOLE_IMAGES = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
+
+
+def _check_feature_cache(data: DataConfig) -> None:
+    """UserError if images are to be augmented: their feature maps are kept, so they have to be the same every time."""
+    changed = [
+        f"data.{name}={str(value).lower()}"
+        for name, value in _WHOLE_IMAGES.items()
+        if getattr(data, name) != value
+    ]
+    if data.feature_cache is not None and changed:
+        raise UserError(
+            f"data.feature_cache={data.feature_cache} keeps the feature maps of whole images, which augmentation would "
+            f"change at every visit: give {' '.join(changed)} as well, or leave data.feature_cache out"
+        )
 
 
 POSITIVE = (

@@ -36,6 +36,7 @@ from filip.files import write_json
 from filip.interaction import late_interaction, select_tokens
 from filip.models import Encoded, TextFeatures, build_model
 from filip.study import load_study
+from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, require_precision, resolve_batching, to_device
 from filip.train.losses import Loss, resolve_weights
@@ -100,9 +101,14 @@ class Step:
         self.gathered = config.gathered or self.batching.global_batch
         torch.manual_seed(config.seed)
         model = build_model(row.model)
+        adapt(model, row.warm_start)
         self.loss = Loss(resolve_weights(row.loss, row.model.interaction), row)
         self.engine: Engine = make_engine(model, row, self.batching, ranks.world_size, self.loss)
-        batch = random_batch(row, self.batching.per_rank, config.seed + ranks.rank)
+        size, stem = row.image_size or model.image_size, model.image.stem
+        shape = (3, size, size)
+        if row.data.feature_cache is not None and stem is not None:
+            shape = (stem.num_features, *model.image.grid)
+        batch = random_batch(row, shape, self.batching.per_rank, config.seed + ranks.rank)
         if self.loss.reads_swapped_captions():  # as long as the true ones: what they say costs nothing
             batch |= {"swapped_ids": batch["ids"], "swapped_lengths": batch["lengths"]}
         self.batch = to_device(
@@ -176,15 +182,14 @@ class Step:
         }
 
 
-def random_batch(row: TrainConfig, pairs: int, seed: int) -> dict[str, Tensor]:
-    """Pixels of noise and captions of random tokens, as the loader would give them."""
+def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed: int) -> dict[str, Tensor]:
+    """Images or feature maps of noise and captions of random tokens, as the loader would give them."""
     generator = torch.Generator().manual_seed(seed)
-    size = row.image_size or row.model.image.image_size or 224
     low, high = CAPTION_TOKENS
     lengths = torch.randint(low, min(high, row.model.text.context_length) + 1, (pairs,), generator=generator)
     ids = torch.randint(1000, 40_000, (pairs, int(lengths.max())), generator=generator)
     return {
-        "pixels": torch.randn(pairs, 3, size, size, generator=generator),
+        "pixels": torch.randn(pairs, *shape, generator=generator),
         "ids": ids,
         "lengths": lengths,
         "group": torch.arange(pairs) + pairs * seed,

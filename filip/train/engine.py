@@ -270,7 +270,7 @@ def make_engine(
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` where the weights have it.
+    """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` or else float32.
 
     ``lengths`` and ``swapped_lengths`` stay on the host: everybody needs them as numbers, and reading them from a GPU
     would wait for it.
@@ -282,6 +282,5 @@ def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | 
     }
     if moved["pixels"].dtype == torch.uint8:  # as the loader gives them
         moved["pixels"] = normalize_planes(moved["pixels"])
-    if dtype is not None:
-        moved["pixels"] = moved["pixels"].to(dtype)
+    moved["pixels"] = moved["pixels"].to(dtype or torch.float32)
     return moved

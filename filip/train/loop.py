@@ -34,6 +34,7 @@ from filip.train.checkpoint import (
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_engine, require_precision, resolve_batching, to_device
 from filip.train.evaluation import check_evaluation, evaluate
+from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
 from filip.train.hang import HangWatch
 from filip.train.launched import STOPPED_BY_SIGNAL
@@ -71,6 +72,10 @@ def train(config: TrainConfig) -> None:
         check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
+        fill(loader.stream, model, config.precision, ranks.device, stop)
+    if ranks.maximum(stop.received is not None):
+        say("stopped by a signal before the first step; feature maps that are finished are kept")
+        sys.exit(STOPPED_BY_SIGNAL)
     run = open_run(config, ranks, batching, model, loss, loader, schedule, manifests, stop)
     progress.print_banner(run)
     take_steps(run)
@@ -112,6 +117,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         seed=config.seed,
         rank=ranks.rank,
         world_size=ranks.world_size,
+        feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
     )
     return build_loader(stream, pin_memory=device.pins_memory(ranks.device))
 

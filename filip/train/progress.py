@@ -169,7 +169,8 @@ def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
     """The first images as the model sees them, augmented, and their captions, into TensorBoard."""
     if not run.ranks.is_main:
         return
-    pixels = batch["pixels"][:count].movedim(1, -1).numpy()
+    images = batch["pixels"][:count] if run.config.data.feature_cache is None else batch["pixels"][:0]
+    pixels = images.movedim(1, -1).numpy()
     rows = [
         np.concatenate(list(pixels[i : i + 4]), axis=1) for i in range(0, len(pixels) - len(pixels) % 4, 4)
     ]

@@ -72,7 +72,7 @@ def test_a_quarter_of_the_tokens_is_scored_where_the_row_says_so() -> None:
 
 def test_a_random_batch_is_what_the_towers_take() -> None:
     row = resolve("experiment=demo_efficiency")
-    batch = random_batch(row, 6, seed=1)
+    batch = random_batch(row, (3, 96, 96), 6, seed=1)
     assert batch["pixels"].shape == (6, 3, 96, 96)
     assert batch["ids"].shape == (6, int(batch["lengths"].max())) and len(set(batch["group"].tolist())) == 6
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 from filip.command import MISSING, option
 
@@ -61,6 +62,11 @@ class DataConfig(AugmentConfig):
         "folder for the index of all shards, which the ranks of a machine share; null = beside the side-cars, or in "
         "the machine's temporary folder where those are read-only",
     )
+    feature_cache: str | None = option(
+        None,
+        "folder in which the feature maps of a frozen model.image.stem are kept: every image passes through it once, "
+        "and not once an epoch. For whole images: no crops, flips or AutoAugment",
+    )
 
 
 @dataclass(frozen=True)
@@ -74,6 +80,7 @@ class StreamConfig:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
+    feature_maps: Path | None = None  # folder of feature maps, which are read instead of images
 
     @property
     def global_batch(self) -> int:

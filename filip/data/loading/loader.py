@@ -20,7 +20,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
+from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.images import UNDECODABLE
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import EvalTransform, TrainTransform
@@ -38,6 +39,12 @@ log = logging.getLogger(__name__)
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
 
 Batch = dict[str, Any]
+
+
+class _OpenShard(NamedTuple):
+    file: int  # descriptor of the tar
+    captions: ShardCaptions
+    maps: np.ndarray | None  # feature maps, where they are read instead of images
 
 
 class PairStream(Dataset[Batch]):
@@ -53,7 +60,7 @@ class PairStream(Dataset[Batch]):
         self._counts = [index.counts for index in self.indices]
         self._weights = [index.source.weight for index in self.indices]
         self._order: EpochOrder | None = None
-        self._open: OrderedDict[tuple[int, int], tuple[int, ShardCaptions]] = OrderedDict()
+        self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
 
     def group_lengths(self) -> list[int]:
         """Images per reader group and epoch."""
@@ -102,21 +109,20 @@ class PairStream(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
         problems: Counter[str] = Counter()
-        size, captions = self.transform.image_size, self.config.data.captions_per_image
-        # bytes, which are normalised on the device: a quarter of the shared memory and of the copies
-        pixels = torch.empty(self.config.images, 3, size, size, dtype=torch.uint8)
+        captions = self.config.data.captions_per_image
+        images: list[torch.Tensor] = []
         texts: list[str] = []
         group: list[int] = []
         keys: list[str] = []
-        for i, slot in enumerate(self.slots(epoch, batch)):
+        for slot in self.slots(epoch, batch):
             image, of_image, group_id, key = self._image(epoch, *slot, problems)
-            pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+            images.append(image)
             texts += of_image
             group += [group_id] * captions
             keys += [key] * captions
         ids, lengths = tokenize(texts, self.config.context_length)
         return {
-            "pixels": pixels,
+            "pixels": torch.stack(images),
             "ids": ids,
             "lengths": lengths,
             "group": torch.tensor(group, dtype=torch.int64),
@@ -126,8 +132,10 @@ class PairStream(Dataset[Batch]):
 
     def _image(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
-    ) -> tuple[np.ndarray, list[str], int, str]:
-        """An image and its captions; one that cannot be decoded is replaced by another, and both facts are counted.
+    ) -> tuple[torch.Tensor, list[str], int, str]:
+        """An image or its feature map, and its captions.
+
+        One that cannot be decoded is replaced by another, and both facts are counted.
 
         Replacing keeps every batch full on every rank without communication; the substitute is a
         function of the slot, so it is the same for any number of workers and after a restart.
@@ -136,14 +144,20 @@ class PairStream(Dataset[Batch]):
         substitutes = random.Random(_hash(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
             shard = index.shard_of(sample)
-            file, captions = self._shard(source, shard)
+            file, captions, maps = self._shard(source, shard)
             row = int(index.row[sample])
             key = captions.key(row)
             rng = random.Random(_hash(self.config.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # drawn in any case: back-translation must not change the image
-            data = _read(file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard])
             try:
-                pixels = self.transform.pixels(data, rng)
+                if maps is not None:
+                    pixels = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
+                else:
+                    data = read_image(
+                        file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard]
+                    )
+                    # bytes, which are normalised on the device: a quarter of the shared memory and of the copies
+                    pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
                 texts = captions.texts(
                     row, draw, self.config.data.back_translation, self.config.data.captions_per_image
                 )
@@ -162,7 +176,7 @@ class PairStream(Dataset[Batch]):
             "again"
         )
 
-    def _shard(self, source: int, shard: int) -> tuple[int, ShardCaptions]:
+    def _shard(self, source: int, shard: int) -> _OpenShard:
         place = (source, shard)
         if place in self._open:
             self._open.move_to_end(place)
@@ -170,20 +184,22 @@ class PairStream(Dataset[Batch]):
         index = self.indices[source]
         tar = index.tars[shard]
         while len(self._open) >= self.most_open:
-            os.close(self._open.popitem(last=False)[1][0])
+            os.close(self._open.popitem(last=False)[1].file)
         if index.source.captions is None:
             captions = ShardCaptions.from_tar(tar)
         else:
             captions = ShardCaptions.from_sidecar(sidecar_path(index.source, tar))
+        folder = self.config.feature_maps
+        maps = None if folder is None else open_maps(map_path(folder, index, shard))
         try:
-            opened = (os.open(tar, os.O_RDONLY), captions)
+            opened = _OpenShard(os.open(tar, os.O_RDONLY), captions, maps)
         except OSError as error:
             raise UserError(f"cannot open the shard {tar}: {error.strerror}") from error
         self._open[place] = opened
         return opened
 
 
-def _read(file: int, size: int, offset: int, tar: Path) -> bytes:
+def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
     """An image's bytes. A disk error is not a broken image: it is a UserError, and no other image takes its place."""
     try:
         return os.pread(file, size, offset)
@@ -345,9 +361,10 @@ def build_loader(
     """The training stream of one rank.
 
     Yields ``dict(pixels [i, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
-    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank, of which
-    ``data.captions_per_image`` in a row share one of i images. Every rank gets the same number of full batches; an
-    epoch has ``loader.pairs`` pairs over all ranks, each image once (times its source's weight).
+    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank, of which ``data.captions_per_image`` in
+    a row share one of i images; where ``config.feature_maps`` is given, ``pixels`` are these, float16. Every rank gets
+    the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each image once (times its
+    source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
     Raises UserError when there is nothing to train on.
     """

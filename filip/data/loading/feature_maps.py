@@ -1,0 +1,57 @@
+"""Feature maps of a frozen network's, kept on disk: each image passes through it once, and not once an epoch.
+
+One file a shard, ``<name of the tar>-<state>.npy``: float16 ``[images, channels, rows, columns]``, an image for each
+usable sample in the order of the index. The state is that of the tar and of what is used of it, so that a file of a
+shard that has changed is never read; the folder is one for each network and image size. An image that could not be
+decoded has NaN everywhere.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from filip.data.loading.pair_index import SourceIndex
+from filip.errors import UserError
+from filip.files import digest, replacing
+
+
+class NoFeatures(ValueError):
+    """The image of a sample could not be decoded when the maps were made."""
+
+
+def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
+    """Where the feature maps of a shard's images lie."""
+    tar, start = index.tars[shard], int(index.starts[shard])
+    used = index.offset[start : start + int(index.counts[shard])]
+    stat = tar.stat()
+    return (
+        folder
+        / f"{tar.stem}-{digest([str(tar.resolve()), stat.st_size, stat.st_mtime_ns, used.tolist()])[:16]}.npy"
+    )
+
+
+def write_maps(path: Path, maps: np.ndarray) -> None:
+    """Write a shard's maps, atomically."""
+    with replacing(path) as part, open(part, "wb") as file:
+        np.save(file, maps)
+
+
+def open_maps(path: Path) -> np.ndarray:
+    """A shard's maps, mapped into memory."""
+    try:
+        maps: np.ndarray = np.load(path, mmap_mode="r")
+    except (OSError, ValueError, EOFError) as error:
+        raise UserError(
+            f"cannot read the feature maps {path}: {error}; delete the file and start again, and they are made anew"
+        ) from error
+    return maps
+
+
+def features_of(maps: np.ndarray, number: int) -> np.ndarray:
+    """float16 ``[channels, rows, columns]`` of one image; :class:`NoFeatures` if it could not be decoded."""
+    found = np.array(maps[number])
+    if np.isnan(found[0, 0, 0]):
+        raise NoFeatures("not decodable when the feature maps were made")
+    return found

@@ -1,0 +1,112 @@
+"""The feature maps of a frozen stem, made before the first step of a training that reads them (data.feature_cache).
+
+Every rank of every training that shares the folder makes some of the missing files, one shard at a time under a lock
+of its own; a training that is killed loses the shard that it was at.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filip.data.loading.feature_maps import map_path, write_maps
+from filip.data.loading.images import UNDECODABLE
+from filip.data.loading.loader import PairStream, read_image
+from filip.data.loading.transforms import normalize_planes
+from filip.errors import UserError
+from filip.files import claimed, locked
+from filip.models import DualEncoder
+from filip.models.stem import Stem
+from filip.progress import track
+
+if TYPE_CHECKING:
+    from filip.train.ranks import StopSignal
+
+_IMAGES = 64  # at a time
+
+
+def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) -> Path | None:
+    """The folder of the maps of this very network at this image size. UserError if nothing about them is frozen."""
+    if feature_cache is None:
+        return None
+    stem = model.image.stem
+    if stem is None or any(parameter.requires_grad for parameter in stem.parameters()):
+        found = "there is none" if stem is None else "it learns"
+        raise UserError(
+            f"data.feature_cache={feature_cache} keeps what a frozen model.image.stem computes, and {found}; give "
+            "model.image.stem=…, init_from=timm:… and warm_start.image=frozen_stem, or leave data.feature_cache out"
+        )
+    config = model.config.image
+    weights = hashlib.sha256()
+    for name, value in stem.state_dict().items():
+        weights.update(name.encode() + value.detach().cpu().numpy().tobytes())
+    return Path(feature_cache) / (
+        f"{config.stem}-{config.stem_stride}-{model.image_size}px-{precision}-{weights.hexdigest()[:12]}"
+    )
+
+
+def fill(
+    stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None
+) -> None:
+    """Make what is missing of the maps that ``stream`` reads, beside all others that want them; at a signal, stop."""
+    folder, stem = stream.config.feature_maps, model.image.stem
+    if folder is None:
+        return
+    assert stem is not None
+    stem.to(device)
+    shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
+    paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
+    missing = [shard for shard in shards if not paths[shard].exists()]
+
+    def make(shard: tuple[int, int]) -> None:
+        stopped = stop is not None and stop.received is not None
+        if not stopped and not paths[shard].exists():
+            write_maps(paths[shard], _maps(stream, shard, stem, precision, device))
+
+    for shard in track(missing, "feature maps", "shards", len(missing)):
+        with claimed(paths[shard].with_suffix(".lock")) as mine:
+            if mine:
+                make(shard)
+    for shard in missing:  # those that others were at: wait for them, they may be killed
+        with locked(paths[shard].with_suffix(".lock")):
+            make(shard)
+
+
+@torch.no_grad()
+def _maps(
+    stream: PairStream, shard: tuple[int, int], stem: Stem, precision: str, device: torch.device
+) -> np.ndarray:
+    """float16 [images, channels, rows, columns] of a shard."""
+    index, number = stream.indices[shard[0]], shard[1]
+    samples = range(int(index.starts[number]), int(index.starts[number] + index.counts[number]))
+    side = stream.transform.image_size
+    found: list[Tensor] = []
+    with open(index.tars[number], "rb") as tar:
+        for first in range(samples.start, samples.stop, _IMAGES):
+            chunk = samples[first - samples.start : first - samples.start + _IMAGES]
+            pixels = torch.zeros(len(chunk), 3, side, side, dtype=torch.uint8)
+            broken = torch.zeros(len(chunk), dtype=torch.bool)
+            for i, sample in enumerate(chunk):
+                size, offset = int(index.size[sample]), int(index.offset[sample])
+                data = read_image(tar.fileno(), size, offset, index.tars[number])
+                try:
+                    image = stream.transform.pixels(data, random.Random(sample))
+                    pixels[i] = torch.from_numpy(image).permute(2, 0, 1)
+                except UNDECODABLE:
+                    broken[i] = True
+            with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                maps = stem(normalize_planes(pixels.to(device))).to("cpu", torch.float16)
+            if maps.isinf().any():
+                raise UserError(
+                    f"the feature maps of {stream.config.feature_maps} exceed 65,504, the largest number of float16: "
+                    "this stem cannot be cached, leave data.feature_cache out"
+                )
+            maps[broken] = torch.nan
+            found.append(maps)
+    return torch.cat(found).numpy() if found else np.zeros((0, 0, 0, 0), np.float16)

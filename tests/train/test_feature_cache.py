@@ -1,0 +1,196 @@
+"""data.feature_cache: what a frozen stem computes of an image is read again, and nothing else changes."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from filip.data.loading.feature_maps import map_path, open_maps
+from filip.data.loading.loader import PairLoader
+from filip.data.loading.transforms import normalize_planes
+from filip.errors import UserError
+from filip.models import DualEncoder
+from filip.train.config import TrainConfig
+from filip.train.feature_cache import cache_folder, fill
+from filip.train.loop import initial_model
+from tests.data.loaders import loader
+from tests.data.pair_shards import Pairs, key_of, write_pairs
+from tests.support.launched_ranks import Ranks
+from tests.support.training import compose, losses, run_many, train_arguments
+
+NAME = "tf_efficientnet_lite0"
+WHOLE = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
+STEM = (
+    "model=tiny",
+    f"model.image.stem={NAME}",
+    "model.image.image_size=32",
+    f"init_from=timm:{NAME}:wheel",
+    "warm_start.image=frozen_stem",
+)
+
+
+@pytest.fixture(scope="module")
+def model() -> DualEncoder:
+    return initial_model(compose(*STEM))
+
+
+def reading(model: DualEncoder, data: Pairs, cache: Path, **options: object) -> PairLoader:
+    """A loader that reads maps, which are made first where they are missing."""
+    folder = cache_folder(str(cache), model, "fp32")
+    made = loader(data, image_size=32, batch_size=5, feature_maps=folder, **WHOLE, **options)
+    fill(made.stream, model, "fp32", torch.device("cpu"), None)
+    return made
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_maps_are_those_of_the_images_that_would_be_read(
+    model: DualEncoder, tmp_path: Path, workers: int
+) -> None:
+    data = write_pairs(tmp_path, [9, 6])
+    plain = list(loader(data, image_size=32, batch_size=5, **WHOLE))
+    cached = list(reading(model, data, tmp_path / "cache", workers=workers))
+    assert len(plain) == len(cached) == 3
+    for images, maps in zip(plain, cached, strict=True):
+        assert images["key"] == maps["key"]
+        assert torch.equal(images["ids"], maps["ids"]) and torch.equal(images["group"], maps["group"])
+        assert maps["pixels"].dtype == torch.float16
+        with torch.no_grad():
+            expected = model.image.stem(normalize_planes(images["pixels"]))
+            torch.testing.assert_close(maps["pixels"].float(), expected, atol=1e-2, rtol=1e-3)
+            torch.testing.assert_close(
+                model.image(maps["pixels"].float()),
+                model.image(normalize_planes(images["pixels"])),
+                atol=1e-2,
+                rtol=1e-2,
+            )
+
+
+def test_an_image_that_cannot_be_decoded_is_replaced_as_without_maps(
+    model: DualEncoder, tmp_path: Path
+) -> None:
+    data = write_pairs(tmp_path, [10])
+    blob = bytearray(data.tar(0).read_bytes())
+    start = blob.index(key_of(0, 3).encode() + b".jpg") + 512
+    blob[start : start + 300] = bytes(300)
+    data.tar(0).write_bytes(blob)
+    plain = loader(data, image_size=32, batch_size=5, **WHOLE)
+    cached = reading(model, data, tmp_path / "cache")
+    assert [batch["key"] for batch in plain] == [batch["key"] for batch in cached]
+    assert plain.counters == cached.counters and cached.counters["substituted"] == 1
+
+
+def test_only_what_is_missing_or_has_changed_is_made(model: DualEncoder, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path, [4, 4, 4])
+    stream = reading(model, data, tmp_path / "cache").stream
+    folder = cache_folder(str(tmp_path / "cache"), model, "fp32")
+    assert folder is not None
+    paths = [map_path(folder, stream.indices[0], shard) for shard in range(3)]
+    made = [path.stat().st_mtime_ns for path in paths]
+    paths[1].unlink()  # as after a kill
+    before = open_maps(paths[2]).copy()
+    data.tar(2).write_bytes(_negative(data.tar(2).read_bytes(), tmp_path))
+    again = reading(model, data, tmp_path / "cache").stream
+    new = map_path(folder, again.indices[0], 2)
+    assert new != paths[2] and not np.array_equal(open_maps(new), before)
+    assert [paths[0].stat().st_mtime_ns, paths[2].stat().st_mtime_ns] == [made[0], made[2]]
+    assert paths[1].exists()
+
+
+def _negative(tar: bytes, folder: Path) -> bytes:
+    """The same members with all images inverted."""
+    import tarfile
+
+    out = folder / "negative.tar"
+    with tarfile.open(fileobj=io.BytesIO(tar)) as old, tarfile.open(out, "w") as new:
+        for member in old:
+            file = old.extractfile(member)
+            assert file is not None
+            content = file.read()
+            if member.name.endswith(".jpg"):
+                image = Image.open(io.BytesIO(content)).convert("RGB").point(lambda v: 255 - v)
+                buffer = io.BytesIO()
+                image.save(buffer, "JPEG", quality=95)
+                content = buffer.getvalue()
+            member.size = len(content)
+            new.addfile(member, io.BytesIO(content))
+    return out.read_bytes()
+
+
+def test_a_folder_belongs_to_one_network_size_and_precision(model: DualEncoder, tmp_path: Path) -> None:
+    fresh = initial_model(compose("model=tiny", f"model.image.stem={NAME}", "model.image.image_size=32"))
+    assert fresh.image.stem is not None
+    fresh.image.stem.requires_grad_(False)
+    larger = initial_model(compose(*STEM, "image_size=64"))
+    folders = {
+        cache_folder("c", model, "fp32"),
+        cache_folder("c", model, "bf16"),
+        cache_folder("c", fresh, "fp32"),
+        cache_folder("c", larger, "fp32"),
+    }
+    assert len(folders) == 4
+    assert cache_folder(None, model, "fp32") is None
+
+
+@pytest.mark.parametrize(
+    ("overrides", "reason"),
+    [
+        (("data.auto_augment=true",), "give data.auto_augment=false"),
+        (("data.crop_scale_min=0.8",), "data.crop_scale_min=1.0"),
+        (("data.flip_probability=0.5",), "data.flip_probability=0.0"),
+    ],
+)
+def test_images_that_are_augmented_have_no_maps_to_keep(overrides: Sequence[str], reason: str) -> None:
+    settings = [f"data.{name}={value}" for name, value in WHOLE.items()]
+    with pytest.raises(UserError, match=reason):
+        compose(*settings, "data.feature_cache=c", *overrides)
+
+
+def test_a_stem_that_learns_or_none_has_no_maps_to_keep(model: DualEncoder) -> None:
+    for overrides, found in ((STEM[:4], "it learns"), (("model=tiny",), "there is none")):
+        with pytest.raises(UserError, match=f"a frozen model.image.stem computes, and {found}"):
+            cache_folder("c", initial_model(compose(*overrides)), "fp32")
+
+
+def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path, [5])
+    stream = reading(model, data, tmp_path / "cache").stream
+    assert stream.config.feature_maps is not None
+    path = map_path(stream.config.feature_maps, stream.indices[0], 0)
+    path.write_bytes(b"")
+    with pytest.raises(UserError, match="delete the file and start again"):
+        stream[0, 0]
+
+
+def test_no_setting_of_the_learning(tmp_path: Path) -> None:
+    from filip.train.fingerprint import settings_hash
+
+    whole = [f"data.{name}={value}" for name, value in WHOLE.items()]
+    one: TrainConfig = compose(*whole)
+    assert settings_hash(one) == settings_hash(
+        dataclasses.replace(one, data=dataclasses.replace(one.data, feature_cache="c"))
+    )
+
+
+@pytest.mark.slow
+def test_ranks_and_trainings_fill_it_together_and_learn_the_same(squares: Path, tmp_path: Path) -> None:
+    """Two trainings of two ranks each at once, beside one that keeps nothing."""
+    whole = [f"data.{name}={str(value).lower()}" for name, value in WHOLE.items()]
+    settings = [*STEM[1:], *whole, "max_steps=4", "optimizer.warmup_steps=1"]
+    cached = [*settings, f"data.feature_cache={tmp_path}/cache"]
+    starts = [
+        Ranks(2, train_arguments(squares, tmp_path / name, *cached), tmp_path / f"{name}.log")
+        for name in ("a", "b")
+    ]
+    assert [ranks.wait(300) for ranks in starts] == [[0, 0], [0, 0]], starts[0].text()[-3000:]
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 3
+    plain = train_arguments(squares, tmp_path / "plain", *settings)
+    assert run_many(2, [plain], tmp_path / "log") == [0], (tmp_path / "log").read_text()[-3000:]
+    for name in ("a", "b"):
+        np.testing.assert_allclose(losses(tmp_path / name), losses(tmp_path / "plain"), rtol=2e-3)
