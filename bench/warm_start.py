@@ -1,6 +1,6 @@
 """From a pooled model to a token-wise one: the table of docs/models.md.
 
-    python -m bench.warm_start                    # after `make demo SEEDS=3`; nine minutes of one core
+    python -m bench.warm_start                    # after `make demo STUDY=demo_warm SEEDS=3`; nine minutes
     python -m bench.warm_start search=true        # the rates and recipes that were tried, one seed each
 
 The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; beside it the FILIP of that seed,
@@ -36,7 +36,11 @@ RATES = ("5e-4", "1e-3", "2e-3", "4e-3")
 @dataclass
 class WarmStart(Study):
     steps: int = option(150, "steps of each continuation: a tenth of the demo's training")
-    results: str = option("results/demo", "results of the demo, with models of as many seeds")
+    results: str = option(
+        "results/demo_warm", "results of the demo from scratch, with models of as many seeds"
+    )
+    clip: str = option("clip_patches", "run of the CLIP to go on from")
+    filip: str = option("filip_patches", "run of the FILIP to compare with")
     search: bool = option(False, "try all rates and recipes with one seed, instead of the table")
     rate: str = option("2e-3", "base learning rate of token-wise continuations")
     clip_rate: str = option("1e-3", "base learning rate of the pooled continuation")
@@ -61,7 +65,7 @@ def main(study: WarmStart) -> None:
 
 def try_all(study: WarmStart) -> None:
     head("further steps")
-    clip = weights(study, "clip", 1)[0]
+    clip = weights(study, study.clip, 1)[0]
     for rate in RATES:
         show(f"CLIP, {rate} | {study.steps}", [continued(study, clip, 0, rate, [])])
         for name, settings in RECIPES.items():
@@ -71,7 +75,7 @@ def try_all(study: WarmStart) -> None:
 
 def table(study: WarmStart) -> None:
     """Each row over all seeds. The pooled continuation and the longest token-wise one tell what a step costs."""
-    clips, filips = (weights(study, run, study.seeds) for run in ("clip", "filip"))
+    clips, filips = (weights(study, run, study.seeds) for run in (study.clip, study.filip))
     before = pretraining_steps(study)
     as_they_are = [Found(recall_of_file(study, clip), before) for clip in clips]
     token_wise = [Found(recall_of_file(study, clip, "token_wise"), before) for clip in clips]
@@ -97,14 +101,14 @@ def weights(study: WarmStart, run: str, seeds: int) -> list[str]:
     names = load_study(None, study.results).replicas(run)
     if len(names) < seeds:
         raise UserError(
-            f"{study.results} has {len(names)} of {seeds} seeds of {run}: `make demo SEEDS={seeds}` trains the others, "
+            f"{study.results} has {len(names)} of {seeds} seeds of {run}: SEEDS={seeds} trains the others, "
             f"or take seeds={len(names)}"
         )
     return [str(Path(study.results) / f"models/{name}.safetensors") for name in names[:seeds]]
 
 
 def pretraining_steps(study: WarmStart) -> int:
-    steps = load_study(None, study.results).resolved("clip").max_steps
+    steps = load_study(None, study.results).resolved(study.clip).max_steps
     assert steps is not None
     return steps
 

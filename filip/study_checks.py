@@ -28,6 +28,10 @@ REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, 
 NOT_COMPARED = (
     *("seed", "global_batch", "batch_per_rank", "epochs", "max_steps", "optimizer.warmup_steps"),
     *("data.shuffle_window_shards", "data.reader_groups"),
+    *(
+        "optimizer.base_lr",
+        "model.init_temperature",
+    ),  # of each run's own search; no step takes longer for them
 )
 
 

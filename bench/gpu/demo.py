@@ -14,24 +14,22 @@ from bench.gpu.trainings import run
 from filip.study import load_study
 
 DEMO = Path("results/demo")
-INTERACTIONS = {"clip": "pooled", "filip": "token_wise"}
+MODELS = ("clip", "filip")
 CARD = "demo_scenes_new"
 POINTS = 4.0  # by which the recalls may differ, in points: another seed of the demo moves them as much
 
 
 def check(place: Place) -> Finding:
-    missing = [
-        model for name in INTERACTIONS if not (model := DEMO / "models" / f"{name}.safetensors").exists()
-    ]
+    missing = [model for name in MODELS if not (model := DEMO / "models" / f"{name}.safetensors").exists()]
     if place.tiny or missing:
         why = "a tiny check has no time for it" if place.tiny else f"no {missing[0]}: run `make demo` first"
         return Finding(SKIPPED, why)
-    overrides = load_study(None, DEMO).config["train"]["overrides"]
+    study = load_study(None, DEMO)
     rows: list[dict[str, Any]] = []
-    for name, interaction in INTERACTIONS.items():
+    for name in MODELS:
         run_dir = place.folder / name
         started = time.perf_counter()
-        run(place, training(run_dir, name, interaction, overrides), place.folder / f"{name}.log", 1)
+        run(place, training(run_dir, name, study.training(name)), place.folder / f"{name}.log", 1)
         seconds = time.perf_counter() - started
         for where, model, device in (
             ("GPU", run_dir / "model.safetensors", str(place.device)),
@@ -45,15 +43,19 @@ def check(place: Place) -> Finding:
     return Finding(PASS if apart <= POINTS else FAIL, said + f" (at most {POINTS})", rows)
 
 
-def training(run_dir: Path, name: str, interaction: str, overrides: list[str]) -> list[str]:
-    """As the study trains it, but for the device."""
+def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
+    """As the study trains it, but for the device. ``trained``: the run's settings, of :meth:`Study.training`."""
     data = DEMO / "data" / "demo"
     settings = {
-        "experiment": "demo", "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
+        "experiment": trained["experiment"], "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
         "result": run_dir / "result.json", "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
-        "model.interaction": interaction,
     }  # fmt: skip
-    return ["-m", "filip.train", *(f"{key}={value}" for key, value in settings.items()), *overrides]
+    return [
+        "-m",
+        "filip.train",
+        *(f"{key}={value}" for key, value in settings.items()),
+        *trained["overrides"],
+    ]
 
 
 def recalls(place: Place, model: Path, device: str) -> dict[str, float]:

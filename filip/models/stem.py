@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from filip.errors import UserError
 from filip.pixels import CLIP_MEAN, CLIP_STD
 
+CPU_IMAGES = 16  # at a time on a CPU: its caches then hold what lies between the layers
+
 
 class Stem(nn.Module):
     """Pixels ``[b, 3, H, W]``, normalised as CLIP's, to the feature map ``[b, num_features, H / stride, W / stride]``.
@@ -66,6 +68,11 @@ class Stem(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] == self.num_features:
             return pixels
+        if pixels.device.type == "cpu" and len(pixels) > CPU_IMAGES:
+            return torch.cat([self._features(part) for part in pixels.split(CPU_IMAGES)])
+        return self._features(pixels)
+
+    def _features(self, pixels: Tensor) -> Tensor:
         pixels = pixels * self.factor + self.shift
         features: Tensor = self.network(pixels.contiguous(memory_format=torch.channels_last))[0]
         return features

@@ -22,12 +22,13 @@ SMALL_MESSAGES = 11
 
 
 def encoder_flops(
-    model: DualEncoder, words: float, columns: int, captions_per_image: int = 1
+    model: DualEncoder, words: float, columns: int, captions_per_image: int = 1, stem_computes: bool = True
 ) -> dict[str, float]:
     """Forward pass of one pair, by tower: two flops per product.
 
     words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
     batch, to which the attention alone is padded. captions_per_image: pairs that share an image's forward pass.
+    stem_computes: false with data.feature_cache.
     """
     config = model.config
     rows, width, depth = model.image.grid[0] * model.image.grid[1], model.image.width, model.image.depth
@@ -38,7 +39,9 @@ def encoder_flops(
     stem = model.image.stem
     image = 2.0 * rows * patch_rows * patch_columns * 3 * width
     if stem is not None:  # whose cells a convolution of one px makes wide enough
-        image = stem_flops(stem, model.image_size) + 2.0 * rows * stem.num_features * width
+        image = 2.0 * rows * stem.num_features * width
+        if stem_computes:
+            image += stem_flops(stem, model.image_size)
     image += depth * _block(tokens, tokens, width, hidden) + 2 * tokens * width * config.embed_dim
     text_width = config.text.width
     text = float(config.text.layers) * _block(words, columns, text_width, 4 * text_width)

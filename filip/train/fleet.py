@@ -167,8 +167,8 @@ def simulate(
     messages = loss_messages(setting, sent, config.exchange, config.model.embed_dim, batches)
     messages += zero_messages(parameters, config, batches * batching.chunks)
     columns = config.model.text.context_length
-    captions = config.data.captions_per_image
-    of_a_pair = encoder_flops(model, min(CAPTION_TOKENS, columns), columns, captions)
+    words, captions = min(CAPTION_TOKENS, columns), config.data.captions_per_image
+    of_a_pair = encoder_flops(model, words, columns, captions, config.data.feature_cache is None)
     flops = sum(of_a_pair.values()) * batching.per_rank
     peak = links.gpu.single if config.precision == "fp32" else links.gpu.half
     repeated = passes(config.model.gradient_checkpointing, batching.chunks)

@@ -49,8 +49,10 @@ class Run:
     def encoder_flops(self) -> float:
         """Of one pair's forward pass, as ``filip train plan`` counts them: with a caption of typical length."""
         columns = self.engine.model.config.text.context_length
-        captions = self.config.data.captions_per_image
-        return sum(encoder_flops(self.engine.model, min(CAPTION_TOKENS, columns), columns, captions).values())
+        data, words = self.config.data, min(CAPTION_TOKENS, columns)
+        stem_computes = data.feature_cache is None
+        found = encoder_flops(self.engine.model, words, columns, data.captions_per_image, stem_computes)
+        return sum(found.values())
 
     @property
     def folder(self) -> Path:

@@ -60,8 +60,10 @@ def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(
 
 def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:
     from bench.gpu.demo import CARD, training
+    from filip.study import load_study
 
-    arguments = training(Path("r"), "filip", "token_wise", ["data.auto_augment=false"])
+    trained = load_study("workflow/config/demo.yaml").training("filip")
+    arguments = training(Path("r"), "filip", trained)
     config = compose_config(TrainConfig, arguments[2:], "train").check()
     assert config.model.interaction == "token_wise" and config.data.sources
     assert compose_config(

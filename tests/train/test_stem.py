@@ -72,6 +72,13 @@ def test_deepspeed_trains_it_frozen_and_not(squares: Path, tmp_path: Path) -> No
         assert torch.equal(found, shipped)
 
 
+def test_many_images_are_computed_a_few_at_a_time(warm: dict) -> None:
+    stem, pixels = warm["model"].image.stem, torch.randn(37, 3, 64, 64)
+    with torch.no_grad():
+        one_by_one = torch.cat([stem(image[None]) for image in pixels])
+        torch.testing.assert_close(stem(pixels), one_by_one, atol=1e-4, rtol=1e-4)
+
+
 def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -> None:
     model = warm["model"].eval()
     assert model.image.grid == (4, 4) and model.image.patch_size == (16, 16)
@@ -96,6 +103,7 @@ def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
     assert trainable(tuned) > trainable(model) and stem_values(tuned) > 64 * 64 * 3
     plain = encoder_flops(build_model(load_preset("tiny")), 8, 8)["image"]
     assert encoder_flops(tuned, 8, 8)["image"] > 10 * plain
+    assert encoder_flops(tuned, 8, 8, stem_computes=False)["image"] < 2 * plain  # data.feature_cache
 
 
 @pytest.mark.parametrize(
