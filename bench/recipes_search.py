@@ -1,6 +1,6 @@
 """The rate of every run of the study demo_recipes: the same search for each, on scenes that its tables do not show.
 
-    python -m bench.recipes_search                             # after `make demo`; 19 runs of half a minute at two rates
+    python -m bench.recipes_search                            # after `make demo`; 19 runs of half a minute at two rates
     python -m bench.recipes_search only='[token_wise,pooled]'   # some of the runs, e.g. half of them on each core
 
 A run is trained at each of RATES, for ``steps`` steps and with seed 0. The best one by the mean of R@10 both ways on
