@@ -29,7 +29,7 @@ class Search(Study):
     """Which of the combinations; ``only``: FILIP or CLIP."""
 
     experiment: str = option("demo_stem", "as the demo; demo: patches, from scratch")
-    steps: int = option(400, "steps of each training")
+    steps: int = option(350, "steps of each training")
     optimizers: list[str] = option(["adamw"], f"to try, of {', '.join(OPTIMIZERS)}")
     temperatures: list[str] = option(["0.07", "0.03"], "to start from")
     rates: list[str] = option([], "base rates to try of each optimiser; empty = those of its own")
