@@ -51,6 +51,7 @@ class Study:
     batch: int = option(128, "pairs per step")
     experiment: str = option("demo", "what every row trains: demo from scratch, demo_stem as the demo does")
     steps: int = option(400, "steps of each training")
+    warmup_steps: int | None = option(None, "of them with a rising rate; null = a tenth, at most 60")
     overrides: list[str] = option([], "further settings of every row, as for filip.train")
     only: list[str] = option([], "labels of the rows to run; empty = all")
 
@@ -68,11 +69,12 @@ class Outcome:
 
 def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Outcome:
     """Train with ``overrides`` of the study's experiment; ``choose`` replaces the selection of tokens."""
+    warmup = min(60, study.steps // 10) if study.warmup_steps is None else study.warmup_steps
     config = compose_config(
         TrainConfig,
         [f"experiment={study.experiment}", "run_dir=-", "out=-", "result=-", f"data.sources={study.sources}",
          f"global_batch={study.batch}", f"max_steps={study.steps}",
-         f"optimizer.warmup_steps={min(60, study.steps // 10)}", *study.overrides, *overrides],
+         f"optimizer.warmup_steps={warmup}", *study.overrides, *overrides],
         "train",
     )  # fmt: skip
     torch.set_num_threads(1)
