@@ -54,11 +54,31 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
 def fill(
     stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None
 ) -> None:
-    """Make what is missing of the maps that ``stream`` reads, beside all others that want them; at a signal, stop."""
+    """Make what is missing of the maps that ``stream`` reads, beside all others that want them; at a signal, stop.
+
+    UserError if they cannot be written; those that are finished stay.
+    """
     folder, stem = stream.config.feature_maps, model.image.stem
     if folder is None:
         return
     assert stem is not None
+    try:
+        _fill(stream, folder, stem, precision, device, stop)
+    except OSError as error:
+        raise UserError(
+            f"cannot write feature maps below {folder}: {error.strerror or error}; is the disk full, or the folder "
+            "read-only? Make room or give another data.feature_cache, and start again: finished files are kept"
+        ) from error
+
+
+def _fill(
+    stream: PairStream,
+    folder: Path,
+    stem: Stem,
+    precision: str,
+    device: torch.device,
+    stop: StopSignal | None,
+) -> None:
     stem.to(device)
     shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
     paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}

@@ -6,13 +6,14 @@ import dataclasses
 import io
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from filip.data.loading.feature_maps import map_path, open_maps
+from filip.data.loading.feature_maps import map_path, open_maps, write_maps
 from filip.data.loading.loader import PairLoader
 from filip.data.loading.transforms import normalize_planes
 from filip.errors import UserError
@@ -26,7 +27,7 @@ from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, losses, run_many, train_arguments
 
 NAME = "tf_efficientnet_lite0"
-WHOLE = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
+WHOLE: dict[str, Any] = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
 STEM = (
     "model=tiny",
     f"model.image.stem={NAME}",
@@ -41,7 +42,7 @@ def model() -> DualEncoder:
     return initial_model(compose(*STEM))
 
 
-def reading(model: DualEncoder, data: Pairs, cache: Path, **options: object) -> PairLoader:
+def reading(model: DualEncoder, data: Pairs, cache: Path, **options: Any) -> PairLoader:
     """A loader that reads maps, which are made first where they are missing."""
     folder = cache_folder(str(cache), model, "fp32")
     made = loader(data, image_size=32, batch_size=5, feature_maps=folder, **WHOLE, **options)
@@ -61,8 +62,10 @@ def test_the_maps_are_those_of_the_images_that_would_be_read(
         assert images["key"] == maps["key"]
         assert torch.equal(images["ids"], maps["ids"]) and torch.equal(images["group"], maps["group"])
         assert maps["pixels"].dtype == torch.float16
+        stem = model.image.stem
+        assert stem is not None
         with torch.no_grad():
-            expected = model.image.stem(normalize_planes(images["pixels"]))
+            expected = stem(normalize_planes(images["pixels"]))
             torch.testing.assert_close(maps["pixels"].float(), expected, atol=1e-2, rtol=1e-3)
             torch.testing.assert_close(
                 model.image(maps["pixels"].float()),
@@ -156,6 +159,32 @@ def test_a_stem_that_learns_or_none_has_no_maps_to_keep(model: DualEncoder) -> N
     for overrides, found in ((STEM[:4], "it learns"), (("model=tiny",), "there is none")):
         with pytest.raises(UserError, match=f"a frozen model.image.stem computes, and {found}"):
             cache_folder("c", initial_model(compose(*overrides)), "fp32")
+
+
+def test_a_disk_that_is_full_is_one_sentence_and_the_rest_is_kept(
+    model: DualEncoder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = write_pairs(tmp_path, [5, 5])
+    written: list[int] = []
+
+    def write(path: Path, maps: np.ndarray) -> None:
+        if written:
+            raise OSError("problem writing element 0 to file")  # as numpy says it, without a number
+        written.append(len(maps))
+        write_maps(path, maps)
+
+    monkeypatch.setattr("filip.train.feature_cache.write_maps", write)
+    with pytest.raises(UserError, match="is the disk full, or the folder read-only"):
+        reading(model, data, tmp_path / "cache")
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 1
+    monkeypatch.undo()
+    assert len(list(reading(model, data, tmp_path / "cache"))) == 2
+
+
+def test_a_folder_that_cannot_be_made_is_one_sentence(model: DualEncoder, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write feature maps below"):
+        reading(model, write_pairs(tmp_path, [5]), tmp_path / "file" / "cache")
 
 
 def test_a_broken_file_is_named(model: DualEncoder, tmp_path: Path) -> None:
