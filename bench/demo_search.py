@@ -30,7 +30,7 @@ class Search(Study):
 
     experiment: str = option("demo_stem", "as the demo; demo: patches, from scratch")
     steps: int = option(350, "steps of each training")
-    warmup_steps: int | None = option(60, "of them with a rising rate, as the demo; null = a tenth")
+    warmup_steps: int | None = option(120, "of them with a rising rate, as the demo; null = a tenth")
     optimizers: list[str] = option(["adamw"], f"to try, of {', '.join(OPTIMIZERS)}")
     temperatures: list[str] = option(["0.07", "0.03"], "to start from")
     rates: list[str] = option([], "base rates to try of each optimiser; empty = those of its own")

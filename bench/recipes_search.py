@@ -26,6 +26,7 @@ class RecipesSearch(Study):
     card: str = option("eval/demo_scenes_concepts.yaml", "retrieval card that decides")
     experiment: str = option("demo_stem", "as the study's")
     steps: int = option(200, "steps of each training")
+    warmup_steps: int | None = option(70, "of them with a rising rate: the demo's third")
 
 
 def main(search: RecipesSearch) -> None:
