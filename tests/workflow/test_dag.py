@@ -163,7 +163,10 @@ def reduced(config: dict) -> dict:
     config["launch"]["master_port"] = free_port()
     config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
     config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
-    config["efficiency_train"] |= {"gathered": 128, "overrides": []}  # not few_steps: it has batches of its own
+    config["efficiency_train"] |= {
+        "gathered": 128,
+        "overrides": [],
+    }  # not few_steps: it has batches of its own
     config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_fp32_25",)}
     config["tables"] = {
         "zero_shot": ["clip", "filip"],
