@@ -16,7 +16,9 @@ from filip.study import load_study
 DEMO = Path("results/demo")
 MODELS = ("clip", "filip")
 CARD = "demo_scenes_new"
-POINTS = 4.0  # by which the recalls may differ, in points: another seed of the demo moves them as much
+# By which the recalls may differ, in points. Three seeds of `make demo SEEDS=3` on a CPU are that far apart: CLIP's by 2,
+# FILIP's by 23 (docs/demo.md), and rounding on another device acts as another seed does.
+POINTS = {"clip": 4.0, "filip": 25.0}
 
 
 def check(place: Place) -> Finding:
@@ -38,9 +40,16 @@ def check(place: Place) -> Finding:
             row = {"model": name, "trained on": where, **recalls(place, model, device)}
             rows.append(row | ({"seconds": seconds} if where == "GPU" else {}))
     pairs = list(zip(rows[::2], rows[1::2], strict=True))
-    apart = max(abs(gpu[way] - cpu[way]) for gpu, cpu in pairs for way in ("i2t R@1", "t2i R@1"))
-    said = f"R@1 within {apart:.1f} points of the CPU's"
-    return Finding(PASS if apart <= POINTS else FAIL, said + f" (at most {POINTS})", rows)
+    apart = {
+        gpu["model"]: max(abs(gpu[way] - cpu[way]) for way in ("i2t R@1", "t2i R@1")) for gpu, cpu in pairs
+    }
+    said = "; ".join(
+        f"{name}: R@1 within {points:.1f} points of the CPU's (at most {POINTS[name]:.0f})"
+        for name, points in apart.items()
+    )
+    return Finding(
+        PASS if all(points <= POINTS[name] for name, points in apart.items()) else FAIL, said, rows
+    )
 
 
 def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
