@@ -24,14 +24,12 @@ REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, 
     "token_percent": "token_keep_ratio=0.25",
 }
 # Of the settings that learning depends on, those in which a timing run of a few steps may differ from the training
-# whose accuracy its row shows: how many pairs there are and in which order they come.
+# whose accuracy its row shows: how many pairs there are and in which order they come, and what was searched for each
+# run, since no step takes longer for it.
 NOT_COMPARED = (
     *("seed", "global_batch", "batch_per_rank", "epochs", "max_steps", "optimizer.warmup_steps"),
     *("data.shuffle_window_shards", "data.reader_groups"),
-    *(
-        "optimizer.base_lr",
-        "model.init_temperature",
-    ),  # of each run's own search; no step takes longer for them
+    *("optimizer.base_lr", "model.init_temperature"),
 )
 
 

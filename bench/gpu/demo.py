@@ -16,8 +16,8 @@ from filip.study import load_study
 DEMO = Path("results/demo")
 MODELS = ("clip", "filip")
 CARD = "demo_scenes_new"
-# By which the recalls may differ, in points. Three seeds of `make demo SEEDS=3` on a CPU are that far apart: CLIP's by 2,
-# FILIP's by 23 (docs/demo.md), and rounding on another device acts as another seed does.
+# By which the recalls may differ, in points. Three seeds of `make demo SEEDS=3` on a CPU are that far apart: CLIP's by
+# 2, FILIP's by 23 (docs/demo.md), and rounding on another device acts as another seed does.
 POINTS = {"clip": 4.0, "filip": 25.0}
 
 

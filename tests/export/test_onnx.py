@@ -19,15 +19,21 @@ from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
 from filip.export.standalone.filip_inputs import clean, to_pixels
+from filip.models import ModelConfig
 from tests.support.captions import UNTIDY_CAPTIONS
 
 
 @pytest.mark.slow  # torch's exporter takes its time
-@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+@pytest.mark.parametrize(
+    ("interaction", "stem"), [("token_wise", None), ("pooled", None), ("token_wise", "tf_efficientnet_lite0")]
+)
 def test_onnxruntime_gives_our_embeddings(
-    interaction: str, saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
+    interaction: str, stem: str | None, saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
-    file = saved(lambda config: setattr(config, "interaction", interaction))
+    def change(config: ModelConfig) -> None:
+        config.interaction, config.image.stem = interaction, stem
+
+    file = saved(change)
     export(Export(model=file, out=str(tmp_path / "out"), to="onnx"))
     model = filip.load(file, device="cpu")
     image, text = (

@@ -2,17 +2,40 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import timm
 import torch
 import torch.nn.functional as F
+from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
 
 class QuickGELU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return x * torch.sigmoid(1.702 * x)
+
+
+class Stem(nn.Module):
+    """Pixels normalised as CLIP's to the feature map of a convolutional network, whose cells are the patches."""
+
+    factor: Tensor
+    shift: Tensor
+
+    def __init__(self, name: str, stride: int) -> None:
+        super().__init__()
+        strides = timm.create_model(name, features_only=True).feature_info.reduction()
+        network: Any = timm.create_model(name, features_only=True, out_indices=(strides.index(stride),))
+        self.num_features: int = network.feature_info.channels()[-1]
+        self.network = network
+        self.register_buffer(
+            "factor", torch.ones(3, 1, 1)
+        )  # to the normalisation that the network was trained with
+        self.register_buffer("shift", torch.zeros(3, 1, 1))
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        return self.network(pixels * self.factor + self.shift)[0]
 
 
 class ImageTower(nn.Module):
@@ -26,6 +49,17 @@ class ImageTower(nn.Module):
             "act_layer": image["activation"],
         }
         arguments = image["options"] | {name: value for name, value in sizes.items() if value is not None}
+        if image.get("stem") is not None:
+            name, stride = image["stem"], image["stem_stride"]
+            arguments |= {
+                "patch_size": 1,
+                "embed_layer": partial(
+                    HybridEmbed,
+                    backbone=Stem(name, stride),
+                    feature_size=image["image_size"] // stride,
+                    feature_ratio=stride,
+                ),
+            }
         trunk: Any = timm.create_model(
             image["timm"], img_size=image["image_size"], num_classes=0, global_pool="", **arguments
         )
