@@ -25,8 +25,9 @@ class Stem(nn.Module):
 
     def __init__(self, name: str, stride: int) -> None:
         super().__init__()
-        strides = timm.create_model(name, features_only=True).feature_info.reduction()
-        network: Any = timm.create_model(name, features_only=True, out_indices=(strides.index(stride),))
+        network: Any = timm.create_model(name, features_only=True)
+        level = network.feature_info.reduction().index(stride)
+        network = timm.create_model(name, features_only=True, out_indices=(level,))
         self.num_features: int = network.feature_info.channels()[-1]
         self.network = network
         self.register_buffer(
