@@ -32,11 +32,11 @@ CODE = (
 
 
 def write_hf(source: Source, out: str) -> None:
-    """Configuration, weights, tokenizer, processor, code and model card. Holds every model without buffers."""
+    """Configuration, weights, tokenizer, processor, code and model card; towers with computed tables are refused."""
     from safetensors.torch import save_file
 
     tokenizer = clip_tokenizer(source.model)
-    refuse_buffers(source.model, "hf")
+    refuse_computed_tables(source.model, "hf")
     with new_folder(out) as folder:
         copy_code(folder, CODE)
         write_json(
@@ -83,11 +83,15 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
     }
 
 
-def refuse_buffers(model: DualEncoder, to: str) -> None:
-    """UserError for image towers that compute tables when they are built: a loader that skips this would lack them."""
-    if names := [name for name, _ in model.named_buffers()]:
+def refuse_computed_tables(model: DualEncoder, to: str) -> None:
+    """UserError for towers with tables that are computed when they are built and stored in no file.
+
+    The loaders of this format build a model without memory and fill it from the file alone.
+    """
+    stored = model.state_dict()
+    if names := [name for name, _ in model.named_buffers() if name not in stored]:
         raise UserError(
-            f"to={to}: {names[0]} of the image tower {model.config.image.timm!r} is a buffer, not a weight, and the "
+            f"to={to}: {names[0]} of the image tower {model.config.image.timm!r} is computed and not stored, and the "
             "loaders of this format would leave it empty"
         )
 

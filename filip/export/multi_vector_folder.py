@@ -6,7 +6,7 @@ from filip.errors import UserError
 from filip.export.card import model_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
-from filip.export.hf_folder import copy_code, refuse_buffers, tower_config
+from filip.export.hf_folder import copy_code, refuse_computed_tables, tower_config
 from filip.export.source import Source
 from filip.files import write_json
 
@@ -29,7 +29,7 @@ def write_multi_vector(source: Source, out: str) -> None:
             "to=hf and to=open_clip hold it"
         )
     tokenizer = clip_tokenizer(source.model)
-    refuse_buffers(source.model, "mv")
+    refuse_computed_tables(source.model, "mv")
     from sentence_transformers import MultiVectorEncoder
 
     from filip.export.standalone.multi_vector_filip import FilipMultiVector

@@ -20,6 +20,7 @@ from filip.data.loading.transforms import eval_transform
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.clip_tokenizer import clip_tokenizer
+from filip.export.hf_folder import refuse_computed_tables
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from filip.tokenizer import tokenize
@@ -48,14 +49,19 @@ for folder in {folders!r}:
 def test_transformers_gives_our_embeddings_without_this_project(
     saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
-    def kind(interaction: str, cls: bool) -> Callable[[ModelConfig], None]:
+    def kind(interaction: str, cls: bool, stem: str | None = None) -> Callable[[ModelConfig], None]:
         def change(config: ModelConfig) -> None:
             config.interaction, config.cls_in_interaction = interaction, cls
-            config.image.activation = "quick_gelu"
+            config.image.activation, config.image.stem = "quick_gelu", stem
 
         return change
 
-    kinds = {"tokens": ("token_wise", False), "with_cls": ("token_wise", True), "pooled": ("pooled", False)}
+    kinds: dict[str, tuple[str, bool, str | None]] = {
+        "tokens": ("token_wise", False, None),
+        "with_cls": ("token_wise", True, None),
+        "pooled": ("pooled", False, None),
+        "stem": ("token_wise", False, "tf_efficientnet_lite0"),
+    }
     for name, arguments in kinds.items():
         file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")
         export(Export(model=str(file), out=str(tmp_path / name), to="hf"))
@@ -109,6 +115,14 @@ def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], 
     file = saved(lambda config: setattr(config.text, "vocab_size", 50000))
     with pytest.raises(UserError, match="50000 word vectors"):
         export(Export(model=file, out=str(tmp_path / "out"), to="hf"))
+
+
+def test_a_table_that_no_file_holds_is_refused(saved: Callable[..., str]) -> None:
+    model = load_model(saved())
+    refuse_computed_tables(model, "hf")
+    model.image.register_buffer("positions", torch.arange(4), persistent=False)
+    with pytest.raises(UserError, match=r"to=hf: image.positions .* is computed and not stored"):
+        refuse_computed_tables(model, "hf")
 
 
 def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., str], tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from PIL import Image
 import filip
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
+from filip.models import ModelConfig
 from tests.support.captions import UNTIDY_CAPTIONS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,11 @@ torch.save({{
 def test_sentence_transformers_gives_our_tokens_and_scores(
     saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
-    file, folder = saved(lambda config: setattr(config, "cls_in_interaction", True)), tmp_path / "exported"
+    def change(config: ModelConfig) -> None:
+        config.cls_in_interaction, config.image.stem = True, "tf_efficientnet_lite0"  # as the demo's model
+        config.image.stem_stride = 8
+
+    file, folder = saved(change), tmp_path / "exported"
     export(Export(model=file, out=str(folder), to="mv"))
     for i, image in enumerate(pictures):
         image.save(tmp_path / f"{i}.png")
