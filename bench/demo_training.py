@@ -6,6 +6,7 @@ One process and one thread, so that two trainings share a machine of two cores w
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -61,7 +62,7 @@ class Outcome:
     """One row: processor seconds of the training, in-batch accuracy at its end, recall in percent, metrics by step."""
 
     seconds: float
-    accuracy: float
+    accuracy: float  # NaN if no term of the loss compares pairs, as with sparc alone
     recall: dict[str, float]  # all tokens at inference, as the paper
     selected: dict[str, float] | None  # the training's selection at inference too
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
@@ -89,7 +90,7 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     # A `choose` of a study's own may know the pairs, and would read them off the test set.
     selects = config.token_keep_ratio < 1 and choose is None
     selected = recall_of(SelectingScorer(encoder, config), study) if selects else None
-    return Outcome(seconds, 100 * metrics[study.steps]["accuracy/i2t"], recall, selected, metrics)
+    return Outcome(seconds, 100 * metrics[study.steps].get("accuracy/i2t", math.nan), recall, selected, metrics)
 
 
 def recall_of(scorer: Scorer, study: Study) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """The rate of every run of the study demo_recipes: the same search for each, on scenes that its tables do not show.
 
-    python -m bench.recipes_search                            # after `make demo`; 19 runs of half a minute at two rates
+    python -m bench.recipes_search                            # after `make demo`; 19 runs at two rates, 80 s each
     python -m bench.recipes_search only='[token_wise,pooled]'   # some of the runs, e.g. half of them on each core
 
 A run is trained at each of RATES, for ``steps`` steps and with seed 0. The best one by the mean of R@10 both ways on
@@ -25,8 +25,8 @@ class RecipesSearch(Study):
     recipes: str = option("workflow/config/demo_recipes.yaml", "the study whose runs are searched")
     card: str = option("eval/demo_scenes_concepts.yaml", "retrieval card that decides")
     experiment: str = option("demo_stem", "as the study's")
-    steps: int = option(200, "steps of each training")
-    warmup_steps: int | None = option(70, "of them with a rising rate: the demo's third")
+    steps: int = option(300, "steps of each training")
+    warmup_steps: int | None = option(100, "of them with a rising rate: the demo's third")
 
 
 def main(search: RecipesSearch) -> None:

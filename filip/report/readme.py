@@ -84,13 +84,14 @@ def main(config: Readme) -> None:
     print(block)
 
 
-def put_between_marks(text: str, block: str, name: str) -> str:
+def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
     """``text`` with ``block`` between the marks. Raises UserError if they are not there once each, in order."""
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end or BEGIN in after or END in after:
-        raise UserError(f"{name} needs the lines {BEGIN} and {END} once each, in this order")
-    return f"{before}{BEGIN}\n{block}\n{END}{after}"
+    first, last = marks
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
+    if not begin or not end or first in after or last in after:
+        raise UserError(f"{name} needs the lines {first} and {last} once each, in this order")
+    return f"{before}{first}\n{block}\n{last}{after}"
 
 
 def results_block(
