@@ -90,7 +90,9 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     # A `choose` of a study's own may know the pairs, and would read them off the test set.
     selects = config.token_keep_ratio < 1 and choose is None
     selected = recall_of(SelectingScorer(encoder, config), study) if selects else None
-    return Outcome(seconds, 100 * metrics[study.steps].get("accuracy/i2t", math.nan), recall, selected, metrics)
+    return Outcome(
+        seconds, 100 * metrics[study.steps].get("accuracy/i2t", math.nan), recall, selected, metrics
+    )
 
 
 def recall_of(scorer: Scorer, study: Study) -> dict[str, float]:
@@ -127,7 +129,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     """All steps of ``config``; metrics of steps 1, 50 and every hundredth."""
     steps, batch = config.max_steps or 0, config.global_batch or 0
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
-    vectors = loss.reads_vectors() and model.config.interaction == "token_wise"
+    both = loss.reads_both(model.config.interaction)
     model.set_loss_parameters(loss.parameters(model))
     optimizer = make_optimizer(model, config)
     o = config.optimizer
@@ -155,7 +157,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
                 pairs["pixels"],
                 pairs["ids"],
                 pairs["lengths"],
-                vectors,
+                both,
                 pairs.get("swapped_ids"),
                 pairs.get("swapped_lengths"),
             )

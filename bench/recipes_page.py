@@ -59,7 +59,10 @@ def found(table: Table, columns: dict[str, Column]) -> str:
     chances = [table.rows[0].cells.get(key, Cell()).chance for key in HEADS if key in columns]
     rows = [["*chance*", *("" if chance is None else f"*{chance_text(chance)}*" for chance in chances)]]
     rows += [
-        [f"`{row.run}`", *(_value(row.cells.get(key, Cell()), columns[key]) for key in HEADS if key in columns)]
+        [
+            f"`{row.run}`",
+            *(_value(row.cells.get(key, Cell()), columns[key]) for key in HEADS if key in columns),
+        ]
         for row in table.rows
     ]
     return _markdown(["run", *heads], rows)

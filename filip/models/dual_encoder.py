@@ -94,7 +94,7 @@ class DualEncoder(nn.Module):
         pixels: Tensor,
         ids: Tensor,
         lengths: Tensor,
-        pooled: bool = False,
+        tokens_and_vectors: bool = False,
         swapped_ids: Tensor | None = None,
         swapped_lengths: Tensor | None = None,
     ) -> Encoded:
@@ -102,27 +102,30 @@ class DualEncoder(nn.Module):
 
         Where there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
         stand once for each of them.
-        ``pooled`` requests pooled vectors in addition to the tokens; the image tower must have a [CLS] token.
+        ``tokens_and_vectors`` requests both, whatever the interaction; the image tower must have a [CLS] token.
         ``swapped_ids`` and ``swapped_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
+        token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
         states, swapped = self.image(pixels), None
         if len(ids) != len(pixels):
             states = states.repeat_interleave(len(ids) // len(pixels), dim=0)
         if swapped_ids is None or swapped_lengths is None:
-            text = self.encode_text(ids, lengths)
+            text = self._text_embeddings(ids, lengths, token_wise)
         else:
-            both = self.encode_text(torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths]))
+            captions = torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths])
+            both = self._text_embeddings(*captions, token_wise)
             assert isinstance(both, TextFeatures)
             own = int(lengths.sum())
             text = TextFeatures(both.tokens[:own], lengths)
             swapped = TextFeatures(both.tokens[own:], swapped_lengths)
         vectors = None
-        if pooled:
+        if tokens_and_vectors:
             assert isinstance(text, TextFeatures)
             vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
-        return Encoded(self.image_embeddings(states), text, self.scale(), vectors, swapped, of_loss)
+        image = self._image_embeddings(states, token_wise)
+        return Encoded(image, text, self.scale(), vectors, swapped, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""
@@ -153,7 +156,10 @@ class DualEncoder(nn.Module):
 
     def image_embeddings(self, tokens: Tensor) -> Tensor:
         """What :meth:`encode_image` makes of the image tower's tokens ``[b, tokens, d]``."""
-        if self.config.interaction == "pooled":
+        return self._image_embeddings(tokens, self.config.interaction == "token_wise")
+
+    def _image_embeddings(self, tokens: Tensor, token_wise: bool) -> Tensor:
+        if not token_wise:
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.prefix_tokens :]
         if self.config.cls_in_interaction:
@@ -166,11 +172,14 @@ class DualEncoder(nn.Module):
         Returns packed unit tokens (token_wise) or the [EOS] vectors ``[b, d]`` (pooled). The embeddings of a
         caption do not depend on how far its row is padded.
         """
+        return self._text_embeddings(ids, lengths, self.config.interaction == "token_wise")
+
+    def _text_embeddings(self, ids: Tensor, lengths: Tensor, token_wise: bool) -> TextFeatures | Tensor:
         if ids.shape[1] > self.text.context_length:
             raise ValueError(
                 f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}"
             )
-        if self.config.interaction == "pooled":
+        if not token_wise:
             return _unit(self.text(ids, lengths, only_last=True))
         return TextFeatures(_unit(self.text(ids, lengths)), lengths)
 

@@ -158,7 +158,7 @@ class Engine:
     model: DualEncoder
     batching: Batching
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
-    pooled: bool  # the loss reads pooled vectors in addition to the tokens
+    tokens_and_vectors: bool  # the loss reads both
     timed: bool = False  # measure encode(), which then waits for the device
     encoding_seconds: float = 0.0  # of encode() since ``timed`` was set
 
@@ -170,7 +170,11 @@ class Engine:
         started = time.perf_counter()
         swapped = {name: batch[name] for name in ("swapped_ids", "swapped_lengths") if name in batch}
         encoded: Encoded = self.deepspeed(
-            batch["pixels"], batch["ids"], batch["lengths"], pooled=self.pooled, **swapped
+            batch["pixels"],
+            batch["ids"],
+            batch["lengths"],
+            tokens_and_vectors=self.tokens_and_vectors,
+            **swapped,
         )
         if self.timed:
             device.synchronize(place)
@@ -263,8 +267,8 @@ def make_engine(
     scaler: Any = getattr(wrapped.optimizer, "loss_scaler", None)
     if hasattr(scaler, "raise_error_at_min_scale"):
         scaler.raise_error_at_min_scale = False  # the watchdog stops the run, with a message
-    pooled = loss.reads_vectors() and model.config.interaction == "token_wise"
-    engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, pooled)
+    both = loss.reads_both(model.config.interaction)
+    engine = Engine(wrapped, optimizer, config.optimizer.name, model, batching, groups, both)
     engine.bind()
     return engine
 

@@ -137,12 +137,15 @@ def test_pooled_vectors_are_the_baselines_and_leave_the_tokens_alone() -> None:
     baseline.load_state_dict(tokens.state_dict())
     ids, lengths = tokenize(["a photo of a cat", "two dogs!", "x " * 50], context_length=20)
     with torch.no_grad():
-        plain, both = tokens(some_pixels(), ids, lengths), tokens(some_pixels(), ids, lengths, pooled=True)
+        plain = tokens(some_pixels(), ids, lengths)
+        both = tokens(some_pixels(), ids, lengths, tokens_and_vectors=True)
         expected = baseline(some_pixels(), ids, lengths)
+        same = baseline(some_pixels(), ids, lengths, tokens_and_vectors=True)
     assert plain.pooled is None
     assert torch.equal(plain.image, both.image) and torch.equal(plain.text.tokens, both.text.tokens)
     torch.testing.assert_close(both.pooled.image, expected.image)
     torch.testing.assert_close(both.pooled.text, expected.text)
+    assert torch.equal(same.image, both.image) and torch.equal(same.pooled.text, both.pooled.text)
 
 
 def test_padding_changes_nothing() -> None:

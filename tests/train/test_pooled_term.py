@@ -7,11 +7,19 @@ from pathlib import Path
 import pytest
 
 from filip.errors import UserError
-from filip.models import load_preset
+from filip.models import load_model, load_preset
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
 from filip.train.plan import memory_plan
-from tests.support.training import compose, largest_difference, losses, run_many, series, train_arguments
+from tests.support.training import (
+    compose,
+    largest_difference,
+    losses,
+    run_many,
+    same_weights,
+    series,
+    train_arguments,
+)
 
 
 @pytest.mark.slow
@@ -45,9 +53,26 @@ def test_on_two_ranks_it_is_that_of_one_process(squares: Path, tmp_path: Path) -
         assert largest_difference(tmp_path / "one", tmp_path / name) < 2e-3, name
 
 
+@pytest.mark.slow
+def test_a_model_that_scores_by_vectors_can_train_its_tokens_too(squares: Path, tmp_path: Path) -> None:
+    """SPARC: the interaction says only how the finished model compares."""
+    sparc = ("loss.pooled=0.5", "loss.sparc=1", "max_steps=6")
+    runs = [
+        train_arguments(squares, tmp_path / "tokens", *sparc, "loss.token_wise=0"),
+        train_arguments(squares, tmp_path / "vectors", *sparc, "model.interaction=pooled"),
+        train_arguments(squares, tmp_path / "cached", *sparc, "model.interaction=pooled", "gradient_cache=6"),
+    ]
+    assert run_many(1, runs, tmp_path / "log") == [0, 0, 0]
+    assert losses(tmp_path / "vectors") == losses(tmp_path / "tokens")
+    assert losses(tmp_path / "cached") == pytest.approx(losses(tmp_path / "tokens"), abs=1e-5)
+    for name, interaction in (("tokens", "token_wise"), ("vectors", "pooled")):
+        assert load_model(tmp_path / name / "model.safetensors").config.interaction == interaction
+    assert same_weights(tmp_path / "tokens" / "model.safetensors", tmp_path / "vectors" / "model.safetensors")
+
+
 def test_a_model_without_a_second_view_is_refused() -> None:
     with pytest.raises(UserError, match=r"loss\.token_wise reads tokens"):
-        initial_model(compose("model=tiny", "model.interaction=pooled", "loss.token_wise=1"))
+        initial_model(compose("model=tiny", "model.interaction=pooled", "loss.pooled=0", "loss.token_wise=1"))
     headless = ("model.image.timm=vit_base_patch16_gap_224", "model.image.layers=1", "model.image.width=48")
     with pytest.raises(UserError, match="CLS"):
         initial_model(compose("model=tiny", *headless, "model.image.heads=2", "loss.pooled=1"))

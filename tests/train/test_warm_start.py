@@ -43,7 +43,7 @@ def test_a_pooled_model_of_ours_goes_on_token_wise_with_the_same_weights(tmp_pat
         model.config.interaction == config.model.interaction == "token_wise"
         and config.loss["token_wise"] == 1
     )
-    encoded = model(pixels, ids, lengths, pooled=True)
+    encoded = model(pixels, ids, lengths, tokens_and_vectors=True)
     assert encoded.pooled is not None
     expected = source.eval()(pixels, ids, lengths)
     torch.testing.assert_close(encoded.pooled.image, expected.image)

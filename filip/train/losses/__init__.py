@@ -134,9 +134,10 @@ class Loss:
         """Bytes on one rank, of all terms."""
         return int(sum(TERMS[name].memory(shape) for name in self.weights))
 
-    def reads_vectors(self) -> bool:
-        """True if a term needs one vector per image and caption."""
-        return any("vectors" in TERMS[name].features for name in self.weights)
+    def reads_both(self, interaction: str) -> bool:
+        """True if a term reads what a model of ``interaction`` does not give by itself: vectors, or tokens."""
+        other = "vectors" if interaction == "token_wise" else "tokens"
+        return any(other in TERMS[name].features for name in self.weights)
 
     def reads_swapped_captions(self) -> bool:
         """True if a term needs captions with exchanged words, see filip.train.word_swaps."""
@@ -186,12 +187,15 @@ def exchanged(weights: Mapping[str, Weight]) -> set[str]:
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
-    """UserError if ``model`` cannot give what a term reads."""
+    """UserError if ``model`` cannot give what a term reads, or if no term trains the vectors that it will score by."""
+    if model.config.interaction == "pooled" and not any(
+        "vectors" in TERMS[name].features for name in weights
+    ):
+        raise UserError(
+            f"loss.{next(iter(weights))} reads tokens, but model.interaction=pooled compares an image and a caption by "
+            "one vector each, which no term of this loss reads; set model.interaction=token_wise, or give loss.pooled "
+            "or loss.sigmoid a weight"
+        )
     for name in weights:
-        if "tokens" in TERMS[name].features and model.config.interaction == "pooled":
-            raise UserError(
-                f"loss.{name} reads tokens, but model.interaction=pooled gives one vector per image and caption; "
-                f"set loss.{name}=0 or model.interaction=token_wise"
-            )
         if "vectors" in TERMS[name].features:
             model.require_cls(f"loss.{name}", f"loss.{name}=0")
