@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import json
 import shlex
+import zlib
 from collections.abc import Callable
 from dataclasses import asdict, replace
-from functools import partial
+from functools import cached_property, partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
+PORTS = 1000  # from launch.master_port on
 FILIP340M = 340_000_000  # pairs
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
@@ -206,19 +208,36 @@ class WorkflowStudy(StudyEvaluations):
     def launch(self, run: str) -> Launch:
         """How a training is started: the study's ``launch``, and what its own entry says differently."""
         settings = self.launch_settings(run)
-        return Launch(
+        launch = Launch(
             launcher=settings["launcher"],
             nodes=settings.get("nodes", 1),
             ranks_per_node=settings["ranks_per_node"],
             accelerator=settings.get("accelerator"),
             hostfile=settings.get("hostfile"),
-            # each has its own, since Snakemake may run two of them at once
-            master_port=settings.get("master_port", 29500) + [*self.trained, *self.efficiency].index(run),
+            master_port=settings.get("master_port", 29500),
             # the training's own thread, and one per worker of its loader
             cpus_per_rank=settings.get("cpus_per_rank", 1 + self.resolved(run).data.workers),
             side_by_side=settings.get("side_by_side", 1),
             resources=settings.get("resources", {}),
         )
+        if launch.local_gpus:
+            return launch  # the first of its GPUs makes the port its own
+        return replace(launch, master_port=launch.master_port + self.port_offsets[run])
+
+    @cached_property
+    def port_offsets(self) -> dict[str, int]:
+        """A number below PORTS for each training, since Snakemake may run two of them at once.
+
+        From the name: a port is part of the command, and a training whose command has changed is trained again. One
+        by its place would change with every run that is added. Of equal numbers the later training takes the next.
+        """
+        offsets: dict[str, int] = {}
+        for name in [*self.trained, *self.efficiency]:
+            offset = zlib.crc32(name.encode()) % PORTS
+            while offset in offsets.values():
+                offset = (offset + 1) % PORTS
+            offsets[name] = offset
+        return offsets
 
     def launch_command(self, run: str) -> str:
         return self.launch(run).command(self.run_dir(run))

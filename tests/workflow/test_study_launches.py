@@ -21,20 +21,20 @@ from workflow.study import ROOT, WorkflowStudy
     [
         (
             {"launcher": "deepspeed", "ranks_per_node": 2, "accelerator": "cpu"},
-            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 29501 --no_local_rank --module filip.train",
+            "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --no_local_rank --module filip.train",
         ),
         (
             {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
-            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 29501 --no_local_rank "
+            "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 30251 --no_local_rank "
             "--module filip.train",
         ),
         (
             {"launcher": "torchrun", "ranks_per_node": 4},
-            "python -m workflow.gpus 4 port=29501 -- torchrun --standalone --nproc_per_node 4 -m filip.train",
+            "python -m workflow.gpus 4 port=29500 -- torchrun --standalone --nproc_per_node 4 -m filip.train",
         ),
         (
             {"launcher": "deepspeed", "ranks_per_node": 8, "master_port": 29700},
-            "python -m workflow.gpus 8 port=29701 -- deepspeed --include localhost:@gpus --master_port @port "
+            "python -m workflow.gpus 8 port=29700 -- deepspeed --include localhost:@gpus --master_port @port "
             "--no_local_rank --module filip.train",
         ),
         (
@@ -53,6 +53,14 @@ def test_trainings_that_run_at_once_meet_at_ports_of_their_own(demo: dict) -> No
     study = WorkflowStudy(demo)
     ports = [study.launch(name).master_port for name in (*study.trained, *study.efficiency)]
     assert len(set(ports)) == len(ports)
+
+
+def test_a_further_run_changes_no_other_command(demo: dict) -> None:
+    """Else Snakemake would train again what was trained."""
+    runs = {"first": demo["runs"]["filip"], **demo["runs"]}
+    before, after = WorkflowStudy(demo), WorkflowStudy({**demo, "runs": runs})
+    for name in before.trained:
+        assert after.launch_command(name) == before.launch_command(name), name
 
 
 def test_trainings_and_evaluations_of_a_server_ask_for_gpus_of_their_own(demo: dict) -> None:
