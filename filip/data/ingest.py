@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
@@ -26,6 +30,7 @@ from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingesting import LAYOUTS
 from filip.data.ingesting.found import find_part
+from filip.data.ingesting.gathering import gathered
 from filip.data.ingesting.layout import Layout
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
@@ -171,21 +176,16 @@ def _list_images(
     run_blocks(find_part, todo, processes, what="ingest: listing", unit="files", total=len(todo))
     group = ""
     if card.group_column:
-        group = f', first("group" ORDER BY part, n) AS {duckdb_io.sql_identifier(card.group_column)}'
+        group = f'"group" AS {duckdb_io.sql_identifier(card.group_column)},'
+    # of several rows of an image the first counts, and its place is that of the image
+    query = f"""SELECT url, captions, {group} problem AS _problem, file AS _file, position AS _position,
+            size AS _size, "key" AS _key, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
+        FROM {duckdb_io.parquet(files)} WINDOW image AS (PARTITION BY file, position ORDER BY part, n)
+        ORDER BY _part, _n, part, n"""
     with scratch_folder(listed) as scratch:
         con = duckdb_io.connect(config.threads, config.memory, scratch)
         rows = duckdb_io.write_parquet(
-            con,
-            f"""SELECT url, list_filter(captions, lambda c, i: list_position(captions, c) = i) AS captions,
-                    * EXCLUDE (url, captions) FROM (
-                    SELECT first(url ORDER BY part, n) AS url, flatten(list(captions ORDER BY part, n)) AS captions
-                        {group}, first(problem ORDER BY part, n) AS _problem,
-                        file AS _file, position AS _position, any_value(size) AS _size, any_value("key") AS _key,
-                        min(part) AS _part, min(n) AS _n
-                    FROM {duckdb_io.parquet(files)} GROUP BY file, position
-                ) ORDER BY _part, _n""",
-            listed,
-            "ingest: images",
+            con, query, listed, "ingest: images", through=partial(gathered, by=("_part", "_n"), once=True)
         )
         con.close()
     if not rows:
@@ -223,14 +223,15 @@ def _apply_rules(
         shard = (
             "dense_rank() OVER (ORDER BY _part) - 1"
             if layout.shard_per_file
-            else f"(row_number() OVER (ORDER BY {order}) - 1) // {card.download.samples_per_shard}"
+            else f"(dense_rank() OVER (ORDER BY {order}) - 1) // {card.download.samples_per_shard}"
         )
-        query = f"""SELECT url, k.captions[1] AS caption, k.captions AS captions,
-                l.* EXCLUDE (url, captions, _problem, _n, _image), {shard} AS _shard
-            FROM {numbered} l JOIN (
-                SELECT _image, list(caption ORDER BY _nth) AS captions FROM {duckdb_io.parquet(passed)} GROUP BY _image
-            ) k USING (_image) ORDER BY _shard, {order}"""
-        _write_by_shard(con.sql(query).to_arrow_reader(10_000), kept)
+        # a row per caption
+        query = f"""SELECT l.url, '' AS caption, p.caption AS captions,
+                l.* EXCLUDE (url, captions, _problem, _n), {shard} AS _shard
+            FROM {numbered} l JOIN {duckdb_io.parquet(passed)} p USING (_image) ORDER BY _shard, {order}, p._nth"""
+        with duckdb_io.plain_errors(con, "ingest: shards"):
+            captions_of_images = gathered(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
+            _write_by_shard(captions_of_images, kept)
         con.close()
     return replace(fragment, unit="captions")
 
@@ -243,9 +244,10 @@ def _problems(con: Any, listed: Path) -> dict[str, int]:
     return dict(found)
 
 
-def _write_by_shard(rows: pa.RecordBatchReader, path: Path) -> None:
-    """Rows that are ordered by _shard, into a Parquet file with one row group per shard."""
-    schema = rows.schema.remove(rows.schema.get_field_index("_shard"))
+def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
+    """Images in the order of their shards (``_shard``), into a Parquet file with one row group per shard."""
+    first = next(images)
+    schema = first.drop_columns(["_shard", "_image"]).schema
     with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
         pending: list[pa.Table] = []
         current = 0
@@ -256,16 +258,17 @@ def _write_by_shard(rows: pa.RecordBatchReader, path: Path) -> None:
                 writer.write_table(table, max(1, table.num_rows))
                 pending.clear()
 
-        for batch in rows:
-            table = pa.Table.from_batches([batch])
+        for table in chain([first], images):
             numbers = table["_shard"].to_numpy()
+            caption = pc.list_element(table["captions"], 0)
+            table = table.set_column(table.schema.get_field_index("caption"), "caption", caption)
             start = 0
             while start < len(numbers):
                 if numbers[start] != current:
                     flush()
                     current = numbers[start]
                 end = int(numbers.searchsorted(current, side="right"))
-                pending.append(table.slice(start, end - start).drop_columns(["_shard"]))
+                pending.append(table.slice(start, end - start).drop_columns(["_shard", "_image"]))
                 start = end
         flush()
 

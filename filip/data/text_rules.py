@@ -24,6 +24,7 @@ from filip.data.cards import SourceCard, TextRuleSettings, load_source, parse_ca
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.caption_rules import NORMALISE, conditions
+from filip.data.lists.parquet_rows import row_group
 from filip.data.lists.python_rules import active_rules
 from filip.data.lists.word_lists import read_word_list
 from filip.errors import UserError
@@ -197,7 +198,7 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
 
 def judge_block(unique: Path, group: int, folder: Path, rules: TextRuleSettings) -> int:
     """Judge one row group of ``unique``; returns its number of captions. Runs in a worker process."""
-    table = pq.ParquetFile(unique).read_row_group(group)
+    table = row_group(unique, group)
     captions = table["c"].to_pylist()
     for name, rule in active_rules(rules).items():
         table = table.append_column(name, pa.array(rule.drops(captions, rules), pa.bool_()))

@@ -155,8 +155,9 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
             cache.fill(plan, job.processes)
         limits = Limits(job.min_similarity, job.min_pivot_similarity)
         judged = judge(con, caches, captions, work, limits, job.processes)
-        _write_sidecars(con, job, rows, judged)
-        fragment = _account(con, job, caches, captions, judged)
+        with duckdb_io.plain_errors(con, "translate: side-cars"):
+            _write_sidecars(con, job, rows, judged)
+            fragment = _account(con, job, caches, captions, judged)
         con.close()
         for path in work.iterdir():
             if path.name not in ("lock", "plan.lock"):
@@ -236,15 +237,14 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
 
 def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged: str) -> None:
     find_same_images(con, rows)
+    # one row per translation: lists of them, gathered by DuckDB, would be all in memory at once
     query = f"""
         SELECT r.shard, r.key, r.nth, r.caption, r.group_value, coalesce(c.root, m.root) AS root,
-            a.back_translations, a.pivots
+            a.pivot_index, a.back
         FROM {rows} r LEFT JOIN crowds c ON r.image = c.image AND r.nth = 1
-            LEFT JOIN merged m ON m.content = {CONTENT} AND r.nth = 1 LEFT JOIN (
-            SELECT caption, list(back ORDER BY pivot_index) AS back_translations,
-                list(pivot_index ORDER BY pivot_index) AS pivots
-            FROM {judged} WHERE reason IS NULL GROUP BY caption
-        ) a USING (caption) ORDER BY r.shard, r.key, r.nth"""
+            LEFT JOIN merged m ON m.content = {CONTENT} AND r.nth = 1
+            LEFT JOIN (SELECT caption, pivot_index, back FROM {judged} WHERE reason IS NULL) a USING (caption)
+        ORDER BY r.shard, r.key, r.nth, a.pivot_index"""
     empty = {path.stem for path in shard_files(job.shards)}
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:

@@ -4,6 +4,7 @@ from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from bench.data_scale import STAGES, measure, write_list
@@ -68,3 +69,18 @@ def test_the_plan_s_memory_and_disk_are_those_of_a_run(tmp_path: Path) -> None:
     for name in ("prepare", "text_rules", "translate", "manifest", "index"):
         assert measured[name]["memory"] <= plan[name].memory, name
         assert measured[name]["scratch"] <= 1.5 * plan[name].scratch + 10**6, name
+
+
+@pytest.mark.slow
+def test_images_of_one_s_own_need_no_more_memory_than_the_plan_counts_on(tmp_path: Path) -> None:
+    """Lists of captions that DuckDB gathers itself would be in memory all at once."""
+    rows = 100_000
+    write_list(tmp_path / "kept.parquet", rows)
+    limit = f"{least_memory(rows) // 10**6}MB"
+    for name in ("own_table", "ingest"):
+        with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+            measured = pool.submit(measure, STAGES[name], tmp_path, 2, limit).result()
+    plan = planned(PlanConfig(rows, threads=2), load_source("own_images"))
+    assert measured["memory"] <= plan["ingest"].memory
+    described = pq.read_table(tmp_path / "ingested" / "00000.parquet", columns=["captions", "status"])
+    assert described.num_rows == 10_000 and described["captions"][0].as_py()

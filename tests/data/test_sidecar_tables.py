@@ -18,29 +18,30 @@ COLUMNS = pa.schema(
         "caption": pa.string(),
         "group_value": pa.string(),
         "root": pa.string(),
-        "back_translations": pa.list_(pa.string()),
-        "pivots": pa.list_(pa.int32()),
+        "nth": pa.int64(),
+        "pivot_index": pa.int32(),
+        "back": pa.string(),
     }
 )
 
 
 def some_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Images of one to three captions, each with up to two translations (NULL: none)."""
+    """Images of one to three captions, each with up to two translations: a row each, or one with null."""
     rows = []
     for image in range(60):
-        for _ in range(rng.choice([1, 1, 2, 3])):
+        for nth in range(rng.choice([1, 1, 2, 3])):
+            caption = {
+                "shard": f"{image // 13:05d}",
+                "key": f"{image:09d}",
+                "nth": nth + 1,
+                "caption": rng.choice(["a dog", "A dog!", "★", "", f"caption {image}"]),
+                "group_value": rng.choice([None, "7"]),
+                "root": rng.choice([None, None, "=7", "#abc", "a dog"]),
+            }
             pivots = sorted(rng.sample(range(2), rng.randint(0, 2)))
-            rows.append(
-                {
-                    "shard": f"{image // 13:05d}",
-                    "key": f"{image:09d}",
-                    "caption": rng.choice(["a dog", "A dog!", "★", "", f"caption {image}"]),
-                    "group_value": rng.choice([None, "7"]),
-                    "root": rng.choice([None, None, "=7", "#abc", "a dog"]),
-                    "back_translations": [f"translation {rng.random()}" for _ in pivots] or None,
-                    "pivots": pivots or None,
-                }
-            )
+            rows += [
+                {**caption, "pivot_index": pivot, "back": f"translation {rng.random()}"} for pivot in pivots
+            ] or [{**caption, "pivot_index": None, "back": None}]
     return rows
 
 
@@ -49,13 +50,14 @@ def row_by_row(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     for key, group in groupby(rows, key=lambda row: row["key"]):
         of_image = list(group)
         first = of_image[0]
+        captions = [next(rows)["caption"] for _, rows in groupby(of_image, key=lambda row: row["nth"])]
+        translated = [row for row in of_image if row["back"] is not None]
         found.append(
             {
                 "key": key,
-                "captions": [row["caption"] for row in of_image]
-                + [text for row in of_image for text in row["back_translations"] or []],
-                "origins": ["original"] * len(of_image)
-                + [ORIGINS[1 + pivot] for row in of_image for pivot in row["pivots"] or []],
+                "captions": captions + [row["back"] for row in translated],
+                "origins": ["original"] * len(captions)
+                + [ORIGINS[1 + row["pivot_index"]] for row in translated],
                 "group": group_of_root(first["root"], "source")
                 if first["root"] is not None
                 else group_id(first["caption"], "source", first["group_value"]),

@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -14,9 +15,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from filip.data.captions.acceptance import MAX_ORIGINALS
+from filip.data.captions.translation_cache import SCHEMA
 from filip.data.cards import SourceCard
 from filip.data.sidecar import group_id, read_sidecar
-from filip.data.translate import Job, TranslateConfig, main, parse_part, translate
+from filip.data.translate import Job, TranslateConfig, main, open_caches, parse_part, translate
 from filip.errors import UserError
 from tests.data.killing import kill_at_random
 
@@ -257,6 +259,24 @@ def test_many_blocks_are_written_beside_the_engine_each_once(tmp_path: Path, mon
     assert rows_of(many.out) == rows_of(one.out)
     written = [pq.read_table(path)["text"].to_pylist() for path in many.cache.rglob("*.parquet")]
     assert sorted(written) == sorted([caption] for n, caption in enumerate(captions) if n % 5 != 4)
+
+
+@pytest.mark.slow
+def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path) -> None:
+    """100,000 captions of 240 characters and their translations, of which DuckDB may hold 120 MB."""
+    rng = random.Random(0)
+    words = [word for caption in CAPTIONS for word in caption.split() if word.isalpha()]
+    captions = [" ".join(rng.sample(words, 10)) * 4 for _ in range(100_000)]
+    make_shards(tmp_path / "shards", captions, per_shard=10_000)
+    little = job(tmp_path, memory="120MB")
+    (cache,) = open_caches(little)
+    backs = [" ".join(reversed(caption.split())) for caption in captions]
+    pq.write_table(pa.table([captions, captions, backs], schema=SCHEMA), cache.folder / "all.parquet")
+    fragment = translate(little)
+    assert fragment is not None and fragment.n_in == 80_000 and fragment.n_out > 70_000
+    rows = read_sidecar(little.out / "00009.parquet")
+    assert [row["captions"][0] for row in rows[:4]] == captions[90_000:90_004]
+    assert {len(row["captions"]) for row in rows} <= {1, 2}
 
 
 def test_mistakes_are_named(tmp_path: Path, monkeypatch) -> None:

@@ -16,6 +16,7 @@ from filip.data.captions.same_images import PLAIN
 from filip.data.captions.semantic_similarity import pivot_similarities, similarities
 from filip.data.captions.translation_cache import TranslationCache
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import row_group
 from filip.files import digest, replacing
 from filip.worker_pool import run_blocks
 
@@ -100,7 +101,7 @@ def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:
 
 def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int:
     """Give each candidate of one row group its reason to be dropped, or None."""
-    table = pq.ParquetFile(candidates).read_row_group(group)
+    table = row_group(candidates, group)
     captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()
     reasons = rejections(captions, backs)
     for reason, condition in (

@@ -33,17 +33,20 @@ def rows_by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.T
 def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
     """A row per image: its captions, then what came of translating each of them.
 
-    rows: one per caption, those of an image in a row. origins: of the captions, then of the pivots' translations.
+    rows: those of an image together, its captions in order (``nth``), each once or once per accepted translation
+    (``back``, by pivot ``pivot_index``; null where there is none). origins: of the captions, then of the pivots.
     """
     rows = rows.combine_chunks()
-    keys = rows["key"].combine_chunks()
-    is_first = np.concatenate([[True], pc.not_equal(keys[1:], keys[:-1]).to_numpy(zero_copy_only=False)])
+    is_first = _differs_from_last(rows["key"])
+    is_caption = is_first | _differs_from_last(rows["nth"])
     image = np.cumsum(is_first) - 1
-    translations, pivots = (rows[name].combine_chunks() for name in ("back_translations", "pivots"))
-    owners = np.concatenate([image, image[pc.list_parent_indices(translations)]])
+    is_translated = rows["back"].combine_chunks().is_valid().to_numpy(zero_copy_only=False)
+    owners = np.concatenate([image[is_caption], image[is_translated]])
     order = np.argsort(owners, kind="stable")
-    texts = pa.concat_arrays([rows["caption"].combine_chunks(), pc.list_flatten(translations)]).take(order)
-    origin = np.concatenate([np.zeros(len(rows), int), 1 + pc.list_flatten(pivots).to_numpy()])[order]
+    captions, translations = rows["caption"].filter(pa.array(is_caption)), rows["back"].drop_null()
+    texts = pa.chunked_array([*captions.chunks, *translations.chunks]).combine_chunks().take(order)
+    pivots = rows["pivot_index"].drop_null().to_numpy()
+    origin = np.concatenate([np.zeros(len(captions), int), 1 + pivots])[order]
     ends = np.concatenate([[0], np.cumsum(np.bincount(owners))])
     first = rows.filter(is_first)
     described = zip(*(first[name].to_pylist() for name in ("caption", "group_value", "root")), strict=True)
@@ -53,3 +56,9 @@ def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
     ]
     lists = [pa.ListArray.from_arrays(ends, values) for values in (texts, pa.array(origins).take(origin))]
     return pa.table([first["key"], *lists, pa.array(groups, pa.int64())], SCHEMA)
+
+
+def _differs_from_last(column: pa.ChunkedArray) -> np.ndarray:
+    """bool [rows]: whether a value is another one than that of the row before; true for the first."""
+    values = column.combine_chunks()
+    return np.concatenate([[True], pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)])

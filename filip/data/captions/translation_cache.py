@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import lru_cache
 from pathlib import Path
 
 import duckdb
@@ -18,11 +17,14 @@ import pyarrow.parquet as pq
 
 from filip.data.engines import Engine, load_engine, round_trips
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import row_group
 from filip.files import digest, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
-# Captions per block: about BLOCKS blocks within the two bounds. Each is one file, and a killed run loses one at most.
-SMALLEST_BLOCK, LARGEST_BLOCK, BLOCKS = 256, 20_000, 2000
+# Captions per block. Each is one file, which takes milliseconds, and a killed run loses one at most: a few captions
+# make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and what is between has blocks of MEDIUM_BLOCK.
+SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
+FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
 EMPTY = "SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false"
 BLOCKS_AT_ONCE = 16  # that a process takes where there are many
@@ -31,7 +33,8 @@ _engines: list[Engine] = []  # of a worker process: loaded once
 
 def block_size(captions: int) -> int:
     """Captions per block of a plan for so many."""
-    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, captions // BLOCKS))
+    shared = min(MEDIUM_BLOCK, captions // FEW_BLOCKS)
+    return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, captions // MANY_BLOCKS))
 
 
 class TranslationCache:
@@ -123,21 +126,14 @@ def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
 
     A thread writes one block while the next is translated: the disk takes as long as a small engine.
     """
-    parquet = _opened(plan)
     with ThreadPoolExecutor(1) as writer:
         written = []
         for group, path in blocks:
-            texts = parquet.read_row_group(group, use_threads=False)["caption"].to_pylist()
+            texts = row_group(plan, group)["caption"].to_pylist()
             pivots, back = round_trips(_engines[0], texts)
             table = pa.table({"text": texts, "pivot_text": pivots, "back": back}, SCHEMA)
             written.append(writer.submit(_write_block, table, path))
         return sum(block.result() for block in written)
-
-
-@lru_cache(maxsize=1)
-def _opened(plan: Path) -> pq.ParquetFile:
-    """The plan has thousands of row groups, all of which are listed at its end."""
-    return pq.ParquetFile(plan)
 
 
 def _write_block(table: pa.Table, path: Path) -> int:

@@ -24,6 +24,7 @@ from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.ingesting import LAYOUTS
+from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
 from filip.files import digest, publish, write_json
@@ -74,8 +75,7 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
 
 
 def _rows(kept: Path, shard: int) -> list[Row]:
-    with pq.ParquetFile(kept) as parquet:
-        rows: list[Row] = parquet.read_row_group(shard).to_pylist()
+    rows: list[Row] = row_group(kept, shard).to_pylist()
     return rows
 
 
@@ -117,9 +117,8 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
     return len(rows)
 
 
-def _schema(kept: Path) -> pa.Schema:
-    with pq.ParquetFile(kept) as parquet:
-        fields = [field for field in parquet.schema_arrow if field.name not in LOCATORS]
+def _schema(kept: Path, shard: int) -> pa.Schema:
+    fields = [field for field in row_group(kept, shard).schema if field.name not in LOCATORS]
     return pa.schema([*fields, *OUTCOME])
 
 
@@ -153,7 +152,7 @@ def _write(
 ) -> list[Row]:
     """Resize and encode as the download does; the rows with their outcome."""
     resizer, encode_format = make_resizer(card), card.download.encode_format
-    writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(kept), encode_format)
+    writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(kept, shard), encode_format)
     for number, row in enumerate(rows):
         described = _described(row, f"{shard:05d}{number:06d}")
         data, problem = _read(row, layout)
@@ -209,7 +208,7 @@ def _link(
     tar.symlink_to(rows[0]["_file"])
     shard_index(tar)  # beside the link, not beside the tar
     pq.write_table(
-        pa.Table.from_pylist(described, _schema(kept)), tar.with_suffix(".parquet"), compression="zstd"
+        pa.Table.from_pylist(described, _schema(kept, shard)), tar.with_suffix(".parquet"), compression="zstd"
     )
     return described
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 
 import duckdb
@@ -48,15 +49,26 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
     try:
         yield
     except duckdb.OutOfMemoryException as error:
-        limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
-        raise UserError(
-            f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
-            f"plan` says how much); {_first_line(error)}"
-        ) from error
+        raise UserError(_out_of_memory(con, what, error)) from error
     except (duckdb.IOException, duckdb.InvalidInputException, duckdb.ConversionException) as error:
         if not unreadable and not isinstance(error, duckdb.IOException):
             raise
         raise UserError(f"{what}: {_first_line(error)}") from error
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        # what Arrow makes of an error of DuckDB's in the middle of a stream
+        if str(error).startswith("Out of Memory"):
+            raise UserError(_out_of_memory(con, what, error)) from error
+        raise UserError(f"{what}: {_first_line(error)}") from error
+
+
+def _out_of_memory(con: duckdb.DuckDBPyConnection, what: str, error: Exception) -> str:
+    limit = con.sql("SELECT current_setting('memory_limit')").fetchall()[0][0]
+    return (
+        f"{what}: DuckDB needs more than {limit}: give more by memory=2GB, or data.memory in a study (`filip data "
+        f"plan` says how much); {_first_line(error)}"
+    )
 
 
 def write_parquet(
@@ -66,31 +78,41 @@ def write_parquet(
     what: str,
     rows_per_group: int | None = None,
     unreadable: bool = True,
+    through: Callable[[pa.RecordBatchReader], Iterator[pa.Table]] | None = None,
 ) -> int:
     """Stream the rows of ``query``, in its order, into a Parquet file (atomically); return how many.
 
     Arrow writes the file, not DuckDB's COPY, and each row group from one chunk: row groups and their pages then
-    depend on the rows alone and not on the threads, so that the same rows give the same bytes. Errors: plain_errors.
+    depend on the rows alone and not on the threads, so that the same rows give the same bytes. ``through`` makes other
+    tables of the rows on their way, at least one. Errors: plain_errors.
     """
+    size = rows_per_group or ROWS_PER_GROUP
     with plain_errors(con, what, unreadable):
-        return _write_parquet(con, query, path, what, rows_per_group or ROWS_PER_GROUP)
+        reader = con.sql(query).to_arrow_reader(size)
+        if through is None:
+            return _write_parquet(reader, reader.schema, path, what, size)
+        tables = through(reader)
+        first = next(tables)
+        batches = (batch for table in chain([first], tables) for batch in table.to_batches())
+        return _write_parquet(batches, first.schema, path, what, size)
 
 
 def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0]
 
 
-def _write_parquet(con: duckdb.DuckDBPyConnection, query: str, path: str | Path, what: str, size: int) -> int:
-    reader = con.sql(query).to_arrow_reader(size)
+def _write_parquet(
+    batches: Iterable[pa.RecordBatch], schema: pa.Schema, path: str | Path, what: str, size: int
+) -> int:
     rows = 0
     with (
         replacing(path) as part,
-        pq.ParquetWriter(part, reader.schema, compression="zstd") as writer,
+        pq.ParquetWriter(part, schema, compression="zstd") as writer,
         Progress(what, "rows written") as progress,
     ):
         pending: list[pa.RecordBatch] = []
         held = 0
-        for batch in reader:
+        for batch in batches:
             pending.append(batch)
             held += batch.num_rows
             while held >= size:

@@ -1,0 +1,53 @@
+"""The captions of an image as one list, from rows that are sorted.
+
+DuckDB's own lists, ``list(caption)`` by image, are all in memory until the last is complete; what it sorts, it spills.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+
+def gathered(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
+    """One row for each run of rows with equal columns ``by``, in tables of any size, the last of which may be empty.
+
+    The column ``captions`` (strings, or lists of them) becomes the list of all that the run has, in their order and,
+    if ``once``, without those that it had before; of the other columns the first row counts.
+    """
+    held = sorted_rows.schema.empty_table()
+    for batch in sorted_rows:
+        rows = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
+        starts = _starts(rows, by)
+        if len(starts) > 1:
+            yield _gather(rows.slice(0, starts[-1]), starts[:-1], once)
+        held = rows.slice(starts[-1]) if len(starts) else rows  # goes on in the next batch
+    yield _gather(held, _starts(held, by), once)
+
+
+def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
+    """int64 [runs]: the first row of each run."""
+    if not len(rows):
+        return np.zeros(0, np.int64)
+    columns = [rows[name].combine_chunks() for name in by]
+    differs = [pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False) for column in columns]
+    return np.concatenate([[0], 1 + np.flatnonzero(np.any(differs, axis=0))])
+
+
+def _gather(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
+    column = rows["captions"].combine_chunks()
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # of each row ...
+    if pa.types.is_list(column.type):
+        run = run[pc.list_parent_indices(column).to_numpy()]  # ... and of each of its captions
+        column = pc.list_flatten(column)
+    if once:
+        codes = column.dictionary_encode().indices.to_numpy().astype(np.int64)
+        first = np.sort(np.unique(run * (len(column) + 1) + codes, return_index=True)[1])
+        run, column = run[first], column.take(pa.array(first))
+    offsets = np.concatenate([[0], np.cumsum(np.bincount(run, minlength=len(starts)))])
+    lists = pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), column)
+    place = rows.schema.get_field_index("captions")
+    return rows.take(pa.array(starts)).set_column(place, "captions", lists)
