@@ -5,6 +5,7 @@
     python -m bench.data_scale rows=10000000 folder=/big/bench stages=[prepare,text_rules]   # in pieces: it stays
     python -m bench.data_scale rows=10000000 folder=/big/bench stages=[index,near_duplicates]
     python -m bench.data_scale rows=1000000 memory=64MB      # does it still pass?
+    python -m bench.data_scale rows=2000000 rows_per_shard=19 stages=[shards,translate,manifest,index]  # 105,264 shards
 
 The list is synthetic: URLs with sixteen random digits, and captions of nine random English words, which pack about as
 well as those of the web. So are the shards: all files of a download but the bytes of the images. Each stage runs in a
@@ -45,6 +46,7 @@ from filip.data.filter import near_duplicates
 from filip.data.funnel import write_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.lists import duckdb_io
+from filip.data.lists.parquet_rows import tables
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import index_source
 from filip.data.loading.shard_index import ShardIndex, write_index
@@ -71,6 +73,7 @@ class BenchConfig:
         None, "only these; those before them are made, too, where the folder lacks them"
     )
     folder: str | None = option(None, "keep everything in this folder; default: a temporary one")
+    rows_per_shard: int = option(ROWS_PER_SHARD, "few make many shards, each of which takes time of its own")
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
     language: bool = option(
@@ -152,25 +155,24 @@ def run_text_rules(folder: Path, threads: int, memory: str, language: bool = Tru
     write_fragment(folder / "text_rules.json", fragment)
 
 
-def run_shards(folder: Path, threads: int, memory: str) -> None:
+def run_shards(folder: Path, threads: int, memory: str, rows: int = ROWS_PER_SHARD) -> None:
     """What a download leaves of the kept rows, without the bytes of the images."""
     shards = emptied(folder / "shards")
-    batches = pq.ParquetFile(folder / "kept.parquet").iter_batches(ROWS_PER_SHARD)
-    for shard, batch in enumerate(batches):
-        write_synthetic_shard(shards, shard, batch)
+    for shard, table in enumerate(tables(folder / "kept.parquet", rows, ["url", "caption"])):
+        write_synthetic_shard(shards, shard, table)
 
 
-def write_synthetic_shard(folder: Path, shard: int, batch: pa.RecordBatch) -> None:
-    """NNNNN.parquet, NNNNN.index and an empty NNNNN.tar of a batch of rows (url, caption)."""
-    rows = batch.num_rows
+def write_synthetic_shard(folder: Path, shard: int, listed: pa.Table) -> None:
+    """NNNNN.parquet, NNNNN.index and an empty NNNNN.tar of rows (url, caption)."""
+    rows = listed.num_rows
     keys = [f"{shard:05d}{row:04d}" for row in range(rows)]
     rng = np.random.default_rng(shard)
     digits = rng.bytes(32 * rows).hex()
     sizes = {name: rng.integers(200, 2000, rows) for name in ("original_width", "original_height")}
     table = pa.table(
         {
-            "url": batch["url"],
-            "caption": batch["caption"],
+            "url": listed["url"],
+            "caption": listed["caption"],
             "key": keys,
             "status": ["success"] * rows,
             "error_message": pa.nulls(rows, pa.string()),
@@ -342,6 +344,7 @@ def main(config: BenchConfig) -> None:
     wanted = config.stages or list(STAGES)
     if not config.language:
         STAGES["text_rules"] = partial(run_text_rules, language=False)
+    STAGES["shards"] = partial(run_shards, rows=config.rows_per_shard)
     last = max(list(STAGES).index(stage) for stage in wanted)
     try:
         if not (folder / "all.parquet").exists():
