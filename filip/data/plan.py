@@ -32,9 +32,9 @@ STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded;
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 40, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in the side-car
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
-# Per row, meanwhile. A list of ten million rows spills: 170 bytes a row, where one of a million takes 40.
-SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN = 170, 80, 30
-SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 30, 120, 60
+# Per row, meanwhile: of ten million with DuckDB's least limit, where nearly all of it is spilled.
+SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
+SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit
 DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
 ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block
@@ -90,7 +90,7 @@ def duckdb_memory(rows: float) -> float:
 
 def least_memory(rows: float) -> float:
     """The least limit with which the stages passed on two threads, bytes."""
-    return max(120 * MB, 60 * MB * math.sqrt(rows / 1e6))
+    return max(120 * MB, 80 * MB * math.sqrt(rows / 1e6))
 
 
 def translation_jobs(shards: int) -> int:
@@ -135,15 +135,22 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
         )
     )  # fmt: skip
     stored = images * (config.image_bytes + IN_TAR) + kept * DESCRIBED + images * INDEXED
-    working = threads if card.images is not None else config.cores
-    busy = hours(images * STORE, working)
-    network = kept / config.urls_per_second / 3600 if card.images is None else 0.0
-    found.append(
-        Stage(
-            "ingest" if card.images is not None else "download", 1, 4 * shards, processes * DOWNLOADER, stored,
-            0, working, max(busy, network),
-        )
-    )  # fmt: skip
+    downloading = processes * DOWNLOADER
+    if card.images is not None:
+        found.append(
+            Stage(
+                "ingest", 1, 4 * shards, max(list_memory + threads * PROCESS, downloading), stored,
+                rows * SCRATCH_INGEST, threads, hours(images * STORE),
+            )
+        )  # fmt: skip
+    else:
+        network = kept / config.urls_per_second / 3600
+        found.append(
+            Stage(
+                "download", 1, 4 * shards, downloading, stored, 0, config.cores,
+                max(hours(images * STORE, config.cores), network),
+            )
+        )  # fmt: skip
     pivots = len(card.back_translation.pivots) if card.back_translation else 0
     translated = images * card.back_translation.share if card.back_translation else 0
     candidates = pivots * translated

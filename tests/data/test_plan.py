@@ -36,6 +36,8 @@ def test_a_small_source_is_translated_by_one_job_and_images_of_one_s_own_are_not
     assert found["translate, parts"].jobs == 3 and found["manifest"].memory < 2e9
     assert planned(PlanConfig(20_000, cores=64, threads=4), load_source("own_images"))["ingest"].cores == 4
     assert "translate, plan" not in planned(PlanConfig(5_000), load_source("own_images"))
+    # DuckDB's part of it grows with the list, and then it is more than that of the processes that store images
+    assert found["ingest"].memory < planned(PlanConfig(340e6), load_source("own_images"))["ingest"].memory
 
 
 def test_shares_and_rates_that_make_no_sense_are_named() -> None:
@@ -47,7 +49,7 @@ def test_shares_and_rates_that_make_no_sense_are_named() -> None:
         with pytest.raises(UserError, match=message):
             table(config)
     lines = table(PlanConfig(340e6, source="filip300m", threads=8, cores=8))
-    assert any("data: {threads: 8, memory: 6GB}" in line for line in lines)
+    assert any("data: {threads: 8, memory: 7GB}" in line for line in lines)
 
 
 @pytest.mark.slow

@@ -53,6 +53,12 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
+def job_counts(printed: str) -> dict[str, int]:
+    """How many jobs of each rule a dry run counts."""
+    lines = [line.split() for line in printed.splitlines()]
+    return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("study", STUDIES)
 def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -> None:
@@ -62,11 +68,7 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
     printed = done.stdout + done.stderr
     for run in config["runs"]:
         assert f"models/{run}.safetensors" in printed
-    counts = {
-        line.split()[0]: int(line.split()[1])
-        for line in printed.splitlines()
-        if len(line.split()) == 2 and line.split()[1].isdigit()
-    }
+    counts = job_counts(printed)
     built = {"demo", "own_images"} & set(config["sources"])
     tuned = {tune["source"] for tune in config.get("fine_tune", {}).values()}
     assert counts["pretrain"] == len(config["runs"])
@@ -89,6 +91,31 @@ def test_dry_run_prints_the_complete_dag_without_data(clone: Path, study: str) -
         per_card = config["eval"].get("per_card", False)
         assert counts["zero_shot"] == len(rows) * (len(cards) if per_card else 1)
         assert ("merge" in counts) == per_card == ("their cells will be empty" in printed)
+
+
+@pytest.mark.slow
+def test_34_000_shards_of_each_source_are_few_jobs(clone: Path, tmp_path: Path) -> None:
+    config = yaml.safe_load((clone / "workflow/config/base.yaml").read_text())
+    config["data_dir"] = str(tmp_path / "datasets")
+    sources = {*config["sources"], *(tune["source"] for tune in config["fine_tune"].values())}
+    for source in sources:
+        folder = tmp_path / "datasets" / source
+        (folder / "funnel").mkdir(parents=True)
+        fragment = json.dumps({"notes": {"shards": 34_000}})
+        for name in (
+            "list.parquet",
+            "funnel/prepare.json",
+            "kept.parquet",
+            "funnel/text_rules.json",
+            "funnel/download.json",
+        ):
+            (folder / name).write_text(fragment)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
+    done = snakemake("-n", "--rerun-triggers", "mtime", cwd=clone, config=tmp_path / "base.yaml")
+    assert done.returncode == 0, done.stdout + done.stderr
+    counts = job_counts(done.stdout + done.stderr)
+    assert counts["translate_part"] == 256 * len(sources) and counts["translate_plan"] == len(sources)
+    assert "download" not in counts and counts["total"] < 300 * len(sources)
 
 
 @pytest.mark.slow
