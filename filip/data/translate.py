@@ -212,22 +212,28 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
             path.unlink()
         with replacing(stamp) as new:
             new.write_text(identity)
+    # images of filip.data.ingest may have several captions, those of a list of URLs have one
+    column, captions = ("captions", "captions") if job.card.images else ("caption", "[coalesce(caption, '')]")
     group = job.card.group_column
     with reading(files[0]):
         names = pq.read_schema(files[0]).names
+    if column not in names:
+        made_by = "ingest" if job.card.images else "download"
+        raise UserError(
+            f"{files[0]} has no column '{column}', only {', '.join(names)}: give the folder that `filip data "
+            f"{made_by}` filled from the source '{job.card.name}'"
+        )
     if group and group not in names:
         raise UserError(
             f"the card's group_column is '{group}', but {files[0]} has only {', '.join(names)}: add it to "
             "extra_columns and prepare the list again"
         )
     value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
-    image = "sha256" if "sha256" in names else "CAST(NULL AS VARCHAR)"  # of the bytes as they were found
-    source = duckdb_io.parquet(files, duckdb_io.WITH_FILE, "union_by_name = true")
-    # images of filip.data.ingest may have several captions, those of a list of URLs have one
-    captions = "captions" if job.card.images else "[coalesce(caption, '')]"
-    images = (
+    columns = dict.fromkeys(["key", "status", column, "sha256", *([group] if group else [])])
+    source = duckdb_io.columns_of_many(files, list(columns), duckdb_io.WITH_FILE)
+    images = (  # sha256: of the bytes as they were found
         f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, {value} AS group_value, "
-        f"{image} AS image FROM {source} WHERE status = 'success')"
+        f"CAST(sha256 AS VARCHAR) AS image FROM {source} WHERE status = 'success')"
     )
     return (
         "(SELECT shard, key, group_value, image, unnest(captions) AS caption, "

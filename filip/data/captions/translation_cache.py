@@ -26,7 +26,6 @@ from filip.worker_pool import run_blocks
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
-EMPTY = "SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false"
 BLOCKS_AT_ONCE = 16  # that a process takes where there are many
 _engines: list[Engine] = []  # of a worker process: loaded once
 
@@ -54,9 +53,8 @@ class TranslationCache:
         """Relation (text, pivot_text, back); each text once, even where two runs translated it."""
         files = sorted(self.folder.glob("*.parquet"))
         if not files:
-            return f"({EMPTY})"
-        blocks = duckdb_io.parquet(files, "union_by_name = true")
-        found = f"({EMPTY} UNION ALL BY NAME SELECT * FROM {blocks})"
+            return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
+        found = duckdb_io.columns_of_many(files, SCHEMA.names)
         condition = "WHERE pivot_text IS NOT NULL" if self.with_pivots else ""
         first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
         return f"(SELECT text, {first} FROM {found} {condition} GROUP BY text)"

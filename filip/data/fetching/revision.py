@@ -131,7 +131,8 @@ def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
     size = "regexp_extract(error_message, '([0-9]+) x ([0-9]+)', {})"
     sizes = [f"TRY_CAST({size.format(n)} AS BIGINT)" for n in (1, 2)]
     by_size = "regexp_matches(error_message, '^(too_small|aspect):')"
-    source = duckdb_io.parquet(files, duckdb_io.WITH_FILE, "file_row_number = true", "union_by_name = true")
+    columns = ("url", "caption", "key", "status", "error_message", "original_width", "original_height")
+    source = duckdb_io.columns_of_many(files, columns, duckdb_io.WITH_FILE, duckdb_io.ROW)
     con.execute(
         f"""CREATE TEMP TABLE stored AS SELECT *,
                 row_number() OVER (PARTITION BY pair ORDER BY retried, shard DESC, row DESC) = 1 AS last FROM (
