@@ -125,5 +125,5 @@ def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int
         "reason", pa.array(reasons, pa.string())
     )
     with replacing(path) as part:
-        pq.write_table(table, part, compression="zstd")
+        pq.write_table(table, part, compression="zstd", use_dictionary=["reason"])
     return table.num_rows

@@ -65,6 +65,8 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
         # what Arrow makes of an error of DuckDB's in the middle of a stream
         if str(error).startswith("Out of Memory"):
             raise UserError(_out_of_memory(con, what, error)) from error
+        if not unreadable:
+            raise
         raise UserError(f"{what}: {_first_line(error)}") from error
 
 
@@ -112,7 +114,8 @@ def _write_parquet(
     rows = 0
     with (
         replacing(path) as part,
-        pq.ParquetWriter(part, schema, compression="zstd") as writer,
+        # URLs and captions are all different: a dictionary of them is no smaller
+        pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=False) as writer,
         Progress(what, "rows written") as progress,
     ):
         pending: list[pa.RecordBatch] = []

@@ -59,10 +59,11 @@ def are_english(captions: Sequence[str]) -> list[bool]:
     verdicts = []
     for caption in captions:
         # Lower case: the model was trained on sentences, and Title Case costs it a tenth of the English.
-        text = " ".join(caption.lower().translate(_TYPOGRAPHIC).split())
+        lower = caption.lower()
+        text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())
         words = text.count(" ") + 1
         # Punctuation misleads it, but in a few words it may also be a hint: these are asked both ways.
-        bare = " ".join(_PUNCTUATION.sub(" ", text).split())
+        bare = text if text.replace(" ", "").isalnum() else " ".join(_PUNCTUATION.sub(" ", text).split())
         asked = [bare] if words >= 5 or bare == text else [bare, text]
         answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
         verdicts.append(any(_is_english(text, words, labels, scores) for labels, scores in answers))
