@@ -29,7 +29,7 @@ JUDGE = 150e-6  # of a translation: the rules of ``captions.acceptance``, and wh
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
 # Bytes per row that stay, packed: of a list, a shard's description, its index and its side-car, the joined index ...
-LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 40, 16
+LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in the side-car
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
 # Per row, meanwhile: of ten million with DuckDB's least limit, where nearly all of it is spilled.
@@ -37,6 +37,7 @@ SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
 SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit
 DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
+SHARD = 15_000  # per shard, where one process reads the files of all
 ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block
 
 
@@ -154,14 +155,15 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     pivots = len(card.back_translation.pivots) if card.back_translation else 0
     translated = images * card.back_translation.share if card.back_translation else 0
     candidates = pivots * translated
+    opened = shards * SHARD
     memory = duckdb_memory(images * max(1, pivots))
     if pivots:
         jobs = translation_jobs(shards)
         blocks = pivots * -(-int(translated) // block_size(int(translated)))
         if jobs > 1:
             found.append(
-                Stage("translate, plan", 1, 1 + pivots, memory + PROCESS, 0, (1 + pivots) * images * SCRATCH_PLAN,
-                      threads, hours((1 + pivots) * images * PLAN))
+                Stage("translate, plan", 1, 1 + pivots, memory + PROCESS + opened, 0,
+                      (1 + pivots) * images * SCRATCH_PLAN, threads, hours((1 + pivots) * images * PLAN))
             )  # fmt: skip
         found.append(
             Stage(
@@ -171,21 +173,23 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
         )  # fmt: skip
     found.append(
         Stage(
-            "translate", 1, shards, memory + threads * PROCESS, images * SIDECAR + candidates * ACCEPTED,
+            "translate", 1, shards, memory + (1 + threads) * PROCESS + opened, images * SIDECAR + candidates * ACCEPTED,
             images * SCRATCH_TRANSLATE + candidates * SCRATCH_JUDGE, threads,
             hours(images * TRANSLATE + candidates * JUDGE),
         )
     )  # fmt: skip
     found.append(
-        Stage("manifest", 1, 1, duckdb_memory(images) + PROCESS, shards * 500, images * 8, threads,
+        Stage("manifest", 1, 1, duckdb_memory(images) + PROCESS + opened, shards * 500, images * 8, threads,
               hours(images * MANIFEST))
     )  # fmt: skip
     found.append(
-        Stage("index", 1, 5, threads * 2 * PROCESS, images * JOINED, 0, threads, hours(images * INDEX))
+        Stage(
+            "index", 1, 5, threads * 2 * PROCESS + opened, images * JOINED, 0, threads, hours(images * INDEX)
+        )
     )
     found.append(
         Stage(
-            "filter (optional)", 1, 2 * shards, duckdb_memory(images) + threads * PROCESS,
+            "filter (optional)", 1, 2 * shards, duckdb_memory(images) + (1 + threads) * PROCESS + opened,
             images * (SIDECAR + 16), images * SCRATCH_NEAR, threads,
             hours(images * (HASH + NEAR_DUPLICATES)),
         )
@@ -216,8 +220,9 @@ def table(config: PlanConfig) -> list[str]:
             f"{readable(stage.disk):>9} {readable(stage.scratch):>9} {stage.cores:>6} {stage.hours:>8.2f}"
         )
     limit = duckdb_memory(config.rows)
-    translating = [stage for stage in planned if stage.name == "translate"]
-    limit = max(limit, *(stage.memory - stage.cores * PROCESS for stage in translating))
+    (translating,) = (stage for stage in planned if stage.name == "translate")  # a file per shard
+    beside = (1 + translating.cores) * PROCESS + translating.files * SHARD
+    limit = max(limit, translating.memory - beside)
     lines += [
         f"all: {sum(stage.jobs for stage in needed):,} jobs, {sum(stage.files for stage in needed):,} files, "
         f"{readable(sum(stage.disk for stage in needed))}, {sum(stage.hours for stage in needed):,.1f} hours one "
