@@ -18,7 +18,7 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300  # that a daemon may take to start on a busy machine
-RAY_STARTS, RAY_START_SECONDS = 5, 60  # a node that has not started by then is started anew
+RAY_STARTS, RAY_START_SECONDS = 5, 30  # a node that has not started by then is started anew
 # Ray's options for the ports of a node's helpers. A raylet waits twenty seconds for those that they choose, and aborts.
 AGENTS = [
     "dashboard-agent-grpc-port",
