@@ -32,7 +32,8 @@ STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded;
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in the side-car
 IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
-# Per row, meanwhile: of ten million with DuckDB's least limit, where nearly all of it is spilled.
+# Per row, meanwhile: of ten million with DuckDB's least limit, where nearly all of it is spilled; INGEST and JUDGE with
+# 1 GB. PLAN has not been measured apart from `translate`, which has it and more.
 SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
 SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100
 PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit

@@ -42,7 +42,7 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None
     """Write rows with the keys key, captions, origins and group, or a table of SCHEMA, atomically."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), SCHEMA)
     with replacing(path) as part:
-        # hardly a key or caption occurs twice: a dictionary of them takes a quarter more bytes and twice the time
+        # hardly a key or caption occurs twice: a dictionary of them takes a quarter more bytes, and longer
         pq.write_table(table, part, compression="zstd", use_dictionary=["origins.list.element"])
 
 

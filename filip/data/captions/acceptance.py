@@ -42,7 +42,7 @@ def plain(text: str) -> str:
 def _words(text: str) -> list[str]:
     text = text.casefold()
     words = text.split()
-    # many captions have no punctuation, and then the pattern, which takes twice as long, would find the same
+    # many captions have no punctuation, and then the pattern, which is slower, would find the same
     return words if "".join(words).isalnum() else _PLAIN.findall(text)
 
 
