@@ -70,8 +70,7 @@ docs: setup  ## build the documentation into site/; a broken link or a missing r
 test: setup lint  ## all checks and tests (two files of tests at a time)
 	@$(VENV)/bin/python -m bench.browser
 	@$(PYTEST_TWO) --ignore=tests/cluster
-	@# alone: its Slurm and its network names are those of the machine, and Ray's nodes give up where others are busy
-	@FILIP_TEST_RAY=1 $(VENV)/bin/python -m pytest tests/cluster tests/data/test_cluster_download.py -k 'not pyspark'
+	@$(VENV)/bin/python -m pytest tests/cluster   # alone: its Slurm and its network names are those of the machine
 
 test-quick: setup  ## only the tests that start no processes
 	@$(PYTEST_TWO) -m 'not slow'

@@ -196,7 +196,7 @@ def ray_cluster(folder: Path) -> Iterator[Cluster]:
 
 
 def ray_node_starts(node: subprocess.Popen[bytes], log: Path) -> bool:
-    """Whether it says so in time. Some of Ray's own wait for themselves for ever, in one start of six."""
+    """Whether it says so in time. Some of Ray's own wait for themselves for ever, in one start of six or more."""
     deadline = time.monotonic() + RAY_START_SECONDS
     while time.monotonic() < deadline and node.poll() is None:
         if "Ray runtime started" in log.read_text():
