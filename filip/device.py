@@ -13,9 +13,11 @@ from typing import Any
 import psutil
 import torch
 
+from filip.errors import UserError
+
 __all__ = [
     "best_device", "choose_attention", "memory_mb", "name", "peak_memory_mb", "pins_memory", "random_state",
-    "reset_peak_memory", "restore_random_state", "synchronize",
+    "reset_peak_memory", "resolve", "restore_random_state", "synchronize",
 ]  # fmt: skip
 
 MB = 2**20
@@ -26,6 +28,7 @@ class _Driver:
     """What torch offers for one kind of accelerator."""
 
     available: Callable[[], bool]
+    count: Callable[[], int]
     memory: Callable[[torch.device], int]  # bytes of tensors now
     peak_memory: Callable[[torch.device], int]  # bytes, the most so far
     reset_peak: Callable[[torch.device], None]
@@ -40,6 +43,7 @@ class _Driver:
 _DRIVERS: dict[str, _Driver] = {
     "cuda": _Driver(
         torch.cuda.is_available,
+        torch.cuda.device_count,
         torch.cuda.memory_allocated,
         torch.cuda.max_memory_allocated,
         torch.cuda.reset_peak_memory_stats,
@@ -51,6 +55,7 @@ _DRIVERS: dict[str, _Driver] = {
     ),
     "xpu": _Driver(
         torch.xpu.is_available,
+        torch.xpu.device_count,
         torch.xpu.memory_allocated,
         torch.xpu.max_memory_allocated,
         torch.xpu.reset_peak_memory_stats,
@@ -62,6 +67,7 @@ _DRIVERS: dict[str, _Driver] = {
     ),
     "mps": _Driver(
         torch.backends.mps.is_available,
+        lambda: 1,
         lambda _: torch.mps.current_allocated_memory(),
         lambda _: torch.mps.driver_allocated_memory(),
         lambda _: None,
@@ -77,6 +83,21 @@ _DRIVERS: dict[str, _Driver] = {
 def best_device() -> torch.device:
     """The accelerator of this machine, or the CPU if there is none."""
     return torch.device(next((kind for kind, driver in _DRIVERS.items() if driver.available()), "cpu"))
+
+
+def resolve(wanted: str) -> torch.device:
+    """Return the device that ``device=`` names ("auto": the best). Raises UserError if this machine has none such."""
+    if wanted == "auto":
+        return best_device()
+    counts = {kind: driver.count() for kind, driver in _DRIVERS.items() if driver.available()} | {"cpu": 1}
+    kind, colon, number = wanted.partition(":")
+    if kind in counts and (not colon or (number.isdecimal() and int(number) < counts[kind])):
+        return torch.device(wanted)
+    here = [f"{kind}:{n}" if count > 1 else kind for kind, count in counts.items() for n in range(count)]
+    built = " (this PyTorch was built without CUDA)" if kind == "cuda" and torch.version.cuda is None else ""
+    raise UserError(
+        f"device={wanted}: there is no such device here{built}; there are auto, {', '.join(here)}"
+    )
 
 
 def memory_mb(device: torch.device) -> float:

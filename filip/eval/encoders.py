@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.device import best_device
+from filip.device import resolve
 from filip.errors import UserError
 from filip.eval.precision import autocast, dtype_of
 
@@ -138,10 +138,9 @@ def load_encoder(
     prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code: see :class:`Loading`.
-    Raises UserError, one sentence, if there is no such model or it cannot be loaded so.
+    Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded so.
     """
-    if device == "auto":
-        device = str(best_device())
+    device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
     prefix, colon, name = model.partition(":")
     if colon and prefix in BACKENDS:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from filip.command import MISSING, option, run_command
-from filip.device import best_device
+from filip.device import resolve
 from filip.errors import UserError
 from filip.eval.datasets import Batch, EvalSet, Sample
 from filip.eval.encode_set import Source, collect
@@ -157,7 +157,7 @@ class _AllTokens(FilipEncoder):
 
 def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dict[str, Pairs]:
     """Token-wise, as training will compare; for a model that pools, by its [CLS] and [EOS] too."""
-    device = str(best_device()) if config.device == "auto" else config.device
+    device = str(resolve(config.device))
     scorer = TokenScorer(
         _AllTokens(model.to(device), config.model, loading=Loading(device=device, tokens=True))
     )
