@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,8 +17,9 @@ import torch
 from filip.errors import UserError
 
 __all__ = [
-    "best_device", "choose_attention", "memory_mb", "name", "peak_memory_mb", "pins_memory", "random_state",
-    "reset_peak_memory", "resolve", "restore_random_state", "synchronize",
+    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "memory_mb", "multiplies_bf16", "name",
+    "peak_memory_mb", "pins_memory", "random_state", "reset_peak_memory", "resolve", "restore_random_state",
+    "synchronize",
 ]  # fmt: skip
 
 MB = 2**20
@@ -37,6 +39,7 @@ class _Driver:
     random_state: Callable[[], Any]
     restore_random_state: Callable[[Any], None]
     pins_memory: bool
+    half: Callable[[], str]  # the 16-bit precision that the hardware multiplies; "fp32" if there is none
 
 
 # In the order of preference. MPS keeps no peak: what the driver holds for this process comes nearest.
@@ -52,6 +55,7 @@ _DRIVERS: dict[str, _Driver] = {
         torch.cuda.get_rng_state,
         torch.cuda.set_rng_state,
         pins_memory=True,
+        half=lambda: "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16",
     ),
     "xpu": _Driver(
         torch.xpu.is_available,
@@ -64,6 +68,7 @@ _DRIVERS: dict[str, _Driver] = {
         torch.xpu.get_rng_state,
         torch.xpu.set_rng_state,
         pins_memory=True,
+        half=lambda: "bf16",
     ),
     "mps": _Driver(
         torch.backends.mps.is_available,
@@ -76,6 +81,7 @@ _DRIVERS: dict[str, _Driver] = {
         torch.mps.get_rng_state,
         torch.mps.set_rng_state,
         pins_memory=False,
+        half=lambda: "fp32",  # not measured on any
     ),
 }
 
@@ -98,6 +104,51 @@ def resolve(wanted: str) -> torch.device:
     raise UserError(
         f"device={wanted}: there is no such device here{built}; there are auto, {', '.join(here)}"
     )
+
+
+def best_precision(device: torch.device) -> str:
+    """Return "bf16" where the hardware multiplies bfloat16, else "fp16" on CUDA and "fp32" everywhere else.
+
+    Emulation does not count: PyTorch offers bfloat16 on every CPU and GPU, and convolutions then take many times as
+    long as in float32 (:func:`bf16_slowdown` measures it).
+    """
+    driver = _DRIVERS.get(device.type)
+    if driver:
+        return driver.half()
+    return "bf16" if _cpu_multiplies_bf16() else "fp32"
+
+
+def multiplies_bf16(device: torch.device) -> bool:
+    """Whether the hardware itself multiplies bfloat16."""
+    return best_precision(device) == "bf16"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    """Ask oneDNN, which obeys ONEDNN_MAX_CPU_ISA but takes any AVX-512 for enough, and the CPU's flags."""
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
+def bf16_slowdown(device: torch.device) -> float:
+    """Measure how many times as long a block of convolutions takes in bfloat16 as in float32; below a second."""
+    pixels = torch.randn(8, 32, 32, 32, device=device)
+    block = torch.nn.Sequential(
+        torch.nn.Conv2d(32, 96, 1), torch.nn.Conv2d(96, 96, 3, groups=96), torch.nn.Conv2d(96, 32, 1)
+    )
+    layer = block.to(device).requires_grad_(False)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    for _ in range(4):  # the first of each compiles
+        for half, measured in seconds.items():
+            synchronize(device)
+            started = time.perf_counter()
+            with torch.autocast(device.type, torch.bfloat16, enabled=half):
+                layer(pixels)
+            synchronize(device)
+            measured.append(time.perf_counter() - started)
+    return min(seconds[True][1:]) / min(seconds[False][1:])
 
 
 def memory_mb(device: torch.device) -> float:

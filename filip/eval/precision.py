@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from filip.device import best_precision
 from filip.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -15,13 +16,13 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def dtype_of(precision: str, device: str) -> torch.dtype:
     """The dtype that ``precision=`` stands for on a device.
 
-    precision: "fp32", "bf16", "fp16" or "auto": on a CUDA device bf16, or fp16 where it has no bf16; elsewhere fp32.
+    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.best_precision` on accelerators, fp32 on CPUs, so
+    that the figures of a model do not depend on the CPU that they were computed on.
     Raises UserError for another word.
     """
     if precision == "auto":
-        if torch.device(device).type != "cuda":
-            return torch.float32
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+        place = torch.device(device)
+        precision = "fp32" if place.type == "cpu" else best_precision(place)
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision}: should be auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]

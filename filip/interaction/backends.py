@@ -42,7 +42,7 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = 
 
     Only the dtype, the device and n1 are looked at, so b may be 0.
 
-    "auto" takes the native kernel for float32 and bfloat16 on CPUs, Triton for 16-bit and float32 on GPUs of
+    "auto" takes the native kernel for all dtypes but float64 on CPUs, Triton for 16-bit and float32 on GPUs of
     compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster
     one is not used.
     """
@@ -101,7 +101,7 @@ def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
 
 
 def _native_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    if image_tokens.dtype not in (torch.float32, torch.bfloat16):
+    if image_tokens.dtype == torch.float64:
         return None, ""  # as documented, so not worth a notice
     return _native(image_tokens, longest)
 

@@ -1,4 +1,6 @@
-"""The compiled CPU backend: both maxima fused with the product, float32 and bfloat16 (sources in csrc/).
+"""The compiled CPU backend: both maxima fused with the product (sources in csrc/).
+
+Tokens are float32 or bfloat16; float16 ones are widened to float32 first, which is exact.
 
 The library is built with PyTorch's extension builder on first use and cached per user, PyTorch version, compiler and
 source text; it is plain C underneath, so loading it again takes a millisecond. It holds a kernel for each instruction
@@ -22,7 +24,7 @@ from filip.interaction import native_build
 from filip.interaction.packing import Pair, Residuals, Tokens, offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
-_DTYPES = (torch.float32, torch.bfloat16)
+_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 
@@ -36,7 +38,7 @@ def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> 
         if image_tokens.device.type != "cpu":
             return f"the native kernels run on CPUs, not on {image_tokens.device}"
         if image_tokens.dtype not in _DTYPES:
-            return f"the native kernels take float32 and bfloat16, not {image_tokens.dtype}"
+            return f"the native kernels take float32, bfloat16 and float16, not {image_tokens.dtype}"
         if max(image_tokens.shape[1], longest) > _LARGEST:
             return f"the native kernels take at most {_LARGEST} tokens per image or text"
     return _library()[1] or ""
@@ -106,6 +108,8 @@ def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
         raise ValueError(f"text lengths must be >= 1 with sum {len(text)}; they sum to {int(offsets[-1])}")
     if reason := unavailable_reason(image, int(steps.max())):
         raise (RuntimeError if unavailable_reason() else ValueError)(reason)
+    if image.dtype == torch.float16:
+        image, text = image.float(), text.float()
     return image, text, offsets
 
 

@@ -192,7 +192,11 @@ class TrainConfig:
     max_steps: int | None = option(None, "at most this many optimiser steps; the schedule ends there")
 
     optimizer: OptimizerConfig = option(OptimizerConfig(), "LAMB or AdamW and the schedule")
-    precision: str = option("fp16", "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale")
+    precision: str = option(
+        "fp16",
+        "fp32; bf16 = autocast; fp16 = DeepSpeed's block with dynamic loss scale; auto = bf16 where the hardware "
+        "multiplies it, else fp16 on CUDA and fp32 on CPUs",
+    )
     zero_stage: int = option(1, "0 to 3: what DeepSpeed partitions over the ranks")
     deepspeed: str | None = option(
         None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>"
@@ -263,7 +267,7 @@ class TrainConfig:
 
     def check(self, weights_exist: bool = True) -> TrainConfig:
         """Return self; UserError names the first value that cannot work. ``weights_exist``: look for init_from, too."""
-        _choice("precision", self.precision, PRECISIONS)
+        _choice("precision", self.precision, ("auto", *PRECISIONS))
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
         _choice("backend", self.backend, BACKENDS)

@@ -35,10 +35,11 @@ from filip.errors import UserError
 from filip.files import write_json
 from filip.interaction import late_interaction, select_tokens
 from filip.models import Encoded, TextFeatures, build_model
+from filip.progress import say
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
-from filip.train.engine import Engine, make_engine, require_precision, resolve_batching, to_device
+from filip.train.engine import Engine, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.losses import Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
 from filip.train.losses.token_wise import token_scorers
@@ -69,8 +70,10 @@ def main(config: Efficiency) -> None:
     rows = {name: study.resolved(name).check() for name in study.efficiency}
     ranks = start_ranks()
     with raise_together(ranks):
-        for row in rows.values():
-            require_precision(row)
+        notes = {settle_precision(row, ranks) for row in rows.values()} - {""}
+    if ranks.is_main:
+        for note in sorted(notes):
+            say(note)
     for precision in {row.precision for row in rows.values()}:
         device.choose_attention(ranks.device, precision)
     steps = {name: Step(row, config, ranks) for name, row in rows.items()}

@@ -21,7 +21,7 @@ from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
 from filip.train.optimizers import OPTIMIZERS
 from filip.train.param_groups import param_groups, set_lr
-from filip.train.ranks import deepspeed_accelerator
+from filip.train.ranks import Ranks, deepspeed_accelerator
 
 
 @dataclass(frozen=True)
@@ -133,11 +133,33 @@ def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -
     OPTIMIZERS[config.optimizer.name].check_settings(settings)
 
 
+def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None) -> str:
+    """Replace ``precision=auto`` in ``config`` by what this training uses, the same on all ranks.
+
+    saved: the precision of the checkpoint that the run continues from, which it keeps. Returns a sentence for the log,
+    or "". Raises UserError if this machine cannot train so.
+    """
+    places = ranks.gather(device.best_precision(ranks.device))
+    sentence = ""
+    if config.precision == "auto":
+        best = places[0] if len(set(places)) == 1 else "fp32"
+        config.precision = saved or best
+        why = "as the checkpoint" if saved else f"which the {ranks.device.type} of every rank multiplies"
+        if not saved and best == "fp32":
+            why = f"since this {ranks.device.type} does not multiply bf16 itself"
+        sentence = f"precision {config.precision}, {why}"
+    require_precision(config)
+    if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
+        sentence = (
+            f"warning: precision=bf16, and this {ranks.device.type} only emulates it: convolutions take "
+            f"{device.bf16_slowdown(ranks.device):.0f} times as long as in fp32 (measured now); use precision=auto"
+        )
+    return sentence
+
+
 def require_precision(config: TrainConfig) -> None:
     """UserError if this machine cannot train in ``config.precision``. ``fp16_on_cpu`` patches DeepSpeed to allow it."""
     accelerator = deepspeed_accelerator()
-    if config.precision == "bf16" and not accelerator.is_bf16_supported():
-        raise UserError(f"precision=bf16: this {accelerator.device_name()} has no bf16; use precision=fp32")
     if config.precision != "fp16" or accelerator.is_fp16_supported():
         return
     if accelerator.device_name() != "cpu" or not config.fp16_on_cpu:

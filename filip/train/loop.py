@@ -32,7 +32,7 @@ from filip.train.checkpoint import (
     to_universal,
 )
 from filip.train.config import TrainConfig
-from filip.train.engine import Batching, make_engine, require_precision, resolve_batching, to_device
+from filip.train.engine import Batching, make_engine, resolve_batching, settle_precision, to_device
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
@@ -45,7 +45,7 @@ from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.provenance import put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, timings, write_result
-from filip.train.resume import choose_checkpoint, continue_from, training_hash
+from filip.train.resume import choose_checkpoint, continue_from, saved_precision, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward
@@ -63,7 +63,8 @@ def train(config: TrainConfig) -> None:
     ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes, config.patience_minutes)
     stop = StopSignal()
     with raise_together(ranks):
-        require_precision(config)
+        if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
+            say(chosen)
         device.choose_attention(ranks.device, config.precision)
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)

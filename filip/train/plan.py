@@ -252,6 +252,8 @@ def main(config: Plan) -> None:
         raise UserError(f"ranks={config.ranks} should be numbers of ranks, each at least 1, such as [8,128]")
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
+    if config.precision == "auto" and config.gpu in GPUS:
+        config.precision = "bf16" if GPUS[config.gpu].triton else "fp16"
     if config.gpus is None:
         print("\n".join(table(config, config.ranks)))
         return

@@ -44,6 +44,16 @@ def training_hash(state: LoopState) -> str:
     return digest([sorted(state.manifests.values()), *(getattr(state, name) for name in names)])
 
 
+def saved_precision(config: TrainConfig, ranks: Ranks) -> str | None:
+    """The precision of the checkpoint from which ``resume=auto`` would continue; None if there is none."""
+    found = None
+    with raise_together(ranks):
+        if ranks.is_main and config.resume == "auto" and not is_finished(Path(config.run_dir)):
+            checkpoint, _ = newest_intact(Path(config.run_dir) / "checkpoints")
+            found = read_state(checkpoint).precision if checkpoint else None
+    return from_main(ranks, found)
+
+
 def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Resumption:
     """What ``resume`` means for a run that is in ``state``. All ranks call and get the first rank's answer.
 

@@ -47,8 +47,6 @@ def test_float32(backend: str, name: str) -> None:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_16_bit_tokens_are_multiplied_exactly(backend: str, dtype: torch.dtype) -> None:
-    if backend == "native" and dtype == torch.float16:
-        pytest.skip("the native kernel has no float16; dispatch gives it to tiled")
     problem = random_problem(9, 49, random_lengths(12, 2, 30), 64)
     rounded = Problem(*(t.to(dtype) for t in problem[:2]), problem.text_lengths)
     found = solve(rounded, backend)

@@ -79,7 +79,10 @@ def training(
     }
     return {
         "run": run,
-        "config": {"experiment": "demo", "model": model, "precision": "fp32", "token_keep_ratio": 1.0, **config},
+        "config": {
+            "experiment": "demo", "model": model, "precision": "fp32", "transport_dtype": "auto",
+            "token_keep_ratio": 1.0, **config,
+        },
         "commit": "0123456789abcdef", "manifest_hashes": {}, "steps": 20, "epochs": 2, "world_size": 2,
         "global_batch": 128,
         "samples_per_second": 128 / seconds, "seconds_per_iteration": seconds, "peak_memory_mb": memory,

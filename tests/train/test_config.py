@@ -12,7 +12,7 @@ from filip.command import help_text
 from filip.errors import UserError
 from filip.models import build_model, load_preset
 from filip.resources import shipped
-from filip.train.config import TrainConfig
+from filip.train.config import PRECISIONS, TrainConfig
 from filip.train.engine import (
     Batching,
     deepspeed_settings,
@@ -36,8 +36,10 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
     config = compose(f"experiment={name}", *start)
     world_size = {"base": 128, "large": 192}.get(name, 8)
     batching = resolve_batching(config, world_size)
-    settings = deepspeed_settings(config, batching, world_size)
-    assert settings["train_batch_size"] == batching.pairs_per_step
+    for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
+        config.precision = precision  # as settle_precision does where the training runs
+        settings = deepspeed_settings(config, batching, world_size)
+        assert settings["train_batch_size"] == batching.pairs_per_step
 
 
 def test_the_papers_settings() -> None:

@@ -83,7 +83,7 @@ def test_a_random_batch_is_what_the_towers_take() -> None:
 @pytest.mark.timeout(300)
 def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None:
     study = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
-    study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_fp32_25")}
+    study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_bf16_25")}
     (tmp_path / "study.json").write_text(json.dumps(study))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += ["-m", "filip.train.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
@@ -96,7 +96,7 @@ def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None
         text=True,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    for name, interaction, kept in (("orig", "pooled", 1.0), ("late_64_fp32_25", "token_wise", 0.25)):
+    for name, interaction, kept in (("orig", "pooled", 1.0), ("late_64_bf16_25", "token_wise", 0.25)):
         found = json.loads((tmp_path / "out" / f"{name}.json").read_text())
         assert found["config"]["model"]["interaction"] == interaction
         assert found["config"]["token_keep_ratio"] == kept

@@ -194,7 +194,7 @@ def reduced(config: dict) -> dict:
         "gathered": 128,
         "overrides": [],
     }  # not few_steps: it has batches of its own
-    config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_fp32_25",)}
+    config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_bf16_25",)}
     config["tables"] = {
         "zero_shot": ["clip", "filip"],
         "retrieval": ["filip", "filip_ft"],

@@ -77,10 +77,10 @@ def test_a_key_of_older_studies_is_refused_with_what_to_write_now(demo: dict, ch
 @pytest.mark.parametrize(
     ("row", "run", "difference"),
     [
-        ("late_128_fp32", "filip", "precision is bf16 there and fp32 here"),
-        ("late_128_bf16", "clip", "model.interaction is pooled there and token_wise here"),
+        ("late_128_fp32", "filip", "transport_dtype is bf16 there and fp32 here"),
+        ("late_128_fp32", "clip", "model.interaction is pooled there and token_wise here"),
         ("late_64_bf16", "filip", "model.embed_dim is 128 there and 64 here"),
-        ("late_64_fp32_25", "filip", "token_keep_ratio is 1.0 there and 0.25 here"),
+        ("late_64_bf16_25", "filip", "token_keep_ratio is 1.0 there and 0.25 here"),
     ],
 )
 def test_an_accuracy_of_other_settings_is_refused_with_the_difference(

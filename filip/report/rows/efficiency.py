@@ -42,6 +42,8 @@ def build(inputs: Inputs) -> Table:
         "Time: the median step of training (forward, loss, backward, update), with its quartiles; memory: what a step "
         "needs beyond weights and optimiser states; both the largest over ranks. Steps of all rows are interleaved.",
         *_geometry(inputs),
+        "Precision is that in which tokens or vectors are sent and multiplied; the towers of all rows have one "
+        "precision, that of the training.",
         "Ratios are to the first row of the same block, so that different machines compare.",
         "Accuracy is that of the fully trained run with the same settings, where there is one.",
     ]
@@ -92,11 +94,12 @@ def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
 def _facts(config: dict[str, Any]) -> dict[str, Cell]:
     """What was trained, from the config that the training itself recorded."""
     model = config["model"]
-    pooled = model["interaction"] == "pooled"
+    pooled = model["interaction"] == "pooled"  # its vectors are sent in float32
+    sent = config["precision"] if config["transport_dtype"] == "auto" else config["transport_dtype"]
     return {
         "interaction": text_cell(INTERACTIONS[model["interaction"]]),
         "embed_dim": Cell(model["embed_dim"]),
-        "precision": text_cell(config["precision"]),
+        "precision": text_cell("fp32" if pooled else sent),
         "token_keep_ratio": Cell(reason=NOT_APPLICABLE) if pooled else Cell(config["token_keep_ratio"]),
     }
 
