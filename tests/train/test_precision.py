@@ -1,78 +1,81 @@
-"""precision=auto: what the hardware multiplies, the same on all ranks, and kept by a run that continues."""
+"""The fp16 block's loss scale, and numbers that are no longer finite, in real runs of two ranks."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-from copy import deepcopy
+import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
-import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from filip import device
-from filip.eval.precision import dtype_of, name_of
-from filip.study import resolve
-from filip.train.engine import settle_precision
-
-ROOT = Path(__file__).parents[2]
-
-AVX2 = {"ONEDNN_MAX_CPU_ISA": "AVX2", "ATEN_CPU_CAPABILITY": "avx2", "FILIP_NATIVE_ISA": "avx2"}
-ASK = "import torch; from filip.device import best_precision; print(best_precision(torch.device('cpu')))"
+from filip.resources import shipped
+from tests.support.training import records, run_many, series, train_arguments
 
 
-def ranks(*places: str) -> SimpleNamespace:
-    """Ranks on CPUs of which each would answer best_precision with one of ``places``."""
-    return SimpleNamespace(device=torch.device("cpu"), gather=lambda own: list(places) or [own])
+@pytest.mark.slow
+def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> None:
+    settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
+    settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
+    (tmp_path / "fp16.json").write_text(json.dumps(settings))
+    fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
+    settings["fp16"] |= {"initial_scale_power": 24, "min_loss_scale": 2**24}  # overflows, and cannot go down
+    (tmp_path / "floor.json").write_text(json.dumps(settings))
+    saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")
+    runs = [
+        train_arguments(squares, tmp_path / "fp16", *fp16, "max_steps=32"),
+        train_arguments(squares, tmp_path / "stops", *saving),
+        train_arguments(squares, tmp_path / "rolls_back", *saving, "watchdog.non_finite=rollback"),
+        train_arguments(squares, tmp_path / "diverges", "optimizer.base_lr=1e30", "max_steps=14"),
+        train_arguments(
+            squares, tmp_path / "rolls_back3", *saving, "watchdog.non_finite=rollback", "zero_stage=3"
+        ),
+        train_arguments(squares, tmp_path / "floor", *fp16[:3], f"deepspeed={tmp_path}/floor.json"),
+    ]
+    assert run_many(2, runs, tmp_path / "log") == [0, 2, 0, 2, 0, 2]
 
-
-def test_a_cpu_that_is_told_to_be_avx2_has_no_bf16() -> None:
-    found = subprocess.run(
-        [sys.executable, "-c", ASK],
-        env={**os.environ, **AVX2},
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        check=True,
+    scale, skipped = (
+        series(tmp_path / "fp16", "optimizer/loss_scale"),
+        series(tmp_path / "fp16", "optimizer/skipped_steps"),
     )
-    assert found.stdout.strip() == "fp32"
+    lowest = scale.index(min(scale))
+    assert skipped[0] >= 1 and scale[lowest] < 2**15  # overflows are skipped, each halves the scale
+    assert max(scale[lowest:]) >= 2 * scale[lowest]  # and it grows again after four good steps
+    loss = series(tmp_path / "fp16", "loss/total")
+    assert sum(loss[-5:]) < sum(loss[:5])
+
+    text = (tmp_path / "log").read_text()
+    assert text.count("non-finite in steps 7 to 9") >= 2
+    last_good = tmp_path / "stops" / "checkpoints" / "step00000004"
+    assert f"the last good checkpoint is {last_good}" in text and last_good.is_dir()
+    assert (
+        "non-finite" in text.split("run 2 exit")[-1].split("run 3 exit")[0]
+        and "there is no checkpoint yet" in text
+    )
+    for name in ("rolls_back", "rolls_back3"):
+        events = [r for r in records(tmp_path / name) if "event" in r]
+        assert [e["step"] for e in events if e["event"] == "rollback"] == [9]
+        steps = [r["step"] for r in records(tmp_path / name) if "loss/total" in r]
+        assert steps == [*range(1, 10), *range(5, 15)]  # back to the weights of step 4, on with new data
+    one, three = (series(tmp_path / name, "loss/total")[9:] for name in ("rolls_back", "rolls_back3"))
+    assert one == pytest.approx(three, abs=2e-2)  # ZeRO-3 loads in a running engine as well
+    findings = [r["text"] for r in records(tmp_path / "floor") if r.get("event") == "watchdog"]
+    assert [f.split(": ")[1] for f in findings] == [
+        "loss scale collapsed in steps 1 to 1",
+        "non-finite in steps 1 to 3",
+    ]
+    watched_in_tensorboard(tmp_path / "rolls_back")
 
 
-def test_a_cpu_multiplies_bf16_only_with_the_instructions_for_it() -> None:
-    flags = Path("/proc/cpuinfo").read_text().split()
-    if not {"avx512_bf16", "amx_bf16"} & set(flags):
-        assert not device.multiplies_bf16(torch.device("cpu"))
-    elif "ONEDNN_MAX_CPU_ISA" not in os.environ:
-        assert device.multiplies_bf16(torch.device("cpu"))
-
-
-@pytest.mark.parametrize(
-    ("places", "saved", "settled"),
-    [
-        (("bf16", "bf16"), None, "bf16"),
-        (("fp32", "fp32"), None, "fp32"),
-        (("bf16", "fp32"), None, "fp32"),  # a cluster of two kinds of CPU trains in what all of them have
-        (("bf16", "bf16"), "fp32", "fp32"),  # a run that continues keeps its precision
-        (("fp32", "fp32"), "bf16", "bf16"),
-    ],
-)
-def test_auto_is_settled_for_all_ranks(places: tuple[str, ...], saved: str | None, settled: str) -> None:
-    config = deepcopy(resolve("experiment=demo"))
-    sentence = settle_precision(config, ranks(*places), saved)  # type: ignore[arg-type]
-    assert config.precision == settled and settled in sentence
-
-
-def test_an_explicit_bf16_without_hardware_is_a_warning_with_a_measured_factor(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(device, "_cpu_multiplies_bf16", lambda: False)
-    config = deepcopy(resolve("experiment=demo", "precision=bf16"))
-    sentence = settle_precision(config, ranks())  # type: ignore[arg-type]
-    assert config.precision == "bf16"
-    assert sentence.startswith("warning: precision=bf16") and "times as long as in fp32" in sentence
-
-
-def test_an_evaluation_on_a_cpu_is_in_fp32_whatever_the_cpu() -> None:
-    assert name_of(dtype_of("auto", "cpu")) == "fp32"
+def watched_in_tensorboard(run_dir: Path) -> None:
+    board = EventAccumulator(str(run_dir / "tensorboard"))
+    board.Reload()
+    tags = board.Tags()
+    wanted = {
+        "loss/total", "loss/i2t", "loss/t2i", "accuracy/i2t", "accuracy/t2i",
+        "optimizer/lr", "optimizer/lr_temperature",
+        "optimizer/logit_scale", "optimizer/loss_scale", "optimizer/skipped_steps", "optimizer/grad_norm",
+        "optimizer/weight_norm", "trust_ratio/min", "trust_ratio/median", "trust_ratio/max", "tokens/bos_eos_share",
+        "speed/pairs_per_second", "speed/data_wait_seconds", "speed/compute_seconds", "memory/peak_mb",
+    }  # fmt: skip
+    assert wanted <= set(tags["scalars"])
+    assert any("watchdog" in tag for tag in tags["tensors"])
