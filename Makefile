@@ -1,13 +1,23 @@
 # make demo   runs the whole pipeline on the embedded demo corpus; make test passes the tests. Both set themselves up.
-# make demo SEEDS=3 adds two more seeds of every run, and tables with intervals over them. STUDY=… runs another study.
+# make run STUDY=… runs another study. SEEDS=3 adds two more seeds of every run, and tables with intervals over them.
+# CPU=avx2, with any target, computes as a CPU without AVX-512, VNNI and bfloat16 would.
 
 VENV      := .venv
-PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3; do \
-               command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' 2>/dev/null \
+PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+               command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null \
                && { command -v $$p; break; }; done)
+# What makes and fills .venv. A Python that the user names has to be the one in .venv; else any that fits will do.
+INSTALLER  = $(or $(PYTHON),$(wildcard $(VENV)/bin/python))
+INSTALL    = if [ -z "$(INSTALLER)" ]; then \
+                 echo "error: no Python 3.11, 3.12, 3.13 or 3.14 found, only $$(python3 --version 2>/dev/null || echo 'no python3'). Install one, e.g."; \
+                 echo "       'apt install python3.13 python3.13-venv', or name it: make demo PYTHON=/path/to/python3.13"; exit 1; fi; \
+             $(INSTALLER) -c 'import sys; sys.exit(sys.version_info < (3, 7))' >/dev/null 2>&1 || { \
+                 echo "error: PYTHON=$(PYTHON) does not run, or is older than 3.7: name a Python 3.11 to 3.14"; exit 1; }; \
+             $(INSTALLER) workflow/install.py $(if $(filter file,$(origin PYTHON)),,--chosen)
 STUDY     ?= demo
 CORES     ?= $(shell nproc)
 PORT      ?= 6006
+STUDIES    = $(sort $(notdir $(basename $(wildcard workflow/config/*.yaml))))
 RESULTS   := results/$(STUDY)
 SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
              $(if $(SEEDS),--config seeds=$(SEEDS))
@@ -19,27 +29,37 @@ export PYTHONUNBUFFERED := 1
 # img2dataset's image library would ask the network for a newer version of itself; hubs are not to be asked either.
 export NO_ALBUMENTATIONS_UPDATE := 1
 
+ifeq ($(origin CPU),command line)
+ifneq ($(CPU),avx2)
+$(error CPU=$(CPU): only CPU=avx2 is known, which computes as a CPU with AVX2 and nothing newer; without CPU= it is this machine's own)
+endif
+export ONEDNN_MAX_CPU_ISA := AVX2
+export ATEN_CPU_CAPABILITY := avx2
+export FILIP_NATIVE_ISA := avx2
+export FILIP_CPU := avx2
+endif
+
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-quick gpu-check lint docs clean dry-run tensorboard snakemake-report
+.PHONY: help setup setup-dev lock demo run study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
+        snakemake-report
 
 help:  ## list the targets
-	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 18
 
-setup: $(VENV)/.installed  ## create .venv and install the project with its development tools
+setup:  ## create .venv with what the demo needs; test, lint and docs add their tools
+	@$(INSTALL) demo
 
-$(VENV)/.installed: pyproject.toml
-	@if [ -z "$(PYTHON)" ]; then \
-	  echo "error: no Python 3.11, 3.12 or 3.13 found."; \
-	  echo "       Found: $$(python3 --version 2>/dev/null || echo no python3). Install one, e.g. 'apt install python3.11 python3.11-venv'"; \
-	  echo "       or 'uv python install 3.12', or name it: make demo PYTHON=/path/to/python3.12"; exit 1; fi
-	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
-	  echo "error: $(PYTHON) has no venv module; install it, e.g. 'apt install python3-venv'"; exit 1; }
-	@echo "== creating $(VENV) with $(PYTHON) and installing (about 2 GB, a few minutes)"
-	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@$(VENV)/bin/python -m pip install --disable-pip-version-check --progress-bar off -q -e '.[dev]'
-	@touch $@
+setup-dev:  ## the same with the development tools
+	@$(INSTALL) dev
 
-demo: setup  ## run the whole pipeline, download to report, on the embedded demo corpus
+lock: setup-dev  ## choose the newest versions anew: workflow/envs/lock.txt
+	@$(INSTALL) lock
+
+demo:  ## run the whole pipeline, download to report, on the embedded demo corpus
+	@if [ "$(STUDY)" != demo ]; then echo "error: make demo runs the demo; the study $(STUDY): make run STUDY=$(STUDY)"; exit 1; fi
+	@$(MAKE) --no-print-directory run
+
+run: study-exists setup  ## run any study: make run STUDY=own_images
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(SNAKEMAKE)
 	@echo
@@ -50,33 +70,45 @@ demo: setup  ## run the whole pipeline, download to report, on the embedded demo
 	@echo "tables       $(RESULTS)/tables/"
 	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
 
-snakemake-report: setup  ## Snakemake's own report of STUDY: the DAG, run times, and every table and figure as a file
+study-exists:
+	@if [ ! -f "workflow/config/$(STUDY).yaml" ]; then \
+	  echo "error: there is no study '$(STUDY)': no file workflow/config/$(STUDY).yaml. Known: $(STUDIES)"; exit 1; fi
+
+snakemake-report: study-exists setup  ## Snakemake's own report of STUDY: the DAG, run times, and every table and figure as a file
 	@$(SNAKEMAKE) --report $(RESULTS)/report-snakemake.html
 
-dry-run: setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
+dry-run: study-exists setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
 	@$(SNAKEMAKE) -n
 
 tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"
 	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
-lint: setup  ## ruff, mypy and snakemake --lint
+lint: setup-dev  ## ruff, mypy and snakemake --lint
 	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
 	@$(SNAKEMAKE) --lint
 
-docs: setup  ## build the documentation into site/; a broken link or a missing reference fails
+docs: setup-dev  ## build the documentation into site/; a broken link or a missing reference fails
 	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@echo "documentation  site/index.html   (open it in a browser)"
 
-test: setup lint  ## all checks and tests (two files of tests at a time)
+test: setup-dev lint  ## all checks and tests (two files of tests at a time)
 	@$(VENV)/bin/python -m bench.browser
 	@$(PYTEST_TWO) --ignore=tests/cluster
 	@$(VENV)/bin/python -m pytest tests/cluster   # alone: its Slurm and its network names are those of the machine
 
-test-quick: setup  ## only the tests that start no processes
+test-quick: setup-dev  ## only the tests that start no processes
 	@$(PYTEST_TWO) -m 'not slow'
 
-gpu-check: setup  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
+gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
 	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check
 
-clean:  ## remove results and caches, keep .venv
-	@rm -rf results site .snakemake .cache .pytest_cache .mypy_cache .ruff_cache
+clean:  ## remove caches and the built documentation; .venv and results stay
+	@rm -rf site .snakemake .cache .pytest_cache .mypy_cache .ruff_cache
+
+clean-results: study-exists  ## remove results/STUDY, trained models included; asks, or CONFIRM=yes
+	@if [ ! -d "$(RESULTS)" ]; then echo "there is nothing at $(RESULTS)"; exit 0; fi; \
+	if [ "$(CONFIRM)" != yes ]; then \
+	  printf 'Remove %s (%s), its trained models included? Type yes: ' "$(RESULTS)" "$$(du -sh "$(RESULTS)" | cut -f1)"; \
+	  read -r answer || true; [ "$$answer" = yes ] || { echo; echo "error: nothing was removed; without asking: make clean-results STUDY=$(STUDY) CONFIRM=yes"; exit 1; }; fi; \
+	rm -rf "$(RESULTS)"

@@ -1,6 +1,6 @@
 """The two tables of docs/recipes.md, from the results of the study demo_recipes.
 
-    make demo STUDY=demo_recipes SEEDS=3
+    make run STUDY=demo_recipes SEEDS=3
     python -m bench.recipes_page
 
 Writes what stands between the two marks of the page, so that no figure there is typed by hand: what every recipe finds,

@@ -1,0 +1,230 @@
+"""The Makefile's targets that a newcomer types first, and the installation: what they refuse, in a sentence."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.markers import Marker
+from packaging.requirements import Requirement
+
+from workflow import install
+
+ROOT = Path(__file__).resolve().parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """The files that the installation reads, without a .venv."""
+    folder = tmp_path / "a checkout"
+    (folder / "workflow/envs").mkdir(parents=True)
+    for name in ("Makefile", "pyproject.toml", "setup.py", "workflow/install.py", "workflow/envs/lock.txt"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copytree(ROOT / "workflow/config", folder / "workflow/config")
+    return folder
+
+
+def venv(checkout: Path, version: str = HERE) -> Path:
+    """A .venv that claims to hold a Python, with one that runs."""
+    folder = checkout / ".venv"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {version}.1\n")
+    (folder / "bin/python").symlink_to(sys.executable)
+    return folder
+
+
+def refused(checkout: Path, *arguments: str) -> str:
+    """The one sentence by which `workflow/install.py` refuses."""
+    done = subprocess.run(
+        [sys.executable, "workflow/install.py", *arguments], cwd=checkout, capture_output=True, text=True
+    )
+    assert done.returncode == 1 and done.stdout == ""
+    (sentence,) = done.stderr.splitlines()
+    return sentence
+
+
+def make(checkout: Path, *arguments: str, stdin: str = "") -> tuple[int, str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    done = subprocess.run(
+        ["make", "--no-print-directory", *arguments],
+        cwd=checkout, env=environment, input=stdin, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_a_venv_of_an_unsupported_python_is_not_reused(checkout: Path) -> None:
+    venv(checkout, "3.10")
+    assert refused(checkout, "demo") == (
+        "error: .venv holds Python 3.10; FILIP runs on 3.11 to 3.14: remove it (rm -r .venv) and run the same again"
+    )
+
+
+def test_a_named_python_has_to_be_that_of_the_venv(checkout: Path) -> None:
+    other = "3.12" if HERE == "3.11" else "3.11"
+    venv(checkout, other)
+    assert f".venv holds Python {other}, and PYTHON= names {HERE}" in refused(checkout, "demo", "--chosen")
+
+
+def test_a_named_python_that_is_too_old_is_refused_before_anything_is_made(checkout: Path) -> None:
+    text = (checkout / "pyproject.toml").read_text()
+    later = text.replace('requires-python = ">=3.11,<3.15"', 'requires-python = ">=3.91,<3.95"')
+    assert later != text
+    (checkout / "pyproject.toml").write_text(later)
+    assert f"is Python {HERE}; FILIP runs on 3.91 to 3.94: name another" in refused(
+        checkout, "demo", "--chosen"
+    )
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_venv_whose_python_is_gone_is_named(checkout: Path) -> None:
+    folder = venv(checkout)
+    (folder / "bin/python").unlink()
+    (folder / "bin/python").symlink_to("/nowhere/python3")
+    assert ".venv has no Python that runs: remove it (rm -r .venv)" in refused(checkout, "demo")
+
+
+def test_a_venv_that_was_moved_is_named(checkout: Path) -> None:
+    (venv(checkout) / ".place").write_text("/before/.venv")
+    assert ".venv was made as /before/.venv and does not run elsewhere" in refused(checkout, "demo")
+
+
+def test_what_is_installed_is_not_installed_again_until_a_version_changes(
+    checkout: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    monkeypatch.setattr(install, "ROOT", checkout)
+    monkeypatch.setattr(install, "VENV", venv(checkout))
+    monkeypatch.setattr(install, "LOCK", checkout / "workflow/envs/lock.txt")
+    monkeypatch.setattr(install, "install", lambda tier, new: asked.append(tier))
+    monkeypatch.setattr(sys, "argv", ["install.py", "demo"])
+    (checkout / ".venv/.installed").write_text(install.digest("demo"))
+    install.main()
+    assert asked == []
+    with (checkout / "workflow/envs/lock.txt").open("a") as lock:
+        lock.write("one-more==1.0\n")
+    install.main()
+    assert asked == ["demo"]
+
+
+def test_pips_settings_are_uvs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A mirror in pip.conf, wheels on the disk by a variable; what is set for uv itself stays."""
+    for name in [name for name in os.environ if name.startswith(("PIP_", "UV_"))]:
+        monkeypatch.delenv(name)
+    (tmp_path / "pip.conf").write_text(
+        "[global]\nindex-url = https://mirror.example/simple\nextra-index-url = https://a.example/x\n  https://b.example/y\n"
+        "[install]\nconstraint = /etc/constraints.txt\n"
+    )
+    monkeypatch.setenv("PIP_CONFIG_FILE", str(tmp_path / "pip.conf"))
+    monkeypatch.setenv("PIP_FIND_LINKS", "/wheels /more")
+    monkeypatch.setenv("UV_HTTP_TIMEOUT", "7")
+    monkeypatch.setenv("PIP_TIMEOUT", "9")
+    settings = install.pip_settings(Path(sys.executable))
+    assert settings["constraint"] == ["/etc/constraints.txt"]
+    found = install.like_pip(settings)
+    assert found["UV_DEFAULT_INDEX"] == "https://mirror.example/simple"
+    assert found["UV_INDEX"].split() == ["https://a.example/x", "https://b.example/y"]
+    assert found["UV_INDEX_STRATEGY"] == "unsafe-best-match"
+    assert found["UV_FIND_LINKS"] == "/wheels,/more"
+    assert "UV_HTTP_TIMEOUT" not in found
+
+
+def test_an_index_that_does_not_answer_is_not_waited_for() -> None:
+    assert not install.answers("http://127.0.0.1:9/")
+
+
+def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
+    """Else `make lock` was forgotten after a change of pyproject.toml."""
+    pins: dict[str, list[Requirement]] = {}
+    for line in install.LOCK.read_text().splitlines():
+        if line and not line.startswith("#"):
+            pin = Requirement(line)
+            pins.setdefault(canonical(pin.name), []).append(pin)
+    lines = [
+        *PROJECT["dependencies"],
+        *(x for extra in PROJECT["optional-dependencies"].values() for x in extra),
+    ]
+    for line in lines:
+        wanted = Requirement(line)
+        if canonical(wanted.name) == PROJECT["name"] or not applies(wanted.marker):
+            continue
+        found = [pin for pin in pins.get(canonical(wanted.name), []) if applies(pin.marker)]
+        assert len(found) == 1, f"{line}: {found}"
+        (version,) = [one.version for one in found[0].specifier]
+        assert wanted.specifier.contains(version, prereleases=True), f"{line}: the lock has {version}"
+
+
+def applies(marker: Marker | None) -> bool:
+    return marker is None or marker.evaluate()
+
+
+def canonical(name: str) -> str:
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+@pytest.mark.parametrize(
+    "module", ["ray", "pyspark", "playwright", "colpali-engine", "clip-benchmark", "ruff", "mypy"]
+)
+def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
+    extras, wanted, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
+    while wanted:
+        for line in extras[wanted.pop()]:
+            requirement = Requirement(line)
+            if canonical(requirement.name) == PROJECT["name"]:
+                wanted += requirement.extras
+            seen.add(canonical(requirement.name))
+    assert "snakemake" in seen and module not in seen
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (
+            ["run", "STUDY=typo"],
+            "error: there is no study 'typo': no file workflow/config/typo.yaml. Known: ablation base demo",
+        ),
+        (["dry-run", "STUDY=typo"], "error: there is no study 'typo'"),
+        (["demo", "STUDY=base"], "error: make demo runs the demo; the study base: make run STUDY=base"),
+        (
+            ["setup", "PYTHON=/nowhere/python3"],
+            "error: PYTHON=/nowhere/python3 does not run, or is older than 3.7",
+        ),
+        (["run", "CPU=avx512"], "CPU=avx512: only CPU=avx2 is known"),
+        (["demo", "CPU="], "only CPU=avx2 is known"),
+    ],
+)
+def test_a_mistyped_make_is_refused_in_a_sentence(
+    checkout: Path, arguments: list[str], sentence: str
+) -> None:
+    code, printed = make(checkout, *arguments)
+    assert code != 0 and sentence in printed and "Traceback" not in printed
+    assert not (checkout / ".venv").exists()
+
+
+def test_a_cpu_of_the_users_environment_is_not_ours(checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CPU", "x86_64")
+    assert make(checkout, "help")[0] == 0
+
+
+def test_clean_keeps_trained_models_and_clean_results_asks(checkout: Path) -> None:
+    model = checkout / "results/demo/models/filip.safetensors"
+    model.parent.mkdir(parents=True)
+    model.write_text("weights")
+    (checkout / ".mypy_cache").mkdir()
+    assert make(checkout, "clean")[0] == 0
+    assert model.is_file() and not (checkout / ".mypy_cache").exists()
+    for answer in ("", "no\n"):
+        code, printed = make(checkout, "clean-results", stdin=answer)
+        assert code != 0 and "nothing was removed" in printed and model.is_file()
+    assert make(checkout, "clean-results", stdin="yes\n")[0] == 0
+    assert not model.exists()
+    model.parent.mkdir(parents=True)
+    assert make(checkout, "clean-results", "STUDY=demo", "CONFIRM=yes")[0] == 0
+    assert not (checkout / "results/demo").exists()

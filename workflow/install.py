@@ -1,0 +1,300 @@
+"""Make .venv and install the project into it: what `make setup` and every other target of the Makefile begin with.
+
+    python3.12 workflow/install.py demo      # what `make demo` runs
+    python3.12 workflow/install.py dev       # and what `make test`, `make lint` and `make docs` need
+    python3.12 workflow/install.py lock      # choose the versions anew
+
+Versions are those of workflow/envs/lock.txt. This file imports the standard library alone and can be read by old
+Pythons, since the first thing that it may have to say is that this one is too old.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import hashlib
+import os
+import re
+import shutil
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from pathlib import Path
+from typing import NoReturn
+
+ROOT = Path(__file__).resolve().parent.parent
+VENV = ROOT / ".venv"
+LOCK = ROOT / "workflow" / "envs" / "lock.txt"
+UV = "uv>=0.9,<1"
+# Each tier: its extras of pyproject.toml, and the file in .venv that says that they are installed.
+TIERS = {"demo": ("demo", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
+LOCK_HEADER = """\
+# The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
+# and every Python that it runs on. torch 2.13 is the newest that colpali-engine (extra oracles) allows.
+"""
+INDEXES = (
+    "UV_DEFAULT_INDEX",
+    "UV_INDEX",
+    "UV_INDEX_STRATEGY",
+    "SSL_CERT_FILE",
+    "ALL_PROXY",
+)  # not local wheels: the lock is for all
+CPU_BUILDS = "https://download.pytorch.org/whl/cpu/"
+PATIENCE = 3.0  # seconds until an index that does not answer counts as unreachable
+SIGN_OF_LIFE = 20.0  # seconds between two lines where there is no terminal to draw a bar in
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Make .venv and install the project into it.")
+    parser.add_argument("tier", choices=[*TIERS, "lock"])
+    parser.add_argument(
+        "--chosen", action="store_true", help="the user named this Python: .venv must be of it"
+    )
+    options = parser.parse_args()
+    found = version_of_venv()
+    if found is None or options.chosen:
+        check_python(sys.version_info[:2], f"{sys.executable} is")
+    if found is not None:
+        check_python(found, f"{shown(VENV)} holds", f"remove it (rm -r {shown(VENV)}) and run the same again")
+        check_place()
+        if options.chosen and found != sys.version_info[:2]:
+            fail(
+                f"{shown(VENV)} holds Python {dotted(found)}, and PYTHON= names {dotted(sys.version_info[:2])}: "
+                f"remove it first (rm -r {shown(VENV)}), or leave PYTHON= out"
+            )
+        if options.tier == "lock":
+            return lock()
+        if stamp(options.tier).is_file() and stamp(options.tier).read_text() == digest(options.tier):
+            return
+    install(options.tier, new=found is None)
+
+
+def fail(sentence: str) -> NoReturn:
+    raise SystemExit(f"error: {sentence}")
+
+
+def shown(path: Path) -> str:
+    return os.path.relpath(path)
+
+
+def dotted(version: tuple) -> str:
+    return ".".join(map(str, version))
+
+
+def supported() -> tuple:
+    """The first Python that the project runs on and the first that it does not, as pyproject.toml has them."""
+    text = (ROOT / "pyproject.toml").read_text()
+    return tuple(map(int, re.findall(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text)[0]))
+
+
+def check_python(version: tuple, subject: str, remedy: str = "") -> None:
+    first, after = supported()
+    if not (3, first) <= tuple(version) < (3, after):
+        choose = f"name another: make … PYTHON=python3.{first + 1}"
+        fail(
+            f"{subject} Python {dotted(version)}; FILIP runs on 3.{first} to 3.{after - 1}: {remedy or choose}"
+        )
+
+
+def version_of_venv() -> tuple | None:
+    """The Python of .venv; None if there is none yet."""
+    if not VENV.is_dir():
+        return None
+    config = VENV / "pyvenv.cfg"
+    version = (
+        re.search(r"^version(?:_info)? *= *(\d+)\.(\d+)", config.read_text(), re.M)
+        if config.is_file()
+        else None
+    )
+    if version is None or not os.access(VENV / "bin" / "python", os.X_OK):
+        fail(f"{shown(VENV)} has no Python that runs: remove it (rm -r {shown(VENV)}) and run the same again")
+    return tuple(map(int, version.groups()))
+
+
+def check_place() -> None:
+    """A .venv that was moved, or copied along with its folder, has the old place in all of its scripts."""
+    place = VENV / ".place"
+    if place.is_file() and Path(place.read_text()) != VENV.resolve():
+        fail(
+            f"{shown(VENV)} was made as {place.read_text()} and does not run elsewhere: remove it "
+            f"(rm -r {shown(VENV)}) and run the same again"
+        )
+
+
+def stamp(tier: str) -> Path:
+    return VENV / TIERS[tier][1]
+
+
+def digest(tier: str) -> str:
+    """Change when what is to be installed does."""
+    files = (ROOT / "pyproject.toml", ROOT / "setup.py", LOCK)
+    parts = [TIERS[tier][0], *(file.read_text() for file in files)]
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()
+
+
+def install(tier: str, new: bool) -> None:
+    began = time.monotonic()
+    python = VENV / "bin" / "python"
+    if new:
+        if not can_make_venvs():
+            fail(
+                f"{sys.executable} lacks the modules venv and ensurepip: install them "
+                f"(Debian, Ubuntu: apt install python{dotted(sys.version_info[:2])}-venv), or name another "
+                "Python: make … PYTHON=/path/to/python3"
+            )
+        print(f"== making {shown(VENV)} with Python {dotted(sys.version_info[:3])} ({sys.executable})")
+        try:
+            subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+        except BaseException:  # half of it would pass for the whole next time
+            shutil.rmtree(VENV, ignore_errors=True)
+            raise
+        (VENV / ".place").write_text(str(VENV.resolve()))
+    if not (VENV / "bin" / "uv").exists():
+        print("== fetching uv, which installs the rest")
+        fetch = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", UV]
+        if subprocess.run(fetch).returncode:
+            fail(f"pip could not install {UV}: see above; is the package index reachable?")
+    settings = pip_settings(python)
+    os.environ.update(like_pip(settings))
+    remove_predecessor(python)
+    print("== installing what {} needs, in the versions of {}".format(
+        "`make demo`" if tier == "demo" else "`make test`", shown(LOCK)))  # fmt: skip
+    command = [str(VENV / "bin" / "uv"), "pip", "install", "--python", str(python)]
+    for constraints in [str(LOCK), *settings.get("constraint", [])]:
+        command += ["--constraint", constraints]
+    command += ["--editable", f".[{TIERS[tier][0]}]"]
+    backend = torch_backend()
+    if run_uv([*command, "--torch-backend", backend] if backend else command) and (
+        not backend or run_uv(command)
+    ):
+        fail("the installation failed; uv says above why. The same command continues where it stopped")
+    for one in TIERS if tier == "dev" else [tier]:
+        stamp(one).write_text(digest(one))
+    print(f"== installed in {time.monotonic() - began:.0f} s")
+
+
+def lock() -> None:
+    """Write the newest versions that suit all extras on every Python that the project runs on."""
+    command = [
+        str(VENV / "bin" / "uv"),
+        "pip",
+        "compile",
+        "--quiet",
+        "--universal",
+        "--all-extras",
+        "--upgrade",
+    ]
+    command += ["--python-version", f"3.{supported()[0]}", "--no-annotate", "--no-header", "pyproject.toml"]
+    os.environ.update(
+        {k: v for k, v in like_pip(pip_settings(VENV / "bin" / "python")).items() if k in INDEXES}
+    )
+    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    if done.returncode:
+        fail("uv found no versions that suit all extras; it says above why")
+    LOCK.write_text(LOCK_HEADER + done.stdout)
+    print(f"== wrote {shown(LOCK)}")
+
+
+def can_make_venvs() -> bool:
+    return (
+        subprocess.run([sys.executable, "-c", "import ensurepip, venv"], capture_output=True).returncode == 0
+    )
+
+
+def pip_settings(python: Path) -> dict:
+    """What pip's configuration files and PIP_* variables say, each option as a list of words."""
+    listed = subprocess.run(
+        [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True
+    ).stdout
+    settings = {}
+    for section in ("global", "install", ":env:"):  # the later wins, as with pip
+        for name, value in re.findall(rf"^{section}\.([\w-]+)=(.*)$", listed, re.M):
+            settings[name] = ast.literal_eval(value).split()
+    return settings
+
+
+def like_pip(settings: dict) -> dict:
+    """Return pip's settings as environment variables for uv, which reads neither pip.conf nor PIP_* variables.
+
+    What the user has set for uv itself stays.
+    """
+    names = {
+        "index-url": "UV_DEFAULT_INDEX",
+        "extra-index-url": "UV_INDEX",
+        "find-links": "UV_FIND_LINKS",
+        "no-index": "UV_NO_INDEX",
+        "trusted-host": "UV_INSECURE_HOST",
+        "cert": "SSL_CERT_FILE",
+        "proxy": "ALL_PROXY",
+        "timeout": "UV_HTTP_TIMEOUT",
+        "default-timeout": "UV_HTTP_TIMEOUT",
+    }
+    found = {
+        variable: ("," if name == "find-links" else " ").join(settings[name])
+        for name, variable in names.items()
+        if settings.get(name)
+    }
+    if "UV_INDEX" in found:  # pip takes the best version of all its indexes; uv would ask the first one only
+        found["UV_INDEX_STRATEGY"] = "unsafe-best-match"
+    return {variable: value for variable, value in found.items() if variable not in os.environ}
+
+
+def remove_predecessor(python: Path) -> None:
+    """Until version 0.2 the project was installed as `filip`, which is another project's name on PyPI."""
+    if list(VENV.glob("lib/python*/site-packages/filip-*.dist-info")):
+        subprocess.run([str(VENV / "bin" / "uv"), "pip", "uninstall", "-q", "--python", str(python), "filip"])
+
+
+def torch_backend() -> str | None:
+    """`cpu` where there is no GPU and PyTorch's own index answers; None: as the package index has it."""
+    if sys.platform != "linux" or os.environ.get("UV_TORCH_BACKEND"):
+        return None
+    if shutil.which("nvidia-smi") or list(Path("/dev").glob("nvidia[0-9]*")):
+        return None  # the package index's build is for NVIDIA's GPUs
+    if answers(CPU_BUILDS):
+        print("== no NVIDIA GPU here: PyTorch's build for CPUs (another: UV_TORCH_BACKEND=…)")
+        return "cpu"
+    print(
+        "== PyTorch's index of CPU builds does not answer: PyTorch comes as pip would get it (PyPI: with CUDA, 3 GB)"
+    )
+    return None
+
+
+def answers(url: str) -> bool:
+    """Whether a host answers soon. In a thread, since looking up its name knows no time limit."""
+    answered = []
+
+    def ask() -> None:
+        try:
+            with urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=PATIENCE):
+                answered.append(True)
+        except (OSError, ValueError):
+            pass
+
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(PATIENCE)
+    return bool(answered)
+
+
+def run_uv(command: list) -> int:
+    """Run uv, which draws its own bars in a terminal; elsewhere say from time to time that it works."""
+    running = subprocess.Popen(command, cwd=ROOT)
+    began = time.monotonic()
+    while True:
+        try:
+            return running.wait(timeout=None if sys.stderr.isatty() else SIGN_OF_LIFE)
+        except subprocess.TimeoutExpired:
+            print(f"   … {time.monotonic() - began:.0f} s, still downloading and installing")
+        except KeyboardInterrupt:
+            running.wait()  # the terminal has sent it the signal too
+            raise
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except KeyboardInterrupt:
+        fail("interrupted; the same command continues where it stopped")
