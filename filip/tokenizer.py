@@ -6,9 +6,11 @@ never the number of ids above 0.
 
 from __future__ import annotations
 
+import gzip
 import html
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ftfy
@@ -19,6 +21,13 @@ if TYPE_CHECKING:
 
 BOS = 49406
 EOS = 49407
+MERGES = Path(__file__).resolve().parent / "resources" / "clip_merges.txt.gz"
+END_OF_WORD = "</w>"
+# As text they stand for their ids, as in open_clip.
+SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
+# The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
+PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+REMEMBERED = 1 << 18  # words; some 60 MB
 
 
 def clean(text: str) -> str:
@@ -30,10 +39,52 @@ def clean(text: str) -> str:
 
 def tokenize_numpy(texts: Sequence[str], context_length: int = 77) -> tuple[np.ndarray, np.ndarray]:
     """As :func:`tokenize`, as numpy arrays: ids uint16 ``[b, context_length]`` and lengths int64 ``[b]``."""
-    if not texts:
-        return np.zeros((0, context_length), np.uint16), np.zeros(0, np.int64)
-    ids = _tokenizer().tokenize_batch([clean(t) for t in texts], context_length=context_length)
-    return ids, (ids == EOS).argmax(axis=1).astype(np.int64) + 1
+    rows = [[BOS, *row[: context_length - 2], EOS] for row in _ids_of(texts)]
+    filled = np.fromiter(map(len, rows), np.int64, len(rows))
+    ids = np.zeros((len(rows), context_length), np.uint16)
+    ids[np.arange(context_length) < filled[:, None]] = [token for row in rows for token in row]
+    return ids, (ids == EOS).argmax(axis=1).astype(
+        np.int64
+    ) + 1  # the first: a caption may have the token's name in it
+
+
+def _ids_of(texts: Iterable[str]) -> list[list[int]]:
+    """Token ids of each text, uncut and without its ends. A piece never spans a space, so each word is encoded once."""
+    rows = [clean(text).lower().split() for text in texts]
+    known = _known_words()
+    new = {word for words in rows for word in words if word not in known}
+    if new:
+        if len(known) + len(new) > REMEMBERED:
+            known.clear()
+            new = {word for words in rows for word in words}
+        known.update(_encode(sorted(new)))
+    return [[token for word in words for token in known[word]] for words in rows]
+
+
+@cache
+def _known_words() -> dict[str, list[int]]:
+    return {}
+
+
+def _encode(words: list[str]) -> dict[str, list[int]]:
+    found = _tokenizer().encode_batch_fast(words, add_special_tokens=False)
+    ids = {word: encoding.ids for word, encoding in zip(words, found, strict=True)}
+    return ids | {word: _encode_special(word) for word in words if any(name in word for name in SPECIAL)}
+
+
+def _encode_special(word: str) -> list[int]:
+    """Token ids of a word that contains the name of a special token, where its pieces leave it whole."""
+    from tokenizers import Regex, pre_tokenizers
+
+    split = pre_tokenizers.Split(Regex("|".join([*SPECIAL, PIECES])), "removed", invert=True)
+    pieces = [piece for piece, _ in split.pre_tokenize_str(word)]
+    return [
+        token
+        for piece in pieces
+        for token in (
+            [SPECIAL[piece]] if piece in SPECIAL else _tokenizer().encode(piece, add_special_tokens=False).ids
+        )
+    ]
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tensor, Tensor]:
@@ -52,52 +103,74 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tens
 
 def token_counts(texts: Sequence[str], most: int = 1024) -> list[int]:
     """Tokens of each text with [BOS] and [EOS], uncut; more than ``most`` count as ``most``."""
-    counts: list[int] = []
-    for start in range(0, len(texts), 1024):  # rows of `most` ids: a few MB at a time
-        counts += tokenize_numpy(texts[start : start + 1024], most)[1].tolist()
-    return counts
+    return [min([*row, EOS].index(EOS) + 2, most) for row in _ids_of(texts)]
 
 
 def is_one_token(word: str) -> bool:
     """Whether CLIP's vocabulary has the word in one piece."""
-    _, lengths = tokenize_numpy([word], context_length=4)  # [BOS] token [EOS], and room for a second one
-    return int(lengths[0]) == 3
+    return len(_ids_of([word])[0]) == 1
 
 
 def decode_token(token: int) -> str:
     """One token as a person reads it in a picture: ``[BOS]``, ``[EOS]``, ``cat``, or a part of a word."""
     if token in (BOS, EOS):
         return "[BOS]" if token == BOS else "[EOS]"
-    return _tokenizer().decode([token]).strip()
+    return token_texts()[token].strip()
 
 
 @cache
 def token_texts() -> tuple[str, ...]:
     """Every token as text, by id; one that ends a word ends in a space."""
-    return tuple("" if token in (BOS, EOS) else _tokenizer().decode([token]) for token in range(EOS + 1))
+    byte_of = {letter: byte for byte, letter in _letters().items()}
+    texts = []
+    for token in vocabulary():
+        ends = token.endswith(END_OF_WORD)
+        raw = bytes(byte_of[letter] for letter in token.removesuffix(END_OF_WORD))
+        texts.append(raw.decode("utf-8", errors="replace") + " " * ends)
+    return (*texts, "", "")
 
 
-class OpenClipTokenizer:
-    """open_clip's tokenizer in the form of instant-clip-tokenizer: the same ids, but Python's speed."""
+@cache
+def merges() -> tuple[tuple[str, str], ...]:
+    """CLIP's pairs of symbols in the order in which they are merged."""
+    with gzip.open(MERGES, "rt", encoding="utf-8") as file:
+        return tuple((first, second) for first, second in map(str.split, file))
 
-    def __init__(self) -> None:
-        from open_clip.tokenizer import SimpleTokenizer
 
-        self.bpe = SimpleTokenizer()
-        # `clean` was here before, and repairing mojibake twice is not the same as once
-        self.bpe.clean_fn = lambda text: " ".join(text.split()).lower()
+@cache
+def vocabulary() -> tuple[str, ...]:
+    """All tokens but the two special ones, by id: bytes, bytes that end a word, what merges make."""
+    letters = [*_letters().values()]
+    return (*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges()))
 
-    def tokenize_batch(self, texts: list[str], context_length: int) -> np.ndarray:
-        return self.bpe(texts, context_length).numpy().astype(np.uint16)
 
-    def decode(self, ids: list[int]) -> str:
-        return self.bpe.decode(ids)
+@cache
+def _letters() -> dict[int, str]:
+    """The sign that stands for each byte, in the order of their ids: printable ones for themselves, then the others."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    others = [byte for byte in range(256) if byte not in printable]
+    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
 
 
 @cache
 def _tokenizer() -> Any:
-    try:
-        from instant_clip_tokenizer import Tokenizer
-    except ImportError:  # it has no wheel for Python 3.13 and newer
-        return OpenClipTokenizer()
-    return Tokenizer()
+    from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+
+    bpe = models.BPE(
+        vocab={token: number for number, token in enumerate(vocabulary())},
+        merges=list(merges()),
+        continuing_subword_prefix="",
+        end_of_word_suffix=END_OF_WORD,
+    )
+    tokenizer = Tokenizer(bpe)
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(PIECES), "removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    return tokenizer

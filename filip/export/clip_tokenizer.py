@@ -1,4 +1,4 @@
-"""CLIP's vocabulary as Hugging Face's tokenizer, made of the merges that open_clip ships."""
+"""CLIP's vocabulary as the tokenizer of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from filip.errors import UserError
 from filip.models import DualEncoder
-from filip.tokenizer import BOS, EOS
+from filip.tokenizer import BOS, EOS, merges, vocabulary
 
 
 def clip_tokenizer(model: DualEncoder) -> Any:
@@ -15,7 +15,6 @@ def clip_tokenizer(model: DualEncoder) -> Any:
     It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders carry beside it. UserError if the
     model's vocabulary is another one.
     """
-    from open_clip.tokenizer import SimpleTokenizer
     from transformers import CLIPTokenizer
 
     if model.config.text.vocab_size != EOS + 1:
@@ -23,10 +22,7 @@ def clip_tokenizer(model: DualEncoder) -> Any:
             f"the model has {model.config.text.vocab_size} word vectors and CLIP's vocabulary {EOS + 1} tokens: "
             "there is no tokenizer to export with it"
         )
-    bpe = SimpleTokenizer()
-    vocabulary = dict(bpe.encoder)
-    for special, theirs in (("<|startoftext|>", BOS), ("<|endoftext|>", EOS)):
-        vocabulary.pop(bpe.decoder[theirs])
-        vocabulary[special] = theirs
-    merges = [pair for pair, _ in sorted(bpe.bpe_ranks.items(), key=lambda item: item[1])]
-    return CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=model.config.text.context_length)
+    ids: dict[str, int] = {token: number for number, token in enumerate(vocabulary())}
+    ids |= {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
+    pairs: Any = list(merges())  # transformers' annotation says strings
+    return CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=model.config.text.context_length)

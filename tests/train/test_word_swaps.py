@@ -7,14 +7,14 @@ import torch
 
 from filip.errors import UserError
 from filip.models import TextFeatures, build_model, load_preset
-from filip.tokenizer import _tokenizer, tokenize
+from filip.tokenizer import decode_token, token_texts, tokenize
 from filip.train.word_swaps import nouns, with_swaps
 from tests.support.training import compose
 
 
 def words_at(caption: str) -> list[str]:
     ids = tokenize(caption)[0][0].tolist()
-    return [_tokenizer().decode([ids[place]]).strip() for place in nouns(ids)]
+    return [decode_token(ids[place]) for place in nouns(ids)]
 
 
 def batch_of(captions: list[str], groups: list[int]) -> dict[str, torch.Tensor]:
@@ -23,7 +23,7 @@ def batch_of(captions: list[str], groups: list[int]) -> dict[str, torch.Tensor]:
 
 
 def text(row: torch.Tensor, length: torch.Tensor) -> str:
-    return str(_tokenizer().decode(row[1 : int(length) - 1].tolist())).strip()
+    return "".join(token_texts()[token] for token in row[1 : int(length) - 1].tolist()).strip()
 
 
 def test_nouns_end_a_run_of_content_words() -> None:
