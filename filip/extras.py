@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+from pathlib import Path
+
 from filip.errors import UserError
 
 # The longest prefix of a module's name counts. tests/test_extras.py checks every import against pyproject.toml.
@@ -29,9 +33,31 @@ def extra_of(module: str) -> str | None:
 
 def missing_extra(error: ModuleNotFoundError, module: str) -> Exception:
     """A UserError that names the extra to install; ``error`` itself if what is missing is a module of ours."""
+    from filip_command import other_project
+
     missing = (error.name or "").partition(".")[0]
     if missing in ("", "filip"):
-        return error
+        sentence = other_project()
+        return UserError(sentence) if sentence else error
     extra = extra_of(module)
-    command = f"pip install 'filip[{extra}]'" if extra else f"pip install {missing}"
+    command = how_to_install(extra) if extra else f"pip install {missing}"
     return UserError(f"{module} needs the module {missing!r}, which is not installed: {command}")
+
+
+def how_to_install(extra: str) -> str:
+    """The command that adds an extra, from where the project was installed: a checkout, a wheel on the disk, an index.
+
+    PyPI's `filip` is another project, so that the import name is not what to type.
+    """
+    from filip_command import this_project
+
+    checkout = Path(__file__).resolve().parent.parent
+    if (checkout / "pyproject.toml").is_file():
+        where = "." if Path.cwd() == checkout else os.path.relpath(checkout)
+        return f"pip install -e '{where}[{extra}]'"
+    installed = this_project()
+    if installed is None:
+        return f"pip install -e '.[{extra}]' in a checkout"
+    name = f"{installed.metadata['Name']}[{extra}]"
+    origin = json.loads(installed.read_text("direct_url.json") or "{}").get("url")
+    return f"pip install '{name} @ {origin}'" if origin else f"pip install '{name}'"

@@ -99,7 +99,8 @@ def test_a_missing_extra_is_named() -> None:
     found = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
     assert (found.returncode, found.stderr) == (
         2,
-        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: pip install 'filip[data]'\n",
+        "error: filip.data.text_rules needs the module 'duckdb', which is not installed: "
+        "pip install -e '.[data]'\n",
     )
 
 

@@ -40,7 +40,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.copy2(ROOT / name, folder / "source" / name)
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
     run(*pip, "wheel", "--no-build-isolation", "--no-deps", "-q", "-w", folder, folder / "source", cwd=folder)
-    return next(folder.glob("filip-*.whl"))
+    return next(folder.glob("filip_pretraining-*.whl"))
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,11 @@ def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_
         file for file in (ROOT / "filip").rglob("*") if file.is_file() and "__pycache__" not in file.parts
     ]
     assert {str(file.relative_to(ROOT)) for file in package} <= inside
-    assert {name.partition("/")[0] for name in inside} == {"filip", f"filip-{filip.__version__}.dist-info"}
+    assert {name.partition("/")[0] for name in inside} == {
+        "filip",
+        "filip_command.py",
+        f"filip_pretraining-{filip.__version__}.dist-info",
+    }
     assert any(name.endswith("/LICENSE") for name in inside)
 
 
@@ -108,3 +112,34 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     )
     assert settings.splitlines()[-1] == "True"
     assert list(empty.iterdir()) == []
+
+
+def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
+    program = "from filip.extras import how_to_install; print(how_to_install('index'))"
+    assert (
+        run(python, "-c", program, cwd=tmp_path)
+        == f"pip install 'filip-pretraining[index] @ {wheel.as_uri()}'\n"
+    )
+
+
+def test_the_other_project_of_that_name_is_recognised(python: Path, tmp_path: Path) -> None:
+    """PyPI's `filip`, as pip lays it into the same environment: its files replace some of ours."""
+    site = Path(
+        run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
+    )
+    kept, other = (site / "filip/__init__.py").read_text(), site / "filip-0.8.1.dist-info"
+    try:
+        (site / "filip/__init__.py").write_text("from filip.config import settings\n")
+        other.mkdir()
+        (other / "METADATA").write_text(
+            "Metadata-Version: 2.1\nName: filip\nVersion: 0.8.1\nSummary: [FI]WARE [Li]brary for [P]ython\n"
+        )
+        done = subprocess.run([python.parent / "filip", "data"], cwd=tmp_path, capture_output=True, text=True)
+    finally:
+        (site / "filip/__init__.py").write_text(kept)
+        shutil.rmtree(other, ignore_errors=True)
+    assert done.returncode == 2 and done.stderr == (
+        "error: another project called filip ([FI]WARE [Li]brary for [P]ython, version 0.8.1) is installed here, and "
+        "its files have the places of this one's: pip uninstall -y filip filip-pretraining, and install this "
+        "project again (docs/installation.md)\n"
+    )

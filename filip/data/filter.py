@@ -32,6 +32,7 @@ from filip.data.lists.parquet_rows import reading
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import read_sidecar, write_sidecar
 from filip.errors import UserError
+from filip.extras import how_to_install
 from filip.files import digest, locked, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
@@ -139,7 +140,7 @@ def _tars(config: FilterConfig) -> list[Path]:
             import imagehash  # noqa: F401 (the workers use it)
         except ImportError as error:
             raise UserError(
-                "near-duplicates (max_distance) need imagehash: pip install 'filip[data]'"
+                f"near-duplicates (max_distance) need imagehash: {how_to_install('data')}"
             ) from error
     tars = sorted(Path(config.shards).glob("*.tar"))
     if not tars:

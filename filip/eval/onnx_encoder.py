@@ -13,6 +13,7 @@ from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
+from filip.extras import how_to_install
 
 
 class OnnxEncoder:
@@ -26,7 +27,7 @@ class OnnxEncoder:
         try:
             import onnxruntime
         except ImportError as error:
-            raise UserError("onnx: models need `pip install 'filip[export]'` (onnxruntime)") from error
+            raise UserError(f"onnx: models need onnxruntime: {how_to_install('export')}") from error
         from filip.data.loading.transforms import eval_transform
 
         place, end = Path(folder), f"_{variant}" if variant else ""

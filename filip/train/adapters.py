@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from filip.errors import UserError
+from filip.extras import how_to_install
 from filip.models import DualEncoder
 
 if TYPE_CHECKING:
@@ -49,7 +50,7 @@ def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise UserError("warm_start.image or .text=lora needs `pip install 'filip[lora]'` (peft)") from error
+        raise UserError(f"warm_start.image or .text=lora needs peft: {how_to_install('lora')}") from error
     layers = [
         name
         for name, module in tower.named_modules()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
+from filip.extras import how_to_install
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.train.warm_start import siglip
 from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
@@ -28,7 +29,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
     try:
         from transformers import AutoConfig, CLIPImageProcessor, CLIPModel
     except ImportError as error:
-        raise UserError("init_from=hf:… needs `pip install 'filip[export]'` (transformers)") from error
+        raise UserError(f"init_from=hf:… needs transformers: {how_to_install('export')}") from error
     try:
         known = AutoConfig.from_pretrained(name)
     except Exception as error:
