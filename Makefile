@@ -89,7 +89,7 @@ lint: setup-dev  ## ruff, mypy and snakemake --lint
 	@$(SNAKEMAKE) --lint
 
 docs: setup-dev  ## build the documentation into site/; a broken link or a missing reference fails
-	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
+	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "documentation  site/index.html   (open it in a browser)"
 
 test: setup-dev lint  ## all checks and tests (two files of tests at a time)

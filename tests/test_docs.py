@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import html
 import importlib
 import importlib.util
 import os
@@ -11,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import typing
+import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,48 +28,76 @@ from filip.train.config import TrainConfig
 ROOT = Path(__file__).resolve().parents[1]
 
 
-def build(config: Path, site: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(config)]
+def build(project: Path) -> subprocess.CompletedProcess[str]:
+    """Build ``project/mkdocs.yml`` into ``project/site``."""
     # A proxy that nobody listens to: whatever asks the network fails.
     offline = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
     return subprocess.run(
-        [*command, "--site-dir", str(site)], cwd=config.parent, env={**os.environ, **offline},
-        capture_output=True, text=True, timeout=300,
+        [sys.executable, "-m", "zensical", "build", "--strict", "--config-file", "mkdocs.yml"],
+        cwd=project, env={**os.environ, **offline}, capture_output=True, text=True, timeout=300,
     )  # fmt: skip
+
+
+def project(folder: Path) -> Path:
+    """A copy of what the documentation is built from."""
+    for name in ("docs", "bench"):
+        shutil.copytree(ROOT / name, folder / name)
+    (folder / "filip").symlink_to(ROOT / "filip")
+    shutil.copy(ROOT / "mkdocs.yml", folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    target = tmp_path_factory.mktemp("docs") / "site"
-    done = build(ROOT / "mkdocs.yml", target)
+    folder = project(tmp_path_factory.mktemp("docs"))
+    done = build(folder)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    return target
+    return folder / "site"
 
 
 def test_every_page_of_docs_is_in_the_navigation(site: Path) -> None:
     pages = {path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md")}
     for page in pages:
-        folder = page.with_suffix("") if page.stem != "index" else page.parent
-        assert (site / folder / "index.html").is_file(), page
+        assert (site / page.with_suffix(".html")).is_file(), page
     navigation = yaml.safe_load((ROOT / "mkdocs.yml").read_text())["nav"]
     assert {Path(name) for name in re.findall(r"[\w/]+\.md", str(navigation))} == pages
 
 
 def test_the_reference_shows_public_functions_with_their_docstrings(site: Path) -> None:
-    page = (site / "api/interaction/index.html").read_text()
+    page = (site / "api/interaction.html").read_text()
     for name in ("late_interaction", "contrastive_loss", "cached_backward", "distributed_late_interaction"):
         assert f'id="filip.interaction.{name}"' in page
     assert "the one with the lowest index takes the whole gradient" in page
 
 
 def test_the_measurements_are_those_of_bench(site: Path) -> None:
-    assert "python -m bench.interaction --json PATH" in (site / "measurements/index.html").read_text()
+    assert "python -m bench.interaction --json PATH" in (site / "measurements.html").read_text()
 
 
 def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
     loads = re.compile(r"<(?:link|script|img|iframe)\b[^>]*\b(?:href|src)=\"(?:https?:)?//")
     for page in site.rglob("*.html"):
         assert not loads.search(page.read_text()), page
+
+
+def test_every_link_opens_a_file_when_the_site_is_read_from_the_disk(site: Path) -> None:
+    """A link to a folder would be a listing of the folder there; an anchor has to be on its page."""
+    followed = 0
+    for page in site.rglob("*.html"):
+        if page.name == "404.html":
+            continue  # what a web server shows; its links begin at the server's root
+        for link in re.findall(r"""\b(?:href|src)=["']?([^"'\s>]+)""", page.read_text()):
+            if re.match(r"[a-z]+:|//", link):
+                continue
+            path, _, anchor = html.unescape(urllib.parse.unquote(link)).partition("#")
+            target = page.parent / path.partition("?")[0] if path else page
+            assert target.is_file(), f"{page.relative_to(site)}: {link}"
+            if anchor and not anchor.startswith("__"):
+                assert re.search(rf"""\b(id|name)=["']?{re.escape(anchor)}["'\s>]""", target.read_text()), (
+                    f"{page}: {link}"
+                )
+            followed += 1
+    assert followed > 500
 
 
 @pytest.mark.parametrize(
@@ -80,17 +110,17 @@ def test_pages_load_nothing_from_other_hosts(site: Path) -> None:
     ],
 )
 def test_a_broken_link_or_reference_fails_the_build(tmp_path: Path, line: str, complaint: str) -> None:
-    for name in ("docs", "bench"):
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=shutil.ignore_patterns("api"))
-    (tmp_path / "filip").symlink_to(ROOT / "filip")
+    project(tmp_path)
+    shutil.rmtree(tmp_path / "docs/api")
     config = re.sub(r"(?m)^  - API reference:\n(?:      .*\n)+", "", (ROOT / "mkdocs.yml").read_text())
     (tmp_path / "mkdocs.yml").write_text(config)
     page = tmp_path / "docs/data.md"
     for other in (tmp_path / "docs").glob("*.md"):  # links to the reference, left out here for speed
         other.write_text(re.sub(r"\(api/\w+\.md\)", "(data.md)", other.read_text()))
     page.write_text(page.read_text() + f"\n\n{line}\n")
-    done = build(tmp_path / "mkdocs.yml", tmp_path / "site")
-    assert done.returncode != 0 and complaint in done.stdout + done.stderr, done.stdout + done.stderr
+    done = build(tmp_path)
+    said = re.sub(r"\x1b\[[\d;]*m", "", done.stdout + done.stderr)  # it colours single letters
+    assert done.returncode != 0 and complaint in said, said
 
 
 def documented_commands() -> Iterator[tuple[str, str, str]]:

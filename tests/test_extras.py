@@ -190,7 +190,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "mypy",
         "types-pyyaml",
         "setuptools",
-        "mkdocs-material",
+        "zensical",
         "mkdocstrings",
         "triton",
         "sentencepiece",
