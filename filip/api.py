@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.data.loading.images import UNDECODABLE
+from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
 from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts, load_scorer

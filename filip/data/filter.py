@@ -209,7 +209,8 @@ def hash_shard(tar: Path, file: Path) -> int:
     """Write the perceptual hash (64 bits, int64) of each image of a shard; returns how many."""
     import imagehash
 
-    from filip.data.loading.images import UNDECODABLE, decode
+    from filip.data.loading.images import decode
+    from filip.data.rgb import UNDECODABLE
 
     keys, hashes = [], []
     for key, data in shard_images(tar):
@@ -290,8 +291,8 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     """Write each pair's similarity of the image and its original caption, the mean of both directions."""
     import torch
 
-    from filip.data.loading.images import UNDECODABLE
-    from filip.data.loading.transforms import eval_transform, normalize
+    from filip.data.preprocessing import eval_transform, normalize
+    from filip.data.rgb import UNDECODABLE
 
     scorer = _scorers[0]
     make = eval_transform(scorer.image_size)

@@ -22,9 +22,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 from filip.command import MISSING, option, run_command
 from filip.data.loading.config import AugmentConfig, Source
-from filip.data.loading.images import UNDECODABLE
 from filip.data.loading.pair_index import index_source, sidecar_path
 from filip.data.loading.transforms import TrainTransform
+from filip.data.rgb import UNDECODABLE
 from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
 from filip.files import replacing

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+
 import numpy as np
 from PIL import Image
 
 # What Pillow may open of other people's: what pictures on the web are. Its other 30 formats are code that hostile bytes
 # need not reach (EPS starts Ghostscript).
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+# What Pillow raises for broken files; it has no common base class.
+UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
 
 

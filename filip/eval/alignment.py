@@ -20,7 +20,7 @@ from torch import Tensor
 
 from filip import resources
 from filip.command import MISSING, option, run_command
-from filip.data.loading.transforms import denormalize
+from filip.data.preprocessing import denormalize
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
 from filip.eval.datasets import EvalSet

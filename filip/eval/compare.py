@@ -13,7 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
-from filip.data.loading.transforms import denormalize
+from filip.data.preprocessing import denormalize
 from filip.errors import UserError
 from filip.eval.alignment import NOTE, labelled, prompt_text
 from filip.eval.cards import load_card, match_classes

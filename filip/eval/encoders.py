@@ -183,7 +183,7 @@ class FilipEncoder:
     """
 
     def __init__(self, model: Any, name: str, device: str = "cpu", loading: Loading | None = None):
-        from filip.data.loading.transforms import eval_transform
+        from filip.data.preprocessing import eval_transform
 
         loading = loading or Loading(device=device)
         self.model: Any = model

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from sklearn.model_selection import StratifiedKFold
 from torch import Tensor
 
 from filip.command import option, run_command
@@ -133,6 +132,8 @@ def _cross_validated(
     encoder: Encoder, features: Tensor, labels: Tensor, classes: int, config: LinearProbe
 ) -> tuple[Tensor, str]:
     """Scores of each image from a classifier that was not fitted on it."""
+    from sklearn.model_selection import StratifiedKFold
+
     folds = min(config.folds, int(torch.bincount(labels)[torch.unique(labels)].min()))
     if folds < 2:
         raise UserError(

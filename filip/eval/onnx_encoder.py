@@ -28,7 +28,7 @@ class OnnxEncoder:
             import onnxruntime
         except ImportError as error:
             raise UserError(f"onnx: models need onnxruntime: {how_to_install('export')}") from error
-        from filip.data.loading.transforms import eval_transform
+        from filip.data.preprocessing import eval_transform
 
         place, end = Path(folder), f"_{variant}" if variant else ""
         files = [place / f"{tower}{end}.onnx" for tower in ("image", "text")]

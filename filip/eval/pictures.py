@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -19,6 +18,8 @@ DIM, LINE = (38, 40, 52), (168, 172, 182)
 @lru_cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
     """DejaVu Sans as matplotlib ships it: the same on every machine."""
+    import matplotlib
+
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / name), size)
 
@@ -62,6 +63,8 @@ def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
 
 def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, patch: int = 40) -> Image.Image:
     """A heat map over a greyed image. heat: [rows, columns]; low, high: values of the ends of the scale."""
+    import matplotlib
+
     rows, columns = heat.shape
     size = (columns * patch, rows * patch)
     share = np.clip((heat - low) / max(high - low, 1e-9), 0, 1)

@@ -10,8 +10,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.data.loading.images import UNDECODABLE
-from filip.data.rgb import FORMATS, to_rgb
+from filip.data.rgb import FORMATS, UNDECODABLE, to_rgb
 from filip.errors import UserError
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set

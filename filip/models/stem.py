@@ -6,13 +6,16 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Self
 
-import timm
 import torch
-from timm.layers import HybridEmbed
 from torch import Tensor, nn
 
 from filip.errors import UserError
+from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN, CLIP_STD
+
+with light_imports():
+    import timm
+    from timm.layers import HybridEmbed
 
 CPU_IMAGES = 16  # at a time on a CPU: its caches then hold what lies between the layers
 

@@ -11,7 +11,8 @@ from PIL import Image, ImageOps
 
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.shard_index import shard_index
-from filip.data.loading.transforms import TrainTransform, denormalize
+from filip.data.loading.transforms import TrainTransform
+from filip.data.preprocessing import denormalize
 from filip.data.sidecar import read_sidecar
 from filip.eval.pictures import INK, MUTED, Cell, sheet
 

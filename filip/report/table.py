@@ -7,7 +7,7 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 
 @dataclass
@@ -117,7 +117,7 @@ def combine(cells: list[Cell]) -> Cell:
         return measured[0] if measured else (cells[0] if cells else Cell(reason="not run"))
     values = [float(cell.value) for cell in measured if cell.value is not None]
     mean, std = statistics.fmean(values), statistics.stdev(values)
-    half = float(student_t.ppf(0.975, len(values) - 1)) * std / math.sqrt(len(values))
+    half = float(stdtrit(len(values) - 1, 0.975)) * std / math.sqrt(len(values))
     return Cell(mean, measured[0].chance, measured[0].n, [mean - half, mean + half], len(values), std)
 
 

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from filip.interaction.cost import Setting
 from filip.models import DualEncoder
@@ -51,6 +50,8 @@ def encoder_flops(
 
 def stem_flops(stem: Stem, image_size: int) -> float:
     """Forward pass of one image, counted on the meta device."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is installed
+
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(stem).to("meta")(torch.zeros(1, 3, image_size, image_size, device="meta"))
     return float(counter.get_total_flops())

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from filip.data.loading.feature_maps import map_path, write_maps
-from filip.data.loading.images import UNDECODABLE
 from filip.data.loading.loader import PairStream, read_image
-from filip.data.loading.transforms import normalize_planes
+from filip.data.preprocessing import normalize_planes
+from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
 from filip.files import claimed, locked
 from filip.models import DualEncoder

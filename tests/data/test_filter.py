@@ -133,7 +133,7 @@ def test_few_images_that_are_unlike_are_compared() -> None:
 
 
 def test_pairs_below_the_score_are_dropped(tmp_path: Path) -> None:
-    from filip.data.loading.transforms import eval_transform
+    from filip.data.preprocessing import eval_transform
     from filip.eval.scorer import load_scorer
     from filip.models import build_model, load_preset, save_model
 

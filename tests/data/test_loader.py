@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from filip.data.loading.config import Source
-from filip.data.loading.transforms import EvalTransform
+from filip.data.preprocessing import EvalTransform
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 from tests.data.loaders import assert_same, keys, loader

@@ -16,16 +16,11 @@ from torchvision.transforms import autoaugment as tv_auto
 
 from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
-from filip.data.loading.images import UNDECODABLE, decode
-from filip.data.loading.transforms import (
-    CLIP_MEAN,
-    CLIP_STD,
-    TrainTransform,
-    denormalize,
-    eval_transform,
-    normalize,
-)
-from filip.data.rgb import to_rgb
+from filip.data.loading.images import decode
+from filip.data.loading.transforms import TrainTransform
+from filip.data.preprocessing import denormalize, eval_transform, normalize
+from filip.data.rgb import UNDECODABLE, to_rgb
+from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.train.engine import to_device
 
 FILL = (122, 117, 104)

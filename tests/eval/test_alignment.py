@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from filip.command import run_command
-from filip.data.loading.transforms import eval_transform
+from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.alignment import Alignment, main
 from filip.eval.compare import Compare

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from filip.data.loading.transforms import eval_transform
+from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.formats.webdataset import WebdatasetFolder

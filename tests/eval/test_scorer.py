@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.data.loading.transforms import eval_transform
+from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.prompts import load_ensemble

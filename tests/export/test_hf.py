@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 import filip
-from filip.data.loading.transforms import eval_transform
+from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.export.__main__ import Export, export
 from filip.export.clip_tokenizer import clip_tokenizer

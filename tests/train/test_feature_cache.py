@@ -15,7 +15,7 @@ from PIL import Image
 
 from filip.data.loading.feature_maps import map_path, open_maps, write_maps
 from filip.data.loading.loader import PairLoader
-from filip.data.loading.transforms import normalize_planes
+from filip.data.preprocessing import normalize_planes
 from filip.errors import UserError
 from filip.models import DualEncoder
 from filip.train.config import TrainConfig

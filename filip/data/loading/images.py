@@ -7,24 +7,23 @@ time); everything else (palettes, transparency, CMYK, 16 bit, damaged headers) g
 from __future__ import annotations
 
 import io
-import struct
 
 import numpy as np
 import torch
 from PIL import Image
-from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 from filip.data.rgb import FORMATS, to_rgb
+from filip.light_imports import light_imports
 
-# What PIL raises for broken files; it has no common base class.
-UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
+with light_imports():
+    from torchvision.io import ImageReadMode, decode_jpeg, decode_png
 
 _PNG = b"\x89PNG\r\n\x1a\n"
 _WORTH_A_DRAFT = 16384  # bytes; below, decoding at full size costs less than looking first
 
 
 def decode(data: bytes) -> np.ndarray:
-    """uint8 ``[H, W, 3]`` of an encoded image; raises one of ``UNDECODABLE``."""
+    """uint8 ``[H, W, 3]`` of an encoded image; raises one of ``rgb.UNDECODABLE``."""
     if data.startswith(b"\xff\xd8"):
         kind = decode_jpeg
     elif data.startswith(_PNG) and data[24:26] == b"\x08\x02" and b"tRNS" not in data[:1024]:  # 8 bit, RGB

@@ -29,9 +29,10 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
-from filip.data.loading.images import UNDECODABLE
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
-from filip.data.loading.transforms import EvalTransform, TrainTransform
+from filip.data.loading.transforms import TrainTransform
+from filip.data.preprocessing import EvalTransform
+from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
 from filip.tokenizer import tokenize
 

@@ -1,4 +1,4 @@
-"""Images to tensors: random resized crop, flip and AutoAugment for training; resize and centre crop else.
+"""Images to tensors for training: random resized crop, flip and AutoAugment.
 
 Every random choice comes from the generator that the caller passes, never from a global one, so that an
 augmented image is a function of (image, seed) alone.
@@ -6,8 +6,6 @@ augmented image is a function of (image, seed) alone.
 
 from __future__ import annotations
 
-import functools
-import io
 import math
 import random
 
@@ -20,34 +18,11 @@ from torch import Tensor
 from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode, open_draft
-from filip.data.rgb import FORMATS, to_rgb
-from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.data.preprocessing import normalize
+from filip.data.rgb import to_rgb
+from filip.pixels import CLIP_MEAN
 
 _FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # what AutoAugment moves in; close to 0 once normalised
-_SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
-_SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)
-
-
-def normalize(pixels: np.ndarray) -> Tensor:
-    """uint8 ``[S, S, 3]`` to float32 ``[3, S, S]`` with CLIP's mean and deviation."""
-    return normalize_planes(torch.as_tensor(pixels).permute(2, 0, 1))
-
-
-def normalize_planes(pixels: Tensor) -> Tensor:
-    """uint8 ``[..., 3, S, S]`` to float32 with CLIP's mean and deviation, on their own device."""
-    scale, shift = _constants(pixels.device)
-    return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
-
-
-@functools.cache
-def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
-    return _SCALE.to(device), _SHIFT.to(device)
-
-
-def denormalize(pixels: Tensor) -> np.ndarray:
-    """Float ``[..., 3, S, S]`` back to uint8 ``[..., S, S, 3]``: what to show in a picture."""
-    values = (pixels.detach().float().cpu() - _SHIFT) / _SCALE
-    return values.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
 
 
 class TrainTransform:
@@ -78,7 +53,7 @@ class TrainTransform:
         return normalize(self._finish(np.array(to_rgb(image)), box, rng))
 
     def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
-        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; raises one of ``images.UNDECODABLE``.
+        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; raises one of ``rgb.UNDECODABLE``.
 
         A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop then still has the pixels that it needs.
         """
@@ -132,35 +107,3 @@ def _resize(array: np.ndarray, size: int) -> np.ndarray:
     channels_last = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
     resized = F.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
-
-
-class EvalTransform:
-    """Shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; no randomness."""
-
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
-
-    def __call__(self, image: Image.Image) -> Tensor:
-        """float32 ``[3, S, S]``."""
-        return normalize(self._crop(image))
-
-    def pixels(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
-        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; the generator is not used."""
-        return self._crop(Image.open(io.BytesIO(data), formats=FORMATS))
-
-    def _crop(self, image: Image.Image) -> np.ndarray:
-        size, image = self.image_size, to_rgb(image)
-        width, height = image.size
-        if width <= height:
-            new = (size, int(size * height / width))
-        else:
-            new = (int(size * width / height), size)
-        if new != image.size:
-            image = image.resize(new, Image.Resampling.BICUBIC)
-        left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
-        return np.array(image.crop((left, top, left + size, top + size)))
-
-
-def eval_transform(image_size: int) -> EvalTransform:
-    """A callable PIL image -> float32 ``[3, S, S]``."""
-    return EvalTransform(image_size)
