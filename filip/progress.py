@@ -6,24 +6,29 @@
 
     for image in track(images, "scoring", unit="images"): ...
 
-A job that ends before the first line is due prints nothing. ``say`` prints a line beside the bars.
+A job that ends before the first line is due prints nothing. ``say`` prints a line beside the bars. ``read_progress``
+finds the last such line in a log: it is how the workflow shows how far each of its jobs is.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 import threading
 from collections.abc import Iterable, Iterator, Sized
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 T = TypeVar("T")
-__all__ = ["Progress", "say", "track"]
+__all__ = ["Progress", "ProgressLine", "clock", "parse_progress", "read_progress", "say", "track"]
 
 SECONDS_BETWEEN_LINES = 5.0  # in a log
 SECONDS_BETWEEN_REDRAWS = 0.2  # in a terminal
+TAIL = 16_384  # bytes at the end of a log in which its last line of progress is looked for
 
 
 class _Bar(tqdm):
@@ -55,10 +60,11 @@ _Bar.set_lock(threading.RLock())  # tqdm's own lock is a semaphore shared with o
 class Progress:
     """Counts what is done of ``total`` (None: unknown); used as a context manager.
 
-    what: the job, e.g. "translate pt". unit: what is counted, in the plural, e.g. "captions".
+    what: the job, e.g. "translate pt". unit: what is counted, in the plural, e.g. "captions". shown: False for a
+    process whose neighbour counts the same.
     """
 
-    def __init__(self, what: str, unit: str, total: int | None = None) -> None:
+    def __init__(self, what: str, unit: str, total: int | None = None, shown: bool = True) -> None:
         self.what = what
         terminal = sys.stderr.isatty()
         seconds = SECONDS_BETWEEN_REDRAWS if terminal else SECONDS_BETWEEN_LINES
@@ -67,6 +73,7 @@ class Progress:
         self._bar = _Bar(
             desc=what,
             total=total,
+            disable=not shown,
             unit=f" {unit}",
             file=sys.stderr,
             mininterval=seconds,
@@ -109,3 +116,61 @@ def say(text: str) -> None:
     """One line on stderr, above the bars of a terminal."""
     _Bar.write(text, file=sys.stderr)
     sys.stderr.flush()
+
+
+@dataclass(frozen=True)
+class ProgressLine:
+    """A line of progress in a log. total: None if nobody knows it; left: seconds, None if unknown."""
+
+    what: str
+    done: int
+    total: int | None
+    unit: str
+    rate: str  # with its unit, "" if unknown
+    left: float | None
+
+    def __str__(self) -> str:
+        share = f"{100 * self.done / self.total:.0f} %, " if self.total else ""
+        of = "" if self.total is None else f" of {self.total:,}"
+        rate = f", {self.rate}" if self.rate else ""
+        left = "" if self.left is None else f", {clock(self.left)} left"
+        return f"{self.what}: {share}{self.done:,}{of} {self.unit}{rate}{left}"
+
+
+_LINE = re.compile(
+    r"(?P<what>[^\n]+?): +(?P<done>[\d,]+)(?: of (?P<total>[\d,]+))? (?P<unit>[^\d,][^,\n]*),"
+    r" +(?P<rate>[\d.]+(?:e[+-]?\d+)?|\?) (?P<rate_unit>[^,\n]+/s)(?:, (?P<left>[\d:]+|\?) left)?(?:,.*)?"
+)
+
+
+def parse_progress(line: str) -> ProgressLine | None:
+    """The progress that a line of a log tells, as ``Progress`` writes it; None for any other line."""
+    found = _LINE.fullmatch(line.strip())
+    if found is None:
+        return None
+    number = {key: int(found[key].replace(",", "")) if found[key] else None for key in ("done", "total")}
+    known = found["left"] is not None and found["left"] != "?"
+    left = (
+        sum(int(part) * 60**n for n, part in enumerate(reversed(found["left"].split(":")))) if known else None
+    )
+    rate = "" if found["rate"] == "?" else f"{found['rate']} {found['rate_unit']}"
+    return ProgressLine(found["what"], number["done"] or 0, number["total"], found["unit"], rate, left)
+
+
+def read_progress(log: str | Path) -> ProgressLine | None:
+    """The last progress that a log tells; None if there is no log, or none in its end."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(0, 2)
+            file.seek(max(0, file.tell() - TAIL))
+            lines = file.read().decode(errors="replace").splitlines()
+    except OSError:
+        return None
+    return next((found for line in reversed(lines) if (found := parse_progress(line)) is not None), None)
+
+
+def clock(seconds: float) -> str:
+    """0:42, 6:10 or 3:05:00."""
+    minutes, s = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

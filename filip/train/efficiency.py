@@ -35,7 +35,7 @@ from filip.errors import UserError
 from filip.files import write_json
 from filip.interaction import late_interaction, select_tokens
 from filip.models import Encoded, TextFeatures, build_model
-from filip.progress import say
+from filip.progress import Progress, say
 from filip.study import load_study
 from filip.train.adapters import adapt
 from filip.train.config import TrainConfig
@@ -78,9 +78,12 @@ def main(config: Efficiency) -> None:
         device.choose_attention(ranks.device, precision)
     steps = {name: Step(row, config, ranks) for name, row in rows.items()}
     order = random.Random(config.seed)  # the same on every rank
-    for number in range(config.warmup + config.steps):
-        for name in order.sample(list(steps), len(steps)):
-            steps[name].take(timed=number >= config.warmup)
+    rounds = config.warmup + config.steps
+    with Progress("efficiency rows", "steps", rounds * len(steps), shown=ranks.is_main) as progress:
+        for number in range(rounds):
+            for name in order.sample(list(steps), len(steps)):
+                steps[name].take(timed=number >= config.warmup)
+                progress.add()
     for name, step in steps.items():
         result = step.result(name)
         if ranks.is_main:

@@ -1,13 +1,14 @@
 """The feature maps of a frozen stem, made before the first step of a training that reads them (data.feature_cache).
 
 Every rank of every training that shares the folder makes some of the missing files, one shard at a time under a lock
-of its own; a training that is killed loses the shard that it was at.
+of its own; a training that is stopped or killed loses the shard that it was at.
 """
 
 from __future__ import annotations
 
 import hashlib
 import random
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,15 +21,20 @@ from filip.data.loading.loader import PairStream, read_image
 from filip.data.preprocessing import normalize_planes
 from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
-from filip.files import claimed, locked
+from filip.files import claimed
 from filip.models import DualEncoder
 from filip.models.stem import Stem
-from filip.progress import track
+from filip.progress import Progress
 
 if TYPE_CHECKING:
     from filip.train.ranks import StopSignal
 
-_IMAGES = 64  # at a time
+_IMAGES = 64  # at a time; a signal is seen in between
+_SECONDS_BETWEEN_LOOKS = 0.2  # at what others are making
+
+
+class _Stopped(Exception):
+    """A signal came while a shard was at work."""
 
 
 def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) -> Path | None:
@@ -64,6 +70,8 @@ def fill(
     assert stem is not None
     try:
         _fill(stream, folder, stem, precision, device, stop)
+    except _Stopped:
+        return
     except OSError as error:
         raise UserError(
             f"cannot write feature maps below {folder}: {error.strerror or error}; is the disk full, or the folder "
@@ -84,23 +92,48 @@ def _fill(
     paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
     missing = [shard for shard in shards if not paths[shard].exists()]
 
-    def make(shard: tuple[int, int]) -> None:
-        stopped = stop is not None and stop.received is not None
-        if not stopped and not paths[shard].exists():
-            write_maps(paths[shard], _maps(stream, shard, stem, precision, device))
+    def images(shard: tuple[int, int]) -> int:
+        return int(stream.indices[shard[0]].counts[shard[1]])
 
-    for shard in track(missing, "feature maps", "shards", len(missing)):
+    def make(shard: tuple[int, int]) -> bool:
+        """Make a shard's file; False if it is there, or somebody else is at it."""
         with claimed(paths[shard].with_suffix(".lock")) as mine:
-            if mine:
-                make(shard)
-    for shard in missing:  # those that others were at: wait for them, they may be killed
-        with locked(paths[shard].with_suffix(".lock")):
-            make(shard)
+            if not mine or paths[shard].exists():
+                return False
+            write_maps(paths[shard], _maps(stream, shard, stem, precision, device, stop, progress))
+            return True
+
+    def unfinished(shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """Those that others have yet to finish; the images of the rest are counted."""
+        rest = [shard for shard in shards if not paths[shard].exists()]
+        progress.add(sum(map(images, shards)) - sum(map(images, rest)))
+        return rest
+
+    total, is_main = sum(map(images, missing)), stream.config.rank == 0
+    with Progress("feature maps", "images", total, shown=is_main) as progress:
+        others: list[tuple[int, int]] = []
+        for shard in missing:
+            others = unfinished(others if make(shard) else [*others, shard])
+        while others:  # whoever is at them may be killed
+            _look_at(stop)
+            time.sleep(_SECONDS_BETWEEN_LOOKS)
+            others = unfinished(others[1:] if make(others[0]) else others)
+
+
+def _look_at(stop: StopSignal | None) -> None:
+    if stop is not None and stop.received is not None:
+        raise _Stopped
 
 
 @torch.no_grad()
 def _maps(
-    stream: PairStream, shard: tuple[int, int], stem: Stem, precision: str, device: torch.device
+    stream: PairStream,
+    shard: tuple[int, int],
+    stem: Stem,
+    precision: str,
+    device: torch.device,
+    stop: StopSignal | None,
+    progress: Progress,
 ) -> np.ndarray:
     """float16 [images, channels, rows, columns] of a shard."""
     index, number = stream.indices[shard[0]], shard[1]
@@ -109,6 +142,7 @@ def _maps(
     found: list[Tensor] = []
     with open(index.tars[number], "rb") as tar:
         for first in range(samples.start, samples.stop, _IMAGES):
+            _look_at(stop)
             chunk = samples[first - samples.start : first - samples.start + _IMAGES]
             pixels = torch.zeros(len(chunk), 3, side, side, dtype=torch.uint8)
             broken = torch.zeros(len(chunk), dtype=torch.bool)
@@ -129,4 +163,5 @@ def _maps(
                 )
             maps[broken] = torch.nan
             found.append(maps)
+            progress.add(len(chunk))
     return torch.cat(found).numpy() if found else np.zeros((0, 0, 0, 0), np.float16)

@@ -214,6 +214,7 @@ def open_run(
 def take_steps(run: Run) -> None:
     """Optimiser steps until the schedule ends or a signal comes."""
     config, interval, batches = run.config, Interval(), endless(run.loader)
+    run.stop.promise = "saving at the next step boundary"
     while not run.is_over:
         started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps

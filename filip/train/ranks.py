@@ -141,17 +141,23 @@ def raise_together(ranks: Ranks) -> Iterator[None]:
 
 
 class StopSignal:
-    """SIGTERM and SIGUSR1 mean: save at the next step boundary on all ranks, then exit with 85."""
+    """SIGTERM, SIGUSR1 and Ctrl-C mean: save at the next step boundary on all ranks, then exit with 85.
+
+    promise: what is about to happen, for the line that answers the signal. A second Ctrl-C ends at once.
+    """
 
     def __init__(self) -> None:
         self.received: str | None = None
-        for number in (signal.SIGTERM, signal.SIGUSR1):
+        self.promise = "stopping before the first step"
+        for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
             signal.signal(number, self._receive)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
         self.received = signal.Signals(number).name
+        if number == signal.SIGINT:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         # os.write: print is not safe inside a signal handler
-        os.write(sys.stderr.fileno(), f"{self.received}: saving at the next step boundary\n".encode())
+        os.write(sys.stderr.fileno(), f"{self.received}: {self.promise}\n".encode())
 
 
 def barrier(ranks: Ranks) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from filip.progress import say
+from filip.progress import clock, say
 
 LOG = "log.jsonl"
 # TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, run beside run.
@@ -108,23 +108,23 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
-    """One line for the terminal; ``values`` as given to :meth:`Telemetry.record`."""
+    """One line for the log, which ``read_progress`` understands; ``values`` as given to :meth:`Telemetry.record`."""
+    rate = 1 / values["speed/seconds_per_step"]
     parts = [
-        f"step {step}/{steps}",
+        f"training: {step:,} of {steps:,} steps, {rate:.3g} steps/s, {clock(eta_seconds)} left, "
         f"loss {values['loss/total']:.4f}",
         f"lr {values['optimizer/lr']:.2e}",
         f"scale {values['optimizer/logit_scale']:.1f}",
         f"{values['speed/pairs_per_second']:.0f} pairs/s",
         f"data {100 * values['speed/data_share']:.0f}%",
         f"{values['memory/peak_mb']:.0f} MB",
-        f"ETA {duration(eta_seconds)}",
     ]
     if "speed/mfu" in values:
-        parts.insert(5, f"MFU {100 * values['speed/mfu']:.0f}%")
+        parts.insert(4, f"MFU {100 * values['speed/mfu']:.0f}%")
     if "accuracy/i2t" in values and "accuracy/t2i" in values:
-        parts.insert(2, f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%")
+        parts.insert(1, f"acc {100 * values['accuracy/i2t']:.1f}/{100 * values['accuracy/t2i']:.1f}%")
     if values.get("optimizer/skipped_steps"):
-        parts.insert(-4, f"skipped {values['optimizer/skipped_steps']}")
+        parts.insert(-3, f"skipped {values['optimizer/skipped_steps']}")
     return "  ".join(parts)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import signal
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from filip.models import DualEncoder
 from filip.train.config import TrainConfig
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.loop import initial_model
+from filip.train.ranks import StopSignal
 from tests.data.loaders import loader
 from tests.data.pair_shards import Pairs, key_of, write_pairs
 from tests.support.launched_ranks import Ranks
@@ -104,6 +106,30 @@ def test_only_what_is_missing_or_has_changed_is_made(model: DualEncoder, tmp_pat
     assert new != paths[2] and not np.array_equal(open_maps(new), before)
     assert [paths[0].stat().st_mtime_ns, paths[2].stat().st_mtime_ns] == [made[0], made[2]]
     assert paths[1].exists()
+
+
+def test_a_signal_stops_within_a_shard_and_finished_files_stay(model: DualEncoder, tmp_path: Path) -> None:
+    data = write_pairs(tmp_path, [4, 200])
+    folder = cache_folder(str(tmp_path / "cache"), model, "fp32")
+    made = loader(data, image_size=32, batch_size=5, feature_maps=folder, **WHOLE)
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    stop, seen = StopSignal(), []
+
+    def interrupt(_: Any, inputs: Any) -> None:
+        seen.append(len(inputs[0]))
+        if len(seen) == 2:  # the first images of the second shard
+            signal.raise_signal(signal.SIGTERM)
+
+    assert model.image.stem is not None
+    hook = model.image.stem.register_forward_pre_hook(interrupt)
+    try:
+        fill(made.stream, model, "fp32", torch.device("cpu"), stop)
+    finally:
+        hook.remove()
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+    assert stop.received == "SIGTERM" and seen == [4, 64]
+    assert [map_path(folder, made.stream.indices[0], shard).exists() for shard in (0, 1)] == [True, False]
 
 
 def _negative(tar: bytes, folder: Path) -> bytes:

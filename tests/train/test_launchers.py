@@ -39,7 +39,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
         command = [str(BIN / "deepspeed"), "--num_gpus", "2", "--master_port", str(free_port())]
         command += ["--no_local_rank", "--module", "filip.train"]
         launcher = subprocess.Popen([*command, *arguments], env=launched(), stdout=out, stderr=out)
-        while "step 5/" not in log.read_text() and launcher.poll() is None:
+        while "training: 5 of " not in log.read_text() and launcher.poll() is None:
             time.sleep(0.2)
         trainers = [
             child

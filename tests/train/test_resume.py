@@ -168,7 +168,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
 def test_signals_reach_real_processes_and_user_mistakes_are_told_once(squares: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     ranks = Ranks(2, train_arguments(squares, run, "max_steps=2000"), tmp_path / "log")
-    while "step 3/" not in ranks.text() and ranks.processes[0].poll() is None:
+    while "training: 3 of " not in ranks.text() and ranks.processes[0].poll() is None:
         time.sleep(0.1)
     ranks.processes[1].send_signal(signal.SIGTERM)  # one rank is enough, whichever it is
     assert ranks.wait() == [85, 85], ranks.text()[-2000:]
@@ -195,7 +195,7 @@ def test_a_signal_to_the_loaders_workers_too_still_saves(
     run = tmp_path / "run"
     arguments = train_arguments(squares, run, "max_steps=2000", "data.workers=2")
     ranks = Ranks(1, arguments, tmp_path / "log")
-    while "step 3/" not in ranks.text() and ranks.processes[0].poll() is None:
+    while "training: 3 of " not in ranks.text() and ranks.processes[0].poll() is None:
         time.sleep(0.1)
     ranks.processes[0].signal_group(number)
     assert ranks.wait() == [85], ranks.text()[-2000:]
