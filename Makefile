@@ -61,7 +61,7 @@ demo:  ## run the whole pipeline, download to report, on the embedded demo corpu
 
 run: study-exists setup  ## run any study: make run STUDY=own_images
 	@echo "== running the study $(STUDY) on $(CORES) cores"
-	@$(SNAKEMAKE)
+	@$(VENV)/bin/python -m workflow.run $(STUDY) --cores $(CORES) $(if $(SEEDS),--config seeds=$(SEEDS))
 	@echo
 	@$(VENV)/bin/python -m filip.report.show results=$(RESULTS)
 	@echo

@@ -6,32 +6,45 @@ Without --configfile the study is the demo. Rules are command lines; what they n
 filip/study.py and workflow/study.py.
 """
 
+import os
 import sys
 from pathlib import Path
 
-from snakemake.exceptions import WorkflowError
 from snakemake.utils import min_version
 
 min_version("9.0")
 
 sys.path.insert(0, workflow.basedir)
+from workflow.stage_bars import show_stages
+
+if workflow.is_main_process:
+    # First of all: what follows takes a while.
+    BARS = show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""), lambda: workflow.cores)
+    BARS.begins("reading the study")
+    if "FILIP_RUN_STARTED" in os.environ:  # workflow.run shows something until now
+        os.close(int(os.environ.pop("FILIP_RUN_STARTED")))
+
 from filip.errors import UserError
 from filip.progress import say
 from filip.study import PROTOCOLS
+from workflow import one_run
+from workflow.estimate import Estimate, asks_for_one
 from workflow.gpus import visible
-from workflow.stage_bars import show_stages
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
 
     configfile: "workflow/config/demo.yaml"
 
+if workflow.is_main_process and asks_for_one(sys.argv):
+    BARS.estimate = Estimate(config["study"], lambda: workflow.cores)
 
 try:
     STUDY = WorkflowStudy(config)
 except UserError as error:
-    # One plain sentence, without a stack trace around it.
-    raise WorkflowError(str(error)) from None
+    # One plain sentence: an exception would come with the Snakefile's name and line.
+    print(f"error: {error}", file=sys.stderr, flush=True)
+    sys.exit(2)
 
 RESULTS = STUDY.results
 DATA = STUDY.data_dir
@@ -74,4 +87,15 @@ if workflow.is_main_process:
         workflow.register_resource("gpu", len(visible()))  # as if --resources gpu=N had said how many there are
     if absent := STUDY.missing_data():
         say(f"no data in {STUDY.evaluation['root']} for {', '.join(absent)}: their cells will be empty")
-    show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""))
+    BARS.begins("planning the jobs")
+
+
+onstart:
+    if workflow.local_exec:  # jobs of a cluster outlive Snakemake, and continue on other machines
+        one_run.mark(RESULTS)
+    if one_run.HELD not in os.environ:
+        one_run.take(STUDY.name)
+
+
+onsuccess:
+    BARS.say_times(f"{RESULTS}/times.json")

@@ -1,151 +1,106 @@
-"""One bar per rule while Snakemake runs in a terminal, with what is left by the benchmarks of earlier runs.
+"""What a person sees of a run: bars in a terminal, which move every second, and lines in a log, every half a minute.
 
 A handler on Snakemake's own logger, attached by the Snakefile: a logger plugin would have to be a distribution of its
-own, and every profile would have to name it. Without a terminal nothing is attached: logs keep Snakemake's plain
-lines, and so does ``.snakemake/log`` in any case.
+own, and every profile would have to name it. In a terminal the bars take the place of Snakemake's lines, but for
+warnings and errors; elsewhere those lines stay, as they do in ``.snakemake/log`` in any case.
 """
 
 from __future__ import annotations
 
-import csv
 import logging
-import re
+import os
 import shutil
 import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from glob import glob
 from pathlib import Path
-from statistics import fmean
 from typing import Any, TextIO
 
+from filip.files import write_json
+from filip.progress import clock
+from workflow.stages import Job, Stage, benchmark_of, log_lines, terminal_lines, times_table, usual_seconds
+
 DEFAULT = "DefaultStreamHandler"  # Snakemake's name for what prints its lines
-BAR = 24  # letters
-NEARLY = 0.97  # how full the bar of a job gets that takes longer than it did before
+STOPPING = "Terminating processes on user request"  # what Snakemake says after Ctrl-C
 CLEAR = "\x1b[{}A\x1b[J"  # so many lines up, and everything below away
+SECONDS_BETWEEN_REDRAWS = 1.0
+SECONDS_BETWEEN_LINES = 30.0  # in a log
+SECONDS_OF_SILENCE = 2.0  # in a terminal, before the first job: short commands stay as they are
 
 
-@dataclass
-class Stage:
-    """The jobs of one rule. running: {job: (wildcards, start, seconds of an earlier run or None)}."""
-
-    total: int
-    usual: float | None = None
-    done: int = 0
-    failed: int = 0
-    running: dict[int, tuple[str, float, float | None]] = field(default_factory=dict)
-
-    def share(self, now: float) -> float:
-        """How much of the stage is done, 0 to 1."""
-        parts = [min(NEARLY, (now - start) / usual) for _, start, usual in self.running.values() if usual]
-        return min(1.0, (self.done + sum(parts)) / max(1, self.total))
-
-    def left(self, now: float) -> float | None:
-        """Seconds of work that are left, if earlier runs tell."""
-        if self.usual is None:
-            return None
-        started = sum(
-            max(0.0, (usual or self.usual) - (now - start)) for _, start, usual in self.running.values()
-        )
-        return started + self.usual * max(0, self.total - self.done - self.failed - len(self.running))
-
-
-def benchmark_seconds(pattern: str) -> float | None:
-    """Mean seconds of the benchmark files that a rule's pattern (``…/{run}.tsv``) matches; None if there are none."""
-    files = glob(re.sub(r"\{[^}]*\}", "*", pattern)) if pattern else []
-    found = [seconds for file in files if (seconds := _seconds(Path(file))) is not None]
-    return fmean(found) if found else None
-
-
-def _seconds(file: Path) -> float | None:
-    try:
-        with open(file, newline="", encoding="utf-8") as lines:
-            return fmean(float(row["s"]) for row in csv.DictReader(lines, delimiter="\t"))
-    except (OSError, KeyError, ValueError):
-        return None  # not there, or half written
-
-
-def lines(stages: Mapping[str, Stage], started: float, now: float, width: int, height: int) -> list[str]:
-    """What stands in the terminal: a line per stage, and one for all of them."""
-    size = max((len(name) for name in stages), default=0)
-    shown = [(name, stage) for name, stage in stages.items()]
-    if len(shown) > height - 2:  # only what is going on
-        shown = [(name, stage) for name, stage in shown if stage.running or stage.failed]
-    found = [_line(name, stage, size, now, width) for name, stage in shown[: max(1, height - 2)]]
-    left = [seconds for stage in stages.values() if (seconds := stage.left(now)) is not None]
-    done, total = sum(s.done for s in stages.values()), sum(s.total for s in stages.values())
-    failed = sum(s.failed for s in stages.values())
-    whole = f"{done} of {total} jobs, {clock(now - started)}"
-    whole += f", {failed} failed" if failed else ""
-    whole += f", about {clock(sum(left))} of work left" if sum(left) >= 1 else ""
-    return [*found, whole[:width]]
-
-
-def _line(name: str, stage: Stage, size: int, now: float, width: int) -> str:
-    full = int(BAR * stage.share(now))
-    bar = "━" * full + "╌" * (BAR - full)
-    text = f"{name:<{size}}  {bar}  {stage.done}/{stage.total}"
-    text += f"  {stage.failed} failed" if stage.failed else ""
-    for wildcards, start, usual in stage.running.values():
-        of = f" of about {clock(usual)}" if usual else ""
-        text += f"  {wildcards + ' ' if wildcards else ''}{clock(now - start)}{of}"
-    return text if len(text) <= width else text[: width - 1] + "…"
-
-
-def clock(seconds: float) -> str:
-    """0:42, 6:10 or 3:05:00."""
-    minutes, s = divmod(int(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"
+Estimating = Callable[[Mapping[str, int]], Mapping[str, tuple[float, int]]]
 
 
 class StageBars(logging.Handler):
-    """Draws from the first job on, and hides Snakemake's lines meanwhile; warnings and errors stand above the bars."""
+    """Draws what Snakemake's events, and the logs of its jobs, tell."""
 
-    def __init__(self, benchmark_of: Callable[[str], str], stream: TextIO | None = None) -> None:
-        """benchmark_of: the pattern of a rule's benchmark file, "" if it has none."""
+    def __init__(
+        self,
+        pattern_of: Callable[[str], str],
+        terminal: bool,
+        stream: TextIO | None = None,
+        cores: Callable[[], int | None] = os.cpu_count,
+    ) -> None:
+        """pattern_of: the pattern of a rule's benchmark file, "" if it has none."""
         super().__init__()
         self.stream = stream or sys.stderr
-        self.benchmark_of = benchmark_of
+        self.pattern_of, self.cores = pattern_of, cores
+        # From the number of jobs of each rule to the seconds and threads that one should take here.
+        self.estimate: Estimating | None = None
+        self.terminal = terminal
         self.stages: dict[str, Stage] = {}
-        self.jobs: dict[int, tuple[str, str, float | None]] = {}
-        self.started: float | None = None
+        self.jobs: dict[int, Job] = {}
+        self.doing: str | None = None  # what goes on before the first job
+        self.began = self.last_line = time.monotonic()
+        self.started: float | None = None  # of the first job
         self.drawn = 0
-        self.ticking = threading.Event()
+        self.stopping = False
+        self.over = threading.Event()
+        for handler in _printing():
+            handler.addFilter(self.lets_through)
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def begins(self, doing: str) -> None:
+        """Say what goes on from now until the first job starts."""
+        self.doing = doing
 
     def emit(self, record: logging.LogRecord) -> None:
         """Take note of an event of Snakemake."""
         handle = getattr(self, f"_{getattr(record, 'event', None)}", None)
         if handle is not None:
             handle(record)
-            self.draw()
+            if self.started is not None and self.terminal:
+                self.draw()
 
     def _run_info(self, record: Any) -> None:
-        for rule, count in getattr(record, "stats", {}).items():
-            if rule not in ("total", "all"):
-                self.stages[rule] = Stage(int(count), benchmark_seconds(self.benchmark_of(rule)))
+        counts = {
+            rule: int(n) for rule, n in getattr(record, "stats", {}).items() if rule not in ("total", "all")
+        }
+        guessed = self.estimate(counts) if self.estimate else {}
+        for rule, count in counts.items():
+            seconds, threads = guessed.get(rule, (None, 1))
+            self.stages[rule] = Stage(count, usual_seconds(self.pattern_of(rule)) or seconds, threads)
 
     def _job_info(self, record: Any) -> None:
-        earlier = _seconds(Path(str(record.benchmark))) if record.benchmark else None
+        file = Path(str(record.benchmark)) if record.benchmark else None
+        earlier = benchmark_of(file) if file else None
         wildcards = " ".join(str(value) for value in (record.wildcards or {}).values())
-        self.jobs[record.jobid] = (record.rule_name, wildcards, earlier)
-        if record.rule_name == "all":
+        log = next((Path(str(path)) for path in record.log or []), None)
+        job = Job(record.rule_name, wildcards, time.monotonic(), earlier[0] if earlier else None, log, file)
+        self.jobs[record.jobid] = job
+        if job.rule == "all":
             return
-        usual = benchmark_seconds(self.benchmark_of(record.rule_name))
-        stage = self.stages.setdefault(record.rule_name, Stage(0, usual))
-        stage.running[record.jobid] = (wildcards, time.monotonic(), earlier or stage.usual)
-        stage.total = max(
-            stage.total, stage.done + stage.failed + len(stage.running)
-        )  # a checkpoint added jobs
+        stage = self.stages.setdefault(job.rule, Stage(0, usual_seconds(self.pattern_of(job.rule))))
+        stage.threads = int(record.threads or 1)
+        job.usual = job.usual or stage.usual
+        stage.running[record.jobid] = job
+        # a checkpoint adds jobs
+        stage.total = max(stage.total, stage.done + stage.failed + len(stage.running))
 
     def _job_started(self, _: Any) -> None:
         if self.started is None:
-            self.started = time.monotonic()
-            for handler in _printing():
-                handler.addFilter(self.lets_through)
-            threading.Thread(target=self._tick, daemon=True).start()
+            self.started = self.last_line = time.monotonic()
 
     def _job_finished(self, record: Any) -> None:
         self._end(record.job_id, failed=False)
@@ -157,42 +112,99 @@ class StageBars(logging.Handler):
         if record.done >= record.total:
             self.finish()
 
-    def _end(self, job: int, failed: bool) -> None:
-        stage = self.stages.get(self.jobs.get(job, ("", "", None))[0])
-        if stage is not None and stage.running.pop(job, None) is not None:
-            stage.failed += failed
-            stage.done += not failed
+    def _end(self, number: int, failed: bool) -> None:
+        job = self.jobs.get(number)
+        stage = self.stages.get(job.rule) if job else None
+        if job is None or stage is None or stage.running.pop(number, None) is None:
+            return
+        stage.failed += failed
+        stage.done += not failed
+        if not failed:
+            seconds, cpu = time.monotonic() - job.started, None
+            if job.benchmark and (measured := benchmark_of(job.benchmark)):
+                seconds, cpu = measured
+            stage.seconds += seconds
+            stage.cpu_seconds = None if cpu is None or stage.cpu_seconds is None else stage.cpu_seconds + cpu
 
     def lets_through(self, record: logging.LogRecord) -> bool:
-        """The filter of Snakemake's own lines: whatever went wrong, once the bars are out of the way."""
+        """The filter of Snakemake's own lines. In a terminal only what went wrong, once the bars are out of the way;
+        nothing of what Snakemake says about jobs that are being stopped."""
         with self.lock or threading.RLock():
+            self.stopping = self.stopping or STOPPING in record.getMessage()
+            if self.stopping:
+                return False
             wrong = record.levelno >= logging.WARNING or getattr(record, "event", None) == "job_error"
-            if wrong:
-                self._clear()
-            return wrong
+            if self.terminal and self.started is not None and not self.over.is_set() and not wrong:
+                return False
+            self._clear()
+            return True
 
     def draw(self) -> None:
-        """Put the bars where they were drawn before."""
-        if self.started is None or self.ticking.is_set():
+        """Put the bars where they were drawn before, or write what there is to say now into the log."""
+        if self.over.is_set() or self.stopping:
+            return
+        now = time.monotonic()
+        if not self.terminal:
+            self._write_lines(now)
             return
         size = shutil.get_terminal_size((100, 40))
-        text = lines(self.stages, self.started, time.monotonic(), size.columns - 1, size.lines)
+        text: list[str] = []
+        if self.started is not None:
+            text = terminal_lines(
+                self.stages, self.started, now, self.cores() or 1, size.columns - 1, size.lines
+            )
+        elif self.doing and now - self.began > SECONDS_OF_SILENCE:
+            text = [f"{self.doing} … {clock(now - self.began)}"]
         self._clear()
-        self.stream.write("\n".join(text) + "\n")
+        self.stream.write("".join(f"{line}\n" for line in text))
         self.stream.flush()
         self.drawn = len(text)
 
+    def _write_lines(self, now: float) -> None:
+        if now - self.last_line < SECONDS_BETWEEN_LINES:
+            return
+        self.last_line = now
+        if self.started is None:
+            text = [f"{self.doing} … {clock(now - self.began)}"] if self.doing else []
+        else:
+            text = log_lines(self.stages, self.started, now, self.cores() or 1)
+        self.stream.write("".join(f"{line}\n" for line in text))
+        self.stream.flush()
+
     def finish(self) -> None:
         """Leave the last state in the terminal, and Snakemake's lines to it again."""
-        if self.started is not None and not self.ticking.is_set():
-            self.draw()
-            self.ticking.set()
+        if not self.over.is_set():
+            if self.started is None:
+                self._clear()
+            elif self.terminal:
+                self.draw()
+            self.over.set()
             self.drawn = 0
-            for handler in _printing():
-                handler.removeFilter(self.lets_through)
+
+    def say_times(self, file: str) -> None:
+        """Print how long each stage took that ran, and keep it in ``file``, from which ``workflow.estimate`` learns."""
+        self.finish()
+        if self.started is None:
+            return
+        seconds = time.monotonic() - self.started
+        lines = times_table(self.stages, seconds)
+        self.stream.write("".join(f"{line}\n" for line in ["", *lines]))
+        self.stream.flush()
+        jobs = {
+            name: {
+                "count": stage.done,
+                "seconds": round(stage.seconds / stage.done, 1),
+                "threads": stage.threads,
+            }
+            for name, stage in self.stages.items()
+            if stage.done
+        }
+        write_json(file, {"seconds": round(seconds, 1), "cores": self.cores() or 1, "jobs": jobs})
 
     def close(self) -> None:
         self.finish()
+        for handler in _printing():
+            handler.removeFilter(self.lets_through)
         super().close()
 
     def _clear(self) -> None:
@@ -201,7 +213,7 @@ class StageBars(logging.Handler):
             self.drawn = 0
 
     def _tick(self) -> None:
-        while not self.ticking.wait(1.0):
+        while not self.over.wait(SECONDS_BETWEEN_REDRAWS):
             with self.lock or threading.RLock():
                 self.draw()
 
@@ -214,8 +226,18 @@ def _logger() -> logging.Logger:
     return logging.getLogger("snakemake.logging")
 
 
-def show_stages(benchmark_of: Callable[[str], str]) -> None:
-    """Attach the bars, if a person is looking: stderr is a terminal that can move its cursor."""
-    capable = sys.stderr.isatty() and shutil.get_terminal_size().columns >= 60
-    if capable and not any(isinstance(handler, StageBars) for handler in _logger().handlers):
-        _logger().addHandler(StageBars(benchmark_of))
+def show_stages(
+    pattern_of: Callable[[str], str],
+    cores: Callable[[], int | None] = os.cpu_count,
+) -> StageBars:
+    """Attach the bars, or the lines where stderr is no terminal that can move its cursor."""
+    attached = next((handler for handler in _logger().handlers if isinstance(handler, StageBars)), None)
+    if attached is None:
+        terminal = (
+            sys.stderr.isatty()
+            and os.environ.get("TERM") != "dumb"
+            and shutil.get_terminal_size().columns >= 60
+        )
+        attached = StageBars(pattern_of, terminal, None, cores)
+        _logger().addHandler(attached)
+    return attached

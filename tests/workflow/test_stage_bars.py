@@ -1,16 +1,18 @@
-"""The bars of a run in a terminal: what they show, and that nothing is lost or added where nobody looks."""
+"""What a person sees of a run, and that nothing of it is lost where nobody looks."""
 
 from __future__ import annotations
 
 import io
+import json
 import logging
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from workflow import stage_bars
-from workflow.stage_bars import DEFAULT, Stage, StageBars, benchmark_seconds, clock, lines, show_stages
+from workflow.stage_bars import DEFAULT, STOPPING, StageBars, show_stages
 
 
 @pytest.fixture
@@ -24,55 +26,37 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, io.StringI
     return logger, text
 
 
+@pytest.fixture
+def drawn(printed: tuple[logging.Logger, io.StringIO]) -> Iterator[tuple[StageBars, io.StringIO]]:
+    """The bars of a terminal."""
+    text = io.StringIO()
+    bars = StageBars(lambda rule: "", terminal=True, stream=text)
+    printed[0].addHandler(bars)
+    yield bars, text
+    bars.close()
+
+
 def event(logger: logging.Logger, kind: str, level: int = logging.INFO, **values: object) -> None:
     logger.log(level, f"a line about {kind}", extra={"event": kind, **values})
 
 
 def job(
-    logger: logging.Logger, number: int, rule: str, benchmark: str | None = None, **wildcards: str
+    logger: logging.Logger,
+    number: int,
+    rule: str,
+    benchmark: str | None = None,
+    log: str | None = None,
+    **wildcards: str,
 ) -> None:
-    event(logger, "job_info", jobid=number, rule_name=rule, wildcards=wildcards, benchmark=benchmark)
+    found = {"benchmark": benchmark, "log": [log] if log else [], "threads": 1}
+    event(logger, "job_info", jobid=number, rule_name=rule, wildcards=wildcards, **found)
     event(logger, "job_started", jobs=[number])
 
 
-def write_benchmark(folder: Path, run: str, seconds: float) -> str:
-    file = folder / f"{run}.tsv"
-    file.write_text(f"s\th:m:s\n{seconds}\t0:00:01\n")
-    return str(file)
-
-
-def test_a_job_is_as_long_as_it_was_before_and_others_as_the_mean_of_their_rule(tmp_path: Path) -> None:
-    write_benchmark(tmp_path, "clip", 100.0)
-    write_benchmark(tmp_path, "filip", 300.0)
-    usual = benchmark_seconds(f"{tmp_path}/{{run}}.tsv")
-    assert usual == 200.0 and benchmark_seconds("") is None
-    assert benchmark_seconds(f"{tmp_path}/none/{{run}}.tsv") is None
-    stage = Stage(3, usual, done=1, running={7: ("filip", 1000.0, 300.0)})
-    assert stage.left(1060.0) == 240.0 + 200.0  # of the one that runs, and of the one that does not yet
-    assert stage.share(1060.0) == pytest.approx((1 + 0.2) / 3)
-    assert stage.share(9999.0) < 2 / 3  # it takes longer than it did: nearly full, not done
-
-
-def test_a_line_says_how_far_a_stage_is_and_fits_the_terminal() -> None:
-    stages = {"pretrain": Stage(2, 200.0, 1, running={7: ("filip", 1000.0, 300.0)}), "tables": Stage(1)}
-    first, second, whole = lines(stages, 900.0, 1060.0, 100, 40)
-    assert first.startswith("pretrain  ━") and "1/2  filip 1:00 of about 5:00" in first
-    assert second.startswith("tables    ╌") and "0/1" in second
-    assert whole == "1 of 3 jobs, 2:40, about 4:00 of work left"
-    assert all(len(line) <= 50 for line in lines(stages, 900.0, 1060.0, 50, 40))
-    many = {f"rule{n}": Stage(1) for n in range(60)} | {"now": Stage(1, running={1: ("", 0.0, None)})}
-    shown = lines(many, 0.0, 1.0, 100, 24)
-    assert len(shown) == 2 and shown[0].startswith("now")
-    assert [clock(s) for s in (42.9, 370, 11_100)] == ["0:42", "6:10", "3:05:00"]
-
-
 def test_bars_replace_the_lines_of_a_run_and_leave_its_errors(
-    printed: tuple[logging.Logger, io.StringIO], tmp_path: Path
+    printed: tuple[logging.Logger, io.StringIO], drawn: tuple[StageBars, io.StringIO]
 ) -> None:
-    logger, text = printed
-    drawn = io.StringIO()
-    bars = StageBars(lambda rule: "", drawn)
-    logger.addHandler(bars)
+    (logger, text), (bars, shown) = printed, drawn
     event(logger, "run_info", stats={"pretrain": 2, "all": 1, "total": 3})
     job(logger, 1, "pretrain", run="clip")
     job(logger, 2, "pretrain", run="filip")
@@ -81,36 +65,110 @@ def test_bars_replace_the_lines_of_a_run_and_leave_its_errors(
     event(logger, "job_error", logging.ERROR, jobid=2)
     assert "something to know" in text.getvalue() and "a line about job_error" in text.getvalue()
     assert "a line about job_finished" not in text.getvalue()
-    assert "1/2  1 failed" in drawn.getvalue()
+    assert "1/2  1 failed" in shown.getvalue()
     bars.close()
     logger.info("the last word")
     assert "the last word" in text.getvalue()  # the lines are back
-    assert drawn.getvalue().endswith("1 of 2 jobs, 0:00, 1 failed\n")
+    assert shown.getvalue().endswith("1 of 2 jobs, 0:00, 1 failed\n")
 
 
-def test_jobs_that_a_checkpoint_adds_are_counted(printed: tuple[logging.Logger, io.StringIO]) -> None:
+def test_jobs_that_a_checkpoint_adds_are_counted(
+    printed: tuple[logging.Logger, io.StringIO], drawn: tuple[StageBars, io.StringIO]
+) -> None:
     logger, _ = printed
-    bars = StageBars(lambda rule: "", io.StringIO())
-    logger.addHandler(bars)
     event(logger, "run_info", stats={"translate_plan": 1})
     for number in (5, 6):
         job(logger, number, "translate_part", part=str(number))
-    assert bars.stages["translate_part"].total == 2
+    assert drawn[0].stages["translate_part"].total == 2
+
+
+def test_a_first_run_knows_by_the_estimate_how_long_a_job_takes(
+    printed: tuple[logging.Logger, io.StringIO], drawn: tuple[StageBars, io.StringIO]
+) -> None:
+    logger, (bars, shown) = printed[0], drawn
+    bars.estimate = lambda counts: dict.fromkeys(counts, (80.0, 1))
+    event(logger, "run_info", stats={"pretrain": 2})
+    job(logger, 1, "pretrain", run="clip")
+    event(logger, "something_else")
+    bars.draw()
+    assert "clip 0:00 of about 1:20" in shown.getvalue()
+
+
+def test_what_precedes_the_first_job_is_said_as_well(
+    drawn: tuple[StageBars, io.StringIO], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bars, shown = drawn
+    bars.begins("planning the jobs")
+    bars.draw()
+    assert shown.getvalue() == ""  # not yet: it may be over in a moment
+    monkeypatch.setattr(stage_bars, "SECONDS_OF_SILENCE", -1.0)
+    bars.draw()
+    assert shown.getvalue().startswith("planning the jobs … 0:0")
+
+
+def test_after_ctrl_c_nothing_is_said_of_jobs_that_are_stopped(
+    printed: tuple[logging.Logger, io.StringIO], drawn: tuple[StageBars, io.StringIO]
+) -> None:
+    logger, text = printed
+    job(logger, 1, "pretrain", run="clip")
+    logger.info(f"{STOPPING}, this might take some time.")
+    event(logger, "job_error", logging.ERROR, jobid=1)
+    assert STOPPING not in text.getvalue() and "job_error" not in text.getvalue()
+
+
+def test_without_a_terminal_lines_say_the_same_among_snakemake_s(
+    printed: tuple[logging.Logger, io.StringIO], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage_bars, "SECONDS_BETWEEN_LINES", 0.0)
+    (logger, text), written, log = printed, io.StringIO(), tmp_path / "clip.log"
+    log.write_text("training: 10 of 40 steps, 1.00 steps/s, 0:30 left, loss 4.0\n")
+    bars = StageBars(lambda rule: "", terminal=False, stream=written)
+    logger.addHandler(bars)
+    event(logger, "run_info", stats={"pretrain": 2})
+    job(logger, 1, "pretrain", log=str(log), run="clip")
+    bars.draw()
+    assert (
+        "  pretrain clip 0:00  training: 25 %, 10 of 40 steps, 1.00 steps/s, 0:30 left\n"
+        in written.getvalue()
+    )
+    assert "a line about job_info" in text.getvalue() and "\x1b" not in written.getvalue()
     bars.close()
 
 
-def test_where_nobody_looks_nothing_changes(
+def test_at_the_end_it_says_and_keeps_how_long_each_stage_took(
+    printed: tuple[logging.Logger, io.StringIO], drawn: tuple[StageBars, io.StringIO], tmp_path: Path
+) -> None:
+    logger, (bars, shown) = printed[0], drawn
+    benchmark = tmp_path / "clip.tsv"
+    event(logger, "run_info", stats={"pretrain": 1})
+    job(logger, 1, "pretrain", benchmark=str(benchmark), run="clip")
+    benchmark.write_text("s\tcpu_time\n61.2\t55.5\n")
+    event(logger, "job_finished", job_id=1)
+    bars.say_times(str(tmp_path / "times.json"))
+    assert "pretrain     1       61           56\n" in shown.getvalue()
+    kept = json.loads((tmp_path / "times.json").read_text())
+    assert kept["jobs"] == {"pretrain": {"count": 1, "seconds": 61.2, "threads": 1}}
+
+
+def test_where_nobody_looks_snakemake_s_lines_stay(
     printed: tuple[logging.Logger, io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger, text = printed
-    show_stages(lambda rule: "")  # under pytest stderr is no terminal
-    assert len(logger.handlers) == 1
+    bars = show_stages(lambda rule: "")  # under pytest stderr is no terminal
+    assert not bars.terminal
+    assert (
+        show_stages(lambda rule: "") is bars and len(logger.handlers) == 2
+    )  # the Snakefile may be read again
+    job(logger, 1, "tables")
+    assert "a line about job_started" in text.getvalue()
+    bars.close()
+    logger.removeHandler(bars)
     monkeypatch.setattr(stage_bars.sys, "stderr", SimpleNamespace(isatty=lambda: True))
     monkeypatch.setattr(
         stage_bars.shutil, "get_terminal_size", lambda *_: SimpleNamespace(columns=100, lines=40)
     )
-    show_stages(lambda rule: "")
-    show_stages(lambda rule: "")  # the Snakefile may be read more than once
-    assert len(logger.handlers) == 2
+    looked_at = show_stages(lambda rule: "")
+    assert looked_at.terminal
     event(logger, "run_info", stats={"tables": 1})
     assert "a line about run_info" in text.getvalue()  # a dry run starts no job, and keeps its lines
+    looked_at.over.set()

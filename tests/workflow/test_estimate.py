@@ -1,0 +1,90 @@
+"""What a study will take: measured on some computers, worked out for another."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from filip.errors import UserError
+from workflow import estimate
+from workflow.estimate import Recording, about, asks_for_one, job_seconds, read_costs, run_seconds
+from workflow.study import ROOT
+
+
+def measured(compute: float, plain: float, jobs: dict[str, float], seconds: float = 60.0) -> dict[str, Any]:
+    found = {rule: {"count": 1, "seconds": taken, "threads": 1} for rule, taken in jobs.items()}
+    speed = {"compute": compute, "plain": plain, "precision": "fp32"}
+    return {"cpu": f"{compute} {plain}", "speed": speed, "seconds": seconds, "cores": 2, "jobs": found}
+
+
+def test_a_job_is_what_explains_its_times_on_the_computers_where_it_was_measured() -> None:
+    # training: 1,000 / compute + 200 / plain; corpus: 400 / plain
+    costs = [
+        measured(10.0, 20.0, {"pretrain": 110.0, "corpus": 20.0}),
+        measured(5.0, 20.0, {"pretrain": 210.0, "corpus": 20.0}),
+    ]
+    here = {"compute": 20.0, "plain": 10.0}
+    found = job_seconds("pretrain", costs, here)
+    assert found is not None and found == (pytest.approx(50.0 + 20.0), 1)
+    assert job_seconds("corpus", costs, here) == (pytest.approx(40.0), 1)
+    assert job_seconds("unknown", costs, here) is None
+    # no negative amount of work, whatever the noise
+    noisy = [measured(10.0, 20.0, {"tables": 10.0}), measured(5.0, 20.0, {"tables": 9.0})]
+    cost = job_seconds("tables", noisy, {"compute": 1.0, "plain": 20.0})
+    assert cost is not None and 8.0 < cost[0] < 12.0
+
+
+def test_a_run_on_the_computer_that_was_measured_takes_what_it_took() -> None:
+    costs = [measured(10.0, 20.0, {"pretrain": 100.0, "corpus": 20.0}, seconds=75.0)]
+    jobs = {rule: job_seconds(rule, costs, costs[0]["speed"]) for rule in ("pretrain", "corpus")}
+    known = {rule: cost for rule, cost in jobs.items() if cost}
+    assert run_seconds(known, {"pretrain": 1, "corpus": 1}, costs, 2) == pytest.approx(75.0)
+    assert run_seconds(known, {"pretrain": 2, "corpus": 0}, costs, 2) == pytest.approx(75.0 * 200 / 120)
+    assert 37.5 < run_seconds(known, {"pretrain": 1, "corpus": 1}, costs, 4) < 75.0
+
+
+def test_an_estimate_is_said_with_no_more_digits_than_it_has() -> None:
+    assert [about(seconds) for seconds in (3, 44, 95, 560, 40_000)] == [
+        "10 seconds", "40 seconds", "2 minutes", "9 minutes", "11 hours"
+    ]  # fmt: skip
+
+
+def test_nothing_is_measured_where_nothing_will_run() -> None:
+    assert asks_for_one(["snakemake", "--cores", "2"])
+    assert not asks_for_one(["snakemake", "-n"]) and not asks_for_one(["snakemake", "--lint"])
+
+
+@pytest.mark.slow
+def test_a_run_that_only_continued_another_is_not_recorded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "COSTS", tmp_path / "costs")
+    results = tmp_path / "small"
+    results.mkdir()
+    with pytest.raises(UserError, match="run the study from beginning to end first"):
+        estimate.main(Recording(str(results)))
+    run = measured(1.0, 1.0, {"corpus": 3.0, "tables": 2.0})
+    whole = {key: run[key] for key in ("seconds", "cores", "jobs")}
+    (results / "times.json").write_text(json.dumps(whole))
+    estimate.main(Recording(str(results), cpu="A CPU"))
+    estimate.main(Recording(str(results), cpu="A CPU"))  # replaces what it said of this CPU
+    (entry,) = read_costs(tmp_path / "costs/small.json")
+    assert entry["cpu"] == "A CPU" and entry["speed"]["compute"] > 0 and entry["jobs"] == whole["jobs"]
+    del whole["jobs"]["corpus"]
+    (results / "times.json").write_text(json.dumps(whole))
+    with pytest.raises(UserError, match="corpus did not run"):
+        estimate.main(Recording(str(results)))
+
+
+@pytest.mark.slow
+def test_the_speed_is_one_line_of_json() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "workflow.speed"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    speed = json.loads(done.stdout)
+    assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")

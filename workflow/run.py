@@ -1,0 +1,175 @@
+"""Run a study: Snakemake with the local profile, and an end to everything when a person wants one.
+
+    python -m workflow.run demo --cores 2          # workflow/config/demo.yaml; further arguments are Snakemake's
+
+The same as ``snakemake --configfile workflow/config/demo.yaml --profile workflow/profiles/local --cores 2``, and:
+one run of a study at a time; what a killed run has left, processes and locks, is out of the way first; Ctrl-C,
+SIGTERM and a closed terminal end all processes within five seconds, and the same command continues.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import NoReturn
+
+import psutil
+
+from filip.errors import UserError
+from filip.progress import clock
+from workflow import one_run
+
+CONFIGS = Path(__file__).resolve().parent / "config"
+LOCAL = "workflow/profiles/local"
+PATIENCE = 3.5  # seconds for jobs to save what they have
+LAST_PATIENCE = 1.0  # more, for Snakemake itself; it waits for no job then
+CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
+SILENCE = 4.0  # seconds until Snakemake has to be seen to start
+SILENCE_IN_A_LOG = 30.0
+SNAKEMAKE = "--snakemake"  # before Snakemake's arguments: be the child
+STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
+
+
+def config_file(study: str) -> Path:
+    """The config of a study, by its name or path. UserError if there is none."""
+    found = [path for path in (CONFIGS / f"{study}.yaml", Path(study)) if path.is_file()]
+    if not found:
+        known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
+        raise UserError(f"there is no study {study!r} in workflow/config: known are {known}")
+    return found[0]
+
+
+def study_name(config: Path) -> str:
+    """The name under which a study keeps its results; what is wrong with its config is for the Snakefile to say."""
+    import yaml
+
+    try:
+        return str(yaml.safe_load(config.read_text(encoding="utf-8"))["study"])
+    except (yaml.YAMLError, KeyError, TypeError):
+        return config.stem
+
+
+class Runner:
+    """Snakemake as a child in a process group of its own, which the terminal's Ctrl-C does not reach."""
+
+    def __init__(self, config: Path, arguments: list[str]) -> None:
+        self.results = Path("results") / study_name(config)
+        self.local = "--profile" not in arguments
+        profile = ["--profile", LOCAL] if self.local else []
+        python = [sys.executable, "-m", "workflow.run", SNAKEMAKE]
+        self.command = [*python, "--configfile", str(config), *profile, *arguments]
+        self.stopped_by: int | None = None
+        self.child: subprocess.Popen[bytes] | None = None
+
+    def run(self) -> int:
+        """Snakemake's exit code, or 128 and the number of the signal that ended it."""
+        locks = one_run.take(self.results.name)
+        if left := one_run.end(self._left, PATIENCE):
+            print(f"ended {left} processes that a killed run had left", file=sys.stderr, flush=True)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._note)
+        reading, writing = os.pipe()
+        environment = {**os.environ, one_run.HELD: "1", STARTED: str(writing)}
+        self.child = subprocess.Popen(
+            self.command, env=environment, pass_fds=(*locks, writing), process_group=0
+        )
+        signal.signal(signal.SIGTSTP, self._pause)
+        os.close(writing)
+        threading.Thread(target=_show_start, args=(reading,), daemon=True).start()
+        while self.child.poll() is None and self.stopped_by is None:
+            time.sleep(0.1)
+        if self.stopped_by is not None:
+            self._stop()
+            print("\nstopped; the same command continues", file=sys.stderr, flush=True)
+            return 128 + self.stopped_by
+        one_run.end(self._left, PATIENCE)  # Snakemake may have been killed
+        code = self.child.returncode
+        if code < 0:
+            print(
+                f"\nSnakemake was ended by {signal.Signals(-code).name}; the same command continues",
+                file=sys.stderr,
+                flush=True,
+            )
+        return code if code >= 0 else 128 - code
+
+    def _left(self) -> list[psutil.Process]:
+        """Processes of this run besides Snakemake."""
+        snakemake = self.child.pid if self.child else None
+        return [process for process in one_run.processes(self.results) if process.pid != snakemake]
+
+    def _stop(self) -> None:
+        assert self.child is not None
+        self.child.send_signal(signal.SIGINT)  # starts no more jobs, and waits for those that run
+        time.sleep(0.3)
+        one_run.end(self._left, PATIENCE)
+        try:
+            self.child.wait(LAST_PATIENCE if self.local else CLUSTER_PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.child.kill()
+            self.child.wait()
+        one_run.end(self._left, 0)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.stopped_by is None:
+            self.stopped_by = number
+            os.write(2, b"\nstopping ...\n")
+
+    def _pause(self, number: int, _: FrameType | None) -> None:
+        """Ctrl-Z: all of it, and go on with all of it."""
+        assert self.child is not None
+        os.killpg(self.child.pid, signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        os.killpg(self.child.pid, signal.SIGCONT)
+
+
+def _show_start(pipe: int) -> None:
+    """Say that Snakemake is being loaded, until it closes the other end of the pipe and shows something itself."""
+    began, terminal = time.monotonic(), sys.stderr.isatty()
+    while not select.select([pipe], [], [], SILENCE if terminal else SILENCE_IN_A_LOG)[0]:
+        text = f"loading Snakemake … {clock(time.monotonic() - began)}"
+        print(text, end="\r" if terminal else "\n", file=sys.stderr, flush=True)
+    os.close(pipe)
+
+
+def snakemake(arguments: list[str]) -> NoReturn:
+    """Be Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
+    sys.argv = ["snakemake", *arguments]
+    code: int | str | None = 1
+    try:
+        from snakemake.cli import main as command_line
+
+        command_line(arguments)
+    except SystemExit as ended:
+        code = ended.code
+    except KeyboardInterrupt:
+        code = 128 + signal.SIGINT
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else int(code is not None))
+
+
+def main(arguments: list[str]) -> int:
+    """Run the study that the first argument names."""
+    if arguments[:1] == [SNAKEMAKE]:
+        snakemake(arguments[1:])
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(__doc__)
+        return 0 if arguments else 2
+    try:
+        return Runner(config_file(arguments[0]), arguments[1:]).run()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
