@@ -73,16 +73,24 @@ def test_cross_validated_without_one(tmp_path):
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("c", [0.1, 10.0])
 def test_the_classifier_is_scikit_learn_s(monkeypatch: pytest.MonkeyPatch, classes: int, c: float) -> None:
-    """Probabilities agree to 1e-4, whether the images are gone through at once or in blocks."""
+    """The same minimum, whether the images are gone through at once or in blocks.
+
+    Where L-BFGS stops by default depends on the rounding of the CPU: the less the weights are penalised, the further a
+    gradient of 1e-6 is from the minimum (1.2e-4 of a probability on AVX2, 5e-5 on AVX-512).
+    """
     monkeypatch.setattr(logistic, "_ROWS", 64)
     generator = torch.Generator().manual_seed(classes)
     labels = 3 * torch.randint(0, classes, (150,), generator=generator)  # classes with gaps between them
     features = torch.randn(150, 8, generator=generator) + 0.3 * labels[:, None]
-    ours = logistic.fit(features, labels, c).log_probabilities(features, 3 * classes)
+    ours = [
+        logistic.fit(features, labels, c, **stop).log_probabilities(features, 3 * classes)
+        for stop in ({}, {"iterations": 20_000, "tolerance": 1e-9})
+    ]
     theirs = LogisticRegression(C=c, max_iter=5000, tol=1e-8).fit(features.double().numpy(), labels.numpy())
     expected = theirs.predict_log_proba(features.double().numpy())
-    np.testing.assert_allclose(ours[:, ::3].exp().numpy(), np.exp(expected), atol=1e-4)
-    assert bool((ours[:, 1] == -torch.inf).all())
+    for found, tolerance in zip(ours, (1e-3, 1e-5), strict=True):
+        np.testing.assert_allclose(found[:, ::3].exp().numpy(), np.exp(expected), atol=tolerance)
+        assert bool((found[:, 1] == -torch.inf).all())
 
 
 def test_one_image_per_class_cannot_be_probed(tmp_path):
