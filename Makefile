@@ -60,6 +60,7 @@ demo:  ## run the whole pipeline, download to report, on the embedded demo corpu
 	@$(MAKE) --no-print-directory run
 
 run: study-exists setup  ## run any study: make run STUDY=own_images
+	@$(VENV)/bin/python -m workflow.sources workflow/config/$(STUDY).yaml
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(VENV)/bin/python -m workflow.run $(STUDY) --cores $(CORES) $(if $(SEEDS),--config seeds=$(SEEDS))
 	@echo
@@ -79,6 +80,7 @@ snakemake-report: study-exists setup  ## Snakemake's own report of STUDY: the DA
 
 dry-run: study-exists setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
 	@$(SNAKEMAKE) -n
+	@$(VENV)/bin/python -m workflow.sources workflow/config/$(STUDY).yaml
 
 tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
+from filip.data.lists.reading import list_files
 from filip.data.loading.config import Source
 from filip.data.plan import translation_jobs
 from filip.errors import UserError
@@ -99,6 +100,21 @@ class WorkflowStudy(StudyEvaluations):
         card = self.source_cards[source]
         found = [path for named in (card.list, card.subset) if named for path in sorted(glob(named))]
         return self.built_list(source) or found
+
+    def missing_sources(self) -> dict[str, str]:
+        """Sources whose list or images are not there and not yet read, each with a sentence that says what to do."""
+        missing = {}
+        for source, card in self.source_cards.items():
+            if card.built_by or Path(self.data_dir, source, "list.parquet").exists():
+                continue
+            try:
+                if not self.has_images(source):
+                    list_files(card)
+                elif not Path(self.images(source)).exists():
+                    missing[source] = f"no images at {self.images(source)}, as {card.path} says"
+            except UserError as error:
+                missing[source] = str(error)
+        return missing
 
     def settings(self, source: str, stage: str) -> str:
         """A hash of what a stage reads of a source's card: when it changes, the stage and what follows run again."""

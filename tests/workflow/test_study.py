@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from filip.errors import UserError
 from filip.study import PROTOCOLS, load_study, resolve
+from workflow.sources import check as check_sources
 from workflow.study import ROOT, WorkflowStudy
 
 CONFIGS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
@@ -103,3 +105,34 @@ def test_the_config_beside_the_results_is_the_same_study(demo: dict, tmp_path: P
     read = load_study(None, tmp_path)
     assert read.runs == study.runs and read.evaluated == study.evaluated
     assert read.replicas("filip") == ["filip", "filip_s1", "filip_s2"]
+
+
+def test_a_source_whose_list_is_not_there_is_named_before_anything_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A plan is drawn without the list, so that nothing but this says that the study cannot run."""
+    (tmp_path / "data").mkdir()
+    card = "name: mine\nlist: pairs.csv\nobtain: Ask for it.\n"
+    (tmp_path / "data/mine.yaml").write_text(card)
+    study = yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text()) | {
+        "sources": ["mine", "cc3m"]
+    }
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as refused:
+        check_sources(Path("study.yaml"))
+    assert "2 of its 2 sources cannot be read" in str(refused.value)
+    assert "mine: no list of URLs at pairs.csv. How to obtain it: Ask for it." in str(refused.value)
+    assert "cc3m: source 'cc3m'" in str(refused.value) and "`list: PATH` in data/NAME.yaml" in str(
+        refused.value
+    )
+
+    (tmp_path / "pairs.csv").write_text("url,caption\n")
+    read = tmp_path / study.get("data_dir", f"results/{study['study']}/data") / "cc3m"
+    read.mkdir(parents=True)
+    (read / "list.parquet").touch()  # read before, and gone since
+    check_sources(Path("study.yaml"))
+
+    (tmp_path / "data/mine.yaml").write_text("name: mine\nimages: photos\n")
+    with pytest.raises(UserError, match=r"mine: no images at photos, as data/mine\.yaml says"):
+        check_sources(Path("study.yaml"))
