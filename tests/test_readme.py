@@ -171,6 +171,17 @@ def test_the_python_runs(
     assert {word for row in rows for word in row.split()} <= {"[BOS]", "a", "cat", "[EOS]"}
 
 
+def test_the_first_screen_says_what_is_true_of_it() -> None:
+    """What was run, what was not, whose weights there are, and how long the two commands take on which CPU."""
+    screen = " ".join(README.splitlines()[:32])
+    assert "never released by its authors" in screen and "arxiv.org/abs/2203.05796" in screen
+    assert "**No GPU has run it**" in screen and "docs/status.md" in screen
+    times = dict(
+        re.findall(r"\| (?:the installation|`(make \w+)`)[^|]* \| \d+ minutes? \| (\w[^|]*) \|", screen)
+    )
+    assert {"make demo", "make test"} <= set(times) and all(times.values())
+
+
 def test_readme_links_to_every_page_of_the_manual() -> None:
     linked = set(re.findall(r"\]\((?:docs|bench)/(\w+\.md)\)", (ROOT / "README.md").read_text()))
     included = {"measurements.md"}  # only includes bench/RESULTS.md
