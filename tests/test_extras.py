@@ -12,6 +12,7 @@ from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 from filip.__main__ import commands
 from filip.extras import EXTRAS, extra_of
@@ -65,6 +66,15 @@ def declared(*extras: str) -> frozenset[str]:
     return frozenset(found)
 
 
+def not_here() -> set[str]:
+    """Distributions that this Python or this machine has no use for, by the markers of pyproject.toml."""
+    extras = PROJECT["optional-dependencies"].values()
+    wanted = [
+        Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]
+    ]
+    return {canonical(one.name) for one in wanted if one.marker and not one.marker.evaluate()}
+
+
 @cache
 def installed() -> dict[str, list[str]]:
     """Names of importable modules, and the distributions that they are part of."""
@@ -106,6 +116,7 @@ def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
         name: ", ".join(distributions.get(name, ["nothing installed"]))
         for name in sorted(names)
         if not {canonical(d) for d in distributions.get(name, [])} & declared(*extras)
+        and canonical(name) not in not_here()
     }
 
 
@@ -202,4 +213,4 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))
     distributions = installed()
     brought = {canonical(d) for name in imported for d in distributions.get(name, [])}
-    assert declared("dev", "oracles") - brought - used_otherwise == set()
+    assert declared("dev", "oracles") - brought - used_otherwise - not_here() == set()
