@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import difflib
+import functools
 import runpy
 import sys
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ GROUPS = {
     "data demo": "The embedded demo corpus",
     "": "Other",
 }
+HELP = ("-h", "--help")
 _ENTRY = 'if __name__ == "__main__":'
 
 
@@ -45,6 +47,7 @@ class Command(NamedTuple):
         return next((start for start in starts if start in GROUPS), "")
 
 
+@functools.cache
 def commands() -> list[Command]:
     """All commands of the package, found by reading its files; none of them is imported."""
     return sorted(_find_commands())
@@ -91,17 +94,34 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
     """The command that the arguments begin with, the longest one, and what follows it. UserError if there is none."""
     by_words = {command.words: command for command in found}
     for length in range(len(arguments), 0, -1):
-        if command := by_words.get(tuple(word.replace("-", "_") for word in arguments[:length])):
+        words = _words(arguments[:length])
+        if command := by_words.get(words):
             rest = arguments[length:]
-            if rest and rest[0].replace("-", "").replace("_", "").isalpha() and not rest[0].startswith("-"):
+            if (
+                rest
+                and _is_word(rest[0])
+                and any(other[:length] == words for other in by_words.keys() - {words})
+            ):
                 break  # no option of `filip eval` but a mistyped command below it
             return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
     known = [" ".join(words) for words in by_words]
     close = difflib.get_close_matches(typed, known, 3)
+    group = next((g for g in GROUPS if g and g not in known and f"{typed} ".startswith(f"{g} ")), None)
+    if group and not (typed != group and difflib.get_close_matches(typed, known, 1, cutoff=0.85)):
+        below = [name for name in known if name.startswith(f"{group} ")]
+        raise UserError(f"{group!r} is a group of commands; give one of {', '.join(below)}")
     close += [name for name in known if name.endswith(f" {typed}") and name not in close]
     hint = f"; did you mean {' or '.join(map(repr, close))}?" if close else "; `filip` lists all commands"
     raise UserError(f"there is no command {typed or arguments[0]!r}{hint}")
+
+
+def _words(arguments: list[str]) -> tuple[str, ...]:
+    return tuple(word.replace("-", "_") for word in arguments)
+
+
+def _is_word(argument: str) -> bool:
+    return argument.replace("-", "").replace("_", "").isalpha() and not argument.startswith("-")
 
 
 def run(arguments: list[str]) -> None:
@@ -112,11 +132,11 @@ def run(arguments: list[str]) -> None:
 
         print(f"filip {__version__}")
         return
-    if not arguments or arguments[0] in ("-h", "--help", "help"):
-        print(overview(found))
-        return
-    group = [c for c in found if list(c.words[: len(arguments)]) == arguments]
-    if group and tuple(arguments) not in {c.words for c in found}:
+    if arguments[:1] == ["help"]:  # `filip help train` is `filip train --help`
+        arguments = [*arguments[1:], "--help"]
+    asked = _words([word for word in arguments if word not in HELP])
+    group = [command for command in found if command.words[: len(asked)] == asked]
+    if group and asked not in {command.words for command in found}:
         print(overview(group))
         return
     command, rest = choose(arguments, found)

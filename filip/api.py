@@ -11,7 +11,8 @@ Everything goes through the transform, the towers and the scorer of the evaluati
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -21,11 +22,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import UNDECODABLE
+from filip.data.rgb import MAX_ASPECT, UNDECODABLE, unreadable
 from filip.errors import UserError
 from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.eval.word_patch import word_patches
+from filip.files import nothing_at
 from filip.interaction import Similarity
 
 __all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
@@ -38,9 +40,11 @@ def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | N
 
     path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
     ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: side of the input in pixels, if it is to differ from the training's.
-    Raises UserError if there is no such model or the image size is not a multiple of its patches.
+    Raises UserError if there is no such model or device, or the image size is not a multiple of the model's patches.
     """
-    return Model(load_scorer(str(path), image_size, device))
+    if not isinstance(path, str | PathLike):
+        raise UserError(f"load takes the path or the name of a model, not {_kind(path)}")
+    return Model(load_scorer(str(path), image_size, str(device)))
 
 
 @dataclass(frozen=True)
@@ -95,32 +99,46 @@ class Model:
         images: paths, PIL images, or tensors: uint8 ``[3, H, W]`` is a picture of any size; float ``[3, S, S]`` has
         been resized to ``image_size`` and normalised by the caller. A tensor ``[n, 3, ...]`` is n of these.
         The n1 tokens of an image are its patches, row by row (after [CLS], if the model was trained with it).
-        Raises UserError for a file that cannot be read as an image; TypeError and ValueError for anything else.
+        Raises UserError for what is not an image, or a file that cannot be read as one.
         """
         if isinstance(images, str | PathLike | Image.Image) or (
             isinstance(images, Tensor) and images.ndim != 4
         ):
-            raise TypeError(
-                "encode_images takes a list of images, or a tensor [n, 3, H, W]; for one give [image]"
+            raise UserError(
+                f"encode_images takes a list of images, or a tensor [n, 3, H, W], not {_kind(images)}; for one image "
+                "give [image]"
             )
+        if not isinstance(images, Iterable):
+            raise UserError(f"encode_images takes a list of images, not {_kind(images)}")
+        if not isinstance(batch_size, int) or batch_size < 1:
+            raise UserError(f"batch_size={batch_size!r} must be a whole number, at least 1")
+        given = images if isinstance(images, Tensor) else list(images)
         encoded = [
-            self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(images, batch_size)
+            self._scorer.encode_images(pixels).float().cpu() for pixels in self._batches(given, batch_size)
         ]
         if not encoded:
-            raise ValueError("no images: the list is empty")
+            raise UserError("no images: the list is empty")
         return torch.cat(encoded)
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
         """Unit embeddings of texts, float32 on the CPU, each text encoded once however often it occurs.
 
         Returns ``values`` ``[T, d]``, the tokens of all texts one after another, with their ``lengths`` ``[t]`` ([BOS]
-        and [EOS] included) if token-wise; else ``values`` ``[t, d]``, and ``lengths`` is None.
+        and [EOS] included) if token-wise; else ``values`` ``[t, d]``, and ``lengths`` is None. A text that is longer
+        than the model reads is cut, with a warning. Raises UserError for what is not a list of strings.
         """
-        if isinstance(texts, str):
-            raise TypeError("encode_texts takes a list of strings; for one text give [text]")
-        if not texts:
-            raise ValueError("no texts: the list is empty")
-        return self._scorer.encode_texts(texts).to("cpu")
+        if isinstance(texts, str) or not isinstance(texts, Iterable):
+            raise UserError(
+                f"encode_texts takes a list of strings, not {_kind(texts)}; for one text give [text]"
+            )
+        given = list(texts)
+        if not given:
+            raise UserError("no texts: the list is empty")
+        for number, text in enumerate(given):
+            if not isinstance(text, str):
+                raise UserError(f"encode_texts takes a list of strings, and number {number} is {_kind(text)}")
+        self._warn_of_cut(given)
+        return self._scorer.encode_texts(given).to("cpu")
 
     def similarity(
         self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str] | Texts, *, batch_size: int = 64
@@ -130,20 +148,32 @@ class Model:
         images, texts: what :meth:`encode_images` and :meth:`encode_texts` take, or what they have returned.
         ``i2t`` ranks the texts of an image: the mean over its patches of the best token (equation 4 of the paper);
         ``t2i`` ranks the images of a text: the mean over its tokens of the best patch (equation 5). A pooled model's
-        are both the cosine.
+        are both the cosine. Raises UserError for what another kind of model has encoded.
         """
-        encoded = isinstance(images, Tensor) and images.ndim == (3 if self.token_wise else 2)
-        features = images if encoded else self.encode_images(images, batch_size=batch_size)
+        features = images if _is_encoded(images) else self.encode_images(images, batch_size=batch_size)
         assert isinstance(features, Tensor)
-        return self._scorer.similarity(
-            features, texts if isinstance(texts, Texts) else self.encode_texts(texts)
-        )
+        encoded = texts if isinstance(texts, Texts) else self.encode_texts(texts)
+        for what, token_wise in (("images", features.ndim == 3), ("texts", encoded.lengths is not None)):
+            if token_wise != self.token_wise:
+                raise UserError(
+                    f"these {what} were encoded by a {_trained(token_wise)} model, and {self.name} is a "
+                    f"{_trained(self.token_wise)} one: encode them with the model that compares them"
+                )
+        if features.shape[-1] != encoded.values.shape[-1]:
+            raise UserError(
+                f"the images have {features.shape[-1]} channels and the texts {encoded.values.shape[-1]}: they were "
+                "encoded by two models; encode both with the model that compares them"
+            )
+        return self._scorer.similarity(features, encoded)
 
     def align(self, image: ImageLike, text: str) -> Alignment:
         """Which patch of ``image`` belongs to which word of ``text``; one of each, as :meth:`encode_images` takes them.
 
-        Raises UserError for a pooled model: it is trained on one vector per image and text, not on patches and words.
+        Raises UserError for a pooled model, which is trained on one vector per image and text and not on patches and
+        words, and for several images or texts.
         """
+        if not isinstance(text, str) or not text.strip():
+            raise UserError(f"align takes one text with words in it, not {_kind(text)}")
         if not self.token_wise:
             raise UserError(
                 f"{self.name} is a pooled model: it was trained on one vector per image and text, so its patches and "
@@ -152,7 +182,17 @@ class Model:
         found = word_patches(self._scorer.encoder, self._pixels(image)[None], [text], Prompt("", ""))[0]
         return Alignment(found.tokens, found.similarity.reshape(*found.grid, -1))
 
-    def _batches(self, images: Sequence[ImageLike] | Tensor, size: int) -> Iterator[Tensor]:
+    def _warn_of_cut(self, texts: list[str]) -> None:
+        longest = self._scorer.encoder.context_length
+        long = [text for text in texts if len(text) > longest]  # a token has a character or more
+        cut = sum(count > longest for count in self._scorer.encoder.token_counts(long)) if long else 0
+        if cut:
+            warnings.warn(
+                f"{cut} of {len(texts)} texts have more than the {longest} tokens that {self.name} reads, and are cut",
+                stacklevel=3,
+            )
+
+    def _batches(self, images: list[ImageLike] | Tensor, size: int) -> Iterator[Tensor]:
         for start in range(0, len(images), size):
             yield torch.stack([self._pixels(image) for image in images[start : start + size]])
 
@@ -160,25 +200,61 @@ class Model:
         """float32 ``[3, S, S]``, as the model takes it."""
         if isinstance(image, Tensor):
             if image.ndim != 3 or image.shape[0] != 3:
-                raise ValueError(f"a tensor of shape {list(image.shape)} is not an image; give [3, H, W]")
+                raise UserError(f"a tensor of shape {list(image.shape)} is not an image; give [3, H, W]")
             if image.dtype == torch.uint8:
-                return self._scorer.transform(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
+                return self._transformed(Image.fromarray(image.permute(1, 2, 0).cpu().numpy()))
+            if not image.is_floating_point():
+                raise UserError(
+                    f"a tensor of {image.dtype} is not an image: give uint8, or normalised floats"
+                )
             if tuple(image.shape[1:]) != (self.image_size, self.image_size):
-                raise ValueError(
+                raise UserError(
                     f"a {image.dtype} tensor of shape {list(image.shape)}: normalised pixels have to be "
                     f"[3, {self.image_size}, {self.image_size}]; pixels of another size can be given as uint8"
                 )
             return image.float()
         if isinstance(image, Image.Image):
-            return self._scorer.transform(image)
+            return self._transformed(image)
         if not isinstance(image, str | PathLike):
-            raise TypeError(
-                f"{type(image).__name__} is not an image; give a path, a PIL image or a tensor [3, H, W]"
-            )
+            raise UserError(f"{_kind(image)} is not an image; give a path, a PIL image or a tensor [3, H, W]")
+        if Path(image).is_dir():
+            raise UserError(f"{image} is a folder: give the images in it")
         if not Path(image).is_file():
-            raise UserError(f"no image at {image}")
+            raise UserError(nothing_at(image, "give an image file"))
         try:
             with Image.open(image) as opened:
-                return self._scorer.transform(opened)
+                return self._transformed(opened)
         except UNDECODABLE as error:
-            raise UserError(f"{image} cannot be read as an image: {error}") from error
+            raise unreadable(image, error) from error
+
+    def _transformed(self, image: Image.Image) -> Tensor:
+        if image.mode == "F":
+            raise UserError("a PIL image of mode F has no known range: give 8 bits, e.g. image.convert('L')")
+        if max(image.size) > MAX_ASPECT * min(image.size):
+            raise UserError(
+                f"the image has {image.width} x {image.height} pixels: too long and narrow for a model's square"
+            )
+        return self._scorer.transform(image)
+
+
+def _is_encoded(images: object) -> bool:
+    """Whether a tensor is what a model has made of images: unit vectors, where pixels are not."""
+    return (
+        isinstance(images, Tensor)
+        and images.ndim in (2, 3)
+        and images.is_floating_point()
+        and bool(((images.norm(dim=-1) - 1).abs() < 0.01).all())
+    )
+
+
+def _trained(token_wise: bool) -> str:
+    return "token-wise" if token_wise else "pooled"
+
+
+def _kind(value: object) -> str:
+    """Name what was given, for a message."""
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {list(value.shape)}"
+    if isinstance(value, str):
+        return f"the text {value[:40]!r}"
+    return f"a {type(value).__name__}"

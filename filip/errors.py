@@ -1,5 +1,10 @@
 """The one exception that a user's mistake may raise, and what it says of an error behind it."""
 
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+
 
 class UserError(Exception):
     """Something a user can fix: the message says what was wrong, the value, where it came from, what to do.
@@ -12,3 +17,38 @@ class UserError(Exception):
 def first_line(error: Exception) -> str:
     """Of its message, for a sentence of ours; the name of its class if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def plain(error: Exception) -> str:
+    """Say in a few words why a file cannot be read, without the number and the path that Python puts there."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8 text (byte {error.start})"
+    return getattr(error, "strerror", None) or first_line(error)
+
+
+def counted(counts: Mapping[str, int]) -> str:
+    """Return ``12 too_small, 1 no_caption``, the largest first; "none" of nothing."""
+    largest = sorted(counts.items(), key=lambda item: -item[1])
+    return ", ".join(f"{count:,} {name}" for name, count in largest) or "none"
+
+
+def did_you_mean(typed: str, known: Iterable[str], count: int = 1) -> str:
+    """Return ``; did you mean 'index'?`` with at most ``count`` names of ``known`` that are near, "" if none is."""
+    near = nearest(typed, known, count)
+    return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
+
+
+def one_of(typed: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean 'index'? There are index, out``, or ``; there are index, out`` where no name is near."""
+    names = list(known)
+    near = did_you_mean(typed, names)
+    return f"{near} There are {', '.join(names)}" if near else f"; there are {', '.join(names)}"
+
+
+def nearest(typed: str, known: Iterable[str], count: int = 1) -> list[str]:
+    """Return at most ``count`` names that differ little from what was typed, or begin with it; the nearest first."""
+    names = list(known)
+    folded = {name.lower(): name for name in reversed(names)}
+    found = difflib.get_close_matches(typed, names, count)
+    found = found or [folded[name] for name in difflib.get_close_matches(typed.lower(), folded, count)]
+    return found or [name for name in names if len(typed) > 2 and name.startswith(typed)][:count]

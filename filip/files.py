@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from filip.errors import UserError
+from filip.errors import UserError, nearest
+
+# Nothing is wrong with the program or the data, and the sentence says all that a person needs.
+_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+# Of a path that the user has typed; of any other it would be a mistake of ours.
+_OF_A_PATH = {
+    errno.EEXIST: "there is a file of this name; give another name",
+    errno.ENOTDIR: "a part of this path is a file, so nothing can be below it; give another folder",
+    errno.EISDIR: "this is a folder; give the name of a file",
+    errno.ENOENT: "no such file or folder, and none can be made there",
+    errno.ENAMETOOLONG: "the name is too long for this file system",
+    errno.ELOOP: "the symbolic links of this path go in circles",
+    errno.EINVAL: "the file system does not take this name",
+}
 
 
 @contextmanager
@@ -57,6 +72,72 @@ def _name_the_place(error: BaseException, path: Path) -> None:
     """A write that fails for want of room does not know of which file: the message to the user should."""
     if isinstance(error, OSError) and error.errno is not None and error.filename is None:
         error.filename = str(path)
+
+
+def explained(error: OSError, given: Sequence[str]) -> UserError | None:
+    """Return the sentence for an error that a disk, or a path among the typed values ``given``, is to blame for."""
+    place = error.filename if isinstance(error.filename, str | os.PathLike) else None
+    if error.errno in _OF_THE_DISK:
+        return UserError(
+            f"{place or 'the disk'}: {os.strerror(error.errno)}. What is finished is kept: make room, or give a place "
+            "that can be written to, and run the same command again"
+        )
+    if error.errno in _OF_A_PATH and place is not None and _is_among(Path(place), given):
+        return UserError(f"{place}: {_OF_A_PATH[error.errno]}")
+    return None
+
+
+def _is_among(path: Path, values: Sequence[str]) -> bool:
+    """Whether a path was typed, or lies below or above one that was."""
+    own = Path(os.path.abspath(path))
+    for value in values:
+        for part in filter(None, re.split(r"[\[\],]", value)):
+            typed = Path(os.path.abspath(part))
+            if own.is_relative_to(typed) or typed.is_relative_to(own):
+                return True
+    return False
+
+
+def check_output(option: str, path: str, kind: str) -> None:
+    """Raise UserError if a "file" or "folder" cannot be written at ``path``, before the work that it is for."""
+    if not path or "://" in path:
+        return
+    place = Path(path)
+    if kind == "folder" and place.exists() and not place.is_dir():
+        raise UserError(f"{option}={path}: this is a file; give a folder")
+    if kind == "file" and place.is_dir():
+        raise UserError(f"{option}={path}: this is a folder; give the name of a file")
+    above = next(
+        parent for parent in [place, *Path(os.path.abspath(place)).parents] if os.path.lexists(parent)
+    )
+    if above != place and not above.is_dir():
+        raise UserError(f"{option}={path}: {above} is a file, so nothing can be below it; give another place")
+    if not os.access(above, os.W_OK):
+        raise UserError(f"{option}={path}: {above} cannot be written to; give another place")
+
+
+def nothing_at(path: str | os.PathLike[str], advice: str = "") -> str:
+    """Return "there is no file or folder PATH", with the nearest name that there is, and ``advice`` as it ends."""
+    said, near = f"there is no file or folder {str(path)!r}", near_path(path)
+    if near is not None:
+        return f"{said}; did you mean {near!r}? {advice[:1].upper()}{advice[1:]}".rstrip()
+    return f"{said}: {advice}" if advice else said
+
+
+def near_path(path: str | os.PathLike[str]) -> str | None:
+    """Return the path with its first missing part replaced by the nearest name in that folder; None if none is near."""
+    place = Path(path)
+    first = next((part for part in [*reversed(place.parents), place] if not part.exists()), None)
+    if first is None:
+        return None
+    try:
+        near = nearest(first.name, [entry.name for entry in first.parent.iterdir()])
+    except OSError:  # not a folder, or one that may not be read
+        return None
+    rest = place.relative_to(first)
+    return next(
+        (str(found) for name in near for found in [first.with_name(name) / rest] if found.exists()), None
+    )
 
 
 @contextmanager

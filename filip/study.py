@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from filip.errors import UserError
+from filip.files import nothing_at
 from filip.progress import say
 from filip.report.rows import PROTOCOLS, TABLES
 from filip.study_checks import check_accuracy_of, check_config
@@ -217,6 +218,8 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
     """
     effective = Path(results) / "study.json" if results is not None else None
     if path is None:
+        if results is not None and not Path(results).exists():
+            raise UserError(nothing_at(results, "give the results of a study, e.g. results/demo"))
         if effective is None or not effective.is_file():
             raise UserError(
                 f"no study.json in {results}; name the study, e.g. study=workflow/config/demo.yaml"
@@ -233,7 +236,9 @@ def load_study(path: str | Path | None, results: str | Path | None = None) -> St
 
 def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
-        raise UserError(f"no study config at {file}; the studies lie in workflow/config, e.g. demo.yaml")
+        raise UserError(
+            nothing_at(file, "the studies lie in workflow/config, e.g. workflow/config/demo.yaml")
+        )
     try:
         text = file.read_text(encoding="utf-8")
         config = json.loads(text) if file.suffix == ".json" else yaml.safe_load(text)

@@ -1,5 +1,6 @@
 """``from filip import load``: the same numbers as the evaluation's, from paths, PIL images and tensors."""
 
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,8 @@ from filip.eval.cards import load_card
 from filip.eval.datasets import batches
 from filip.eval.formats import open_set
 from filip.eval.scorer import load_scorer
-from tests.eval.miniature import SIDE, picture, write_model, write_webdataset
+from filip.models import build_model, save_model
+from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
 
 TEXTS = ["a photo of a cat.", "a black dog runs on the beach", "cat", "a photo of a cat."]
 
@@ -111,24 +113,86 @@ def test_what_is_no_image_and_no_text_is_refused_by_name(folder: Path, tmp_path:
     model = load(folder / "token_wise.safetensors")
     broken = tmp_path / "broken.png"
     broken.write_bytes(b"not a picture")
-    for images, error, message in (
-        (["nowhere.jpg"], UserError, "no image at nowhere.jpg"),
-        ([broken], UserError, "broken.png cannot be read as an image"),
-        ([torch.zeros(3, SIDE + 8, SIDE)], ValueError, r"have to be \[3, 32, 32\]"),
-        ([torch.zeros(SIDE, SIDE)], ValueError, r"shape \[32, 32\] is not an image"),
-        ([17], TypeError, "int is not an image"),
-        ("cat.jpg", TypeError, r"give \[image\]"),
-        (torch.zeros(3, SIDE, SIDE), TypeError, r"give \[image\]"),
-        ([], ValueError, "no images"),
+    raw = tmp_path / "photo.cr2"
+    raw.write_bytes(b"of a camera")
+    line = Image.new("RGB", (SIDE, 30 * SIDE))
+    for images, message in (
+        (["nowhere.jpg"], "there is no file or folder 'nowhere.jpg'"),
+        ([folder / "0.pmg"], r"did you mean '.*0\.png'"),
+        ([folder], "is a folder"),
+        ([broken], "broken.png cannot be read as an image"),
+        ([raw], r"photo.cr2 cannot be read as an image: 1 \.cr2 \(these formats are not read\)"),
+        ([torch.zeros(3, SIDE + 8, SIDE)], r"have to be \[3, 32, 32\]"),
+        ([torch.zeros(SIDE, SIDE)], r"shape \[32, 32\] is not an image"),
+        ([torch.zeros(3, SIDE, SIDE, dtype=torch.int64)], "a tensor of torch.int64 is not an image"),
+        ([Image.new("F", (SIDE, SIDE))], "mode F has no known range"),
+        ([line], "32 x 960 pixels: too long and narrow"),
+        ([17], "a int is not an image"),
+        (17, "not a int"),
+        ("cat.jpg", r"not the text 'cat\.jpg'; for one image give \[image\]"),
+        (torch.zeros(3, SIDE, SIDE), r"give \[image\]"),
+        ([], "no images"),
     ):
-        with pytest.raises(error, match=message):
+        with pytest.raises(UserError, match=message):
             model.encode_images(images)
-    with pytest.raises(TypeError, match=r"give \[text\]"):
-        model.encode_texts("a cat")
-    with pytest.raises(ValueError, match="no texts"):
-        model.encode_texts([])
-    with pytest.raises(UserError, match=r"no model at nowhere\.safetensors"):
-        load("nowhere.safetensors")
+    for size in (0, -1, 2.5):
+        with pytest.raises(UserError, match=f"batch_size={size} must be a whole number"):
+            model.encode_images(pictures(folder), batch_size=size)
+    for texts, message in (
+        ("a cat", r"give \[text\]"),
+        (7, "not a int"),
+        ([], "no texts"),
+        (["a cat", None], "number 1 is a NoneType"),
+    ):
+        with pytest.raises(UserError, match=message):
+            model.encode_texts(texts)
+    for text in (["a cat"], "", None):
+        with pytest.raises(UserError, match="align takes one text with words in it"):
+            model.align(pictures(folder)[0], text)
+    with pytest.raises(UserError, match="list is not an image"):
+        model.align(pictures(folder)[:1], "a cat")
+
+
+def test_a_model_that_is_not_there_or_cannot_run_here_is_refused_by_name(folder: Path) -> None:
+    for path, options, message in (
+        ("nowhere.safetensors", {}, "there is no file or folder 'nowhere.safetensors'"),
+        (folder / "tokenwise.safetensors", {}, r"did you mean '.*token_wise\.safetensors'"),
+        (None, {}, "load takes the path or the name of a model"),
+        (
+            folder / "pooled.safetensors",
+            {"device": "cuda:99"},
+            "device=cuda:99: there is no such device here",
+        ),
+        (folder / "pooled.safetensors", {"image_size": 33}, "image size 33 is not a multiple"),
+        (folder / "pooled.safetensors", {"image_size": 0}, "image_size=0: "),
+        (folder / "pooled.safetensors", {"image_size": -32}, "image_size=-32: "),
+    ):
+        with pytest.raises(UserError, match=message):
+            load(path, **options)
+    assert load(folder / "pooled.safetensors", device=torch.device("cpu")).name == "pooled"
+
+
+def test_what_another_kind_of_model_has_encoded_is_not_compared(folder: Path, tmp_path: Path) -> None:
+    filip_, clip = (load(folder / f"{name}.safetensors") for name in ("token_wise", "pooled"))
+    for model, other in ((filip_, clip), (clip, filip_)):
+        with pytest.raises(UserError, match=r"these texts were encoded by a .* model, and .* is a .* one"):
+            model.similarity(pictures(folder), other.encode_texts(TEXTS))
+        with pytest.raises(UserError, match=r"these images were encoded by a .* model, and .* is a .* one"):
+            model.similarity(other.encode_images(pictures(folder)), TEXTS)
+    save_model(tmp_path / "wider.safetensors", build_model(tiny_config("token_wise", embed_dim=32)), {})
+    with pytest.raises(UserError, match="the images have 32 channels and the texts 16"):
+        filip_.similarity(load(tmp_path / "wider.safetensors").encode_images(pictures(folder)), TEXTS)
+    with pytest.raises(UserError, match=r"give \[image\]"):  # one picture, not three encoded ones
+        filip_.similarity(torch.rand(3, 16, 16), TEXTS)
+
+
+def test_a_text_that_is_cut_is_warned_of(folder: Path) -> None:
+    model = load(folder / "token_wise.safetensors")
+    with pytest.warns(UserWarning, match=r"^1 of 2 texts have more than the 77 tokens that token_wise reads"):
+        model.encode_texts(["a cat", "dog " * 100])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model.encode_texts(["supercalifragilisticexpialidocious " * 3])
 
 
 def test_names_of_the_package_are_those_of_the_api() -> None:

@@ -95,6 +95,44 @@ def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
     assert choose(["eval", "zero-shot", "model=m"], commands())[0].module == "filip.eval.zero_shot"
 
 
+@pytest.mark.parametrize(
+    "typed",
+    ["index", "index --help", "index -h", "data --help", "help index", "help data demo", "data demo -h"],
+)
+def test_a_group_lists_its_commands_however_it_is_asked(
+    typed: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(typed.split())
+    printed = capsys.readouterr().out
+    words = [word for word in typed.split() if word not in ("help", "--help", "-h")]
+    of_group = [name for name in NAMES if name.split()[: len(words)] == words]
+    assert len(of_group) > 1 and all(f"  {name} " in printed for name in of_group)
+    assert "report tables" not in printed
+
+
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules:RuntimeWarning")
+def test_help_before_a_command_is_help_behind_it(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", sys.argv)
+    run(["help", "index", "search"])
+    assert "text=REQUIRED" in capsys.readouterr().out
+    run(["help"])
+    assert "report tables" in capsys.readouterr().out
+
+
+def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
+    for typed in (["eval", "table", "results"], ["index", "search", "photos"], ["report", "show", "results"]):
+        command, rest = choose(typed, commands())
+        assert (command.words, rest) == (tuple(typed[:2]), typed[2:])
+    with pytest.raises(UserError, match=r"^there is no command 'eval results'"):
+        choose(["eval", "results"], commands())
+    with pytest.raises(
+        UserError, match=r"^'index' is a group of commands; give one of index build, index export"
+    ):
+        choose(["index", "model=m"], commands())
+
+
 def test_a_missing_extra_is_named() -> None:
     found = filip_command("data", "text_rules", "--help", before="sys.modules['duckdb'] = None")
     assert (found.returncode, found.stderr) == (

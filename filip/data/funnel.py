@@ -15,7 +15,7 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.files import write_json
+from filip.files import nothing_at, write_json
 
 
 @dataclass(frozen=True)
@@ -88,13 +88,14 @@ def read_fragment(path: str | Path) -> Fragment:
             raw.get("notes", {}),
         )
     except FileNotFoundError as error:
-        raise UserError(f"no funnel fragment at {path}: run the stage that writes it") from error
+        raise UserError(nothing_at(path, "run the stage that writes this funnel fragment")) from error
     except (
         ValueError,
         KeyError,
         TypeError,
     ) as error:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
-        raise UserError(f"{path} is not a funnel fragment ({error!r})") from error
+        lacks = f": it has no {error.args[0]!r}" if isinstance(error, KeyError) else ""
+        raise UserError(f"{path} is not a funnel fragment{lacks}") from error
     check_fragment(fragment, str(path))
     return fragment
 
@@ -122,7 +123,7 @@ def merge(fragments: Iterable[Fragment]) -> dict[str, Any]:
 @dataclass
 class FunnelConfig:
     fragments: list[str] = option(MISSING, "fragments in the order of the stages, one source after the other")
-    out: str = option(MISSING, "merged funnel, JSON")
+    out: str = option(MISSING, "merged funnel, JSON", writes="file")
 
 
 def main(config: FunnelConfig) -> None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from filip.command import MISSING, option, run_command
-from filip.data.cards import SourceCard, load_source
+from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.ingesting import LAYOUTS
@@ -35,7 +35,7 @@ from filip.data.ingesting.layout import Layout
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.text_rules import apply_text_rules
-from filip.errors import UserError
+from filip.errors import UserError, counted
 from filip.files import digest, locked, replacing, scratch_folder, write_json
 from filip.worker_pool import run_blocks
 
@@ -48,18 +48,29 @@ class IngestConfig:
         MISSING, "source card (name or path), or straight the folder or file with the images"
     )
     images: str | None = option(None, "folder or file with the images; default: the card's")
-    out: str = option(MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json")
-    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)")
-    text_funnel: str | None = option(None, "funnel fragment of the text rules, JSON (unit: captions)")
-    list: str | None = option(None, "Parquet of all images found; default: OUT/_work/list.parquet")
-    kept: str | None = option(
-        None, "Parquet of those that the text rules keep; default: OUT/_work/kept.parquet"
+    out: str = option(
+        MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
     )
-    layout: str | None = option(None, f"{', '.join(LAYOUTS)}; default: the card's, else found out")
+    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
+    text_funnel: str | None = option(
+        None, "funnel fragment of the text rules, JSON (unit: captions)", writes="file"
+    )
+    list: str | None = option(
+        None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file"
+    )
+    kept: str | None = option(
+        None, "Parquet of those that the text rules keep; default: OUT/_work/kept.parquet", writes="file"
+    )
+    layout: str | None = option(
+        None, f"{', '.join(LAYOUTS)}; default: the card's, else found out", choices=("auto", *LAYOUTS)
+    )
+    image_rules: dict[str, Any] = option(
+        {}, "overrides of the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
+    )
     shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
     seed: int = option(0, "of the shuffle")
-    processes: int | None = option(None, "default: the card's")
-    threads: int = option(2, "DuckDB threads")
+    processes: int | None = option(None, "default: the card's", at_least=1)
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `list`")
 
 
@@ -91,6 +102,9 @@ def resolve_card(config: IngestConfig) -> SourceCard:
             f"source '{card.name}' ({card.path}) has no `images`: name the folder or file that holds them. A list of "
             "URLs is read by filip.data.prepare"
         )
+    if config.image_rules:
+        changed = {"image_rules": {**asdict(card.image_rules), **config.image_rules}}
+        card.image_rules = parse_card(changed, Path("image_rules=...")).image_rules
     if config.processes is not None:
         card.download.processes = config.processes
     return replace(card, layout=config.layout or card.layout)
@@ -210,7 +224,9 @@ def _apply_rules(
             "ingest: captions",
         )
         if not count:
-            raise UserError(f"not one image of {card.images} has a caption: {_problems(con, listed)}")
+            raise UserError(
+                f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}"
+            )
         fragment = apply_text_rules(
             captions,
             passed,
@@ -326,9 +342,22 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
     if without > seen:
         dropped["text_rules"] = without - seen  # images none of whose captions is left
     if not images:
-        raise UserError(f"not one of {total:,} images can be used: {dict(dropped)}, e.g. {examples}")
+        raise UserError(_none_left(total, dropped, examples, card))
     notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": examples}
     return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
+
+
+def _none_left(total: int, dropped: Counter[str], examples: dict[str, list[str]], card: SourceCard) -> str:
+    """Say why no image is left: how many fell to each rule, an example of each, and where the rules can be changed."""
+    shown = next((examples[reason][0] for reason, _ in dropped.most_common() if reason in examples), "")
+    sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
+    rules = card.image_rules
+    if dropped.keys() & {"too_small", "aspect"}:
+        sentence += (
+            f". The shorter side must have at least {rules.min_side} px, and the longer one at most "
+            f"{rules.max_aspect:g} times as many; image_rules={{min_side:0,max_aspect:20}} takes others, too"
+        )
+    return sentence
 
 
 if __name__ == "__main__":

@@ -39,11 +39,11 @@ small{color:#777}th{text-align:left;padding:6px 10px}"""
 class InspectConfig:
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of the side-cars")
-    out: str = option(MISSING, "sheet to write: .html or .png")
-    count: int = option(24, "samples")
-    views: int = option(3, "augmented views of each kind")
-    image_size: int = option(128, "pixels of each view")
-    seed: int = option(0, "of the choice and of the augmentations")
+    out: str = option(MISSING, "sheet to write: .html or .png", writes="file")
+    count: int = option(24, "samples", at_least=1)
+    views: int = option(3, "augmented views of each kind", at_least=0)
+    image_size: int = option(128, "pixels of each view", at_least=1)
+    seed: int = option(0, "of the choice and of the augmentations", at_least=0)
 
 
 @dataclass(frozen=True)

@@ -30,7 +30,7 @@ from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
 from filip.errors import UserError
-from filip.files import digest, scratch_folder, sha256_of, write_json
+from filip.files import digest, nothing_at, scratch_folder, sha256_of, write_json
 
 THREADS = 8
 Paths = list[str]  # inside ManifestConfig the name `list` is a field
@@ -44,8 +44,8 @@ class ManifestConfig:
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of the side-cars")
     funnels: Paths = option([], "funnel fragments in the order of the stages")
-    out: str = option(MISSING, "manifest to write, JSON")
-    threads: int = option(2, "DuckDB threads")
+    out: str = option(MISSING, "manifest to write, JSON", writes="file")
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
 
 
@@ -219,7 +219,7 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
         assert len(manifest["sha256"]) == 64
         return manifest
     except FileNotFoundError as error:
-        raise UserError(f"no manifest at {path}: `filip data manifest` writes it") from error
+        raise UserError(nothing_at(path, "`filip data manifest` writes a manifest")) from error
     except (ValueError, KeyError, TypeError, AssertionError) as error:
         raise UserError(f"{path} is not a data manifest") from error
 

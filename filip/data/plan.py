@@ -45,16 +45,19 @@ ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model 
 @dataclass
 class PlanConfig:
     rows: float = option(
-        MISSING, "rows of the list (or images, for a source that has its images), e.g. 340e6"
+        MISSING, "rows of the list (or images, for a source that has its images), e.g. 340e6", at_least=1
     )
     source: str | None = option(
         None, "source card: shard size, pivots, success rate; default: the cards' defaults"
     )
-    cores: int = option(2, "cores that work at once")
-    threads: int = option(8, "cores of one job: data.threads of a study")
-    kept: float = option(1.0, "share of the rows that the text rules keep")
+    cores: int = option(2, "cores that work at once", at_least=1)
+    threads: int = option(8, "cores of one job: data.threads of a study", at_least=1)
+    kept: float = option(1.0, "share of the rows that the text rules keep", at_least=0, at_most=1)
     success: float | None = option(
-        None, "share of the URLs that give an image; default: the card's normal, else 1"
+        None,
+        "share of the URLs that give an image; default: the card's normal, else 1",
+        at_least=0,
+        at_most=1,
     )
     urls_per_second: float = option(1000.0, "that the download tries, all machines together")
     captions_per_second: float = option(

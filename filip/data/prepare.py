@@ -22,7 +22,7 @@ from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, judged_rows
 from filip.data.lists.reading import SUFFIXES, list_files, rejected_lines, relation
-from filip.errors import UserError
+from filip.errors import UserError, counted
 from filip.files import scratch_folder
 from filip.progress import say
 
@@ -32,19 +32,19 @@ class PrepareConfig:
     source: str = option(
         MISSING, "source card (name or path), or straight a list: Parquet, TSV, CSV, JSON lines"
     )
-    out: str = option(MISSING, "Parquet file to write")
+    out: str = option(MISSING, "Parquet file to write", writes="file")
     list: str | None = option(None, "path or glob of the list; default: the card's")
     url_column: str | None = option(None, "name of the URL column; default: the card's, else 'url'")
     caption_column: str | None = option(
         None, "name of the caption column; default: the card's, else 'caption'"
     )
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
-    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(
         True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
     )
     seed: int = option(0, "of the shuffle")
-    threads: int = option(2, "DuckDB threads")
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
 
 
@@ -61,7 +61,7 @@ def main(config: PrepareConfig) -> None:
     )
     if config.funnel:
         write_fragment(config.funnel, fragment)
-    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} rows; dropped {dict(fragment.dropped)}")
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} rows; dropped {counted(fragment.dropped)}")
     if card.expected_count and abs(fragment.n_in - card.expected_count) > 0.05 * card.expected_count:
         say(f"note: the card expects about {card.expected_count:,} rows, this list has {fragment.n_in:,}")
 
@@ -120,8 +120,8 @@ def prepare(
         kept = counts.pop(None, 0)
         if not kept:
             raise UserError(
-                f"no usable row in {', '.join(paths[:3])}: {counts or 'it is empty'}, {unreadable} unreadable "
-                "lines. Are url_column and caption_column swapped?"
+                f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
+                f"{unreadable} unreadable lines. Are url_column and caption_column swapped?"
             )
         # Of rows that say the same of the same URL the first stays: none is fetched twice, none is its own negative.
         usable = f"{duckdb_io.parquet(staged)} WHERE {REASON} IS NULL"

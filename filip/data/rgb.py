@@ -3,16 +3,68 @@
 from __future__ import annotations
 
 import struct
+from collections import Counter
+from collections.abc import Iterable
+from os import PathLike
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from filip.errors import UserError, plain
+
 # What Pillow may open of other people's: what pictures on the web are. Its other 30 formats are code that hostile bytes
 # need not reach (EPS starts Ghostscript).
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
+IMAGE_FILES: tuple[str, ...] = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
+)  # fmt: skip
+_HEIC_FILES = (".heic", ".heif", ".hif")  # what phones write
+
+
+def _reads_heic() -> bool:
+    """Whether pillow-heif is installed, which is then made known to Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+if _reads_heic():
+    FORMATS, IMAGE_FILES = (*FORMATS, "HEIF"), (*IMAGE_FILES, *_HEIC_FILES)
+# Pictures by their names, too, but nothing here reads them: they are counted, so that nobody misses them unawares.
+OTHER_PICTURES = tuple(
+    suffix
+    for suffix in (
+        *_HEIC_FILES,
+        ".jxl", ".jp2", ".j2k", ".svg", ".svgz", ".psd", ".eps", ".ai", ".xcf", ".ico", ".tga", ".exr", ".hdr",
+        ".raw", ".dng", ".cr2", ".cr3", ".nef", ".nrw", ".arw", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f",
+    )
+    if suffix not in IMAGE_FILES
+)  # fmt: skip
+MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
 # What Pillow raises for broken files; it has no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
+
+
+def not_read(paths: Iterable[Path]) -> str:
+    """Say how many files look like pictures of formats that are not read here, and what would read them; "" if none."""
+    counts = Counter(path.suffix.lower() for path in paths if path.suffix.lower() in OTHER_PICTURES)
+    if not counts:
+        return ""
+    listed = ", ".join(f"{count} {suffix}" for suffix, count in sorted(counts.items()))
+    heic = "; `pip install pillow-heif` reads those of phones" if set(_HEIC_FILES) & counts.keys() else ""
+    return f"{listed} (these formats are not read{heic})"
+
+
+def unreadable(path: str | PathLike[str], error: Exception) -> UserError:
+    """The sentence for a file that Pillow cannot read, with what would read it."""
+    if Path(path).suffix.lower() in OTHER_PICTURES:
+        return UserError(f"{path} cannot be read as an image: {not_read([Path(path)])}")
+    return UserError(f"{path} cannot be read as an image: {plain(error)}")
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -27,8 +27,8 @@ from filip.data.lists.caption_rules import NORMALISE, conditions
 from filip.data.lists.parquet_rows import row_group
 from filip.data.lists.python_rules import active_rules
 from filip.data.lists.word_lists import read_word_list
-from filip.errors import UserError
-from filip.files import digest, replacing, scratch_folder, sha256_of
+from filip.errors import UserError, counted
+from filip.files import digest, nothing_at, replacing, scratch_folder, sha256_of
 from filip.worker_pool import run_blocks
 
 SAMPLES = 20  # captions shown per rule, for a person to read
@@ -38,14 +38,16 @@ SAMPLES = 20  # captions shown per rule, for a person to read
 class TextRulesConfig:
     source: str = option(MISSING, "source card (name or path)")
     list: str = option(MISSING, "Parquet file with the columns url and caption")
-    out: str = option(MISSING, "Parquet file to write: the rows that stay, in the same order and columns")
-    funnel: str | None = option(None, "funnel fragment to write, JSON")
+    out: str = option(
+        MISSING, "Parquet file to write: the rows that stay, in the same order and columns", writes="file"
+    )
+    funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     dropped: str | None = option(
-        None, "Parquet file of the rows that go, with their `reason`; default: not kept"
+        None, "Parquet file of the rows that go, with their `reason`; default: not kept", writes="file"
     )
     rules: dict[str, Any] = option({}, "overrides of the card's text_rules, e.g. rules={max_repeats:5}")
-    processes: int = option(2, "processes of the language model")
-    threads: int = option(2, "DuckDB threads")
+    processes: int = option(2, "processes of the language model", at_least=1)
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
 
 
@@ -103,7 +105,7 @@ def apply_text_rules(
         _charge(con, blocks, rules, scratch)
         fragment = _account(con, rules, card, scratch)
         if not fragment.n_out:
-            raise UserError(f"the text rules leave nothing of {list_path}: {dict(fragment.dropped)}")
+            raise UserError(f"the text rules leave nothing of {list_path}: {counted(fragment.dropped)}")
         caption = "coalesce(v.new_caption, l.caption) AS caption"
         listed = ", ".join(
             caption if column == "caption" else f"l.{duckdb_io.sql_identifier(column)}" for column in columns
@@ -130,7 +132,7 @@ def check_list(path: str | Path) -> list[str]:
     try:
         schema = pq.read_schema(path)
     except FileNotFoundError as error:
-        raise UserError(f"no list at {path}: `filip data prepare` makes it") from error
+        raise UserError(nothing_at(path, "`filip data prepare` makes a list")) from error
     except pa.ArrowInvalid as error:
         raise UserError(f"{path} is not Parquet: `filip data prepare` converts other formats") from error
     missing = [column for column in ("url", "caption") if column not in schema.names]

@@ -42,16 +42,18 @@ SAMPLES = 10  # candidates shown per reason
 class TranslateConfig:
     source: str = option(MISSING, "source card (name or path); its back_translation names engine and pivots")
     shards: str = option(MISSING, "folder that filip.data.download filled")
-    out: str = option(MISSING, "folder of the side-cars to write")
-    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: candidates)")
+    out: str = option(MISSING, "folder of the side-cars to write", writes="folder")
+    funnel: str | None = option(None, "funnel fragment to write, JSON (unit: candidates)", writes="file")
     engine: str | None = option(None, "another engine than the card's; none = original captions only")
     pivots: list[str] | None = option(None, "other pivot languages than the card's, e.g. [pt]")
     models: str | None = option(None, "folder of the engine's weights; default: the card's")
-    cache: str | None = option(None, "folder of the translations; default: OUT/_cache; share it between runs")
+    cache: str | None = option(
+        None, "folder of the translations; default: OUT/_cache; share it between runs", writes="folder"
+    )
     part: str | None = option(None, "i/n: translate only every n-th block, from the i-th (0-based), and stop")
     plan_only: bool = option(False, "only find out what is to be translated, for the parts, and stop")
-    processes: int = option(2, "translating processes")
-    threads: int = option(2, "DuckDB threads")
+    processes: int = option(2, "translating processes", at_least=1)
+    threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
 
 
@@ -129,6 +131,7 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
     Raises UserError when there are no shards, the engine is unavailable, or another run is writing to ``out``.
     """
     caches = open_caches(job)
+    shard_files(job.shards)  # a mistyped folder is known before anything is made
     work = job.out / "_work"
     with locked(work / "plan.lock"):
         # parts run at once, and DuckDB clears its folder when it is done
@@ -192,7 +195,7 @@ def shard_files(folder: Path) -> list[Path]:
     """The shards' Parquet files, in order. Raises UserError when there are none."""
     files = sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit())
     if not files:
-        raise UserError(f"no NNNNN.parquet in {folder}: give the folder that filip.data.download filled")
+        raise UserError(f"no NNNNN.parquet in {folder}: give the folder that `filip data download` filled")
     return files
 
 

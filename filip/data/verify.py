@@ -24,7 +24,7 @@ SHOWN = 20
 @dataclass
 class VerifyConfig:
     manifest: str = option(MISSING, "manifest of the data set, as `filip data manifest` wrote it")
-    threads: int = option(4, "tars read at once")
+    threads: int = option(4, "tars read at once", at_least=1)
 
 
 def main(config: VerifyConfig) -> None:

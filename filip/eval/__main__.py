@@ -21,12 +21,13 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.encoders import Encoder
 from filip.eval.features import ShardEncodedError, read_shard
-from filip.eval.opening import check_sets
+from filip.eval.opening import MISSING_SETS, check_sets
 from filip.eval.options import FEATURES, FEATURES_GB, ModelOptions, result_header, store_of
 from filip.eval.outcomes import Record, outcomes_file, write_outcomes
 from filip.eval.own_data import cards_of
 from filip.eval.protocols import IN_PARTS, PROTOCOLS, UNASKED, Settings
 from filip.eval.table import as_text, measures
+from filip.eval.zero_shot import ENSEMBLES
 from filip.files import write_json
 from filip.progress import say
 
@@ -37,21 +38,27 @@ class Evaluation(ModelOptions):
         MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]"
     )
     root: str = option(".", "folder below which the data sets of cards lie")
-    out: str = option("", "folder for the results; results/eval/<model> if empty")
+    out: str = option("", "folder for the results; results/eval/<model> if empty", writes="folder")
     protocols: list[str] = option(
-        list(UNASKED), "of those that fit the data; add linear_probe to fit classifiers"
+        list(UNASKED),
+        "of those that fit the data; add linear_probe to fit classifiers",
+        choices=tuple(PROTOCOLS),
     )
     prompts: str = option("eval/prompts.yaml", "prompt ensembles, or one prompt such as 'a photo of a {c}.'")
     ensemble: str = option(
-        "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
+        "score",
+        "score: mean of scores over prompts; embedding: mean vector (pooled models)",
+        choices=ENSEMBLES,
     )
     loader: str | None = option(None, "layout of the cards to use instead of their default")
-    missing: str = option("stop", "a data set that is not there: stop; or skip: evaluate the others")
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
-    features: str = option("", FEATURES)
+    missing: str = option(
+        "stop", "a data set that is not there: stop; or skip: evaluate the others", choices=MISSING_SETS
+    )
+    batch_size: int = option(64, "images at a time", at_least=1)
+    workers: int = option(0, "processes that decode images", at_least=0)
+    features: str = option("", FEATURES, writes="folder")
     features_gb: float = option(
-        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed"
+        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed", at_least=0
     )
     shard: str = option(
         "", "encode this part of the images only, e.g. 3/8, into features=; then run without it"
@@ -61,8 +68,6 @@ class Evaluation(ModelOptions):
 
 def main(config: Evaluation) -> None:
     """Evaluate a model on data of your own or on benchmarks: every protocol that fits, and one table."""
-    if unknown := [name for name in config.protocols if name not in PROTOCOLS]:
-        raise UserError(f"protocols: no protocol {unknown[0]!r}; there are {', '.join(PROTOCOLS)}")
     settings = Settings(config.root, config.prompts, config.ensemble, config.batch_size, config.workers)
     if config.shard:
         read_shard(config.shard)

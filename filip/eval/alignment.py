@@ -43,19 +43,19 @@ NOTE = (
 
 @dataclass
 class Alignment(CardOptions):
-    picture: str = option(MISSING, "the sheet of pictures (PNG)")
+    picture: str = option(MISSING, "the sheet of pictures (PNG)", writes="file")
     prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
     prompt: str | None = option(None, "prompt with {c} for the label, instead of the prompt file's")
-    examples: int = option(12, "pictures per card, evenly spread over the set")
-    composites: int = option(4, "pictures of two objects side by side")
-    measure: int = option(2000, "images per card to measure pointing on, evenly spread")
-    pairs: int = option(300, "composites to measure pointing on")
-    columns: int = option(4, "pictures per row")
+    examples: int = option(12, "pictures per card, evenly spread over the set", at_least=0)
+    composites: int = option(4, "pictures of two objects side by side", at_least=0)
+    measure: int = option(2000, "images per card to measure pointing on, evenly spread", at_least=0)
+    pairs: int = option(300, "composites to measure pointing on", at_least=0)
+    columns: int = option(4, "pictures per row", at_least=1)
     features: str = option(
         "",
         "folder where retrieval or zero-shot kept image features (features=): tokens there are not encoded again",
     )
-    batch_size: int = option(64, "images at a time, as those features were kept")
+    batch_size: int = option(64, "images at a time, as those features were kept", at_least=1)
 
 
 def main(config: Alignment) -> None:

@@ -31,10 +31,10 @@ class Compare:
     labels: list[str] = option([], "their titles; the files' names if empty")
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option(MISSING, "benchmark card whose images are shown")
-    picture: str = option(MISSING, "the sheet (PNG)")
+    picture: str = option(MISSING, "the sheet (PNG)", writes="file")
     prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
-    examples: int = option(6, "images, evenly spread over the set")
-    composites: int = option(3, "pictures of two objects side by side")
+    examples: int = option(6, "images, evenly spread over the set", at_least=0)
+    composites: int = option(3, "pictures of two objects side by side", at_least=0)
     loader: str | None = option(None, "layout of the card to use instead of its default")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 

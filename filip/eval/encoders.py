@@ -21,6 +21,7 @@ from torch import Tensor
 from filip.device import resolve
 from filip.errors import UserError
 from filip.eval.precision import autocast, dtype_of
+from filip.files import nothing_at
 
 
 class Encoder(Protocol):
@@ -140,6 +141,8 @@ def load_encoder(
     image_size, tokens, trust_remote_code: see :class:`Loading`.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded so.
     """
+    if image_size is not None and image_size < 1:
+        raise UserError(f"image_size={image_size}: a side of the input in pixels must be at least 1")
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
     prefix, colon, name = model.partition(":")
@@ -156,7 +159,9 @@ def load_encoder(
         close = difflib.get_close_matches(prefix, BACKENDS, 1) if colon else []
         hint = f"; did you mean {close[0]}:{name}?" if close else ""
         raise UserError(
-            f"no model at {model}{hint} Give {FORMS}" if close else f"no model at {model}: give {FORMS}"
+            f"no model at {model}{hint} Give {FORMS}"
+            if close
+            else nothing_at(model, f"give a model: {FORMS}")
         )
     return FilipEncoder(_own_model(place, image_size).to(device), place.stem, loading=loading)
 

@@ -17,6 +17,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.formats import open_set
+from filip.hub import hub_asked
 from filip.progress import say, track
 
 OWNER = "clip-benchmark"
@@ -41,9 +42,12 @@ def main(config: Fetch) -> None:
         repo, patterns = wanted[card.name]
         target = Path(config.root) / card.path
         hub: Hub = _Folder(Path(config.source), repo) if config.source else _HuggingFace(repo)
-        names = [
-            name for name in hub.names() if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)
-        ]
+        with hub_asked(local=bool(config.source)):
+            names = [
+                name
+                for name in hub.names()
+                if not patterns or any(fnmatch.fnmatch(name, p) for p in patterns)
+            ]
         if not names:
             raise UserError(f"{card.name}: {repo} has no files{f' like {patterns}' if patterns else ''}")
         missing = [name for name in names if not (target / name).is_file()]

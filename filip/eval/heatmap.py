@@ -13,33 +13,37 @@ from PIL import Image
 
 from filip.command import MISSING, option, run_command
 from filip.data.preprocessing import denormalize
+from filip.data.rgb import unreadable
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.options import ModelOptions
 from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
-from filip.files import replacing
+from filip.files import nothing_at, replacing
+from filip.progress import say
 
 
 @dataclass
 class Heatmap(ModelOptions):
     image: str = option(MISSING, "an image file")
     caption: str = option(MISSING, "any text")
-    picture: str = option(MISSING, "the sheet of heat maps (PNG)")
-    columns: int = option(4, "heat maps per row")
-    width: int = option(240, "width of a heat map in px")
+    picture: str = option(MISSING, "the sheet of heat maps (PNG)", writes="file")
+    columns: int = option(4, "heat maps per row", at_least=1)
+    width: int = option(240, "width of a heat map in px", at_least=16)
 
 
 def main(config: Heatmap) -> None:
     """Draw where each word of a caption looks in an image."""
+    if Path(config.image).is_dir():
+        raise UserError(f"image={config.image} is a folder: give one of the images in it")
     if not Path(config.image).is_file():
-        raise UserError(f"no image at {config.image}")
+        raise UserError(nothing_at(config.image, "give an image file"))
     encoder = config.encoder()
     try:
         image = Image.open(config.image).convert("RGB")
     except OSError as error:
-        raise UserError(f"{config.image} cannot be read as an image: {error}") from error
+        raise unreadable(config.image, error) from error
     cells = heat_cells(encoder, image, config.caption, config.width)
     note = (
         "First: the position of the most similar token on each patch. Then, for each token, its similarity to each "
@@ -48,6 +52,7 @@ def main(config: Heatmap) -> None:
     page = sheet(cells, config.columns, f"{config.caption}", note, cell_width=config.width)
     with replacing(config.picture) as part:
         page.save(part, format="PNG")
+    say(f"{config.picture}: {len(cells)} pictures of {config.image}")
 
 
 def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[Cell]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.encoders import Loading
 from filip.eval.two_tower import TwoTowerEncoder, one_by_one, readable_token
+from filip.hub import hub_asked
 
 KINDS = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer
 
@@ -62,7 +64,8 @@ class HuggingFaceEncoder(TwoTowerEncoder):
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> HuggingFaceEncoder:
-        return cls(name, loading)
+        with hub_asked(local=Path(name).is_dir()):
+            return cls(name, loading)
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
         seen = self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)

@@ -14,7 +14,7 @@ from typing import Any
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.outcomes import Record, outcomes_file, read_outcomes, write_outcomes
-from filip.files import write_json
+from filip.files import nothing_at, write_json
 
 OF_BENCHMARKS = ("tasks", "benchmarks", "skipped")  # keys of a result file whose entries are by benchmark
 
@@ -24,7 +24,7 @@ class Merge:
     parts: list[str] = option(
         MISSING, "result files of one model and protocol, in the order of the benchmarks"
     )
-    out: str = option(MISSING, "the merged result file (JSON)")
+    out: str = option(MISSING, "the merged result file (JSON)", writes="file")
 
 
 def main(config: Merge) -> None:
@@ -40,8 +40,6 @@ def merged(parts: list[Path]) -> tuple[dict[str, Any], Record]:
     Raises UserError if a part cannot be read or has no outcomes, parts disagree about the model or its settings, or
     two have the same benchmark.
     """
-    if not parts:
-        raise UserError("parts=[]: give at least one result file")
     result: dict[str, Any] = {}
     record: Record = {}
     for part in parts:
@@ -76,7 +74,7 @@ def _read(part: Path) -> dict[str, Any]:
     try:
         content: Any = json.loads(part.read_text(encoding="utf-8"))
     except OSError as error:
-        raise UserError(f"no result at {part}") from error
+        raise UserError(nothing_at(part, "give result files of evaluations")) from error
     except ValueError as error:
         raise UserError(f"{part} is not valid JSON: {error}") from error
     if not isinstance(content, dict) or not ({"tasks", "benchmarks"} & set(content)):

@@ -16,6 +16,7 @@ from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 from filip.eval.precision import autocast
 from filip.eval.two_tower import readable_token
+from filip.hub import hub_asked
 
 
 class MultiVectorEncoder:
@@ -59,7 +60,8 @@ class MultiVectorEncoder:
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> MultiVectorEncoder:
-        return cls(name, loading)
+        with hub_asked(local=Path(name).is_dir()):
+            return cls(name, loading)
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:

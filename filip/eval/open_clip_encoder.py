@@ -21,6 +21,7 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.eval.encoders import Loading
 from filip.eval.two_tower import TwoTowerEncoder, one_by_one, readable_token
+from filip.hub import hub_asked
 
 ACTIVATIONS = ("gelu", "quickgelu")
 SCHEMES = ("hf-hub:", "local-dir:")
@@ -54,7 +55,8 @@ class OpenClipEncoder(TwoTowerEncoder):
             extra |= {"pretrained": weights, "force_quick_gelu": activation == "quickgelu"}
         elif activation == "quickgelu":
             extra["force_quick_gelu"] = True
-        with _one_sentence(f"open_clip:{architecture}" + (f":{weights}" if weights else "")):
+        name = f"open_clip:{architecture}" + (f":{weights}" if weights else "")
+        with hub_asked(local=_is_local(architecture, weights)), _one_sentence(name):
             model, _, transform = open_clip.create_model_and_transforms(
                 architecture, device=loading.device, **extra
             )
@@ -185,6 +187,16 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
         return name, None, activation
     architecture, _, weights = name.partition(":")
     return architecture, weights or None, activation
+
+
+def _is_local(architecture: str, weights: str | None) -> bool:
+    """Whether weights and tokenizer are on this machine for certain."""
+    import open_clip
+
+    if architecture.startswith(SCHEMES):
+        return architecture.startswith("local-dir:")
+    named = (open_clip.get_model_config(architecture) or {}).get("text_cfg", {}).get("hf_tokenizer_name")
+    return not named and (weights is None or Path(weights).is_file())
 
 
 def activation_of(architecture: str, weights: str | None, stated: str | None) -> str:

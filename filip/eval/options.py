@@ -11,8 +11,8 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.encoders import FORMS, Encoder, load_encoder
 from filip.eval.features import FeatureStore, model_key, read_shard
-from filip.eval.opening import check_sets
-from filip.eval.precision import name_of
+from filip.eval.opening import MISSING_SETS, check_sets
+from filip.eval.precision import PRECISIONS, name_of
 from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import launched, own_device
 
@@ -25,11 +25,12 @@ class ModelOptions:
     """Commands that load one model."""
 
     model: str = option(MISSING, FORMS)
-    image_size: int | None = option(None, "evaluate at this resolution instead of the model's")
+    image_size: int | None = option(None, "evaluate at this resolution instead of the model's", at_least=1)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
     precision: str = option(
         "auto",
         "fp32, bf16 or fp16, for the towers and the tokens that are kept; auto = 16 bits on a CUDA device",
+        choices=("auto", *PRECISIONS),
     )
     tokens: bool = option(
         False, "score a pooled model token-wise: every patch and word through its own projections"
@@ -60,11 +61,13 @@ class CardOptions(ModelOptions):
 
     root: str = option(MISSING, "folder below which the data sets lie")
     cards: list[str] = option(MISSING, "benchmark cards, e.g. [cifar10,flickr30k] or [my/card.yaml]")
-    out: str = option(MISSING, "result file (JSON)")
+    out: str = option(MISSING, "result file (JSON)", writes="file")
     run: str = option("", "name of the run in the result; the model file's name if empty")
     loader: str | None = option(None, "layout of the cards to use instead of their default")
     missing: str = option(
-        "stop", "a data set that is not there: stop; or skip: evaluate the others, and the result says why"
+        "stop",
+        "a data set that is not there: stop; or skip: evaluate the others, and the result says why",
+        choices=MISSING_SETS,
     )
 
     def load_cards(self, kind: str | None = None) -> tuple[list[BenchmarkCard], dict[str, str]]:
@@ -113,11 +116,11 @@ def skipped_entry(skipped: dict[str, str]) -> dict[str, Any]:
 class EvalOptions(CardOptions):
     """Commands that go through whole test sets in batches."""
 
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
-    features: str = option("", FEATURES)
+    batch_size: int = option(64, "images at a time", at_least=1)
+    workers: int = option(0, "processes that decode images", at_least=0)
+    features: str = option("", FEATURES, writes="folder")
     features_gb: float = option(
-        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed"
+        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed", at_least=0
     )
 
     def store(self, encoder: Encoder) -> FeatureStore | None:

@@ -84,11 +84,10 @@ def card_ensemble(prompts: str, key: str | None) -> list[Prompt]:
     """
     if "{c}" in prompts:
         return [_from_template("the command line", "prompts", prompts)]
-    return (
-        load_ensemble(prompts, key)
-        if key is not None
-        else [_from_template("the defaults", "own data", DEFAULT)]
-    )
+    if key is not None:
+        return load_ensemble(prompts, key)
+    resources.find("prompts", prompts)  # not read for own data, but a name that is nowhere is a mistake
+    return [_from_template("the defaults", "own data", DEFAULT)]
 
 
 def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, Prompt]:

@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from filip.errors import UserError
+from filip.files import nothing_at
 
 SUFFIXES = (".json", ".jsonl", ".jsonlines", ".csv", ".tsv", ".parquet")
 IMAGE_COLUMNS = (
@@ -69,7 +70,7 @@ def read_records(place: Path, split: str = "test") -> Records:
     if place.is_dir():
         found = _hugging_face(place, split)
     elif not place.is_file():
-        raise UserError(f"no annotations at {place}")
+        raise UserError(nothing_at(place, "give a table of annotations"))
     else:
         try:
             found = _parquet(place) if place.suffix == ".parquet" else _of_list(_rows(place))

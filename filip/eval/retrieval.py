@@ -41,9 +41,15 @@ class Retrieval(EvalOptions):
         "",
         "source the model was fine-tuned on: benchmarks of that source rank bare captions, without prompts",
     )
-    rank_texts_by: str = option("image", "image to text ranks by: image (s^I), text (s^T) or mean of both")
-    rank_images_by: str = option("text", "text to image ranks by: image (s^I), text (s^T) or mean of both")
-    shortlist: int = option(0, "two-stage: exact scores for this many candidates only; 0 = all, exact")
+    rank_texts_by: str = option(
+        "image", "image to text ranks by: image (s^I), text (s^T) or mean of both", choices=RANKINGS
+    )
+    rank_images_by: str = option(
+        "text", "text to image ranks by: image (s^I), text (s^T) or mean of both", choices=RANKINGS
+    )
+    shortlist: int = option(
+        0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0
+    )
     compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
 
 
@@ -59,9 +65,6 @@ def main(config: Retrieval) -> None:
 
 def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
     """What the result file says, and the outcomes of images and captions. ``scorer``: of the model, if it is loaded."""
-    for key in ("rank_texts_by", "rank_images_by"):
-        if getattr(config, key) not in RANKINGS:
-            raise UserError(f"{key}={getattr(config, key)}: should be {', '.join(RANKINGS)}")
     cards, skipped = config.load_cards("retrieval")
     prompts = {card.name: card_prompts(card, config) for card in cards}
     scorer = scorer or config.scorer()

@@ -53,12 +53,14 @@ class SceneSheet:
     labels: list[str] = option(MISSING, "their names, one each")
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")
-    picture: str = option(MISSING, "the sheet (PNG)")
+    picture: str = option(MISSING, "the sheet (PNG)", writes="file")
     parts: str | None = option(
-        None, "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none"
+        None,
+        "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none",
+        writes="file",
     )
-    each: int = option(1, "scenes of each kind: best, median and worst")
-    measure: int = option(1000, "scenes to choose from, the first of the set")
+    each: int = option(1, "scenes of each kind: best, median and worst", at_least=1)
+    measure: int = option(1000, "scenes to choose from, the first of the set", at_least=1)
     title: str = option("Where each name is seen", "title of the sheet")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 

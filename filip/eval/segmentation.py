@@ -36,7 +36,7 @@ from filip.progress import Progress, say
 @dataclass
 class Segmentation(CardOptions):
     prompts: str = option("eval/prompts.yaml", "prompt ensembles, or one prompt such as 'a photo of a {c}.'")
-    batch_size: int = option(16, "images at a time")
+    batch_size: int = option(16, "images at a time", at_least=1)
 
 
 def main(config: Segmentation) -> None:

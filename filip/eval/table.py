@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.scorer import RANKINGS
+from filip.files import nothing_at
 
 FORMS = ("text", "markdown", "csv")
 
@@ -24,7 +25,7 @@ FORMS = ("text", "markdown", "csv")
 @dataclass
 class TableOptions:
     results: list[str] = option(MISSING, "result files, or folders of them; also as plain arguments")
-    form: str = option("text", "text, markdown or csv")
+    form: str = option("text", "text, markdown or csv", choices=FORMS)
 
 
 class Measure(NamedTuple):
@@ -43,8 +44,6 @@ class Measure(NamedTuple):
 
 def main(config: TableOptions) -> None:
     """One table of result files of any evaluation."""
-    if config.form not in FORMS:
-        raise UserError(f"form={config.form}: should be one of {', '.join(FORMS)}")
     found = [measure for file in files_of(config.results) for measure in measures(_read(file))]
     if not found:
         raise UserError(f"no results of an evaluation in {', '.join(config.results)}")
@@ -56,7 +55,7 @@ def files_of(places: Sequence[str]) -> list[Path]:
     files: list[Path] = []
     for place in map(Path, places):
         if not place.exists():
-            raise UserError(f"no result at {place}")
+            raise UserError(nothing_at(place, "give result files, or folders of them"))
         files += sorted(place.rglob("*.json")) if place.is_dir() else [place]
     return files
 

@@ -32,6 +32,8 @@ from filip.eval.sharing import launched, shared_main
 from filip.files import write_json
 from filip.progress import say
 
+ENSEMBLES = ("score", "embedding")
+
 
 @dataclass
 class ZeroShot(EvalOptions):
@@ -40,7 +42,9 @@ class ZeroShot(EvalOptions):
         "prompt ensembles; eval/prompts_clip.yaml has CLIP's; or one prompt with {c} in it",
     )
     ensemble: str = option(
-        "score", "score: mean of scores over prompts; embedding: mean vector (pooled models)"
+        "score",
+        "score: mean of scores over prompts; embedding: mean vector (pooled models)",
+        choices=ENSEMBLES,
     )
 
 
@@ -56,8 +60,6 @@ def main(config: ZeroShot) -> None:
 
 def evaluate(config: ZeroShot, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
     """What the result file says, and the outcome of each image. ``scorer``: of the model, if it is loaded already."""
-    if config.ensemble not in ("score", "embedding"):
-        raise UserError(f"ensemble={config.ensemble}: should be score or embedding")
     cards, skipped = config.load_cards("classification")
     ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
     scorer = scorer or config.scorer()

@@ -26,9 +26,9 @@ from filip.progress import say, track
 @dataclass
 class Export(GalleryOptions):
     count: int | None = option(
-        500, "at most so many images, evenly spread; null = all. A page of 500 has 5 to 50 MB"
+        500, "at most so many images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
     )
-    out: str = option(MISSING, "the page (HTML)")
+    out: str = option(MISSING, "the page (HTML)", writes="file")
 
 
 def main(config: Export) -> None:

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor
 
 from filip.command import MISSING, option
-from filip.errors import UserError
+from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import named_things
 from filip.explore.pictures import Pictures, open_pictures, thumbnail
+from filip.files import nothing_at
 from filip.progress import Progress
 
 BATCH = 64
@@ -113,7 +114,7 @@ class GalleryOptions:
         MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
     )
     root: str | None = option(None, "folder below which a card's data lie")
-    count: int | None = option(None, "at most so many images, evenly spread; null = all")
+    count: int | None = option(None, "at most so many images, evenly spread; null = all", at_least=1)
     texts: str | None = option(None, "file with further texts to choose from, one a line")
     title: str | None = option(None, "of the page; the card's or the folder's if not given")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
@@ -209,8 +210,10 @@ def read_texts(path: str | None) -> list[str]:
     """The texts of a file, one a line; none without a file. Raises UserError if it cannot be read."""
     if not path:
         return []
+    if not Path(path).exists():
+        raise UserError(f"texts: {nothing_at(path)}")
     try:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"texts={path} cannot be read: {error}") from error
+        raise UserError(f"texts={path} cannot be read: {plain(error)}") from error
     return [line.strip() for line in lines if line.strip()]

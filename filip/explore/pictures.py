@@ -10,18 +10,15 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import FORMATS, UNDECODABLE, to_rgb
+from filip.data.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, not_read, to_rgb
 from filip.errors import UserError
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
+from filip.files import nothing_at
 from filip.progress import say
 
-EXTENSIONS = {".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif"}
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 40_000_000
-MAX_ASPECT = (
-    20  # the shorter side is resized to the model's: without a limit, a line of pixels becomes gigabytes
-)
 
 
 @dataclass
@@ -62,9 +59,10 @@ def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
     if Path(images).is_dir():
         return FolderPictures(Path(images), count)
     if root is None:
-        raise UserError(
-            f"images={images} is no folder; if it is a benchmark card, say below which folder its data lie: root=DIR"
-        )
+        card = "if it is a benchmark card, say below which folder its data lie: root=DIR"
+        if not Path(images).exists():
+            raise UserError(nothing_at(images, card))
+        raise UserError(f"images={images} is a file: give a folder; {card}")
     return CardPictures(images, root, count)
 
 
@@ -72,20 +70,26 @@ class FolderPictures(Pictures):
     """All image files below a folder. A ``.txt`` of the same name beside a file holds its captions, one a line."""
 
     def __init__(self, folder: Path, count: int | None) -> None:
+        if not folder.exists():
+            raise UserError(nothing_at(folder, "give a folder with images in it, or below it"))
         if not folder.is_dir():
-            raise UserError(f"there is no folder {folder}: give one with images in it, or below it")
+            raise UserError(f"{folder} is a file: give a folder with images in it, or below it")
         root = folder.resolve()
         # What a link points at outside of the folder is not part of it.
-        found = sorted(
+        files = sorted(
             path
             for path in folder.rglob("*")
-            if path.suffix.lower() in EXTENSIONS
-            and path.is_file()
+            if path.is_file()
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and path.resolve().is_relative_to(root)
         )
+        found = [path for path in files if path.suffix.lower() in IMAGE_FILES]
+        self.left_out = not_read(files)
         if not found:
-            raise UserError(f"no image below {folder} (looked for {', '.join(sorted(EXTENSIONS))})")
+            also = f"; left out: {self.left_out}" if self.left_out else ""
+            raise UserError(f"no image below {folder} (looked for {', '.join(IMAGE_FILES)}){also}")
+        if self.left_out:
+            say(f"{folder}: left out {self.left_out}")
         self.folder, self.title = folder, root.name
         self.paths = spread(found, count)
 

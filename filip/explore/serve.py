@@ -26,12 +26,12 @@ SHORTEST_TOKEN = 16
 @dataclass
 class Serve(GalleryOptions):
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with token=")
-    port: int = option(8768, "port to listen on; 0 = any that is free")
+    port: int = option(8768, "port to listen on; 0 = any that is free", at_least=0, at_most=65535)
     token: str = option(
         "", "what a visitor has to show, at least 16 characters; needed to listen beyond this machine"
     )
-    max_bytes: int = option(MAX_BYTES, "largest picture that can be uploaded, in bytes")
-    max_pixels: int = option(MAX_PIXELS, "and in pixels")
+    max_bytes: int = option(MAX_BYTES, "largest picture that can be uploaded, in bytes", at_least=1)
+    max_pixels: int = option(MAX_PIXELS, "and in pixels", at_least=1)
 
 
 def main(config: Serve) -> None:

@@ -18,6 +18,7 @@ from filip.export.formats import FORMATS
 from filip.export.onnx_folder import write_onnx
 from filip.export.onnx_variants import VARIANTS
 from filip.export.source import read_source
+from filip.files import check_output
 from filip.progress import say
 
 
@@ -32,7 +33,7 @@ class Export:
         "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder",
     )
     out: str = option(MISSING, "what to write: a file (safetensors), else a folder that does not exist yet")
-    to: str = option("safetensors", f"format: {', '.join(FORMATS)}")
+    to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
     variants: list[str] = option(
         [], f"of to=onnx, smaller graphs beside the float32 ones: {', '.join(VARIANTS)}"
     )
@@ -45,10 +46,9 @@ class Export:
 
 def export(config: Export) -> None:
     """Write a trained model, a run or a checkpoint in a format that other tools read."""
-    if config.to not in FORMATS:
-        raise UserError(f"to={config.to!r} is unknown; choose one of {', '.join(FORMATS)}")
     if config.to != "onnx" and (config.variants or config.data):
         raise UserError(f"variants= and data= are for to=onnx; to={config.to} has one form")
+    check_output("out", config.out, "file" if config.to == "safetensors" else "folder")
     source = read_source(config.model)
     if config.to == "onnx":
         write_onnx(source, config.out, config.variants, config.data, config.root)

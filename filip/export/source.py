@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError
+from filip.files import nothing_at
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import pop_loss_parameters
 from filip.train.adapters import merged
@@ -47,9 +48,7 @@ def read_source(path: str) -> Source:
     if (place / STATE).is_file():
         return _of_checkpoint(place)
     if not place.is_dir():
-        raise UserError(
-            f"model={path}: no such file or folder; give a .safetensors file, a run folder or a checkpoint"
-        )
+        raise UserError(nothing_at(path, "give a .safetensors file, a run folder or a checkpoint"))
     config = _json(place / "config.json")
     if "run_dir" not in config and not (place / "checkpoints").is_dir():
         raise UserError(

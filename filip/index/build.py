@@ -19,7 +19,7 @@ from filip.errors import UserError
 from filip.eval.scorer import Scorer, load_scorer
 from filip.explore.pictures import FolderPictures, read_image
 from filip.files import locked, sha256_of
-from filip.index.store import About, Index
+from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
 
 
@@ -27,10 +27,12 @@ from filip.progress import Progress, say
 class Build:
     model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
     images: str = option(MISSING, "folder of images; those below it count too")
-    out: str = option(MISSING, "folder of the index")
-    dtype: str = option("float32", "of the stored tokens: float32, or float16 for half the bytes")
-    batch_size: int = option(64, "images encoded, and written, at a time")
-    threads: int = option(2, "that decode images")
+    out: str = option(MISSING, "folder of the index", writes="folder")
+    dtype: str = option(
+        "float32", "of the stored tokens: float32, or float16 for half the bytes", choices=tuple(DTYPES)
+    )
+    batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
+    threads: int = option(2, "that decode images", at_least=1)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
@@ -70,6 +72,7 @@ def update(index: Index, scorer: Scorer, pictures: FolderPictures, batch_size: i
     say(
         f"{index.folder}: {len(index):,} images; {len(wanted) - unreadable:,} encoded, "
         f"{len(present) - len(wanted):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
+        + (f"; left out: {pictures.left_out}" if pictures.left_out else "")
     )
 
 
@@ -99,12 +102,22 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     if not (out / "about.json").is_file():
         return Index.create(out, about)
     index = Index.open(out)
-    for key in ("weights", "image_size", "dtype", "images"):
-        old, new = getattr(index.about, key), getattr(about, key)
-        if old != new:
-            index.close()
-            raise UserError(f"{out} was made with {key} {old}, not {new}: give another out=, or delete it")
+    if difference := _difference(index.about, about):
+        index.close()
+        raise UserError(f"{out} {difference}: give another out=, or delete it")
     return index
+
+
+def _difference(old: About, new: About) -> str:
+    """Say in what an index and what is asked for differ; "" if in nothing that counts."""
+    if old.weights != new.weights:
+        if old.model != new.model:
+            return f"was made by the model {old.model}, not {new.model}"
+        return f"was made by {old.model} as it was then, and the file has changed since"
+    for key in ("image_size", "dtype", "images"):
+        if getattr(old, key) != getattr(new, key):
+            return f"was made with {key}={getattr(old, key)}, not {getattr(new, key)}"
+    return ""
 
 
 def _pixels(scorer: Scorer, key: str, path: Path) -> Tensor | None:

@@ -17,7 +17,6 @@ from typing import Any
 from torch import Tensor
 
 from filip.command import MISSING, option, run_command
-from filip.errors import UserError
 from filip.files import replacing, write_json
 from filip.index.store import TOKENS, Index
 from filip.progress import Progress
@@ -44,14 +43,12 @@ VESPA = """schema image {{
 @dataclass
 class Export:
     index: str = option(MISSING, "folder that `filip index build` has written")
-    to: str = option(MISSING, "qdrant or vespa")
-    out: str = option(MISSING, "folder to write to")
+    to: str = option(MISSING, "qdrant or vespa", choices=("qdrant", "vespa"))
+    out: str = option(MISSING, "folder to write to", writes="folder")
 
 
 def main(config: Export) -> None:
     """Write an index in the format of a server: Qdrant's requests or Vespa's feed."""
-    if config.to not in FORMATS:
-        raise UserError(f"to={config.to}: one of {', '.join(FORMATS)}")
     index = Index.open(config.index)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)

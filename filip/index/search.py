@@ -17,24 +17,26 @@ from filip.index.store import Index
 class Search:
     index: str = option(MISSING, "folder that `filip index build` has written")
     text: str = option(MISSING, "what to look for")
-    count: int = option(10, "images to list")
+    count: int = option(10, "images to list", at_least=1)
     model: str | None = option(None, "the model, if it has moved since the index was built")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
-    out: str | None = option(None, "also write the list to this JSON file")
+    out: str | None = option(None, "also write the list to this JSON file", writes="file")
 
 
 def main(config: Search) -> None:
     """List the images of an index that fit a text best, with their scores."""
-    if not config.text.strip():
-        raise UserError("text is empty: say what to look for")
-    if config.count < 1:
-        raise UserError(f"count={config.count}: at least one image")
     index = Index.open(config.index)
     about = index.about
     model = config.model or about.model
     if weights_of(model) != about.weights:
-        gone = "is not the model" if Path(model).exists() else "is no longer there; it was the model"
-        raise UserError(f"{model} {gone} that {config.index} was built with: give model=FILE")
+        if config.model:
+            raise UserError(
+                f"{model} is not the model that {config.index} was built with, which is {about.model}"
+            )
+        gone = (
+            "has changed since" if Path(model).exists() else "is no longer there: it was the model by which"
+        )
+        raise UserError(f"{model} {gone} {config.index} was built: give model=FILE, or build the index again")
     hits = index.search(load_scorer(model, about.image_size, config.device), config.text, config.count)
     index.close()
     for place, hit in enumerate(hits, 1):

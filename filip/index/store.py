@@ -37,7 +37,7 @@ from torch import Tensor
 
 from filip.errors import UserError, first_line
 from filip.eval.scorer import Scorer, Texts
-from filip.files import write_json
+from filip.files import nothing_at, write_json
 
 FORMAT = 1
 TOKENS = "tokens"  # name of the vectors in the store
@@ -101,7 +101,9 @@ class Index:
         folder = Path(folder)
         file = folder / "about.json"
         if not file.is_file():
-            raise UserError(f"no index at {folder}: make one with `filip index build … out={folder}`")
+            if not folder.exists():
+                raise UserError(nothing_at(folder, f"make an index with `filip index build … out={folder}`"))
+            raise UserError(f"no index at {folder}: make one with `filip index build … out=INDEX`")
         try:
             about = json.loads(file.read_text(encoding="utf-8"))
             if about.get("format") != FORMAT:

@@ -14,7 +14,7 @@ from filip.interaction.triton_layout import GROUP
 
 
 def _option(default: Any, help: str) -> Any:
-    return field(default=default, metadata={"help": help})
+    return field(default=default, metadata={"help": help, "at_least": 1})
 
 
 @dataclass

@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from filip.errors import UserError
+from filip.errors import UserError, plain
 from filip.models.config import config_from_dict, migrated
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
@@ -102,8 +102,10 @@ def _read(path: str | Path, tensors: bool = True) -> tuple[dict[str, str], dict[
         with safe_open(str(path), "pt") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()} if tensors else {}  # noqa: SIM118
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot read the model {path}: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read the model {path}: {plain(error)}") from error
+    except SafetensorError as error:
+        raise UserError(f"{path} is not a safetensors file, or is damaged ({error})") from error
     if "config" not in metadata:
         raise UserError(
             f"{path} is a safetensors file without a model configuration; give the file that training wrote "

@@ -36,12 +36,14 @@ class Figures:
     study: str | None = option(
         None, "study config; null = RESULTS/study.json, which the results were made with"
     )
-    out_dir: str | None = option(None, "folder for the figures; null = RESULTS/figures")
+    out_dir: str | None = option(None, "folder for the figures; null = RESULTS/figures", writes="folder")
     data_dir: str | None = option(
         None, "where <source>/shards and <source>/captions lie; RESULTS/data if null"
     )
-    image_size: int | None = option(None, "side of the augmented previews; the training's if null")
-    previews: int = option(8, "samples in the augmentation preview")
+    image_size: int | None = option(
+        None, "side of the augmented previews; the training's if null", at_least=1
+    )
+    previews: int = option(8, "samples in the augmentation preview", at_least=1)
     png: bool = option(False, "write the plots as PNG too")
 
 

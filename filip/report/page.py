@@ -54,7 +54,7 @@ class Page:
     study: str | None = option(
         None, "study config; null = RESULTS/study.json, which the results were made with"
     )
-    out: str | None = option(None, "the page; null = RESULTS/report.html")
+    out: str | None = option(None, "the page; null = RESULTS/report.html", writes="file")
     figures: str | None = option(None, "folder of the figures; null = RESULTS/figures")
     explorer: str | None = option(
         None, "page that the report links to; null = explore.html beside it, if it is there"

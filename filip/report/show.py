@@ -14,6 +14,7 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
+from filip.files import nothing_at
 from filip.report.formats.text import short_commit, value_text
 from filip.report.table import Cell, Column
 
@@ -36,6 +37,8 @@ def load(where: str) -> dict[str, Any]:
     """summary.json of a results folder. Raises UserError if it is not there."""
     path = Path(where)
     file = path / "summary.json" if path.is_dir() or path.suffix != ".json" else path
+    if not path.exists():
+        raise UserError(nothing_at(path, "give the results of a study, e.g. results/demo"))
     if not file.is_file():
         raise UserError(f"no summary at {file}; `make demo` (or snakemake for another study) writes it")
     return json.loads(file.read_text(encoding="utf-8"))

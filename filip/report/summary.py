@@ -32,7 +32,7 @@ class Summary:
     study: str | None = option(
         None, "study config; null = RESULTS/study.json, which the results were made with"
     )
-    out: str | None = option(None, "the summary, JSON; null = RESULTS/summary.json")
+    out: str | None = option(None, "the summary, JSON; null = RESULTS/summary.json", writes="file")
 
 
 def main(config: Summary) -> None:

@@ -29,9 +29,11 @@ class Tables:
     study: str | None = option(
         None, "study config; null = RESULTS/study.json, which the results were made with"
     )
-    out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables")
+    out_dir: str | None = option(None, "folder for the tables; null = RESULTS/tables", writes="folder")
     published: str = option("eval/published.yaml", "published numbers")
-    resamples: int = option(RESAMPLES, "draws of images behind the interval of each difference between rows")
+    resamples: int = option(
+        RESAMPLES, "draws of images behind the interval of each difference between rows", at_least=1
+    )
 
 
 def main(config: Tables) -> None:

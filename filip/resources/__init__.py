@@ -6,13 +6,13 @@ this file (``setup.py`` maps them there), so that an installed FILIP knows every
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
 
-from filip.errors import UserError
+from filip.errors import UserError, nearest
+from filip.files import near_path
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,7 @@ KINDS = {
     "published": Kind("file of published numbers", "eval", include="published*"),
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
+_LISTED = 12  # names in a message; of more it says where they lie
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
 
@@ -55,11 +56,17 @@ def find(kind: str, name: str | Path) -> Path:
         if candidate.is_file():
             return candidate
     known = names(kind)
-    close = difflib.get_close_matches(Path(name).stem, known, 1)
+    beside = near_path(name)
+    near = list(dict.fromkeys([*([beside] if beside else []), *nearest(Path(name).stem, known, 3)]))
+    lie = ", ".join(known) if len(known) <= _LISTED else f"{len(known)}, all in {shipped(of.folder)}"
     raise UserError(
-        f"no {of.title} {str(name)!r} (looked for {', '.join(map(str, candidates))})"
-        + (f"; did you mean {close[0]!r}?" if close else ";")
-        + f" known here: {', '.join(known) or 'none'}. Give one of these names or the path of a {of.suffix} file"
+        f"there is no {of.title}, file or folder {str(name)!r}"
+        + (
+            f"; did you mean {' or '.join(map(repr, near))}? The {of.title}s are "
+            if near
+            else f"; {of.title}s are "
+        )
+        + f"{lie}"
     )
 
 

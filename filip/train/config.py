@@ -161,9 +161,11 @@ class TrainConfig:
     RENAMED = RENAMED_KEYS  # read by filip.command, whose error then names the new key
 
     run: str = option("run", "name in tables and TensorBoard")
-    run_dir: str = option(MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints")
-    out: str = option(MISSING, "the trained model, one safetensors file, written at the end")
-    result: str = option(MISSING, "result.json, written last of all")
+    run_dir: str = option(
+        MISSING, "folder of this run: config, log.jsonl, TensorBoard, checkpoints", writes="folder"
+    )
+    out: str = option(MISSING, "the trained model, one safetensors file, written at the end", writes="file")
+    result: str = option(MISSING, "result.json, written last of all", writes="file")
     resume: str = option("auto", "auto = the newest checkpoint of run_dir; a checkpoint folder; never")
     seed: int = option(0, "every random choice derives from it")
 

@@ -53,13 +53,13 @@ CAPTION_TOKENS = (6, 16)  # shortest and longest caption, [BOS] and [EOS] includ
 @dataclass
 class Efficiency:
     study: str = option(MISSING, "study config with the rows, e.g. results/demo/study.json")
-    out: str = option(MISSING, "folder of the results, one ROW.json each")
+    out: str = option(MISSING, "folder of the results, one ROW.json each", writes="folder")
     gathered: int | None = option(
-        None, "texts that a rank's pairs are scored against; null = those of all ranks"
+        None, "texts that a rank's pairs are scored against; null = those of all ranks", at_least=1
     )
-    steps: int = option(11, "timed steps of each row")
-    warmup: int = option(2, "steps of each row before, which are not timed")
-    seed: int = option(0, "of the weights, the data and the order of the rows")
+    steps: int = option(11, "timed steps of each row", at_least=1)
+    warmup: int = option(2, "steps of each row before, which are not timed", at_least=0)
+    seed: int = option(0, "of the weights, the data and the order of the rows", at_least=0)
 
 
 def main(config: Efficiency) -> None:

@@ -85,8 +85,8 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 class FleetConfig:
     """What a fleet is assumed to reach; the log of a first run on the real one tells (speed/mfu, data wait)."""
 
-    gpus_per_node: int = option(8, "GPUs of a node; a fleet has whole nodes, or is a part of one")
-    pairs: int = option(340_000_000, "pairs of an epoch (the paper's FILIP340M)")
+    gpus_per_node: int = option(8, "GPUs of a node; a fleet has whole nodes, or is a part of one", at_least=1)
+    pairs: int = option(340_000_000, "pairs of an epoch (the paper's FILIP340M)", at_least=1)
     encoder_efficiency: float = option(0.35, "share of the GPU's peak that the encoders reach (assumed)")
     loss_efficiency: float = option(0.2, "share of it that the loss's products reach (assumed)")
     network_efficiency: float = option(0.7, "share of a link's bandwidth that collectives reach (assumed)")

@@ -38,15 +38,17 @@ class Narrow:
     """Options of the command."""
 
     model: str = option(MISSING, "what init_from= takes: open_clip:…, hf:… (a CLIP), or a file of ours")
-    embed_dim: int = option(256, "channels of the narrower embeddings")
+    embed_dim: int = option(256, "channels of the narrower embeddings", at_least=1)
     data: str = option(MISSING, "pictures with captions: a folder, a table or a card")
     root: str = option(".", "folder below which the data set of a card lies")
-    out: str = option(MISSING, "file to write, for init_from=")
-    images: int = option(2000, "pictures of the sample, drawn at random; half of them are for the fit")
-    batch_size: int = option(64, "images at a time")
-    workers: int = option(0, "processes that decode images")
+    out: str = option(MISSING, "file to write, for init_from=", writes="file")
+    images: int = option(
+        2000, "pictures of the sample, drawn at random; half of them are for the fit", at_least=4
+    )
+    batch_size: int = option(64, "images at a time", at_least=1)
+    workers: int = option(0, "processes that decode images", at_least=0)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
-    seed: int = option(0, "of the draw")
+    seed: int = option(0, "of the draw", at_least=0)
 
 
 @dataclass

@@ -233,23 +233,23 @@ class Plan(TrainConfig):
     run_dir: str = option("-", "not used: nothing is written")
     out: str = option("-", "not used")
     result: str = option("-", "not used")
-    ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan the memory for")
+    ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan the memory for", at_least=1)
     gpus: int | None = option(
-        None, "plan a whole fleet of so many GPUs instead; the options below describe it"
+        None, "plan a whole fleet of so many GPUs instead; the options below describe it", at_least=1
     )
     fleet: FleetConfig = option(FleetConfig(), "what the fleet is assumed to reach")
-    gpu: str = option("h100", f"kind of GPU: {', '.join(GPUS)}")
-    network: str = option("ndr_8", f"between the nodes: {', '.join(NETWORKS)}")
+    gpu: str = option("h100", f"kind of GPU: {', '.join(GPUS)}", choices=tuple(GPUS))
+    network: str = option("ndr_8", f"between the nodes: {', '.join(NETWORKS)}", choices=tuple(NETWORKS))
     price: float | None = option(
-        None, "USD per GPU and hour; null = the list price in filip/train/hardware.py, if any"
+        None, "USD per GPU and hour; null = the list price in filip/train/hardware.py, if any", at_least=0
     )
 
 
 def main(config: Plan) -> None:
     """Memory per rank, or, with gpus=N, a fleet's time per step, traffic, memory, days and cost."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
-    if not config.ranks or min(config.ranks) < 1:
-        raise UserError(f"ranks={config.ranks} should be numbers of ranks, each at least 1, such as [8,128]")
+    if not config.ranks:
+        raise UserError("ranks=[]: the list is empty; give numbers of ranks, such as [8,128]")
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
     if config.precision == "auto" and config.gpu in GPUS:

@@ -103,7 +103,7 @@ def _say(sentence: str) -> None:
 @dataclass
 class SlurmJob:
     run_dir: str = option(MISSING, "the training's run_dir")
-    crashes: int = option(3, "give up at that many crashes since the newest checkpoint")
+    crashes: int = option(3, "give up at that many crashes since the newest checkpoint", at_least=1)
 
 
 def main(config: SlurmJob, command: list[str]) -> None:

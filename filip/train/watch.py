@@ -20,6 +20,7 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
+from filip.files import nothing_at
 from filip.train.telemetry import LOG, duration, read_log
 
 RECENT = 20  # lines of the log that rate and ETA are medians of
@@ -32,8 +33,8 @@ HOME_AND_CLEAR = "\x1b[H\x1b[2J"
 class Watch:
     run_dir: str = option(MISSING, "folder of a run, or a folder of runs, whose latest is watched")
     once: bool = option(False, "print the state and end; without a terminal it is so in any case")
-    every: float = option(5.0, "seconds between two looks")
-    height: int = option(12, "lines of the loss curve")
+    every: float = option(5.0, "seconds between two looks", at_least=0.1)
+    height: int = option(12, "lines of the loss curve", at_least=3)
 
 
 def main(config: Watch) -> None:
@@ -72,6 +73,8 @@ def find_run(folder: Path) -> Path:
     if (folder / LOG).is_file():
         return folder
     found = sorted(folder.glob(f"*/{LOG}"), key=lambda file: file.stat().st_mtime)
+    if not folder.exists():
+        raise UserError(nothing_at(folder, "give the run_dir of a training, or a folder of them"))
     if not found:
         raise UserError(f"no run in {folder}: neither {folder / LOG} nor {folder / '*' / LOG} is there")
     return found[-1].parent

@@ -99,7 +99,9 @@ def test_a_lost_tar_is_no_smaller_data_set(tmp_path: Path) -> None:
 
 
 def test_a_manifest_that_is_none(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no manifest at"):
+    with pytest.raises(
+        UserError, match=r"there is no file or folder .*m\.json.: `filip data manifest` writes"
+    ):
         manifest_hash(tmp_path / "m.json")
     (tmp_path / "m.json").write_text("{}")
     with pytest.raises(UserError, match="not a data manifest"):

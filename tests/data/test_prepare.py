@@ -174,7 +174,10 @@ def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
     table = run(tmp_path, "yfcc15m", subset=str(subset), **options)
     assert table["photo_id"].to_pylist() == ["photo_id1"]
     assert funnel(tmp_path)["dropped"] == {"not_wanted": 2} and funnel(tmp_path)["in"] == 3
-    with pytest.raises(UserError, match=r"subset of 'yfcc15m': no list of URLs at nowhere\.tsv.*subset_data"):
+    with pytest.raises(
+        UserError,
+        match=r"subset of 'yfcc15m': no list of URLs: there is no file or folder 'nowhere\.tsv'\. How to.*subset_data",
+    ):
         run(tmp_path, "yfcc15m", subset="nowhere.tsv", **options)
 
 
@@ -226,7 +229,7 @@ def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("obtain: Ask the owner.\n")
     with pytest.raises(UserError, match=r"give list=PATH.*Ask the owner"):
         run(tmp_path, tmp_path / "c.yaml")
-    with pytest.raises(UserError, match="no list of URLs at"):
+    with pytest.raises(UserError, match=r"no list of URLs: there is no file or folder .*nothing"):
         run(tmp_path, tmp_path / "nothing.tsv")
     (tmp_path / "e.tsv").write_text("caption\turl\nhttps://a.org/1.jpg\tswapped columns\n")
     with pytest.raises(UserError, match="url_column and caption_column swapped"):

@@ -279,7 +279,7 @@ def test_mistakes_in_a_card_name_the_key(tmp_path, change, message):
 def test_cards_given_twice_or_not_there():
     with pytest.raises(UserError, match="given twice: demo_food"):
         load_cards([str(EVAL / "demo_food.yaml")] * 2)
-    with pytest.raises(UserError, match=r"no benchmark card 'eval/none\.yaml'"):
+    with pytest.raises(UserError, match=r"no benchmark card, file or folder 'eval/none\.yaml'"):
         load_card("eval/none.yaml")
 
 
@@ -290,7 +290,7 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path):
             open_set(card, tmp_path)
         with pytest.raises(UserError, match="torchvision finds no"):
             open_set(load_card(EVAL / f"{name}.yaml", "torchvision"), tmp_path)
-    with pytest.raises(UserError, match="no annotations at"):
+    with pytest.raises(UserError, match=r"there is no file or folder .*annotations"):
         open_set(load_card(EVAL / "mscoco.yaml", "karpathy"), tmp_path)
 
 

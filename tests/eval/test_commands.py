@@ -222,13 +222,18 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
     [
         (zero_shot, ZeroShot, ["cards=[eval/demo_fluent.yaml]"], "demo_fluent (retrieval): this command"),
         (retrieval, Retrieval, ["cards=[eval/demo_food.yaml]"], "demo_food (classification): this command"),
-        (zero_shot, ZeroShot, ["ensemble=vote"], "should be score or embedding"),
+        (zero_shot, ZeroShot, ["ensemble=vote"], "ensemble=vote: ensemble takes score, embedding"),
         (zero_shot, ZeroShot, ["ensemble=embedding"], "no meaning for a token-wise model"),
-        (retrieval, Retrieval, ["rank_texts_by=both"], "should be image, text, mean"),
-        (zero_shot, ZeroShot, ["model=none.safetensors"], "no model at none.safetensors"),
+        (
+            retrieval,
+            Retrieval,
+            ["rank_texts_by=both"],
+            "rank_texts_by=both: rank_texts_by takes image, text, mean",
+        ),
+        (zero_shot, ZeroShot, ["model=none.safetensors"], "there is no file or folder 'none.safetensors'"),
         (zero_shot, ZeroShot, ["root=/nowhere"], "no data set at /nowhere/demo_food"),
         (zero_shot, ZeroShot, ["loader=tape"], "no layout 'tape'"),
-        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file 'none.yaml'"),
+        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file, file or folder 'none.yaml'"),
         (zero_shot, ZeroShot, ["image_size=30"], "30"),
     ],
 )

@@ -126,7 +126,7 @@ def test_only_results_of_one_model_on_different_benchmarks_are_put_together(
     for parts, message in (
         ("a.json,a.json", "has demo_food, as another part does"),
         ("a.json,b.json", "are of different evaluations: prompt_file is 'a {c}' and 'eval/prompts.yaml'"),
-        ("a.json,c.json", "no result at"),
+        ("a.json,c.json", "there is no file or folder"),
     ):
         listed = ",".join(f"{tmp_path}/{part}" for part in parts.split(","))
         with pytest.raises(SystemExit):

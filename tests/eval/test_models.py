@@ -243,7 +243,10 @@ def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> 
         ("open_clip:ViT-B-32:laion3b", "neither a file nor a tag"),
         ("hf:/nowhere/at/all", "transformers cannot load hf:/nowhere/at/all"),
         ("mv:/nowhere/at/all", "sentence-transformers cannot load mv:/nowhere/at/all"),
-        ("none.safetensors", "no model at none.safetensors: give a .safetensors file, a run folder"),
+        (
+            "none.safetensors",
+            "there is no file or folder 'none.safetensors': give a model: a .safetensors file, a run folder",
+        ),
     ],
 )
 def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:

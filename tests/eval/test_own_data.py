@@ -126,7 +126,7 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        ("nothing", "no benchmark card 'nothing'"),
+        ("nothing", "no benchmark card, file or folder 'nothing'"),
         ("empty", "holds nothing to evaluate on: give a folder of classes"),
         ("odd.csv", "has no column of captions (caption, captions"),
         ("lost.csv", "names an image that cannot be read"),

@@ -44,12 +44,12 @@ def written_with(folder: Path, change: Callable[[dict, dict], None]) -> Path:
 def test_a_truncated_file_is_refused(to: str, saved: Callable[..., str]) -> None:
     file = Path(saved())
     file.write_bytes(file.read_bytes()[:50_000])
-    refuse(file, "cannot read the model .*incomplete metadata", to)
+    refuse(file, "not a safetensors file, or is damaged .*incomplete metadata", to)
 
 
 @pytest.mark.parametrize(
     ("content", "reason"),
-    [(b"", "cannot read the model"), (b"no weights at all", "cannot read the model")],
+    [(b"", "not a safetensors file"), (b"no weights at all", "not a safetensors file")],
     ids=["empty", "text"],
 )
 def test_a_file_of_something_else_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:
@@ -102,8 +102,7 @@ def test_a_model_that_leaves_out_special_tokens_is_refused_where_they_would_be_s
 
 
 def test_an_unknown_format_or_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:
-    refuse(saved(), "to='gguf' is unknown; choose one of safetensors, hf, mv, onnx, open_clip", "gguf")
-    refuse(tmp_path / "gone.safetensors", "no such file or folder; give a .safetensors file")
+    refuse(tmp_path / "gone.safetensors", "there is no file or folder .*: give a .safetensors file")
     (tmp_path / "clip").mkdir()
     (tmp_path / "clip/config.json").write_text('{"model_type": "clip"}')
     refuse(tmp_path / "clip", r"no run folder .*a training, e\.g\. init_from=hf:")

@@ -16,7 +16,7 @@ from PIL import Image
 from qdrant_client import QdrantClient
 
 from filip import load
-from filip.command import run_command
+from filip.command import compose_config, run_command
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
@@ -140,20 +140,23 @@ def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path:
 def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = built
     other = write_model(tmp_path / "other.safetensors", "token_wise", seed=9)
-    with pytest.raises(UserError, match=r"was made with weights .* give another out="):
+    with pytest.raises(
+        UserError,
+        match=r"was made by the model .*model\.safetensors, not .*other\.safetensors: give another out=",
+    ):
         build.main(build.Build(model=other, images=str(folder / "photos"), out=str(folder / "index")))
     with pytest.raises(UserError, match=r"is not the model that .* was built with"):
         search.main(search.Search(index=str(folder / "index"), text="a", model=other))
     with pytest.raises(UserError, match="no index at"):
         search.main(search.Search(index=str(tmp_path), text="a"))
-    with pytest.raises(UserError, match="text is empty"):
-        search.main(search.Search(index=str(folder / "index"), text=" "))
+    with pytest.raises(UserError, match="text=  is empty"):
+        compose_config(search.Search, [f"index={folder / 'index'}", "text= "])
     with pytest.raises(UserError, match="no image below"):
         build.main(build.Build(model=other, images=os.fspath(tmp_path), out=str(tmp_path / "i")))
-    with pytest.raises(UserError, match="there is no folder"):
+    with pytest.raises(UserError, match=r"there is no file or folder '.*none'"):
         build.main(build.Build(model=other, images=str(tmp_path / "none"), out=str(tmp_path / "i")))
-    with pytest.raises(UserError, match="to=faiss: one of qdrant, vespa"):
-        export.main(export.Export(index=str(folder / "index"), to="faiss", out=str(tmp_path)))
+    with pytest.raises(UserError, match="to=faiss: to takes qdrant, vespa"):
+        compose_config(export.Export, [f"index={folder / 'index'}", "to=faiss", f"out={tmp_path}"])
 
 
 @pytest.mark.parametrize(

@@ -243,7 +243,7 @@ def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(fold
 
 
 def test_mistakes_are_named(tmp_path, folder):
-    with pytest.raises(UserError, match="no study config at"):
+    with pytest.raises(UserError, match="the studies lie in workflow/config"):
         load_study(tmp_path / "none.yaml")
     (tmp_path / "x.yaml").write_text("a: 1")
     with pytest.raises(UserError, match="no key `study`"):

@@ -174,8 +174,8 @@ def test_what_is_asked_of_the_fleet_shows_in_its_own_part() -> None:
     ("overrides", "words"),
     [
         (["gpus=12"], "no whole nodes of fleet.gpus_per_node=8"),
-        (["gpus=8", "gpu=v200"], "gpu='v200' is not listed; choose one of v100"),
-        (["gpus=8", "network=tin_cans"], "network='tin_cans' is not listed"),
+        (["gpus=8", "gpu=v200"], "gpu=v200: gpu takes v100, a100"),
+        (["gpus=8", "network=tin_cans"], "network=tin_cans: network takes ethernet_25"),
         (["gpus=8", "gpu=v100", "precision=bf16"], "has no bf16"),
         (["gpus=8", "fleet.network_efficiency=0"], "fleet.network_efficiency=0.0 must be positive"),
     ],

@@ -183,7 +183,7 @@ def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("nothing.safetensors", "no such file"),
+        ("nothing.safetensors", "no file or folder 'nothing.safetensors'"),
         ("open_clip:", "names no model"),
         ("open_clip:ViT-B-33:x", "no architecture 'ViT-B-33'"),
         ("open_clip:ViT-B-32", "names no weights"),

@@ -90,5 +90,5 @@ def test_a_folder_of_runs_means_the_one_that_wrote_last(
     assert find_run(tmp_path) == tmp_path / "new"
     run_command(main, Watch, argv=[f"run_dir={tmp_path}"])  # no terminal: prints and ends
     assert f"{tmp_path / 'new'}\n" in capsys.readouterr().out
-    with pytest.raises(UserError, match="no run in"):
+    with pytest.raises(UserError, match="there is no file or folder"):
         find_run(tmp_path / "none")

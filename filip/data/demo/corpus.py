@@ -49,15 +49,18 @@ TONES_PER_CONCEPT = 2
 
 @dataclass
 class Corpus:
-    out: str = option(MISSING, "folder that will hold the corpus")
+    out: str = option(MISSING, "folder that will hold the corpus", writes="folder")
     port: int = option(
-        8765, "port of the server (filip.data.demo.serving): it is part of the URLs in the list"
+        8765,
+        "port of the server (filip.data.demo.serving): it is part of the URLs in the list",
+        at_least=1,
+        at_most=65535,
     )
-    limit: int | None = option(None, "keep only this many concepts (tests); null = all")
-    scenes: int = option(36_000, "training scenes to compose of the drawings")
-    test_scenes: int = option(1000, "scenes in each test set of scenes")
+    limit: int | None = option(None, "keep only this many concepts (tests); null = all", at_least=1)
+    scenes: int = option(36_000, "training scenes to compose of the drawings", at_least=0)
+    test_scenes: int = option(1000, "scenes in each test set of scenes", at_least=1)
     cache: str = option(".cache/demo", "folder where the npm packages are kept")
-    processes: int = option(0, "processes that render; 0 = one per core")
+    processes: int = option(0, "processes that render; 0 = one per core", at_least=0)
 
 
 def main(config: Corpus) -> None:

@@ -147,7 +147,7 @@ def serve_while(root: Path, port: int, command: list[str]) -> int:
 @dataclass
 class Serving:
     root: str = option(MISSING, "folder of the demo corpus")
-    port: int = option(8765, "port on 127.0.0.1")
+    port: int = option(8765, "port on 127.0.0.1", at_least=0, at_most=65535)
 
 
 def main(config: Serving, command: list[str]) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 from filip.data.cards import SourceCard
 from filip.errors import UserError
 
-IMAGE_FILES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 # Where the card's own column is not to be found, the first of these that is.
 CAPTION_NAMES = (
     "caption",

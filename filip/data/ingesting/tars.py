@@ -15,7 +15,6 @@ from typing import Any, BinaryIO, NamedTuple
 from filip.data.cards import SourceCard
 from filip.data.ingesting.layout import (
     CAPTION_NAMES,
-    IMAGE_FILES,
     Found,
     Layout,
     captions_of,
@@ -24,6 +23,7 @@ from filip.data.ingesting.layout import (
 )
 from filip.data.loading.shard_index import IMAGE_SUFFIXES, split_key
 from filip.data.loading.tar_index import Member, scan_tar
+from filip.data.rgb import IMAGE_FILES
 
 CAPTION_FILES = ("txt", "caption", "text", "json")  # in the order in which they are believed
 MAX_CAPTION_BYTES = 1 << 20

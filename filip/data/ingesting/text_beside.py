@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from filip.data.cards import SourceCard
-from filip.data.ingesting.layout import IMAGE_FILES, Found, Layout, files_in
+from filip.data.ingesting.layout import Found, Layout, files_in
+from filip.data.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
 
 CAPTION_FILES = (".txt", ".caption")
 
@@ -23,13 +24,15 @@ class TextBeside(Layout):
         return [images] if any(_texts_of(path) for path in found) else []
 
     def find(self, part: Path, card: SourceCard, scratch: Path) -> Iterator[Found]:
-        for path in files_in(part, IMAGE_FILES):
+        for path in files_in(part, (*IMAGE_FILES, *OTHER_PICTURES)):
             lines = [
                 line.strip()
                 for text in _texts_of(path)
                 for line in text.read_bytes().decode("utf-8", "replace").splitlines()
             ]
-            yield Found(str(path.relative_to(part)), [line for line in lines if line], str(path.absolute()))
+            problem = f"format: {not_read([path])}" if path.suffix.lower() in OTHER_PICTURES else None
+            captions = [line for line in lines if line]
+            yield Found(str(path.relative_to(part)), captions, str(path.absolute()), problem=problem)
 
 
 def _texts_of(image: Path) -> list[Path]:

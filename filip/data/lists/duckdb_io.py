@@ -32,7 +32,10 @@ def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection
     """A connection bounded to ``memory`` (e.g. "1GB"); what does not fit goes to files in the folder ``spill``."""
     con = duckdb.connect()
     con.execute(f"SET threads = {int(threads)}")
-    con.execute(f"SET memory_limit = {sql_literal(memory)}")
+    try:
+        con.execute(f"SET memory_limit = {sql_literal(memory)}")
+    except duckdb.Error as error:
+        raise UserError(f"memory={memory} is no size; write e.g. memory=2GB or memory=500MB") from error
     con.execute(f"SET temp_directory = {sql_literal(str(spill))}")
     con.execute("SET enable_progress_bar = false")
     return con

@@ -17,6 +17,7 @@ from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
 from filip.data.lists.karpathy import read_karpathy
 from filip.errors import UserError
+from filip.files import nothing_at
 
 SUFFIXES = {
     ".parquet": "parquet",
@@ -47,10 +48,10 @@ def list_files(card: SourceCard) -> Sequence[str]:
         paths = sorted(str(p) for p in folder.glob("*.parquet"))
     missing = [path for path in paths if not Path(path).is_file()]
     if missing or not paths:
-        raise UserError(
-            f"no list of URLs at {missing[0] if missing else card.list}. "
-            f"How to obtain it: {' '.join(card.obtain.split()) or 'give list=PATH'}"
-        )
+        place = missing[0] if missing else card.list
+        obtain = f" How to obtain it: {' '.join(card.obtain.split())}" if card.obtain else ""
+        why = f"the folder {place} has no .parquet in it" if folder.is_dir() else nothing_at(place)
+        raise UserError(f"no list of URLs: {why}{'' if why.endswith('?') else '.'}{obtain}")
     return paths
 
 

@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 from filip.data.loading.config import Source
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import group_id
-from filip.errors import UserError
+from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import track
 
@@ -138,7 +138,7 @@ def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> Non
             problems += defects
     if not sum(counts):
         raise UserError(
-            f"no usable pair in the {len(tars)} shards of {source.shards}: {dict(problems)}; do the "
+            f"no usable pair in the {len(tars)} shards of {source.shards}: {counted(problems)}; do the "
             f"side-cars in {source.captions} belong to these shards?"
         )
     np.save(work / "counts.npy", np.array(counts, np.int64))

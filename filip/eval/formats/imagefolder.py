@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
+from filip.data.rgb import IMAGE_FILES, not_read
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
-
-EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+from filip.progress import say
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -34,6 +34,8 @@ class ImageFolder(EvalSet):
             raise UserError(
                 f"{folder} should hold a folder of images for each class; it has {len(self.classes)}"
             )
+        if left_out := not_read(folder.rglob("*")):
+            say(f"{folder}: left out {left_out}")
         self.items = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
 
     def __len__(self) -> int:
@@ -46,4 +48,4 @@ class ImageFolder(EvalSet):
 
 def images_below(folder: Path) -> list[Path]:
     """All images of a folder and the folders in it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS)
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_FILES)

@@ -11,11 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from filip.errors import UserError
-from filip.files import digest, sha256_of
+from filip.files import digest, nothing_at, sha256_of
+from filip.hub import hub_asked
 from filip.models import DualEncoder, ModelConfig, load_model
 from filip.train.warm_start.hf import from_hf
 from filip.train.warm_start.open_clip import from_open_clip
-from filip.train.warm_start.timm import from_timm
+from filip.train.warm_start.timm import WHEEL, from_timm
 
 # Each takes what follows its prefix, and the training's model settings.
 SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {
@@ -29,9 +30,12 @@ def check_init_from(init_from: str) -> None:
     """UserError if ``init_from`` is neither a file nor a name of a known source. The source itself is not opened."""
     prefix, name = _split(init_from)
     if prefix is None and not Path(init_from).is_file():
+        others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
+        advice = f"give the out=… of a finished training, or a model of another project as {others}"
         raise UserError(
-            f"init_from={init_from}: no such file; give the out=… of a finished training, or a model of another "
-            "project as open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
+            f"init_from={init_from} is a folder; {advice}"
+            if Path(init_from).exists()
+            else f"init_from: {nothing_at(init_from, advice)}"
         )
     if prefix is not None and not name:
         raise UserError(f"init_from={init_from} names no model behind {prefix}:")
@@ -43,7 +47,11 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
     UserError if there is no such model, it cannot be read, or our towers cannot compute what it computes.
     """
     prefix, name = _split(init_from)
-    return load_model(init_from, loss_parameters=True) if prefix is None else SOURCES[prefix](name, config)
+    if prefix is None:
+        return load_model(init_from, loss_parameters=True)
+    parts = [name, *name.split(":")]
+    with hub_asked(local=any(part == WHEEL or Path(part).exists() for part in parts)):
+        return SOURCES[prefix](name, config)
 
 
 def content_hash(init_from: str) -> str:

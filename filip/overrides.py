@@ -1,0 +1,302 @@
+"""Arguments ``key=value`` against the dataclass of a command: each mistake is a sentence that names key and value.
+
+Hydra would find the same mistakes, and speak of its classes. So every argument is looked at before Hydra composes them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from enum import Enum
+from importlib import resources
+from types import NoneType, UnionType
+from typing import Any, Union, cast, get_args, get_origin, get_type_hints
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Quote, QuotedString
+from hydra.errors import HydraException
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
+
+from filip.errors import UserError, did_you_mean, one_of
+
+MOST_LISTED = 24  # options in a message; of more, the near ones
+_WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
+_EXAMPLES: dict[Any, str] = {bool: "true,false", int: "1,2", float: "0.1,0.2", str: "a,b"}
+
+
+def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
+    """Raise UserError for the first argument that is no option of ``schema``, or whose value does not fit it.
+
+    groups: the names of the files behind ``KEY=NAME``, by key (see :func:`config_groups`).
+    """
+    _refuse_bare(schema, overrides)
+    structured = OmegaConf.structured(schema)
+    for override in overrides:
+        key, _, value = override.partition("=")
+        key = key.lstrip("+~")
+        if key.startswith("hydra.") or "@" in key or value.startswith("${"):
+            continue  # Hydra's own, and what can be known only when all is composed
+        if key in groups:
+            if value in ("", "null") or value.startswith("["):
+                continue
+            if value not in groups[key]:
+                raise UserError(f"{key}={value}: there is no {key} of this name{one_of(value, groups[key])}")
+            continue
+        if override.startswith("~"):
+            _type_of(schema, key, groups)
+        else:
+            _check_value(schema, structured, key, value, groups)
+
+
+def config_groups() -> dict[str, list[str]]:
+    """Return the names that ``experiment=`` and ``model=`` take: the YAML files in the folders of ``filip/conf``."""
+    folders = [entry for entry in resources.files("filip.conf").iterdir() if entry.is_dir()]
+    found = {
+        folder.name: sorted(
+            file.name[: -len(".yaml")] for file in folder.iterdir() if file.name.endswith(".yaml")
+        )
+        for folder in folders
+    }
+    return {name: files for name, files in found.items() if files}
+
+
+def _refuse_bare(schema: type, given: Sequence[str]) -> None:
+    """UserError for arguments without a key, and those that are required for an example. (``~key`` is Hydra's.)"""
+    for argument in given:
+        dashed = re.fullmatch(r"--?([\w.-]+)(=.*)?", argument, re.DOTALL)
+        if dashed:
+            name = dashed[1].replace("-", "_")
+            known = "" if name in _keys(schema) else did_you_mean(name, list(_keys(schema)))
+            raise UserError(
+                f"{argument}: options are written without dashes, {name}{dashed[2] or '=VALUE'}{known} (see --help)"
+            )
+        if argument.startswith("="):
+            raise UserError(f"{argument!r} has no key: every argument is key=value (see --help)")
+    bare = [a for a in given if "=" not in a and not a.startswith("~")]
+    if not bare:
+        return
+    named = {a.partition("=")[0] for a in given if "=" in a}
+    required = [
+        field.name for field in _fields(schema) if field.default == MISSING and field.name not in named
+    ]
+    meant = " ".join(shlex.quote(f"{key}={value}") for key, value in zip(required, bare, strict=False))
+    example = f", e.g. {meant}" if meant else ""
+    raise UserError(f"{bare[0]!r} has no key: every argument is key=value{example} (see --help)")
+
+
+def _check_value(schema: type, structured: Any, key: str, value: str, groups: Iterable[str]) -> None:
+    declared, optional = _type_of(schema, key, groups)
+    wanted = f"{key} takes {_in_words(declared, key)}{', or null' if optional else ''}"
+    try:
+        parsed = OverridesParser.create().parse_override(quote_text(schema, f"{key}={value}"))
+    except HydraException as error:
+        raise UserError(f"{key}={value}: the value cannot be read; {wanted} (see --help)") from error
+    if parsed.is_sweep_override():
+        several = f"; write {key}=[{value}]" if get_origin(declared) in (list, tuple) else ""
+        raise UserError(f"{key}={value}: these are several values, and {wanted}{several}")
+    found = parsed.value()
+    length = len(get_args(declared)) if get_origin(declared) is tuple else 0
+    try:
+        if length and isinstance(found, list) and len(found) != length:
+            raise OmegaConfBaseException("of another length")
+        OmegaConf.update(structured, key, found)
+    except OmegaConfBaseException as error:
+        raise UserError(f"{key}={value}: {_inner(schema, key, error) or wanted} (see --help)") from error
+
+
+def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
+    """Name the unknown field of a record inside a value, e.g. of one source in a list; "" for another mistake."""
+    if not isinstance(error, ConfigKeyError) or not dataclasses.is_dataclass(error.object_type):
+        return ""
+    if new := getattr(schema, "RENAMED", {}).get(f"{key}.{error.key}"):
+        return f"{error.key} is now called {new}"
+    names = [field.name for field in _fields(cast(type, error.object_type))]
+    return f"there is no {error.key}{one_of(str(error.key), names)}"
+
+
+def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
+    """The type of a dotted key without ``| None``, and whether None fits. Raises UserError for an unknown key."""
+    found = _declared(schema, key)
+    if found is not None:
+        return found
+    for old, new in getattr(schema, "RENAMED", {}).items():
+        if key == old or key.startswith(f"{old}."):
+            raise UserError(f"{old} is now called {new}: use that name instead")
+    inside = [name for name in _keys(schema) if name.rpartition(".")[2] == key]
+    if inside:
+        raise UserError(f"there is no option {key!r}; did you mean {inside[0]!r}? (see --help)")
+    place, name, names = _level(schema, key)
+    if not names:
+        raise UserError(f"{key}: {place} has no options inside it (see --help)")
+    known = one_of(name, names) if len(names) <= MOST_LISTED else did_you_mean(name, [*names, *groups])
+    raise UserError(f"there is no option {name!r}{f' in {place}' if place else ''}{known} (see --help)")
+
+
+def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]]:
+    """Where the first unknown part of a key stands, that part, and the names that are known there."""
+    name, _, rest = key.partition(".")
+    field = next((field for field in _fields(schema) if field.name == name), None)
+    if field is None or not rest:
+        return place, name, [field.name for field in _fields(schema)]
+    declared, inner = (_declared(schema, name) or (None,))[0], f"{place}.{name}".lstrip(".")
+    if dataclasses.is_dataclass(declared):
+        return _level(cast(type, declared), rest, inner)
+    return inner, rest.partition(".")[0], list(_default(field)) if get_origin(declared) is dict else []
+
+
+def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
+    """The type of a dotted key without ``| None``, and whether None fits; None for a key that is not there."""
+    name, _, rest = key.partition(".")
+    field = next((field for field in _fields(schema) if field.name == name), None)
+    if field is None:
+        return None
+    declared, optional = get_type_hints(schema)[name], False
+    if get_origin(declared) in (Union, UnionType):
+        alternatives = [a for a in get_args(declared) if a is not NoneType]
+        optional = NoneType in get_args(declared)
+        declared = alternatives[0] if len(alternatives) == 1 else Any
+    if not rest:
+        return declared, optional
+    if dataclasses.is_dataclass(declared):
+        return _declared(cast(type, declared), rest)
+    if get_origin(declared) is dict:
+        known = _default(field)
+        return (Any, True) if not known or rest.partition(".")[0] in known else None
+    return (Any, True) if get_origin(declared) is list else None
+
+
+def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
+    """The default of a dict."""
+    found: dict[str, Any] = {} if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return found
+
+
+def _fields(schema: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cast(Any, schema))
+
+
+def _keys(schema: type, prefix: str = "") -> Iterator[str]:
+    """All keys of a schema, dotted."""
+    for field in _fields(schema):
+        yield f"{prefix}{field.name}"
+        declared = _declared(schema, field.name)
+        if declared and dataclasses.is_dataclass(declared[0]):
+            yield from _keys(cast(type, declared[0]), f"{prefix}{field.name}.")
+
+
+def _in_words(declared: Any, key: str) -> str:
+    if declared in _WORDS:
+        return _WORDS[declared]
+    if dataclasses.is_dataclass(declared):
+        first = _fields(cast(type, declared))[0].name
+        return f"options inside it, e.g. {key}.{first}=VALUE"
+    if isinstance(declared, type) and issubclass(declared, Enum):
+        return f"one of {', '.join(member.name for member in declared)}"
+    arguments = get_args(declared)
+    if get_origin(declared) is list:
+        if dataclasses.is_dataclass(arguments[0]):
+            names = ", ".join(f"{field.name}: …" for field in _fields(cast(type, arguments[0]))[:2])
+            return f"a list such as [{{{names}}}]"
+        return f"a list such as [{_EXAMPLES.get(arguments[0], '…')}]"
+    if get_origin(declared) is tuple:
+        return f"{len(arguments)} values in brackets, such as [{_EXAMPLES.get(arguments[0], '…')}]"
+    if get_origin(declared) is dict:
+        return f"names with values, e.g. {key}.NAME=VALUE"
+    return "another value"
+
+
+# ---- after composition -----------------------------------------------------------------------------------
+
+
+def check_values(config: Any, prefix: str = "") -> None:
+    """Raise UserError for a value that its option does not offer: out of its range, no such name, or empty."""
+    for field in _fields(type(config)):
+        name, value = f"{prefix}{field.name}", getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            check_values(value, f"{name}.")
+        if field.default == MISSING:
+            _refuse_empty(name, value)
+        choices = field.metadata.get("choices")
+        for chosen in value if choices and isinstance(value, list) else [value]:
+            if choices and chosen is not None and chosen not in choices:
+                near = did_you_mean(str(chosen), choices)
+                raise UserError(f"{name}={chosen}: {field.name} takes {', '.join(choices)}{near}")
+        bounds = bounds_of(field)
+        if bounds and value is not None:
+            least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
+            for number in value if isinstance(value, list) else [value]:
+                if (least is not None and not number >= least) or (most is not None and not number <= most):
+                    raise UserError(f"{name}={number}: {field.name} must be {bounds} (see --help)")
+
+
+def bounds_of(field: dataclasses.Field[Any]) -> str:
+    """Say between which numbers a value must lie; "" where nothing is said."""
+    least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
+    if least is not None and most is not None:
+        return f"from {least} to {most}"
+    return f"at least {least}" if least is not None else f"at most {most}" if most is not None else ""
+
+
+def _refuse_empty(name: str, value: Any) -> None:
+    if isinstance(value, str) and not value.strip():
+        raise UserError(f"{name}={value} is empty: give a value (see --help)")
+    if isinstance(value, list) and (not value or any(isinstance(v, str) and not v.strip() for v in value)):
+        shown = ",".join(map(str, value))
+        raise UserError(
+            f"{name}=[{shown}]: {'an element' if value else 'the list'} is empty; give at least one value"
+        )
+
+
+def missing_options(config: Any) -> list[str]:
+    """The required options that have no value, in alphabetical order."""
+    return sorted(OmegaConf.missing_keys(config))
+
+
+# ---- text as it was typed --------------------------------------------------------------------------------
+
+
+def quote_text(schema: type, override: str) -> str:
+    """``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
+
+    The value of a field of type ``str``, and each element of a ``list[str]``, is quoted; a list of one element may come
+    without its brackets. Into a dict new names may be written, for which Hydra wants ``++``. Left as they are:
+    ``null``, values in Hydra's own quotes (in which an interpolation such as ``${run_dir}`` works), all other types.
+    """
+    key, equals, value = override.partition("=")
+    if equals and any(
+        _is_dict(schema, name) for name in (key.lstrip("+"), key.lstrip("+").rpartition(".")[0])
+    ):
+        return f"++{key.lstrip('+')}={value}"
+    declared = (_declared(schema, key.lstrip("+")) or (None,))[0] if equals else None
+    if declared is str:
+        return f"{key}={_quoted(value)}"
+    if declared == list[str] and value.strip() and not value.strip().startswith(("[", "$", "null")):
+        return f"{key}=[{_quoted(value)}]"  # one element needs no brackets
+    if declared == list[str] and value.strip().startswith("[") and value.strip().endswith("]"):
+        return f"{key}=[{','.join(_quoted(element.strip()) for element in _elements(value.strip()[1:-1]))}]"
+    return override
+
+
+def _is_dict(schema: type, key: str) -> bool:
+    found = _declared(schema, key)
+    return found is not None and get_origin(found[0]) is dict
+
+
+def _quoted(value: str) -> str:
+    if value.strip().lower() == "null" or re.fullmatch(_IN_QUOTES, value.strip(), re.DOTALL):
+        return value
+    # OmegaConf would read ${...} as an interpolation; \${...} is the text, and a backslash before it counts double.
+    literal = re.sub(r"(\\*)\$\{", lambda found: 2 * found[1] + r"\${", value)
+    return QuotedString(literal, Quote.single).with_quotes()
+
+
+_IN_QUOTES = r"'(?:\\.|[^'\\])*'" + "|" + r'"(?:\\.|[^"\\])*"'
+
+
+def _elements(inside: str) -> list[str]:
+    """The elements of a list: split at commas outside of quotes, where a quote opens nothing but an element."""
+    one = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
+    return [found[1] for found in re.finditer(one, inside, re.DOTALL)][:-1]  # the last match is the empty end
