@@ -146,16 +146,18 @@ def install(tier: str, new: bool) -> None:
             )
         print(f"== making {shown(VENV)} with Python {dotted(sys.version_info[:3])} ({sys.executable})")
         try:
-            subprocess.run([sys.executable, "-m", "venv", str(VENV)], check=True)
+            failed = run_quietly([sys.executable, "-m", "venv", str(VENV)])
+            if failed:
+                fail(f"{sys.executable} could not make {shown(VENV)}: {failed}")
         except BaseException:  # half of it would pass for the whole next time
             shutil.rmtree(VENV, ignore_errors=True)
             raise
         (VENV / ".place").write_text(str(VENV.resolve()))
     if not (VENV / "bin" / "uv").exists():
         print("== fetching uv, which installs the rest")
-        fetch = [str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", UV]
-        if subprocess.run(fetch).returncode:
-            fail(f"pip could not install {UV}: see above; is the package index reachable?")
+        failed = run_quietly([str(python), "-m", "pip", "install", "--disable-pip-version-check", "-q", UV])
+        if failed:
+            fail(f"pip could not install {UV}; is the package index reachable? {failed}")
     settings = pip_settings(python)
     os.environ.update(like_pip(settings))
     remove_predecessor(python)
@@ -195,6 +197,20 @@ def lock() -> None:
         fail("uv found no versions that suit all extras; it says above why")
     LOCK.write_text(LOCK_HEADER + done.stdout)
     print(f"== wrote {shown(LOCK)}")
+
+
+def run_quietly(command: list) -> str:
+    """Run a command and return what it complained of if it failed.
+
+    Ctrl-C reaches the command, too, whose stack trace nobody needs.
+    """
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    try:
+        said = running.communicate()[1]
+    except KeyboardInterrupt:
+        running.communicate()
+        raise
+    return (said.strip() or f"exit status {running.returncode}") if running.returncode else ""
 
 
 def can_make_venvs() -> bool:
