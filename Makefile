@@ -21,8 +21,11 @@ STUDIES    = $(sort $(notdir $(basename $(wildcard workflow/config/*.yaml))))
 RESULTS   := results/$(STUDY)
 SNAKEMAKE  = $(VENV)/bin/snakemake --configfile workflow/config/$(STUDY).yaml --profile workflow/profiles/local --cores $(CORES) \
              $(if $(SEEDS),--config seeds=$(SEEDS))
-# Two files of tests at a time, a thread each: most tests wait for processes longer than they compute.
-PYTEST_TWO = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
+# Files of tests, two more at a time than there are cores, a thread each: tests wait for processes as much as they compute.
+WORKERS   ?= $(shell n=$$(env -u OMP_NUM_THREADS nproc); echo $$((n < 8 ? n + 2 : 10)))
+PYTEST     = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+RUFF       = $(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check .
+LINT       = $(VENV)/bin/mypy && $(SNAKEMAKE) --lint
 
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
@@ -87,20 +90,24 @@ tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@$(VENV)/bin/tensorboard --logdir $(RESULTS)/runs --port $(PORT)
 
 lint: setup-dev  ## ruff, mypy and snakemake --lint
-	@$(VENV)/bin/ruff check . && $(VENV)/bin/ruff format --check . && $(VENV)/bin/mypy
-	@$(SNAKEMAKE) --lint
+	@$(RUFF)
+	@$(LINT)
 
 docs: setup-dev  ## build the documentation into site/; a broken link or a missing reference fails
 	@$(VENV)/bin/zensical build --strict --config-file mkdocs.yml
 	@echo "documentation  site/index.html   (open it in a browser)"
 
-test: setup-dev lint  ## all checks and tests (two files of tests at a time)
+# What takes long of the linting runs beside the tests, which take longer; what it finds is told at the end.
+test: setup-dev  ## all checks and tests
+	@$(RUFF)
 	@$(VENV)/bin/python -m bench.browser
-	@$(PYTEST_TWO) --ignore=tests/cluster
-	@$(VENV)/bin/python -m pytest tests/cluster   # alone: its Slurm and its network names are those of the machine
+	@found=$$(mktemp); ($(LINT)) >$$found 2>&1 & lint=$$!; \
+	$(PYTEST); tests=$$?; \
+	wait $$lint; lint=$$?; test $$lint = 0 || { echo; cat $$found; echo "error: make lint fails"; }; rm -f $$found; \
+	test $$tests = 0 && test $$lint = 0
 
 test-quick: setup-dev  ## only the tests that start no processes
-	@$(PYTEST_TWO) -m 'not slow'
+	@$(PYTEST) -m 'not slow'
 
 gpu-check: setup-dev  ## on a machine with a GPU: correctness, speed, memory and trainings, into results/gpu-check (two hours)
 	@$(VENV)/bin/python -m bench.gpu_check out=results/gpu-check

@@ -1,8 +1,59 @@
 """For all tests."""
 
 import signal
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+# The files that take longest, waiting included, longest first; they and the others are given out in this order.
+LONGEST_FIRST = (
+    "tests/workflow/test_whole_run.py",
+    "tests/cluster/test_slurm.py",
+    "tests/train/test_resume.py",
+    "tests/data/test_download_faults.py",
+    "tests/cluster/test_two_hosts.py",
+    "tests/data/test_cluster_download.py",
+    "tests/workflow/test_own_images_study.py",
+    "tests/data/test_kill_lists.py",
+    "tests/data/test_ingest.py",
+    "tests/train/test_launchers.py",
+    "tests/train/test_evaluation.py",
+    "tests/train/test_zero.py",
+    "tests/train/test_lamb.py",
+    "tests/workflow/test_dag.py",
+    "tests/train/test_host_memory.py",
+    "tests/train/test_stragglers.py",
+    "tests/export/test_hf.py",
+    "tests/export/test_onnx.py",
+    "tests/data/test_download.py",
+    "tests/interaction/test_triton.py",
+    "tests/interaction/test_native_build.py",
+    "tests/explore/test_browser.py",
+    "tests/data/test_translate.py",
+    "tests/train/test_warm_start_sources.py",
+    "tests/train/test_plan.py",
+    "tests/workflow/test_study.py",
+    "tests/bench/test_gpu_check.py",
+    "tests/data/test_full_disks.py",
+    "tests/train/test_fleet.py",
+    "tests/data/test_engines.py",
+    "tests/train/test_monitors.py",
+    "tests/train/test_loss_terms.py",
+    "tests/train/test_efficiency.py",
+    "tests/data/test_loader_faults.py",
+)
 
 
 def pytest_configure() -> None:
     """A shell ignores Ctrl-C in what it starts in the background, and what a test starts would inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:
+        raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In `make test` no worker is left alone with a long file at the end; without workers the order is pytest's."""
+    if hasattr(config, "workerinput"):
+        place = {file: number for number, file in enumerate(LONGEST_FIRST)}
+        items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))

@@ -22,7 +22,8 @@ import psutil
 from tests.support.debian import why_not_installed
 
 PACKAGES = ("slurmctld", "slurmd", "slurm-client", "munge")
-PROGRAMS = ("slurmctld", "slurmd", "sbatch", "munged")
+DAEMONS = ("slurmctld", "slurmd", "munged")
+PROGRAMS = (*DAEMONS, "sbatch")
 CONTROLLER_PORT, FIRST_NODE_PORT = 16817, 17000
 # Clients look there. Snakemake's job step drops SLURM_CONF from the environment of its job.
 DEFAULT_PLACE = Path("/etc/slurm")
@@ -43,16 +44,29 @@ def why_not() -> str | None:
 
 
 def remove_remains() -> None:
-    """Removes the links of a one-host Slurm that was killed before it could: their folder holds its pid file, if any.
+    """Stop the daemons and remove the links of a one-host Slurm whose process was killed before it could.
 
-    Left alone they would keep every Slurm command of this machine waiting for a controller that is gone.
+    Left alone they would keep every Slurm command of this machine waiting for a controller that is gone, or let the
+    next tests believe that the machine belongs to a cluster.
     """
     for name in FILES:
         place = DEFAULT_PLACE / name
         if place.is_symlink() and place.readlink().parent.name.startswith(FOLDER_PREFIX):
-            pid_file = place.readlink().parent / "run/slurmctld.pid"
-            if not pid_file.exists() or not psutil.pid_exists(int(pid_file.read_text())):
-                place.unlink()
+            folder = place.readlink().parent
+            owner = folder / "run/owner"
+            if not owner.exists() or not psutil.pid_exists(int(owner.read_text())):
+                stop_daemons(folder)
+                place.unlink(missing_ok=True)
+
+
+def stop_daemons(folder: Path) -> None:
+    """Stop what lives in this folder, and remove the links to it."""
+    stop(*folder.glob("run/slurmd-*.pid"), folder / "run/slurmctld.pid")
+    stop(folder / "run/munged.pid")
+    for name in FILES:  # a client without its controller waits: leave no configuration behind
+        place = DEFAULT_PLACE / name
+        if place.is_symlink() and place.readlink() == folder / name:
+            place.unlink()
 
 
 class OneHostSlurm:
@@ -68,6 +82,7 @@ class OneHostSlurm:
     def __enter__(self) -> OneHostSlurm:
         for name in ("run", "log", "state", "spool", "munge", "devices"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
+        (self.folder / "run/owner").write_text(str(os.getpid()))
         self._write_configuration()
         try:
             self._start_munge()
@@ -83,12 +98,7 @@ class OneHostSlurm:
         return self
 
     def __exit__(self, *_: object) -> None:
-        stop(*self.folder.glob("run/slurmd-*.pid"), self._pid("slurmctld"))
-        stop(self._pid("munged"))
-        for name in FILES:  # a client without its controller waits: leave no configuration behind
-            place = DEFAULT_PLACE / name
-            if place.is_symlink() and place.readlink() == self.folder / name:
-                place.unlink()
+        stop_daemons(self.folder)
 
     def start_controller(self) -> None:
         subprocess.run(["slurmctld", "-f", str(self.folder / "slurm.conf")], check=True)
@@ -237,8 +247,10 @@ def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:
     processes = []
     for file in pid_files:
         with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
-            processes.append(psutil.Process(int(file.read_text())))
-            processes[-1].send_signal(number)
+            process = psutil.Process(int(file.read_text()))
+            if process.name() in DAEMONS:  # and not another program that was given its number later
+                processes.append(process)
+                process.send_signal(number)
     _, left = psutil.wait_procs(processes, timeout=5)
     for process in left:
         process.kill()

@@ -70,6 +70,7 @@ def reap(children: dict[int, str]) -> None:
 
 
 def main() -> None:
+    sys.path[0] = str(Path(__file__).parents[2])  # as in pytest, instead of this folder
     import_everything()
     children: dict[int, str] = {}
     unread = b""

@@ -1,4 +1,4 @@
-"""Many cases on gloo ranks, spawned once: spawning costs seconds, and a case that fails does not hide the others.
+"""Many cases on gloo ranks, started once, and a case that fails does not hide the others.
 
 def cases(ranks: int) -> Cases: return {"gather": partial(compare, exchange="gather"), ...}
 
@@ -7,7 +7,10 @@ failures = run_cases(cases, 2, tmp_path)      # {"gather": "", ...}: a traceback
 
 from __future__ import annotations
 
+import importlib
 import json
+import os
+import sys
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -15,7 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+
+from tests.support.launched_ranks import Ranks
 
 Cases = dict[str, Callable[[int, int], None]]  # each is called with (rank, ranks), on every rank
 # A rank that fails between two collectives leaves the others waiting in the second; so they fail too.
@@ -27,7 +31,8 @@ def run_cases(cases: Callable[[int], Cases], ranks: int, folder: Path) -> dict[s
 
     ``cases`` must be a function of a module, which the ranks import.
     """
-    mp.spawn(_run, (cases, ranks, str(folder)), nprocs=ranks)
+    started = Ranks(ranks, [__file__, cases.__module__, cases.__name__, str(folder)], folder / "log")
+    assert started.wait(500) == [0] * ranks, started.text()[-3000:]
     outcomes = [json.loads((folder / f"outcome-{rank}.json").read_text()) for rank in range(ranks)]
     return {name: next((o[name] for o in outcomes if o[name]), "") for name in cases(ranks)}
 
@@ -46,3 +51,9 @@ def _run(rank: int, cases: Callable[[int], Cases], ranks: int, folder: str) -> N
             outcome[name] = f"rank {rank} of {ranks}:\n{traceback.format_exc()}"
     (Path(folder) / f"outcome-{rank}.json").write_text(json.dumps(outcome))
     dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    module, name, results = sys.argv[1:]
+    rank, world = (int(os.environ[key]) for key in ("RANK", "WORLD_SIZE"))
+    _run(rank, getattr(importlib.import_module(module), name), world, results)

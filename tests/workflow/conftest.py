@@ -1,11 +1,20 @@
-"""A study's config for the tests of what the workflow makes of it."""
+"""A study's config for the tests of what the workflow makes of it, and a clone to run studies in."""
+
+from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.support.snakemake_runs import write_clone
 from workflow.study import ROOT
 
 
 @pytest.fixture
 def demo() -> dict:
     return yaml.safe_load((ROOT / "workflow" / "config" / "demo.yaml").read_text())
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The repository as a fresh checkout has it, for the tests of one file."""
+    return write_clone(tmp_path_factory.mktemp("clone") / "filip")

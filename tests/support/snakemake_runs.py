@@ -1,0 +1,55 @@
+"""Snakemake as a user starts it, in a clone of this repository."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from workflow.study import ROOT
+
+
+def run_snakemake(
+    *arguments: str, cwd: Path, config: Path, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
+    command, environment = snakemake_command(*arguments, cwd=cwd, config=config)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "PYTHONPATH": str(cwd),
+    }
+    profile = cwd / "workflow/profiles/local"
+    command = [sys.executable, "-m", "snakemake", "--configfile", str(config), "--profile", str(profile)]
+    return [*command, "--cores", "2", *arguments], environment
+
+
+def write_clone(target: Path) -> Path:
+    """The repository as a fresh checkout has it: no results, no caches, so no data at all."""
+    ignored = shutil.ignore_patterns(
+        ".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__", "*.egg-info"
+    )
+    shutil.copytree(ROOT, target, ignore=ignored)
+    return target
+
+
+def dry_runs(studies: Iterable[str], cwd: Path, out: Path) -> dict[str, subprocess.CompletedProcess[str]]:
+    """``snakemake -n`` of studies of the repository; what it imports is imported once for all of them."""
+    _, environment = snakemake_command(cwd=cwd, config=cwd)
+    local = ["--profile", "workflow/profiles/local", "--cores", "2", "-n"]
+    runs = {str(out / name): ["--configfile", f"workflow/config/{name}.yaml", *local] for name in studies}
+    command = [sys.executable, str(Path(__file__).with_name("forked_snakemake.py")), json.dumps(runs)]
+    subprocess.run(command, cwd=cwd, env=environment, check=True, timeout=500)
+    found = {}
+    for file, arguments in runs.items():
+        printed, _, code = Path(file).read_text().rstrip().rpartition("\n")
+        found[Path(file).name] = subprocess.CompletedProcess(arguments, int(code), printed, "")
+    return found

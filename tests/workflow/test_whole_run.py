@@ -1,0 +1,174 @@
+"""The demo through Snakemake on a reduced corpus: every stage and table, once more, and stopped and killed."""
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+import yaml
+
+from tests.support.ports import free_port
+from tests.support.snakemake_runs import run_snakemake, snakemake_command
+from workflow.study import ROOT
+
+
+def reduced(config: dict) -> dict:
+    """The demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
+    config["study"] = "reduced"
+    config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
+    config["demo"] |= {"scenes": 200, "test_scenes": 40}
+    few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]
+    few_steps += ["warmup_timing=1", "optimizer.warmup_steps=2"]
+    config["train"]["overrides"] = few_steps
+    config["launch"]["master_port"] = free_port()
+    config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}
+    config["fine_tune"] = {"filip_ft": config["fine_tune"]["filip_ft"]}
+    config["efficiency_train"] |= {
+        "gathered": 128,
+        "overrides": [],
+    }  # not few_steps: it has batches of its own
+    config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_bf16_25",)}
+    config["tables"] = {
+        "zero_shot": ["clip", "filip"],
+        "retrieval": ["filip", "filip_ft"],
+        "component_ablation": ["clip", "filip"],
+        "selection": ["filip"],
+        "scene_pointing": ["filip"],
+        "alignment": ["filip"],
+    }
+    config["eval"]["root"] = "results/reduced/corpus/eval"
+    return config
+
+
+@pytest.fixture(scope="module")
+def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """The reduced study run through once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
+    config = tmp_path_factory.mktemp("study") / "reduced.yaml"
+    config.write_text(
+        yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
+    )
+    done = run_snakemake("--show-failed-logs", cwd=clone, config=config, timeout=1500)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
+    return clone, config
+
+
+@pytest.fixture(scope="module")
+def summary(finished: tuple[Path, Path]) -> dict:
+    return json.loads((finished[0] / "results/reduced/summary.json").read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)  # the fixture runs the study; about three minutes on two idle cores
+def test_the_summary_of_a_whole_run_has_every_stage_and_training(summary: dict) -> None:
+    assert {"stages", "funnel", "tables", "runs"} <= summary.keys()
+    assert all(seconds >= 0 for seconds in summary["stages"].values())
+    assert {"demo_corpus", "download/demo", "translate/demo", "train/filip"} <= summary["stages"].keys()
+    for run in ("clip", "filip", "filip_ft"):
+        assert summary["runs"][run]["samples_per_second"] > 0
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_the_funnel_of_a_whole_run_adds_up(finished: tuple[Path, Path], summary: dict) -> None:
+    corpus = json.loads((finished[0] / "results/reduced/corpus/corpus.json").read_text())
+    stages = {(part["stage"]): part for part in summary["funnel"]}
+    for part in summary["funnel"]:
+        assert part["in"] == part["out"] + sum(part["dropped"].values())
+    assert list(stages) == ["prepare", "text_rules", "download", "translate"]
+    assert stages["text_rules"]["out"] == stages["download"]["in"]
+    assert sum(corpus["planted"].values()) <= sum(
+        sum(stages[stage]["dropped"].values()) for stage in ("text_rules", "download")
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1600)
+def test_a_whole_run_writes_the_tables_with_what_it_trained(
+    finished: tuple[Path, Path], summary: dict
+) -> None:
+    for table in (
+        "zero_shot",
+        "retrieval",
+        "selection",
+        "scene_pointing",
+        "component_ablation",
+        "efficiency_ablation",
+    ):
+        assert (finished[0] / f"results/reduced/tables/{table}.md").is_file()
+        assert summary["tables"][table]
+    row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
+    facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
+    assert facts == ["token-wise", 64, "fp32", 0.25]
+
+
+@pytest.mark.slow
+def test_the_report_embeds_tables_figures_and_pictures(finished: tuple[Path, Path]) -> None:
+    clone, config = finished
+    assert '<p class="verdict">' in (clone / "results/reduced/report.html").read_text()
+    done = run_snakemake("--report", "results/reduced/report-snakemake.html", cwd=clone, config=config)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert 'href="explore.html"' in (clone / "results/reduced/report.html").read_text()
+    assert '"label":"FILIP"' in (clone / "results/reduced/explore.html").read_text()
+    page = (clone / "results/reduced/report-snakemake.html").read_text()
+    for name in ("zero_shot.html", "component_ablation.html", "funnel.svg", "alignment.png", "report.html"):
+        assert name in page
+
+
+@pytest.mark.slow
+def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(
+    finished: tuple[Path, Path],
+) -> None:
+    clone, config = finished
+    again = run_snakemake(cwd=clone, config=config)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    (clone / "eval/prompts.yaml").touch()
+    planned = run_snakemake("-n", "--quiet", "rules", cwd=clone, config=config)
+    printed = planned.stdout + planned.stderr
+    for affected in ("zero_shot", "retrieval", "alignment", "tables"):
+        assert affected in printed
+    for unaffected in ("pretrain", "fine_tune", "download", "translate", "efficiency", "linear_probe"):
+        assert unaffected not in printed
+
+
+def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
+    """The training processes below Snakemake, not their launchers."""
+    below = psutil.Process(process.pid).children(recursive=True)
+    return [p for p in below if "RANK" in p.environ() and f"run={run}" in p.cmdline()]
+
+
+@pytest.mark.slow
+def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
+    clone, config = finished
+    study = yaml.safe_load(config.read_text())
+    longer = ["max_steps=120", "log_every=5", "checkpoint.every_steps=20"]
+    study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
+    study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
+    config = tmp_path / "longer.yaml"
+    config.write_text(yaml.safe_dump(study))
+    target = clone / "results/reduced/models/long.json"
+    for number, steps in ((signal.SIGUSR1, 10), (signal.SIGKILL, 45)):
+        command, environment = snakemake_command(str(target.relative_to(clone)), cwd=clone, config=config)
+        running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
+        deadline = time.monotonic() + 120
+        while last_step(clone) < steps and time.monotonic() < deadline and running.poll() is None:
+            time.sleep(0.1)
+        for rank in ranks_of(running, "long"):
+            rank.send_signal(number)
+        assert running.wait(120) != 0 and not target.exists()
+    done = run_snakemake(str(target.relative_to(clone)), cwd=clone, config=config)
+    assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
+    assert json.loads(target.read_text())["steps"] == 120
+    (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
+    text = log.read_text()
+    assert "stopped by a signal after step" in text and text.count("resumed from") == 2, text
+
+
+def last_step(clone: Path) -> int:
+    """Of the run `long`, as far as its log tells."""
+    lines = [
+        s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()
+    ]
+    return json.loads(lines[-1])["step"] if lines else 0
