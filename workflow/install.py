@@ -168,9 +168,11 @@ def install(tier: str, new: bool) -> None:
         command += ["--constraint", constraints]
     command += ["--editable", f".[{TIERS[tier][0]}]"]
     backend = torch_backend()
-    if run_uv([*command, "--torch-backend", backend] if backend else command) and (
-        not backend or run_uv(command)
-    ):
+    failed = run_uv([*command, "--torch-backend", backend] if backend else command)
+    if failed and backend:
+        print("== once more, without PyTorch's own index")
+        failed = run_uv(command)
+    if failed:
         fail("the installation failed; uv says above why. The same command continues where it stopped")
     for one in TIERS if tier == "dev" else [tier]:
         stamp(one).write_text(digest(one))
