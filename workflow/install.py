@@ -168,11 +168,11 @@ def install(tier: str, new: bool) -> None:
         command += ["--constraint", constraints]
     command += ["--editable", f".[{TIERS[tier][0]}]"]
     backend = torch_backend()
-    failed = run_uv([*command, "--torch-backend", backend] if backend else command)
-    if failed and backend:
+    status = run_uv([*command, "--torch-backend", backend] if backend else command)
+    if status and backend:
         print("== once more, without PyTorch's own index")
-        failed = run_uv(command)
-    if failed:
+        status = run_uv(command)
+    if status:
         fail("the installation failed; uv says above why. The same command continues where it stopped")
     for one in TIERS if tier == "dev" else [tier]:
         stamp(one).write_text(digest(one))
