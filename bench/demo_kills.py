@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ PLACES = {
     "report": ("filip.report.", "", ""),
 }
 MEASURED = ("seconds", "time_ratio", "memory")  # of a step: no two runs agree on them
-LIMIT = 5.0  # seconds in which all of it has to have ended
 
 
 @dataclass
@@ -50,8 +50,10 @@ class Kills:
         ["corpus", "download", "translate", "feature maps", "evaluation"], f"of {', '.join(PLACES)}"
     )
     signals: list[str] = option(["INT", "TERM", "KILL"], "of INT, TERM and KILL; at each place each of them")
+    in_turn: bool = option(False, "one signal at each place instead, in turn")
     cores: int = option(2, "of Snakemake")
     after: float = option(3.0, "seconds at the place, at most")
+    limit: float = option(5.0, "seconds in which all of it has to have ended")
     target: list[str] = option([], "files to make; all of the study if empty")
     reference: str = option("", "tables of a run left alone; results/STUDY-alone.json if empty")
 
@@ -66,17 +68,19 @@ def main(config: Kills) -> None:
         finish(config, results)
         shutil.copy(results / "tables/tables.json", reference)
     shutil.rmtree(results, ignore_errors=True)
+    strikes = [(place, number) for place in config.places for number in config.signals]
+    if config.in_turn:
+        strikes = list(zip(config.places, cycle(config.signals), strict=False))
     late = [
         f"{number} at {place}: {seconds:.1f} s"
-        for place in config.places
-        for number in config.signals
-        if (seconds := strike(config, results, place, number)) > LIMIT
+        for place, number in strikes
+        if (seconds := strike(config, results, place, number)) > config.limit
     ]
     finish(config, results)
     differing = different_cells(reference, results / "tables/tables.json")
     print(f"{len(differing)} cells differ from the run left alone: {', '.join(differing[:5]) or 'none'}")
     if late:
-        print(f"later than {LIMIT:g} s: {', '.join(late)}")
+        print(f"later than {config.limit:g} s: {', '.join(late)}")
     sys.exit(bool(late or differing))
 
 

@@ -9,6 +9,7 @@ SIGTERM and a closed terminal end all processes within five seconds, and the sam
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import select
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from types import FrameType
 from typing import NoReturn
@@ -32,8 +34,9 @@ LOCAL = "workflow/profiles/local"
 PATIENCE = 3.5  # seconds for jobs to save what they have
 LAST_PATIENCE = 1.0  # more, for Snakemake itself; it waits for no job then
 CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
-SILENCE = 4.0  # seconds until Snakemake has to be seen to start
+SILENCE = 2.5  # seconds until Snakemake has to be seen to start
 SILENCE_IN_A_LOG = 30.0
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
 SNAKEMAKE = "--snakemake"  # before Snakemake's arguments: be the child
 STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
 
@@ -73,7 +76,7 @@ class Runner:
         """Snakemake's exit code, or 128 and the number of the signal that ended it."""
         locks = one_run.take(self.results.name)
         if left := one_run.end(self._left, PATIENCE):
-            print(f"ended {left} processes that a killed run had left", file=sys.stderr, flush=True)
+            _say(f"ended {left} processes that a killed run had left")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
         reading, writing = os.pipe()
@@ -88,16 +91,12 @@ class Runner:
             time.sleep(0.1)
         if self.stopped_by is not None:
             self._stop()
-            print("\nstopped; the same command continues", file=sys.stderr, flush=True)
+            _say("\nstopped; the same command continues")
             return 128 + self.stopped_by
         one_run.end(self._left, PATIENCE)  # Snakemake may have been killed
         code = self.child.returncode
         if code < 0:
-            print(
-                f"\nSnakemake was ended by {signal.Signals(-code).name}; the same command continues",
-                file=sys.stderr,
-                flush=True,
-            )
+            _say(f"\nSnakemake was ended by {signal.Signals(-code).name}; the same command continues")
         return code if code >= 0 else 128 - code
 
     def _left(self) -> list[psutil.Process]:
@@ -120,7 +119,8 @@ class Runner:
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.stopped_by is None:
             self.stopped_by = number
-            os.write(2, b"\nstopping ...\n")
+            with suppress(OSError):  # print is not safe inside a signal handler
+                os.write(2, b"\nstopping ...\n")
 
     def _pause(self, number: int, _: FrameType | None) -> None:
         """Ctrl-Z: all of it, and go on with all of it."""
@@ -128,6 +128,11 @@ class Runner:
         os.killpg(self.child.pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
         os.killpg(self.child.pid, signal.SIGCONT)
+
+
+def _say(text: str) -> None:
+    with suppress(OSError):  # the terminal is closed
+        print(text, file=sys.stderr, flush=True)
 
 
 def _show_start(pipe: int) -> None:
@@ -139,8 +144,15 @@ def _show_start(pipe: int) -> None:
     os.close(pipe)
 
 
+def _die_with_parent() -> None:
+    """Be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def snakemake(arguments: list[str]) -> NoReturn:
     """Be Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
+    _die_with_parent()
     sys.argv = ["snakemake", *arguments]
     code: int | str | None = 1
     try:

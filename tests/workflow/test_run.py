@@ -1,0 +1,106 @@
+"""A study that is interrupted ends at once and as a whole, and the same command continues it to the same tables."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.ports import free_port
+from tests.support.squares import square, write_test_set
+from workflow.study import ROOT
+
+PHOTOS = 48
+TABLES = "results/photos/tables/tables.json"
+
+
+@pytest.fixture(scope="module")
+def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout without results, with a study of a few photos and a few steps: photos.yaml."""
+    folder = tmp_path_factory.mktemp("clone")
+    target, images = folder / "filip", folder / "photos"
+    ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__")
+    shutil.copytree(ROOT, target, ignore=ignored)
+    images.mkdir()
+    for n in range(PHOTOS):
+        (images / f"{n}.png").write_bytes(square(n)[0])
+        (images / f"{n}.txt").write_text(square(n)[1])
+    write_test_set(folder / "eval/photos_test", range(PHOTOS, PHOTOS + 8))
+    card = yaml.safe_load((target / "data/own_images.yaml").read_text())
+    del card["built_by"], card["group_column"]
+    card |= {
+        "name": "photos",
+        "images": str(images),
+        "back_translation": None,
+        "image_rules": {"min_side": 32},
+    }
+    (target / "data/photos.yaml").write_text(yaml.safe_dump(card))
+    test = yaml.safe_load((target / "eval/demo_test.yaml").read_text())
+    test |= {"name": "photos_test", "fine_tuned_on": ["photos"], "title": "Photos"}
+    test["layouts"] = {"webdataset": {"path": "photos_test", "split": "test"}}
+    (target / "eval/photos_test.yaml").write_text(yaml.safe_dump(test))
+    config = yaml.safe_load((target / "workflow/config/own_images.yaml").read_text())
+    config |= {"study": "photos", "sources": ["photos"], "runs": {"filip": config["runs"]["filip"]}}
+    config["eval"] = {"root": str(folder / "eval"), "zero_shot": [], "retrieval": ["photos_test"]}
+    config["tables"] = {"retrieval": ["filip"]}
+    steps = ["global_batch=32", "max_steps=40", "log_every=2", "warmup_timing=1", "optimizer.warmup_steps=2"]
+    config["train"]["overrides"] = [*config["train"]["overrides"], *steps]
+    config["launch"] |= {"master_port": free_port(), "ranks_per_node": 1}
+    (target / "photos.yaml").write_text(yaml.safe_dump(config))
+    return target
+
+
+def call(clone: Path, *arguments: str, timeout: int = 60) -> subprocess.CompletedProcess[str]:
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "NO_ALBUMENTATIONS_UPDATE": "1",
+        "PYTHONPATH": str(clone),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", *arguments],
+        cwd=clone,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)  # two minutes on two idle cores
+def test_an_interrupted_study_continues_to_the_same_tables(clone: Path) -> None:
+    """Ctrl-C and the end of Snakemake here; ``python -m bench.demo_kills study=demo`` does it to the whole demo."""
+    done = call(
+        clone,
+        "bench.demo_kills",
+        "study=photos.yaml",
+        "places=[training,evaluation]",
+        "signals=[INT,KILL]",
+        "in_turn=true",
+        f"target=[{TABLES}]",
+        "after=0.5",
+        "limit=30",  # of seconds: the machine may be busy
+        timeout=1700,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("0 processes left") == 2 and "0 cells differ" in done.stdout
+
+
+@pytest.mark.slow
+def test_a_study_that_is_not_there_or_wrong_is_one_sentence(clone: Path) -> None:
+    absent = call(clone, "workflow.run", "nosuch")
+    assert absent.returncode == 2 and absent.stdout == ""
+    (line,) = absent.stderr.splitlines()
+    assert line.startswith("error: there is no study 'nosuch'") and "demo_ablation" in line
+    config = yaml.safe_load((clone / "photos.yaml").read_text())
+    (clone / "wrong.yaml").write_text(yaml.safe_dump(config | {"sources": ["nowhere"]}))
+    wrong = call(clone, "workflow.run", "wrong.yaml", "--cores", "2")
+    assert wrong.returncode == 2 and "nowhere" in wrong.stderr
+    assert wrong.stderr.count("error:") == 1 and "Snakefile" not in wrong.stderr
+    assert "Traceback" not in wrong.stderr and "WorkflowError" not in wrong.stderr
