@@ -35,7 +35,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from filip.errors import UserError
 from filip.extras import missing_extra
-from filip.files import check_output, explained
+from filip.files import check_output, disk_error, explained
 from filip.overrides import (
     bounds_of,
     check_overrides,
@@ -134,8 +134,12 @@ def run_command(
             main(config)
         except ModuleNotFoundError as error:
             raise missing_extra(error, module_name(main)) from error
-        except OSError as error:
-            sentence = explained(error, [argument.partition("=")[2] for argument in arguments])
+        except UserError:
+            raise
+        except Exception as error:
+            given = [argument.partition("=")[2] for argument in arguments]
+            of_disk = disk_error(error)
+            sentence = None if of_disk is None else explained(of_disk, given)
             if sentence is None:
                 raise
             raise sentence from error

@@ -17,7 +17,8 @@ from typing import Any
 from filip.errors import UserError, nearest
 
 # Nothing is wrong with the program or the data, and the sentence says all that a person needs.
-_OF_THE_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_OF_THE_DISK = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 # Of a path that the user has typed; of any other it would be a mistake of ours.
 _OF_A_PATH = {
     errno.EEXIST: "there is a file of this name; give another name",
@@ -41,14 +42,47 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     own = f".{os.uname().nodename}.{os.getpid()}" if shared else ""
     part = path.with_name(f".{path.name}{own}.part")
+    with naming(path):
+        try:
+            yield part
+            publish(part, path)
+        except BaseException:
+            with suppress(OSError):  # there is none, or the folder is read-only
+                part.unlink()
+            raise
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an error of the disk in this block, which writes to ``path``, say so and name the place.
+
+    A write that fails for want of room does not know of which file, and a copy names the file that it reads.
+    """
     try:
-        yield part
-        publish(part, path)
+        yield
     except BaseException as error:
-        with suppress(OSError):  # there is none, or the folder is read-only
-            part.unlink()
-        _name_the_place(error, path)
-        raise
+        found = disk_error(error)
+        if found is None or found.errno is None:
+            raise
+        if found.filename is None or found.errno in _FULL:
+            found.filename = str(path)
+        if found is error:
+            raise
+        raise found from error
+
+
+def disk_error(error: BaseException) -> OSError | None:
+    """The OSError that an error is, or that is behind it where a library in Rust or C++ has written a file."""
+    if isinstance(error, OSError):
+        return error
+    rust = re.search(r"\(os error (\d+)\)", str(error))
+    if rust:
+        return OSError(int(rust[1]), os.strerror(int(rust[1])))
+    if isinstance(error, RuntimeError) and re.search(
+        r"PytorchStreamWriter failed writing|unexpected pos", str(error)
+    ):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # torch.save does not say why
+    return None
 
 
 def publish(part: Path, path: Path) -> None:
@@ -66,12 +100,6 @@ def sync(path: Path) -> None:
         os.fsync(file)
     finally:
         os.close(file)
-
-
-def _name_the_place(error: BaseException, path: Path) -> None:
-    """A write that fails for want of room does not know of which file: the message to the user should."""
-    if isinstance(error, OSError) and error.errno is not None and error.filename is None:
-        error.filename = str(path)
 
 
 def explained(error: OSError, given: Sequence[str]) -> UserError | None:
@@ -152,13 +180,13 @@ def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[P
     if not keep_on_failure:
         shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        yield folder
-    except BaseException as error:
-        if not keep_on_failure:
-            shutil.rmtree(folder, ignore_errors=True)
-        _name_the_place(error, out)
-        raise
+    with naming(out):
+        try:
+            yield folder
+        except BaseException:
+            if not keep_on_failure:
+                shutil.rmtree(folder, ignore_errors=True)
+            raise
     shutil.rmtree(folder, ignore_errors=True)
 
 

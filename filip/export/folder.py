@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filip.errors import UserError
+from filip.files import naming
 
 
 @contextmanager
@@ -22,11 +23,12 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     part = out.with_name(f".{out.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
-    try:
-        yield part
-        if out.is_dir():
-            out.rmdir()
-        part.rename(out)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
+    with naming(out):
+        try:
+            yield part
+            if out.is_dir():
+                out.rmdir()
+            part.rename(out)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise

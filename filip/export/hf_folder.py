@@ -15,6 +15,7 @@ from filip.export.folder import new_folder
 from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
+from filip.models.weights import write_safetensors
 
 USE = """    from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()
@@ -33,7 +34,6 @@ CODE = (
 
 def write_hf(source: Source, out: str) -> None:
     """Configuration, weights, tokenizer, processor, code and model card; towers with computed tables are refused."""
-    from safetensors.torch import save_file
 
     tokenizer = clip_tokenizer(source.model)
     refuse_computed_tables(source.model, "hf")
@@ -53,7 +53,7 @@ def write_hf(source: Source, out: str) -> None:
             },
         )
         state = {f"towers.{name}": value.contiguous() for name, value in source.model.state_dict().items()}
-        save_file(state, folder / "model.safetensors", {"format": "pt"})
+        write_safetensors(state, folder / "model.safetensors", {"format": "pt"})
         tokenizer.save_pretrained(folder)
         write_json(
             folder / "preprocessor_config.json",

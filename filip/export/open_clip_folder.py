@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any, cast
 
-from safetensors.torch import save_file
-
 from filip.errors import UserError
 from filip.export.card import model_card
 from filip.export.folder import new_folder
@@ -13,6 +11,7 @@ from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
+from filip.models.weights import write_safetensors
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import EOS
 
@@ -38,7 +37,8 @@ def write_open_clip(source: Source, out: str) -> None:
         write_json(
             folder / "open_clip_config.json", {"model_cfg": model_config, "preprocess_cfg": preprocess}
         )
-        save_file(to_open_clip(source.model), folder / "open_clip_model.safetensors", {"format": "pt"})
+        weights = to_open_clip(source.model)
+        write_safetensors(weights, folder / "open_clip_model.safetensors", {"format": "pt"})
         (folder / "README.md").write_text(model_card(source, "open_clip", USE), encoding="utf-8")
 
 

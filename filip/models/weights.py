@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from filip.errors import UserError, plain
+from filip.files import replacing
 from filip.models.config import config_from_dict, migrated
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
@@ -33,12 +33,14 @@ def save_model(
         for name, t in tensors.items()
     }
     metadata = {"config": json.dumps(dataclasses.asdict(model.config)), "extra": json.dumps(extra or {})}
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + f".{os.getpid()}.tmp")
-    save_file(contiguous, temporary, metadata)
-    temporary.chmod(0o644)  # safetensors lets only the owner read; colleagues evaluate models, too
-    os.replace(temporary, path)
+    write_safetensors(contiguous, path, metadata)
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
+    """Write a safetensors file, atomically. Raises OSError with the file's name where the disk has no room for it."""
+    with replacing(path, shared=True) as part:
+        save_file(tensors, part, metadata)
+        part.chmod(0o644)  # safetensors lets only the owner read; colleagues evaluate models, too
 
 
 def load_model(path: str | Path, image_size: int | None = None, loss_parameters: bool = False) -> DualEncoder:

@@ -20,7 +20,7 @@ import torch
 
 from filip import device
 from filip.errors import UserError
-from filip.files import sync, write_json
+from filip.files import naming, sync, write_json
 from filip.models import config_from_dict
 from filip.models.config import migrated
 from filip.train.config import CheckpointConfig
@@ -167,8 +167,9 @@ def save_checkpoint(
         for leftover in folder.glob(".*"):
             shutil.rmtree(leftover, ignore_errors=True)
     barrier(ranks)
-    engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
-    torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
+    with naming(folder):
+        engine.deepspeed.save_checkpoint(str(folder), tag=aside.name, save_latest=False)
+        torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
     barrier(ranks)
     if ranks.is_main:
         state.files = {path.name: _size(path) for path in sorted(aside.iterdir()) if path.is_file()}

@@ -16,9 +16,10 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
+from filip.command import compose_config
 from filip.data.cards import SourceCard, parse_card
 from filip.data.funnel import Fragment, check_fragment
-from filip.data.ingest import IngestConfig, ingest
+from filip.data.ingest import IngestConfig, ingest, main
 from filip.data.loading.config import Source
 from filip.data.loading.images import decode
 from filip.data.loading.pair_index import index_source
@@ -363,3 +364,22 @@ def test_ingest_survives_kill_9(tmp_path: Path) -> None:
             finish_and_compare()
             shutil.rmtree(tmp_path / "killed")
     finish_and_compare()
+
+
+def test_pictures_that_are_not_read_are_in_the_funnel_and_small_ones_can_be_had(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        Image.new("RGB", (120, 160), (90 * number, 10, 10)).save(tmp_path / "photos" / f"{number}.png")
+        (tmp_path / "photos" / f"{number}.txt").write_text(f"a photo of {number} red dogs on the beach")
+    (tmp_path / "photos" / "raw.cr2").write_bytes(b"of a camera")
+    given = [
+        f"source={tmp_path}/photos",
+        f"out={tmp_path}/shards",
+        f"funnel={tmp_path}/f.json",
+        "processes=1",
+    ]
+    with pytest.raises(UserError, match=r"^not one of 4 images .*: 3 too_small, 1 format, .*at least 200 px"):
+        main(compose_config(IngestConfig, given))
+    main(compose_config(IngestConfig, [*given, "image_rules={min_side:100}"]))
+    funnel = json.loads((tmp_path / "f.json").read_text())
+    assert (funnel["in"], funnel["out"], funnel["dropped"]) == (4, 3, {"format": 1})

@@ -17,6 +17,7 @@ from qdrant_client import QdrantClient
 
 from filip import load
 from filip.command import compose_config, run_command
+from filip.data.rgb import IMAGE_FILES
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
@@ -262,3 +263,39 @@ def test_the_explorer_takes_an_index_and_encodes_only_what_has_changed(tmp_path:
     index = Gallery.of(viewers, open_pictures(str(tmp_path / "index"), None, None))
     assert index.keys == folder.keys and encoded == [2]  # the new one and the one that has changed
     assert torch.allclose(index.features[0].scored, folder.features[0].scored, atol=1e-6)
+
+
+def test_pictures_that_are_not_read_are_counted(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model(tmp_path / "model.safetensors", "pooled")
+    write_images(tmp_path / "photos", 2)
+    for name in ("a.CR2", "b.cr2", "c.svg", "d.jxl", "notes.txt", ".hidden.svg"):
+        (tmp_path / "photos" / name).write_bytes(b"\0")
+    build_index(tmp_path, model)
+    assert (
+        "0 unreadable; left out: 2 .cr2, 1 .jxl, 1 .svg (these formats are not read)"
+        in capsys.readouterr().err
+    )
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "a.dng").write_bytes(b"\0")
+    with pytest.raises(UserError, match=r"no image below .*; left out: 1 \.dng"):
+        open_pictures(str(tmp_path / "raw"), None, None)
+
+
+def test_pictures_of_phones_are_read_where_pillow_heif_is_installed_and_else_counted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = write_model(tmp_path / "model.safetensors", "pooled")
+    write_images(tmp_path / "photos", 2)
+    if ".heic" in IMAGE_FILES:
+        Image.new("RGB", (60, 48), "red").save(tmp_path / "photos" / "IMG_1.HEIC", format="HEIF")
+        build_index(tmp_path, model)
+        assert "3 images; 3 encoded" in capsys.readouterr().err
+    else:
+        (tmp_path / "photos" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+        build_index(tmp_path, model)
+        said = capsys.readouterr().err
+        assert "2 images; 2 encoded" in said
+        assert (
+            "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)"
+            in said
+        )

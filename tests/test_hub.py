@@ -1,0 +1,62 @@
+"""A hub that does not answer is asked once, and what was waited for is said."""
+
+import http.server
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from filip import hub
+from filip.errors import UserError
+from tests.eval.miniature import picture
+
+
+@pytest.fixture
+def silent() -> Iterator[str]:
+    """The address of somebody who takes connections and never answers."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+def test_who_answers_is_reachable_whatever_the_answer() -> None:
+    with http.server.HTTPServer(
+        ("127.0.0.1", 0), http.server.BaseHTTPRequestHandler
+    ) as server:  # knows no HEAD: 501
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        assert hub.unreachable(f"http://127.0.0.1:{server.server_port}") is None
+        server.shutdown()
+
+
+def test_who_refuses_or_is_silent_is_not(silent: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hub.unreachable("http://127.0.0.1:9") == "Connection refused"
+    assert hub.unreachable(silent) == "no answer within 5 seconds"
+    assert f"waiting for {silent}" in capsys.readouterr().err
+
+
+def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_path) -> None:
+    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    picture(0).save(tmp_path / "a.png")
+    program = "import sys; from filip.__main__ import main; main()"
+    command = ["eval", "heatmap", "model=hf:nobody/nothing", f"image={tmp_path}/a.png", "caption=a cat"]
+    found = subprocess.run(
+        [sys.executable, "-c", program, *command, f"picture={tmp_path}/p.png"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HF_ENDPOINT": silent, "HF_HOME": str(tmp_path / "cache")},
+    )
+    assert found.returncode == 2
+    waiting, error = found.stderr.splitlines()  # and none of the libraries' retries
+    assert waiting.endswith(f"waiting for {silent}")
+    assert error.startswith("error: transformers cannot load hf:nobody/nothing: ")
+    assert f"({silent} cannot be reached: no answer within 5 seconds" in error
+
+
+def test_what_is_on_this_machine_asks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(hub, "unreachable", lambda address: pytest.fail(f"{address} was asked"))
+    with pytest.raises(UserError, match=r"^as it was$"), hub.hub_asked(local=True):
+        raise UserError("as it was")
