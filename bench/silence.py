@@ -42,7 +42,7 @@ def gaps(output: bytes, timing: str) -> list[Gap]:
     found, at, position = [], 0.0, 0
     for line in timing.splitlines():
         fields = line.split()
-        if fields and fields[0].isalpha():  # the newer format: kind, seconds, bytes
+        if fields and len(fields[0]) == 1 and fields[0].isalpha():  # the newer format: kind, seconds, bytes
             if fields[0] != "O":
                 continue
             fields = fields[1:]
