@@ -12,7 +12,6 @@ import base64
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
 from http import HTTPStatus
-from urllib.parse import urlsplit
 
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
@@ -126,7 +125,7 @@ def _refused(request: Request, token: str) -> Response | None:
             HTTPStatus.MISDIRECTED_REQUEST, "this explorer answers to 127.0.0.1, localhost and ::1 only"
         )
     origin = request.headers.get("origin")
-    if origin is not None and urlsplit(origin).netloc != request.headers.get("host"):
+    if origin is not None and origin.rpartition("://")[2] != request.headers.get("host"):
         return _refusal(HTTPStatus.FORBIDDEN, "this explorer answers to its own page only")
     if token and not any(
         secrets.compare_digest(given.encode(), token.encode()) for given in _tokens(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,13 @@ class FolderPictures(Pictures):
             and not any(part.startswith(".") for part in path.relative_to(folder).parts)
             and path.resolve().is_relative_to(root)
         )
-        found = [path for path in files if path.suffix.lower() in IMAGE_FILES]
+        found = [path for path in files if path.suffix.lower() in IMAGE_FILES and _is_text(path)]
+        unnamed = [path for path in files if path.suffix.lower() in IMAGE_FILES and not _is_text(path)]
         self.left_out = not_read(files)
+        if unnamed:  # of an old disk: no index and no page can hold such a name
+            first = os.fsencode(unnamed[0].relative_to(folder))
+            said = f"{len(unnamed)} whose names are not UTF-8, such as {first!r}; rename them"
+            self.left_out = ", ".join(filter(None, [self.left_out, said]))
         if not found:
             also = f"; left out: {self.left_out}" if self.left_out else ""
             raise UserError(f"no image below {folder} (looked for {', '.join(IMAGE_FILES)}){also}")
@@ -108,6 +114,14 @@ class FolderPictures(Pictures):
             inside = beside.is_file() and beside.resolve().is_relative_to(self.folder.resolve())
             text = beside.read_text(encoding="utf-8", errors="replace") if inside else ""
             yield Picture(key, image, [line.strip() for line in text.splitlines() if line.strip()])
+
+
+def _is_text(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class IndexedPictures(FolderPictures):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -43,6 +44,7 @@ FORMAT = 1
 TOKENS = "tokens"  # name of the vectors in the store
 DTYPES = {"float32": VectorStorageDatatype.Float32, "float16": VectorStorageDatatype.Float16}
 PAGE = 256  # points read at a time
+WAIT = 4.0  # seconds for another process to close the store
 CANDIDATES = 4  # scored again, for each result that is asked for
 
 
@@ -110,7 +112,7 @@ class Index:
                 raise UserError(
                     f"{folder} has format {about.get('format')}, this version reads {FORMAT}: build it again"
                 )
-            return cls(folder, About(**about), EdgeShard.load(str(folder / "store")))
+            return cls(folder, About(**about), _load(folder))
         except UserError:
             raise
         # of JSON, of another file's keys, or of the store, whose errors have no class of their own
@@ -192,6 +194,22 @@ class Index:
         scores = scorer.similarity(features, Texts(query, texts.lengths)).t2i[:, 0].tolist()
         hits = [Hit(path, score) for path, score in zip(paths, scores, strict=True)]
         return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:count]
+
+
+def _load(folder: Path) -> EdgeShard:
+    """The store, which one process has at a time: wait for another one briefly. UserError if it keeps it."""
+    waited_until = time.monotonic() + WAIT
+    while True:
+        try:
+            return EdgeShard.load(str(folder / "store"))
+        except Exception as error:  # the store's errors have no class of their own
+            if "WouldBlock" not in str(error):
+                raise
+            if time.monotonic() > waited_until:
+                raise UserError(
+                    f"another process has the index {folder} open, a build or a search: try again when it has ended"
+                ) from error
+        time.sleep(0.1)
 
 
 def _id(path: str) -> str:

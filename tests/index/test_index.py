@@ -6,6 +6,9 @@ import json
 import os
 import re
 import shutil
+import subprocess
+import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -299,3 +302,28 @@ def test_pictures_of_phones_are_read_where_pillow_heif_is_installed_and_else_cou
             "left out: 1 .heic (these formats are not read; `pip install pillow-heif` reads those of phones)"
             in said
         )
+
+
+def test_a_name_that_is_no_text_costs_one_picture(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = write_model(tmp_path / "model.safetensors", "pooled")
+    write_images(tmp_path / "photos", 2)
+    os.rename(tmp_path / "photos" / "photo #1.png", os.fsencode(tmp_path / "photos") + b"/caf\xe9.png")
+    build_index(tmp_path, model)
+    said = capsys.readouterr().err
+    assert "1 images; 1 encoded" in said and r"1 whose names are not UTF-8, such as b'caf\xe9.png'" in said
+
+
+def test_an_index_that_another_process_has_open_is_not_called_damaged(built: tuple[Path, str]) -> None:
+    folder, _ = built
+    program = "import sys; from filip.index.store import Index; i = Index.open(sys.argv[1]); print(flush=True); input()"
+    command = [sys.executable, "-c", program, str(folder / "index")]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as other:
+        other.stdout.readline()
+        with pytest.raises(
+            UserError, match=r"another process has the index .* open.*: try again when it has ended"
+        ):
+            Index.open(folder / "index")
+        waiting = threading.Timer(1, other.communicate, ["\n"])
+        waiting.start()
+        Index.open(folder / "index").close()
+        waiting.join()

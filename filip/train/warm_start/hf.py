@@ -31,7 +31,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
     except ImportError as error:
         raise UserError(f"init_from=hf:… needs transformers: {how_to_install('export')}") from error
     try:
-        known = AutoConfig.from_pretrained(name)
+        known = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
         raise UserError(f"init_from=hf:{name} is no model of transformers: {first_line(error)}") from error
     if known.model_type in siglip.TYPES:
