@@ -122,7 +122,10 @@ def test_a_source_whose_list_is_not_there_is_named_before_anything_runs(
     with pytest.raises(UserError) as refused:
         check_sources(Path("study.yaml"))
     assert "2 of its 2 sources cannot be read" in str(refused.value)
-    assert "mine: no list of URLs at pairs.csv. How to obtain it: Ask for it." in str(refused.value)
+    assert (
+        "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it."
+        in str(refused.value)
+    )
     assert "cc3m: source 'cc3m'" in str(refused.value) and "`list: PATH` in data/NAME.yaml" in str(
         refused.value
     )
