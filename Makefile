@@ -39,7 +39,6 @@ endif
 export ONEDNN_MAX_CPU_ISA := AVX2
 export ATEN_CPU_CAPABILITY := avx2
 export FILIP_NATIVE_ISA := avx2
-export FILIP_CPU := avx2
 endif
 
 .DEFAULT_GOAL := help
