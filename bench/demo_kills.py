@@ -4,8 +4,9 @@
     python -m bench.demo_kills study=workflow/config/demo.yaml places=[training] signals=[KILL]
 
 Ctrl-C (INT) and TERM go to ``workflow.run``, KILL to Snakemake. Each time: how soon all of it has ended, and whether
-a process of the run is left. The study's results are removed first; ``reference`` keeps the tables of the run that is
-left alone, which is made if it is not there.
+a process of the run is left. CRASH kills both, so that jobs go on with nobody above them: the next start has to end
+them. The study's results are removed first; ``reference`` keeps the tables of the run that is left alone, which is made
+if it is not there.
 """
 
 from __future__ import annotations
@@ -40,6 +41,9 @@ PLACES = {
     "evaluation": ("filip.eval.", "", ""),
     "report": ("filip.report.", "", ""),
 }
+SIGNALS = {
+    "INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL, "CRASH": signal.SIGKILL
+}  # fmt: skip
 MEASURED = ("seconds", "time_ratio", "memory")  # of a step: no two runs agree on them
 
 
@@ -49,7 +53,9 @@ class Kills:
     places: list[str] = option(
         ["corpus", "download", "translate", "feature maps", "evaluation"], f"of {', '.join(PLACES)}"
     )
-    signals: list[str] = option(["INT", "TERM", "KILL"], "of INT, TERM and KILL; at each place each of them")
+    signals: list[str] = option(
+        ["INT", "TERM", "KILL"], "of INT, TERM, KILL and CRASH; at each place each of them"
+    )
     in_turn: bool = option(False, "one signal at each place instead, in turn")
     cores: int = option(2, "of Snakemake")
     after: float = option(3.0, "seconds at the place, at most")
@@ -62,6 +68,8 @@ def main(config: Kills) -> None:
     """Interrupt a study at several places, continue it, and compare its tables with those of a run left alone."""
     if unknown := [place for place in config.places if place not in PLACES]:
         raise UserError(f"places: no place {unknown[0]!r}; there are {', '.join(PLACES)}")
+    if unknown := [number for number in config.signals if number not in SIGNALS]:
+        raise UserError(f"signals: no signal {unknown[0]!r}; there are {', '.join(SIGNALS)}")
     results = Path("results") / study_name(config_file(config.study))
     reference = Path(config.reference or f"{results}-alone.json")
     if not reference.is_file():
@@ -111,12 +119,16 @@ def strike(config: Kills, results: Path, place: str, number: str) -> float:
     time.sleep(random.uniform(0, config.after))
     victim = snakemake_of(running) if number == "KILL" else running.pid
     started = time.monotonic()
-    psutil.Process(victim).send_signal(signal.Signals[f"SIG{number}"])
+    psutil.Process(victim).send_signal(SIGNALS[number])
+    if number == "CRASH":
+        running.wait()
+        print(f"CRASH at {place}: {len(one_run.processes(results))} processes go on", flush=True)
+        return 0.0
     printed, _ = running.communicate(timeout=120)
     seconds = time.monotonic() - started
     left = one_run.processes(results)
     told = "the same command continues" in printed
-    print(f"{number:<5}at {place}: ended after {seconds:.1f} s, {len(left)} processes left", flush=True)
+    print(f"{number:<5} at {place}: ended after {seconds:.1f} s, {len(left)} processes left", flush=True)
     if left or not told or "Traceback" in printed:
         names = ", ".join(" ".join(process.cmdline()[:5]) for process in left)
         raise UserError(f"left: {names or 'nothing'}; it printed:\n{printed[-3000:]}")
