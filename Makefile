@@ -62,7 +62,6 @@ demo:  ## run the whole pipeline, download to report, on the embedded demo corpu
 	@$(MAKE) --no-print-directory run
 
 run: study-exists setup  ## run any study: make run STUDY=own_images
-	@$(VENV)/bin/python -m workflow.sources workflow/config/$(STUDY).yaml
 	@echo "== running the study $(STUDY) on $(CORES) cores"
 	@$(VENV)/bin/python -m workflow.run $(STUDY) --cores $(CORES) $(if $(SEEDS),--config seeds=$(SEEDS))
 	@echo

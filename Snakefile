@@ -30,6 +30,7 @@ from filip.study import PROTOCOLS
 from workflow import one_run
 from workflow.estimate import Estimate, asks_for_one
 from workflow.gpus import visible
+from workflow.sources import require
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
@@ -41,6 +42,9 @@ if workflow.is_main_process and asks_for_one(sys.argv):
 
 try:
     STUDY = WorkflowStudy(config)
+    if workflow.is_main_process and one_run.HELD in os.environ:
+        # Of workflow.run alone: a dry run shows the DAG of a study whose data are elsewhere.
+        require(STUDY, STUDY.name)
 except UserError as error:
     # One plain sentence: an exception would come with the Snakefile's name and line.
     print(f"error: {error}", file=sys.stderr, flush=True)

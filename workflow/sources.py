@@ -1,4 +1,4 @@
-"""Say which lists and images of a study are not there; `make run` and `make dry-run` do.
+"""Say which lists and images of a study are not there; `make run` (in the Snakefile) and `make dry-run` do.
 
 python -m workflow.sources workflow/config/mine.yaml
 """
@@ -16,10 +16,14 @@ from workflow.study import WorkflowStudy
 
 def check(config: Path) -> None:
     """Raise a UserError that names each source of the study whose list or images are not there."""
-    study = WorkflowStudy(yaml.safe_load(config.read_text()))
+    require(WorkflowStudy(yaml.safe_load(config.read_text())), str(config))
+
+
+def require(study: WorkflowStudy, name: str) -> None:
+    """The same for a study that has been read; ``name`` is what to call it."""
     if missing := study.missing_sources():
         raise UserError(
-            f"{config}: {len(missing)} of its {len(study.sources)} sources cannot be read:\n"
+            f"{name}: {len(missing)} of its {len(study.sources)} sources cannot be read:\n"
             + "\n".join(f"  {source}: {sentence}" for source, sentence in missing.items())
             + "\nIn a study a list is named by the source's card: `list: PATH` in data/NAME.yaml"
         )
