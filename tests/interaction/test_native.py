@@ -362,7 +362,7 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     image, text, _ = random_problem(2, 3, [2, 4], 16)
     lengths = [2, 4]
     for arguments, message in (
-        ((image.double(), text.double(), lengths), "float32 and bfloat16, not torch.float64"),
+        ((image.double(), text.double(), lengths), "float32, bfloat16 and float16, not torch.float64"),
         ((image.bfloat16(), text, lengths), "differ"),
         ((image, text[:, :8].contiguous(), lengths), "differ"),
         ((image, text, [3, 5]), "sum to 8"),
