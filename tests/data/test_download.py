@@ -117,7 +117,7 @@ def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
 
 def test_mistakes_are_named_before_anything_is_fetched(tmp_path: Path) -> None:
     card = SourceCard("x")
-    with pytest.raises(UserError, match="no list at"):
+    with pytest.raises(UserError, match="`filip data prepare` makes a list"):
         download(tmp_path / "none.parquet", tmp_path / "out", card)
     reserved = write_list(tmp_path / "reserved.parquet", ["http://127.0.0.1:9/a.jpg"], width=[1], key=["k"])
     with pytest.raises(UserError, match=r"columns key, width, which img2dataset writes itself"):
