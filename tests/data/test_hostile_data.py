@@ -187,7 +187,10 @@ def test_a_broken_file_is_named_by_the_stage_that_reads_it(
         ("l.csv.bz2", b"BZh9" + bytes(300)),
         (
             "l.jsonl",
-            b'{"url": "https://a.org/1", "caption": "a dog", "x": ' + b"[" * 500_000 + b"]" * 500_000 + b"}\n",
+            b'{"url": "https://a.org/1", "caption": "a dog", "x": '
+            + b"[" * 500_000
+            + b"]" * 500_000
+            + b"}\n",
         ),
         ("l.yaml", b"!!python/object/apply:os.mkdir [made_by_a_card]"),
     ],
