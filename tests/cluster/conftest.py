@@ -65,6 +65,7 @@ class Desk:
             "study.yaml",
         ]
         command += ["--profile", "workflow/profiles/slurm", *arguments]
+        command += ["--slurm-init-seconds-before-status-checks", "1"]  # after each submission; 40 by default
         return [*command, "--", str(self.tables)]
 
     def start(self) -> subprocess.Popen[str]:

@@ -60,7 +60,12 @@ def remove_remains() -> None:
 
 
 def stop_daemons(folder: Path) -> None:
-    """Stop what lives in this folder, and remove the links to it."""
+    """Stop what lives in this folder, jobs that are left among it, and remove the links to it."""
+    for process in psutil.process_iter(["cmdline"]):
+        command = " ".join(process.info["cmdline"] or [])
+        if str(folder) in command and command.endswith("/slurm_script"):
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
     stop(*folder.glob("run/slurmd-*.pid"), folder / "run/slurmctld.pid")
     stop(folder / "run/munged.pid")
     for name in FILES:  # a client without its controller waits: leave no configuration behind
