@@ -3,9 +3,11 @@
 # CPU=avx2, with any target, computes as a CPU without AVX-512, VNNI and bfloat16 would.
 
 VENV      := .venv
-PYTHON    ?= $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
+ifeq ($(origin PYTHON),undefined)   # looked for once: with ?= each use would start every Python again
+PYTHON    := $(shell for p in python3.11 python3.12 python3.13 python3.14 python3; do \
                command -v $$p >/dev/null 2>&1 && $$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 15))' 2>/dev/null \
                && { command -v $$p; break; }; done)
+endif
 # What makes and fills .venv. A Python that the user names has to be the one in .venv; else any that fits will do.
 INSTALLER  = $(or $(PYTHON),$(wildcard $(VENV)/bin/python))
 INSTALL    = if [ -z "$(INSTALLER)" ]; then \
