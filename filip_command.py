@@ -22,7 +22,7 @@ def main() -> None:
 
 
 def other_project() -> str | None:
-    """What to do if the other project called `filip` is installed in this environment; None if it is not."""
+    """Return what to do if the other project called `filip` is installed here; None if it is not."""
     try:
         other = distribution("filip")
     except PackageNotFoundError:

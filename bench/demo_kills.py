@@ -93,7 +93,7 @@ def main(config: Kills) -> None:
 
 
 def command(config: Kills) -> list[str]:
-    """What a person would type."""
+    """Return what a person would type."""
     return [
         sys.executable, "-m", "workflow.run", config.study, *config.target, "--cores", str(config.cores)
     ]  # fmt: skip

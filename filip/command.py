@@ -189,7 +189,7 @@ def _help_lines(schema: type, prefix: str) -> list[str]:
 
 
 def _reason(error: Exception) -> str:
-    """What Hydra and the error behind it say, without their advice, stack and classes."""
+    """Return the message of Hydra and of the error behind it, without their advice, stack and classes."""
     lines = [line.strip() for e in (error, error.__cause__) if e is not None for line in str(e).splitlines()]
     reasons = [line for line in lines if line and not line.startswith(_ADVICE)]
     return re.sub(
