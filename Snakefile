@@ -19,7 +19,10 @@ from workflow.stage_bars import show_stages
 
 if workflow.is_main_process:
     # First of all: what follows takes a while.
-    BARS = show_stages(lambda rule: str(workflow.get_rule(rule).benchmark or ""), lambda: workflow.cores)
+    # None on a cluster, where workflow.cores would be an error.
+    BARS = show_stages(
+        lambda rule: str(workflow.get_rule(rule).benchmark or ""), lambda: workflow.resource_settings.cores
+    )
     BARS.begins("reading the study")
     if "FILIP_RUN_STARTED" in os.environ:  # workflow.run shows something until now
         os.close(int(os.environ.pop("FILIP_RUN_STARTED")))
@@ -38,7 +41,7 @@ if "study" not in config:
     configfile: "workflow/config/demo.yaml"
 
 if workflow.is_main_process and asks_for_one(sys.argv):
-    BARS.estimate = Estimate(config["study"], lambda: workflow.cores)
+    BARS.estimate = Estimate(config["study"], lambda: workflow.resource_settings.cores)
 
 try:
     STUDY = WorkflowStudy(config)

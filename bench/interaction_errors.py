@@ -33,6 +33,7 @@ BOUNDS: dict[tuple[str, str], Errors] = {
     ("tiled", "float16"): Errors(4e-6, 4e-6),
     ("native", "float32"): Errors(4e-6, 4e-6),
     ("native", "bfloat16"): Errors(4e-6, 4e-6),
+    ("native", "float16"): Errors(4e-6, 4e-6),
     ("triton", "float32"): Errors(4e-6, 4e-6),
     ("triton", "bfloat16"): Errors(4e-6, 2e-2),
     ("triton", "float16"): Errors(4e-6, 2e-3),

@@ -47,7 +47,7 @@ def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str,
             continue
         if override.startswith("~"):
             _type_of(schema, key, groups)
-        else:
+        elif not (override.startswith("+") and _takes_new_names(schema, key)):
             _check_value(schema, structured, key, value, groups)
 
 
@@ -166,6 +166,12 @@ def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
         known = _default(field)
         return (Any, True) if not known or rest.partition(".")[0] in known else None
     return (Any, True) if get_origin(declared) is list else None
+
+
+def _takes_new_names(schema: type, key: str) -> bool:
+    """True for a key right inside a dict, to which ``+`` adds a name that its reader may know, as a loss term's."""
+    declared = _declared(schema, key.rpartition(".")[0])
+    return declared is not None and get_origin(declared[0]) is dict
 
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:

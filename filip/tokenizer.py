@@ -27,7 +27,7 @@ END_OF_WORD = "</w>"
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 # The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-REMEMBERED = 1 << 18  # words; some 60 MB
+REMEMBERED = 1 << 16  # words of one process; some 15 MB
 
 
 def clean(text: str) -> str:
@@ -154,6 +154,11 @@ def _letters() -> dict[int, str]:
     ]
     others = [byte for byte in range(256) if byte not in printable]
     return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+
+
+def prepare() -> None:
+    """Build the tokenizer now: processes that are forked afterwards share its 40 MB, and none waits for it."""
+    _tokenizer()
 
 
 @cache

@@ -92,8 +92,7 @@ class Estimate:
             return {}
         speed = json.loads(printed)
         jobs = {rule: cost for rule in counts if (cost := job_seconds(rule, self.costs, speed))}
-        if jobs:
-            cores = self.cores() or 1
+        if jobs and (cores := self.cores()):
             seconds = run_seconds(jobs, counts, self.costs, cores)
             say(
                 f"this will take about {about(seconds)} here: {cores} cores that multiply {speed['precision']}, as "

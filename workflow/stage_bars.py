@@ -150,9 +150,7 @@ class StageBars(logging.Handler):
         size = shutil.get_terminal_size((100, 40))
         text: list[str] = []
         if self.started is not None:
-            text = terminal_lines(
-                self.stages, self.started, now, self.cores() or 1, size.columns - 1, size.lines
-            )
+            text = terminal_lines(self.stages, self.started, now, self.cores(), size.columns - 1, size.lines)
         elif self.doing and now - self.began > SECONDS_OF_SILENCE:
             text = [f"{self.doing} … {clock(now - self.began)}"]
         self._clear()
@@ -167,7 +165,7 @@ class StageBars(logging.Handler):
         if self.started is None:
             text = [f"{self.doing} … {clock(now - self.began)}"] if self.doing else []
         else:
-            text = log_lines(self.stages, self.started, now, self.cores() or 1)
+            text = log_lines(self.stages, self.started, now, self.cores())
         self.stream.write("".join(f"{line}\n" for line in text))
         self.stream.flush()
 
@@ -199,7 +197,7 @@ class StageBars(logging.Handler):
             for name, stage in self.stages.items()
             if stage.done
         }
-        write_json(file, {"seconds": round(seconds, 1), "cores": self.cores() or 1, "jobs": jobs})
+        write_json(file, {"seconds": round(seconds, 1), "cores": self.cores(), "jobs": jobs})
 
     def close(self) -> None:
         self.finish()

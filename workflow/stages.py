@@ -92,7 +92,7 @@ def _job_line(job: Job, elapsed: float, progress: ProgressLine | None) -> str:
     return f"{job.wildcards + ' ' if job.wildcards else ''}{clock(elapsed)}{usual}{said}"
 
 
-def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, cores: int) -> str:
+def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, cores: int | None) -> str:
     """The line for all stages together."""
     done, total = sum(s.done for s in stages.values()), sum(s.total for s in stages.values())
     failed = sum(s.failed for s in stages.values())
@@ -102,12 +102,14 @@ def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, core
     return text + (f", about {clock(left)} left" if left is not None and left >= 1 else "")
 
 
-def wall_left(stages: dict[str, Stage], views: dict[str, View], cores: int) -> float | None:
-    """Seconds until all is done on so many cores, by the stages that tell; None if none of them does."""
+def wall_left(stages: dict[str, Stage], views: dict[str, View], cores: int | None) -> float | None:
+    """Seconds until all is done, by the stages that tell; None if none of them does. cores: None = any number."""
     known = {name: found.left for name, found in views.items() if found.left is not None}
     if not any(known.values()):
         return None
-    work = sum(left * min(cores, stages[name].threads) for name, left in known.items()) / cores
+    work = 0.0
+    if cores:
+        work = sum(left * min(cores, stages[name].threads) for name, left in known.items()) / cores
     return max(work, *(found.longest for found in views.values()))
 
 
@@ -131,7 +133,7 @@ def usual_seconds(pattern: str) -> float | None:
 
 
 def terminal_lines(
-    stages: dict[str, Stage], started: float, now: float, cores: int, width: int, height: int
+    stages: dict[str, Stage], started: float, now: float, cores: int | None, width: int, height: int
 ) -> list[str]:
     """What stands in the terminal: a line per stage, one for each of its jobs that runs, and one for all of them."""
     size = max((len(name) for name in stages), default=0)
@@ -160,7 +162,7 @@ def _cut(line: str, width: int) -> str:
     return line if len(line) <= width else line[: width - 1] + "…"
 
 
-def log_lines(stages: dict[str, Stage], started: float, now: float, cores: int) -> list[str]:
+def log_lines(stages: dict[str, Stage], started: float, now: float, cores: int | None) -> list[str]:
     """The same for a log: one line for all stages, and one for each job that runs."""
     views = {name: view(stage, now) for name, stage in stages.items()}
     jobs = [f"  {name} {text}" for name, found in views.items() for text in found.jobs]

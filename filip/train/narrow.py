@@ -103,7 +103,7 @@ def narrow(config: Narrow) -> None:
 
 def _trained_model(name: str) -> DualEncoder:
     """The model, a CLIP of another project as the pooled model that it is. UserError if it is an image tower alone."""
-    check_init_from(name)
+    check_init_from(name, "model")
     prefix = name.partition(":")[0]
     model = None if prefix == "timm" else load_initial(name, ModelConfig())
     if model is None or (prefix in SOURCES and not model.image.has_cls):

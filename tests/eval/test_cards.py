@@ -290,7 +290,7 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path):
             open_set(card, tmp_path)
         with pytest.raises(UserError, match="torchvision finds no"):
             open_set(load_card(EVAL / f"{name}.yaml", "torchvision"), tmp_path)
-    with pytest.raises(UserError, match=r"there is no file or folder .*annotations"):
+    with pytest.raises(UserError, match=r"no annotations at .*dataset_coco\.json"):
         open_set(load_card(EVAL / "mscoco.yaml", "karpathy"), tmp_path)
 
 

@@ -28,7 +28,8 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
         "data.sources": f"[{{shards: {data}/shards, captions: {data}/captions}}]",
         "global_batch": "24", "max_steps": "20", "log_every": "1",
         # the paper's optimiser, in the precision that lets runs be compared; not as the demo happens to train
-        "precision": "fp32", "optimizer.name": "lamb", "optimizer.base_lr": "1.3e-2", "optimizer.warmup_steps": "4",
+        "precision": "fp32", "transport_dtype": "fp32", "optimizer.name": "lamb", "optimizer.base_lr": "1.3e-2",
+        "optimizer.warmup_steps": "4",
         "optimizer.weight_decay": "3.0e-2", "optimizer.temperature_lr_factor": "1.0",
         # a backend that needs no compiler and no compiled cache: the interaction has tests of its own
         "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0", "warmup_timing": "1",

@@ -100,7 +100,7 @@ def test_a_term_counts_only_in_the_steps_that_give_it_a_weight() -> None:
         (["loss.pooled=linear from 1 to 0 at step 9"], "a switch has one step"),
         (["loss.pooled=linear from -1 to 0 in steps 0 to 9"], "must be 0 or positive"),
         (["loss.pooled=inf"], "must be 0 or positive"),
-        (["+loss.ploodle=1"], "no option 'ploodle' in loss"),
+        (["+loss.ploodle=1"], r"loss\.ploodle: there is no such term; choose among token_wise"),
         (
             [
                 "loss.token_wise=switch from 1 to 0 at step 5",

@@ -101,7 +101,7 @@ def test_a_whole_run_writes_the_tables_with_what_it_trained(
         assert summary["tables"][table]
     row = summary["tables"]["efficiency_ablation"]["rows"][0]["cells"]
     facts = [row[key]["value"] for key in ("interaction", "embed_dim", "precision", "token_keep_ratio")]
-    assert facts == ["token-wise", 64, "fp32", 0.25]
+    assert facts == ["token-wise", 64, "bf16", 0.25]
 
 
 @pytest.mark.slow

@@ -26,6 +26,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from filip import tokenizer
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
@@ -34,7 +35,6 @@ from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import EvalTransform
 from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
-from filip.tokenizer import tokenize
 
 log = logging.getLogger(__name__)
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
@@ -121,7 +121,7 @@ class PairStream(Dataset[Batch]):
             texts += of_image
             group += [group_id] * captions
             keys += [key] * captions
-        ids, lengths = tokenize(texts, self.config.context_length)
+        ids, lengths = tokenizer.tokenize(texts, self.config.context_length)
         return {
             "pixels": torch.stack(images),
             "ids": ids,
@@ -386,6 +386,7 @@ def build_loader(
             f"data.reader_groups={data.reader_groups} does not divide the {config.global_images} images of a global "
             "batch"
         )
+    tokenizer.prepare()
     indices = [index_source(source, data.index_folder, max(1, data.workers)) for source in data.sources]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)

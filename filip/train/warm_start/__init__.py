@@ -26,19 +26,22 @@ SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {
 }
 
 
-def check_init_from(init_from: str) -> None:
-    """UserError if ``init_from`` is neither a file nor a name of a known source. The source itself is not opened."""
+def check_init_from(init_from: str, option: str = "init_from") -> None:
+    """UserError if ``init_from`` is neither a file nor a name of a known source. The source itself is not opened.
+
+    option: what the user wrote it behind, for the messages.
+    """
     prefix, name = _split(init_from)
     if prefix is None and not Path(init_from).is_file():
         others = "open_clip:ARCH:TAG, open_clip:ARCH:FILE:ACTIVATION, hf:FOLDER or timm:NAME"
         advice = f"give the out=… of a finished training, or a model of another project as {others}"
         raise UserError(
-            f"init_from={init_from} is a folder; {advice}"
+            f"{option}={init_from} is a folder; {advice}"
             if Path(init_from).exists()
-            else f"init_from: {nothing_at(init_from, advice)}"
+            else f"{option}: {nothing_at(init_from, advice)}"
         )
     if prefix is not None and not name:
-        raise UserError(f"init_from={init_from} names no model behind {prefix}:")
+        raise UserError(f"{option}={init_from} names no model behind {prefix}:")
 
 
 def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
