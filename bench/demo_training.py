@@ -48,7 +48,7 @@ class Study:
         "training data as for filip.train",
     )
     root: str = option("results/demo/corpus/eval", "folder of the test sets")
-    card: str = option("eval/demo_scenes_new.yaml", "retrieval card that the table reports")
+    card: str = option("eval/demo_scenes_search.yaml", "retrieval card that the table reports")
     batch: int = option(128, "pairs per step")
     experiment: str = option("demo", "what every row trains: demo from scratch, demo_stem as the demo does")
     steps: int = option(400, "steps of each training")

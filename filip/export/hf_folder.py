@@ -79,7 +79,8 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
         )
     config = asdict(model.config)
     return {
-        name: config[name] for name in ("image", "text", "embed_dim", "interaction", "cls_in_interaction")
+        name: config[name]
+        for name in ("image", "text", "embed_dim", "interaction", "pooling", "cls_in_interaction")
     }
 
 

@@ -73,6 +73,11 @@ def _refuse_what_clip_is_not(model: DualEncoder) -> None:
             "to=open_clip holds pooled models only: open_clip compares one vector per image and text, and this model "
             "is token-wise; to=hf and to=mv keep the tokens"
         )
+    if config.pooling != "ends":
+        raise UserError(
+            f"to=open_clip holds models whose vectors are those of [CLS] and [EOS], and this one has pooling="
+            f"{config.pooling}; to=hf holds it"
+        )
     if config.text.vocab_size != EOS + 1:
         raise UserError(
             f"to=open_clip: the model has {config.text.vocab_size} word vectors, and open_clip's tokenizer has "

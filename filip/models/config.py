@@ -15,6 +15,7 @@ INTERACTIONS = ("token_wise", "pooled")
 RENAMED_INTERACTIONS = {"token": "token_wise", "global": "pooled"}  # what earlier versions wrote
 ACTIVATIONS = ("gelu", "quick_gelu")
 INITIALISATIONS = ("clip", "timm")
+POOLINGS = ("ends", "mean", "attention")
 
 
 @dataclass
@@ -83,8 +84,13 @@ class ModelConfig:
     embed_dim: int = field(default=256, metadata={"help": "channels of each token (or pooled) embedding"})
     interaction: str = field(
         default="token_wise",
+        metadata={"help": "token_wise = all patches and words; pooled = one vector each, the CLIP baseline"},
+    )
+    pooling: str = field(
+        default="ends",
         metadata={
-            "help": "token_wise = all patches and words; pooled = [CLS] and [EOS] only, the CLIP baseline"
+            "help": "what a pooled model's vector is made of: ends = [CLS] and [EOS], as CLIP; mean = of all patches "
+            "and of all tokens; attention = the same, weighted by a learned query on each side"
         },
     )
     cls_in_interaction: bool = field(
@@ -109,6 +115,7 @@ class ModelConfig:
                 f"model.interaction={self.interaction} is now called {RENAMED_INTERACTIONS[self.interaction]}"
             )
         _choice("model.interaction", self.interaction, INTERACTIONS)
+        _choice("model.pooling", self.pooling, POOLINGS)
         _choice("model.text.activation", self.text.activation, ACTIVATIONS)
         _choice("model.image.init", self.image.init, INITIALISATIONS)
         if self.image.activation is not None:

@@ -16,6 +16,7 @@ from torch.overrides import TorchFunctionMode
 from filip.errors import UserError
 from filip.models.config import ModelConfig
 from filip.models.image_tower import ImageTower
+from filip.models.pooling import Pooling
 from filip.models.text_tower import TextTower
 
 LOSS_PARAMETER = "loss_"  # how the names of parameters begin that belong to a term of the loss
@@ -40,7 +41,7 @@ def without_ends(text: TextFeatures) -> TextFeatures:
 
 
 class PooledFeatures(NamedTuple):
-    """One unit vector per image ([CLS]) and per text ([EOS]), by the projections that all tokens go through."""
+    """One unit vector per image and per text, as ``model.pooling`` makes it of their projected tokens."""
 
     image: Tensor  # [b, d] float32
     text: Tensor  # [b, d] float32
@@ -71,6 +72,12 @@ class DualEncoder(nn.Module):
         self.text = TextTower(config.text, config.embed_dim)
         # One element, not zero dimensions: DeepSpeed cannot partition a scalar tensor.
         self.logit_scale = nn.Parameter(torch.full((1,), -math.log(config.init_temperature)))
+        self.image_pool: Pooling | None = None
+        self.text_pool: Pooling | None = None
+        if config.pooling != "ends":
+            attention = config.pooling == "attention"
+            self.image_pool = Pooling(config.embed_dim, attention)
+            self.text_pool = Pooling(config.embed_dim, attention)
         self.set_interaction(config.interaction)
         if config.cls_in_interaction:
             self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")
@@ -79,7 +86,7 @@ class DualEncoder(nn.Module):
     def set_interaction(self, interaction: str) -> None:
         """Compare images and texts by all tokens or by one vector each; the weights are the same for both."""
         if interaction == "pooled":
-            self.require_cls("model.interaction=pooled", "model.interaction=token_wise")
+            self.require_vector("model.interaction=pooled", "model.interaction=token_wise")
         self.config.interaction = interaction
 
     def set_gradient_checkpointing(self, enable: bool) -> None:
@@ -104,26 +111,31 @@ class DualEncoder(nn.Module):
 
         Where there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
         stand once for each of them.
-        ``tokens_and_vectors`` requests both, whatever the interaction; the image tower must have a [CLS] token.
+        ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
         ``swapped_ids`` and ``swapped_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
         states, swapped = self.image(pixels), None
         if len(ids) != len(pixels):
             states = states.repeat_interleave(len(ids) // len(pixels), dim=0)
-        if swapped_ids is None or swapped_lengths is None:
-            text = self._text_embeddings(ids, lengths, token_wise)
-        else:
-            captions = torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths])
-            both = self._text_embeddings(*captions, token_wise)
-            assert isinstance(both, TextFeatures)
-            own = int(lengths.sum())
-            text = TextFeatures(both.tokens[:own], lengths)
-            swapped = TextFeatures(both.tokens[own:], swapped_lengths)
+        text: TextFeatures | Tensor
         vectors = None
-        if tokens_and_vectors:
-            assert isinstance(text, TextFeatures)
-            vectors = PooledFeatures(_unit(states[:, 0]), text.tokens[lengths.cumsum(0) - 1])
+        if token_wise:
+            every, all_lengths = ids, lengths
+            if swapped_ids is not None and swapped_lengths is not None:
+                every, all_lengths = torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths])
+            words = self._word_states(every, all_lengths)
+            tokens = _unit(words)
+            own = int(lengths.sum()) if swapped_lengths is not None else len(tokens)
+            text = TextFeatures(tokens[:own], lengths)
+            if swapped_lengths is not None:
+                swapped = TextFeatures(tokens[own:], swapped_lengths)
+            if tokens_and_vectors:
+                vectors = PooledFeatures(
+                    self._image_vectors(states), self._text_vectors(words[:own], lengths)
+                )
+        else:
+            text = self._pooled_text(ids, lengths)
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
         image = self._image_embeddings(states, token_wise)
@@ -144,6 +156,11 @@ class DualEncoder(nn.Module):
         for name, value in values.items():
             self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
+    def require_vector(self, what: str, otherwise: str) -> None:
+        """UserError if an image has no vector, which ``what`` needs: ``pooling=ends`` without a [CLS] token."""
+        if self.config.pooling == "ends":
+            self.require_cls(what, f"model.pooling=mean, or {otherwise}")
+
     def require_cls(self, what: str, otherwise: str) -> None:
         """UserError if the image tower has no [CLS] token, which ``what`` needs; ``otherwise`` does without."""
         if not self.image.has_cls:
@@ -153,7 +170,7 @@ class DualEncoder(nn.Module):
             )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or [CLS] ``[b, d]`` (pooled)."""
+        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or vectors ``[b, d]`` (pooled)."""
         return self.image_embeddings(self.image(pixels))
 
     def image_embeddings(self, tokens: Tensor) -> Tensor:
@@ -162,28 +179,46 @@ class DualEncoder(nn.Module):
 
     def _image_embeddings(self, tokens: Tensor, token_wise: bool) -> Tensor:
         if not token_wise:
-            return _unit(tokens[:, 0])
+            return self._image_vectors(tokens)
         patches = tokens[:, self.image.prefix_tokens :]
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
 
+    def _image_vectors(self, tokens: Tensor) -> Tensor:
+        if self.image_pool is None:
+            return _unit(tokens[:, 0])
+        patches = tokens[:, self.image.prefix_tokens :]
+        lengths = torch.full((len(patches),), patches.shape[1], device=patches.device)
+        return _unit(self.image_pool(patches.flatten(0, 1), lengths))
+
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
         """Captions ``ids [b, n2]`` int64, padded behind [EOS], of ``lengths [b]`` ([BOS] and [EOS] included).
 
-        Returns packed unit tokens (token_wise) or the [EOS] vectors ``[b, d]`` (pooled). The embeddings of a
-        caption do not depend on how far its row is padded.
+        Returns packed unit tokens (token_wise) or vectors ``[b, d]`` (pooled). The embeddings of a caption do not
+        depend on how far its row is padded.
         """
-        return self._text_embeddings(ids, lengths, self.config.interaction == "token_wise")
+        if self.config.interaction == "token_wise":
+            return TextFeatures(_unit(self._word_states(ids, lengths)), lengths)
+        return self._pooled_text(ids, lengths)
 
-    def _text_embeddings(self, ids: Tensor, lengths: Tensor, token_wise: bool) -> TextFeatures | Tensor:
+    def _pooled_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
+        if self.text_pool is None:
+            return _unit(self._word_states(ids, lengths, only_last=True))
+        return self._text_vectors(self._word_states(ids, lengths), lengths)
+
+    def _text_vectors(self, words: Tensor, lengths: Tensor) -> Tensor:
+        """Of packed tokens, not yet normalised."""
+        if self.text_pool is None:
+            return _unit(words[lengths.cumsum(0) - 1])
+        return _unit(self.text_pool(words, lengths))
+
+    def _word_states(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
         if ids.shape[1] > self.text.context_length:
             raise ValueError(
                 f"captions of {ids.shape[1]} tokens; the text tower takes {self.text.context_length}"
             )
-        if not token_wise:
-            return _unit(self.text(ids, lengths, only_last=True))
-        return TextFeatures(_unit(self.text(ids, lengths)), lengths)
+        return self.text(ids, lengths, only_last=only_last)
 
     def scale(self) -> Tensor:
         """``[1]`` the factor on the similarities, 1/temperature.

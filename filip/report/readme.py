@@ -40,6 +40,7 @@ class Shown:
 SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 NAME, RELATION, AMONG = "demo_select_name", "demo_select_relation", "right_among_things"
+FEWEST = 3  # trainings of a run, of which it can be said that a difference is more than chance
 SHEET = "eval/scenes_compared.png"  # below the results
 MEASURES = (
     *(
@@ -117,11 +118,15 @@ def results_block(
             else f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
         )
     ]
-    if found:
+    if found and trainings < FEWEST:
         note.append(
-            "Differences are paired over the same images"
-            + (" and the seeds" if not once else "")
-            + "; those marked \\* are not significant at 5 % after Holm's correction."
+            "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is "
+            "called significant."
+        )
+    elif found:
+        note.append(
+            "Differences are paired over the seeds and the same images (a t interval over both); those marked \\* are "
+            "not significant at 5 % after Holm's correction."
         )
     note.append(f"`{results}/tables/` has all columns and rows.")
     sentences = textwrap.wrap(" ".join(note), 118, break_long_words=False)
@@ -143,7 +148,7 @@ def _difference(found: Difference | None) -> str:
     if found is None:
         return ""
     low, high = (100 * end for end in found.interval)
-    mark = "" if found.holds else " \\*"
+    mark = "" if found.holds or found.trainings < FEWEST else " \\*"
     return f"{100 * found.effect:+.1f} [{low:.1f}, {high:.1f}]{mark}"
 
 

@@ -111,6 +111,11 @@ def _trained_model(name: str) -> DualEncoder:
             f"model={name} brings an image tower alone, whose projection is still to be trained: give such a training "
             "the width that you want (model.embed_dim=…) and init_from= as it is"
         )
+    if model.config.pooling != "ends":
+        raise UserError(
+            f"model={name} pools by {model.config.pooling}; only models that compare tokens, or [CLS] and [EOS], can "
+            "be narrowed"
+        )
     if prefix in SOURCES:
         model.set_interaction("pooled")
     return model.eval()

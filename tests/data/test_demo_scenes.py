@@ -18,7 +18,7 @@ from filip.data.demo.catalogue import Emoji
 from filip.data.demo.corpus import Corpus, main
 from filip.data.demo.distractors import WRONG_NAMES, may_be_called, name_choices, relation_choices
 from filip.data.demo.scene_captions import TEMPLATES, article, fill, relation_of
-from filip.data.demo.scene_sets import SceneFacts
+from filip.data.demo.scene_sets import SEARCH, SceneFacts, scene_makers, write_scene_sets
 from filip.data.demo.scenes import (
     SIDE,
     Sprite,
@@ -27,6 +27,7 @@ from filip.data.demo.scenes import (
     new_scene,
     pair_is_held_out,
     pair_share,
+    pairs_of,
     training_scene,
 )
 
@@ -267,6 +268,22 @@ def test_the_list_holds_scenes_without_held_out_concepts_or_pairs(corpus: Path) 
         for _, members in samples(corpus / "eval" / name):
             things = json.loads(members["json"])["things"]
             assert not trained & set(itertools.combinations(sorted(t["concept"] for t in things), 2))
+
+
+def test_scenes_to_search_on_show_no_two_things_that_reported_ones_show_together(tmp_path: Path) -> None:
+    makers = scene_makers(SPRITES, SPRITES, frozenset())
+    write_scene_sets(makers, tmp_path, 12, 1, CONCEPTS, NAMES)
+    shown = {
+        name: {
+            pair
+            for _, members in samples(tmp_path / name)
+            for pair in pairs_of(thing["concept"] for thing in json.loads(members["json"])["things"])
+        }
+        for name in makers
+    }
+    searched = shown.pop(SEARCH)
+    assert len(searched) >= 30 and len(shown) == 2
+    assert all(searched.isdisjoint(reported) for reported in shown.values())
 
 
 @pytest.mark.slow

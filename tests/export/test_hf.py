@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -49,18 +50,22 @@ for folder in {folders!r}:
 def test_transformers_gives_our_embeddings_without_this_project(
     saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
-    def kind(interaction: str, cls: bool, stem: str | None = None) -> Callable[[ModelConfig], None]:
+    def kind(
+        interaction: str, cls: bool, stem: str | None = None, pooling: str = "ends"
+    ) -> Callable[[ModelConfig], None]:
         def change(config: ModelConfig) -> None:
-            config.interaction, config.cls_in_interaction = interaction, cls
+            config.interaction, config.cls_in_interaction, config.pooling = interaction, cls, pooling
             config.image.activation, config.image.stem = "quick_gelu", stem
 
         return change
 
-    kinds: dict[str, tuple[str, bool, str | None]] = {
+    kinds: dict[str, tuple[Any, ...]] = {
         "tokens": ("token_wise", False, None),
         "with_cls": ("token_wise", True, None),
         "pooled": ("pooled", False, None),
         "stem": ("token_wise", False, "tf_efficientnet_lite0"),
+        "mean": ("pooled", False, None, "mean"),
+        "attention": ("pooled", False, None, "attention"),
     }
     for name, arguments in kinds.items():
         file = Path(saved(kind(*arguments))).rename(tmp_path / f"{name}.safetensors")
@@ -88,7 +93,8 @@ def test_transformers_gives_our_embeddings_without_this_project(
         model = filip.load(file, device="cpu")
         image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
         torch.testing.assert_close(found["image_embeds"], image, atol=1e-6, rtol=0)
-        theirs = found["text_embeds"] if name == "pooled" else found["text_embeds"][found["mask"].bool()]
+        theirs = found["text_embeds"]
+        theirs = theirs if text.lengths is None else theirs[found["mask"].bool()]
         torch.testing.assert_close(theirs, text.values, atol=1e-6, rtol=0)
         expected, scale = model.similarity(image, text), load_model(file).scale().detach()
         torch.testing.assert_close(found["logits_per_image"] / scale, expected.i2t, atol=1e-6, rtol=0)

@@ -27,13 +27,24 @@ from tests.support.captions import UNTIDY_CAPTIONS
 
 @pytest.mark.slow  # torch's exporter takes its time
 @pytest.mark.parametrize(
-    ("interaction", "stem"), [("token_wise", None), ("pooled", None), ("token_wise", "tf_efficientnet_lite0")]
+    ("interaction", "pooling", "stem"),
+    [
+        ("token_wise", "ends", None),
+        ("pooled", "ends", None),
+        ("pooled", "attention", None),
+        ("token_wise", "ends", "tf_efficientnet_lite0"),
+    ],
 )
 def test_onnxruntime_gives_our_embeddings(
-    interaction: str, stem: str | None, saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
+    interaction: str,
+    pooling: str,
+    stem: str | None,
+    saved: Callable[..., str],
+    tmp_path: Path,
+    pictures: list[Image.Image],
 ) -> None:
     def change(config: ModelConfig) -> None:
-        config.interaction, config.image.stem = interaction, stem
+        config.interaction, config.pooling, config.image.stem = interaction, pooling, stem
 
     file = saved(change)
     export(Export(model=file, out=str(tmp_path / "out"), to="onnx"))

@@ -44,9 +44,9 @@ def test_open_clip_gives_our_vectors(
 
 
 def test_what_clip_is_not_is_refused_with_the_reason(saved: Callable[..., str], tmp_path: Path) -> None:
-    def change(**image: object) -> Callable[[ModelConfig], None]:
+    def change(pooling: str = "ends", **image: object) -> Callable[[ModelConfig], None]:
         def apply(config: ModelConfig) -> None:
-            config.interaction = "pooled"
+            config.interaction, config.pooling = "pooled", pooling
             for name, value in image.items():
                 setattr(config.image, name, value)
 
@@ -54,6 +54,7 @@ def test_what_clip_is_not_is_refused_with_the_reason(saved: Callable[..., str], 
 
     cases: list[tuple[Callable[[ModelConfig], object] | None, str]] = [
         (None, "one vector per image and text"),
+        (change(pooling="mean"), "this one has pooling=mean; to=hf holds it"),
         (change(timm="vit_base_patch16_224"), "norm_pre|patch_embed.proj.bias"),
         (change(options={"init_values": 0.1}), "has blocks.0.ls1.gamma"),
         (change(activation="quick_gelu"), "one activation for both towers"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -69,6 +70,53 @@ def test_captions_of_an_image_count_as_one() -> None:
     (together,) = differences([record(five[0], cluster=image)], [record(five[1], cluster=image)])
     assert together.clusters == 60 and together.n == alone.n == 300
     assert np.subtract(*together.interval[::-1]) > 1.8 * np.subtract(*alone.interval[::-1])
+
+
+@pytest.mark.parametrize("trainings", [3, 5, 10])
+@pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
+def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread: float) -> None:
+    """In 2,000 comparisons of runs that differ by nothing, or by 4 points, with trainings that differ by chance.
+
+    spread: standard deviation of a training's accuracy around that of its run.
+    """
+    rng, count, images = np.random.default_rng(trainings), 500, 120
+    covered, significant = [], []
+    for effect in (0.0, 0.04):
+        for _ in range(2):
+            # What an image is to one run and not to the other is the same in all trainings.
+            difficulty = rng.normal(0.5, 0.2, (count, 1, images))
+            own = 0.1 * rng.normal(size=(2, count, 1, images))
+            level = (
+                spread * rng.normal(size=(2, count, trainings, 1))
+                + np.array([effect, 0])[:, None, None, None]
+            )
+            ours, base = (rng.random((2, count, trainings, images)) < difficulty + own + level).astype(float)
+            records = [
+                [
+                    {
+                        "set": Outcomes.of(
+                            [f"s{i:03d}" for i in range(images)], dict(enumerate_names(side[:, t]))
+                        )
+                    }
+                    for t in range(trainings)
+                ]
+                for side in (ours, base)
+            ]
+            found = differences(*records, resamples=400)
+            # Probabilities outside 0 and 1 bend the effect a little: what is true is measured without trainings.
+            true = (
+                np.clip(difficulty + own[0] + effect, 0, 1).mean() - np.clip(difficulty + own[1], 0, 1).mean()
+            )
+            covered += [d.interval[0] <= true <= d.interval[1] for d in found]
+            if effect == 0:
+                significant += [d.p < 0.05 for d in found]
+    assert np.mean(covered) > 0.94, np.mean(covered)
+    assert np.mean(significant) < 0.06, np.mean(significant)
+
+
+def enumerate_names(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
+    """Each row as a measure of its own."""
+    return ((f"m{n:03d}", row) for n, row in enumerate(values))
 
 
 def test_trainings_are_a_second_level() -> None:

@@ -37,7 +37,7 @@ from filip.data.demo.evaluation import (
 from filip.data.demo.faulty_rows import PLANTED, plant, write_planted
 from filip.data.demo.packages import fetch_packages
 from filip.data.demo.render import SIDE, Job, render_all, svg_document
-from filip.data.demo.scene_sets import SceneFacts, scene_makers, write_scene_set, write_training_scenes
+from filip.data.demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
 from filip.data.demo.scenes import in_scenes, load_sprites
 from filip.data.demo.training_list import training_table, write_table
 from filip.errors import UserError
@@ -90,12 +90,9 @@ def main(config: Corpus) -> None:
     known = sorted(set(sprites) - catalogue.held_out)
     scenes = write_training_scenes(out, sprites, known, config.scenes, processes)
     makers = scene_makers(sprites, load_sprites(unseen_artist, out / "sprites"), catalogue.held_out)
-    scene_counts = {
-        name: write_scene_set(
-            name, out / "eval", compose, config.test_scenes, processes, catalogue.emoji, known
-        )
-        for name, compose in makers.items()
-    }
+    scene_counts = write_scene_sets(
+        makers, out / "eval", config.test_scenes, processes, catalogue.emoji, known
+    )
 
     planted = plant(catalogue, training)
     write_planted(planted, out / "images", out)

@@ -27,10 +27,11 @@ from filip.data.demo.catalogue import Emoji
 from filip.data.demo.distractors import name_choices, relation_choices
 from filip.data.demo.evaluation import add_member
 from filip.data.demo.render import png_bytes, write_atomically
-from filip.data.demo.scenes import Scene, Sprites, new_scene, training_scene
+from filip.data.demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
 from filip.progress import track
 
-SETS = ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts")  # the seed of each is its number + 1
+SEARCH = "demo_scenes_search"
+SETS = ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts", SEARCH)  # their seeds are 1, 2, 3, 4
 TRAINING_SEED = 0
 
 
@@ -92,40 +93,59 @@ def scene_makers(
         makers["demo_scenes_artist"] = partial(new_scene, unseen_artist, drawn)
     if len(known) > 1 and unseen:
         makers["demo_scenes_concepts"] = partial(new_scene, trained, known, unseen=unseen)
+    if len(known) > 2:
+        makers[SEARCH] = partial(new_scene, trained, known)
     return makers
 
 
-def write_scene_set(
-    name: str,
+def write_scene_sets(
+    makers: Mapping[str, Callable[..., Scene]],
     root: Path,
-    compose: Callable[..., Scene],
     count: int,
     processes: int,
     emoji: Mapping[str, Emoji],
     distractors: Sequence[str],
-) -> dict[str, Any]:
-    """Write ``root/<name>/…`` and return its summary. distractors: concepts whose names make false captions."""
-    folder = root / name
-    (folder / "test").mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "dataset_type.txt", b"retrieval\n")
-    compose = partial(compose, seed=SETS.index(name) + 1)
-    buffer = io.BytesIO()
-    artists: set[str] = set()
-    made = _for_each(partial(_members, compose, emoji, distractors), count, processes)
-    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
-        for index, (members, drawn_by) in enumerate(track(made, f"composing {name}", "scenes", total=count)):
-            artists |= drawn_by
-            for extension, data in members.items():
-                add_member(tar, f"s{index:07d}.{extension}", data)
-    write_atomically(folder / "test" / "0.tar", buffer.getvalue())
-    write_atomically(folder / "test" / "nshards.txt", b"1\n")
-    return {"kind": "retrieval", "images": count, "captions": count, "artists": sorted(artists)}
+) -> dict[str, dict[str, Any]]:
+    """Write ``root/<name>/…`` of each maker and return their summaries.
+
+    distractors: concepts whose names make false captions. What settings are searched on, the last set, shows no two
+    things together that a set before it shows together.
+    """
+    shown: set[frozenset[str]] = set()
+    summaries = {}
+    for name, compose in makers.items():
+        if name == SEARCH:
+            compose = partial(compose, avoided=frozenset(shown))
+        make = partial(_members, partial(compose, seed=SETS.index(name) + 1), emoji, distractors)
+        folder = root / name
+        (folder / "test").mkdir(parents=True, exist_ok=True)
+        write_atomically(folder / "dataset_type.txt", b"retrieval\n")
+        buffer = io.BytesIO()
+        artists: set[str] = set()
+        made = _for_each(make, count, processes)
+        with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as tar:
+            for index, (members, things) in enumerate(
+                track(made, f"composing {name}", "scenes", total=count)
+            ):
+                artists |= {thing["artist"] for thing in things}
+                shown |= pairs_of(thing["concept"] for thing in things)
+                for extension, data in members.items():
+                    add_member(tar, f"s{index:07d}.{extension}", data)
+        write_atomically(folder / "test" / "0.tar", buffer.getvalue())
+        write_atomically(folder / "test" / "nshards.txt", b"1\n")
+        summaries[name] = {
+            "kind": "retrieval",
+            "images": count,
+            "captions": count,
+            "artists": sorted(artists),
+        }
+    return summaries
 
 
 def _members(
     compose: Callable[..., Scene], emoji: Mapping[str, Emoji], distractors: Sequence[str], index: int
-) -> tuple[dict[str, bytes], set[str]]:
-    """The files of one test scene by extension, and its artists."""
+) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
+    """The files of one test scene by extension, and its things."""
     scene = compose(index=index)
     things = [
         {"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things
@@ -141,7 +161,7 @@ def _members(
         "relation.txt": relation_choices(scene),
     }
     members |= {extension: "\n".join(found).encode() for extension, found in choices.items() if found}
-    return members, {t.artist for t in scene.things}
+    return members, things
 
 
 def thing_map(scene: Scene) -> np.ndarray:

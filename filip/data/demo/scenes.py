@@ -27,6 +27,7 @@ SIZES = {
     3: (0.34, 0.5),
     4: (0.3, 0.46),
 }  # longer side, in sides of the scene
+AVOIDING = 50  # attempts at a scene without a pair that another set shows
 TRIES = 40  # places tried for a thing before it is drawn smaller
 HELD_OUT_PAIRS = 0.1  # of all pairs of concepts
 
@@ -233,13 +234,32 @@ def new_scene(
     index: int,
     side: int = SIDE,
     unseen: Sequence[str] = (),
+    avoided: frozenset[frozenset[str]] = frozenset(),
 ) -> Scene:
-    """The test scene number ``index``: three things of which every two are a held-out pair.
+    """Compose the test scene number ``index``: three things of which every two are a held-out pair.
 
-    unseen: concepts that were never trained on, of which one then takes the place of the third.
+    unseen: concepts that were never trained on, of which one then takes the place of the third. avoided: pairs that
+    other scenes show and this one does not (in a corpus of few concepts it may have to).
     """
-    draw = random.Random(f"test scene {seed} {index}")
+    chosen = test_concepts(concepts, seed, index, unseen)
+    for attempt in range(1, AVOIDING if avoided else 0):
+        if avoided.isdisjoint(pairs_of(chosen)):
+            break
+        chosen = test_concepts(concepts, seed, index, unseen, attempt)
+    return compose(sprites, chosen, seed, index, side)
+
+
+def test_concepts(
+    concepts: Sequence[str], seed: int, index: int, unseen: Sequence[str] = (), attempt: int = 0
+) -> list[str]:
+    """Choose what the test scene number ``index`` shows; another ``attempt`` chooses anew."""
+    draw = random.Random(f"test scene {seed} {index}{f' {attempt}' if attempt else ''}")
     chosen = new_concepts(draw, concepts, 2 if unseen else 3, pair_share(len(concepts)))
     if unseen:
         chosen.insert(draw.randrange(3), draw.choice(unseen))
-    return compose(sprites, chosen, seed, index, side)
+    return chosen
+
+
+def pairs_of(concepts: Iterable[str]) -> set[frozenset[str]]:
+    """All pairs of the concepts of a scene."""
+    return {frozenset(pair) for pair in combinations(concepts, 2)}

@@ -111,6 +111,21 @@ class TextTower(nn.Module):
         return self.projection(self.norm(x))
 
 
+class Pooling(nn.Module):
+    """The mean of the tokens ``[b, n, d]`` where ``mask [b, n]`` is 1, weighted by a learned query if there is one."""
+
+    def __init__(self, width: int, attention: bool) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.zeros(width)) if attention else None
+
+    def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
+        weights = mask.to(tokens.dtype)
+        if self.query is not None:
+            scores = tokens @ self.query * tokens.shape[2] ** -0.5
+            weights = scores.masked_fill(mask == 0, torch.finfo(scores.dtype).min).softmax(1)
+        return (weights.unsqueeze(-1) * tokens).sum(1)
+
+
 class Towers(nn.Module):
     """config: FILIP's model configuration as a plain dict."""
 
@@ -121,13 +136,20 @@ class Towers(nn.Module):
         self.image = ImageTower(config["image"], config["embed_dim"])
         self.text = TextTower(config["text"], config["embed_dim"])
         self.logit_scale = nn.Parameter(torch.zeros(1))
+        self.image_pool: nn.Module | None = None
+        self.text_pool: nn.Module | None = None
+        if config.get("pooling", "ends") != "ends":
+            self.image_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
+            self.text_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
 
     def encode_image(self, pixels: Tensor) -> Tensor:
         """``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""
         tokens = self.image(pixels)
-        if self.pooled:
+        if self.pooled and self.image_pool is None:
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.trunk.num_prefix_tokens :]
+        if self.pooled:
+            return _unit(self.image_pool(patches, torch.ones_like(patches[:, :, 0])))
         if self.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
@@ -138,6 +160,8 @@ class Towers(nn.Module):
         mask ``[b, n2]`` is 1 up to [EOS]; tokens behind it become 0.
         """
         tokens = self.text(ids)
+        if self.pooled and self.text_pool is not None:
+            return _unit(self.text_pool(tokens, mask))
         if self.pooled:
             last = mask.to(torch.int64).sum(1) - 1
             return _unit(tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0])

@@ -198,4 +198,4 @@ def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
         )
     for name in weights:
         if "vectors" in TERMS[name].features:
-            model.require_cls(f"loss.{name}", f"loss.{name}=0")
+            model.require_vector(f"loss.{name}", f"loss.{name}=0")

@@ -1,0 +1,106 @@
+"""One vector of all tokens: against loops over samples, and in what models and the loss make of it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from filip.errors import UserError
+from filip.models import ModelConfig, TextFeatures, build_model, load_preset
+from filip.models.config import config_from_dict
+from filip.models.pooling import Pooling
+from filip.tokenizer import tokenize
+
+CAPTIONS = ["a dog", "two cats sleep below a very old wooden table", "snow"]
+
+
+def config(pooling: str, interaction: str = "pooled", cls: bool = True) -> ModelConfig:
+    found = load_preset("tiny")
+    found.pooling, found.interaction = pooling, interaction
+    if not cls:
+        found.image.options = {"class_token": False}
+    return found
+
+
+def drawn(pool: Pooling) -> Pooling:
+    torch.manual_seed(1)
+    if pool.query is not None:
+        torch.nn.init.normal_(pool.query)
+    return pool
+
+
+@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_vector_is_the_weighted_mean_of_its_own_tokens(attention: bool, dtype: torch.dtype) -> None:
+    pool = drawn(Pooling(6, attention))
+    lengths = torch.tensor([3, 1, 7, 2])
+    tokens = (5 * torch.randn(13, 6)).to(dtype)
+    for found, own in zip(pool(tokens, lengths), tokens.double().split(lengths.tolist()), strict=True):
+        weights = torch.full((len(own),), 1 / len(own), dtype=torch.float64)
+        if pool.query is not None:
+            weights = (own @ pool.query.double() / 6**0.5).softmax(0)
+        torch.testing.assert_close(found.double(), weights @ own, rtol=1e-5, atol=1e-6)
+
+
+def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
+    pool = Pooling(4, attention=True).double()
+    torch.nn.init.normal_(pool.query, std=300)
+    lengths = torch.tensor([2, 4])
+    assert pool(50 * torch.randn(6, 4), lengths).isfinite().all()
+    pool = drawn(Pooling(4, attention=True))
+
+    def padded(tokens: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
+        return torch.stack([(part @ query / 2).softmax(0) @ part for part in tokens.split([2, 4])])
+
+    tokens, upstream = torch.randn(6, 4, requires_grad=True), torch.randn(2, 4)
+    found = torch.autograd.grad((pool(tokens, lengths) * upstream).sum(), [tokens, pool.query])
+    wanted = torch.autograd.grad((padded(tokens, pool.query) * upstream).sum(), [tokens, pool.query])
+    torch.testing.assert_close(found, wanted)
+
+
+@pytest.mark.parametrize("pooling", ["mean", "attention"])
+def test_a_model_pools_what_it_would_compare_token_wise(pooling: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(config(pooling)).eval()
+    for pool in (model.image_pool, model.text_pool):
+        drawn(pool)
+    pixels = torch.randn(2, 3, model.image_size, model.image_size)
+    ids, lengths = tokenize(CAPTIONS)
+    patches = model.image(pixels)[:, model.image.prefix_tokens :]
+    each = torch.full((2,), patches.shape[1])
+    expected = F.normalize(model.image_pool(patches.flatten(0, 1), each), dim=-1)
+    torch.testing.assert_close(model.encode_image(pixels), expected)
+    texts = model.encode_text(ids, lengths)
+    torch.testing.assert_close(texts, F.normalize(model.text_pool(model.text(ids, lengths), lengths), dim=-1))
+    alone = torch.cat([model.encode_text(*tokenize(caption)) for caption in CAPTIONS])
+    torch.testing.assert_close(texts, alone)  # however far a caption is padded
+    if pooling == "attention":
+        assert not torch.allclose(
+            texts, F.normalize(Pooling(texts.shape[1], False)(model.text(ids, lengths), lengths))
+        )
+    # Tokens and vectors of one pass are those of two.
+    both = model(pixels.repeat(2, 1, 1, 1)[:3], ids, lengths, tokens_and_vectors=True)
+    torch.testing.assert_close(both.pooled.text, texts)
+    torch.testing.assert_close(both.pooled.image[:2], expected)
+    assert isinstance(both.text, TextFeatures)
+
+
+def test_only_ends_need_a_class_token() -> None:
+    build_model(config("mean", cls=False))
+    with pytest.raises(
+        UserError, match=r"model\.interaction=pooled needs a \[CLS\] token.*model\.pooling=mean"
+    ):
+        build_model(config("ends", cls=False))
+    with pytest.raises(
+        UserError, match=r"model\.pooling='men' is unknown; choose one of ends, mean, attention"
+    ):
+        config_from_dict({"pooling": "men"})
+
+
+def test_ends_have_no_parameters_of_their_own() -> None:
+    names = {
+        pooling: set(build_model(config(pooling)).state_dict()) for pooling in ("ends", "mean", "attention")
+    }
+    assert names["ends"] == names["mean"]
+    assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
