@@ -73,7 +73,7 @@ class Stem(nn.Module):
     def folded(self) -> Self:
         """Return a copy for inference, with the batch norms folded into the convolutions before them.
 
-        Equal up to rounding, and a third faster on a CPU.
+        Equal up to rounding, and somewhat faster on a CPU.
         """
         copy = deepcopy(self)
         for module in list(copy.network.modules()):
