@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.device import resolve
+from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
@@ -163,7 +163,11 @@ def load_encoder(
             if close
             else nothing_at(model, f"give a model: {FORMS}")
         )
-    return FilipEncoder(_own_model(place, image_size).to(device), place.stem, loading=loading)
+    own = _own_model(place, image_size).to(device)
+    if device == "cpu":
+        own.image.fold_stem()
+        keep_freed_memory()
+    return FilipEncoder(own, place.stem, loading=loading)
 
 
 def _own_model(place: Path, image_size: int | None) -> Any:

@@ -60,6 +60,11 @@ class ImageTower(nn.Module):
         assert found is None or isinstance(found, Stem)
         return found
 
+    def fold_stem(self) -> None:
+        """Replace the stem, if there is one, by the faster one that only infers (:meth:`Stem.folded`)."""
+        if self.stem is not None:
+            self.trunk.patch_embed.backbone = self.stem.folded()
+
     @property
     def width(self) -> int:
         """Features of a token before the projection."""

@@ -101,6 +101,7 @@ def main(config: Corpus) -> None:
     for benchmark in sets:
         write_benchmark(benchmark, out / "held_out", out / "eval", catalogue.held_out)
     write_json(out / "attribution.json", attribution(modules, training, scenes, sets, scene_counts))
+    os.sync()
     counts = corpus_counts(catalogue, concepts, table, len(scenes))
     counts["eval"] = {s.name: s.summary for s in sets} | scene_counts
     write_json(out / "corpus.json", {**counts, "limit": config.limit, "port": config.port})

@@ -14,7 +14,7 @@ from PIL import Image
 
 from filip.data.demo.catalogue import Drawing
 from filip.data.rgb import to_rgb
-from filip.files import replacing
+from filip.files import naming
 from filip.progress import track
 
 SIDE = 96  # pixels
@@ -32,7 +32,7 @@ class Job:
 
     @property
     def missing(self) -> list[str]:
-        return [path for path in (self.image, self.mask, self.sprite) if path and not os.path.exists(path)]
+        return [path for path in (self.image, self.mask, self.sprite) if path and not is_written(path)]
 
 
 def svg_document(drawing: Drawing) -> str:
@@ -77,6 +77,22 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_atomically(path: str | Path, data: bytes) -> None:
-    """A file is complete or absent: a build that was killed continues where it stopped."""
-    with replacing(path) as part:
+    """Write a file completely or not at all: a build that was killed continues where it stopped.
+
+    It may reach the disk later. There are tens of thousands, each of which would wait for it: ``corpus.json`` is
+    written when all have.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    with naming(path):
         part.write_bytes(data)
+        os.replace(part, path)
+
+
+def is_written(path: str | Path) -> bool:
+    """Return whether a file is there with content: after a power cut it may be there and empty."""
+    try:
+        return os.stat(path).st_size > 0
+    except FileNotFoundError:
+        return False

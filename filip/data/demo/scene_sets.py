@@ -26,7 +26,7 @@ from PIL import Image
 from filip.data.demo.catalogue import Emoji
 from filip.data.demo.distractors import name_choices, relation_choices
 from filip.data.demo.evaluation import add_member
-from filip.data.demo.render import png_bytes, write_atomically
+from filip.data.demo.render import is_written, png_bytes, write_atomically
 from filip.data.demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
 from filip.progress import track
 
@@ -66,7 +66,7 @@ def write_training_scenes(
 def _write_image(out: Path, compose: Callable[..., Scene], index: int) -> SceneFacts:
     scene = compose(index=index)
     path = f"images/scenes/{index:06d}.png"
-    if not (out / path).exists():
+    if not is_written(out / path):
         write_atomically(out / path, png_bytes(scene.image))
     return facts(scene, path)
 
