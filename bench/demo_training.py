@@ -80,6 +80,7 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     )  # fmt: skip
     torch.set_num_threads(1)
     device.choose_attention(torch.device("cpu"), config.precision)
+    device.keep_freed_memory()
     model = initial_model(config)
     started = time.process_time()  # of one thread; the machine may have other work
     with selection_by(choose):

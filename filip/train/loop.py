@@ -66,6 +66,8 @@ def train(config: TrainConfig) -> None:
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
             say(chosen)
         device.choose_attention(ranks.device, config.precision)
+        if ranks.device.type == "cpu":
+            device.keep_freed_memory()
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)
