@@ -23,6 +23,7 @@ from filip.train.counts import SMALL_MESSAGES, Message, encoder_flops, loss_mess
 from filip.train.hardware import GB, GPUS, NETWORKS, FleetConfig, Gpu, Network
 from filip.train.host_memory import to_ask_for
 from filip.train.losses import exchanged, resolve_weights
+from filip.train.optimizers import OPTIMIZERS
 from filip.train.plan import (
     CAPTION_TOKENS,
     MemoryPlan,
@@ -34,10 +35,6 @@ from filip.train.telemetry import duration
 
 if TYPE_CHECKING:
     from filip.train.engine import Batching
-
-# Bytes of device memory that an optimiser reads and writes per parameter of its share: float32 tensors that pass by in
-# filip/train/lamb.py (26), or in one fused kernel (4 read, 3 written).
-OPTIMIZER_BYTES = {"lamb": 4 * 26, "adamw": 4 * 7}
 
 
 @dataclass(frozen=True)
@@ -244,7 +241,7 @@ def loss_seconds(
 def optimizer_seconds(parameters: int, config: TrainConfig, ranks: int, gpu: Gpu) -> float:
     """A pass over the state that a rank holds."""
     own = parameters / ranks if config.zero_stage else parameters
-    return own * OPTIMIZER_BYTES[config.optimizer.name] / gpu.bandwidth
+    return own * OPTIMIZERS[config.optimizer.name].traffic / gpu.bandwidth
 
 
 def checkpoint_seconds(parameters: int, config: TrainConfig, fleet: FleetConfig, step: float) -> float:
