@@ -11,7 +11,7 @@ from typing import Any
 from filip.command import MISSING, option
 from filip.data.loading.config import DataConfig
 from filip.errors import UserError
-from filip.interaction.backends import BACKENDS
+from filip.interaction.backends import backend_names
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
@@ -272,7 +272,7 @@ class TrainConfig:
         _choice("precision", self.precision, ("auto", *PRECISIONS))
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
-        _choice("backend", self.backend, BACKENDS)
+        _choice("backend", self.backend, backend_names())
         _choice("token_score", self.token_score, SCORES)
         _check_keeping(self)
         _choice("token_maximum", self.token_maximum, ("hard", "smooth", "top_k"))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import filip
+from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
 from filip.train.config import TrainConfig
 
@@ -45,15 +46,6 @@ def record_start(
     write_json(run_dir / "config.json", entry["config"])
     (run_dir / FINISHED).unlink(missing_ok=True)
     return entry
-
-
-def machine() -> str:
-    """What a run is trained on, in words; the same on every machine of that kind."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
 def record_finish(
