@@ -17,12 +17,6 @@ from filip.study_evaluation import check_evaluation_options
 if TYPE_CHECKING:
     from filip.study import Study
 
-REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, and the override that states them
-    "loss": "model.interaction=token_wise",
-    "embed_dim": "model.embed_dim=256",
-    "precision": "precision=fp16",
-    "token_percent": "token_keep_ratio=0.25",
-}
 # Of the settings that learning depends on, those in which a timing run of a few steps may differ from the training
 # whose accuracy its row shows: how many pairs there are and in which order they come, and what was searched for each
 # run, since no step takes longer for it.
@@ -42,7 +36,6 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
         )
-    _refuse_renamed_keys(config)
     problems = list(jsonschema.Draft202012Validator(schema()).iter_errors(config))
     if problems:
         worst = jsonschema.exceptions.best_match(iter(problems))
@@ -73,21 +66,6 @@ def schema() -> dict[str, Any]:
 
 def _refuse(key: str, problem: str) -> None:
     raise UserError(f"study config, key {key}: {problem}")
-
-
-def _refuse_renamed_keys(config: dict[str, Any]) -> None:
-    """Name the new key where an old one is used; the schema could only say that the old one is unknown."""
-    launch = config.get("launch")
-    if isinstance(launch, dict) and "by" in launch:
-        _refuse("launch.by", f"is now called launch.launcher; write launcher: {launch['by']}")
-    for name, row in (config.get("efficiency") or {}).items():
-        for key, override in REMOVED_FROM_ROWS.items():
-            if isinstance(row, dict) and key in row:
-                _refuse(
-                    f"efficiency.{name}.{key}",
-                    "is no longer given: the table reads it from the row's training. State it once, as an "
-                    f"override, e.g. overrides: [{override}]",
-                )
 
 
 def _check_launches(config: dict[str, Any]) -> None:

@@ -10,7 +10,6 @@ docs/models.md shows how each format is loaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
@@ -25,8 +24,6 @@ from filip.progress import say
 @dataclass
 class Export:
     """Options of the command."""
-
-    RENAMED: ClassVar[dict[str, str]] = {"run_dir": "model", "checkpoint": "model"}
 
     model: str = option(
         MISSING,

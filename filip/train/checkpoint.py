@@ -22,7 +22,6 @@ from filip import device
 from filip.errors import UserError
 from filip.files import naming, sync, write_json
 from filip.models import config_from_dict
-from filip.models.config import migrated
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
 from filip.train.ranks import Ranks, barrier, raise_together
@@ -106,13 +105,11 @@ def read_state(checkpoint: Path) -> LoopState:
     known = {f.name for f in fields(LoopState)}
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        state = LoopState(**{name: value for name, value in values.items() if name in known})
+        return LoopState(**{name: value for name, value in values.items() if name in known})
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise UserError(
             f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint"
         ) from error
-    state.model = migrated(state.model)
-    return state
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:

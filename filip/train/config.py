@@ -25,19 +25,6 @@ PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 
-# Keys of earlier versions and what they are called now.
-RENAMED_KEYS = {
-    "token_share": "token_keep_ratio",
-    "form": "exchange",
-    "watch": "watchdog",
-    "global_weight": "loss.pooled",
-    "pooled_weight": "loss.pooled",
-    "data.window": "data.shuffle_window_shards",
-    "data.lanes": "data.reader_groups",
-    "data.min_crop": "data.crop_scale_min",
-    "data.augment_share": "data.auto_augment_probability",
-}
-
 
 @dataclass
 class OptimizerConfig:
@@ -157,8 +144,6 @@ class EvalConfig:
 @dataclass
 class TrainConfig:
     """Train FILIP or the CLIP baseline with DeepSpeed."""
-
-    RENAMED = RENAMED_KEYS  # read by filip.command, whose error then names the new key
 
     run: str = option("run", "name in tables and TensorBoard")
     run_dir: str = option(

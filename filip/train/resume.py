@@ -143,7 +143,7 @@ def _resumption(
 
 
 def _init_change(saved: LoopState, state: LoopState) -> list[str]:
-    if saved.init_from == state.init_from or not saved.settings:  # earlier versions did not record it
+    if saved.init_from == state.init_from:
         return []
     return ["init_from holds other weights than those that this run started from"]
 

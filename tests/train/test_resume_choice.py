@@ -176,16 +176,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, dam
     assert newest_intact(run / "checkpoints")[0] == found.checkpoint
 
 
-def test_checkpoints_of_earlier_and_later_versions_are_read(run: Path) -> None:
+def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:
     path = run / "checkpoints" / "step00000020" / "state.json"
     saved = json.loads(path.read_text())
-    for field in ("settings", "init_from", "files"):  # a version that knew none of them
-        del saved[field]
+    del saved["files"]
     saved["model"] = {k: v for k, v in saved["model"].items() if k != "cls_in_interaction"}
-    saved["model"]["interaction"] = "token"
     saved["field_of_tomorrow"] = 1
     path.write_text(json.dumps(saved))
-    assert choose(run, "optimizer.base_lr=0.001", **SAME).checkpoint == path.parent
+    assert choose(run, **SAME).checkpoint == path.parent
 
 
 def test_other_ranks_are_noted(run: Path) -> None:
