@@ -26,7 +26,6 @@ OPTIONAL = {
     "ctranslate2",
     "sentencepiece",
     "pyspark",
-    "ray",
     "open_clip",
     "colpali_engine",
     "onnxruntime",

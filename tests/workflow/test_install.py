@@ -170,7 +170,7 @@ def canonical(name: str) -> str:
 
 
 @pytest.mark.parametrize(
-    "module", ["ray", "pyspark", "playwright", "colpali-engine", "clip-benchmark", "ruff", "mypy"]
+    "module", ["pyspark", "playwright", "colpali-engine", "clip-benchmark", "ruff", "mypy"]
 )
 def test_the_demo_installs_no_tools_of_tests_or_clusters(module: str) -> None:
     extras, wanted, seen = PROJECT["optional-dependencies"], ["demo"], set[str]()
