@@ -41,7 +41,6 @@ class OptimizerConfig:
         "added outside the root; null = what suits the optimiser: 1e-4 for LAMB (the paper's implementation), 1e-8 for "
         "AdamW, whose steps on small gradients 1e-4 would damp",
     )
-    max_trust_norm: float = option(10.0, "LAMB clamps a parameter's norm to this before the trust ratio")
     temperature_lr_factor: float = option(
         1.0,
         "learning rate of the temperature over that of the rest. LAMB moves a lone number by lr * |log scale| per "
@@ -84,7 +83,7 @@ class CheckpointConfig:
 
 @dataclass
 class WatchdogConfig:
-    """When the watchdog raises an alert, and when it stops the run."""
+    """What the watchdog does about an alert; when it raises one is in :class:`filip.train.watchdog.Limits`."""
 
     non_finite: str = option(
         "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"
@@ -93,35 +92,8 @@ class WatchdogConfig:
         3, "consecutive steps with a loss or gradient that is not finite (scaler aside)"
     )
     max_rollbacks: int = option(3, "rollbacks of a run; after them it stops")
-    min_loss_scale: float = option(1.0, "a dynamic loss scale at or below this has collapsed")
-    clamp_steps: int = option(500, "steps with the logit scale at its clamp before it is reported")
-    spike_steps: int = option(
-        3, "consecutive steps with a loss far above the last hundred's before it is reported"
-    )
-    straggler_factor: float = option(
-        1.5, "a rank that encodes its batch in so many times the median rank's seconds is a straggler"
-    )
-    straggler_intervals: int = option(3, "logged intervals with the same straggler before it is reported")
-    hang_medians: float = option(
-        20.0, "report a step that takes so many medians, and a minute at least; 0 = never"
-    )
-    stuck_steps: int = option(500, "steps with the loss within 1 % of log(batch) before it is reported")
-    window_steps: int = option(200, "steps over which the shares below are taken")
-    saturated_share: float = option(0.5, "reported from this share of batches with a loss under 1e-3")
-    skipped_share: float = option(0.25, "reported from this share of steps that fp16's loss scaler discards")
-    data_share: float = option(0.5, "reported from this share of time spent waiting for data")
-    collapse_share: float = option(
-        0.9,
-        "reported from this share of words with one best patch, or of patches whose best token is [BOS] or [EOS]",
-    )
-    collapse_rank: float = option(
-        2.0, "reported at this effective rank of the embeddings and below; 1 = one direction"
-    )
-    collapse_checks: int = option(
-        5, "looks at the embeddings in a row (one per log_every) before it is reported"
-    )
-    grad_norm_spread: float = option(
-        1e-3, "reported from this relative difference of the ranks' gradient norms, which should be 0"
+    straggler_intervals: int = option(
+        3, "logged intervals with the same slow rank before it is reported; raise it on a shared machine"
     )
 
 
@@ -322,20 +294,17 @@ POSITIVE = (
     "log_every", "timeout_minutes", "patience_minutes", "eval.batch_size",
     "token_keep_minimum", "token_temperature", "token_top_k",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
-    "optimizer.eps", "optimizer.max_trust_norm", "checkpoint.keep",
+    "optimizer.eps", "checkpoint.keep",
     "data.prefetch", "data.shuffle_window_shards", "data.reader_groups", "data.captions_per_image",
-    "watchdog.non_finite_steps", "watchdog.clamp_steps",
-    "watchdog.stuck_steps", "watchdog.window_steps", "watchdog.collapse_checks", "watchdog.collapse_rank",
-    "watchdog.grad_norm_spread", "watchdog.spike_steps", "watchdog.straggler_factor", "watchdog.straggler_intervals",
+    "watchdog.non_finite_steps", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "watchdog.min_loss_scale", "eval.every_steps",
-    "data.workers", "negative_margin", "warm_start.projection_steps", "watchdog.hang_medians",
+    "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "eval.every_steps",
+    "data.workers", "negative_margin", "warm_start.projection_steps",
 )  # fmt: skip
 SHARES = (
-    "watchdog.saturated_share", "watchdog.skipped_share", "watchdog.data_share", "watchdog.collapse_share",
     "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min", "warm_start.layer_decay",
 )  # fmt: skip
 

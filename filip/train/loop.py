@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -51,7 +51,7 @@ from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
-from filip.train.watchdog import StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 from filip.train.word_swaps import with_swaps
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
@@ -185,15 +185,16 @@ def open_run(
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
-    lowest = max(config.watchdog.min_loss_scale, engine.lowest_loss_scale())
+    lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())
     watchdog = Watchdog(
-        replace(config.watchdog, min_loss_scale=lowest),
+        config.watchdog,
         batching.global_batch,
         model.config.max_logit_scale,
         config.precision == "fp16",
+        Limits(min_loss_scale=lowest),
     )
     commit = start.get("commit")
-    hang = HangWatch(config.watchdog.hang_medians, ranks.rank, say)
+    hang = HangWatch(ranks.rank, say)
     return Run(
         config,
         ranks,

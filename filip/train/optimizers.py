@@ -26,7 +26,6 @@ class OptimizerSettings(Protocol):
     betas: tuple[float, float]
     eps: float | None  # None: the kind's own
     weight_decay: float
-    max_trust_norm: float
 
 
 def _nothing(*_: Any) -> None:
@@ -70,9 +69,7 @@ def _eps(o: OptimizerSettings, name: str) -> float:
 
 
 def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return Lamb(
-        groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay, o.max_trust_norm
-    )
+    return Lamb(groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay)
 
 
 def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:

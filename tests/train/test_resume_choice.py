@@ -56,7 +56,11 @@ SAME = {"init_from": "abc", "manifests": {"a": "1"}}
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("log_every=1", "data.workers=6"), ("watchdog.stuck_steps=9", "threads=2", "checkpoint.keep=7")],
+    [
+        (),
+        ("log_every=1", "data.workers=6"),
+        ("watchdog.non_finite_steps=9", "threads=2", "checkpoint.keep=7"),
+    ],
 )
 def test_the_same_training_continues_whatever_its_speed_and_reporting(
     run: Path, overrides: tuple[str, ...]
