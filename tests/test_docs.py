@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import html
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
@@ -238,3 +240,15 @@ def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
     shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
     done = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_map_shows_the_floors_that_lint_checks() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    floors = contract["importlinter:contract:floors"]["layers"].split("\n")
+    named = [[name.strip() for name in floor.split(":")] for floor in floors if floor and "(" not in floor]
+    [shown] = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    lines = [line.strip() for line in shown.splitlines() if re.match(r"  \w", line)]
+    assert [re.split(r"\s{2,}", line)[0].split(" · ") for line in lines] == named
+    for name in itertools.chain(*named):
+        assert (ROOT / "filip" / name).is_dir() or (ROOT / "filip" / f"{name}.py").is_file(), name

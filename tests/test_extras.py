@@ -198,6 +198,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "pytest-xdist",
         "ruff",
         "mypy",
+        "import-linter",
         "types-pyyaml",
         "setuptools",
         "zensical",

@@ -16,9 +16,9 @@ from filip.errors import UserError
 from filip.export.formats import FORMATS
 from filip.export.onnx_folder import write_onnx
 from filip.export.onnx_variants import VARIANTS
-from filip.export.source import read_source
 from filip.files import check_output
 from filip.progress import say
+from filip.runs.source import read_source
 
 
 @dataclass

@@ -15,7 +15,6 @@ from filip.interaction.backends import backend_names
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
-from filip.train.adapters import TUNING
 from filip.train.losses import TERMS, resolve_weights
 from filip.train.losses.weights import FORMS, parse_schedule, parse_weight
 from filip.train.optimizers import OPTIMIZERS
@@ -23,6 +22,7 @@ from filip.train.warm_start import check_init_from
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
+TUNING = ("full", "frozen", "frozen_stem", "lora")  # of a tower, see filip.train.adapters
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 
 

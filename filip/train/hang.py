@@ -10,9 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 AT_LEAST = 60.0  # seconds before anything is said
-MEDIANS = (
-    20.0  # of a step's seconds without a step are worth a line
-)
+MEDIANS = 20.0  # of a step's seconds without a step are worth a line
 FEWEST = 5  # steps from which a median is taken
 
 

@@ -19,15 +19,14 @@ from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model
+from filip.runs.checkpoint import LoopState, newest_intact, read_state
+from filip.runs.weights import merged
 from filip.train import monitors, progress
-from filip.train.adapters import adapt, merged
+from filip.train.adapters import adapt
 from filip.train.checkpoint import (
-    LoopState,
     load_checkpoint,
     needs_conversion,
-    newest_intact,
     prepare_folder,
-    read_state,
     save_checkpoint,
     to_universal,
 )

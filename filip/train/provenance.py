@@ -17,10 +17,10 @@ from typing import Any
 import filip
 from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
+from filip.runs.checkpoint import FINISHED
 from filip.train.config import TrainConfig
 
 STARTS = "starts.jsonl"
-FINISHED = "finished.json"
 KEPT = "finished"  # folder with copies of the results
 SOURCES = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
@@ -99,11 +99,6 @@ def code_hash() -> str:
     for folder in ("train", "models", "interaction", "data/loading"):
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
     return digest({str(file.relative_to(root)): sha256_of(file) for file in sorted(files)})
-
-
-def is_finished(run_dir: Path) -> bool:
-    """True if the last start of the run wrote its result."""
-    return (run_dir / FINISHED).is_file()
 
 
 def versions() -> dict[str, str]:

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from filip.errors import UserError
+from filip.runs.checkpoint import LoopState, is_finished, newest_intact
 from filip.train import provenance
-from filip.train.checkpoint import LoopState, newest_intact, prepare_folder
+from filip.train.checkpoint import prepare_folder
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
-from filip.train.provenance import is_finished, put_in_place, record_finish, record_start
+from filip.train.provenance import put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks
 from filip.train.resume import Resumption, choose_checkpoint, training_hash
 from tests.support.training import compose

@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study_checks import NOT_COMPARED, check_config
+from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
 from workflow.study import ROOT, WorkflowStudy
 
