@@ -17,7 +17,7 @@ INSTALL    = if [ -z "$(INSTALLER)" ]; then \
                  echo "error: PYTHON=$(PYTHON) does not run, or is older than 3.7: name a Python 3.11 to 3.14"; exit 1; }; \
              $(INSTALLER) workflow/install.py $(if $(filter file,$(origin PYTHON)),,--chosen)
 STUDY     ?= demo
-CORES     ?= $(shell nproc)
+CORES     ?= $(shell env -u OMP_NUM_THREADS nproc)
 PORT      ?= 6006
 STUDIES    = $(sort $(notdir $(basename $(wildcard workflow/config/*.yaml))))
 RESULTS   := results/$(STUDY)

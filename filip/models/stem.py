@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
 from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_weights
 
 from filip.errors import UserError
 from filip.light_imports import light_imports
@@ -67,6 +69,25 @@ class Stem(nn.Module):
             if isinstance(module, nn.BatchNorm2d):
                 module.eval()
         return self
+
+    def folded(self) -> Self:
+        """Return a copy for inference, with the batch norms folded into the convolutions before them.
+
+        Equal up to rounding, and somewhat faster on a CPU.
+        """
+        copy = deepcopy(self)
+        for module in list(copy.network.modules()):
+            before: nn.Module | None = None
+            for name, child in list(module.named_children()):
+                if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
+                    statistics = child.running_mean, child.running_var, child.eps, child.weight, child.bias
+                    weight, bias = fuse_conv_bn_weights(before.weight, before.bias, *statistics)
+                    before.weight, before.bias = nn.Parameter(weight), nn.Parameter(bias)
+                    setattr(
+                        module, name, getattr(child, "act", nn.Identity())
+                    )  # timm's norms bring an activation
+                before = child
+        return copy
 
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] == self.num_features:

@@ -20,6 +20,7 @@ from filip.data.loading.feature_maps import map_path, write_maps
 from filip.data.loading.loader import PairStream, read_image
 from filip.data.preprocessing import normalize_planes
 from filip.data.rgb import UNDECODABLE
+from filip.device import keep_freed_memory
 from filip.errors import UserError
 from filip.files import claimed
 from filip.models import DualEncoder
@@ -87,7 +88,8 @@ def _fill(
     device: torch.device,
     stop: StopSignal | None,
 ) -> None:
-    stem.to(device)
+    stem = stem.folded().to(device)
+    keep_freed_memory()
     shards = [(source, n) for source, index in enumerate(stream.indices) for n in range(len(index.tars))]
     paths = {shard: map_path(folder, stream.indices[shard[0]], shard[1]) for shard in shards}
     missing = [shard for shard in shards if not paths[shard].exists()]

@@ -47,6 +47,17 @@ def test_the_weights_of_the_wheel_are_those_of_timms_network(warm: dict) -> None
         torch.testing.assert_close(model.image.stem(as_clip), expected, atol=1e-4, rtol=1e-4)
 
 
+def test_folded_for_inference_it_computes_the_same_and_the_model_keeps_its_norms(warm: dict) -> None:
+    stem = warm["model"].image.stem
+    pixels = torch.randn(3, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected, found = stem(pixels), stem.folded()(pixels)
+        torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(stem(pixels), expected, atol=0, rtol=0)
+    assert not any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.folded().modules())
+    assert any(isinstance(module, torch.nn.BatchNorm2d) for module in stem.modules())
+
+
 def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict) -> None:
     """Else each of its norms computes in float32 and each convolution reorders its input: four times as long."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):

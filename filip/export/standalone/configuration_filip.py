@@ -18,6 +18,7 @@ class FilipConfig(PretrainedConfig):
         text: dict[str, Any] | None = None,
         embed_dim: int = 256,
         interaction: str = "token_wise",
+        pooling: str = "ends",
         cls_in_interaction: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -25,5 +26,6 @@ class FilipConfig(PretrainedConfig):
         self.text = text or {}
         self.embed_dim = embed_dim
         self.interaction = interaction
+        self.pooling = pooling
         self.cls_in_interaction = cls_in_interaction
         super().__init__(**kwargs)

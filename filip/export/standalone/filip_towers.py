@@ -138,7 +138,7 @@ class Towers(nn.Module):
         self.logit_scale = nn.Parameter(torch.zeros(1))
         self.image_pool: nn.Module | None = None
         self.text_pool: nn.Module | None = None
-        if config.get("pooling", "ends") != "ends":
+        if config["pooling"] != "ends":
             self.image_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
             self.text_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
 

@@ -42,6 +42,7 @@ class FilipModel(PreTrainedModel):
                 "text": config.text,
                 "embed_dim": config.embed_dim,
                 "interaction": config.interaction,
+                "pooling": config.pooling,
                 "cls_in_interaction": config.cls_in_interaction,
             }
         )
