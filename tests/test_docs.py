@@ -233,6 +233,15 @@ def test_a_training_is_planned_with_the_term_and_the_optimiser_of_the_extending_
     assert "moments" not in done.stdout and "master weights" in done.stdout, done.stdout
 
 
+def test_a_package_of_the_extending_page_may_be_imported_before_filip(my_package: dict[str, str]) -> None:
+    code = "import my_package.my_term, my_package.sgd; from filip.train.config import OPTIMIZERS, TERMS; "
+    code += "assert TERMS['my_term'] is my_package.my_term.MY_TERM and OPTIMIZERS['sgd'] is my_package.sgd.PLAIN_SGD"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
     """In a separate process, since it registers a rule."""
     [code] = blocks("extending.md", "python", "A text rule")

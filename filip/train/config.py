@@ -15,10 +15,15 @@ from filip.interaction.backends import backend_names
 from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
-from filip.train.losses import TERMS, resolve_weights
+from filip.plugins import load_plugins
+from filip.train.losses import TERMS, Term, resolve_weights
 from filip.train.losses.weights import FORMS, parse_schedule, parse_weight
-from filip.train.optimizers import OPTIMIZERS
+from filip.train.optimizers import OPTIMIZERS, OptimizerKind
 from filip.train.warm_start import check_init_from
+
+# Not where the registries are: a package that imports Term from there would be asked for its own before it has one.
+TERMS.update(load_plugins("filip.losses", Term, TERMS))
+OPTIMIZERS.update(load_plugins("filip.optimizers", OptimizerKind, OPTIMIZERS))
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)

@@ -1,6 +1,7 @@
 """The optimisers that a run can choose.
 
-A new one is an entry of :data:`OPTIMIZERS`, or an entry point of the group ``filip.optimizers`` in another package.
+A new one is an entry of :data:`OPTIMIZERS`, or in another package an entry point of the group ``filip.optimizers``,
+which filip.train.config asks for.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from typing import Any, Protocol
 
 from torch.optim import Optimizer
 
-from filip.plugins import load_plugins
 from filip.train.lamb import ClampedAdamW, Lamb
 from filip.train.zero_layout import bind_lamb, check_deepspeed_settings
 
@@ -88,4 +88,3 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     ),
     "adamw": OptimizerKind(_adamw, state_bytes=8, eps=1e-8),
 }
-OPTIMIZERS |= load_plugins("filip.optimizers", OptimizerKind, OPTIMIZERS)

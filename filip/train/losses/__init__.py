@@ -2,7 +2,7 @@
 
 A new term is one file with a :class:`Term` and one line in :data:`TERMS`. Its weight is then ``loss.<name>`` in the
 configuration; TensorBoard, log, result, watchdog and memory plan take it from here. A term of another package is found
-by its entry point in the group ``filip.losses``.
+by its entry point in the group ``filip.losses``, which filip.train.config asks for.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
-from filip.plugins import load_plugins
 from filip.train.losses.hard_negatives import HARD_NEGATIVES
 from filip.train.losses.pooled import POOLED
 from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
@@ -43,7 +42,6 @@ TERMS: dict[str, Term] = {
     "hard_negatives": HARD_NEGATIVES,
     "swapped_words": SWAPPED_WORDS,
 }
-TERMS |= load_plugins("filip.losses", Term, TERMS)
 
 
 class LossOutput(NamedTuple):
