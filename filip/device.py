@@ -140,7 +140,7 @@ def best_precision(device: torch.device) -> str:
 
 
 def evaluation_precision(device: torch.device) -> str:
-    """Return :func:`best_precision` of an accelerator, and "fp32" for every CPU: a model's figures depend on none."""
+    """Return :func:`best_precision` of an accelerator, and "fp32" for a CPU, on which no figure is to depend."""
     return best_precision(device) if device.type in _DRIVERS else "fp32"
 
 

@@ -56,7 +56,7 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
+    """Return what is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
     try:
         expected = read_state(checkpoint).files
     except UserError as error:
@@ -83,7 +83,7 @@ def read_state(checkpoint: Path) -> LoopState:
 
 
 def file_size(path: Path) -> int:
-    """Of an opened file: network file systems answer ``stat`` from a cache, but look again when a file is opened."""
+    """Return the bytes of a file. Network file systems answer ``stat`` from a cache, but look again on opening."""
     with open(path, "rb") as file:
         return file.seek(0, os.SEEK_END)
 

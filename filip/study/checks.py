@@ -1,4 +1,4 @@
-"""What a study config must satisfy: the schema, names that exist, and accuracies of the same settings."""
+"""Checks of a study config: the schema, names that exist, and accuracies of the same settings."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ DATA_SHARE = 0.2  # of a step that one rank waits longer for its data than the r
 
 @dataclass(frozen=True)
 class Limits:
-    """From where on a condition is reported. They are no settings: an alert changes nothing in the training."""
+    """Thresholds from which a condition is reported. They are constants: an alert changes nothing in the training."""
 
     min_loss_scale: float = 1.0  # a dynamic loss scale at or below this has collapsed
     clamp_steps: int = 500  # with the logit scale at its clamp: touching it now and then is no harm
