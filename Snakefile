@@ -3,7 +3,7 @@
     snakemake --configfile workflow/config/<study>.yaml --profile workflow/profiles/local
 
 Without --configfile the study is the demo. Rules are command lines; what they need to know of a study is in
-filip/study.py and workflow/study.py.
+filip/study/ and workflow/study.py.
 """
 
 import os

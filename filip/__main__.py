@@ -23,6 +23,7 @@ GROUPS = {
     "data": "From a list of URLs to shards with candidate captions",
     "train": "Training with DeepSpeed",
     "eval": "Evaluation of trained models",
+    "study": "Measurements that a study names",
     "report": "Tables, figures and pages of a study",
     "explore": "A page to look at what models see, as a file or served",
     "index": "Search a folder of images by text",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import platform
 import time
 from collections.abc import Callable
@@ -17,9 +18,9 @@ import torch
 from filip.errors import UserError
 
 __all__ = [
-    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "keep_freed_memory", "memory_mb",
-    "multiplies_bf16", "name", "peak_memory_mb", "pins_memory", "random_state", "reset_peak_memory", "resolve",
-    "restore_random_state", "synchronize",
+    "best_device", "best_precision", "bf16_slowdown", "choose_attention", "evaluation_precision", "keep_freed_memory",
+    "machine", "memory_mb", "multiplies_bf16", "name", "own_device", "peak_memory_mb", "pins_memory", "random_state",
+    "reset_peak_memory", "resolve", "restore_random_state", "synchronize",
 ]  # fmt: skip
 
 MB = 2**20
@@ -92,6 +93,25 @@ def best_device() -> torch.device:
     return torch.device(next((kind for kind, driver in _DRIVERS.items() if driver.available()), "cpu"))
 
 
+def own_device(local_rank: int) -> torch.device:
+    """Return the device of the process that is number ``local_rank`` on this machine."""
+    best = best_device()
+    count = _count(best) if best.type in _DRIVERS else 1
+    return torch.device(best.type, local_rank % count) if count > 1 else best
+
+
+def machine() -> str:
+    """Describe the accelerators of this machine, or its CPU; the same words on every machine of that kind."""
+    best = best_device()
+    if best.type in _DRIVERS:
+        return f"{_count(best)} x {name(best)}"
+    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
+
+
+def _count(device: torch.device) -> int:
+    return _DRIVERS[device.type].count()
+
+
 def resolve(wanted: str) -> torch.device:
     """Return the device that ``device=`` names ("auto": the best). Raises UserError if this machine has none such."""
     if wanted == "auto":
@@ -117,6 +137,11 @@ def best_precision(device: torch.device) -> str:
     if driver:
         return driver.half()
     return "bf16" if _cpu_multiplies_bf16() else "fp32"
+
+
+def evaluation_precision(device: torch.device) -> str:
+    """Return :func:`best_precision` of an accelerator, and "fp32" for a CPU, on which no figure is to depend."""
+    return best_precision(device) if device.type in _DRIVERS else "fp32"
 
 
 def multiplies_bf16(device: torch.device) -> bool:

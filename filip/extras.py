@@ -18,8 +18,9 @@ EXTRAS = {
     "filip.index": "index",
     "filip.export": "export",
     "filip.report": "report",
+    "filip.runs": "train",
     "filip.study": "report",
-    "filip.study_checks": "report",
+    "filip.study.efficiency": "train",
     "filip.train": "train",
 }
 

@@ -111,8 +111,6 @@ def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
     """Name the unknown field of a record inside a value, e.g. of one source in a list; "" for another mistake."""
     if not isinstance(error, ConfigKeyError) or not dataclasses.is_dataclass(error.object_type):
         return ""
-    if new := getattr(schema, "RENAMED", {}).get(f"{key}.{error.key}"):
-        return f"{error.key} is now called {new}"
     names = [field.name for field in _fields(cast(type, error.object_type))]
     return f"there is no {error.key}{one_of(str(error.key), names)}"
 
@@ -122,9 +120,6 @@ def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
     found = _declared(schema, key)
     if found is not None:
         return found
-    for old, new in getattr(schema, "RENAMED", {}).items():
-        if key == old or key.startswith(f"{old}."):
-            raise UserError(f"{old} is now called {new}: use that name instead")
     inside = [name for name in _keys(schema) if name.rpartition(".")[2] == key]
     if inside:
         raise UserError(f"there is no option {key!r}; did you mean {inside[0]!r}? (see --help)")

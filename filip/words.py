@@ -1,6 +1,8 @@
-"""English words that name nothing; what is left of a caption are its nouns, adjectives and verbs."""
+"""The words of a caption, and the English ones that name nothing: what is left are nouns, adjectives and verbs."""
 
 from __future__ import annotations
+
+import re
 
 _FUNCTION_WORDS = (
     "a about above across after against all along also am among an and another any are around as at away back "
@@ -13,3 +15,18 @@ _FUNCTION_WORDS = (
     "which while who whom whose will with within without would you your "
 )
 FUNCTION_WORDS = frozenset(_FUNCTION_WORDS.split())
+
+_PLAIN = re.compile(r"[^\W_]+")
+
+
+def plain(text: str) -> str:
+    """Return the lower-cased words with single spaces: texts with the same plain form say the same."""
+    return " ".join(words_of(text))
+
+
+def words_of(text: str) -> list[str]:
+    """Return the words of a text in lower case, without punctuation."""
+    text = text.casefold()
+    words = text.split()
+    # many captions have no punctuation, and then the pattern, which is slower, would find the same
+    return words if "".join(words).isalnum() else _PLAIN.findall(text)

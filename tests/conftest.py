@@ -40,7 +40,7 @@ LONGEST_FIRST = (
     "tests/data/test_engines.py",
     "tests/train/test_monitors.py",
     "tests/train/test_loss_terms.py",
-    "tests/train/test_efficiency.py",
+    "tests/study/test_efficiency.py",
     "tests/data/test_loader_faults.py",
 )
 

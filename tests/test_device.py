@@ -1,9 +1,12 @@
 """``device=`` names a device of this machine, or the message names those that there are."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from filip.device import best_device, resolve
+from filip import device
+from filip.device import best_device, evaluation_precision, machine, own_device, resolve
 from filip.errors import UserError
 
 
@@ -26,3 +29,27 @@ def test_a_device_that_is_not_here_is_answered_with_those_that_are(wanted: str) 
 def test_cuda_without_cuda_is_a_sentence() -> None:
     with pytest.raises(UserError, match=r"^device=cuda: there is no such device here"):
         resolve("cuda")
+
+
+@pytest.fixture
+def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with two accelerators of a new kind, which one entry adds."""
+    driver = replace(
+        device._DRIVERS["mps"],
+        available=lambda: True,
+        count=lambda: 2,
+        name=lambda _: "New GPU",
+        half=lambda: "bf16",
+    )
+    monkeypatch.setattr(device, "_DRIVERS", {"privateuseone": driver})
+
+
+@pytest.mark.usefixtures("two_gpus")
+def test_a_kind_of_device_is_one_entry() -> None:
+    assert machine() == "2 x New GPU"
+    assert [own_device(rank).index for rank in (0, 1, 2)] == [0, 1, 0]
+    assert evaluation_precision(best_device()) == "bf16"
+
+
+def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:
+    assert evaluation_precision(torch.device("cpu")) == "fp32"

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import configparser
 import dataclasses
 import html
 import importlib
 import importlib.util
+import itertools
 import os
 import re
 import shutil
 import subprocess
 import sys
+import tomllib
 import typing
 import urllib.parse
 from collections.abc import Iterator
@@ -183,7 +186,7 @@ def test_the_python_of_the_interaction_page_runs() -> None:
         "text": SimpleNamespace(tokens=unit(9, 8), pooled=unit(3, 8)), "model": torch.nn.Identity(),
     }  # fmt: skip
     page = (ROOT / "docs/interaction.md").read_text()
-    absent = [name for name in ("pylate", "colpali_engine") if importlib.util.find_spec(name) is None]
+    absent = [name for name in ("pylate",) if importlib.util.find_spec(name) is None]
     for block in re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL):
         if not any(f"from {name}" in block for name in absent):
             exec("from filip.interaction import *\n" + block, namespace)
@@ -191,11 +194,74 @@ def test_the_python_of_the_interaction_page_runs() -> None:
     assert namespace["loss"] > namespace["token"].loss
 
 
-def test_the_python_of_the_extending_page_runs() -> None:
-    """In a process of its own, since it registers an optimiser and a text rule."""
-    page = (ROOT / "docs/extending.md").read_text()
-    code = "\n".join(re.findall(r"^```python\n(.*?)^```$", page, re.MULTILINE | re.DOTALL))
+def blocks(page: str, language: str, section: str) -> list[str]:
+    """The code in ``language`` that a page shows in one of its sections."""
+    text = (ROOT / "docs" / page).read_text()
+    text = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+
+
+@pytest.fixture
+def my_package(tmp_path: Path) -> dict[str, str]:
+    """The environment of a process that has the extending page's ``my_package`` installed, as it is printed there."""
+    about = tmp_path / "my_package-1.0.dist-info"
+    (tmp_path / "my_package").mkdir()
+    about.mkdir()
+    (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
+    for section in ("A loss term", "An optimiser"):
+        [code], [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
+        [[group, entries]] = tomllib.loads(toml)["project"]["entry-points"].items()
+        with open(about / "entry_points.txt", "a") as file:
+            for name, value in entries.items():
+                file.write(f"[{group}]\n{name} = {value}\n")
+                module = value.partition(":")[0].replace(".", "/")
+                (tmp_path / module).with_suffix(".py").write_text(code)
+    return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
+
+
+@pytest.mark.parametrize("fleet", [(), ("gpus=8",)])
+def test_a_training_is_planned_with_the_term_and_the_optimiser_of_the_extending_page(
+    my_package: dict[str, str], fleet: tuple[str, ...]
+) -> None:
+    command = [
+        sys.executable, "-m", "filip", "train", "plan", "experiment=one_gpu", "ranks=[1]", *fleet,
+        "optimizer.name=sgd", "loss.my_term=0.5",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    # SGD keeps nothing, so the memory plan has no moments
+    assert "moments" not in done.stdout and "master weights" in done.stdout, done.stdout
+
+
+def test_a_package_of_the_extending_page_may_be_imported_before_filip(my_package: dict[str, str]) -> None:
+    code = "import my_package.my_term, my_package.sgd; from filip.train.config import OPTIMIZERS, TERMS; "
+    code += "assert TERMS['my_term'] is my_package.my_term.MY_TERM and OPTIMIZERS['sgd'] is my_package.sgd.PLAIN_SGD"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
+    """In a separate process, since it registers a rule."""
+    [code] = blocks("extending.md", "python", "A text rule")
     shown = "\nfrom filip.data.lists.python_rules import PYTHON_RULES\n"
-    shown += "assert {'sgd'} < set(OPTIMIZERS) and PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
+    shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"
     done = subprocess.run([sys.executable, "-c", code + shown], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_map_shows_the_floors_that_lint_checks() -> None:
+    contract = configparser.ConfigParser()
+    contract.read(ROOT / ".importlinter")
+    floors = contract["importlinter:contract:floors"]["layers"].split("\n")
+    named = [
+        [name for name in re.split(r"[\s:]+", floor.strip()) if name and "(" not in name] for floor in floors
+    ]
+    [shown] = re.findall(r"^```text\n(.*?)^```$", (ROOT / "docs/extending.md").read_text(), re.M | re.S)
+    lines = [line.strip() for line in shown.splitlines() if re.match(r"  \w", line)]
+    assert [re.split(r"\s{2,}", line)[0].split(" · ") for line in lines] == [
+        names for names in named if names
+    ]
+    for name in itertools.chain(*named):
+        assert (ROOT / "filip" / name).is_dir() or (ROOT / "filip" / f"{name}.py").is_file(), name

@@ -10,7 +10,7 @@ from typing import Any
 
 from filip.eval.cards import load_card
 from filip.study import PROTOCOLS, Study
-from filip.study_evaluation import evaluation_options
+from filip.study.evaluation import evaluation_options
 
 DRAWS = "alignment"  # the protocol that also draws a sheet of all its cards, and so is one job in any case
 

@@ -32,7 +32,7 @@ UV = "uv>=0.9,<1"
 TIERS = {"demo": ("demo", ".installed"), "dev": ("demo,dev,oracles", ".installed-dev")}
 LOCK_HEADER = """\
 # The versions that `make setup` installs: constraints, written by `make lock` from pyproject.toml for all its extras
-# and every Python that it runs on. torch 2.13 is the newest that colpali-engine (extra oracles) allows.
+# and every Python that it runs on.
 """
 INDEXES = (
     "UV_DEFAULT_INDEX",

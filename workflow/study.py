@@ -265,11 +265,11 @@ class WorkflowStudy(StudyEvaluations):
         return self.launch(next(iter(self.efficiency)))
 
     def efficiency_command(self) -> str:
-        return self.efficiency_launch.command(f"{self.results}/efficiency", "filip.train.efficiency")
+        return self.efficiency_launch.command(f"{self.results}/efficiency", "filip.study.efficiency")
 
     @property
     def gathered(self) -> str:
-        """The argument of filip.train.efficiency that says how many texts a rank's pairs are scored against."""
+        """The argument of filip.study.efficiency that says how many texts a rank's pairs are scored against."""
         return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
 
     def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
@@ -312,7 +312,7 @@ class WorkflowStudy(StudyEvaluations):
     def node_memory(self, run: str) -> int:
         """Megabytes of main memory that a node of a training needs, as ``filip train plan`` adds it up."""
         from filip.train.host_memory import to_ask_for
-        from filip.train.plan import host_memory
+        from filip.train.memory import host_memory
 
         launch, training = self.launch(run), self.training(run)
         config = self.resolved(run)

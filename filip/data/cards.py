@@ -21,7 +21,7 @@ from filip.errors import UserError, first_line
 FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl", "karpathy")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 ENCODE_FORMATS = ("jpg", "png", "webp")
-DISTRIBUTORS = ("multiprocessing", "pyspark", "ray")
+DISTRIBUTORS = ("multiprocessing", "pyspark")
 Names = list[str]  # inside SourceCard the name `list` is a field
 CLEANING = ("url_encoded", "html_tags")
 
@@ -65,7 +65,7 @@ class DownloadSettings:
     processes: int = 2
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
-    distributor: str = "multiprocessing"  # or pyspark, ray: an existing cluster
+    distributor: str = "multiprocessing"  # or pyspark: an existing cluster
     normal_success_rate: float | None = None  # images / URLs as others report it: much less is warned of
 
     @property

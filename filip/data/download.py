@@ -60,7 +60,7 @@ class DownloadConfig:
     threads: int | None = option(None, "per process; default: the card's", at_least=1)
     timeout: int | None = option(None, "seconds; default: the card's", at_least=1)
     distributor: str | None = option(
-        None, "multiprocessing, pyspark or ray; default: the card's", choices=DISTRIBUTORS
+        None, "multiprocessing or pyspark; default: the card's", choices=DISTRIBUTORS
     )
     memory: str = option(
         "1GB", "DuckDB memory, used when a filled folder is asked for with another list or rule"
@@ -143,8 +143,8 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
         _start_fork_server()
     # imported only now: it takes seconds, and a rerun with nothing to do should not
     from filip.data.fetching import img2dataset_setup
-    from filip.data.fetching.cluster import cluster_workers
     from filip.data.fetching.shards import ListReader, shard_name
+    from filip.data.fetching.spark import SparkWorkers
     from filip.data.fetching.workers import LocalWorkers, Workers, download_shards
 
     reader = ListReader(
@@ -157,7 +157,7 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
     if load.distributor == "multiprocessing":
         workers = LocalWorkers(downloader, min(load.processes, len(todo)))
     else:
-        workers = cluster_workers(load.distributor, downloader, load.processes)
+        workers = SparkWorkers(downloader, load.processes)
     what = "download" if this["first_shard"] == 0 else "download, retry"
     with Progress(what, "shards", len(todo)) as progress:
         failures = download_shards(workers, downloader, reader, _ShardProgress(folder, progress))

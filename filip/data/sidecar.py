@@ -14,9 +14,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.captions.acceptance import plain
 from filip.data.lists.parquet_rows import reading
 from filip.files import replacing
+from filip.words import plain
 
 SCHEMA = pa.schema(
     [

@@ -181,13 +181,11 @@ def open_caches(job: Job) -> list[TranslationCache]:
     for setting in ("min_similarity", "min_pivot_similarity"):
         if pivots and getattr(job, setting) is not None:
             require_packages(setting)
-    checked = job.min_pivot_similarity is not None
-    if checked:
+    if job.min_pivot_similarity is not None:
         require_pivots(pivots)
     models = {pivot: load_engine(job.engine, pivot, job.models).model for pivot in pivots}
     return [
-        TranslationCache(job.cache, job.engine, pivot, job.models, model, checked)
-        for pivot, model in models.items()
+        TranslationCache(job.cache, job.engine, pivot, job.models, model) for pivot, model in models.items()
     ]
 
 

@@ -176,7 +176,7 @@ def _own_model(place: Path, image_size: int | None) -> Any:
         from filip.models import load_model
 
         return load_model(place, image_size=image_size).eval()
-    from filip.export.source import read_source
+    from filip.runs.source import read_source
 
     model = read_source(str(place)).model
     if image_size is not None and image_size != model.image_size:

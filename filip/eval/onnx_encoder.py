@@ -38,10 +38,6 @@ class OnnxEncoder:
                 f"`filip export to=onnx{f' variants=[{variant}]' if variant else ''}`"
             )
         about = json.loads((place / "inputs.json").read_text(encoding="utf-8"))
-        if "context_length" not in about:
-            raise UserError(
-                f"onnx:{folder} is of an earlier version, and does not say how long texts may be: export it again"
-            )
         if loading.device != "cpu" or loading.image_size not in (None, about["image_size"]) or loading.tokens:
             raise UserError(
                 f"onnx:{folder} runs on the CPU, at its own {about['image_size']} px and with the vectors that it has: "

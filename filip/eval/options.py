@@ -14,7 +14,7 @@ from filip.eval.features import FeatureStore, model_key, read_shard
 from filip.eval.opening import MISSING_SETS, check_sets
 from filip.eval.precision import PRECISIONS, name_of
 from filip.eval.scorer import Scorer, scorer_for
-from filip.eval.sharing import launched, own_device
+from filip.eval.sharing import device_of, launched
 
 FEATURES = "folder that keeps image features, so that no image is encoded twice by a model; empty: none"
 FEATURES_GB = 50.0
@@ -42,7 +42,7 @@ class ModelOptions:
         return load_encoder(
             self.model,
             self.image_size,
-            own_device(launched()) if self.device == "auto" else self.device,
+            device_of(launched()) if self.device == "auto" else self.device,
             precision=self.precision,
             tokens=self.tokens,
             trust_remote_code=self.trust_remote_code,

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from filip.device import best_precision
+from filip.device import evaluation_precision
 from filip.errors import UserError
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -16,13 +16,11 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 def dtype_of(precision: str, device: str) -> torch.dtype:
     """The dtype that ``precision=`` stands for on a device.
 
-    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.best_precision` on accelerators, fp32 on CPUs, so
-    that the figures of a model do not depend on the CPU that they were computed on.
+    precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.evaluation_precision`.
     Raises UserError for another word.
     """
     if precision == "auto":
-        place = torch.device(device)
-        precision = "fp32" if place.type == "cpu" else best_precision(place)
+        precision = evaluation_precision(torch.device(device))
     if precision not in PRECISIONS:
         raise UserError(f"precision={precision}: should be auto, {', '.join(PRECISIONS)}")
     return PRECISIONS[precision]

@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from filip.device import best_device
+from filip.device import best_device, own_device
 from filip.errors import UserError
 from filip.eval.outcomes import Record
 
@@ -82,14 +82,9 @@ def launched() -> Share:
     return Share(int(os.environ["RANK"]), ranks, exchange)
 
 
-def own_device(share: Share) -> str:
-    """The accelerator of this process: on a machine with several, that of its number there."""
-    best = best_device()
-    return (
-        f"{best}:{os.environ.get('LOCAL_RANK', '0')}"
-        if share.ranks > 1 and best.type == "cuda"
-        else str(best)
-    )
+def device_of(share: Share) -> str:
+    """Return the accelerator of this process: where several share a machine with several, its own."""
+    return str(own_device(int(os.environ.get("LOCAL_RANK", "0"))) if share.ranks > 1 else best_device())
 
 
 def shared_main(

@@ -10,23 +10,20 @@ docs/models.md shows how each format is loaded.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.export.formats import FORMATS
 from filip.export.onnx_folder import write_onnx
 from filip.export.onnx_variants import VARIANTS
-from filip.export.source import read_source
 from filip.files import check_output
 from filip.progress import say
+from filip.runs.source import read_source
 
 
 @dataclass
 class Export:
     """Options of the command."""
-
-    RENAMED: ClassVar[dict[str, str]] = {"run_dir": "model", "checkpoint": "model"}
 
     model: str = option(
         MISSING,

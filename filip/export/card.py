@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import filip
-from filip.export.source import Source
+from filip.runs.source import Source
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import NOT_LEARNING, flat
 

@@ -9,7 +9,7 @@ from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
 from filip.export.safetensors_file import write_safetensors
-from filip.export.source import Source
+from filip.runs.source import Source
 
 # Each takes the source and ``out``, and raises UserError if its format cannot hold the model.
 FORMATS: dict[str, Callable[[Source, str], None]] = {

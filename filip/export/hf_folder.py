@@ -12,10 +12,10 @@ from filip.errors import UserError
 from filip.export.card import model_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
-from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.weights import write_safetensors
+from filip.runs.source import Source
 
 USE = """    from transformers import AutoModel, AutoProcessor
     model = AutoModel.from_pretrained("FOLDER", trust_remote_code=True).eval()

@@ -7,8 +7,8 @@ from filip.export.card import model_card
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, refuse_computed_tables, tower_config
-from filip.export.source import Source
 from filip.files import write_json
+from filip.runs.source import Source
 
 USE = """    from sentence_transformers import MultiVectorEncoder
     model = MultiVectorEncoder("FOLDER", trust_remote_code=True)

@@ -18,10 +18,10 @@ from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.folder import new_folder
 from filip.export.hf_folder import copy_code, tower_config
 from filip.export.onnx_variants import check_variants, recall_table, write_variant
-from filip.export.source import Source
 from filip.export.standalone.filip_towers import Towers
 from filip.files import write_json
 from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.runs.source import Source
 from filip.tokenizer import BOS
 
 USE = """    import onnxruntime

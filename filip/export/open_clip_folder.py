@@ -7,12 +7,12 @@ from typing import Any, cast
 from filip.errors import UserError
 from filip.export.card import model_card
 from filip.export.folder import new_folder
-from filip.export.source import Source
 from filip.files import write_json
 from filip.models import DualEncoder
 from filip.models.open_clip_names import open_clip_names, to_open_clip
 from filip.models.weights import write_safetensors
 from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.runs.source import Source
 from filip.tokenizer import EOS
 
 USE = """    import open_clip

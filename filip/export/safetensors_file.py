@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from filip.export.source import Source
 from filip.models import save_model
+from filip.runs.source import Source
 
 
 def write_safetensors(source: Source, out: str) -> None:

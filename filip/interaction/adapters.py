@@ -1,16 +1,14 @@
-"""The engine as the scorer of ColBERT-type libraries: sentence-transformers, PyLate, colpali_engine.
+"""The engine as the scorer of ColBERT-type libraries: sentence-transformers and PyLate.
 
     score[q, d] = sum over the tokens of q of the largest dot product with a token of d        (MaxSim)
 
 is ``late_interaction`` in one direction: queries in the role of images, their masked tokens set to zero (a zero adds
 nothing to the sum), documents packed, and ``i2t`` times the number of query positions. These libraries take a scorer
-as a function, or (colpali) call one by a name that can be replaced; docs/interaction.md shows each. None of them is
-imported until it is asked for.
+as a function; docs/interaction.md shows each. None of them is imported here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -91,28 +89,6 @@ def colbert_kd_scores(
     own = torch.arange(len(of_query))[:, None].expand_as(of_query)
     found = late_interaction_pairs(packed.queries, packed.documents, packed.lengths, own, of_query).i2t
     return packed.scores(found, packed.empty.view(found.shape), length_normalize)
-
-
-def use_in_colpali() -> Callable[[], None]:
-    """Let colpali_engine's losses and its processors' ``score_multi_vector`` score with the functions of this module.
-
-    They take no scorer as an argument, so ``maxsim_inbatch`` and ``maxsim_kd`` are replaced in the modules that call
-    them, in this process. Returns a function that puts colpali's own back. ImportError if colpali_engine is missing.
-    Zero rows are padding, as in colpali; unlike there they never win a maximum. Smooth maxima and the score of a
-    query's positive document in losses with explicit negatives are written out there and stay colpali's.
-    """
-    from colpali_engine.loss import late_interaction_losses as losses
-    from colpali_engine.utils import processing_utils
-
-    places = [(losses, "maxsim_inbatch"), (losses, "maxsim_kd"), (processing_utils, "maxsim_inbatch")]
-    before = [getattr(module, name) for module, name in places]
-
-    def set_scorers(scorers: Sequence[Callable[..., Tensor]]) -> None:
-        for (module, name), scorer in zip(places, scorers, strict=True):
-            setattr(module, name, scorer)
-
-    set_scorers((colbert_scores, colbert_kd_scores, colbert_scores))
-    return lambda: set_scorers(before)
 
 
 class _Packed(NamedTuple):

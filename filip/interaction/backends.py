@@ -1,4 +1,4 @@
-"""What computes the similarity, and which of them for given tokens.
+"""The backends that compute the similarity, and the choice among them for given tokens.
 
 A backend is a module with two functions that know nothing of autograd:
 
@@ -9,22 +9,27 @@ A backend is a module with two functions that know nothing of autograd:
 backend knows, and undefined unless ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens
 is in the accumulation dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the
 two gradients somebody wants; of the other side nothing is computed, and what is returned for it is an empty tensor.
+
+A backend that does not run everywhere has a third function, ``unavailable_reason(image_tokens, longest)``: it returns
+a sentence, or "" where it can run. A new backend is an entry of :data:`BACKENDS`.
 """
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
-from typing import Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from filip.interaction import reference, tiled
+from filip.interaction import tiled
 from filip.interaction.packing import Pair, Residuals, Tokens
 
 ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
-BACKENDS = ("auto", "reference", "tiled", "native", "triton")
 
 
 class Backend(Protocol):
@@ -35,6 +40,44 @@ class Backend(Protocol):
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True), /
     ) -> Pair: ...
+
+
+@dataclass(frozen=True)
+class BackendEntry:
+    """A backend as :data:`BACKENDS` lists it.
+
+    module   name of the module, which is imported when somebody wants it
+    auto_on  the kind of device on which "auto" prefers it to the tiled backend; None: nowhere
+    declines why "auto" does not take it for these tokens on that device; None: it does. "" is not worth a notice
+    """
+
+    module: str
+    auto_on: str | None = None
+    declines: Callable[[Tensor], str | None] = lambda _: None
+
+
+def _native_declines(image_tokens: Tensor) -> str | None:
+    return "" if image_tokens.dtype == torch.float64 else None  # as documented, so not worth a notice
+
+
+def _triton_declines(image_tokens: Tensor) -> str | None:
+    major, minor = torch.cuda.get_device_capability(image_tokens.device)
+    if major >= 8:
+        return None
+    return f"Triton has no tensor-core path for compute capability {major}.{minor} (8.0 is the first)"
+
+
+BACKENDS: dict[str, BackendEntry] = {
+    "reference": BackendEntry("filip.interaction.reference"),
+    "tiled": BackendEntry("filip.interaction.tiled"),
+    "native": BackendEntry("filip.interaction.native", "cpu", _native_declines),
+    "triton": BackendEntry("filip.interaction.triton_backend", "cuda", _triton_declines),
+}
+
+
+def backend_names() -> tuple[str, ...]:
+    """Return what ``backend=`` takes."""
+    return ("auto", *BACKENDS)
 
 
 def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
@@ -51,15 +94,11 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = 
     wanted, source = backend, "backend="
     if backend == "auto" and os.environ.get(ENVIRONMENT_VARIABLE):
         wanted, source = os.environ[ENVIRONMENT_VARIABLE], f"the environment variable {ENVIRONMENT_VARIABLE}="
-    if wanted not in BACKENDS:
-        raise ValueError(f"{source}{wanted!r} is not a backend; choose one of {', '.join(BACKENDS)}")
-    if wanted == "reference":
-        return reference
-    if wanted == "tiled":
-        return tiled
     if wanted == "auto":
         return _automatic(image_tokens, longest)
-    found, reason = (_native if wanted == "native" else _triton)(image_tokens, longest)
+    if wanted not in BACKENDS:
+        raise ValueError(f"{source}{wanted!r} is not a backend; choose one of {', '.join(backend_names())}")
+    found, reason = _load(wanted, image_tokens, longest)
     if found is None:
         raise ValueError(f"{source}{wanted!r} cannot run here: {reason}; use 'tiled' or 'auto'")
     return found
@@ -80,9 +119,11 @@ def run_backward(
 
 
 def _automatic(image_tokens: Tensor, longest: int) -> Backend:
-    for device, candidate in (("cpu", _native_by_default), ("cuda", _triton_by_default)):
-        if image_tokens.device.type == device:
-            found, reason = candidate(image_tokens, longest)
+    for name, entry in BACKENDS.items():
+        if entry.auto_on == image_tokens.device.type:
+            found, reason = None, entry.declines(image_tokens)
+            if reason is None:
+                found, reason = _load(name, image_tokens, longest)
             if found is not None:
                 return found
             if reason:
@@ -90,40 +131,15 @@ def _automatic(image_tokens: Tensor, longest: int) -> Backend:
     return tiled
 
 
-def _native(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    """The compiled CPU kernels, or None and why not. The first call that they fit compiles them."""
+def _load(name: str, image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
+    """Return the backend of that name, or None and why it cannot run. The native one compiles on its first call."""
     try:
-        from filip.interaction import native
+        module: Any = importlib.import_module(BACKENDS[name].module)
     except ImportError as error:
-        return None, f"the native kernels cannot be imported ({error})"
-    reason = native.unavailable_reason(image_tokens, longest)
-    return (None if reason else native), reason
-
-
-def _native_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    if image_tokens.dtype == torch.float64:
-        return None, ""  # as documented, so not worth a notice
-    return _native(image_tokens, longest)
-
-
-def _triton(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    """The GPU kernels, or None and why not."""
-    try:
-        from filip.interaction import triton_backend
-    except ImportError as error:
-        return None, f"Triton cannot be imported ({error})"
-    reason = triton_backend.unavailable_reason(image_tokens, longest)
-    return (None if reason else triton_backend), reason
-
-
-def _triton_by_default(image_tokens: Tensor, longest: int) -> tuple[Backend | None, str]:
-    major, minor = torch.cuda.get_device_capability(image_tokens.device)
-    if major < 8:
-        return (
-            None,
-            f"Triton has no tensor-core path for compute capability {major}.{minor} (8.0 is the first)",
-        )
-    return _triton(image_tokens, longest)
+        return None, f"the {name} backend cannot be imported ({error})"
+    unavailable = getattr(module, "unavailable_reason", None)
+    reason = unavailable(image_tokens, longest) if unavailable else ""
+    return (None if reason else module), reason
 
 
 _notices: set[str] = set()

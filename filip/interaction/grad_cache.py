@@ -142,11 +142,19 @@ def _detached(result: Output) -> Output:
 
 
 def _random_state() -> tuple[Tensor, Tensor | None]:
-    on_gpu = torch.cuda.is_available() and torch.cuda.is_initialized()
-    return torch.get_rng_state(), torch.cuda.get_rng_state() if on_gpu else None
+    generator = _accelerator()
+    return torch.get_rng_state(), generator.get_rng_state() if generator else None
 
 
 def _restore(state: tuple[Tensor, Tensor | None]) -> None:
     torch.set_rng_state(state[0])
     if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
+        _accelerator().set_rng_state(state[1])
+
+
+def _accelerator() -> Any:
+    """Return torch's module for the accelerator of this machine, such as torch.cuda; None if nothing runs on one."""
+    device = torch.accelerator.current_accelerator()
+    module = device and torch.get_device_module(device)
+    started = getattr(module, "is_initialized", lambda: True)  # torch.mps has no such question
+    return module if module and started() else None

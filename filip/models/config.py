@@ -12,7 +12,6 @@ import yaml
 from filip.errors import UserError
 
 INTERACTIONS = ("token_wise", "pooled")
-RENAMED_INTERACTIONS = {"token": "token_wise", "global": "pooled"}  # what earlier versions wrote
 ACTIVATIONS = ("gelu", "quick_gelu")
 INITIALISATIONS = ("clip", "timm")
 POOLINGS = ("ends", "mean", "attention")
@@ -110,10 +109,6 @@ class ModelConfig:
 
     def check(self) -> ModelConfig:
         """Return self, or raise UserError for a value that no model can be built from."""
-        if self.interaction in RENAMED_INTERACTIONS:
-            raise UserError(
-                f"model.interaction={self.interaction} is now called {RENAMED_INTERACTIONS[self.interaction]}"
-            )
         _choice("model.interaction", self.interaction, INTERACTIONS)
         _choice("model.pooling", self.pooling, POOLINGS)
         _choice("model.text.activation", self.text.activation, ACTIVATIONS)
@@ -143,14 +138,6 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 def config_from_dict(values: dict[str, Any]) -> ModelConfig:
     """ModelConfig from nested plain dicts (YAML, JSON); UserError names an unknown key."""
     return cast(ModelConfig, _build(ModelConfig, values, "model")).check()
-
-
-def migrated(values: dict[str, Any]) -> dict[str, Any]:
-    """The dict of a ModelConfig that an earlier version saved, in today's words."""
-    interaction = values.get("interaction")
-    if interaction not in RENAMED_INTERACTIONS:
-        return values
-    return {**values, "interaction": RENAMED_INTERACTIONS[interaction]}
 
 
 def _build(schema: type, values: dict[str, Any], where: str) -> Any:

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from filip.errors import UserError, plain
 from filip.files import replacing
-from filip.models.config import config_from_dict, migrated
+from filip.models.config import config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
 
@@ -51,7 +51,7 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     """
     metadata, state = _read(path)
     of_loss = pop_loss_parameters(state)
-    config = config_from_dict(migrated(_json(path, metadata["config"])))
+    config = config_from_dict(_json(path, metadata["config"]))
     with torch.device("meta"):
         model = build_model(config)
     if any(True for _ in model.buffers()):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from filip.report.rows.cells import Study
+from filip.study import Study
 
 # As in templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
 COLOURS = ["#c2562c", "#1f63b5", "#23857a", "#a3720b", "#7a56a8", "#56606f", "#5d7f2f", "#a8466a"]

@@ -1,4 +1,7 @@
-"""What training sees: samples of a source's shards, augmented as the loader does, with their candidate captions."""
+"""Samples of a source's shards, augmented as the loader does, with their candidate captions: what training sees.
+
+filip report preview shards=SHARDS captions=CAPTIONS out=sheet.png
+"""
 
 from __future__ import annotations
 
@@ -9,12 +12,39 @@ from pathlib import Path
 
 from PIL import Image, ImageOps
 
+from filip.command import MISSING, option, run_command
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.shard_index import shard_index
 from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import denormalize
 from filip.data.sidecar import read_sidecar
+from filip.errors import UserError
 from filip.eval.pictures import INK, MUTED, Cell, sheet
+from filip.files import replacing
+
+
+@dataclass
+class Preview:
+    shards: str = option(MISSING, "folder of the shards")
+    captions: str = option(MISSING, "folder of the side-cars")
+    out: str = option(MISSING, "picture to write, .png", writes="file")
+    count: int = option(24, "samples", at_least=1)
+    image_size: int = option(128, "pixels at which images are augmented", at_least=1)
+    seed: int = option(0, "of the augmentations", at_least=0)
+
+
+def main(config: Preview) -> None:
+    """Show samples of a source as training sees them: augmented, with their candidate captions."""
+    if Path(config.out).suffix.lower() != ".png":
+        raise UserError(f"out={config.out}: the name must end in .png")
+    samples = read_samples(Path(config.shards), Path(config.captions), config.count)
+    if not samples:
+        raise UserError(
+            f"no samples: shards={config.shards} has no tar whose side-car is in captions={config.captions}"
+        )
+    with replacing(config.out) as part:
+        augmentation_sheet(samples, config.image_size, seed=config.seed).save(part, "PNG")
+    print(f"{config.out}: {len(samples)} samples of {config.shards}")
 
 
 @dataclass
@@ -81,3 +111,7 @@ def augmentation_sheet(
     return sheet(
         cells, 1, "What training sees", note, cell_width=(augmented + 1) * (side + gap) - gap, gap=20
     )
+
+
+if __name__ == "__main__":
+    run_command(main, Preview)

@@ -8,8 +8,7 @@ from typing import Any
 
 from filip.report.formats.text import short_commit
 from filip.report.results import Results
-from filip.report.rows import PROTOCOLS
-from filip.study import Study
+from filip.study import PROTOCOLS, Study
 
 # Rules by what they are part of; those of the data stages are all others.
 KINDS = {

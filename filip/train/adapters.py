@@ -8,19 +8,12 @@ W + (alpha / rank) B A, so that evaluation and exports see a model like any othe
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-from torch import Tensor, nn
+from torch import nn
 
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.models import DualEncoder
-
-if TYPE_CHECKING:
-    from filip.train.config import WarmStartConfig
-
-TUNING = ("full", "frozen", "frozen_stem", "lora")
-_ADAPTER = ".lora_{}.default.weight"
+from filip.train.config import WarmStartConfig
 
 
 def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
@@ -59,22 +52,6 @@ def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
     inject_adapter_in_model(
         LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers), tower
     )
-
-
-def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The state dict of the model without adapters that computes the same; ``state`` itself if it has none."""
-    plain = {}
-    for name, value in state.items():
-        layer, base, kind = name.rpartition(".base_layer.")
-        if not base:
-            if ".lora_" not in name:
-                plain[name] = value
-            continue
-        if kind == "weight":
-            down, up = (state[layer + _ADAPTER.format(side)].float() for side in "AB")
-            value = value.float() + (alpha / len(down)) * (up @ down)
-        plain[f"{layer}.{kind}"] = value
-    return plain
 
 
 def trainable(model: nn.Module) -> int:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import random
-import re
 import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,42 +20,11 @@ from filip import device
 from filip.errors import UserError
 from filip.files import naming, sync, write_json
 from filip.models import config_from_dict
-from filip.models.config import migrated
+from filip.runs.checkpoint import STATE, LoopState, complete_checkpoints, file_size, newest_intact
 from filip.train.config import CheckpointConfig
 from filip.train.engine import Engine
 from filip.train.ranks import Ranks, barrier, raise_together
 from filip.train.zero_layout import reading_universal
-
-_COMPLETE = re.compile(r"step(\d{8})")
-STATE = "state.json"
-
-
-@dataclass
-class LoopState:
-    """Where a run stands, and what it must have in common with the run that resumes it."""
-
-    step: int = 0
-    loader: dict[str, Any] = field(default_factory=dict)
-    seconds: float = 0.0
-    rollbacks: int = 0
-    step_seconds: list[float] = field(default_factory=list)  # recent steps, without the first of each start
-    world_size: int = 1
-    zero_stage: int = 0
-    precision: str = "fp32"
-    pairs_per_step: int = 0
-    model: dict[str, Any] = field(default_factory=dict)
-    optimizer: str = "lamb"
-    manifests: dict[str, str] = field(default_factory=dict)
-    settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.fingerprint
-    init_from: str | None = None  # hash of the weights that the run started from
-    files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
-    if not folder.is_dir():
-        return []
-    return sorted(p for p in folder.iterdir() if _COMPLETE.fullmatch(p.name) and (p / STATE).is_file())
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
@@ -73,46 +40,6 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
             f"{folder}/step00001000, or resume=auto"
         )
     return path
-
-
-def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files have the sizes they were saved with, and a note on each that is skipped."""
-    notes: list[str] = []
-    for checkpoint in reversed(complete_checkpoints(folder)):
-        damage = find_damage(checkpoint)
-        if damage is None:
-            return checkpoint, notes
-        notes.append(f"skipped the damaged checkpoint {checkpoint}: {damage}")
-    return None, notes
-
-
-def find_damage(checkpoint: Path) -> str | None:
-    """What is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
-    try:
-        expected = read_state(checkpoint).files
-    except UserError as error:
-        return str(error)
-    for name, size in expected.items():
-        path = checkpoint / name
-        if not path.is_file():
-            return f"{name} is missing"
-        if _size(path) != size:
-            return f"{name} has {_size(path)} bytes instead of {size}"
-    return None
-
-
-def read_state(checkpoint: Path) -> LoopState:
-    """The loop state of a finished checkpoint. Fields of a later version are ignored, missing ones keep defaults."""
-    known = {f.name for f in fields(LoopState)}
-    try:
-        values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
-        state = LoopState(**{name: value for name, value in values.items() if name in known})
-    except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint"
-        ) from error
-    state.model = migrated(state.model)
-    return state
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
@@ -172,7 +99,7 @@ def save_checkpoint(
         torch.save(random_states(), aside / f"random_rank{ranks.rank:05d}.pt")
     barrier(ranks)
     if ranks.is_main:
-        state.files = {path.name: _size(path) for path in sorted(aside.iterdir()) if path.is_file()}
+        state.files = {path.name: file_size(path) for path in sorted(aside.iterdir()) if path.is_file()}
         write_json(aside / STATE, asdict(state))
     barrier(ranks)
     if ranks.local_rank == 0:
@@ -268,12 +195,6 @@ def _to_disk(folder: Path) -> None:
     """Flush the files that this host wrote, so that a power cut after the rename loses nothing."""
     for path in [*folder.iterdir(), folder]:
         sync(path)
-
-
-def _size(path: Path) -> int:
-    """Of an opened file: network file systems answer ``stat`` from a cache, but look again when a file is opened."""
-    with open(path, "rb") as file:
-        return file.seek(0, os.SEEK_END)
 
 
 def random_states() -> dict[str, Any]:

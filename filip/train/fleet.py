@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -20,24 +19,19 @@ from filip.interaction.cost import Setting, tiled_on_gpu, triton
 from filip.models import DualEncoder, build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import SMALL_MESSAGES, Message, encoder_flops, loss_messages, passes, zero_messages
+from filip.train.engine import Batching, resolve_batching
 from filip.train.hardware import GB, GPUS, NETWORKS, FleetConfig, Gpu, Network
 from filip.train.host_memory import to_ask_for
 from filip.train.losses import exchanged, resolve_weights
-from filip.train.plan import (
+from filip.train.memory import (
     CAPTION_TOKENS,
     MemoryPlan,
     host_memory,
     interaction_setting,
     memory_plan,
 )
+from filip.train.optimizers import OPTIMIZERS
 from filip.train.telemetry import duration
-
-if TYPE_CHECKING:
-    from filip.train.engine import Batching
-
-# Bytes of device memory that an optimiser reads and writes per parameter of its share: float32 tensors that pass by in
-# filip/train/lamb.py (26), or in one fused kernel (4 read, 3 written).
-OPTIMIZER_BYTES = {"lamb": 4 * 26, "adamw": 4 * 7}
 
 
 @dataclass(frozen=True)
@@ -154,8 +148,6 @@ def simulate(
     price: float | None = None,
 ) -> FleetPlan:
     """Plan a run on ``gpus`` GPUs. UserError for a kind that is not listed, or a batch that they cannot share."""
-    from filip.train.engine import resolve_batching
-
     links = make_links(config, gpus, gpu, network, fleet)
     batching = resolve_batching(config, gpus)
     with torch.device("meta"):
@@ -244,7 +236,7 @@ def loss_seconds(
 def optimizer_seconds(parameters: int, config: TrainConfig, ranks: int, gpu: Gpu) -> float:
     """A pass over the state that a rank holds."""
     own = parameters / ranks if config.zero_stage else parameters
-    return own * OPTIMIZER_BYTES[config.optimizer.name] / gpu.bandwidth
+    return own * OPTIMIZERS[config.optimizer.name].traffic / gpu.bandwidth
 
 
 def checkpoint_seconds(parameters: int, config: TrainConfig, fleet: FleetConfig, step: float) -> float:

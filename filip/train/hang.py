@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable
 
 AT_LEAST = 60.0  # seconds before anything is said
+MEDIANS = 20.0  # of a step's seconds without a step are worth a line
 FEWEST = 5  # steps from which a median is taken
 
 
@@ -20,7 +21,11 @@ class HangWatch:
     """
 
     def __init__(
-        self, medians: float, rank: int, report: Callable[[str], None], at_least: float = AT_LEAST
+        self,
+        rank: int,
+        report: Callable[[str], None],
+        medians: float = MEDIANS,
+        at_least: float = AT_LEAST,
     ) -> None:
         """``medians``: how many medians of a step's seconds without a step are worth a line; 0 = never."""
         self.medians, self.rank, self.report, self.at_least = medians, rank, report, at_least

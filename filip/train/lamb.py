@@ -35,6 +35,9 @@ class Layout:
     partitioned: bool = True  # False: every rank holds whole parameters, nothing to add up
 
 
+MAX_TRUST_NORM = 10.0  # as the implementation that the paper names clamps a parameter's norm
+
+
 class Lamb(Optimizer):
     """Layer-wise adaptive moments (You et al., 2020), in the variant of the paper:
 
@@ -53,7 +56,7 @@ class Lamb(Optimizer):
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-4,
         weight_decay: float = 0.0,
-        max_trust_norm: float = 10.0,
+        max_trust_norm: float = MAX_TRUST_NORM,
     ) -> None:
         defaults = {
             "lr": lr,

@@ -7,7 +7,7 @@ import random
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
@@ -19,15 +19,14 @@ from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
 from filip.models import DualEncoder, build_model
+from filip.runs.checkpoint import LoopState, newest_intact, read_state
+from filip.runs.weights import merged
 from filip.train import monitors, progress
-from filip.train.adapters import adapt, merged
+from filip.train.adapters import adapt
 from filip.train.checkpoint import (
-    LoopState,
     load_checkpoint,
     needs_conversion,
-    newest_intact,
     prepare_folder,
-    read_state,
     save_checkpoint,
     to_universal,
 )
@@ -51,7 +50,7 @@ from filip.train.schedule import Schedule, make_schedule
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
-from filip.train.watchdog import StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 from filip.train.word_swaps import with_swaps
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
@@ -187,15 +186,16 @@ def open_run(
     telemetry = Telemetry(run_dir, ranks.is_main, state.step)
     for note in notes:
         telemetry.event(state.step, "resume", note)
-    lowest = max(config.watchdog.min_loss_scale, engine.lowest_loss_scale())
+    lowest = max(Limits.min_loss_scale, engine.lowest_loss_scale())
     watchdog = Watchdog(
-        replace(config.watchdog, min_loss_scale=lowest),
+        config.watchdog,
         batching.global_batch,
         model.config.max_logit_scale,
         config.precision == "fp16",
+        Limits(min_loss_scale=lowest),
     )
     commit = start.get("commit")
-    hang = HangWatch(config.watchdog.hang_medians, ranks.rank, say)
+    hang = HangWatch(ranks.rank, say)
     return Run(
         config,
         ranks,

@@ -1,4 +1,8 @@
-"""The optimisers that a run can choose. A new one is an entry of :data:`OPTIMIZERS`."""
+"""The optimisers that a run can choose.
+
+A new one is an entry of :data:`OPTIMIZERS`, or in another package an entry point of the group ``filip.optimizers``,
+which filip.train.config asks for.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +26,6 @@ class OptimizerSettings(Protocol):
     betas: tuple[float, float]
     eps: float | None  # None: the kind's own
     weight_decay: float
-    max_trust_norm: float
 
 
 def _nothing(*_: Any) -> None:
@@ -39,6 +42,8 @@ class OptimizerKind:
 
     build           from parameter groups; it must clamp each group's weights to ``maximum`` (None: no clamp)
     state_bytes     bytes of state per parameter, for the memory plan
+    step_bytes      bytes of device memory that a step reads and writes per parameter, for the fleet plan. None: as one
+                    fused kernel, which reads weight, gradient and state and writes weight and state
     eps             added outside the root, unless the configuration gives another
     attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
     check_settings  raises UserError for DeepSpeed settings under which it would be wrong
@@ -47,10 +52,16 @@ class OptimizerKind:
 
     build: Callable[[Groups, OptimizerSettings], Optimizer]
     state_bytes: int
+    step_bytes: int | None = None
     eps: float = 1e-8
     attach: Callable[[Any, Any], None] = _nothing
     check_settings: Callable[[dict[str, Any]], None] = _nothing
     norms: Callable[[Any], Norms] = _no_norms
+
+    @property
+    def traffic(self) -> int:
+        """Bytes of device memory that a step reads and writes per parameter."""
+        return 4 * 3 + 2 * self.state_bytes if self.step_bytes is None else self.step_bytes
 
 
 def _eps(o: OptimizerSettings, name: str) -> float:
@@ -58,9 +69,7 @@ def _eps(o: OptimizerSettings, name: str) -> float:
 
 
 def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return Lamb(
-        groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay, o.max_trust_norm
-    )
+    return Lamb(groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay)
 
 
 def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:
@@ -71,6 +80,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
         _lamb,
         state_bytes=8,
+        step_bytes=4 * 26,  # float32 tensors that pass by in filip/train/lamb.py
         eps=1e-4,
         attach=bind_lamb,
         check_settings=check_deepspeed_settings,

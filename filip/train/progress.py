@@ -13,8 +13,8 @@ from filip.progress import say
 from filip.tokenizer import decode_token
 from filip.train.config import TrainConfig
 from filip.train.hardware import peak_flops
+from filip.train.memory import memory_plan
 from filip.train.metrics import Interval
-from filip.train.plan import memory_plan
 from filip.train.run import Run
 from filip.train.stragglers import RankReport, fleet_report, summed
 from filip.train.telemetry import text_line

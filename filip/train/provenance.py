@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import filip
+from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
+from filip.runs.checkpoint import FINISHED
 from filip.train.config import TrainConfig
 
 STARTS = "starts.jsonl"
-FINISHED = "finished.json"
 KEPT = "finished"  # folder with copies of the results
 SOURCES = (".py", ".cpp", ".h")
 PACKAGES = ("torch", "deepspeed", "timm", "numpy")
@@ -45,15 +46,6 @@ def record_start(
     write_json(run_dir / "config.json", entry["config"])
     (run_dir / FINISHED).unlink(missing_ok=True)
     return entry
-
-
-def machine() -> str:
-    """What a run is trained on, in words; the same on every machine of that kind."""
-    import torch
-
-    if torch.cuda.is_available():
-        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
-    return f"{platform.machine()} CPU with {os.cpu_count()} cores"
 
 
 def record_finish(
@@ -107,11 +99,6 @@ def code_hash() -> str:
     for folder in ("train", "models", "interaction", "data/loading"):
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
     return digest({str(file.relative_to(root)): sha256_of(file) for file in sorted(files)})
-
-
-def is_finished(run_dir: Path) -> bool:
-    """True if the last start of the run wrote its result."""
-    return (run_dir / FINISHED).is_file()
 
 
 def versions() -> dict[str, str]:

@@ -7,14 +7,12 @@ from pathlib import Path
 
 from filip.errors import UserError
 from filip.files import digest
+from filip.runs.checkpoint import LoopState, is_finished, newest_intact, read_state
 from filip.train.checkpoint import (
-    LoopState,
     check_compatible,
     find_checkpoint,
     load_checkpoint,
     needs_conversion,
-    newest_intact,
-    read_state,
     set_aside_newer,
     to_universal,
 )
@@ -22,7 +20,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Engine
 from filip.train.fingerprint import changed_settings
 from filip.train.manifests import refuse_changed_data
-from filip.train.provenance import is_finished, kept_result
+from filip.train.provenance import kept_result
 from filip.train.ranks import Ranks, from_main, raise_together
 
 
@@ -143,7 +141,7 @@ def _resumption(
 
 
 def _init_change(saved: LoopState, state: LoopState) -> list[str]:
-    if saved.init_from == state.init_from or not saved.settings:  # earlier versions did not record it
+    if saved.init_from == state.init_from:
         return []
     return ["init_from holds other weights than those that this run started from"]
 

@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.loading.loader import PairLoader
-from filip.train.checkpoint import LoopState
+from filip.runs.checkpoint import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import encoder_flops
 from filip.train.engine import Batching, Engine
 from filip.train.hang import HangWatch
 from filip.train.losses import Loss
-from filip.train.plan import CAPTION_TOKENS
+from filip.train.memory import CAPTION_TOKENS
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule

@@ -7,12 +7,10 @@ browser too, and does not disturb the run.
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import statistics
 import sys
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -34,16 +32,15 @@ class Watch:
     run_dir: str = option(MISSING, "folder of a run, or a folder of runs, whose latest is watched")
     once: bool = option(False, "print the state and end; without a terminal it is so in any case")
     every: float = option(5.0, "seconds between two looks", at_least=0.1)
-    height: int = option(12, "lines of the loss curve", at_least=3)
 
 
 def main(config: Watch) -> None:
-    """Show the state of a run from its folder: loss curve, rate, ETA, alarms."""
+    """Show the state of a run from its folder: loss, rate, ETA, alarms."""
     once = config.once or not sys.stdout.isatty()
     while True:
         run = read_run(find_run(Path(config.run_dir)))
         size = shutil.get_terminal_size((100, 40))
-        text = "\n".join(describe(run, time.time(), size.columns - 1, config.height))
+        text = "\n".join(describe(run, time.time(), size.columns - 1))
         print(text if once else HOME_AND_CLEAR + text, flush=True)
         if once or run.finished:
             return
@@ -105,24 +102,17 @@ def _steps(folder: Path, lines: list[dict[str, Any]]) -> int | None:
     return min(limits, default=None)
 
 
-def describe(run: RunState, now: float, width: int = 100, height: int = 12) -> list[str]:
+def describe(run: RunState, now: float, width: int = 100) -> list[str]:
     """The state as lines no longer than ``width``."""
     text = [f"{run.folder}", _progress(run, now)]
     if run.lines:
-        text += [_numbers(run.lines[-1]), _rate(run), ""]
-        text += curve(
-            [(entry["step"], entry["loss/total"]) for entry in run.lines if _has_loss(entry)], width, height
-        )
+        text += [_numbers(run.lines[-1]), _rate(run)]
     alarms = [event for event in run.events if event["event"] in ALARMS]
     text += ["", f"alarms: {len(alarms) or 'none'}"]
     text += [f"  step {event['step']:,}: {event['text']}" for event in alarms[-5:]]
     others = [event for event in run.events if event not in alarms]
     text += [f"last event, step {event['step']:,}: {event['text']}" for event in others[-1:]]
     return [line if len(line) <= width else line[: width - 1] + "…" for line in text]
-
-
-def _has_loss(entry: dict[str, Any]) -> bool:
-    return isinstance(entry.get("loss/total"), int | float)
 
 
 def _progress(run: RunState, now: float) -> str:
@@ -146,7 +136,8 @@ def _seconds_between_lines(run: RunState) -> float:
 
 
 def _numbers(entry: dict[str, Any]) -> str:
-    parts = [f"loss {entry['loss/total']:.4f}"] if _has_loss(entry) else []
+    loss = entry.get("loss/total")
+    parts = [f"loss {loss:.4f}"] if isinstance(loss, int | float) else []
     parts += [
         f"{way} {100 * entry[f'accuracy/{way}']:.1f} %"
         for way in ("i2t", "t2i")
@@ -172,27 +163,6 @@ def _rate(run: RunState) -> str:
     if run.steps and seconds is not None and not run.finished:
         parts.append(f"ETA {duration((run.steps - run.step) * seconds)}")
     return "  ".join(parts)
-
-
-def curve(points: Sequence[tuple[int, float]], width: int, height: int) -> list[str]:
-    """A line chart in plain characters: the mean of each column's points. Values that are not finite are left out."""
-    found = [(step, value) for step, value in points if math.isfinite(value)]
-    if not found or height < 2:
-        return []
-    room = max(10, min(width - 10, 100))
-    first, last = found[0][0], found[-1][0]
-    columns: dict[int, list[float]] = {}
-    for step, value in found:
-        columns.setdefault(round((room - 1) * (step - first) / max(1, last - first)), []).append(value)
-    means = {column: statistics.fmean(values) for column, values in columns.items()}
-    low, high = min(means.values()), max(means.values())
-    rows = [[" "] * room for _ in range(height)]
-    for column, value in means.items():
-        rows[round((height - 1) * (high - value) / max(high - low, 1e-9))][column] = "*"
-    labels = {0: f"{high:8.3f}", height - 1: f"{low:8.3f}"}
-    text = [f"{labels.get(number, ' ' * 8)} |{''.join(row)}".rstrip() for number, row in enumerate(rows)]
-    ends = f"{first:,}{f'{last:,}':>{max(1, room - len(f'{first:,}'))}}"
-    return [*text, f"{' ' * 8} +{'-' * room}", f"{' ' * 10}{ends}"]
 
 
 if __name__ == "__main__":

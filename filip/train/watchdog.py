@@ -17,6 +17,25 @@ HISTORY = 100  # steps whose losses a spike is compared with
 DATA_SHARE = 0.2  # of a step that one rank waits longer for its data than the rank in the middle
 
 
+@dataclass(frozen=True)
+class Limits:
+    """Thresholds from which a condition is reported. They are constants: an alert changes nothing in the training."""
+
+    min_loss_scale: float = 1.0  # a dynamic loss scale at or below this has collapsed
+    clamp_steps: int = 500  # with the logit scale at its clamp: touching it now and then is no harm
+    spike_steps: int = 3  # with a loss far above the last hundred's: a single batch may be hard
+    stuck_steps: int = 500  # with the loss within 1 % of log(batch): every training begins there
+    window_steps: int = 200  # over which the shares are taken
+    saturated_share: float = 0.5  # of batches with a loss under 1e-3
+    skipped_share: float = 0.25  # of steps that fp16's loss scaler discards; a few are normal
+    data_share: float = 0.5  # of time spent waiting for data
+    collapse_share: float = 0.9  # of words with one best patch, or patches whose best token is [BOS] or [EOS]
+    collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
+    collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
+    grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
+    straggler_factor: float = 1.5  # a rank's seconds for encoding its batch, over those of the median rank
+
+
 def at_clamp(logit_scale: float, largest: float) -> bool:
     """True where the scale is as large as the optimiser lets it become, up to rounding."""
     return logit_scale >= largest * (1 - 1e-3)
@@ -70,9 +89,10 @@ class Watchdog:
         contrastive_batch: int,
         max_logit_scale: float,
         fp16: bool,
+        limits: Limits | None = None,
     ) -> None:
         """``contrastive_batch``: pairs of one batch, of which the messages speak."""
-        self.settings, self.fp16 = settings, fp16
+        self.settings, self.limits, self.fp16 = settings, limits or Limits(), fp16
         self.contrastive_batch = contrastive_batch
         self.max_logit_scale = max_logit_scale
         self._losses: deque[float] = deque(maxlen=HISTORY)
@@ -106,7 +126,7 @@ class Watchdog:
 
     def _numbers(self, status: StepStatus) -> list[_Condition]:
         """What the scalars of one step say."""
-        s = self.settings
+        s = self.limits
         stuck = (
             status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
         )
@@ -120,7 +140,7 @@ class Watchdog:
             _Condition(
                 "non-finite",
                 bad,
-                s.non_finite_steps,
+                self.settings.non_finite_steps,
                 "loss or gradients are not finite; a larger weight decay helps",
             ),
             _Condition(
@@ -155,7 +175,7 @@ class Watchdog:
 
     def _shares(self, status: StepStatus) -> list[_Condition]:
         """What the last ``window_steps`` steps say together, once there are so many."""
-        s = self.settings
+        s = self.limits
         saturated = self._mean("saturated", status.metrics.get("monitor/saturated_share"))
         skipped = self._mean("skipped", float(status.skipped) if self.fp16 else None)
         waiting = self._mean("waiting", status.data_share)
@@ -187,7 +207,7 @@ class Watchdog:
 
     def _embeddings(self, status: StepStatus) -> list[_Condition]:
         """What the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
-        s, metrics = self.settings, status.metrics
+        s, metrics = self.limits, status.metrics
 
         def share(kind: str, name: str, message: str) -> _Condition:
             value = metrics.get(name)
@@ -221,7 +241,7 @@ class Watchdog:
         """Of the last ``window_steps`` values; None until there are so many."""
         if value is None:
             return None
-        window = self._windows.setdefault(name, deque(maxlen=self.settings.window_steps))
+        window = self._windows.setdefault(name, deque(maxlen=self.limits.window_steps))
         window.append(value)
         return statistics.fmean(window) if len(window) == window.maxlen else None
 
@@ -231,7 +251,7 @@ class Watchdog:
         found = []
         for kind, slowest, slow in (
             ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),
-            ("straggler", encoding, encoding.seconds > self.settings.straggler_factor * encoding.median),
+            ("straggler", encoding, encoding.seconds > self.limits.straggler_factor * encoding.median),
         ):
             seen = self._stragglers.setdefault(kind, [])
             if not slow or (seen and seen[-1][0] != slowest.rank):

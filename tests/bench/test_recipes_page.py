@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from bench.recipes_page import BEGIN, END, RecipesPage, main
+from bench.studies.recipes_page import BEGIN, END, RecipesPage, main
 from filip.report.table import Cell, Column, Less, Row, Table
 
 

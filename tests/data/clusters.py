@@ -1,10 +1,8 @@
-"""Spark and Ray clusters of two workers on this machine, as processes of their own."""
+"""A Spark cluster of two workers on this machine, as processes of their own."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -18,14 +16,6 @@ import psutil
 
 ROOT = Path(__file__).parents[2]
 SECONDS = 300  # that a daemon may take to start on a busy machine
-RAY_STARTS, RAY_START_SECONDS = 5, 30  # a node that has not started by then is started anew
-# Ray's options for the ports of a node's helpers. A raylet waits twenty seconds for those that they choose, and aborts.
-AGENTS = [
-    "dashboard-agent-grpc-port",
-    "dashboard-agent-listen-port",
-    "runtime-env-agent-port",
-    "metrics-export-port",
-]
 
 
 @dataclass
@@ -140,73 +130,3 @@ def spark_cluster(folder: Path) -> Iterator[Cluster]:
         for daemon in daemons:
             kill(daemon.pid)
             daemon.wait()
-
-
-@contextmanager
-def ray_cluster(folder: Path) -> Iterator[Cluster]:
-    """Two Ray nodes of one CPU each; the second can be killed. Sockets of Unix have short paths: ``folder`` too."""
-    port = free_port()
-    address = f"127.0.0.1:{port}"
-    settings = environment(
-        # A node that is dead refuses at once; one that is slow, on a busy machine, is not dead.
-        RAY_health_check_initial_delay_ms="0",
-        RAY_health_check_period_ms="500",
-        RAY_health_check_timeout_ms=f"{SECONDS}000",
-        RAY_health_check_failure_threshold="2",
-        RAY_DASHBOARD_STARTUP_TIMEOUT_S=str(SECONDS),
-        RAY_raylet_start_wait_time_s=str(SECONDS),
-        RAY_agent_register_timeout_ms=f"{SECONDS}000",
-        RAY_raylet_client_connect_timeout_milliseconds=f"{SECONDS}000",
-        RAY_worker_register_timeout_seconds=str(SECONDS),
-        RAY_ENABLE_UV_RUN_RUNTIME_ENV="0",
-        RAY_ADDRESS=address,
-    )
-    start = [str(Path(sys.executable).with_name("ray")), "start", "--block", "--disable-usage-stats"]
-    start += ["--num-cpus=1", "--object-store-memory=80000000", "--include-log-monitor=false"]
-    head = [
-        "--head",
-        f"--port={port}",
-        f"--ray-client-server-port={free_port()}",
-        "--node-ip-address=127.0.0.1",
-        "--include-dashboard=false",
-        "--no-monitor",
-        f"--temp-dir={folder}",
-    ]
-    nodes: list[subprocess.Popen[bytes]] = []
-    try:
-        for arguments in (head, [f"--address={address}"]):  # the second gives up where there is no first one
-            log = folder / f"ray_{len(nodes)}.log"
-            for _ in range(RAY_STARTS):
-                with open(log, "wb") as out:
-                    command = [*start, *arguments, *(f"--{one}={free_port()}" for one in AGENTS)]
-                    node = subprocess.Popen(
-                        command, stdout=out, stderr=out, env=settings, start_new_session=True
-                    )
-                if ray_node_starts(node, log):
-                    break
-                end(node)
-            else:
-                raise AssertionError(f"no Ray node in {RAY_STARTS} attempts:\n{log.read_text()}")
-            nodes.append(node)
-        yield Cluster(address, nodes[1].pid, settings)
-    finally:
-        for node in reversed(nodes):
-            end(node)
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def ray_node_starts(node: subprocess.Popen[bytes], log: Path) -> bool:
-    """Whether it says so in time. Some of Ray's own wait for themselves for ever, in one start of six or more."""
-    deadline = time.monotonic() + RAY_START_SECONDS
-    while time.monotonic() < deadline and node.poll() is None:
-        if "Ray runtime started" in log.read_text():
-            return True
-        time.sleep(0.1)
-    return False
-
-
-def end(node: subprocess.Popen[bytes]) -> None:
-    kill(node.pid)
-    with suppress(ProcessLookupError):
-        os.killpg(node.pid, signal.SIGKILL)
-    node.wait()

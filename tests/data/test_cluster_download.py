@@ -1,12 +1,10 @@
-"""The download on clusters of two workers, one of which is killed in the middle: the same bytes as on one machine."""
+"""The download on a cluster of two workers, one of which is killed in the middle: the same bytes as on one machine."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from contextlib import AbstractContextManager
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,7 +12,7 @@ import pytest
 from filip.data.cards import parse_card
 from filip.data.download import download
 from tests.data import hostile
-from tests.data.clusters import SECONDS, Cluster, family, kill, ray_cluster, spark_cluster, wait_until
+from tests.data.clusters import SECONDS, Cluster, family, kill, spark_cluster, wait_until
 from tests.data.downloads import hashes, write_list
 
 ROWS = 20  # of a shard
@@ -29,21 +27,18 @@ from filip.data.cards import parse_card
 from filip.data.download import download
 if __name__ == "__main__":
     card = parse_card({raw!r}, Path("c.yaml"))
-    card.download.distributor = sys.argv[1]
+    card.download.distributor = "pyspark"
     print(json.dumps(download("list.parquet", "cluster", card).dropped))
 """
 
 
-def cluster_of_two(engine: str, folder: Path) -> AbstractContextManager[Cluster]:
-    """Skips where the engine is not installed."""
-    pytest.importorskip(engine)
-    if engine == "ray":
-        if not os.environ.get("FILIP_TEST_RAY"):
-            pytest.skip("FILIP_TEST_RAY=1 starts two Ray nodes, which takes long on a busy machine")
-        return ray_cluster(Path(tempfile.mkdtemp(prefix="ray.")))  # the paths of its sockets have to be short
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[Cluster]:
+    pytest.importorskip("pyspark")
     if not shutil.which("java"):
         pytest.skip("Spark needs Java 17 or newer")
-    return spark_cluster(folder)
+    with spark_cluster(tmp_path) as found:
+        yield found
 
 
 def finished(folder: Path) -> int:
@@ -58,11 +53,10 @@ def at_work(folder: Path, machine: int) -> bool:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1500)
-@pytest.mark.parametrize("engine", ["pyspark", "ray"])
 def test_a_cluster_that_loses_a_worker_in_the_middle_gives_the_same_bytes(
-    tmp_path: Path, engine: str
+    tmp_path: Path, cluster: Cluster
 ) -> None:
-    with hostile.hostile_server() as server, cluster_of_two(engine, tmp_path) as cluster:
+    with hostile.hostile_server() as server:
         names = ["nothing" if i % 9 == 0 else f"image{i}" for i in range(SHARDS * ROWS)]
         for shard in range(UNGATED, SHARDS):
             names[shard * ROWS + 1] = f"gated{shard * ROWS + 1}"
@@ -72,7 +66,7 @@ def test_a_cluster_that_loses_a_worker_in_the_middle_gives_the_same_bytes(
         done = tmp_path / "cluster"
         with open(tmp_path / "driver.log", "wb") as log:
             driver = subprocess.Popen(
-                [sys.executable, "driver.py", engine],
+                [sys.executable, "driver.py"],
                 cwd=tmp_path,
                 stdout=subprocess.PIPE,
                 stderr=log,

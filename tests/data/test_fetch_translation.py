@@ -4,15 +4,20 @@ import hashlib
 import json
 import re
 import threading
+import time
+import urllib.parse
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from filip.data.engines import load_engine
-from filip.data.fetch_translation import FetchConfig, main
+from filip.data.fetch_translation import FetchConfig, fetch_model, main
 from filip.errors import UserError
+
+COMMIT = "0123456789" * 4
 
 
 class Hub:
@@ -27,47 +32,58 @@ class Hub:
             def log_message(self, *_: object) -> None:
                 pass
 
+            def do_HEAD(self) -> None:
+                self.do_GET()
+
             def do_GET(self) -> None:
-                listed = re.fullmatch(r"/api/models/(.+)/tree/main", self.path)
-                resolved = re.fullmatch(r"/(.+)/resolve/main/(.+)", self.path)
-                if listed and (root / listed[1]).is_dir():
-                    self.answer(
-                        200,
-                        json.dumps(
-                            [describe(path) for path in sorted((root / listed[1]).iterdir())]
-                        ).encode(),
-                    )
+                place = urllib.parse.urlsplit(self.path).path
+                told = re.fullmatch(r"/api/models/(.+)/revision/(main|[0-9a-f]{40})", place)
+                resolved = re.fullmatch(r"/(.+)/resolve/[0-9a-f]{40}/(.+)", place)
+                if told and (root / told[1]).is_dir():
+                    files = [describe(path) for path in sorted((root / told[1]).iterdir())]
+                    self.answer(200, json.dumps({"id": told[1], "sha": COMMIT, "siblings": files}).encode())
                 elif resolved and (root / resolved[1] / resolved[2]).is_file():
                     self.file(root / resolved[1] / resolved[2])
+                elif place == "/":
+                    self.answer(200, b"")
                 else:
-                    self.answer(404, b"")
+                    self.answer(404, b"", {"X-Error-Code": "RepoNotFound"})
 
             def file(self, path: Path) -> None:
-                data, wanted = path.read_bytes(), self.headers["Range"]
-                first = self.path not in {asked for asked, _ in outer.asked}
-                outer.asked.append((self.path, wanted))
+                data, wanted, about = path.read_bytes(), self.headers["Range"], describe(path)
+                etag = str((about.get("lfs") or {"sha256": about["blobId"]})["sha256"])
+                headers = {"X-Repo-Commit": COMMIT, "ETag": f'"{etag}"'}
+                if self.command == "HEAD":
+                    self.answer(200, data, headers)
+                    return
+                first = path.name not in {asked for asked, _ in outer.asked}
+                outer.asked.append((path.name, wanted))
                 if path.name in outer.damaged:
                     data = bytes(len(data))
                 begun = int(wanted.removeprefix("bytes=").rstrip("-")) if wanted else 0
-                self.answer(206 if wanted else 200, data[begun:], cut=first and len(data) > 10_000)
+                self.answer(206 if wanted else 200, data[begun:], headers, first and len(data) > 10_000)
 
-            def answer(self, status: int, body: bytes, cut: bool = False) -> None:
+            def answer(
+                self, status: int, body: bytes, headers: dict[str, str] | None = None, cut: bool = False
+            ) -> None:
                 self.send_response(status)
-                self.send_header("Content-Length", str(len(body)))
+                for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+                    self.send_header(name, value)
                 self.end_headers()
-                self.wfile.write(body[: len(body) // 2] if cut else body)
+                if self.command == "GET":
+                    self.wfile.write(body[: len(body) // 2] if cut else body)
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{self.server.server_address[1]}"
 
 
-def describe(path: Path) -> dict[str, object]:
+def describe(path: Path) -> dict[str, Any]:
     data = path.read_bytes()
-    entry = {"type": "file", "path": path.name, "size": len(data)}
-    entry["oid"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    entry: dict[str, Any] = {"rfilename": path.name, "size": len(data)}
+    entry["blobId"] = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
     if len(data) > 10_000:
-        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data)}
+        entry["lfs"] = {"sha256": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 100}
     return entry
 
 
@@ -117,9 +133,8 @@ def test_a_model_of_the_hub_is_fetched_converted_and_translates_as_transformers_
     monkeypatch.setattr("filip.data.engines.marian.BEAM", 1)
     monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # of the 16 below one starts and one ends
     main(FetchConfig(["de"], str(tmp_path), hub=hub.url))
-    weights = [wanted for path, wanted in hub.asked if path.endswith("en-de/resolve/main/model.safetensors")]
-    size = (hub.root / "Helsinki-NLP/opus-mt-en-de/model.safetensors").stat().st_size
-    assert weights == [None, f"bytes={size // 2}-"], "the second request continues"
+    asked = [name for name, _ in hub.asked]
+    assert asked.count("model.safetensors") == 3, "that of en-de was cut off, so it is asked for again"
     asked = len(hub.asked)
     main(FetchConfig(["de"], str(tmp_path), hub=hub.url))
     assert len(hub.asked) == asked, "what is there is not fetched again"
@@ -140,14 +155,27 @@ def test_a_model_of_the_hub_is_fetched_converted_and_translates_as_transformers_
 def test_what_arrives_damaged_or_not_at_all_is_not_taken_for_a_model(hub: Hub, tmp_path: Path) -> None:
     hub.damaged = {"vocab.json"}
     with pytest.raises(
-        UserError, match=r"en-de/resolve/main/vocab\.json: its checksum is not [0-9a-f]{40}, 5 times"
+        UserError, match=r"en-de/vocab\.json: its checksum is [0-9a-f]{40} and not [0-9a-f]{40}"
     ):
         main(FetchConfig(["de"], str(tmp_path), hub=hub.url))
     hub.damaged = set()
     assert not (tmp_path / "en-de" / "vocab.json").exists()
-    with pytest.raises(UserError, match=r"opus-mt-en-ru/tree/main: HTTP 404, it has no such model"):
+    with pytest.raises(UserError, match=r"^http://127\.0\.0\.1:\d+ has no model Helsinki-NLP/opus-mt-en-ru$"):
         main(FetchConfig(["ru"], str(tmp_path), hub=hub.url))
-    with pytest.raises(UserError, match=r"opus-mt-en-xx has no config\.json, .*it is no OPUS-MT model"):
+    with pytest.raises(UserError, match=r"opus-mt-en-xx has no config\.json, .*it is not an OPUS-MT model"):
         main(FetchConfig(["xx"], str(tmp_path), hub=hub.url))
-    with pytest.raises(UserError, match=r"cannot ask http://127\.0\.0\.1:1 for .*copy the folder"):
+
+
+def test_a_hub_that_does_not_answer_is_one_sentence_within_seconds(tmp_path: Path) -> None:
+    started = time.monotonic()
+    with pytest.raises(UserError, match=r"^cannot ask http://127\.0\.0\.1:1 for .*copy the folder$"):
         main(FetchConfig(["de"], str(tmp_path), hub="http://127.0.0.1:1"))
+    assert time.monotonic() - started < 30
+
+
+def test_a_file_that_was_changed_here_is_fetched_again(hub: Hub, tmp_path: Path) -> None:
+    fetch_model(hub.url, "Helsinki-NLP/opus-mt-en-de", "main", tmp_path)
+    whole = (tmp_path / "vocab.json").read_bytes()
+    (tmp_path / "vocab.json").write_bytes(whole[:-1])
+    fetch_model(hub.url, "Helsinki-NLP/opus-mt-en-de", COMMIT, tmp_path)
+    assert (tmp_path / "vocab.json").read_bytes() == whole

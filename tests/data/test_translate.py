@@ -164,8 +164,6 @@ def test_a_pivot_text_that_is_far_from_the_caption_is_dropped(tmp_path: Path) ->
     for path in (tmp_path / "cache").rglob("*.parquet"):
         table = pq.read_table(path)
         assert "um homem montando uma onda no topo de uma prancha" in table["pivot_text"].to_pylist()
-        pq.write_table(table.drop_columns("pivot_text"), path)  # as earlier versions left it
-    assert translate(job(tmp_path)).n_out == 3
     samples = translate(job(tmp_path, min_pivot_similarity=0.8)).notes["samples"]
     found = {reason: {sample["caption"] for sample in some} for reason, some in samples.items()}
     assert found == {"accepted": {captions[1]}, "mistranslated": {captions[0], captions[2]}}

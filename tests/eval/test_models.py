@@ -18,9 +18,9 @@ from filip.eval.scorer import load_scorer
 from filip.export.clip_tokenizer import clip_tokenizer
 from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.open_clip_folder import write_open_clip
-from filip.export.source import read_source
 from filip.models import DualEncoder, build_model, load_model
-from filip.train.checkpoint import STATE, LoopState
+from filip.runs.checkpoint import STATE, LoopState
+from filip.runs.source import read_source
 from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
 
 ARCHITECTURE = "ViT-tiny-of-tests"

@@ -14,7 +14,6 @@ from filip.interaction.adapters import (
     colbert_kd_scores,
     colbert_scores,
     mean_colbert_scores,
-    use_in_colpali,
 )
 
 BACKENDS = ("reference", "tiled", "auto")
@@ -233,68 +232,3 @@ def test_the_loss_of_pylate_takes_the_scorer() -> None:
     tensors = (query.abs(), document.abs(), query_mask, document_mask)
     ours = losses.Contrastive(Given(), score_metric=colbert_scores)
     assert_same(loss_and_gradients(ours, tensors), loss_and_gradients(losses.Contrastive(Given()), tensors))
-
-
-@pytest.fixture
-def colpali() -> Any:
-    """Their module of losses, with their own scorer at the end of the test."""
-    module = pytest.importorskip(
-        "colpali_engine.loss.late_interaction_losses", reason="colpali_engine is missing"
-    )
-    before = module.maxsim_inbatch, module.maxsim_kd
-    yield module
-    assert (module.maxsim_inbatch, module.maxsim_kd) == before
-
-
-def assert_colpali_is_the_same_with_ours(
-    loss: Callable[[Tensor, Tensor], Tensor], query: Tensor, document: Tensor
-) -> None:
-    import colpali_engine.loss.late_interaction_losses as module
-
-    expected = solve(loss, query, document)
-    undo = use_in_colpali()
-    try:
-        assert (module.maxsim_inbatch, module.maxsim_kd) == (colbert_scores, colbert_kd_scores)
-        assert_same(solve(loss, query, document), expected)
-    finally:
-        undo()
-
-
-@pytest.mark.parametrize("name", ["ColbertLoss", "ColbertPairwiseCELoss", "ColbertSigmoidLoss"])
-def test_colpalis_losses_and_gradients_are_ours_where_padding_does_not_win(colpali: Any, name: str) -> None:
-    query, document, query_mask, document_mask = batch(1)
-    loss = getattr(colpali, name)(temperature=0.5)
-
-    def zero_padded(query: Tensor, document: Tensor) -> Tensor:  # as their models return tokens
-        return loss(query * query_mask[..., None], document[:, 0] * document_mask[:, 0, :, None])
-
-    assert_colpali_is_the_same_with_ours(zero_padded, query, document)
-
-
-def test_colpalis_explicit_negatives_are_scored_as_ours(colpali: Any) -> None:
-    query, document, query_mask, document_mask = batch(1)
-    loss = colpali.ColbertNegativeCELoss(temperature=0.5)
-    documents = document * document_mask[..., None]
-
-    def zero_padded(query: Tensor, negatives: Tensor) -> Tensor:
-        return loss(query * query_mask[..., None], documents[:, 0], negatives * document_mask[..., None])
-
-    assert_colpali_is_the_same_with_ours(zero_padded, query, document)
-
-
-def test_colpalis_processors_score_lists_and_below_zero_padding_never_wins(colpali: Any) -> None:
-    from colpali_engine.utils.maxsim import maxsim_inbatch as theirs
-    from colpali_engine.utils.processing_utils import BaseVisualRetrieverProcessor
-
-    query, document, query_mask, document_mask = batch(-1)
-    queries = [tokens[mask] for tokens, mask in zip(query, query_mask, strict=True)]
-    documents = [tokens[mask] for tokens, mask in zip(document[:, 0], document_mask[:, 0], strict=True)]
-    undo = use_in_colpali()
-    try:
-        found = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, device="cpu")
-    finally:
-        undo()
-    alone = [[theirs(q[None], d[None]).item() for d in documents] for q in queries]  # nothing is padded
-    torch.testing.assert_close(found, torch.tensor(alone))
-    padded = BaseVisualRetrieverProcessor.score_multi_vector(queries, documents, device="cpu")
-    assert not torch.allclose(found, padded)

@@ -47,6 +47,20 @@ def test_one_notice_when_the_fast_backend_is_missing(
         choose_backend(torch.zeros(2, 3, 16), 5, "native")
 
 
+def test_a_backend_is_one_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    from filip.interaction import backends, reference
+
+    entry = backends.BackendEntry("filip.interaction.reference", auto_on="meta")
+    monkeypatch.setitem(backends.BACKENDS, "mine", entry)
+    assert choose_backend(torch.zeros(2, 3, 16), 5, "mine") is reference
+    assert choose_backend(torch.zeros(2, 3, 16, device="meta"), 5) is reference
+    with pytest.raises(ValueError, match="choose one of auto, reference, tiled, native, triton, mine"):
+        choose_backend(torch.zeros(2, 3, 16), 5, "yours")
+    monkeypatch.setitem(backends.BACKENDS, "absent", backends.BackendEntry("no_such_module"))
+    with pytest.raises(ValueError, match="'absent' cannot run here: the absent backend cannot be imported"):
+        choose_backend(torch.zeros(2, 3, 16), 5, "absent")
+
+
 @pytest.mark.parametrize(
     ("image", "text", "lengths", "message"),
     [

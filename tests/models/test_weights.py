@@ -44,18 +44,6 @@ def test_round_trip(tmp_path: Path) -> None:
     assert [p.name for p in (tmp_path / "new").iterdir()] == ["m.safetensors"]
 
 
-@pytest.mark.parametrize(("old", "new"), [("token", "token_wise"), ("global", "pooled")])
-def test_a_file_with_the_old_name_of_its_interaction_loads(old: str, new: str, tmp_path: Path) -> None:
-    config = load_preset("tiny")
-    config.interaction = new
-    save_model(tmp_path / "new.safetensors", build_model(config))
-    with safe_open(str(tmp_path / "new.safetensors"), "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        saved = {**json.loads(file.metadata()["config"]), "interaction": old}
-    save_file(tensors, tmp_path / "old.safetensors", {"config": json.dumps(saved), "extra": "{}"})
-    assert load_model(tmp_path / "old.safetensors").config == config
-
-
 def test_half_precision_is_saved_as_float32(tmp_path: Path) -> None:
     model = build_model(load_preset("tiny")).half()
     save_model(tmp_path / "m.safetensors", model)

@@ -12,7 +12,8 @@ from filip.data.loading.config import AugmentConfig
 from filip.errors import UserError
 from filip.report import plots
 from filip.report.figures import Figures, main, training_logs
-from filip.report.preview import ShardSample, augmentation_sheet, read_samples
+from filip.report.preview import Preview, ShardSample, augmentation_sheet, read_samples
+from filip.report.preview import main as preview
 from filip.report.results import Results
 from filip.study import load_study
 from filip.train.telemetry import read_log
@@ -175,6 +176,19 @@ def test_the_preview_takes_other_pairs_where_too_few_have_a_back_translation(fol
 def test_the_preview_of_a_source_without_shards_or_side_cars_is_empty(folder):
     assert read_samples(folder / "none", folder / "data/demo/captions", 2) == []
     assert read_samples(folder / "data/demo/shards", folder / "none", 2) == []
+
+
+def test_a_preview_is_a_command_for_any_folder_of_shards(folder, tmp_path):
+    data = folder / "data/demo"
+    preview(
+        Preview(str(data / "shards"), str(data / "captions"), str(tmp_path / "a.png"), count=2, image_size=24)
+    )
+    expected = augmentation_sheet(read_samples(data / "shards", data / "captions", 2), 24)
+    assert Image.open(tmp_path / "a.png").tobytes() == expected.tobytes()
+    with pytest.raises(UserError, match=r"^out=a\.pdf: the name must end in \.png$"):
+        preview(Preview(str(data / "shards"), str(data / "captions"), "a.pdf"))
+    with pytest.raises(UserError, match=r"^no samples: shards=.*captions has no tar"):
+        preview(Preview(str(data / "captions"), str(data / "captions"), str(tmp_path / "b.png")))
 
 
 def test_the_preview_augments_as_the_run_was_trained(samples):

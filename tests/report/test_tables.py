@@ -13,9 +13,8 @@ from filip.report.findings import comparisons, findings
 from filip.report.formats import FORMATS
 from filip.report.formats.markdown import to_markdown
 from filip.report.formats.text import short_commit
-from filip.report.rows import TABLES
 from filip.report.table import Cell, Table, average, combine
-from filip.study import load_study
+from filip.study import TABLES, load_study
 from tests.report.results import (
     EVAL,
     STUDY,

@@ -25,7 +25,7 @@ from filip.train.config import TrainConfig
 from filip.train.counts import Message, loss_messages, zero_messages
 from filip.train.engine import make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.plan import interaction_setting
+from filip.train.memory import interaction_setting
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
 

@@ -16,7 +16,7 @@ from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.engine import Engine, make_engine, resolve_batching
 from filip.train.losses import Loss, resolve_weights
-from filip.train.plan import memory_plan
+from filip.train.memory import memory_plan
 from filip.train.ranks import Ranks, start_ranks
 from filip.train.step import backward
 

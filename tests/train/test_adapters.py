@@ -11,15 +11,16 @@ from safetensors.torch import load_file
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.export.source import read_source
 from filip.models import DualEncoder, TextFeatures, build_model, load_preset, save_model
+from filip.runs.source import read_source
+from filip.runs.weights import merged
 from filip.tokenizer import tokenize
-from filip.train.adapters import merged
 from filip.train.config import TrainConfig
 from filip.train.engine import Batching, make_optimizer
 from filip.train.loop import initial_model
+from filip.train.memory import activation_bytes, memory_plan
 from filip.train.param_groups import set_lr
-from filip.train.plan import Plan, activation_bytes, main, memory_plan
+from filip.train.plan import Plan, main
 from tests.support.training import compose, run_many, same_weights, train_arguments
 
 ALWAYS = {"image.projection.weight", "text.projection.weight", "logit_scale"}

@@ -9,15 +9,8 @@ from pathlib import Path
 import pytest
 
 from filip.errors import UserError
-from filip.train.checkpoint import (
-    LoopState,
-    _prune,
-    check_compatible,
-    complete_checkpoints,
-    find_checkpoint,
-    needs_conversion,
-    read_state,
-)
+from filip.runs.checkpoint import LoopState, complete_checkpoints, read_state
+from filip.train.checkpoint import _prune, check_compatible, find_checkpoint, needs_conversion
 from filip.train.config import CheckpointConfig
 
 

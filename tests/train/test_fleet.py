@@ -24,7 +24,8 @@ from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
 from filip.train.fleet import FleetPlan, Links, simulate
 from filip.train.hardware import GPUS, NETWORKS, FleetConfig, peak_flops
-from filip.train.plan import Plan, interaction_setting, main
+from filip.train.memory import interaction_setting
+from filip.train.plan import Plan, main
 from tests.support.launched_ranks import Ranks, environment
 
 WORKER = str(Path(__file__).parent / "fleet_worker.py")

@@ -15,7 +15,7 @@ import psutil
 import pytest
 
 from filip.errors import UserError
-from filip.train.checkpoint import complete_checkpoints
+from filip.runs.checkpoint import complete_checkpoints
 from filip.train.launched import environment_rank, fill_environment, first_host
 from filip.train.ranks import own_device
 from tests.support.launched_ranks import Process, environment, free_port

@@ -12,6 +12,7 @@ from torch import nn
 from filip.errors import UserError
 from filip.interaction import choose_tokens
 from filip.models import Encoded, PooledFeatures, TextFeatures
+from filip.plugins import load_plugins
 from filip.train import losses
 from filip.train.losses import Loss, Term, TermOutput, resolve_weights
 from filip.train.losses.token_wise import selection_metrics
@@ -157,7 +158,7 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: distance-term\nVersion: 1.0\n")
     (about / "entry_points.txt").write_text("[filip.losses]\ndistance = distance_term:DISTANCE\n")
     monkeypatch.syspath_prepend(tmp_path)
-    found = losses.installed_terms()
+    found = load_plugins("filip.losses", losses.Term, losses.TERMS)
     assert list(found) == ["distance"]
     monkeypatch.setattr(losses, "TERMS", {**losses.TERMS, **found})
     config = compose("backend=reference", "+loss.distance=0.5")
@@ -170,7 +171,7 @@ def test_a_term_of_an_installed_package_is_found(tmp_path: Path, monkeypatch: py
     ):
         (about / "entry_points.txt").write_text(f"[filip.losses]\n{wrong}\n")
         with pytest.raises(UserError, match=complaint):
-            losses.installed_terms()
+            load_plugins("filip.losses", losses.Term, losses.TERMS)
 
 
 def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:

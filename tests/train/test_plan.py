@@ -12,7 +12,8 @@ import torch
 
 from filip.command import run_command
 from filip.models import build_model, load_preset
-from filip.train.plan import Plan, activation_bytes, main, state_bytes
+from filip.train.memory import activation_bytes, state_bytes
+from filip.train.plan import Plan, main
 from tests.support.launched_ranks import Ranks, environment
 
 

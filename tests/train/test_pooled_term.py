@@ -10,7 +10,7 @@ from filip.errors import UserError
 from filip.models import load_model, load_preset
 from filip.train.engine import Batching
 from filip.train.loop import initial_model
-from filip.train.plan import memory_plan
+from filip.train.memory import memory_plan
 from tests.support.training import (
     compose,
     largest_difference,

@@ -10,11 +10,12 @@ import pytest
 import torch
 
 from filip.errors import UserError
+from filip.runs.checkpoint import LoopState, is_finished, newest_intact
 from filip.train import provenance
-from filip.train.checkpoint import LoopState, newest_intact, prepare_folder
+from filip.train.checkpoint import prepare_folder
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
-from filip.train.provenance import is_finished, put_in_place, record_finish, record_start
+from filip.train.provenance import put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks
 from filip.train.resume import Resumption, choose_checkpoint, training_hash
 from tests.support.training import compose
@@ -56,7 +57,11 @@ SAME = {"init_from": "abc", "manifests": {"a": "1"}}
 
 @pytest.mark.parametrize(
     "overrides",
-    [(), ("log_every=1", "data.workers=6"), ("watchdog.stuck_steps=9", "threads=2", "checkpoint.keep=7")],
+    [
+        (),
+        ("log_every=1", "data.workers=6"),
+        ("watchdog.non_finite_steps=9", "threads=2", "checkpoint.keep=7"),
+    ],
 )
 def test_the_same_training_continues_whatever_its_speed_and_reporting(
     run: Path, overrides: tuple[str, ...]
@@ -176,16 +181,14 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(run: Path, dam
     assert newest_intact(run / "checkpoints")[0] == found.checkpoint
 
 
-def test_checkpoints_of_earlier_and_later_versions_are_read(run: Path) -> None:
+def test_a_checkpoint_with_fields_more_or_less_is_read(run: Path) -> None:
     path = run / "checkpoints" / "step00000020" / "state.json"
     saved = json.loads(path.read_text())
-    for field in ("settings", "init_from", "files"):  # a version that knew none of them
-        del saved[field]
+    del saved["files"]
     saved["model"] = {k: v for k, v in saved["model"].items() if k != "cls_in_interaction"}
-    saved["model"]["interaction"] = "token"
     saved["field_of_tomorrow"] = 1
     path.write_text(json.dumps(saved))
-    assert choose(run, "optimizer.base_lr=0.001", **SAME).checkpoint == path.parent
+    assert choose(run, **SAME).checkpoint == path.parent
 
 
 def test_other_ranks_are_noted(run: Path) -> None:

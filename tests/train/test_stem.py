@@ -15,7 +15,7 @@ from filip.train.adapters import adapt, trainable
 from filip.train.config import WarmStartConfig
 from filip.train.counts import encoder_flops
 from filip.train.loop import initial_model
-from filip.train.plan import stem_values
+from filip.train.memory import stem_values
 from filip.train.warm_start import load_initial
 from tests.support.training import compose, run_many, train_arguments
 

@@ -22,8 +22,9 @@ def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
     ]
 
 
-def watchdog(**settings: float) -> Watchdog:
-    return Watchdog(WatchdogConfig(**settings), 128, max_logit_scale=100.0, fp16=False)
+def watchdog(straggler_intervals: int = 3) -> Watchdog:
+    settings = WatchdogConfig(straggler_intervals=straggler_intervals)
+    return Watchdog(settings, 128, max_logit_scale=100.0, fp16=False)
 
 
 def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:
@@ -35,7 +36,7 @@ def test_counters_are_summed_and_the_slowest_rank_has_a_name() -> None:
 
 
 def test_a_straggler_is_reported_once_it_has_lasted() -> None:
-    dog = watchdog(straggler_factor=1.5, straggler_intervals=3)
+    dog = watchdog(straggler_intervals=3)
     slow, even = fleet_report(reports(1.0, 1.0, 2.0)), fleet_report(reports(1.0, 1.1, 1.2))
     assert dog.observe_fleet(10, 4.0, slow) == dog.observe_fleet(20, 4.0, slow) == []
     (alert,) = dog.observe_fleet(30, 4.0, slow)
@@ -59,7 +60,7 @@ def test_a_rank_with_slow_data_is_reported() -> None:
 
 
 def spikes(losses: list[float]) -> list[tuple[int, int]]:
-    dog = watchdog(spike_steps=3)
+    dog = watchdog()
     found = []
     for step, loss in enumerate(losses, start=1):
         status = StepStatus(
@@ -88,7 +89,7 @@ def test_a_loss_spike_is_a_loss_far_above_those_before() -> None:
 def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
     lines = {}
     for rank, loading in ((0, False), (1, False), (2, True)):
-        watch = HangWatch(0, rank, print, at_least=10)  # without a thread
+        watch = HangWatch(rank, print, medians=0, at_least=10)  # without a thread
         watch.medians = 20
         for _ in range(6):
             watch._seconds.append(1.0)
@@ -107,7 +108,7 @@ def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
 
 def test_the_watch_speaks_while_the_step_hangs() -> None:
     heard = threading.Event()
-    watch = HangWatch(2, 0, lambda line: heard.set(), at_least=0.05)
+    watch = HangWatch(0, lambda line: heard.set(), medians=2, at_least=0.05)
     for _ in range(5):
         watch.step_begins()
         watch.step_ends()

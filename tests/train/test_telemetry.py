@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from filip.models import build_model
 from filip.train.config import TrainConfig
 from filip.train.counts import encoder_flops
-from filip.train.plan import CAPTION_TOKENS
+from filip.train.memory import CAPTION_TOKENS
 from filip.train.progress import final_metrics, shown_settings
 from filip.train.telemetry import Telemetry, read_log
 from tests.support.launched_ranks import Ranks

@@ -9,7 +9,7 @@ import pytest
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.train.watch import Watch, curve, describe, find_run, main, read_run
+from filip.train.watch import Watch, describe, find_run, main, read_run
 
 NOW = 1_000_000.0
 
@@ -37,13 +37,13 @@ def write_run(
     return folder
 
 
-def test_a_running_run_has_rate_eta_and_curve(tmp_path: Path) -> None:
+def test_a_running_run_has_rate_and_eta(tmp_path: Path) -> None:
     shown = describe(read_run(write_run(tmp_path / "run")), NOW, 80)
     text = "\n".join(shown)
     assert "running, step 300 of 1,000 (30 %), last line 10s ago" in text
     assert "loss 2.0000  i2t 30.0 %  t2i 15.0 %" in text
     assert "64 pairs/s, 2 s a step  25 % of it waiting for data  ETA 23m20s" in text
-    assert text.count("*") == 30 and "alarms: none" in text
+    assert "alarms: none" in text
     assert max(map(len, shown)) <= 80
 
 
@@ -65,18 +65,6 @@ def test_silence_alarms_signals_and_the_end_are_told(tmp_path: Path) -> None:
     (tmp_path / "run" / "finished.json").write_text(json.dumps({"step": 300}))
     done = "\n".join(describe(read_run(tmp_path / "run"), NOW + 600))
     assert "finished, step 300" in done and "ETA" not in done
-
-
-def test_the_curve_has_its_highest_value_above_and_its_lowest_below() -> None:
-    shown = curve([(0, 4.0), (50, 3.0), (100, 2.0), (110, float("nan"))], 40, 5)
-    assert (
-        shown[0].startswith("   4.000 |*")
-        and shown[4].lstrip().startswith("2.000 |")
-        and shown[4].endswith("*")
-    )
-    assert shown[-1].split() == ["0", "100"]
-    assert curve([], 40, 5) == [] and curve([(1, float("inf"))], 40, 5) == []
-    assert sum(row.count("*") for row in curve([(1, 2.0)], 40, 5)) == 1
 
 
 def test_a_folder_of_runs_means_the_one_that_wrote_last(

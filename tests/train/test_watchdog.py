@@ -3,7 +3,7 @@ import math
 import pytest
 
 from filip.train.config import WatchdogConfig
-from filip.train.watchdog import StepStatus, Watchdog
+from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 GOOD = {
     "loss": 2.0,
@@ -16,8 +16,11 @@ GOOD = {
 }
 
 
-def kinds(settings: WatchdogConfig, steps: list[dict], fp16: bool = False) -> list[tuple[str, int, int]]:
-    watchdog = Watchdog(settings, 128, max_logit_scale=100.0, fp16=fp16)
+def kinds(
+    steps: list[dict], fp16: bool = False, non_finite_steps: int = 3, limits: Limits | None = None
+) -> list[tuple[str, int, int]]:
+    settings = WatchdogConfig(non_finite_steps=non_finite_steps)
+    watchdog = Watchdog(settings, 128, max_logit_scale=100.0, fp16=fp16, limits=limits)
     found = []
     for i, changes in enumerate(steps, start=1):
         found += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
@@ -34,46 +37,44 @@ def kinds(settings: WatchdogConfig, steps: list[dict], fp16: bool = False) -> li
     ],
 )
 def test_each_condition_is_named_once_with_its_steps(bad: dict, kind: str) -> None:
-    settings = WatchdogConfig(non_finite_steps=3, clamp_steps=3, stuck_steps=3)
-    assert kinds(settings, [{}, {}, bad, bad, bad, bad, {}]) == [(kind, 3, 5)]
-    assert kinds(settings, [bad, bad, {}, bad, bad]) == []  # never three in a row
-    assert kinds(settings, [bad, bad, bad, {}, bad, bad, bad]) == [(kind, 1, 3), (kind, 5, 7)]
+    limits = Limits(clamp_steps=3, stuck_steps=3)
+    assert kinds([{}, {}, bad, bad, bad, bad, {}], limits=limits) == [(kind, 3, 5)]
+    assert kinds([bad, bad, {}, bad, bad], limits=limits) == []  # never three in a row
+    assert kinds([bad, bad, bad, {}, bad, bad, bad], limits=limits) == [(kind, 1, 3), (kind, 5, 7)]
 
 
 def test_overflows_that_the_scaler_skips_are_no_alert_until_the_scale_has_collapsed() -> None:
     overflow = {"skipped": True, "grad_norm": math.inf, "loss_scale": 1024.0}
-    assert kinds(WatchdogConfig(), [overflow] * 20, fp16=True) == []
+    assert kinds([overflow] * 20, fp16=True) == []
     collapsed = {**overflow, "loss_scale": 1.0}
-    assert kinds(WatchdogConfig(), [overflow, collapsed, collapsed], fp16=True) == [
-        ("loss scale collapsed", 2, 2)
-    ]
-    assert kinds(WatchdogConfig(non_finite_steps=2), [overflow, collapsed, collapsed], fp16=True)[1:] == [
+    assert kinds([overflow, collapsed, collapsed], fp16=True) == [("loss scale collapsed", 2, 2)]
+    assert kinds([overflow, collapsed, collapsed], fp16=True, non_finite_steps=2)[1:] == [
         ("non-finite", 2, 3)
     ]
 
 
 def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
-    assert kinds(WatchdogConfig(non_finite_steps=2), [{}, *[{"skipped": True, "grad_norm": None}] * 3]) == [
+    assert kinds([{}, *[{"skipped": True, "grad_norm": None}] * 3], non_finite_steps=2) == [
         ("non-finite", 2, 3)
     ]
 
 
 def test_a_loss_stuck_at_chance_is_named() -> None:
-    watchdog = Watchdog(WatchdogConfig(stuck_steps=1), 128, 100.0, False)
+    watchdog = Watchdog(WatchdogConfig(), 128, 100.0, False, Limits(stuck_steps=1))
     status = {**GOOD, "loss": 1.5 * math.log(128), "chance_loss": 1.5 * math.log(128)}
     assert "chance for 128 pairs" in str(watchdog.observe(StepStatus(step=1, **status))[0])
     assert watchdog.observe(StepStatus(step=2, **{**status, "loss": math.log(128)})) == []
 
 
 def test_a_share_of_the_last_steps_is_named_once_it_is_reached() -> None:
-    settings = WatchdogConfig(window_steps=4, saturated_share=0.5, data_share=0.6, skipped_share=0.5)
+    limits = Limits(window_steps=4, saturated_share=0.5, data_share=0.6, skipped_share=0.5)
     empty, full = ({"metrics": {"monitor/saturated_share": share}} for share in (0.0, 1.0))
     # Two of four batches are saturated from the fifth step on, not two in a row.
-    assert kinds(settings, [empty, empty, full, empty, full, empty, full]) == [("loss saturated", 5, 5)]
-    assert kinds(settings, [{"data_share": 0.7}] * 6) == [("waiting for data", 4, 4)]
-    assert kinds(settings, [{"data_share": 0.7}] * 3) == []
+    assert kinds([empty, empty, full, empty, full, empty, full], limits=limits) == [("loss saturated", 5, 5)]
+    assert kinds([{"data_share": 0.7}] * 6, limits=limits) == [("waiting for data", 4, 4)]
+    assert kinds([{"data_share": 0.7}] * 3, limits=limits) == []
     skips = [{"skipped": True, "grad_norm": None}, {}] * 4
-    assert kinds(settings, skips, fp16=True) == [("many skipped steps", 4, 4)]
+    assert kinds(skips, fp16=True, limits=limits) == [("many skipped steps", 4, 4)]
 
 
 @pytest.mark.parametrize(
@@ -86,15 +87,15 @@ def test_a_share_of_the_last_steps_is_named_once_it_is_reached() -> None:
     ],
 )
 def test_a_collapse_is_named_by_the_steps_that_look_at_the_embeddings(metrics: dict, kind: str) -> None:
-    settings = WatchdogConfig(collapse_checks=3)
+    limits = Limits(collapse_checks=3)
     ill = {"metrics": metrics}
-    assert kinds(settings, [{}, ill, {}, {}, ill, {}, ill, ill]) == [(kind, 2, 7)]
+    assert kinds([{}, ill, {}, {}, ill, {}, ill, ill], limits=limits) == [(kind, 2, 7)]
     well = {"metrics": {name: 0.5 if "share" in name else 50.0 for name in metrics}}
-    assert kinds(settings, [ill, ill, well, ill, ill]) == []
+    assert kinds([ill, ill, well, ill, ill], limits=limits) == []
 
 
 def test_ranks_with_different_gradient_norms_are_named_at_once() -> None:
-    assert kinds(WatchdogConfig(), [{"grad_norm_spread": 1e-7}, {}, {"grad_norm_spread": 0.02}]) == [
+    assert kinds([{"grad_norm_spread": 1e-7}, {}, {"grad_norm_spread": 0.02}]) == [
         ("ranks disagree on the gradient norm", 3, 3)
     ]
 

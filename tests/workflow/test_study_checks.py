@@ -4,7 +4,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study_checks import NOT_COMPARED, check_config
+from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
 from workflow.study import ROOT, WorkflowStudy
 
@@ -58,20 +58,6 @@ def test_a_card_that_does_not_exist_is_refused_by_name(demo: dict, change, named
     with pytest.raises(UserError) as caught:
         check_config(demo)
     assert named in str(caught.value)
-
-
-@pytest.mark.parametrize(
-    ("change", "advice"),
-    [
-        (lambda c: c.update(launch={"by": "srun", "ranks_per_node": 8}), "launcher: srun"),
-        (lambda c: c["efficiency"]["orig"].update(token_percent=25), "token_keep_ratio=0.25"),
-        (lambda c: c["efficiency"]["orig"].update(embed_dim=64), "model.embed_dim=256"),
-    ],
-)
-def test_a_key_of_older_studies_is_refused_with_what_to_write_now(demo: dict, change, advice: str) -> None:
-    change(demo)
-    with pytest.raises(UserError, match=advice):
-        check_config(demo)
 
 
 @pytest.mark.parametrize(

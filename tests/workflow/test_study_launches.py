@@ -11,7 +11,7 @@ import yaml
 
 from filip.errors import UserError
 from filip.train.engine import resolve_batching
-from filip.train.plan import memory_plan
+from filip.train.memory import memory_plan
 from workflow.slurm import earlier_jobs
 from workflow.study import ROOT, WorkflowStudy
 
@@ -187,7 +187,7 @@ def test_a_cluster_s_profile_need_not_know_a_number_of_cores(demo: dict) -> None
 
 def test_all_efficiency_rows_are_one_start_of_their_own_module(demo: dict) -> None:
     study = WorkflowStudy(demo)
-    assert study.efficiency_command().endswith("--module filip.train.efficiency")
+    assert study.efficiency_command().endswith("--module filip.study.efficiency")
     assert study.gathered == "2048"
     del demo["efficiency_train"]["gathered"]
     assert WorkflowStudy(demo).gathered == "null"

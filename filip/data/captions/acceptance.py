@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 
 from filip.data.lists.language import are_english
+from filip.words import plain, words_of
 
 # Many different captions with one back-translation: a favourite of the model, not a paraphrase.
 MAX_ORIGINALS = 3
@@ -20,7 +21,6 @@ LENGTH_RATIO = 2.0  # characters of the longer text / of the shorter ...
 LENGTH_SLACK = 10  # ... unless they differ by no more than this: "cat" → "a small cat" is a paraphrase
 LOOP = 3  # a word that the original has n times may occur n + LOOP - 1 times
 TITLE_CASE = 0.6  # captions with a larger share of capitalised words are titles: capitals mean nothing there
-_PLAIN = re.compile(r"[^\W_]+")
 _WORD = re.compile(r"[^\W_]+(?:['’][^\W_]+)*")
 _SENTENCE_END = re.compile(r"[.!?…]['\"”’)\]]*\s+$")
 _NUMBER = re.compile(r"\d+")
@@ -32,18 +32,6 @@ NUMBER_WORDS = dict(
         strict=True,
     )
 )
-
-
-def plain(text: str) -> str:
-    """Lower-cased words with single spaces: texts with the same plain form say the same."""
-    return " ".join(_words(text))
-
-
-def _words(text: str) -> list[str]:
-    text = text.casefold()
-    words = text.split()
-    # many captions have no punctuation, and then the pattern, which is slower, would find the same
-    return words if "".join(words).isalnum() else _PLAIN.findall(text)
 
 
 def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:
@@ -64,11 +52,11 @@ def rejection(original: str, translation: str) -> str | None:
 
 def _by_words(original: str, translation: str) -> str | None:
     """The rules but for the language."""
-    translated_words = _words(translation)
+    translated_words = words_of(translation)
     if not translated_words:
         return "empty"
     # half of all translations are the caption itself
-    original_words = translated_words if translation == original else _words(original)
+    original_words = translated_words if translation == original else words_of(original)
     if translated_words == original_words:
         return "identical"
     if abs(len(translation) - len(original)) > LENGTH_SLACK:

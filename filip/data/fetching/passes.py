@@ -179,11 +179,6 @@ def retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[i
     if number + 1 == len(plan["passes"]) or not is_retry(plan["passes"][number + 1]):
         return
     with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
-        if ROW not in retries.schema_arrow.names:
-            raise UserError(
-                f"{plan['passes'][number + 1]['list']} does not say where each URL was: an earlier version of FILIP "
-                "made it. Give another out=FOLDER"
-            )
         batches = retries.iter_batches(columns=[SHARD, ROW])
         places = (place for batch in batches for place in zip(*batch.to_pydict().values(), strict=True))
         for shard, found in groupby(places, key=itemgetter(0)):

@@ -1,7 +1,7 @@
 """Shards given to workers, and tried again when one fails or its worker dies.
 
 ``download_shards`` does that for any :class:`Workers`: processes of this machine here (multiprocessing.Pool would wait
-forever for a worker that was killed), a Spark or Ray cluster in ``cluster``.
+forever for a worker that was killed), a Spark cluster in ``spark``.
 """
 
 from __future__ import annotations
@@ -213,4 +213,4 @@ def _result(future: Future[Outcome]) -> Outcome | str:
 def _death(error: BaseException) -> str:
     if isinstance(error, BrokenProcessPool):
         return "its worker was killed (out of memory?) or stuck"
-    return f"its worker failed: {str(error).strip().split('. ')[0]}"  # Ray goes on with advice
+    return f"its worker failed: {str(error).strip().split('. ')[0]}"

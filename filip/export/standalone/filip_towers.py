@@ -148,7 +148,7 @@ class Towers(nn.Module):
         if self.pooled and self.image_pool is None:
             return _unit(tokens[:, 0])
         patches = tokens[:, self.image.trunk.num_prefix_tokens :]
-        if self.pooled:
+        if self.pooled and self.image_pool is not None:
             return _unit(self.image_pool(patches, torch.ones_like(patches[:, :, 0])))
         if self.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)

@@ -4,47 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any
 
 from filip.eval.cards import BenchmarkCard, load_card
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, average, combine
-
-if TYPE_CHECKING:
-    from filip.train.config import TrainConfig
+from filip.study import Study
 
 RANKS = ("r1", "r5", "r10")
 DIRECTIONS = {"i2t": "image → text", "t2i": "text → image"}
-
-
-class Study(Protocol):
-    """What the tables ask of a study (:class:`filip.study.Study`, which knows this folder for its table names)."""
-
-    runs: dict[str, dict[str, Any]]
-    fine_tunes: dict[str, dict[str, Any]]
-    efficiency: dict[str, dict[str, Any]]
-    peers: dict[str, dict[str, Any]]
-
-    @property
-    def trained(self) -> dict[str, dict[str, Any]]: ...
-
-    @property
-    def prompts(self) -> str: ...
-
-    def training(self, name: str) -> dict[str, Any]: ...
-
-    def resolved(self, name: str) -> TrainConfig: ...
-
-    @property
-    def all_benchmarks(self) -> list[str]: ...
-
-    def label(self, name: str) -> str: ...
-
-    def rows(self, table: str) -> list[str]: ...
-
-    def replicas(self, run: str) -> list[str]: ...
-
-    def benchmarks(self, protocol: str) -> list[str]: ...
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,12 @@
 
 A new term is one file with a :class:`Term` and one line in :data:`TERMS`. Its weight is then ``loss.<name>`` in the
 configuration; TensorBoard, log, result, watchdog and memory plan take it from here. A term of another package is found
-by its entry point in the group ``filip.losses``.
+by its entry point in the group ``filip.losses``, which filip.train.config asks for.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from typing import NamedTuple
 
 from torch import Tensor
@@ -28,7 +27,7 @@ from filip.train.losses.weights import Weight, WeightSchedule, check_every_step,
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
-    "exchanged", "installed_terms", "resolve_weights",
+    "exchanged", "resolve_weights",
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
@@ -43,26 +42,6 @@ TERMS: dict[str, Term] = {
     "hard_negatives": HARD_NEGATIVES,
     "swapped_words": SWAPPED_WORDS,
 }
-
-
-def installed_terms() -> dict[str, Term]:
-    """Terms that other installed packages offer as entry points of the group ``filip.losses``, by name."""
-    found: dict[str, Term] = {}
-    for entry in entry_points(group="filip.losses"):
-        where = f"the entry point {entry.name} = {entry.value} of the group filip.losses"
-        if entry.name in TERMS or entry.name in found:
-            raise UserError(f"{where}: a term of that name exists already; rename it")
-        try:
-            term = entry.load()
-        except (ImportError, AttributeError) as error:
-            raise UserError(f"{where} cannot be loaded: {error}; repair or uninstall the package") from error
-        if not isinstance(term, Term):
-            raise UserError(f"{where} is a {type(term).__name__}; it must be a filip.train.losses.Term")
-        found[entry.name] = term
-    return found
-
-
-TERMS |= installed_terms()
 
 
 class LossOutput(NamedTuple):

@@ -5,7 +5,8 @@ principal directions of the sample: of all such P, those that lose the least of 
 Both towers share P, so an image token and a word that were equal stay so.
 
 The best fit of rank k to the *products* f . g of images with texts gives each side a map of its own. It is worse
-(bench/low_rank.py measures both): its maps stretch, and what is compared are vectors that were normalised again.
+(bench/studies/low_rank.py measures both): its maps stretch, and what is compared are vectors that were normalised
+again.
 """
 
 from __future__ import annotations

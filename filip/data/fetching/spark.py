@@ -1,8 +1,8 @@
-"""The workers of a Spark or Ray cluster, each shard a job of its own.
+"""The workers of a Spark cluster, one job per shard.
 
 So a machine that is lost costs the shards that it was at, the lists of those that wait are written as they are needed,
-and progress is known shard by shard. img2dataset's own distributors wait for a thousand shards at a time (Spark), or
-write all lists first and never try again (Ray). The folder of the shards has to be one that all machines see.
+and progress is known shard by shard. img2dataset's own distributor waits for a thousand shards at a time. The folder of
+the shards has to be one that all machines see.
 """
 
 from __future__ import annotations
@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
 
 from filip.data.fetching.shards import Outcome, ShardDownloader, longest_time, run_shard
-from filip.data.fetching.workers import SHARDS_PER_WORKER, Row, Submit, Workers
+from filip.data.fetching.workers import Row, Submit
 from filip.errors import UserError
 
 MOST_IN_FLIGHT = 2000  # the driver has a thread for each (Spark)
@@ -24,29 +23,22 @@ JOB_GROUP = "filip download"
 SHOWN = 300  # characters of an engine's message
 
 
-def cluster_workers(distributor: str, downloader: ShardDownloader, processes: int) -> Workers:
-    """``pyspark``: the active session, else one on SPARK_MASTER, else local mode with ``processes`` threads.
-    ``ray``: the cluster at RAY_ADDRESS, else this machine with ``processes`` CPUs.
-
-    Raises UserError when the engine is not installed.
-    """
-    try:
-        if distributor == "pyspark":
-            return SparkWorkers(downloader, processes)
-        return RayWorkers(downloader, processes)
-    except ImportError as error:
-        raise UserError(
-            f"download.distributor is {distributor}, but it is not installed: pip install {distributor}"
-        ) from error
-
-
 class SparkWorkers:
+    """The active session, else one on SPARK_MASTER, else local mode with ``processes`` threads.
+
+    Raises UserError when pyspark is not installed.
+    """
+
     shards_per_pool = sys.maxsize
     one_death_ends_the_pool = False
 
     def __init__(self, downloader: ShardDownloader, processes: int) -> None:
-        from pyspark.sql import SparkSession
-
+        try:
+            from pyspark.sql import SparkSession
+        except ImportError as error:
+            raise UserError(
+                "download.distributor is pyspark, but it is not installed: pip install pyspark"
+            ) from error
         os.environ.setdefault("PYSPARK_PYTHON", sys.executable)
         session = SparkSession.getActiveSession()
         if session is None:
@@ -91,40 +83,3 @@ def _spark_message(error: Exception) -> str:
         if "SparkException: " in line:
             return line.split("SparkException: ", 1)[1][:SHOWN]
     return text.strip().split("\n")[0][:SHOWN]
-
-
-class RayWorkers:
-    shards_per_pool = sys.maxsize
-    one_death_ends_the_pool = False
-
-    def __init__(self, downloader: ShardDownloader, processes: int) -> None:
-        import ray
-
-        self.ray: Any = ray
-        if not self.ray.is_initialized():
-            self.ray.init(**({} if "RAY_ADDRESS" in os.environ else {"num_cpus": processes}))
-        # shards are tried again by whoever asks for workers, as on one machine
-        self.run = self.ray.remote(max_retries=0, max_calls=SHARDS_PER_WORKER)(run_shard)
-        self.downloader = self.ray.put(downloader)
-        self.limit = longest_time(downloader)
-
-    @contextmanager
-    def pool(self, alone: bool) -> Iterator[Submit]:
-        running: dict[Future[Outcome], Any] = {}
-
-        def submit(row: Row) -> Future[Outcome]:
-            task = self.run.remote(self.downloader, row, self.limit)
-            future: Future[Outcome] = task.future()
-            running[future] = task
-            future.add_done_callback(lambda done: running.pop(done, None))
-            return future
-
-        try:
-            yield submit
-        except BaseException:
-            for task in list(running.values()):
-                self.ray.cancel(task, force=True)
-            raise
-
-    def in_flight(self, alone: bool) -> int:
-        return max(2, int(2 * self.ray.cluster_resources().get("CPU", 0)))

@@ -1,7 +1,7 @@
 """Why keeping 25 % of the tokens can stop FILIP from learning short captions, and what helps: docs/token_selection.md.
 
-    python -m bench.token_selection                     # after `make demo`; two minutes a row on one core
-    python -m bench.token_selection only='[all tokens, paper]'
+    python -m bench.studies.token_selection                     # after `make demo`; two minutes a row on one core
+    python -m bench.studies.token_selection only='[all tokens, paper]'
 
 Prints a Markdown table, and for each row what the selection kept at steps 1, 50, 100 and so on. Two of the rows are
 selections that the library does not offer, because they do not work: they are defined here.

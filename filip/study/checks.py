@@ -1,7 +1,8 @@
-"""What a study config must satisfy: the schema, names that exist, and accuracies of the same settings."""
+"""Checks of a study config: the schema, names that exist, and accuracies of the same settings."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import TYPE_CHECKING, Any
 
@@ -11,18 +12,12 @@ import yaml
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.report.rows import PROTOCOLS, TABLES
-from filip.study_evaluation import check_evaluation_options
+from filip.study.evaluation import check_evaluation_options
+from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
-    from filip.study import Study
+    from filip.train.config import TrainConfig
 
-REMOVED_FROM_ROWS = {  # keys of an efficiency row that repeated its overrides, and the override that states them
-    "loss": "model.interaction=token_wise",
-    "embed_dim": "model.embed_dim=256",
-    "precision": "precision=fp16",
-    "token_percent": "token_keep_ratio=0.25",
-}
 # Of the settings that learning depends on, those in which a timing run of a few steps may differ from the training
 # whose accuracy its row shows: how many pairs there are and in which order they come, and what was searched for each
 # run, since no step takes longer for it.
@@ -42,7 +37,6 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
         raise UserError(
             "no study given: add --configfile workflow/config/demo.yaml (or another study's YAML)"
         )
-    _refuse_renamed_keys(config)
     problems = list(jsonschema.Draft202012Validator(schema()).iter_errors(config))
     if problems:
         worst = jsonschema.exceptions.best_match(iter(problems))
@@ -73,21 +67,6 @@ def schema() -> dict[str, Any]:
 
 def _refuse(key: str, problem: str) -> None:
     raise UserError(f"study config, key {key}: {problem}")
-
-
-def _refuse_renamed_keys(config: dict[str, Any]) -> None:
-    """Name the new key where an old one is used; the schema could only say that the old one is unknown."""
-    launch = config.get("launch")
-    if isinstance(launch, dict) and "by" in launch:
-        _refuse("launch.by", f"is now called launch.launcher; write launcher: {launch['by']}")
-    for name, row in (config.get("efficiency") or {}).items():
-        for key, override in REMOVED_FROM_ROWS.items():
-            if isinstance(row, dict) and key in row:
-                _refuse(
-                    f"efficiency.{name}.{key}",
-                    "is no longer given: the table reads it from the row's training. State it once, as an "
-                    f"override, e.g. overrides: [{override}]",
-                )
 
 
 def _check_launches(config: dict[str, Any]) -> None:
@@ -181,17 +160,21 @@ def _check_cards(config: dict[str, Any]) -> None:
                 raise UserError(f"study config, key {key}: {error}") from error
 
 
-def check_accuracy_of(study: Study) -> None:
-    """An efficiency row shows the accuracy of a trained run only if both train with the same settings.
+def check_accuracy_of(
+    rows: Mapping[str, Mapping[str, Any]], training: Callable[[str], tuple[TrainConfig, list[str]]]
+) -> None:
+    """Refuse an efficiency row that shows the accuracy of a run which trains with other settings.
+
+    rows: the study's ``efficiency``. training: the config and the sources of a row or a run, by its name.
 
     What the row states (interaction, dimension, precision, tokens kept) has to hold for the run as well; only the
     settings in ``NOT_COMPARED`` may differ. Raises UserError with the settings that differ.
     """
-    for name, row in study.efficiency.items():
+    for name, row in rows.items():
         run = row.get("accuracy_of")
         if not run:
             continue
-        timed, trained = _settings(study, name), _settings(study, run)
+        timed, trained = _settings(*training(name)), _settings(*training(run))
         different = [key for key in timed if timed[key] != trained[key]]
         if different:
             differences = "; ".join(
@@ -202,13 +185,13 @@ def check_accuracy_of(study: Study) -> None:
             )
 
 
-def _settings(study: Study, name: str) -> dict[str, Any]:
+def _settings(config: TrainConfig, sources: list[str]) -> dict[str, Any]:
     """The settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
     from filip.train.fingerprint import learning_settings
 
-    settings = learning_settings(study.resolved(name))
+    settings = learning_settings(config)
     flat = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
-    flat["data.sources"] = study.training(name)["sources"]
+    flat["data.sources"] = sources
     if flat["model.interaction"] == "pooled":
         flat["token_keep_ratio"] = None  # one vector per image: there are no tokens to keep
     return flat

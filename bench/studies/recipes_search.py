@@ -1,7 +1,7 @@
 """The rate of every run of the study demo_recipes: the same search for each, on scenes that its tables do not show.
 
-    python -m bench.recipes_search                            # after `make demo`; 19 runs at two rates, 80 s each
-    python -m bench.recipes_search only='[token_wise,pooled]'   # some of the runs, e.g. half of them on each core
+    python -m bench.studies.recipes_search                             # after `make demo`; 19 runs, two rates, 80 s
+    python -m bench.studies.recipes_search only='[token_wise,pooled]'  # some of the runs, e.g. half of them on a core
 
 A run is trained at each of RATES, for ``steps`` steps and with seed 0. The best one by the mean of R@10 both ways on
 scenes with a concept that was held out goes into its ``optimizer.base_lr`` in workflow/config/demo_recipes.yaml.

@@ -12,6 +12,7 @@ import yaml
 from filip import resources
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.study.tables import PROTOCOLS
 
 PROMPTS = "eval/prompts.yaml"
 CLIP_PROMPTS = "eval/prompts_clip.yaml"
@@ -65,7 +66,7 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
                     f"study config, key {key}: filip eval {protocol} has no option {name!r} that a study may set; "
                     f"it has {can_be}"
                 )
-    cards = {name for protocol, names in config["eval"].items() if protocol in _protocols() for name in names}
+    cards = {name for protocol, names in config["eval"].items() if protocol in PROTOCOLS for name in names}
     for name, loader in config["eval"].get("loaders", {}).items():
         if name not in cards:
             raise UserError(
@@ -75,12 +76,6 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
             load_card(name, loader)
         except UserError as error:
             raise UserError(f"study config, key eval.loaders.{name}: {error}") from error
-
-
-def _protocols() -> tuple[str, ...]:
-    from filip.report.rows import PROTOCOLS
-
-    return PROTOCOLS
 
 
 def _options_of(protocol: str) -> list[str]:

@@ -16,7 +16,7 @@ import yaml
 from filip.interaction import late_interaction
 from filip.models import TextFeatures
 from filip.study import resolve
-from filip.train.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
+from filip.study.efficiency import gathered_rows, gathered_texts, kept_tokens, random_batch
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +86,7 @@ def test_all_rows_are_measured_in_one_start_of_two_ranks(tmp_path: Path) -> None
     study["efficiency"] = {name: study["efficiency"][name] for name in ("orig", "late_64_bf16_25")}
     (tmp_path / "study.json").write_text(json.dumps(study))
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += ["-m", "filip.train.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
+    command += ["-m", "filip.study.efficiency", f"study={tmp_path / 'study.json'}", f"out={tmp_path / 'out'}"]
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [*command, "gathered=256", "steps=3", "warmup=1"],

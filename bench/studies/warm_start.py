@@ -1,7 +1,7 @@
 """From a pooled model to a token-wise one: the table of docs/models.md.
 
-    python -m bench.warm_start                    # after `make run STUDY=demo_warm SEEDS=3`; nine minutes
-    python -m bench.warm_start search=true        # the rates and recipes that were tried, one seed each
+    python -m bench.studies.warm_start                    # after `make run STUDY=demo_warm SEEDS=3`; nine minutes
+    python -m bench.studies.warm_start search=true        # the rates and recipes that were tried, one seed each
 
 The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; beside it the FILIP of that seed,
 from scratch. What a row cost in all is counted in processor time, pre-training included: its steps times what a step

@@ -1,6 +1,6 @@
 """What a narrower embedding costs: recall after two fits of lower rank, on pictures that they were not fitted to.
 
-    python -m bench.low_rank      # after `make demo`; a minute
+    python -m bench.studies.low_rank      # after `make demo`; a minute
 
 ``filip train narrow`` takes the principal directions of all tokens, shared by both towers. The other fit is the best
 one to the products f . g of image tokens f and text tokens g. With A and B their second moments it is, of all

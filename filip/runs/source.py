@@ -1,29 +1,23 @@
-"""What can be exported: a file of weights, a run folder, a checkpoint of any ZeRO stage."""
+"""The model at a path: a file of weights, a run folder, or a checkpoint of any ZeRO stage."""
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
 from filip.models.weights import pop_loss_parameters
-from filip.train.adapters import merged
-from filip.train.checkpoint import STATE, LoopState, find_damage, newest_intact, read_state
-from filip.train.provenance import is_finished
+from filip.runs.checkpoint import STATE, find_damage, is_finished, newest_intact, read_state
+from filip.runs.weights import checkpoint_weights, merged
 
 
 @dataclass(frozen=True)
 class Source:
-    """A model to export, and what is known of its training.
+    """A model, and what is known of its training.
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
     finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
@@ -102,23 +96,6 @@ def _of_checkpoint(checkpoint: Path) -> Source:
         {"checkpoint": str(checkpoint), "steps": state.step},
         result,
     )
-
-
-def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
-    """The float32 state dict in a checkpoint."""
-    whole: dict[str, Tensor] = {}
-    if state.zero_stage < 3:  # also what does not learn, of which ZeRO-1 keeps no other copy
-        saved: dict[str, Any] = torch.load(
-            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
-        )
-        whole = {name: value.float() for name, value in saved["module"].items()}
-    if state.zero_stage == 0:
-        return whole
-    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
-
-    with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output
-        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
-    return whole | {name: value.detach().float().contiguous() for name, value in weights.items()}
 
 
 def _json(path: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What a pooled term beside the token-wise one does on the demo's scenes, and what of it is the shared temperature.
 
-    python -m bench.mixtures                  # after `make demo`; 90 s a row on one core (below: from scratch)
-    python -m bench.mixtures experiment=demo steps=600 warmup_steps=60 init_temperature=0.07 overrides=[]
+    python -m bench.studies.mixtures                  # after `make demo`; 90 s a row on one core (below: from scratch)
+    python -m bench.studies.mixtures experiment=demo steps=600 warmup_steps=60 init_temperature=0.07 overrides=[]
 
 Besides recall, prints the scale (1 / temperature) that each row ends with: that of the token-wise similarity, and the
 pooled term's where it has one of its own. The terms with a temperature or a projection of their own are defined here.

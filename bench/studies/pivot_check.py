@@ -1,6 +1,6 @@
 """What the checks of a back-translation see of a wrong pivot text, on captions with one known error each.
 
-    python -m bench.pivot_check
+    python -m bench.studies.pivot_check
 
 The captions and their translations, right and wrong by one flag, number, negation or thing, are in
 ``tests/data/pivot_errors.tsv``. The multilingual check (``min_pivot_similarity``) compares caption and pivot text. The

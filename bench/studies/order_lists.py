@@ -1,6 +1,6 @@
 """What the host does before the first kernel of a pass: the order of the captions, in the tiled and Triton backends.
 
-    python -m bench.order_lists
+    python -m bench.studies.order_lists
 
 Milliseconds of one core for 40,960 captions, median of 15. A GPU waits for it, once in the forward and once in the
 backward pass.

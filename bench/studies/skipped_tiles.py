@@ -1,6 +1,6 @@
 """How many tiles of its backward the Triton backend may skip, because all their weights are negligible.
 
-    python -m bench.skipped_tiles          # after `make demo`; a minute
+    python -m bench.studies.skipped_tiles          # after `make demo`; a minute
 
 Takes the gradient of the contrastive loss over all pairs of a test set in one batch, at the model's own temperature and
 at others. A weight is negligible below 2^-38 of the largest of its

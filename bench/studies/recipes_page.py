@@ -1,7 +1,7 @@
 """The two tables of docs/recipes.md, from the results of the study demo_recipes.
 
     make run STUDY=demo_recipes SEEDS=3
-    python -m bench.recipes_page
+    python -m bench.studies.recipes_page
 
 Writes what stands between the two marks of the page, so that no figure there is typed by hand: what every recipe finds,
 and how far it is from the first, paired over images and seeds.

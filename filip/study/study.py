@@ -1,4 +1,4 @@
-"""A study: what is trained on what, how it is evaluated, and which tables show it.
+"""The reader of a study.
 
 A study is one YAML of ``workflow/config``. This class is the only reader of it: the workflow extends it by paths and
 resources (``workflow/study.py``), the report asks it for rows, labels and seeds.
@@ -16,14 +16,12 @@ import yaml
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.progress import say
-from filip.report.rows import PROTOCOLS, TABLES
-from filip.study_checks import check_accuracy_of, check_config
-from filip.study_evaluation import PROMPTS
+from filip.study.checks import check_accuracy_of, check_config
+from filip.study.evaluation import PROMPTS
+from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
-
-__all__ = ["PROTOCOLS", "TABLES", "Study", "load_study", "resolve", "with_seeds"]
 
 
 class Study:
@@ -45,7 +43,7 @@ class Study:
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
         self._replicas: dict[str, list[str]] = seeded["replicas"]
-        check_accuracy_of(self)
+        check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
 
     # ---- training ------------------------------------------------------------------------------------
 

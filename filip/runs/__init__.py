@@ -1,0 +1,1 @@
+"""The folder of a training on disk: its checkpoints, and the model that is in it. Training writes it."""

@@ -1,0 +1,93 @@
+"""The checkpoints of a run: which are finished and whole, and where the run stood at each."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from filip.errors import UserError
+
+_COMPLETE = re.compile(r"step(\d{8})")
+STATE = "state.json"
+FINISHED = "finished.json"  # in the run's folder, once it has written its results
+
+
+@dataclass
+class LoopState:
+    """Where a run stands, and what it must have in common with the run that resumes it."""
+
+    step: int = 0
+    loader: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    rollbacks: int = 0
+    step_seconds: list[float] = field(default_factory=list)  # recent steps, without the first of each start
+    world_size: int = 1
+    zero_stage: int = 0
+    precision: str = "fp32"
+    pairs_per_step: int = 0
+    model: dict[str, Any] = field(default_factory=dict)
+    optimizer: str = "lamb"
+    manifests: dict[str, str] = field(default_factory=dict)
+    settings: dict[str, Any] = field(default_factory=dict)  # see filip.train.fingerprint
+    init_from: str | None = None  # hash of the weights that the run started from
+    files: dict[str, int] = field(default_factory=dict)  # bytes of each file of the checkpoint
+
+
+def complete_checkpoints(folder: Path) -> list[Path]:
+    """Finished checkpoints, oldest first."""
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if _COMPLETE.fullmatch(p.name) and (p / STATE).is_file())
+
+
+def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint whose files have the sizes they were saved with, and a note on each that is skipped."""
+    notes: list[str] = []
+    for checkpoint in reversed(complete_checkpoints(folder)):
+        damage = find_damage(checkpoint)
+        if damage is None:
+            return checkpoint, notes
+        notes.append(f"skipped the damaged checkpoint {checkpoint}: {damage}")
+    return None, notes
+
+
+def find_damage(checkpoint: Path) -> str | None:
+    """Return what is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
+    try:
+        expected = read_state(checkpoint).files
+    except UserError as error:
+        return str(error)
+    for name, size in expected.items():
+        path = checkpoint / name
+        if not path.is_file():
+            return f"{name} is missing"
+        if file_size(path) != size:
+            return f"{name} has {file_size(path)} bytes instead of {size}"
+    return None
+
+
+def read_state(checkpoint: Path) -> LoopState:
+    """The loop state of a finished checkpoint. Fields of a later version are ignored, missing ones keep defaults."""
+    known = {f.name for f in fields(LoopState)}
+    try:
+        values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        return LoopState(**{name: value for name, value in values.items() if name in known})
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"cannot read {checkpoint / STATE}: {error}; resume from another checkpoint"
+        ) from error
+
+
+def file_size(path: Path) -> int:
+    """Return the bytes of a file. Network file systems answer ``stat`` from a cache, but look again on opening."""
+    with open(path, "rb") as file:
+        return file.seek(0, os.SEEK_END)
+
+
+def is_finished(run_dir: Path) -> bool:
+    """True if the last start of the run wrote its result."""
+    return (run_dir / FINISHED).is_file()

@@ -1,0 +1,48 @@
+"""The weights in a checkpoint, whole and without adapters."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from filip.runs.checkpoint import LoopState
+
+_ADAPTER = ".lora_{}.default.weight"  # peft's names
+
+
+def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
+    """The float32 state dict in a checkpoint."""
+    whole: dict[str, Tensor] = {}
+    if state.zero_stage < 3:  # also what does not learn, of which ZeRO-1 keeps no other copy
+        saved: dict[str, Any] = torch.load(
+            checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
+        )
+        whole = {name: value.float() for name, value in saved["module"].items()}
+    if state.zero_stage == 0:
+        return whole
+    from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint
+
+    with contextlib.redirect_stdout(io.StringIO()):  # silence its verbose output
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint.parent), tag=checkpoint.name)
+    return whole | {name: value.detach().float().contiguous() for name, value in weights.items()}
+
+
+def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+    """The state dict of the model without adapters that computes the same; ``state`` itself if it has none."""
+    plain = {}
+    for name, value in state.items():
+        layer, base, kind = name.rpartition(".base_layer.")
+        if not base:
+            if ".lora_" not in name:
+                plain[name] = value
+            continue
+        if kind == "weight":
+            down, up = (state[layer + _ADAPTER.format(side)].float() for side in "AB")
+            value = value.float() + (alpha / len(down)) * (up @ down)
+        plain[f"{layer}.{kind}"] = value
+    return plain
