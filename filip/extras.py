@@ -18,6 +18,7 @@ EXTRAS = {
     "filip.index": "index",
     "filip.export": "export",
     "filip.report": "report",
+    "filip.sets": "eval",
     "filip.study": "report",
     "filip.study_checks": "report",
     "filip.train": "train",

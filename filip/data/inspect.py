@@ -24,10 +24,10 @@ from filip.command import MISSING, option, run_command
 from filip.data.loading.config import AugmentConfig, Source
 from filip.data.loading.pair_index import index_source, sidecar_path
 from filip.data.loading.transforms import TrainTransform
-from filip.data.rgb import UNDECODABLE
 from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
 from filip.files import replacing
+from filip.rgb import UNDECODABLE
 
 TEXT_WIDTH = 520  # pixels of the captions' column in a PNG
 STYLE = """body{font:15px/1.5 sans-serif;margin:2em;color:#222}td{padding:6px 10px;vertical-align:top}

@@ -11,7 +11,7 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, not_read, to_rgb
+from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, not_read, to_rgb
 from filip.errors import UserError
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
@@ -189,7 +189,7 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
     """An encoded image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
 
     Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
-    is none of the formats of :data:`filip.data.rgb.FORMATS`.
+    is none of the formats of :data:`filip.rgb.FORMATS`.
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")

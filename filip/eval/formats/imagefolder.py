@@ -6,11 +6,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from filip.data.rgb import IMAGE_FILES, not_read
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
+from filip.rgb import IMAGE_FILES, not_read
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
