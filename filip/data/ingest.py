@@ -115,7 +115,7 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     Raises UserError when there are no images, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
-    reading = reading_of(card)
+    reading = reading_of(card, config.out)
     layout, parts = recognise(reading)
     # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
@@ -132,8 +132,8 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
         return texts, _account(card, layout, listed, folder, shards)
 
 
-def reading_of(card: SourceCard) -> Reading:
-    """Return how to read the images of a card. Raises UserError where there are none."""
+def reading_of(card: SourceCard, out: str | None = None) -> Reading:
+    """Return how to read the images of a card, without those in ``out``. Raises UserError where there are none."""
     images = Path(card.images or "")
     if not images.exists():
         raise UserError(
@@ -149,7 +149,7 @@ def reading_of(card: SourceCard) -> Reading:
         "only",
     )
     settings = {name: getattr(card, name) for name in (*same, "header", "columns", "split")}
-    return Reading(images, **settings)
+    return Reading(images, without=None if out is None else os.path.abspath(out), **settings)
 
 
 def _claim(folder: Path, card: SourceCard) -> None:

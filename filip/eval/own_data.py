@@ -8,7 +8,7 @@ from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, Layout, load_card
 from filip.eval.formats.imagefolder import images_below
 from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS
-from filip.sets.layout import FOR_EVALUATION, Reading
+from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading
 from filip.sets.layouts import LAYOUTS, recognise
 
 
@@ -44,7 +44,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     try:
         layout, parts = recognise(reading)
         columns = LAYOUTS[layout].columns(parts[0], reading)
-    except UserError:
+    except NotUnderstoodError:
         if place.is_file():
             raise
         return []
@@ -54,6 +54,8 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
     if layout == "parquet" and len(parts) > 1:
         del kinds["classification"]  # which is read from one file
     fitting = [kind for kind, names in kinds.items() if any(name in columns for name in names)]
+    if not fitting and place.is_dir():
+        return []  # a table of something else, in a folder of classes
     if not fitting:
         raise UserError(
             f"{parts[0]} has no column of captions ({', '.join(CAPTION_COLUMNS)}) and none of labels "
@@ -81,7 +83,7 @@ def retrieval_card(data: str) -> BenchmarkCard:
 def _card(
     place: Path, loader: str, kind: str, split: str, named: str = "", of: Path | None = None
 ) -> BenchmarkCard:
-    """The card of data at ``place``, under the name of ``of``."""
+    """Return a card for the data at ``place``, under the name of ``of``."""
     called = of or place
     name = called.stem if called.is_file() else called.resolve().name
     name = f"{name}_{named}" if named else name

@@ -55,7 +55,7 @@ class ArrowImages(Layout):
 
 
 def _split(path: Path, place: Path) -> str | None:
-    """A dictionary of data sets has a folder for each split."""
+    """Return the split of a file: a dictionary of data sets has a folder for each."""
     if not (place / "dataset_dict.json").is_file():
         return None
     return path.relative_to(place).parts[0]
@@ -80,7 +80,7 @@ def _column(table: pa.Table, part: Path) -> str:
 
 @lru_cache(maxsize=8)
 def _table(file: str) -> pa.Table:
-    """`datasets` writes the streaming format; other programs the file format."""
+    """Map a file into memory: `datasets` writes the streaming format, other programs the file format."""
     import pyarrow as pa
 
     source = pa.memory_map(file)

@@ -98,9 +98,7 @@ def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:
             return "not_a_file: a folder, a pipe, a socket or a device"
         return "missing_file: No such file or directory"
     if reading.inside_only:
-        root = os.path.realpath(
-            reading.root_of(reading.place / "x") if reading.place.is_dir() else reading.place.parent
-        )
+        root = os.path.realpath(reading.place if reading.place.is_dir() else reading.place.parent)
         if os.path.commonpath([os.path.realpath(row.file), root]) != root:
             return "outside: a link out of the folder"
     return None

@@ -47,6 +47,7 @@ class Reading:
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
     inside_only: bool = False  # links that lead out of the folder are not followed
+    without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
     def settings(self) -> list[object]:
         """Return all but the place, as JSON has it: equal lists read equal rows."""
@@ -60,22 +61,26 @@ class Reading:
         """Return the name of a file in reports: its path below the place."""
         return os.path.relpath(path, self.place) if self.place.is_dir() else Path(path).name
 
-    def root_of(self, part: Path) -> Path:
-        """Return the folder that names in the list ``part`` are relative to."""
-        return Path(self.image_root) if self.image_root else part.parent
+    def root_of(self, part: Path) -> str:
+        """Return the absolute path of the folder that names in the list ``part`` are relative to."""
+        return os.path.abspath(self.image_root or part.parent)
 
     def splits_taken(self, there: Sequence[str], where: object) -> list[str]:
         """Return which of the splits that there are to take. Raises UserError if none fits."""
-        found = list(dict.fromkeys(there))
+        found = {name: SPLITS.get(name, name) for name in there}
         if not found or self.split == ALL:
-            return found
+            return list(found)
         if self.split is None:
-            best = next((name for name in self.prefer if name in found or name == ANY), None)
-            if best is not None:
-                return [found[0] if best == ANY else best]
+            for wanted in self.prefer:
+                for name, usual in found.items():
+                    if wanted in (ANY, name, usual):
+                        return [name]
         asked = [] if self.split is None else self.split.split("+")
-        taken = [name for name in found if name in asked or name in [SPLITS.get(one, one) for one in asked]]
-        unknown = [name for name in asked if name not in taken and SPLITS.get(name, name) not in taken]
+        usually = [SPLITS.get(name, name) for name in asked]
+        taken = [name for name, usual in found.items() if name in asked or usual in usually]
+        unknown = [
+            name for name in asked if name not in found and SPLITS.get(name, name) not in found.values()
+        ]
         if unknown or not taken:
             missing = ", ".join(unknown or self.prefer)
             raise UserError(
@@ -107,6 +112,10 @@ class Row:
 RANK = "CASE WHEN problem IS NOT NULL THEN 1 WHEN len(captions) > 0 THEN 0 ELSE 2 END"  # Row.rank in SQL
 
 
+class NotUnderstoodError(UserError):
+    """A place that no layout fits."""
+
+
 class Layout(ABC):
     """One way in which images and captions lie on disk."""
 
@@ -131,7 +140,7 @@ class Layout(ABC):
     def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
         """Yield a row for each file of the folder that no part holds, names or needs."""
         taken = {os.path.abspath(part) for part in parts}
-        for path, problem in walk(reading.place, reading.inside_only):
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
             if os.path.abspath(path) in taken or (problem is None and self.companions.search(path.name)):
                 continue
             if problem is None and path.name.lower().endswith(tuple(self.suffixes)):
@@ -177,13 +186,15 @@ def of_wanted_splits(paths: Sequence[Path], reading: Reading) -> list[Path]:
     return [path for path, split in found.items() if split is None or split in taken]
 
 
-def inside(root: Path, name: str) -> tuple[str, str | None]:
-    """Return the path of ``name`` below ``root``, and what is wrong with it: a list must not name files elsewhere."""
+def inside(base: str, name: str) -> tuple[str, str | None]:
+    """Return the path of ``name`` below ``base``, and what is wrong with it: a list must not name files elsewhere.
+
+    base: absolute, as ``os.path.abspath`` has it.
+    """
     if not name or "\0" in name:
         return "", "no_file: the list names none"
-    base = os.path.abspath(root)
     path = os.path.normpath(os.path.join(base, name))
-    if os.path.commonpath([base, path]) != base:
+    if not path.startswith(base.rstrip("/") + "/"):
         return "", f"outside: {name} is not in {base}"
     return path, None
 
@@ -195,17 +206,23 @@ class Entry(NamedTuple):
     problem: str | None = None
 
 
-def walk(folder: Path, inside_only: bool = False, deep: bool = True) -> Iterator[Entry]:
+def walk(
+    folder: Path, inside_only: bool = False, deep: bool = True, without: str | None = None
+) -> Iterator[Entry]:
     """Yield all files of a folder, hidden ones left out, in a fixed order: those of a folder, then those below it.
 
     Pipes, sockets, devices, and folders that may not be read or lead in a circle have a problem; so have links out of
-    the folder, if ``inside_only``.
+    the folder, if ``inside_only``. without: absolute path of a folder that is left out.
     """
-    yield from _walk(folder, os.path.realpath(folder) if inside_only else None, deep, ())
+    root = os.path.realpath(folder) if inside_only else None
+    yield from _walk(folder, root, without if deep else "/", ())
 
 
-def _walk(folder: Path, root: str | None, deep: bool, above: tuple[str, ...]) -> Iterator[Entry]:
+def _walk(folder: Path, root: str | None, without: str | None, above: tuple[str, ...]) -> Iterator[Entry]:
     real = os.path.realpath(folder)
+    if real in above:
+        yield Entry(folder, "not_a_file: a link to a folder that it lies in")
+        return
     try:
         with os.scandir(folder) as found:
             entries = sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
@@ -219,14 +236,13 @@ def _walk(folder: Path, root: str | None, deep: bool, above: tuple[str, ...]) ->
             below.append((path, entry.is_symlink()))
         else:
             yield Entry(path, _problem(entry, root))
-    for path, linked in below if deep else []:
-        target = os.path.realpath(path) if linked else ""
-        if linked and target in (*above, real):
-            yield Entry(path, "not_a_file: a link to a folder that it lies in")
-        elif linked and root is not None and not _below(target, root):
+    for path, linked in below:
+        if without is not None and _below(os.path.abspath(path), without):
+            continue
+        if linked and root is not None and not _below(os.path.realpath(path), root):
             yield Entry(path, "outside: a link out of the folder")
         else:
-            yield from _walk(path, root, deep, (*above, real))
+            yield from _walk(path, root, without, (*above, real))
 
 
 def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
@@ -255,6 +271,6 @@ def _below(path: str, root: str) -> bool:
 
 def files_in(reading: Reading, suffixes: Sequence[str], deep: bool = True) -> list[Path]:
     """Return the files of the folder that have one of these suffixes and can be opened."""
-    found = walk(reading.place, reading.inside_only, deep)
+    found = walk(reading.place, reading.inside_only, deep, reading.without)
     endings = tuple(suffixes)
     return [path for path, problem in found if problem is None and path.name.lower().endswith(endings)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from filip.errors import UserError
 from filip.sets.annotations import Coco, Karpathy
 from filip.sets.arrow import ArrowImages
-from filip.sets.layout import Layout, Reading, Row
+from filip.sets.layout import Layout, NotUnderstoodError, Reading, Row
 from filip.sets.parquet import ParquetImages
 from filip.sets.table import Table
 from filip.sets.tars import Tars
@@ -36,7 +36,7 @@ def recognise(reading: Reading) -> tuple[str, list[Path]]:
         if parts := LAYOUTS[name].parts(reading):
             return name, parts
     known = "; ".join(layout.about for layout in LAYOUTS.values())
-    raise UserError(f"{reading.place} has no captions that are understood. Known are: {known}")
+    raise NotUnderstoodError(f"{reading.place} has no captions that are understood. Known are: {known}")
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:

@@ -123,8 +123,11 @@ def image_bytes(column: pa.Array | pa.ChunkedArray, row: int, folder: Path) -> b
         value, path = value["bytes"], value.get("path")
     if value is not None:
         return bytes(value)
-    if path and (found := inside(folder, path))[1] is None:
-        return read_file(found[0])
+    if path:
+        root = os.path.realpath(folder)
+        file, outside = inside(root, os.path.realpath(os.path.join(root, path)))
+        if outside is None:
+            return read_file(file)
     raise FileNotFoundError(f"the row holds no bytes{f', only the path {path}' if path else ''}")
 
 

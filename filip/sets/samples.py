@@ -29,7 +29,7 @@ def captions_in(
     for suffix, read in files.items():
         if suffix.rpartition(".")[2] == "json":
             about = _record(read())
-            problem = problem or (None if about is not None else f"not_text: .{suffix} is no JSON object")
+            problem = problem or (None if about is not None else f"not_text: .{suffix} is not a JSON object")
             record |= about or {}
     value = record.get(reading.group_column) if reading.group_column else None
     group = None if value is None else str(value)
@@ -44,16 +44,21 @@ def captions_in(
     for kind in CAPTION_SUFFIXES:
         for suffix, read in files.items():
             if suffix.rpartition(".")[2] == kind:
-                text = decoded(read())
-                problem = problem or (
-                    None if text is not None else f"not_text: .{suffix} is no UTF-8 and no Latin-1"
-                )
-                captions += one_line((text or "").splitlines())
+                lines = lines_of(read())
+                if lines is None:
+                    problem = problem or f"not_text: .{suffix} is neither UTF-8 nor Latin-1"
+                captions += lines or []
     if not captions:
         captions = next(
             (found for name in CAPTION_COLUMNS if (found := one_line(texts(record.get(name))))), []
         )
     return list(dict.fromkeys(captions)), group, None if captions else problem
+
+
+def lines_of(data: bytes) -> list[str] | None:
+    """Return the captions in a text, one a line; None if it cannot be read."""
+    text = decoded(data)
+    return None if text is None else one_line(text.splitlines())
 
 
 def _record(data: bytes) -> dict[str, Any] | None:

@@ -47,9 +47,9 @@ class Listed(Layout):
         raise NotImplementedError
 
     def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
-        """Pictures that the list does not name have no caption; those that it names have a row already."""
+        """Yield a row for each file; those of pictures that the list names are merged with the rows of the list."""
         taken = {os.path.abspath(part) for part in parts}
-        for path, problem in walk(reading.place, reading.inside_only):
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
             if os.path.abspath(path) in taken:
                 continue
             if problem is None and is_picture(path):
@@ -81,6 +81,7 @@ class Table(Listed):
         table = read_table(part, reading.header, reading.columns)
         image = image_column(table.names, reading, part)
         columns = caption_columns(table.names, reading, part)
+        empty = dict.fromkeys(table.names)
         for row in table.rows:
             if isinstance(row, Broken):
                 place = f"{name}:{row.number}"
@@ -95,13 +96,13 @@ class Table(Listed):
                 file or f"{name}:{number} (a row without {image})",
                 captions_of(record, columns) if problem is None else [],
                 path or f"{part}#{number}",  # rows of one file are one image
-                group=group_of({**dict.fromkeys(table.names), **record}, reading, part),
+                group=group_of({**empty, **record}, reading, part) if reading.group_column else None,
                 problem=problem,
             )
 
 
 def _file_name(value: Any) -> str:
-    """The path in a cell; also Hugging Face's {path, bytes}."""
+    """Return the path in a cell, which may be Hugging Face's {path, bytes}."""
     if isinstance(value, Mapping):
         value = value.get("path") or value.get("file_name")
     return "" if value is None else str(value).strip()

@@ -1,7 +1,7 @@
 """Rows of a table, one after the other: CSV, TSV, JSON lines (plain or packed), a list in JSON, Parquet.
 
-A line that is no row is a :class:`Broken` one: what comes in is what goes out. Memory is bounded by the longest row,
-but JSON, which is read whole.
+A line that cannot be read is a :class:`Broken` row: what comes in is what goes out. Memory is bounded by the longest
+row, except for JSON, which is read whole.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _lines(stream: BinaryIO) -> Iterator[Line]:
-    """The lines, and at the end of a packed file that is cut off a line that says so."""
+    """Yield the lines, and at the end of a packed file that is cut off a line that says so."""
     number = 0
     try:
         with stream:
@@ -116,7 +116,7 @@ def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[
     first = next(source, None)
     if first is None:
         raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
-    delimiter = "\t" if kind == "tsv" else _delimiter(first.text or "", kind)
+    delimiter = "\t" if kind == "tsv" else _delimiter(first.text or "", kind, len(names))
     found = _records(chain([first], source), delimiter)
     if names:
         columns = list(names)
@@ -130,12 +130,16 @@ def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[
     return Rows(columns, _named(found, columns))
 
 
-def _delimiter(first: str, kind: str) -> str:
-    """Return what separates the columns: a comma, or what Excel writes where the comma is decimal."""
-    best = max(",;\t|", key=first.count)
+def _delimiter(first: str, kind: str, columns: int) -> str:
+    """Return what separates the columns: a comma, or what Excel writes where the comma is decimal.
+
+    columns: how many there are, if the first line does not name them.
+    """
     if kind == "txt" and "\t" in first:
         return "\t"
-    return best if first.count(best) else ","
+    if columns:
+        return next((one for one in ",;\t|" if first.count(one) == columns - 1), ",")
+    return max(",;\t|", key=first.count)
 
 
 def _records(source: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str]] | Broken]:
@@ -148,8 +152,9 @@ def _records(source: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list
         if line.text is None:
             yield Broken(line.number, line.problem)
             continue
-        if delimiter == "\t":  # tab-separated lists never quote: captions hold stray quotes
-            yield line.number, line.text.split("\t")
+        # tab-separated lists never quote: captions hold stray quotes
+        if delimiter == "\t" or '"' not in line.text:
+            yield line.number, line.text.split(delimiter)
             continue
         cells, why = _cells(line.text, delimiter)
         used = 0
@@ -218,7 +223,7 @@ def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
     if not isinstance(content, list):
         raise UserError(f"{path} is not a readable json table: it should be a list of objects")
     for number, row in enumerate(content, 1):
-        yield (number, row) if isinstance(row, dict) else Broken(number, "it is no object")
+        yield (number, row) if isinstance(row, dict) else Broken(number, "it is not an object")
 
 
 def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Record] | Broken]:
@@ -231,11 +236,11 @@ def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Record] | Broken]:
             except (ValueError, RecursionError) as error:
                 yield Broken(line.number, f"not JSON ({first_line(error)})")
                 continue
-            yield (line.number, row) if isinstance(row, dict) else Broken(line.number, "it is no object")
+            yield (line.number, row) if isinstance(row, dict) else Broken(line.number, "it is not an object")
 
 
 def _numbered(found: Iterator[tuple[int, Record] | Broken]) -> Rows:
-    """The rows with the keys of the first of them as columns."""
+    """Return the rows with the keys of the first of them as columns."""
     start = list(islice(found, LOOKED_AT))
     keys: dict[str, None] = {}
     for row in start:

@@ -34,7 +34,7 @@ class Tars(Layout):
     in_order = True
     shard_per_file = True
     suffixes = (".tar",)
-    # what img2dataset, this project, webdataset and CLIP_benchmark put beside their tars
+    # what img2dataset, this project, webdataset and CLIP_benchmark write next to their tars
     companions = re.compile(
         r"\.(index|idx)$|^\d+(\.parquet|_stats\.json)$|^(nshards|classnames|dataset_type|\w*templates)\.txt$|^sizes\.json$"
     )

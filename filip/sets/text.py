@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-MAX_LINE = 10_000_000  # characters; what is longer is no line of a table
+MAX_LINE = 10_000_000  # characters; no table has longer lines
 _BOMS = (
     (codecs.BOM_UTF8, "utf-8"),
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -50,6 +50,11 @@ def decoded(data: bytes) -> str | None:
     if encoding:
         text = data.decode(encoding, "replace").removeprefix("\ufeff")
         return None if DAMAGED in text else text
+    return _narrow(data)
+
+
+def _narrow(data: bytes) -> str | None:
+    """Return the text in bytes that are UTF-8, or else what Windows wrote in the west."""
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:
@@ -100,9 +105,9 @@ def lines(stream: BinaryIO) -> Iterator[Line]:
             found = None if DAMAGED in line else line.removeprefix("\ufeff")
         else:
             found = decoded_line(line)
-        yield Line(number, found, "" if found is not None else "its bytes are no UTF-8 and no Latin-1")
+        yield Line(number, found, "" if found is not None else "its bytes are neither UTF-8 nor Latin-1")
 
 
 def decoded_line(latin: str) -> str | None:
     """Return the text of a line whose bytes were read as Latin-1."""
-    return latin if latin.isascii() else decoded(latin.encode("latin-1"))
+    return latin if latin.isascii() else _narrow(latin.encode("latin-1"))

@@ -49,13 +49,14 @@ class TextBeside(Layout):
 
 
 def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:
-    """The files of each folder."""
-    for folder, entries in groupby(walk(reading.place, reading.inside_only), lambda entry: entry.path.parent):
+    """Yield the files of each folder."""
+    found = walk(reading.place, reading.inside_only, without=reading.without)
+    for folder, entries in groupby(found, lambda entry: entry.path.parent):
         yield folder, list(entries)
 
 
 def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]]:
-    """The pictures (also those that are not read), and the texts by their names."""
+    """Return the pictures (also those that are not read), and the texts by their names."""
     pictures: dict[Path, None] = {}
     texts: dict[str, Path] = {}
     for path, problem in entries:
@@ -67,7 +68,7 @@ def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]
 
 
 def _belonging(picture: Path, texts: dict[str, Path]) -> dict[str, Path]:
-    """The texts of a picture by their suffixes: ``a.txt`` and ``a.jpg.txt``."""
+    """Return the texts of a picture by their suffixes: ``a.txt`` and ``a.jpg.txt``."""
     found = {}
     for suffix in TEXT_SUFFIXES:
         for name in (f"{picture.stem}.{suffix}", f"{picture.name}.{suffix}"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import gzip
 import io
 import json
 import os
@@ -305,3 +306,68 @@ def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_
     with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take: split: NAME"):
         counted(place, prefer=FOR_TRAINING)
     assert counted(place, split="test") == (5, {})
+
+
+def test_names_of_splits_that_mean_the_same_are_one(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    place = hub(tmp_path / "own", train=names[:2], dev=names[2:])
+    assert set(evaluated(str(place))) == {COLOURS[name] for name in names[2:]}
+    assert counted(place, split="val") == counted(place, split="validation") == (3, {"not_wanted": 1})
+
+
+# ---- odd tables, and folders that hold more ----------------------------------------------------------
+
+
+def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = "".join(f"gone {n} {hash(str(n))}.png,a picture of {n}\n" for n in range(3000))
+    packed = gzip.compress(f"image,caption\ndog.png,a dog\n{rows}".encode())
+    (tmp_path / "captions.csv.gz").write_bytes(packed[: len(packed) // 2])
+    found = open_images(Reading(tmp_path / "captions.csv.gz"))
+    assert [item.name for item in found.items] == ["dog.png"]
+    assert found.account.counts["missing_file"] > 500
+    assert "cut off or damaged here" in found.account.examples["broken_line"][-1]
+
+
+def test_columns_without_a_header_are_named_by_the_card(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "captions.csv").write_text("dog.png,a dog; a cat; and a bird\ntwo cats.png,cats\n")
+    reading = Reading(tmp_path / "captions.csv", columns=("image", "caption"))
+    assert [item.captions for item in open_images(reading).items] == [["a dog; a cat; and a bird"], ["cats"]]
+
+
+def test_the_output_in_the_folder_of_the_images_is_no_part_of_them(tmp_path: Path) -> None:
+    one = card(own_images.text_beside(tmp_path / "own"))
+    out = str(tmp_path / "own" / "shards")
+    for _ in range(2):
+        _, funnel = ingest(one, IngestConfig(one.name, out=out))
+        assert (funnel.n_in, funnel.n_out) == (len(CAPTIONS), len(CAPTIONS))
+
+
+def test_a_folder_with_a_table_of_something_else_can_be_looked_at(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    (tmp_path / "own" / "prices.csv").write_text("article,price\n1,2\n")
+    pictures = open_pictures(str(tmp_path / "own"), None, None)
+    assert len(pictures) == len(CAPTIONS)
+    with pytest.raises(UserError, match="has no captions"):
+        retrieval_card(str(tmp_path / "own"))
+    (tmp_path / "own" / "more.csv").write_text("image,caption\ndog.png,a dog\n")
+    with pytest.raises(UserError, match=r"several tables \(more\.csv, prices\.csv\)"):
+        retrieval_card(str(tmp_path / "own"))
+
+
+def test_a_row_of_parquet_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    (tmp_path / "secret.png").write_bytes(picture("dog.png"))
+    (tmp_path / "own" / "link.png").symlink_to(tmp_path / "secret.png")
+    paths = ["dog.png", "../secret.png", str(tmp_path / "secret.png"), "link.png"]
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "caption": ["a dog"] * len(paths)}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
+    )
+    pq.write_table(pa.table(rows, schema), tmp_path / "own" / "rows.parquet")
+    found = open_images(Reading(tmp_path / "own" / "rows.parquet"))
+    assert found.read(found.items[0]) == picture("dog.png")
+    for item in found.items[1:]:
+        with pytest.raises(FileNotFoundError, match="holds no bytes, only the path"):
+            found.read(item)
