@@ -35,8 +35,8 @@ from webdataset.tariterators import tar_file_expander
 from filip.command import option, run_command
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.loader import build_loader
-from filip.data.loading.tar_index import scan_tar
 from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.sets.tar_index import scan_tar
 
 CROP_SCALE = (0.5, 1.0)
 

@@ -22,13 +22,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import MAX_ASPECT, UNDECODABLE, unreadable
 from filip.errors import UserError
 from filip.eval.prompts import Prompt
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
 from filip.interaction import Similarity
+from filip.rgb import MAX_ASPECT, UNDECODABLE, unreadable
 
 __all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
 

@@ -19,6 +19,7 @@ EXTRAS = {
     "filip.export": "export",
     "filip.report": "report",
     "filip.runs": "train",
+    "filip.sets": "eval",
     "filip.study": "report",
     "filip.study.efficiency": "train",
     "filip.train": "train",

@@ -102,7 +102,7 @@ class SourceCard:
     obtain: str = ""  # prose: how a person gets the list
     list: str | None = None  # path or glob of the list; null = give list=PATH to `prepare`
     images: str | None = None  # instead of a list: a folder or file with the images themselves, for `ingest`
-    layout: str = "auto"  # how they lie there; auto = found out, else a name in filip/data/ingesting
+    layout: str = "auto"  # how they lie there; auto = found out, else a name in filip/sets/layouts.py
     image_column: str | None = None  # of a table that names image files; null = found by its name
     format: str = "auto"  # see FORMATS; auto = by file name
     header: bool = True  # tsv/csv: does the first line name the columns?
@@ -120,7 +120,9 @@ class SourceCard:
     image_root: str | None = None  # put before the url column where the list has file names only
     # URLs of this machine and its network; a list from elsewhere must not have them
     allow_private_hosts: bool = False
-    split: str | None = None  # karpathy lists: the splits to take, joined by "+"
+    split: str | None = (
+        None  # of sets and lists that have several: those to take, joined by "+"; a set: train
+    )
     expected_count: int | None = None  # pairs in the published list
     text_rules: TextRuleSettings = field(default_factory=TextRuleSettings)
     image_rules: ImageRuleSettings = field(default_factory=ImageRuleSettings)

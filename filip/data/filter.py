@@ -215,7 +215,7 @@ def hash_shard(tar: Path, file: Path) -> int:
     import imagehash
 
     from filip.data.loading.images import decode
-    from filip.data.rgb import UNDECODABLE
+    from filip.rgb import UNDECODABLE
 
     keys, hashes = [], []
     for key, data in shard_images(tar):
@@ -297,7 +297,7 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
     import torch
 
     from filip.data.preprocessing import eval_transform, normalize
-    from filip.data.rgb import UNDECODABLE
+    from filip.rgb import UNDECODABLE
 
     scorer = _scorers[0]
     make = eval_transform(scorer.image_size)

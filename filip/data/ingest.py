@@ -4,9 +4,9 @@
     python -m filip.data.ingest source=mine out=SHARDS            # a card with `images: FOLDER`
 
 Reads a folder with a table of paths and captions, images with a .txt beside each, webdataset tars, Hugging Face
-datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/data/ingesting. An image has one row and all its
-captions. A tar in which nothing has to change is not copied: its shard is a link. One bad image costs that image. A
-killed run goes on from its last shard, with an identical result.
+datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/sets, which counts each file and line that
+cannot be used. An image has one row and all its captions. A tar in which nothing has to change is not copied: its shard
+is a link. One bad image costs that image. A killed run goes on from its last shard, with an identical result.
 """
 
 from __future__ import annotations
@@ -28,18 +28,17 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.ingesting import LAYOUTS
 from filip.data.ingesting.found import find_part
 from filip.data.ingesting.gathering import gathered
-from filip.data.ingesting.layout import Layout
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
 from filip.files import digest, locked, replacing, scratch_folder, write_json
+from filip.sets.account import Account
+from filip.sets.layout import RANK, Layout, Reading
+from filip.sets.layouts import LAYOUTS, recognise
 from filip.worker_pool import run_blocks
-
-SHOWN_ERRORS = 5  # examples per reason in the funnel's notes
 
 
 @dataclass
@@ -116,7 +115,8 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     Raises UserError when there are no images, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
-    layout, parts = recognise(card)
+    reading = reading_of(card, config.out)
+    layout, parts = recognise(reading)
     # img2dataset imports albumentations, which asks the network for a newer version of itself whenever it is imported
     os.environ.setdefault("NO_ALBUMENTATIONS_UPDATE", "1")
     folder = Path(config.out).resolve()
@@ -125,27 +125,31 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     kept = Path(config.kept) if config.kept else work / "kept.parquet"
     with locked(work / "lock", f"{folder} is being filled by another process: wait for it or stop it"):
         _claim(folder, card)
-        _list_images(card, layout, parts, listed, work, config)
+        _list_images(card, reading, layout, parts, listed, work, config)
         shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
         texts = _apply_rules(card, LAYOUTS[layout], listed, kept, shuffle, config)
         shards = _store(card, layout, kept, folder)
         return texts, _account(card, layout, listed, folder, shards)
 
 
-def recognise(card: SourceCard) -> tuple[str, list[Path]]:
-    """The name of the layout of ``card.images``, and its parts. Raises UserError where no layout fits."""
+def reading_of(card: SourceCard, out: str | None = None) -> Reading:
+    """Return how to read the images of a card, without those in ``out``. Raises UserError where there are none."""
     images = Path(card.images or "")
     if not images.exists():
         raise UserError(
             f"source '{card.name}': no images at {images}. {' '.join(card.obtain.split()) or 'Set `images`'}"
         )
-    if card.layout != "auto" and card.layout not in LAYOUTS:
-        raise UserError(f"layout is {card.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
-    for name in LAYOUTS if card.layout == "auto" else [card.layout]:
-        if parts := LAYOUTS[name].parts(images, card):
-            return name, parts
-    known = "; ".join(layout.about for layout in LAYOUTS.values())
-    raise UserError(f"{images} has no captions that are understood. Known are: {known}")
+    same = (
+        "layout",
+        "image_column",
+        "image_root",
+        "caption_column",
+        "caption_columns",
+        "group_column",
+        "only",
+    )
+    settings = {name: getattr(card, name) for name in (*same, "header", "columns", "split")}
+    return Reading(images, without=None if out is None else os.path.abspath(out), **settings)
 
 
 def _claim(folder: Path, card: SourceCard) -> None:
@@ -162,27 +166,25 @@ def _claim(folder: Path, card: SourceCard) -> None:
 
 
 def _list_images(
-    card: SourceCard, layout: str, parts: list[Path], listed: Path, work: Path, config: IngestConfig
+    card: SourceCard,
+    reading: Reading,
+    layout: str,
+    parts: list[Path],
+    listed: Path,
+    work: Path,
+    config: IngestConfig,
 ) -> None:
     """Write list.parquet: one row per image, with all its captions. Files that were listed before are not again."""
     folder = work / "found"
     folder.mkdir(exist_ok=True)
-    settings = (
-        card.caption_column,
-        card.caption_columns,
-        card.group_column,
-        card.image_column,
-        card.image_root,
-    )
-    reading = digest([layout, *settings, card.only, card.split, card.columns, card.header])
     files, todo = [], []
-    for number, part in enumerate(parts):
-        state = [str(part.resolve()), part.stat().st_size, part.stat().st_mtime_ns, reading]
+    for number, part in enumerate([*parts, None]):
+        state: list[Any] = ["" if part is None else str(part.resolve()), layout, reading.settings()]
+        state += [] if part is None else [part.stat().st_size, part.stat().st_mtime_ns]
         files.append(folder / f"{number:05d}-{digest(state)[:12]}.parquet")
-        if (
-            part.is_dir() or not files[-1].exists()
-        ):  # of what lies deeper in a folder its own time says nothing
-            todo.append((layout, part, number, card, files[-1]))
+        # a folder's time does not change when a folder in it does
+        if part is None or part.is_dir() or not files[-1].exists():
+            todo.append((layout, part, number, reading, files[-1]))
     for path in folder.glob("*.parquet"):
         if path not in files:
             path.unlink()
@@ -191,11 +193,12 @@ def _list_images(
     group = ""
     if card.group_column:
         group = f'"group" AS {duckdb_io.sql_identifier(card.group_column)},'
-    # of several rows of an image the first counts, and its place is that of the image
+    # of several rows of an image the first of the lowest rank counts, and its place is that of the image
     query = f"""SELECT url, captions, {group} problem AS _problem, file AS _file, position AS _position,
             size AS _size, "key" AS _key, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
-        FROM {duckdb_io.parquet(files)} WINDOW image AS (PARTITION BY file, position ORDER BY part, n)
-        ORDER BY _part, _n, part, n"""
+        FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
+        WINDOW image AS (PARTITION BY file, position ORDER BY rank, part, n)
+        ORDER BY _part, _n, rank, part, n"""
     with scratch_folder(listed) as scratch:
         con = duckdb_io.connect(config.threads, config.memory, scratch)
         rows = duckdb_io.write_parquet(
@@ -306,24 +309,16 @@ def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
 
 def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: range) -> Fragment:
     """The funnel of the images: each of the list in exactly one bucket."""
-    dropped: Counter[str] = Counter()
-    examples: dict[str, list[str]] = {}
+    account = Account()
     images = seen = linked = 0
-
-    def drop(reason: str, example: str) -> None:
-        dropped[reason] += 1
-        if len(examples.setdefault(reason, [])) < SHOWN_ERRORS:
-            examples[reason].append(example)
-
     table = pq.ParquetFile(listed)
     total, without = table.metadata.num_rows, 0
     for batch in table.iter_batches(50_000, columns=["url", "captions", "_problem"]):
         for row in batch.to_pylist():
             if row["_problem"] is not None:
-                reason, _, detail = row["_problem"].partition(":")
-                drop(reason, f"{row['url']} ({detail.strip()})")
+                account.add(row["url"], row["_problem"])
             elif not row["captions"]:
-                drop("no_caption", row["url"])
+                account.add(row["url"], "no_caption")
             else:
                 without += 1
                 continue
@@ -338,12 +333,13 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
             if reason is None:
                 images += 1
             else:
-                drop(reason, f"{row['url']} ({detail})" if detail else row["url"])
+                account.add(row["url"], f"{reason}: {detail}" if detail else reason)
+    dropped = account.counts
     if without > seen:
         dropped["text_rules"] = without - seen  # images none of whose captions is left
     if not images:
-        raise UserError(_none_left(total, dropped, examples, card))
-    notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": examples}
+        raise UserError(_none_left(total, dropped, account.examples, card))
+    notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": account.examples}
     return Fragment("ingest", card.name, total, images, dict(dropped), "images", notes)
 
 

@@ -14,8 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import FORMATS, to_rgb
 from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.rgb import FORMATS, to_rgb
 
 _SCALE = (1 / 255 / torch.tensor(CLIP_STD)).view(3, 1, 1)
 _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)

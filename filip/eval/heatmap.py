@@ -13,7 +13,6 @@ from PIL import Image
 
 from filip.command import MISSING, option, run_command
 from filip.data.preprocessing import denormalize
-from filip.data.rgb import unreadable
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.options import ModelOptions
@@ -22,6 +21,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at, replacing
 from filip.progress import say
+from filip.rgb import unreadable
 
 
 @dataclass

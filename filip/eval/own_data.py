@@ -3,54 +3,73 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, Layout, load_card
 from filip.eval.formats.imagefolder import images_below
-from filip.eval.records import CAPTION_COLUMNS, LABEL_COLUMNS, SUFFIXES, is_hugging_face, read_records
-
-TABLES = ("metadata", "captions", "annotations", "labels")  # what a table beside the images may be called
+from filip.sets.columns import CAPTION_COLUMNS, LABEL_COLUMNS
+from filip.sets.layout import FOR_EVALUATION, NotUnderstoodError, Reading
+from filip.sets.layouts import LAYOUTS, recognise
 
 
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
-    """The benchmarks in ``data``: a card by name or path, or a folder or table of your own.
+    """Return the benchmarks in ``data``: a card by name or path, or a folder or file of your own.
 
-    Your own may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a data set that
-    Hugging Face's ``datasets`` saved, a table (CSV, TSV, JSON, JSON lines, Parquet) with a column of images and one of
-    captions or labels, or a folder with such a table in it. With both columns it is two benchmarks.
-    Raises UserError that says what was looked for.
+    Your own may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
+    labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
+    benchmarks. Raises UserError that says what was looked for.
     """
     place = Path(data)
     if place.suffix in (".yaml", ".yml") or not place.exists():
         return [load_card(data, loader)]
-    if place.is_file():
-        return _of_table(place)
-    if is_hugging_face(place):
-        return _of_table(place)
     if splits := sorted(file.parent.name for file in place.glob("*/nshards.txt")):
         kind = place / "dataset_type.txt"
-        retrieval = kind.is_file() and kind.read_text(encoding="utf-8").strip() == "retrieval"
-        split = "test" if "test" in splits else splits[0]
-        return [_card(place, "webdataset", "retrieval" if retrieval else "classification", split)]
-    tables = [
-        place / f"{name}{suffix}"
-        for name in TABLES
-        for suffix in SUFFIXES
-        if (place / f"{name}{suffix}").is_file()
-    ]
-    if tables:
-        return _of_table(tables[0])
+        if not kind.is_file() or kind.read_text(encoding="utf-8").strip() != "retrieval":
+            return [_card(place, "webdataset", "classification", "test" if "test" in splits else splits[0])]
+    found = _with_captions_or_labels(place)
+    if found:
+        return found
     inside = next((place / name for name in ("test", "val", "validation") if (place / name).is_dir()), place)
-    if any(images_below(folder) for folder in inside.iterdir() if folder.is_dir()):
+    if place.is_dir() and any(images_below(folder) for folder in inside.iterdir() if folder.is_dir()):
         return [_card(place, "imagefolder", "classification", inside.name if inside != place else "all")]
-    if any(place.glob("*.txt")) and images_below(place):
-        return [_card(place, "text_pairs", "retrieval", "all")]
+    known = "; ".join(layout.about for layout in LAYOUTS.values())
     raise UserError(
-        f"{place} holds nothing to evaluate on: give a folder of classes (class/image.jpg), a table {TABLES[0]}.csv, "
-        ".jsonl or .parquet with images and captions or labels, image.jpg with image.txt, a webdataset, a data set of "
-        "Hugging Face's datasets, or a card"
+        f"{place} holds nothing to evaluate on: give a folder of classes (class/image.jpg), a table with images and "
+        f"labels, a card, or images with captions: {known}"
     )
+
+
+def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
+    reading = Reading(place, prefer=FOR_EVALUATION)
+    try:
+        layout, parts = recognise(reading)
+        columns = LAYOUTS[layout].columns(parts[0], reading)
+    except NotUnderstoodError:
+        if place.is_file():
+            raise
+        return []
+    if layout not in ("table", "parquet", "arrow"):
+        return [_card(place, "captions", "retrieval", "")]
+    kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
+    if layout == "parquet" and len(parts) > 1:
+        del kinds["classification"]  # which is read from one file
+    fitting = [kind for kind, names in kinds.items() if any(name in columns for name in names)]
+    if not fitting and place.is_dir():
+        return []  # a table of something else, in a folder of classes
+    if not fitting:
+        raise UserError(
+            f"{parts[0]} has no column of captions ({', '.join(CAPTION_COLUMNS)}) and none of labels "
+            f"({', '.join(LABEL_COLUMNS)}); it has {', '.join(columns)}"
+        )
+    cards = []
+    for kind in fitting:
+        named = kind if len(fitting) > 1 else ""
+        if kind == "retrieval":
+            cards.append(_card(place, "captions", kind, "", named))
+        else:
+            table = place if layout == "arrow" else parts[0]
+            cards.append(_card(table, "records", kind, "test", named, of=place))
+    return cards
 
 
 def retrieval_card(data: str) -> BenchmarkCard:
@@ -61,24 +80,12 @@ def retrieval_card(data: str) -> BenchmarkCard:
     raise UserError(f"data={data} has no captions")
 
 
-def _of_table(place: Path) -> list[BenchmarkCard]:
-    rows = read_records(place)
-    kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
-    cards = [
-        _card(place, "records", kind, "test", named=kind)
-        for kind, columns in kinds.items()
-        if any(name in rows.columns for name in columns)
-    ]
-    if not cards:
-        raise UserError(
-            f"{place} has no column of captions ({', '.join(CAPTION_COLUMNS)}) and none of labels "
-            f"({', '.join(LABEL_COLUMNS)}); it has {', '.join(rows.columns)}"
-        )
-    return cards if len(cards) > 1 else [_card(place, "records", cards[0].kind, "test")]
-
-
-def _card(place: Path, loader: str, kind: str, split: str, named: str = "", **options: Any) -> BenchmarkCard:
-    name = place.stem if place.is_file() else place.resolve().name
+def _card(
+    place: Path, loader: str, kind: str, split: str, named: str = "", of: Path | None = None
+) -> BenchmarkCard:
+    """Return a card for the data at ``place``, under the name of ``of``."""
+    called = of or place
+    name = called.stem if called.is_file() else called.resolve().name
     name = f"{name}_{named}" if named else name
     metric = "top1" if kind == "classification" else "recall"
-    return BenchmarkCard(name, name, kind, metric, Layout(loader, str(place.resolve()), split, None, options))
+    return BenchmarkCard(name, name, kind, metric, Layout(loader, str(place.resolve()), split, None, {}))

@@ -1,10 +1,8 @@
-"""Tables of images: rows from JSON, JSON lines, CSV, TSV, Parquet, or a Hugging Face data set on disk."""
+"""Tables of images for benchmark cards, by number: JSON, JSON lines, CSV, TSV, Parquet, or a Hugging Face data set."""
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,21 +11,10 @@ from PIL import Image
 
 from filip.errors import UserError
 from filip.files import nothing_at
-
-SUFFIXES = (".json", ".jsonl", ".jsonlines", ".csv", ".tsv", ".parquet")
-IMAGE_COLUMNS = (
-    "image",
-    "filename",
-    "file_name",
-    "image_path",
-    "filepath",
-    "img_path",
-    "image_file",
-    "path",
-    "img",
-)
-CAPTION_COLUMNS = ("caption", "captions", "text", "texts", "sentences", "sentence", "description", "title")
-LABEL_COLUMNS = ("label", "class", "cls", "category")
+from filip.progress import say
+from filip.sets.columns import LABEL_COLUMNS
+from filip.sets.tables import Broken, read_table
+from filip.sets.text import read_file
 
 
 class Records:
@@ -56,11 +43,6 @@ class Records:
         return [self[index][name] for index in range(self.count)]
 
 
-def is_hugging_face(folder: Path) -> bool:
-    """Whether a folder was written by ``datasets``' ``save_to_disk``."""
-    return (folder / "dataset_info.json").is_file() or (folder / "dataset_dict.json").is_file()
-
-
 def read_records(place: Path, split: str = "test") -> Records:
     """The rows of a file (by its suffix) or of a folder of Hugging Face's ``datasets``.
 
@@ -72,38 +54,35 @@ def read_records(place: Path, split: str = "test") -> Records:
     elif not place.is_file():
         raise UserError(nothing_at(place, "give a table of annotations"))
     else:
-        try:
-            found = _parquet(place) if place.suffix == ".parquet" else _of_list(_rows(place))
-        except (ValueError, KeyError, TypeError, OSError) as error:
-            raise UserError(f"{place} is not a readable {place.suffix[1:]} table: {error}") from error
+        found = _parquet(place) if place.suffix == ".parquet" else _of_table(place)
     if not len(found):
         raise UserError(f"{place} has no rows")
     return found
 
 
-def _rows(place: Path) -> list[dict[str, Any]]:
-    text = place.read_text(encoding="utf-8")
-    if place.suffix in (".csv", ".tsv"):
-        return list(csv.DictReader(io.StringIO(text), delimiter="\t" if place.suffix == ".tsv" else ","))
-    if place.suffix in (".jsonl", ".jsonlines"):
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
-    if place.suffix != ".json":
-        raise ValueError(f"the suffix should be one of {', '.join(SUFFIXES)}")
-    content = json.loads(text)
-    rows = list(content.values()) if isinstance(content, dict) else content
-    if not all(isinstance(row, dict) for row in rows):
-        raise ValueError("it should be a list of objects")
-    return rows
-
-
-def _of_list(rows: list[dict[str, Any]]) -> Records:
-    return Records(len(rows), rows.__getitem__, list(rows[0]) if rows else [], None)
+def _of_table(place: Path) -> Records:
+    table = read_table(place)
+    rows, broken = [], []
+    for row in table.rows:
+        if isinstance(row, Broken):
+            broken.append(row)
+        else:
+            rows.append(row[1])
+    if broken:
+        say(
+            f"{place}: left out {len(broken):,} lines that cannot be read, such as {broken[0].number}: {broken[0].why}"
+        )
+    return Records(len(rows), rows.__getitem__, table.names, None)
 
 
 def _parquet(place: Path) -> Records:
+    import pyarrow as pa
     import pyarrow.parquet
 
-    table = pyarrow.parquet.read_table(place)
+    try:
+        table = pyarrow.parquet.read_table(place)
+    except (pa.ArrowException, OSError) as error:
+        raise UserError(f"{place} is not a readable parquet table: {error}") from error
     # Row by row: pictures may lie in the table itself, and need not all be Python objects at once.
     return Records(
         table.num_rows, lambda index: table.slice(index, 1).to_pylist()[0], table.column_names, None
@@ -115,7 +94,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
         from datasets import DatasetDict, load_from_disk
     except ImportError as error:
         raise UserError(f"{folder} needs `pip install datasets`") from error
-    if not is_hugging_face(folder):
+    if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
         raise UserError(f"{folder} is no folder of Hugging Face's datasets (save_to_disk writes one)")
     data: Any = load_from_disk(str(folder))
     if isinstance(data, DatasetDict):
@@ -146,7 +125,7 @@ def read_image(value: Any, folder: Path) -> Image.Image:
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
         return Image.open(io.BytesIO(value)).convert("RGB")
-    return Image.open(folder / str(value)).convert("RGB")
+    return Image.open(io.BytesIO(read_file(folder / str(value)))).convert("RGB")
 
 
 def image_name(value: Any, index: int) -> str:

@@ -110,9 +110,7 @@ class GalleryOptions:
         MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
     )
     labels: list[str] = option([], "their names in the page; the files' names if empty")
-    images: str = option(
-        MISSING, "a folder of images (captions in a .txt beside each), an index, or a benchmark card"
-    )
+    images: str = option(MISSING, "a folder of images, a set with captions, an index, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")
     count: int | None = option(None, "at most so many images, evenly spread; null = all", at_least=1)
     texts: str | None = option(None, "file with further texts to choose from, one a line")

@@ -1,9 +1,8 @@
-"""Images to explore, from a folder of files or from a benchmark card, and other people's images read within bounds."""
+"""Images to explore, from a folder, a set or a benchmark card, and other people's images read within bounds."""
 
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,12 +10,12 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.data.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, not_read, to_rgb
-from filip.errors import UserError
+from filip.errors import UserError, plain
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
 from filip.files import nothing_at
 from filip.progress import say
+from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, to_rgb
 
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 40_000_000
@@ -49,82 +48,68 @@ class Pictures:
 
 
 def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
-    """The pictures of a folder, a search index or a benchmark card.
+    """Return the pictures of a folder, a set with captions, a search index or a benchmark card.
 
-    images: a folder, one that ``filip index build`` has written, or a card's name or path, whose data lie below
-    ``root``. count: at most so many, evenly spread over the folder or set; None: all. Raises UserError if there is no
-    such folder or card, or no picture in it.
+    images: a folder; a file or folder in any layout that :mod:`filip.sets` reads; a folder that ``filip index build``
+    has written; or a card's name or path, whose data lie below ``root``. count: at most so many, evenly spread; None:
+    all. Raises UserError if there is no such folder or card, or no picture in it.
     """
-    if (Path(images) / "about.json").is_file():
-        return IndexedPictures(Path(images), count)
-    if Path(images).is_dir():
-        return FolderPictures(Path(images), count)
-    if root is None:
-        card = "if it is a benchmark card, say below which folder its data lie: root=DIR"
-        if not Path(images).exists():
-            raise UserError(nothing_at(images, card))
-        raise UserError(f"images={images} is a file: give a folder; {card}")
-    return CardPictures(images, root, count)
+    place = Path(images)
+    if (place / "about.json").is_file():
+        return IndexedPictures(place, count)
+    if place.is_dir():
+        return SetPictures(place, count)
+    if root is not None:
+        return CardPictures(images, root, count)
+    card = "if it is a benchmark card, say below which folder its data lie: root=DIR"
+    if not place.exists():
+        raise UserError(nothing_at(images, card))
+    if place.suffix in (".yaml", ".yml"):
+        raise UserError(f"images={images} is a file: give a folder, or a set of images with captions; {card}")
+    return SetPictures(place, count)
 
 
-class FolderPictures(Pictures):
-    """All image files below a folder. A ``.txt`` of the same name beside a file holds its captions, one a line."""
+class SetPictures(Pictures):
+    """All images of a folder, or of a set with captions. Links that lead out of the folder are not followed."""
 
-    def __init__(self, folder: Path, count: int | None) -> None:
-        if not folder.exists():
-            raise UserError(nothing_at(folder, "give a folder with images in it, or below it"))
-        if not folder.is_dir():
-            raise UserError(f"{folder} is a file: give a folder with images in it, or below it")
-        root = folder.resolve()
-        # What a link points at outside of the folder is not part of it.
-        files = sorted(
-            path
-            for path in folder.rglob("*")
-            if path.is_file()
-            and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-            and path.resolve().is_relative_to(root)
-        )
-        found = [path for path in files if path.suffix.lower() in IMAGE_FILES and _is_text(path)]
-        unnamed = [path for path in files if path.suffix.lower() in IMAGE_FILES and not _is_text(path)]
-        self.left_out = not_read(files)
-        if unnamed:  # of an old disk: no index and no page can hold such a name
-            first = os.fsencode(unnamed[0].relative_to(folder))
-            said = f"{len(unnamed)} whose names are not UTF-8, such as {first!r}; rename them"
-            self.left_out = ", ".join(filter(None, [self.left_out, said]))
-        if not found:
+    def __init__(self, place: Path, count: int | None) -> None:
+        # Here: the command starts without what reads Parquet.
+        from filip.sets.image_set import open_images
+        from filip.sets.layout import ALL, Reading
+
+        if not place.exists():
+            raise UserError(nothing_at(place, "give a folder with images in it, or below it"))
+        self.images = open_images(Reading(place, split=ALL, inside_only=True), captions=False)
+        self.left_out = self.images.account.line()
+        if not len(self.images):
             also = f"; left out: {self.left_out}" if self.left_out else ""
-            raise UserError(f"no image below {folder} (looked for {', '.join(IMAGE_FILES)}){also}")
+            raise UserError(f"no image below {place} (looked for {', '.join(IMAGE_FILES)}){also}")
         if self.left_out:
-            say(f"{folder}: left out {self.left_out}")
-        self.folder, self.title = folder, root.name
-        self.paths = spread(found, count)
+            say(f"{place}: left out {self.left_out}")
+        self.title = place.resolve().name
+        self.items = {item.name: item for item in spread(self.images.items, count)}
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.items)
+
+    def read(self, key: str) -> Image.Image:
+        """Return a picture as RGB. Raises UserError if it cannot be read."""
+        try:
+            return read_image(self.images.read(self.items[key]), max_bytes=None)
+        except OSError as error:
+            raise UserError(f"cannot be read: {plain(error)}") from error
 
     def __iter__(self) -> Iterator[Picture]:
-        for path in self.paths:
-            key = str(path.relative_to(self.folder))
+        for key, item in self.items.items():
             try:
-                image = read_image(path.read_bytes(), max_bytes=None)
+                image = self.read(key)
             except UserError as error:
                 say(f"left out {key}: {error}")
                 continue
-            beside = path.with_suffix(".txt")
-            inside = beside.is_file() and beside.resolve().is_relative_to(self.folder.resolve())
-            text = beside.read_text(encoding="utf-8", errors="replace") if inside else ""
-            yield Picture(key, image, [line.strip() for line in text.splitlines() if line.strip()])
+            yield Picture(key, image, item.captions)
 
 
-def _is_text(path: Path) -> bool:
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-class IndexedPictures(FolderPictures):
+class IndexedPictures(SetPictures):
     """The folder of a search index; the model that made the index need not encode its images again."""
 
     def __init__(self, index: Path, count: int | None) -> None:
@@ -139,14 +124,14 @@ class IndexedPictures(FolderPictures):
 
     def stored(self, model: str) -> dict[str, Tensor]:
         """Of the images that have not changed since; none of another model, or of rounded tokens."""
-        from filip.index.build import stamp, weights_of
+        from filip.index.build import weights_of
         from filip.index.store import Index
 
         if self.about.dtype != "float32" or weights_of(model) != self.about.weights:
             return {}
         index = Index.open(self.index)
-        stamps, wanted = index.stamps(), {str(path.relative_to(self.folder)): path for path in self.paths}
-        fresh = {key for key, path in wanted.items() if stamps.get(key) == stamp(path)}
+        stamps = index.stamps()
+        fresh = {key for key, item in self.items.items() if stamps.get(key) == item.stamp}
         found = {key: tokens for key, tokens in index.tokens() if key in fresh}
         index.close()
         return found
@@ -189,7 +174,7 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
     """An encoded image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
 
     Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
-    is none of the formats of :data:`filip.data.rgb.FORMATS`.
+    is none of the formats of :data:`filip.rgb.FORMATS`.
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")

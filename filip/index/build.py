@@ -17,7 +17,7 @@ from torch import Tensor
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.scorer import Scorer, load_scorer
-from filip.explore.pictures import FolderPictures, read_image
+from filip.explore.pictures import SetPictures
 from filip.files import locked, sha256_of
 from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
@@ -26,7 +26,7 @@ from filip.progress import Progress, say
 @dataclass
 class Build:
     model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
-    images: str = option(MISSING, "folder of images; those below it count too")
+    images: str = option(MISSING, "folder of images, those below it too; or a set with captions")
     out: str = option(MISSING, "folder of the index", writes="folder")
     dtype: str = option(
         "float32", "of the stored tokens: float32, or float16 for half the bytes", choices=tuple(DTYPES)
@@ -38,7 +38,7 @@ class Build:
 
 def main(config: Build) -> None:
     """Make or update an index of all images below a folder."""
-    pictures = FolderPictures(Path(config.images), None)
+    pictures = SetPictures(Path(config.images), None)
     scorer = load_scorer(config.model, device=config.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
@@ -50,19 +50,19 @@ def main(config: Build) -> None:
             index.close()
 
 
-def update(index: Index, scorer: Scorer, pictures: FolderPictures, batch_size: int, threads: int) -> None:
+def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int, threads: int) -> None:
     """Bring an index up to date with a folder."""
     stored = index.stamps()
-    present = {str(path.relative_to(pictures.folder)): path for path in pictures.paths}
+    present = pictures.items
     gone = sorted(stored.keys() - present.keys())
     if gone:
         index.remove(gone)
-    wanted = {key: path for key, path in present.items() if stored.get(key) != stamp(path)}
+    wanted = [key for key, item in present.items() if stored.get(key) != item.stamp]
     unreadable = 0
     with Progress("indexing", "images", len(wanted)) as progress, ThreadPoolExecutor(threads) as pool:
-        for keys in _chunks(list(wanted), batch_size):
-            stamps = [stamp(wanted[key]) for key in keys]
-            pixels = list(pool.map(lambda key: _pixels(scorer, key, wanted[key]), keys))
+        for keys in _chunks(wanted, batch_size):
+            stamps = [present[key].stamp for key in keys]
+            pixels = list(pool.map(lambda key: _pixels(scorer, key, pictures), keys))
             good = [n for n, values in enumerate(pixels) if values is not None]
             unreadable += len(keys) - len(good)
             if good:
@@ -74,12 +74,6 @@ def update(index: Index, scorer: Scorer, pictures: FolderPictures, batch_size: i
         f"{len(present) - len(wanted):,} already there, {len(gone):,} gone, {unreadable:,} unreadable"
         + (f"; left out: {pictures.left_out}" if pictures.left_out else "")
     )
-
-
-def stamp(path: Path) -> str:
-    """What tells a changed file from an unchanged one: its size and the time of its last change."""
-    found = path.stat()
-    return f"{found.st_size} {found.st_mtime_ns}"
 
 
 def weights_of(model: str) -> str:
@@ -120,10 +114,10 @@ def _difference(old: About, new: About) -> str:
     return ""
 
 
-def _pixels(scorer: Scorer, key: str, path: Path) -> Tensor | None:
+def _pixels(scorer: Scorer, key: str, pictures: SetPictures) -> Tensor | None:
     try:
-        return scorer.transform(read_image(path.read_bytes(), max_bytes=None))
-    except (UserError, OSError) as error:
+        return scorer.transform(pictures.read(key))
+    except UserError as error:
         say(f"left out {key}: {error}")
         return None
 

@@ -132,7 +132,7 @@ class Index:
     # ---- what is in it -------------------------------------------------------------------------------
 
     def stamps(self) -> dict[str, str]:
-        """The stamp of every image by its path; see :func:`filip.index.build.stamp`."""
+        """The stamp of every image by its path; see :class:`filip.sets.image_set.Item`."""
         found = [_payload(record) for record in self._records(False)]
         return {payload["path"]: payload["stamp"] for payload in found}
 

@@ -19,12 +19,12 @@ from torch import Tensor
 from filip.data.loading.feature_maps import map_path, write_maps
 from filip.data.loading.loader import PairStream, read_image
 from filip.data.preprocessing import normalize_planes
-from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
 from filip.files import claimed
 from filip.models import DualEncoder
 from filip.models.stem import Stem
 from filip.progress import Progress
+from filip.rgb import UNDECODABLE
 
 if TYPE_CHECKING:
     from filip.train.ranks import StopSignal

@@ -16,9 +16,9 @@ import webdataset as wds
 from filip.data.cards import SourceCard, parse_card
 from filip.data.download import download
 from filip.data.loading.shard_index import index_of, index_path, shard_index
-from filip.data.loading.tar_index import scan_tar
 from filip.errors import UserError
 from filip.files import locked
+from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.downloads import write_list
 from tests.data.test_image_rules import EXPECTED, PROBLEMS, assert_colours

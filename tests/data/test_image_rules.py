@@ -14,7 +14,7 @@ from PIL import Image
 
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer, inspect
 from filip.data.loading.images import decode
-from filip.data.rgb import UNDECODABLE
+from filip.rgb import UNDECODABLE
 from tests.data import hostile
 
 WHITE = (255, 255, 255)

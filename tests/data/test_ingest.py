@@ -23,12 +23,12 @@ from filip.data.ingest import IngestConfig, ingest, main
 from filip.data.loading.config import Source
 from filip.data.loading.images import decode
 from filip.data.loading.pair_index import index_source
-from filip.data.loading.tar_index import scan_tar
 from filip.data.manifest import make_manifest
 from filip.data.sidecar import read_sidecar
 from filip.data.translate import Job, translate
 from filip.errors import UserError
 from filip.files import write_json
+from filip.sets.tar_index import scan_tar
 from tests.data import hostile
 from tests.data.killing import kill_at_random
 from tests.data.own_images import CAPTIONS, COLOURS, KEYS, LAYOUTS, picture, text_beside, write_images
@@ -147,7 +147,7 @@ def test_a_table_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None
     rows = "".join(f"{name},a caption of number {n}\n" for n, name in enumerate(names))
     (tmp_path / "own" / "captions.csv").write_text("path,caption\n" + rows)
     _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
-    assert dict(funnel.dropped) == {"outside": 2, "no_file": 1}
+    assert dict(funnel.dropped) == {"outside": 2, "no_file": 1, "no_caption": 3}  # not in the table
     assert set(stored(tmp_path / "shards")) == {COLOURS["dog.png"], COLOURS["two cats.png"]}
 
 
@@ -162,7 +162,7 @@ def test_the_text_rules_judge_each_caption_and_an_image_needs_one(tmp_path: Path
     (tmp_path / "own" / "captions.csv").write_text(table)
     texts, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
     assert stored(tmp_path / "shards") == {COLOURS["dog.png"]: ["a dog runs on the beach"]}
-    assert dict(funnel.dropped) == {"text_rules": 1}
+    assert dict(funnel.dropped) == {"text_rules": 1, "no_caption": 3}
     assert texts.dropped["file_name"] + texts.dropped["camera_name"] == 2
 
 

@@ -16,9 +16,9 @@ import pytest
 from filip.data.loading.config import Source
 from filip.data.loading.pair_index import ShardCaptions, index_source
 from filip.data.loading.shard_index import index_path, shard_index
-from filip.data.loading.tar_index import scan_tar
 from filip.data.sidecar import group_id
 from filip.errors import UserError
+from filip.sets.tar_index import scan_tar
 from tests.data.pair_shards import key_of, write_pairs
 from tests.support.shards import write_sidecar
 

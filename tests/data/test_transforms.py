@@ -19,8 +19,8 @@ from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode
 from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import denormalize, eval_transform, normalize
-from filip.data.rgb import UNDECODABLE, to_rgb
 from filip.pixels import CLIP_MEAN, CLIP_STD
+from filip.rgb import UNDECODABLE, to_rgb
 from filip.train.engine import to_device
 
 FILL = (122, 117, 104)

@@ -143,7 +143,7 @@ def test_every_classification_card_through_the_webdataset_layout(name, tmp_path)
 
 
 @pytest.mark.parametrize("name", ["flickr30k", "mscoco"])
-@pytest.mark.parametrize("layout", ["webdataset", "karpathy"])
+@pytest.mark.parametrize("layout", ["webdataset", "captions"])
 def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
     card = load_card(EVAL / f"{name}.yaml", layout)
     captions = [[f"caption {j} of picture {i} ." for j in range(5)] for i in range(12)]
@@ -291,7 +291,7 @@ def test_a_data_set_that_is_not_there_is_named(tmp_path):
         with pytest.raises(UserError, match="torchvision finds no"):
             open_set(load_card(EVAL / f"{name}.yaml", "torchvision"), tmp_path)
     with pytest.raises(UserError, match=r"no annotations at .*dataset_coco\.json"):
-        open_set(load_card(EVAL / "mscoco.yaml", "karpathy"), tmp_path)
+        open_set(load_card(EVAL / "mscoco.yaml", "captions"), tmp_path)
 
 
 def test_the_kind_of_the_data_must_be_the_card_s(tmp_path):

@@ -20,13 +20,13 @@ from qdrant_client import QdrantClient
 
 from filip import load
 from filip.command import compose_config, run_command
-from filip.data.rgb import IMAGE_FILES
 from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
 from filip.index import build, export, search
 from filip.index.store import Index
+from filip.rgb import IMAGE_FILES
 from tests.eval.miniature import write_model
 
 TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]

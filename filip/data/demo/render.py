@@ -13,9 +13,9 @@ import resvg_py
 from PIL import Image
 
 from filip.data.demo.catalogue import Drawing
-from filip.data.rgb import to_rgb
 from filip.files import naming
 from filip.progress import track
+from filip.rgb import to_rgb
 
 SIDE = 96  # pixels
 OPAQUE = 128  # alpha from which a pixel belongs to the thing

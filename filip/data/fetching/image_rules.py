@@ -18,7 +18,7 @@ import numpy as np
 from img2dataset.resizer import Resizer
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from filip.data.rgb import FORMATS, STRIP, to_rgb
+from filip.rgb import FORMATS, STRIP, to_rgb
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about there on, and refuses twice as many
 ORIENTATION = 0x0112

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from filip.data.fetching.outcomes import TAR_SHA256
 from filip.data.loading.shard_index import index_of, write_index
-from filip.data.loading.tar_index import Member
+from filip.sets.tar_index import Member
 
 
 class OrderedWriter:

@@ -1,17 +1,16 @@
-"""What one part of a data set holds, as a Parquet file of the work folder."""
+"""The rows of one part of a set, as a Parquet file of the work folder."""
 
 from __future__ import annotations
 
-import tempfile
 from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.cards import SourceCard
-from filip.data.ingesting import LAYOUTS
 from filip.files import replacing
+from filip.sets.layout import Reading
+from filip.sets.layouts import rows_of
 
 BATCH = 10_000
 FOUND_SCHEMA = pa.schema(
@@ -30,14 +29,10 @@ FOUND_SCHEMA = pa.schema(
 )
 
 
-def find_part(layout: str, part: Path, number: int, card: SourceCard, out: Path) -> int:
-    """List the images of one part into ``out``; returns 1, for the progress. Runs in a worker process."""
-    with (
-        tempfile.TemporaryDirectory(dir=out.parent) as scratch,
-        replacing(out) as path,
-        pq.ParquetWriter(path, FOUND_SCHEMA, compression="zstd") as writer,
-    ):
-        found = LAYOUTS[layout].find(part, card, Path(scratch))
+def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path) -> int:
+    """List the rows of one part into ``out``; returns 1, for the progress. Runs in a worker process."""
+    with replacing(out) as path, pq.ParquetWriter(path, FOUND_SCHEMA, compression="zstd") as writer:
+        found = rows_of(layout, part, reading)
         n = 0
         while batch := list(islice(found, BATCH)):
             rows = [
@@ -45,12 +40,14 @@ def find_part(layout: str, part: Path, number: int, card: SourceCard, out: Path)
                 for i, image in enumerate(batch)
             ]
             for row in rows:
-                row["url"] = _valid(row["url"])
+                row |= {
+                    name: _valid(row[name]) for name in ("url", "file", "problem") if row[name] is not None
+                }
             writer.write_table(pa.Table.from_pylist(rows, FOUND_SCHEMA))
             n += len(batch)
     return 1
 
 
 def _valid(text: str) -> str:
-    """Without what no Parquet file can hold: lone surrogates, of JSON or of file names that are not UTF-8."""
+    """Return a text without what no Parquet file can hold: lone surrogates, in JSON or in names that are not UTF-8."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode()

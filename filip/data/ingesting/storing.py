@@ -23,11 +23,12 @@ from filip.data.fetching.img2dataset_setup import make_resizer
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.shards import SHARD_DIGITS
-from filip.data.ingesting import LAYOUTS
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
 from filip.files import digest, publish, write_json
+from filip.sets.layouts import LAYOUTS
+from filip.sets.text import NotAFileError
 
 SUFFIXES = (
     ".tar",
@@ -129,6 +130,8 @@ def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
         if not LAYOUTS[layout].in_order and size > MAX_BYTES:
             return None, f"too_many_bytes: {size}"
         data = LAYOUTS[layout].read(row["_file"], row["_position"], row["_size"])
+    except NotAFileError as error:
+        return None, f"not_a_file: {error.strerror}"
     except OF_ONE_FILE as error:
         return None, f"missing_file: {error.strerror or error}"
     except (OSError, pa.ArrowException) as error:

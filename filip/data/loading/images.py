@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from filip.data.rgb import FORMATS, to_rgb
 from filip.light_imports import light_imports
+from filip.rgb import FORMATS, to_rgb
 
 with light_imports():
     from torchvision.io import ImageReadMode, decode_jpeg, decode_png

@@ -33,8 +33,8 @@ from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
 from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import EvalTransform
-from filip.data.rgb import UNDECODABLE
 from filip.errors import UserError
+from filip.rgb import UNDECODABLE
 
 log = logging.getLogger(__name__)
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up

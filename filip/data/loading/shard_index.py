@@ -16,11 +16,10 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.loading.tar_index import Member, scan_tar
 from filip.files import replacing
+from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 log = logging.getLogger(__name__)
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # of the images in a shard, lower case
 VERSION = 1
 SCHEMA = pa.schema(
     [("key", pa.string()), ("suffix", pa.string()), ("offset", pa.int64()), ("size", pa.int64())]
@@ -35,7 +34,7 @@ class ShardIndex:
     suffixes: list[str]
     offsets: list[int]  # of the first byte, from the start of the tar
     sizes: list[int]  # bytes
-    defect: str | None = None  # as of :func:`filip.data.loading.tar_index.scan_tar`
+    defect: str | None = None  # as of :func:`filip.sets.tar_index.scan_tar`
 
     def images(self) -> dict[str, int]:
         """Key → number of its image among the files; of several images with one key the last counts."""
@@ -92,13 +91,6 @@ def write_index(tar: Path, index: ShardIndex, state: dict[str, int] | None = Non
 
 def index_path(tar: Path) -> Path:
     return tar.with_suffix(".index")
-
-
-def split_key(name: str) -> tuple[str, str]:
-    """webdataset's rule: the key ends at the first dot of the last path component."""
-    folder, slash, base = name.rpartition("/")
-    key, _, suffix = base.partition(".")
-    return folder + slash + key, suffix
 
 
 def _state(tar: Path) -> dict[str, int] | None:

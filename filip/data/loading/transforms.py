@@ -19,8 +19,8 @@ from filip.data.loading.auto_augment import AutoAugment
 from filip.data.loading.config import AugmentConfig
 from filip.data.loading.images import decode, open_draft
 from filip.data.preprocessing import normalize
-from filip.data.rgb import to_rgb
 from filip.pixels import CLIP_MEAN
+from filip.rgb import to_rgb
 
 _FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # what AutoAugment moves in; close to 0 once normalised
 

@@ -6,11 +6,12 @@ from pathlib import Path
 
 from PIL import Image
 
-from filip.data.rgb import IMAGE_FILES, not_read
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
+from filip.rgb import not_read
+from filip.sets.layout import is_picture, walk
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -34,7 +35,7 @@ class ImageFolder(EvalSet):
             raise UserError(
                 f"{folder} should hold a folder of images for each class; it has {len(self.classes)}"
             )
-        if left_out := not_read(folder.rglob("*")):
+        if left_out := not_read(path for path, _ in walk(folder)):
             say(f"{folder}: left out {left_out}")
         self.items = [(path, label) for label, name in enumerate(self.classes) for path in found[name]]
 
@@ -47,5 +48,5 @@ class ImageFolder(EvalSet):
 
 
 def images_below(folder: Path) -> list[Path]:
-    """All images of a folder and the folders in it, sorted."""
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_FILES)
+    """Return all images of a folder and the folders in it, sorted."""
+    return sorted(path for path, problem in walk(folder) if problem is None and is_picture(path))

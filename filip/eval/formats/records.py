@@ -8,7 +8,7 @@ The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datas
 
     annotations       the table below ``path``; left out: ``path`` is the table itself
     images            folder of the images below ``path``; left out: that of the table
-    image, caption, label    columns; left out: the usual names are looked for (filip/eval/records.py)
+    image, caption, label    columns; left out: the usual names are looked for (filip/sets/columns.py)
     positive, negative    columns of captions to select from (a string or a list; or a list of columns), for selection
     options           a column with all captions to select from, the true one first
     crop              column of a box [x, y, width, height] in pixels, or the four columns of it: only that is shown
@@ -30,6 +30,7 @@ from filip.errors import UserError
 from filip.eval import records
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
+from filip.sets import columns
 
 KEYS = (
     *("annotations", "images", "image", "caption", "label", "positive", "negative", "options"),
@@ -55,7 +56,7 @@ class RecordSet(EvalSet):
         self.rows = records.read_records(table, split)
         self.folder = (place if place.is_dir() else place.parent) / options.get("images", "")
         self.image = options.get("image") or records.find_column(
-            self.rows, records.IMAGE_COLUMNS, "image", table
+            self.rows, columns.IMAGE_COLUMNS, "image", table
         )
         keep = options.get("keep", {})
         wanted = [n for n in range(len(self.rows)) if all(self.rows[n].get(k) == v for k, v in keep.items())]
@@ -65,14 +66,14 @@ class RecordSet(EvalSet):
         if kind == "classification":
             self._read_labels(table)
         elif kind == "retrieval":
-            columns = records.CAPTION_COLUMNS
-            self.caption = options.get("caption") or records.find_column(self.rows, columns, "caption", table)
+            known = columns.CAPTION_COLUMNS
+            self.caption = options.get("caption") or records.find_column(self.rows, known, "caption", table)
         self.groups = self._groups(wanted)
         self._check(table)
 
     def _read_labels(self, table: Path) -> None:
-        columns = records.LABEL_COLUMNS
-        self.label = self.options.get("label") or records.find_column(self.rows, columns, "label", table)
+        known = columns.LABEL_COLUMNS
+        self.label = self.options.get("label") or records.find_column(self.rows, known, "label", table)
         if self.rows.names:
             self.classes = list(self.rows.names)
             self.number = {number: number for number in range(len(self.classes))}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,9 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
+from filip.sets.samples import lines_of
+from filip.sets.tar_index import scan_tar
+from filip.sets.tars import samples_of
 
 IMAGE_EXTENSIONS = ("webp", "png", "jpg", "jpeg")  # in the order in which CLIP_benchmark looks for them
 
@@ -74,9 +76,12 @@ class WebdatasetFolder(EvalSet):
         wanted = self.captions if self.retrieval else "cls"
         if wanted not in members:
             raise UserError(f"sample {key} in {self.folder} has no .{wanted}")
-        text = self._read(members[wanted]).decode("utf-8")
+        text = self._read(members[wanted])
         if self.retrieval:
-            sample.captions = text.splitlines()
+            captions = lines_of(text)
+            if not captions:
+                raise UserError(f"sample {key} in {self.folder} has no caption in its .{wanted}")
+            sample.captions = captions
         else:
             sample.label = int(text)
             if not 0 <= sample.label < len(self.classes or []):
@@ -146,17 +151,11 @@ class WebdatasetFolder(EvalSet):
 
 def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
     """(key, {extension: its place}) for each sample of a tar, in the tar's order."""
-    samples: dict[str, dict[str, _Member]] = {}
-    try:
-        with tarfile.open(shard, "r:") as tar:
-            for item in tar:
-                if item.isfile():
-                    folder, _, name = item.name.rpartition("/")
-                    stem, _, extension = name.partition(".")
-                    key = f"{folder}/{stem}" if folder else stem
-                    samples.setdefault(key, {})[extension.lower()] = _Member(
-                        number, item.offset_data, item.size
-                    )
-    except tarfile.TarError as error:
-        raise UserError(f"{shard} is not a readable tar ({error}); fetch it again") from error
-    return list(samples.items())
+    members, defect = scan_tar(shard)
+    if defect:
+        raise UserError(f"{shard} is not a readable tar ({defect}); fetch it again")
+    return [
+        (sample.key, {suffix: _Member(number, *member[1:]) for suffix, member in sample.files})
+        for sample in samples_of(members)
+        if sample.key
+    ]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = 512
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # of the images in a shard, lower case
 
 
 class Member(NamedTuple):
@@ -16,6 +17,13 @@ class Member(NamedTuple):
     name: str
     offset: int  # of its first byte, from the start of the tar
     size: int  # bytes
+
+
+def split_key(name: str) -> tuple[str, str]:
+    """Return key and suffix by webdataset's rule: the key ends at the first dot of the last path component."""
+    folder, slash, base = name.rpartition("/")
+    key, _, suffix = base.partition(".")
+    return folder + slash + key, suffix
 
 
 def scan_tar(path: str | Path) -> tuple[list[Member], str | None]:

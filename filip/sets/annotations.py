@@ -1,0 +1,106 @@
+"""One JSON of annotations for a folder of images: COCO's own (``captions_train2017.json``) and Karpathy's splits."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from filip.sets.columns import one_line, texts
+from filip.sets.layout import Reading, Row, files_in, inside
+from filip.sets.table import Listed
+from filip.sets.tables import json_in
+
+
+class _Annotations(Listed):
+    def lists(self, reading: Reading) -> list[Path]:
+        return [path for path in files_in(reading, [".json"], deep=False) if self.fits(path)]
+
+
+class Coco(_Annotations):
+    """``images`` with file names, ``annotations`` with the captions: one image with all its captions."""
+
+    about = "COCO's JSON of captions; the images are in image_root, or next to the JSON"
+
+    def fits(self, path: Path) -> bool:
+        content = _content(path)
+        return all(isinstance(content.get(key), list) for key in ("images", "annotations"))
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        content, name, root = _content(part), reading.name_of(part), reading.root_of(part)
+        captions: dict[Any, list[str]] = defaultdict(list)
+        unread: list[tuple[int, str]] = []
+        images = {image["id"] for image in content["images"] if _is_image(image)}
+        for number, one in enumerate(content["annotations"], 1):
+            if not _has(one, "image_id") or not isinstance(one["image_id"], int | str):
+                unread.append((number, "broken_line: an annotation without image_id"))
+            elif one["image_id"] not in images:
+                unread.append(
+                    (number, f"no_image: an annotation of image {one['image_id']}, which is not listed")
+                )
+            elif "caption" in one:
+                captions[one["image_id"]] += one_line(texts(one["caption"]))
+        for number, image in enumerate(content["images"], 1):
+            if not _is_image(image):
+                problem = "broken_line: an image without id or file_name"
+                yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
+                continue
+            url, own = str(image["file_name"]), captions[image["id"]]
+            path, trouble = inside(root, url)
+            yield Row(url, own, path or f"{part}#{number}", group=str(image["id"]), problem=trouble)
+        for number, problem in unread:
+            yield Row(f"{name}: annotations {number}", [], f"{part}#annotations {number}", problem=problem)
+
+
+class Karpathy(_Annotations):
+    """Karpathy's split files of COCO and Flickr30k; "train+restval" unless another ``split`` is asked for."""
+
+    about = (
+        "one of Karpathy's split files (dataset_flickr30k.json); the images are in image_root, or next to it"
+    )
+
+    def fits(self, path: Path) -> bool:
+        listed: Any = _content(path).get("images")
+        return isinstance(listed, list) and any(_is_entry(one) for one in listed[:10])
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        listed, name, root = _content(part)["images"], reading.name_of(part), reading.root_of(part)
+        there = sorted({str(one["split"]) for one in listed if _is_entry(one)})
+        wanted = reading.splits_taken(there, part)
+        if reading.split is None and "train" in wanted:
+            wanted = [*wanted, "restval"]  # COCO's 113,000 images are both
+        for number, image in enumerate(listed, 1):
+            if not _is_entry(image):
+                problem = "broken_line: an entry without split, filename or sentences"
+                yield Row(f"{name}: images {number}", [], f"{part}#{number}", problem=problem)
+                continue
+            url = "/".join(str(piece) for piece in (image.get("filepath", ""), image["filename"]) if piece)
+            path, trouble = inside(root, url)
+            captions = one_line(texts(image["sentences"]))
+            if str(image["split"]) not in wanted:
+                captions, trouble = [], f"not_wanted: it is of the split {image['split']}"
+            group = str(image.get("cocoid", image.get("imgid", number)))
+            yield Row(url, captions, path or f"{part}#{number}", group=group, problem=trouble)
+
+
+def _is_image(value: Any) -> bool:
+    return _has(value, "id", "file_name") and isinstance(value["id"], int | str)
+
+
+def _is_entry(value: Any) -> bool:
+    return _has(value, "split", "filename", "sentences") and isinstance(value["sentences"], list)
+
+
+def _has(value: Any, *keys: str) -> bool:
+    return isinstance(value, Mapping) and all(key in value for key in keys)
+
+
+@lru_cache(maxsize=1)
+def _content(path: Path) -> Mapping[str, Any]:
+    """Return the JSON object in a file; nothing if it holds none."""
+    if path.suffix != ".json" or not path.is_file():
+        return {}
+    content = json_in(path)
+    return content if isinstance(content, dict) else {}

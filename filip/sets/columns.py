@@ -1,0 +1,92 @@
+"""The names that columns of images, captions and labels usually have, and the captions in a record."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from filip.errors import UserError
+from filip.sets.text import decoded
+
+if TYPE_CHECKING:
+    from filip.sets.layout import Reading
+
+# Where no column is named, the first of these that is there counts.
+IMAGE_COLUMNS = (
+    *("path", "image", "image_path", "img_path", "file_name", "filename", "filepath", "file", "image_file"),
+    "img",
+)
+CAPTION_COLUMNS = (
+    *("caption", "captions", "text", "texts", "sentences", "sentence", "alt_text", "alt", "title"),
+    "description",
+)
+LABEL_COLUMNS = ("label", "class", "cls", "category")
+
+
+def texts(value: Any) -> list[str]:
+    """Return the captions in a value of a record: a text, a list of them, or a list of records that have one."""
+    if value is None:
+        return []
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, bytes):
+        text = decoded(value)
+        return [] if text is None else [text]
+    if isinstance(value, Mapping):
+        found = next((value[name] for name in ("raw", *CAPTION_COLUMNS) if name in value), None)
+        return texts(found)
+    if isinstance(value, Sequence):
+        return [text for item in value for text in texts(item)]
+    return [str(value)]
+
+
+def one_line(captions: Sequence[str]) -> list[str]:
+    """Return the captions, each on one line without spaces around it; empty ones are left out."""
+    return [line for text in captions if (line := " ".join(text.replace("\0", " ").split()))]
+
+
+def image_column(names: Sequence[str], reading: Reading, where: object) -> str:
+    """Return the column that names the images. Raises UserError if there is none."""
+    asked = [reading.image_column] if reading.image_column else IMAGE_COLUMNS
+    found = next((name for name in asked if name in names), None)
+    if found is None:
+        raise UserError(
+            f"{where} has no column {' or '.join(map(repr, asked))}; its columns are {', '.join(names)}. Say in a "
+            "card which holds the paths: image_column: NAME"
+        )
+    return found
+
+
+def caption_columns(names: Sequence[str], reading: Reading, where: object) -> list[str]:
+    """Return the columns that hold the captions. Raises UserError if there is none."""
+    asked = reading.caption_columns or [reading.caption_column]
+    if all(column in names for column in asked):
+        return list(asked)
+    if not reading.caption_columns:
+        known = next((name for name in CAPTION_COLUMNS if name in names), None)
+        if known:
+            return [known]
+    raise UserError(
+        f"{where} has no column {', '.join(map(repr, asked))}; its columns are {', '.join(names)}. Say in a card "
+        "which holds the captions: caption_column: NAME"
+    )
+
+
+def captions_of(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
+    """Return the captions of a record; those of several columns are joined, as in a list of URLs."""
+    if len(columns) == 1:
+        return one_line(texts(record.get(columns[0])))
+    joined = ". ".join(text for column in columns for text in texts(record.get(column)) if text.strip())
+    return one_line([joined])
+
+
+def group_of(record: Mapping[str, Any], reading: Reading, where: object) -> str | None:
+    """Return the value of the group_column as text. Raises UserError where there is no such column."""
+    if reading.group_column is None:
+        return None
+    if reading.group_column not in record:
+        raise UserError(
+            f"{where} has no column '{reading.group_column}' (group_column); its columns are {', '.join(record)}"
+        )
+    value = record[reading.group_column]
+    return None if value is None else str(value)

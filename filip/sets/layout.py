@@ -1,0 +1,276 @@
+"""How an image-caption set lies on disk: what every layout answers, and the rows that it gives.
+
+A layout lists its images with their captions once; their bytes are read later, by the place that is noted here.
+Nothing vanishes: a file, a line or a key that cannot be used is a row with the reason.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from filip.errors import UserError
+from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
+from filip.sets.text import read_file
+
+FOR_TRAINING = ("train",)
+ANY = "*"  # the first split that there is
+FOR_EVALUATION = ("test", "validation", ANY)
+ALL = "all"
+# The names of splits, as they stand in names of files and folders, and what `datasets` calls them.
+SPLITS = {
+    **dict.fromkeys(("train", "training"), "train"),
+    **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
+    **dict.fromkeys(("test", "testing"), "test"),
+}
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A set and how to read it; the defaults fit what people usually have."""
+
+    place: Path  # a folder, every file of which is accounted for, or one file
+    layout: str = "auto"
+    image_column: str | None = None  # of a table that names image files; None: found by its name
+    image_root: str | None = None  # folder that a list's names are relative to; None: that of the list
+    caption_column: str = "caption"
+    caption_columns: Sequence[str] = ()  # several, joined; instead of caption_column
+    group_column: str | None = None
+    only: Mapping[str, str] = field(default_factory=dict)  # column: value that a row must have
+    header: bool = True  # of a CSV
+    columns: Sequence[str] = ()  # names, where there is no header
+    split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
+    prefer: Sequence[str] = FOR_TRAINING
+    inside_only: bool = False  # links that lead out of the folder are not followed
+    without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
+
+    def settings(self) -> list[object]:
+        """Return all but the place, as JSON has it: equal lists read equal rows."""
+        return [
+            *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
+            *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
+            self.inside_only,
+        ]
+
+    def name_of(self, path: str | Path) -> str:
+        """Return the name of a file in reports: its path below the place."""
+        return os.path.relpath(path, self.place) if self.place.is_dir() else Path(path).name
+
+    def root_of(self, part: Path) -> str:
+        """Return the absolute path of the folder that names in the list ``part`` are relative to."""
+        return os.path.abspath(self.image_root or part.parent)
+
+    def splits_taken(self, there: Sequence[str], where: object) -> list[str]:
+        """Return which of the splits that there are to take. Raises UserError if none fits."""
+        found = {name: SPLITS.get(name, name) for name in there}
+        if not found or self.split == ALL:
+            return list(found)
+        if self.split is None:
+            for wanted in self.prefer:
+                for name, usual in found.items():
+                    if wanted in (ANY, name, usual):
+                        return [name]
+        asked = [] if self.split is None else self.split.split("+")
+        usually = [SPLITS.get(name, name) for name in asked]
+        taken = [name for name, usual in found.items() if name in asked or usual in usually]
+        unknown = [
+            name for name in asked if name not in found and SPLITS.get(name, name) not in found.values()
+        ]
+        if unknown or not taken:
+            missing = ", ".join(unknown or self.prefer)
+            raise UserError(
+                f"{where} has no split {missing}; it has {', '.join(sorted(found))}. Say which to take: split: NAME, "
+                "several joined by +, or all"
+            )
+        return taken
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, one row of a table that names an image, or whatever cannot be used; several rows may be one image."""
+
+    url: str  # its name in reports, and in the column `url` of the shards
+    captions: Sequence[str]
+    file: str  # that holds its bytes
+    position: int = 0  # in the file: bytes or rows, as the layout has it
+    size: int = -1  # bytes; -1: the whole file, or not known
+    group: str | None = None  # value of the group_column
+    key: str | None = None  # under which a loader finds it in its tar; None: not in a tar, or not findable
+    problem: str | None = None  # why it cannot be taken ("reason: detail")
+
+    @property
+    def rank(self) -> int:
+        """Of several rows of an image the first of the lowest rank counts: with captions, with a problem, with none."""
+        return 1 if self.problem else 0 if self.captions else 2
+
+
+RANK = "CASE WHEN problem IS NOT NULL THEN 1 WHEN len(captions) > 0 THEN 0 ELSE 2 END"  # Row.rank in SQL
+
+
+class NotUnderstoodError(UserError):
+    """A place that no layout fits."""
+
+
+class Layout(ABC):
+    """One way in which images and captions lie on disk."""
+
+    about: str  # one line for messages: what a person has
+    in_order = False  # images lie behind each other in large files: read in their order, not shuffled
+    shard_per_file = False  # each file becomes one shard
+    suffixes: Sequence[str] = ()  # of the files that hold the images
+    companions = re.compile("$^")  # names of further files of the layout, which hold no image and no caption
+
+    @abstractmethod
+    def parts(self, reading: Reading) -> list[Path]:
+        """Return the files or folders to be listed, in order; [] if the place is not laid out like this."""
+
+    @abstractmethod
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        """Yield the rows of one part, always in the same order."""
+
+    def columns(self, part: Path, reading: Reading) -> list[str]:
+        """Return the names of the columns; [] for a layout that has none."""
+        return []
+
+    def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
+        """Yield a row for each file of the folder that no part holds, names or needs."""
+        taken = {os.path.abspath(part) for part in parts}
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
+            if os.path.abspath(path) in taken or (problem is None and self.companions.search(path.name)):
+                continue
+            if problem is None and path.name.lower().endswith(tuple(self.suffixes)):
+                problem = f"not_wanted: it is of the split {split_of(path, reading.place)}"
+            yield unused(path, reading, problem)
+
+    def read(self, file: str, position: int, size: int) -> bytes:
+        """Return the bytes of one image. Raises OSError."""
+        return read_file(file, max(0, position), size)
+
+
+def unused(path: Path, reading: Reading, problem: str | None = None) -> Row:
+    """Return the row of a file that holds no image and no caption."""
+    if problem is None and path.suffix.lower() in OTHER_PICTURES:
+        problem = f"format: {not_read([path])}"
+    if problem is None:
+        problem = (
+            f"other_file: {path.suffix or 'a name without suffix'} is neither a picture nor a caption here"
+        )
+    return Row(reading.name_of(path), [], os.path.abspath(path), -1, problem=problem)
+
+
+def is_picture(path: Path) -> bool:
+    """Return whether a file has the name of a picture that can be read."""
+    return path.suffix.lower() in IMAGE_FILES
+
+
+def split_of(path: Path, place: Path) -> str | None:
+    """Return the split that a file's name or a folder below the place says: ``train-00000-of-00002.parquet``."""
+    if not place.is_dir():
+        return None
+    *folders, name = path.relative_to(place).parts
+    for part in [re.split("[-_.]", name)[0], *reversed(folders)]:
+        if part.lower() in SPLITS:
+            return SPLITS[part.lower()]
+    return None
+
+
+def of_wanted_splits(paths: Sequence[Path], reading: Reading) -> list[Path]:
+    """Return the files of the splits that are asked for, and those of none."""
+    found = {path: split_of(path, reading.place) for path in paths}
+    taken = reading.splits_taken(sorted(filter(None, {*found.values()})), reading.place)
+    return [path for path, split in found.items() if split is None or split in taken]
+
+
+def inside(base: str, name: str) -> tuple[str, str | None]:
+    """Return the path of ``name`` below ``base``, and what is wrong with it: a list must not name files elsewhere.
+
+    base: absolute, as ``os.path.abspath`` has it.
+    """
+    if not name or "\0" in name:
+        return "", "no_file: the list names none"
+    path = os.path.normpath(os.path.join(base, name))
+    if not path.startswith(base.rstrip("/") + "/"):
+        return "", f"outside: {name} is not in {base}"
+    return path, None
+
+
+class Entry(NamedTuple):
+    """A file of a folder. problem: why it must not be opened."""
+
+    path: Path
+    problem: str | None = None
+
+
+def walk(
+    folder: Path, inside_only: bool = False, deep: bool = True, without: str | None = None
+) -> Iterator[Entry]:
+    """Yield all files of a folder, hidden ones left out, in a fixed order: those of a folder, then those below it.
+
+    Pipes, sockets, devices, and folders that may not be read or lead in a circle have a problem; so have links out of
+    the folder, if ``inside_only``. without: absolute path of a folder that is left out.
+    """
+    root = os.path.realpath(folder) if inside_only else None
+    yield from _walk(folder, root, without if deep else "/", ())
+
+
+def _walk(folder: Path, root: str | None, without: str | None, above: tuple[str, ...]) -> Iterator[Entry]:
+    real = os.path.realpath(folder)
+    if real in above:
+        yield Entry(folder, "not_a_file: a link to a folder that it lies in")
+        return
+    try:
+        with os.scandir(folder) as found:
+            entries = sorted((entry for entry in found if entry.name[0] != "."), key=lambda entry: entry.name)
+    except OSError as error:
+        yield Entry(folder, f"missing_file: {error.strerror}")
+        return
+    below = []
+    for entry in entries:
+        path = folder / entry.name
+        if _is(entry, "is_dir"):
+            below.append((path, entry.is_symlink()))
+        else:
+            yield Entry(path, _problem(entry, root))
+    for path, linked in below:
+        if without is not None and _below(os.path.abspath(path), without):
+            continue
+        if linked and root is not None and not _below(os.path.realpath(path), root):
+            yield Entry(path, "outside: a link out of the folder")
+        else:
+            yield from _walk(path, root, without, (*above, real))
+
+
+def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
+    try:
+        entry.path.encode()
+    except UnicodeEncodeError:
+        return "name: not UTF-8; rename it"
+    if _is(entry, "is_file"):
+        outside = root is not None and entry.is_symlink() and not _below(os.path.realpath(entry.path), root)
+        return "outside: a link out of the folder" if outside else None
+    if os.path.exists(entry.path):
+        return "not_a_file: a pipe, a socket or a device"
+    return None  # a link that leads nowhere: to read it says so
+
+
+def _is(entry: os.DirEntry[str], question: str) -> bool:
+    try:
+        return bool(getattr(entry, question)())
+    except OSError:  # of links in circles
+        return False
+
+
+def _below(path: str, root: str) -> bool:
+    return os.path.commonpath([path, root]) == root
+
+
+def files_in(reading: Reading, suffixes: Sequence[str], deep: bool = True) -> list[Path]:
+    """Return the files of the folder that have one of these suffixes and can be opened."""
+    found = walk(reading.place, reading.inside_only, deep, reading.without)
+    endings = tuple(suffixes)
+    return [path for path, problem in found if problem is None and path.name.lower().endswith(endings)]

@@ -1,0 +1,152 @@
+"""Parquet whose rows hold the images themselves, as Hugging Face data sets have it: bytes, or {bytes, path}."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from filip.errors import UserError, first_line
+from filip.sets.columns import caption_columns, captions_of, group_of
+from filip.sets.layout import Layout, Reading, Row, files_in, inside, of_wanted_splits
+from filip.sets.tables import Broken, Record, parquet_rows
+from filip.sets.text import read_file
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class ParquetImages(Layout):
+    """``position`` is the number of the row; a row group is read once for all its images."""
+
+    about = "Parquet with the images' bytes in a column (Hugging Face)"
+    in_order = True
+    suffixes = (".parquet",)
+
+    def parts(self, reading: Reading) -> list[Path]:
+        found = [reading.place] if reading.place.suffix == ".parquet" and reading.place.is_file() else []
+        if reading.place.is_dir():
+            found = files_in(reading, self.suffixes)
+        if not any(image_bytes_column(path) for path in found):
+            return []
+        return of_wanted_splits(found, reading)
+
+    def columns(self, part: Path, reading: Reading) -> list[str]:
+        import pyarrow.parquet as pq
+
+        return list(pq.read_schema(part).names)
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        import pyarrow as pa
+
+        image = image_bytes_column(part)
+        if image is None:
+            problem = "unreadable: it is not Parquet, is not whole, or has no column of images"
+            yield Row(reading.name_of(part), [], os.path.abspath(part), -1, problem=problem)
+            return
+        try:
+            others = [name for name in self.columns(part, reading) if name != image]
+            columns = caption_columns(others, reading, part)
+            wanted = dict.fromkeys(
+                [*columns, *([reading.group_column] if reading.group_column else []), *reading.only]
+            )
+            rows = parquet_rows(part, [name for name in wanted if name in others])
+            yield from found_in(rows, columns, part, reading)
+        except pa.ArrowException as error:
+            raise UserError(f"{part} cannot be read: {first_line(error)}") from error
+
+    def read(self, file: str, position: int, size: int) -> bytes:
+        starts, image = _row_groups(file)
+        group = int(np.searchsorted(starts, position, side="right")) - 1
+        return image_bytes(_row_group(file, group, image), position - int(starts[group]), Path(file).parent)
+
+
+def found_in(
+    rows: Iterable[tuple[int, Record] | Broken], columns: list[str], part: Path, reading: Reading
+) -> Iterator[Row]:
+    """Yield the rows of ``part``, by their numbers; ``columns`` are those of the captions."""
+    file, name = os.path.abspath(part), reading.name_of(part)
+    for row in rows:
+        number = row.number if isinstance(row, Broken) else row[0]
+        place = f"{name}#{number - 1}"
+        if isinstance(row, Broken):
+            yield Row(place, [], file, number - 1, problem=f"{row.reason}: {row.why}")
+            continue
+        record = row[1]
+        wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
+        yield Row(
+            place,
+            captions_of(record, columns) if wanted else [],
+            file,
+            number - 1,
+            group=group_of(record, reading, part),
+            problem=None if wanted else "not_wanted: `only` in the card",
+        )
+
+
+def image_bytes_column(path: Path) -> str | None:
+    """Return the column of a Parquet file that holds images as bytes; None if there is none, or no Parquet."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        return bytes_column(pq.read_schema(path))
+    except (pa.ArrowException, OSError):
+        return None
+
+
+def bytes_column(schema: pa.Schema) -> str | None:
+    """Return the first column of binary values, or of {bytes, path}, as the `datasets` library stores images."""
+    import pyarrow as pa
+
+    for field in schema:
+        kind = field.type
+        if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+            kind = kind.field("bytes").type
+        if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            return str(field.name)
+    return None
+
+
+def image_bytes(column: pa.Array | pa.ChunkedArray, row: int, folder: Path) -> bytes:
+    """Return the bytes of one row of such a column, or of the file below ``folder`` that it names.
+
+    Raises FileNotFoundError where it has neither.
+    """
+    value: Any = column[row].as_py()
+    path = None
+    if isinstance(value, dict):
+        value, path = value["bytes"], value.get("path")
+    if value is not None:
+        return bytes(value)
+    if path:
+        root = os.path.realpath(folder)
+        file, outside = inside(root, os.path.realpath(os.path.join(root, path)))
+        if outside is None:
+            return read_file(file)
+    raise FileNotFoundError(f"the row holds no bytes{f', only the path {path}' if path else ''}")
+
+
+@lru_cache(maxsize=64)
+def _row_groups(file: str) -> tuple[np.ndarray, str]:
+    """Return the first row of each row group, and the name of the images' column."""
+    import pyarrow.parquet as pq
+
+    metadata = pq.read_metadata(file)
+    sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+    image = image_bytes_column(Path(file))
+    if image is None:
+        raise FileNotFoundError(f"{file} has no column of images any more")
+    return np.cumsum([0, *sizes])[:-1], image
+
+
+@lru_cache(maxsize=1)
+def _row_group(file: str, group: int, column: str) -> pa.ChunkedArray:
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(file) as opened:
+        return opened.read_row_group(group, columns=[column])[column]

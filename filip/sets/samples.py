@@ -1,0 +1,72 @@
+"""The files that belong to one image, in a folder or in a tar: which captions they hold."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from filip.sets.columns import CAPTION_COLUMNS, captions_of, one_line, texts
+from filip.sets.layout import Reading
+from filip.sets.text import decoded
+
+CAPTION_SUFFIXES = ("txt", "caption", "captions", "text")  # each line is a caption
+TEXT_SUFFIXES = (*CAPTION_SUFFIXES, "json")
+MAX_CAPTION_BYTES = 1 << 20
+
+
+def captions_in(
+    files: Mapping[str, Callable[[], bytes]], reading: Reading
+) -> tuple[list[str], str | None, str | None]:
+    """Return the captions of an image, its group and what is wrong with its texts.
+
+    files: what reads the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record that has the
+    caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then count
+    the lines of all texts, without those that are there twice; at last, other usual keys of the record.
+    """
+    record: dict[str, Any] = {}
+    problem = None
+    for suffix, read in files.items():
+        if suffix.rpartition(".")[2] == "json":
+            about = _record(read())
+            problem = problem or (None if about is not None else f"not_text: .{suffix} is not a JSON object")
+            record |= about or {}
+    value = record.get(reading.group_column) if reading.group_column else None
+    group = None if value is None else str(value)
+    asked = reading.caption_columns or [reading.caption_column]
+    captions: list[str] = []
+    if record and all(column in record for column in asked):
+        captions = captions_of(record, asked)
+    if isinstance(record.get("captions"), list) and not reading.caption_columns:
+        captions = one_line(texts(record["captions"]))
+    if captions:
+        return captions, group, None
+    for kind in CAPTION_SUFFIXES:
+        for suffix, read in files.items():
+            if suffix.rpartition(".")[2] == kind:
+                lines = lines_of(read())
+                if lines is None:
+                    problem = problem or f"not_text: .{suffix} is neither UTF-8 nor Latin-1"
+                captions += lines or []
+    if not captions:
+        captions = next(
+            (found for name in CAPTION_COLUMNS if (found := one_line(texts(record.get(name))))), []
+        )
+    return list(dict.fromkeys(captions)), group, None if captions else problem
+
+
+def lines_of(data: bytes) -> list[str] | None:
+    """Return the captions in a text, one a line; None if it cannot be read."""
+    text = decoded(data)
+    return None if text is None else one_line(text.splitlines())
+
+
+def _record(data: bytes) -> dict[str, Any] | None:
+    """Return the object in a JSON; a list is one of captions."""
+    try:
+        record = json.loads(decoded(data) or "")
+    except (ValueError, RecursionError):
+        return None
+    if isinstance(record, list):
+        return {"captions": record}
+    return record if isinstance(record, dict) else None

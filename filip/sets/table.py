@@ -1,0 +1,112 @@
+"""A folder of images and a table of paths and captions, or the table alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from filip.errors import UserError
+from filip.sets.columns import caption_columns, captions_of, group_of, image_column
+from filip.sets.layout import Layout, Reading, Row, files_in, inside, is_picture, unused, walk
+from filip.sets.parquet import image_bytes_column
+from filip.sets.tables import SUFFIXES, Broken, read_table
+
+USUAL = (
+    "metadata",
+    "captions",
+    "annotations",
+    "labels",
+)  # of several tables in a folder, the one of such a name
+
+
+class Listed(Layout):
+    """A list of images, given alone or with the folder that it is in; names are relative to its folder."""
+
+    def lists(self, reading: Reading) -> list[Path]:
+        """Return the lists of this layout in a folder."""
+        raise NotImplementedError
+
+    def parts(self, reading: Reading) -> list[Path]:
+        if reading.place.is_file():
+            return [reading.place] if self.fits(reading.place) else []
+        found = self.lists(reading)
+        if len(found) > 1:
+            usual = [path for path in found if path.name.split(".")[0].lower() in USUAL]
+            if len(usual) != 1:
+                raise UserError(
+                    f"{reading.place} holds several tables ({', '.join(path.name for path in found[:5])}): name the "
+                    f"one with the captions, such as {found[0]}"
+                )
+            found = usual
+        return found
+
+    def fits(self, path: Path) -> bool:
+        """Return whether a file is a list of this layout."""
+        raise NotImplementedError
+
+    def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
+        """Yield a row for each file; those of pictures that the list names are merged with the rows of the list."""
+        taken = {os.path.abspath(part) for part in parts}
+        for path, problem in walk(reading.place, reading.inside_only, without=reading.without):
+            if os.path.abspath(path) in taken:
+                continue
+            if problem is None and is_picture(path):
+                yield Row(reading.name_of(path), [], os.path.abspath(path))
+            else:
+                row = unused(path, reading, problem)
+                # the place of a file that the list names
+                yield Row(row.url, [], row.file, 0, problem=row.problem)
+
+
+class Table(Listed):
+    """Rows that name the same image are one image with several captions."""
+
+    about = "a folder of images with a table (CSV, TSV, JSON lines, Parquet) of path and caption"
+
+    def lists(self, reading: Reading) -> list[Path]:
+        found = files_in(reading, [*SUFFIXES, ".json"], deep=False)
+        usual = [path for path in found if path.suffix != ".json" or path.stem.lower() in USUAL]
+        return [path for path in usual if not _has_bytes(path)]
+
+    def fits(self, path: Path) -> bool:
+        return path.name.lower().endswith((*SUFFIXES, ".txt", ".json")) and not _has_bytes(path)
+
+    def columns(self, part: Path, reading: Reading) -> list[str]:
+        return read_table(part, reading.header, reading.columns).names
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        root, name = reading.root_of(part), reading.name_of(part)
+        table = read_table(part, reading.header, reading.columns)
+        image = image_column(table.names, reading, part)
+        columns = caption_columns(table.names, reading, part)
+        empty = dict.fromkeys(table.names)
+        for row in table.rows:
+            if isinstance(row, Broken):
+                place = f"{name}:{row.number}"
+                yield Row(place, [], f"{part}#{row.number}", problem=f"{row.reason}: {row.why}")
+                continue
+            number, record = row
+            wanted = all(str(record.get(column)) == value for column, value in reading.only.items())
+            file = _file_name(record.get(image))
+            path, problem = inside(root, file)
+            problem = problem if wanted else "not_wanted: `only` in the card"
+            yield Row(
+                file or f"{name}:{number} (a row without {image})",
+                captions_of(record, columns) if problem is None else [],
+                path or f"{part}#{number}",  # rows of one file are one image
+                group=group_of({**empty, **record}, reading, part) if reading.group_column else None,
+                problem=problem,
+            )
+
+
+def _file_name(value: Any) -> str:
+    """Return the path in a cell, which may be Hugging Face's {path, bytes}."""
+    if isinstance(value, Mapping):
+        value = value.get("path") or value.get("file_name")
+    return "" if value is None else str(value).strip()
+
+
+def _has_bytes(path: Path) -> bool:
+    return path.suffix == ".parquet" and image_bytes_column(path) is not None

@@ -1,0 +1,298 @@
+"""Rows of a table, one after the other: CSV, TSV, JSON lines (plain or packed), a list in JSON, Parquet.
+
+A line that cannot be read is a :class:`Broken` row: what comes in is what goes out. Memory is bounded by the longest
+row, except for JSON, which is read whole.
+"""
+
+from __future__ import annotations
+
+import bz2
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain, islice
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from filip.errors import UserError, first_line
+from filip.sets.text import Line, NotAFileError, decoded, lines, read_file
+
+PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
+PACKED = (".gz", ".zst", ".bz2")
+SUFFIXES = (*PLAIN, *(table + packed for table in PLAIN[:-1] for packed in PACKED))
+LOOKED_AT = 1000  # lines of JSON whose keys are the columns
+LONGEST_RECORD = 100  # lines of a quoted cell
+csv.field_size_limit(10_000_000)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A line, or a row of a Parquet file, that cannot be read."""
+
+    number: int
+    why: str
+    reason: str = "broken_line"
+
+
+Record = dict[str, Any]
+
+
+@dataclass
+class Rows:
+    """The rows of a table, to be gone through once, and the names of its columns."""
+
+    names: list[str]
+    rows: Iterator[tuple[int, Record] | Broken]  # with the number of the line or row, from 1
+
+
+def read_table(path: Path, header: bool = True, names: Sequence[str] = ()) -> Rows:
+    """Return the rows of a table, read by its suffix. Raises UserError if nothing in it can be understood."""
+    kind = _kind(path)
+    try:
+        if kind == "parquet":
+            return _parquet(path)
+        if kind == "json":
+            return _numbered(_objects_of(path))
+        stream = _opened(path)
+        if kind == "jsonl":
+            return _numbered(_json_lines(stream))
+        return _csv(path, stream, kind, header, names)
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None and not isinstance(error, NotAFileError):
+            raise
+        raise UserError(f"{path} cannot be read: {first_line(error)}") from error
+
+
+def _kind(path: Path) -> str:
+    name = path.name.lower()
+    for packed in PACKED:
+        name = name.removesuffix(packed)
+    ending = name.rpartition(".")[2]
+    return {"tsv": "tsv", "txt": "txt", "json": "json", "parquet": "parquet", "csv": "csv"}.get(
+        ending, "jsonl"
+    )
+
+
+def _opened(path: Path) -> BinaryIO:
+    read_file(path, size=0)  # a pipe is never opened
+    name = path.name.lower()
+    if name.endswith(".gz"):
+        return cast(BinaryIO, gzip.open(path))
+    if name.endswith(".bz2"):
+        return cast(BinaryIO, bz2.open(path))
+    if name.endswith(".zst"):
+        import pyarrow as pa
+
+        return cast(BinaryIO, pa.input_stream(str(path), compression="zstd"))
+    return open(path, "rb")
+
+
+def _lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield the lines, and at the end of a packed file that is cut off a line that says so."""
+    number = 0
+    try:
+        with stream:
+            for line in lines(stream):
+                number = line.number
+                yield line
+    except (EOFError, OSError, zlib.error) as error:
+        if getattr(error, "errno", None) is not None:
+            raise
+        yield Line(
+            number + 1, None, f"the file is cut off or damaged here, and what comes after is lost ({error})"
+        )
+
+
+# ---- CSV ---------------------------------------------------------------------------------------------
+
+
+def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[str]) -> Rows:
+    source = (line for line in _lines(stream) if line.text is None or line.text.strip())
+    first = next(source, None)
+    if first is None:
+        raise UserError(f"{path} is empty: it needs a line with the names of its columns, and rows")
+    delimiter = "\t" if kind == "tsv" else _delimiter(first.text or "", kind, len(names))
+    found = _records(chain([first], source), delimiter)
+    if names:
+        columns = list(names)
+    else:
+        line = next(found)
+        if isinstance(line, Broken):
+            raise UserError(f"{path}: the first line cannot be read: {line.why}")
+        columns = [name.strip() for name in line[1]]
+        if not header:
+            columns, found = [f"column{n}" for n in range(len(columns))], chain([line], found)
+    return Rows(columns, _named(found, columns))
+
+
+def _delimiter(first: str, kind: str, columns: int) -> str:
+    """Return what separates the columns: a comma, or what Excel writes where the comma is decimal.
+
+    columns: how many there are, if the first line does not name them.
+    """
+    if kind == "txt" and "\t" in first:
+        return "\t"
+    if columns:
+        return next((one for one in ",;\t|" if first.count(one) == columns - 1), ",")
+    return max(",;\t|", key=first.count)
+
+
+def _records(source: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str]] | Broken]:
+    """Yield the cells of each row; a quoted cell may have several lines. An open quote costs its line alone."""
+    ahead: deque[Line] = deque()
+    while True:
+        line = ahead.popleft() if ahead else next(source, None)
+        if line is None:
+            return
+        if line.text is None:
+            yield Broken(line.number, line.problem)
+            continue
+        # tab-separated lists never quote: captions hold stray quotes
+        if delimiter == "\t" or '"' not in line.text:
+            yield line.number, line.text.split(delimiter)
+            continue
+        cells, why = _cells(line.text, delimiter)
+        used = 0
+        while cells is None and why == OPEN and used < LONGEST_RECORD:
+            if used == len(ahead):
+                more = next(source, None)
+                if more is None:
+                    break
+                ahead.append(more)
+            if ahead[used].text is None:
+                break
+            used += 1
+            cells, why = _cells(
+                "\n".join([line.text, *(str(one.text) for one in islice(ahead, used))]), delimiter
+            )
+        if cells is None:
+            yield Broken(line.number, "a quote is not closed" if why == OPEN else why)
+            continue
+        for _ in range(used):
+            ahead.popleft()
+        yield line.number, cells
+
+
+OPEN = "unexpected end of data"
+
+
+def _cells(text: str, delimiter: str) -> tuple[list[str] | None, str]:
+    try:
+        # as a stream, so that a line end inside a quoted cell stays what it is
+        found = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
+    except csv.Error as error:
+        return None, str(error)
+    return (found[0], "") if len(found) == 1 else (None, "several rows in one")
+
+
+def _named(
+    found: Iterator[tuple[int, list[str]] | Broken], columns: list[str]
+) -> Iterator[tuple[int, Record] | Broken]:
+    for line in found:
+        if isinstance(line, Broken):
+            yield line
+        elif len(line[1]) != len(columns):
+            yield Broken(line[0], f"it has {len(line[1])} cells, the table has {len(columns)} columns")
+        else:
+            yield line[0], dict(zip(columns, line[1], strict=True))
+
+
+# ---- JSON --------------------------------------------------------------------------------------------
+
+
+def json_in(path: Path) -> Any:
+    """Return what a JSON file holds. Raises UserError if it is not JSON."""
+    try:
+        text = decoded(read_file(path))
+        if text is None:
+            raise ValueError("its bytes are no text")
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({first_line(error)}); JSON lines end in .jsonl") from error
+
+
+def _objects_of(path: Path) -> Iterator[tuple[int, Record] | Broken]:
+    content = json_in(path)
+    if isinstance(content, dict):
+        content = list(content.values())
+    if not isinstance(content, list):
+        raise UserError(f"{path} is not a readable json table: it should be a list of objects")
+    for number, row in enumerate(content, 1):
+        yield (number, row) if isinstance(row, dict) else Broken(number, "it is not an object")
+
+
+def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Record] | Broken]:
+    for line in _lines(stream):
+        if line.text is None:
+            yield Broken(line.number, line.problem)
+        elif line.text.strip():
+            try:
+                row = json.loads(line.text)
+            except (ValueError, RecursionError) as error:
+                yield Broken(line.number, f"not JSON ({first_line(error)})")
+                continue
+            yield (line.number, row) if isinstance(row, dict) else Broken(line.number, "it is not an object")
+
+
+def _numbered(found: Iterator[tuple[int, Record] | Broken]) -> Rows:
+    """Return the rows with the keys of the first of them as columns."""
+    start = list(islice(found, LOOKED_AT))
+    keys: dict[str, None] = {}
+    for row in start:
+        if not isinstance(row, Broken):
+            keys |= dict.fromkeys(row[1])
+    return Rows(list(keys), chain(start, found))
+
+
+# ---- Parquet -----------------------------------------------------------------------------------------
+
+
+def _parquet(path: Path) -> Rows:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        names = list(pq.read_schema(path).names)
+    except pa.ArrowException as error:
+        raise UserError(f"{path} is not Parquet, or not whole ({first_line(error)})") from error
+    return Rows(names, parquet_rows(path, names))
+
+
+def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Record] | Broken]:
+    """Yield the rows of a Parquet file with these columns; those that lie on a damaged page are broken."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    with pq.ParquetFile(path) as file:
+        number = 0
+        try:
+            for batch in file.iter_batches(1000, columns=list(columns)):
+                for row in batch_rows(batch):
+                    number += 1
+                    yield number, row
+        except (pa.ArrowException, OSError) as error:
+            if getattr(error, "errno", None) is not None:
+                raise
+            for lost in range(number + 1, file.metadata.num_rows + 1):
+                yield Broken(lost, f"the file is damaged ({first_line(error)})", "unreadable")
+
+
+def batch_rows(batch: Any) -> Iterable[Record]:
+    """Return the rows of a record batch; a text that is not UTF-8 is decoded as in a text file, or None."""
+    try:
+        return cast("list[Record]", batch.to_pylist())
+    except UnicodeDecodeError:
+        columns = [[_value(cell) for cell in column] for column in batch.columns]
+        return [dict(zip(batch.schema.names, cells, strict=True)) for cells in zip(*columns, strict=True)]
+
+
+def _value(cell: Any) -> Any:
+    try:
+        return cell.as_py()
+    except UnicodeDecodeError:
+        return decoded(cell.as_buffer().to_pybytes()) if hasattr(cell, "as_buffer") else None

@@ -1,0 +1,126 @@
+"""Webdataset tars, img2dataset's, open_clip's, CLIP_benchmark's or others': image and caption share a key.
+
+The key of a member is its name up to a dot: to the first, as webdataset has it (``0001.image.jpg`` and
+``0001.caption.txt``), or to the last where names have dots in them (``photo.v2.jpg`` and ``photo.v2.txt``).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
+from filip.sets.layout import Layout, Reading, Row, files_in, of_wanted_splits
+from filip.sets.samples import MAX_CAPTION_BYTES, TEXT_SUFFIXES, captions_in
+from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
+
+
+class Sample(NamedTuple):
+    """The files of one key."""
+
+    key: str
+    files: list[tuple[str, Member]]  # suffix (lower case) and member
+
+
+class Tars(Layout):
+    """``position`` and ``size`` are those of the image inside the tar, which is never unpacked."""
+
+    about = "webdataset tars: KEY.jpg with KEY.txt or KEY.json"
+    in_order = True
+    shard_per_file = True
+    suffixes = (".tar",)
+    # what img2dataset, this project, webdataset and CLIP_benchmark write next to their tars
+    companions = re.compile(
+        r"\.(index|idx)$|^\d+(\.parquet|_stats\.json)$|^(nshards|classnames|dataset_type|\w*templates)\.txt$|^sizes\.json$"
+    )
+
+    def parts(self, reading: Reading) -> list[Path]:
+        if reading.place.is_file():
+            return [reading.place] if reading.place.suffix == ".tar" else []
+        return of_wanted_splits(files_in(reading, self.suffixes), reading)
+
+    def find(self, part: Path, reading: Reading) -> Iterator[Row]:
+        members, defect = scan_tar(part)
+        file, name = os.path.abspath(part), reading.name_of(part)
+        if defect:
+            yield Row(name, [], file, -1, problem=f"tar_{defect}: what comes after is lost")
+        with open(part, "rb") as tar:
+            for whole in samples_of(members):
+                if whole.key == "":
+                    for _, member in whole.files:
+                        row = Row(f"{name}/{member.name}", [], file, member.offset, member.size)
+                        yield _with(row, "other_file: its name has no suffix")
+                    continue
+                for sample in _split_by_last_dot(whole):
+                    yield from _rows(sample, whole, tar, file, name, reading)
+
+
+def _with(row: Row, problem: str) -> Row:
+    return Row(row.url, [], row.file, row.position, row.size, problem=problem)
+
+
+def _rows(
+    sample: Sample, whole: Sample, tar: BinaryIO, file: str, name: str, reading: Reading
+) -> Iterator[Row]:
+    images = [(suffix, member) for suffix, member in sample.files if is_image(suffix)]
+    if not images:
+        members = [member for _, member in sample.files]
+        pictures = [member for member in members if Path(member.name).suffix.lower() in OTHER_PICTURES]
+        member = (pictures or members)[0]
+        why = f"format: {not_read([Path(member.name)])}" if pictures else "no_image: a key without a picture"
+        yield Row(f"{name}/{member.name}", [], file, member.offset, member.size, problem=why)
+        return
+    suffix, member = images[0]
+    contents: dict[str, Callable[[], bytes]] = {}
+    for kind, text in sample.files:
+        if kind.rpartition(".")[2] in TEXT_SUFFIXES:
+            contents.setdefault(kind, partial(_content, text, tar))
+    captions, group, problem = captions_in(contents, reading)
+    # a loader that reads the tar as it is takes the last image of a key, by webdataset's rule
+    in_tar = [s for s, _ in whole.files if is_image(s)]
+    plain = sample is whole and in_tar == [suffix] and suffix in IMAGE_SUFFIXES
+    found = sample.key if plain else None
+    yield Row(f"{name}/{member.name}", captions, file, member.offset, member.size, group, found, problem)
+    for _, further in images[1:]:
+        row = Row(f"{name}/{further.name}", [], file, further.offset, further.size)
+        yield _with(row, f"second_image: the key {sample.key} has {member.name}")
+
+
+def is_image(suffix: str) -> bool:
+    """Return whether a member with this suffix is a picture that can be read."""
+    return f".{suffix.rpartition('.')[2]}" in IMAGE_FILES
+
+
+def samples_of(members: list[Member]) -> list[Sample]:
+    """Return the samples of a tar, by webdataset's key; under the key "" the files whose names have no suffix."""
+    files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
+    for member in members:
+        key, suffix = split_key(member.name)
+        files[key if suffix else ""].append((suffix.lower(), member))
+    return [Sample(key, found) for key, found in files.items()]
+
+
+def _split_by_last_dot(whole: Sample) -> list[Sample]:
+    """Return several samples where webdataset's rule takes names with dots for one; else the sample itself."""
+    if not any("." in suffix for suffix, _ in whole.files):
+        return [whole]
+    files: dict[str, list[tuple[str, Member]]] = defaultdict(list)
+    for suffix, member in whole.files:
+        files[member.name[: member.name.rindex(".")]].append((suffix.rpartition(".")[2], member))
+    samples = [Sample(key, found) for key, found in files.items()]
+    paired = [
+        {suffix for suffix, _ in s.files if is_image(suffix)}
+        and {suffix for suffix, _ in s.files} & {*TEXT_SUFFIXES}
+        for s in samples
+    ]
+    return samples if any(paired) else [whole]
+
+
+def _content(member: Member, tar: BinaryIO) -> bytes:
+    tar.seek(member.offset)
+    return tar.read(min(member.size, MAX_CAPTION_BYTES))

@@ -1,0 +1,113 @@
+"""Text files of other people: UTF-8, UTF-16, or what Windows wrote; never a guess from damaged bytes."""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import BinaryIO, NamedTuple
+
+MAX_LINE = 10_000_000  # characters; no table has longer lines
+_BOMS = (
+    (codecs.BOM_UTF8, "utf-8"),
+    (codecs.BOM_UTF32_LE, "utf-32"),
+    (codecs.BOM_UTF32_BE, "utf-32"),
+    (codecs.BOM_UTF16_LE, "utf-16"),
+    (codecs.BOM_UTF16_BE, "utf-16"),
+)
+DAMAGED = "\ufffd"
+
+
+class NotAFileError(OSError):
+    """A pipe, a socket or a device where a file should be: to open it may take for ever."""
+
+
+class Line(NamedTuple):
+    """One line of a file, without its end. text: None if it cannot be read, and ``problem`` says why."""
+
+    number: int
+    text: str | None
+    problem: str = ""
+
+
+def read_file(path: str | Path, offset: int = 0, size: int = -1) -> bytes:
+    """Return bytes of a regular file. Raises OSError; NotAFileError for a pipe, a socket or a device."""
+    if not stat.S_ISREG(os.stat(path).st_mode):
+        if stat.S_ISDIR(os.stat(path).st_mode):
+            raise IsADirectoryError(21, "Is a directory", str(path))
+        raise NotAFileError(22, "a pipe, a socket or a device", str(path))
+    with open(path, "rb") as file:
+        file.seek(offset)
+        return file.read(size)
+
+
+def decoded(data: bytes) -> str | None:
+    """Return the text in some bytes; None if they are no text, or a damaged one."""
+    encoding = _wide(data)
+    if encoding:
+        text = data.decode(encoding, "replace").removeprefix("\ufeff")
+        return None if DAMAGED in text else text
+    return _narrow(data)
+
+
+def _narrow(data: bytes) -> str | None:
+    """Return the text in bytes that are UTF-8, or else what Windows wrote in the west."""
+    try:
+        return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
+    except UnicodeDecodeError:
+        pass
+    kept = data.decode("utf-8", "ignore")
+    if not kept.isascii():  # UTF-8 with bytes missing
+        return None
+    try:
+        text = data.decode("cp1252")
+    except UnicodeDecodeError:
+        return None
+    return None if any(character < " " and not character.isspace() for character in text) else text
+
+
+def _wide(data: bytes) -> str | None:
+    """Return the encoding of text in UTF-16 or UTF-32: by its mark, or by every second byte's being zero."""
+    for mark, encoding in _BOMS[1:]:
+        if data.startswith(mark):
+            return encoding
+    start = data[:4096]
+    for first, encoding in ((1, "utf-16-le"), (0, "utf-16-be")):
+        zeros, others = start[first::2], start[1 - first :: 2]
+        if len(start) > 3 and zeros.count(0) > 0.7 * len(zeros) and 0 not in others:
+            return encoding
+    return None
+
+
+def lines(stream: BinaryIO) -> Iterator[Line]:
+    """Yield the lines of a text file of any of these encodings; each is decoded alone, so that one costs only itself.
+
+    Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a packed file that is
+    cut off).
+    """
+    buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]
+    wide = _wide(buffered.peek(4096)[:4096])
+    text = io.TextIOWrapper(buffered, wide or "latin-1", errors="replace", newline=None)
+    number = 0
+    while piece := text.readline(MAX_LINE):
+        number += 1
+        if len(piece) == MAX_LINE and not piece.endswith("\n"):
+            while (more := text.readline(MAX_LINE)) and not more.endswith("\n"):
+                pass
+            yield Line(number, None, f"longer than {MAX_LINE:,} characters")
+            continue
+        line = piece.rstrip("\n")
+        found: str | None
+        if wide:
+            found = None if DAMAGED in line else line.removeprefix("\ufeff")
+        else:
+            found = decoded_line(line)
+        yield Line(number, found, "" if found is not None else "its bytes are neither UTF-8 nor Latin-1")
+
+
+def decoded_line(latin: str) -> str | None:
+    """Return the text of a line whose bytes were read as Latin-1."""
+    return latin if latin.isascii() else _narrow(latin.encode("latin-1"))

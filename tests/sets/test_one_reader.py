@@ -1,0 +1,373 @@
+"""One set, one answer: ingest, evaluation, explorer and index see the same images and the same captions."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import os
+import socket
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from filip.data.ingest import IngestConfig, ingest
+from filip.errors import UserError
+from filip.eval.formats import open_set
+from filip.eval.own_data import retrieval_card
+from filip.explore.pictures import open_pictures
+from filip.rgb import IMAGE_FILES
+from filip.sets.image_set import open_images
+from filip.sets.layout import FOR_TRAINING, Reading
+from tests.data import own_images
+from tests.data.own_images import CAPTIONS, COLOURS, picture, write_images
+from tests.data.test_ingest import card, stored
+
+Seen = dict[tuple[int, ...], list[str]]  # colour of an image → its captions
+
+
+def colour(image: Image.Image) -> tuple[int, ...]:
+    return tuple(int(value) for value in image.convert("RGB").getpixel((0, 0)))
+
+
+def ingested(place: str, out: Path) -> Seen:
+    one = card(place)
+    ingest(one, IngestConfig(one.name, out=str(out)))
+    return stored(out)
+
+
+def evaluated(place: str) -> Seen:
+    data = open_set(retrieval_card(place), ".")
+    return {colour(sample.image): sample.captions for sample in (data[n] for n in range(len(data)))}
+
+
+def explored(place: str) -> Seen:
+    """As explorer and index read it: `filip index build` takes the same pictures."""
+    return {colour(one.image): one.captions for one in open_pictures(place, None, None) if one.captions}
+
+
+def answers(place: str, out: Path) -> list[Seen]:
+    return [ingested(place, out), evaluated(place), explored(place)]
+
+
+# ---- further layouts than ingest's own tests have ----------------------------------------------------
+
+
+def two_lines_and_another_suffix(root: Path) -> str:
+    """The folder of the fault: three answers until there was one reader."""
+    write_images(root)
+    for number, (name, captions) in enumerate(CAPTIONS.items()):
+        suffix = (".txt", ".caption", ".png.txt", ".png.caption", ".text")[number]
+        (root / name).with_suffix(suffix).write_text("\n".join(captions) + "\n")
+    return str(root)
+
+
+def image_path_and_sentence(root: Path) -> str:
+    return _csv(root, ("image_path", "sentence"))
+
+
+def _csv(root: Path, names: tuple[str, str], delimiter: str = ",", encoding: str = "utf-8") -> str:
+    write_images(root)
+    text = io.StringIO()
+    rows = [(name, caption) for name, captions in CAPTIONS.items() for caption in captions]
+    csv.writer(text, delimiter=delimiter).writerows([names, *rows])
+    (root / "captions.csv").write_bytes(text.getvalue().encode(encoding))
+    return str(root)
+
+
+def semicolons(root: Path) -> str:
+    return _csv(root, ("image", "caption"), ";", "utf-8-sig")
+
+
+def utf_16(root: Path) -> str:
+    return _csv(root, ("image", "caption"), "\t", "utf-16")
+
+
+def list_in_json(root: Path) -> str:
+    write_images(root)
+    rows = [{"image": name, "captions": captions} for name, captions in CAPTIONS.items()]
+    (root / "annotations.json").write_text(json.dumps(rows))
+    return str(root)
+
+
+def karpathy(root: Path) -> str:
+    """Without its test split, which evaluation would take."""
+    place = Path(own_images.karpathy(root))
+    content = json.loads(place.read_text())
+    content["images"] = [image for image in content["images"] if image["split"] == "train"]
+    place.write_text(json.dumps(content))
+    return str(place)
+
+
+def coco_folder(root: Path) -> str:
+    return str(Path(own_images.coco(root)).parent)
+
+
+def clip_benchmark(root: Path) -> str:
+    """The train split, which evaluation takes if there is no other."""
+    samples = [
+        {"__key__": f"s{n:07d}", "png": picture(name), "txt": "\n".join(captions).encode()}
+        for n, (name, captions) in enumerate(CAPTIONS.items())
+    ]
+    own_images.tar(samples)(root / "train")
+    (root / "train" / "cc12m-0.tar").rename(root / "train" / "0.tar")
+    (root / "train" / "nshards.txt").write_text("1\n")
+    (root / "dataset_type.txt").write_text("retrieval\n")
+    return str(root)
+
+
+def img2dataset_files(root: Path) -> str:
+    """What img2dataset writes with output_format=files: a text and a record for each image."""
+    root.mkdir(parents=True)
+    for n, (name, captions) in enumerate(CAPTIONS.items()):
+        (root / f"{n:09d}.jpg").write_bytes(picture(name))
+        (root / f"{n:09d}.txt").write_text(captions[0])
+        (root / f"{n:09d}.json").write_text(json.dumps({"captions": captions, "key": f"{n:09d}"}))
+    return str(root)
+
+
+LAYOUTS: dict[str, Callable[[Path], str]] = {
+    **own_images.LAYOUTS,
+    "two_lines_and_another_suffix": two_lines_and_another_suffix,
+    "image_path_and_sentence": image_path_and_sentence,
+    "semicolons": semicolons,
+    "utf_16": utf_16,
+    "list_in_json": list_in_json,
+    "karpathy": karpathy,
+    "coco_folder": coco_folder,
+    "clip_benchmark": clip_benchmark,
+    "img2dataset_files": img2dataset_files,
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_ingest_evaluation_and_explorer_see_the_same(tmp_path: Path, layout: str) -> None:
+    expected = {COLOURS[name]: captions for name, captions in CAPTIONS.items()}
+    place = LAYOUTS[layout](tmp_path / "own")
+    assert answers(place, tmp_path / "shards") == [expected] * 3
+
+
+# ---- what is not used is counted ---------------------------------------------------------------------
+
+
+def counted(place: Path, **settings: object) -> tuple[int, dict[str, int]]:
+    found = open_images(Reading(place, **settings))  # type: ignore[arg-type]
+    return len(found), dict(found.account.counts)
+
+
+def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
+    """Latin-1, too many and too few cells, a quote that is not closed, bytes of a picture."""
+    write_images(tmp_path)
+    rows = [
+        b"image,caption",
+        b"dog.png,a caf\xe9 in Paris",
+        "two cats.png,a café in Paris".encode(),
+        b"dog.png,a dog, a cat, and a bird",
+        b"dog.png",
+        b'dog.png,"a dog that is never closed',
+        b"\x89PNG\xff\x00\x01,\x02",
+        b'bridge #3.png,"a bridge,',
+        b'and ""water"""',
+    ]
+    (tmp_path / "captions.csv").write_bytes(b"\n".join(rows) + b"\n")
+    found = open_images(Reading(tmp_path))
+    texts = {item.name: item.captions for item in found.items}
+    assert texts == {
+        "dog.png": ["a café in Paris"],
+        "two cats.png": ["a café in Paris"],
+        "bridge #3.png": ['a bridge, and "water"'],
+    }
+    assert dict(found.account.counts) == {"broken_line": 4, "no_caption": 2}
+    assert "4 lines that cannot be read, such as captions.csv:4 (it has 4 cells" in found.account.line()
+
+
+def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own_images.text_beside(tmp_path / "own")
+    own = tmp_path / "own"
+    os.mkfifo(own / "9.jpg")
+    os.mkfifo(own / "9.txt")
+    with socket.socket(socket.AF_UNIX) as listening:
+        monkeypatch.chdir(own)  # the name of a socket is short
+        listening.bind("8.png")
+    (own / "alone.txt").write_text("a caption without a picture")
+    (own / "silent.png").write_bytes(picture("dog.png"))
+    (own / "notes.pdf").write_bytes(b"%PDF")
+    for name in ("a.jxl", "b.svg", *(["c.heic"] if ".heic" not in IMAGE_FILES else [])):
+        (own / name).write_bytes(b"\0")
+    (own / "a.txt").write_text("a picture of a kind that is not read")
+    (own / "gone.png").symlink_to(tmp_path / "nowhere")
+    (own / "gone.txt").write_text("a link that leads nowhere")
+    (own / "circle").symlink_to(own)
+    (own / "binary.png").write_bytes(picture("dog.png"))
+    (own / "binary.txt").write_bytes(bytes(range(256)))
+    formats = 3 if ".heic" not in IMAGE_FILES else 2
+    expected = {
+        "not_a_file": 4,
+        "no_image": 1,
+        "no_caption": 1,
+        "other_file": 1,
+        "format": formats,
+        "missing_file": 1,
+        "not_text": 1,
+    }
+    assert counted(own) == (len(CAPTIONS), expected)
+    one = card(own)
+    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
+    assert (funnel.n_out, dict(funnel.dropped)) == (len(CAPTIONS), expected)
+    data = open_set(retrieval_card(str(own)), ".")
+    assert len(data) == len(CAPTIONS)
+    said = capsys.readouterr().err
+    assert "4 that are no files" in said and "1 captions without a picture, such as alone.txt" in said
+
+
+def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    os.mkfifo(tmp_path / "own" / "pipe.png")
+    (tmp_path / "own" / "captions.csv").write_text("image,caption\ndog.png,a dog\npipe.png,a pipe\n")
+    one = card(tmp_path / "own" / "captions.csv")
+    _, funnel = ingest(one, IngestConfig(one.name, out=str(tmp_path / "shards")))
+    assert (funnel.n_out, dict(funnel.dropped)) == (1, {"not_a_file": 1})
+    assert counted(tmp_path / "own" / "captions.csv") == (1, {"not_a_file": 1})
+
+
+def test_every_key_of_a_tar_is_accounted_for(tmp_path: Path) -> None:
+    members = [("0.png", picture("dog.png")), ("0.txt", b"a dog\nthat runs")]
+    members += [
+        ("1.txt", b"no picture"),
+        ("2.heif.txt", b"no picture"),
+        ("3.jxl", b"\0"),
+        ("3.txt", b"a caption"),
+    ]
+    members += [("4.png", picture("dog.png")), ("5.png", picture("dog.png")), ("5.jpg", picture("dog.png"))]
+    members += [("5.txt", b"two pictures"), ("README", b"no suffix"), ("6.json", b"{}")]
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, content in members:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert counted(tmp_path) == (
+        2,
+        {"no_image": 3, "format": 1, "no_caption": 1, "second_image": 1, "other_file": 1},
+    )
+
+
+def test_annotations_that_fit_no_image_are_counted(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    content = {
+        "images": [{"id": 1, "file_name": "dog.png"}, {"id": 2}, {"id": 3, "file_name": "gone.png"}],
+        "annotations": [
+            {"image_id": 1, "caption": "a dog"},
+            {"image_id": 9, "caption": "nobody's"},
+            {"caption": "of what?"},
+            {"image_id": 3, "caption": "a picture that is not there"},
+        ],
+    }
+    (tmp_path / "captions.json").write_text(json.dumps(content))
+    assert counted(tmp_path / "captions.json") == (1, {"broken_line": 2, "no_image": 1, "missing_file": 1})
+
+
+# ---- splits ------------------------------------------------------------------------------------------
+
+
+def hub(root: Path, **splits: list[str]) -> Path:
+    """The hub's usual layout: data/SPLIT-00000-of-00001.parquet."""
+    (root / "data").mkdir(parents=True)
+    for split, names in splits.items():
+        rows = {
+            "image": [{"bytes": picture(name), "path": name} for name in names],
+            "caption": [CAPTIONS[name][0] for name in names],
+        }
+        pq.write_table(pa.table(rows), root / "data" / f"{split}-00000-of-00001.parquet")
+    return root
+
+
+def test_the_test_split_of_a_data_set_does_not_go_into_training(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    place = hub(tmp_path / "own", train=names[:3], test=names[3:])
+    assert set(ingested(str(place), tmp_path / "shards")) == {COLOURS[name] for name in names[:3]}
+    assert set(evaluated(str(place))) == {COLOURS[name] for name in names[3:]}
+    assert counted(place, split="train+test") == (5, {})
+    assert counted(place, split="all") == (5, {})
+    assert counted(place) == (3, {"not_wanted": 1})  # a file
+    with pytest.raises(UserError, match="has no split validation; it has test, train"):
+        counted(place, split="validation")
+
+
+def test_a_set_that_has_only_a_test_split_is_not_taken_for_training_unasked(tmp_path: Path) -> None:
+    place = hub(tmp_path / "own", test=list(CAPTIONS))
+    with pytest.raises(UserError, match=r"has no split train; it has test\. Say which to take: split: NAME"):
+        counted(place, prefer=FOR_TRAINING)
+    assert counted(place, split="test") == (5, {})
+
+
+def test_names_of_splits_that_mean_the_same_are_one(tmp_path: Path) -> None:
+    names = list(CAPTIONS)
+    place = hub(tmp_path / "own", train=names[:2], dev=names[2:])
+    assert set(evaluated(str(place))) == {COLOURS[name] for name in names[2:]}
+    assert counted(place, split="val") == counted(place, split="validation") == (3, {"not_wanted": 1})
+
+
+# ---- odd tables, and folders that hold more ----------------------------------------------------------
+
+
+def test_a_packed_table_that_is_cut_off_gives_the_lines_before_the_cut(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    rows = "".join(f"gone {n} {hash(str(n))}.png,a picture of {n}\n" for n in range(3000))
+    packed = gzip.compress(f"image,caption\ndog.png,a dog\n{rows}".encode())
+    (tmp_path / "captions.csv.gz").write_bytes(packed[: len(packed) // 2])
+    found = open_images(Reading(tmp_path / "captions.csv.gz"))
+    assert [item.name for item in found.items] == ["dog.png"]
+    assert found.account.counts["missing_file"] > 500
+    assert "cut off or damaged here" in found.account.examples["broken_line"][-1]
+
+
+def test_columns_without_a_header_are_named_by_the_card(tmp_path: Path) -> None:
+    write_images(tmp_path)
+    (tmp_path / "captions.csv").write_text("dog.png,a dog; a cat; and a bird\ntwo cats.png,cats\n")
+    reading = Reading(tmp_path / "captions.csv", columns=("image", "caption"))
+    assert [item.captions for item in open_images(reading).items] == [["a dog; a cat; and a bird"], ["cats"]]
+
+
+def test_the_output_in_the_folder_of_the_images_is_no_part_of_them(tmp_path: Path) -> None:
+    one = card(own_images.text_beside(tmp_path / "own"))
+    out = str(tmp_path / "own" / "shards")
+    for _ in range(2):
+        _, funnel = ingest(one, IngestConfig(one.name, out=out))
+        assert (funnel.n_in, funnel.n_out) == (len(CAPTIONS), len(CAPTIONS))
+
+
+def test_a_folder_with_a_table_of_something_else_can_be_looked_at(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    (tmp_path / "own" / "prices.csv").write_text("article,price\n1,2\n")
+    pictures = open_pictures(str(tmp_path / "own"), None, None)
+    assert len(pictures) == len(CAPTIONS)
+    with pytest.raises(UserError, match="has no captions"):
+        retrieval_card(str(tmp_path / "own"))
+    (tmp_path / "own" / "more.csv").write_text("image,caption\ndog.png,a dog\n")
+    with pytest.raises(UserError, match=r"several tables \(more\.csv, prices\.csv\)"):
+        retrieval_card(str(tmp_path / "own"))
+
+
+def test_a_row_of_parquet_cannot_name_a_file_elsewhere(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    (tmp_path / "secret.png").write_bytes(picture("dog.png"))
+    (tmp_path / "own" / "link.png").symlink_to(tmp_path / "secret.png")
+    paths = ["dog.png", "../secret.png", str(tmp_path / "secret.png"), "link.png"]
+    rows = {"image": [{"bytes": None, "path": path} for path in paths], "caption": ["a dog"] * len(paths)}
+    schema = pa.schema(
+        [("image", pa.struct([("bytes", pa.binary()), ("path", pa.string())])), ("caption", pa.string())]
+    )
+    pq.write_table(pa.table(rows, schema), tmp_path / "own" / "rows.parquet")
+    found = open_images(Reading(tmp_path / "own" / "rows.parquet"))
+    assert found.read(found.items[0]) == picture("dog.png")
+    for item in found.items[1:]:
+        with pytest.raises(FileNotFoundError, match="holds no bytes, only the path"):
+            found.read(item)
