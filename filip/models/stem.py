@@ -80,12 +80,13 @@ class Stem(nn.Module):
             before: nn.Module | None = None
             for name, child in list(module.named_children()):
                 if isinstance(child, nn.BatchNorm2d) and isinstance(before, nn.Conv2d):
-                    statistics = child.running_mean, child.running_var, child.eps, child.weight, child.bias
-                    weight, bias = fuse_conv_bn_weights(before.weight, before.bias, *statistics)
+                    mean, variance = child.running_mean, child.running_var
+                    assert mean is not None and variance is not None
+                    of_norm = mean, variance, child.eps, child.weight, child.bias
+                    weight, bias = fuse_conv_bn_weights(before.weight, before.bias, *of_norm)
                     before.weight, before.bias = nn.Parameter(weight), nn.Parameter(bias)
-                    setattr(
-                        module, name, getattr(child, "act", nn.Identity())
-                    )  # timm's norms bring an activation
+                    # timm's norms bring an activation
+                    setattr(module, name, getattr(child, "act", nn.Identity()))
                 before = child
         return copy
 
