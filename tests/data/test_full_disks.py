@@ -167,7 +167,6 @@ def commands(folder: Path) -> dict[str, Command]:
             ],
         ),
         "manifest": Command("manifest", "ManifestConfig", [*made, "out=OUT/manifest.json"]),
-        "inspect": Command("inspect", "InspectConfig", [shards, sidecars, "out=OUT/sheet.html", "count=2"]),
         "funnel": Command("funnel", "FunnelConfig", [f"fragments=[{funnels}]", "out=OUT/funnel.json"]),
     }
 
@@ -180,7 +179,6 @@ STAGES = [
     "translate",
     "filter",
     "manifest",
-    "inspect",
     "funnel",
 ]
 

@@ -156,7 +156,6 @@ BROKEN = {
     "translate": ["shards/00000.parquet", "shards/00001.parquet"],
     "filter": ["captions/00000.parquet"],
     "manifest": ["l.parquet", "shards/00001.parquet", "captions/00001.parquet", "download.json"],
-    "inspect": ["captions/00000.parquet"],
     "funnel": ["translate.json"],
 }
 
@@ -210,13 +209,13 @@ def test_a_broken_list_is_one_sentence(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.arrow", b"\xff" * 500, "is not an Arrow file"),
+        ("x.arrow", b"\xff" * 500, "has a caption: 1 unreadable"),
         (
             "captions_train2017.json",
             b'{"images": 3, "annotations": {}}',
-            "has no captions that are understood",
+            "has no column 'path'",
         ),
-        ("dataset_coco.json", b'{"images": [3]}', "has no captions that are understood"),
+        ("dataset_coco.json", b'{"images": [3]}', "has no column 'path'"),
     ],
 )
 def test_images_in_a_broken_layout_are_one_sentence(
