@@ -227,8 +227,12 @@ def _apply_rules(
             "ingest: captions",
         )
         if not count:
+            first = con.sql(
+                f"SELECT _problem FROM {duckdb_io.parquet(listed)} WHERE _problem LIKE '%: %' LIMIT 1"
+            )
+            example = "".join(f"; the first is {problem}" for (problem,) in first.fetchall())
             raise UserError(
-                f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}"
+                f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}"
             )
         fragment = apply_text_rules(
             captions,

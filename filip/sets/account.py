@@ -1,4 +1,4 @@
-"""What of a set was not used, and why: counts by reason, with examples."""
+"""Count the rows of a set that are not used, by reason, with examples."""
 
 from __future__ import annotations
 

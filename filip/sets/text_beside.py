@@ -17,7 +17,7 @@ from filip.sets.text import NotAFileError, read_file
 class TextBeside(Layout):
     """Every line of a text is a caption."""
 
-    about = "a folder of images, each with a .txt of the same name beside it"
+    about = "a folder of images, each with a .txt of the same name"
 
     def parts(self, reading: Reading) -> list[Path]:
         if not reading.place.is_dir():

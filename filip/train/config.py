@@ -88,7 +88,7 @@ class CheckpointConfig:
 
 @dataclass
 class WatchdogConfig:
-    """What the watchdog does about an alert; when it raises one is in :class:`filip.train.watchdog.Limits`."""
+    """How the watchdog reacts to an alert. :class:`filip.train.watchdog.Limits` says when it raises one."""
 
     non_finite: str = option(
         "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"

@@ -83,7 +83,7 @@ def state_bytes(
 
     fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
     and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
-    ``frozen``: parameters beside those that learn, which have weights and nothing else.
+    ``frozen``: the number of parameters that do not learn. They have weights, but no gradients or optimiser states.
     """
     size = 2 if precision == "fp16" else 4
     own = [-(-parameters // world_size) if stage >= first else parameters for first in (1, 2, 3)]
