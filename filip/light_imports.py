@@ -23,14 +23,17 @@ _COMPILER_UTILS = "torch._dynamo.utils"
 
 
 class _Deferred(ModuleType):
-    """A place holder for a module: it knows a few functions, and is replaced by the module if asked for another."""
+    """A place holder for a module: it knows a few functions, and is replaced by the module if asked for another.
 
-    def __init__(self, name: str, **functions: Callable[..., Any]) -> None:
+    asked: names with underscores that are asked for as well; Python looks for some of them at every import.
+    """
+
+    def __init__(self, name: str, asked: tuple[str, ...] = (), **functions: Callable[..., Any]) -> None:
         super().__init__(name)
-        self.__dict__.update(functions)
+        self.__dict__.update(functions, _asked=asked)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("__") and name not in self.__dict__["_asked"]:
             raise AttributeError(name)
         _remove_place_holders()
         return getattr(importlib.import_module(self.__name__), name)
@@ -51,6 +54,25 @@ def _is_compile_supported(device: str) -> Any:
     return importlib.import_module(_COMPILER_UTILS).is_compile_supported(device)
 
 
+def put_off_compiler() -> None:
+    """From now on, import torch's compiler when something is compiled, and not when an optimiser is made.
+
+    torch's optimisers import it to keep their functions from being compiled, which takes five seconds of every rank.
+    Those that have run before the first compilation are not kept from it later.
+    """
+    if _COMPILER not in sys.modules:
+        sys.modules[_COMPILER] = _Deferred(
+            _COMPILER,
+            ("__path__",),  # by the import of a module below it
+            disable=_left_as_it_is,
+            graph_break=lambda: None,
+        )
+
+
+def _left_as_it_is(function: Any, recursive: bool = True, **reason: Any) -> Any:
+    return function
+
+
 @contextmanager
 def light_imports() -> Iterator[None]:
     """Inside the block, an import of torch's compiler is put off until it is used, and wandb is not found.
@@ -60,12 +82,17 @@ def light_imports() -> Iterator[None]:
     hides_wandb = "wandb" not in sys.modules
     if hides_wandb:
         sys.modules["wandb"] = None  # type: ignore[assignment]
-    if _COMPILER not in sys.modules:
-        sys.modules[_COMPILER] = _Deferred(_COMPILER, disable=_disable)
-        sys.modules[_COMPILER_UTILS] = _Deferred(_COMPILER_UTILS, is_compile_supported=_is_compile_supported)
+    here = [
+        _Deferred(_COMPILER, disable=_disable),
+        _Deferred(_COMPILER_UTILS, is_compile_supported=_is_compile_supported),
+    ]
+    here = [module for module in here if module.__name__ not in sys.modules]
+    sys.modules.update({module.__name__: module for module in here})
     try:
         yield
     finally:
-        _remove_place_holders()
+        for module in here:
+            if sys.modules.get(module.__name__) is module:
+                del sys.modules[module.__name__]
         if hides_wandb and sys.modules.get("wandb", ...) is None:
             del sys.modules["wandb"]

@@ -81,6 +81,40 @@ assert config.cache_size_limit and counters is __import__("torch._dynamo.utils")
 """
 
 
+OPTIMISED = """
+import sys
+import torch
+from filip.light_imports import light_imports, put_off_compiler
+put_off_compiler()
+weights = [torch.ones(3, requires_grad=True)]
+optimiser = torch.optim.AdamW(weights, lr=0.1)
+weights[0].sum().backward()
+optimiser.step()
+with light_imports():
+    import timm
+assert (weights[0] < 1).all() and "sympy" not in sys.modules
+import torch._dynamo.config
+assert "sympy" in sys.modules and torch._dynamo.config.cache_size_limit
+double = torch.compile(lambda x: 2 * x, backend="eager", fullgraph=True)
+assert double(torch.ones(2)).tolist() == [2, 2]
+"""
+STUDY_READ = """
+import json, sys
+from filip.study import load_study
+assert load_study("workflow/config/demo.yaml").rows("retrieval")
+print(json.dumps("torch" in sys.modules))
+"""
+STEM_BUILT = """
+import json, sys
+import torch
+from filip.models.dual_encoder import build_model
+from tests.support.training import compose
+with torch.device("meta"):
+    build_model(compose("experiment=demo_small").model)
+print(json.dumps(sorted(set(json.loads(sys.argv[1])) & set(sys.modules))))
+"""
+
+
 def run(code: str, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", code, *arguments], cwd=ROOT, capture_output=True, text=True, timeout=300
@@ -102,6 +136,14 @@ def test_an_evaluation_loads_and_runs_a_model_without_compiler_and_drawing(tmp_p
     assert "retrieval" in printed and json.loads(printed.splitlines()[-1]) == []
 
 
-@pytest.mark.parametrize("code", [USED, ASKED], ids=["used", "asked"])
+@pytest.mark.parametrize("code", [USED, ASKED, OPTIMISED], ids=["used", "asked", "optimised"])
 def test_what_was_put_off_is_there_when_it_is_used(code: str) -> None:
     run(code)
+
+
+def test_the_report_reads_a_study_without_pytorch() -> None:
+    assert json.loads(run(STUDY_READ)) is False
+
+
+def test_the_demo_s_model_is_loaded_without_torch_s_compiler() -> None:
+    assert json.loads(run(STEM_BUILT, json.dumps(sorted(COMPILER)))) == []

@@ -99,7 +99,10 @@ def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, core
     left = wall_left(stages, views, cores)
     text = f"{done} of {total} jobs, {clock(elapsed)}"
     text += f", {failed} failed" if failed else ""
-    return text + (f", about {clock(left)} left" if left is not None and left >= 1 else "")
+    if left is None or left < 1:
+        return text
+    certain = all(found.left is not None for found in views.values())
+    return f"{text}, {'about' if certain else 'at least'} {clock(left)} left"
 
 
 def wall_left(stages: dict[str, Stage], views: dict[str, View], cores: int | None) -> float | None:

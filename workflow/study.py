@@ -22,6 +22,7 @@ from filip.data.plan import translation_jobs
 from filip.errors import UserError
 from filip.files import digest
 from filip.study import resolve
+from filip.study.checks import check_accuracy_of
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
@@ -49,6 +50,8 @@ class WorkflowStudy(StudyEvaluations):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
+        # Here and not in Study: it imports PyTorch, which the commands of the report do without.
+        check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)

@@ -18,8 +18,6 @@ from multiprocessing import forkserver, get_context
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
-
 from filip.command import MISSING, option, run_command
 from filip.data.cards import DISTRIBUTORS, SourceCard, load_source
 from filip.data.fetching.outcomes import reason_of
@@ -36,6 +34,7 @@ from filip.data.fetching.passes import (
 from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import RESERVED
+from filip.data.lists.parquet_rows import whole_file
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
@@ -224,7 +223,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
         )
         for shard in shards_of(one_pass):
             retried, unwanted = retries.of(shard), aside.of(shard)
-            table = pq.read_table(folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"])
+            table = whole_file(folder / f"{shard:05d}.parquet", ["url", "status", "error_message"])
             urls_of_shard = table["url"].to_pylist()
             for row, (url, (status, error)) in enumerate(zip(urls_of_shard, outcomes(table), strict=True)):
                 if row in retried or (row in unwanted and unwanted[row] is None):

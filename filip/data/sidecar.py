@@ -14,7 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.lists.parquet_rows import reading
+from filip.data.lists.parquet_rows import reading, whole_file
 from filip.files import replacing
 from filip.words import plain
 
@@ -49,5 +49,5 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None
 def read_sidecar(path: Path) -> list[dict[str, Any]]:
     """The rows of a side-car. Raises UserError if the file is not whole."""
     with reading(path):
-        rows: list[dict[str, Any]] = pq.read_table(path, schema=SCHEMA).to_pylist()
+        rows: list[dict[str, Any]] = whole_file(path).cast(SCHEMA).to_pylist()
     return rows

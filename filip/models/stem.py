@@ -7,6 +7,7 @@ from copy import deepcopy
 from functools import partial
 from typing import Any, Self
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
@@ -53,11 +54,12 @@ class Stem(nn.Module):
         self.network = network
         known = timm.get_pretrained_cfg(name)
         mean, std = (known.mean, known.std) if known else (CLIP_MEAN, CLIP_STD)
+        # by NumPy: a division of tensors on the meta device would import torch's compiler, which takes seconds
         clip_mean, clip_std, own_mean, own_std = (
-            torch.tensor(values).view(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
+            np.array(values, np.float32).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD, mean, std)
         )
-        self.register_buffer("factor", clip_std / own_std)
-        self.register_buffer("shift", (clip_mean - own_mean) / own_std)
+        self.register_buffer("factor", torch.tensor(clip_std / own_std))
+        self.register_buffer("shift", torch.tensor((clip_mean - own_mean) / own_std))
         for module in network.modules():
             if isinstance(module, nn.BatchNorm2d):
                 module.requires_grad_(False)

@@ -16,7 +16,7 @@ import yaml
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.progress import say
-from filip.study.checks import check_accuracy_of, check_config
+from filip.study.checks import check_config
 from filip.study.evaluation import PROMPTS
 from filip.study.tables import PROTOCOLS, TABLES
 
@@ -43,7 +43,6 @@ class Study:
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
         self._replicas: dict[str, list[str]] = seeded["replicas"]
-        check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
 
     # ---- training ------------------------------------------------------------------------------------
 

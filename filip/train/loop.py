@@ -18,6 +18,7 @@ from filip import device
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import Batch, PairLoader, build_loader
 from filip.errors import UserError
+from filip.light_imports import put_off_compiler
 from filip.models import DualEncoder, build_model
 from filip.runs.checkpoint import LoopState, newest_intact, read_state
 from filip.runs.weights import merged
@@ -67,6 +68,7 @@ def train(config: TrainConfig) -> None:
         device.choose_attention(ranks.device, config.precision)
         if ranks.device.type == "cpu":
             device.keep_freed_memory()
+            put_off_compiler()
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)

@@ -169,7 +169,7 @@ def test_too_many_open_files_is_not_a_broken_side_car(pairs: Pairs, monkeypatch:
         raise OSError(errno.EMFILE, "Too many open files")
 
     stream = loader(pairs)
-    monkeypatch.setattr("filip.data.loading.pair_index.pq.read_table", fails)
+    monkeypatch.setattr("filip.data.loading.pair_index.whole_file", fails)
     with pytest.raises(UserError, match=r"cannot open the side-car .*: Too many open files$"):
         next(iter(stream))
 

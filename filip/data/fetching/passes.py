@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from filip.data.cards import SourceCard
 from filip.data.fetching.outcomes import TRANSIENT, reason_of
 from filip.data.fetching.revision import revise, set_aside
-from filip.data.lists.parquet_rows import content_hash
+from filip.data.lists.parquet_rows import content_hash, whole_file
 from filip.errors import UserError
 from filip.files import replacing, write_json
 from filip.progress import say
@@ -153,7 +153,7 @@ def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> No
     with replacing(path) as part:
         writer = None
         for shard in shards_of(last):
-            table = pq.read_table(folder / f"{shard:05d}.parquet")
+            table = whole_file(folder / f"{shard:05d}.parquet")
             reasons = [reason_of(status, error)[0] for status, error in outcomes(table)]
             unwanted = aside.get(shard, {})
             chosen = [

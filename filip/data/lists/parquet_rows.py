@@ -28,6 +28,12 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
+def whole_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """A small file at once. ``pyarrow.parquet.read_table`` would import pandas for it, which takes a second."""
+    with pq.ParquetFile(path) as parquet:
+        return parquet.read(columns)
+
+
 def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
     """The rows of a file in tables of ``rows``; the last may be shorter."""
     pending: list[pa.RecordBatch] = []

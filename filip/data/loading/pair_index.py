@@ -25,8 +25,8 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
+from filip.data.lists.parquet_rows import whole_file
 from filip.data.loading.config import Source
 from filip.data.loading.shard_index import shard_index
 from filip.data.sidecar import group_id
@@ -249,7 +249,7 @@ class ShardCaptions:
         """UserError if the file is not a side-car, or cannot be read."""
         try:
             names = ["key", "captions", "group", "origins"]
-            table = pq.read_table(path, columns=names)
+            table = whole_file(path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
             return ShardCaptions(keys, captions, ids, _originals(origins))

@@ -16,6 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from filip.data.lists.parquet_rows import whole_file
 from filip.files import replacing
 from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
@@ -104,7 +105,7 @@ def _state(tar: Path) -> dict[str, int] | None:
 def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
     """The stored index if it is one of this very tar."""
     try:
-        table = pq.read_table(index_path(tar))
+        table = whole_file(index_path(tar))
         about = json.loads((table.schema.metadata or {}).get(b"filip", b"{}"))
     except (OSError, pa.ArrowException, ValueError):
         return None  # none, or a broken one
