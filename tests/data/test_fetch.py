@@ -1,12 +1,19 @@
 """The bounded fetch against a hostile server: every way to fail has its reason, and nothing hangs."""
 
+import contextlib
 import email.message
+import math
+import os
+import random
 import socket
+import socketserver
+import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,6 +24,7 @@ from tests.data import hostile
 
 TIMEOUT = 0.6
 DIRECTIVES = {"noai", "noindex"}
+ANSWERS = int(os.environ.get("FILIP_ANSWERS", "2000"))  # 10,000 by hand
 
 
 @pytest.fixture(scope="module")
@@ -168,7 +176,83 @@ def test_how_long_a_host_asks_to_be_left_alone() -> None:
 
     assert asked("7") == 7 and asked(None) == 2.0 and asked("soon") == 2.0 and asked(None, 503) == 0.0
     assert asked("Wed, 21 Oct 2015 07:28:00 GMT") == 0.0
+    assert asked("\xb2") == 2.0 and asked("9" * 400) == math.inf  # and no exception
+    assert asked("Mon, 01 Jan 0001 00:00:00 -2359") in (0.0, 2.0)
     assert 3e9 > asked("Wed, 21 Oct 2099 07:28:00 GMT") > 1e9
+
+
+ODD = [
+    "",
+    "\xb2",
+    "\x00",
+    "-1",
+    "9" * 500,
+    "nan",
+    "Wed, 99 Oct 9999 99:99:99",
+    "é",
+    "%",
+    "none",
+    ":",
+    "a" * 70_000,
+]
+HEADERS = [
+    "Retry-After",
+    "Content-Length",
+    "Location",
+    "X-Robots-Tag",
+    "Transfer-Encoding",
+    "Content-Encoding",
+    "",
+]
+STATUS = [
+    "200 OK",
+    "206",
+    "301 Moved",
+    "302",
+    "429 Busy",
+    "503",
+    "304",
+    "100 Continue",
+    "999",
+    "abc",
+    "-1",
+    "²",
+]
+
+
+def odd_answer(number: int) -> bytes:
+    """An answer that some server might give, seeded by its number."""
+    draw = random.Random(number)
+    lines = [f"{draw.choice(['HTTP/1.1', 'HTTP/1.0', 'HTTP/9', 'ICY', ''])} {draw.choice(STATUS)}"]
+    for _ in range(draw.randrange(5)):
+        value = draw.choice([*ODD, "chunked", "5", "http://["])
+        lines.append(f"{draw.choice(HEADERS)}{draw.choice([':', ': ', ''])}{value}")
+    head = draw.choice(["\r\n", "\n"]).join([*lines, "", ""]).encode("latin-1", "replace")
+    return (head + draw.randbytes(draw.randrange(20)))[: draw.choice([None, None, None, 9, 30])]
+
+
+def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """img2dataset waits for every URL of a shard: a thread that raises is a download that never ends."""
+
+    monkeypatch.setattr(_Hosts, "wait", lambda *_: None)  # half of the answers ask for patience
+
+    class Answer(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            asked = self.rfile.readline().split()[1]
+            with contextlib.suppress(OSError):
+                self.wfile.write(odd_answer(int(asked[1:])))
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Answer) as odd:
+        odd.daemon_threads = True
+        threading.Thread(target=odd.serve_forever, daemon=True).start()
+        fetched = partial(fetch, access=Access(private_hosts=True))
+        with ThreadPoolExecutor(8) as threads:
+            rows = [(n, f"http://127.0.0.1:{odd.server_address[1]}/{n}") for n in range(ANSWERS)]
+            results = list(threads.map(lambda row: fetched(row, TIMEOUT, 0, None, {"noai"}), rows))
+        odd.shutdown()
+    assert [key for key, _, _ in results] == list(range(ANSWERS))
+    assert all((body is None) == bool(problem) for _, body, problem in results)
+    assert any(body is not None for _, body, _ in results)
 
 
 @pytest.mark.parametrize(

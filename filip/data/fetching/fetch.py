@@ -14,6 +14,7 @@ import http.client
 import io
 import os
 import socket
+import ssl
 import threading
 import time
 import urllib.error
@@ -143,13 +144,20 @@ class _HTTPHandler(urllib.request.HTTPHandler):
         return self.do_open(_HTTPConnection, request, access=_access_of(request, self.access))
 
 
+@cache
+def _trusted() -> ssl.SSLContext:
+    """The certificates to trust, read once: for each connection that is most of its processor time."""
+    return ssl.create_default_context()
+
+
 class _HTTPSHandler(urllib.request.HTTPSHandler):
     def __init__(self, access: Access = PUBLIC) -> None:
         super().__init__()
         self.access = access
 
     def https_open(self, request: urllib.request.Request) -> Any:
-        return self.do_open(_HTTPSConnection, request, access=_access_of(request, self.access))
+        access = _access_of(request, self.access)
+        return self.do_open(_HTTPSConnection, request, access=access, context=_trusted())
 
 
 def _access_of(request: urllib.request.Request, access: Access) -> Access:
@@ -209,6 +217,21 @@ def fetch(
     The signature and result are those of ``img2dataset.downloader.download_image_with_retry``.
     """
     key, url = row
+    try:
+        data, problem = _attempts(
+            url, timeout, retries, user_agent_token, disallowed_header_directives, access
+        )
+    except (
+        Exception
+    ) as error:  # of what reads an answer's headers: img2dataset waits forever for a thread that raised
+        data, problem = None, explain(error)
+    return key, data, problem or None
+
+
+def _attempts(
+    url: str, timeout: float, retries: int, token: str | None, directives: set[str] | None, access: Access
+) -> tuple[io.BytesIO | None, str]:
+    """The bytes and "", or None and the reason of the last attempt."""
     problem = "other: not tried"
     host = url.partition("://")[2].partition("/")[0]  # not urlsplit, which raises for some
     for attempt in range(retries + 1):
@@ -216,11 +239,9 @@ def fetch(
         started = time.monotonic()
         try:
             with _deadlines().deadline(DEADLINE * timeout):
-                data, problem = _fetch_once(
-                    url, timeout, user_agent_token, disallowed_header_directives, access
-                )
+                data, problem = _fetch_once(url, timeout, token, directives, access)
             if data is not None:
-                return key, data, None
+                return data, ""
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
@@ -231,7 +252,7 @@ def fetch(
                     break
         if problem.split(":")[0] not in TRANSIENT:
             break
-    return key, None, problem
+    return None, problem
 
 
 class _Hosts:
@@ -257,11 +278,11 @@ def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
     Of 503, only if it asks: a server that is down for one URL answers others.
     """
     asked = error.headers.get("Retry-After", "")
-    if asked.strip().isdigit():
+    if asked.isascii() and asked.strip().isdigit():  # "²" is a digit to Python, and no number
         return float(asked)
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
-    except ValueError:
+    except (ValueError, TypeError, OverflowError, OSError):  # the last two for dates out of range
         return default if error.code == 429 else 0.0
 
 
