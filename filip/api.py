@@ -28,7 +28,7 @@ from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
 from filip.interaction import Similarity
-from filip.rgb import MAX_ASPECT, UNDECODABLE, unreadable
+from filip.rgb import MAX_ASPECT, UNDECODABLE, unreadable, upright
 
 __all__ = ["Alignment", "Model", "Similarity", "Texts", "load"]
 
@@ -234,7 +234,7 @@ class Model:
             raise UserError(
                 f"the image has {image.width} x {image.height} pixels: too long and narrow for a model's square"
             )
-        return self._scorer.transform(image)
+        return self._scorer.transform(upright(image))
 
 
 def _is_encoded(images: object) -> bool:

@@ -9,7 +9,7 @@ from os import PathLike
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from filip.errors import UserError, plain
 
@@ -65,6 +65,13 @@ def unreadable(path: str | PathLike[str], error: Exception) -> UserError:
     if Path(path).suffix.lower() in OTHER_PICTURES:
         return UserError(f"{path} cannot be read as an image: {not_read([Path(path)])}")
     return UserError(f"{path} cannot be read as an image: {plain(error)}")
+
+
+def upright(image: Image.Image) -> Image.Image:
+    """Turn a picture as its EXIF orientation says, as the download does; one upright already is returned itself."""
+    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+        return image
+    return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

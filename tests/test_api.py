@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 import filip
 from filip import api, load
@@ -15,6 +15,8 @@ from filip.eval.cards import load_card
 from filip.eval.datasets import batches
 from filip.eval.formats import open_set
 from filip.eval.scorer import load_scorer
+from filip.explore.pictures import read_image
+from filip.export.standalone.filip_inputs import to_pixels
 from filip.models import build_model, save_model
 from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
 
@@ -199,3 +201,31 @@ def test_names_of_the_package_are_those_of_the_api() -> None:
     assert (load, filip.Model, filip.Alignment) == (api.load, api.Model, api.Alignment)
     with pytest.raises(AttributeError, match="no attribute 'laod'"):
         filip.laod  # noqa: B018
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_a_picture_is_seen_upright_wherever_it_is_read(
+    orientation: int, folder: Path, tmp_path: Path
+) -> None:
+    """As the download turns those that a model is trained on; a phone writes nearly every photograph turned."""
+    stored = picture(3, 48).crop((0, 0, 48, 40))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    stored.save(tmp_path / "turned.png", exif=exif)
+    expected = ImageOps.exif_transpose(Image.open(tmp_path / "turned.png"))
+    expected.save(tmp_path / "upright.png")
+    assert ExifTags.Base.Orientation not in Image.open(tmp_path / "upright.png").getexif()
+    model = load(folder / "token_wise.safetensors", device="cpu")
+    turned, opened, upright = (
+        model.encode_images([image])
+        for image in (tmp_path / "turned.png", Image.open(tmp_path / "turned.png"), tmp_path / "upright.png")
+    )
+    assert torch.equal(turned, upright) and torch.equal(opened, upright)
+    assert not torch.equal(model.encode_images([stored]), upright)
+    shown = read_image(
+        (tmp_path / "turned.png").read_bytes()
+    )  # by the index, the explorer and their thumbnails
+    assert np.array_equal(np.asarray(shown), np.asarray(expected.convert("RGB")))
+    assert torch.equal(
+        to_pixels(Image.open(tmp_path / "turned.png"), SIDE), to_pixels(expected.convert("RGB"), SIDE)
+    )  # in exports

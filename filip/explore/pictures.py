@@ -15,7 +15,7 @@ from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
 from filip.files import nothing_at
 from filip.progress import say
-from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, to_rgb
+from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, to_rgb, upright
 
 MAX_BYTES = 10_000_000
 MAX_PIXELS = 40_000_000
@@ -190,7 +190,7 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
                     f"the image has {width} x {height} pixels: too long and narrow for a model's square"
                 )
             opened.load()
-            return to_rgb(opened)
+            return to_rgb(upright(opened))
     except UNDECODABLE as error:
         raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
 

@@ -7,7 +7,7 @@ import html
 import ftfy
 import numpy as np
 import torch
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 from torch import Tensor
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -21,7 +21,7 @@ def clean(text: str) -> str:
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
     """Shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation: float32 ``[3, size, size]``."""
-    image = _rgb(image)
+    image = _rgb(_upright(image))
     width, height = image.size
     new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
     if new != image.size:
@@ -30,6 +30,12 @@ def to_pixels(image: Image.Image, size: int) -> Tensor:
     planes = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
     mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
     return planes.float() * (1 / 255 / std) - mean / std
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as its EXIF orientation says."""
+    turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    return ImageOps.exif_transpose(image) if turned else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
