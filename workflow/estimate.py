@@ -29,6 +29,7 @@ COSTS = Path(__file__).resolve().parent / "costs"
 TIMES = "times.json"  # in a study's results: what the last complete run took
 MEASURE = (sys.executable, "-m", "workflow.speed")
 KINDS = ("compute", "plain")
+HALF_A_TENTH = 0.05  # seconds, which are recorded in tenths: of a job that took none of them
 SPREAD = 0.8  # of twice the cores, how much less: some of the work runs on one core
 
 
@@ -127,7 +128,7 @@ def job_seconds(
     measured = [(entry["speed"], entry["jobs"][rule]) for entry in costs if rule in entry["jobs"]]
     if not measured:
         return None
-    taken = np.array([job["seconds"] for _, job in measured])
+    taken = np.array([max(job["seconds"], HALF_A_TENTH) for _, job in measured])
     rows = np.array([[1 / found[kind] for kind in KINDS] for found, _ in measured]) / taken[:, None]
     fits = []
     for used in ((0, 1), (0,), (1,)):

@@ -33,6 +33,9 @@ def test_a_job_is_what_explains_its_times_on_the_computers_where_it_was_measured
     assert found is not None and found == (pytest.approx(50.0 + 20.0), 1)
     assert job_seconds("corpus", costs, here) == (pytest.approx(40.0), 1)
     assert job_seconds("unknown", costs, here) is None
+    # recorded in tenths of a second
+    at_once = job_seconds("study_config", [measured(10.0, 20.0, {"study_config": 0.0})], here)
+    assert at_once is not None and 0 < at_once[0] < 1
     # no negative amount of work, whatever the noise
     noisy = [measured(10.0, 20.0, {"tables": 10.0}), measured(5.0, 20.0, {"tables": 9.0})]
     cost = job_seconds("tables", noisy, {"compute": 1.0, "plain": 20.0})
@@ -88,3 +91,10 @@ def test_the_speed_is_one_line_of_json() -> None:
     )
     speed = json.loads(done.stdout)
     assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
+
+
+@pytest.mark.parametrize("file", sorted(estimate.COSTS.glob("*.json")), ids=lambda file: file.stem)
+def test_the_measurements_of_the_repository_explain_every_rule(file: Path) -> None:
+    costs = read_costs(file)
+    for rule in costs[0]["jobs"]:
+        assert job_seconds(rule, costs, {"compute": 200.0, "plain": 1000.0}), rule
