@@ -15,7 +15,6 @@ EXTRAS = {
     "filip.data.loading": "train",
     "filip.eval": "eval",
     "filip.explore": "explore",
-    "filip.index": "index",
     "filip.export": "export",
     "filip.report": "report",
     "filip.runs": "train",

@@ -115,10 +115,10 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
 
 
 def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp_path: Path) -> None:
-    program = "from filip.extras import how_to_install; print(how_to_install('index'))"
+    program = "from filip.extras import how_to_install; print(how_to_install('explore'))"
     assert (
         run(python, "-c", program, cwd=tmp_path)
-        == f"pip install 'filip-pretraining[index] @ {wheel.as_uri()}'\n"
+        == f"pip install 'filip-pretraining[explore] @ {wheel.as_uri()}'\n"
     )
 
 

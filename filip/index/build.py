@@ -1,7 +1,8 @@
 """Index a folder of images: ``filip index build model=filip.safetensors images=FOLDER out=INDEX``.
 
 A second build adds new images, replaces changed ones (by size and time of modification) and forgets those that are
-gone; one that was interrupted continues. Images that cannot be read are left out, named and counted.
+gone; one that was interrupted continues. Images that cannot be read are left out, named and counted. Others may search
+the index meanwhile.
 """
 
 from __future__ import annotations
@@ -18,9 +19,12 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.scorer import Scorer, load_scorer
 from filip.explore.pictures import SetPictures
-from filip.files import locked, sha256_of
+from filip.files import digest, locked, sha256_of
 from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
+
+FORGOTTEN = 0.1  # of the images at once: more are rather on a disk that is not there
+_WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
 @dataclass
@@ -33,6 +37,9 @@ class Build:
     )
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "that decode images", at_least=1)
+    forget: bool = option(
+        False, f"forget images that are gone even if they are more than {FORGOTTEN:.0%} of the index"
+    )
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
@@ -45,9 +52,21 @@ def main(config: Build) -> None:
     with locked(out / "lock", busy=f"another `filip index build` is writing to {out}"):
         index = _opened(config, scorer, out)
         try:
+            check_gone(index, pictures, config.forget)
             update(index, scorer, pictures, config.batch_size, config.threads)
+            index.compact()
         finally:
             index.close()
+
+
+def check_gone(index: Index, pictures: SetPictures, forget: bool) -> None:
+    """Refuse to forget much of an index at once, unless that is what is wanted."""
+    gone = sorted(index.stamps().keys() - pictures.items.keys())
+    if not forget and len(gone) > FORGOTTEN * len(index):
+        raise UserError(
+            f"{len(gone):,} of the {len(index):,} images in {index.folder} are no longer at {index.about.images}, "
+            f"such as {gone[0]}: if a disk is missing, mount it; if they are to be forgotten, add forget=true"
+        )
 
 
 def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int, threads: int) -> None:
@@ -77,7 +96,9 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
 
 
 def weights_of(model: str) -> str:
-    """SHA-256 of a model's file; of what is no file, the name."""
+    """SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself."""
+    if Path(model).is_dir():
+        return digest([sha256_of(file) for file in sorted(Path(model).iterdir()) if file.suffix in _WEIGHTS])
     return sha256_of(model) if Path(model).is_file() else model
 
 
@@ -85,7 +106,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
     """The index at ``out``, or a new one. UserError if it was made with another model, dtype or folder."""
     patches = scorer.encode_images(torch.zeros(1, 3, scorer.image_size, scorer.image_size))
     about = About(
-        model=config.model,
+        model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
         weights=weights_of(config.model),
         image_size=scorer.image_size,
         token_wise=scorer.token_wise,

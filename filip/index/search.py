@@ -11,6 +11,7 @@ from filip.eval.scorer import load_scorer
 from filip.files import write_json
 from filip.index.build import weights_of
 from filip.index.store import Index
+from filip.progress import say
 
 
 @dataclass
@@ -39,8 +40,13 @@ def main(config: Search) -> None:
         raise UserError(f"{model} {gone} {config.index} was built: give model=FILE, or build the index again")
     hits = index.search(load_scorer(model, about.image_size, config.device), config.text, config.count)
     index.close()
+    missing = 0
     for place, hit in enumerate(hits, 1):
-        print(f"{place:4}  {hit.score:7.4f}  {Path(about.images) / hit.path}")
+        file = Path(about.images) / hit.path
+        print(f"{place:4}  {hit.score:7.4f}  {file}")
+        missing += Path(about.images).is_dir() and not file.exists()
+    if missing:
+        say(f"{missing} of these are no longer there: `filip index build` brings the index up to date")
     if config.out:
         write_json(config.out, {"text": config.text, "hits": [asdict(hit) for hit in hits]})
 

@@ -1,56 +1,45 @@
-"""Image tokens on disk, in the embedded multi-vector store qdrant-edge, ranked by late interaction.
+"""Image tokens on disk, ranked by late interaction: one file of tokens, and an SQLite table of the images in it.
 
 A text's score for an image is s^T, the mean over its tokens of the largest cosine with any token of the image (equation
-5 of the paper; a pooled model has one token). The store finds candidates with the sum of these maxima over all images,
-exactly; the project's own engine scores the candidates again, in float32, and its order counts.
+5 of the paper; a pooled model has one token). Every search scores all images, exactly, with the project's own engine.
+
+Any number of processes may read while one writes. Tokens are appended and then entered in the table in one transaction;
+a reader sees the table as it was when it opened the index, and no token that it may look at is ever written again. What
+a killed writer has appended without entering it is overwritten by the next.
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-import time
-import uuid
+import os
+import sqlite3
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
-from qdrant_edge import (
-    Distance,
-    EdgeConfig,
-    EdgeShard,
-    EdgeVectorParams,
-    MultiVectorComparator,
-    MultiVectorConfig,
-    Point,
-    Query,
-    QueryRequest,
-    Record,
-    ScoredPoint,
-    ScrollRequest,
-    SearchParams,
-    UpdateOperation,
-    VectorStorageDatatype,
-)
 from torch import Tensor
 
 from filip.errors import UserError, first_line
-from filip.eval.scorer import Scorer, Texts
-from filip.files import nothing_at, write_json
+from filip.eval.scorer import Scorer
+from filip.files import naming, nothing_at, write_json
 
-FORMAT = 1
-TOKENS = "tokens"  # name of the vectors in the store
-DTYPES = {"float32": VectorStorageDatatype.Float32, "float16": VectorStorageDatatype.Float16}
-PAGE = 256  # points read at a time
-WAIT = 4.0  # seconds for another process to close the store
-CANDIDATES = 4  # scored again, for each result that is asked for
+FORMAT = 2
+DTYPES = ("float32", "float16")
+PATIENCE = 30.0  # seconds for another process to end its transaction
+BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
+TABLES = """
+CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE tokens (file TEXT NOT NULL, rows INTEGER NOT NULL, an_image INTEGER NOT NULL);
+INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
+"""
 
 
 @dataclass
 class About:
-    """What an index was made of. weights: SHA-256 of the model's file, or its name where it is no file."""
+    """What an index was made of. weights: SHA-256 of the model's file or files, or its name if it is neither."""
 
     model: str
     weights: str
@@ -71,35 +60,34 @@ class Hit:
 
 
 class Index:
-    """An index in a folder: ``about.json`` and the store."""
+    """An index in a folder: ``about.json``, ``images.sqlite`` and the file of tokens that the latter names."""
 
-    def __init__(self, folder: Path, about: About, shard: EdgeShard) -> None:
-        self.folder, self.about, self._shard = folder, about, shard
+    def __init__(self, folder: Path, about: About, table: sqlite3.Connection) -> None:
+        self.folder, self.about, self._table = folder, about, table
+        self._load()
 
     @classmethod
     def create(cls, folder: str | Path, about: About) -> Index:
-        """A new, empty index. UserError for a dtype that the store does not have."""
+        """A new, empty index. UserError for a dtype in which tokens are not stored."""
         if about.dtype not in DTYPES:
             raise UserError(f"dtype={about.dtype}: one of {', '.join(DTYPES)}")
         folder = Path(folder)
-        shutil.rmtree(
-            folder / "store", ignore_errors=True
-        )  # of a build that was killed before its first image
-        (folder / "store").mkdir(parents=True)
-        vectors = EdgeVectorParams(
-            size=about.dim,
-            distance=Distance.Dot,  # of unit vectors, so cosines
-            on_disk=True,
-            multivector_config=MultiVectorConfig(MultiVectorComparator.MaxSim),
-            datatype=DTYPES[about.dtype],
-        )
-        shard = EdgeShard.create(str(folder / "store"), EdgeConfig(vectors={TOKENS: vectors}))
-        write_json(folder / "about.json", asdict(about))  # last: an index without it is none
-        return cls(folder, about, shard)
+        folder.mkdir(parents=True, exist_ok=True)
+        for left in [*folder.glob("images.sqlite*"), *folder.glob("tokens-*.bin")]:
+            left.unlink()  # by a build that was killed before the index was one
+        with naming(folder):
+            table = sqlite3.connect(folder / "images.sqlite", PATIENCE)
+            table.executescript(TABLES)
+            (folder / "tokens-0.bin").touch()
+            write_json(folder / "about.json", asdict(about))  # last: an index without it is none
+        return cls(folder, about, table)
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
-        """An index that ``filip index build`` has written. UserError if there is none, or of a later version."""
+        """An index that ``filip index build`` has written. UserError if there is none, or of another version.
+
+        Only a process that holds the index's lock may change it.
+        """
         folder = Path(folder)
         file = folder / "about.json"
         if not file.is_file():
@@ -110,117 +98,149 @@ class Index:
             about = json.loads(file.read_text(encoding="utf-8"))
             if about.get("format") != FORMAT:
                 raise UserError(
-                    f"{folder} has format {about.get('format')}, this version reads {FORMAT}: build it again"
+                    f"{folder} has format {about.get('format')}, this version {FORMAT}: delete it and build it again"
                 )
-            return cls(folder, About(**about), _load(folder))
+            # for writing too: whoever comes first after a writer was killed undoes its last transaction
+            place = f"{(folder / 'images.sqlite').resolve().as_uri()}?mode=rw"
+            return cls(folder, About(**about), sqlite3.connect(place, PATIENCE, uri=True))
         except UserError:
             raise
-        # of JSON, of another file's keys, or of the store, whose errors have no class of their own
-        except Exception as error:
+        except sqlite3.OperationalError as error:
+            if "locked" in str(error):
+                raise UserError(
+                    f"another process has been writing to the index {folder} for {PATIENCE:g} s: try again"
+                ) from error
+            raise _damaged(folder, error) from error
+        except (ValueError, TypeError, AttributeError, sqlite3.DatabaseError) as error:
+            raise _damaged(folder, error) from error
+
+    def _load(self) -> None:
+        """Read the table as it is now, and map its tokens."""
+        for _ in range(10):  # the writer may put a file of tokens in place of another at this very moment
+            with self._snapshot() as table:
+                (name, rows, an_image) = table.execute("SELECT file, rows, an_image FROM tokens").fetchone()
+                listed = table.execute("SELECT path, stamp, row FROM images ORDER BY row").fetchall()
+            self._file, self._rows, self._an_image = self.folder / name, rows, an_image
+            self._images = {path: (stamp, row) for path, stamp, row in listed}
+            try:
+                self._tokens = self._mapped()
+                return
+            except FileNotFoundError as error:
+                missing = error
+        raise _damaged(self.folder, missing)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[sqlite3.Connection]:
+        self._table.execute("BEGIN")
+        try:
+            yield self._table
+        finally:
+            self._table.rollback()
+
+    @contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            with self._table:
+                yield
+        except sqlite3.OperationalError as error:  # no room, or a disk that has gone
             raise UserError(
-                f"the index at {folder} is damaged ({first_line(error)}): delete it and build it again"
+                f"cannot write to the index at {self.folder}: {first_line(error)}; what was in it before is kept"
             ) from error
 
+    def _mapped(self) -> np.ndarray:
+        """The tokens on disk, ``[rows, n1, d]``."""
+        shape = (self._rows, self._an_image, self.about.dim)
+        size, needed = self._file.stat().st_size, int(np.prod(shape)) * np.dtype(self.about.dtype).itemsize
+        if size < needed:
+            raise _damaged(self.folder, ValueError(f"{self._file.name} has {size:,} of {needed:,} bytes"))
+        if not needed:
+            return np.empty(shape, self.about.dtype)
+        return np.memmap(self._file, self.about.dtype, "r", shape=shape)
+
     def __len__(self) -> int:
-        return sum(1 for _ in self._records(False))
+        return len(self._images)
 
     def close(self) -> None:
-        """Write what is in memory and release the store."""
-        self._shard.flush()
-        self._shard.close()
+        """Release the files."""
+        self._table.close()
 
     # ---- what is in it -------------------------------------------------------------------------------
 
     def stamps(self) -> dict[str, str]:
         """The stamp of every image by its path; see :class:`filip.sets.image_set.Item`."""
-        found = [_payload(record) for record in self._records(False)]
-        return {payload["path"]: payload["stamp"] for payload in found}
+        return {path: stamp for path, (stamp, _) in self._images.items()}
 
     def tokens(self) -> Iterator[tuple[str, Tensor]]:
         """Path and tokens [n1, d] float32 of every image."""
-        for record in self._records(True):
-            yield _payload(record)["path"], _tokens(record.vector)
+        for path, (_, row) in self._images.items():
+            yield path, torch.from_numpy(self._tokens[row].astype(np.float32))
 
     def add(self, paths: Sequence[str], stamps: Sequence[str], features: Tensor) -> None:
         """Add images, or replace those of the same path, and write them to disk.
 
         features: [n, n1, d], or [n, d] of a pooled model; unit vectors.
         """
-        values = features.float().cpu().numpy()
+        values = features.float().cpu().numpy().astype(self.about.dtype)
         if values.ndim == 2:
             values = values[:, None]
-        points = [
-            Point(_id(path), {TOKENS: value.tolist()}, {"path": path, "stamp": stamp})
-            for path, stamp, value in zip(paths, stamps, values, strict=True)
-        ]
-        self._shard.update(UpdateOperation.upsert_points(points))
-        self._shard.flush()
+        if self._rows and values.shape[1] != self._an_image:
+            raise ValueError(f"{values.shape[1]} tokens an image, not {self._an_image}")
+        with naming(self._file), open(self._file, "r+b") as file:
+            file.seek(self._rows * values[0].nbytes)
+            file.write(values.tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        rows = range(self._rows, self._rows + len(values))
+        with self._transaction():
+            self._table.executemany(
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?)", zip(paths, stamps, rows, strict=True)
+            )
+            self._table.execute("UPDATE tokens SET rows = ?, an_image = ?", (rows.stop, values.shape[1]))
+        self._images.update(zip(paths, zip(stamps, rows, strict=True), strict=True))
+        self._rows, self._an_image = rows.stop, values.shape[1]
+        self._tokens = self._mapped()
 
     def remove(self, paths: Sequence[str]) -> None:
-        """Forget images."""
-        self._shard.update(UpdateOperation.delete_points([_id(path) for path in paths]))
-        self._shard.flush()
+        """Forget images. Their tokens stay in the file until :meth:`compact`."""
+        with self._transaction():
+            self._table.executemany("DELETE FROM images WHERE path = ?", [(path,) for path in paths])
+        for path in paths:
+            del self._images[path]
 
-    def _records(self, with_vector: bool) -> Iterator[Record]:
-        offset = None
-        while True:
-            records, offset = self._shard.scroll(
-                ScrollRequest(offset=offset, limit=PAGE, with_payload=True, with_vector=with_vector)
-            )
-            yield from records
-            if offset is None:
-                return
+    def compact(self) -> None:
+        """Write the file of tokens anew if most of it belongs to images that were replaced or forgotten."""
+        if self._rows <= 2 * len(self):
+            return
+        _, _, number = self._file.stem.partition("-")
+        target = self.folder / f"tokens-{int(number) + 1}.bin"
+        with naming(target), target.open("wb") as file:
+            for _, row in self._images.values():
+                file.write(self._tokens[row].tobytes())
+            file.flush()
+            os.fsync(file.fileno())
+        old, placed = self._file, [(row, path) for row, path in enumerate(self._images)]
+        with self._transaction():
+            self._table.executemany("UPDATE images SET row = ? WHERE path = ?", placed)
+            self._table.execute("UPDATE tokens SET file = ?, rows = ?", (target.name, len(placed)))
+        self._load()
+        old.unlink()  # whoever has it mapped keeps it
 
     # ---- search --------------------------------------------------------------------------------------
 
     def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
         """The ``count`` images with the largest s^T for a text, best first; equal ones by path."""
         texts = scorer.encode_texts([text]).to("cpu")
-        query = texts.values.float()
-        request = QueryRequest(
-            limit=count * CANDIDATES,
-            query=Query.Nearest(query.numpy().tolist(), using=TOKENS),
-            with_vector=True,
-            with_payload=True,
-            params=SearchParams(exact=True),
-        )
-        found = self._shard.query(request)
-        if not found:
-            return []
-        paths = [_payload(point)["path"] for point in found]
-        features = torch.stack([_tokens(point.vector) for point in found])
-        if not self.about.token_wise:
-            features = features[:, 0]
-        scores = scorer.similarity(features, Texts(query, texts.lengths)).t2i[:, 0].tolist()
-        hits = [Hit(path, score) for path, score in zip(paths, scores, strict=True)]
+        rows = np.array([row for _, row in self._images.values()])
+        step = max(1, BLOCK // max(1, self._an_image * self.about.dim * 4))
+        scores: list[float] = []
+        for start in range(0, len(rows), step):
+            features = torch.from_numpy(self._tokens[rows[start : start + step]].astype(np.float32))
+            if not self.about.token_wise:
+                features = features[:, 0]
+            scores += scorer.similarity(features, texts).t2i[:, 0].tolist()
+        hits = [Hit(path, score) for path, score in zip(self._images, scores, strict=True)]
         return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:count]
 
 
-def _load(folder: Path) -> EdgeShard:
-    """The store, which one process has at a time: wait for another one briefly. UserError if it keeps it."""
-    waited_until = time.monotonic() + WAIT
-    while True:
-        try:
-            return EdgeShard.load(str(folder / "store"))
-        except Exception as error:  # the store's errors have no class of their own
-            if "WouldBlock" not in str(error):
-                raise
-            if time.monotonic() > waited_until:
-                raise UserError(
-                    f"another process has the index {folder} open, a build or a search: try again when it has ended"
-                ) from error
-        time.sleep(0.1)
-
-
-def _id(path: str) -> str:
-    return str(uuid.uuid5(uuid.NAMESPACE_URL, path))
-
-
-def _payload(point: Record | ScoredPoint) -> dict[str, str]:
-    assert point.payload is not None
-    return point.payload
-
-
-def _tokens(vector: object) -> Tensor:
-    assert isinstance(vector, dict)
-    return torch.from_numpy(np.asarray(vector[TOKENS], dtype=np.float32))
+def _damaged(folder: Path, error: Exception) -> UserError:
+    return UserError(f"the index at {folder} is damaged ({first_line(error)}): delete it and build it again")
