@@ -46,6 +46,7 @@ def write_hf(source: Source, out: str) -> None:
                 "auto_map": {
                     "AutoConfig": "configuration_filip.FilipConfig",
                     "AutoModel": "modeling_filip.FilipModel",
+                    "AutoModelForZeroShotImageClassification": "modeling_filip.FilipModel",
                 },
                 "model_type": "filip",
                 "dtype": "float32",

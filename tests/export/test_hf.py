@@ -43,6 +43,39 @@ for folder in {folders!r}:
     with torch.no_grad():
         found = model(**inputs)
     torch.save({{**found, "mask": inputs["attention_mask"], "class": type(model).__module__}}, folder + "/found.pt")
+
+# What people do with a model of transformers, on the last folder.
+import numpy as np
+from transformers import pipeline
+texts = ["a red square", "a blue square"]
+shown = [image.convert("RGB") for image in images[:2]]
+inputs = processor(images=shown, text=texts)
+found = model(**inputs, return_loss=True)
+pairs = torch.arange(2)
+cross = torch.nn.functional.cross_entropy
+assert torch.allclose(found.loss, (cross(found.logits_per_image, pairs) + cross(found.logits_per_text, pairs)) / 2)
+found.loss.backward()
+alone = model(pixel_values=inputs["pixel_values"])
+assert alone.logits_per_image is None and torch.equal(alone.image_embeds, found.image_embeds)
+ids = processor(text=texts[:1])["input_ids"]
+assert torch.equal(model.get_text_features(ids), model.get_text_features(ids, torch.ones_like(ids)))
+for given in (np.asarray(shown[0]), torch.from_numpy(np.asarray(shown[0])).movedim(-1, 0)):
+    assert torch.equal(processor(images=given)["pixel_values"], inputs["pixel_values"][:1])
+shown[0].save("rgb.png")
+assert torch.equal(processor(images="rgb.png")["pixel_values"], inputs["pixel_values"][:1])
+assert isinstance(processor(images=shown, return_tensors="np")["pixel_values"], np.ndarray)
+assert processor(images=shown, size=64)["pixel_values"].shape == (2, 3, 64, 64)
+assert processor(text=texts, padding="max_length", max_length=20)["input_ids"].shape == (2, 20)
+try:
+    processor.image_processor(shown, do_center_crop=False)
+    raise SystemExit("an argument was ignored")
+except ValueError as error:
+    assert "do_center_crop" in str(error)
+classify = pipeline("zero-shot-image-classification", model=folder, trust_remote_code=True)
+found = classify(shown[0], candidate_labels=texts, hypothesis_template="{{}}")
+scores = {{one["label"]: one["score"] for one in found}}
+expected = model(**inputs).logits_per_image[0].softmax(0)
+assert torch.allclose(torch.tensor([scores[text] for text in texts]), expected, atol=1e-5), (scores, expected)
 """
 
 
@@ -92,7 +125,7 @@ def test_transformers_gives_our_embeddings_without_this_project(
         assert found["class"].startswith("transformers_modules")
         model = filip.load(file, device="cpu")
         image, text = model.encode_images(pictures), model.encode_texts(UNTIDY_CAPTIONS)
-        torch.testing.assert_close(found["image_embeds"], image, atol=1e-6, rtol=0)
+        torch.testing.assert_close(found["image_embeds"], image, atol=3e-6, rtol=0)  # a stem is folded here
         theirs = found["text_embeds"]
         theirs = theirs if text.lengths is None else theirs[found["mask"].bool()]
         torch.testing.assert_close(theirs, text.values, atol=1e-6, rtol=0)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -18,9 +20,11 @@ class FilipOutput(ModelOutput):
 
     image_embeds: ``[b1, n1, d]``, or ``[b1, d]`` for a pooled model. text_embeds: ``[b2, n2, d]`` or ``[b2, d]``.
     logits_per_image ``[b1, b2]`` and logits_per_text ``[b2, b1]``: for a token-wise model these are two different
-    similarities (the mean over patches of the best word, and over words of the best patch).
+    similarities (the mean over patches of the best word, and over words of the best patch). Without images or without
+    texts only the other's embeddings are there. loss: both directions' mean cross-entropy, with return_loss=True.
     """
 
+    loss: Tensor | None = None
     logits_per_image: Tensor | None = None
     logits_per_text: Tensor | None = None
     image_embeds: Tensor | None = None
@@ -52,17 +56,45 @@ class FilipModel(PreTrainedModel):
         """Unit embeddings of images: ``[b, n1, d]``, or ``[b, d]`` for a pooled model."""
         return self.towers.encode_image(pixel_values)
 
-    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model."""
-        return self.towers.encode_text(input_ids, attention_mask)
+    def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model.
 
-    def forward(self, input_ids: Tensor, pixel_values: Tensor, attention_mask: Tensor) -> FilipOutput:
-        image, text = self.get_image_features(pixel_values), self.get_text_features(input_ids, attention_mask)
+        attention_mask: as the tokenizer gives it; None if no text was padded.
+        """
+        return self.towers.encode_text(input_ids, _mask(input_ids, attention_mask))
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        return_loss: bool = False,
+        **_: object,
+    ) -> FilipOutput:
+        image = None if pixel_values is None else self.get_image_features(pixel_values)
+        text = None if input_ids is None else self.get_text_features(input_ids, attention_mask)
+        if image is None or text is None or input_ids is None:
+            if image is None and text is None:
+                raise ValueError("neither pixel_values nor input_ids are given")
+            return FilipOutput(image_embeds=image, text_embeds=text)
         if self.towers.pooled:
             i2t = t2i = image @ text.T
         else:
-            i2t, t2i = late_interaction(image, text, attention_mask)
+            i2t, t2i = late_interaction(image, text, _mask(input_ids, attention_mask))
         scale = self.towers.logit_scale.float().exp()
+        per_image, per_text = scale * i2t, scale * t2i.T
+        loss = None
+        if return_loss:
+            pairs = torch.arange(len(per_image), device=per_image.device)
+            loss = (cross_entropy(per_image, pairs) + cross_entropy(per_text, pairs)) / 2
         return FilipOutput(
-            logits_per_image=scale * i2t, logits_per_text=scale * t2i.T, image_embeds=image, text_embeds=text
+            loss=loss,
+            logits_per_image=per_image,
+            logits_per_text=per_text,
+            image_embeds=image,
+            text_embeds=text,
         )
+
+
+def _mask(input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
+    return torch.ones_like(input_ids) if attention_mask is None else attention_mask

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from transformers import BatchFeature, ProcessorMixin
 from transformers.image_processing_utils import BaseImageProcessor
+from transformers.image_transforms import to_pil_image
+from transformers.image_utils import load_image
 
 from .filip_inputs import clean, to_pixels
 
 
 class FilipImageProcessor(BaseImageProcessor):
-    """PIL images to float32 ``pixel_values [b, 3, size, size]``."""
+    """Images (PIL, arrays and tensors of 8 bits, paths, URLs) to float32 ``pixel_values [b, 3, size, size]``."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (an instance variable of the base class)
 
@@ -22,9 +27,34 @@ class FilipImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         self.size = size
 
-    def preprocess(self, images: Image.Image | Sequence[Image.Image], **kwargs: Any) -> BatchFeature:
-        given = [images] if isinstance(images, Image.Image) else images
-        return BatchFeature({"pixel_values": torch.stack([to_pixels(image, self.size) for image in given])})
+    def preprocess(
+        self, images: Any, return_tensors: str | None = "pt", size: int | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """size: another than the model's, for towers that interpolate their positions. Nothing else can be set."""
+        if kwargs:
+            raise ValueError(
+                f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given"
+            )
+        pixels = torch.stack([to_pixels(_picture(image), size or self.size) for image in _flat(images)])
+        return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
+
+
+def _flat(images: Any) -> list[Any]:
+    """One image, or those of a list or of a batch in an array."""
+    if isinstance(images, np.ndarray | torch.Tensor):
+        return list(images) if images.ndim == 4 else [images]
+    return list(images) if isinstance(images, list | tuple) else [images]
+
+
+def _picture(image: Any) -> Image.Image:
+    if isinstance(image, np.ndarray | torch.Tensor):
+        return to_pil_image(image)
+    if isinstance(image, PathLike):
+        image = str(image)
+    if isinstance(image, str):
+        # transformers would put transparency onto black
+        return Image.open(image) if Path(image).is_file() else load_image(image)
+    return image
 
 
 class FilipProcessor(ProcessorMixin):
@@ -34,15 +64,22 @@ class FilipProcessor(ProcessorMixin):
         super().__init__(image_processor, tokenizer, **kwargs)
 
     def __call__(
-        self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any
+        self,
+        images: Any = None,
+        text: str | Sequence[str] | None = None,
+        return_tensors: str | None = "pt",
+        size: int | None = None,
+        **kwargs: Any,
     ) -> BatchFeature:
-        """``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts, as torch tensors."""
+        """``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts.
+
+        size: of the images. Other settings go to the tokenizer: padding, truncation, max_length, …
+        """
         found: dict[str, Any] = {}
         if text is not None:
             texts = [text] if isinstance(text, str) else text
-            found |= self.tokenizer(
-                [clean(one) for one in texts], padding=True, truncation=True, return_tensors="pt"
-            )
+            given = {"padding": True, "truncation": True, "return_tensors": return_tensors, **kwargs}
+            found |= self.tokenizer([clean(one) for one in texts], **given)
         if images is not None:
-            found |= self.image_processor.preprocess(images)
+            found |= self.image_processor.preprocess(images, return_tensors=return_tensors, size=size)
         return BatchFeature(found)
