@@ -25,4 +25,8 @@ def clip_tokenizer(model: DualEncoder) -> Any:
     ids: dict[str, int] = {token: number for number, token in enumerate(vocabulary())}
     ids |= {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
     pairs: Any = list(merges())  # transformers' annotation says strings
-    return CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=model.config.text.context_length)
+    longest = model.config.text.context_length
+    tokenizer = CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=longest)
+    # in tokenizer.json, for those who read it without transformers
+    tokenizer.backend_tokenizer.enable_truncation(longest)
+    return tokenizer

@@ -28,7 +28,8 @@ USE = """    import onnxruntime
     from transformers import AutoTokenizer
     from filip_inputs import clean, to_pixels            # beside the graphs
     image, text = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") for name in ("image", "text"))
-    ids = AutoTokenizer.from_pretrained("FOLDER")([clean("a photo of a cat")], padding=True, return_tensors="np")
+    tokenizer = AutoTokenizer.from_pretrained("FOLDER")
+    ids = tokenizer([clean("a photo of a cat")], padding=True, truncation=True, return_tensors="np")
     text.run(None, dict(ids))                            # text_embeds [b, n2, d]
     image.run(None, {"pixel_values": to_pixels(picture, SIZE)[None].numpy()})
 """

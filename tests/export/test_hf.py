@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from tokenizers import Tokenizer
 
 import filip
 from filip.data.preprocessing import eval_transform
@@ -142,6 +143,13 @@ def test_the_tokenizer_has_our_ids(saved: Callable[..., str]) -> None:
     ids, lengths = tokenize(captions, 32)
     for caption, theirs, ours, length in zip(captions, found, ids.tolist(), lengths.tolist(), strict=True):
         assert theirs == ours[:length], caption
+
+
+def test_a_long_text_is_cut_by_the_file_alone(saved: Callable[..., str], tmp_path: Path) -> None:
+    clip_tokenizer(load_model(saved())).save_pretrained(tmp_path)
+    text = "a red bicycle " * 30
+    found = Tokenizer.from_file(str(tmp_path / "tokenizer.json")).encode(text).ids
+    assert found == tokenize([text], 32)[0][0].tolist()
 
 
 def test_the_processors_pixels_are_those_of_the_evaluation(pictures: list[Image.Image]) -> None:
