@@ -80,7 +80,9 @@ class Runner:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
         reading, writing = os.pipe()
-        environment = {**os.environ, one_run.HELD: "1", STARTED: str(writing)}
+        # the jobs are commands: of this environment, whether it was activated or not
+        path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
+        environment = {**os.environ, "PATH": path, one_run.HELD: "1", STARTED: str(writing)}
         self.child = subprocess.Popen(
             self.command, env=environment, pass_fds=(*locks, writing), process_group=0
         )

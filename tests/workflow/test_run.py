@@ -58,7 +58,6 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def call(clone: Path, *arguments: str, timeout: int = 60) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
-        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         "NO_ALBUMENTATIONS_UPDATE": "1",
         "PYTHONPATH": str(clone),
     }
