@@ -8,6 +8,7 @@ another host name (DNS rebinding) and from another origin are refused.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
@@ -28,6 +29,7 @@ from filip.explore.pictures import MAX_BYTES, MAX_PIXELS, read_image
 from filip.explore.search import Search
 
 MAX_TEXT = 1000  # characters
+DECODED = 2  # uploads at a time: one may take a hundred megabytes
 MAX_LOOKS = 64  # images of one question
 COOKIE = "filip_explorer"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -39,15 +41,17 @@ def application(
     """The application. token: whoever does not show it (``?token=``, then a cookie; or a bearer token) is refused; "" =
     nobody needs one, and only requests to a loopback name are answered."""
     gallery = search.gallery
+    decoding = asyncio.Semaphore(DECODED)
     front = page({**common_data(gallery), "live": True}, live=True)
 
     async def index(request: Request) -> Response:
         return HTMLResponse(front)
 
     async def picture(request: Request) -> Response:
-        number = request.path_params["number"]
-        if number >= len(gallery.thumbnails):
-            return _refusal(HTTPStatus.NOT_FOUND, f"there is no image {number}")
+        digits = request.path_params["number"]
+        number = int(digits) if digits.isascii() and digits.isdecimal() and len(digits) < 10 else -1
+        if not 0 <= number < len(gallery.thumbnails):
+            return _refusal(HTTPStatus.NOT_FOUND, f"there is no image {digits[:20]}")
         kept = {"Cache-Control": "private, max-age=3600"}
         return Response(gallery.thumbnails[number], media_type="image/webp", headers=kept)
 
@@ -75,14 +79,15 @@ def application(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"the image has more than {max_bytes:,} bytes: make it smaller",
                 )
-        image = await run_in_threadpool(read_image, bytes(data), max_bytes, max_pixels)
+        async with decoding:
+            image = await run_in_threadpool(read_image, bytes(data), max_bytes, max_pixels)
         name, small = await run_in_threadpool(search.upload, image)
         return JSONResponse({"image": name, "thumbnail": base64.b64encode(small).decode("ascii")})
 
     return Starlette(
         routes=[
             Route("/", index),
-            Route("/thumbnail/{number:int}", picture),
+            Route("/thumbnail/{number}", picture),
             Route("/search", find),
             Route("/look", look),
             Route("/texts", texts),
@@ -120,7 +125,7 @@ def _guard(token: str) -> Callable[[Request, Next], Awaitable[Response]]:
 
 
 def _refused(request: Request, token: str) -> Response | None:
-    if not token and request.url.hostname not in LOOPBACK:
+    if not token and _host(request) not in LOOPBACK:
         return _refusal(
             HTTPStatus.MISDIRECTED_REQUEST, "this explorer answers to 127.0.0.1, localhost and ::1 only"
         )
@@ -132,6 +137,13 @@ def _refused(request: Request, token: str) -> Response | None:
     ):
         return _refusal(HTTPStatus.UNAUTHORIZED, "this explorer needs its token: open it as /?token=…")
     return None
+
+
+def _host(request: Request) -> str | None:
+    try:
+        return request.url.hostname
+    except ValueError:  # "Host: ["
+        return None
 
 
 def _tokens(request: Request) -> Iterable[str]:

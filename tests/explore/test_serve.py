@@ -146,6 +146,18 @@ def test_only_this_machine_and_the_own_page_are_answered(search: Search) -> None
     assert "connect-src 'self'" in front.text and front.headers["x-content-type-options"] == "nosniff"
 
 
+@pytest.mark.parametrize("number", ["9" * 5000, "-1", "²", "1e3", "99"])
+def test_a_thumbnail_that_is_not_there_is_not_found(client: TestClient, number: str) -> None:
+    assert client.get(f"/thumbnail/{number}").status_code == 404
+
+
+@pytest.mark.parametrize("value", ["[", "http://[", "a]b", "http://[::1"])
+def test_headers_that_are_no_addresses_are_no_errors(search: Search, value: str) -> None:
+    odd = TestClient(application(search), base_url="http://127.0.0.1:8768", raise_server_exceptions=False)
+    assert odd.get("/", headers={"origin": value}).status_code == 403
+    assert odd.get("/", headers={"host": value}).status_code < 500
+
+
 def test_beyond_this_machine_there_is_no_answer_without_the_token(search: Search) -> None:
     for host in ("0.0.0.0", "::", "192.168.0.7", "example.org"):
         with pytest.raises(UserError, match="token="):
