@@ -32,14 +32,15 @@ from bench.interaction_memory import growth
 from filip.interaction import (
     Blockwise,
     Similarity,
+    SmoothMaximum,
     distributed_sigmoid_loss,
     late_interaction,
     pooled_similarity,
     sigmoid_loss,
-    smooth_maximum,
     text_conditioned,
     top_k_mean,
 )
+from filip.interaction.backends import Backend
 from filip.train.losses.sparc import local_loss
 from filip.train.losses.text_conditioned import initial
 
@@ -87,7 +88,7 @@ class Batch:
 def ours(batch: Batch) -> dict[str, Loss]:
     """The terms as they are trained with."""
 
-    def token_wise(backend: str | Blockwise = "auto") -> Tensor:
+    def token_wise(backend: str | Backend = "auto") -> Tensor:
         return batch.own(late_interaction(batch.image, batch.text, batch.lengths, backend=backend))
 
     def sparc() -> Tensor:
@@ -119,7 +120,7 @@ def ours(batch: Batch) -> dict[str, Loss]:
         "sparc": sparc,
         "text_conditioned": attend,
         "hard_negatives": hard_negatives,
-        "smooth maximum": lambda: token_wise(Blockwise(smooth_maximum(0.05))),
+        "smooth maximum": lambda: token_wise(SmoothMaximum(0.05)),
         "mean of the top 2": lambda: token_wise(Blockwise(top_k_mean(2))),
     }
 

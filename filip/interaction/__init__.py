@@ -23,6 +23,7 @@ from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.pairs import late_interaction_pairs
 from filip.interaction.scoring import score
 from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, sigmoid_loss
+from filip.interaction.smooth import SmoothMaximum
 from filip.interaction.token_selection import (
     TokenChoice,
     TokenScorers,
@@ -39,6 +40,7 @@ __all__ = [
     "LateInteractionLoss",
     "SigmoidOutput",
     "Similarity",
+    "SmoothMaximum",
     "TokenChoice",
     "TokenScorers",
     "cached_backward",

@@ -37,7 +37,7 @@ def late_interaction(
                       do. A mask doubles the time
         backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as
-                      ``Blockwise(smooth_maximum(0.05))``
+                      ``SmoothMaximum(0.05)``
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
     tokens are multiplied exactly and summed in float32, under autocast too.
@@ -94,6 +94,11 @@ def interact(
     module = choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
     if image_mask is not None:
         check_mask(image_tokens, image_mask)
+        if not isinstance(backend, str):
+            raise ValueError(
+                "image_mask is for the maximum, whose value no copy of a token changes; with another similarity give "
+                "images of equally many tokens"
+            )
         module = Masked(module, image_mask)
     if not wants_gradient(image_tokens, text_tokens):
         tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)

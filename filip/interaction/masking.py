@@ -40,7 +40,9 @@ class Masked:
         self.module, self.mask = module, mask
         self.first = mask.int().argmax(dim=1)
         self.images = torch.arange(len(mask), device=mask.device)
-        self.share = mask.sum(dim=1, keepdim=True) / mask.shape[1]
+        self.share = (
+            mask.sum(dim=1, keepdim=True).double() / mask.shape[1]
+        )  # integers alone would give float32
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
         """As of any backend; the residuals are those of the two runs, one after the other."""

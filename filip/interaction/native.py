@@ -25,6 +25,7 @@ from filip.interaction.packing import Pair, Residuals, Tokens, offsets_of
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+SMOOTH_RANGE = 75.0  # exp() of more, summed over a hundred thousand tokens, is beyond float32
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 
@@ -78,14 +79,45 @@ def backward(
     One that is not needed is an empty tensor.
     """
     image, text, offsets = _checked(tokens)
-    shape = len(image), len(tokens.lengths)
-    upstream = [g.detach().to(torch.float32).expand(shape).contiguous() for g in grads]
     wide = residuals[0].dtype == torch.int16
+    upstream, found = _upstream(tokens, grads), _gradients(image, text, needs)
+    _call("filip_backward", image, text, offsets, wide, *upstream, *residuals, *found)
+    return found
+
+
+def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
+    """s^I, s^T [images, texts] with the smooth maximum in place of the maximum; nothing is saved for the backward.
+
+    The caller sees to it that |image| |text| / temperature is at most :data:`SMOOTH_RANGE`.
+    Raises as ``forward`` does.
+    """
+    image, text, offsets = _checked(tokens)
+    i2t, t2i = (torch.empty(len(image), len(tokens.lengths)) for _ in range(2))
+    _call("filip_smooth_forward", image, text, offsets, False, temperature, i2t, t2i)
+    return i2t, t2i
+
+
+def smooth_backward(
+    tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)
+) -> Pair:
+    """Gradients of both inputs, in float32; one that is not needed is an empty tensor."""
+    image, text, offsets = _checked(tokens)
+    upstream = _upstream(tokens, grads)
+    found = _gradients(image, text, needs)
+    _call("filip_smooth_backward", image, text, offsets, False, temperature, *upstream, *found)
+    return found
+
+
+def _upstream(tokens: Tokens, grads: Pair) -> list[Tensor]:
+    shape = len(tokens.image), len(tokens.lengths)
+    return [g.detach().to(torch.float32).expand(shape).contiguous() for g in grads]
+
+
+def _gradients(image: Tensor, text: Tensor, needs: tuple[bool, bool]) -> Pair:
     grad_image, grad_text = (
         torch.empty_like(side if need else side[:0], dtype=torch.float32)
         for side, need in zip((image, text), needs, strict=True)
     )
-    _call("filip_backward", image, text, offsets, wide, *upstream, *residuals, grad_image, grad_text)
     return grad_image, grad_text
 
 
@@ -114,9 +146,9 @@ def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _call(
-    name: str, image: Tensor, text: Tensor, offsets: Tensor, wide: bool, *tensors: Tensor | None
+    name: str, image: Tensor, text: Tensor, offsets: Tensor, wide: bool, *others: Tensor | float | None
 ) -> None:
-    """``tensors`` follow the problem in the C signature, None and empty ones as null.
+    """``others`` follow the problem in the C signature: floats, tensors, and null for None and empty ones.
 
     ctypes releases the global interpreter lock meanwhile.
     """
@@ -128,14 +160,19 @@ def _call(
         ctypes.c_int(image.dtype == torch.bfloat16),
         ctypes.c_int(wide),
     ]
-    pointers = [_Pointer(t.data_ptr() if t is not None and t.numel() else None) for t in tensors]
-    code = getattr(_require_library(), name)(*problem, *pointers)
+    code = getattr(_require_library(), name)(*problem, *map(_argument, others))
     if code == 1:
         raise ValueError(
             f"{ISA_VARIABLE}={isa!r} is not an instruction set of this CPU; it has {', '.join(isas())}"
         )
     if code == 2:
         raise MemoryError("the native kernels could not allocate their scratch memory")
+
+
+def _argument(other: Tensor | float | None) -> ctypes.c_float | ctypes.c_void_p:
+    if isinstance(other, float):
+        return ctypes.c_float(other)
+    return _Pointer(other.data_ptr() if other is not None and other.numel() else None)
 
 
 def _require_library() -> ctypes.CDLL:

@@ -72,3 +72,15 @@ def test_a_mask_that_does_not_fit_is_named() -> None:
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:
     with pytest.raises(ValueError, match="5 tokens does not fit in 4"):
         pack_tokens(torch.zeros(2, 4, 8), torch.tensor([5, 1]))
+
+
+def test_a_mask_keeps_the_digits_of_float64() -> None:
+    """The share of the tokens that exist was a quotient of integers, which is float32."""
+    problem = random_problem(3, 7, [3, 1, 5], 16)
+    image, text = problem.image_tokens.double(), problem.text_tokens.double()
+    mask = torch.arange(7) < torch.tensor([[7], [3], [5]])
+    found = late_interaction(image, text, problem.text_lengths, image_mask=mask, backend="reference")
+    for n, count in enumerate((7, 3, 5)):
+        alone = late_interaction(image[n : n + 1, :count], text, problem.text_lengths, backend="reference")
+        torch.testing.assert_close(found.i2t[n : n + 1], alone.i2t, rtol=1e-14, atol=1e-15)
+        torch.testing.assert_close(found.t2i[n : n + 1], alone.t2i, rtol=1e-14, atol=1e-15)

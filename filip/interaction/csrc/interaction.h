@@ -44,6 +44,18 @@ struct BackwardCall {
   float* grad_text;   // [rows of text][dim], likewise
 };
 
+// The smooth maximum: forward fills i2t and t2i; backward reads the gradients and adds to both of the tokens'.
+struct SmoothCall {
+  Problem problem;
+  float temperature;
+  float* i2t;  // [images][texts]
+  float* t2i;  // likewise
+  const float* grad_i2t;
+  const float* grad_t2i;
+  float* grad_image;  // [rows of image][dim], or null: nobody asks for it
+  float* grad_text;   // [rows of text][dim], likewise
+};
+
 struct Range {
   int64_t begin, end;
 };
@@ -61,6 +73,14 @@ struct Isa {
   int64_t (*backward_bytes)(const Problem&, int64_t rows);
   // The gradient of some images (or texts), one slice of columns.
   void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
+
+  int64_t (*smooth_bytes)(const SmoothCall&, bool gradients);
+  void (*smooth_forward)(const SmoothCall&, Range images, Range texts, char* scratch);
+  // Adds to grad_text, and to `image_sums` (or null): the rows of these images in strips of columns, which add_strips
+  // adds to the rows of a gradient.
+  void (*smooth_backward)(const SmoothCall&, Range images, Range texts, float* image_sums, char* scratch);
+  int64_t (*padded_dim)(const Problem&);  // columns of a row in strips
+  void (*add_strips)(const Problem&, const float* strips, int64_t rows, float* target);
 };
 
 const Isa* portable_isa();

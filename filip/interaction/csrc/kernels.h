@@ -1,15 +1,16 @@
-// Both passes for the instruction set of the file that includes this.
+// All passes for the instruction set of the file that includes this.
 #pragma once
 
 #include "backward.h"
 #include "forward.h"
+#include "smooth.h"
 
 namespace filip {
 namespace {
 
 const Isa* kernels(const char* name) {
-  static const Isa isa = {name,    image_block, forward_bytes, forward, backward_slice_width, backward_bytes,
-                          backward};
+  static const Isa isa = {name,        image_block,    forward_bytes,   forward,    backward_slice_width, backward_bytes,
+                          backward,    smooth_bytes,   smooth_forward,  smooth_backward, padded_dim,      add_strips};
   return &isa;
 }
 

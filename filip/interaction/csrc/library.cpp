@@ -145,6 +145,53 @@ void run_backward(const Isa& isa, BackwardCall call) {
   }
 }
 
+void run_smooth_forward(const Isa& isa, const SmoothCall& call) {
+  constexpr int64_t SPAN_ROWS = 4096;  // as for the maximum
+  const Problem& p = call.problem;
+  const auto spans = blocks_of(p.texts, SPAN_ROWS, [&](int64_t text) { return p.offsets[text]; });
+  const int64_t count = static_cast<int64_t>(spans.size()) - 1;
+  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
+  Workers for_each_unit(isa.smooth_bytes(call, false));
+  for_each_unit(blocks * count, [&](int64_t unit, char* memory) {
+    const int64_t first = unit / count * block, span = unit % count;
+    isa.smooth_forward(call, {first, at_most(first + block, p.images)}, {spans[span], spans[span + 1]}, memory);
+  });
+}
+
+void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
+  // One block of images after the other meets all spans of texts at once: each span owns its rows of the texts'
+  // gradient, and sums that of the images apart; these are then added in the order of the spans. So the bits do not
+  // depend on the number of threads, and the sums take SPANS blocks of images.
+  constexpr int64_t SPANS = 32, SPAN_ROWS = 512;
+  const Problem& p = call.problem;
+  const int64_t total = p.offsets[p.texts];
+  const auto spans = blocks_of(p.texts, at_least(SPAN_ROWS, div_up(total, SPANS)),
+                               [&](int64_t text) { return p.offsets[text]; });
+  const int64_t count = static_cast<int64_t>(spans.size()) - 1;
+  const int64_t block = isa.image_block(p), size = block * p.patches * isa.padded_dim(p);
+  Workers for_each_unit(isa.smooth_bytes(call, true));
+  std::vector<float> sums(call.grad_image ? count * size : 0);
+  const auto clear = [](float* gradient, int64_t numbers) {
+    if (!gradient) return;
+    prefer_huge_pages(gradient, static_cast<size_t>(numbers) * sizeof(float));
+    std::fill_n(gradient, numbers, 0.0f);
+  };
+  clear(call.grad_text, total * p.dim);
+  clear(call.grad_image, p.images * p.patches * p.dim);
+  for (int64_t first = 0; first < p.images; first += block) {
+    const Range images{first, at_most(first + block, p.images)};
+    std::fill(sums.begin(), sums.end(), 0.0f);
+    for_each_unit(count, [&](int64_t span, char* memory) {
+      float* own = call.grad_image ? sums.data() + span * size : nullptr;
+      isa.smooth_backward(call, images, {spans[span], spans[span + 1]}, own, memory);
+    });
+    if (call.grad_image)
+      for (int64_t span = 0; span < count; ++span)
+        isa.add_strips(p, sums.data() + span * size, (images.end - first) * p.patches,
+                       call.grad_image + first * p.patches * p.dim);
+  }
+}
+
 }  // namespace
 }  // namespace filip
 
@@ -188,6 +235,38 @@ FILIP_EXPORT int filip_backward(const char* isa_name, const void* image, const v
   const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
   try {
     run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image, grad_text});
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+
+// As the two above, for the smooth maximum. Nothing is saved between them.
+FILIP_EXPORT int filip_smooth_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets,
+                         int64_t images, int64_t patches, int64_t texts, int64_t dim, int bf16, int wide,
+                         float temperature, float* i2t, float* t2i) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
+  try {
+    run_smooth_forward(*isa, SmoothCall{problem, temperature, i2t, t2i, nullptr, nullptr, nullptr, nullptr});
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
+}
+
+// Either gradient may be null.
+FILIP_EXPORT int filip_smooth_backward(const char* isa_name, const void* image, const void* text, const int64_t* offsets,
+                          int64_t images, int64_t patches, int64_t texts, int64_t dim, int bf16, int wide,
+                          float temperature, const float* grad_i2t, const float* grad_t2i, float* grad_image,
+                          float* grad_text) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
+  try {
+    run_smooth_backward(
+        *isa, SmoothCall{problem, temperature, nullptr, nullptr, grad_i2t, grad_t2i, grad_image, grad_text});
   } catch (const std::bad_alloc&) {
     return 2;
   }

@@ -19,14 +19,15 @@ from torch import Tensor
 from filip.interaction import (
     Blockwise,
     Similarity,
+    SmoothMaximum,
     TokenChoice,
     TokenScorers,
     choose_tokens,
     distributed_late_interaction,
-    smooth_maximum,
     take_tokens,
     top_k_mean,
 )
+from filip.interaction.backends import Backend
 from filip.interaction.cost import fused
 from filip.models import TextFeatures
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
@@ -93,10 +94,10 @@ def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> T
     return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
-def backend(settings: LossSettings) -> str | Blockwise:
-    """What takes the maximum, or what takes its place."""
+def backend(settings: LossSettings) -> str | Backend:
+    """Return what takes the maximum, or what takes its place."""
     if settings.token_maximum == "smooth":
-        return Blockwise(smooth_maximum(settings.token_temperature))
+        return SmoothMaximum(settings.token_temperature)
     if settings.token_maximum == "top_k":
         return Blockwise(top_k_mean(settings.token_top_k))
     return settings.backend
