@@ -44,7 +44,7 @@ def denormalize(pixels: Tensor) -> np.ndarray:
 
 
 class EvalTransform:
-    """Shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; no randomness."""
+    """Shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; not random."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size

@@ -8,14 +8,14 @@ from pathlib import Path
 from filip.rgb import not_read
 
 SHOWN = 5  # examples per reason
-WORDS = {  # of reasons, for a sentence
+WORDS = {  # words for the reasons, in a sentence
     "no_caption": "without a caption",
     "no_image": "captions without a picture",
     "other_file": "other files",
     "broken_line": "lines that cannot be read",
     "not_text": "whose texts cannot be read",
     "not_wanted": "not asked for",
-    "not_a_file": "that are no files",
+    "not_a_file": "that are not files",
     "no_file": "rows that name no file",
     "missing_file": "missing files",
     "outside": "outside of the folder",
@@ -42,7 +42,7 @@ class Account:
             self.examples[reason].append(f"{name} ({detail.strip()})" if detail else name)
 
     def line(self) -> str:
-        """Return ``2 .cr2 (these formats are not read), 1 missing files, such as b.png``; "" of nothing."""
+        """Return ``2 .cr2 (these formats are not read), 1 missing files, such as b.png``; "" if nothing was left out."""
         said = []
         if self._formats:
             said.append(not_read(Path(f"x{suffix}") for suffix in sorted(self._formats.elements())))
@@ -52,7 +52,7 @@ class Account:
             example = self.examples[reason][0]
             if not example.isprintable() or not _is_text(
                 example
-            ):  # a name of an old disk: no terminal shows it
+            ):  # a name from an old disk, which no terminal shows
                 name = example.partition(" (")[0] if reason == "name" else example
                 shown = repr(name.encode("utf-8", "surrogateescape")) if not _is_text(name) else repr(name)
                 example = f"{shown}; rename them" if reason == "name" else shown

@@ -1,4 +1,4 @@
-"""One JSON of annotations for a folder of images: COCO's own (``captions_train2017.json``) and Karpathy's splits."""
+"""Read one JSON of annotations for a folder of images: COCO's (``captions_train2017.json``) and Karpathy's splits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class _Annotations(Listed):
 
 
 class Coco(_Annotations):
-    """``images`` with file names, ``annotations`` with the captions: one image with all its captions."""
+    """COCO's JSON: ``images`` with file names, ``annotations`` with the captions; an image has all its captions."""
 
     about = "COCO's JSON of captions; the images are in image_root, or next to the JSON"
 
@@ -70,7 +70,7 @@ class Karpathy(_Annotations):
         there = sorted({str(one["split"]) for one in listed if _is_entry(one)})
         wanted = reading.splits_taken(there, part)
         if reading.split is None and "train" in wanted:
-            wanted = [*wanted, "restval"]  # COCO's 113,000 images are both
+            wanted = [*wanted, "restval"]  # COCO's 113,000 training images are both
         for number, image in enumerate(listed, 1):
             if not _is_entry(image):
                 problem = "broken_line: an entry without split, filename or sentences"
@@ -99,7 +99,7 @@ def _has(value: Any, *keys: str) -> bool:
 
 @lru_cache(maxsize=1)
 def _content(path: Path) -> Mapping[str, Any]:
-    """Return the JSON object in a file; nothing if it holds none."""
+    """Return the JSON object in a file; an empty one if it holds none."""
     if path.suffix != ".json" or not path.is_file():
         return {}
     content = json_in(path)

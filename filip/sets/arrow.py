@@ -1,4 +1,4 @@
-"""A folder that the `datasets` library saved to disk (``save_to_disk``), or its Arrow files alone."""
+"""Read a folder that the `datasets` library saved to disk (``save_to_disk``), or its Arrow files alone."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class ArrowImages(Layout):
-    """``position`` is the number of the row; the files are mapped into memory, not read."""
+    """Layout of Arrow files, mapped into memory, not read; ``position`` is the number of the row."""
 
     about = "a folder that the `datasets` library saved (dataset_info.json and .arrow files)"
     in_order = True

@@ -1,4 +1,4 @@
-"""The names that columns of images, captions and labels usually have, and the captions in a record."""
+"""Find columns of images, captions and labels by their usual names, and the captions in a record."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from filip.sets.text import decoded
 if TYPE_CHECKING:
     from filip.sets.layout import Reading
 
-# Where no column is named, the first of these that is there counts.
+# If no column is named, the first of these that exists is used.
 IMAGE_COLUMNS = (
     *("path", "image", "image_path", "img_path", "file_name", "filename", "filepath", "file", "image_file"),
     "img",
@@ -81,7 +81,7 @@ def captions_of(record: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 
 def group_of(record: Mapping[str, Any], reading: Reading, where: object) -> str | None:
-    """Return the value of the group_column as text. Raises UserError where there is no such column."""
+    """Return the value of the group_column as text. Raises UserError if that column does not exist."""
     if reading.group_column is None:
         return None
     if reading.group_column not in record:

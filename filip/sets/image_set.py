@@ -1,4 +1,4 @@
-"""A set in memory: its images, in order, each once and with all its captions; and what is not among them."""
+"""Hold a set in memory: its images in order, each once with all its captions, and what was left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Item:
 
 
 class ImageSet:
-    """The images of a set in its order. account: what is left out, and why."""
+    """Images of a set, in its order. account: what was left out, and why."""
 
     def __init__(self, reading: Reading, layout: str, items: list[Item], account: Account):
         self.reading, self.layout, self.items, self.account = reading, layout, items, account
@@ -58,7 +58,7 @@ def open_images(reading: Reading, captions: bool = True) -> ImageSet:
     """Return the images of a set.
 
     captions: leave out images that have none, and refuse a place without captions; otherwise any folder of images will
-    do. Raises UserError if there is no image, or nothing that is understood.
+    do. Raises UserError if nothing is understood, or not a single image is found.
     """
     if not reading.place.exists():
         raise UserError(nothing_at(reading.place, "give a folder or a file with images and captions"))
@@ -84,13 +84,13 @@ def _recognised(reading: Reading, captions: bool) -> tuple[str, list[Path]]:
         layout, parts = recognise(reading)
         for part in parts[:1]:
             next(iter(LAYOUTS[layout].find(part, reading)), None)
-    except UserError:  # a folder of images with a table of something else
+    except UserError:  # a folder of images with an unrelated table
         return "text_beside", [reading.place]
     return layout, parts
 
 
 def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:
-    """Say why the file of an image cannot be opened, if so."""
+    """Say why the file of an image cannot be opened; None if it can."""
     if LAYOUTS[layout].in_order:
         return None
     if not os.path.isfile(row.file):
@@ -105,9 +105,9 @@ def _unreachable(row: Row, layout: str, reading: Reading) -> str | None:
 
 
 def merged(rows: Iterable[Row]) -> list[Row]:
-    """Return one row for each image: the first of the lowest rank, with the captions of all, each once.
+    """Return one row for each image: the first row of the lowest rank, with the captions of all rows, each once.
 
-    The same as DuckDB does for ingest, where a set need not fit in memory.
+    DuckDB does the same for ingest, where a set need not fit in memory.
     """
     found: dict[tuple[str, int], list[tuple[int, Row]]] = {}
     for number, row in enumerate(rows):

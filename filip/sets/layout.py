@@ -1,6 +1,6 @@
-"""How an image-caption set lies on disk: what every layout answers, and the rows that it gives.
+"""Define a layout of an image-caption set on disk: its methods, and the rows that it yields.
 
-A layout lists its images with their captions once; their bytes are read later, by the place that is noted here.
+A layout lists its images with their captions once; their bytes are read later, from the place noted here.
 Nothing vanishes: a file, a line or a key that cannot be used is a row with the reason.
 """
 
@@ -19,10 +19,10 @@ from filip.rgb import IMAGE_FILES, OTHER_PICTURES, not_read
 from filip.sets.text import read_file
 
 FOR_TRAINING = ("train",)
-ANY = "*"  # the first split that there is
+ANY = "*"  # the first split found
 FOR_EVALUATION = ("test", "validation", ANY)
 ALL = "all"
-# The names of splits, as they stand in names of files and folders, and what `datasets` calls them.
+# Names of splits as files and folders have them, and as `datasets` calls them.
 SPLITS = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("validation", "valid", "val", "dev"), "validation"),
@@ -36,21 +36,21 @@ class Reading:
 
     place: Path  # a folder, every file of which is accounted for, or one file
     layout: str = "auto"
-    image_column: str | None = None  # of a table that names image files; None: found by its name
-    image_root: str | None = None  # folder that a list's names are relative to; None: that of the list
+    image_column: str | None = None  # the column of a table with the names of image files; None: found by its name
+    image_root: str | None = None  # folder that a list's names are relative to; None: the list's
     caption_column: str = "caption"
-    caption_columns: Sequence[str] = ()  # several, joined; instead of caption_column
+    caption_columns: Sequence[str] = ()  # several, which are joined; instead of caption_column
     group_column: str | None = None
     only: Mapping[str, str] = field(default_factory=dict)  # column: value that a row must have
-    header: bool = True  # of a CSV
-    columns: Sequence[str] = ()  # names, where there is no header
+    header: bool = True  # whether a CSV has one
+    columns: Sequence[str] = ()  # names, if the file has no header
     split: str | None = None  # the splits to take, joined by "+", or "all"; None: the first of ``prefer``
     prefer: Sequence[str] = FOR_TRAINING
     inside_only: bool = False  # links that lead out of the folder are not followed
     without: str | None = None  # absolute path of a folder that does not belong to it, such as the output
 
     def settings(self) -> list[object]:
-        """Return all but the place, as JSON has it: equal lists read equal rows."""
+        """Return all but the place, as JSON values: equal ones read equal rows."""
         return [
             *(self.layout, self.image_column, self.image_root, self.caption_column, [*self.caption_columns]),
             *(self.group_column, {**self.only}, self.header, [*self.columns], self.split, [*self.prefer]),
@@ -66,7 +66,7 @@ class Reading:
         return os.path.abspath(self.image_root or part.parent)
 
     def splits_taken(self, there: Sequence[str], where: object) -> list[str]:
-        """Return which of the splits that there are to take. Raises UserError if none fits."""
+        """Return which of the splits found are to be taken. Raises UserError if none fits."""
         found = {name: SPLITS.get(name, name) for name in there}
         if not found or self.split == ALL:
             return list(found)
@@ -92,20 +92,20 @@ class Reading:
 
 @dataclass(frozen=True)
 class Row:
-    """One image, one row of a table that names an image, or whatever cannot be used; several rows may be one image."""
+    """An image, a row of a table that names an image, or something that cannot be used; several rows may be one image."""
 
     url: str  # its name in reports, and in the column `url` of the shards
     captions: Sequence[str]
-    file: str  # that holds its bytes
-    position: int = 0  # in the file: bytes or rows, as the layout has it
+    file: str  # the file that holds its bytes
+    position: int = 0  # in the file, in bytes or rows as the layout counts
     size: int = -1  # bytes; -1: the whole file, or not known
     group: str | None = None  # value of the group_column
-    key: str | None = None  # under which a loader finds it in its tar; None: not in a tar, or not findable
+    key: str | None = None  # key by which a loader finds it in its tar; None: not in a tar, or not findable
     problem: str | None = None  # why it cannot be taken ("reason: detail")
 
     @property
     def rank(self) -> int:
-        """Of several rows of an image the first of the lowest rank counts: with captions, with a problem, with none."""
+        """Return the rank of a row; the first of the lowest counts for an image: with captions, with a problem, without both."""
         return 1 if self.problem else 0 if self.captions else 2
 
 
@@ -113,16 +113,16 @@ RANK = "CASE WHEN problem IS NOT NULL THEN 1 WHEN len(captions) > 0 THEN 0 ELSE 
 
 
 class NotUnderstoodError(UserError):
-    """A place that no layout fits."""
+    """Error for a place that no layout fits."""
 
 
 class Layout(ABC):
-    """One way in which images and captions lie on disk."""
+    """A way in which images and captions are stored on disk."""
 
-    about: str  # one line for messages: what a person has
-    in_order = False  # images lie behind each other in large files: read in their order, not shuffled
+    about: str  # a line for messages that says what a person has
+    in_order = False  # images follow each other in large files: they are read in order, not shuffled
     shard_per_file = False  # each file becomes one shard
-    suffixes: Sequence[str] = ()  # of the files that hold the images
+    suffixes: Sequence[str] = ()  # those of the files that hold the images
     companions = re.compile("$^")  # names of further files of the layout, which hold no image and no caption
 
     @abstractmethod
@@ -180,16 +180,16 @@ def split_of(path: Path, place: Path) -> str | None:
 
 
 def of_wanted_splits(paths: Sequence[Path], reading: Reading) -> list[Path]:
-    """Return the files of the splits that are asked for, and those of none."""
+    """Return the files of the requested splits, and those without a split."""
     found = {path: split_of(path, reading.place) for path in paths}
     taken = reading.splits_taken(sorted(filter(None, {*found.values()})), reading.place)
     return [path for path, split in found.items() if split is None or split in taken]
 
 
 def inside(base: str, name: str) -> tuple[str, str | None]:
-    """Return the path of ``name`` below ``base``, and what is wrong with it: a list must not name files elsewhere.
+    """Return the path of ``name`` below ``base``, and what is wrong with it, as a list must not name files elsewhere.
 
-    base: absolute, as ``os.path.abspath`` has it.
+    base: absolute, as ``os.path.abspath`` returns it.
     """
     if not name or "\0" in name:
         return "", "no_file: the list names none"
@@ -200,7 +200,7 @@ def inside(base: str, name: str) -> tuple[str, str | None]:
 
 
 class Entry(NamedTuple):
-    """A file of a folder. problem: why it must not be opened."""
+    """A file in a folder. problem: why it must not be opened."""
 
     path: Path
     problem: str | None = None
@@ -255,13 +255,13 @@ def _problem(entry: os.DirEntry[str], root: str | None) -> str | None:
         return "outside: a link out of the folder" if outside else None
     if os.path.exists(entry.path):
         return "not_a_file: a pipe, a socket or a device"
-    return None  # a link that leads nowhere: to read it says so
+    return None  # a dangling link: reading it says so
 
 
 def _is(entry: os.DirEntry[str], question: str) -> bool:
     try:
         return bool(getattr(entry, question)())
-    except OSError:  # of links in circles
+    except OSError:  # links in a circle
         return False
 
 

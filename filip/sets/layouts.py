@@ -1,4 +1,4 @@
-"""The layouts that are read: one class per layout, in the order in which they are tried.
+"""Registry of the layouts that are read: one class per layout, in the order in which they are tried.
 
 A new layout is a subclass of :class:`filip.sets.layout.Layout` and a line here.
 """
@@ -29,7 +29,7 @@ LAYOUTS: dict[str, Layout] = {
 
 
 def recognise(reading: Reading) -> tuple[str, list[Path]]:
-    """Return the name of the layout of a set, and its parts. Raises UserError where no layout fits."""
+    """Return the name of the layout of a set, and its parts. Raises UserError if no layout fits."""
     if reading.layout != "auto" and reading.layout not in LAYOUTS:
         raise UserError(f"layout is {reading.layout!r}, but must be auto or one of {', '.join(LAYOUTS)}")
     for name in LAYOUTS if reading.layout == "auto" else [reading.layout]:
@@ -40,7 +40,7 @@ def recognise(reading: Reading) -> tuple[str, list[Path]]:
 
 
 def rows_of(layout: str, part: Path | None, reading: Reading) -> Iterator[Row]:
-    """Yield the rows of one part of a set; without a part, those of the files of its folder that belong to no part."""
+    """Yield the rows of one part of a set; without a part, the rows of files that belong to none."""
     if part is not None:
         yield from LAYOUTS[layout].find(part, reading)
     elif reading.place.is_dir():

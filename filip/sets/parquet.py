@@ -1,4 +1,4 @@
-"""Parquet whose rows hold the images themselves, as Hugging Face data sets have it: bytes, or {bytes, path}."""
+"""Read Parquet whose rows hold the images themselves, as Hugging Face data sets do: bytes, or {bytes, path}."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ParquetImages(Layout):
-    """``position`` is the number of the row; a row group is read once for all its images."""
+    """Layout of such Parquet files; ``position`` is the row number, and a row group is read once for all its images."""
 
     about = "Parquet with the images' bytes in a column (Hugging Face)"
     in_order = True
@@ -89,7 +89,7 @@ def found_in(
 
 
 def image_bytes_column(path: Path) -> str | None:
-    """Return the column of a Parquet file that holds images as bytes; None if there is none, or no Parquet."""
+    """Return the column of a Parquet file that holds images as bytes; None if it has none, or is not Parquet."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -115,7 +115,7 @@ def bytes_column(schema: pa.Schema) -> str | None:
 def image_bytes(column: pa.Array | pa.ChunkedArray, row: int, folder: Path) -> bytes:
     """Return the bytes of one row of such a column, or of the file below ``folder`` that it names.
 
-    Raises FileNotFoundError where it has neither.
+    Raises FileNotFoundError if it has neither.
     """
     value: Any = column[row].as_py()
     path = None

@@ -1,4 +1,4 @@
-"""The files that belong to one image, in a folder or in a tar: which captions they hold."""
+"""Read the captions in the files that belong to one image, in a folder or in a tar."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ def captions_in(
 ) -> tuple[list[str], str | None, str | None]:
     """Return the captions of an image, its group and what is wrong with its texts.
 
-    files: what reads the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record that has the
+    files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record that has the
     caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then count
-    the lines of all texts, without those that are there twice; at last, other usual keys of the record.
+    the lines of all texts, without repetitions; finally, other usual keys of the record.
     """
     record: dict[str, Any] = {}
     problem = None
@@ -62,7 +62,7 @@ def lines_of(data: bytes) -> list[str] | None:
 
 
 def _record(data: bytes) -> dict[str, Any] | None:
-    """Return the object in a JSON; a list is one of captions."""
+    """Return the object in a JSON; a list is taken as captions."""
     try:
         record = json.loads(decoded(data) or "")
     except (ValueError, RecursionError):

@@ -1,4 +1,4 @@
-"""A folder of images and a table of paths and captions, or the table alone."""
+"""Read a folder of images and a table of paths and captions, or the table alone."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ USUAL = (
     "captions",
     "annotations",
     "labels",
-)  # of several tables in a folder, the one of such a name
+)  # if a folder has several tables, the one with such a name counts
 
 
 class Listed(Layout):
-    """A list of images, given alone or with the folder that it is in; names are relative to its folder."""
+    """Layout of a list of images, given alone or with its folder, to which the names are relative."""
 
     def lists(self, reading: Reading) -> list[Path]:
         """Return the lists of this layout in a folder."""
@@ -61,7 +61,7 @@ class Listed(Layout):
 
 
 class Table(Listed):
-    """Rows that name the same image are one image with several captions."""
+    """Layout of a table, in which rows that name the same image are one image with several captions."""
 
     about = "a folder of images with a table (CSV, TSV, JSON lines, Parquet) of path and caption"
 

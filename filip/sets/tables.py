@@ -1,6 +1,6 @@
-"""Rows of a table, one after the other: CSV, TSV, JSON lines (plain or packed), a list in JSON, Parquet.
+"""Read the rows of a table, one after the other: CSV, TSV, JSON lines (plain or compressed), a list in JSON, Parquet.
 
-A line that cannot be read is a :class:`Broken` row: what comes in is what goes out. Memory is bounded by the longest
+A line that cannot be read is a :class:`Broken` row, so that nothing is lost silently. Memory is bounded by the longest
 row, except for JSON, which is read whole.
 """
 
@@ -25,8 +25,8 @@ from filip.sets.text import Line, NotAFileError, decoded, lines, read_file
 PLAIN = (".csv", ".tsv", ".jsonl", ".jsonlines", ".ndjson", ".parquet")
 PACKED = (".gz", ".zst", ".bz2")
 SUFFIXES = (*PLAIN, *(table + packed for table in PLAIN[:-1] for packed in PACKED))
-LOOKED_AT = 1000  # lines of JSON whose keys are the columns
-LONGEST_RECORD = 100  # lines of a quoted cell
+LOOKED_AT = 1000  # the keys in this many lines of JSON are the columns
+LONGEST_RECORD = 100  # maximum lines of a quoted cell
 csv.field_size_limit(10_000_000)
 
 
@@ -44,7 +44,7 @@ Record = dict[str, Any]
 
 @dataclass
 class Rows:
-    """The rows of a table, to be gone through once, and the names of its columns."""
+    """Rows of a table, to be iterated over once, and the names of its columns."""
 
     names: list[str]
     rows: Iterator[tuple[int, Record] | Broken]  # with the number of the line or row, from 1
@@ -93,7 +93,7 @@ def _opened(path: Path) -> BinaryIO:
 
 
 def _lines(stream: BinaryIO) -> Iterator[Line]:
-    """Yield the lines, and at the end of a packed file that is cut off a line that says so."""
+    """Yield the lines; if a compressed file is cut off, the last one says so."""
     number = 0
     try:
         with stream:
@@ -104,7 +104,7 @@ def _lines(stream: BinaryIO) -> Iterator[Line]:
         if getattr(error, "errno", None) is not None:
             raise
         yield Line(
-            number + 1, None, f"the file is cut off or damaged here, and what comes after is lost ({error})"
+            number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})"
         )
 
 
@@ -131,7 +131,7 @@ def _csv(path: Path, stream: BinaryIO, kind: str, header: bool, names: Sequence[
 
 
 def _delimiter(first: str, kind: str, columns: int) -> str:
-    """Return what separates the columns: a comma, or what Excel writes where the comma is decimal.
+    """Return the separator of the columns: a comma, or what Excel writes where the comma is decimal.
 
     columns: how many there are, if the first line does not name them.
     """
@@ -143,7 +143,7 @@ def _delimiter(first: str, kind: str, columns: int) -> str:
 
 
 def _records(source: Iterator[Line], delimiter: str) -> Iterator[tuple[int, list[str]] | Broken]:
-    """Yield the cells of each row; a quoted cell may have several lines. An open quote costs its line alone."""
+    """Yield the cells of each row; a quoted cell may have several lines. An open quote costs only its line."""
     ahead: deque[Line] = deque()
     while True:
         line = ahead.popleft() if ahead else next(source, None)
@@ -210,7 +210,7 @@ def json_in(path: Path) -> Any:
     try:
         text = decoded(read_file(path))
         if text is None:
-            raise ValueError("its bytes are no text")
+            raise ValueError("its bytes are not text")
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON ({first_line(error)}); JSON lines end in .jsonl") from error
@@ -240,7 +240,7 @@ def _json_lines(stream: BinaryIO) -> Iterator[tuple[int, Record] | Broken]:
 
 
 def _numbered(found: Iterator[tuple[int, Record] | Broken]) -> Rows:
-    """Return the rows with the keys of the first of them as columns."""
+    """Return the rows, with the keys of the first ones as columns."""
     start = list(islice(found, LOOKED_AT))
     keys: dict[str, None] = {}
     for row in start:
@@ -264,7 +264,7 @@ def _parquet(path: Path) -> Rows:
 
 
 def parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[tuple[int, Record] | Broken]:
-    """Yield the rows of a Parquet file with these columns; those that lie on a damaged page are broken."""
+    """Yield the rows of a Parquet file with these columns; those on a damaged page are broken."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

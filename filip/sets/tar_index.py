@@ -1,4 +1,4 @@
-"""Where each file of a tar lies, from its headers alone."""
+"""Find where each file of a tar lies, from its headers alone."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from pathlib import Path
 from typing import NamedTuple
 
 _BLOCK = 512
-IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # of the images in a shard, lower case
+IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")  # suffixes of the images in a shard, lower case
 
 
 class Member(NamedTuple):
     """A regular file inside a tar."""
 
     name: str
-    offset: int  # of its first byte, from the start of the tar
+    offset: int  # its first byte, from the start of the tar
     size: int  # bytes
 
 
@@ -27,10 +27,10 @@ def split_key(name: str) -> tuple[str, str]:
 
 
 def scan_tar(path: str | Path) -> tuple[list[Member], str | None]:
-    """All complete regular files of a tar, in order, and what is wrong with it.
+    """Return all complete regular files of a tar, in order, and what is wrong with it.
 
     The defect is None, ``empty``, ``unreadable``, ``truncated`` (the last file is cut off and left out, or
-    the end mark is missing) or ``corrupt`` (no header where one should be). Some ten times as fast as
+    the end mark is missing) or ``corrupt`` (no header where one should be). It is some ten times as fast as
     ``tarfile``.
     """
     members: list[Member] = []

@@ -1,6 +1,6 @@
-"""Webdataset tars, img2dataset's, open_clip's, CLIP_benchmark's or others': image and caption share a key.
+"""Read webdataset tars (img2dataset's, open_clip's, CLIP_benchmark's or others'), where image and caption share a key.
 
-The key of a member is its name up to a dot: to the first, as webdataset has it (``0001.image.jpg`` and
+The key of a member is its name up to a dot: to the first, as in webdataset (``0001.image.jpg`` and
 ``0001.caption.txt``), or to the last where names have dots in them (``photo.v2.jpg`` and ``photo.v2.txt``).
 """
 
@@ -21,14 +21,14 @@ from filip.sets.tar_index import IMAGE_SUFFIXES, Member, scan_tar, split_key
 
 
 class Sample(NamedTuple):
-    """The files of one key."""
+    """Files of one key."""
 
     key: str
     files: list[tuple[str, Member]]  # suffix (lower case) and member
 
 
 class Tars(Layout):
-    """``position`` and ``size`` are those of the image inside the tar, which is never unpacked."""
+    """Layout of tars, which are never unpacked; ``position`` and ``size`` are those of the image inside the tar."""
 
     about = "webdataset tars: KEY.jpg with KEY.txt or KEY.json"
     in_order = True
@@ -48,7 +48,7 @@ class Tars(Layout):
         members, defect = scan_tar(part)
         file, name = os.path.abspath(part), reading.name_of(part)
         if defect:
-            yield Row(name, [], file, -1, problem=f"tar_{defect}: what comes after is lost")
+            yield Row(name, [], file, -1, problem=f"tar_{defect}: the rest is lost")
         with open(part, "rb") as tar:
             for whole in samples_of(members):
                 if whole.key == "":
@@ -106,7 +106,7 @@ def samples_of(members: list[Member]) -> list[Sample]:
 
 
 def _split_by_last_dot(whole: Sample) -> list[Sample]:
-    """Return several samples where webdataset's rule takes names with dots for one; else the sample itself."""
+    """Return several samples if webdataset's rule mistook names with dots for one; else the sample itself."""
     if not any("." in suffix for suffix, _ in whole.files):
         return [whole]
     files: dict[str, list[tuple[str, Member]]] = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Text files of other people: UTF-8, UTF-16, or what Windows wrote; never a guess from damaged bytes."""
+"""Read text files of other people: UTF-8, UTF-16, or what Windows wrote; never a guess from damaged bytes."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ DAMAGED = "\ufffd"
 
 
 class NotAFileError(OSError):
-    """A pipe, a socket or a device where a file should be: to open it may take for ever."""
+    """Error for a pipe, a socket or a device instead of a file: opening it may block for ever."""
 
 
 class Line(NamedTuple):
-    """One line of a file, without its end. text: None if it cannot be read, and ``problem`` says why."""
+    """A line of a file, without its end. text: None if it cannot be read, and ``problem`` says why."""
 
     number: int
     text: str | None
@@ -45,7 +45,7 @@ def read_file(path: str | Path, offset: int = 0, size: int = -1) -> bytes:
 
 
 def decoded(data: bytes) -> str | None:
-    """Return the text in some bytes; None if they are no text, or a damaged one."""
+    """Return the text in some bytes; None if they are not text, or are damaged."""
     encoding = _wide(data)
     if encoding:
         text = data.decode(encoding, "replace").removeprefix("\ufeff")
@@ -60,7 +60,7 @@ def _narrow(data: bytes) -> str | None:
     except UnicodeDecodeError:
         pass
     kept = data.decode("utf-8", "ignore")
-    if not kept.isascii():  # UTF-8 with bytes missing
+    if not kept.isascii():  # UTF-8 with missing bytes
         return None
     try:
         text = data.decode("cp1252")
@@ -70,7 +70,7 @@ def _narrow(data: bytes) -> str | None:
 
 
 def _wide(data: bytes) -> str | None:
-    """Return the encoding of text in UTF-16 or UTF-32: by its mark, or by every second byte's being zero."""
+    """Return the encoding of text in UTF-16 or UTF-32: by its mark, or by zeros in every second byte."""
     for mark, encoding in _BOMS[1:]:
         if data.startswith(mark):
             return encoding
@@ -83,9 +83,9 @@ def _wide(data: bytes) -> str | None:
 
 
 def lines(stream: BinaryIO) -> Iterator[Line]:
-    """Yield the lines of a text file of any of these encodings; each is decoded alone, so that one costs only itself.
+    """Yield the lines of a text file of any of these encodings; each is decoded alone, so that a bad one costs only itself.
 
-    Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a packed file that is
+    Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a compressed file that is
     cut off).
     """
     buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]

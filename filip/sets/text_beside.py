@@ -1,4 +1,4 @@
-"""A folder of images, each with its captions in a text of its name: ``a.jpg`` and ``a.txt`` or ``a.jpg.caption``."""
+"""Read a folder of images, each with its captions in a text of the same name: ``a.txt`` or ``a.jpg.caption``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from filip.sets.text import NotAFileError, read_file
 
 
 class TextBeside(Layout):
-    """Every line of a text is a caption."""
+    """Layout in which every line of an image's text is a caption."""
 
     about = "a folder of images, each with a .txt of the same name"
 
@@ -26,7 +26,7 @@ class TextBeside(Layout):
             pictures, texts = _sorted_out(entries)
             own = [_belonging(path, texts) for path in pictures if is_picture(path)]
             if any(suffix.endswith(CAPTION_SUFFIXES) for found in own for suffix in found):
-                return [reading.place]  # records alone may be of anything
+                return [reading.place]  # records without texts may describe anything
         return []
 
     def find(self, part: Path, reading: Reading) -> Iterator[Row]:
@@ -41,11 +41,11 @@ class TextBeside(Layout):
                 if path in pictures or path.name in used:
                     continue
                 if problem is None and path.name in texts:
-                    problem = "no_image: a text without a picture of its name"
+                    problem = "no_image: a text without a picture of the same name"
                 yield unused(path, reading, problem)
 
     def rest(self, reading: Reading, parts: object) -> Iterator[Row]:
-        yield from ()  # find has gone through all
+        yield from ()  # find has yielded all of them
 
 
 def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:
@@ -56,7 +56,7 @@ def _folders(reading: Reading) -> Iterator[tuple[Path, list[Entry]]]:
 
 
 def _sorted_out(entries: list[Entry]) -> tuple[dict[Path, None], dict[str, Path]]:
-    """Return the pictures (also those that are not read), and the texts by their names."""
+    """Return the pictures (also in formats that are not read), and the texts by their names."""
     pictures: dict[Path, None] = {}
     texts: dict[str, Path] = {}
     for path, problem in entries:

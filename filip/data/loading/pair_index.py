@@ -236,7 +236,7 @@ class ShardCaptions:
         return self.keys[row].as_py()
 
     def texts(self, row: int, draw: float, translated: bool, count: int = 1) -> list[str]:
-        """``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), translations included or not.
+        """``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), with translations or without.
 
         After the last comes the first; a row that has fewer gives some of them again.
         """
