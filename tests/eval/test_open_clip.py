@@ -10,7 +10,7 @@ import pytest
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
-from filip.eval.open_clip_encoder import activation_of
+from filip.eval.encoders.open_clip import activation_of
 from filip.eval.zero_shot import ZeroShot, main
 from tests.eval.miniature import ARCHITECTURE, write_open_clip, write_webdataset
 

@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields
 from typing import Any
 
 from filip.errors import UserError, first_line
-from filip.eval.open_clip_encoder import activation_of, split_name
+from filip.eval.encoders.open_clip import activation_of, split_name
 from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.models.open_clip_names import from_open_clip as state_from_open_clip
 from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation

@@ -99,23 +99,23 @@ class Backend:
 
 BACKENDS = {
     "open_clip": Backend(
-        "filip.eval.open_clip_encoder",
+        "filip.eval.encoders.open_clip",
         "OpenClipEncoder",
         "open_clip:ARCHITECTURE[:TAG], open_clip:ARCHITECTURE:FILE:ACTIVATION, open_clip:local-dir:FOLDER or "
         "open_clip:hf-hub:OWNER/NAME",
     ),
     "hf": Backend(
-        "filip.eval.hugging_face_encoder",
+        "filip.eval.encoders.hugging_face",
         "HuggingFaceEncoder",
         "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, SigLIP 2)",
     ),
     "mv": Backend(
-        "filip.eval.multi_vector_encoder",
+        "filip.eval.encoders.multi_vector",
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
     "onnx": Backend(
-        "filip.eval.onnx_encoder",
+        "filip.eval.encoders.onnx",
         "OnnxEncoder",
         "onnx:FOLDER[:fp16|:int8] (what filip export to=onnx wrote)",
     ),

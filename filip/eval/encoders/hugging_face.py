@@ -12,7 +12,7 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.encoders import Loading
-from filip.eval.two_tower import TwoTowerEncoder, one_by_one, readable_token
+from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one, readable_token
 from filip.hub import hub_asked
 
 KINDS = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer
