@@ -38,7 +38,7 @@ PLACES = {
     "translate": ("filip.data.translate", "", ""),
     "feature maps": ("filip.train", "logs/train/*.log", "feature maps:"),
     "training": ("filip.train", "logs/train/*.log", "training:"),
-    "evaluation": ("filip.eval.", "", ""),
+    "evaluation": ("filip.eval", "", ""),
     "report": ("filip.report.", "", ""),
 }
 SIGNALS = {

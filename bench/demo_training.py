@@ -21,9 +21,10 @@ from filip.command import compose_config, option
 from filip.data.loading.config import StreamConfig
 from filip.data.loading.loader import build_loader
 from filip.eval.cards import load_card
+from filip.eval.context import Context
 from filip.eval.encoders import FilipEncoder
 from filip.eval.prompts import Prompt
-from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.protocols.retrieval import retrieval_benchmark
 from filip.eval.scorer import Scorer, Texts, TokenScorer, scorer_for
 from filip.interaction import Similarity, TokenChoice, select_tokens
 from filip.progress import say
@@ -99,7 +100,7 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
 def recall_of(scorer: Scorer, study: Study) -> dict[str, float]:
     """R@1 and R@10 both ways, in percent, of bare captions."""
     bare = (Prompt("", ""), Prompt("", ""))
-    found = retrieval_benchmark(scorer, load_card(study.card), study.root, bare, Retrieval())
+    found = retrieval_benchmark(scorer, load_card(study.card), bare, context=Context(study.root))
     return {f"{way} {r}": 100 * found[way][r] for way in ("i2t", "t2i") for r in ("r1", "r10")}
 
 

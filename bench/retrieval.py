@@ -17,7 +17,7 @@ import torch.nn.functional as F
 
 from bench.zero_shot import product_alone
 from filip.device import peak_memory_mb
-from filip.eval.retrieval import recalls
+from filip.eval.protocols.retrieval import recalls
 from filip.interaction import Similarity, score
 from filip.progress import Progress
 

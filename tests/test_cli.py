@@ -92,7 +92,7 @@ def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
             choose(typed, commands())
     with pytest.raises(UserError, match="`filip` lists all commands"):
         choose(["xyzzy"], commands())
-    assert choose(["eval", "zero-shot", "model=m"], commands())[0].module == "filip.eval.zero_shot"
+    assert choose(["data", "text-rules", "list=l"], commands())[0].module == "filip.data.text_rules"
 
 
 @pytest.mark.parametrize(

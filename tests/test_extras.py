@@ -159,8 +159,8 @@ def test_a_command_starts_with_the_core_and_its_extra(command) -> None:
         ("filip.api", ()),
         ("filip.models", ()),
         ("filip.interaction", ()),
-        ("filip.eval.zero_shot", ()),
-        ("filip.eval.retrieval", ()),
+        ("filip.eval.protocols.zero_shot", ()),
+        ("filip.eval.protocols.retrieval", ()),
         ("filip.study", ("workflow",)),  # what the Snakefile imports
     ],
 )

@@ -87,7 +87,7 @@ def test_the_wheel_works_from_an_empty_folder(python: Path, tmp_path: Path) -> N
 
     where = run(python, "-c", "import filip; print(filip.__file__, filip.__version__)", cwd=empty)
     assert Path(where.split()[0]).is_relative_to(python.parents[1]) and where.split()[1] == filip.__version__
-    assert "eval zero_shot" in run(python.parent / "filip", "--help", cwd=empty)
+    assert "eval picture" in run(python.parent / "filip", "--help", cwd=empty)
 
     program = f"""
 from filip import load
@@ -98,11 +98,11 @@ print(*found.i2t.shape, *found.t2i.shape, len(model.align({str(tmp_path / "image
     assert run(python, "-c", program, cwd=empty) == "1 3 1 3 4\n"
 
     run(
-        *(python.parent / "filip", "eval", "zero_shot", f"model={tmp_path}/tiny.safetensors"),
-        *(f"root={tmp_path}/sets", "cards=[cifar10]", "loader=webdataset", f"out={tmp_path}/zero_shot.json"),
+        *(python.parent / "filip", "eval", "protocols=[zero_shot]", f"model={tmp_path}/tiny.safetensors"),
+        *(f"root={tmp_path}/sets", "data=[cifar10]", "loader=webdataset", f"out={tmp_path}/zero_shot.json"),
         cwd=empty,
     )
-    assert json.loads((tmp_path / "zero_shot.json").read_text())["tasks"]["cifar10"]["n"] == 20
+    assert json.loads((tmp_path / "zero_shot.json").read_text())["benchmarks"]["cifar10"]["n"] == 20
 
     plan = run(python, "-m", "filip.train.plan", "experiment=demo", "ranks=[2]", cwd=empty)
     assert "parameters" in plan and "ZeRO" in plan

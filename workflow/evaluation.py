@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from filip.eval.cards import load_card
-from filip.study import PROTOCOLS, Study
+from filip.study import Study
 from filip.study.evaluation import evaluation_options
 
-DRAWS = "alignment"  # the protocol that also draws a sheet of all its cards, and so is one job in any case
+# The arguments of an evaluation that the picture of an alignment has too.
+OF_A_SHEET = ("model", "root", "data", "missing", "prompts", "image_size", "precision", "tokens", "device")
 
 
 class StudyEvaluations(Study):
@@ -44,19 +45,11 @@ class StudyEvaluations(Study):
 
     def job(self, protocol: str) -> str:
         """The result of a job below ``eval/``, without its suffix: a pattern of wildcards."""
-        return f"{{run}}/{protocol}/{{card}}" if self._splits(protocol) else f"{{run}}/{protocol}"
+        return f"{{run}}/{protocol}/{{card}}" if self.per_card else f"{{run}}/{protocol}"
 
     def job_log(self, protocol: str) -> str:
         """The log of a job below ``logs/`` and its times below ``benchmarks/``, as ``job``."""
-        return f"{protocol}/{{run}}/{{card}}" if self._splits(protocol) else f"{protocol}/{{run}}"
-
-    def _splits(self, protocol: str) -> bool:
-        return self.per_card and protocol != DRAWS
-
-    @property
-    def split_protocols(self) -> list[str]:
-        """The protocols whose results are put together from those of single cards."""
-        return [name for name in PROTOCOLS if self._splits(name)]
+        return f"{protocol}/{{run}}/{{card}}" if self.per_card else f"{protocol}/{{run}}"
 
     def parts(self, run: str, protocol: str) -> list[str]:
         """The results of a run on the single cards of a protocol, in the order of the study."""
@@ -85,7 +78,7 @@ class StudyEvaluations(Study):
         return partial(getattr(self, what), protocol)
 
     def _names(self, protocol: str, wildcards: Any) -> list[str]:
-        return [wildcards.card] if self._splits(protocol) else self.benchmarks(protocol)
+        return [wildcards.card] if self.per_card else self.benchmarks(protocol)
 
     def data_of(self, name: str) -> Path | None:
         """Where the data of a card are that a job per card may find missing; None if there is no such place."""
@@ -104,20 +97,26 @@ class StudyEvaluations(Study):
     # ---- command lines -------------------------------------------------------------------------------
 
     def evaluation_arguments(self, model: str, protocol: str, names: list[str] | None = None) -> str:
-        """What a protocol's command is given of the study, for a shell: model, root, cards and options.
+        """What ``filip eval`` is given of the study for a protocol, for a shell: model, root, cards and options.
 
         names: of the cards; None: all of the protocol.
         """
         loaders = self.evaluation.get("loaders", {})
         names = self.benchmarks(protocol) if names is None else names
         cards = [f"eval/{name}.yaml" + (f"@{loaders[name]}" if name in loaders else "") for name in names]
-        given = {"model": self.model(model), "root": self.evaluation["root"], "cards": f"[{','.join(cards)}]"}
+        given = {"protocols": f"[{protocol}]", "model": self.model(model), "root": self.evaluation["root"]}
+        given["data"] = f"[{','.join(cards)}]"
         if protocol == "retrieval" and model in self.fine_tunes:
-            given["fine_tuned_on"] = self.fine_tunes[model]["source"]
+            given["retrieval.fine_tuned_on"] = self.fine_tunes[model]["source"]
         if self.per_card:
             given["missing"] = "skip"
         options = evaluation_options(self.config, model, protocol)
         return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
+
+    def sheet_arguments(self, wildcards: Any) -> str:
+        """What draws the alignment sheet of a run, for a shell: the model as the protocol has it, the same cards."""
+        given = shlex.split(self.evaluation_arguments(wildcards.run, "alignment"))
+        return shlex.join(argument for argument in given if argument.split("=", 1)[0] in OF_A_SHEET)
 
     def prompt_file(self, model: str, protocol: str) -> list[str]:
         """The file of prompts that an evaluation reads; none if it reads none, or the prompt is on its command line."""

@@ -70,8 +70,8 @@ def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
 def recalls(place: Place, model: Path, device: str) -> dict[str, float]:
     """R@1 in percent, by the evaluation command."""
     out = place.folder / "retrieval.json"
-    command = [sys.executable, "-m", "filip.eval.retrieval", f"model={model}", f"device={device}",
-               f"root={DEMO}/corpus/eval", f"cards=[{CARD}]", f"out={out}"]  # fmt: skip
+    command = [sys.executable, "-m", "filip.eval", "protocols=[retrieval]", f"model={model}", f"device={device}",
+               f"root={DEMO}/corpus/eval", f"data=[{CARD}]", f"out={out}"]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr.strip().splitlines()[-1])

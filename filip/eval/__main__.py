@@ -3,137 +3,190 @@
     filip eval model=filip.safetensors data=pictures                  # a folder of classes
     filip eval model=hf:openai/clip-vit-base-patch32 data=pairs.csv   # columns image and caption
     filip eval model=filip.safetensors data=[cifar10,flickr30k,sugar_crepe_swap_att] root=/data/benchmarks
+    filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.shortlist=100 out=retrieval.json
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
-outcome of each image beside them; what is there already, for the same model and settings, is not run again.
+outcome of each image beside them; what is there already, for the same model and settings, is not run again. With
+``out=FILE.json`` all benchmarks of one protocol stand in one file.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import re
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, make_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from filip.command import MISSING, option, run_command
+import torch.distributed as dist
+
+from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
+from filip.eval.context import PROMPTS, Context
 from filip.eval.encoders import Encoder
+from filip.eval.evaluation import evaluate, settings_of
 from filip.eval.features import ShardEncodedError, read_shard
-from filip.eval.opening import MISSING_SETS, check_sets
-from filip.eval.options import FEATURES, FEATURES_GB, ModelOptions, result_header, store_of
-from filip.eval.outcomes import Record, outcomes_file, write_outcomes
-from filip.eval.own_data import cards_of
-from filip.eval.protocols import IN_PARTS, PROTOCOLS, UNASKED, Settings
+from filip.eval.opening import check_sets
+from filip.eval.options import DataOptions, ModelOptions, result_header, store_of
+from filip.eval.outcomes import outcomes_file, write_outcomes
+from filip.eval.protocols import protocol_of, protocols
+from filip.eval.sharing import Share, launched
 from filip.eval.table import as_text, measures
-from filip.eval.zero_shot import ENSEMBLES
-from filip.files import write_json
+from filip.files import check_output, write_json
 from filip.progress import say
 
 
 @dataclass
-class Evaluation(ModelOptions):
-    data: list[str] = option(
-        MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]"
+class EvaluationOptions(DataOptions, ModelOptions):
+    out: str = option(
+        "",
+        "folder for the results, results/eval/<model> if empty; or FILE.json for all benchmarks of one protocol",
     )
-    root: str = option(".", "folder below which the data sets of cards lie")
-    out: str = option("", "folder for the results; results/eval/<model> if empty", writes="folder")
     protocols: list[str] = option(
-        list(UNASKED),
-        "of those that fit the data; add linear_probe to fit classifiers",
-        choices=tuple(PROTOCOLS),
+        [name for name, protocol in protocols().items() if not protocol.on_request],
+        f"of those that fit the data; on request also "
+        f"{' and '.join(name for name, protocol in protocols().items() if protocol.on_request)}",
+        choices=tuple(protocols()),
     )
-    prompts: str = option("eval/prompts.yaml", "prompt ensembles, or one prompt such as 'a photo of a {c}.'")
-    ensemble: str = option(
-        "score",
-        "score: mean of scores over prompts; embedding: mean vector (pooled models)",
-        choices=ENSEMBLES,
-    )
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
-    missing: str = option(
-        "stop", "a data set that is not there: stop; or skip: evaluate the others", choices=MISSING_SETS
-    )
+    run: str = option("", "name of the run in the results; the model file's name if empty")
+    prompts: str = option(PROMPTS, "prompt file, or one prompt such as 'a photo of a {c}.'")
     batch_size: int = option(64, "images at a time", at_least=1)
     workers: int = option(0, "processes that decode images", at_least=0)
-    features: str = option("", FEATURES, writes="folder")
+    features: str = option(
+        "",
+        "folder that keeps image features, so that no image is encoded twice by a model; empty: none",
+        writes="folder",
+    )
     features_gb: float = option(
-        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed", at_least=0
+        50.0, "what that folder may hold; the sets used longest ago are removed", at_least=0
     )
     shard: str = option(
         "", "encode this part of the images only, e.g. 3/8, into features=; then run without it"
     )
     overwrite: bool = option(False, "run again what is there already")
 
+    @property
+    def one_file(self) -> bool:
+        """Whether the results of all benchmarks go into one file."""
+        return self.out.endswith(".json")
 
-def main(config: Evaluation) -> None:
+    @property
+    def place(self) -> Path:
+        """The file or the folder of the results."""
+        return Path(self.out or Path("results") / "eval" / model_name(self))
+
+    def context(self, encoder: Encoder, share: Share) -> Context:
+        """What the protocols share."""
+        store = store_of(self, encoder, self.features, self.features_gb, self.shard)
+        return Context(self.root, self.prompts, self.batch_size, self.workers, store, share)
+
+    def settings(self, protocol: str) -> Any:
+        """The settings of a protocol; one that has any has an option of its name."""
+        return getattr(self, protocol, None) or protocol_of(protocol).settings()
+
+
+Evaluation = make_dataclass(
+    "Evaluation",
+    [
+        (name, protocol.settings, option(protocol.settings(), f"settings of the protocol {name}"))
+        for name, protocol in protocols().items()
+        if fields(protocol.settings)
+    ],
+    bases=(EvaluationOptions,),
+)
+
+
+class Job(NamedTuple):
+    """A result file that is to be written."""
+
+    protocol: str
+    cards: list[BenchmarkCard]
+    file: Path
+
+
+def main(config: EvaluationOptions) -> None:
     """Evaluate a model on data of your own or on benchmarks: every protocol that fits, and one table."""
-    settings = Settings(config.root, config.prompts, config.ensemble, config.batch_size, config.workers)
-    if config.shard:
-        read_shard(config.shard)
-        if unfit := [name for name in config.protocols if name not in IN_PARTS]:
-            config.protocols = [name for name in config.protocols if name in IN_PARTS]
-            say(
-                f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard="
-            )
-    jobs = planned(config)
-    out = Path(config.out or Path("results") / "eval" / model_name(config))
-    encoder: Encoder | None = None
-    results: list[dict[str, Any]] = []
-    for protocol, card in jobs:
-        file = out / protocol / f"{card.name}.json"
-        request = _request(config, settings, card)
-        if not config.overwrite and (found := _done(file, request)) is not None:
-            say(f"{file}: done before")
-            results.append(found)
-            continue
-        if encoder is None:
-            encoder = config.encoder()
-            store = store_of(config, encoder, config.features, config.features_gb, config.shard)
-            settings = replace(settings, store=store)
-        record: Record = {}
-        try:
-            numbers = PROTOCOLS[protocol].run(encoder, card, settings, record)
-        except ShardEncodedError:
-            continue
-        result = {
-            **result_header(config, encoder),
-            "protocol": protocol,
-            "request": request,
-            "ensemble": config.ensemble,
-            "prompt_file": config.prompts,
-            PROTOCOLS[protocol].key: {card.name: numbers},
-        }
-        write_outcomes(file, record)
-        write_json(file, result)
-        results.append(json.loads(file.read_text(encoding="utf-8")))
-    if config.shard:
+    share = launched()
+    with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
+        jobs, skipped = planned(config)
+        # A file that the first process has just written is not there for the others.
+        reused: list[dict[str, Any] | None] = share.exchange([_reused(config, job) for job in jobs])[0]
+        results = _run(config, jobs, reused, skipped)
+    if share.rank == 0 and config.shard:
         print(f"part {config.shard} is in {config.features}; run the same without shard= when all parts are")
-        return
-    print(as_text([row for result in results for row in measures(result)]))
-    print(f"\nresults: {out}")
+    elif share.rank == 0:
+        print(as_text([row for result in results for row in measures(result)]))
+        print(f"\nresults: {config.place}")
+    if share.ranks > 1:
+        dist.barrier()
 
 
-def planned(config: Evaluation) -> list[tuple[str, BenchmarkCard]]:
-    """(protocol, card) for all that fits. Opens each data set, so that a mistake stops before the first image.
+def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
+    """(the result files to write, why a data set is left out). Opens each data set, so that a mistake stops now.
 
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
     """
-    cards = [card for data in config.data for card in cards_of(data, config.loader)]
-    names = [card.name for card in cards]
-    if twice := [name for name in names if names.count(name) > 1]:
+    check_output("out", config.out, "file" if config.one_file else "folder")
+    if config.one_file and len(config.protocols) != 1:
         raise UserError(
-            f"data: two data sets are called {twice[0]!r}, and results are kept by name; rename one"
+            f"out={config.out} is one file, for one protocol: give one, e.g. protocols=[retrieval], or a folder as out="
         )
-    jobs = [(name, card) for card in cards for name in config.protocols if PROTOCOLS[name].kind == card.kind]
-    if not jobs:
-        raise UserError(
-            f"data: none of the protocols {', '.join(config.protocols)} fits {', '.join(names) or 'nothing'}"
+    read_shard(config.shard)
+    chosen = {name: protocol_of(name) for name in config.protocols}
+    cards = config.cards(kinds={kind for protocol in chosen.values() for kind in protocol.kinds})
+    if config.shard and (unfit := [name for name, protocol in chosen.items() if not protocol.in_parts]):
+        chosen = {name: protocol for name, protocol in chosen.items() if protocol.in_parts}
+        say(
+            f"shard={config.shard}: {', '.join(unfit)} keep no features; they are left to the run without shard="
         )
-    there, _ = check_sets(cards, config.root, config.missing)
+    there, skipped = check_sets(cards, config.root, config.missing)
+    if config.one_file:
+        return [Job(name, there, Path(config.out)) for name in chosen], skipped
     if not there:
-        raise UserError(f"data: none of {', '.join(names)} is there")
-    return [(protocol, card) for protocol, card in jobs if card in there]
+        raise UserError(f"data: none of {', '.join(card.name for card in cards)} is there")
+    return [
+        Job(name, [card], config.place / name / f"{card.name}.json")
+        for card in there
+        for name, protocol in chosen.items()
+        if card.kind in protocol.kinds
+    ], skipped
+
+
+def _run(
+    config: EvaluationOptions,
+    jobs: list[Job],
+    reused: list[dict[str, Any] | None],
+    skipped: dict[str, str],
+) -> list[dict[str, Any]]:
+    """What all result files say. The first process of several writes them."""
+    share = launched()
+    encoder: Encoder | None = None
+    results = []
+    for job, done in zip(jobs, reused, strict=True):
+        if done is not None:
+            say(f"{job.file}: done before")
+            results.append(done)
+            continue
+        if encoder is None:
+            encoder = config.encoder()
+            context = config.context(encoder, share)
+        try:
+            found, record = evaluate(job.protocol, encoder, job.cards, context, config.settings(job.protocol))
+        except ShardEncodedError:
+            continue
+        result = result_header(config, encoder, config.run) | found
+        if config.one_file and skipped:
+            result["skipped"] = skipped
+        if not config.one_file:
+            result["requests"] = _requests(config, job)
+        if share.rank == 0:
+            write_outcomes(job.file, record)
+            write_json(job.file, result)
+        results.append(result)
+    return results
 
 
 def model_name(config: ModelOptions) -> str:
@@ -145,24 +198,29 @@ def model_name(config: ModelOptions) -> str:
     return re.sub(r"[^\w.-]+", "_", name).strip("_")
 
 
-def _request(config: Evaluation, settings: Settings, card: BenchmarkCard) -> dict[str, Any]:
-    """What a result depends on; a result with another request is not taken for this one's."""
+def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
+    """What the results of a job depend on, by benchmark; one with another request is not taken for this one's."""
     weights = Path(config.model)
     stamp = weights.stat().st_mtime_ns if weights.is_file() else None
-    chosen = {
-        key: value for key, value in asdict(settings).items() if key not in ("batch_size", "workers", "store")
+    model = {
+        key: getattr(config, key) for key in ("model", "run", "image_size", "precision", "tokens", "root")
     }
-    model = {key: getattr(config, key) for key in ("model", "image_size", "precision", "tokens")}
-    return {**model, "weights_modified": stamp, **chosen, "layout": asdict(card.layout)}
+    settings = settings_of(protocol_of(job.protocol), config.settings(job.protocol), config.prompts)
+    common = {**model, "weights_modified": stamp, **settings}
+    return {card.name: {**common, "layout": asdict(card.layout)} for card in job.cards}
 
 
-def _done(file: Path, request: dict[str, Any]) -> dict[str, Any] | None:
+def _reused(config: EvaluationOptions, job: Job) -> dict[str, Any] | None:
+    """The result that an earlier run has written for the same request; None: there is none, or it is not wanted."""
+    if config.one_file or config.overwrite:
+        return None
     try:
-        found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+        found: dict[str, Any] = json.loads(job.file.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if found.get("request") == request and outcomes_file(file).is_file() else None
+    same = found.get("requests") == _requests(config, job)
+    return found if same and outcomes_file(job.file).is_file() else None
 
 
 if __name__ == "__main__":
-    run_command(main, Evaluation)
+    run_command(main, Evaluation, quiet=launched().rank > 0)

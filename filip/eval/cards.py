@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass, field, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ import yaml
 
 from filip import resources
 from filip.errors import UserError
+from filip.eval.benchmark import HAVE_CAPTIONS, BenchmarkCard, Layout
 from filip.eval.formats import FORMATS
 
 KINDS = {
@@ -36,77 +37,18 @@ KINDS = {
     "segmentation": ("miou",),  # images whose pixels have classes
     "pointing": ("accuracy",),  # a caption that names things whose places are known
 }
-HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 FROM_DATA = "from the data set"
 
 # Ten times as fast where PyYAML was built with it, as wheels are; a study reads a hundred cards with all their classes.
 _Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
-@dataclass(frozen=True)
-class Layout:
-    """One way in which a benchmark lies on disk."""
-
-    loader: str
-    path: str  # folder below the evaluation root
-    split: str
-    size: int | None  # images in the split; None = not stated
-    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loader
-
-
-@dataclass(frozen=True)
-class BenchmarkCard:
-    """A benchmark as described by ``eval/<name>.yaml``, with one of its layouts chosen."""
-
-    name: str
-    title: str
-    kind: str
-    metric: str
-    layout: Layout
-    classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
-    prompts: str | None = None
-    published: str | None = None
-    published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
-    fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
-    hub: dict[str, Any] = field(
-        default_factory=dict
-    )  # repo and files on the Hugging Face hub, see filip eval fetch
-    homepage: str = ""
-    license: str = ""
-    origin: str = ""  # where class names and numbers come from
-    note: str = ""
-
-    @property
-    def has_captions(self) -> bool:
-        """Whether its images come with captions; otherwise with classes."""
-        return self.kind in HAVE_CAPTIONS
-
-    @property
-    def loader(self) -> str:
-        return self.layout.loader
-
-    @property
-    def path(self) -> str:
-        return self.layout.path
-
-    @property
-    def split(self) -> str:
-        return self.layout.split
-
-    @property
-    def size(self) -> int | None:
-        return self.layout.size
-
-
-def load_cards(paths: list[str], loader: str | None = None, kind: str | None = None) -> list[BenchmarkCard]:
+def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCard]:
     """Load several cards. UserError for a name that occurs twice, since results are keyed by name.
 
     ``NAME@LAYOUT`` chooses a layout for one card, loader for all others.
-    kind: the kind that they must all be of; None = any.
     """
     cards = [load_card(path.partition("@")[0], path.partition("@")[2] or loader) for path in paths]
-    if wrong := [f"{card.name} ({card.kind})" for card in cards if kind not in (None, card.kind)]:
-        raise UserError(f"cards: {', '.join(wrong)}: this command evaluates {kind} cards only")
     twice = [name for name, times in Counter(c.name for c in cards).items() if times > 1]
     if twice:
         raise UserError(f"cards given twice: {', '.join(twice)}; leave one of each")

@@ -16,7 +16,7 @@ from filip.errors import UserError
 from filip.eval.outcomes import Record, outcomes_file, read_outcomes, write_outcomes
 from filip.files import nothing_at, write_json
 
-OF_BENCHMARKS = ("tasks", "benchmarks", "skipped")  # keys of a result file whose entries are by benchmark
+OF_BENCHMARKS = ("benchmarks", "skipped", "requests")  # keys of a result file whose entries are by benchmark
 
 
 @dataclass
@@ -50,7 +50,7 @@ def merged(parts: list[Path]) -> tuple[dict[str, Any], Record]:
             _add(result, found, part, parts[0])
         if outcomes_file(part).is_file():
             record |= read_outcomes(part)
-        elif found.get("tasks") or found.get("benchmarks"):
+        elif found.get("benchmarks"):
             raise UserError(f"{part} has no outcomes beside it ({outcomes_file(part)}); evaluate it again")
     return result, record
 
@@ -77,8 +77,8 @@ def _read(part: Path) -> dict[str, Any]:
         raise UserError(nothing_at(part, "give result files of evaluations")) from error
     except ValueError as error:
         raise UserError(f"{part} is not valid JSON: {error}") from error
-    if not isinstance(content, dict) or not ({"tasks", "benchmarks"} & set(content)):
-        raise UserError(f"{part} is no result of an evaluation: it has neither tasks nor benchmarks")
+    if not isinstance(content, dict) or not {"protocol", "benchmarks"} <= set(content):
+        raise UserError(f"{part} is not a result of an evaluation: it names no protocol or no benchmarks")
     return content
 
 

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filip.command import MISSING, option
 from filip.errors import UserError
-from filip.eval.cards import BenchmarkCard, load_cards
+from filip.eval.cards import KINDS, BenchmarkCard
 from filip.eval.encoders import FORMS, Encoder, load_encoder
 from filip.eval.features import FeatureStore, model_key, read_shard
 from filip.eval.opening import MISSING_SETS, check_sets
+from filip.eval.own_data import cards_of
 from filip.eval.precision import PRECISIONS, name_of
-from filip.eval.scorer import Scorer, scorer_for
 from filip.eval.sharing import device_of, launched
-
-FEATURES = "folder that keeps image features, so that no image is encoded twice by a model; empty: none"
-FEATURES_GB = 50.0
 
 
 @dataclass
@@ -48,45 +46,58 @@ class ModelOptions:
             trust_remote_code=self.trust_remote_code,
         )
 
-    def scorer(self) -> Scorer:
-        """The scorer of the model, shared by the processes that torchrun started. UserError if there is no model."""
-        scorer = scorer_for(self.encoder())
-        scorer.share = launched()
-        return scorer
+    def run_name(self, run: str = "") -> str:
+        """What the model is called: ``run``, or its file's name without the suffix, or what it was asked for by."""
+        return run or (Path(self.model).stem if Path(self.model).exists() else self.model)
 
 
 @dataclass
-class CardOptions(ModelOptions):
-    """Commands that read benchmarks and write a result file."""
+class DataOptions:
+    """Commands that read benchmarks or data of your own."""
 
-    root: str = option(MISSING, "folder below which the data sets lie")
-    cards: list[str] = option(MISSING, "benchmark cards, e.g. [cifar10,flickr30k] or [my/card.yaml]")
-    out: str = option(MISSING, "result file (JSON)", writes="file")
-    run: str = option("", "name of the run in the result; the model file's name if empty")
-    loader: str | None = option(None, "layout of the cards to use instead of their default")
+    data: list[str] = option(
+        MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]"
+    )
+    root: str = option(".", "folder below which the data sets of cards lie")
+    loader: str | None = option(
+        None, "layout of the cards to use instead of their default; cifar10@LAYOUT: of one card"
+    )
     missing: str = option(
         "stop",
-        "a data set that is not there: stop; or skip: evaluate the others, and the result says why",
+        "a data set that is not there: stop; or skip: go on with the others, and the result says why",
         choices=MISSING_SETS,
     )
 
-    def load_cards(self, kind: str | None = None) -> tuple[list[BenchmarkCard], dict[str, str]]:
-        """The cards, and why some of them were left out; see :func:`filip.eval.opening.check_sets`.
+    def cards(self, kinds: Collection[str] = KINDS) -> list[BenchmarkCard]:
+        """The benchmarks in ``data`` of these kinds.
 
-        kind: that they must all be of. Raises UserError before a model is loaded.
+        Raises UserError for data without any, and for a name that occurs twice, since results are kept by name.
         """
-        return check_sets(load_cards(self.cards, self.loader, kind), self.root, self.missing)
+        cards = []
+        for data in self.data:
+            found = cards_of(data, self.loader)
+            cards += (fitting := [card for card in found if card.kind in kinds])
+            if not fitting:
+                unfit = ", ".join(f"{card.name} ({card.kind})" for card in found)
+                raise UserError(
+                    f"data={data}: the protocols are for {', '.join(sorted(kinds))}, not for {unfit}"
+                )
+        names = [card.name for card in cards]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise UserError(
+                f"data: two data sets are called {twice[0]!r}, and results are kept by name; rename one"
+            )
+        return cards
 
-    def result_header(self, encoder: Encoder) -> dict[str, Any]:
-        """What every result file says of the model."""
-        return result_header(self, encoder, self.run)
+    def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:
+        """The benchmarks that are there, and why others are not; see :func:`filip.eval.opening.check_sets`."""
+        return check_sets(self.cards(), self.root, self.missing)
 
 
 def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:
     """What a result file says of the model; ``run`` is the name of its row, the model's if empty."""
-    own = Path(options.model).exists()
     return {
-        "run": run or (Path(options.model).stem if own else options.model),
+        "run": options.run_name(run),
         "model": options.model,
         "scorer": "token-wise" if encoder.token_wise else "pooled",
         "image_size": encoder.image_size,
@@ -105,29 +116,3 @@ def store_of(
             raise UserError(f"shard={shard} needs features=FOLDER, where all parts are put together")
         return None
     return FeatureStore(Path(folder), model_key(options.model, encoder), int(gigabytes * 1e9), part)
-
-
-def skipped_entry(skipped: dict[str, str]) -> dict[str, Any]:
-    """What a result file says of the benchmarks that were left out (``missing=skip``): why, by name."""
-    return {"skipped": skipped} if skipped else {}
-
-
-@dataclass
-class EvalOptions(CardOptions):
-    """Commands that go through whole test sets in batches."""
-
-    batch_size: int = option(64, "images at a time", at_least=1)
-    workers: int = option(0, "processes that decode images", at_least=0)
-    features: str = option("", FEATURES, writes="folder")
-    features_gb: float = option(
-        FEATURES_GB, "what that folder may hold; the sets used longest ago are removed", at_least=0
-    )
-
-    def store(self, encoder: Encoder) -> FeatureStore | None:
-        """Where image features of the model are kept, if anywhere."""
-        return store_of(self, encoder, self.features, self.features_gb)
-
-    def scorer(self) -> Scorer:
-        scorer = super().scorer()
-        scorer.store = self.store(scorer.encoder)
-        return scorer

@@ -15,13 +15,16 @@ from filip.sets.layouts import LAYOUTS, recognise
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
     """Return the benchmarks in ``data``: a card by name or path, or a folder or file of your own.
 
+    A card may name its layout: ``cifar10@torchvision``; ``loader`` is that of the others.
+
     Your own may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
     benchmarks. Raises UserError that says what was looked for.
     """
     place = Path(data)
     if place.suffix in (".yaml", ".yml") or not place.exists():
-        return [load_card(data, loader)]
+        name, at, layout = data.partition("@")
+        return [load_card(name, layout if at else loader)]
     if splits := sorted(file.parent.name for file in place.glob("*/nshards.txt")):
         kind = place / "dataset_type.txt"
         if not kind.is_file() or kind.read_text(encoding="utf-8").strip() != "retrieval":

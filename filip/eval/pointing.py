@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
@@ -37,6 +38,27 @@ class Labelled:
     mask: Image.Image | None
     key: str = ""
     patches: Tensor | None = None
+
+
+def labelled(
+    data: EvalSet,
+    names: list[str] | None,
+    limit: int,
+    kept: Callable[[int, str], Tensor | None] | None = None,
+) -> list[Labelled]:
+    """Up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
+
+    kept: finds the patches that were kept of an image, by its number in the set and its key.
+    """
+    count = min(limit, len(data))
+    chosen = [number * len(data) // count for number in range(count)]
+    items = []
+    for index in chosen:
+        sample = data[index]
+        label = names[sample.label] if names is not None else sample.captions[0]
+        patches = None if kept is None else kept(index, sample.key)
+        items.append(Labelled(sample.image, label, sample.mask, sample.key, patches))
+    return items
 
 
 def aligned(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt) -> list[WordPatch]:

@@ -103,6 +103,15 @@ def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, P
     return _single(path, key, entry, "image_to_text"), _single(path, key, entry, "text_to_image")
 
 
+def alignment_template(prompts: str, card: str) -> str:
+    """The template of a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's."""
+    if "{c}" in prompts:
+        return prompts
+    content = yaml.safe_load(resources.find("prompts", prompts).read_text(encoding="utf-8")) or {}
+    entries = content.get("alignment", {})
+    return str(entries.get(card, entries.get("default", DEFAULT)))
+
+
 def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -> Prompt:
     parts = entry.get(direction)
     if not isinstance(parts, dict):

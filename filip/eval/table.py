@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.eval.scorer import RANKINGS
+from filip.eval.protocols import protocol_of
 from filip.files import nothing_at
 
 FORMS = ("text", "markdown", "csv")
@@ -70,41 +70,32 @@ def _read(file: Path) -> dict[str, Any]:
 
 def measures(result: dict[str, Any]) -> list[Measure]:
     """The numbers of a result file that belong into a table; none if it is no result of an evaluation."""
+    name = result.get("protocol")
+    if not isinstance(name, str) or not isinstance(result.get("benchmarks"), dict):
+        return []
+    protocol = protocol_of(name)
     model = str(result.get("run") or result.get("model") or "")
-    found = []
-    for name, numbers in {**result.get("tasks", {}), **result.get("benchmarks", {})}.items():
-        for protocol, measure, value, chance, interval in _numbers(numbers):
-            n = int(numbers.get("n") or numbers.get("images") or 0)
-            settings = ", ".join(_settings(result, numbers, protocol))
-            found.append(Measure(model, protocol, name, measure, value, chance, interval, n, settings))
-    return found
+    settings = ", ".join(_settings(result))
+    return [
+        Measure(
+            model,
+            protocol.title,
+            benchmark,
+            measured.title,
+            measured.value,
+            measured.chance,
+            measured.interval,
+            protocol.images(numbers),
+            settings,
+        )
+        for benchmark, numbers in result["benchmarks"].items()
+        for measured in protocol.measured(numbers)
+    ]
 
 
-def _numbers(found: dict[str, Any]) -> Iterable[tuple[str, str, float, float | None, Any]]:
-    """(protocol, measure, value, chance, interval), recognised by what a protocol writes."""
-    if "i2t" in found:
-        for way, said in (("i2t", "image to text"), ("t2i", "text to image")):
-            for rank in ("r1", "r5", "r10"):
-                chance, interval = found["chance"][way][rank], found["ci95"][way][rank]
-                yield "retrieval", f"{said} R@{rank[1:]}", found[way][rank], chance, interval
-    elif "image" in found and isinstance(found["image"], dict):
-        names = dict(zip(RANKINGS, ("by s^I", "by s^T", "by their mean"), strict=True))
-        for by, said in names.items():
-            yield "selection", said, found[by]["value"], found["chance"], found[by]["ci95"]
-    elif "among_things" in found:
-        things = found["among_things"]
-        yield "pointing", "own thing", found["value"], found["chance"], found["ci95"]
-        yield "pointing", "among things", things["value"], things["chance"], things["ci95"]
-    elif "miou" in found:
-        yield "segmentation", "mIoU", found["miou"], found.get("chance"), found["ci95"]
-    elif "metric" in found:
-        protocol = "linear probe" if "protocol" in found else "zero-shot"
-        yield protocol, found["metric"], found["value"], found["chance"], found["ci95"]
-
-
-def _settings(result: dict[str, Any], numbers: dict[str, Any], protocol: str) -> Iterable[str]:
-    if protocol == "zero-shot":
-        yield f"{numbers.get('prompts')} prompts of {result.get('prompt_file')} ({result.get('ensemble')})"
+def _settings(result: dict[str, Any]) -> Iterable[str]:
+    """What models have to have in common to be compared."""
+    yield from (f"{name} {value}" for name, value in result.get("settings", {}).items() if value != "")
     yield f"{result.get('image_size')} px"
     yield str(result.get("scorer"))
     if result.get("precision", "fp32") != "fp32":

@@ -86,13 +86,14 @@ def megabytes(folder: Path, variant: str) -> float:
 
 def _recall(folder: Path, variant: str, card: BenchmarkCard, root: str) -> dict[str, list[float]]:
     """R@1 and R@10 in percent, both ways."""
+    from filip.eval.context import Context
     from filip.eval.prompts import Prompt
-    from filip.eval.retrieval import Retrieval, retrieval_benchmark
+    from filip.eval.protocols.retrieval import retrieval_benchmark
+    from filip.eval.scorer import load_scorer
 
     name = f"onnx:{folder}{':' if variant else ''}{variant}"
-    config = Retrieval(model=name, root=root, cards=[card.name], out="", device="cpu", precision="fp32")
     bare = Prompt("", "")
-    found = retrieval_benchmark(config.scorer(), card, root, (bare, bare), config)
+    found = retrieval_benchmark(load_scorer(name), card, (bare, bare), context=Context(root))
     return {way: [100 * float(found[way][rank]) for rank in ("r1", "r10")] for way in WAYS}
 
 

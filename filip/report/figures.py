@@ -17,7 +17,7 @@ from PIL import Image
 
 from filip.command import MISSING, option, run_command
 from filip.data.loading.config import AugmentConfig
-from filip.eval.pictures import Cell, sheet
+from filip.eval.pictures.drawing import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots
@@ -79,10 +79,12 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
     titles = {column.key: column.title for table in tables.values() for column in table.columns}
     for run in reversed(study.rows("zero_shot") or study.rows("component_ablation")):
         entry = results.evaluation(run, "zero_shot")
-        if entry and entry["tasks"]:
+        if entry and entry["benchmarks"]:
             label = study.label(run) + (", first seed" if len(study.replicas(run)) > 1 else "")
-            named = {name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["tasks"]}
-            shown = {named[name]: task for name, task in entry["tasks"].items()}
+            named = {
+                name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["benchmarks"]
+            }
+            shown = {named[name]: task for name, task in entry["benchmarks"].items()}
             return plots.confusions(shown, label, looks(study)[run])
     return plots.confusions({}, "")
 

@@ -19,7 +19,7 @@ from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import denormalize
 from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
-from filip.eval.pictures import INK, MUTED, Cell, sheet
+from filip.eval.pictures.drawing import INK, MUTED, Cell, sheet
 from filip.files import replacing
 
 

@@ -40,7 +40,7 @@ class Results:
         return content if isinstance(content, list) else list((content or {}).get("stages", []))
 
     def scenes(self) -> dict[str, Any] | None:
-        """``eval/scenes_compared.json``: scenes as the models see them, with pictures (filip.eval.scene_sheet)."""
+        """``eval/scenes_compared.json``: scenes as the models see them, with pictures (filip.eval.pictures.scenes)."""
         return self._read(self.folder / "eval" / "scenes_compared.json")
 
     def tables(self) -> dict[str, Table]:

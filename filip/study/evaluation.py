@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
@@ -16,11 +15,11 @@ from filip.study.tables import PROTOCOLS
 
 PROMPTS = "eval/prompts.yaml"
 CLIP_PROMPTS = "eval/prompts_clip.yaml"
-SET_BY_THE_STUDY = ("model", "root", "cards", "out", "picture", "run")  # no override may change these
+SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "out", "run")  # no override may change these
 
 
 def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> dict[str, str]:
-    """``{key: value}`` for ``filip eval <protocol>`` beyond model, root, cards and out.
+    """``{key: value}`` for ``filip eval protocols=[<protocol>]`` beyond model, root, data and out.
 
     config: a study. model: one of its runs or peers. A later one wins: the study's ``eval.prompts``, the ensemble of a
     peer, ``eval.overrides.<protocol>``, the peer's own ``eval.<protocol>``.
@@ -31,12 +30,13 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> 
         given.append(f"prompts={evaluation.get('prompts', PROMPTS)}")
     if peer is not None and protocol == "zero_shot":
         given += _own_ensemble(evaluation)
-    given += evaluation.get("overrides", {}).get(protocol, [])
+    overrides = evaluation.get("overrides", {}).get(protocol, [])
     if peer is not None:
-        given += peer.get("eval", {}).get(protocol, [])
+        overrides = [*overrides, *peer.get("eval", {}).get(protocol, [])]
+    given += [_with_group(protocol, text) for text in overrides]
     options = dict(text.split("=", 1) for text in given)
-    if peer is not None and options.get("tokens") == "true" and "ensemble" in options:
-        options["ensemble"] = "score"  # vectors of tokens have no mean
+    if peer is not None and options.get("tokens") == "true" and "zero_shot.ensemble" in options:
+        options["zero_shot.ensemble"] = "score"  # vectors of tokens have no mean
     return options
 
 
@@ -44,11 +44,11 @@ def _own_ensemble(evaluation: Mapping[str, Any]) -> list[str]:
     """How CLIP and its successors were published: the mean vector over CLIP's templates, where it has some."""
     content = yaml.safe_load(resources.find("prompts", CLIP_PROMPTS).read_text(encoding="utf-8"))
     known = all(load_card(name).prompts in content for name in evaluation["zero_shot"])
-    return [*([f"prompts={CLIP_PROMPTS}"] if known else []), "ensemble=embedding"]
+    return [*([f"prompts={CLIP_PROMPTS}"] if known else []), "zero_shot.ensemble=embedding"]
 
 
 def check_evaluation_options(config: Mapping[str, Any]) -> None:
-    """Refuse overrides that the command of their protocol does not have. UserError with the key in the study."""
+    """Refuse overrides that ``filip eval`` does not have for their protocol. UserError with the key in the study."""
     places = {
         f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()
     }
@@ -59,12 +59,11 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
     for key, (protocol, given) in places.items():
         for text in given:
             name = text.split("=", 1)[0]
-            known = _options_of(protocol)
-            if name not in known or name in SET_BY_THE_STUDY:
-                can_be = ", ".join(option for option in known if option not in SET_BY_THE_STUDY)
+            known = [*_settings_of(protocol), *_shared_options()]
+            if name not in known:
                 raise UserError(
-                    f"study config, key {key}: filip eval {protocol} has no option {name!r} that a study may set; "
-                    f"it has {can_be}"
+                    f"study config, key {key}: the protocol {protocol} has no option {name!r} that a study may set; "
+                    f"it has {', '.join(known)}"
                 )
     cards = {name for protocol, names in config["eval"].items() if protocol in PROTOCOLS for name in names}
     for name, loader in config["eval"].get("loaders", {}).items():
@@ -78,8 +77,22 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
             raise UserError(f"study config, key eval.loaders.{name}: {error}") from error
 
 
-def _options_of(protocol: str) -> list[str]:
-    """The keys of a protocol's command. Its module is imported only for a study that sets some."""
-    module = importlib.import_module(f"filip.eval.{protocol}")
-    name = "".join(part.capitalize() for part in protocol.split("_"))
-    return [field.name for field in fields(getattr(module, name))]
+# The protocols are imported only for a study that sets some of their options: they import PyTorch.
+
+
+def _with_group(protocol: str, text: str) -> str:
+    """``ensemble=score`` as ``zero_shot.ensemble=score`` where it is a setting of the protocol."""
+    return f"{protocol}.{text}" if text.split("=", 1)[0] in _settings_of(protocol) else text
+
+
+def _settings_of(protocol: str) -> list[str]:
+    from filip.eval.protocols import protocol_of
+
+    return [field.name for field in fields(protocol_of(protocol).settings)]
+
+
+def _shared_options() -> list[str]:
+    """The options of ``filip eval`` that a study may set for any protocol."""
+    from filip.eval.__main__ import EvaluationOptions
+
+    return [field.name for field in fields(EvaluationOptions) if field.name not in SET_BY_THE_STUDY]

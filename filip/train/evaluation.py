@@ -14,11 +14,17 @@ import torch
 from PIL import Image
 
 from filip.errors import UserError
-from filip.eval import alignment, retrieval, scene_sheet, zero_shot
 from filip.eval.cards import load_card, load_cards
+from filip.eval.context import Context
+from filip.eval.encoders import Encoder
+from filip.eval.evaluation import evaluate as evaluate_cards
 from filip.eval.formats import open_set
-from filip.eval.outcomes import Record, write_outcomes
+from filip.eval.options import ModelOptions, result_header
+from filip.eval.outcomes import write_outcomes
+from filip.eval.pictures import alignment, scenes
+from filip.eval.pictures.alignment import AlignmentSheet
 from filip.eval.prompts import load_ensemble
+from filip.eval.protocols.alignment import AlignmentSettings
 from filip.eval.sharing import Share
 from filip.files import write_json
 from filip.models import save_model
@@ -76,50 +82,40 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         if run.ranks.is_main:
             save_model(model, run.engine.model, {"run": run.config.run, "steps": step}, state=weights)
     weights.clear()
-    common: dict[str, Any] = {
-        "model": str(model),
-        "root": c.root,
-        "prompts": c.prompts,
-        "run": run.config.run,
-        "device": str(run.ranks.device),
-    }
+    own = ModelOptions(model=str(model), device=str(run.ranks.device))
     values: dict[str, float] = {}
     log = folder / "eval.log" if run.ranks.is_main else Path(os.devnull)
     with open(log, "a", encoding="utf-8") as file, contextlib.redirect_stderr(file):
-        zero_shot_config = zero_shot.ZeroShot(
-            cards=c.zero_shot,
-            out=str(folder / f"zero_shot-{step:08d}.json"),
-            batch_size=c.batch_size,
-            **common,
-        )
         with _alone(run.ranks):
-            scorer = zero_shot_config.scorer()
-        scorer.share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
+            encoder = own.encoder()
+        header = result_header(own, encoder, run.config.run)
+        share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
+        context = Context(c.root, c.prompts, c.batch_size, share=share)
+
+        def measured(
+            protocol: str, cards: list[str], context: Context, settings: Any = None
+        ) -> dict[str, Any]:
+            """The numbers by benchmark, which the first rank also writes."""
+            result, record = evaluate_cards(protocol, encoder, load_cards(cards), context, settings)
+            out = folder / f"{protocol}-{step:08d}.json"
+            with _alone(run.ranks):
+                if run.ranks.is_main:
+                    write_outcomes(out, record)
+                    write_json(out, header | result)
+            found: dict[str, Any] = result["benchmarks"]
+            return found
+
         if c.zero_shot:
-            result, record = zero_shot.evaluate(zero_shot_config, scorer)
-            _write(run.ranks, zero_shot_config.out, result, record)
-            for name, task in result["tasks"].items():
-                values[f"eval/{name}"] = task["value"]
+            for name, found in measured("zero_shot", c.zero_shot, context).items():
+                values[f"eval/{name}"] = found["value"]
         if c.retrieval:
-            out = str(folder / f"retrieval-{step:08d}.json")
-            retrieval_config = retrieval.Retrieval(
-                cards=c.retrieval, out=out, batch_size=c.batch_size, **common
-            )
-            result, record = retrieval.evaluate(retrieval_config, scorer)
-            _write(run.ranks, out, result, record)
-            for name, found in result["benchmarks"].items():
+            for name, found in measured("retrieval", c.retrieval, context).items():
                 for way in ("i2t", "t2i"):
                     values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
         if c.alignment:
-            chart, picture = folder / f"alignment-{step:08d}.json", folder / f"alignment-{step:08d}.png"
-            settings = alignment.Alignment(
-                cards=c.alignment, out=str(chart), picture=str(picture), measure=200, pairs=20, **common
-            )
             with _alone(run.ranks):
                 if run.ranks.is_main:
-                    alignment.main(settings)
-                    pixels = np.asarray(Image.open(picture).convert("RGB"))
-                    run.telemetry.images(step, "eval/alignment", pixels)
+                    _align(run, c.alignment, encoder, header, folder)
         for card in c.scenes:
             with _alone(run.ranks):
                 if run.ranks.is_main:
@@ -127,29 +123,45 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
     return values
 
 
+def _align(run: Run, cards: list[str], encoder: Encoder, header: dict[str, Any], folder: Path) -> None:
+    """Measure the alignment on this rank alone, and draw its sheet."""
+    c, step = run.config.eval, run.state.step
+    result, record = evaluate_cards(
+        "alignment", encoder, load_cards(cards), Context(c.root, c.prompts), AlignmentSettings(200, 20)
+    )
+    out, picture = (folder / f"alignment-{step:08d}.{suffix}" for suffix in ("json", "png"))
+    write_outcomes(out, record)
+    write_json(out, header | result)
+    sheet = AlignmentSheet(
+        model=str(folder / "model.safetensors"),
+        data=cards,
+        root=c.root,
+        prompts=c.prompts,
+        run=run.config.run,
+        device=str(run.ranks.device),
+        measure=200,
+        out=str(picture),
+    )
+    alignment.draw(sheet)
+    run.telemetry.images(step, "eval/alignment", np.asarray(Image.open(picture).convert("RGB")))
+
+
 def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
     """The sheet of the report, by the weights of now."""
     step, name = run.state.step, load_card(card).name
     picture = folder / f"scenes-{name}-{step:08d}.png"
-    settings = scene_sheet.SceneSheet(
+    settings = scenes.SceneSheet(
         models=[model],
         labels=[run.config.run],
         root=run.config.eval.root,
         card=card,
-        picture=str(picture),
+        out=str(picture),
         measure=200,
         title=f"Where each name is seen at step {step:,}",
         device=str(run.ranks.device),
     )
-    scene_sheet.main(settings)
+    scenes.draw(settings)
     run.telemetry.images(step, f"eval/{name}", np.asarray(Image.open(picture).convert("RGB")))
-
-
-def _write(ranks: Ranks, out: str, result: dict[str, Any], record: Record) -> None:
-    with _alone(ranks):
-        if ranks.is_main:
-            write_outcomes(out, record)
-            write_json(out, result)
 
 
 @contextlib.contextmanager

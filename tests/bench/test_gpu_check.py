@@ -14,7 +14,7 @@ from bench.gpu.finding import FAIL, PASS, SKIPPED
 from bench.gpu_check import GpuCheck
 from filip.command import compose_config
 from filip.errors import UserError
-from filip.eval.retrieval import Retrieval
+from filip.eval.__main__ import Evaluation
 from filip.train.config import TrainConfig
 
 
@@ -67,8 +67,8 @@ def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:
     config = compose_config(TrainConfig, arguments[2:], "train").check()
     assert config.model.interaction == "token_wise" and config.data.sources
     assert compose_config(
-        Retrieval, ["model=m", "device=cpu", "root=r", f"cards=[{CARD}]", "out=o"]
-    ).cards == [CARD]
+        Evaluation, ["model=m", "device=cpu", "root=r", f"data=[{CARD}]", "out=o"]
+    ).data == [CARD]
 
 
 @pytest.mark.slow

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+from filip.command import run_command
+from filip.eval.__main__ import Evaluation
+from filip.eval.__main__ import main as evaluate
 from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_model, save_model
 from tests.support.shards import encoded, write_tar
 
@@ -76,6 +79,11 @@ def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> s
     torch.manual_seed(seed)
     save_model(path, build_model(tiny_config(interaction)), {})
     return str(path)
+
+
+def run_protocol(protocol: str, given: Sequence[str]) -> None:
+    """Run ``filip eval`` for one protocol with the arguments ``given``."""
+    run_command(evaluate, Evaluation, argv=[f"protocols=[{protocol}]", *given])
 
 
 def write_open_clip(folder: Path) -> str:

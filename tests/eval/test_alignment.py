@@ -17,17 +17,15 @@ from torch import Tensor
 from filip.command import run_command
 from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
-from filip.eval.alignment import Alignment, main
-from filip.eval.compare import Compare
-from filip.eval.compare import main as compare
 from filip.eval.encoders import load_encoder
-from filip.eval.heatmap import Heatmap, heat_cells
-from filip.eval.heatmap import main as heatmap
-from filip.eval.pictures import DIM, draw_alignment, draw_heat, sheet
+from filip.eval.picture import main as picture_command
+from filip.eval.picture import schema_of
+from filip.eval.pictures.drawing import DIM, Cell, draw_alignment, draw_heat, sheet
+from filip.eval.pictures.heatmap import heat_cells
 from filip.eval.pointing import Labelled, composite, composite_pointing, coverage, pointing
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, alignment_prompt, label_tokens, word_patches
-from tests.eval.miniature import write_model, write_webdataset
+from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
 COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
@@ -197,8 +195,6 @@ def test_heat_map_and_sheet():
     assert heat.size == (32, 32)
     values = np.asarray(heat).astype(int).sum(2)
     assert values[2, 2] > values[29, 29]
-    from filip.eval.pictures import Cell
-
     page = sheet(
         [Cell(heat, f"number {i}", [("word", (0, 0, 0))] * 30) for i in range(5)], 3, "Title", "a note " * 60
     )
@@ -206,8 +202,6 @@ def test_heat_map_and_sheet():
 
 
 def test_long_titles_take_two_lines_and_the_pictures_of_a_row_stay_level():
-    from filip.eval.pictures import Cell
-
     square_ = Image.new("RGB", (100, 100), (250, 0, 0))
     cells = [
         Cell(square_, "short"),
@@ -219,30 +213,27 @@ def test_long_titles_take_two_lines_and_the_pictures_of_a_row_stay_level():
     assert (red[:, 20].nonzero()[0] == red[:, 130].nonzero()[0]).all() and red[:, 20].sum() == 100
 
 
-def test_the_command_draws_and_measures(tmp_path):
+def draw(kind: str, *given: str) -> None:
+    """Run ``filip eval picture``."""
+    argv = [f"kind={kind}", *given]
+    run_command(picture_command, schema_of(argv), argv=argv)
+
+
+def test_one_command_measures_and_one_draws(tmp_path):
     write_webdataset(tmp_path / "data" / "demo_fluent", None, [[f"label {i}"] for i in range(9)], masks=True)
     write_webdataset(tmp_path / "data" / "demo_food", ["soup", "black tea"], [0, 1, 0], masks=True)
     model = write_model(tmp_path / "m.safetensors")
-    config = Alignment(
-        model=model,
-        root=str(tmp_path / "data"),
-        cards=[str(EVAL / "demo_fluent.yaml"), str(EVAL / "demo_food.yaml")],
-        picture=str(tmp_path / "new" / "a.png"),
-        out=str(tmp_path / "new" / "a.json"),
-        prompts=str(tmp_path / "prompts.yaml"),
-        examples=3,
-        pairs=5,
-    )
+    given = [f"model={model}", f"root={tmp_path / 'data'}", f"prompts={tmp_path / 'prompts.yaml'}"]
+    given += [f"data=[{EVAL / 'demo_fluent.yaml'},{EVAL / 'demo_food.yaml'}]"]
     prompts = yaml.safe_load((EVAL / "prompts.yaml").read_text())
     prompts["alignment"]["demo_food"] = "a {c}"
-    Path(config.prompts).write_text(yaml.safe_dump(prompts))
-    main(config)
+    (tmp_path / "prompts.yaml").write_text(yaml.safe_dump(prompts))
+    run_protocol("alignment", [*given, f"out={tmp_path / 'new' / 'a.json'}", "alignment.pairs=5"])
+    draw("alignment", *given, f"out={tmp_path / 'new' / 'a.png'}", "examples=3")
     found = json.loads((tmp_path / "new" / "a.json").read_text())
     fluent, food = found["benchmarks"]["demo_fluent"], found["benchmarks"]["demo_food"]
     assert (fluent["prompt"], food["prompt"]) == ("{c}", "a {c}")
     assert fluent["pointing"]["n"] == 9 and fluent["pointing"]["chance"] == pytest.approx(0.5)
-    assert food["examples"][1]["label"] == "black tea" and food["examples"][1]["label_tokens"] == [2, 3]
-    assert np.array(food["examples"][0]["indices"]).shape == (4, 4)
     assert Image.open(tmp_path / "new" / "a.png").width == 4 * 320 + 5 * 26
 
 
@@ -259,7 +250,7 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
         f"models=[{','.join(models)}]",
         "labels=[CLIP,FILIP]",
         f"root={tmp_path / 'data'}",
-        f"picture={picture}",
+        f"out={picture}",
     ]
     argv += [
         f"card={EVAL / 'demo_fluent.yaml'}",
@@ -267,16 +258,16 @@ def test_models_side_by_side_and_heat_maps_of_any_caption(tmp_path):
         "examples=2",
         "composites=1",
     ]
-    run_command(compare, Compare, argv=argv)
+    draw("compare", *argv)
     assert Image.open(picture).width == 4 * 300 + 5 * 26  # two comparisons in a row
     ITEMS[0].image.save(tmp_path / "red.png")
     argv = [
         f"model={models[1]}",
         f"image={tmp_path / 'red.png'}",
         "caption='a red, red thing'",
-        f"picture={picture}",
+        f"out={picture}",
     ]
-    run_command(heatmap, Heatmap, argv=argv)
+    draw("heatmap", *argv)
     assert Image.open(picture).width == 4 * 240 + 5 * 26
     cells = heat_cells(load_encoder(models[1]), ITEMS[0].image, "red, thing", 100)
     assert [cell.title for cell in cells[1:]] == ["1 red", "2 ,", "3 thing", "0 [BOS]", "4 [EOS]"]

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from filip.eval.cards import load_card
+from filip.eval.context import Context
 from filip.eval.prompts import Prompt
-from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.protocols.retrieval import retrieval_benchmark
+from filip.eval.protocols.selection import chosen, select, winoground_outcome
 from filip.eval.scorer import PooledScorer
-from filip.eval.selection import chosen, select, winoground_outcome
 from tests.eval.benchmark_files import LONG, SELECTION, Reader, sugar_crepe, write_json, write_long
 
 
@@ -26,7 +27,7 @@ def test_every_selection_card_through_its_loader(name: str, tmp_path: Path) -> N
     n = SELECTION[name](tmp_path, name)
     record: dict[str, Any] = {}
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    found = select(scorer, load_card(name), str(tmp_path), batch_size=3, record=record)
+    found = select(scorer, load_card(name), Context(str(tmp_path), batch_size=3), record)
     assert found["n"] == n and all(found[by]["value"] == 1 for by in ("image", "text", "mean"))
     chance = {
         "sugar_crepe_pp": 1 / 3,
@@ -102,7 +103,7 @@ def test_clip_benchmark_selects_as_often(tmp_path: Path) -> None:
         "cpu",
         amp=False,
     )
-    ours = select(PooledScorer(Noisy()), load_card("sugar_crepe_swap_att"), str(tmp_path))  # type: ignore[arg-type]
+    ours = select(PooledScorer(Noisy()), load_card("sugar_crepe_swap_att"), Context(str(tmp_path)))  # type: ignore[arg-type]
     assert (
         ours["image"]["value"] == pytest.approx(theirs["text_acc"], abs=1e-6) and 0 < theirs["text_acc"] < 1
     )
@@ -136,7 +137,7 @@ def test_aro_s_own_evaluation_of_our_scores_gives_our_numbers(name: str, tmp_pat
         rows.append({**row, **about, **captions, "image_path": f"{i % 4}.jpg"})
     write_json(file, rows)
     scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
-    ours = select(scorer, load_card(name), str(tmp_path))
+    ours = select(scorer, load_card(name), Context(str(tmp_path)))
 
     images = torch.eye(1000)[[i % 4 for i in range(len(rows))]]
     texts = [
@@ -162,7 +163,7 @@ def test_aro_s_own_evaluation_of_orders_gives_our_number(tmp_path: Path) -> None
     ]
     write_json(tmp_path / "coco" / "coco_order_test.json", rows)
     scorer = PooledScorer(Noisy())  # type: ignore[arg-type]
-    ours = select(scorer, load_card("aro_coco_order"), str(tmp_path))
+    ours = select(scorer, load_card("aro_coco_order"), Context(str(tmp_path)))
     texts = scorer.encode_texts([text for row in rows for text in row["caption_options"]]).values.view(
         40, 5, -1
     )
@@ -176,10 +177,9 @@ def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(
     name: str, tmp_path: Path
 ) -> None:
     write_long(tmp_path, name)
-    config = Retrieval(model="", root="", cards=[], out="")
     bare = (Prompt("", ""), Prompt("", ""))
     scorer = PooledScorer(Reader())  # type: ignore[arg-type]
-    found = retrieval_benchmark(scorer, load_card(name), tmp_path, bare, config)
+    found = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
     assert (found["images"], found["captions"]) == (5, 5)
     assert found["i2t"]["r1"] == found["t2i"]["r1"] == 1
     assert found["cut_captions"] == (3 if name == "dci" else 2)  # of 8 tokens: words and two

@@ -16,13 +16,14 @@ from torch import Tensor
 
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, load_card, load_cards, match_classes
+from filip.eval.context import Context
 from filip.eval.encode_set import size_note
 from filip.eval.formats import open_set
-from filip.eval.linear_probe import training_card
 from filip.eval.prompts import card_ensemble, load_ensemble, load_retrieval_prompts
-from filip.eval.retrieval import Retrieval, retrieval_benchmark
+from filip.eval.protocols.linear_probe import training_card
+from filip.eval.protocols.retrieval import retrieval_benchmark
+from filip.eval.protocols.zero_shot import zero_shot_task
 from filip.eval.scorer import PooledScorer
-from filip.eval.zero_shot import zero_shot_task
 from tests.eval.formats import WRITERS, number_of, shown
 from tests.support.shards import encoded, write_tar
 
@@ -96,7 +97,7 @@ def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, 
     raw = list(card.classes)
     WRITERS[name](tmp_path, raw, monkeypatch)
     scorer, ensemble = oracle(card, raw)
-    result = zero_shot_task(scorer, card, tmp_path, ensemble)
+    result = zero_shot_task(scorer, card, ensemble, context=Context(str(tmp_path)))
     without = len(card.layout.options.get("without", ()))
     assert result["n"] == result["classes"] == CLASSES[name] - without
     ties = 4 * 0.5 if name == "imagenet" else 0  # missile and sunglasses are the name of two classes each
@@ -137,7 +138,7 @@ def test_every_classification_card_through_the_webdataset_layout(name, tmp_path)
     names = [card.classes[raw[which]] for which in order]
     (folder / "classnames.txt").write_text("\n".join(names) + "\n")
     scorer, ensemble = oracle(card, raw)
-    result = zero_shot_task(scorer, card, tmp_path, ensemble)
+    result = zero_shot_task(scorer, card, ensemble, context=Context(str(tmp_path)))
     ties = 4 * 0.5 if name == "imagenet" else 0
     assert result["top1"] == pytest.approx(1 - ties / CLASSES[name])
 
@@ -163,8 +164,7 @@ def test_retrieval_cards_through_both_layouts(name, layout, tmp_path):
     prompts = load_retrieval_prompts(PROMPTS, card.prompts)
     texts = {p.fill(c): str(i) for i, own in enumerate(captions) for c in own for p in prompts}
     scorer = PooledScorer(Oracle([str(i) for i in range(12)], texts))
-    config = Retrieval(model="", root="", cards=[], out="")
-    result = retrieval_benchmark(scorer, card, tmp_path, prompts, config)
+    result = retrieval_benchmark(scorer, card, prompts, context=Context(str(tmp_path)))
     assert (result["images"], result["captions"]) == (12, 60)
     assert result["i2t"] == result["t2i"] == {"r1": 1.0, "r5": 1.0, "r10": 1.0}
     assert result["chance"]["i2t"]["r1"] == pytest.approx(5 / 60)

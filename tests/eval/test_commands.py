@@ -10,16 +10,11 @@ import torch
 import yaml
 
 from filip.command import run_command
-from filip.eval.alignment import Alignment
-from filip.eval.alignment import main as alignment
+from filip.eval.__main__ import Evaluation, main
 from filip.eval.formats.webdataset import WebdatasetFolder
 from filip.eval.outcomes import read_outcomes
-from filip.eval.retrieval import Retrieval
-from filip.eval.retrieval import main as retrieval
 from filip.eval.scorer import load_scorer
-from filip.eval.zero_shot import ZeroShot
-from filip.eval.zero_shot import main as zero_shot
-from tests.eval.miniature import tiny_config, write_model, write_webdataset
+from tests.eval.miniature import run_protocol, tiny_config, write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
 
@@ -40,7 +35,7 @@ def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -
     return [
         f"model={model}",
         f"root={root / 'data'}",
-        f"cards=[{listed}]",
+        f"data=[{listed}]",
         f"prompts={prompts}",
         f"out={root / out}",
     ]
@@ -49,11 +44,11 @@ def arguments(root: Path, cards: list[str], model: str, out: str = "out.json") -
 @pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
 def test_zero_shot(root, interaction):
     model = write_model(root / "late.safetensors", interaction)
-    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food", "demo_skin_tone"], model))
+    run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model))
     found = json.loads((root / "out.json").read_text())
     assert (found["run"], found["model"]) == ("late", model)
     assert found["scorer"] == ("token-wise" if interaction == "token_wise" else "pooled")
-    food, tone = found["tasks"]["demo_food"], found["tasks"]["demo_skin_tone"]
+    food, tone = found["benchmarks"]["demo_food"], found["benchmarks"]["demo_skin_tone"]
     assert {
         "metric",
         "value",
@@ -76,7 +71,7 @@ def test_zero_shot(root, interaction):
 
 def test_retrieval_and_a_second_time_gives_the_same_file(root):
     model = write_model(root / "m.safetensors")
-    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model))
+    run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
     first = (root / "out.json").read_text()
     found = json.loads(first)["benchmarks"]["demo_fluent"]
     assert (found["images"], found["captions"]) == (24, 24)
@@ -84,7 +79,7 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
         assert found["chance"][way]["r5"] == pytest.approx(5 / 24)
         assert found[way]["r1"] <= found[way]["r5"] <= found[way]["r10"]
         assert found["ci95"][way]["r5"][0] <= found[way]["r5"] <= found["ci95"][way]["r5"][1]
-    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model))
+    run_protocol("retrieval", arguments(root, ["demo_fluent"], model))
     assert (root / "out.json").read_text() == first
     assert [p.name for p in root.iterdir() if "part" in p.name] == []
 
@@ -93,8 +88,8 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
 def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, texts_by, images_by):
     """Against the definition, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
-    options = [f"rank_texts_by={texts_by}", f"rank_images_by={images_by}"]
-    run_command(retrieval, Retrieval, argv=[*arguments(root, ["demo_fluent"], model), *options])
+    options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
+    run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
     found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     scorer = load_scorer(model)
     data = WebdatasetFolder(root / "data" / "demo_fluent")
@@ -116,8 +111,8 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
 
 def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
     model = write_model(root / "m.safetensors")
-    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
-    found, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["tasks"]
+    run_protocol("zero_shot", arguments(root, ["demo_food", "demo_skin_tone"], model, "z.json"))
+    found, tasks = read_outcomes(root / "z.json"), json.loads((root / "z.json").read_text())["benchmarks"]
     assert list(found) == ["demo_food", "demo_skin_tone"] and set(found["demo_food"].values) == {
         "top1",
         "top5",
@@ -128,15 +123,14 @@ def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
     write_webdataset(
         root / "data" / "demo_fluent", None, [[f"text {i}", "two"] for i in range(12)], masks=True
     )
-    run_command(retrieval, Retrieval, argv=arguments(root, ["demo_fluent"], model, "r.json"))
+    run_protocol("retrieval", arguments(root, ["demo_fluent"], model, "r.json"))
     found, numbers = read_outcomes(root / "r.json"), json.loads((root / "r.json").read_text())["benchmarks"]
     for way, queries in (("i2t", 12), ("t2i", 24)):
         outcomes = found[f"demo_fluent.{way}"]
         assert len(outcomes.key) == len(set(outcomes.key)) == queries and len(set(outcomes.cluster)) == 12
         for rank, values in outcomes.values.items():
             assert values.mean() == pytest.approx(numbers["demo_fluent"][way][rank])
-    aligned = [*arguments(root, ["demo_fluent"], model, "a.json"), f"picture={root / 'a.png'}", "examples=1"]
-    run_command(alignment, Alignment, argv=[*aligned, "pairs=9", "composites=0"])
+    run_protocol("alignment", [*arguments(root, ["demo_fluent"], model, "a.json"), "alignment.pairs=9"])
     found, numbers = read_outcomes(root / "a.json"), json.loads((root / "a.json").read_text())["benchmarks"]
     for measure in ("pointing", "composites"):
         mean = found[f"demo_fluent.{measure}"].values["right"].mean()
@@ -150,8 +144,8 @@ def test_two_drawings_of_a_concept_count_as_one(root):
     found = []
     for codes in ([f"U{i}" for i in range(24)], [f"U{i // 2}" for i in range(24)]):
         write_webdataset(folder, dishes, [i % 8 for i in range(24)], codes=codes)
-        run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food"], model))
-        found.append(json.loads((root / "out.json").read_text())["tasks"]["demo_food"])
+        run_protocol("zero_shot", arguments(root, ["demo_food"], model))
+        found.append(json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"])
         assert list(read_outcomes(root / "out.json")["demo_food"].cluster) == codes
     assert found[0]["top1"] == found[1]["top1"] and found[0]["ci95"] != found[1]["ci95"]
 
@@ -162,13 +156,13 @@ def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
         yaml.safe_dump({**card, "prompts": "flickr30k", "fine_tuned_on": ["flickr30k"]})
     )
     given = arguments(root, ["demo_fluent"], write_model(root / "m.safetensors"))
-    given = [a for a in given if not a.startswith("cards=")] + [f"cards=[{root / 'card.yaml'}]"]
+    given = [a for a in given if not a.startswith("data=")] + [f"data=[{root / 'card.yaml'}]"]
     for source, prompts in (
         ("", ["a good photo of the {c}. I hate it.", "a good photo of {c}."]),
         ("coco", ["a good photo of the {c}. I hate it.", "a good photo of {c}."]),
         ("flickr30k", ["{c}", "{c}"]),
     ):
-        run_command(retrieval, Retrieval, argv=[*given, f"fine_tuned_on={source}"])
+        run_protocol("retrieval", [*given, f"retrieval.fine_tuned_on={source}"])
         found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
         assert found["prompts"] == prompts
 
@@ -176,14 +170,14 @@ def test_a_fine_tuned_model_ranks_bare_captions_of_its_own_set_only(root):
 def test_retrieval_in_two_stages_reports_what_it_loses(root):
     model = write_model(root / "m.safetensors")
     common = arguments(root, ["demo_fluent"], model)
-    run_command(retrieval, Retrieval, argv=[*common, "shortlist=10"])
+    run_protocol("retrieval", [*common, "retrieval.shortlist=10"])
     found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     stage = found["two_stage"]
     assert (stage["shortlist"], stage["by"]) == (10, "pooled")
     for way in ("i2t", "t2i"):
         for rank in ("r1", "r5", "r10"):
             assert stage["lost"][way][rank] == pytest.approx(found["exact"][way][rank] - found[way][rank])
-    run_command(retrieval, Retrieval, argv=[*common, "shortlist=24", "compare=false"])
+    run_protocol("retrieval", [*common, "retrieval.shortlist=24", "retrieval.compare=false"])
     everything = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     assert everything["i2t"] == found["exact"]["i2t"] and everything["exact"] is None
 
@@ -195,8 +189,8 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
     with torch.no_grad():
         model.image.projection.weight.fill_(float("nan"))
     save_model(root / "nan.safetensors", model, {})
-    run_command(zero_shot, ZeroShot, argv=arguments(root, ["demo_food"], str(root / "nan.safetensors")))
-    food = json.loads((root / "out.json").read_text())["tasks"]["demo_food"]
+    run_protocol("zero_shot", arguments(root, ["demo_food"], str(root / "nan.safetensors")))
+    food = json.loads((root / "out.json").read_text())["benchmarks"]["demo_food"]
     assert food["not_finite"] == 24 and food["top1"] == pytest.approx(1 / 8)
 
 
@@ -208,49 +202,49 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
     model = write_model(root / "m.safetensors")
     given = [
         *arguments(root, ["demo_food"], model)[:2],
-        f"cards=[{root / 'five.yaml'}]",
+        f"data=[{root / 'five.yaml'}]",
         f"out={root / 'out.json'}",
     ]
     with pytest.raises(SystemExit):
-        run_command(zero_shot, ZeroShot, argv=given)
+        run_protocol("zero_shot", given)
     said = capsys.readouterr().err
     assert said.strip() == "error: card demo_food: metric top5 needs more than 5 classes, the data set has 5"
 
 
 @pytest.mark.parametrize(
-    ("command", "schema", "change", "message"),
+    ("protocol", "change", "message"),
     [
-        (zero_shot, ZeroShot, ["cards=[eval/demo_fluent.yaml]"], "demo_fluent (retrieval): this command"),
-        (retrieval, Retrieval, ["cards=[eval/demo_food.yaml]"], "demo_food (classification): this command"),
-        (zero_shot, ZeroShot, ["ensemble=vote"], "ensemble=vote: ensemble takes score, embedding"),
-        (zero_shot, ZeroShot, ["ensemble=embedding"], "no meaning for a token-wise model"),
+        ("zero_shot", "data=[eval/demo_fluent.yaml]", "for classification, not for demo_fluent (retrieval)"),
+        ("retrieval", "data=[eval/demo_food.yaml]", "for retrieval, not for demo_food (classification)"),
         (
-            retrieval,
-            Retrieval,
-            ["rank_texts_by=both"],
-            "rank_texts_by=both: rank_texts_by takes image, text, mean",
+            "zero_shot",
+            "zero_shot.ensemble=vote",
+            "zero_shot.ensemble=vote: zero_shot.ensemble takes score, embedding",
         ),
-        (zero_shot, ZeroShot, ["model=none.safetensors"], "there is no file or folder 'none.safetensors'"),
-        (zero_shot, ZeroShot, ["root=/nowhere"], "no data set at /nowhere/demo_food"),
-        (zero_shot, ZeroShot, ["loader=tape"], "no layout 'tape'"),
-        (zero_shot, ZeroShot, ["prompts=none.yaml"], "no prompt file, file or folder 'none.yaml'"),
-        (zero_shot, ZeroShot, ["image_size=30"], "30"),
+        ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
+        ("retrieval", "retrieval.rank_texts_by=both", "retrieval.rank_texts_by takes image, text, mean"),
+        ("zero_shot", "model=none.safetensors", "there is no file or folder 'none.safetensors'"),
+        ("zero_shot", "root=/nowhere", "no data set at /nowhere/demo_food"),
+        ("zero_shot", "loader=tape", "no layout 'tape'"),
+        ("zero_shot", "prompts=none.yaml", "no prompt file, file or folder 'none.yaml'"),
+        ("zero_shot", "image_size=30", "30"),
+        ("zero_shot,linear_probe", "workers=0", "out.json is one file, for one protocol"),
     ],
 )
-def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, command, schema, change, message):
+def test_mistakes_are_one_plain_sentence(root, monkeypatch, capsys, protocol, change, message):
     monkeypatch.chdir(EVAL.parent)
-    card = "demo_food" if command is zero_shot else "demo_fluent"
+    card = "demo_fluent" if protocol == "retrieval" else "demo_food"
     given = arguments(root, [card], write_model(root / "m.safetensors"))
-    changed = [a for a in given if a.split("=")[0] not in {c.split("=")[0] for c in change}]
+    changed = [a for a in given if a.split("=")[0] != change.split("=")[0]]
     with pytest.raises(SystemExit) as stop:
-        run_command(command, schema, argv=[*changed, *change])
+        run_protocol(protocol, [*changed, change])
     said = capsys.readouterr().err
     assert stop.value.code == 2 and message in said and "Traceback" not in said
     assert not (root / "out.json").exists()
 
 
-def test_help_lists_every_option(capsys):
-    for schema in (ZeroShot, Retrieval, Alignment):
-        run_command(zero_shot, schema, argv=["--help"])
-        said = capsys.readouterr().out
-        assert all(f"  {name}=" in said for name in schema.__dataclass_fields__)
+def test_help_lists_every_option_and_every_setting_of_a_protocol(capsys):
+    run_command(main, Evaluation, argv=["--help"])
+    said = capsys.readouterr().out
+    assert all(f"  {name}" in said for name in Evaluation.__dataclass_fields__)
+    assert "  retrieval.shortlist=0" in said and "  zero_shot.ensemble=score" in said

@@ -17,13 +17,11 @@ from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
-from filip.eval.alignment import Alignment
-from filip.eval.alignment import main as align
 from filip.eval.cards import load_card
 from filip.eval.encoders import FilipEncoder, load_encoder
 from filip.eval.features import FeatureStore, KeptSet, model_key, read_shard
 from tests.eval.benchmark_files import sugar_crepe
-from tests.eval.miniature import write_model, write_webdataset
+from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
 DATA = "data=[demo_food,demo_fluent,sugar_crepe_swap_att]"
 
@@ -128,16 +126,8 @@ def test_alignment_reads_the_tokens_that_retrieval_kept(
     model, kept = f"model={tmp_path}/m.safetensors", f"features={tmp_path / 'kept'}"
 
     def run(out: str, *more: str) -> Any:
-        given = [
-            model,
-            f"root={tmp_path}",
-            "cards=[demo_fluent]",
-            f"out={tmp_path / out}",
-            "examples=3",
-            *more,
-        ]
-        picture = f"picture={tmp_path / 'sheet.png'}"
-        run_command(align, Alignment, argv=[*given, picture, "pairs=0", "composites=0"])
+        given = [model, f"root={tmp_path}", "data=[demo_fluent]", f"out={tmp_path / out}", *more]
+        run_protocol("alignment", [*given, "alignment.pairs=0"])
         return json.loads((tmp_path / out).read_text())
 
     without = run("plain.json")
@@ -249,4 +239,4 @@ def test_an_image_that_cannot_be_read_is_left_out_of_kept_features_too(root: Pat
     for out in ("a", "b"):
         run_command(evaluate, Evaluation, argv=[*given, f"out={tmp_path / out}"])
     first, second = (json.loads((tmp_path / out / "zero_shot" / "pictures.json").read_text()) for out in "ab")
-    assert first == second and first["tasks"]["pictures"]["n"] == 5
+    assert first == second and first["benchmarks"]["pictures"]["n"] == 5

@@ -11,10 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from filip.command import run_command
 from filip.eval.outcomes import read_outcomes
-from filip.eval.zero_shot import ZeroShot, main
-from tests.eval.miniature import write_model, write_webdataset
+from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -23,11 +21,11 @@ ROOT = Path(__file__).resolve().parents[2]
 def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
     write_webdataset(tmp_path / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(23)])
     model = write_model(tmp_path / "m.safetensors")
-    given = [f"model={model}", f"root={tmp_path}", "cards=demo_food", "batch_size=4", "device=cpu"]
-    run_command(main, ZeroShot, argv=[*given, f"out={tmp_path}/one.json"])
+    given = [f"model={model}", f"root={tmp_path}", "data=demo_food", "batch_size=4", "device=cpu"]
+    run_protocol("zero_shot", [*given, f"out={tmp_path}/one.json"])
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     run = subprocess.run(
-        [*launcher, "-m", "filip.eval.zero_shot", *given, f"out={tmp_path}/two.json"],
+        [*launcher, "-m", "filip.eval", "protocols=[zero_shot]", *given, f"out={tmp_path}/two.json"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -37,7 +35,7 @@ def test_two_processes_write_the_file_of_one(tmp_path: Path) -> None:
     )
     assert run.returncode == 0, run.stderr[-3000:]
     one, two = (json.loads((tmp_path / f"{name}.json").read_text()) for name in ("one", "two"))
-    assert one == two and one["tasks"]["demo_food"]["n"] == 23
+    assert one == two and one["benchmarks"]["demo_food"]["n"] == 23
     outcomes = [read_outcomes(tmp_path / f"{name}.json")["demo_food"] for name in ("one", "two")]
     for measure in ("top1", "top5"):
         np.testing.assert_array_equal(outcomes[0].values[measure], outcomes[1].values[measure])

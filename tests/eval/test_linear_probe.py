@@ -12,13 +12,14 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import accuracy_score
 from sklearn.model_selection import StratifiedKFold, cross_val_predict
 
-from filip.command import run_command
 from filip.errors import UserError
 from filip.eval import logistic
+from filip.eval.context import Context
 from filip.eval.encoders import load_encoder
 from filip.eval.formats.webdataset import WebdatasetFolder
-from filip.eval.linear_probe import LinearProbe, main, probe
-from tests.eval.miniature import write_model, write_webdataset
+from filip.eval.protocols.linear_probe import LinearProbeSettings
+from filip.eval.protocols.linear_probe import run as probe
+from tests.eval.miniature import run_protocol, write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
 NAMES = ["a", "b", "c"]
@@ -28,11 +29,11 @@ def run(tmp_path: Path, model: str) -> dict:
     argv = [
         f"model={model}",
         f"root={tmp_path}",
-        f"cards=[{EVAL / 'demo_food.yaml'}]",
+        f"data=[{EVAL / 'demo_food.yaml'}]",
         f"out={tmp_path / 'o.json'}",
     ]
-    run_command(main, LinearProbe, argv=argv)
-    return json.loads((tmp_path / "o.json").read_text())["tasks"]["demo_food"]
+    run_protocol("linear_probe", argv)
+    return json.loads((tmp_path / "o.json").read_text())["benchmarks"]["demo_food"]
 
 
 def features(model: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
@@ -98,6 +99,6 @@ def test_one_image_per_class_cannot_be_probed(tmp_path):
     write_webdataset(tmp_path / "demo_food", NAMES, [0, 1, 2])
     from filip.eval.cards import load_card
 
-    config = LinearProbe(model=model, root=str(tmp_path), cards=[], out="")
+    settings, context = LinearProbeSettings(), Context(str(tmp_path))
     with pytest.raises(UserError, match="at least two images of every class"):
-        probe(load_encoder(model), load_card(EVAL / "demo_food.yaml"), config)
+        probe(load_encoder(model), load_card(EVAL / "demo_food.yaml"), settings, context, {})

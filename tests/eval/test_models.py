@@ -10,9 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from filip.command import run_command
 from filip.errors import UserError
-from filip.eval import retrieval, zero_shot
 from filip.eval.encoders import load_encoder
 from filip.eval.scorer import load_scorer
 from filip.export.clip_tokenizer import clip_tokenizer
@@ -21,7 +19,7 @@ from filip.export.open_clip_folder import write_open_clip
 from filip.models import DualEncoder, build_model, load_model
 from filip.runs.checkpoint import STATE, LoopState
 from filip.runs.source import read_source
-from tests.eval.miniature import SIDE, picture, tiny_config, write_model, write_webdataset
+from tests.eval.miniature import SIDE, picture, run_protocol, tiny_config, write_model, write_webdataset
 
 ARCHITECTURE = "ViT-tiny-of-tests"
 TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma"]
@@ -95,11 +93,11 @@ def write_hugging_face(folder: Path, theirs: dict[str, torch.Tensor]) -> None:
 def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
     """The numbers of zero-shot classification and retrieval."""
     given = [f"model={model}", f"root={root}", f"out={root}/out.json", *options]
-    run_command(zero_shot.main, zero_shot.ZeroShot, argv=[*given, "cards=[demo_food]"])
+    run_protocol("zero_shot", [*given, "data=[demo_food]"])
     first = json.loads((root / "out.json").read_text())
-    run_command(retrieval.main, retrieval.Retrieval, argv=[*given, "cards=[demo_fluent]"])
+    run_protocol("retrieval", [*given, "data=[demo_fluent]"])
     second = json.loads((root / "out.json").read_text())
-    return {"scorer": first["scorer"], "tasks": first["tasks"], "benchmarks": second["benchmarks"]}
+    return {"scorer": first["scorer"], "zero_shot": first["benchmarks"], "retrieval": second["benchmarks"]}
 
 
 def write_checkpoint(folder: Path, model: DualEncoder) -> None:
@@ -125,7 +123,7 @@ def test_one_clip_from_open_clip_and_from_transformers_gives_equal_tables(
     theirs, huggings = (tables(model, root, f"tokens={tokens}") for model in pair)
     assert theirs == huggings
     assert theirs["scorer"] == ("token-wise" if tokens == "true" else "pooled")
-    assert 0 < theirs["benchmarks"]["demo_fluent"]["i2t"]["r5"] < 1
+    assert 0 < theirs["retrieval"]["demo_fluent"]["i2t"]["r5"] < 1
 
 
 def test_both_give_the_same_tokens_and_another_image_size_works(pair: tuple[str, str]) -> None:

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.encoders.open_clip import activation_of
-from filip.eval.zero_shot import ZeroShot, main
-from tests.eval.miniature import ARCHITECTURE, write_open_clip, write_webdataset
+from tests.eval.miniature import ARCHITECTURE, run_protocol, write_open_clip, write_webdataset
 
 
 @pytest.mark.parametrize(
@@ -52,7 +50,7 @@ def test_the_result_file_records_the_activation(tmp_path: Path) -> None:
         f"root={tmp_path}",
         f"out={tmp_path}/o.json",
     ]
-    run_command(main, ZeroShot, argv=[*argv, "cards=[demo_skin_tone]"])
+    run_protocol("zero_shot", [*argv, "data=[demo_skin_tone]"])
     assert json.loads((tmp_path / "o.json").read_text())["activation"] == "quickgelu"
 
 

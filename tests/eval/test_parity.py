@@ -10,13 +10,7 @@ import yaml
 from sklearn.metrics import balanced_accuracy_score
 from torch.utils.data import DataLoader
 
-from filip.eval.linear_probe import LinearProbe
-from filip.eval.linear_probe import main as probe_main
-from filip.eval.retrieval import Retrieval
-from filip.eval.retrieval import main as retrieval_main
-from filip.eval.zero_shot import ZeroShot
-from filip.eval.zero_shot import main as zero_shot_main
-from tests.eval.miniature import ARCHITECTURE, write_open_clip, write_webdataset
+from tests.eval.miniature import ARCHITECTURE, run_protocol, write_open_clip, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
 ANIMALS = ["cat", "dog", "brown bear", "sea horse", "owl", "hare", "fox"]
@@ -63,23 +57,19 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
     )
     recalls = retrieval.evaluate(model, loader, tokenizer, "cpu", amp=False, recall_k_list=[1, 5, 10])
 
-    common = {
-        "model": f"open_clip:{ARCHITECTURE}:{weights}:gelu",
-        "root": str(tmp_path),
-        "prompts": str(tmp_path / "prompts.yaml"),
-    }
     out = tmp_path / "out.json"
-    zero_shot_main(
-        ZeroShot(**common, cards=[str(EVAL / "demo_animals.yaml")], out=str(out), ensemble="embedding")
-    )
-    ours = json.loads(out.read_text())["tasks"]["demo_animals"]
+    common = [f"model=open_clip:{ARCHITECTURE}:{weights}:gelu", f"root={tmp_path}", f"out={out}"]
+    common += [f"prompts={tmp_path}/prompts.yaml"]
+    animals = f"data={EVAL}/demo_animals.yaml"
+    run_protocol("zero_shot", [*common, animals, "zero_shot.ensemble=embedding"])
+    ours = json.loads(out.read_text())["benchmarks"]["demo_animals"]
     assert ours["n"] == 36
     assert ours["top1"] == pytest.approx(theirs["acc1"], abs=1e-9)
     assert ours["top5"] == pytest.approx(theirs["acc5"], abs=1e-9)
     assert ours["mean_per_class"] == pytest.approx(theirs["mean_per_class_recall"], abs=1e-9)
     assert 0 < ours["top1"] < 1
 
-    retrieval_main(Retrieval(**common, cards=[str(EVAL / "demo_fluent.yaml")], out=str(out)))
+    run_protocol("retrieval", [*common, f"data={EVAL}/demo_fluent.yaml"])
     ours = json.loads(out.read_text())["benchmarks"]["demo_fluent"]
     assert (ours["images"], ours["captions"]) == (36, 54)
     for k in (1, 5, 10):  # their numbers went through float32
@@ -87,9 +77,6 @@ def test_open_clip_scored_by_us_and_by_clip_benchmark(tmp_path):
         assert ours["t2i"][f"r{k}"] == pytest.approx(recalls[f"image_retrieval_recall@{k}"], abs=1e-6)
     assert 0 < ours["i2t"]["r5"] < 1
 
-    del common["prompts"]
-    probe_main(LinearProbe(**common, cards=[str(EVAL / "demo_animals.yaml")], out=str(out)))
-    probed = json.loads(out.read_text())["tasks"][
-        "demo_animals"
-    ]  # a peer goes through every protocol but alignment
+    run_protocol("linear_probe", [*common, animals])
+    probed = json.loads(out.read_text())["benchmarks"]["demo_animals"]
     assert probed["n"] == 36 and probed["protocol"].startswith("5-fold")

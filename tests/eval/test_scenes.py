@@ -15,19 +15,17 @@ from torch import Tensor
 from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.eval.context import Context
 from filip.eval.datasets import Sample, Thing
 from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
-from filip.eval.pictures import INK
-from filip.eval.scene_pointing import BACKGROUND, ScenePointing, name_prompts, point
-from filip.eval.scene_pointing import main as scene_pointing
-from filip.eval.scene_sheet import COLOURS as COLOURS_OF_NAMES
-from filip.eval.scene_sheet import PATCH, SceneSheet, chosen, coloured_caption, margin, tinted
-from filip.eval.scene_sheet import main as scene_sheet
-from filip.eval.selection import Selection, select
-from filip.eval.selection import main as selection
+from filip.eval.pictures.drawing import INK
+from filip.eval.pictures.scenes import COLOURS as COLOURS_OF_NAMES
+from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, tinted
+from filip.eval.protocols.selection import select
+from filip.eval.scenes import BACKGROUND, name_prompts, point
 from filip.interaction import Similarity
-from tests.eval.miniature import write_model, write_webdataset
+from tests.eval.miniature import run_protocol, write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.support.shards import encoded, write_tar
 
@@ -142,7 +140,7 @@ class Prefers:
 
 def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranking(root: Path) -> None:
     card = load_card(card_file(root, "selection", choices="names.txt"))
-    found = select(Prefers("a red and a blue", "a red and a bus"), card, root, batch_size=4)  # type: ignore[arg-type]
+    found = select(Prefers("a red and a blue", "a red and a bus"), card, Context(str(root), batch_size=4))  # type: ignore[arg-type]
     assert (found["n"], found["chance"]) == (6, pytest.approx(1 / 3))
     assert found["image"]["value"] == 1 and found["text"]["value"] == 0
     assert found["mean"]["value"] == pytest.approx(1 / 2)  # a tie of two
@@ -150,7 +148,7 @@ def test_selection_is_right_where_the_first_caption_scores_highest_by_each_ranki
 
 def test_a_scorer_that_sees_no_difference_gets_chance(root: Path) -> None:
     card = load_card(card_file(root, "selection", choices="relation.txt"))
-    found = select(Prefers("", ""), card, root)  # type: ignore[arg-type]
+    found = select(Prefers("", ""), card, Context(str(root)))  # type: ignore[arg-type]
     assert (found["n"], found["chance"], found["image"]["value"]) == (3, 0.5, 0.5)
 
 
@@ -159,9 +157,7 @@ def test_selection_as_a_command(root: Path, interaction: str) -> None:
     model = write_model(root / "m.safetensors", interaction)
     cards = ",".join(str(card_file(root, "selection", choices=c)) for c in ("names.txt", "relation.txt"))
     out = root / "selection.json"
-    run_command(
-        selection, Selection, argv=[f"model={model}", f"root={root}", f"cards=[{cards}]", f"out={out}"]
-    )
+    run_protocol("selection", [f"model={model}", f"root={root}", f"data=[{cards}]", f"out={out}"])
     found = json.loads(out.read_text())
     assert found["run"] == "m" and len(found["benchmarks"]) == 2
     for name, benchmark in found["benchmarks"].items():
@@ -206,8 +202,8 @@ def test_a_name_within_another_name_is_not_taken_for_it() -> None:
 def test_scene_pointing_as_a_command(root: Path) -> None:
     model, out = write_model(root / "m.safetensors"), root / "pointing.json"
     card = card_file(root, "pointing")
-    arguments = [f"model={model}", f"root={root}", f"cards=[{card}]", f"out={out}"]
-    run_command(scene_pointing, ScenePointing, argv=arguments)
+    arguments = [f"model={model}", f"root={root}", f"data=[{card}]", f"out={out}"]
+    run_protocol("scene_pointing", arguments)
     found = json.loads(out.read_text())["benchmarks"][card.stem]
     assert (found["n"], found["images"]) == (18, 6)
     outcomes = read_outcomes(out)[card.stem]
@@ -221,10 +217,10 @@ def test_a_card_of_another_kind_is_refused_in_a_sentence(
     root: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = write_model(root / "m.safetensors")
-    arguments = [f"model={model}", f"root={root}", "cards=[demo_fluent]", f"out={root / 'o.json'}"]
-    for command, config in ((selection, Selection), (scene_pointing, ScenePointing)):
+    arguments = [f"model={model}", f"root={root}", "data=[demo_fluent]", f"out={root / 'o.json'}"]
+    for protocol in ("selection", "scene_pointing"):
         with pytest.raises(SystemExit):
-            run_command(command, config, argv=arguments)
+            run_protocol(protocol, arguments)
         assert "demo_fluent (retrieval)" in capsys.readouterr().err
 
 
@@ -255,11 +251,11 @@ def test_the_sheet_as_a_command(root: Path, capsys: pytest.CaptureFixture[str]) 
     models = [write_model(root / f"{name}.safetensors", name) for name in ("pooled", "token_wise")]
     card, picture = card_file(root, "pointing"), root / "sheet.png"
     arguments = [f"models=[{','.join(models)}]", "labels=[CLIP,FILIP]", f"root={root}", f"card={card}"]
-    run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
+    run_command(draw, SceneSheet, argv=[*arguments, f"out={picture}"])
     first = picture.read_bytes()
     assert Image.open(picture).width > 3 * 288
-    run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}"])
+    run_command(draw, SceneSheet, argv=[*arguments, f"out={picture}"])
     assert picture.read_bytes() == first
     with pytest.raises(SystemExit):
-        run_command(scene_sheet, SceneSheet, argv=[*arguments, f"picture={picture}", "labels=[one]"])
+        run_command(draw, SceneSheet, argv=[*arguments, f"out={picture}", "labels=[one]"])
     assert "1 labels for 2 models" in capsys.readouterr().err

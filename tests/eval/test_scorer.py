@@ -13,11 +13,12 @@ from torch import Tensor
 from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.eval.context import Context
 from filip.eval.prompts import load_ensemble
-from filip.eval.retrieval import Retrieval, recalls, retrieval_benchmark
+from filip.eval.protocols.retrieval import recalls, retrieval_benchmark
+from filip.eval.protocols.zero_shot import class_scores, zero_shot_task
 from filip.eval.scorer import PooledScorer, Texts, TokenScorer, load_scorer
 from filip.eval.shortlist import rerank
-from filip.eval.zero_shot import class_scores, zero_shot_task
 from tests.eval.miniature import write_model, write_webdataset
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -60,12 +61,13 @@ def test_one_token_per_side_gives_exactly_the_pooled_tables(tmp_path):
     write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}", f"other {i}"] for i in range(40)])
     food, fluent = load_card(EVAL / "demo_food.yaml"), load_card(EVAL / "demo_fluent.yaml")
     ensemble = load_ensemble(EVAL / "prompts.yaml", "demo_food")
-    config = Retrieval(model="", root="", cards=[], out="")
+    context = Context(str(tmp_path))
     found = []
     for scorer in (PooledScorer(Vectors(False)), TokenScorer(Vectors(True))):
-        task = zero_shot_task(scorer, food, tmp_path, ensemble)
+        task = zero_shot_task(scorer, food, ensemble, context=context)
         prompts = ensemble[:1] * 2
-        found.append((task, retrieval_benchmark(scorer, fluent, tmp_path, (prompts[0], prompts[1]), config)))
+        both = retrieval_benchmark(scorer, fluent, (prompts[0], prompts[1]), context=context)
+        found.append((task, both))
     assert found[0] == found[1]
     assert 0 < found[0][1]["t2i"]["r5"] < 1  # a table of zeros or ones would agree for nothing
 

@@ -12,13 +12,13 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
-from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.eval.context import Context
 from filip.eval.formats import open_set
 from filip.eval.prompts import Prompt
-from filip.eval.segmentation import Segmentation, intersection_over_union, main, segment
-from tests.eval.miniature import write_model
+from filip.eval.protocols.segmentation import intersection_over_union, segment
+from tests.eval.miniature import run_protocol, write_model
 from tests.eval.test_alignment import COLOURS, ColourBlind
 from tests.eval.test_own_data import Reader, save
 
@@ -106,10 +106,10 @@ def test_as_a_command_on_a_model_and_on_a_pooled_one_by_its_own_projections(tmp_
         given = [
             f"model={model}",
             f"root={tmp_path}",
-            f"cards=[{card}]",
+            f"data=[{card}]",
             f"out={tmp_path}/{interaction}.json",
         ]
-        run_command(main, Segmentation, argv=given)
+        run_protocol("segmentation", given)
         found = json.loads((tmp_path / f"{interaction}.json").read_text())["benchmarks"]["squares"]
         assert 0 <= found["miou"] < 1 and found["ci95"][0] <= found["miou"] <= found["ci95"][1]
 
@@ -135,8 +135,8 @@ def test_the_usual_sets_through_their_cards(tmp_path: Path, name: str, classes: 
 
 @pytest.mark.parametrize("name", ["coco_boxes", "lvis_boxes"])
 def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
+    from filip.eval.protocols.zero_shot import zero_shot_task
     from filip.eval.scorer import PooledScorer
-    from filip.eval.zero_shot import zero_shot_task
 
     card = load_card(name)
     categories = [{"id": 3, "name": "seven_7"}, {"id": 1, "name": "five 5"}]
@@ -166,5 +166,5 @@ def test_boxes_are_cut_out_and_classified(tmp_path: Path, name: str) -> None:
         def encode_texts(self, texts):  # type: ignore[no-untyped-def]
             return super().encode_texts([text.replace("-", " ") for text in texts])
 
-    found = zero_shot_task(PooledScorer(Names()), card, tmp_path, [Prompt("a ", "")])  # type: ignore[arg-type]
+    found = zero_shot_task(PooledScorer(Names()), card, [Prompt("a ", "")], context=Context(str(tmp_path)))  # type: ignore[arg-type]
     assert (found["n"], found["classes"], found["top1"]) == (3, 2, 1)

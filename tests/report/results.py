@@ -110,7 +110,7 @@ def outcomes(n: int, **shares: float) -> Outcomes:
 def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
     """A run's zero-shot results, with outcomes."""
     file = folder / "eval" / run / "zero_shot.json"
-    write(file, {"run": run, "tasks": tasks})
+    write(file, {"run": run, "benchmarks": tasks})
     write_outcomes(file, {name: outcomes(found["n"], top1=found["value"]) for name, found in tasks.items()})
 
 

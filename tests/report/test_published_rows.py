@@ -30,7 +30,7 @@ def paper_study(folder: Path, retrieval: tuple[str, ...] = ("flickr30k", "mscoco
         both = {"flickr30k": recalls(recall, 1000), "mscoco": recalls(recall / 2, 5000)}
         write(folder / "eval" / run / "retrieval.json", {"benchmarks": both})
     for run in ("filip", "open_clip_b32"):
-        write(folder / "eval" / run / "zero_shot.json", {"tasks": {"imagenet": task(0.4, 50000, 1000)}})
+        write(folder / "eval" / run / "zero_shot.json", {"benchmarks": {"imagenet": task(0.4, 50000, 1000)}})
     return changed(
         folder,
         "paper",

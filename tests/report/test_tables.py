@@ -93,7 +93,8 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
     )
     bad = {**task(0.1), "not_finite": 7, "note": "200 images, but the card's split has 260"}
     write(
-        folder / "eval" / "filip" / "zero_shot.json", {"tasks": {"demo_food": bad, "demo_animals": task(0.2)}}
+        folder / "eval" / "filip" / "zero_shot.json",
+        {"benchmarks": {"demo_food": bad, "demo_animals": task(0.2)}},
     )
     tables = tables_of(folder)
     assert any(
@@ -110,7 +111,7 @@ def three_seeds(folder: Path) -> Path:
     """Results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
     for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
         tasks = {"demo_food": task(value), "demo_animals": task(value)}
-        write(folder / "eval" / run / "zero_shot.json", {"tasks": tasks})
+        write(folder / "eval" / run / "zero_shot.json", {"benchmarks": tasks})
     write(folder / "study.json", {**STUDY, "seeds": 3})
     return folder
 
@@ -154,7 +155,7 @@ def test_peers_stand_in_the_same_tables_with_the_name_of_their_weights(folder):
     peers = {"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:laion2b_s34b_b79k"}}
     study = changed(folder, "peers", peers=peers)
     tasks = {"demo_food": task(0.3), "demo_animals": task(0.4)}
-    write(folder / "eval" / "b32" / "zero_shot.json", {"tasks": tasks})
+    write(folder / "eval" / "b32" / "zero_shot.json", {"benchmarks": tasks})
     tables = tables_of(folder, study)
     row = next(row for row in tables["zero_shot"].rows if row.label == "CLIP B/32")
     assert (row.kind, row.run_id) == ("peer", "open_clip:ViT-B-32:laion2b_s34b_b79k")
@@ -167,8 +168,11 @@ def test_rows_that_were_evaluated_differently_are_named_below_the_table(folder):
     study = changed(
         folder, "peers", peers={"b32": {"label": "CLIP B/32", "model": "open_clip:ViT-B-32:openai"}}
     )
-    of_clip = {"prompt_file": "eval/prompts_clip.yaml", "ensemble": "embedding", "image_size": 224}
-    write(folder / "eval" / "b32" / "zero_shot.json", {"tasks": {"demo_food": task(0.3)}, **of_clip})
+    of_clip = {
+        "settings": {"prompts": "eval/prompts_clip.yaml", "ensemble": "embedding"},
+        "image_size": 224,
+    }
+    write(folder / "eval" / "b32" / "zero_shot.json", {"benchmarks": {"demo_food": task(0.3)}, **of_clip})
     notes = " ".join(tables_of(folder, study)["zero_shot"].notes)
     assert "Rows differ in prompts:" in notes and "eval/prompts_clip.yaml: CLIP B/32" in notes
     assert "mean vector: CLIP B/32" in notes
@@ -228,7 +232,7 @@ def test_an_average_over_benchmarks_that_share_concepts_draws_them_together(fold
     for run, value in (("clip", 0.1), ("filip", 0.3)):
         file = folder / "eval" / run / "zero_shot.json"
         tasks = {name: task(value, 300, 130) for name in ("demo_food", "demo_animals")}
-        write(file, {"tasks": tasks})
+        write(file, {"benchmarks": tasks})
         shared = Outcomes.of(
             [f"s{n}" for n in range(300)], {"top1": hits(value, 300)}, [f"U{n}" for n in range(300)]
         )
@@ -271,7 +275,7 @@ def probed(folder: Path) -> Path:
     """Linear probes of one run on both benchmarks."""
     entry = {**task(0.5), "protocol": "5-fold cross-validation"}
     both = {"demo_food": entry, "demo_animals": entry}
-    write(folder / "eval" / "clip" / "linear_probe.json", {"tasks": both})
+    write(folder / "eval" / "clip" / "linear_probe.json", {"benchmarks": both})
     return folder
 
 

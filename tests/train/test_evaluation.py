@@ -10,7 +10,10 @@ import pytest
 import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from filip.eval import retrieval, zero_shot
+from filip.eval.cards import load_cards
+from filip.eval.context import Context
+from filip.eval.encoders import load_encoder
+from filip.eval.evaluation import evaluate
 from tests.eval.test_scenes import card_file, write_scenes
 from tests.support.shards import add_to_tar
 from tests.support.squares import COLOURS, PLACES, picture
@@ -85,17 +88,17 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     assert [e.step for e in board.Scalars("eval/colours")] == [3, 6]
     assert {"eval/alignment", "eval/my_pointing_all", "data/augmented"} <= set(board.Tags()["images"])
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
-    assert result["tasks"]["colours"]["n"] == 32
-    assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["tasks"]["colours"]["value"])
+    assert result["benchmarks"]["colours"]["n"] == 32
+    assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["benchmarks"]["colours"]["value"])
     intervals = [line for line in records(tmp_path / "with") if "fleet/data_wait_slowest_seconds" in line]
     assert len(intervals) == 6 and all(line["fleet/encoding_slowest_seconds"] > 0 for line in intervals)
     assert all(line["fleet/encoding_slowest_rank"] in (0, 1) for line in intervals)
     # what the ranks found together is what one process finds in the same weights
     folder = tmp_path / "with" / "eval"
-    common = {"model": str(folder / "model.safetensors"), "root": str(tmp_path / "sets"), "device": "cpu"}
-    common |= {"prompts": f"{tmp_path}/sets/prompts.yaml", "out": "-", "batch_size": 6}
-    alone, _ = zero_shot.evaluate(zero_shot.ZeroShot(cards=[colours], **common))
-    assert alone["tasks"] == result["tasks"]
+    encoder = load_encoder(str(folder / "model.safetensors"))
+    context = Context(str(tmp_path / "sets"), f"{tmp_path}/sets/prompts.yaml", batch_size=6)
+    alone, _ = evaluate("zero_shot", encoder, load_cards([colours]), context)
+    assert alone["benchmarks"] == result["benchmarks"]
     shared = json.loads((folder / "retrieval-00000006.json").read_text())["benchmarks"]
-    alone, _ = retrieval.evaluate(retrieval.Retrieval(cards=[captions], **common))
+    alone, _ = evaluate("retrieval", encoder, load_cards([captions]), context)
     assert alone["benchmarks"] == shared

@@ -110,7 +110,7 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
     [
         (
             {"overrides": {"zero_shot": ["wrokers=3"]}},
-            "eval.overrides.zero_shot: filip eval zero_shot has no option 'wrokers'",
+            "eval.overrides.zero_shot: the protocol zero_shot has no option 'wrokers'",
         ),
         (
             {"overrides": {"retrieval": ["out=x.json"]}},

@@ -9,7 +9,7 @@ import yaml
 
 from filip.command import compose_config
 from filip.errors import UserError
-from filip.eval.scene_sheet import SceneSheet
+from filip.eval.pictures.scenes import SceneSheet
 from filip.explore.export import Export
 from workflow.study import ROOT, WorkflowStudy
 
@@ -36,7 +36,7 @@ def job(run: str, card: str = "") -> SimpleNamespace:
 def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
     """One key decides; the demo, whose evaluations are shorter than a start of Python, keeps them together."""
     together = WorkflowStudy(demo)
-    assert together.job("zero_shot") == "{run}/zero_shot" and together.split_protocols == []
+    assert together.job("zero_shot") == "{run}/zero_shot"
     inputs = together.job_inputs("zero_shot", job("clip"))
     assert inputs["cards"] == [f"eval/{name}.yaml" for name in demo["eval"]["zero_shot"]]
     assert inputs["data"] == [] and inputs["corpus"] == ["results/demo/corpus/corpus.json"]
@@ -46,10 +46,9 @@ def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
     single = WorkflowStudy(demo)
     assert single.job("zero_shot") == "{run}/zero_shot/{card}"
     assert single.job_log("zero_shot") == "zero_shot/{run}/{card}"
-    assert single.job("alignment") == "{run}/alignment"  # draws one sheet
     assert single.job_inputs("zero_shot", job("clip", "demo_food"))["cards"] == ["eval/demo_food.yaml"]
     given = shlex.split(single.job_arguments("zero_shot", job("clip", "demo_food")))
-    assert "cards=[eval/demo_food.yaml]" in given and "missing=skip" in given
+    assert "data=[eval/demo_food.yaml]" in given and "missing=skip" in given
     parts = single.parts("clip", "zero_shot")
     assert parts == [f"results/demo/eval/clip/zero_shot/{n}.json" for n in demo["eval"]["zero_shot"]]
 
@@ -70,7 +69,7 @@ def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_pat
 
 def test_a_fine_tuning_is_told_what_it_was_tuned_on(demo: dict) -> None:
     study = WorkflowStudy(demo)
-    assert "fine_tuned_on=demo" in shlex.split(study.job_arguments("retrieval", job("filip_ft")))
+    assert "retrieval.fine_tuned_on=demo" in shlex.split(study.job_arguments("retrieval", job("filip_ft")))
     assert "fine_tuned_on" not in study.job_arguments("retrieval", job("filip"))
 
 
@@ -97,11 +96,13 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     }
     study = WorkflowStudy(demo)
     ours = shlex.split(study.evaluation_arguments("clip", "zero_shot"))
-    assert ours[0] == "model=results/demo/models/clip.safetensors" and ours[2].startswith("cards=[eval/")
-    assert ours[3:] == ["prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
+    assert ours[:2] == ["protocols=[zero_shot]", "model=results/demo/models/clip.safetensors"]
+    assert ours[3].startswith("data=[eval/")
+    assert ours[4:] == ["prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
     theirs = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    assert theirs[3:] == ["prompts=eval/prompts.yaml", "ensemble=embedding", "workers=1", "precision=bf16"]
-    assert shlex.split(study.evaluation_arguments("b32", "selection"))[3:] == ["tokens=true"]
+    own = ["zero_shot.ensemble=embedding", "workers=1", "precision=bf16"]
+    assert theirs[4:] == ["prompts=eval/prompts.yaml", *own]
+    assert shlex.split(study.evaluation_arguments("b32", "selection"))[4:] == ["tokens=true"]
 
 
 def test_a_peer_is_scored_as_it_was_published_where_clip_has_prompts(demo: dict) -> None:
@@ -109,23 +110,23 @@ def test_a_peer_is_scored_as_it_was_published_where_clip_has_prompts(demo: dict)
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
     study = WorkflowStudy(demo)
     given = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    assert given[2:] == [
-        "cards=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]",
+    assert given[3:] == [
+        "data=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]",
         "prompts=eval/prompts_clip.yaml",
-        "ensemble=embedding",
+        "zero_shot.ensemble=embedding",
     ]
     assert study.prompt_file("b32", "zero_shot") == ["eval/prompts_clip.yaml"]
     assert study.prompt_file("clip", "zero_shot") == ["eval/prompts.yaml"]
     assert study.prompt_file("clip", "selection") == []
     demo["peers"]["b32"]["eval"] = {"zero_shot": ["prompts=eval/prompts.yaml", "tokens=true"]}
     given = shlex.split(WorkflowStudy(demo).evaluation_arguments("b32", "zero_shot"))
-    assert given[3:] == ["prompts=eval/prompts.yaml", "ensemble=score", "tokens=true"]
+    assert given[4:] == ["prompts=eval/prompts.yaml", "zero_shot.ensemble=score", "tokens=true"]
 
 
 def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:
     demo["runs"]["clip"]["label"] = "CLIP, the baseline's"
     (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
-    config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "picture=y", argument])
+    config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "out=y", argument])
     assert config.labels == ["CLIP, the baseline's", "FILIP"]
 
 

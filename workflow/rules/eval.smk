@@ -1,4 +1,4 @@
-# Evaluation: one command per protocol and run, or per card as well (eval.per_card of the study). Each writes its result
+# Evaluation: one job per protocol and run, or per card as well (eval.per_card of the study). Each writes its result
 # and the outcome of every image or caption. The rules of the protocols differ in their names only.
 
 for PROTOCOL in PROTOCOLS:
@@ -12,21 +12,9 @@ for PROTOCOL in PROTOCOLS:
         output:
             result=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.json",
             outcomes=f"{RESULTS}/eval/{STUDY.job(PROTOCOL)}.npz",
-            picture=(
-                report(
-                    f"{RESULTS}/eval/{{run}}/alignment.png",
-                    caption="../report/alignment.rst",
-                    category="Word-patch alignment",
-                    labels={"run": "{run}"},
-                )
-                if PROTOCOL == "alignment"
-                else []
-            ),
         params:
-            protocol=PROTOCOL,
             gpu=STUDY.own_gpu,
             study=STUDY.of_job("job_arguments", PROTOCOL),
-            picture=lambda wildcards, output: f"picture={output.picture}" if output.picture else "",
         log:
             f"{RESULTS}/logs/{STUDY.job_log(PROTOCOL)}.log",
         benchmark:
@@ -37,11 +25,10 @@ for PROTOCOL in PROTOCOLS:
         conda:
             "../envs/filip.yaml"
         shell:
-            "{params.gpu}python -m filip.eval.{params.protocol} {params.study} {params.picture}"
-            " out={output.result} > {log} 2>&1"
+            "{params.gpu}python -m filip.eval {params.study} out={output.result} > {log} 2>&1"
 
 
-if STUDY.split_protocols:
+if STUDY.per_card:
 
     localrules:
         merge,
@@ -53,7 +40,7 @@ if STUDY.split_protocols:
             result=f"{RESULTS}/eval/{{run}}/{{protocol}}.json",
             outcomes=f"{RESULTS}/eval/{{run}}/{{protocol}}.npz",
         wildcard_constraints:
-            protocol="|".join(STUDY.split_protocols),
+            protocol="|".join(PROTOCOLS),
         params:
             parts=lambda wildcards, input: ",".join(input),
         log:
@@ -62,6 +49,35 @@ if STUDY.split_protocols:
             "../envs/filip.yaml"
         shell:
             "python -m filip.eval.merge 'parts=[{params.parts}]' out={output.result} > {log} 2>&1"
+
+
+# The paper's alignment figure for one model.
+rule alignment_sheet:
+    input:
+        weights=lambda wildcards: STUDY.model_file(wildcards.run),
+        cards=STUDY.cards("alignment"),
+        prompts=STUDY.prompts,
+        corpus=STUDY.benchmark_files(),
+    output:
+        report(
+            f"{RESULTS}/eval/{{run}}/alignment.png",
+            caption="../report/alignment.rst",
+            category="Word-patch alignment",
+            labels={"run": "{run}"},
+        ),
+    params:
+        gpu=STUDY.own_gpu,
+        study=STUDY.sheet_arguments,
+    log:
+        f"{RESULTS}/logs/alignment_sheet/{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/alignment_sheet/{{run}}.tsv"
+    resources:
+        **STUDY.evaluation_resources,
+    conda:
+        "../envs/filip.yaml"
+    shell:
+        "{params.gpu}python -m filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.
@@ -93,8 +109,8 @@ rule scene_sheet:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.scene_sheet 'models={params.models}' {params.labels} root={params.root}"
-        " card={params.card} picture={output.picture} parts={output.parts} > {log} 2>&1"
+        "{params.gpu}python -m filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
+        " root={params.root} card={params.card} out={output.picture} parts={output.parts} > {log} 2>&1"
 
 
 # The paper's alignment figure, with all models of the alignment table side by side.
@@ -126,8 +142,8 @@ rule compare:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.compare 'models={params.models}' {params.labels} root={params.root}"
-        " card={params.card} prompts={input.prompts} picture={output} > {log} 2>&1"
+        "{params.gpu}python -m filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
+        " root={params.root} card={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
 
 
 # The page in which a person looks for words and patches: one file, no server.

@@ -5,6 +5,7 @@ EVALUATIONS = [
     for protocol in PROTOCOLS
     for run in STUDY.evaluated_by(protocol)
 ]
+SHEETS = [f"{RESULTS}/eval/{run}/alignment.png" for run in STUDY.evaluated_by("alignment")]
 COMPARED = [f"{RESULTS}/eval/alignment_compared.png"] if STUDY.draws_side_by_side("alignment") else []
 SCENES = [f"{RESULTS}/eval/scenes_compared.json"] if STUDY.draws_side_by_side("scene_pointing") else []
 EXPLORER = [f"{RESULTS}/explore.html"] if STUDY.explorer else []
@@ -97,6 +98,7 @@ rule summary:
 
 rule page:
     input:
+        SHEETS,
         COMPARED,
         SCENES,
         EXPLORER,

@@ -28,7 +28,7 @@ from PIL import Image
 
 from filip.errors import UserError
 from filip.eval import records
-from filip.eval.cards import BenchmarkCard
+from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.sets import columns
 

@@ -64,7 +64,7 @@ class Inputs:
         return combine([self._task(member, task, protocol) for member in self.study.replicas(run)])
 
     def _task(self, run: str, task: str, protocol: str) -> Cell:
-        found = (self.results.evaluation(run, protocol) or {}).get("tasks", {}).get(task)
+        found = (self.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(task)
         if found is None:
             return Cell(reason=self.why_empty(run, protocol, task))
         return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))

@@ -13,6 +13,7 @@ def build(inputs: Inputs) -> Table:
         inputs.results.evaluation(run, "linear_probe") or {} for run in inputs.study.rows("linear_probe")
     ]
     for task in inputs.study.benchmarks("linear_probe"):
-        splits = {found["tasks"][task]["protocol"] for found in evaluations if task in found.get("tasks", {})}
+        found = [entry["benchmarks"][task] for entry in evaluations if task in entry.get("benchmarks", {})]
+        splits = {numbers["protocol"] for numbers in found}
         notes += [f"{inputs.title(task)}: {split}." for split in sorted(splits)]
     return Table("linear_probe", "Linear probe (accuracy, %)", columns, rows, notes)

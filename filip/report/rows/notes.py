@@ -23,12 +23,12 @@ def intervals(table: Table) -> list[str]:
     return notes
 
 
-def warnings(inputs: Inputs, protocol: str, key: str) -> list[str]:
+def warnings(inputs: Inputs, protocol: str) -> list[str]:
     """What the evaluations of a table's runs warn of, each once: a test set of another size, scores that are
-    not finite, ranking in two stages. key: where the protocol's JSON has its benchmarks."""
+    not finite, ranking in two stages."""
     notes = []
     for run in inputs.study.rows(protocol):
-        for name, found in ((inputs.results.evaluation(run, protocol) or {}).get(key) or {}).items():
+        for name, found in (inputs.results.evaluation(run, protocol) or {}).get("benchmarks", {}).items():
             where = f"{inputs.study.label(run)}, {inputs.title(name)}"
             if found.get("note"):
                 notes.append(f"{inputs.title(name)}: {found['note']}.")

@@ -28,11 +28,12 @@ def differences(inputs: Inputs, protocol: str) -> list[str]:
 
 def _settings(result: dict[str, Any]) -> dict[str, str]:
     """What a result file says of how it came about; nothing for what it does not say."""
-    ranking = result.get("ranking") or {}
+    own = result.get("settings") or {}
+    ranking = {"i2t": own.get("rank_texts_by"), "t2i": own.get("rank_images_by")}
     settings = {
-        "prompts": result.get("prompt_file"),
-        "ensemble": {"score": "mean of scores", "embedding": "mean vector"}.get(str(result.get("ensemble"))),
-        "ranking": ", ".join(f"{way} by {by}" for way, by in ranking.items()),
+        "prompts": own.get("prompts"),
+        "ensemble": {"score": "mean of scores", "embedding": "mean vector"}.get(str(own.get("ensemble"))),
+        "ranking": ", ".join(f"{way} by {by}" for way, by in ranking.items() if by),
         "image size": f"{result['image_size']} px" if result.get("image_size") else None,
         "precision": result.get("precision"),
         "tokens": result.get("tokens"),

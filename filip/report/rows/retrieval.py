@@ -23,7 +23,7 @@ def build(inputs: Inputs) -> Table:
     rows += _published(inputs, "fine_tuned_retrieval", "fine-tuned")
     rows.sort(key=lambda row: (SECTIONS.index(row.section), row.kind == "paper"))
     notes = ["Image to text counts a hit if any of the image's captions is among the first k."]
-    notes += warnings(inputs, "retrieval", "benchmarks") + differences(inputs, "retrieval")
+    notes += warnings(inputs, "retrieval") + differences(inputs, "retrieval")
     columns = recall_columns(inputs, benchmarks, RANKS)
     return Table("retrieval", "Image-text retrieval (recall, %)", columns, rows, notes)
 

@@ -12,7 +12,7 @@ def build(inputs: Inputs) -> Table:
     columns, rows = task_table(inputs, "zero_shot")
     published = _published(inputs)
     notes = [] if published else ["None of these benchmarks is in the paper, so no published row is shown."]
-    notes += warnings(inputs, "zero_shot", "tasks") + differences(inputs, "zero_shot")
+    notes += warnings(inputs, "zero_shot") + differences(inputs, "zero_shot")
     return Table("zero_shot", "Zero-shot classification (accuracy, %)", columns, rows + published, notes)
 
 

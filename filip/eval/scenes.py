@@ -1,10 +1,7 @@
-"""Pointing in scenes: ``python -m filip.eval.scene_pointing model=M.safetensors root=DIR cards=[…] out=F.json``.
+"""Scenes of several things, and where a model's names of them point.
 
 A scene shows several things, its caption names each once, and a mask says where each is. A name points at the patch
-that is most similar to any of its tokens, and is right if that patch belongs to its thing: a patch belongs to the
-thing that covers most of it, or to the background. Chance is the share of patches that are right. ``among_things``
-asks the same of the patches of things alone: the first number is also lost to the background, the second only to
-another thing.
+that is most similar to any of its tokens. A patch belongs to the thing that covers most of it, or to the background.
 """
 
 from __future__ import annotations
@@ -12,53 +9,21 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.encoders import Encoder
-from filip.eval.formats import open_set
-from filip.eval.metrics import mean_interval
-from filip.eval.options import CardOptions, skipped_entry
-from filip.eval.outcomes import Outcomes, Record, write_outcomes
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, label_tokens
-from filip.files import write_json
-from filip.progress import Progress, say
+from filip.progress import Progress
 
 BACKGROUND = -1
-
-
-@dataclass
-class ScenePointing(CardOptions):
-    pass
-
-
-def main(config: ScenePointing) -> None:
-    """How often a name's best patch lies on its own thing, on scenes of several things, written as JSON."""
-    cards, skipped = config.load_cards("pointing")
-    encoder = config.encoder()
-    benchmarks = {}
-    record: Record = {}
-    for card in cards:
-        found = measure(encoder, card, open_set(card, config.root), record)
-        benchmarks[card.name] = found
-        say(
-            f"{card.name}: {found['n']:,} names of {found['images']:,} scenes; on their own thing "
-            f"{100 * found['value']:.1f} % (chance {100 * found['chance']:.1f} %), among the things alone "
-            f"{100 * found['among_things']['value']:.1f} % (chance {100 * found['among_things']['chance']:.1f} %)"
-        )
-    write_outcomes(config.out, record)
-    write_json(
-        config.out, {**config.result_header(encoder), "benchmarks": benchmarks, **skipped_entry(skipped)}
-    )
 
 
 @dataclass(frozen=True)
@@ -160,51 +125,3 @@ def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Pro
         else:
             raise UserError(f"scene {key}: the caption {caption!r} does not name {label!r}")
     return [Prompt(caption[: places[label][0]], caption[places[label][1] :]) for label in labels]
-
-
-def measure(
-    encoder: Encoder, card: BenchmarkCard, data: EvalSet, record: Record | None = None
-) -> dict[str, Any]:
-    """The numbers of one benchmark: fractions, with a 95 % interval over scenes.
-
-    The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
-    """
-    outcomes: dict[str, list[bool]] = {"right": [], "right_among_things": []}
-    chance: dict[str, list[float]] = {name: [] for name in outcomes}
-    keys: list[str] = []
-    scenes: list[str] = []
-    for scene in pointed_scenes(encoder, card, data):
-        for n in scene.counted:
-            own = (scene.owner == n).sum()
-            chance["right"].append(own / scene.owner.size)
-            chance["right_among_things"].append(own / (scene.owner != BACKGROUND).sum())
-            keys.append(f"{scene.sample.key} {n}")
-            scenes.append(scene.sample.key)
-        outcomes["right"] += scene.right
-        outcomes["right_among_things"] += scene.right_among_things()
-    if not keys:
-        raise UserError(
-            f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
-        )
-    if record is not None:
-        record[card.name] = Outcomes.of(keys, outcomes, scenes)
-    clusters = np.unique(scenes, return_inverse=True)[1]
-    rates = {
-        name: {
-            "value": float(np.mean(right)),
-            "chance": float(np.mean(chance[name])),
-            "ci95": list(mean_interval(np.array(right, float), clusters=clusters)),
-        }
-        for name, right in outcomes.items()
-    }
-    return {
-        "n": len(keys),
-        "images": len(set(scenes)),
-        **rates["right"],
-        "among_things": rates["right_among_things"],
-        "split": card.split,
-    }
-
-
-if __name__ == "__main__":
-    run_command(main, ScenePointing)

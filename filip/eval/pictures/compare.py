@@ -1,4 +1,4 @@
-"""Models side by side: ``python -m filip.eval.compare models=[clip.safetensors,filip.safetensors] … picture=P.png``.
+"""Models side by side: ``filip eval picture kind=compare models=[clip.safetensors,filip.safetensors] … out=P.png``.
 
 The same images aligned with the same labels by each model, one model per column: what the token-wise loss does
 to the patches. A pooled model's patches and words go through its projections, as in the alignment table.
@@ -12,34 +12,33 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from filip.command import MISSING, option, run_command
+from filip.command import MISSING, option
 from filip.data.preprocessing import denormalize
 from filip.errors import UserError
-from filip.eval.alignment import NOTE, labelled, prompt_text
 from filip.eval.cards import load_card, match_classes
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
-from filip.eval.pictures import alignment_cell, sheet
-from filip.eval.pointing import composite_alignment
+from filip.eval.pictures.alignment import NOTE
+from filip.eval.pictures.drawing import PictureOptions, alignment_cell, save_png, sheet
+from filip.eval.pointing import composite_alignment, labelled
+from filip.eval.prompts import alignment_template
 from filip.eval.word_patch import alignment_prompt, word_patches
-from filip.files import replacing
 
 
 @dataclass
-class Compare:
+class Compare(PictureOptions):
     models: list[str] = option(MISSING, "two or more .safetensors files of ours, left to right")
     labels: list[str] = option([], "their titles; the files' names if empty")
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option(MISSING, "benchmark card whose images are shown")
-    picture: str = option(MISSING, "the sheet (PNG)", writes="file")
-    prompts: str = option("eval/prompts.yaml", "prompt file; its `alignment` entry is used")
+    prompts: str = option("eval/prompts.yaml", "prompt file, whose `alignment` entry is used, or one prompt")
     examples: int = option(6, "images, evenly spread over the set", at_least=0)
     composites: int = option(3, "pictures of two objects side by side", at_least=0)
     loader: str | None = option(None, "layout of the card to use instead of its default")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
-def main(config: Compare) -> None:
+def draw(config: Compare) -> None:
     """Draw the word-patch alignment of several models in columns."""
     if config.labels and len(config.labels) != len(config.models):
         raise UserError(
@@ -48,7 +47,7 @@ def main(config: Compare) -> None:
     card = load_card(config.card, config.loader)
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None
-    prompt = alignment_prompt(prompt_text(config.prompts, card.name))
+    prompt = alignment_prompt(alignment_template(config.prompts, card.name))
     items = labelled(data, names, config.examples + 2 * config.composites)
     encoders = [load_encoder(model, None, config.device) for model in config.models]
     titles = config.labels or [Path(model).stem for model in config.models]
@@ -66,14 +65,9 @@ def main(config: Compare) -> None:
             cells.append(alignment_cell(_seen(encoder.transform(image)), found, both, 300))
     columns = len(encoders) * max(1, 4 // len(encoders))  # whole comparisons in a row
     page = sheet(cells, columns, f"Word-patch alignment on {card.title}", NOTE, cell_width=300)
-    with replacing(config.picture) as part:
-        page.save(part, format="PNG")
+    save_png(page, config.out)
 
 
 def _seen(pixels: Tensor) -> Image.Image:
     """What the model saw."""
     return Image.fromarray(denormalize(pixels))
-
-
-if __name__ == "__main__":
-    run_command(main, Compare)

@@ -1,4 +1,4 @@
-"""Zero-shot segmentation: ``python -m filip.eval.segmentation model=M root=DIR cards=[…] out=FILE.json``.
+"""Zero-shot segmentation.
 
 Every patch takes its best class, and every pixel the class of its patch: mean intersection over union, as in SPARC
 (Bica et al. 2024). The score of a class for a patch is the mean over the class's prompts: for a token-wise model of the
@@ -17,45 +17,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.command import option, run_command
+from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
+from filip.eval.context import Context
 from filip.eval.datasets import Sample
 from filip.eval.encode_set import size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
-from filip.eval.options import CardOptions, skipped_entry
-from filip.eval.outcomes import Outcomes, Record, write_outcomes
+from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
+from filip.eval.protocols import Column, Numbers, Protocol
 from filip.eval.word_patch import label_tokens
-from filip.files import write_json
-from filip.progress import Progress, say
+from filip.progress import Progress
 
 
 @dataclass
-class Segmentation(CardOptions):
-    prompts: str = option("eval/prompts.yaml", "prompt ensembles, or one prompt such as 'a photo of a {c}.'")
-    batch_size: int = option(16, "images at a time", at_least=1)
+class SegmentationSettings:
+    batch_size: int = option(
+        16, "images at a time: each is compared with all prompts of all classes", at_least=1
+    )
 
 
-def main(config: Segmentation) -> None:
-    """Mean intersection over union of the patches' best classes, written as JSON."""
-    cards, skipped = config.load_cards("segmentation")
-    ensembles = {card.name: card_ensemble(config.prompts, card.prompts) for card in cards}
-    encoder = config.encoder()
-    benchmarks = {}
-    record: Record = {}
-    for card in cards:
-        found = segment(encoder, card, config.root, ensembles[card.name], record, config.batch_size)
-        benchmarks[card.name] = found
-        say(
-            f"{card.name}: mIoU {100 * found['miou']:.1f} %, {100 * found['pixels']:.1f} % of the pixels right, "
-            f"{found['n']:,} images, {found['classes']} classes"
-        )
-    write_outcomes(config.out, record)
-    header = {**config.result_header(encoder), "prompt_file": config.prompts}
-    write_json(config.out, {**header, "benchmarks": benchmarks, **skipped_entry(skipped)})
+def run(
+    encoder: Encoder, card: BenchmarkCard, settings: SegmentationSettings, context: Context, record: Record
+) -> Numbers:
+    ensemble = prompts_of(card, settings, context)
+    return segment(encoder, card, context.root, ensemble, record, settings.batch_size)
+
+
+def prompts_of(card: BenchmarkCard, settings: SegmentationSettings, context: Context) -> list[Prompt]:
+    return card_ensemble(context.prompts, card.prompts)
 
 
 def segment(
@@ -167,5 +160,13 @@ def _interval(areas: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[
     return float(low), float(high)
 
 
-if __name__ == "__main__":
-    run_command(main, Segmentation)
+PROTOCOL = Protocol(
+    "segmentation",
+    ("segmentation",),
+    run,
+    SegmentationSettings,
+    columns=(Column("mIoU", "miou", chance=""), Column("pixels right", "pixels", "chance", interval="")),
+    note="Each patch takes its best class, each pixel the class of its patch: mean intersection over union.",
+    prepare=prompts_of,
+    reads_prompts=True,
+)

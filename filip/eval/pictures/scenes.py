@@ -1,5 +1,5 @@
-"""Scenes as several models see them: ``python -m filip.eval.scene_sheet models=[clip.safetensors,filip.safetensors]
-labels=[CLIP,FILIP] root=DIR card=demo_pointing picture=alignment.png``.
+"""Scenes as several models see them: ``filip eval picture kind=scenes models=[clip.safetensors,filip.safetensors]
+labels=[CLIP,FILIP] root=DIR card=demo_pointing out=scenes.png``.
 
 Each thing's name has a colour. A patch is tinted in the colour of the name that stands out most on it, the more
 strongly the more it does. A thing's mask is outlined in the colour of its name. A ring marks the patch that the name
@@ -18,15 +18,15 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image, ImageChops, ImageDraw, ImageFilter
 
-from filip.command import MISSING, option, run_command
+from filip.command import MISSING, option
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
-from filip.eval.pictures import INK, Cell, sheet
-from filip.eval.scene_pointing import PointedScene, point, pointed_scenes
-from filip.files import replacing, write_json
+from filip.eval.pictures.drawing import INK, Cell, PictureOptions, save_png, sheet
+from filip.eval.scenes import PointedScene, point, pointed_scenes
+from filip.files import write_json
 
 Colour = tuple[int, int, int]
 COLOURS: tuple[Colour, ...] = (
@@ -48,12 +48,11 @@ NOTE = (
 
 
 @dataclass
-class SceneSheet:
+class SceneSheet(PictureOptions):
     models: list[str] = option(MISSING, "one or more .safetensors files of ours, left to right")
     labels: list[str] = option(MISSING, "their names, one each")
     root: str = option(MISSING, "folder below which the test sets lie")
     card: str = option("demo_pointing", "pointing card whose scenes are shown")
-    picture: str = option(MISSING, "the sheet (PNG)", writes="file")
     parts: str | None = option(
         None,
         "its parts and the rule as JSON, for pages; pictures are WebP inside; null = none",
@@ -65,7 +64,7 @@ class SceneSheet:
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
 
-def main(config: SceneSheet) -> None:
+def draw(config: SceneSheet) -> None:
     """Draw the best, median and worst scenes of the last model, beside each other by every model."""
     if len(config.labels) != len(config.models):
         raise UserError(f"{len(config.labels)} labels for {len(config.models)} models: give one each")
@@ -92,8 +91,7 @@ def main(config: SceneSheet) -> None:
         parts.append({"kind": kind, "caption": words, "picture": _webp(picture), "models": seen_by})
     note = NOTE.format(count=len(whole), model=config.labels[-1])
     page = sheet(cells, 1 + len(encoders), config.title, note, cell_width=CELL, gap=18)
-    with replacing(config.picture) as part:
-        page.save(part, format="PNG")
+    save_png(page, config.out)
     if config.parts is not None:
         write_json(config.parts, {"title": config.title, "rule": note, "scenes": parts})
 
@@ -197,7 +195,3 @@ def _with_outlines(page: Image.Image, sample: Sample) -> Image.Image:
         page.paste("white", mask=halo)
         page.paste(_colour(n), mask=line)
     return page
-
-
-if __name__ == "__main__":
-    run_command(main, SceneSheet)

@@ -1,4 +1,4 @@
-"""Image-text retrieval: ``python -m filip.eval.retrieval model=M.safetensors root=DIR cards=[…] out=F.json``.
+"""Image-text retrieval.
 
 R@1, R@5 and R@10 in both directions over all captions. Image to text is a hit if any of the image's own
 captions is among the first k. Which similarity ranks which direction is open in the paper; the default is
@@ -8,35 +8,32 @@ s^I for image to text and s^T for text to image.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from filip.command import option, run_command
+from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
+from filip.eval.context import Context
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import CutTexts, Source, collect, size_note
+from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval, retrieval_chance, retrieval_hits
-from filip.eval.options import EvalOptions, skipped_entry
-from filip.eval.outcomes import Outcomes, Record, write_outcomes
+from filip.eval.outcomes import Outcomes, Record
 from filip.eval.prompts import Prompt, load_retrieval_prompts
+from filip.eval.protocols import Column, Numbers, Protocol
 from filip.eval.scorer import RANKINGS, Scorer, Texts, ranking
-from filip.eval.sharing import launched, shared_main
 from filip.eval.shortlist import rerank
-from filip.files import write_json
-from filip.progress import say
 
 KS = (1, 5, 10)
-WAYS = ("i2t", "t2i")
+WAYS = {"i2t": "image to text", "t2i": "text to image"}
 
 
 @dataclass
-class Retrieval(EvalOptions):
-    prompts: str = option("eval/prompts.yaml", "prompt file; its `retrieval` entry has the paper's prompts")
+class RetrievalSettings:
     fine_tuned_on: str = option(
         "",
         "source the model was fine-tuned on: benchmarks of that source rank bare captions, without prompts",
@@ -53,52 +50,21 @@ class Retrieval(EvalOptions):
     compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
 
 
-def main(config: Retrieval) -> None:
-    """Recall of a model on several retrieval benchmarks, written as JSON."""
-
-    def write(result: dict[str, Any], record: Record) -> None:
-        write_outcomes(config.out, record)
-        write_json(config.out, result)
-
-    shared_main(config, evaluate, write)
+def run(
+    encoder: Encoder, card: BenchmarkCard, settings: RetrievalSettings, context: Context, record: Record
+) -> Numbers:
+    prompts = card_prompts(card, settings, context)
+    return retrieval_benchmark(context.scorer(encoder), card, prompts, settings, context, record)
 
 
-def evaluate(config: Retrieval, scorer: Scorer | None = None) -> tuple[dict[str, Any], Record]:
-    """What the result file says, and the outcomes of images and captions. ``scorer``: of the model, if it is loaded."""
-    cards, skipped = config.load_cards("retrieval")
-    prompts = {card.name: card_prompts(card, config) for card in cards}
-    scorer = scorer or config.scorer()
-    benchmarks = {}
-    record: Record = {}
-    for card in cards:
-        found = retrieval_benchmark(scorer, card, config.root, prompts[card.name], config, record)
-        benchmarks[card.name] = found
-        say(
-            f"{card.name}: {found['images']:,} images, {found['captions']:,} captions; "
-            + "; ".join(
-                f"{way} R@1/5/10 {' / '.join(f'{100 * found[way][r]:.1f}' for r in ('r1', 'r5', 'r10'))} %"
-                for way in WAYS
-            )
-        )
-        if "cut_note" in found:
-            say(f"{card.name}: {found['cut_note']}")
-    result = {
-        **config.result_header(scorer.encoder),
-        "ranking": {"i2t": config.rank_texts_by, "t2i": config.rank_images_by},
-        "benchmarks": benchmarks,
-        **skipped_entry(skipped),
-    }
-    return result, record
-
-
-def card_prompts(card: BenchmarkCard, config: Retrieval) -> tuple[Prompt, Prompt]:
+def card_prompts(card: BenchmarkCard, settings: RetrievalSettings, context: Context) -> tuple[Prompt, Prompt]:
     """What is put around captions (image to text, text to image).
 
     The prompts of the paper are for zero-shot retrieval. A model that was fine-tuned on the captions of the benchmark
     has only seen them bare, and ranks them so.
     """
-    tuned = config.fine_tuned_on in card.fine_tuned_on
-    return load_retrieval_prompts(config.prompts, None if tuned else card.prompts)
+    tuned = settings.fine_tuned_on in card.fine_tuned_on
+    return load_retrieval_prompts(context.prompt_file, None if tuned else card.prompts)
 
 
 @dataclass
@@ -112,9 +78,9 @@ class _Collected:
 def retrieval_benchmark(
     scorer: Scorer,
     card: BenchmarkCard,
-    root: str | Path,
     prompts: tuple[Prompt, Prompt],
-    config: Retrieval,
+    settings: RetrievalSettings | None = None,
+    context: Context | None = None,
     record: Record | None = None,
 ) -> dict[str, Any]:
     """The numbers of one benchmark (fractions, not percentages).
@@ -122,7 +88,8 @@ def retrieval_benchmark(
     prompts: put around captions when ranking texts, and when ranking images. The outcome of each image and caption is
     put into ``record``. Raises UserError if the data set is missing or an image has no caption.
     """
-    found = _collect(scorer, card, root, config)
+    settings = settings or RetrievalSettings()
+    found = _collect(scorer, card, context or Context())
     texts = []
     cut = CutTexts(scorer)
     for prompt in dict.fromkeys(prompts):
@@ -140,9 +107,9 @@ def retrieval_benchmark(
         **cut.result(),
     }
     exact = None
-    if not config.shortlist or config.compare:
-        exact = recalls(*_exact(scorer, found.images, for_texts, for_images, config), found.owner)
-    if not config.shortlist:
+    if not settings.shortlist or settings.compare:
+        exact = recalls(*_exact(scorer, found.images, for_texts, for_images, settings), found.owner)
+    if not settings.shortlist:
         assert exact is not None
         _record(record, card.name, found, exact)
         return result | exact.table
@@ -151,16 +118,16 @@ def retrieval_benchmark(
         found.images,
         for_texts,
         for_images,
-        config.shortlist,
-        config.rank_texts_by,
-        config.rank_images_by,
+        settings.shortlist,
+        settings.rank_texts_by,
+        settings.rank_images_by,
     )
     short = recalls(*scores, found.owner)
     _record(record, card.name, found, short)
     lost = None
     if exact is not None:
         lost = {way: {r: exact.table[way][r] - short.table[way][r] for r in exact.table[way]} for way in WAYS}
-    stage = {"shortlist": config.shortlist, "by": "pooled", "lost": lost}
+    stage = {"shortlist": settings.shortlist, "by": "pooled", "lost": lost}
     return result | short.table | {"two_stage": stage, "exact": exact.table if exact else None}
 
 
@@ -174,8 +141,8 @@ def _record(record: Record | None, name: str, found: _Collected, recalls: Recall
         record[f"{name}.{way}"] = Outcomes.of(keys, values, clusters)
 
 
-def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retrieval) -> _Collected:
-    data = open_set(card, root)
+def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collected:
+    data = open_set(card, context.root)
     captions: list[str] = []
     owner: list[int] = []
     keys: list[str] = []
@@ -183,7 +150,9 @@ def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retr
     def keep(images: Tensor, batch: Batch) -> tuple[Tensor, list[str], list[list[str]]]:
         return scorer.movable(images), batch.keys, batch.captions
 
-    parts = collect(scorer, Source(data, card.name, config.batch_size, config.workers, card, root), keep)
+    parts = collect(
+        scorer, Source(data, card.name, context.batch_size, context.workers, card, context.root), keep
+    )
     for _, of_batch, theirs in parts:
         for key, own in zip(of_batch, theirs, strict=True):
             if not own:
@@ -196,14 +165,14 @@ def _collect(scorer: Scorer, card: BenchmarkCard, root: str | Path, config: Retr
 
 
 def _exact(
-    scorer: Scorer, images: Tensor, for_texts: Texts, for_images: Texts, config: Retrieval
+    scorer: Scorer, images: Tensor, for_texts: Texts, for_images: Texts, settings: RetrievalSettings
 ) -> tuple[Tensor, Tensor]:
     """What ranks texts and what ranks images, both [images, texts]; one pass if the prompts are the same."""
     similarity = scorer.large_similarity(images, for_texts)
-    by_image = ranking(similarity, config.rank_texts_by)
+    by_image = ranking(similarity, settings.rank_texts_by)
     if for_images is not for_texts:
         similarity = scorer.large_similarity(images, for_images)
-    return by_image, ranking(similarity, config.rank_images_by)
+    return by_image, ranking(similarity, settings.rank_images_by)
 
 
 @dataclass
@@ -236,5 +205,19 @@ def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
     return Recalls(table, {way: hits for way, (hits, _, _) in ways.items()})
 
 
-if __name__ == "__main__":
-    run_command(main, Retrieval, quiet=launched().rank > 0)
+PROTOCOL = Protocol(
+    "retrieval",
+    ("retrieval",),
+    run,
+    RetrievalSettings,
+    columns=tuple(
+        Column(f"{direction} R@{k}", f"{way}.r{k}", f"chance.{way}.r{k}", f"ci95.{way}.r{k}")
+        for way, direction in WAYS.items()
+        for k in KS
+    ),
+    note="A hit is any own caption among the first k, and the own image among the first k.",
+    prepare=card_prompts,
+    size="images",
+    in_parts=True,
+    reads_prompts=True,
+)

@@ -1,4 +1,4 @@
-"""Where each word looks: ``python -m filip.eval.heatmap model=M image=cat.jpg 'caption=a black cat' picture=P.png``.
+"""Where each word of a caption looks: ``filip eval picture kind=heatmap model=M image=cat.jpg caption=… out=P.png``.
 
 One heat map per token of any caption on any image, all on one scale, next to the word-patch alignment.
 """
@@ -11,29 +11,37 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from filip.command import MISSING, option, run_command
+from filip.command import MISSING, option
 from filip.data.preprocessing import denormalize
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
 from filip.eval.options import ModelOptions
-from filip.eval.pictures import MUTED, RED, Cell, draw_alignment, draw_heat, sheet
+from filip.eval.pictures.drawing import (
+    MUTED,
+    RED,
+    Cell,
+    PictureOptions,
+    draw_alignment,
+    draw_heat,
+    save_png,
+    sheet,
+)
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
-from filip.files import nothing_at, replacing
+from filip.files import nothing_at
 from filip.progress import say
 from filip.rgb import unreadable
 
 
 @dataclass
-class Heatmap(ModelOptions):
+class Heatmap(PictureOptions, ModelOptions):
     image: str = option(MISSING, "an image file")
     caption: str = option(MISSING, "any text")
-    picture: str = option(MISSING, "the sheet of heat maps (PNG)", writes="file")
     columns: int = option(4, "heat maps per row", at_least=1)
     width: int = option(240, "width of a heat map in px", at_least=16)
 
 
-def main(config: Heatmap) -> None:
+def draw(config: Heatmap) -> None:
     """Draw where each word of a caption looks in an image."""
     if Path(config.image).is_dir():
         raise UserError(f"image={config.image} is a folder: give one of the images in it")
@@ -50,9 +58,8 @@ def main(config: Heatmap) -> None:
         "patch, from dark (the picture's lowest) to bright (its highest)."
     )
     page = sheet(cells, config.columns, f"{config.caption}", note, cell_width=config.width)
-    with replacing(config.picture) as part:
-        page.save(part, format="PNG")
-    say(f"{config.picture}: {len(cells)} pictures of {config.image}")
+    save_png(page, config.out)
+    say(f"{config.out}: {len(cells)} pictures of {config.image}")
 
 
 def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[Cell]:
@@ -71,7 +78,3 @@ def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -
         below = [(f"best token of {100 * share:.0f} % of the patches", MUTED)]
         cells.append(Cell(draw_heat(seen, heat, low, high, patch), f"{i} {found.tokens[i]}", below))
     return cells
-
-
-if __name__ == "__main__":
-    run_command(main, Heatmap)

@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from filip.command import MISSING, option
 from filip.eval.word_patch import WordPatch
+from filip.files import replacing
+
+KINDS = ("alignment", "compare", "heatmap", "scenes")
+
+
+@dataclass
+class PictureOptions:
+    """Options of every picture."""
+
+    kind: str = option("alignment", "what is drawn; --help lists the options of each kind", choices=KINDS)
+    out: str = option(MISSING, "the picture (PNG)", writes="file")
+
+
+def save_png(page: Image.Image, file: str) -> None:
+    """Write a page, atomically."""
+    with replacing(file) as part:
+        page.save(part, format="PNG")
+
 
 INK, MUTED, RED = (34, 34, 40), (120, 120, 128), (214, 30, 44)
 DIM, LINE = (38, 40, 52), (168, 172, 182)

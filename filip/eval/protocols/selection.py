@@ -1,4 +1,4 @@
-"""Caption selection: ``python -m filip.eval.selection model=M.safetensors root=DIR cards=[…] out=F.json``.
+"""Caption selection.
 
 Each image comes with a few captions of which one is true and the others differ from it in a detail: a name, or the
 relation of two things. A model is right where it gives the true one the highest similarity. Which similarity that
@@ -10,55 +10,33 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
-from filip.command import run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
+from filip.eval.context import Context
 from filip.eval.encode_set import CutTexts, Source, encoded_batches, size_note
+from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
 from filip.eval.metrics import mean_interval
-from filip.eval.options import EvalOptions, skipped_entry
-from filip.eval.outcomes import Outcomes, Record, write_outcomes
+from filip.eval.outcomes import Outcomes, Record
+from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
 from filip.eval.scorer import RANKINGS, Scorer, ranking
-from filip.files import write_json
-from filip.progress import say
 
 
-@dataclass
-class Selection(EvalOptions):
-    pass
-
-
-def main(config: Selection) -> None:
-    """How often a model picks the true caption of an image, on several benchmarks, written as JSON."""
-    cards, skipped = config.load_cards("selection")
-    scorer = config.scorer()
-    benchmarks = {}
-    record: Record = {}
-    for card in cards:
-        found = select(scorer, card, config.root, config.batch_size, config.workers, record)
-        benchmarks[card.name] = found
-        rates = " / ".join(f"{100 * found[by]['value']:.1f}" for by in RANKINGS)
-        chance = 100 * found["chance"]
-        say(
-            f"{card.name}: {found['n']:,} images; by image / text / mean {rates} % right (chance {chance:.1f} %)"
-        )
-    write_outcomes(config.out, record)
-    header = config.result_header(scorer.encoder)
-    write_json(config.out, {**header, "benchmarks": benchmarks, **skipped_entry(skipped)})
+def run(
+    encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record
+) -> Numbers:
+    return select(context.scorer(encoder), card, context, record)
 
 
 def select(
     scorer: Scorer,
     card: BenchmarkCard,
-    root: str,
-    batch_size: int = 64,
-    workers: int = 0,
+    context: Context | None = None,
     record: Record | None = None,
 ) -> dict[str, Any]:
     """The numbers of one benchmark (fractions, not percentages), by each ranking.
@@ -67,14 +45,15 @@ def select(
     each example: ``text``, ``image_`` and ``group_`` before the ranking's name. Raises UserError if the data set is
     missing or an image has no false caption.
     """
-    data = open_set(card, root)
+    context = context or Context()
+    data = open_set(card, context.root)
     parts: dict[str, list[list[float]]] = {by: [] for by in RANKINGS}
     keys: list[str] = []
     clusters: list[str] = []
     categories: list[str] = []
     truths: list[int] = []
     cut = CutTexts(scorer)
-    source = Source(data, card.name, batch_size, workers, card, root)
+    source = Source(data, card.name, context.batch_size, context.workers, card, context.root)
     for images, batch in encoded_batches(source, scorer, scorer.store):
         own = [len(captions) for captions in batch.captions]
         for key, count, true in zip(batch.keys, own, batch.truths, strict=True):
@@ -192,5 +171,13 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
     return text, image, group
 
 
-if __name__ == "__main__":
-    run_command(main, Selection)
+NAMES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
+PROTOCOL = Protocol(
+    "selection",
+    ("selection",),
+    run,
+    NoSettings,
+    columns=tuple(Column(name, f"{by}.value", "chance", f"{by}.ci95") for by, name in NAMES.items()),
+    note="The true caption has the highest similarity to its image.",
+    in_parts=True,
+)

@@ -1,0 +1,63 @@
+"""What a card says of a benchmark. :mod:`filip.eval.cards` reads cards, :mod:`filip.eval.formats` their data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """One way in which a benchmark lies on disk."""
+
+    loader: str
+    path: str  # folder below the evaluation root
+    split: str
+    size: int | None  # images in the split; None = not stated
+    options: dict[str, Any] = field(default_factory=dict)  # further arguments of the loader
+
+
+@dataclass(frozen=True)
+class BenchmarkCard:
+    """A benchmark as described by ``eval/<name>.yaml``, with one of its layouts chosen."""
+
+    name: str
+    title: str
+    kind: str
+    metric: str
+    layout: Layout
+    classes: dict[str, str] | None = None  # None: taken from the data set, raw name = prompt name
+    prompts: str | None = None
+    published: str | None = None
+    published_size: int | None = None  # images behind the published numbers, where a copy on disk has others
+    fine_tuned_on: list[str] = field(default_factory=list)  # cards in data/ that hold its training split
+    hub: dict[str, Any] = field(
+        default_factory=dict
+    )  # repo and files on the Hugging Face hub, see filip eval fetch
+    homepage: str = ""
+    license: str = ""
+    origin: str = ""  # where class names and numbers come from
+    note: str = ""
+
+    @property
+    def has_captions(self) -> bool:
+        """Whether its images come with captions; otherwise with classes."""
+        return self.kind in HAVE_CAPTIONS
+
+    @property
+    def loader(self) -> str:
+        return self.layout.loader
+
+    @property
+    def path(self) -> str:
+        return self.layout.path
+
+    @property
+    def split(self) -> str:
+        return self.layout.split
+
+    @property
+    def size(self) -> int | None:
+        return self.layout.size

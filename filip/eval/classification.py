@@ -1,0 +1,75 @@
+"""The numbers of a classifier from its scores: accuracies, interval, chance and mistakes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from filip.eval.cards import BenchmarkCard
+from filip.eval.encode_set import size_note
+from filip.eval.metrics import class_accuracies, confusion, label_hits, mean_interval
+from filip.eval.outcomes import Outcomes
+
+
+def outcomes(keys: list[str], clusters: list[str], scores: Tensor, labels: Tensor) -> Outcomes:
+    """Hits of each image. scores: [n, classes]; labels: [n] int64."""
+    ks = [1, 5] if scores.shape[1] > 5 else [1]
+    hits = label_hits(scores, labels, ks)
+    return Outcomes.of(keys, {f"top{k}": hits[:, i] for i, k in enumerate(ks)}, clusters)
+
+
+def measure(
+    card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str], clusters: list[str]
+) -> dict[str, Any]:
+    """Accuracies, interval, chance and mistakes of a classifier.
+
+    scores: [n, classes]; labels: [n] int64; clusters: n, equal for images that are not independent.
+    """
+    classes = len(names)
+    ks = [1, 5] if classes > 5 else [1]
+    hits = label_hits(scores, labels, ks)
+    per_class = class_accuracies(hits[:, 0], labels, classes)
+    values = {
+        "top1": float(hits[:, 0].mean()),
+        "top5": float(hits[:, 1].mean()) if len(ks) > 1 else None,
+        "mean_per_class": float(per_class[~per_class.isnan()].mean()),
+    }
+    if card.metric == "mean_per_class":
+        interval = mean_interval(hits[:, 0], classes=labels)
+    else:
+        shown = hits[:, ks.index(5) if card.metric == "top5" else 0]
+        interval = mean_interval(shown, clusters=np.asarray(clusters))
+    not_finite = int((~torch.isfinite(scores)).any(1).sum())
+    return {
+        "metric": card.metric,
+        "value": values[card.metric],
+        **values,
+        "chance": (5 if card.metric == "top5" else 1) / classes,
+        "n": len(labels),
+        "classes": classes,
+        "ci95": list(interval),
+        # a list, since names may repeat (ImageNet has two missiles)
+        "per_class": [[n, None if a != a else a] for n, a in zip(names, per_class.tolist(), strict=True)],
+        **_mistakes(scores, labels, names),
+        "not_finite": not_finite,
+        "note": size_note(card, len(labels)),
+    }
+
+
+def _mistakes(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> dict[str, list[list[Any]]]:
+    """``confused``: the most frequent mistakes as [true class, predicted class, times]; ``overpredicted``: the
+    classes that images of other classes are most often taken for, as [class, times]."""
+    counts = confusion(scores, labels, len(names))
+    counts.fill_diagonal_(0)
+    times, where = counts.flatten().topk(min(most, counts.numel()))
+    pairs = [
+        [names[w // len(names)], names[w % len(names)], t]
+        for t, w in zip(times.tolist(), where.tolist(), strict=True)
+        if t > 0
+    ]
+    times, where = counts.sum(0).topk(min(most, len(names)))
+    over = [[names[w], t] for t, w in zip(times.tolist(), where.tolist(), strict=True) if t > 0]
+    return {"confused": pairs, "overpredicted": over}

@@ -1,0 +1,54 @@
+"""Runs a protocol over benchmarks, for the command and for the evaluation while training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from filip.eval.cards import BenchmarkCard
+from filip.eval.context import Context
+from filip.eval.encoders import Encoder
+from filip.eval.outcomes import Record
+from filip.eval.protocols import Numbers, Protocol, protocol_of
+from filip.progress import say
+
+
+def evaluate(
+    name: str, encoder: Encoder, cards: Sequence[BenchmarkCard], context: Context, settings: Any = None
+) -> tuple[dict[str, Any], Record]:
+    """(what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the cards.
+
+    settings: of the protocol; None: its defaults. Prompts and whatever else a protocol reads are read for all cards
+    before the first image is encoded. Raises UserError as the protocol does.
+    """
+    protocol = protocol_of(name)
+    settings = protocol.settings() if settings is None else settings
+    if protocol.prepare is not None:
+        for card in cards:
+            protocol.prepare(card, settings, context)
+    benchmarks: dict[str, Numbers] = {}
+    record: Record = {}
+    for card in cards:
+        benchmarks[card.name] = found = protocol.run(encoder, card, settings, context, record)
+        say(f"{card.name}: {summary(protocol, found)}")
+    return {
+        "protocol": name,
+        "settings": settings_of(protocol, settings, context.prompts),
+        "benchmarks": benchmarks,
+    }, record
+
+
+def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, Any]:
+    """What a result depends on beyond model and data: the protocol's settings, and the prompts if it reads any."""
+    return {**({"prompts": prompts} if protocol.reads_prompts else {}), **asdict(settings)}
+
+
+def summary(protocol: Protocol, found: Numbers) -> str:
+    """The columns of a protocol on one benchmark in a line, and what it warns of."""
+    columns = []
+    for measured in protocol.measured(found):
+        chance = "" if measured.chance is None else f" (chance {measured.shown(measured.chance)})"
+        columns.append(f"{measured.title} {measured}{f' {measured.unit}' if measured.unit else ''}{chance}")
+    warning = [found["cut_note"]] if "cut_note" in found else []
+    return "; ".join([*columns, *warning]) or "nothing to measure"

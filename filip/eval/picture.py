@@ -1,0 +1,40 @@
+"""Pictures of what models see, one command for all kinds.
+
+    filip eval picture kind=alignment model=M root=DIR data=[…] out=sheet.png      # a token's index on each patch
+    filip eval picture kind=compare models=[…] root=DIR card=… out=side.png        # the same for several models
+    filip eval picture kind=heatmap model=M image=cat.jpg caption='a black cat' out=words.png
+    filip eval picture kind=scenes models=[…] labels=[…] root=DIR out=scenes.png   # where each name is seen in a scene
+
+``filip eval picture kind=KIND --help`` lists the options of a kind.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from filip.command import run_command
+from filip.eval.pictures import alignment, compare, heatmap, scenes
+from filip.eval.pictures.drawing import PictureOptions
+
+DRAWN_BY = {
+    alignment.AlignmentSheet: alignment.draw,
+    compare.Compare: compare.draw,
+    heatmap.Heatmap: heatmap.draw,
+    scenes.SceneSheet: scenes.draw,
+}
+
+
+def main(config: PictureOptions) -> None:
+    """Draw which token each patch is most similar to, models side by side, heat maps of words, or scenes."""
+    DRAWN_BY[type(config)](config)  # type: ignore[operator]
+
+
+def schema_of(arguments: list[str]) -> type[PictureOptions]:
+    """The options of the kind that the arguments name; those of the default for a kind that there is not."""
+    kinds = {schema.__module__.rpartition(".")[2]: schema for schema in DRAWN_BY}
+    named = [argument.partition("=")[2] for argument in arguments if argument.startswith("kind=")]
+    return kinds.get(named[-1] if named else "alignment", alignment.AlignmentSheet)
+
+
+if __name__ == "__main__":
+    run_command(main, schema_of(sys.argv[1:]))

@@ -1,0 +1,116 @@
+"""Zero-shot classification.
+
+The score of a class is the mean over its prompts of s^I (the image-to-text similarity). Embeddings are not
+averaged, except on request for a pooled model (``ensemble=embedding``), which is what CLIP and CLIP_benchmark
+do and what numbers published for CLIP models rest on.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from filip.command import option
+from filip.errors import UserError
+from filip.eval.cards import BenchmarkCard, match_classes
+from filip.eval.classification import measure, outcomes
+from filip.eval.context import Context
+from filip.eval.datasets import Batch
+from filip.eval.encode_set import Source, collect
+from filip.eval.encoders import Encoder
+from filip.eval.formats import open_set
+from filip.eval.outcomes import Record
+from filip.eval.prompts import Prompt, card_ensemble
+from filip.eval.protocols import Column, Numbers, Protocol
+from filip.eval.scorer import Scorer, Texts
+
+ENSEMBLES = ("score", "embedding")
+
+
+@dataclass
+class ZeroShotSettings:
+    ensemble: str = option(
+        "score",
+        "score: mean of scores over prompts; embedding: mean vector (pooled models)",
+        choices=ENSEMBLES,
+    )
+
+
+def run(
+    encoder: Encoder, card: BenchmarkCard, settings: ZeroShotSettings, context: Context, record: Record
+) -> Numbers:
+    ensemble = prompts_of(card, settings, context)
+    return zero_shot_task(context.scorer(encoder), card, ensemble, settings.ensemble, context, record)
+
+
+def prompts_of(card: BenchmarkCard, settings: ZeroShotSettings, context: Context) -> list[Prompt]:
+    return card_ensemble(context.prompts, card.prompts)
+
+
+def zero_shot_task(
+    scorer: Scorer,
+    card: BenchmarkCard,
+    ensemble: list[Prompt],
+    average: str = "score",
+    context: Context | None = None,
+    record: Record | None = None,
+) -> dict[str, Any]:
+    """Classify one test set; the numbers of the result file for it (fractions, not percentages).
+
+    The outcome of each image is put into ``record``. Raises UserError if the data set is missing, its classes are not
+    the card's, or ``average`` asks for mean embeddings of a token-wise model.
+    """
+    context = context or Context()
+    data = open_set(card, context.root)
+    names = match_classes(card, data.classes or [])
+    texts = scorer.encode_texts([p.fill(name) for name in names for p in ensemble])
+    if average == "embedding":
+        texts = mean_embeddings(scorer, texts, len(ensemble))
+    prompts = 1 if average == "embedding" else len(ensemble)
+
+    def keep(images: Tensor, batch: Batch) -> tuple[Tensor, Tensor, list[str], list[str]]:
+        return class_scores(scorer, images, texts, prompts), batch.labels, batch.keys, batch.clusters
+
+    source = Source(data, card.name, context.batch_size, context.workers, card, context.root, with_probe=True)
+    parts = collect(scorer, source, keep)
+    scores, labels, keys_of, clusters_of = zip(*parts, strict=True)
+    every_score, every_label = torch.cat(scores), torch.cat(labels)
+    keys, clusters = list(itertools.chain(*keys_of)), list(itertools.chain(*clusters_of))
+    result = measure(card, every_score, every_label, names, clusters)
+    if record is not None:
+        record[card.name] = outcomes(keys, clusters, every_score, every_label)
+    return {**result, "prompts": len(ensemble), "split": card.split, "layout": card.loader}
+
+
+def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
+    """Mean of s^I over each class's prompts. texts: class-major, ``prompts`` a class. -> [images, classes]."""
+    similarity = scorer.similarity(images, texts).i2t
+    return similarity.view(len(similarity), -1, prompts).mean(2)
+
+
+def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
+    """CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
+    if scorer.token_wise:
+        raise UserError(
+            "ensemble=embedding averages vectors, which has no meaning for a token-wise model: "
+            "use ensemble=score"
+        )
+    return Texts(F.normalize(texts.values.view(-1, prompts, texts.values.shape[1]).mean(1), dim=-1), None)
+
+
+PROTOCOL = Protocol(
+    "zero-shot",
+    ("classification",),
+    run,
+    ZeroShotSettings,
+    columns=(Column("{metric}"),),
+    note="The score of a class is the mean over its prompts of the image-to-text similarity.",
+    prepare=prompts_of,
+    in_parts=True,
+    reads_prompts=True,
+)
