@@ -8,6 +8,7 @@ import html
 import importlib
 import importlib.util
 import itertools
+import json
 import os
 import re
 import shutil
@@ -27,6 +28,7 @@ import yaml
 
 from filip.__main__ import commands as filip_commands
 from filip.train.config import TrainConfig
+from tests.eval.miniature import write_model, write_webdataset
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -208,7 +210,7 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     (tmp_path / "my_package").mkdir()
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
-    for section in ("A loss term", "An optimiser"):
+    for section in ("A loss term", "An optimiser", "An evaluation protocol"):
         [code], [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
         [[group, entries]] = tomllib.loads(toml)["project"]["entry-points"].items()
         with open(about / "entry_points.txt", "a") as file:
@@ -240,6 +242,24 @@ def test_a_package_of_the_extending_page_may_be_imported_before_filip(my_package
         [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
     )
     assert done.returncode == 0, done.stderr
+
+
+def test_the_protocol_of_the_extending_page_is_run_and_has_its_column(
+    my_package: dict[str, str], tmp_path: Path
+) -> None:
+    write_webdataset(tmp_path / "demo_fluent", None, [[f"text {i}"] for i in range(6)])
+    model = write_model(tmp_path / "m.safetensors")
+    command = [
+        sys.executable, "-m", "filip", "eval", f"model={model}", f"root={tmp_path}", "data=demo_fluent",
+        "protocols=[agreement]", f"out={tmp_path}/agreement.json",
+    ]  # fmt: skip
+    done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "agreement.json").read_text())
+    assert found["protocol"] == "agreement" and found["benchmarks"]["demo_fluent"]["n"] == 6
+    cosine = found["benchmarks"]["demo_fluent"]["cosine"]
+    row = next(line for line in done.stdout.splitlines() if "demo_fluent (agreement)" in line)
+    assert row.split()[-1] == f"{cosine:.4g}"
 
 
 def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:

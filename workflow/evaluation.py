@@ -60,11 +60,17 @@ class StudyEvaluations(Study):
 
         A job that found its data missing runs again once they are there: they have become an input.
         """
-        names = self._names(protocol, wildcards)
+        return self._inputs(wildcards.run, protocol, self._names(protocol, wildcards))
+
+    def sheet_inputs(self, wildcards: Any) -> dict[str, Any]:
+        """What the alignment sheet of a run reads: as an evaluation of all cards."""
+        return self._inputs(wildcards.run, "alignment", self.benchmarks("alignment"))
+
+    def _inputs(self, model: str, protocol: str, names: list[str]) -> dict[str, Any]:
         return {
-            "weights": self.model_file(wildcards.run),
+            "weights": self.model_file(model),
             "cards": [f"eval/{name}.yaml" for name in names],
-            "prompts": self.prompt_file(wildcards.run, protocol),
+            "prompts": self.prompt_file(model, protocol),
             "corpus": self.benchmark_files(),
             "data": [str(place) for name in names if (place := self.data_of(name)) and place.exists()],
         }

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from typing import Any
 
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.outcomes import Record
-from filip.eval.protocols import Numbers, Protocol, protocol_of
+from filip.eval.protocols import Numbers, Protocol, protocol_of, shown
 from filip.progress import say
 
 
@@ -47,8 +47,8 @@ def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, An
 def summary(protocol: Protocol, found: Numbers) -> str:
     """The columns of a protocol on one benchmark in a line, and what it warns of."""
     columns = []
-    for measured in protocol.measured(found):
-        chance = "" if measured.chance is None else f" (chance {measured.shown(measured.chance)})"
-        columns.append(f"{measured.title} {measured}{f' {measured.unit}' if measured.unit else ''}{chance}")
+    for title, value, chance, _, unit in map(astuple, protocol.measured(found)):
+        by_chance = "" if chance is None else f" (chance {shown(chance, unit)})"
+        columns.append(f"{title} {shown(value, unit)} {unit}".rstrip() + by_chance)
     warning = [found["cut_note"]] if "cut_note" in found else []
     return "; ".join([*columns, *warning]) or "nothing to measure"

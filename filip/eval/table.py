@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.eval.protocols import protocol_of
+from filip.eval.protocols import protocol_of, shown
 from filip.files import nothing_at
 
 FORMS = ("text", "markdown", "csv")
@@ -29,7 +29,7 @@ class TableOptions:
 
 
 class Measure(NamedTuple):
-    """One number of a model on a benchmark, a fraction."""
+    """One number of a model on a benchmark. unit: "%" of a fraction."""
 
     model: str
     protocol: str
@@ -39,6 +39,7 @@ class Measure(NamedTuple):
     chance: float | None
     interval: tuple[float, float] | None
     n: int
+    unit: str
     settings: str  # what has to be equal for rows to be comparable
 
 
@@ -86,6 +87,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
             measured.chance,
             measured.interval,
             protocol.images(numbers),
+            measured.unit,
             settings,
         )
         for benchmark, numbers in result["benchmarks"].items()
@@ -110,19 +112,17 @@ def as_text(found: Sequence[Measure], form: str = "text") -> str:
     rows = [["benchmark", "measure", "images", "chance", *models]]
     for line in lines:
         own = [cells[(*line, model)] for model in models if (*line, model) in cells]
-        chance = f"{100 * own[0].chance:.1f}" if own[0].chance is not None else "–"
-        shown = [_cell(cells.get((*line, model))) for model in models]
-        rows.append([f"{line[1]} ({line[0]})", line[2], f"{own[0].n:,}", chance, *shown])
+        chance = shown(own[0].chance, own[0].unit) if own[0].chance is not None else "–"
+        values = [_cell(cells.get((*line, model))) for model in models]
+        rows.append([f"{line[1]} ({line[0]})", line[2], f"{own[0].n:,}", chance, *values])
     return "\n".join([*_written(rows, form), *(_differences(found) if form != "csv" else [])])
 
 
 def _cell(measure: Measure | None) -> str:
     if measure is None:
         return "–"
-    low_high = (
-        f" [{100 * measure.interval[0]:.1f}, {100 * measure.interval[1]:.1f}]" if measure.interval else ""
-    )
-    return f"{100 * measure.value:.1f}{low_high}"
+    value, *interval = (shown(v, measure.unit) for v in (measure.value, *(measure.interval or ())))
+    return f"{value} [{', '.join(interval)}]" if interval else value
 
 
 def _written(rows: list[list[str]], form: str) -> list[str]:

@@ -13,7 +13,7 @@ from filip.study import PROTOCOLS, Study
 # Rules by what they are part of; those of the data stages are all others.
 KINDS = {
     "train": ("train", "efficiency"),
-    "eval": (*PROTOCOLS, "compare", "scene_sheet", "explorer"),
+    "eval": (*PROTOCOLS, "alignment_sheet", "compare", "scene_sheet", "explorer"),
     "report": ("tables", "figures", "summary", "page"),
 }
 ORDER = ("data", "train", "eval", "report")

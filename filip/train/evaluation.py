@@ -92,11 +92,9 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
         context = Context(c.root, c.prompts, c.batch_size, share=share)
 
-        def measured(
-            protocol: str, cards: list[str], context: Context, settings: Any = None
-        ) -> dict[str, Any]:
+        def measured(protocol: str, cards: list[str]) -> dict[str, Any]:
             """The numbers by benchmark, which the first rank also writes."""
-            result, record = evaluate_cards(protocol, encoder, load_cards(cards), context, settings)
+            result, record = evaluate_cards(protocol, encoder, load_cards(cards), context)
             out = folder / f"{protocol}-{step:08d}.json"
             with _alone(run.ranks):
                 if run.ranks.is_main:
@@ -106,10 +104,10 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             return found
 
         if c.zero_shot:
-            for name, found in measured("zero_shot", c.zero_shot, context).items():
+            for name, found in measured("zero_shot", c.zero_shot).items():
                 values[f"eval/{name}"] = found["value"]
         if c.retrieval:
-            for name, found in measured("retrieval", c.retrieval, context).items():
+            for name, found in measured("retrieval", c.retrieval).items():
                 for way in ("i2t", "t2i"):
                     values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
         if c.alignment:

@@ -49,6 +49,9 @@ def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
     assert single.job_inputs("zero_shot", job("clip", "demo_food"))["cards"] == ["eval/demo_food.yaml"]
     given = shlex.split(single.job_arguments("zero_shot", job("clip", "demo_food")))
     assert "data=[eval/demo_food.yaml]" in given and "missing=skip" in given
+    sheet = single.sheet_arguments(job("clip"))
+    assert "data=[eval/demo_fluent.yaml]" in sheet and "missing=skip" in sheet and "protocols" not in sheet
+    assert single.sheet_inputs(job("clip"))["cards"] == ["eval/demo_fluent.yaml"]
     parts = single.parts("clip", "zero_shot")
     assert parts == [f"results/demo/eval/clip/zero_shot/{n}.json" for n in demo["eval"]["zero_shot"]]
 

@@ -54,10 +54,7 @@ if STUDY.per_card:
 # The paper's alignment figure for one model.
 rule alignment_sheet:
     input:
-        weights=lambda wildcards: STUDY.model_file(wildcards.run),
-        cards=STUDY.cards("alignment"),
-        prompts=STUDY.prompts,
-        corpus=STUDY.benchmark_files(),
+        unpack(STUDY.sheet_inputs),
     output:
         report(
             f"{RESULTS}/eval/{{run}}/alignment.png",

@@ -60,12 +60,10 @@ class Measured:
     interval: tuple[float, float] | None
     unit: str
 
-    def __str__(self) -> str:
-        return self.shown(self.value)
 
-    def shown(self, value: float) -> str:
-        """A value in the column's unit, without it."""
-        return f"{100 * value:.1f}" if self.unit == "%" else f"{value:.4g}"
+def shown(value: float, unit: str) -> str:
+    """A number of a column in its unit, which does not follow: a percentage with one decimal place."""
+    return f"{100 * value:.1f}" if unit == "%" else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
