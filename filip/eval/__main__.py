@@ -112,6 +112,8 @@ def main(config: EvaluationOptions) -> None:
     share = launched()
     with contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext():
         jobs, skipped = planned(config)
+        for job in jobs:
+            _prepare(config, job)
         # A file that the first process has just written is not there for the others.
         reused: list[dict[str, Any] | None] = share.exchange([_reused(config, job) for job in jobs])[0]
         results = _run(config, jobs, reused, skipped)
@@ -153,6 +155,14 @@ def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
         for name, protocol in chosen.items()
         if card.kind in protocol.kinds
     ], skipped
+
+
+def _prepare(config: EvaluationOptions, job: Job) -> None:
+    """Read prompts and whatever else a protocol reads for its cards, so that a mistake there is known at once."""
+    prepare = protocol_of(job.protocol).prepare
+    if prepare is not None:
+        for card in job.cards:
+            prepare(card, config.settings(job.protocol), Context(config.root, config.prompts))
 
 
 def _run(

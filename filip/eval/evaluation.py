@@ -19,14 +19,10 @@ def evaluate(
 ) -> tuple[dict[str, Any], Record]:
     """(what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the cards.
 
-    settings: of the protocol; None: its defaults. Prompts and whatever else a protocol reads are read for all cards
-    before the first image is encoded. Raises UserError as the protocol does.
+    settings: of the protocol; None: its defaults. Raises UserError as the protocol does.
     """
     protocol = protocol_of(name)
     settings = protocol.settings() if settings is None else settings
-    if protocol.prepare is not None:
-        for card in cards:
-            protocol.prepare(card, settings, context)
     benchmarks: dict[str, Numbers] = {}
     record: Record = {}
     for card in cards:

@@ -56,11 +56,11 @@ def merged(parts: list[Path]) -> tuple[dict[str, Any], Record]:
 
 
 def _add(result: dict[str, Any], found: dict[str, Any], part: Path, first: Path) -> None:
-    about = (set(result) | set(found)) - set(OF_BENCHMARKS)
-    if different := sorted(key for key in about if result.get(key) != found.get(key)):
+    first_says, says = _about(result), _about(found)
+    if different := sorted(key for key in {**first_says, **says} if first_says.get(key) != says.get(key)):
         key = different[0]
         raise UserError(
-            f"{part} and {first} are of different evaluations: {key} is {found.get(key)!r} and {result.get(key)!r}"
+            f"{part} and {first} are of different evaluations: {key} is {says.get(key)!r} and {first_says.get(key)!r}"
         )
     for key in OF_BENCHMARKS:
         if key in found:
@@ -68,6 +68,12 @@ def _add(result: dict[str, Any], found: dict[str, Any], part: Path, first: Path)
             if twice := sorted(set(own) & set(found[key])):
                 raise UserError(f"{part} has {twice[0]}, as another part does")
             own |= found[key]
+
+
+def _about(result: dict[str, Any]) -> dict[str, Any]:
+    """What a result says of model and evaluation, each setting of the protocol by itself."""
+    settings = {f"settings.{name}": value for name, value in result.get("settings", {}).items()}
+    return {k: v for k, v in result.items() if k not in (*OF_BENCHMARKS, "settings")} | settings
 
 
 def _read(part: Path) -> dict[str, Any]:

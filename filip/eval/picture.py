@@ -30,11 +30,19 @@ def main(config: PictureOptions) -> None:
 
 
 def schema_of(arguments: list[str]) -> type[PictureOptions]:
-    """The options of the kind that the arguments name; those of the default for a kind that there is not."""
+    """The options of the kind that the arguments name; those of every kind if there is no such kind."""
     kinds = {schema.__module__.rpartition(".")[2]: schema for schema in DRAWN_BY}
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("kind=")]
-    return kinds.get(named[-1] if named else "alignment", alignment.AlignmentSheet)
+    return kinds.get(named[-1] if named else "alignment", PictureOptions)
+
+
+def draw(arguments: list[str]) -> None:
+    """Draw what the command line asks for. Of a kind that there is not, nothing else is looked at."""
+    schema = schema_of(arguments)
+    if schema is PictureOptions:
+        arguments = [*(argument for argument in arguments if argument.startswith("kind=")), "out=p.png"]
+    run_command(main, schema, argv=arguments)
 
 
 if __name__ == "__main__":
-    run_command(main, schema_of(sys.argv[1:]))
+    draw(sys.argv[1:])

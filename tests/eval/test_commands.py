@@ -219,10 +219,10 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
         (
             "zero_shot",
             "zero_shot.ensemble=vote",
-            "zero_shot.ensemble=vote: zero_shot.ensemble takes score, embedding",
+            "zero_shot.ensemble=vote: ensemble takes score, embedding",
         ),
         ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
-        ("retrieval", "retrieval.rank_texts_by=both", "retrieval.rank_texts_by takes image, text, mean"),
+        ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by takes image, text, mean"),
         ("zero_shot", "model=none.safetensors", "there is no file or folder 'none.safetensors'"),
         ("zero_shot", "root=/nowhere", "no data set at /nowhere/demo_food"),
         ("zero_shot", "loader=tape", "no layout 'tape'"),
