@@ -38,8 +38,7 @@ from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
 from filip.train.hang import HangWatch
 from filip.train.launched import STOPPED_BY_SIGNAL
-from filip.train.losses import TERMS, Loss, check_model, resolve_weights
-from filip.train.losses.weights import as_setting
+from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.provenance import put_in_place, record_finish, record_start
@@ -52,7 +51,6 @@ from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
-from filip.train.word_swaps import with_swaps
 
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
@@ -107,7 +105,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
     config.model = model.config
-    config.loss = {name: as_setting(weights.get(name, 0.0)) for name in TERMS}
+    config.loss = resolved_settings(config, weights)
     return model
 
 
@@ -273,8 +271,8 @@ def endless(loader: PairLoader) -> Iterator[Batch]:
 
 def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
     """Forward and backward of the contrastive batch ``number`` of a step, and the optimiser step when it is due."""
-    if run.loss.reads_swapped_captions():
-        batch = with_swaps(batch, f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}")
+    key = f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}"
+    batch = run.loss.with_further_captions(batch, key)
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
     loss = partial(run.loss, step=run.state.step)
