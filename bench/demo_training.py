@@ -133,7 +133,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     model.set_loss_parameters(loss.parameters(model))
     optimizer = make_optimizer(model, config)
     o = config.optimizer
-    schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
+    schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps)
     stream = StreamConfig(
         config.data,
         batch,

@@ -37,7 +37,6 @@ class OptimizerConfig:
 
     name: str = option("lamb", " or ".join(OPTIMIZERS))
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
-    final_lr: float = option(0.0, "learning rate at the end of the cosine (paper: open)")
     warmup_steps: int = option(3000, "iterations of linear warm-up")
     weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature")
     betas: tuple[float, float] = option((0.9, 0.999), "decay of the first and second moment")
@@ -221,7 +220,6 @@ class TrainConfig:
         "rank), writing to disk, evaluating",
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
-    warmup_timing: int = option(5, "first steps left out of the timings of the result")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -301,7 +299,7 @@ POSITIVE = (
     "watchdog.non_finite_steps", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
+    "seed", "optimizer.weight_decay",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "eval.every_steps",
     "data.workers", "warm_start.projection_steps",

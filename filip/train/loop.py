@@ -52,6 +52,7 @@ from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
+UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 
@@ -138,7 +139,7 @@ def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) ->
             "train longer, or lower the batch size"
         )
     o = config.optimizer
-    return make_schedule(o.base_lr, batching.pairs_per_step, o.warmup_steps, steps, o.final_lr)
+    return make_schedule(o.base_lr, batching.pairs_per_step, o.warmup_steps, steps)
 
 
 def open_run(
@@ -231,7 +232,7 @@ def take_steps(run: Run) -> None:
         discarded = run.engine.skipped_steps > skipped
         interval.add(metrics, seconds, discarded)
         status = step_status(run, metrics, discarded, due, seconds)
-        if len(interval.all_seconds) > config.warmup_timing:
+        if len(interval.all_seconds) > min(UNTIMED_STEPS, run.schedule.steps // 2):
             run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
         if due:
             run.last_record = progress.write_interval(run, interval)
