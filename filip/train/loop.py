@@ -36,8 +36,7 @@ from filip.train.engine import Batching, make_engine, resolve_batching, settle_p
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
-from filip.train.hang import HangWatch
-from filip.train.launched import STOPPED_BY_SIGNAL
+from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
@@ -47,6 +46,7 @@ from filip.train.result import gather_to_main, timings, write_result
 from filip.train.resume import choose_checkpoint, continue_from, saved_precision, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
+from filip.train.stall_detector import StallDetector
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
@@ -196,7 +196,7 @@ def open_run(
         Limits(min_loss_scale=lowest),
     )
     commit = start.get("commit")
-    hang = HangWatch(ranks.rank, say)
+    stalls = StallDetector(ranks.rank, say)
     return Run(
         config,
         ranks,
@@ -208,7 +208,7 @@ def open_run(
         state,
         telemetry,
         watchdog,
-        hang,
+        stalls,
         stop,
         commit,
     )
@@ -221,12 +221,12 @@ def take_steps(run: Run) -> None:
     while not run.is_over:
         started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-        run.hang.step_begins()
+        run.stalls.step_begins()
         run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
         run.engine.time_encoding(due)
         skipped = run.engine.skipped_steps
         metrics = one_step(run, batches, inspect=due)
-        run.hang.step_ends()
+        run.stalls.step_ends()
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
         discarded = run.engine.skipped_steps > skipped
@@ -252,9 +252,9 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     data_wait = 0.0
     for number in range(run.batching.accumulation):
         waiting_since = time.perf_counter()
-        run.hang.waits_for_data(True)
+        run.stalls.waits_for_data(True)
         batch = next(batches)
-        run.hang.waits_for_data(False)
+        run.stalls.waits_for_data(False)
         data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
@@ -356,7 +356,7 @@ def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
     weights = merged(gather_to_main(run.engine, run.ranks), run.config.warm_start.lora_alpha)
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
-    run.hang.close()
+    run.stalls.close()
     problems = progress.data_problems(run)
     if run.ranks.is_main:
         measured = {
