@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
 from filip.errors import UserError
-from filip.train.losses import Loss, resolve_weights, resolved_settings
+from filip.train.losses import TERMS, Loss, resolve_weights, resolved_settings
 from filip_research.sparc import patch_weights
-from tests.support.training import compose
-from tests.train.loss_batches import random_batch, run
+from tests.support.squares import write_shards
+from tests.support.training import compose, losses, run_many, series, train_arguments
+from tests.train.loss_batches import random_batch, run, settings
 
 
 def margin(value: float) -> dict[str, Any]:
@@ -49,6 +52,28 @@ def test_a_setting_of_a_term_stands_with_its_weight() -> None:
         config.loss = written
         assert resolve_weights(written, "token_wise") == weights
         assert resolved_settings(config, weights) == written
+
+
+def test_captions_are_made_by_one_term_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(TERMS, "others", TERMS["swapped_words"])
+    with pytest.raises(UserError, match=r"loss\.swapped_words and loss\.others both make further captions"):
+        Loss({"swapped_words": 1.0, "others": 1.0}, settings())
+
+
+@pytest.mark.slow
+def test_a_run_trains_with_swapped_captions_and_a_setting(tmp_path: Path) -> None:
+    terms = ("loss.swapped_words=1", "loss.hard_negatives={weight: 0.5, margin: 0.2}", "max_steps=6")
+    squares = tmp_path / "squares"
+    write_shards(squares, shards=3, per_shard=64)
+    runs = [
+        train_arguments(squares, tmp_path / "one", *terms),
+        train_arguments(squares, tmp_path / "cached", *terms, "gradient_cache=6"),
+    ]
+    assert run_many(1, runs, tmp_path / "log") == [0, 0]
+    assert losses(tmp_path / "cached")[:4] == pytest.approx(losses(tmp_path / "one")[:4], abs=1e-5)
+    assert series(tmp_path / "one", "tokens/swapped_share_swapped_words")[0] > 0
+    written = json.loads((tmp_path / "one" / "config.json").read_text())
+    assert written["loss"]["hard_negatives"] == {"weight": 0.5, "margin": 0.2}
 
 
 @pytest.mark.parametrize(
