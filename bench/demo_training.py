@@ -35,7 +35,6 @@ from filip.train.loop import initial_model
 from filip.train.losses import Loss, resolve_weights, token_wise
 from filip.train.param_groups import set_lr
 from filip.train.schedule import make_schedule
-from filip.train.word_swaps import with_swaps
 
 Choose = Callable[..., TokenChoice]
 
@@ -135,7 +134,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     model.set_loss_parameters(loss.parameters(model))
     optimizer = make_optimizer(model, config)
     o = config.optimizer
-    schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps, o.final_lr)
+    schedule = make_schedule(o.base_lr, batch, o.warmup_steps, steps)
     stream = StreamConfig(
         config.data,
         batch,
@@ -149,9 +148,7 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
     batches = endless(loader)
     logged = {}
     for step in range(steps):
-        loaded = next(batches)
-        if loss.reads_swapped_captions():
-            loaded = with_swaps(loaded, f"{config.seed} {step}")
+        loaded = loss.with_further_captions(next(batches), f"{config.seed} {step}")
         pairs = to_device(loaded, torch.device("cpu"), None)
         set_lr(optimizer.param_groups, schedule.at(step), step)
         with torch.autocast("cpu", torch.bfloat16, enabled=config.precision == "bf16"):
@@ -160,8 +157,8 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
                 pairs["ids"],
                 pairs["lengths"],
                 both,
-                pairs.get("swapped_ids"),
-                pairs.get("swapped_lengths"),
+                pairs.get("further_ids"),
+                pairs.get("further_lengths"),
             )
         output = loss(encoded, pairs["group"], step)
         optimizer.zero_grad()

@@ -37,12 +37,11 @@ from filip.interaction import (
     late_interaction,
     pooled_similarity,
     sigmoid_loss,
-    text_conditioned,
     top_k_mean,
 )
 from filip.interaction.backends import Backend
-from filip.train.losses.sparc import local_loss
-from filip.train.losses.text_conditioned import initial
+from filip_research.sparc import local_loss
+from filip_research.text_conditioned import attended_similarity, initial
 
 D, PATCHES = 256, 49
 SCALE, BIAS = torch.tensor(1 / 0.07), torch.tensor(-10.0)
@@ -104,7 +103,9 @@ def ours(batch: Batch) -> dict[str, Loss]:
         patches = torch.cat([batch.image @ batch.key.T, batch.image @ batch.value.T], dim=2)
         captions = torch.cat([batch.text_vector @ batch.query.T, batch.text_vector], dim=1)
         ones = torch.ones(len(captions), dtype=torch.int64)
-        similarity = late_interaction(patches, captions, ones, backend=Blockwise(text_conditioned, width=D))
+        similarity = late_interaction(
+            patches, captions, ones, backend=Blockwise(attended_similarity, width=D)
+        )
         return sigmoid_loss(similarity.i2t, SCALE, BIAS).loss
 
     def hard_negatives() -> Tensor:

@@ -267,9 +267,8 @@ def quote_text(schema: type, override: str) -> str:
     ``null``, values in Hydra's own quotes (in which an interpolation such as ``${run_dir}`` works), all other types.
     """
     key, equals, value = override.partition("=")
-    if equals and any(
-        _is_dict(schema, name) for name in (key.lstrip("+"), key.lstrip("+").rpartition(".")[0])
-    ):
+    names = key.lstrip("+").split(".")
+    if equals and any(_is_dict(schema, ".".join(names[:length])) for length in range(1, len(names) + 1)):
         return f"++{key.lstrip('+')}={value}"
     declared = (_declared(schema, key.lstrip("+")) or (None,))[0] if equals else None
     if declared is str:

@@ -211,11 +211,12 @@ def my_package(tmp_path: Path) -> dict[str, str]:
     about.mkdir()
     (about / "METADATA").write_text("Metadata-Version: 2.1\nName: my-package\nVersion: 1.0\n")
     for section in ("A loss term", "An optimiser", "An evaluation protocol"):
-        [code], [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
+        codes, [toml] = blocks("extending.md", "python", section), blocks("extending.md", "toml", section)
         [[group, entries]] = tomllib.loads(toml)["project"]["entry-points"].items()
         with open(about / "entry_points.txt", "a") as file:
-            for name, value in entries.items():
-                file.write(f"[{group}]\n{name} = {value}\n")
+            file.write(f"[{group}]\n")
+            for (name, value), code in zip(entries.items(), codes, strict=True):
+                file.write(f"{name} = {value}\n")
                 module = value.partition(":")[0].replace(".", "/")
                 (tmp_path / module).with_suffix(".py").write_text(code)
     return {**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"}
@@ -227,12 +228,32 @@ def test_a_training_is_planned_with_the_term_and_the_optimiser_of_the_extending_
 ) -> None:
     command = [
         sys.executable, "-m", "filip", "train", "plan", "experiment=one_gpu", "ranks=[1]", *fleet,
-        "optimizer.name=sgd", "loss.my_term=0.5",
+        "optimizer.name=sgd", "loss.my_term=0.5", "loss.my_margin={weight: 0.5, margin: 0.1}",
     ]  # fmt: skip
     done = subprocess.run(command, env=my_package, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     # SGD keeps nothing, so the memory plan has no moments
     assert "moments" not in done.stdout and "master weights" in done.stdout, done.stdout
+
+
+def test_a_term_of_another_package_computes_by_its_setting(my_package: dict[str, str]) -> None:
+    code = """
+import torch, torch.nn.functional as F
+from filip.command import compose_config
+from filip.models import Encoded
+from filip.train.config import TrainConfig
+from filip.train.losses import Loss
+image, text = (F.normalize(torch.randn(4, 8), dim=1) for _ in range(2))
+for given in (0.0, 0.5):
+    option = f"loss.my_margin={{weight: 1, margin: {given}}}"
+    config = compose_config(TrainConfig, ["run_dir=r", "out=o", "result=r", option], "train")
+    found = Loss({"my_margin": 1.0}, config)(Encoded(image, text, torch.ones(1)), torch.arange(4)).loss
+    torch.testing.assert_close(found, (1 - (image * text).sum(1) - given).relu().mean())
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=my_package, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_package_of_the_extending_page_may_be_imported_before_filip(my_package: dict[str, str]) -> None:

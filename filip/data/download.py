@@ -20,8 +20,7 @@ from typing import Any
 
 from filip.command import MISSING, option, run_command
 from filip.data.cards import DISTRIBUTORS, SourceCard, load_source
-from filip.data.fetching.outcomes import reason_of
-from filip.data.fetching.passes import (
+from filip.data.fetching.download_plan import (
     add_retry_pass,
     is_retry,
     make_plan,
@@ -31,6 +30,7 @@ from filip.data.fetching.passes import (
     retries_at_the_end,
     shards_of,
 )
+from filip.data.fetching.outcomes import reason_of
 from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import RESERVED

@@ -28,8 +28,8 @@ from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source, parse_card
 from filip.data.fetching.outcomes import reason_of
 from filip.data.funnel import Fragment, write_fragment
-from filip.data.ingesting.found import find_part
-from filip.data.ingesting.gathering import gathered
+from filip.data.ingesting.group_captions import group_captions
+from filip.data.ingesting.row_files import find_part
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.text_rules import apply_text_rules
@@ -202,7 +202,11 @@ def _list_images(
     with scratch_folder(listed) as scratch:
         con = duckdb_io.connect(config.threads, config.memory, scratch)
         rows = duckdb_io.write_parquet(
-            con, query, listed, "ingest: images", through=partial(gathered, by=("_part", "_n"), once=True)
+            con,
+            query,
+            listed,
+            "ingest: images",
+            through=partial(group_captions, by=("_part", "_n"), once=True),
         )
         con.close()
     if not rows:
@@ -253,7 +257,9 @@ def _apply_rules(
                 l.* EXCLUDE (url, captions, _problem, _n), {shard} AS _shard
             FROM {numbered} l JOIN {duckdb_io.parquet(passed)} p USING (_image) ORDER BY _shard, {order}, p._nth"""
         with duckdb_io.plain_errors(con, "ingest: shards"):
-            captions_of_images = gathered(con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image"))
+            captions_of_images = group_captions(
+                con.sql(query).to_arrow_reader(10_000), by=("_shard", "_image")
+            )
             _write_by_shard(captions_of_images, kept)
         con.close()
     return replace(fragment, unit="captions")

@@ -45,12 +45,13 @@ def export(config: Export) -> None:
     """Write a trained model, a run or a checkpoint in a format that other tools read."""
     if config.to != "onnx" and (config.variants or config.data):
         raise UserError(f"variants= and data= are for to=onnx; to={config.to} has one form")
-    check_output("out", config.out, "file" if config.to == "safetensors" else "folder")
+    chosen = FORMATS[config.to]
+    check_output("out", config.out, chosen.out)
     source = read_source(config.model)
     if config.to == "onnx":
         write_onnx(source, config.out, config.variants, config.data, config.root)
     else:
-        FORMATS[config.to](source, config.out)
+        chosen.write(source, config.out)
     parameters = sum(p.numel() for p in source.model.parameters())
     say(f"wrote {config.out} ({config.to}): {parameters:,} parameters of {source.origin}")
 

@@ -1,8 +1,9 @@
-"""The formats by the name that ``to=`` gives them: one function each, which writes or says why it cannot."""
+"""The formats by the name that ``to=`` gives them. A new one is an entry of :data:`FORMATS`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 from filip.export.hf_folder import write_hf
 from filip.export.multi_vector_folder import write_multi_vector
@@ -11,11 +12,23 @@ from filip.export.open_clip_folder import write_open_clip
 from filip.export.safetensors_file import write_safetensors
 from filip.runs.source import Source
 
-# Each takes the source and ``out``, and raises UserError if its format cannot hold the model.
-FORMATS: dict[str, Callable[[Source, str], None]] = {
-    "safetensors": write_safetensors,
-    "hf": write_hf,
-    "mv": write_multi_vector,
-    "onnx": write_onnx,
-    "open_clip": write_open_clip,
+
+@dataclass(frozen=True)
+class Format:
+    """A format to export to.
+
+    write  takes the source and ``out``, and raises UserError if the format cannot hold the model
+    out    "file" or "folder": what is written at ``out``
+    """
+
+    write: Callable[[Source, str], None]
+    out: str = "folder"
+
+
+FORMATS: dict[str, Format] = {
+    "safetensors": Format(write_safetensors, "file"),
+    "hf": Format(write_hf),
+    "mv": Format(write_multi_vector),
+    "onnx": Format(write_onnx),
+    "open_clip": Format(write_open_clip),
 }

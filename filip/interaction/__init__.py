@@ -8,7 +8,7 @@ beyond the memory, and the scorer for evaluation. Imports nothing of the rest of
 with its flops and bytes for the paper's setting: docs/interaction.md, ``python -m filip.interaction.cost``.
 """
 
-from filip.interaction.blockwise import Blockwise, smooth_maximum, text_conditioned, top_k_mean
+from filip.interaction.blockwise import Blockwise, smooth_maximum, top_k_mean
 from filip.interaction.collectives import use_host_group
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
 from filip.interaction.distributed import (
@@ -61,7 +61,6 @@ __all__ = [
     "smooth_maximum",
     "straight_through",
     "take_tokens",
-    "text_conditioned",
     "token_scores",
     "top_k_mean",
     "use_host_group",

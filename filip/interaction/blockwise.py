@@ -15,7 +15,6 @@ import math
 from collections.abc import Callable, Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
@@ -113,19 +112,3 @@ def _token_wise(
     similarity = images.flatten(0, 1) @ texts.flatten(0, 1).T
     similarity = similarity.view(len(images), images.shape[1], len(texts), texts.shape[1])
     return maximum(similarity, 3).mean(dim=1), maximum(similarity, 1).mean(dim=2)
-
-
-def text_conditioned(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
-
-    ``images`` [i, n1, 2 d]: the key and the value of each patch, one after the other. ``texts`` [t, 1, 2 d]: the query
-    of each caption and the unit vector that the result is compared with. A patch of zeros is added, so that a caption
-    may attend to nothing. Returns the same [i, t] twice.
-    """
-    keys, values = images.chunk(2, dim=2)
-    queries, vectors = texts[:, 0].chunk(2, dim=1)
-    attention = torch.einsum("ind,td->itn", keys, queries) / math.sqrt(keys.shape[2])
-    weights = F.pad(attention, (0, 1)).softmax(dim=2)[..., :-1]
-    attended = F.normalize(torch.einsum("itn,ind->itd", weights, values), dim=2)
-    similarity = torch.einsum("itd,td->it", attended, vectors)
-    return similarity, similarity

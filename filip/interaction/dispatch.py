@@ -35,7 +35,7 @@ def late_interaction(
         text_lengths  [texts] integers >= 1 with sum T
         image_mask    [images, n1] boolean, true for the tokens that exist; the others take part in nothing. None: all
                       do. A mask doubles the time
-        backend       "auto", "reference", "tiled", "native" or "triton"; the environment variable
+        backend       "auto" or a name of filip.interaction.backends.BACKENDS; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as
                       ``SmoothMaximum(0.05)``
 

@@ -54,7 +54,7 @@ class Encoded(NamedTuple):
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
-    swapped: TextFeatures | None = None  # tokens of swapped captions, if they were given; some have none
+    further: TextFeatures | None = None  # tokens of further captions, if they were given; some have none
     parameters: Mapping[str, Tensor] = MappingProxyType({})  # of the loss, each [1, ...] float32, by name
 
 
@@ -104,32 +104,32 @@ class DualEncoder(nn.Module):
         ids: Tensor,
         lengths: Tensor,
         tokens_and_vectors: bool = False,
-        swapped_ids: Tensor | None = None,
-        swapped_lengths: Tensor | None = None,
+        further_ids: Tensor | None = None,
+        further_lengths: Tensor | None = None,
     ) -> Encoded:
         """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
 
         Where there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
         stand once for each of them.
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
-        ``swapped_ids`` and ``swapped_lengths``: further captions, as wide as ``ids``, of which some may be empty.
+        ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
-        states, swapped = self.image(pixels), None
+        states, further = self.image(pixels), None
         if len(ids) != len(pixels):
             states = states.repeat_interleave(len(ids) // len(pixels), dim=0)
         text: TextFeatures | Tensor
         vectors = None
         if token_wise:
             every, all_lengths = ids, lengths
-            if swapped_ids is not None and swapped_lengths is not None:
-                every, all_lengths = torch.cat([ids, swapped_ids]), torch.cat([lengths, swapped_lengths])
+            if further_ids is not None and further_lengths is not None:
+                every, all_lengths = torch.cat([ids, further_ids]), torch.cat([lengths, further_lengths])
             words = self._word_states(every, all_lengths)
             tokens = _unit(words)
-            own = int(lengths.sum()) if swapped_lengths is not None else len(tokens)
+            own = int(lengths.sum()) if further_lengths is not None else len(tokens)
             text = TextFeatures(tokens[:own], lengths)
-            if swapped_lengths is not None:
-                swapped = TextFeatures(tokens[own:], swapped_lengths)
+            if further_lengths is not None:
+                further = TextFeatures(tokens[own:], further_lengths)
             if tokens_and_vectors:
                 vectors = PooledFeatures(
                     self._image_vectors(states), self._text_vectors(words[:own], lengths)
@@ -139,7 +139,7 @@ class DualEncoder(nn.Module):
         # Copies, since ZeRO-3 takes the parameters themselves away at the end of this call.
         of_loss = {name: parameter.float().clone() for name, parameter in self.loss_parameters().items()}
         image = self._image_embeddings(states, token_wise)
-        return Encoded(image, text, self.scale(), vectors, swapped, of_loss)
+        return Encoded(image, text, self.scale(), vectors, further, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
         """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""

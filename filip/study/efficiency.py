@@ -115,8 +115,8 @@ class Step:
         if row.data.feature_cache is not None and stem is not None:
             shape = (stem.num_features, *model.image.grid)
         batch = random_batch(row, shape, self.batching.per_rank, config.seed + ranks.rank)
-        if self.loss.reads_swapped_captions():  # as long as the true ones: what they say costs nothing
-            batch |= {"swapped_ids": batch["ids"], "swapped_lengths": batch["lengths"]}
+        if self.loss.reads_further_captions:  # as long as the true ones: what they say costs nothing
+            batch |= {"further_ids": batch["ids"], "further_lengths": batch["lengths"]}
         self.batch = to_device(
             batch,
             ranks.device,

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 # timm imports wandb where it is installed (img2dataset brings it): which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
-from filip.train.launched import EXIT_CODE_FILE, environment_rank, lost_contact  # noqa: E402
+from filip.train.launcher_env import EXIT_CODE_FILE, environment_rank, lost_contact  # noqa: E402
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig

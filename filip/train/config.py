@@ -16,8 +16,8 @@ from filip.interaction.token_selection import SCORES
 from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
 from filip.plugins import load_plugins
-from filip.train.losses import TERMS, Term, resolve_weights
-from filip.train.losses.weights import FORMS, parse_schedule, parse_weight
+from filip.train.losses import TERMS, Term, check_terms, resolve_weights
+from filip.train.losses.weights import FORMS, parse_schedule
 from filip.train.optimizers import OPTIMIZERS, OptimizerKind
 from filip.train.warm_start import check_init_from
 
@@ -37,7 +37,6 @@ class OptimizerConfig:
 
     name: str = option("lamb", " or ".join(OPTIMIZERS))
     base_lr: float = option(6e-3, "per 512 pairs: peak LR = base_lr * sqrt(global batch / 512)")
-    final_lr: float = option(0.0, "learning rate at the end of the cosine (paper: open)")
     warmup_steps: int = option(3000, "iterations of linear warm-up")
     weight_decay: float = option(3e-2, "on matrices only; never on biases, norms, embeddings, temperature")
     betas: tuple[float, float] = option((0.9, 0.999), "decay of the first and second moment")
@@ -200,17 +199,14 @@ class TrainConfig:
     )
     token_temperature: float = option(0.05, "of token_maximum=smooth; towards 0 it is the maximum")
     token_top_k: int = option(2, "of token_maximum=top_k")
-    negative_margin: float = option(
-        0.1,
-        "of loss.hard_negatives: added to the similarity of a negative, times the cosine of its caption and one's own",
-    )
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
     loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
         f"weight of each term: {FORMS}; null = 1 for the one that model.interaction names, 0 for the others (the "
-        "paper). SPARC (2024) needed pooled > 0 in addition to token_wise for stability at scale",
+        "paper). SPARC (2024) needed pooled > 0 in addition to token_wise for stability at scale. A term with settings "
+        "takes {weight: 1, SETTING: VALUE}",
     )
     soft_targets: bool = option(True, "pairs of one group are positives of each other, 1 / #positives each")
 
@@ -224,7 +220,6 @@ class TrainConfig:
         "rank), writing to disk, evaluating",
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
-    warmup_timing: int = option(5, "first steps left out of the timings of the result")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -270,7 +265,7 @@ class TrainConfig:
         _choice("warm_start.text", self.warm_start.text, tuple(t for t in TUNING if t != "frozen_stem"))
         _check_feature_cache(self.data)
         self.model.check()
-        _check_swapped_words(self)
+        check_terms(self)
         if self.init_from is None:  # else the interaction is that of the model to start from, read later
             resolve_weights(self.loss, self.model.interaction)
         return self
@@ -304,10 +299,10 @@ POSITIVE = (
     "watchdog.non_finite_steps", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
-    "seed", "warmup_timing", "optimizer.weight_decay", "optimizer.final_lr",
+    "seed", "optimizer.weight_decay",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
     "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "eval.every_steps",
-    "data.workers", "negative_margin", "warm_start.projection_steps",
+    "data.workers", "warm_start.projection_steps",
 )  # fmt: skip
 SHARES = (
     "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min", "warm_start.layer_decay",
@@ -341,22 +336,6 @@ def _check_keeping(config: TrainConfig) -> None:
             raise UserError(
                 f"token_keep_schedule={config.token_keep_schedule!r} keeps {value:g}; shares must be above 0 and at "
                 f"most token_keep_ratio={config.token_keep_ratio:g}, which memory is planned for"
-            )
-
-
-def _check_swapped_words(config: TrainConfig) -> None:
-    """UserError if the swapped captions would be compared otherwise than the true ones."""
-    if not parse_weight("swapped_words", config.loss.get("swapped_words")):
-        return
-    for name, needed in (
-        ("token_keep_ratio", 1.0),
-        ("token_keep_schedule", None),
-        ("token_maximum", "hard"),
-    ):
-        if getattr(config, name) != needed:
-            raise UserError(
-                f"loss.swapped_words compares by the largest similarity to all tokens, and "
-                f"{name}={getattr(config, name)} by another; leave {name} at its default, or set loss.swapped_words=0"
             )
 
 

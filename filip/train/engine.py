@@ -190,13 +190,13 @@ class Engine:
         if self.timed:
             device.synchronize(place)
         started = time.perf_counter()
-        swapped = {name: batch[name] for name in ("swapped_ids", "swapped_lengths") if name in batch}
+        further = {name: batch[name] for name in ("further_ids", "further_lengths") if name in batch}
         encoded: Encoded = self.deepspeed(
             batch["pixels"],
             batch["ids"],
             batch["lengths"],
             tokens_and_vectors=self.tokens_and_vectors,
-            **swapped,
+            **further,
         )
         if self.timed:
             device.synchronize(place)
@@ -298,7 +298,7 @@ def make_engine(
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
     """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` or else float32.
 
-    ``lengths`` and ``swapped_lengths`` stay on the host: everybody needs them as numbers, and reading them from a GPU
+    ``lengths`` and ``further_lengths`` stay on the host: everybody needs them as numbers, and reading them from a GPU
     would wait for it.
     """
     moved = {

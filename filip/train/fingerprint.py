@@ -11,7 +11,7 @@ from filip.train.config import TrainConfig
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
-    "run", "run_dir", "out", "result", "resume", "log_every", "warmup_timing", "checkpoint", "watchdog", "eval",
+    "run", "run_dir", "out", "result", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes", "patience_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache",
     "data.workers", "data.prefetch", "data.index_folder", "data.feature_cache",

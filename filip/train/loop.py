@@ -36,10 +36,8 @@ from filip.train.engine import Batching, make_engine, resolve_batching, settle_p
 from filip.train.evaluation import check_evaluation, evaluate
 from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
-from filip.train.hang import HangWatch
-from filip.train.launched import STOPPED_BY_SIGNAL
-from filip.train.losses import TERMS, Loss, check_model, resolve_weights
-from filip.train.losses.weights import as_setting
+from filip.train.launcher_env import STOPPED_BY_SIGNAL
+from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.provenance import put_in_place, record_finish, record_start
@@ -48,12 +46,13 @@ from filip.train.result import gather_to_main, timings, write_result
 from filip.train.resume import choose_checkpoint, continue_from, saved_precision, training_hash
 from filip.train.run import Run
 from filip.train.schedule import Schedule, make_schedule
+from filip.train.stall_detector import StallDetector
 from filip.train.step import StepOutput, backward
 from filip.train.telemetry import Telemetry, say
 from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
-from filip.train.word_swaps import with_swaps
 
+UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 
@@ -107,7 +106,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     weights = resolve_weights(config.loss, model.config.interaction)
     check_model(weights, model)
     config.model = model.config
-    config.loss = {name: as_setting(weights.get(name, 0.0)) for name in TERMS}
+    config.loss = resolved_settings(config, weights)
     return model
 
 
@@ -140,7 +139,7 @@ def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) ->
             "train longer, or lower the batch size"
         )
     o = config.optimizer
-    return make_schedule(o.base_lr, batching.pairs_per_step, o.warmup_steps, steps, o.final_lr)
+    return make_schedule(o.base_lr, batching.pairs_per_step, o.warmup_steps, steps)
 
 
 def open_run(
@@ -197,7 +196,7 @@ def open_run(
         Limits(min_loss_scale=lowest),
     )
     commit = start.get("commit")
-    hang = HangWatch(ranks.rank, say)
+    stalls = StallDetector(ranks.rank, say)
     return Run(
         config,
         ranks,
@@ -209,7 +208,7 @@ def open_run(
         state,
         telemetry,
         watchdog,
-        hang,
+        stalls,
         stop,
         commit,
     )
@@ -222,18 +221,18 @@ def take_steps(run: Run) -> None:
     while not run.is_over:
         started = time.perf_counter()
         due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-        run.hang.step_begins()
+        run.stalls.step_begins()
         run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
         run.engine.time_encoding(due)
         skipped = run.engine.skipped_steps
         metrics = one_step(run, batches, inspect=due)
-        run.hang.step_ends()
+        run.stalls.step_ends()
         seconds = time.perf_counter() - started
         run.state.seconds += seconds
         discarded = run.engine.skipped_steps > skipped
         interval.add(metrics, seconds, discarded)
         status = step_status(run, metrics, discarded, due, seconds)
-        if len(interval.all_seconds) > config.warmup_timing:
+        if len(interval.all_seconds) > min(UNTIMED_STEPS, run.schedule.steps // 2):
             run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
         if due:
             run.last_record = progress.write_interval(run, interval)
@@ -253,9 +252,9 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     data_wait = 0.0
     for number in range(run.batching.accumulation):
         waiting_since = time.perf_counter()
-        run.hang.waits_for_data(True)
+        run.stalls.waits_for_data(True)
         batch = next(batches)
-        run.hang.waits_for_data(False)
+        run.stalls.waits_for_data(False)
         data_wait += time.perf_counter() - waiting_since
         if run.state.step == 0 and not outputs:
             progress.preview(run, batch)
@@ -273,8 +272,8 @@ def endless(loader: PairLoader) -> Iterator[Batch]:
 
 def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
     """Forward and backward of the contrastive batch ``number`` of a step, and the optimiser step when it is due."""
-    if run.loss.reads_swapped_captions():
-        batch = with_swaps(batch, f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}")
+    key = f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}"
+    batch = run.loss.with_further_captions(batch, key)
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
     loss = partial(run.loss, step=run.state.step)
@@ -357,7 +356,7 @@ def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
     weights = merged(gather_to_main(run.engine, run.ranks), run.config.warm_start.lora_alpha)
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
-    run.hang.close()
+    run.stalls.close()
     problems = progress.data_problems(run)
     if run.ranks.is_main:
         measured = {

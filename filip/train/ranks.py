@@ -18,7 +18,7 @@ import torch.distributed as dist
 
 from filip.errors import UserError
 from filip.interaction import use_host_group
-from filip.train.launched import fill_environment
+from filip.train.launcher_env import fill_environment
 
 T = TypeVar("T")
 

@@ -13,12 +13,12 @@ from filip.runs.checkpoint import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import encoder_flops
 from filip.train.engine import Batching, Engine
-from filip.train.hang import HangWatch
 from filip.train.losses import Loss
 from filip.train.memory import CAPTION_TOKENS
 from filip.train.provenance import now
 from filip.train.ranks import Ranks, StopSignal
 from filip.train.schedule import Schedule
+from filip.train.stall_detector import StallDetector
 from filip.train.telemetry import Telemetry
 from filip.train.watchdog import Watchdog
 
@@ -37,7 +37,7 @@ class Run:
     state: LoopState
     telemetry: Telemetry
     watchdog: Watchdog
-    hang: HangWatch
+    stalls: StallDetector
     stop: StopSignal
     commit: str | None  # of the code, when this start began
     started: str = field(default_factory=now)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from filip.errors import UserError
 
 REFERENCE_BATCH = 512
+FINAL_LR = 0.0  # the paper does not say; CLIP and those who follow it end their cosine at 0
 
 
 @dataclass(frozen=True)
@@ -17,34 +18,31 @@ class Schedule:
     peak: float
     warmup_steps: int
     steps: int
-    final: float = 0.0
 
     def at(self, step: int) -> float:
-        """Linear to ``peak`` over the warm-up (its last step has the peak), then a cosine down to ``final``.
+        """Linear to ``peak`` over the warm-up (its last step has the peak), then a cosine down to :data:`FINAL_LR`.
 
-        Step ``steps`` itself, the first that is no longer taken, would have ``final``.
+        Step ``steps`` itself, the first that is no longer taken, would have :data:`FINAL_LR`.
         """
         if step < self.warmup_steps:
             return self.peak * (step + 1) / self.warmup_steps
         progress = (step - self.warmup_steps) / max(1, self.steps - self.warmup_steps)
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.final + (self.peak - self.final) * cosine
+        return FINAL_LR + (self.peak - FINAL_LR) * cosine
 
     def reason(self, base_lr: float, global_batch: int) -> str:
         """How the numbers came about, for the log."""
         return (
             f"peak LR {self.peak:.3g} = base {base_lr:g} x sqrt({global_batch} / {REFERENCE_BATCH}); "
-            f"linear over {self.warmup_steps} iterations, then cosine to {self.final:g} at iteration {self.steps}"
+            f"linear over {self.warmup_steps} iterations, then cosine to {FINAL_LR:g} at iteration {self.steps}"
         )
 
 
-def make_schedule(
-    base_lr: float, global_batch: int, warmup_steps: int, steps: int, final: float = 0.0
-) -> Schedule:
+def make_schedule(base_lr: float, global_batch: int, warmup_steps: int, steps: int) -> Schedule:
     """The paper's schedule. UserError if the warm-up does not fit into the run."""
     if not 0 <= warmup_steps < steps:
         raise UserError(
             f"optimizer.warmup_steps={warmup_steps} must be less than the {steps} steps of the run; "
             "lower it, or train longer (epochs, max_steps)"
         )
-    return Schedule(base_lr * math.sqrt(global_batch / REFERENCE_BATCH), warmup_steps, steps, final)
+    return Schedule(base_lr * math.sqrt(global_batch / REFERENCE_BATCH), warmup_steps, steps)

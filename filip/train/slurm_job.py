@@ -20,7 +20,7 @@ from pathlib import Path
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
-from filip.train.launched import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE
 
 CRASHES = "crashes.json"
 

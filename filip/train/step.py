@@ -78,8 +78,8 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
         tensors["text"] = encoded.text
     if encoded.pooled is not None:
         tensors |= {"pooled.image": encoded.pooled.image, "pooled.text": encoded.pooled.text}
-    if encoded.swapped is not None:
-        tensors |= {"swapped": encoded.swapped.tokens, "swapped_lengths": encoded.swapped.lengths}
+    if encoded.further is not None:
+        tensors |= {"further": encoded.further.tokens, "further_lengths": encoded.further.lengths}
     return tensors | {f"parameters.{name}": value for name, value in encoded.parameters.items()}
 
 
@@ -96,13 +96,13 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
     }
     scale = of_model.pop("logit_scale")
     own = {name.removeprefix("parameters."): value for name, value in of_model.items()}
-    swapped = TextFeatures(tensors["swapped"], tensors["swapped_lengths"]) if "swapped" in tensors else None
+    further = TextFeatures(tensors["further"], tensors["further_lengths"]) if "further" in tensors else None
     return Encoded(
         tensors["image"],
         text if lengths is None else TextFeatures(text, lengths),
         scale,
         pooled,
-        swapped,
+        further,
         own,
     )
 

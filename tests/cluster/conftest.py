@@ -217,7 +217,7 @@ def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) ->
             "experiment": "demo",
             "overrides": [
                 *("model=tiny", "backend=tiled", "global_batch=32", "data.workers=1", f"max_steps={STEPS}"),
-                *("optimizer.warmup_steps=4", "log_every=1", "warmup_timing=1"),
+                *("optimizer.warmup_steps=4", "log_every=1"),
                 *("checkpoint.every_minutes=0", "checkpoint.every_steps=20"),
             ],
         },

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-from filip.train.launched import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE, fill_environment
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE, fill_environment
 
 
 def meet(rank: int, world_size: int) -> list[int]:

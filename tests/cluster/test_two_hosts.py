@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from filip.train.launched import lost_contact
+from filip.train.launcher_env import lost_contact
 from tests.cluster import secure_shell
 from tests.cluster.two_hosts import ADDRESSES, INTERFACE, TwoHosts, why_not
 from tests.support.launched_ranks import environment

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from filip.interaction import backends
 from filip.interaction.backends import choose_backend
 
 
@@ -18,5 +19,6 @@ def runs(backend: str) -> bool:
 
 BACKENDS = [
     pytest.param(name, marks=pytest.mark.skipif(not runs(name), reason=f"{name} cannot run here"))
-    for name in ("reference", "tiled", "native")
+    for name in backends.BACKENDS
+    if name != "triton"  # runs on GPUs, and in an interpreter that its own tests start
 ]

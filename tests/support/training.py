@@ -32,7 +32,7 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
         "optimizer.warmup_steps": "4",
         "optimizer.weight_decay": "3.0e-2", "optimizer.temperature_lr_factor": "1.0",
         # a backend that needs no compiler and no compiled cache: the interaction has tests of its own
-        "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0", "warmup_timing": "1",
+        "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0",
         # two ranks beside other tests keep each other waiting, which is news of the machine and not of the training
         "watchdog.straggler_intervals": "1000",
     }  # fmt: skip

@@ -35,32 +35,32 @@ class Batch:
     parameters: dict[str, Tensor]
     group: Tensor  # [N]
     counts: list[int]
-    swapped: Tensor  # [S, D]: a swapped caption of some
-    swapped_lengths: Tensor  # [N]
+    further: Tensor  # [S, D]: a further caption of some
+    further_lengths: Tensor  # [N]
 
     def leaves(self) -> dict[str, Tensor]:
         own = {f"parameters.{name}": value for name, value in self.parameters.items()}
-        names = ("image", "text", "image_vector", "text_vector", "scale", "swapped")
+        names = ("image", "text", "image_vector", "text_vector", "scale", "further")
         return {name: getattr(self, name) for name in names} | own
 
     def rows(self, rank: int) -> tuple[slice, slice, slice]:
-        """This rank's pairs, and its rows of the packed text and of the swapped captions."""
+        """This rank's pairs, and its rows of the packed text and of the further captions."""
         first = sum(self.counts[:rank])
         last = first + self.counts[rank]
-        text, swapped = (
+        text, further = (
             slice(int(lengths[:first].sum()), int(lengths[:last].sum()))
-            for lengths in (self.lengths, self.swapped_lengths)
+            for lengths in (self.lengths, self.further_lengths)
         )
-        return slice(first, last), text, swapped
+        return slice(first, last), text, further
 
     def encoded(self, rank: int | None = None) -> Encoded:
-        pairs, tokens, swapped = (slice(None),) * 3 if rank is None else self.rows(rank)
+        pairs, tokens, further = (slice(None),) * 3 if rank is None else self.rows(rank)
         return Encoded(
             self.image[pairs],
             TextFeatures(self.text[tokens], self.lengths[pairs]),
             self.scale,
             PooledFeatures(self.image_vector[pairs], self.text_vector[pairs]),
-            TextFeatures(self.swapped[swapped], self.swapped_lengths[pairs]),
+            TextFeatures(self.further[further], self.further_lengths[pairs]),
             self.parameters,
         )
 
@@ -112,8 +112,8 @@ def random_batch(
         torch.empty(0),
         torch.empty(0),
     )
-    batch.swapped_lengths = torch.randint(0, longest + 1, (total,), generator=generator)
-    batch.swapped = draw(int(batch.swapped_lengths.sum()))
+    batch.further_lengths = torch.randint(0, longest + 1, (total,), generator=generator)
+    batch.further = draw(int(batch.further_lengths.sum()))
     for leaf in batch.leaves().values():
         leaf.requires_grad_()
     return batch

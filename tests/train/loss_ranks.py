@@ -10,17 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from filip.train.losses import TERMS
+from tests.research.references import RESEARCH
 from tests.support.ranks import Cases
 from tests.train.loss_batches import Batch, random_batch, run
-from tests.train.loss_references import (
-    LEARNED,
-    REFERENCES,
-    cross_entropy,
-    of_kept_tokens,
-    token_wise_matrices,
-)
+from tests.train.loss_references import CORE, LEARNED, cross_entropy, of_kept_tokens, token_wise_matrices
 
+REFERENCES = CORE | RESEARCH
 PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
 
 
@@ -28,7 +23,7 @@ def cases(ranks: int) -> Cases:
     return (
         {
             f"{term}, {exchange}": partial(as_one_process, term=term, exchange=exchange)
-            for term in TERMS
+            for term in REFERENCES
             for exchange in ("gather", "ring")
         }
         | {
@@ -73,7 +68,7 @@ def as_one_process(
     total = output.loss.detach() * weight / ranks
     dist.all_reduce(total)
     torch.testing.assert_close(total, expected.detach())
-    pairs, tokens, swapped = batch.rows(rank)
+    pairs, tokens, further = batch.rows(rank)
     wanted = alone.leaves()
     for name, leaf in batch.leaves().items():
         whole = wanted[name].grad
@@ -85,5 +80,5 @@ def as_one_process(
             dist.all_reduce(leaf.grad)
             torch.testing.assert_close(leaf.grad / ranks, whole)
         else:
-            own = {"text": tokens, "swapped": swapped}.get(name, pairs)
+            own = {"text": tokens, "further": further}.get(name, pairs)
             torch.testing.assert_close(leaf.grad[own] / ranks, whole[own])

@@ -16,7 +16,7 @@ import pytest
 
 from filip.errors import UserError
 from filip.runs.checkpoint import complete_checkpoints
-from filip.train.launched import environment_rank, fill_environment, first_host
+from filip.train.launcher_env import environment_rank, fill_environment, first_host
 from filip.train.ranks import own_device
 from tests.support.launched_ranks import Process, environment, free_port
 from tests.support.training import train_arguments

@@ -17,14 +17,12 @@ from filip.interaction import cached_backward, tiled
 from filip.interaction.cost import Setting
 from filip.models import ModelConfig
 from filip.train.losses import TERMS, BatchShape, Loss, LossOutput
-from filip.train.losses.sparc import patch_weights
 from filip.train.step import by_name, from_names
 from tests.support.ranks import run_cases
 from tests.train.loss_batches import Batch, random_batch, run, settings
-from tests.train.loss_ranks import cases
+from tests.train.loss_ranks import REFERENCES, cases
 from tests.train.loss_references import (
     LEARNED,
-    REFERENCES,
     Maximum,
     cross_entropy,
     of_kept_tokens,
@@ -174,23 +172,6 @@ def test_several_captions_of_an_image_are_all_its_positives() -> None:
         for j in range(6)
     ]
     assert found == pytest.approx(float((3 * by_image + torch.stack(rest).sum()) / 6))
-
-
-def test_the_margin_makes_a_similar_caption_cost_more() -> None:
-    batch = random_batch("hard_negatives", [4])
-    plain = float(run("token_wise", batch).loss.detach())
-    assert float(run("hard_negatives", batch, negative_margin=0.0).loss.detach()) == pytest.approx(plain)
-    with torch.no_grad():
-        batch.text_vector[:] = batch.text_vector[0]
-    assert float(run("hard_negatives", batch, negative_margin=0.3).loss.detach()) > plain
-
-
-def test_sparc_gathers_only_patches_above_the_threshold() -> None:
-    axes = torch.eye(8, dtype=torch.float64)
-    word = (axes[0] + 0.9 * axes[1] + 0.1 * axes[2])[None, None]
-    weights = patch_weights(word, axes[None, :4])[0, 0]
-    assert weights.tolist() == pytest.approx([1 / 1.9, 0.9 / 1.9, 0, 0])
-    assert patch_weights(axes[None, 7:], axes[None, :4])[0, 0].tolist() == [0.25] * 4
 
 
 @pytest.mark.parametrize("term", ["token_wise", "text_conditioned"])

@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from filip.train.config import WatchdogConfig
-from filip.train.hang import HangWatch
+from filip.train.stall_detector import StallDetector
 from filip.train.stragglers import RankReport, fleet_report
 from filip.train.telemetry import text_line
 from filip.train.watchdog import StepStatus, Watchdog
@@ -89,7 +89,7 @@ def test_a_loss_spike_is_a_loss_far_above_those_before() -> None:
 def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
     lines = {}
     for rank, loading in ((0, False), (1, False), (2, True)):
-        watch = HangWatch(rank, print, medians=0, at_least=10)  # without a thread
+        watch = StallDetector(rank, print, medians=0, at_least=10)  # without a thread
         watch.medians = 20
         for _ in range(6):
             watch._seconds.append(1.0)
@@ -108,7 +108,7 @@ def test_a_step_that_does_not_end_is_named_by_the_rank_that_causes_it() -> None:
 
 def test_the_watch_speaks_while_the_step_hangs() -> None:
     heard = threading.Event()
-    watch = HangWatch(0, lambda line: heard.set(), medians=2, at_least=0.05)
+    watch = StallDetector(0, lambda line: heard.set(), medians=2, at_least=0.05)
     for _ in range(5):
         watch.step_begins()
         watch.step_ends()

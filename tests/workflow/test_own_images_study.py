@@ -43,7 +43,7 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path
     config |= {"study": "photos", "sources": ["photos"], "runs": {"filip": config["runs"]["filip"]}}
     config["eval"] = {"root": str(tmp_path / "eval"), "zero_shot": [], "retrieval": ["photos_test"]}
     config["tables"] = {"retrieval": ["filip"]}
-    steps = ["global_batch=32", "max_steps=6", "warmup_timing=1", "optimizer.warmup_steps=2"]
+    steps = ["global_batch=32", "max_steps=6", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = [*config["train"]["overrides"], *steps]
     config["launch"]["master_port"] = free_port()
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))

@@ -48,7 +48,7 @@ def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     config |= {"study": "photos", "sources": ["photos"], "runs": {"filip": config["runs"]["filip"]}}
     config["eval"] = {"root": str(folder / "eval"), "zero_shot": [], "retrieval": ["photos_test"]}
     config["tables"] = {"retrieval": ["filip"]}
-    steps = ["global_batch=32", "max_steps=40", "log_every=2", "warmup_timing=1", "optimizer.warmup_steps=2"]
+    steps = ["global_batch=32", "max_steps=40", "log_every=2", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = [*config["train"]["overrides"], *steps]
     config["launch"] |= {"master_port": free_port(), "ranks_per_node": 1}
     (target / "photos.yaml").write_text(yaml.safe_dump(config))

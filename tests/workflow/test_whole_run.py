@@ -21,7 +21,7 @@ def reduced(config: dict) -> dict:
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
     config["demo"] |= {"scenes": 200, "test_scenes": 40}
     few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]
-    few_steps += ["warmup_timing=1", "optimizer.warmup_steps=2"]
+    few_steps += ["optimizer.warmup_steps=2"]
     config["train"]["overrides"] = few_steps
     config["launch"]["master_port"] = free_port()
     config["runs"] = {name: config["runs"][name] for name in ("clip", "filip")}

@@ -1,1 +1,1 @@
-"""The stages of :mod:`filip.data.ingest`: rows found, captions gathered, shards stored. :mod:`filip.sets` reads."""
+"""The stages of :mod:`filip.data.ingest`: rows listed, captions grouped, shards stored. :mod:`filip.sets` reads."""

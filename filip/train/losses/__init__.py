@@ -2,32 +2,38 @@
 
 A new term is one file with a :class:`Term` and one line in :data:`TERMS`. Its weight is then ``loss.<name>`` in the
 configuration; TensorBoard, log, result, watchdog and memory plan take it from here. A term of another package is found
-by its entry point in the group ``filip.losses``, which filip.train.config asks for.
+by its entry point in the group ``filip.losses``, which filip.train.config asks for; the package filip_research has
+examples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from filip.errors import UserError
 from filip.interaction import gather_ids
 from filip.models import DualEncoder, Encoded
-from filip.train.losses.hard_negatives import HARD_NEGATIVES
 from filip.train.losses.pooled import POOLED
+from filip.train.losses.settings import given_weight, term_settings, with_settings
 from filip.train.losses.sigmoid import SIGMOID, TOKEN_WISE_SIGMOID
-from filip.train.losses.sparc import SPARC
-from filip.train.losses.swapped_words import SWAPPED_WORDS
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
-from filip.train.losses.text_conditioned import TEXT_CONDITIONED
 from filip.train.losses.token_wise import TOKEN_WISE, scorer_parameters
-from filip.train.losses.weights import Weight, WeightSchedule, check_every_step, parse_weight, weight_at
+from filip.train.losses.weights import (
+    Weight,
+    WeightSchedule,
+    as_setting,
+    check_every_step,
+    parse_weight,
+    weight_at,
+)
 
 __all__ = [
     "TERMS", "BatchShape", "Loss", "LossInput", "LossOutput", "LossSettings", "Term", "TermOutput", "check_model",
-    "exchanged", "resolve_weights",
+    "check_terms", "exchanged", "resolve_weights", "resolved_settings",
 ]  # fmt: skip
 
 SATURATED_LOSS = 1e-3  # below it a batch teaches next to nothing (HN-CLIP, 2026)
@@ -37,10 +43,6 @@ TERMS: dict[str, Term] = {
     "pooled": POOLED,
     "sigmoid": SIGMOID,
     "token_wise_sigmoid": TOKEN_WISE_SIGMOID,
-    "sparc": SPARC,
-    "text_conditioned": TEXT_CONDITIONED,
-    "hard_negatives": HARD_NEGATIVES,
-    "swapped_words": SWAPPED_WORDS,
 }
 
 
@@ -57,6 +59,10 @@ class Loss:
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
         """``weights``: of each term that counts, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
+        self.own = {
+            name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights
+        }
+        self._captions = _caption_maker(self.weights)
 
     def weights_at(self, step: int) -> dict[str, float]:
         """Of the terms that count in optimiser step ``step``, the first being 0."""
@@ -70,7 +76,7 @@ class Loss:
             encoded, group if soft else None, all_groups if soft else None, offset, self.settings, step
         )
         weights = self.weights_at(step)
-        outputs = {name: TERMS[name].compute(batch) for name in weights}
+        outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}
         total = sum_of([weight * outputs[name].loss for name, weight in weights.items()])
         for value in encoded.parameters.values():
             total = (
@@ -118,9 +124,17 @@ class Loss:
         other = "vectors" if interaction == "token_wise" else "tokens"
         return any(other in TERMS[name].features for name in self.weights)
 
-    def reads_swapped_captions(self) -> bool:
-        """True if a term needs captions with exchanged words, see filip.train.word_swaps."""
-        return any("swapped captions" in TERMS[name].features for name in self.weights)
+    @property
+    def reads_further_captions(self) -> bool:
+        """True if a term makes captions that the text tower encodes with those of the batch."""
+        return self._captions is not None
+
+    def with_further_captions(self, batch: dict[str, Any], key: str) -> dict[str, Any]:
+        """``batch`` of the loader, and ``further_ids`` [b, n], ``further_lengths`` [b] if a term makes captions."""
+        if self._captions is None:
+            return batch
+        ids, lengths = self._captions(batch, key)
+        return {**batch, "further_ids": ids, "further_lengths": lengths}
 
     def follows_schedule(self) -> bool:
         """True if a weight changes over the run."""
@@ -147,7 +161,10 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
     for name in weights:
         if name not in TERMS:
             raise UserError(f"loss.{name}: there is no such term; choose among {', '.join(TERMS)}")
-    given = {name: parse_weight(name, weights.get(name)) for name in TERMS}
+    given = {
+        name: parse_weight(name, given_weight(name, weights.get(name), term.settings))
+        for name, term in TERMS.items()
+    }
     resolved = {
         name: float(name == interaction) if weight is None else weight for name, weight in given.items()
     }
@@ -158,6 +175,39 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
         )
     check_every_step(active)
     return active
+
+
+def resolved_settings(config: LossSettings, weights: Mapping[str, Weight]) -> dict[str, Any]:
+    """``loss`` of a configuration with every weight and setting in it, none left to a default."""
+    return {
+        name: with_settings(
+            as_setting(weights.get(name, 0.0)),
+            term_settings(name, config.loss.get(name), term.settings) if name in weights else None,
+        )
+        for name, term in TERMS.items()
+    }
+
+
+def check_terms(config: LossSettings) -> None:
+    """UserError if a term that is given a weight cannot work under ``config``, or has a setting that it cannot have."""
+    for name, value in config.loss.items():
+        if name not in TERMS:
+            continue  # resolve_weights names the others
+        term_settings(name, value, TERMS[name].settings)
+        if parse_weight(name, given_weight(name, value, TERMS[name].settings)):
+            TERMS[name].check(config)
+
+
+def _caption_maker(
+    weights: Mapping[str, Weight],
+) -> Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None:
+    makers = [name for name in weights if TERMS[name].captions is not None]
+    if len(makers) > 1:
+        raise UserError(
+            f"loss.{makers[0]} and loss.{makers[1]} both make further captions, and the text tower encodes those "
+            f"of one term only; set loss.{makers[1]}=0"
+        )
+    return TERMS[makers[0]].captions if makers else None
 
 
 def exchanged(weights: Mapping[str, Weight]) -> set[str]:

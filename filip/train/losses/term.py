@@ -33,7 +33,7 @@ class LossSettings(Protocol):
     token_maximum: str
     token_temperature: float
     token_top_k: int
-    negative_margin: float
+    loss: dict[str, Any]
     model: ModelConfig
 
 
@@ -49,6 +49,7 @@ class LossInput:
     offset: int  # where this rank's pairs start among the N
     settings: LossSettings
     step: int = 0  # optimiser steps before this one
+    own: Any = None  # the settings of the term that is asked, an instance of its Term.settings
     shared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[LossInput], T]) -> T:
@@ -130,8 +131,12 @@ def sum_of(losses: list[Tensor]) -> Tensor:
 
 
 def no_parameters(dim: int) -> dict[str, Tensor]:
-    """Of a term that learns nothing of its own."""
+    """Return nothing: the term learns nothing."""
     return {}
+
+
+def no_conditions(settings: LossSettings) -> None:
+    """Accept every training configuration."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +144,7 @@ class Term:
     """One summand of the loss.
 
     compute    this rank's share: the mean over ranks is the loss of one process that holds the whole batch
-    features   what it reads: "tokens", "vectors" or "tokens and vectors"; "tokens and swapped captions"
+    features   what it reads: "tokens", "vectors" or "tokens and vectors"
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
@@ -147,6 +152,12 @@ class Term:
                uses; from the width of the embeddings. They are saved with the model, and evaluation does without
     exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
                for a term that looks at own pairs only. Terms that exchange the same send it once
+    settings   a dataclass of filip.command.option fields, one for each setting of the term. They are given with its
+               weight, ``loss.NAME={weight: 1, SETTING: VALUE}``, and ``compute`` reads them from ``batch.own``
+    check      raises UserError for a training configuration under which the term would be wrong
+    captions   further captions, one or none for each pair, which the text tower encodes with those of the batch: from
+               the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
+               ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
     """
 
     compute: Callable[[LossInput], TermOutput]
@@ -156,6 +167,9 @@ class Term:
     about: str
     parameters: Callable[[int], dict[str, Tensor]] = no_parameters
     exchanged: tuple[str, ...] = ()
+    settings: type | None = None
+    check: Callable[[LossSettings], None] = no_conditions
+    captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
 
 
 def transport_dtype(settings: LossSettings) -> torch.dtype | None:

@@ -8,7 +8,7 @@ import torch
 from filip.errors import UserError
 from filip.models import TextFeatures, build_model, load_preset
 from filip.tokenizer import decode_token, token_texts, tokenize
-from filip.train.word_swaps import nouns, with_swaps
+from filip_research.word_swaps import nouns, with_noun_exchanged
 from tests.support.training import compose
 
 
@@ -38,16 +38,16 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
     batch = batch_of(captions, groups)
     came_in = set()
     for key in range(40):
-        found = with_swaps(batch, str(key))
-        assert int(found["swapped_lengths"][4]) == 0  # nothing to exchange
+        swapped, lengths = with_noun_exchanged(batch, str(key))
+        assert int(lengths[4]) == 0  # nothing to exchange
         for i in range(4):
-            length = found["swapped_lengths"][i]
+            length = lengths[i]
             assert length in (0, batch["lengths"][i])
             if not length:
                 continue
             before, after = (
                 text(batch["ids"][i], length).split(),
-                text(found["swapped_ids"][i], length).split(),
+                text(swapped[i], length).split(),
             )
             (place,) = [k for k, (a, b) in enumerate(zip(before, after, strict=True)) if a != b]
             assert before[place] in {"dog", "grass", "cat", "car", "bicycle"}
@@ -55,22 +55,22 @@ def test_a_swapped_caption_differs_in_one_noun_that_its_group_does_not_have() ->
             assert after[place] not in others
             came_in.add(after[place])
     assert came_in == {"dog", "grass", "cat", "car", "bicycle"}
-    assert torch.equal(with_swaps(batch, "1")["swapped_ids"], with_swaps(batch, "1")["swapped_ids"])
+    assert torch.equal(with_noun_exchanged(batch, "1")[0], with_noun_exchanged(batch, "1")[0])
 
 
 def test_the_model_encodes_them_beside_the_captions() -> None:
     model = build_model(load_preset("tiny")).eval()
-    batch = with_swaps(batch_of(["a red dog", "of the", "two cats"], [0, 1, 2]), "0")
+    batch = batch_of(["a red dog", "of the", "two cats"], [0, 1, 2])
+    ids, lengths = with_noun_exchanged(batch, "0")
     pixels = torch.randn(3, 3, model.image_size, model.image_size)
-    swapped = {name: batch[name] for name in ("swapped_ids", "swapped_lengths")}
-    encoded = model(pixels, batch["ids"], batch["lengths"], **swapped)
+    encoded = model(pixels, batch["ids"], batch["lengths"], further_ids=ids, further_lengths=lengths)
     plain = model(pixels, batch["ids"], batch["lengths"])
     torch.testing.assert_close(encoded.text.tokens, plain.text.tokens)
-    there = batch["swapped_lengths"] > 0
+    there = lengths > 0
     assert there.tolist() == [True, False, True]
-    alone = model.encode_text(batch["swapped_ids"][there], batch["swapped_lengths"][there])
+    alone = model.encode_text(ids[there], lengths[there])
     assert isinstance(alone, TextFeatures)
-    torch.testing.assert_close(encoded.swapped.tokens, alone.tokens)
+    torch.testing.assert_close(encoded.further.tokens, alone.tokens)
 
 
 def test_captions_that_would_be_compared_otherwise_are_refused() -> None:

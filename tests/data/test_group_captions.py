@@ -6,7 +6,7 @@ from itertools import groupby
 import pyarrow as pa
 import pytest
 
-from filip.data.ingesting.gathering import gathered
+from filip.data.ingesting.group_captions import group_captions
 
 SCHEMA = pa.schema(
     {"part": pa.int64(), "n": pa.int64(), "url": pa.string(), "captions": pa.list_(pa.string())}
@@ -40,14 +40,14 @@ def test_rows_of_an_image_become_one_wherever_a_batch_ends(once: bool) -> None:
             wanted.append({**first, "captions": list(dict.fromkeys(captions)) if once else captions})
         table = pa.Table.from_pylist(rows, SCHEMA)
         size = rng.choice([1, 3, 17, 1000])
-        found = list(gathered(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
+        found = list(group_captions(table.to_reader(max_chunksize=size), by=("part", "n"), once=once))
         assert all(part.schema == SCHEMA for part in found)
         assert pa.concat_tables(found).to_pylist() == wanted
 
 
 def test_a_caption_a_row_becomes_a_list_and_no_rows_become_an_empty_table() -> None:
     rows = pa.table({"image": [1, 1, 2], "captions": ["a", "b", "a"]})
-    found = pa.concat_tables(gathered(rows.to_reader(max_chunksize=1), by=("image",)))
+    found = pa.concat_tables(group_captions(rows.to_reader(max_chunksize=1), by=("image",)))
     assert found.to_pylist() == [{"image": 1, "captions": ["a", "b"]}, {"image": 2, "captions": ["a"]}]
-    (empty,) = gathered(rows.slice(0, 0).to_reader(), by=("image",))
+    (empty,) = group_captions(rows.slice(0, 0).to_reader(), by=("image",))
     assert len(empty) == 0 and empty.schema == found.schema

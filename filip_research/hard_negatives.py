@@ -3,7 +3,7 @@
     s'_ij = s_ij + m <t_i, t_j>   for every pair that is not a positive, and s_ij for positives
 
 in both directions, and then CLIP's cross-entropy over the scaled s'. t are the unit vectors of the captions, taken
-without gradient; m is ``negative_margin``. A caption close to the true one has to be beaten by m more than one about
+without gradient; m is the setting ``margin``. A caption close to the true one has to be beaten by m more than one about
 something else, so that the loss does not vanish as soon as the easy negatives are told apart, which is what the paper
 finds plain cross-entropy to do within an epoch of fine-tuning. m = 0 is the plain loss.
 
@@ -15,19 +15,32 @@ constants are unknown to us.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from filip.command import option
 from filip.interaction import Similarity, distributed_pooled_similarity
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 
 
+@dataclass
+class Margin:
+    """The setting of this term."""
+
+    margin: float = option(
+        0.1,
+        "added to the similarity of a negative, times the cosine of its caption and one's own",
+        at_least=0,
+    )
+
+
 def compute(batch: LossInput) -> TermOutput:
     """Cross-entropy over the token-wise similarity plus the margin; the accuracies are those with the margin."""
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
-    margin = batch.settings.negative_margin * caption_similarity(batch)
+    margin = batch.own.margin * caption_similarity(batch)
     hardened = Similarity(similarity.i2t + margin, similarity.t2i + margin.T)
     output = batch.cross_entropy(hardened)
     return TermOutput(output.loss, output.metrics | metrics)
@@ -57,4 +70,5 @@ HARD_NEGATIVES = Term(
     memory,
     "token-wise similarity with a margin for similar captions",
     exchanged=("tokens", "vectors"),
+    settings=Margin,
 )

@@ -13,7 +13,7 @@ from filip.sets.layout import Reading
 from filip.sets.layouts import rows_of
 
 BATCH = 10_000
-FOUND_SCHEMA = pa.schema(
+ROW_SCHEMA = pa.schema(
     [
         ("url", pa.string()),
         ("captions", pa.list_(pa.string())),
@@ -31,7 +31,7 @@ FOUND_SCHEMA = pa.schema(
 
 def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path) -> int:
     """List the rows of one part into ``out``; returns 1, for the progress. Runs in a worker process."""
-    with replacing(out) as path, pq.ParquetWriter(path, FOUND_SCHEMA, compression="zstd") as writer:
+    with replacing(out) as path, pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
         found = rows_of(layout, part, reading)
         n = 0
         while batch := list(islice(found, BATCH)):
@@ -43,7 +43,7 @@ def find_part(layout: str, part: Path | None, number: int, reading: Reading, out
                 row |= {
                     name: _valid(row[name]) for name in ("url", "file", "problem") if row[name] is not None
                 }
-            writer.write_table(pa.Table.from_pylist(rows, FOUND_SCHEMA))
+            writer.write_table(pa.Table.from_pylist(rows, ROW_SCHEMA))
             n += len(batch)
     return 1
 

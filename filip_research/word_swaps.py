@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import random
 from collections import defaultdict
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -25,8 +26,8 @@ from filip.words import FUNCTION_WORDS
 _TRIES = 8  # words that are drawn for a caption before it goes without
 
 
-def with_swaps(batch: dict[str, Any], key: str) -> dict[str, Any]:
-    """``batch`` and ``swapped_ids`` [b, n], ``swapped_lengths`` [b]: 0 where a caption has nothing to exchange.
+def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Tensor]:
+    """Return ids [b, n] and lengths [b] of the swapped captions: length 0 where a caption has nothing to exchange.
 
     batch: ``ids`` [b, n], ``lengths`` [b] and ``group`` [b] on the CPU. ``key`` decides every random choice.
     """
@@ -46,7 +47,7 @@ def with_swaps(batch: dict[str, Any], key: str) -> dict[str, Any]:
             swapped_lengths[i] = 0
         else:
             swapped[i, place] = new
-    return {**batch, "swapped_ids": swapped, "swapped_lengths": swapped_lengths}
+    return swapped, swapped_lengths
 
 
 def nouns(ids: list[int]) -> list[int]:

@@ -3,9 +3,9 @@
     L = (L_i2t + L_t2i) / 2 + 1/2 mean over i of log(1 + exp(t s^I(i, c_i') - log sum over j of exp(t s^I_ij)))
 
 c_i' is the caption of image i in which another noun of the batch stands in place of one of its own (see
-:mod:`filip.train.word_swaps`), L_i2t and L_t2i are FILIP's. The sum is the cross-entropy of an image that chooses among
-all N captions and this one, as in NegCLIP (Yuksekgonul et al., 2023). There an image sees the altered captions of all
-images, which may well be true of it; here it sees its own only, as in CE-CLIP (Zhang et al., 2024), whose wrong
+:mod:`filip_research.word_swaps`), L_i2t and L_t2i are FILIP's. The sum is the cross-entropy of an image that chooses
+among all N captions and this one, as in NegCLIP (Yuksekgonul et al., 2023). There an image sees the altered captions of
+all images, which may well be true of it; here it sees its own only, as in CE-CLIP (Zhang et al., 2024), whose wrong
 captions also come from exchanged words instead of from an exchange of places: "a dog and a cat" stays true in another
 order. Images whose caption has no noun to exchange have no such term.
 """
@@ -17,17 +17,19 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip.errors import UserError
 from filip.models import TextFeatures
 from filip.models.dual_encoder import without_ends
 from filip.train.losses import token_wise
-from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
+from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, sum_of
+from filip_research.word_swaps import with_noun_exchanged
 
 
 def compute(batch: LossInput) -> TermOutput:
     """FILIP's loss and what the swapped captions add; also the share of images that prefer their true caption."""
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     plain = batch.cross_entropy(similarity)
-    swapped = batch.encoded.swapped
+    swapped = batch.encoded.further
     assert swapped is not None, "the encoder was given no swapped captions"
     if batch.settings.model.exclude_special_tokens:
         swapped = without_ends(swapped)
@@ -55,6 +57,20 @@ def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
     return lowest.gather(2, lowest.argmax(dim=2, keepdim=True)).squeeze(2).mean(dim=1)
 
 
+def check(settings: LossSettings) -> None:
+    """UserError if the swapped captions would be compared otherwise than the true ones."""
+    for name, needed in (
+        ("token_keep_ratio", 1.0),
+        ("token_keep_schedule", None),
+        ("token_maximum", "hard"),
+    ):
+        if getattr(settings, name) != needed:
+            raise UserError(
+                f"loss.swapped_words compares by the largest similarity to all tokens, and "
+                f"{name}={getattr(settings, name)} by another; leave {name} at its default, or set loss.swapped_words=0"
+            )
+
+
 def chance(pairs: int) -> float:
     """One caption of ``pairs`` + 1 for an image, one image of ``pairs`` for a caption."""
     return (math.log(pairs + 1) + math.log(pairs)) / 2
@@ -67,9 +83,11 @@ def memory(shape: BatchShape) -> float:
 
 SWAPPED_WORDS = Term(
     compute,
-    "tokens and swapped captions",
+    "tokens",
     chance,
     memory,
     "token-wise similarity against own captions with one noun exchanged, too",
     exchanged=("tokens",),
+    check=check,
+    captions=with_noun_exchanged,
 )

@@ -25,9 +25,10 @@ from __future__ import annotations
 import math
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Blockwise, distributed_late_interaction, sigmoid_loss, text_conditioned
+from filip.interaction import Blockwise, distributed_late_interaction, sigmoid_loss
 from filip.train.losses.sigmoid import INITIAL_BIAS, chance
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
 
@@ -49,7 +50,7 @@ def compute(batch: LossInput) -> TermOutput:
         torch.ones(len(captions), dtype=torch.int64, device=captions.device),
         exchange=batch.settings.exchange,
         transport_dtype=transport_dtype(batch.settings),
-        backend=Blockwise(text_conditioned, width=image.shape[2]),
+        backend=Blockwise(attended_similarity, width=image.shape[2]),
     )
     bias = batch.parameters["text_conditioned_bias"]
     found = sigmoid_loss(
@@ -61,6 +62,22 @@ def compute(batch: LossInput) -> TermOutput:
         all_ids=batch.all_positives,
     )
     return TermOutput(found.loss, {"accuracy/i2t": found.accuracy, "optimizer/logit_bias": bias.mean()})
+
+
+def attended_similarity(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    """Cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
+
+    ``images`` [i, n1, 2 d]: the key and the value of each patch, one after the other. ``texts`` [t, 1, 2 d]: the query
+    of each caption and the unit vector that the result is compared with. A patch of zeros is added, so that a caption
+    may attend to nothing. Returns the same [i, t] twice.
+    """
+    keys, values = images.chunk(2, dim=2)
+    queries, vectors = texts[:, 0].chunk(2, dim=1)
+    attention = torch.einsum("ind,td->itn", keys, queries) / math.sqrt(keys.shape[2])
+    weights = F.pad(attention, (0, 1)).softmax(dim=2)[..., :-1]
+    attended = F.normalize(torch.einsum("itn,ind->itd", weights, values), dim=2)
+    similarity = torch.einsum("itd,td->it", attended, vectors)
+    return similarity, similarity
 
 
 def initial(dim: int) -> dict[str, Tensor]:

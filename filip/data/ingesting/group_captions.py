@@ -1,4 +1,4 @@
-"""The captions of an image as one list, from rows that are sorted.
+"""Group the captions of an image in one list, from rows that are sorted.
 
 DuckDB's own lists, ``list(caption)`` by image, are all in memory until the last is complete; what it sorts, it spills.
 """
@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 
-def gathered(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False) -> Iterator[pa.Table]:
-    """One row for each run of rows with equal columns ``by``, in tables of any size, the last of which may be empty.
+def group_captions(
+    sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = False
+) -> Iterator[pa.Table]:
+    """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
 
     The column ``captions`` (strings, or lists of them) becomes the list of all that the run has, in their order and,
     if ``once``, without those that it had before; of the other columns the first row counts.
@@ -23,9 +25,9 @@ def gathered(sorted_rows: pa.RecordBatchReader, by: Sequence[str], once: bool = 
         rows = pa.concat_tables([held, pa.Table.from_batches([batch])]).combine_chunks()
         starts = _starts(rows, by)
         if len(starts) > 1:
-            yield _gather(rows.slice(0, starts[-1]), starts[:-1], once)
+            yield _group(rows.slice(0, starts[-1]), starts[:-1], once)
         held = rows.slice(starts[-1]) if len(starts) else rows  # goes on in the next batch
-    yield _gather(held, _starts(held, by), once)
+    yield _group(held, _starts(held, by), once)
 
 
 def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
@@ -37,7 +39,7 @@ def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
     return np.concatenate([[0], 1 + np.flatnonzero(np.any(differs, axis=0))])
 
 
-def _gather(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
+def _group(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
     column = rows["captions"].combine_chunks()
     run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # of each row ...
     if pa.types.is_list(column.type):

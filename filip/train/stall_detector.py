@@ -14,7 +14,7 @@ MEDIANS = 20.0  # of a step's seconds without a step are worth a line
 FEWEST = 5  # steps from which a median is taken
 
 
-class HangWatch:
+class StallDetector:
     """Watches the steps of one rank from a thread of its own. The first rank reports; so does one that waits for data.
 
     A rank that waits for its data keeps all others in a collective, so its line names the cause.
@@ -34,7 +34,7 @@ class HangWatch:
         self._loading = self._said = False
         self._ended = threading.Event()
         if medians:
-            threading.Thread(target=self._watch, name="hang watch", daemon=True).start()
+            threading.Thread(target=self._watch, name="stall detector", daemon=True).start()
 
     def step_begins(self) -> None:
         self._began, self._loading, self._said = time.monotonic(), False, False

@@ -1,4 +1,4 @@
-"""What the launcher said about this process, in its environment. Imports nothing but the standard library."""
+"""The environment that a launcher gives a process, and its exit codes. Imports the standard library only."""
 
 from __future__ import annotations
 

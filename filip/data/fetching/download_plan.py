@@ -1,4 +1,4 @@
-"""What a folder of shards is to hold: passes over lists, in ``_work/plan.json``, and how they change.
+"""The plan of a folder of shards, ``_work/plan.json``: its passes over lists, and how they change.
 
 The first pass is the list itself. A pass of retries follows for what was lost to something transient, and one of
 additions where the folder is asked for with another list or other image rules.

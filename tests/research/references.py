@@ -1,0 +1,83 @@
+"""The terms of filip_research written out from their papers, pair by pair, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tests.train.loss_batches import Batch
+from tests.train.loss_references import cross_entropy, hard_maximum, sigmoid_of, token_wise_matrices
+
+
+def sparc(batch: Batch) -> Tensor:
+    """SPARC (Bica et al., 2024), equations 2 to 5, word by word."""
+    total = torch.zeros((), dtype=torch.float64)
+    for patches, caption in zip(batch.image, batch.captions(), strict=True):
+        gathered = []
+        for word in caption:
+            similarity = patches @ word
+            low, high = similarity.min(), similarity.max()
+            if high == low:
+                weights = torch.ones_like(similarity)
+            else:
+                scaled = (similarity - low) / (high - low)  # eq. 2
+                weights = scaled * (scaled >= 1 / len(patches))  # eq. 3
+            gathered.append((weights / weights.sum()) @ patches)  # eq. 4
+        grouped = F.normalize(torch.stack(gathered), dim=1)
+        for j in range(len(caption)):  # eq. 5
+            by_group = F.log_softmax(batch.scale * (caption @ grouped[j]), dim=0)[j]
+            by_word = F.log_softmax(batch.scale * (grouped @ caption[j]), dim=0)[j]
+            total = total - (by_group + by_word) / (2 * len(caption))
+    return total / len(batch.image)
+
+
+def text_conditioned(batch: Batch) -> Tensor:
+    """FLAIR (Xiao et al., 2025): attention with an empty patch, then SigLIP's loss of a caption with what it sees."""
+    query, key, value = (
+        batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
+    )
+    rows = []
+    for patches in batch.image:
+        row = []
+        for caption in batch.text_vector:
+            padded = torch.cat([patches, torch.zeros(1, patches.shape[1], dtype=patches.dtype)])
+            scores = (padded @ key.T) @ (query @ caption) / len(caption) ** 0.5
+            seen = scores.softmax(dim=0) @ (padded @ value.T)
+            row.append(F.normalize(seen, dim=0) @ caption)
+        rows.append(torch.stack(row))
+    return sigmoid_of(torch.stack(rows), batch.parameters["text_conditioned_bias"], batch)
+
+
+def hard_negatives(batch: Batch, margin: float = 0.1) -> Tensor:
+    i2t, t2i = token_wise_matrices(batch)
+    resemblance = (batch.text_vector @ batch.text_vector.T).detach()
+    added = margin * resemblance * ~batch.positives()
+    return cross_entropy(i2t + added, t2i + added.T, batch)
+
+
+def swapped_words(batch: Batch) -> Tensor:
+    """An image chooses among all captions and its own swapped one, a caption among all images."""
+    i2t, t2i = token_wise_matrices(batch)
+    positive = batch.positives().double()
+    target = positive / positive.sum(dim=1, keepdim=True)
+    total = torch.zeros((), dtype=torch.float64)
+    swapped = batch.further.split(batch.further_lengths.tolist())
+    for i, image in enumerate(batch.image):
+        logits = batch.scale * i2t[i]
+        if len(swapped[i]):
+            wrong = hard_maximum(image @ swapped[i].T).mean()
+            logits = torch.cat([logits, batch.scale * wrong])
+        total = total - (target[i] * F.log_softmax(logits, dim=0)[: len(i2t)]).sum()
+    of_captions = -(target * F.log_softmax(batch.scale * t2i.T, dim=1)).sum(dim=1).mean()
+    return (total / len(i2t) + of_captions) / 2
+
+
+RESEARCH: dict[str, Callable[[Batch], Tensor]] = {
+    "sparc": sparc,
+    "text_conditioned": text_conditioned,
+    "hard_negatives": hard_negatives,
+    "swapped_words": swapped_words,
+}
