@@ -22,6 +22,7 @@ from filip.errors import UserError
 from filip.eval.outcomes import Outcomes, Record
 
 LEVEL = 0.05
+FEWEST = 3  # trainings of a run, from which a difference may be called more than chance
 RESAMPLES = 10_000
 
 
@@ -45,8 +46,8 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is significant at 5 % after the correction."""
-        return self.p_adjusted < LEVEL
+        """Whether the difference is significant at 5 % after the correction, over at least FEWEST trainings."""
+        return self.p_adjusted < LEVEL and self.trainings >= FEWEST
 
 
 def differences(
@@ -179,10 +180,6 @@ class Resampled:
         means = self._drawn[:, self._members[run], self.columns.index(column)].mean(1)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
-
-    def clusters(self, column: str) -> int:
-        """Independent units (images, concepts) that a column is measured on."""
-        return self._counts[column][1]
 
 
 class _Benchmark:
