@@ -36,7 +36,9 @@ class Reading:
 
     place: Path  # a folder, every file of which is accounted for, or one file
     layout: str = "auto"
-    image_column: str | None = None  # the column of a table with the names of image files; None: found by its name
+    image_column: str | None = (
+        None  # the column of a table with the names of image files; None: found by its name
+    )
     image_root: str | None = None  # folder that a list's names are relative to; None: the list's
     caption_column: str = "caption"
     caption_columns: Sequence[str] = ()  # several, which are joined; instead of caption_column

@@ -103,9 +103,7 @@ def _lines(stream: BinaryIO) -> Iterator[Line]:
     except (EOFError, OSError, zlib.error) as error:
         if getattr(error, "errno", None) is not None:
             raise
-        yield Line(
-            number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})"
-        )
+        yield Line(number + 1, None, f"the file is cut off or damaged here, and the rest is lost ({error})")
 
 
 # ---- CSV ---------------------------------------------------------------------------------------------
