@@ -14,10 +14,11 @@ from pathlib import Path
 
 from filip.command import option, run_command
 from filip.files import replacing
-from filip.report.formats.text import chance_text, value_text
+from filip.report.differences import FEWEST
 from filip.report.readme import put_between_marks
 from filip.report.results import Results
-from filip.report.table import Cell, Column, Row, Table
+from filip.report.table import Cell, Column, Row, Table, chance_text, difference, value_text
+from filip.table_writer import Grid, Head, Line, Shown, render, words
 
 BEGIN, END = "<!-- recipes:begin -->", "<!-- recipes:end -->"
 HEADS = {  # columns of the table "recipes", and what the page calls them
@@ -54,44 +55,47 @@ def main(config: RecipesPage) -> None:
 
 
 def found(table: Table, columns: dict[str, Column]) -> str:
-    """A row for each recipe, with the standard deviation over seeds."""
-    heads = [head for key, head in HEADS.items() if key in columns]
-    chances = [table.rows[0].cells.get(key, Cell()).chance for key in HEADS if key in columns]
-    rows = [["*chance*", *("" if chance is None else f"*{chance_text(chance)}*" for chance in chances)]]
-    rows += [
-        [
-            f"`{row.run}`",
-            *(_value(row.cells.get(key, Cell()), columns[key]) for key in HEADS if key in columns),
-        ]
-        for row in table.rows
+    """Return a row for each recipe, with the standard deviation over seeds."""
+    keys = [key for key in HEADS if key in columns]
+    chances = [table.rows[0].cells[key].chance for key in keys]
+    lines = [Line("chance", words(*("" if c is None else chance_text(c) for c in chances)), kind="common")]
+    lines += [
+        Line(f"`{row.run}`", [_value(row.cells[key], columns[key]) for key in keys]) for row in table.rows
     ]
-    return _markdown(["run", *heads], rows)
+    return _markdown("run", keys, lines)
 
 
 def differences(table: Table, columns: dict[str, Column]) -> str:
-    """A row for each recipe but the first: in points, with \\* where it is not significant."""
-    compared = [key for key in HEADS if key in columns and any(row.cells[key].less for row in table.rows)]
-    rows = [[f"`{row.run}`", *(_less(row, key) for key in compared)] for row in table.rows[1:]]
-    return _markdown([f"less `{table.rows[0].run}`", *(HEADS[key] for key in compared)], rows)
+    """Return a row for each recipe but the first: in points, with an asterisk where it is not significant."""
+    first, *others = table.rows
+    compared = [key for key in HEADS if key in columns and any(row.cells[key].less for row in others)]
+    lines = [Line(f"`{row.run}`", [_less(row, key) for key in compared]) for row in others]
+    return _markdown(f"less `{first.run}`", compared, lines)
 
 
-def _value(cell: Cell, column: Column) -> str:
-    text = value_text(cell, column) or "–"
-    if column.unit == "percent" and cell.seeds > 1 and cell.std is not None:
-        text += f" ±{100 * cell.std:.1f}"
-    return text
+def _value(cell: Cell, column: Column) -> Shown:
+    spread = (
+        f"±{100 * cell.std:.1f}"
+        if column.unit == "percent" and cell.seeds > 1 and cell.std is not None
+        else ""
+    )
+    return Shown(value_text(cell.value, column.unit) or "–", spread)
 
 
-def _less(row: Row, key: str) -> str:
-    less = row.cells[key].less
-    if less is None:
-        return "–"
-    return f"{100 * less.effect:+.1f}" + ("" if less.holds else " \\*")
+def _less(row: Row, key: str) -> Shown:
+    cell = row.cells[key]
+    if cell.less is None:
+        return Shown("–")
+    return Shown(
+        difference(cell.less.effect, *cell.less.interval, cell.less.holds).text,
+        "" if cell.less.holds or cell.seeds < FEWEST else "*",
+    )
 
 
-def _markdown(heads: list[str], rows: list[list[str]]) -> str:
-    lines = [heads, ["---", *("---:" for _ in heads[1:])], *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+def _markdown(corner: str, keys: list[str], lines: list[Line]) -> str:
+    return render(
+        Grid([Head(HEADS[key]) for key in keys], lines, corner=corner, whole=True), "markdown"
+    ).rstrip("\n")
 
 
 if __name__ == "__main__":

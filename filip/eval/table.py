@@ -5,8 +5,6 @@ Lines are benchmarks and what is measured on them, columns are models; a cell is
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -18,6 +16,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.scorer import RANKINGS
 from filip.files import nothing_at
+from filip.table_writer import Grid, Head, Line, Shown, render
 
 FORMS = ("text", "markdown", "csv")
 
@@ -112,45 +111,38 @@ def _settings(result: dict[str, Any], numbers: dict[str, Any], protocol: str) ->
 
 
 def as_text(found: Sequence[Measure], form: str = "text") -> str:
-    """The table. Below it, where models differ in them, prompts, image size and scorer of each."""
+    """Return the table. Below it, where models differ in them, prompts, image size and scorer of each."""
     models = list(dict.fromkeys(m.model for m in found))
-    lines = list(dict.fromkeys((m.protocol, m.benchmark, m.measure) for m in found))
+    rows = list(dict.fromkeys((m.protocol, m.benchmark, m.measure) for m in found))
     cells = {(m.protocol, m.benchmark, m.measure, m.model): m for m in found}
-    rows = [["benchmark", "measure", "images", "chance", *models]]
-    for line in lines:
-        own = [cells[(*line, model)] for model in models if (*line, model) in cells]
-        chance = f"{100 * own[0].chance:.1f}" if own[0].chance is not None else "–"
-        shown = [_cell(cells.get((*line, model))) for model in models]
-        rows.append([f"{line[1]} ({line[0]})", line[2], f"{own[0].n:,}", chance, *shown])
-    return "\n".join([*_written(rows, form), *(_differences(found) if form != "csv" else [])])
+    lines = []
+    for protocol, benchmark, measure in rows:
+        own = [cells.get((protocol, benchmark, measure, model)) for model in models]
+        first = next(m for m in own if m is not None)
+        chance = f"{100 * first.chance:.1f}" if first.chance is not None else "–"
+        shown = [Shown(measure), Shown(f"{first.n:,}"), Shown(chance), *map(_shown, own)]
+        lines.append(Line(f"{benchmark} ({protocol})", shown))
+    heads = [Head("measure", words=True), *map(Head, ("images", "chance", *models))]
+    records = [_record(measure) for measure in found]
+    notes = _differences(found)
+    return render(
+        Grid(heads, lines, notes=notes, corner="benchmark", whole=True, records=records), form
+    ).rstrip("\n")
 
 
-def _cell(measure: Measure | None) -> str:
+def _shown(measure: Measure | None) -> Shown:
     if measure is None:
-        return "–"
-    low_high = (
-        f" [{100 * measure.interval[0]:.1f}, {100 * measure.interval[1]:.1f}]" if measure.interval else ""
-    )
-    return f"{100 * measure.value:.1f}{low_high}"
+        return Shown("–")
+    ends = [f"{100 * end:.1f}" for end in measure.interval or ()]
+    return Shown(f"{100 * measure.value:.1f}", f"[{', '.join(ends)}]" if ends else "")
 
 
-def _written(rows: list[list[str]], form: str) -> list[str]:
-    if form == "csv":
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows(rows)
-        return text.getvalue().splitlines()
-    if form == "markdown":
-        ruler = ["---", "---", *["---:"] * (len(rows[0]) - 2)]
-        return ["| " + " | ".join(row) + " |" for row in (rows[0], ruler, *rows[1:])]
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    texts = [
-        "  ".join(
-            cell.ljust(width) if column < 2 else cell.rjust(width)
-            for column, (cell, width) in enumerate(pairs)
-        )
-        for pairs in (list(zip(row, widths, strict=True)) for row in rows)
-    ]
-    return [texts[0].rstrip(), "-" * len(texts[0]), *(text.rstrip() for text in texts[1:])]
+def _record(measure: Measure) -> dict[str, Any]:
+    """Return a measure as a line of the CSV, which has one for each model, in fractions."""
+    low, high = measure.interval or (None, None)
+    found = measure._asdict()
+    del found["interval"]
+    return {**found, "ci95_low": low, "ci95_high": high}
 
 
 def _differences(found: Sequence[Measure]) -> list[str]:
@@ -161,7 +153,7 @@ def _differences(found: Sequence[Measure]) -> list[str]:
         if len(set(own.values())) > 1:
             each = "; ".join(f"{model}: {settings}" for model, settings in own.items())
             notes.append(f"{benchmark} ({protocol}): {each}")
-    return ["", *notes] if notes else []
+    return notes
 
 
 def with_files(arguments: Sequence[str]) -> list[str]:

@@ -22,6 +22,7 @@ from filip.errors import UserError
 from filip.eval.outcomes import Outcomes, Record
 
 LEVEL = 0.05
+FEWEST = 3  # trainings of a run, from which a difference may be called more than chance
 RESAMPLES = 10_000
 
 
@@ -45,8 +46,8 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is significant at 5 % after the correction."""
-        return self.p_adjusted < LEVEL
+        """Whether the difference is significant at 5 % after the correction, over at least FEWEST trainings."""
+        return self.p_adjusted < LEVEL and self.trainings >= FEWEST
 
 
 def differences(

@@ -21,10 +21,9 @@ from filip.eval.pictures import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
 from filip.report import plots
-from filip.report.dots import benchmark_dots
-from filip.report.looks import looks
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
+from filip.report.style import looks
 from filip.report.table import Table
 from filip.study import Study, load_study
 from filip.train.telemetry import read_log
@@ -67,7 +66,7 @@ def main(config: Figures) -> None:
     recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])
     figures["recall"] = plots.recall_curves(recalls, look)
     if "zero_shot" in tables:
-        figures["zero_shot"] = benchmark_dots(tables["zero_shot"], look)
+        figures["zero_shot"] = plots.benchmark_dots(tables["zero_shot"], look)
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.png)

@@ -1,4 +1,4 @@
-"""What a study has found, from its tables: headline figures, the verdict in words, and what the forest plot shows.
+"""What a study has found: a row for each headline column of its tables, with its difference from the baseline.
 
 Rows that are compared are the first and the last of ours in the first section of a table: the baseline and the whole
 recipe. A difference holds or does not as the table says (:mod:`filip.report.rows.pairs`).
@@ -6,240 +6,143 @@ recipe. A difference holds or does not as the table says (:mod:`filip.report.row
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from typing import Any
 
-from filip.report.formats.text import heading
+import pandas as pd
+
+from filip.report.differences import FEWEST
 from filip.report.rows.component_ablation import VARIANTS
-from filip.report.table import Cell, Column, Less, Row, Table
+from filip.report.table import Cell, Row, Table, chance_text, difference, interval_text, value_text
+from filip.study import Study
+from filip.table_writer import Grid, Head, Line, Shown, words
 
-Tables = Mapping[str, Table]
-
-
-@dataclass(frozen=True)
-class Area:
-    """What a study may measure: its name in print, and in which column of which table its headline figure stands."""
-
-    title: str
-    short: str
-    table: str
-    chosen: Callable[[Column], bool]
-
-
-def _any(column: Column) -> bool:
-    return True
-
-
-def _first_rank(column: Column) -> bool:
-    return column.key.endswith("_r1")
-
-
-def _mean(column: Column) -> bool:
-    return column.key.endswith("_mean")
-
-
-def _all(column: Column) -> bool:
-    return column.key.endswith("_all")
-
-
-def _average(column: Column) -> bool:
-    return column.key == "average"
-
-
-# In the order of the tiles; a later area of the same title is for studies that lack the earlier one.
-AREAS = (
-    Area("Retrieval", "retrieval", "retrieval", _first_rank),
-    Area("Retrieval", "retrieval", "component_ablation", _first_rank),
-    Area("Retrieval", "retrieval", "recipes", _first_rank),
-    Area("Selection", "selection", "selection", _mean),
-    Area("Selection", "selection", "recipes", _mean),
-    Area("Pointing", "pointing", "scene_pointing", _any),
-    Area("Pointing", "pointing", "recipes", _all),
-    Area("Pointing", "pointing", "alignment", _any),
-    Area("Zero-shot", "zero-shot classification", "zero_shot", _average),
-    Area("Zero-shot", "zero-shot classification", "component_ablation", _average),
-    Area("Zero-shot", "zero-shot classification", "recipes", _average),
-    Area("Zero-shot", "zero-shot classification", "zero_shot", _any),
-    Area("Linear probe", "the linear probe", "linear_probe", _average),
-    Area("Linear probe", "the linear probe", "linear_probe", _any),
-)
-
-
-@dataclass(frozen=True)
-class Finding:
-    """The headline figure of an area. base: None where a table has one row of ours only."""
-
-    area: Area
-    column: Column
-    ours: Row
-    base: Row | None
-
-    @property
-    def cell(self) -> Cell:
-        return self.ours.cells[self.column.key]
-
-    @property
-    def base_cell(self) -> Cell | None:
-        return self.base.cells.get(self.column.key) if self.base else None
-
-    @property
-    def less(self) -> Less | None:
-        return self.cell.less if self.base else None
-
-
-def compared(table: Table) -> tuple[Row | None, Row] | None:
-    """The baseline and the last of our rows in the first section; (None, row) if there is one; None if none."""
-    rows = [row for row in table.rows if row.kind == "ours" and row.section != VARIANTS]
-    rows = [row for row in rows if row.section == rows[0].section]
-    if not rows:
-        return None
-    return (rows[0] if len(rows) > 1 else None), rows[-1]
-
-
-def findings(tables: Tables) -> list[Finding]:
-    """The headline figure of each area that the study has measured, in the order of AREAS."""
-    found: dict[str, Finding] = {}
-    for area in AREAS:
-        pair = compared(tables[area.table]) if area.table in tables else None
-        if pair is None or area.title in found:
-            continue
-        base, ours = pair
-        for column in tables[area.table].columns:
-            value = ours.cells.get(column.key, Cell()).value
-            if area.chosen(column) and isinstance(value, int | float):
-                found[area.title] = Finding(area, column, ours, base)
-                break
-    return list(found.values())
-
-
-# ---- the verdict ---------------------------------------------------------------------------------------
-
-
-def verdict(found: list[Finding], cost_ratio: float | None = None) -> str:
-    """The study in a sentence or three: where the last run is better than the first by a difference that holds, where
-    worse, where nothing can be said, and what a step costs."""
-    if not found:
-        return "Nothing has been evaluated yet."
-    pairs = dict.fromkeys((f.ours.label, f.base.label if f.base else None) for f in found)
-    sentences = []
-    for ours, base in pairs:
-        of_pair = [f for f in found if (f.ours.label, f.base.label if f.base else None) == (ours, base)]
-        sentences += _against(ours, base, of_pair) if base is not None else _alone(ours, of_pair)
-    if cost_ratio is not None:
-        sentences.append(_cost(cost_ratio))
-    return " ".join(sentences)
-
-
-def _against(ours: str, base: str, found: list[Finding]) -> list[str]:
-    better = [f for f in found if f.less and f.less.holds and f.less.effect > 0]
-    worse = [f for f in found if f.less and f.less.holds and f.less.effect < 0]
-    neither = [f for f in found if f.less and not f.less.holds]
-    unknown = [f for f in found if not f.less]
-    sentences = []
-    if better:
-        sentences.append(f"{ours} is better than {base} at {_listed(better)}.")
-    if worse:
-        subject = (
-            f"It is worse at {_listed(worse)}"
-            if better
-            else f"{ours} is worse than {base} at {_listed(worse)}"
-        )
-        sentences.append(f"{subject}.")
-    if neither:
-        between = "" if better or worse else f" between {ours} and {base}"
-        sentences.append(f"At {_listed(neither)} no difference{between} holds.")
-    if unknown:
-        sentences.append(
-            f"At {_listed(unknown)} {ours} and {base} cannot be compared: they lack outcomes per image in common."
-        )
-    return sentences
-
-
-def _alone(ours: str, found: list[Finding]) -> list[str]:
-    parts = []
-    for f in found:
-        chance = "" if f.cell.chance is None else f" (chance {100 * f.cell.chance:.2g} %)"
-        parts.append(f"{100 * float(f.cell.value or 0):.1f} % at {f.area.short}{chance}")
-    return [f"{ours} reaches {_and(parts)}; there is no other run to compare it with."]
-
-
-def _cost(ratio: float) -> str:
-    if 0.97 <= ratio <= 1.03:
-        return "A training step takes as long."
-    return f"A training step takes {ratio:.2f} times as long."
-
-
-def _listed(found: list[Finding]) -> str:
-    return _and([f.area.short + (f" ({points(f.less)})" if f.less else "") for f in found])
-
-
-def points(less: Less) -> str:
-    """A difference in percentage points, with its sign."""
-    return f"{100 * less.effect:+.1f}".replace("-", "−")
-
-
-def _and(parts: list[str]) -> str:
-    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-
-
-# ---- what the forest plot shows ------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Compared:
-    """One line of the forest plot: in ``group``, ``row`` less ``base`` in ``label``."""
-
-    group: str
-    label: str
-    row: Row
-    base: Row
-    less: Less
-
-
-# Which columns of a table stand in the plot, under which heading.
-SHOWN: tuple[tuple[str, str, Callable[[Column], bool]], ...] = (
-    ("retrieval", "Retrieval, R@1", _first_rank),
-    ("selection", "Selection", _mean),
-    ("scene_pointing", "Pointing in scenes", _any),
-    ("alignment", "Pointing in single images", _any),
-    ("zero_shot", "Zero-shot classification", _average),
-    ("linear_probe", "Linear probe", _average),
-    ("component_ablation", "Component ablation", _any),
-    ("recipes", "Recipes, R@1", _first_rank),
+# Table, its name in print, the end of the keys of its headline columns.
+HEADLINES = (
+    ("retrieval", "Retrieval, R@1", "_r1"),
+    ("selection", "Selection", "_mean"),
+    ("scene_pointing", "Pointing in scenes", ""),
+    ("alignment", "Pointing in single images", ""),
+    ("zero_shot", "Zero-shot classification", "average"),
+    ("linear_probe", "Linear probe", "average"),
+    ("component_ablation", "Component ablation", ""),
+    ("recipes", "Recipes, R@1", "_r1"),
 )
 ALL_ROWS = ("component_ablation", "recipes")  # whose rows are all compared with the first, not the last alone
+COLUMNS = (
+    "area",
+    "measure",
+    "chance",
+    "base",
+    "base_run",
+    "base_value",
+    "row",
+    "run",
+    "value",
+    "low",
+    "high",
+)
+COLUMNS += ("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding")
+NOTE = (
+    "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds). A difference holds if "
+    f"p < 0.05 after Holm's correction over the columns of its table, over {FEWEST} trainings or more: fewer say nothing "
+    "of other seeds."
+)
 
 
-def comparisons(tables: Tables) -> list[Compared]:
-    """The paired differences of the study's headline columns; in the tables of ALL_ROWS those of every row."""
-    found: list[Compared] = []
-    for name, group, chosen in SHOWN:
-        pair = compared(tables[name]) if name in tables else None
-        if pair is None or pair[0] is None:
-            continue
-        base, ours = pair
-        table = tables[name]
-        rows = [r for r in table.rows if r.kind == "ours"] if name in ALL_ROWS else [ours]
-        columns = [c for c in table.columns if chosen(c)] or table.columns
-        for column in columns:
-            for row in rows:
-                less = row.cells.get(column.key, Cell()).less
-                if less is not None and base is not None:
-                    label = _label(name, column) + (f": {row.label}" if len(rows) > 1 else "")
-                    found.append(Compared(group, label, row, base, less))
-    return found
+def findings(tables: Mapping[str, Table]) -> pd.DataFrame:
+    """Return a row for each headline column that was measured, fractions; without a baseline its columns are empty."""
+    found = [
+        record
+        for name, area, ending in HEADLINES
+        if name in tables
+        for record in _findings(tables[name], area, ending)
+    ]
+    return pd.DataFrame(found, columns=list(COLUMNS), dtype=object)
 
 
-def _label(table: str, column: Column) -> str:
-    if table in ("retrieval", "selection", "recipes"):
-        return column.group
-    if column.key == "average":
-        return "mean of all tasks"
-    return column.title if table in ("zero_shot", "linear_probe") else heading(column)
+def _findings(table: Table, area: str, ending: str) -> Iterator[dict[str, Any]]:
+    ours = [row for row in table.rows if row.kind == "ours" and row.section != VARIANTS]
+    ours = [row for row in ours if row.section == ours[0].section]
+    percent = [column for column in table.columns if column.unit == "percent"]
+    base, compared = (
+        (ours[0], ours[1:] if table.name in ALL_ROWS else ours[-1:]) if len(ours) > 1 else (None, ours)
+    )
+    for column in [c for c in percent if c.key.endswith(ending)] or percent:
+        for row in compared:
+            if isinstance(row.cells[column.key].value, int | float):
+                measure = column.group if ending in ("_r1", "_mean") else column.heading
+                yield {**_against(row, base, column.key), "area": area, "measure": measure}
 
 
-def tally(found: list[Compared]) -> tuple[int, int, int]:
-    """How many comparisons hold in favour, hold against, and do not hold."""
-    holding = [c.less for c in found if c.less.holds]
-    better = sum(less.effect > 0 for less in holding)
-    return better, len(holding) - better, len(found) - len(holding)
+def _against(row: Row, base: Row | None, key: str) -> dict[str, Any]:
+    cell = row.cells[key]
+    found: dict[str, Any] = dict.fromkeys(COLUMNS)
+    found |= {"row": row.label, "run": row.run, "value": cell.value, "chance": cell.chance}
+    found["low"], found["high"] = cell.ci95 or (None, None)
+    if base is not None:
+        found |= {"base": base.label, "base_run": base.run, "base_value": base.cells[key].value}
+    if (less := cell.less) is not None:
+        found |= {"difference": less.effect, "p": less.p, "holds": less.holds}
+        found["difference_low"], found["difference_high"] = less.interval
+    return {**found, "trainings": cell.seeds, "finding": _finding(cell)}
+
+
+def _finding(cell: Cell) -> str:
+    if cell.less is None:
+        return "not compared"
+    if cell.less.holds:
+        return "better" if cell.less.effect > 0 else "worse"
+    return "no difference" if cell.seeds >= FEWEST else f"fewer than {FEWEST} trainings"
+
+
+def cost(study: Study, runs: Mapping[str, Any], found: pd.DataFrame) -> Line | None:
+    """Return what a training step of the compared runs costs; None where it was not measured.
+
+    From the efficiency ablation where it has a row of both, since its steps are interleaved; else from the trainings.
+    """
+    if found.empty or not found["base_run"].iloc[0]:
+        return None
+    pair = [found[name].iloc[0] for name in ("base_run", "run")]
+    rows = {row.get("accuracy_of"): f"efficiency/{name}" for name, row in reversed(study.efficiency.items())}
+    for names in ([rows.get(run) for run in pair], pair):
+        base, ours = ((runs.get(name or "") or {}).get("seconds_per_iteration") for name in names)
+        if base and ours:
+            shown = (value_text(base, "seconds"), value_text(ours, "seconds"), "", f"{ours / base:.2f} ×")
+            return Line("seconds a training step", words(*shown, "", "", ""), "Cost")
+    return None
+
+
+def findings_grid(found: pd.DataFrame, below: Line | None = None) -> Grid:
+    """Return the findings as they are printed, by area; ``below``: a last line."""
+    pairs = found[["base", "row"]].drop_duplicates()
+    base, ours = pairs.iloc[0] if len(pairs) == 1 else ("baseline", "run")
+    lines = []
+    for item in found.itertuples():
+        shown = [Shown(value_text(item.base_value)), Shown(value_text(item.value))]
+        shown += words("" if item.chance is None else chance_text(item.chance))
+        if item.difference is None:
+            shown += words("", "")
+            if item.low is not None:
+                shown[1].interval = interval_text(item.low, item.high)
+        else:
+            less = difference(item.difference, item.difference_low, item.difference_high, item.holds)
+            shown += [less, Shown(f"{item.p:.2g}")]
+        label = item.measure if len(pairs) == 1 else f"{item.measure}: {item.row}"
+        lines.append(Line(label, [*shown, *words(str(item.trainings), item.finding)], item.area))
+    heads = [
+        Head(base or "baseline"),
+        Head(ours),
+        Head("chance"),
+        Head("difference"),
+        Head("p"),
+        Head("trainings"),
+    ]
+    title = "What differs, and by how much"
+    return Grid(
+        [*heads, Head("finding", words=True)],
+        [*lines, *([below] if below else [])],
+        title,
+        [NOTE],
+        whole=True,
+    )

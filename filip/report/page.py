@@ -1,8 +1,8 @@
 """The report of a study, one self-contained page: ``filip report page results=results/demo``.
 
-Its first screen says what the study has found: a verdict in words, made from the paired differences; four tiles; all
-differences in one plot; three scenes as the models see them. Tables, figures, funnel and provenance are folded below.
-It reads what tables, figures and evaluations have written, so drawing it again needs no training and no evaluation.
+Its first screen shows what the study has found: the paired differences of all headline columns in one plot, and three
+scenes as the models see them. Their numbers, tables, figures, funnel and provenance are folded. It reads what tables,
+figures and evaluations have written, so drawing it again needs no training and no evaluation.
 """
 
 from __future__ import annotations
@@ -13,28 +13,27 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from matplotlib.figure import Figure
 from PIL import Image
 
 from filip.command import MISSING, option, run_command
 from filip.files import replacing
 from filip.progress import say
-from filip.report.findings import Compared, Tables, comparisons, findings, tally, verdict
-from filip.report.formats.html import TEMPLATES, style, table_html
-from filip.report.formats.text import short_commit
-from filip.report.looks import COLOURS, Look, looks
-from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED
-from filip.report.provenance import facts, stage_groups
+from filip.report.findings import NOTE, cost, findings, findings_grid
+from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, forest, stage_bars
+from filip.report.provenance import duration, facts, stage_groups
 from filip.report.results import Results
-from filip.report.summary import summary
-from filip.report.svg import duration, forest, stage_bar
-from filip.report.tiles import cost, tiles
+from filip.report.style import COLOURS, TEMPLATES, looks, style
+from filip.report.summary import funnel_grid, runs_grid, stages_grid, summary
+from filip.report.table import Table
 from filip.study import Study, load_study
+from filip.table_writer import Grid, render
 
 LARGEST = 3_000_000  # bytes of all embedded pictures together
 WIDEST = 1400  # pixels of an embedded picture
@@ -45,7 +44,16 @@ FIGURES = {
     "recall": "Recall at k",
     "efficiency": "Time, memory and accuracy of the loss",
     "confusion": "Most frequent mistakes",
+    "funnel": "Data funnel",
 }
+SHEETS = (  # below the results: place, title, text for those who do not see it
+    (
+        "eval/alignment_compared.png",
+        "Words on patches, as in the paper",
+        "The most similar word on each patch",
+    ),
+    ("figures/augmentation.png", "What training sees", "Images of the training set, augmented"),
+)
 
 
 @dataclass
@@ -90,88 +98,59 @@ def _link(explorer: str | None, out: Path) -> str | None:
 def _content(study: Study, results: Results, figures: Path) -> dict[str, Any]:
     tables = results.tables()
     whole = summary(study, results, tables)
-    found, compared = findings(tables), comparisons(tables)
-    look = looks(study)
-    cost_tile, ratio = cost(study, results, tables, found, look)
+    found = findings(tables)
     room = _Room(LARGEST)
     scenes = results.scenes()
     if scenes:
         room.left -= len(json.dumps(scenes))
     common = _common_notes(tables)
+    groups = stage_groups(whole["stages"])
+    compared = found["difference"].notna().any()
+    numbers = findings_grid(found, cost(study, whole["runs"], found))
     return {
         "study": study.name,
         "title": study.title,
         "style": style() + (TEMPLATES / "report.css").read_text(encoding="utf-8"),
-        "verdict": verdict(found, ratio),
-        "tally": _tally_sentence(compared),
-        "tiles": tiles(found, cost_tile, look),
-        "forest": forest(compared, look) + forest(compared, look, narrow=True) if compared else None,
-        "forest_note": _forest_note(compared),
-        "keys": _keys(compared, look),
+        "note": NOTE,
+        "findings": {"title": "Each finding in numbers", "html": _table(numbers)} if len(found) else None,
+        "forest": _inline(forest(found, looks(study)), "forest") if compared else None,
         "scenes": scenes,
-        "pictures": [] if scenes else _sheets(results, room),
+        "pictures": [] if scenes else list(_pictures(SHEETS[:1], results, figures, room)),
         "reading": " ".join(common),
-        "tables": [
-            {
-                "title": table.title,
-                "count": f"{sum(row.kind != 'paper' for row in table.rows)} rows",
-                "html": table_html(table, [n for n in table.notes if n not in common]),
-            }
-            for table in tables.values()
+        "folds": [
+            *(
+                {
+                    "title": table.title,
+                    "html": _table(table.grid([n for n in table.notes if n not in common])),
+                }
+                for table in tables.values()
+            ),
+            *(
+                {"title": title, "svg": inline_svg(file.read_text(encoding="utf-8"), file.stem)}
+                for name, title in FIGURES.items()
+                if (file := figures / f"{name}.svg").is_file()
+            ),
+            {"title": "Data funnel, stage by stage", "html": _table(funnel_grid(whole["funnel"]))},
+            *_pictures(SHEETS if scenes else SHEETS[1:], results, figures, room),
         ],
-        "figures": [
-            {"title": title, "svg": inline_svg(text, name)}
-            for name, title in FIGURES.items()
-            if (text := _read(figures / f"{name}.svg"))
-        ],
-        "funnel": whole["funnel"],
-        "funnel_count": f"{len(whole['funnel'])} stages",
-        "funnel_svg": inline_svg(text, "funnel") if (text := _read(figures / "funnel.svg")) else None,
-        "folded": _folded(results, figures, room),
-        "stages": _stages(whole["stages"]),
+        "time": f"{duration(sum(whole['stages'].values()))} of work" if groups else None,
+        "stages": _inline(stage_bars(groups), "stages") if groups else None,
         "facts": facts(study, results),
-        "runs": [_run(name, run) for name, run in whole["runs"].items()],
-        "config": json.dumps(study.config, indent=1, ensure_ascii=False),
+        "details": [
+            {"title": "Time of each stage", "html": _table(stages_grid(whole["stages"]))},
+            {"title": "Runs", "html": _table(runs_grid(whole["runs"]))},
+            {"title": "Study config", "text": json.dumps(study.config, indent=1, ensure_ascii=False)},
+        ],
         "credits": _credits(results),
     }
 
 
-def _tally_sentence(compared: Sequence[Compared]) -> str:
-    if not compared:
-        return ""
-    better, worse, rest = tally(list(compared))
-    pairs = list(dict.fromkeys((c.row.label, c.base.label) for c in compared))
-    ours, base = pairs[0] if len(pairs) == 1 else ("a row", "the first of its table")
-    return (
-        f"Of {len(compared)} paired comparisons {better} are in favour of {ours}, {worse} of {base}, "
-        f"and in {rest} no difference holds."
-    )
+def _table(grid: Grid) -> str:
+    return render(grid, "html")
 
 
-def _forest_note(compared: Sequence[Compared]) -> str:
-    pairs = list(dict.fromkeys((c.row.label, c.base.label) for c in compared))
-    who = (
-        f"{pairs[0][0]} is ahead of {pairs[0][1]}"
-        if len(pairs) == 1
-        else "the first run is ahead of the second"
-    )
-    return (
-        f"Points of accuracy or recall by which {who} (right) or behind (left), with 95 % intervals paired over the "
-        "same images. A difference holds if p < 0.05 after Holm’s correction over the columns of its table."
-    )
-
-
-def _keys(compared: Sequence[Compared], look: Mapping[str, Look]) -> list[dict[str, Any]]:
-    """What the colours of the plot mean: who is ahead, where a difference holds."""
-    ahead = [c.row if c.less.effect > 0 else c.base for c in compared if c.less.holds]
-    runs = {row.run: row.label for row in ahead if row.run}
-    named = [(look.get(run, Look()).number, label) for run, label in runs.items()]
-    keys = [{"colour": f"run{n}", "label": f"{label} is ahead", "open": False} for n, label in sorted(named)]
-    return [*keys, {"colour": "muted", "label": "no difference that holds", "open": True}]
-
-
-def _common_notes(tables: Tables) -> list[str]:
-    """Notes that several tables have: said once, above them."""
+def _common_notes(tables: Mapping[str, Table]) -> list[str]:
+    """Return notes that several tables have: said once, above them."""
     counted = Counter(note for table in tables.values() for note in table.notes)
     return [note for note, times in counted.items() if times > 1]
 
@@ -199,26 +178,21 @@ class _Room:
         return f"data:image/webp;base64,{text}"
 
 
-def _sheets(results: Results, room: _Room) -> list[dict[str, Any]]:
-    """For studies without scenes: the sheet of alignment pictures."""
-    file = results.folder / "eval" / "alignment_compared.png"
-    if not file.is_file() or (source := room.embed(file)) is None:
-        return []
-    return [{"src": source, "alt": "The index of the most similar word on each patch, model beside model"}]
+def _pictures(
+    wanted: tuple[tuple[str, str, str], ...], results: Results, figures: Path, room: _Room
+) -> Iterator[dict[str, Any]]:
+    """Yield the pictures that are there, with their data or, where they are too large, with their path."""
+    for place, title, alt in wanted:
+        file = figures / place.partition("/")[2] if place.startswith("figures/") else results.folder / place
+        if file.is_file():
+            path = os.path.relpath(file, results.folder)
+            yield {"title": title, "alt": alt, "src": room.embed(file), "path": path}
 
 
-def _folded(results: Results, figures: Path, room: _Room) -> list[dict[str, Any]]:
-    wanted = [(figures / "augmentation.png", "What training sees", "Images of the training set, augmented")]
-    sheet = results.folder / "eval" / "alignment_compared.png"
-    if results.scenes():
-        wanted.append(
-            (sheet, "Words on patches, as in the paper", "The index of the most similar word on each patch")
-        )
-    return [
-        {"title": title, "alt": alt, "src": room.embed(file), "path": os.path.relpath(file, results.folder)}
-        for file, title, alt in wanted
-        if file.is_file()
-    ]
+def _inline(figure: Figure, name: str) -> str:
+    text = io.StringIO()
+    figure.savefig(text, format="svg", metadata={"Date": None})
+    return inline_svg(text.getvalue(), name)
 
 
 def inline_svg(text: str, name: str) -> str:
@@ -236,55 +210,11 @@ def inline_svg(text: str, name: str) -> str:
     return body
 
 
-def _read(file: Path) -> str:
-    return file.read_text(encoding="utf-8") if file.is_file() else ""
-
-
-# ---- provenance ----------------------------------------------------------------------------------------
-
-
-def _stages(seconds: Mapping[str, float]) -> dict[str, Any] | None:
-    groups = stage_groups(seconds)
-    if not groups:
-        return None
-    legend = []
-    for kind, name in (("data", "Data"), ("train", "Training"), ("eval", "Evaluation"), ("report", "Report")):
-        members = sorted(((s, n) for k, n, s in groups if k == kind), reverse=True)
-        if members:
-            listed = ", ".join(f"{n} {duration(s)}" for s, n in members)
-            legend.append((kind, f"{name} {duration(sum(s for s, _ in members))}", f"({listed})"))
-    return {
-        "total": duration(sum(seconds.values())),
-        "bar": stage_bar(groups),
-        "legend": legend,
-    }
-
-
-def _run(name: str, run: Mapping[str, Any]) -> dict[str, Any]:
-    if not run["trained"]:
-        return {
-            "label": run["label"],
-            "id": name,
-            "numbers": ["–"] * 5,
-            "precision": "–",
-            "commit": "not run",
-        }
-    formats = {"steps": ",.0f", "global_batch": ",.0f", "samples_per_second": ",.0f"}
-    formats |= {"seconds_per_iteration": ".3g", "peak_memory_mb": ",.0f"}
-    numbers = ["–" if run[key] is None else format(run[key], how) for key, how in formats.items()]
-    return {
-        "label": run["label"],
-        "id": run["run_id"] or name,
-        "numbers": numbers,
-        "precision": run["precision"] or "–",
-        "commit": short_commit(run["commit"] or "–"),
-    }
-
-
 def _credits(results: Results) -> list[dict[str, Any]]:
-    text = _read(results.folder / "corpus" / "attribution.json")
+    file = results.folder / "corpus" / "attribution.json"
+    text = file.read_text(encoding="utf-8") if file.is_file() else "{}"
     keys = ("title", "author", "homepage", "license", "license_url", "role", "images", "package", "changes")
-    entries = [(name, entry) for name, entry in json.loads(text or "{}").items() if isinstance(entry, dict)]
+    entries = [(name, entry) for name, entry in json.loads(text).items() if isinstance(entry, dict)]
     return [{**dict.fromkeys(keys, ""), "title": name, **entry} for name, entry in entries]
 
 

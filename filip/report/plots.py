@@ -7,16 +7,18 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
-from filip.report.looks import Look
-from filip.report.table import Cell, Column, Row, Table
+from filip.report.style import Look
+from filip.report.table import Cell, Column, Row, Table, difference
 
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
 KEPT, DROPPED = "#4a6b8a", "#b4603f"  # of the funnel: no model's colours
+MARKS = ("D", "s", "^", "v", "P", "X")  # of published rows, which have no colour of ours
 Looks = Mapping[str, Look]  # by run
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -167,19 +169,55 @@ def _words(name: str) -> str:
     return name.replace("_", " ")
 
 
+def stage_bars(stages: Sequence[tuple[str, str, float]]) -> Figure:
+    """Where the time went. stages: (kind, name, seconds); a bar for each kind, its stages one after the other."""
+    kinds = list(dict.fromkeys(kind for kind, *_ in stages))
+    figure, (axis,) = grid(1, 1, 10, 0.7 + 0.35 * len(kinds))
+    for place, kind in enumerate(kinds):
+        own = np.array([seconds for other, _, seconds in stages if other == kind]) / 60
+        shades = np.linspace(1.0, 0.4, len(own))
+        for left, width, shade in zip(np.cumsum(own) - own, own, shades, strict=True):
+            axis.barh(place, width, left=left, height=0.7, color=KEPT, alpha=shade)
+    axis.set_yticks(range(len(kinds)), [kind.capitalize() for kind in kinds])
+    axis.set_ylim(len(kinds) - 0.5, -0.5)
+    axis.set_xlabel("minutes; stages that ran at the same time count in full")
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    return figure
+
+
 # ---- tables as pictures --------------------------------------------------------------------------------
+
+
+def _percent(table: Table) -> dict[str, pd.DataFrame]:
+    """Return value, interval and chance of all cells in percent, lines x columns; NaN where there is none."""
+    return {what: 100 * table.numbers(what) for what in ("value", "ci95_low", "ci95_high", "chance")}
+
+
+def _reach(value: Any, low: Any, high: Any) -> np.ndarray:
+    """Return how far an interval reaches below and above a value, as matplotlib wants it."""
+    return np.clip(np.array([value - low, high - value], dtype=float), 0, None)
 
 
 def ablation_bars(table: Table, looks: Looks) -> Figure:
     """The component ablation: one panel per column, one bar per run, 95 % intervals, chance as a line."""
     across = min(5, max(1, len(table.columns)))
     down = -(-len(table.columns) // across)
-    rows = [row for row in table.rows if row.kind != "paper"]
+    rows = [(line, row) for line, row in enumerate(table.rows) if row.kind != "paper"]
+    percent = _percent(table)
     figure, axes = grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
     for axis, column in zip(axes, table.columns, strict=False):
-        for number, row in enumerate(rows):
-            _bar(axis, number, table.cell(row, column), looks.get(row.run or "", Look()))
-        axis.set_yticks(range(len(rows)), [row.label for row in rows] if axis in axes[::across] else [])
+        for place, (line, row) in enumerate(rows):
+            value, low, high, chance = (found.at[line, column.key] for found in percent.values())
+            if np.isnan(value):
+                _not_run(axis, place)
+                continue
+            error = None if np.isnan(low) else _reach(value, low, high)[:, None]
+            bars = {"ecolor": INK, "elinewidth": 1, "capsize": 2}
+            colour = looks.get(row.run or "", Look()).colour
+            axis.barh(place, value, xerr=error, color=colour, height=0.68, error_kw=bars)
+            if not np.isnan(chance):
+                axis.axvline(chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
+        axis.set_yticks(range(len(rows)), [row.label for _, row in rows] if axis in axes[::across] else [])
         axis.set_ylim(len(rows) - 0.4, -0.6)
         axis.set_title(f"{column.group}\n{column.title}" if column.group else column.title, fontsize=8.5)
         axis.set_xlim(left=0)
@@ -192,27 +230,80 @@ def ablation_bars(table: Table, looks: Looks) -> Figure:
     return figure
 
 
-def _bar(axis: Axes, position: int, cell: Cell, look: Look) -> None:
-    """One run of the ablation in one column: its value with interval and chance, or that it was not run."""
-    if not isinstance(cell.value, int | float):
-        box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-        style: dict[str, Any] = {"color": MUTED, "fontsize": 8, "style": "italic", "bbox": box}
-        axis.text(
-            0.5, position, "not run", va="center", ha="center", transform=axis.get_yaxis_transform(), **style
-        )
-        return
-    value = 100 * cell.value
-    error = [[value - 100 * cell.ci95[0]], [100 * cell.ci95[1] - value]] if cell.ci95 else None
-    axis.barh(
-        position,
-        value,
-        xerr=np.clip(error, 0, None) if error else None,
-        color=look.colour,
-        height=0.68,
-        error_kw={"ecolor": INK, "elinewidth": 1, "capsize": 2},
-    )
-    if cell.chance is not None:
-        axis.axvline(100 * cell.chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
+def _not_run(axis: Axes, place: int) -> None:
+    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
+    style: dict[str, Any] = {"color": MUTED, "fontsize": 8, "style": "italic", "bbox": box}
+    axis.text(0.5, place, "not run", va="center", ha="center", transform=axis.get_yaxis_transform(), **style)
+
+
+def benchmark_dots(table: Table, looks: Looks) -> Figure:
+    """Accuracy by benchmark: a line per column of ``table`` with all rows; bars are 95 % intervals, ticks chance.
+
+    Published rows are hollow marks, and are left out where they say nothing of any of the columns.
+    """
+    figure, (axis,) = grid(1, 1, 9, 1.2 + 0.42 * max(3, len(table.columns)))
+    percent = _percent(table)
+    places = -np.arange(len(table.columns))
+    shown = [(line, row) for line, row in enumerate(table.rows) if percent["value"].loc[line].notna().any()]
+    ours = [line for line, row in shown if row.kind != "paper"]
+    marks = iter(MARKS * len(shown))
+    for line, row in shown:
+        value, low, high, _ = (found.loc[line].to_numpy() for found in percent.values())
+        if line not in ours:
+            style = {"mfc": "none", "mec": INK, "ms": 5.5, "label": f"{row.label} (published)"}
+            there = ~np.isnan(value)
+            axis.plot(value[there], places[there], next(marks), **style)
+            continue
+        look = looks.get(row.run or "", Look())
+        y = places + 0.16 * ((len(ours) - 1) / 2 - ours.index(line))
+        axis.plot([low, high], [y, y], color=look.colour, linewidth=1.3)
+        filled = "none" if look.tuned else look.colour
+        axis.plot(value, y, "o", mfc=filled, mec=look.colour, ms=5.5, label=row.label)
+    if ours:
+        chance = percent["chance"].loc[ours].bfill().iloc[0]
+        axis.plot(chance, places, "|", color=MUTED, ms=11, label="chance")
+    else:
+        no_data(axis, "not run yet")
+    axis.set_yticks(places, [column.title for column in table.columns])
+    axis.set_xlabel("accuracy, %")
+    axis.grid(True, axis="both")
+    legend_of_all(figure, [axis], 3, "bars: 95 % intervals")
+    return figure
+
+
+def forest(found: pd.DataFrame, looks: Looks) -> Figure:
+    """Differences with their 95 % intervals around zero, one line each, by area (:mod:`filip.report.findings`).
+
+    Filled: it holds, in the colour of the run that is ahead. Hollow: it does not.
+    """
+    found = found[found["difference"].notna()]
+    figure, (axis,) = grid(1, 1, 10, 0.9 + 0.27 * (len(found) + found["area"].nunique()))
+    places, labels, area = [], [], ""
+    for item in found.itertuples():
+        if item.area != area:
+            area = item.area
+            places.append(len(places))
+            labels.append(area.upper())
+        y = len(places)
+        ahead = item.run if item.difference > 0 else item.base_run
+        colour = looks.get(ahead, Look()).colour if item.holds else MUTED
+        axis.plot([100 * item.difference_low, 100 * item.difference_high], [y, y], color=colour, linewidth=2)
+        axis.plot(100 * item.difference, y, "o", mec=colour, mfc=colour if item.holds else "white", ms=7)
+        shown = difference(item.difference, item.difference_low, item.difference_high, item.holds)
+        place = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 8.5, "color": colour}
+        axis.text(1.02, y, f"{shown.text} {shown.interval}", **place)
+        places.append(y)
+        labels.append(item.measure if found["run"].nunique() < 2 else f"{item.measure}: {item.row}")
+    axis.axvline(0, color=INK, linewidth=1)
+    axis.set_yticks(places, labels)
+    axis.set_ylim(len(places) - 0.4, -0.6)
+    pairs = found[["row", "base"]].drop_duplicates()
+    compared = " less ".join(pairs.iloc[0]) if len(pairs) == 1 else "each row less the baseline"
+    axis.set_xlabel(f"points, {compared}; bars: 95 % intervals; filled: the difference holds")
+    axis.tick_params(axis="y", length=0, labelcolor=INK)
+    axis.spines["left"].set_visible(False)
+    axis.grid(True, axis="x")
+    return figure
 
 
 def efficiency_scatter(table: Table, looks: Looks) -> Figure:
@@ -333,27 +424,29 @@ def recall_curves(table: Table, looks: Looks) -> Figure:
 
 def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks) -> None:
     """Recall against k on one benchmark, in one direction: a line per run, and chance."""
-    ks = [int(column.key.rpartition("_r")[2]) for column in columns]
-    rows = [r for r in table.rows if r.kind != "paper" and table.cell(r, columns[0]).value is not None]
-    chance: list[float | None] = []
-    for number, row in enumerate(rows):
-        cells = [table.cell(row, column) for column in columns]
-        values = [cell.value for cell in cells if isinstance(cell.value, int | float)]
-        if len(values) < len(cells):
-            continue
+    ks = np.array([int(column.key.rpartition("_r")[2]) for column in columns])
+    keys = [column.key for column in columns]
+    percent = _percent(table)
+    measured = [(line, row) for line, row in enumerate(table.rows) if row.kind != "paper"]
+    measured = [(line, row) for line, row in measured if percent["value"].loc[line, keys].notna().all()]
+    for number, (line, row) in enumerate(measured):
+        value, low, high, _ = (found.loc[line, keys].to_numpy() for found in percent.values())
         look = looks.get(row.run or "", Look())
-        percent = 100 * np.array(values)
-        shifted = np.array(ks) + 0.13 * (number - (len(rows) - 1) / 2)  # so that bars do not overlap
-        axis.plot(
-            shifted, percent, f"o{look.line}", color=look.colour, label=row.label, linewidth=1.6, markersize=4
+        shifted = ks + 0.13 * (number - (len(measured) - 1) / 2)  # so that bars do not overlap
+        style = {"color": look.colour, "label": row.label, "linewidth": 1.6, "markersize": 4}
+        axis.plot(shifted, value, f"o{look.line}", **style)
+        axis.errorbar(
+            shifted,
+            value,
+            _reach(value, low, high),
+            fmt="none",
+            ecolor=look.colour,
+            elinewidth=1.1,
+            capsize=2,
         )
-        bounds = [cell.ci95 for cell in cells if cell.ci95]
-        if len(bounds) == len(cells):
-            reach = np.abs(100 * np.array(bounds).T - percent)
-            axis.errorbar(shifted, percent, reach, fmt="none", ecolor=look.colour, elinewidth=1.1, capsize=2)
-        chance = chance or [cell.chance for cell in cells]
-    if chance and None not in chance:
-        axis.plot(ks, [100 * c for c in chance if c is not None], ":", color=MUTED, label="chance")
+    chance = percent["chance"].loc[[line for line, _ in measured], keys].to_numpy()
+    if len(chance) and not np.isnan(chance[0]).any():
+        axis.plot(ks, chance[0], ":", color=MUTED, label="chance")
     if not axis.lines:
         no_data(axis, "not run yet")
     axis.set_title(columns[0].group)

@@ -6,8 +6,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from filip.report.formats.text import short_commit
 from filip.report.results import Results
+from filip.report.table import short_commit
 from filip.study import PROTOCOLS, Study
 
 # Rules by what they are part of; those of the data stages are all others.
@@ -28,6 +28,13 @@ def stage_groups(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
     kinds = {rule: kind for kind, rules in KINDS.items() for rule in rules}
     grouped = [(kinds.get(rule, "data"), rule.replace("_", " "), value) for rule, value in found.items()]
     return sorted(grouped, key=lambda group: (ORDER.index(group[0]), -group[2]))
+
+
+def duration(seconds: float) -> str:
+    """Return ``42 s``, ``6.2 min`` or ``3.1 h``."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
 
 
 def facts(study: Study, results: Results) -> list[tuple[str, str]]:

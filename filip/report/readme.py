@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shutil
 import textwrap
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,20 +16,19 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.outcomes import Record, read_outcomes
 from filip.files import replacing
-from filip.report.differences import Difference, differences
-from filip.report.formats.text import chance_text
+from filip.report.differences import FEWEST, Difference, differences
 from filip.report.results import Results
 from filip.report.rows import build_tables
-from filip.report.rows.cells import Study
-from filip.report.table import Cell, Table
+from filip.report.table import Cell, Table, chance_text, difference, interval_text, value_text
 from filip.report.tables import load_published
-from filip.study import load_study
+from filip.study import Study, load_study
+from filip.table_writer import Grid, Head, Line, Shown, render
 
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
 
 
 @dataclass(frozen=True)
-class Shown:
+class Headline:
     """A row of README's table: where its cells are, and its outcomes ("<group>/<measure>")."""
 
     heading: str
@@ -40,19 +40,26 @@ class Shown:
 SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 NAME, RELATION, AMONG = "demo_select_name", "demo_select_relation", "right_among_things"
-FEWEST = 3  # trainings of a run, of which it can be said that a difference is more than chance
 SHEET = "eval/scenes_compared.png"  # below the results
+TOO_FEW = (
+    "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is called "
+    "significant."
+)
+STARRED = (
+    "Differences are paired over the seeds and the same images (a t interval over both); those marked \\* are not "
+    "significant at 5 % after Holm's correction."
+)
 MEASURES = (
     *(
-        Shown(f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1", f"{name}.{key}/r1")
+        Headline(f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1", f"{name}.{key}/r1")
         for name, title in SCENES.items()
         for key, way in WAYS.items()
     ),
-    Shown("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all", "demo_pointing/right"),
-    Shown("the same, patches of things", "scene_pointing", "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
-    Shown("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
-    Shown('selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"),
-    Shown("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
+    Headline("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all", "demo_pointing/right"),
+    Headline("the same, patches of things", "scene_pointing", "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
+    Headline("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
+    Headline('selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"),
+    Headline("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
 )  # fmt: skip
 
 
@@ -96,60 +103,51 @@ def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] =
 
 
 def results_block(
-    study: Study, tables: dict[str, Table], runs: tuple[str, str], found: dict[str, Difference], results: str
+    study: Study,
+    tables: Mapping[str, Table],
+    runs: tuple[str, str],
+    found: Mapping[str, Difference],
+    results: str,
 ) -> str:
-    """The table and the sentences below it, in GitHub's Markdown."""
-    heads = ["", "chance", *(study.label(run) for run in runs), *(["difference"] if found else [])]
-    lines = [heads, ["---", *("---:" for _ in heads[1:])]]
-    trainings = 1
-    for shown in MEASURES:
-        if shown.table in tables:
-            cells = [_cell(tables[shown.table], shown.column, run) for run in runs]
+    """Return the table and the sentences below it, in GitHub's Markdown."""
+    lines, trainings = [], 1
+    for measure in MEASURES:
+        if measure.table in tables:
+            cells = [_cell(tables[measure.table], measure.column, run) for run in runs]
             trainings = max(trainings, cells[-1].seeds)
-            chance = cells[0].chance
-            line = [shown.heading, "" if chance is None else chance_text(chance), *map(_value, cells)]
-            lines.append([*line, _difference(found.get(shown.outcome or ""))] if found else line)
-    once = trainings == 1
-    note = [
-        f"From `make demo{'' if once else f' SEEDS={trainings}'}`, in percent: "
-        + (
-            "one training of each model, with 95 % intervals over the test images."
-            if once
-            else f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
-        )
-    ]
-    if found and trainings < FEWEST:
-        note.append(
-            "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is "
-            "called significant."
-        )
-    elif found:
-        note.append(
-            "Differences are paired over the seeds and the same images (a t interval over both); those marked \\* are "
-            "not significant at 5 % after Holm's correction."
-        )
+            chance = Shown("" if cells[0].chance is None else chance_text(cells[0].chance))
+            against = [_difference(found.get(measure.outcome or ""))] if found else []
+            lines.append(Line(measure.heading, [chance, *map(_shown, cells), *against]))
+    heads = ["chance", *(study.label(run) for run in runs), *(["difference"] if found else [])]
+    spread = (
+        f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
+        if trainings > 1
+        else "one training of each model, with 95 % intervals over the test images."
+    )
+    note = [f"From `make demo{f' SEEDS={trainings}' if trainings > 1 else ''}`, in percent: {spread}"]
+    if found:
+        note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note.append(f"`{results}/tables/` has all columns and rows.")
-    sentences = textwrap.wrap(" ".join(note), 118, break_long_words=False)
-    return "\n".join(["| " + " | ".join(line) + " |" for line in lines] + ["", *sentences])
+    table = render(Grid([Head(head) for head in heads], lines, whole=True), "markdown")
+    return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
 
 
 def _cell(table: Table, column: str, run: str) -> Cell:
     return next((row.cells[column] for row in table.rows if row.run == run and column in row.cells), Cell())
 
 
-def _value(cell: Cell) -> str:
+def _shown(cell: Cell) -> Shown:
     if not isinstance(cell.value, int | float):
-        return "not run"
-    spread = f" [{100 * cell.ci95[0]:.1f}, {100 * cell.ci95[1]:.1f}]" if cell.ci95 else ""
-    return f"{100 * cell.value:.1f}{spread}"
+        return Shown("not run")
+    return Shown(value_text(cell.value), interval_text(*cell.ci95) if cell.ci95 else "")
 
 
-def _difference(found: Difference | None) -> str:
+def _difference(found: Difference | None) -> Shown:
     if found is None:
-        return ""
-    low, high = (100 * end for end in found.interval)
-    mark = "" if found.holds or found.trainings < FEWEST else " \\*"
-    return f"{100 * found.effect:+.1f} [{low:.1f}, {high:.1f}]{mark}"
+        return Shown()
+    shown = difference(found.effect, *found.interval, found.holds)
+    shown.interval += "" if found.holds or found.trainings < FEWEST else " *"
+    return shown
 
 
 def _differences(study: Study, config: Readme) -> dict[str, Difference]:

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,13 +17,21 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.files import write_json
 from filip.report.results import Results
-from filip.report.table import Table
+from filip.report.table import Table, short_commit
 from filip.study import Study, load_study
+from filip.table_writer import Grid, Head, Line, words
 
 RUN_FACTS = (  # what the summary takes over from the result of a training
     *("config", "commit", "samples_per_second", "seconds_per_iteration", "peak_memory_mb", "steps", "epochs"),
     *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
 )
+SHOWN_FACTS = {  # of a run, with their titles and formats
+    "steps": ("steps", ",.0f"),
+    "global_batch": ("batch", ",.0f"),
+    "samples_per_second": ("pairs / s", ",.0f"),
+    "seconds_per_iteration": ("s / step", ".3g"),
+    "peak_memory_mb": ("peak MB", ",.0f"),
+}
 
 
 @dataclass
@@ -43,11 +51,11 @@ def main(config: Summary) -> None:
 
 
 def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict[str, Any]:
-    """The content of summary.json."""
+    """Return the content of summary.json."""
     return {
         "stages": stage_seconds(results.folder / "benchmarks"),
         "funnel": results.funnel(),
-        "tables": {name: _plain(table) for name, table in tables.items()},
+        "tables": {name: table.as_json() for name, table in tables.items()},
         "runs": _runs(study, results),
     }
 
@@ -70,17 +78,6 @@ def stage_seconds(folder: Path) -> dict[str, float]:
     return dict(sorted(seconds.items(), key=lambda item: -item[1]))
 
 
-def _plain(table: Table) -> dict[str, Any]:
-    """A table as {columns, rows: [{label, kind, run, commit, cells: {column: {value, chance, n, …}}}]}."""
-    content = table.as_json()
-    for row in content["rows"]:
-        for column in table.columns:
-            row["cells"].setdefault(
-                column.key, {"value": None, "chance": None, "n": None, "reason": "not reported"}
-            )
-    return content
-
-
 def _runs(study: Study, results: Results) -> dict[str, Any]:
     runs = {}
     for name in study.trained:
@@ -98,6 +95,52 @@ def _run(label: str, result: dict[str, Any] | None, run_id: str | None) -> dict[
         "trained": result is not None,
         **{key: found.get(key) for key in RUN_FACTS},
     }
+
+
+# ---- as tables, for the page and the terminal ----------------------------------------------------------
+
+
+def stages_grid(stages: Mapping[str, float]) -> Grid:
+    """Return the seconds of each stage, and their sum."""
+    longest = max(stages.values(), default=1)
+    lines = [
+        Line(name, words(f"{seconds:.1f}", "#" * max(1, round(30 * seconds / longest))))
+        for name, seconds in stages.items()
+    ]
+    lines.append(Line("sum", words(f"{sum(stages.values()):.1f}", "")))
+    return Grid([Head("seconds"), Head("", words=True)], lines, "Time of each stage", whole=True)
+
+
+def funnel_grid(funnel: Sequence[Mapping[str, Any]]) -> Grid:
+    """Return how many pairs each stage of each source kept, and below it for which reasons it dropped the others."""
+    lines = []
+    for stage in funnel:
+        dropped = stage["dropped"]
+        counts = (f"{count:,}" for count in (stage["in"], stage["out"], sum(dropped.values())))
+        shown = words(stage.get("source") or "", *counts, stage.get("unit") or "pairs")
+        lines.append(Line(stage["stage"].replace("_", " "), shown))
+        for reason, count in dropped.items():
+            lines.append(
+                Line(f"· {reason.replace('_', ' ')}", words("", "", "", f"{count:,}", ""), kind="difference")
+            )
+    heads = [Head("source", words=True), *map(Head, ("in", "out", "dropped")), Head("unit", words=True)]
+    return Grid(heads, lines, "Data funnel", corner="stage", whole=True)
+
+
+def runs_grid(runs: Mapping[str, Mapping[str, Any]]) -> Grid:
+    """Return speed, memory and commit of each training."""
+    heads = [
+        Head("id", words=True),
+        *(Head(title) for title, _ in SHOWN_FACTS.values()),
+        Head("precision", words=True),
+    ]
+    lines = []
+    for name, run in runs.items():
+        facts = ["–" if run[key] is None else format(run[key], how) for key, (_, how) in SHOWN_FACTS.items()]
+        commit = short_commit(run["commit"] or "–") if run["trained"] else "not run"
+        shown = words(run["run_id"] or name, *facts, run["precision"] or "–", commit)
+        lines.append(Line(run["label"], shown))
+    return Grid([*heads, Head("commit", words=True)], lines, "Runs", corner="run", whole=True)
 
 
 if __name__ == "__main__":

@@ -1,20 +1,33 @@
-"""A table as data: cells with value, chance, number of images, interval, or the reason why they are empty."""
+"""A table as a data frame: a row for each cell, with value, chance, number of images, interval and difference.
+
+Builders (:mod:`filip.report.rows`) give :class:`Row` and :class:`Cell`; everybody else reads :attr:`Table.frame`.
+"""
 
 from __future__ import annotations
 
 import math
 import statistics
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+import numpy as np
+import pandas as pd
 from scipy.special import stdtrit
+
+from filip.table_writer import Grid, Head, Line, Shown
+
+HEAD = ("table", "section", "row", "kind", "run", "run_id", "commit", "column", "unit")
+BODY = ("value", "chance", "n", "ci95_low", "ci95_high", "seeds", "std", "reason")
+LESS = ("less", "less_low", "less_high", "less_p", "less_holds")
 
 
 @dataclass
 class Less:
     """A cell less that of the first row of its section: paired over images (:mod:`filip.report.differences`).
 
-    effect, interval (95 %): fractions. p: after Holm's correction over the row's columns. holds: significant at 5 %.
+    effect, interval (95 %): fractions. p: after Holm's correction over the row's columns. holds: significant at 5 %,
+    over enough trainings.
     """
 
     effect: float
@@ -43,6 +56,33 @@ class Cell:
     less: Less | None = None
     leads: bool = False
 
+    def record(self) -> dict[str, Any]:
+        """Return the cell as a part of a row of the frame."""
+        body = (
+            self.value,
+            self.chance,
+            self.n,
+            *(self.ci95 or (None, None)),
+            self.seeds,
+            self.std,
+            self.reason,
+        )
+        less = (
+            (self.less.effect, *self.less.interval, self.less.p, self.less.holds)
+            if self.less
+            else (None,) * 5
+        )
+        return dict(zip((*BODY, *LESS, "leads"), (*body, *less, self.leads), strict=True))
+
+    @staticmethod
+    def of(record: dict[str, Any]) -> Cell:
+        """Return the cell that a row of the frame is."""
+        value, chance, n, low, high, seeds, std, reason = (record[name] for name in BODY)
+        effect, *ends, p, holds = (record[name] for name in LESS)
+        less = None if effect is None else Less(effect, ends, p, holds)
+        interval = None if low is None else [low, high]
+        return Cell(value, chance, n, interval, seeds, std, reason, less, record["leads"])
+
 
 @dataclass
 class Column:
@@ -57,6 +97,12 @@ class Column:
     unit: str = "percent"
     outcomes: list[str] = field(default_factory=list)
 
+    @property
+    def heading(self) -> str:
+        """The column's name where it stands alone, with its group."""
+        distinct = self.group and self.group != self.title
+        return f"{self.group}: {self.title}" if distinct else self.title
+
 
 @dataclass
 class Row:
@@ -70,40 +116,168 @@ class Row:
     run_id: str | None = None
     commit: str | None = None
 
+    @property
+    def origin(self) -> str:
+        """Where the row comes from: its run and commit and the number of its seeds, or that it was published."""
+        if self.kind == "paper":
+            return "published"
+        commit = f"@{short_commit(self.commit)}" if self.commit else ""
+        seeds = max((cell.seeds for cell in self.cells.values()), default=1)
+        repeated = f", mean of {seeds} seeds" if seeds > 1 else ""
+        return f"{self.run_id or self.run or ''}{commit}{repeated}"
 
-@dataclass
+
 class Table:
-    name: str
-    title: str
-    columns: list[Column]
-    rows: list[Row]
-    notes: list[str] = field(default_factory=list)
+    """A table of the report.
 
-    def cell(self, row: Row, column: Column) -> Cell:
-        return row.cells.get(column.key, Cell())
+    frame: one row for each cell, indexed by the number of its line and the key of its column; its columns are those of
+    the CSV. columns, notes: what else is printed.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        columns: Sequence[Column],
+        rows: Sequence[Row],
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.name, self.title, self.columns, self.notes = name, title, list(columns), list(notes)
+        records, index = [], []
+        for number, row in enumerate(rows):
+            for column in columns:
+                head = (name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
+                cell = row.cells.get(column.key, Cell(reason="not reported"))
+                head = dict(zip(HEAD, (*head, column.key, column.unit), strict=True))
+                records.append({**head, **cell.record()})
+                index.append((number, column.key))
+        place = pd.MultiIndex.from_tuples(index, names=("line", "key")) if index else None
+        self.frame = pd.DataFrame(records, place, [*HEAD, *BODY, *LESS, "leads"], dtype=object)
+
+    @property
+    def rows(self) -> list[Row]:
+        """The frame's rows as objects, each with all of its cells."""
+        found: dict[int, Row] = {}
+        for (number, key), record in zip(self.frame.index, self.frame.to_dict("records"), strict=True):
+            head = (record[name] for name in ("section", "run", "run_id", "commit"))
+            row = found.setdefault(number, Row(record["row"], record["kind"], {}, *head))
+            row.cells[key] = Cell.of(record)
+        return list(found.values())
+
+    @property
+    def sections(self) -> list[str]:
+        return list(dict.fromkeys(self.frame["section"]))
+
+    def numbers(self, what: str = "value") -> pd.DataFrame:
+        """Return one figure of all cells as numbers, lines x columns; NaN where there is none."""
+        numeric = self.frame[what].map(lambda found: found if isinstance(found, int | float) else np.nan)
+        keys = [column.key for column in self.columns]
+        if self.frame.empty:
+            return pd.DataFrame(columns=keys, dtype=float)
+        return numeric.astype(float).unstack("key").reindex(columns=keys)
 
     def as_json(self) -> dict[str, Any]:
-        """Plain data, as in ``tables.json``."""
-        return asdict(self)
+        """Return plain data, as in ``tables.json``."""
+        columns, rows = ([asdict(part) for part in parts] for parts in (self.columns, self.rows))
+        return {"name": self.name, "title": self.title, "columns": columns, "rows": rows, "notes": self.notes}
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Table:
-        """The table that ``as_json`` made ``content`` of."""
+        """Return the table that ``as_json`` made ``content`` of."""
+
+        def cell(found: dict[str, Any]) -> Cell:
+            return Cell(**{**found, "less": Less(**found["less"]) if found.get("less") else None})
+
         rows = [
-            Row(**{**row, "cells": {key: _cell_from(cell) for key, cell in row["cells"].items()}})
+            Row(**{**row, "cells": {key: cell(found) for key, found in row["cells"].items()}})
             for row in content["rows"]
         ]
         columns = [Column(**column) for column in content["columns"]]
         return Table(content["name"], content["title"], columns, rows, content["notes"])
 
-    @property
-    def sections(self) -> list[str]:
-        return list(dict.fromkeys(row.section for row in self.rows))
+    def grid(self, notes: Sequence[str] | None = None) -> Grid:
+        """Return what is printed, with ``notes`` below it (None: the table's). A row's differences stand below it."""
+        rows, columns = self.rows, self.columns
+        lines = []
+        for label, key, write in (("test images", "n", "{:,}".format), ("chance", "chance", chance_text)):
+            common = [_common(rows, column, key) for column in columns]
+            if any(found is not None for found in common):
+                cells = [Shown() if found is None else Shown(write(found)) for found in common]
+                lines.append(Line(label, cells, kind="common"))
+        first: dict[str, Row] = {}
+        for row in sorted(rows, key=lambda row: self.sections.index(row.section)):
+            base = first.setdefault(row.section, row)
+            ambiguous = row.kind == "paper" and not row.section.startswith(
+                "published"
+            )  # one of ours may be called so
+            label = row.label + (" (published)" if ambiguous else "")
+            cells = [_shown(row.cells[column.key], column) for column in columns]
+            lines.append(Line(label, cells, row.section, row.kind, row.origin))
+            found = [row.cells[column.key].less for column in columns]
+            if any(found):
+                cells = [
+                    difference(less.effect, *less.interval, less.holds) if less else Shown() for less in found
+                ]
+                lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
+        known = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
+        origins = "; ".join(f"{label}: {where}" for label, where in known.items() if where)
+        below = [*(self.notes if notes is None else notes), *([f"Runs: {origins}"] if origins else [])]
+        heads = [Head(column.title, column.group) for column in columns]
+        return Grid(heads, lines, self.title, below, name=self.name, records=self.frame.to_dict("records"))
 
 
-def _cell_from(content: dict[str, Any]) -> Cell:
-    less = content.get("less")
-    return Cell(**{**content, "less": Less(**less) if less else None})
+def _common(rows: Sequence[Row], column: Column, key: str) -> Any:
+    """Return the chance or the number of images of a column: the same for every row measured here."""
+    cells = [row.cells[column.key] for row in rows if row.kind != "paper"]
+    return next((getattr(cell, key) for cell in cells if cell.chance is not None), None)
+
+
+def _shown(cell: Cell, column: Column) -> Shown:
+    if cell.value is None:
+        return Shown(reason=cell.reason or "not reported")
+    ends = interval_text(*cell.ci95) if cell.ci95 and column.unit == "percent" else ""
+    return Shown(value_text(cell.value, column.unit), ends, cell.leads)
+
+
+def difference(effect: float, low: float, high: float, holds: bool) -> Shown:
+    """Return a difference with its interval, in points, for print."""
+    tone = ("up" if effect > 0 else "down") if holds else ""
+    return Shown(_minus(f"{100 * effect:+.1f}"), interval_text(low, high), tone=tone)
+
+
+def interval_text(low: float, high: float) -> str:
+    """Return an interval of fractions in percent."""
+    return _minus(f"[{100 * low:.1f}, {100 * high:.1f}]")
+
+
+def _minus(text: str) -> str:
+    return text.replace("-", "−")
+
+
+def value_text(value: float | str | None, unit: str = "percent") -> str:
+    """Return a value rounded as its unit is usually printed; "" if there is none."""
+    if value is None or isinstance(value, str):
+        return value or ""
+    formats: dict[str, Callable[[float], str]] = {
+        "percent": lambda v: f"{100 * v:.1f}",
+        "seconds": lambda v: f"{v:#.3g}".rstrip("."),
+        "mb": lambda v: f"{v:,.0f}",
+        "ratio": lambda v: f"{v:.2f}",
+        "number": lambda v: f"{v:g}",
+        "text": str,
+    }
+    return formats[unit](value)
+
+
+def chance_text(chance: float) -> str:
+    """Return chance in percent, with enough digits to see a small one."""
+    percent = 100 * chance
+    return f"{percent:.1f}" if percent >= 1 else f"{percent:.2g}"
+
+
+def short_commit(commit: str) -> str:
+    """Return the first eight digits, with the ``+`` that marks a working tree that differed from the commit."""
+    return commit[:8] + ("+" if commit.endswith("+") else "")
 
 
 def combine(cells: list[Cell]) -> Cell:

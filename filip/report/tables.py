@@ -17,10 +17,13 @@ from filip.command import MISSING, option, run_command
 from filip.files import replacing, write_json
 from filip.progress import say
 from filip.report.differences import RESAMPLES
-from filip.report.formats import FORMATS
 from filip.report.results import Results
 from filip.report.rows import build_tables
+from filip.report.style import page
 from filip.study import load_study
+from filip.table_writer import render
+
+FORMATS = {"md": "markdown", "csv": "csv", "tex": "latex", "html": "html"}  # by the end of the file's name
 
 
 @dataclass
@@ -43,12 +46,13 @@ def main(config: Tables) -> None:
     out = Path(config.out_dir or Path(config.results, "tables"))
     out.mkdir(parents=True, exist_ok=True)
     for name, table in tables.items():
-        for extension, render in FORMATS.items():
+        shown = table.grid()
+        for extension, form in FORMATS.items():
+            text = render(shown, form)
             with replacing(out / f"{name}.{extension}") as part:
-                part.write_text(render(table), encoding="utf-8")
-        cells = [table.cell(r, c) for r in table.rows if r.kind != "paper" for c in table.columns]
-        filled = sum(cell.value is not None for cell in cells)
-        say(f"{out / name}.html: {filled} of {len(cells)} cells filled")
+                part.write_text(page(table.title, text) if form == "html" else text, encoding="utf-8")
+        ours = table.frame[table.frame["kind"] != "paper"]
+        say(f"{out / name}.html: {ours['value'].notna().sum()} of {len(ours)} cells filled")
     content = {"study": study.name, "title": study.title}
     write_json(out / "tables.json", {**content, "tables": {n: t.as_json() for n, t in tables.items()}})
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +19,7 @@ from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.table import Cell, Table
 from filip.report.tables import Tables, load_published, main
-from filip.study import load_study
+from filip.study import load_study, resolve
 from tests.support.shards import Sample, encoded, write_shard
 
 EVAL = Path(__file__).parents[2] / "eval"
@@ -68,21 +71,23 @@ def recalls(r1: float, images: int = 1590) -> dict[str, Any]:
     }  # fmt: skip
 
 
+@functools.cache
+def recorded_config() -> dict[str, Any]:
+    """The config of the demo's experiment, as a training records it."""
+    return asdict(resolve("experiment=demo"))
+
+
 def training(
     run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any
 ) -> dict[str, Any]:
     """A training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
-    model = {
-        "image": {"image_size": 24},
-        "interaction": config.pop("interaction", "token_wise"),
-        "embed_dim": config.pop("embed_dim", 128),
-    }
+    whole = copy.deepcopy(recorded_config())
+    whole["model"]["image"]["image_size"] = 24
+    whole["model"] |= {"interaction": config.pop("interaction", "token_wise"), "embed_dim": config.pop("embed_dim", 128)}
+    settings = {"experiment": "demo", "precision": "fp32", "transport_dtype": "auto", "token_keep_ratio": 1.0}
     return {
         "run": run,
-        "config": {
-            "experiment": "demo", "model": model, "precision": "fp32", "transport_dtype": "auto",
-            "token_keep_ratio": 1.0, **config,
-        },
+        "config": {**whole, **settings, **config},
         "commit": "0123456789abcdef", "manifest_hashes": {}, "steps": 20, "epochs": 2, "world_size": 2,
         "global_batch": 128,
         "samples_per_second": 128 / seconds, "seconds_per_iteration": seconds, "peak_memory_mb": memory,
@@ -196,9 +201,9 @@ def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
 
 
 def cells(table: Table, label: str) -> dict[str, Cell]:
-    """The cells of a row by column, those that it lacks empty."""
+    """The cells of a row by column, those that it lacks not reported."""
     row = next(row for row in table.rows if row.label == label)
-    return {column.key: table.cell(row, column) for column in table.columns}
+    return row.cells
 
 
 def write_tables(folder: Path, *arguments: str) -> None:

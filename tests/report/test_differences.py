@@ -33,11 +33,11 @@ def test_a_paired_effect_that_marginal_intervals_hide_is_found() -> None:
     base, ours = hits(rng, difficulty), hits(rng, difficulty, gain=0.04)
     assert mean_interval(ours)[0] < mean_interval(base)[1]  # the marginal intervals overlap
     (found,) = differences([record(ours)], [record(base)])
-    assert found.holds and found.interval[0] > 0
+    assert found.p_adjusted < 0.05 and found.interval[0] > 0
     assert found.interval[0] <= found.effect <= found.interval[1]
     assert found.effect == pytest.approx(ours.mean() - base.mean(), abs=1e-6)
     (reverse,) = differences([record(base)], [record(ours)])
-    assert reverse.holds and reverse.effect == pytest.approx(-found.effect)
+    assert reverse.p_adjusted < 0.05 and reverse.effect == pytest.approx(-found.effect)
 
 
 def test_runs_of_equal_quality_do_not_differ() -> None:
@@ -53,7 +53,7 @@ def test_runs_of_equal_quality_do_not_differ() -> None:
             base |= record(hits(rng, difficulty), f"set{column}")
         found = differences([ours], [base], resamples=1000)
         uncorrected += sum(d.p < 0.05 for d in found)
-        false += any(d.holds for d in found)
+        false += any(d.p_adjusted < 0.05 for d in found)
     assert uncorrected > 3 and false <= 2
     same = record(np.ones(50))
     (none,) = differences([same], [same])
@@ -126,10 +126,19 @@ def test_trainings_are_a_second_level() -> None:
     base = [record(hits(rng, difficulty)) for _ in range(3)]
     lucky = [record(hits(rng, difficulty, gain)) for gain in (0.09, 0.0, 0.0)]
     steady = [record(hits(rng, difficulty, 0.15)) for _ in range(3)]
-    assert differences(lucky[:1], base[:1])[0].holds
+    assert differences(lucky[:1], base[:1])[0].p_adjusted < 0.05
     assert not differences(lucky, base)[0].holds
     found = differences(steady, base)[0]
     assert found.holds and found.trainings == 3
+
+
+def test_of_fewer_than_three_trainings_nothing_holds() -> None:
+    rng = np.random.default_rng(7)
+    difficulty = rng.random(IMAGES) < 0.3
+    base = [record(hits(rng, difficulty)) for _ in range(3)]
+    ours = [record(hits(rng, difficulty, 0.15)) for _ in range(3)]
+    found = [differences(ours[:n], base[:n])[0] for n in (1, 2, 3)]
+    assert [d.holds for d in found] == [False, False, True] and found[0].p_adjusted < 0.05
 
 
 def test_pairs_are_found_by_key_whatever_the_order(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from filip.report.formats.latex import to_latex
+from filip.table_writer import render
 from tests.report.results import EVAL, cells, changed, recalls, tables_of, task, write
 
 
@@ -73,7 +73,7 @@ def test_transferred_rows_come_from_the_other_fine_tuning(folder):
     paper = {row.label: row.section for row in table.rows if row.kind == "paper"}
     assert paper["FILIP*"] == star.section
     assert sum(row.label == "FILIP" for row in table.rows) == 2  # zero-shot and fine-tuned
-    latex = to_latex(table)  # where no column says whose a row is
+    latex = render(table.grid(), "latex")  # where no column says whose a row is
     assert latex.count("\nFILIP (published) &") == 2 and "\nours *" in latex and "ours (pub" not in latex
 
 

@@ -16,9 +16,9 @@ from filip.study import load_study
 
 ROOT = Path(__file__).parents[2]
 STUDY = load_study(ROOT / "workflow/config/demo.yaml")
-NUMBER = r"-?\d+\.\d"
+NUMBER = r"[-−]?\d+\.\d"
 VALUE = re.compile(rf"not run|{NUMBER}( \[{NUMBER}, {NUMBER}\])?")
-DIFFERENCE = re.compile(rf"|[+-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
+DIFFERENCE = re.compile(rf"|[+−-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
 
 
 def tables(seeds: int = 1) -> dict[str, Table]:
@@ -55,13 +55,13 @@ def test_the_table_has_chance_both_runs_and_their_difference() -> None:
     assert head == ["", "chance", "CLIP", "FILIP", "difference"]
     assert [line[0] for line in lines] == [shown.heading for shown in MEASURES]
     assert lines[0][1:] == ["0.1", "1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "+9.4 [8.0, 11.0]"]
-    assert lines[-2][-1] == "+0.1 [-2.0, 3.0]" and lines[-1][-1] == ""
+    assert lines[-2][-1] == "+0.1 [−2.0, 3.0]" and lines[-1][-1] == ""
     assert "one training of each model" in block() and "SEEDS" not in block()
 
 
 def test_of_one_training_nothing_is_called_significant_and_of_three_what_is_not_is_marked() -> None:
     assert "\\*" not in block(1) and "say nothing of other seeds" in block(1).replace("\n", " ")
-    assert rows(block(3))[-2][-1] == "+0.1 [-2.0, 3.0] \\*" and "Holm" in block(3)
+    assert rows(block(3))[-2][-1] == "+0.1 [−2.0, 3.0] \\*" and "Holm" in block(3)
 
 
 def test_several_seeds_are_said() -> None:

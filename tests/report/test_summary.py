@@ -71,12 +71,12 @@ def test_the_terminal_shows_all_of_it(folder):
     ).stdout
     for expected in (
         "train/filip",
-        "identical 70",
+        "· identical",
         "baseline (CLIP)",
-        "2.0 ±0.5",
+        "2.0 [1.5, 2.5]",
         "0.063",
         "1,590",
-        "427 pairs/s",
+        "427",
         "not run",
     ):
         assert expected in shown

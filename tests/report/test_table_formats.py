@@ -9,12 +9,14 @@ from html.parser import HTMLParser
 
 import pytest
 
-from filip.report.formats.csv import to_csv
-from filip.report.formats.html import to_html
-from filip.report.formats.latex import to_latex
-from filip.report.formats.markdown import to_markdown
-from filip.report.formats.text import chance_text, letters
+from filip.report.style import page
+from filip.report.table import Table, chance_text
+from filip.table_writer import Grid, Head, Line, Shown, letters, render
 from tests.report.results import STUDY, changed, tables_of, write_tables
+
+
+def shown(table: Table, form: str) -> str:
+    return render(table.grid(), form)
 
 
 class Cells(HTMLParser):
@@ -54,18 +56,20 @@ def test_the_command_writes_every_table_in_every_format(folder):
 def test_every_format_shows_the_same_figures(folder):
     for table in tables_of(folder).values():
         reader = Cells()
-        page = to_html(table)
-        reader.feed(page)
+        whole = page(table.title, shown(table, "html"))
+        reader.feed(whole)
         assert reader.open == []  # every tag is closed
-        assert "http://" not in page and "https://" not in page and "<script" not in page  # self-contained
-        latex = [line for line in to_latex(table).splitlines() if line.endswith("\\\\")]
-        markdown = to_markdown(table)
+        assert "http://" not in whole and "https://" not in whole and "<script" not in whole  # self-contained
+        latex = [line for line in shown(table, "latex").splitlines() if line.endswith("\\\\")]
+        markdown = shown(table, "markdown")
         for row in table.rows:
-            in_html = next(r for r in reader.rows if r and r[0].strip() == row.label)
-            label = row.label.replace("*", r"\*")
+            of_paper = row.kind == "paper" and not row.section.startswith("published")
+            name = row.label + (" (published)" if of_paper else "")
+            in_html = next(r for r in reader.rows if r and r[0].strip() == name)
+            label = name.replace("*", r"\*")
             in_markdown = [line for line in markdown.splitlines() if line.startswith(f"| {label} |")]
             for column in table.columns:
-                value = table.cell(row, column).value
+                value = row.cells[column.key].value
                 if isinstance(value, float) and column.unit == "percent":
                     text = f"{100 * value:.1f}"
                     assert any(text in c for c in in_html) and any(text in line for line in in_markdown)
@@ -74,10 +78,10 @@ def test_every_format_shows_the_same_figures(folder):
 
 def test_chance_and_the_number_of_images_are_said_once_a_column(folder):
     table = tables_of(folder)["retrieval"]
-    for text in (to_markdown(table), to_html(table), to_latex(table)):
+    for text in (shown(table, "markdown"), shown(table, "html"), shown(table, "latex")):
         assert "1,590" in text
-    assert to_html(table).count("chance 0.063") == 2  # R@1 both ways
-    markdown = to_markdown(table)
+    assert shown(table, "html").count(">0.063</td>") == 2  # R@1 both ways
+    markdown = shown(table, "markdown")
     assert markdown.count("0.063") == 2 and markdown.count("| *chance* |") == 2
 
 
@@ -86,34 +90,45 @@ def test_markdown_is_narrow_enough_for_a_code_host(folder):
     benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
     tables = tables_of(folder, changed(folder, "wide", eval=benchmarks))
     for name in ("retrieval", "zero_shot", "component_ablation"):
-        lines = [line for line in to_markdown(tables[name]).splitlines() if line.startswith("| ")]
+        lines = [line for line in shown(tables[name], "markdown").splitlines() if line.startswith("| ")]
         assert max(map(len, lines)) < 140
         assert max(len(re.findall(r"(?<!\\)\|", line)) for line in lines) <= 7
-    assert "| baseline (CLIP) | 2.0 ±0.5 | 6.0 ±0.5 | 8.0 ±0.5 |" in to_markdown(tables["retrieval"])
+    assert "| baseline (CLIP) | 2.0 [1.5, 2.5] | 6.0 [5.5, 6.5] | 8.0 [7.5, 8.5] |" in shown(tables["retrieval"], "markdown")
 
 
+@pytest.mark.usefixtures("one_training_is_enough")
 def test_a_difference_stands_below_its_row(folder):
     table = tables_of(folder)["retrieval"]
     less = table.rows[1].cells["demo_fluent_i2t_r1"].less
     assert less is not None and less.holds and less.effect == pytest.approx(0.03, abs=1e-3)
-    shown = f"{100 * less.effect:+.1f} [{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
-    assert f"| *less baseline (CLIP)* | *{shown}* |" in to_markdown(table)
-    assert f'<small class="up">{shown}</small>' in to_html(table)
-    assert shown in to_latex(table)
-    rows = list(csv.DictReader(to_csv(table).splitlines()))
+    effect = f"{100 * less.effect:+.1f}"
+    ends = f"[{100 * less.interval[0]:.1f}, {100 * less.interval[1]:.1f}]"
+    assert f"| *less baseline (CLIP)* | *{effect} {ends}* |" in shown(table, "markdown")
+    assert f'<span class="up">{effect}</span><small>{ends}</small>' in shown(table, "html")
+    assert f"\\textit{{less baseline (CLIP)}} & {effect} {{\\scriptsize {ends}}}" in shown(table, "latex")
+    rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     found = next(r for r in rows if r["run"] == "filip" and r["column"] == "demo_fluent_i2t_r1")
     assert float(found["less"]) == less.effect and found["less_holds"] == found["leads"] == "True"
 
 
-def test_neighbours_that_are_empty_for_the_same_reason_are_one_cell(folder):
-    page = to_html(tables_of(folder)["component_ablation"])
-    assert 'class="empty" colspan="4"' in page and 'class="empty" colspan="3"' in page
-    assert page.count("<sup>a</sup>") == 2  # the cell and its footnote
+def test_why_cells_are_empty_is_said_once_below_the_table(folder):
+    table = tables_of(folder)["component_ablation"]
+    for form, mark in (("html", "<sup>a</sup>"), ("markdown", "<sup>a</sup>"), ("text", "(a)")):
+        text = shown(table, form)
+        assert text.count(mark) == 4 and len(re.findall(r"\ba: not run: no", text)) == 1
+
+
+def test_text_is_cut_into_blocks_that_fit_and_never_loses_a_column():
+    heads = [Head(title, group) for group in ("first", "second") for title in ("R@1", "R@5", "R@10")]
+    lines = [Line("a long name of a model" * 3, [Shown(f"{n}.0", "[0.0, 9.9]") for n in range(6)])]
+    text = render(Grid(heads, lines, "Title"), "text", 70)
+    assert max(map(len, text.splitlines())) <= 70
+    assert [text.count(f"{n}.0 [") for n in range(6)] == [1] * 6 and text.count("first") == text.count("second") == 2
 
 
 def test_csv_has_one_line_per_cell(folder, tmp_path):
     table = tables_of(folder)["component_ablation"]
-    rows = list(csv.DictReader(to_csv(table).splitlines()))
+    rows = list(csv.DictReader(shown(table, "csv").splitlines()))
     assert len(rows) == len(table.rows) * len(table.columns)
     first = next(r for r in rows if r["run"] == "filip" and r["column"] == "average")
     assert float(first["value"]) == pytest.approx(0.12)
@@ -121,9 +136,9 @@ def test_csv_has_one_line_per_cell(folder, tmp_path):
 
 
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
-    text = to_latex(tables_of(folder)["zero_shot"])
+    text = shown(tables_of(folder)["zero_shot"], "latex")
     assert r"FILIP (all) 100 \% \& more" in text
-    assert all(to_latex(table).isascii() for table in tables_of(folder).values())  # any engine can set it
+    assert all(shown(table, "latex").isascii() for table in tables_of(folder).values())  # any engine can set it
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
 
@@ -131,7 +146,7 @@ def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
 def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
     benchmarks = {**STUDY["eval"], "retrieval": ["demo_fluent", "demo_flat", "demo_unseen"]}
     table = tables_of(folder, changed(folder, "wide", eval=benchmarks))["retrieval"]
-    text = to_latex(table)
+    text = shown(table, "latex")
     blocks = text.split("\\begin{tabular}")[1:]
     assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
     for block in blocks:

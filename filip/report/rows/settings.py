@@ -1,15 +1,13 @@
-"""Sizes of the models and settings of the trainings, ours as their configs say, the paper's beside them."""
+"""Sizes of the models and settings of the trainings: ours as the trainings recorded them, and the paper's."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, text_cell
-
-if TYPE_CHECKING:
-    from filip.train.config import TrainConfig
 
 VITS = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12), "large": (1024, 24, 16)}
 SIZES = {
@@ -43,10 +41,7 @@ TRAINING = {
 def build_models(inputs: Inputs) -> Table:
     """One row per pre-training run, then the paper's two models."""
     columns = [Column(key, title, group, unit="text") for key, (title, group) in SIZES.items()]
-    rows = [
-        inputs.row(run, {key: text_cell(value) for key, value in sizes(inputs.study.resolved(run)).items()})
-        for run in inputs.study.rows("model_sizes")
-    ]
+    rows = [inputs.row(run, _recorded(inputs, run, SIZES, sizes)) for run in inputs.study.rows("model_sizes")]
     rows += _stated(inputs.published_block("model_sizes"), "published")
     return Table("model_sizes", "Sizes of the models", columns, rows)
 
@@ -57,57 +52,69 @@ def build_trainings(inputs: Inputs) -> Table:
     rows = []
     for run in inputs.study.rows("training_settings"):
         tuned = run in inputs.study.fine_tunes
-        settings = trained_with(inputs.study.resolved(run), inputs.study.training(run)["sources"], tuned)
-        section = "fine-tuning" if tuned else "pre-training"
-        rows.append(inputs.row(run, {key: text_cell(value) for key, value in settings.items()}, section))
+        sources = inputs.study.training(run)["sources"]
+        cells = _recorded(
+            inputs, run, TRAINING, lambda config, s=sources, t=tuned: trained_with(config, s, t)
+        )
+        rows.append(inputs.row(run, cells, "fine-tuning" if tuned else "pre-training"))
     published = inputs.published_block("training_settings")
     rows += _stated(published, "published")
     notes = ["Peak learning rate: base LR times the square root of batch / 512."]
     return Table("training_settings", "Settings of the trainings", columns, rows, notes)
 
 
-def sizes(config: TrainConfig) -> dict[str, Any]:
-    """What the sizes of a training's model are, by the keys of SIZES; None for what timm alone knows."""
-    image, text = config.model.image, config.model.text
-    named = re.match(r"vit_(tiny|small|base|large)_patch(\d+)", image.timm)
+def _recorded(
+    inputs: Inputs, run: str, keys: dict[str, Any], said: Callable[[dict[str, Any]], dict[str, Any]]
+) -> dict[str, Cell]:
+    """Return what is said of the config that a training recorded; empty if it has not run."""
+    training = inputs.results.training(run)
+    if training is None:
+        return dict.fromkeys(keys, Cell(reason=inputs.results.why("models", f"{run}.json")))
+    return {key: text_cell(value) for key, value in said(training["config"]).items()}
+
+
+def sizes(config: dict[str, Any]) -> dict[str, Any]:
+    """Return the sizes of a training's model, by the keys of SIZES; None for what timm alone knows."""
+    image, text = config["model"]["image"], config["model"]["text"]
+    named = re.match(r"vit_(tiny|small|base|large)_patch(\d+)", image["timm"])
     width, layers, heads = VITS[named[1]] if named else (None, None, None)
-    patch = image.patch_size or (int(named[2]) if named else None)
-    side = config.image_size or image.image_size
-    tower = f"ViT-{named[1][0].upper()}/{patch}" if named and not image.width else image.timm
+    patch = image["patch_size"] or (int(named[2]) if named else None)
+    side = config["image_size"] or image["image_size"]
+    tower = f"ViT-{named[1][0].upper()}/{patch}" if named and not image["width"] else image["timm"]
     return {
         "image_tower": tower,
         "image_size": side,
         "patches": (side // patch) ** 2 if patch else None,
-        "image_layers": image.layers or layers,
-        "image_width": image.width or width,
-        "image_heads": image.heads or heads,
-        "text_layers": text.layers,
-        "text_width": text.width,
-        "text_heads": text.heads,
-        "context": text.context_length,
-        "embed_dim": config.model.embed_dim,
+        "image_layers": image["layers"] or layers,
+        "image_width": image["width"] or width,
+        "image_heads": image["heads"] or heads,
+        "text_layers": text["layers"],
+        "text_width": text["width"],
+        "text_heads": text["heads"],
+        "context": text["context_length"],
+        "embed_dim": config["model"]["embed_dim"],
     }
 
 
-def trained_with(config: TrainConfig, sources: list[str], tuned: bool) -> dict[str, Any]:
-    """How a training runs, by the keys of TRAINING."""
-    data, optimizer = config.data, config.optimizer
+def trained_with(config: dict[str, Any], sources: list[str], tuned: bool) -> dict[str, Any]:
+    """Return how a training runs, by the keys of TRAINING."""
+    data, optimizer, batch = config["data"], config["optimizer"], config["global_batch"]
     augmentation = [
-        *(["AutoAugment"] if data.auto_augment else []),
-        *(["back-translation"] if data.back_translation else []),
+        *(["AutoAugment"] if data["auto_augment"] else []),
+        *(["back-translation"] if data["back_translation"] else []),
     ]
-    pooled = config.model.interaction == "pooled"
+    pooled = config["model"]["interaction"] == "pooled"
     return {
         "data": ", ".join(sources),
-        "batch": f"{config.global_batch:,}" if config.global_batch else f"{config.batch_per_rank} per rank",
-        "length": f"{config.epochs:g} epochs" if config.epochs else f"{config.max_steps:,} steps",
-        "image_size": config.image_size or (None if tuned else config.model.image.image_size),
-        "optimizer": {"lamb": "LAMB", "adamw": "AdamW"}.get(optimizer.name, optimizer.name),
-        "base_lr": f"{optimizer.base_lr:g}",
-        "weight_decay": f"{optimizer.weight_decay:g}",
-        "warmup": f"{optimizer.warmup_steps:,} steps",
-        "precision": config.precision,
-        "tokens": None if pooled else f"{100 * config.token_keep_ratio:g}",
+        "batch": f"{batch:,}" if batch else f"{config['batch_per_rank']} per rank",
+        "length": f"{config['epochs']:g} epochs" if config["epochs"] else f"{config['max_steps']:,} steps",
+        "image_size": config["image_size"] or (None if tuned else config["model"]["image"]["image_size"]),
+        "optimizer": {"lamb": "LAMB", "adamw": "AdamW"}.get(optimizer["name"], optimizer["name"]),
+        "base_lr": f"{optimizer['base_lr']:g}",
+        "weight_decay": f"{optimizer['weight_decay']:g}",
+        "warmup": f"{optimizer['warmup_steps']:,} steps",
+        "precision": config["precision"],
+        "tokens": None if pooled else f"{100 * config['token_keep_ratio']:g}",
         "augmentation": ", ".join(augmentation) or "none",
     }
 

@@ -1,10 +1,15 @@
-"""One colour per model, the same in every figure and on the report's page."""
+"""How everything of the report looks: one colour per model in every figure and on the page, and the frame of a page."""
 
 from __future__ import annotations
 
+import html
 from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
 
 from filip.study import Study
+
+TEMPLATES = Path(__file__).resolve().parent / "templates"
 
 # As in templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
 COLOURS = ["#c2562c", "#1f63b5", "#23857a", "#a3720b", "#7a56a8", "#56606f", "#5d7f2f", "#a8466a"]
@@ -48,3 +53,19 @@ def looks(study: Study) -> dict[str, Look]:
 
 def _pooled(entry: dict[str, object]) -> bool:
     return "model.interaction=pooled" in (entry.get("overrides") or [])  # type: ignore[operator]
+
+
+@cache
+def style() -> str:
+    """Return the style sheet of all pages."""
+    return (TEMPLATES / "style.css").read_text(encoding="utf-8")
+
+
+def page(title: str, body: str) -> str:
+    """Return a whole HTML document, self-contained and without a script. body is HTML already, title is not."""
+    safe = html.escape(title)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{safe}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{style()}</style></head>\n<body><h1>{safe}</h1>\n{body}\n</body></html>\n"
+    )

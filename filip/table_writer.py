@@ -1,0 +1,308 @@
+"""Write a table as Markdown, LaTeX, HTML, plain text or CSV: the report's, those of ``filip eval`` and README's alike.
+
+A :class:`Grid` is what a table shows, cell by cell. It is no data frame, so that ``filip eval`` prints without pandas.
+"""
+
+from __future__ import annotations
+
+import csv
+import html
+import io
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import groupby
+from typing import Any
+
+FORMS = ("text", "markdown", "csv", "latex", "html")
+SIDE_BY_SIDE = {
+    "markdown": 5,
+    "latex": 13,
+}  # columns: GitHub's page is narrow; twelve benchmarks and their average
+QUIET = ("common", "difference")  # kinds of lines in italics
+LONGEST_LABEL = 34  # letters of plain text, where its width is limited
+LATEX = {"\\": "\\textbackslash{}", "~": "\\textasciitilde{}", "^": "\\textasciicircum{}"}
+LATEX |= {letter: "\\" + letter for letter in "&%$#_{}"}
+LATEX |= {
+    "→": "$\\rightarrow$",
+    "×": "$\\times$",
+    "·": "$\\cdot$",
+    "−": "$-$",
+}  # which pdflatex does not know
+LATEX |= {"…": "\\ldots{}", "–": "--"}
+
+
+@dataclass
+class Shown:
+    """What a cell shows. tone: "up" or "down" for a difference that holds. reason: why the cell is empty."""
+
+    text: str = ""
+    interval: str = ""
+    bold: bool = False
+    tone: str = ""
+    reason: str = ""
+
+
+@dataclass
+class Head:
+    """The head of a column. words: its cells are words, which start at the left."""
+
+    title: str
+    group: str = ""
+    words: bool = False
+
+
+@dataclass
+class Line:
+    """A row. kind: ours, peer or paper; "common" and "difference" are in italics. hint: shown on hovering."""
+
+    label: str
+    cells: Sequence[Shown]
+    section: str = ""
+    kind: str = ""
+    hint: str = ""
+
+
+@dataclass
+class Grid:
+    """A table as it is shown. whole: Markdown is not cut into blocks of columns. records: the lines of its CSV."""
+
+    heads: Sequence[Head]
+    lines: Sequence[Line]
+    title: str = ""
+    notes: Sequence[str] = ()
+    corner: str = ""
+    name: str = "table"
+    whole: bool = False
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def render(grid: Grid, form: str, width: int | None = None) -> str:
+    """Write a table in one of FORMS. width: letters in a line of plain text; None: as many as it needs."""
+    if form == "csv":
+        return _csv(grid)
+    if form == "text":
+        return _text(grid, width)
+    return {"markdown": _markdown, "latex": _latex, "html": _html}[form](grid)
+
+
+def words(*texts: str) -> list[Shown]:
+    """Return cells that show these texts."""
+    return [Shown(text) for text in texts]
+
+
+def _csv(grid: Grid) -> str:
+    out = io.StringIO()
+    writer = csv.DictWriter(out, list(grid.records[0]) if grid.records else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(grid.records)
+    return out.getvalue()
+
+
+# ---- what the formats share ----------------------------------------------------------------------------
+
+
+def _marks(grid: Grid) -> dict[str, str]:
+    """Return the letter that stands for each reason of an empty cell, in order of appearance."""
+    reasons = dict.fromkeys(cell.reason for line in grid.lines for cell in line.cells if cell.reason)
+    return {reason: letters(number) for number, reason in enumerate(reasons)}
+
+
+def letters(number: int) -> str:
+    """0 -> a, 25 -> z, 26 -> aa."""
+    return (letters(number // 26 - 1) if number > 25 else "") + chr(97 + number % 26)
+
+
+def _notes(grid: Grid, marks: dict[str, str]) -> list[str]:
+    return [*grid.notes, *(f"{mark}: {reason}" for reason, mark in marks.items())]
+
+
+def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, list[int]]]:
+    """Yield the columns that stand side by side, with the name of their group: "" where titles tell them apart.
+
+    pack: several groups may share a block.
+    """
+    numbers = list(range(len(grid.heads)))
+    if len(numbers) <= room and (pack or not _repeated(grid)):
+        yield "", numbers
+        return
+    found: list[tuple[str, list[int]]] = []
+    for group, members in groupby(numbers, key=lambda n: grid.heads[n].group if _repeated(grid) else ""):
+        together = list(members)
+        if pack and found and len(found[-1][1]) + len(together) <= room:
+            found[-1][1].extend(together)
+        else:
+            found += [(group, together[n : n + room]) for n in range(0, len(together), room)]
+    yield from found
+
+
+def _repeated(grid: Grid) -> bool:
+    """Whether titles of columns mean little without their group, as R@1 does."""
+    return len({head.title for head in grid.heads}) < len(grid.heads)
+
+
+def _sections(grid: Grid, block: Sequence[int]) -> Iterator[tuple[str, list[Line]]]:
+    """Yield the sections that have something in the block's columns, and their lines."""
+    for section, members in groupby(grid.lines, key=lambda line: line.section):
+        lines = list(members)
+        if len(block) == len(grid.heads) or any(line.cells[n].text for line in lines for n in block):
+            yield section, lines
+
+
+# ---- the formats ---------------------------------------------------------------------------------------
+
+
+def _markdown(grid: Grid) -> str:
+    marks = _marks(grid)
+
+    def cell(shown: Shown) -> str:
+        if shown.reason:
+            return f"<sup>{marks[shown.reason]}</sup>"
+        text = f"**{_plain(shown.text)}**" if shown.bold else _plain(shown.text)
+        return f"{text} {_plain(shown.interval)}".rstrip()
+
+    def row(texts: Sequence[str], italic: bool = False) -> str:
+        texts = [f"*{text}*" if italic and text else text for text in texts]
+        return "| " + " | ".join(text.replace("|", "\\|") for text in texts) + " |"
+
+    out = [f"## {grid.title}", ""] if grid.title else []
+    for group, block in _blocks(grid, len(grid.heads) if grid.whole else SIDE_BY_SIDE["markdown"]):
+        heads = [grid.heads[n] for n in block]
+        out += [f"### {group}", ""] if group else []
+        out.append(row([grid.corner, *(head.title for head in heads)]))
+        out.append(row(["---", *("---" if head.words else "---:" for head in heads)]))
+        for section, lines in _sections(grid, block):
+            out += [row([f"**{_plain(section)}**", *[""] * len(block)])] if section else []
+            for line in lines:
+                texts = [_plain(line.label), *(cell(line.cells[n]) for n in block)]
+                out.append(row(texts, line.kind in QUIET))
+        out.append("")
+    return "\n".join([*out, *(f"- {_plain(note)}" for note in _notes(grid, marks))]).rstrip("\n") + "\n"
+
+
+def _plain(text: str) -> str:
+    """Return text whose asterisks are not read as emphasis."""
+    return text.replace("*", "\\*")
+
+
+def _latex(grid: Grid) -> str:
+    """Return a booktabs table; of more columns than fit, blocks one below the other, cut between groups."""
+    marks = _marks(grid)
+
+    def cell(shown: Shown) -> str:
+        if shown.reason:
+            return f"\\textsuperscript{{{marks[shown.reason]}}}"
+        text = f"\\textbf{{{_escaped(shown.text)}}}" if shown.bold else _escaped(shown.text)
+        return f"{text} {{\\scriptsize {_escaped(shown.interval)}}}" if shown.interval else text
+
+    out = ["% needs \\usepackage{booktabs,graphicx}", "\\begin{table}"]
+    out += [f"\\caption{{{_escaped(grid.title)}}}", f"\\label{{tab:{grid.name}}}"]
+    for _, block in _blocks(grid, SIDE_BY_SIDE["latex"], pack=True):
+        heads = [grid.heads[n] for n in block]
+        out += ["\\resizebox{\\textwidth}{!}{%", f"\\begin{{tabular}}{{l{'r' * len(block)}}}", "\\toprule"]
+        if any(head.group for head in heads):
+            spans = [(group, len(list(members))) for group, members in groupby(head.group for head in heads)]
+            cells = [f"\\multicolumn{{{count}}}{{c}}{{{_escaped(group)}}}" for group, count in spans]
+            out.append(" & ".join(["", *cells]) + " \\\\")
+        out += [" & ".join([_escaped(grid.corner), *(_escaped(head.title) for head in heads)]) + " \\\\"]
+        for section, lines in _sections(grid, block):
+            out.append("\\midrule")
+            if section:
+                out.append(f"\\multicolumn{{{len(block) + 1}}}{{l}}{{\\textit{{{_escaped(section)}}}}} \\\\")
+            for line in lines:
+                label = f"\\textit{{{_escaped(line.label)}}}" if line.kind in QUIET else _escaped(line.label)
+                out.append(" & ".join([label, *(cell(line.cells[n]) for n in block)]) + " \\\\")
+        out += ["\\bottomrule", "\\end{tabular}}\\par\\medskip"]
+    out += [f"\\par\\footnotesize {_escaped(note)}" for note in _notes(grid, marks)]
+    return "\n".join([*out, "\\end{table}"]) + "\n"
+
+
+def _escaped(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
+def _html(grid: Grid) -> str:
+    """Return the table and its notes as a fragment; what stands below a value in small print is its interval."""
+    marks = _marks(grid)
+    heads, safe = grid.heads, html.escape
+    kinds = []
+    for number, head in enumerate(heads):
+        first = number and head.group != heads[number - 1].group
+        found = " ".join(kind for kind, so in (("first", first), ("text", head.words)) if so)
+        kinds.append(f' class="{found}"' if found else "")
+
+    def cell(shown: Shown, kind: str) -> str:
+        if shown.reason:
+            return f'<td class="empty" title="{safe(shown.reason)}">–<sup>{marks[shown.reason]}</sup></td>'
+        text = f"<b>{safe(shown.text)}</b>" if shown.bold else safe(shown.text)
+        text = f'<span class="{shown.tone}">{text}</span>' if shown.tone else text
+        return (
+            f"<td{kind}>{text}"
+            + (f"<small>{safe(shown.interval)}</small>" if shown.interval else "")
+            + "</td>"
+        )
+
+    rows = ["<thead>"]
+    if any(head.group for head in heads):
+        spans = [(group, len(list(members))) for group, members in groupby(head.group for head in heads)]
+        cells = "".join(f'<th colspan="{count}">{safe(group)}</th>' for group, count in spans)
+        rows.append(f'<tr class="groups"><th></th>{cells}</tr>')
+    cells = "".join(f"<th{kind}>{safe(head.title)}</th>" for head, kind in zip(heads, kinds, strict=True))
+    rows.append(f"<tr><th>{safe(grid.corner)}</th>{cells}</tr></thead>")
+    for section, lines in _sections(grid, range(len(heads))):
+        if section:
+            title = f"<span>{safe(section)}</span>"
+            rows.append(f'<tr class="section"><th colspan="{len(heads) + 1}">{title}</th></tr>')
+        for line in lines:
+            cells = "".join(cell(shown, kind) for shown, kind in zip(line.cells, kinds, strict=True))
+            hint = f' title="{safe(line.hint)}"' if line.hint else ""
+            rows.append(f'<tr class="{line.kind}"><th scope="row"{hint}>{safe(line.label)}</th>{cells}</tr>')
+    region = f'<div class="scroll" tabindex="0" role="region" aria-label="{safe(grid.title)}">'
+    below = "".join(f"<li>{safe(note)}</li>" for note in _notes(grid, marks))
+    return f"{region}<table>{''.join(rows)}</table></div>" + (
+        f'<ul class="notes">{below}</ul>' if below else ""
+    )
+
+
+def _text(grid: Grid, width: int | None) -> str:
+    marks = _marks(grid)
+
+    def cell(shown: Shown) -> str:
+        return f"({marks[shown.reason]})" if shown.reason else f"{shown.text} {shown.interval}".rstrip()
+
+    texts = [[cell(shown) for shown in line.cells] for line in grid.lines]
+    limit = LONGEST_LABEL if width else None
+    labels = [_cut(line.label, limit) for line in grid.lines]
+    size = max(map(len, [grid.corner, *labels]))
+    widths = [
+        max(map(len, column)) for column in zip([head.title for head in grid.heads], *texts, strict=True)
+    ]
+    room = max(1, (width - size) // (max(widths, default=0) + 2)) if width else len(widths)
+
+    def row(label: str, texts: Sequence[str], block: Sequence[int]) -> str:
+        cells = [
+            text.ljust(widths[n]) if grid.heads[n].words else text.rjust(widths[n])
+            for n, text in zip(block, texts, strict=True)
+        ]
+        return "  ".join([label.ljust(size), *cells])
+
+    out = [grid.title, "-" * len(grid.title)] if grid.title else []
+    for group, block in _blocks(grid, room) if width else [("", list(range(len(widths))))]:
+        out += ["", group] if group else [""] if grid.title else []
+        head = row(grid.corner, [grid.heads[n].title for n in block], block)
+        out += [head.rstrip(), "-" * len(head)]
+        for section, lines in _sections(grid, block):
+            out += [f"-- {section}"] if section else []
+            for line in lines:
+                number = next(n for n, other in enumerate(grid.lines) if other is line)
+                out.append(row(labels[number], [texts[number][n] for n in block], block).rstrip())
+    notes = [part for note in _notes(grid, marks) for part in _wrapped(note, width)]
+    return "\n".join([*out, *(["", *notes] if notes else [])]) + "\n"
+
+
+def _cut(text: str, limit: int | None) -> str:
+    return text if limit is None or len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _wrapped(text: str, width: int | None) -> list[str]:
+    return textwrap.wrap(text, width, subsequent_indent="  ") if width else [text]
