@@ -40,6 +40,7 @@ class Headline:
 SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
 NAME, RELATION, AMONG = "demo_select_name", "demo_select_relation", "right_among_things"
+POINTING = "scene_pointing"
 SHEET = "eval/scenes_compared.png"  # below the results
 TOO_FEW = (
     "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is called "
@@ -55,10 +56,12 @@ MEASURES = (
         for name, title in SCENES.items()
         for key, way in WAYS.items()
     ),
-    Headline("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all", "demo_pointing/right"),
-    Headline("the same, patches of things", "scene_pointing", "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
+    Headline("pointing: best patch of a name on its thing", POINTING, "demo_pointing_all", "demo_pointing/right"),
+    Headline("the same, patches of things", POINTING, "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
     Headline("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
-    Headline('selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"),
+    Headline(
+        'selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"
+    ),
     Headline("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
 )  # fmt: skip
 

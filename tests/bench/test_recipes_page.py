@@ -16,7 +16,7 @@ def test_both_tables_are_written_between_the_marks(tmp_path: Path) -> None:
     holds = Less(0.22, [0.1, 0.3], 0.01, True)
     smooth = {key: Cell(0.526, 0.001, seeds=3, std=0.028, less=holds), "time_ratio": Cell(1.7)}
     chance = Less(-0.002, [-0.1, 0.1], 0.9, False)
-    late = {key: Cell(0.304, 0.001, less=chance), "time_ratio": Cell(reason="no efficiency row")}
+    late = {key: Cell(0.304, 0.001, seeds=3, less=chance), "time_ratio": Cell(reason="no efficiency row")}
     rows = [Row(name, "ours", cells, run=name) for name, cells in (("a", first), ("b", smooth), ("c", late))]
     (tmp_path / "tables").mkdir()
     content = {"tables": {"recipes": Table("recipes", "", columns, rows).as_json()}}
@@ -32,6 +32,6 @@ def test_both_tables_are_written_between_the_marks(tmp_path: Path) -> None:
         "| `b` | 52.6 ±2.8 | 1.70 |",
         "| `c` | 30.4 | – |",
         "| `b` | +22.0 |",
-        "| `c` | -0.2 \\* |",
+        "| `c` | −0.2 \\* |",
     ):
         assert line in text.splitlines(), line

@@ -83,7 +83,10 @@ def training(
     """A training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
     whole = copy.deepcopy(recorded_config())
     whole["model"]["image"]["image_size"] = 24
-    whole["model"] |= {"interaction": config.pop("interaction", "token_wise"), "embed_dim": config.pop("embed_dim", 128)}
+    whole["model"] |= {
+        "interaction": config.pop("interaction", "token_wise"),
+        "embed_dim": config.pop("embed_dim", 128),
+    }
     settings = {"experiment": "demo", "precision": "fp32", "transport_dtype": "auto", "token_keep_ratio": 1.0}
     return {
         "run": run,

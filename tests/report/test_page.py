@@ -1,11 +1,13 @@
-"""The report's page: what it says of wins, ties and losses, and that it stands by itself."""
+"""The report's page: what it shows of wins, ties and losses, and that it stands by itself."""
 
 from __future__ import annotations
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
@@ -15,13 +17,18 @@ from PIL import Image
 from bench.browser import NoBrowser, chromium
 from filip.command import run_command
 from filip.eval.outcomes import Outcomes, write_outcomes
+from filip.report import differences
 from filip.report import page as module
 from filip.report.figures import Figures
 from filip.report.figures import main as draw
-from filip.report.findings import comparisons, findings, tally, verdict
-from filip.report.looks import COLOURS, looks
+from filip.report.findings import cost, findings
 from filip.report.page import Page, inline_svg, main
+from filip.report.plots import MUTED, forest
 from filip.report.provenance import stage_groups
+from filip.report.results import Results
+from filip.report.rows import build_tables
+from filip.report.style import COLOURS, looks
+from filip.report.summary import summary
 from filip.study import Study, load_study
 from tests.report.results import (
     STUDY,
@@ -36,7 +43,6 @@ from tests.report.results import (
 )
 
 WHOLE = STUDY["runs"]["filip"]["label"]
-SVG = "{http://www.w3.org/2000/svg}"
 
 
 def render(folder: Path, *arguments: str) -> str:
@@ -50,27 +56,60 @@ def drawings(page: str) -> Iterator[ElementTree.Element]:
         yield ElementTree.fromstring(text)  # raises unless it is well formed
 
 
-# ---- the verdict ---------------------------------------------------------------------------------------
+# ---- findings ------------------------------------------------------------------------------------------
 
 
-def test_the_verdict_names_what_is_better_and_nothing_else(folder):
-    found = findings(tables_of(folder))
-    assert [f.area.title for f in found] == ["Retrieval", "Zero-shot"]
-    assert verdict(found) == (
-        f"{WHOLE} is better than baseline (CLIP) at retrieval (+3.0) and zero-shot classification (+4.5)."
+def found(folder: Path, *columns: str, study: Path | None = None) -> list[list[Any]]:
+    frame = findings(tables_of(folder, study))
+    return frame[frame["area"] != "Component ablation"][list(columns)].values.tolist()
+
+
+@pytest.mark.usefixtures("one_training_is_enough")
+def test_a_finding_is_a_row_with_its_difference_interval_and_p(folder):
+    assert found(folder, "area", "base", "row", "finding", "trainings") == [
+        [area, "baseline (CLIP)", WHOLE, "better", 1]
+        for area in ("Retrieval, R@1",) * 2 + ("Zero-shot classification",)
+    ]
+    (to_text, *_) = found(
+        folder, "measure", "base_value", "value", "difference", "difference_low", "difference_high", "p"
     )
+    assert to_text[:4] == ["Fluent emoji, image → text", 0.02, 0.05, pytest.approx(0.03, abs=1e-3)]
+    assert 0 < to_text[4] < to_text[3] < to_text[5] and to_text[6] < 0.05
+    cell = tables_of(folder)["retrieval"].rows[1].cells["demo_fluent_i2t_r1"]
+    assert to_text[3:] == [cell.less.effect, *cell.less.interval, cell.less.p]
 
 
-def test_a_tie_is_not_a_win_and_a_loss_is_said(folder):
-    write_tasks(folder, "filip", {"demo_food": task(0.11), "demo_animals": task(0.053, 300, 130)})
+def test_of_one_training_a_finding_is_neither_better_nor_worse(folder):
+    assert {finding for (finding,) in found(folder, "finding")} == {"fewer than 3 trainings"}
+
+
+@pytest.mark.usefixtures("one_training_is_enough")
+def test_a_loss_is_said(folder):
     write_recalls(folder, "filip", recalls(0.005))
-    said = verdict(findings(tables_of(folder)), 1.25)
-    assert said == (
-        f"{WHOLE} is worse than baseline (CLIP) at retrieval (−1.5). At zero-shot classification (+0.7) no difference "
-        "holds. A training step takes 1.25 times as long."
-    )
+    assert [finding for (finding,) in found(folder, "finding")] == ["worse", "worse", "better"]
 
 
+@pytest.mark.parametrize("trainings", [1, 3])
+def test_a_tie_is_not_a_win(folder, trainings):
+    write_tasks(folder, "filip", {"demo_food": task(0.11), "demo_animals": task(0.053, 300, 130)})
+    for run in ("clip", "filip"):
+        for seed in range(1, trainings):
+            shutil.copytree(folder / "eval" / run, folder / "eval" / f"{run}_s{seed}")
+    write(folder / "study.json", {**STUDY, "seeds": trainings})
+    expected = "no difference" if trainings == 3 else "fewer than 3 trainings"
+    assert [finding for (finding,) in found(folder, "finding")][-1] == expected
+
+
+@pytest.mark.parametrize(("ablation", "said"), [(False, "0.300 0.300 1.00 ×"), (True, "0.300 0.450 1.50 ×")])
+def test_the_cost_of_a_step_is_that_of_rows_measured_in_turn_where_both_were(folder, ablation, said):
+    rows = {"orig": STUDY["efficiency"]["orig"], "late_64": {"label": "late-64", "accuracy_of": "filip"}}
+    study = load_study(changed(folder, "cost", efficiency=rows if ablation else {}))
+    tables = build_tables(study, Results(folder), {}, resamples=100)
+    line = cost(study, summary(study, Results(folder), tables)["runs"], findings(tables))
+    assert line and " ".join(cell.text for cell in line.cells).split() == said.split()
+
+
+@pytest.mark.usefixtures("one_training_is_enough")
 def test_an_effect_that_intervals_hide_is_told_and_a_null_is_not(folder):
     """Marginal intervals of both pairs overlap; only the paired difference tells them apart."""
     rng = np.random.default_rng(1)
@@ -83,37 +122,31 @@ def test_an_effect_that_intervals_hide_is_told_and_a_null_is_not(folder):
     keys = [f"s{n}" for n in range(1590)]
     for run, ways in hits.items():
         file = folder / "eval" / run / "retrieval.json"
-        found = recalls(0.3)
+        measured = recalls(0.3)
         for way, values in ways.items():
-            found[way]["r1"] = float(values.mean())
-        write(file, {"benchmarks": {"demo_fluent": found}})
+            measured[way]["r1"] = float(values.mean())
+        write(file, {"benchmarks": {"demo_fluent": measured}})
         ranks = ("r1", "r5", "r10")
         write_outcomes(
             file,
             {f"demo_fluent.{way}": Outcomes.of(keys, dict.fromkeys(ranks, v)) for way, v in ways.items()},
         )
-    compared = [c for c in comparisons(tables_of(folder)) if c.group.startswith("Retrieval")]
-    assert [(c.label.rpartition(", ")[2], c.less.holds) for c in compared] == [
-        ("image → text", True),
-        ("text → image", False),
-    ]
-    assert abs(compared[0].less.effect) < 0.045 and tally(compared) == (1, 0, 1)
+    to_text, to_image, _ = found(folder, "difference", "holds")
+    assert to_text[1] and not to_image[1] and abs(to_text[0]) < 0.045
 
 
 def test_without_outcomes_nothing_is_claimed(folder):
     for file in folder.rglob("*.npz"):
         file.unlink()
-    said = verdict(findings(tables_of(folder)))
-    assert "cannot be compared" in said and "better" not in said and "worse" not in said
+    assert found(folder, "finding", "difference") == [["not compared", None]] * 3
 
 
 def test_a_study_of_one_run_says_what_it_reaches(folder):
     study = changed(folder, "one", tables={"retrieval": ["filip"]}, fine_tune={}, efficiency={})
-    said = verdict(findings(tables_of(folder, study)))
-    assert (
-        said
-        == f"{WHOLE} reaches 5.0 % at retrieval (chance 0.063 %); there is no other run to compare it with."
-    )
+    to_text, _ = found(folder, "value", "chance", "base", "finding", study=study)
+    assert to_text == [0.05, 1 / 1590, None, "not compared"]
+    page = render(folder, f"study={study}")
+    assert "5.0<small>[4.5, 5.5]</small>" in page and 'aria-label="Paired differences"' not in page
 
 
 # ---- the page ------------------------------------------------------------------------------------------
@@ -142,21 +175,17 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     return folder, (folder / "report.html").read_text(encoding="utf-8")
 
 
-def test_the_first_screen_has_verdict_tiles_plot_scenes_and_the_way_to_the_explorer(whole):
+def test_the_first_screen_has_the_way_to_the_explorer_the_plot_its_numbers_and_scenes(whole):
     page = whole[1]
     order = [
-        'class="verdict"',
         'href="explore.html"',
-        'class="tiles"',
-        'class="forest',
+        'aria-label="Paired differences"',
+        "Each finding in numbers",
         "CLIP: 0 of 3",
-        "<details>",
     ]
-    places = [page.index(part) for part in order]
+    places = [page.index(part) for part in [*order, "Everything else"]]
     assert places == sorted(places)
-    assert page.count("<article>") == 3  # retrieval, zero-shot, cost: what it has measured
-    assert "1.50 ×" not in page and "0.3 s" in page  # both trainings took as long
-    assert "is better than baseline (CLIP) at retrieval" in page.replace("&amp;", "&")
+    assert "seconds a training step" in page and "1.00 ×" in page  # both trainings took as long
 
 
 def test_the_page_asks_no_other_host_and_runs_no_script(whole):
@@ -170,13 +199,25 @@ def test_the_page_asks_no_other_host_and_runs_no_script(whole):
 
 def test_every_drawing_is_well_formed_and_no_two_share_an_id(whole):
     found = list(drawings(whole[1]))
-    assert len(found) >= 8  # the plot twice, the stages, five figures and the funnel
+    assert len(found) >= 8  # the plot, the stages, five figures and the funnel
     ids = [node.get("id") for drawing in found for node in drawing.iter() if node.get("id")]
     assert len(ids) == len(set(ids))
-    forest = next(d for d in found if d.get("class") == "forest wide")
-    dots = list(forest.iter(f"{SVG}circle"))
-    texts = [node.text for node in forest.iter(f"{SVG}text")]
-    assert len(dots) == len([t for t in texts if t and "[" in t]) > 4
+
+
+def test_the_plot_of_differences_shows_each_in_the_colour_of_the_run_that_is_ahead_if_it_holds(
+    folder, monkeypatch
+):
+    for fewest, colour in ((1, COLOURS[2]), (3, MUTED)):
+        monkeypatch.setattr(differences, "FEWEST", fewest)
+        frame = findings(tables_of(folder))
+        (axis,) = forest(frame, looks(load_study(None, folder))).axes
+        bars, dots = axis.lines[0:-1:2], axis.lines[1:-1:2]
+        expected = 100 * frame[["difference_low", "difference", "difference_high"]].to_numpy(float)
+        assert [
+            [bar.get_xdata()[0], *dot.get_xdata(), bar.get_xdata()[1]]
+            for bar, dot in zip(bars, dots, strict=True)
+        ] == [pytest.approx(ends) for ends in expected.tolist()]
+        assert {dot.get_markeredgecolor() for dot in dots} == {colour}
 
 
 def test_figures_follow_light_and_dark_in_one_colour_a_run(whole):
@@ -215,7 +256,7 @@ def test_pictures_beyond_the_limit_are_linked_not_embedded(folder, monkeypatch):
 def test_the_page_of_a_study_that_has_not_run_says_so(tmp_path):
     write(tmp_path / "study.json", STUDY)
     page = render(tmp_path)
-    assert "Nothing has been evaluated yet." in page and 'class="forest' not in page
+    assert "Nothing has been evaluated yet." in page and 'aria-label="Paired differences"' not in page
     assert "not run: no" in page
 
 
@@ -224,7 +265,7 @@ def test_the_page_credits_whoever_the_licences_require(whole):
     assert (
         "Noto &lt;Emoji&gt;" in page and "Google Inc" in page and 'href="https://example.org/licence"' in page
     )
-    assert "not english 7, repeated 3" in page
+    assert re.search(r"· not english</th>.*?<td>7</td>", page)
 
 
 def test_stages_stand_in_the_order_of_the_pipeline():
@@ -267,13 +308,6 @@ def test_in_a_browser_nothing_is_cut_off_on_a_phone_and_nobody_is_asked(whole):
                 page.evaluate("document.querySelectorAll('details').forEach(fold => fold.open = true)")
                 assert [line for line in heard if not line.startswith(("file:", "data:"))] == []
                 assert page.evaluate("document.documentElement.scrollWidth") <= width
-                shown = page.evaluate(
-                    "[...document.querySelectorAll('svg.forest')].map(s => s.getBoundingClientRect().width)"
-                )
-                assert sorted(value > 0 for value in shown) == [
-                    False,
-                    True,
-                ]  # the wide plot or the narrow one
                 paper = page.evaluate("getComputedStyle(document.body).backgroundColor")
                 assert paper == ("rgb(255, 255, 255)" if scheme == "light" else "rgb(20, 22, 26)")
                 page.close()

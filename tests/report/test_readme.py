@@ -22,15 +22,21 @@ DIFFERENCE = re.compile(rf"|[+−-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
 
 
 def tables(seeds: int = 1) -> dict[str, Table]:
-    found: dict[str, Table] = {}
+    columns: dict[str, list[Column]] = {}
     for shown in MEASURES:
-        table = found.setdefault(shown.table, Table(shown.table, "", [], []))
-        table.columns.append(Column(shown.column, ""))
-        for run, value in (("clip", 0.013), ("filip", 0.107)):
-            row = next((row for row in table.rows if row.run == run), None)
-            if row is None:
-                table.rows.append(row := Row(run, "ours", {}, run=run))
-            row.cells[shown.column] = Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds)
+        columns.setdefault(shown.table, []).append(Column(shown.column, ""))
+    found = {}
+    for name, keys in columns.items():
+        rows = [
+            Row(
+                run,
+                "ours",
+                {c.key: Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds) for c in keys},
+                run=run,
+            )
+            for run, value in (("clip", 0.013), ("filip", 0.107))
+        ]
+        found[name] = Table(name, "", keys, rows)
     return found
 
 

@@ -104,8 +104,7 @@ def test_prompts_are_shown_as_they_are_combined(tmp_path: Path) -> None:
     table = tables_of("base", tmp_path)["prompts"]
     dtd = values(table, "DTD") if any(row.label == "DTD" for row in table.rows) else {}
     rows = {
-        row.label: {column.key: row.cells[column.key].value for column in table.columns}
-        for row in table.rows
+        row.label: {column.key: row.cells[column.key].value for column in table.columns} for row in table.rows
     }
     dtd = next(cells for label, cells in rows.items() if "DTD" in label or "Textures" in label)
     assert dtd["count"] == "30" and dtd["description"] == "texture · surface · material"

@@ -93,7 +93,9 @@ def test_markdown_is_narrow_enough_for_a_code_host(folder):
         lines = [line for line in shown(tables[name], "markdown").splitlines() if line.startswith("| ")]
         assert max(map(len, lines)) < 140
         assert max(len(re.findall(r"(?<!\\)\|", line)) for line in lines) <= 7
-    assert "| baseline (CLIP) | 2.0 [1.5, 2.5] | 6.0 [5.5, 6.5] | 8.0 [7.5, 8.5] |" in shown(tables["retrieval"], "markdown")
+    assert "| baseline (CLIP) | 2.0 [1.5, 2.5] | 6.0 [5.5, 6.5] | 8.0 [7.5, 8.5] |" in shown(
+        tables["retrieval"], "markdown"
+    )
 
 
 @pytest.mark.usefixtures("one_training_is_enough")
@@ -123,7 +125,9 @@ def test_text_is_cut_into_blocks_that_fit_and_never_loses_a_column():
     lines = [Line("a long name of a model" * 3, [Shown(f"{n}.0", "[0.0, 9.9]") for n in range(6)])]
     text = render(Grid(heads, lines, "Title"), "text", 70)
     assert max(map(len, text.splitlines())) <= 70
-    assert [text.count(f"{n}.0 [") for n in range(6)] == [1] * 6 and text.count("first") == text.count("second") == 2
+    assert [text.count(f"{n}.0 [") for n in range(6)] == [1] * 6 and text.count("first") == text.count(
+        "second"
+    ) == 2
 
 
 def test_csv_has_one_line_per_cell(folder, tmp_path):
@@ -138,7 +142,9 @@ def test_csv_has_one_line_per_cell(folder, tmp_path):
 def test_latex_escapes_and_has_as_many_columns_in_each_line(folder):
     text = shown(tables_of(folder)["zero_shot"], "latex")
     assert r"FILIP (all) 100 \% \& more" in text
-    assert all(shown(table, "latex").isascii() for table in tables_of(folder).values())  # any engine can set it
+    assert all(
+        shown(table, "latex").isascii() for table in tables_of(folder).values()
+    )  # any engine can set it
     body = [line for line in text.splitlines() if line.endswith("\\\\") and "multicolumn" not in line]
     assert {len(re.findall(r"(?<!\\)&", line)) for line in body} == {3}
 
@@ -150,7 +156,8 @@ def test_a_wide_latex_table_is_cut_between_benchmarks(folder):
     blocks = text.split("\\begin{tabular}")[1:]
     assert [block[: block.index("}")].count("r") for block in blocks] == [12, 6]
     for block in blocks:
-        assert all(label in block for label in ("baseline (CLIP)", "FILIP, fine-tuned"))
+        assert "baseline (CLIP)" in block
+    assert "FILIP, fine-tuned" in blocks[0] and "FILIP, fine-tuned" not in blocks[1]  # nothing to show there
     assert "Unseen concepts" not in blocks[0] and "Unseen concepts" in blocks[1]
     assert text.count("\\begin{table}") == text.count("\\end{table}") == text.count("\\caption") == 1
 

@@ -129,7 +129,9 @@ def test_seeds_are_averaged_with_their_spread(three_seeds):
 def test_tables_from_the_yaml_average_the_seeds_that_were_asked_for_on_the_command_line(three_seeds):
     from_results = tables_of(three_seeds)["zero_shot"].as_json()
     assert tables_of(three_seeds, changed(three_seeds, "plain"))["zero_shot"].as_json() == from_results
-    assert tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
+    assert (
+        tables_of(three_seeds, changed(three_seeds, "three", seeds=3))["zero_shot"].as_json() == from_results
+    )
     alone = tables_of(three_seeds, changed(three_seeds, "one", seeds=1))["zero_shot"]
     assert cells(alone, STUDY["runs"]["filip"]["label"])["demo_food"].seeds == 1
 
@@ -183,7 +185,11 @@ def leaders(table: Table, column: str) -> list[int]:
 def test_of_one_training_nothing_is_bold_and_the_table_says_so(folder):
     for name in ("zero_shot", "retrieval", "component_ablation"):
         frame = tables_of(folder)[name].frame
-        assert frame["less"].notna().any() and not frame["leads"].any() and not frame["less_holds"].eq(True).any()
+        assert (
+            frame["less"].notna().any()
+            and not frame["leads"].any()
+            and not frame["less_holds"].eq(True).any()
+        )
         assert any("Nothing is marked for fewer than 3" in note for note in tables_of(folder)[name].notes)
 
 
@@ -261,9 +267,7 @@ def test_mistakes_are_named(tmp_path, folder):
 def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
     """Before anything has run: all tables of trainings empty, each cell with a reason; prompts are known."""
     for table in tables_of(tmp_path, study).values():
-        ours = [
-            row.cells[column.key] for row in table.rows if row.kind == "ours" for column in table.columns
-        ]
+        ours = [row.cells[column.key] for row in table.rows if row.kind == "ours" for column in table.columns]
         assert ours and all(bool(cell.reason) == (cell.value is None) for cell in ours)
         assert TABLES[table.name].rows == "benchmarks" or all(cell.value is None for cell in ours)
         for form in FORMS:
