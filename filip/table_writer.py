@@ -9,7 +9,7 @@ import csv
 import html
 import io
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
@@ -84,6 +84,19 @@ def render(grid: Grid, form: str, width: int | None = None) -> str:
     if form == "text":
         return _text(grid, width)
     return {"markdown": _markdown, "latex": _latex, "html": _html}[form](grid)
+
+
+def differing(rows: Mapping[str, Mapping[str, str]]) -> Iterator[tuple[str, str]]:
+    """Yield each setting that rows do not share, and in words which rows have which value.
+
+    rows: {name of a row: {setting: value}}.
+    """
+    for setting in dict.fromkeys(name for settings in rows.values() for name in settings):
+        by_value: dict[str, list[str]] = {}
+        for row, settings in rows.items():
+            by_value.setdefault(settings.get(setting, "not stated"), []).append(row)
+        if len(by_value) > 1:
+            yield setting, "; ".join(f"{value}: {', '.join(names)}" for value, names in by_value.items())
 
 
 def words(*texts: str) -> list[Shown]:

@@ -22,7 +22,6 @@ HEAVY = DRAWING | STATISTICS | COMPILER | OF_OTHERS | {"deepspeed", "tensorboard
 STARTED = {
     "filip.__main__": HEAVY | {"torch", "numpy", "hydra"},
     "filip.study": HEAVY | {"torch", "hydra"},  # what the Snakefile imports
-    "filip.report.tables": HEAVY | {"torch"},
     "filip.api": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.eval.__main__": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.eval.alignment": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
@@ -31,6 +30,10 @@ STARTED = {
     "filip.train.plan": HEAVY,
     "filip.train.loop": HEAVY,
 }
+REPORT = {
+    f"filip.report.{name}": {"torch"} | HEAVY - {"pandas"} for name in ("tables", "summary", "show", "readme")
+}
+REPORT["filip.report.page"] = {"torch"} | HEAVY - {"pandas", "matplotlib"}
 IMPORTED = """
 import importlib, json, sys
 found = {}
@@ -123,9 +126,10 @@ def run(code: str, *arguments: str) -> str:
     return done.stdout
 
 
-def test_what_a_command_need_not_have_is_not_imported() -> None:
-    lists = {name: sorted(forbidden) for name, forbidden in STARTED.items()}
-    assert json.loads(run(IMPORTED, json.dumps(lists))) == {name: [] for name in STARTED}
+@pytest.mark.parametrize("started", [STARTED, REPORT], ids=["commands", "report"])
+def test_what_a_command_need_not_have_is_not_imported(started: dict[str, set[str]]) -> None:
+    lists = {name: sorted(forbidden) for name, forbidden in started.items()}
+    assert json.loads(run(IMPORTED, json.dumps(lists))) == {name: [] for name in started}
 
 
 def test_an_evaluation_loads_and_runs_a_model_without_compiler_and_drawing(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.scorer import RANKINGS
 from filip.files import nothing_at
-from filip.table_writer import Grid, Head, Line, Shown, render
+from filip.table_writer import Grid, Head, Line, Shown, differing, render
 
 FORMS = ("text", "markdown", "csv")
 
@@ -146,13 +146,11 @@ def _record(measure: Measure) -> dict[str, Any]:
 
 
 def _differences(found: Sequence[Measure]) -> list[str]:
-    """Settings of each model on the benchmarks where models were not evaluated alike."""
+    """Return the settings of each model on the benchmarks where models were not evaluated alike."""
     notes = []
     for protocol, benchmark in dict.fromkeys((m.protocol, m.benchmark) for m in found):
-        own = {m.model: m.settings for m in found if (m.protocol, m.benchmark) == (protocol, benchmark)}
-        if len(set(own.values())) > 1:
-            each = "; ".join(f"{model}: {settings}" for model, settings in own.items())
-            notes.append(f"{benchmark} ({protocol}): {each}")
+        own = {m.model: {"": m.settings} for m in found if (m.protocol, m.benchmark) == (protocol, benchmark)}
+        notes += [f"{benchmark} ({protocol}): {said}" for _, said in differing(own)]
     return notes
 
 

@@ -44,9 +44,9 @@ COLUMNS = (
 )
 COLUMNS += ("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding")
 NOTE = (
-    "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds). A difference holds if p "
-    f"< 0.05 after Holm's correction over the columns of its table, over {FEWEST} trainings or more: fewer say nothing "
-    "of other seeds."
+    "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds). A difference holds if "
+    f"p < 0.05 after Holm's correction over the columns of its table, over {FEWEST} trainings or more: fewer say "
+    "nothing of other seeds."
 )
 
 

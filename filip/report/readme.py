@@ -14,9 +14,8 @@ from pathlib import Path
 
 from filip.command import option, run_command
 from filip.errors import UserError
-from filip.eval.outcomes import Record, read_outcomes
 from filip.files import replacing
-from filip.report.differences import FEWEST, Difference, differences
+from filip.report.differences import FEWEST
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.table import Cell, Table, chance_text, difference, interval_text, value_text
@@ -27,43 +26,29 @@ from filip.table_writer import Grid, Head, Line, Shown, render
 BEGIN, END = "<!-- demo-results:begin -->", "<!-- demo-results:end -->"
 
 
-@dataclass(frozen=True)
-class Headline:
-    """A row of README's table: where its cells are, and its outcomes ("<group>/<measure>")."""
-
-    heading: str
-    table: str
-    column: str
-    outcome: str | None = None
-
-
 SCENES = {"demo_scenes_new": "new combinations of things", "demo_scenes_artist": "by an unseen artist"}
 WAYS = {"i2t": "image → text", "t2i": "text → image"}
-NAME, RELATION, AMONG = "demo_select_name", "demo_select_relation", "right_among_things"
-POINTING = "scene_pointing"
+ROWS = (  # heading, table, column
+    *(
+        (f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1")
+        for name, title in SCENES.items()
+        for key, way in WAYS.items()
+    ),
+    ("pointing: best patch of a name on its thing", "scene_pointing", "demo_pointing_all"),
+    ("the same, patches of things", "scene_pointing", "demo_pointing_among_things"),
+    ("selection: one name of the caption wrong", "selection", "demo_select_name_mean"),
+    ('selection: two things exchanged ("left of", "above")', "selection", "demo_select_relation_mean"),
+    ("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
+)
 SHEET = "eval/scenes_compared.png"  # below the results
 TOO_FEW = (
     "Differences are paired over the same images: their intervals say nothing of other seeds, so that none is called "
     "significant."
 )
 STARRED = (
-    "Differences are paired over the seeds and the same images (a t interval over both); those marked \\* are not "
-    "significant at 5 % after Holm's correction."
+    "Differences are paired over the seeds and the same images (a t interval over both); those marked * are not "
+    "significant at 5 % after Holm's correction over the columns of their table."
 )
-MEASURES = (
-    *(
-        Headline(f"scenes, {title}: {way}, R@1", "retrieval", f"{name}_{key}_r1", f"{name}.{key}/r1")
-        for name, title in SCENES.items()
-        for key, way in WAYS.items()
-    ),
-    Headline("pointing: best patch of a name on its thing", POINTING, "demo_pointing_all", "demo_pointing/right"),
-    Headline("the same, patches of things", POINTING, "demo_pointing_among_things", f"demo_pointing/{AMONG}"),
-    Headline("selection: one name of the caption wrong", "selection", f"{NAME}_mean", f"{NAME}/mean"),
-    Headline(
-        'selection: two things exchanged ("left of", "above")', "selection", f"{RELATION}_mean", f"{RELATION}/mean"
-    ),
-    Headline("single emoji: zero-shot, mean of all tasks", "zero_shot", "average"),
-)  # fmt: skip
 
 
 @dataclass
@@ -74,7 +59,9 @@ class Readme:
         "docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top"
     )
     baseline: str = option("clip", "run of the first column")
-    run: str = option("filip", "run of the second column, which the last compares with the first")
+    run: str = option(
+        "filip", "run of the second column; the last one compares it with the first row of its table"
+    )
     published: str = option("eval/published.yaml", "published numbers")
 
 
@@ -84,8 +71,7 @@ def main(config: Readme) -> None:
     tables = build_tables(study, Results(config.results), load_published(config.published))
     path = Path(config.readme)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    runs = (config.baseline, config.run)
-    block = results_block(study, tables, runs, _differences(study, config), config.results)
+    block = results_block(study, tables, (config.baseline, config.run), config.results)
     sheet = Path(config.results) / SHEET
     if sheet.is_file():
         with replacing(config.picture) as part:
@@ -105,33 +91,26 @@ def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] =
     return f"{before}{first}\n{block}\n{last}{after}"
 
 
-def results_block(
-    study: Study,
-    tables: Mapping[str, Table],
-    runs: tuple[str, str],
-    found: Mapping[str, Difference],
-    results: str,
-) -> str:
+def results_block(study: Study, tables: Mapping[str, Table], runs: tuple[str, str], results: str) -> str:
     """Return the table and the sentences below it, in GitHub's Markdown."""
-    lines, trainings = [], 1
-    for measure in MEASURES:
-        if measure.table in tables:
-            cells = [_cell(tables[measure.table], measure.column, run) for run in runs]
-            trainings = max(trainings, cells[-1].seeds)
-            chance = Shown("" if cells[0].chance is None else chance_text(cells[0].chance))
-            against = [_difference(found.get(measure.outcome or ""))] if found else []
-            lines.append(Line(measure.heading, [chance, *map(_shown, cells), *against]))
-    heads = ["chance", *(study.label(run) for run in runs), *(["difference"] if found else [])]
+    lines, trainings, compared = [], 1, False
+    for heading, name, column in ROWS:
+        if name in tables:
+            base, ours = (_cell(tables[name], column, run) for run in runs)
+            trainings, compared = max(trainings, ours.seeds), compared or ours.less is not None
+            chance = Shown("" if base.chance is None else chance_text(base.chance))
+            lines.append(Line(heading, [chance, _shown(base), _shown(ours), _difference(ours)]))
+    heads = [Head(head) for head in ("chance", *(study.label(run) for run in runs), "difference")]
     spread = (
         f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
     note = [f"From `make demo{f' SEEDS={trainings}' if trainings > 1 else ''}`, in percent: {spread}"]
-    if found:
+    if compared:
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note.append(f"`{results}/tables/` has all columns and rows.")
-    table = render(Grid([Head(head) for head in heads], lines, whole=True), "markdown")
+    table = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
 
 
@@ -145,35 +124,13 @@ def _shown(cell: Cell) -> Shown:
     return Shown(value_text(cell.value), interval_text(*cell.ci95) if cell.ci95 else "")
 
 
-def _difference(found: Difference | None) -> Shown:
-    if found is None:
+def _difference(cell: Cell) -> Shown:
+    less = cell.less
+    if less is None:
         return Shown()
-    shown = difference(found.effect, *found.interval, found.holds)
-    shown.interval += "" if found.holds or found.trainings < FEWEST else " *"
+    shown = difference(less.effect, *less.interval, less.holds)
+    shown.interval += "" if less.holds or cell.seeds < FEWEST else " *"
     return shown
-
-
-def _differences(study: Study, config: Readme) -> dict[str, Difference]:
-    """Of the second run and the first, by outcome; none where outcomes are missing."""
-    trainings = {run: study.replicas(run) for run in (config.baseline, config.run)}
-    try:
-        ours, theirs = (
-            [_outcomes(config.results, member) for member in trainings[run]]
-            for run in (config.run, config.baseline)
-        )
-        return {d.column: d for d in differences(ours, theirs, [s.outcome for s in MEASURES if s.outcome])}
-    except UserError as error:
-        print(f"no differences: {error}")
-        return {}
-
-
-def _outcomes(results: str, run: str) -> Record:
-    """The outcomes of a training in all protocols that README shows."""
-    protocols = dict.fromkeys(shown.table for shown in MEASURES if shown.outcome)
-    record: Record = {}
-    for protocol in protocols:
-        record |= read_outcomes(Path(results) / "eval" / run / f"{protocol}.json")
-    return record
 
 
 if __name__ == "__main__":

@@ -9,9 +9,8 @@ import pytest
 
 from filip.command import run_command
 from filip.errors import UserError
-from filip.report.differences import Difference
-from filip.report.readme import BEGIN, END, MEASURES, Readme, main, put_between_marks, results_block
-from filip.report.table import Cell, Column, Row, Table
+from filip.report.readme import BEGIN, END, ROWS, Readme, main, put_between_marks, results_block
+from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study
 
 ROOT = Path(__file__).parents[2]
@@ -21,31 +20,28 @@ VALUE = re.compile(rf"not run|{NUMBER}( \[{NUMBER}, {NUMBER}\])?")
 DIFFERENCE = re.compile(rf"|[+−-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
 
 
-def tables(seeds: int = 1) -> dict[str, Table]:
+def tables(seeds: int = 1, compared: bool = True) -> dict[str, Table]:
+    """Tables of which all differences hold, but the last one's."""
     columns: dict[str, list[Column]] = {}
-    for shown in MEASURES:
-        columns.setdefault(shown.table, []).append(Column(shown.column, ""))
+    for _, name, key in ROWS:
+        columns.setdefault(name, []).append(Column(key, ""))
     found = {}
     for name, keys in columns.items():
-        rows = [
-            Row(
-                run,
-                "ours",
-                {c.key: Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds) for c in keys},
-                run=run,
-            )
-            for run, value in (("clip", 0.013), ("filip", 0.107))
-        ]
+        rows = []
+        for run, value in (("clip", 0.013), ("filip", 0.107)):
+            cells = {c.key: Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds) for c in keys}
+            if compared and run == "filip":
+                for cell in cells.values():
+                    cell.less = Less(0.094, [0.08, 0.11], 0.001, seeds >= 3)
+            rows.append(Row(run, "ours", cells, run=run))
+        if compared and name == ROWS[-1][1]:
+            rows[-1].cells[ROWS[-1][2]].less = Less(0.001, [-0.02, 0.03], 0.8, False)
         found[name] = Table(name, "", keys, rows)
     return found
 
 
-def block(seeds: int = 1, with_differences: bool = True) -> str:
-    names = [shown.outcome for shown in MEASURES if shown.outcome] if with_differences else []
-    found = {name: Difference(name, 0.094, (0.08, 0.11), 0.001, 0.001, 1000, 1000, seeds) for name in names}
-    if names:
-        found[names[-1]] = Difference(names[-1], 0.001, (-0.02, 0.03), 0.8, 0.8, 1000, 1000, seeds)
-    return results_block(STUDY, tables(seeds), ("clip", "filip"), found, "results/demo")
+def block(seeds: int = 1, compared: bool = True) -> str:
+    return results_block(STUDY, tables(seeds, compared), ("clip", "filip"), "results/demo")
 
 
 def cells(line: str) -> list[str]:
@@ -59,15 +55,15 @@ def rows(text: str) -> list[list[str]]:
 def test_the_table_has_chance_both_runs_and_their_difference() -> None:
     head, _, *lines = rows(block())
     assert head == ["", "chance", "CLIP", "FILIP", "difference"]
-    assert [line[0] for line in lines] == [shown.heading for shown in MEASURES]
+    assert [line[0] for line in lines] == [heading for heading, *_ in ROWS]
     assert lines[0][1:] == ["0.1", "1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "+9.4 [8.0, 11.0]"]
-    assert lines[-2][-1] == "+0.1 [−2.0, 3.0]" and lines[-1][-1] == ""
+    assert lines[-1][-1] == "+0.1 [−2.0, 3.0]"
     assert "one training of each model" in block() and "SEEDS" not in block()
 
 
 def test_of_one_training_nothing_is_called_significant_and_of_three_what_is_not_is_marked() -> None:
     assert "\\*" not in block(1) and "say nothing of other seeds" in block(1).replace("\n", " ")
-    assert rows(block(3))[-2][-1] == "+0.1 [−2.0, 3.0] \\*" and "Holm" in block(3)
+    assert rows(block(3))[-1][-1] == "+0.1 [−2.0, 3.0] \\*" and "Holm" in block(3)
 
 
 def test_several_seeds_are_said() -> None:
@@ -75,8 +71,8 @@ def test_several_seeds_are_said() -> None:
 
 
 def test_without_outcomes_there_are_no_differences() -> None:
-    assert rows(block(with_differences=False))[0][-1] == "FILIP" and "paired" not in block(
-        with_differences=False
+    assert all(row[-1] == "" for row in rows(block(compared=False))[2:]) and "paired" not in block(
+        compared=False
     )
 
 
@@ -92,7 +88,7 @@ def test_readme_s_table_is_one_that_the_command_writes() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
     inside = text.partition(BEGIN)[2].partition(END)[0]
     found = rows(inside)
-    expected = rows(block(with_differences="difference" in found[0]))
+    expected = rows(block())
     assert found[:2] == expected[:2], "run `filip report readme` after `make demo`"
     assert [row[0] for row in found] == [row[0] for row in expected]
     for row in found[2:]:
@@ -109,4 +105,10 @@ def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> N
     (folder / "eval" / "scenes_compared.png").write_bytes(b"a picture")
     run_command(main, Readme, argv=arguments)
     assert picture.read_bytes() == b"a picture"
-    assert rows(readme.read_text())[0] == ["", "chance", "baseline (CLIP)", "FILIP (all) 100 % & more"]
+    assert rows(readme.read_text())[0] == [
+        "",
+        "chance",
+        "baseline (CLIP)",
+        "FILIP (all) 100 % & more",
+        "difference",
+    ]

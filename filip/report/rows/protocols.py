@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from filip.report.rows.cells import Inputs
+from filip.table_writer import differing
 
 
 def differences(inputs: Inputs, protocol: str) -> list[str]:
@@ -14,16 +15,7 @@ def differences(inputs: Inputs, protocol: str) -> list[str]:
         result = inputs.results.evaluation(run, protocol)
         if result:
             found[inputs.study.label(run)] = _settings(result)
-    notes = []
-    for setting in dict.fromkeys(name for settings in found.values() for name in settings):
-        values = {label: settings.get(setting, "not stated") for label, settings in found.items()}
-        if len(set(values.values())) > 1:
-            by_value: dict[str, list[str]] = {}
-            for label, value in values.items():
-                by_value.setdefault(value, []).append(label)
-            said = "; ".join(f"{value}: {', '.join(labels)}" for value, labels in by_value.items())
-            notes.append(f"Rows differ in {setting}: {said}.")
-    return notes
+    return [f"Rows differ in {setting}: {said}." for setting, said in differing(found)]
 
 
 def _settings(result: dict[str, Any]) -> dict[str, str]:
