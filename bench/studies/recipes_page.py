@@ -87,7 +87,7 @@ def _less(row: Row, key: str) -> Shown:
     if cell.less is None:
         return Shown("–")
     return Shown(
-        difference(cell.less.effect, *cell.less.interval, cell.less.holds).text,
+        difference(cell.less.effect, cell.less.interval, cell.less.holds).text,
         "" if cell.less.holds or cell.seeds < FEWEST else "*",
     )
 

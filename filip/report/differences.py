@@ -181,10 +181,6 @@ class Resampled:
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
 
-    def clusters(self, column: str) -> int:
-        """Independent units (images, concepts) that a column is measured on."""
-        return self._counts[column][1]
-
 
 class _Benchmark:
     """One group of outcomes in all trainings: for each cluster its number of queries, and sums over them."""

@@ -60,7 +60,7 @@ def main(config: Figures) -> None:
         "funnel": plots.funnel(results.funnel()),
     }
     if "component_ablation" in tables:
-        figures["component_ablation"] = plots.ablation_bars(tables["component_ablation"], look)
+        figures["component_ablation"] = plots.benchmark_dots(tables["component_ablation"], look)
     if "efficiency_ablation" in tables:
         figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"], look)
     recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])

@@ -30,19 +30,9 @@ HEADLINES = (
 )
 ALL_ROWS = ("component_ablation", "recipes")  # whose rows are all compared with the first, not the last alone
 COLUMNS = (
-    "area",
-    "measure",
-    "chance",
-    "base",
-    "base_run",
-    "base_value",
-    "row",
-    "run",
-    "value",
-    "low",
-    "high",
+    *("area", "measure", "chance", "base", "base_run", "base_value", "row", "run", "value", "low", "high"),
+    *("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding"),
 )
-COLUMNS += ("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding")
 NOTE = (
     "Points of accuracy or recall, with 95 % intervals paired over the same images (and seeds). A difference holds if "
     f"p < 0.05 after Holm's correction over the columns of its table, over {FEWEST} trainings or more: fewer say "
@@ -126,7 +116,7 @@ def findings_grid(found: pd.DataFrame, below: Line | None = None) -> Grid:
             if item.low is not None:
                 shown[1].interval = interval_text(item.low, item.high)
         else:
-            less = difference(item.difference, item.difference_low, item.difference_high, item.holds)
+            less = difference(item.difference, [item.difference_low, item.difference_high], item.holds)
             shown += [less, Shown(f"{item.p:.2g}")]
         label = item.measure if len(pairs) == 1 else f"{item.measure}: {item.row}"
         lines.append(Line(label, [*shown, *words(str(item.trainings), item.finding)], item.area))

@@ -9,12 +9,11 @@ import matplotlib
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, MaxNLocator, NullLocator
 
 from filip.report.style import Look
-from filip.report.table import Cell, Column, Row, Table, difference
+from filip.report.table import Column, Row, Table, difference
 
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
 KEPT, DROPPED = "#4a6b8a", "#b4603f"  # of the funnel: no model's colours
@@ -198,50 +197,12 @@ def _reach(value: Any, low: Any, high: Any) -> np.ndarray:
     return np.clip(np.array([value - low, high - value], dtype=float), 0, None)
 
 
-def ablation_bars(table: Table, looks: Looks) -> Figure:
-    """The component ablation: one panel per column, one bar per run, 95 % intervals, chance as a line."""
-    across = min(5, max(1, len(table.columns)))
-    down = -(-len(table.columns) // across)
-    rows = [(line, row) for line, row in enumerate(table.rows) if row.kind != "paper"]
-    percent = _percent(table)
-    figure, axes = grid(down, across, 2.7 * across + 1.6, 2.4 * down + 0.7)
-    for axis, column in zip(axes, table.columns, strict=False):
-        for place, (line, row) in enumerate(rows):
-            value, low, high, chance = (found.at[line, column.key] for found in percent.values())
-            if np.isnan(value):
-                _not_run(axis, place)
-                continue
-            error = None if np.isnan(low) else _reach(value, low, high)[:, None]
-            bars = {"ecolor": INK, "elinewidth": 1, "capsize": 2}
-            colour = looks.get(row.run or "", Look()).colour
-            axis.barh(place, value, xerr=error, color=colour, height=0.68, error_kw=bars)
-            if not np.isnan(chance):
-                axis.axvline(chance, color=MUTED, linewidth=0.9, linestyle=(0, (3, 2)))
-        axis.set_yticks(range(len(rows)), [row.label for _, row in rows] if axis in axes[::across] else [])
-        axis.set_ylim(len(rows) - 0.4, -0.6)
-        axis.set_title(f"{column.group}\n{column.title}" if column.group else column.title, fontsize=8.5)
-        axis.set_xlim(left=0)
-        axis.tick_params(axis="y", length=0, labelcolor=INK)
-        axis.grid(True, axis="x")
-        axis.set_axisbelow(True)
-    for axis in axes[len(table.columns) :]:
-        axis.set_visible(False)
-    figure.supxlabel("percent; bar ends: 95 % interval; dashed: chance", fontsize=8.5, color=MUTED)
-    return figure
-
-
-def _not_run(axis: Axes, place: int) -> None:
-    box = {"facecolor": "white", "edgecolor": "none", "pad": 1}
-    style: dict[str, Any] = {"color": MUTED, "fontsize": 8, "style": "italic", "bbox": box}
-    axis.text(0.5, place, "not run", va="center", ha="center", transform=axis.get_yaxis_transform(), **style)
-
-
 def benchmark_dots(table: Table, looks: Looks) -> Figure:
-    """Accuracy by benchmark: a line per column of ``table`` with all rows; bars are 95 % intervals, ticks chance.
+    """A line per column of ``table`` with a dot for each row; bars are 95 % intervals, ticks chance.
 
     Published rows are hollow marks, and are left out where they say nothing of any of the columns.
     """
-    figure, (axis,) = grid(1, 1, 9, 1.2 + 0.42 * max(3, len(table.columns)))
+    figure, (axis,) = grid(1, 1, 10, 1.4 + (0.3 + 0.04 * len(table.rows)) * max(3, len(table.columns)))
     percent = _percent(table)
     places = -np.arange(len(table.columns))
     shown = [(line, row) for line, row in enumerate(table.rows) if percent["value"].loc[line].notna().any()]
@@ -250,7 +211,12 @@ def benchmark_dots(table: Table, looks: Looks) -> Figure:
     for line, row in shown:
         value, low, high, _ = (found.loc[line].to_numpy() for found in percent.values())
         if line not in ours:
-            style = {"mfc": "none", "mec": INK, "ms": 5.5, "label": f"{row.label} (published)"}
+            style: dict[str, Any] = {
+                "mfc": "none",
+                "mec": INK,
+                "ms": 5.5,
+                "label": f"{row.label} (published)",
+            }
             there = ~np.isnan(value)
             axis.plot(value[there], places[there], next(marks), **style)
             continue
@@ -264,8 +230,10 @@ def benchmark_dots(table: Table, looks: Looks) -> Figure:
         axis.plot(chance, places, "|", color=MUTED, ms=11, label="chance")
     else:
         no_data(axis, "not run yet")
-    axis.set_yticks(places, [column.title for column in table.columns])
-    axis.set_xlabel("accuracy, %")
+    titles = [column.title for column in table.columns]
+    repeated = len(set(titles)) < len(titles)
+    axis.set_yticks(places, [column.heading for column in table.columns] if repeated else titles)
+    axis.set_xlabel("percent")
     axis.grid(True, axis="both")
     legend_of_all(figure, [axis], 3, "bars: 95 % intervals")
     return figure
@@ -278,7 +246,7 @@ def forest(found: pd.DataFrame, looks: Looks) -> Figure:
     """
     found = found[found["difference"].notna()]
     figure, (axis,) = grid(1, 1, 10, 0.9 + 0.27 * (len(found) + found["area"].nunique()))
-    places, labels, area = [], [], ""
+    places, labels, area = list[int](), list[str](), ""
     for item in found.itertuples():
         if item.area != area:
             area = item.area
@@ -289,8 +257,13 @@ def forest(found: pd.DataFrame, looks: Looks) -> Figure:
         colour = looks.get(ahead, Look()).colour if item.holds else MUTED
         axis.plot([100 * item.difference_low, 100 * item.difference_high], [y, y], color=colour, linewidth=2)
         axis.plot(100 * item.difference, y, "o", mec=colour, mfc=colour if item.holds else "white", ms=7)
-        shown = difference(item.difference, item.difference_low, item.difference_high, item.holds)
-        place = {"transform": axis.get_yaxis_transform(), "va": "center", "fontsize": 8.5, "color": colour}
+        shown = difference(item.difference, [item.difference_low, item.difference_high], item.holds)
+        place: dict[str, Any] = {
+            "transform": axis.get_yaxis_transform(),
+            "va": "center",
+            "fontsize": 8.5,
+            "color": colour,
+        }
         axis.text(1.02, y, f"{shown.text} {shown.interval}", **place)
         places.append(y)
         labels.append(item.measure if found["run"].nunique() < 2 else f"{item.measure}: {item.row}")
@@ -313,66 +286,47 @@ def efficiency_scatter(table: Table, looks: Looks) -> Figure:
     point is named beside it.
     """
     figure, axes = grid(1, 3, 14, 5.4)
-    measure = next(
-        (c for c in reversed(table.columns) if c.unit == "percent"), None
-    )  # not the share of tokens
-    accuracy = (measure.key if measure else "", f"accuracy: {measure.title if measure else 'none'}, %", 100.0)
-    time = ("time_ratio", "time per iteration, x first row", 1.0)
-    memory = ("memory_ratio", "memory, x first row", 1.0)
-    titles = ("Memory against time", "Accuracy against time", "Accuracy against memory")
-    pairs = ((time, memory), (time, accuracy), (memory, accuracy))
-    for axis, title, (across, up) in zip(axes, titles, pairs, strict=True):
-        for row in table.rows:
-            x, y = (row.cells.get(key, Cell()).value for key, *_ in (across, up))
-            if isinstance(x, int | float) and isinstance(y, int | float):
-                _point(axis, row, x * across[2], y * up[2], looks)
-                if up is accuracy and (bounds := row.cells[up[0]].ci95):
-                    reach = [[(y - bounds[0]) * up[2]], [(bounds[1] - y) * up[2]]]
-                    colour = looks.get(row.run or "", Look()).colour
-                    axis.errorbar(
-                        x, y * up[2], np.clip(reach, 0, None), ecolor=colour, elinewidth=1.2, fmt="none"
-                    )
-        axis.set_title(title)
-        axis.set_xlabel(across[1])
-        axis.set_ylabel(up[1])
-        if not axis.collections:
+    measure = [c for c in table.columns if c.unit == "percent"][-1]  # not the share of tokens
+    names = {"time_ratio": "time per iteration, x first row", "memory_ratio": "memory, x first row"}
+    names[measure.key] = f"accuracy: {measure.title}, %"
+    values, rows = table.numbers(), table.rows
+    values[measure.key] *= 100
+    time, memory, accuracy = names
+    for axis, (across, up) in zip(axes, ((time, memory), (time, accuracy), (memory, accuracy)), strict=True):
+        points = values[[across, up]].dropna()
+        for line, x, y in points.itertuples():
+            ends = rows[line].cells[up].ci95 if up == accuracy else None
+            _point(axis, rows[line], x, y, ends, looks)
+        axis.set_title(f"{'Memory' if up == memory else 'Accuracy'} against {across.removesuffix('_ratio')}")
+        axis.set_xlabel(names[across])
+        axis.set_ylabel(names[up])
+        if points.empty:
             no_data(axis, "not run yet")
             continue
         axis.margins(0.12)
-        _ratio_axis(axis, "x")
-        if up is memory:
-            _ratio_axis(axis, "y")
+        _ratio_axis(axis, "x", points[across])
+        if up == memory:
+            _ratio_axis(axis, "y", points[up])
         axis.grid(True)
     figure.supxlabel("filled: measured here; hollow squares: published", fontsize=8.5, color=MUTED)
     return figure
 
 
-def _point(axis: Axes, row: Row, x: float, y: float, looks: Looks) -> None:
+def _point(axis: Axes, row: Row, x: float, y: float, ends: list[float] | None, looks: Looks) -> None:
     paper = row.kind == "paper"
     colour = MUTED if paper else looks.get(row.run or "", Look()).colour
-    name = f"{row.label} (paper)" if paper else row.label
-    axis.annotate(
-        name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, color=MUTED if paper else INK
-    )
-    axis.scatter(
-        [x],
-        [y],
-        s=58,
-        marker="s" if paper else "o",
-        facecolors="none" if paper else colour,
-        edgecolors=colour,
-        zorder=3,
-    )
+    name, ink = (f"{row.label} (paper)", MUTED) if paper else (row.label, INK)
+    axis.annotate(name, (x, y), xytext=(6, 5), textcoords="offset points", fontsize=7.5, color=ink)
+    style: dict[str, Any] = {"marker": "s" if paper else "o", "facecolors": "none" if paper else colour}
+    axis.scatter([x], [y], s=58, edgecolors=colour, zorder=3, **style)
+    if ends:
+        reach = _reach(y, 100 * ends[0], 100 * ends[1])[:, None]
+        axis.errorbar(x, y, reach, ecolor=colour, elinewidth=1.2, fmt="none")
 
 
-def _ratio_axis(axis: Axes, which: str) -> None:
+def _ratio_axis(axis: Axes, which: str, values: pd.Series) -> None:
     """A logarithmic axis in plain numbers, never narrower than a quarter up and down: noise should look like noise."""
-    values = [
-        float(np.asarray(mark.get_offsets())[0, int(which == "y")])
-        for mark in axis.collections
-        if isinstance(mark, PathCollection)
-    ]
-    low, high = min(0.8, 0.88 * min(values)), max(1.25, 1.14 * max(values))
+    low, high = min(0.8, 0.88 * values.min()), max(1.25, 1.14 * values.max())
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100]
     if high / low <= 4:  # there is room for more ticks around 1
@@ -433,7 +387,7 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks)
         value, low, high, _ = (found.loc[line, keys].to_numpy() for found in percent.values())
         look = looks.get(row.run or "", Look())
         shifted = ks + 0.13 * (number - (len(measured) - 1) / 2)  # so that bars do not overlap
-        style = {"color": look.colour, "label": row.label, "linewidth": 1.6, "markersize": 4}
+        style: dict[str, Any] = {"color": look.colour, "label": row.label, "linewidth": 1.6, "markersize": 4}
         axis.plot(shifted, value, f"o{look.line}", **style)
         axis.errorbar(
             shifted,

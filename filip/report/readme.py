@@ -128,7 +128,7 @@ def _difference(cell: Cell) -> Shown:
     less = cell.less
     if less is None:
         return Shown()
-    shown = difference(less.effect, *less.interval, less.holds)
+    shown = difference(less.effect, less.interval, less.holds)
     shown.interval += "" if less.holds or cell.seeds < FEWEST else " *"
     return shown
 

@@ -146,9 +146,9 @@ class Table:
         records, index = [], []
         for number, row in enumerate(rows):
             for column in columns:
-                head = (name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
+                origin = (name, row.section, row.label, row.kind, row.run, row.run_id, row.commit)
                 cell = row.cells.get(column.key, Cell(reason="not reported"))
-                head = dict(zip(HEAD, (*head, column.key, column.unit), strict=True))
+                head = dict(zip(HEAD, (*origin, column.key, column.unit), strict=True))
                 records.append({**head, **cell.record()})
                 index.append((number, column.key))
         place = pd.MultiIndex.from_tuples(index, names=("line", "key")) if index else None
@@ -216,7 +216,7 @@ class Table:
             found = [row.cells[column.key].less for column in columns]
             if any(found):
                 cells = [
-                    difference(less.effect, *less.interval, less.holds) if less else Shown() for less in found
+                    difference(less.effect, less.interval, less.holds) if less else Shown() for less in found
                 ]
                 lines.append(Line(f"less {base.label}", cells, row.section, "difference"))
         known = {row.label: row.origin for row in rows if row.kind != "paper" and row.run_id}
@@ -239,10 +239,10 @@ def _shown(cell: Cell, column: Column) -> Shown:
     return Shown(value_text(cell.value, column.unit), ends, cell.leads)
 
 
-def difference(effect: float, low: float, high: float, holds: bool) -> Shown:
+def difference(effect: float, interval: Sequence[float], holds: bool) -> Shown:
     """Return a difference with its interval, in points, for print."""
     tone = ("up" if effect > 0 else "down") if holds else ""
-    return Shown(_minus(f"{100 * effect:+.1f}"), interval_text(low, high), tone=tone)
+    return Shown(_minus(f"{100 * effect:+.1f}"), interval_text(*interval), tone=tone)
 
 
 def interval_text(low: float, high: float) -> str:

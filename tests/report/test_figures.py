@@ -107,13 +107,20 @@ def test_funnel_bars_are_shares_that_add_up():
     assert "90 of 100 pairs kept (90.0 %)" in texts and "not english" in texts and "nothing dropped" in texts
 
 
-def test_bars_have_the_values_and_the_intervals(folder):
+def test_the_ablation_is_a_line_per_column_with_the_values_and_the_intervals(folder):
     table = tables_of(folder)["component_ablation"]
-    figure = plots.ablation_bars(table, {})
-    axis = figure.axes[0]
-    assert [bar.get_width() for bar in axis.patches] == pytest.approx([2.0, 5.0])
-    assert "not run" in [t.get_text() for t in axis.texts]
-    assert [t.get_text() for t in axis.get_yticklabels()] == [run["label"] for run in STUDY["runs"].values()]
+    (axis,) = plots.benchmark_dots(table, {}).axes
+    dots = {line.get_label(): line.get_xdata() for line in axis.lines if not line.get_label().startswith("_")}
+    assert list(dots) == [
+        "baseline (CLIP)",
+        STUDY["runs"]["filip"]["label"],
+        "chance",
+    ]  # the other was not run
+    assert dots["baseline (CLIP)"][:2] == pytest.approx([2.0, 6.0])
+    bars = [line.get_xdata() for line in axis.lines if len(line.get_xdata()) == 2]
+    assert list(bars[0]) == pytest.approx([1.5, 2.5]) and len(bars) == 2 * len(table.columns)
+    heads = [label.get_text() for label in axis.get_yticklabels()]
+    assert heads[0] == "Fluent emoji, image → text: R@1" and len(set(heads)) == len(table.columns)
 
 
 def test_recall_curves_show_every_benchmark_with_its_chance(folder):

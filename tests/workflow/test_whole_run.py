@@ -107,7 +107,7 @@ def test_a_whole_run_writes_the_tables_with_what_it_trained(
 @pytest.mark.slow
 def test_the_report_embeds_tables_figures_and_pictures(finished: tuple[Path, Path]) -> None:
     clone, config = finished
-    assert '<p class="verdict">' in (clone / "results/reduced/report.html").read_text()
+    assert 'aria-label="Paired differences"' in (clone / "results/reduced/report.html").read_text()
     done = run_snakemake("--report", "results/reduced/report-snakemake.html", cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert 'href="explore.html"' in (clone / "results/reduced/report.html").read_text()
