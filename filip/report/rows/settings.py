@@ -54,9 +54,7 @@ def build_trainings(inputs: Inputs) -> Table:
     for run in inputs.study.rows("training_settings"):
         tuned = run in inputs.study.fine_tunes
         sources = inputs.study.training(run)["sources"]
-        cells = _recorded(
-            inputs, run, TRAINING, lambda config, s=sources, t=tuned: trained_with(config, s, t)
-        )
+        cells = _recorded(inputs, run, TRAINING, partial(trained_with, sources=sources, tuned=tuned))
         rows.append(inputs.row(run, cells, "fine-tuning" if tuned else "pre-training"))
     published = inputs.published_block("training_settings")
     rows += _stated(published, "published")
