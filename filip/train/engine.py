@@ -148,6 +148,9 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
         if not saved and best == "fp32":
             why = f"since this {ranks.device.type} does not multiply bf16 itself"
         sentence = f"precision {config.precision}, {why}"
+        if config.precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
+            config.zero_stage = 1
+            sentence += "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
     require_precision(config)
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
         sentence = (
