@@ -42,7 +42,7 @@ class Account:
             self.examples[reason].append(f"{name} ({detail.strip()})" if detail else name)
 
     def line(self) -> str:
-        """Return ``2 .cr2 (these formats are not read), 1 missing files, such as b.png``; "" if nothing was left out."""
+        """Return ``2 .cr2 (these formats are not read), 1 missing files, such as b.png``; "" for nothing."""
         said = []
         if self._formats:
             said.append(not_read(Path(f"x{suffix}") for suffix in sorted(self._formats.elements())))

@@ -94,7 +94,7 @@ class Reading:
 
 @dataclass(frozen=True)
 class Row:
-    """An image, a row of a table that names an image, or something that cannot be used; several rows may be one image."""
+    """An image, a row of a table that names one, or something that cannot be used; several rows may be one image."""
 
     url: str  # its name in reports, and in the column `url` of the shards
     captions: Sequence[str]
@@ -107,7 +107,7 @@ class Row:
 
     @property
     def rank(self) -> int:
-        """Return the rank of a row; the first of the lowest counts for an image: with captions, with a problem, without both."""
+        """Return a row's rank: with captions, with a problem, without both; an image counts as its best."""
         return 1 if self.problem else 0 if self.captions else 2
 
 

@@ -20,9 +20,9 @@ def captions_in(
 ) -> tuple[list[str], str | None, str | None]:
     """Return the captions of an image, its group and what is wrong with its texts.
 
-    files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record that has the
-    caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then count
-    the lines of all texts, without repetitions; finally, other usual keys of the record.
+    files: functions that read the bytes of each text of the image, by its suffix (``txt``, ``meta.json``). A record
+    that has caption's column, or a list of captions, counts first: the text that img2dataset writes repeats it. Then
+    count the lines of all texts, without repetitions; finally, other usual keys of the record.
     """
     record: dict[str, Any] = {}
     problem = None

@@ -83,10 +83,10 @@ def _wide(data: bytes) -> str | None:
 
 
 def lines(stream: BinaryIO) -> Iterator[Line]:
-    """Yield the lines of a text file of any of these encodings; each is decoded alone, so that a bad one costs only itself.
+    """Yield the lines of a text file of any of these encodings; each is decoded alone, so a bad one costs only itself.
 
-    Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a compressed file that is
-    cut off).
+    Memory is bounded by the longest line. Raises what reading raises (EOFError and OSError for a compressed file that
+    is cut off).
     """
     buffered = io.BufferedReader(stream, 1 << 16)  # type: ignore[type-var]
     wide = _wide(buffered.peek(4096)[:4096])

@@ -143,14 +143,11 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
     sentence = ""
     if config.precision == "auto":
         best = places[0] if len(set(places)) == 1 else "fp32"
-        config.precision = saved or best
+        raised = use_precision(config, saved or best)
         why = "as the checkpoint" if saved else f"which the {ranks.device.type} of every rank multiplies"
         if not saved and best == "fp32":
             why = f"since this {ranks.device.type} does not multiply bf16 itself"
-        sentence = f"precision {config.precision}, {why}"
-        if config.precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
-            config.zero_stage = 1
-            sentence += "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
+        sentence = f"precision {config.precision}, {why}{raised}"
     require_precision(config)
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
         sentence = (
@@ -158,6 +155,15 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
             f"{device.bf16_slowdown(ranks.device):.0f} times as long as in fp32 (measured now); use precision=auto"
         )
     return sentence
+
+
+def use_precision(config: TrainConfig, precision: str) -> str:
+    """Put a precision in the place of ``auto``, and what it needs; return what else that changes, or ""."""
+    config.precision = precision
+    if precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
+        config.zero_stage = 1
+        return "; ZeRO stage 1, since DeepSpeed has no fp16 without it"
+    return ""
 
 
 def require_precision(config: TrainConfig) -> None:

@@ -37,7 +37,7 @@ def test_every_experiment_composes_and_finds_its_deepspeed_settings(name: str) -
     world_size = {"base": 128, "large": 192}.get(name, 8)
     batching = resolve_batching(config, world_size)
     for precision in PRECISIONS if config.precision == "auto" else (config.precision,):
-        config.precision = precision  # as settle_precision does where the training runs
+        use_precision(config, precision)  # as settle_precision does where the training runs
         settings = deepspeed_settings(config, batching, world_size)
         assert settings["train_batch_size"] == batching.pairs_per_step
 
