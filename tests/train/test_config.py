@@ -18,6 +18,7 @@ from filip.train.engine import (
     deepspeed_settings,
     make_optimizer,
     resolve_batching,
+    use_precision,
 )
 from filip.train.lamb import ClampedAdamW, Lamb
 from tests.support.training import compose
