@@ -148,17 +148,20 @@ def documented_commands() -> Iterator[tuple[str, str, str]]:
 @pytest.mark.parametrize(("page", "module", "arguments"), documented_commands())
 def test_a_documented_command_exists_with_its_options(page: str, module: str, arguments: str) -> None:
     assert " " not in module and importlib.util.find_spec(module), f"{page}: there is no {module}"
-    schema = schema_of(module)
+    schema = schema_of(module, arguments)
     named = set(re.findall(r"(?:^|[\s\['])([a-z_]+(?:\.[a-z_]+)*)=", arguments))
     unknown = named - {"experiment", "model", *fields_of(schema)} if schema else set()
     assert not unknown, f"{page}: {module} has no option {', '.join(sorted(unknown))}"
 
 
-def schema_of(module: str) -> type | None:
+def schema_of(module: str, arguments: str = "") -> type | None:
     """The dataclass that the command is configured by; None for what takes other arguments, and for bench."""
     if module == "filip.train":
         return TrainConfig
-    main = None if module.startswith("bench.") else getattr(importlib.import_module(module), "main", None)
+    code = None if module.startswith("bench.") else importlib.import_module(module)
+    if own := getattr(code, "schema_of", None):  # its options depend on one of them
+        return own(arguments.split())
+    main = getattr(code, "main", None)
     hints = typing.get_type_hints(main) if main else {}
     return next((hint for hint in hints.values() if dataclasses.is_dataclass(hint)), None)
 

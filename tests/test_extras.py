@@ -20,7 +20,7 @@ from filip.extras import EXTRAS, extra_of
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 FILES = sorted((ROOT / "filip").rglob("*.py"))
-OURS = {"filip", "filip_command", "workflow", "bench", "tests"}
+OURS = {"filip", "filip_command", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
     "ctranslate2",

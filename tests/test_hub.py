@@ -41,9 +41,17 @@ def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_
     """In a process of its own: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")
     program = "import sys; from filip.__main__ import main; main()"
-    command = ["eval", "heatmap", "model=hf:nobody/nothing", f"image={tmp_path}/a.png", "caption=a cat"]
+    command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]
     found = subprocess.run(
-        [sys.executable, "-c", program, *command, f"picture={tmp_path}/p.png"],
+        [
+            sys.executable,
+            "-c",
+            program,
+            *command,
+            f"image={tmp_path}/a.png",
+            "caption=a cat",
+            f"out={tmp_path}/p.png",
+        ],
         capture_output=True,
         text=True,
         check=False,

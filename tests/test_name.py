@@ -42,7 +42,7 @@ INSTALLS = [
 
 def test_the_distribution_has_a_name_of_our_own() -> None:
     assert PROJECT["name"] != "filip"
-    assert any(name == "docs/installation.md" and "index" in line for name, line in INSTALLS)
+    assert any(name == "docs/installation.md" and "explore" in line for name, line in INSTALLS)
 
 
 @pytest.mark.parametrize(("name", "line"), INSTALLS)

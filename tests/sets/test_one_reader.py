@@ -225,7 +225,7 @@ def test_nothing_in_a_folder_vanishes_and_a_pipe_is_never_opened(
     data = open_set(retrieval_card(str(own)), ".")
     assert len(data) == len(CAPTIONS)
     said = capsys.readouterr().err
-    assert "4 that are no files" in said and "1 captions without a picture, such as alone.txt" in said
+    assert "4 that are not files" in said and "1 captions without a picture, such as alone.txt" in said
 
 
 def test_a_pipe_in_a_table_is_never_opened(tmp_path: Path) -> None:
