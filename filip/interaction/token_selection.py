@@ -39,9 +39,9 @@ def token_scores(
 
     "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
     which is equally close to everything ([BOS], "a", a comma) scores low. "salience" does not look at the other side:
-    it is minus the mean similarity to the tokens on its side, so that what is rare in the batch scores high, at b * n1
-    * d operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction in
-    ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
+    it is minus the mean similarity to the tokens on its side, so that what is rare in the batch scores high, at
+    b * n1 * d operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction
+    in ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
     score that does would tell the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
