@@ -37,7 +37,7 @@ CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
 SILENCE = 2.5  # seconds until Snakemake has to be seen to start
 SILENCE_IN_A_LOG = 30.0
 PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
-SNAKEMAKE = "--snakemake"  # before Snakemake's arguments: be the child
+SNAKEMAKE = "--snakemake"  # stands before Snakemake's arguments: be the child
 STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
 
 

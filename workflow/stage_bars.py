@@ -22,8 +22,8 @@ from filip.progress import clock
 from workflow.stages import Job, Stage, benchmark_of, log_lines, terminal_lines, times_table, usual_seconds
 
 DEFAULT = "DefaultStreamHandler"  # Snakemake's name for the handler that prints its lines
-STOPPING = "Terminating processes on user request"  # what Snakemake says after Ctrl-C
-CLEAR = "\x1b[{}A\x1b[J"  # so many lines up, and everything below away
+STOPPING = "Terminating processes on user request"  # Snakemake's message after Ctrl-C
+CLEAR = "\x1b[{}A\x1b[J"  # move up that many lines and clear everything below
 SECONDS_BETWEEN_REDRAWS = 1.0
 SECONDS_BETWEEN_LINES = 30.0  # in a log
 SECONDS_OF_SILENCE = 2.0  # in a terminal, before the first job: short commands stay as they are
@@ -33,7 +33,7 @@ Estimating = Callable[[Mapping[str, int]], Mapping[str, tuple[float, int]]]
 
 
 class StageBars(logging.Handler):
-    """A drawing of what Snakemake's events, and the logs of its jobs, tell."""
+    """A logging handler that draws what Snakemake's events, and the logs of its jobs, tell."""
 
     def __init__(
         self,

@@ -28,7 +28,7 @@ from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
-PORTS = 1000  # from launch.master_port on
+PORTS = 1000  # ports from launch.master_port on
 FILIP340M = 340_000_000  # pairs
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 

@@ -284,11 +284,11 @@ class _Ring(torch.autograd.Function):
                 grad_images += own
             if not needs[1]:  # the same on all ranks
                 continue
-            wait_all(handles)  # what the ranks before this one have summed for this block is here now
+            wait_all(handles)  # this block's sum over the ranks before this one has arrived
             summed = remote.contiguous() if step == 0 else total.add_(remote)
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
-        wait_all(handles)  # after the last hop each gradient is at its owner
+        wait_all(handles)  # after the last hop each gradient is with its owner
         return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None
 
 

@@ -165,12 +165,12 @@ class _Sigmoid(torch.autograd.Function):
             if layout is None or ctx.exchange == "gather":
                 parts.append(of_block)
                 continue
-            wait_all(handles)  # what the ranks before this one have summed for this block is here now
+            wait_all(handles)  # this block's sum over the ranks before this one has arrived
             summed = of_block if step == 0 else total.add_(of_block)
             owner = (layout.rank - step) % layout.ranks
             following = layout.texts[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed.contiguous(), (following, summed.shape[1]), layout.group)
-        wait_all(handles)  # after the last hop each gradient is at its owner
+        wait_all(handles)  # after the last hop each gradient is with its owner
         if parts:
             total = torch.cat(parts)
             if layout is not None:

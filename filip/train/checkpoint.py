@@ -28,7 +28,7 @@ from filip.train.zero_layout import reading_universal
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """Find the checkpoint that ``auto``, ``never`` or a path names. Raise UserError if it is not finished."""
+    """Find the checkpoint that ``auto``, ``never`` or a path names; UserError if the path is not a finished one."""
     if resume == "never":
         return None
     if resume == "auto":
@@ -79,7 +79,7 @@ def check_compatible(saved: LoopState, now: LoopState) -> None:
 
 
 def _comparable(model: dict[str, Any]) -> dict[str, Any]:
-    """Add defaults for fields that a later version added, and leave out what changes no weight."""
+    """Return a model's settings with defaults for fields added later, and without what changes no weight."""
     return {**asdict(config_from_dict(model)), "gradient_checkpointing": None, "name": None}
 
 

@@ -65,7 +65,8 @@ def _block(tokens: float, columns: float, width: int, hidden: int) -> float:
 def passes(checkpointing: bool, chunks: int) -> int:
     """Return how many forward passes a step's arithmetic amounts to.
 
-    ``chunks`` above 1 is gradient caching, which first encodes without gradients.
+    A backward pass is two, recomputing is one more. ``chunks`` above 1 is gradient caching, which first encodes without
+    gradients.
     """
     return 3 + checkpointing + (chunks > 1)
 

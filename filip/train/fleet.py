@@ -36,7 +36,7 @@ from filip.train.telemetry import duration
 
 @dataclass(frozen=True)
 class Links:
-    """The connections of a fleet as a collective sees them."""
+    """A fleet's connections as a collective sees them."""
 
     ranks: int
     per_node: int

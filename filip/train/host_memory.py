@@ -17,7 +17,7 @@ INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_in
 RANK_BYTES, COPIED_BYTES, WORKER_BYTES = 340e6, 80e6, 60e6
 CAPTION_BYTES, NAME_BYTES = 280, 1600
 GPU_RANK_BYTES = (
-    2e9  # what the driver and its libraries hold on the host for each rank: assumed, never measured here
+    2e9  # for the driver and its libraries on the host, for each rank: assumed, never measured here
 )
 SAFETY = 1.2  # factor on the sum: for the page cache, and for allocators that do not give everything back
 
@@ -40,7 +40,7 @@ def node_bytes(
     sources = max(1, len(data.sources))
     readers = ranks * max(1, data.workers)  # processes that read; with workers=0 the ranks themselves
     shards = -(-pairs // PAIRS_PER_SHARD)
-    windows = reader_groups_of_a_rank(data.reader_groups, world_size) * sources  # that a rank reads from
+    windows = reader_groups_of_a_rank(data.reader_groups, world_size) * sources  # those of one rank
     window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
     opened = min(shards, windows * (data.shuffle_window_shards + 1))
     batch = batch_per_rank // data.captions_per_image * 3 * image_size * image_size

@@ -30,7 +30,7 @@ def param_groups(
     layer_decay: float = 1.0,
     projection_steps: int = 0,
 ) -> list[dict[str, Any]]:
-    """Make the groups for the optimiser, named ``decay``, ``no_decay`` and ``temperature``.
+    """Make three groups for the optimiser, named ``decay``, ``no_decay`` and ``temperature``.
 
     The optimiser clamps the temperature to ``maximum``, the logarithm of ``model.config.max_logit_scale``, so that
     ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate, which is 0

@@ -32,7 +32,7 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
-    # A second group of all ranks, on the CPU (gloo) and with more patience: for all messages and waits between steps.
+    # A further group of all ranks, on the CPU (gloo) and with more patience: for all messages and waits between steps.
     # None for one rank alone.
     side: Any = None
 

@@ -26,7 +26,7 @@ from filip.train.ranks import Ranks, from_main, raise_together
 
 @dataclass(frozen=True)
 class Resumption:
-    """The decision where a run starts. Without a checkpoint it starts at step 0."""
+    """The decision on where a run starts. Without a checkpoint it starts at step 0."""
 
     checkpoint: Path | None = None
     saved: LoopState | None = None

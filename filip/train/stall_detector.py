@@ -15,7 +15,7 @@ FEWEST = 5  # steps from which a median is taken
 
 
 class StallDetector:
-    """A thread that watches the steps of one rank. The first rank reports; so does one that waits for data.
+    """A watcher of one rank's steps, in a separate thread. The first rank reports; so does one that waits for data.
 
     A rank that waits for its data keeps all others in a collective, so its line names the cause.
     """

@@ -46,7 +46,7 @@ class LossInput:
         Tensor | None
     )  # [b] int64: own pairs of one id are positives of each other; None: only the own pair
     all_positives: Tensor | None  # [N] int64, of all ranks
-    offset: int  # where this rank's pairs start among the N
+    offset: int  # position of this rank's first pair among the N
     settings: LossSettings
     step: int = 0  # optimiser steps before this one
     own: Any = None  # the settings of the term that computes, an instance of its Term.settings

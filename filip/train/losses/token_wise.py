@@ -79,9 +79,8 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
 def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
     """Return what ``token_score=learned`` learns, at its start.
 
-    Of equal scores the first tokens win, which happens in the first step only.
-
-    It has the form of :attr:`Term.parameters`; it is empty for other scores and where all tokens stay.
+    Among equal scores the first tokens win, which happens in the first step only.
+    The result has the form of :attr:`Term.parameters`; it is empty for other scores and where all tokens stay.
     """
     selects = settings.token_keep_ratio < 1 or settings.token_keep_schedule is not None
     if settings.token_score != "learned" or not selects:

@@ -76,7 +76,7 @@ def parse_weight(name: str, value: object) -> Weight | None:
 
 @lru_cache
 def parse_schedule(name: str, value: str | None) -> WeightSchedule | None:
-    """Parse the schedule in the key ``name`` of the configuration. Raise UserError for anything but null or one."""
+    """Parse the schedule in the key ``name`` of the configuration. Raise UserError if it is neither one nor null."""
     return None if value is None else _schedule(name, value, f"no schedule; write {FORMS.partition(', ')[2]}")
 
 
