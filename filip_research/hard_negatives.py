@@ -38,7 +38,10 @@ class Margin:
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Cross-entropy over the token-wise similarity plus the margin; the accuracies are those with the margin."""
+    """Compute the cross-entropy over the token-wise similarity plus the margin.
+
+    The accuracies are those with the margin.
+    """
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     margin = batch.own.margin * caption_similarity(batch)
     hardened = Similarity(similarity.i2t + margin, similarity.t2i + margin.T)
@@ -48,7 +51,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 @torch.no_grad()
 def caption_similarity(batch: LossInput) -> Tensor:
-    """Cosine of own captions with those of all ranks [b, N]; 0 for positives."""
+    """Return the cosine of own captions with those of all ranks [b, N]; 0 for positives."""
     vectors = batch.vectors.text
     cosine = distributed_pooled_similarity(vectors, vectors).i2t
     if batch.positives is None or batch.all_positives is None:
@@ -59,7 +62,7 @@ def caption_similarity(batch: LossInput) -> Tensor:
 
 
 def memory(shape: BatchShape) -> float:
-    """As token_wise, and one more matrix for each side with its gradient."""
+    """Return the bytes of token_wise, plus one more matrix for each side with its gradient."""
     return token_wise.memory(shape) + 4 * 4 * shape.pairs * shape.setting.global_batch
 
 

@@ -30,11 +30,11 @@ from torch import Tensor
 from filip.interaction.packing import accumulation_dtype
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
 
-TYPICAL_WORDS = 18  # of a web caption, [BOS] and [EOS] included
+TYPICAL_WORDS = 18  # in a web caption, [BOS] and [EOS] included
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Eq. 5 over this rank's pairs; captions of one length at a time, so that none is padded."""
+    """Compute eq. 5 over this rank's pairs; captions of one length at a time, so that none is padded."""
     image, text = batch.tokens
     lengths: list[int] = text.lengths.tolist()
     captions = text.tokens.split(lengths)
@@ -50,8 +50,9 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def local_loss(image: Tensor, words: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
-    """Of pairs of ``image`` [m, P, d] and ``words`` [m, n, d]: eq. 5 of each [m], and the share of words [m] to which
-    what they gathered is closer than what the others did.
+    """Return eq. 5 [m] for pairs of ``image`` [m, P, d] and ``words`` [m, n, d], and a share of words [m].
+
+    The share is of the words to which what they gathered is closer than what the others gathered.
     """
     wide = accumulation_dtype(image.dtype)
     with torch.autocast(image.device.type, enabled=False):
@@ -65,7 +66,7 @@ def local_loss(image: Tensor, words: Tensor, scale: Tensor) -> tuple[Tensor, Ten
 
 
 def patch_weights(words: Tensor, image: Tensor) -> Tensor:
-    """a of eq. 4 [m, n, P]: what each word takes of each patch; not negative, with sum 1."""
+    """Return a of eq. 4 [m, n, P]: what each word takes of each patch; not negative, with sum 1."""
     similarity = torch.bmm(words, image.mT)
     low, high = similarity.amin(dim=2, keepdim=True), similarity.amax(dim=2, keepdim=True)
     flat = high == low
@@ -76,13 +77,17 @@ def patch_weights(words: Tensor, image: Tensor) -> Tensor:
 
 
 def chance(pairs: int) -> float:
-    """A caption of typical length, each word as close to everything; the number of pairs does not matter."""
+    """Return the loss of a caption of typical length whose words are equally close to everything.
+
+    The number of pairs does not matter.
+    """
     return math.log(TYPICAL_WORDS)
 
 
 def memory(shape: BatchShape) -> float:
-    """Own tokens and their gradients in float32, and per pair: similarities of words with patches and of words with
-    words, each several times.
+    """Return the bytes of own tokens and their gradients in float32, and of the similarities per pair.
+
+    The latter are those of words with patches and of words with words, each several times.
     """
     tokens = shape.pairs * (shape.patches + 3 * shape.words) * shape.dim * 8
     return tokens + shape.pairs * shape.words * (8 * shape.patches + 6 * shape.words) * 4

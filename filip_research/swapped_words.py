@@ -26,7 +26,10 @@ from filip_research.word_swaps import with_noun_exchanged
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """FILIP's loss and what the swapped captions add; also the share of images that prefer their true caption."""
+    """Compute FILIP's loss and what the swapped captions add.
+
+    The metrics also hold the share of images that prefer their true caption.
+    """
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     plain = batch.cross_entropy(similarity)
     swapped = batch.encoded.further
@@ -45,7 +48,10 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
-    """s^I of each image with the text of the same row [b], in at least float32; anything where there is no text."""
+    """Return s^I of each image with the text of the same row [b], in at least float32.
+
+    The value is arbitrary where the row has no text.
+    """
     width = int(text.lengths.max().clamp(min=1))
     columns = text.lengths.new_ones(len(text.lengths), width).cumsum(1) - 1
     mask = (columns < text.lengths[:, None]).to(text.tokens.device)
@@ -53,12 +59,12 @@ def own_similarity(image: Tensor, text: TextFeatures) -> Tensor:
     padded = padded.masked_scatter(mask[..., None], text.tokens)
     similarity = image.to(padded.dtype) @ padded.transpose(1, 2)
     lowest = similarity.masked_fill(~mask[:, None], -2.0)  # below the cosine of any two vectors
-    # Of several equal ones one takes the whole gradient, as in the engine.
+    # If several are equal, one takes the whole gradient, as in the engine.
     return lowest.gather(2, lowest.argmax(dim=2, keepdim=True)).squeeze(2).mean(dim=1)
 
 
 def check(settings: LossSettings) -> None:
-    """UserError if the swapped captions would be compared otherwise than the true ones."""
+    """Raise UserError if the swapped captions would be compared otherwise than the true ones."""
     for name, needed in (
         ("token_keep_ratio", 1.0),
         ("token_keep_schedule", None),
@@ -72,12 +78,12 @@ def check(settings: LossSettings) -> None:
 
 
 def chance(pairs: int) -> float:
-    """One caption of ``pairs`` + 1 for an image, one image of ``pairs`` for a caption."""
+    """Return the loss for one caption of ``pairs`` + 1 for an image, and one image of ``pairs`` for a caption."""
     return (math.log(pairs + 1) + math.log(pairs)) / 2
 
 
 def memory(shape: BatchShape) -> float:
-    """As token_wise; own swapped tokens with their gradients, and own pairs' similarities twice."""
+    """Return the bytes of token_wise, own swapped tokens with gradients, and own pairs' similarities twice."""
     return token_wise.memory(shape) + shape.pairs * shape.words * 8 * (shape.dim + shape.patches)
 
 

@@ -32,11 +32,11 @@ from filip.interaction import Blockwise, distributed_late_interaction, sigmoid_l
 from filip.train.losses.sigmoid import INITIAL_BIAS, chance
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
 
-INITIAL_TEMPERATURE = 0.1  # of the attention by cosine
+INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """The sigmoid loss over the cosine of each caption with what it attends to in each image."""
+    """Compute the sigmoid loss over the cosine of each caption with what it attends to in each image."""
     image, vectors = batch.encoded.image, batch.vectors.text
     query, key, value = (
         batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
@@ -65,7 +65,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def attended_similarity(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
-    """Cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
+    """Return the cosine of a caption with what it attends to in an image (FLAIR, Xiao et al., 2025).
 
     ``images`` [i, n1, 2 d]: the key and the value of each patch, one after the other. ``texts`` [t, 1, 2 d]: the query
     of each caption and the unit vector that the result is compared with. A patch of zeros is added, so that a caption
@@ -81,7 +81,7 @@ def attended_similarity(images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def initial(dim: int) -> dict[str, Tensor]:
-    """Attention by cosine with :data:`INITIAL_TEMPERATURE`, and SigLIP's bias."""
+    """Return parameters for attention by cosine with :data:`INITIAL_TEMPERATURE`, and SigLIP's bias."""
     identity = torch.eye(dim)[None]
     factor = math.sqrt(math.sqrt(dim) / INITIAL_TEMPERATURE)
     return {
@@ -93,7 +93,10 @@ def initial(dim: int) -> dict[str, Tensor]:
 
 
 def memory(shape: BatchShape) -> float:
-    """Own tokens twice as wide, with gradients in float32; queries and vectors of all ranks; the matrix of logits."""
+    """Return the bytes for own tokens twice as wide, with float32 gradients.
+
+    Added are queries and vectors of all ranks, and the matrix of logits.
+    """
     texts = shape.setting.global_batch if shape.exchange == "gather" else 4 * shape.pairs
     logits = 4 * 4 * shape.pairs * shape.setting.global_batch
     return shape.pairs * shape.patches * shape.dim * 3 * 8 + texts * 2 * shape.dim * 8 + logits

@@ -51,7 +51,7 @@ def with_noun_exchanged(batch: Mapping[str, Any], key: str) -> tuple[Tensor, Ten
 
 
 def nouns(ids: list[int]) -> list[int]:
-    """Positions of words in one piece that end a run of content words, in a caption without padding."""
+    """Return the positions of words in one piece that end a run of content words, in a caption without padding."""
     content = is_content()
     found = []
     for place, token in enumerate(ids):
@@ -63,7 +63,7 @@ def nouns(ids: list[int]) -> list[int]:
 
 @cache
 def ends_word() -> Tensor:
-    """[vocabulary] bool: the token is the end of a word, or all of it."""
+    """Return [vocabulary] bool: the token is the end of a word, or all of it."""
     ends = torch.tensor([text.endswith(" ") for text in token_texts()])
     ends[[BOS, EOS]] = True
     return ends
@@ -71,7 +71,10 @@ def ends_word() -> Tensor:
 
 @cache
 def is_content() -> Tensor:
-    """[vocabulary] bool: ends a word, in letters, that is no function word; or is a part of a longer word."""
+    """Return [vocabulary] bool: a token in letters that ends a word which is not a function word.
+
+    A part of a longer word, in letters, counts too.
+    """
     words = [text.strip() for text in token_texts()]
     content = [
         word.isalpha() and (not text.endswith(" ") or (len(word) > 2 and word not in FUNCTION_WORDS))

@@ -26,11 +26,11 @@ from filip.files import write_json
 from filip.progress import clock, say
 
 COSTS = Path(__file__).resolve().parent / "costs"
-TIMES = "times.json"  # in a study's results: what the last complete run took
+TIMES = "times.json"  # in a study's results: the times of the last complete run
 MEASURE = (sys.executable, "-m", "workflow.speed")
 KINDS = ("compute", "plain")
-HALF_A_TENTH = 0.05  # seconds, which are recorded in tenths: of a job that took none of them
-SPREAD = 0.8  # of twice the cores, how much less: some of the work runs on one core
+HALF_A_TENTH = 0.05  # seconds, which are recorded in tenths: assumed for a job recorded as taking none
+SPREAD = 0.8  # exponent of the number of cores: on twice as many, a run takes more than half the time
 
 
 @dataclass
@@ -62,13 +62,13 @@ def main(config: Recording) -> None:
 
 
 def read_costs(file: Path) -> list[dict[str, Any]]:
-    """The measurements of a study; none if nobody has measured it."""
+    """Read the measurements of a study; return none if nobody has measured it."""
     found: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else []
     return found
 
 
 def cpu_name() -> str:
-    """The CPU's name as the system gives it."""
+    """Return the CPU's name as the system gives it."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -77,7 +77,7 @@ def cpu_name() -> str:
 
 
 class Estimate:
-    """Measures this computer in a process of its own, from now on, and is asked once the jobs are known."""
+    """A measurement of this computer in a separate process, which starts now and is read once the jobs are known."""
 
     def __init__(self, study: str, cores: Callable[[], int | None]) -> None:
         self.costs = read_costs(COSTS / f"{study}.json")
@@ -85,7 +85,7 @@ class Estimate:
         self._measuring = subprocess.Popen(MEASURE, stdout=subprocess.PIPE, text=True) if self.costs else None
 
     def __call__(self, counts: Mapping[str, int]) -> dict[str, tuple[float, int]]:
-        """The seconds and threads of a job of each rule; says how long all of them take."""
+        """Return the seconds and threads of a job of each rule; say how long all of them take."""
         if self._measuring is None:
             return {}
         printed, _ = self._measuring.communicate()
@@ -103,7 +103,10 @@ class Estimate:
 
 
 def asks_for_one(arguments: Sequence[str]) -> bool:
-    """Whether Snakemake was called to run jobs, as far as its arguments tell: measuring takes a second of a core."""
+    """Return whether Snakemake was called to run jobs, as far as its arguments tell.
+
+    It matters because measuring takes a second of a core.
+    """
     others = {
         "--lint",
         "--report",
@@ -121,7 +124,7 @@ def asks_for_one(arguments: Sequence[str]) -> bool:
 def job_seconds(
     rule: str, costs: Sequence[Mapping[str, Any]], speed: Mapping[str, float]
 ) -> tuple[float, int] | None:
-    """Seconds of one job of a rule at this speed, and its threads; None if it was never measured.
+    """Return the seconds of one job of a rule at this speed, and its threads; None if it was never measured.
 
     Non-negative least squares over the measured computers, of relative errors: seconds = a / compute + b / plain.
     """
@@ -147,7 +150,10 @@ def run_seconds(
     costs: Sequence[Mapping[str, Any]],
     cores: int,
 ) -> float:
-    """Seconds of a run with so many jobs of each rule, whose cores idle as much as they did when it was measured."""
+    """Return the seconds of a run with so many jobs of each rule.
+
+    Its cores are assumed to idle as much as they did when it was measured.
+    """
     work = sum(counts[rule] * seconds * threads for rule, (seconds, threads) in jobs.items())
     idle = [
         entry["seconds"] * entry["cores"]
@@ -159,7 +165,7 @@ def run_seconds(
 
 
 def about(seconds: float) -> str:
-    """``40 seconds``, ``9 minutes`` or ``3 hours``: no more digits than such an estimate has."""
+    """Return ``40 seconds``, ``9 minutes`` or ``3 hours``: no more digits than such an estimate has."""
     if seconds < 90:
         return f"{max(10, round(seconds, -1)):.0f} seconds"
     if seconds < 90 * 60:

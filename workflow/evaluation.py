@@ -12,7 +12,7 @@ from filip.eval.cards import load_card
 from filip.study import Study
 from filip.study.evaluation import evaluation_options
 
-# The arguments of an evaluation that the picture of an alignment has too.
+# The arguments that an evaluation and the picture of an alignment have in common.
 OF_A_SHEET = ("model", "root", "data", "missing", "prompts", "image_size", "precision", "tokens", "device")
 
 
@@ -31,11 +31,11 @@ class StudyEvaluations(Study):
         return f"{self.results}/models/{run}.safetensors"
 
     def model_file(self, name: str) -> list[str]:
-        """The weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
+        """Return the weights that an evaluation waits for; none for a peer, whose model open_clip loads."""
         return [] if name in self.peers else [self.weights(name)]
 
     def model(self, name: str) -> str:
-        """What an evaluation calls the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
+        """Return an evaluation's name for the model: a file of this study, or ``open_clip:ARCHITECTURE[:WEIGHTS]``."""
         return self.peers[name]["model"] if name in self.peers else self.weights(name)
 
     def cards(self, protocol: str) -> list[str]:
@@ -44,26 +44,26 @@ class StudyEvaluations(Study):
     # ---- jobs ----------------------------------------------------------------------------------------
 
     def job(self, protocol: str) -> str:
-        """The result of a job below ``eval/``, without its suffix: a pattern of wildcards."""
+        """Return the result of a job below ``eval/``, without its suffix: a pattern of wildcards."""
         return f"{{run}}/{protocol}/{{card}}" if self.per_card else f"{{run}}/{protocol}"
 
     def job_log(self, protocol: str) -> str:
-        """The log of a job below ``logs/`` and its times below ``benchmarks/``, as ``job``."""
+        """Return the log of a job below ``logs/`` and its times below ``benchmarks/``, as ``job``."""
         return f"{protocol}/{{run}}/{{card}}" if self.per_card else f"{protocol}/{{run}}"
 
     def parts(self, run: str, protocol: str) -> list[str]:
-        """The results of a run on the single cards of a protocol, in the order of the study."""
+        """Return the results of a run on the single cards of a protocol, in the order of the study."""
         return [f"{self.results}/eval/{run}/{protocol}/{name}.json" for name in self.benchmarks(protocol)]
 
     def job_inputs(self, protocol: str, wildcards: Any) -> dict[str, Any]:
-        """What an evaluation job reads: weights, cards, prompts, and the data where they are made here or are there.
+        """Return the inputs of an evaluation job: weights, cards, prompts, and the data made here or already there.
 
         A job that found its data missing runs again once they are there: they have become an input.
         """
         return self._inputs(wildcards.run, protocol, self._names(protocol, wildcards))
 
     def sheet_inputs(self, wildcards: Any) -> dict[str, Any]:
-        """What the alignment sheet of a run reads: as an evaluation of all cards."""
+        """Return the inputs of a run's alignment sheet: those of an evaluation of all cards."""
         return self._inputs(wildcards.run, "alignment", self.benchmarks("alignment"))
 
     def _inputs(self, model: str, protocol: str, names: list[str]) -> dict[str, Any]:
@@ -76,36 +76,36 @@ class StudyEvaluations(Study):
         }
 
     def job_arguments(self, protocol: str, wildcards: Any) -> str:
-        """The arguments of a job's command, without ``out=``, for a shell."""
+        """Return the arguments of a job's command, without ``out=``, for a shell."""
         return self.evaluation_arguments(wildcards.run, protocol, self._names(protocol, wildcards))
 
     def of_job(self, what: str, protocol: str) -> partial[Any]:
-        """The method ``what`` for a protocol, as a function of a job's wildcards."""
+        """Return the method ``what`` for a protocol, as a function of a job's wildcards."""
         return partial(getattr(self, what), protocol)
 
     def _names(self, protocol: str, wildcards: Any) -> list[str]:
         return [wildcards.card] if self.per_card else self.benchmarks(protocol)
 
     def data_of(self, name: str) -> Path | None:
-        """Where the data of a card are that a job per card may find missing; None if there is no such place."""
+        """Return where a card's data are that a job per card may find missing; None if it has no such place."""
         card = load_card(name, self.evaluation.get("loaders", {}).get(name))
         return Path(self.evaluation["root"], card.path) if self.per_card and card.path else None
 
     def missing_data(self) -> list[str]:
-        """The benchmarks of a study with a job per card whose data are not there; their cells will be empty."""
+        """Return the benchmarks of a study with a job per card whose data are not there; their cells will be empty."""
         places = {name: self.data_of(name) for name in self.all_benchmarks}
         return [name for name, place in places.items() if place is not None and not place.exists()]
 
     def benchmark_files(self) -> list[str]:
-        """What must exist before an evaluation."""
+        """Return the files that must exist before an evaluation."""
         raise NotImplementedError
 
     # ---- command lines -------------------------------------------------------------------------------
 
     def evaluation_arguments(self, model: str, protocol: str, names: list[str] | None = None) -> str:
-        """What ``filip eval`` is given of the study for a protocol, for a shell: model, root, cards and options.
+        """Return the study's arguments of ``filip eval`` for a protocol: model, root, cards and options.
 
-        names: of the cards; None: all of the protocol.
+        They are for a shell. names: those of the cards; None: all of the protocol.
         """
         loaders = self.evaluation.get("loaders", {})
         names = self.benchmarks(protocol) if names is None else names
@@ -120,17 +120,20 @@ class StudyEvaluations(Study):
         return shlex.join(f"{key}={value}" for key, value in {**given, **options}.items())
 
     def sheet_arguments(self, wildcards: Any) -> str:
-        """What draws the alignment sheet of a run, for a shell: the model as the protocol has it, the same cards."""
+        """Return the arguments for a run's alignment sheet, for a shell: the protocol's model, the same cards."""
         given = shlex.split(self.evaluation_arguments(wildcards.run, "alignment"))
         return shlex.join(argument for argument in given if argument.split("=", 1)[0] in OF_A_SHEET)
 
     def prompt_file(self, model: str, protocol: str) -> list[str]:
-        """The file of prompts that an evaluation reads; none if it reads none, or the prompt is on its command line."""
+        """Return the file of prompts that an evaluation reads.
+
+        It is none if it reads none, or the prompt is on its command line.
+        """
         prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
         return [prompts] if prompts and "{c}" not in prompts else []
 
     def quoted_labels(self, table: str) -> str:
-        """The argument ``labels=[…]`` of a command that draws a table's rows beside each other, for a shell."""
+        """Return the argument ``labels=[…]``, for a shell, of a command that draws a table's rows side by side."""
         return self._quoted_labels(self.rows(table))
 
     def _quoted_labels(self, runs: list[str]) -> str:
@@ -138,13 +141,16 @@ class StudyEvaluations(Study):
         return shlex.quote(f"labels=[{names}]")
 
     def draws_side_by_side(self, table: str) -> bool:
-        """Whether the models of a table are drawn side by side: there are several, and so are the first card's data."""
+        """Return whether the models of a table are drawn side by side.
+
+        They are if there are several, and the first card's data are there.
+        """
         first = [name for name in self.benchmarks(table)[:1] if name not in self.missing_data()]
         return len(self.rows(table)) > 1 and bool(first)
 
     @property
     def explorer(self) -> dict[str, Any] | None:
-        """What the page ``explore.html`` is made of: models, their labels (for a shell), card, count. None: no page."""
+        """Return what the page ``explore.html`` shows: models, labels (for a shell), card, count. None: no page."""
         wanted = self.config.get("explorer")
         return wanted and {
             "models": [self.model(run) for run in wanted["models"]],

@@ -18,13 +18,13 @@ from pathlib import Path
 from filip.errors import UserError
 
 VARIABLE = "CUDA_VISIBLE_DEVICES"
-LOCKS = "FILIP_GPU_LOCKS"  # folder of the locks; by default one of the user's in the machine's own temporary folder
+LOCKS = "FILIP_GPU_LOCKS"  # folder of the locks; by default one for the user in the machine's own temporary folder
 STRIDE = 100  # between the ports of two GPUs: a study's own trainings differ by less
 WAIT = 2.0  # seconds between two looks at what is free
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
+    """Return the GPUs that this process may use: those of CUDA_VISIBLE_DEVICES, or all that nvidia-smi lists."""
     given = os.environ.get(VARIABLE)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
@@ -37,7 +37,10 @@ def visible() -> list[str]:
 
 
 def take(count: int, gpus: list[str], folder: Path) -> dict[str, int] | None:
-    """The first ``count`` free GPUs, {name: descriptor of its lock}; None if fewer are. Children keep the locks."""
+    """Lock the first ``count`` free GPUs and return {name: descriptor of its lock}; None if fewer are free.
+
+    Children keep the locks.
+    """
     held: dict[str, int] = {}
     for name in gpus:
         lock = os.open(folder / name.replace("/", "_"), os.O_CREAT | os.O_RDWR, 0o600)
@@ -56,9 +59,9 @@ def take(count: int, gpus: list[str], folder: Path) -> dict[str, int] | None:
 
 
 def wait_for(count: int) -> list[str]:
-    """``count`` GPUs that nobody else has, locked for this process and its children; none on a machine without GPUs.
+    """Wait for ``count`` GPUs that nobody else has and lock them for this process and its children.
 
-    Raises UserError if the machine has some, but fewer.
+    Returns none on a machine without GPUs. Raises UserError if the machine has some, but fewer.
     """
     gpus = visible()
     if not gpus:
@@ -94,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
 
 def numbers_of(names: list[str]) -> list[int]:
-    """Numbers of GPUs; of names that are none (UUIDs), one each that is the same for all processes."""
+    """Return the numbers of GPUs; for names that are none (UUIDs), one each that is the same for all processes."""
     return [int(name) if name.isdecimal() else sum(name.encode()) % 100 for name in names]
 
 

@@ -43,7 +43,7 @@ INDEXES = (
 )  # not local wheels: the lock is for all
 CPU_BUILDS = "https://download.pytorch.org/whl/cpu/"
 PATIENCE = 3.0  # seconds until an index that does not answer counts as unreachable
-SIGN_OF_LIFE = 20.0  # seconds between two lines where there is no terminal to draw a bar in
+SIGN_OF_LIFE = 20.0  # seconds between two lines where no terminal can draw a bar
 
 
 def main() -> None:
@@ -84,7 +84,7 @@ def dotted(version: tuple) -> str:
 
 
 def supported() -> tuple:
-    """The first Python that the project runs on and the first that it does not, as pyproject.toml has them."""
+    """Return the first Python that the project runs on and the first that it does not, as in pyproject.toml."""
     text = (ROOT / "pyproject.toml").read_text()
     return tuple(map(int, re.findall(r'requires-python = ">=3\.(\d+),<3\.(\d+)"', text)[0]))
 
@@ -99,7 +99,7 @@ def check_python(version: tuple, subject: str, remedy: str = "") -> None:
 
 
 def version_of_venv() -> tuple | None:
-    """The Python of .venv; None if there is none yet."""
+    """Return the Python of .venv; None if there is none yet."""
     if not VENV.is_dir():
         return None
     config = VENV / "pyvenv.cfg"
@@ -114,7 +114,7 @@ def version_of_venv() -> tuple | None:
 
 
 def check_place() -> None:
-    """A .venv that was moved, or copied along with its folder, has the old place in all of its scripts."""
+    """Refuse a .venv that was moved or copied with its folder: it has the old place in all of its scripts."""
     place = VENV / ".place"
     if place.is_file() and Path(place.read_text()) != VENV.resolve():
         fail(
@@ -128,7 +128,7 @@ def stamp(tier: str) -> Path:
 
 
 def digest(tier: str) -> str:
-    """Change when what is to be installed does."""
+    """Return a hash that changes when what is to be installed does."""
     files = (ROOT / "pyproject.toml", ROOT / "setup.py", LOCK)
     parts = [TIERS[tier][0], *(file.read_text() for file in files)]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
@@ -202,9 +202,9 @@ def lock() -> None:
 
 
 def run_quietly(command: list) -> str:
-    """Run a command and return what it complained of if it failed.
+    """Run a command and return its complaints if it failed.
 
-    Ctrl-C reaches the command, too, whose stack trace nobody needs.
+    Ctrl-C reaches the command, too; nobody needs its stack trace.
     """
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
@@ -222,7 +222,7 @@ def can_make_venvs() -> bool:
 
 
 def pip_settings(python: Path) -> dict:
-    """What pip's configuration files and PIP_* variables say, each option as a list of words."""
+    """Return the options in pip's configuration files and PIP_* variables, each as a list of words."""
     listed = subprocess.run(
         [str(python), "-m", "pip", "config", "list"], capture_output=True, text=True
     ).stdout
@@ -260,13 +260,13 @@ def like_pip(settings: dict) -> dict:
 
 
 def remove_predecessor(python: Path) -> None:
-    """Until version 0.2 the project was installed as `filip`, which is another project's name on PyPI."""
+    """Remove the project as `filip`, as it was installed until version 0.2: another project has that name on PyPI."""
     if list(VENV.glob("lib/python*/site-packages/filip-*.dist-info")):
         subprocess.run([str(VENV / "bin" / "uv"), "pip", "uninstall", "-q", "--python", str(python), "filip"])
 
 
 def torch_backend() -> str | None:
-    """`cpu` where there is no GPU and PyTorch's own index answers; None: as the package index has it."""
+    """Return `cpu` on a machine without a GPU if PyTorch's own index answers; None: as the package index has it."""
     if sys.platform != "linux" or os.environ.get("UV_TORCH_BACKEND"):
         return None
     if shutil.which("nvidia-smi") or list(Path("/dev").glob("nvidia[0-9]*")):
@@ -281,7 +281,7 @@ def torch_backend() -> str | None:
 
 
 def answers(url: str) -> bool:
-    """Whether a host answers soon. In a thread, since looking up its name knows no time limit."""
+    """Return whether a host answers soon, asking in a thread, since looking up its name has no time limit."""
     answered = []
 
     def ask() -> None:
@@ -307,7 +307,7 @@ def run_uv(command: list) -> int:
         except subprocess.TimeoutExpired:
             print(f"   … {time.monotonic() - began:.0f} s, still downloading and installing")
         except KeyboardInterrupt:
-            running.wait()  # the terminal has sent it the signal too
+            running.wait()  # the terminal has sent it the signal as well
             raise
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Launch:
-    """How one training command is started: by what, on how many ranks, with which resources."""
+    """The way in which one training command is started: by what, on how many ranks, with which resources."""
 
     launcher: str
     nodes: int
@@ -28,21 +28,24 @@ class Launch:
 
     @property
     def ranks_of_a_start(self) -> int:
-        """Ranks that share the threads of Snakemake's job: srun counts them per task."""
+        """Return the ranks that share the threads of Snakemake's job: srun counts them per task."""
         return 1 if self.launcher == "srun" else self.ranks_per_node
 
     @property
     def local_gpus(self) -> int:
-        """GPUs of this machine that a training takes; 0 if it trains on CPUs, or where a scheduler gives it GPUs."""
+        """Return the GPUs of this machine that a training takes.
+
+        They are 0 if it trains on CPUs, or where a scheduler gives it GPUs.
+        """
         elsewhere = self.launcher == "srun" or self.hostfile or {"gres", "gpu"} & set(self.resources)
         return 0 if elsewhere or self.accelerator == "cpu" else self.ranks_per_node
 
     def command(self, run_dir: str, module: str = "filip.train") -> str:
-        """The launcher's part of the command line, up to and without the arguments of ``module``."""
+        """Return the launcher's part of the command line, up to and without the arguments of ``module``."""
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
         if self.launcher == "srun":
-            # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: what
-            # is not spelled out here, srun does not know, and it would start one task per node.
+            # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: srun
+            # knows only what is spelled out here, and would otherwise start one task per node.
             return (
                 f"{accelerator}python -m filip.train.slurm_job run_dir={run_dir} -- srun --nodes={self.nodes}"
                 f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
@@ -61,9 +64,11 @@ class Launch:
         return f"{accelerator}deepspeed {hosts}{ranks} --module {module}"
 
     def threads(self, cores: Callable[[], int | None]) -> int:
-        """Snakemake's threads: under srun the cores of a task; on one machine those of all ranks, or, if it trains on
-        the CPU, its share of the cores where ``side_by_side`` trainings run at once. ``cores`` is only asked then: a
-        cluster's profile gives no number of cores."""
+        """Return Snakemake's threads: under srun the cores of a task, on one machine those of all ranks.
+
+        If it trains on the CPU of one machine, they are its share of the cores where ``side_by_side`` trainings run at
+        once. ``cores`` is only asked then: a cluster's profile gives no number of cores.
+        """
         if self.launcher == "srun":
             return self.cpus_per_rank
         cpu = self.accelerator == "cpu"

@@ -21,7 +21,7 @@ import psutil
 from filip.errors import UserError
 
 MARK = "FILIP_RUN"  # in the environment of a run's processes: the study's results, as an absolute path
-HELD = "FILIP_RUN_HELD"  # in Snakemake's: who started it holds the locks
+HELD = "FILIP_RUN_HELD"  # in Snakemake's: the process that started it holds the locks
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 FOLDER = Path(".snakemake")
 
@@ -30,9 +30,9 @@ _locks: list[IO[str]] = []  # open, and so held, until this process ends
 
 
 def take(study: str) -> tuple[int, ...]:
-    """Become the only run of a study here, until this process ends, and the children that are given the files with
-    the returned numbers. UserError if another one is at work.
+    """Become the only run of a study here. Raise UserError if another one is at work.
 
+    It stays the only one until this process ends, and the children that are given the files with the returned numbers.
     If no run of any study is at work in this checkout, the locks that a killed Snakemake has left are removed.
     """
     FOLDER.mkdir(exist_ok=True)
@@ -55,7 +55,7 @@ def take(study: str) -> tuple[int, ...]:
 
 
 def _lock(file: IO[str], how: int) -> bool:
-    """False if another process holds it. File systems without such locks are taken for free ones."""
+    """Return False if another process holds it. File systems without such locks are taken for free ones."""
     try:
         fcntl.flock(file, how)
     except BlockingIOError:
@@ -71,7 +71,10 @@ def mark(results: str | Path) -> None:
 
 
 def processes(results: str | Path) -> list[psutil.Process]:
-    """The processes that a run of these results has started on this machine; without this one and its parents."""
+    """Return the processes that a run of these results has started on this machine.
+
+    This one and its parents are left out.
+    """
     place, me = str(Path(results).resolve()), psutil.Process()
     above = {me.pid, *(parent.pid for parent in me.parents())}
     found = []
@@ -85,7 +88,7 @@ def processes(results: str | Path) -> list[psutil.Process]:
 
 
 def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
-    """End processes: a signal that they may answer by saving, and after ``patience`` seconds one that they may not.
+    """End processes with a signal that they may answer by saving, and after ``patience`` seconds with SIGKILL.
 
     Returns how many there were. ``find`` is asked again and again: what ends may start another one.
     """

@@ -32,17 +32,17 @@ from workflow import one_run
 CONFIGS = Path(__file__).resolve().parent / "config"
 LOCAL = "workflow/profiles/local"
 PATIENCE = 3.5  # seconds for jobs to save what they have
-LAST_PATIENCE = 1.0  # more, for Snakemake itself; it waits for no job then
+LAST_PATIENCE = 1.0  # more, for Snakemake itself; it then waits for no job
 CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
 SILENCE = 2.5  # seconds until Snakemake has to be seen to start
 SILENCE_IN_A_LOG = 30.0
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
-SNAKEMAKE = "--snakemake"  # before Snakemake's arguments: be the child
+PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
+SNAKEMAKE = "--snakemake"  # stands before Snakemake's arguments: be the child
 STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
 
 
 def config_file(study: str) -> Path:
-    """The config of a study, by its name or path. UserError if there is none."""
+    """Return the config of a study, by its name or path. Raise UserError if it does not exist."""
     found = [path for path in (CONFIGS / f"{study}.yaml", Path(study)) if path.is_file()]
     if not found:
         known = ", ".join(sorted(path.stem for path in CONFIGS.glob("*.yaml")))
@@ -51,7 +51,10 @@ def config_file(study: str) -> Path:
 
 
 def study_name(config: Path) -> str:
-    """The name under which a study keeps its results; what is wrong with its config is for the Snakefile to say."""
+    """Return the name under which a study keeps its results.
+
+    What is wrong with its config is for the Snakefile to say.
+    """
     import yaml
 
     try:
@@ -61,7 +64,7 @@ def study_name(config: Path) -> str:
 
 
 class Runner:
-    """Snakemake as a child in a process group of its own, which the terminal's Ctrl-C does not reach."""
+    """Snakemake as a child in a separate process group, which the terminal's Ctrl-C does not reach."""
 
     def __init__(self, config: Path, arguments: list[str]) -> None:
         self.results = Path("results") / study_name(config)
@@ -73,14 +76,14 @@ class Runner:
         self.child: subprocess.Popen[bytes] | None = None
 
     def run(self) -> int:
-        """Snakemake's exit code, or 128 and the number of the signal that ended it."""
+        """Run Snakemake; return its exit code, or 128 and the number of the signal that ended it."""
         locks = one_run.take(self.results.name)
         if left := one_run.end(self._left, PATIENCE):
             _say(f"ended {left} processes that a killed run had left")
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, self._note)
         reading, writing = os.pipe()
-        # the jobs are commands: of this environment, whether it was activated or not
+        # the jobs are commands of this environment, whether it was activated or not
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         environment = {**os.environ, "PATH": path, one_run.HELD: "1", STARTED: str(writing)}
         self.child = subprocess.Popen(
@@ -102,7 +105,7 @@ class Runner:
         return code if code >= 0 else 128 - code
 
     def _left(self) -> list[psutil.Process]:
-        """Processes of this run besides Snakemake."""
+        """Return the processes of this run other than Snakemake."""
         snakemake = self.child.pid if self.child else None
         return [process for process in one_run.processes(self.results) if process.pid != snakemake]
 
@@ -125,7 +128,7 @@ class Runner:
                 os.write(2, b"\nstopping ...\n")
 
     def _pause(self, number: int, _: FrameType | None) -> None:
-        """Ctrl-Z: all of it, and go on with all of it."""
+        """Stop all of it at Ctrl-Z, and later go on with all of it."""
         assert self.child is not None
         os.killpg(self.child.pid, signal.SIGSTOP)
         os.kill(os.getpid(), signal.SIGSTOP)
@@ -147,13 +150,13 @@ def _show_start(pipe: int) -> None:
 
 
 def _die_with_parent() -> None:
-    """Be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
+    """Arrange to be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def snakemake(arguments: list[str]) -> NoReturn:
-    """Be Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
+    """Run Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
     _die_with_parent()
     sys.argv = ["snakemake", *arguments]
     code: int | str | None = 1

@@ -13,14 +13,14 @@ ANSWERS_WITHIN = 120  # seconds: a busy controller takes its time, a dead one ke
 
 
 def wait_for_earlier_jobs(training: str) -> str:
-    """``--dependency=afterany:…`` on jobs of this user that make the same training in this folder, or "".
+    """Return ``--dependency=afterany:…`` on this user's jobs that make the same training in this folder, or "".
 
     The plugin does not attach itself to them again. The new job waits without holding a node, finds the finished
     training and takes its result, or continues from its last checkpoint.
     """
     if (
         shutil.which("squeue") is None or "SLURM_JOB_ID" in os.environ
-    ):  # not a cluster, or inside of such a job
+    ):  # not a cluster, or already inside such a job
         return ""
     command = ["squeue", "--me", "-h", "-o", "%i|%Z|%k"]
     why = None
@@ -42,7 +42,7 @@ def wait_for_earlier_jobs(training: str) -> str:
 
 
 def earlier_jobs(listing: str, training: str, folder: Path) -> list[str]:
-    """Ids of the jobs in ``listing`` (id|working directory|comment) that make ``training`` in ``folder``."""
+    """Return the ids of the jobs in ``listing`` (id|working directory|comment) that make ``training`` in ``folder``."""
     ours = {f"rule_{rule}_wildcards_{training}" for rule in ("pretrain", "fine_tune", "efficiency")}
     found = []
     for line in listing.splitlines():

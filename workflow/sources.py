@@ -15,12 +15,12 @@ from workflow.study import WorkflowStudy
 
 
 def check(config: Path) -> None:
-    """Raise a UserError that names each source of the study whose list or images are not there."""
+    """Raise a UserError that names each source of the study whose list or images are missing."""
     require(WorkflowStudy(yaml.safe_load(config.read_text())), str(config))
 
 
 def require(study: WorkflowStudy, name: str) -> None:
-    """The same for a study that has been read; ``name`` is what to call it."""
+    """Do the same for a study that has been read; ``name`` is what to call it."""
     if missing := study.missing_sources():
         raise UserError(
             f"{name}: {len(missing)} of its {len(study.sources)} sources cannot be read:\n"

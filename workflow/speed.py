@@ -19,7 +19,7 @@ WARM_UP = 2  # rounds of each, which are not counted
 
 
 def rounds_a_second(work: Callable[[], object]) -> float:
-    """How often ``work`` runs in a second of the CPU, whatever else it does meanwhile."""
+    """Return how often ``work`` runs in a second of the CPU, whatever else it does meanwhile."""
     for _ in range(WARM_UP):
         work()
     started, rounds = time.process_time(), 0
@@ -30,7 +30,7 @@ def rounds_a_second(work: Callable[[], object]) -> float:
 
 
 def plain_work() -> int:
-    """Text, dictionaries and compression."""
+    """Process text and dictionaries, and compress them."""
     rows = [
         {"url": f"https://example.org/{n}.png", "caption": f"a red {n} beside {n * 7}"} for n in range(300)
     ]
@@ -40,7 +40,7 @@ def plain_work() -> int:
 
 
 def compute_work() -> tuple[str, Callable[[], object]]:
-    """The precision, and what to repeat."""
+    """Return the precision, and what to repeat."""
     import torch
 
     from filip import device

@@ -21,9 +21,9 @@ from filip.files import write_json
 from filip.progress import clock
 from workflow.stages import Job, Stage, benchmark_of, log_lines, terminal_lines, times_table, usual_seconds
 
-DEFAULT = "DefaultStreamHandler"  # Snakemake's name for what prints its lines
-STOPPING = "Terminating processes on user request"  # what Snakemake says after Ctrl-C
-CLEAR = "\x1b[{}A\x1b[J"  # so many lines up, and everything below away
+DEFAULT = "DefaultStreamHandler"  # Snakemake's name for the handler that prints its lines
+STOPPING = "Terminating processes on user request"  # Snakemake's message after Ctrl-C
+CLEAR = "\x1b[{}A\x1b[J"  # move up that many lines and clear everything below
 SECONDS_BETWEEN_REDRAWS = 1.0
 SECONDS_BETWEEN_LINES = 30.0  # in a log
 SECONDS_OF_SILENCE = 2.0  # in a terminal, before the first job: short commands stay as they are
@@ -33,7 +33,7 @@ Estimating = Callable[[Mapping[str, int]], Mapping[str, tuple[float, int]]]
 
 
 class StageBars(logging.Handler):
-    """Draws what Snakemake's events, and the logs of its jobs, tell."""
+    """A logging handler that draws what Snakemake's events, and the logs of its jobs, tell."""
 
     def __init__(
         self,
@@ -42,18 +42,18 @@ class StageBars(logging.Handler):
         stream: TextIO | None = None,
         cores: Callable[[], int | None] = os.cpu_count,
     ) -> None:
-        """pattern_of: the pattern of a rule's benchmark file, "" if it has none."""
+        """Set up the bars. pattern_of: the pattern of a rule's benchmark file, "" if it has none."""
         super().__init__()
         self.stream = stream or sys.stderr
         self.pattern_of, self.cores = pattern_of, cores
-        # From the number of jobs of each rule to the seconds and threads that one should take here.
+        # Turns the number of jobs of each rule into the seconds and threads that one should take here.
         self.estimate: Estimating | None = None
         self.terminal = terminal
         self.stages: dict[str, Stage] = {}
         self.jobs: dict[int, Job] = {}
-        self.doing: str | None = None  # what goes on before the first job
+        self.doing: str | None = None  # what happens before the first job
         self.began = self.last_line = time.monotonic()
-        self.started: float | None = None  # of the first job
+        self.started: float | None = None  # when the first job did
         self.drawn = 0
         self.stopping = False
         self.over = threading.Event()
@@ -62,7 +62,7 @@ class StageBars(logging.Handler):
         threading.Thread(target=self._tick, daemon=True).start()
 
     def begins(self, doing: str) -> None:
-        """Say what goes on from now until the first job starts."""
+        """Say what happens from now until the first job starts."""
         self.doing = doing
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -127,8 +127,10 @@ class StageBars(logging.Handler):
             stage.cpu_seconds = None if cpu is None or stage.cpu_seconds is None else stage.cpu_seconds + cpu
 
     def lets_through(self, record: logging.LogRecord) -> bool:
-        """The filter of Snakemake's own lines. In a terminal only what went wrong, once the bars are out of the way;
-        nothing of what Snakemake says about jobs that are being stopped."""
+        """Filter Snakemake's own lines. A terminal gets only what went wrong, once the bars are out of the way.
+
+        Nothing that Snakemake says about jobs that are being stopped gets through.
+        """
         with self.lock or threading.RLock():
             self.stopping = self.stopping or STOPPING in record.getMessage()
             if self.stopping:
@@ -228,7 +230,7 @@ def show_stages(
     pattern_of: Callable[[str], str],
     cores: Callable[[], int | None] = os.cpu_count,
 ) -> StageBars:
-    """Attach the bars, or the lines where stderr is no terminal that can move its cursor."""
+    """Attach the bars, or the lines where stderr is not a terminal that can move its cursor."""
     attached = next((handler for handler in _logger().handlers if isinstance(handler, StageBars)), None)
     if attached is None:
         terminal = (

@@ -13,12 +13,12 @@ from filip.progress import ProgressLine, clock, read_progress
 
 BAR = 20  # letters
 NEARLY = 0.97  # how full the bar of a job gets that takes longer than it did before
-STEPS = "training"  # of whose progress nothing but the rest of the job depends
+STEPS = "training"  # the work whose progress alone tells how long the rest of the job takes
 
 
 @dataclass
 class Job:
-    """A job that runs. usual: seconds that it should take, by an earlier run or by an estimate; None if unknown."""
+    """A running job. usual: seconds that it should take, by an earlier run or by an estimate; None if unknown."""
 
     rule: str
     wildcards: str
@@ -28,12 +28,15 @@ class Job:
     benchmark: Path | None = None
 
     def progress(self) -> ProgressLine | None:
-        """The work that it reports in its log, unless that is done."""
+        """Return the work that it reports in its log, unless that is done."""
         found = read_progress(self.log) if self.log else None
         return None if found is None or found.total == found.done else found
 
     def left(self, now: float, progress: ProgressLine | None) -> float | None:
-        """Seconds until it ends, if anything tells. What follows the work that is reported is known by ``usual``."""
+        """Return the seconds until it ends, if anything tells.
+
+        ``usual`` tells what follows the reported work.
+        """
         rest = None if self.usual is None else max(0.0, self.usual - (now - self.started))
         told = progress.left if progress else None
         if told is None or rest is None:
@@ -43,16 +46,16 @@ class Job:
 
 @dataclass
 class Stage:
-    """The jobs of one rule, of which ``usual`` is the seconds that one takes."""
+    """The jobs of one rule; ``usual`` is the seconds that one takes."""
 
     total: int
     usual: float | None = None
-    threads: int = 1  # of one job
+    threads: int = 1  # those of one job
     done: int = 0
     failed: int = 0
     running: dict[int, Job] = field(default_factory=dict)
-    seconds: float = 0.0  # of the jobs that are done
-    cpu_seconds: float | None = 0.0  # None as soon as one of them does not tell
+    seconds: float = 0.0  # those of the jobs that are done
+    cpu_seconds: float | None = 0.0  # None as soon as one of them is unknown
 
     @property
     def waiting(self) -> int:
@@ -61,8 +64,11 @@ class Stage:
 
 @dataclass(frozen=True)
 class View:
-    """One moment of a stage: the share of it that is done, the seconds that its jobs have left, one after another
-    (None: unknown), those of the longest that runs, and a line for each that runs."""
+    """The state of a stage at one moment.
+
+    It has the share that is done, the seconds that its jobs have left, one after another (None: unknown), those of the
+    longest that runs, and a line for each that runs.
+    """
 
     share: float
     left: float | None
@@ -71,7 +77,7 @@ class View:
 
 
 def view(stage: Stage, now: float) -> View:
-    """What to show of a stage now; reads the ends of its jobs' logs."""
+    """Return what to show of a stage now; reads the ends of its jobs' logs."""
     shares, lefts, texts = [], [], []
     for job in stage.running.values():
         progress, elapsed = job.progress(), now - job.started
@@ -93,7 +99,7 @@ def _job_line(job: Job, elapsed: float, progress: ProgressLine | None) -> str:
 
 
 def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, cores: int | None) -> str:
-    """The line for all stages together."""
+    """Return the line for all stages together."""
     done, total = sum(s.done for s in stages.values()), sum(s.total for s in stages.values())
     failed = sum(s.failed for s in stages.values())
     left = wall_left(stages, views, cores)
@@ -106,7 +112,10 @@ def whole(stages: dict[str, Stage], views: dict[str, View], elapsed: float, core
 
 
 def wall_left(stages: dict[str, Stage], views: dict[str, View], cores: int | None) -> float | None:
-    """Seconds until all is done, by the stages that tell; None if none of them does. cores: None = any number."""
+    """Return the seconds until all is done, by the stages that tell; None if none of them does.
+
+    cores: None = any number.
+    """
     known = {name: found.left for name, found in views.items() if found.left is not None}
     if not any(known.values()):
         return None
@@ -117,7 +126,10 @@ def wall_left(stages: dict[str, Stage], views: dict[str, View], cores: int | Non
 
 
 def benchmark_of(file: Path) -> tuple[float, float | None] | None:
-    """Seconds and CPU seconds (None if not measured) of a benchmark file; None if it is not there or half written."""
+    """Return seconds and CPU seconds (None if not measured) of a benchmark file.
+
+    None if it is not there or half written.
+    """
     try:
         with open(file, newline="", encoding="utf-8") as lines:
             rows = list(csv.DictReader(lines, delimiter="\t"))
@@ -129,7 +141,7 @@ def benchmark_of(file: Path) -> tuple[float, float | None] | None:
 
 
 def usual_seconds(pattern: str) -> float | None:
-    """Mean seconds of the benchmark files that a rule's pattern (``…/{run}.tsv``) matches; None if there are none."""
+    """Return the mean seconds of the benchmark files that a rule's pattern (``…/{run}.tsv``) matches, or None."""
     files = glob(re.sub(r"\{[^}]*\}", "*", pattern)) if pattern else []
     found = [seconds[0] for file in files if (seconds := benchmark_of(Path(file))) is not None]
     return fmean(found) if found else None
@@ -138,7 +150,7 @@ def usual_seconds(pattern: str) -> float | None:
 def terminal_lines(
     stages: dict[str, Stage], started: float, now: float, cores: int | None, width: int, height: int
 ) -> list[str]:
-    """What stands in the terminal: a line per stage, one for each of its jobs that runs, and one for all of them."""
+    """Return the terminal's lines: one per stage, one for each of its running jobs, and one for all of them."""
     size = max((len(name) for name in stages), default=0)
     views = {name: view(stage, now) for name, stage in stages.items()}
     count = len(stages) + sum(len(found.jobs) for found in views.values())
@@ -166,14 +178,14 @@ def _cut(line: str, width: int) -> str:
 
 
 def log_lines(stages: dict[str, Stage], started: float, now: float, cores: int | None) -> list[str]:
-    """The same for a log: one line for all stages, and one for each job that runs."""
+    """Return the same for a log: one line for all stages, and one for each job that runs."""
     views = {name: view(stage, now) for name, stage in stages.items()}
     jobs = [f"  {name} {text}" for name, found in views.items() for text in found.jobs]
     return [whole(stages, views, now - started, cores), *jobs]
 
 
 def times_table(stages: dict[str, Stage], seconds: float) -> list[str]:
-    """How long each stage took that ran: the seconds of its jobs, one after another, and of the CPU."""
+    """Return how long each stage that ran took: the seconds of its jobs, one after another, and of the CPU."""
     ran = {name: stage for name, stage in stages.items() if stage.done}
     rows = [("stage", "jobs", "seconds", "CPU seconds")]
     for name, stage in ran.items():

@@ -28,7 +28,7 @@ from workflow.launch import Launch
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
-PORTS = 1000  # from launch.master_port on
+PORTS = 1000  # ports from launch.master_port on
 FILIP340M = 340_000_000  # pairs
 SIGNAL = "--signal=USR1@600"  # ten minutes before the time limit a training saves, and its job goes back into the queue
 
@@ -46,7 +46,7 @@ class WorkflowStudy(StudyEvaluations):
         "text_rules",
         "ingest",
         "translate",
-    )  # of a source that has its images, without a list of URLs
+    )  # for a source that has its images, without a list of URLs
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
@@ -64,48 +64,54 @@ class WorkflowStudy(StudyEvaluations):
 
     @property
     def corpus(self) -> str:
-        """The folder of the corpus that is built here, with the list, the images and the benchmarks."""
+        """Return the folder of the corpus that is built here, with the list, the images and the benchmarks."""
         return f"{self.results}/corpus"
 
     @property
     def corpus_builder(self) -> str | None:
-        """The module that builds the study's corpus; None if all sources are obtained from elsewhere."""
+        """Return the module that builds the study's corpus; None if all sources are obtained from elsewhere."""
         return next((card.built_by for card in self.source_cards.values() if card.built_by), None)
 
     def has_images(self, source: str) -> bool:
-        """Whether a source has its images (its card's `images`), so that there is nothing to download."""
+        """Return whether a source has its images (its card's `images`), so that there is nothing to download."""
         return self.source_cards[source].images is not None
 
     def pattern(self, *, with_images: bool) -> str:
-        """Regular expression of the sources that have their images, or of those that are lists of URLs."""
+        """Return a regular expression of the sources that have their images, or of those that are lists of URLs."""
         names = [source for source in self.sources if self.has_images(source) == with_images]
         return "|".join(names) or "no source"
 
     def images(self, source: str) -> str:
-        """Where the images of a source lie: as its card says, or in the corpus that is built here."""
+        """Return where the images of a source lie: as its card says, or in the corpus that is built here."""
         card = self.source_cards[source]
         return f"{self.corpus}/captions.csv" if card.built_by else card.images or ""
 
     def images_input(self, source: str) -> list[str]:
-        """The images as an input of a job, so that it runs again when they change; if absent, the command says so."""
+        """Return the images as a job's input, so that it runs again when they change.
+
+        If they are absent, the command says so.
+        """
         built = self.built_list(source)
         return built or [path for path in (self.images(source),) if Path(path).exists()]
 
     def built_list(self, source: str) -> list[str]:
-        """The list of a source that is built here; empty for others, whose cards say where the list is."""
+        """Return the list of a source that is built here; empty for others, whose cards say where the list is."""
         return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
 
     def list_input(self, source: str) -> list[str]:
-        """The files of a source's list as inputs, so that a list that has grown is read again.
+        """Return the files of a source's list as inputs, so that a list that has grown is read again.
 
-        Files that are not there are left to the command, which says how to obtain them.
+        Missing files are left to the command, which says how to obtain them.
         """
         card = self.source_cards[source]
         found = [path for named in (card.list, card.subset) if named for path in sorted(glob(named))]
         return self.built_list(source) or found
 
     def missing_sources(self) -> dict[str, str]:
-        """Sources whose list or images are not there and not yet read, each with a sentence that says what to do."""
+        """Return the sources whose list or images are missing and not yet read.
+
+        Each comes with a sentence that says what to do.
+        """
         missing = {}
         for source, card in self.source_cards.items():
             if card.built_by or Path(self.data_dir, source, "list.parquet").exists():
@@ -120,7 +126,10 @@ class WorkflowStudy(StudyEvaluations):
         return missing
 
     def settings(self, source: str, stage: str) -> str:
-        """A hash of what a stage reads of a source's card: when it changes, the stage and what follows run again."""
+        """Return a hash of what a stage reads of a source's card.
+
+        When it changes, the stage and what follows run again.
+        """
         card = asdict(self.source_cards[source])
         rules = {"text_rules", "image_rules", "download", "back_translation"}
         reading = set(card) - rules - NOT_READ
@@ -135,7 +144,7 @@ class WorkflowStudy(StudyEvaluations):
         return digest({key: card[key] for key in sorted(used[stage])})
 
     def while_served(self, source: str) -> str:
-        """What precedes the download command of a source that this machine has to serve; empty for others."""
+        """Return what precedes the download command of a source that this machine has to serve; empty for others."""
         server = self.source_cards[source].served_by
         port = self.config.get("demo", {}).get("port", 8765)
         return f"python -m {server} root={self.corpus} port={port} -- " if server else ""
@@ -144,7 +153,7 @@ class WorkflowStudy(StudyEvaluations):
         return f"data/{source}.yaml"
 
     def translation_parts(self, source: str, stored: str | Path) -> list[str]:
-        """The jobs that share a source's back-translation, by the number of shards that `stored` reports.
+        """Return the jobs that share a source's back-translation, by the number of shards that `stored` reports.
 
         Empty if one job is enough: rule `translate` then does all of it.
         """
@@ -157,12 +166,12 @@ class WorkflowStudy(StudyEvaluations):
         return [f"{self.data_dir}/{source}/manifest.json" for source in sources]
 
     def source_fragments(self, source: str) -> list[str]:
-        """The funnel of one source, in the order of its stages."""
+        """Return the funnel of one source, in the order of its stages."""
         stages = self.IMAGE_STAGES if self.has_images(source) else self.DATA_STAGES
         return [f"{self.data_dir}/{source}/funnel/{stage}.json" for stage in stages]
 
     def stored(self, source: str) -> str:
-        """The fragment of the stage that stores a source's images: it says how many shards there are."""
+        """Return the fragment of the stage that stores a source's images: it says how many shards there are."""
         return self.source_fragments(source)[-2]
 
     def funnel_fragments(self) -> list[str]:
@@ -171,7 +180,7 @@ class WorkflowStudy(StudyEvaluations):
     # ---- training ------------------------------------------------------------------------------------
 
     def train_arguments(self, run: str) -> list[str]:
-        """Hydra overrides of filip.train that say what is trained (not where the files lie)."""
+        """Return Hydra overrides of filip.train that say what is trained (not where the files lie)."""
         training = self.training(run)
         sources = ",".join(
             # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces
@@ -189,7 +198,10 @@ class WorkflowStudy(StudyEvaluations):
         ]
 
     def _check_batches(self) -> None:
-        """UserError for the first training whose batch its ranks cannot share: before the months that precede it."""
+        """Raise UserError for the first training whose batch its ranks cannot share.
+
+        This comes before the months that precede the training.
+        """
         from filip.train.engine import resolve_batching
 
         for name in [*self.trained, *self.efficiency]:
@@ -203,11 +215,11 @@ class WorkflowStudy(StudyEvaluations):
                 ) from error
 
     def quoted_arguments(self, run: str) -> str:
-        """`train_arguments` for a shell command line."""
+        """Return `train_arguments` for a shell command line."""
         return shlex.join(self.train_arguments(run))
 
     def train_inputs(self, run: str) -> dict[str, Any]:
-        """Files a training needs: the manifests of its sources and the weights it starts from."""
+        """Return the files that a training needs: the manifests of its sources and the weights it starts from."""
         training = self.training(run)
         inputs: dict[str, Any] = {"manifests": self.manifests(training["sources"])}
         if training["from"]:
@@ -215,8 +227,10 @@ class WorkflowStudy(StudyEvaluations):
         return inputs
 
     def run_dir(self, run: str) -> str:
-        """The run's folder. Its name carries a hash of the learning settings, so that changing one of them starts
-        a new run next to the old one, while a repeated or interrupted one finds its checkpoints again.
+        """Return the run's folder, whose name carries a hash of the learning settings.
+
+        Changing one of them thus starts a new run next to the old one, while a repeated or interrupted one finds its
+        checkpoints again.
 
         Raises UserError if the overrides do not fit the training config, before any job starts.
         """
@@ -225,7 +239,7 @@ class WorkflowStudy(StudyEvaluations):
         return f"{self.results}/runs/{run}-{settings_hash(resolve(*self.train_arguments(run)))}"
 
     def launch(self, run: str) -> Launch:
-        """How a training is started: the study's ``launch``, and what its own entry says differently."""
+        """Return how a training is started: the study's ``launch``, and what its own entry says differently."""
         settings = self.launch_settings(run)
         launch = Launch(
             launcher=settings["launcher"],
@@ -240,15 +254,16 @@ class WorkflowStudy(StudyEvaluations):
             resources=settings.get("resources", {}),
         )
         if launch.local_gpus:
-            return launch  # the first of its GPUs makes the port its own
+            return launch  # the first of its GPUs makes the port unique
         return replace(launch, master_port=launch.master_port + self.port_offsets[run])
 
     @cached_property
     def port_offsets(self) -> dict[str, int]:
-        """A number below PORTS for each training, since Snakemake may run two of them at once.
+        """Return a number below PORTS for each training, since Snakemake may run two of them at once.
 
-        From the name: a port is part of the command, and a training whose command has changed is trained again. One
-        by its place would change with every run that is added. Of equal numbers the later training takes the next.
+        It follows from the name: a port is part of the command, and a training whose command has changed is trained
+        again. A number by place would change with every run that is added. If two are equal, the later training takes
+        the next.
         """
         offsets: dict[str, int] = {}
         for name in [*self.trained, *self.efficiency]:
@@ -272,7 +287,7 @@ class WorkflowStudy(StudyEvaluations):
 
     @property
     def gathered(self) -> str:
-        """The argument of filip.study.efficiency that says how many texts a rank's pairs are scored against."""
+        """Return the argument of filip.study.efficiency that says how many texts a rank's pairs are scored against."""
         return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
 
     def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
@@ -281,11 +296,12 @@ class WorkflowStudy(StudyEvaluations):
     def train_resources(
         self, submits: Callable[[], bool], run: str | None = None
     ) -> dict[str, Callable[[Any], Any]]:
-        """Snakemake resources of a training job, each a function of its wildcards (the name of the training, unless
-        it is given as ``run``).
+        """Return the Snakemake resources of a training job, each a function of its wildcards.
 
-        Nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already queued
-        or running, left by a Snakemake that died, is waited for: the two would train the same model side by side.
+        The wildcards hold the name of the training, unless it is given as ``run``.
+
+        They are nodes and tasks for a cluster, and what the launch adds. A job of a training that this user has already
+        queued or running, left by a Snakemake that died, is waited for: both would train the same model side by side.
         ``submits`` says whether Snakemake is about to submit jobs: otherwise, as in a dry run, no scheduler is asked.
         """
         if self.config["launch"]["launcher"] != "srun":
@@ -313,7 +329,7 @@ class WorkflowStudy(StudyEvaluations):
         return {"nodes": launch.nodes, **own}[name]
 
     def node_memory(self, run: str) -> int:
-        """Megabytes of main memory that a node of a training needs, as ``filip train plan`` adds it up."""
+        """Return the megabytes of main memory that a training's node needs, as ``filip train plan`` adds it up."""
         from filip.train.host_memory import to_ask_for
         from filip.train.memory import host_memory
 
@@ -330,31 +346,34 @@ class WorkflowStudy(StudyEvaluations):
         return to_ask_for(host_memory(config, launch.world_size, launch.ranks_per_node, pairs, gpu))
 
     def benchmark_files(self) -> list[str]:
-        """What must exist before an evaluation. The demo's benchmarks are made with its corpus; all others
-        are the user's, below ``eval.root``, and the command names those that are missing."""
+        """Return the files that must exist before an evaluation.
+
+        The demo's benchmarks are made with its corpus; all others are the user's, below ``eval.root``, and the command
+        names those that are missing.
+        """
         return [f"{self.corpus}/corpus.json"] if self.corpus_builder else []
 
     @property
     def evaluates_on_gpus(self) -> bool:
-        """Whether evaluations take a GPU of this machine each: trainings do, and no scheduler gives them any."""
+        """Return whether each evaluation takes a GPU of this machine: trainings do, and no scheduler gives them any."""
         asked = {"gres", "gpu"} & set(self.evaluation.get("resources", {}))
         return self.launch(next(iter(self.runs))).local_gpus > 0 and not asked
 
     @property
     def own_gpu(self) -> str:
-        """What precedes a command that uses one GPU, so that no other job on this machine uses it as well."""
+        """Return what precedes a command that uses one GPU, so that no other job on this machine uses it as well."""
         return "python -m workflow.gpus 1 -- " if self.evaluates_on_gpus else ""
 
     @property
     def evaluation_resources(self) -> dict[str, Any]:
-        """Snakemake resources of an evaluation."""
+        """Return the Snakemake resources of an evaluation."""
         return {**({"gpu": 1} if self.evaluates_on_gpus else {}), **self.evaluation.get("resources", {})}
 
     # ---- report --------------------------------------------------------------------------------------
 
     @property
     def config_file(self) -> str:
-        """The config as it was run (all --configfile and --config merged), kept with the results."""
+        """Return the config as it was run (all --configfile and --config merged), kept with the results."""
         return f"{self.results}/study.json"
 
     def config_text(self) -> str:
@@ -362,7 +381,7 @@ class WorkflowStudy(StudyEvaluations):
 
     @property
     def figures(self) -> list[str]:
-        """File names of the figures, as filip.report.figures writes them."""
+        """Return the file names of the figures, as filip.report.figures writes them."""
         ablation = ["component_ablation"] if self.rows("component_ablation") else []
         efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
         zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
@@ -370,5 +389,5 @@ class WorkflowStudy(StudyEvaluations):
         return [*(f"{name}.svg" for name in plots), "augmentation.png"]
 
     def report_cards(self) -> list[str]:
-        """The cards of all benchmarks: tables take titles and metrics from them."""
+        """Return the cards of all benchmarks: tables take titles and metrics from them."""
         return [f"eval/{name}.yaml" for name in self.all_benchmarks]

@@ -29,8 +29,9 @@ def colbert_scores(
     length_normalize: bool = False,
     backend: str = "auto",
 ) -> Tensor:
-    """MaxSim of every query with every document, differentiable: the ``similarity_fct`` of sentence-transformers'
-    losses, the ``score_metric`` of PyLate's ``Contrastive``.
+    """Compute MaxSim of every query with every document, differentiable.
+
+    It is the ``similarity_fct`` of sentence-transformers' losses, the ``score_metric`` of PyLate's ``Contrastive``.
 
     Arguments
         queries_embeddings    [queries, n1, d]
@@ -60,7 +61,7 @@ def mean_colbert_scores(
     length_normalize: bool = True,
     backend: str = "auto",
 ) -> Tensor:
-    """:func:`colbert_scores` divided by the query's number of tokens: with captions as queries FILIP's s^T."""
+    """Divide :func:`colbert_scores` by the query's number of tokens: with captions as queries FILIP's s^T."""
     return colbert_scores(
         queries_embeddings,
         documents_embeddings,
@@ -79,10 +80,10 @@ def colbert_kd_scores(
     *,
     length_normalize: bool = False,
 ) -> Tensor:
-    """MaxSim of each query with documents of its own: the scorer of both libraries' distillation losses.
+    """Compute MaxSim of each query with its own documents: the scorer of both libraries' distillation losses.
 
-    queries_embeddings [b, n1, d], documents_embeddings [b, N, n2, d]; returns [b, N]. All else as in
-    :func:`colbert_scores`. Nothing of all pairs is saved here: this is plain PyTorch without the padding.
+    queries_embeddings [b, n1, d], documents_embeddings [b, N, n2, d]; returns [b, N]. All else is as in
+    :func:`colbert_scores`. Nothing that covers all pairs is saved here: this is plain PyTorch without the padding.
     """
     packed = _pack(queries_embeddings, documents_embeddings, queries_mask, documents_mask)
     of_query = torch.arange(packed.empty.numel()).view(documents_embeddings.shape[:2])
@@ -92,7 +93,10 @@ def colbert_kd_scores(
 
 
 class _Packed(NamedTuple):
-    """queries [q, n1, d], zero where masked; the documents' tokens packed, with their lengths; which have none."""
+    """The tokens of both sides: queries [q, n1, d], zero where masked; the documents' packed, with their lengths.
+
+    ``empty`` says which documents have none.
+    """
 
     queries: Tensor
     documents: Tensor
@@ -101,7 +105,7 @@ class _Packed(NamedTuple):
     counts: Tensor  # [q] tokens of each query
 
     def scores(self, means: Tensor, empty: Tensor, length_normalize: bool) -> Tensor:
-        """``means`` [q, ...] over all n1 positions, as sums or as means over the query's own tokens."""
+        """Return ``means`` [q, ...] over all n1 positions, as sums or as means over the query's own tokens."""
         scores = (means * self.queries.shape[1]).masked_fill(empty, EMPTY_DOCUMENT_SCORE)
         return scores / self.counts.clamp_min(1)[:, None] if length_normalize else scores
 
@@ -119,7 +123,7 @@ def _pack(
 
 
 def _mask(embeddings: Tensor, mask: Tensor | None, name: str) -> Tensor:
-    """``mask`` as booleans, made of the rows that are not zero if it is None."""
+    """Return ``mask`` as booleans; if it is None, make one of the rows that are not zero."""
     if mask is None:
         return embeddings.detach().any(dim=-1)
     if mask.shape != embeddings.shape[:-1]:

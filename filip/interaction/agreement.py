@@ -31,14 +31,14 @@ _rooms: WeakKeyDictionary[Any, int] = (
 
 
 class Call(NamedTuple):
-    """One rank's call in integers. All but the two counts must be the same on every rank."""
+    """A rank's call in integers. All but the two counts must be the same on every rank."""
 
     function: int = 0
     valid: int = 0  # 0: this rank has found a mistake
     images: int = 0
     texts: int = 0
     features: int = 0
-    image_dtype: int = 0  # that in which they are multiplied
+    image_dtype: int = 0  # the dtype in which they are multiplied
     text_dtype: int = 0
     exchange: int = 0
     image_gradient: int = 0
@@ -65,7 +65,7 @@ def describe(
     exchange: str = "gather",
     dtype: torch.dtype | None = None,
 ) -> Call:
-    """The call of ``function`` with these tokens (or vectors), multiplied in ``dtype`` (default: their own)."""
+    """Describe the call of ``function`` with these tokens (or vectors), multiplied in ``dtype`` (default: theirs)."""
     needs = torch.is_grad_enabled()
     return Call(
         FUNCTIONS.index(function),
@@ -84,10 +84,10 @@ def describe(
 def exchange_calls(
     own: Call | Exception, device: torch.device, group: Group, lengths: Sequence[int] = ()
 ) -> tuple[list[Call], list[list[int]]]:
-    """Every rank's call and its text ``lengths``, in rank order; ``own`` is this rank's call.
+    """Return every rank's call and its text ``lengths``, in rank order; ``own`` is this rank's call.
 
-    ``own`` is the exception with which this rank refused its arguments, if it has: then it raises that and every other
-    rank a ValueError with the same sentence. If the calls do not fit together, all raise the same ValueError.
+    If this rank has refused its arguments, ``own`` is the exception: then it raises that, and every other rank raises a
+    ValueError with the same sentence. If the calls do not fit together, all raise the same ValueError.
 
     One message, with room for as many lengths as any rank has had so far; a second one when a rank needs more.
     """

@@ -33,7 +33,7 @@ ENVIRONMENT_VARIABLE = "FILIP_INTERACTION_BACKEND"
 
 
 class Backend(Protocol):
-    """What dispatch asks of a module (see above)."""
+    """The module that dispatch expects (see above)."""
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True, /) -> tuple[Pair, Residuals]: ...
 
@@ -81,7 +81,7 @@ def backend_names() -> tuple[str, ...]:
 
 
 def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
-    """The backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
+    """Return the backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
 
     Only the dtype, the device and n1 are looked at, so b may be 0.
 
@@ -105,7 +105,7 @@ def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = 
 
 
 def run_forward(module: Backend, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """``module.forward`` with autocast off: it would round the similarities to 16 bits."""
+    """Run ``module.forward`` with autocast off: it would round the similarities to 16 bits."""
     with torch.autocast(tokens.image.device.type, enabled=False):
         return module.forward(tokens, save_for_backward)
 
@@ -113,7 +113,7 @@ def run_forward(module: Backend, tokens: Tokens, save_for_backward: bool = True)
 def run_backward(
     module: Backend, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool]
 ) -> Pair:
-    """``module.backward`` with autocast off, for callers who differentiate inside its context."""
+    """Run ``module.backward`` with autocast off, for callers who differentiate inside its context."""
     with torch.autocast(tokens.image.device.type, enabled=False):
         return module.backward(tokens, grads, residuals, needs)
 
@@ -146,6 +146,6 @@ _notices: set[str] = set()
 
 
 def _notice_once(message: str) -> None:
-    if message not in _notices and os.environ.get("RANK", "0") == "0":  # one line a job, not one a rank
+    if message not in _notices and os.environ.get("RANK", "0") == "0":  # one line per job, not one per rank
         _notices.add(message)
         print(f"filip.interaction: {message}", file=sys.stderr, flush=True)

@@ -28,14 +28,14 @@ class Blockwise:
     """A backend (see :mod:`filip.interaction.backends`) that computes ``score`` of every block.
 
     ``width``: the numbers that ``score`` holds for an image and a text token, where they are more than the image's
-    tokens; blocks are the smaller for it.
+    tokens; blocks are correspondingly smaller.
     """
 
     def __init__(self, score: Score, width: int = 1) -> None:
         self.score, self.width = score, width
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-        """s^I and s^T [images, texts]."""
+        """Return s^I and s^T [images, texts]."""
         image, text, lengths = tokens
         wide = accumulation_dtype(image.dtype)
         i2t = image.new_empty(len(image), len(lengths), dtype=wide)
@@ -50,7 +50,7 @@ class Blockwise:
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
     ) -> Pair:
-        """Gradients of both inputs in the accumulation dtype."""
+        """Return the gradients of both inputs in the accumulation dtype."""
         image, text, _ = tokens
         wide = accumulation_dtype(image.dtype)
         found = [
@@ -71,7 +71,7 @@ class Blockwise:
         return found[0], found[1]
 
     def _blocks(self, tokens: Tokens) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """(images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
+        """Yield (images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
         (b, n1, _), device = tokens.image.shape, tokens.image.device
         order = by_length(tokens.lengths, device)
         for images, first, last in tiles(b, max(n1, self.width), order.lengths, device):
@@ -80,10 +80,11 @@ class Blockwise:
 
 
 def smooth_maximum(temperature: float) -> Score:
-    """The maximum softened: ``temperature * log(mean(exp(s / temperature)))`` over the n tokens of the other side.
+    """Make a softened maximum over the n tokens of the other side.
 
-    Between the mean (a high temperature) and the maximum (towards 0), so that every token gets a gradient. The mean
-    instead of the sum inside the logarithm keeps a long caption from scoring log(n) * temperature higher.
+    ``temperature * log(mean(exp(s / temperature)))`` lies between the mean (a high temperature) and the maximum
+    (towards 0), so that every token gets a gradient. The mean instead of the sum inside the logarithm keeps a long
+    caption from scoring log(n) * temperature higher.
     """
     if not (math.isfinite(temperature) and temperature > 0):
         raise ValueError(f"temperature must be positive, got {temperature}")
@@ -96,7 +97,7 @@ def smooth_maximum(temperature: float) -> Score:
 
 
 def top_k_mean(k: int) -> Score:
-    """The mean of the ``k`` largest similarities in place of the largest; of all, if there are fewer."""
+    """Make the mean of the ``k`` largest similarities, to replace the largest; of all, if there are fewer."""
     if k < 1:
         raise ValueError(f"k must be at least 1, got {k}")
 

@@ -21,7 +21,7 @@ _host_groups: WeakKeyDictionary[Any, Any] = WeakKeyDictionary()
 
 
 def world_size(group: Group = None) -> int:
-    """Ranks in the group; 1 when torch.distributed is not initialised."""
+    """Return the number of ranks in the group; 1 when torch.distributed is not initialised."""
     return dist.get_world_size(group) if dist.is_available() and dist.is_initialized() else 1
 
 
@@ -35,7 +35,7 @@ def use_host_group(host: Group, group: Group = None) -> None:
     Every rank needs those of all others as Python numbers before it can score. Through NCCL they arrive on the GPU,
     and reading them waits until it has finished all work so far; through the host nothing waits. A group that can send
     tensors of the CPU itself, as ``init_process_group()`` without a backend makes it, needs no other. All ranks call
-    this, or none; ``host`` None: no longer.
+    this, or none; with ``host`` None they stop using it.
     """
     if host is None:
         _host_groups.pop(group_key(group), None)
@@ -44,7 +44,7 @@ def use_host_group(host: Group, group: Group = None) -> None:
 
 
 def gather_counts(counts: list[int], device: torch.device, group: Group) -> list[list[int]]:
-    """Every rank's ``counts`` (equally many on each), in rank order, through the host if the group can."""
+    """Return every rank's ``counts`` (equally many on each), in rank order, through the host if the group can."""
     talking = _host_groups.get(group_key(group), group)
     on_host = "cpu:" in dist.get_backend_config(talking)
     own = torch.tensor(counts, device="cpu" if on_host else device)
@@ -52,7 +52,10 @@ def gather_counts(counts: list[int], device: torch.device, group: Group) -> list
 
 
 def gather_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """All ranks' ``rows`` [counts[rank], ...] in rank order: padded to the longest on the wire, cut on arrival."""
+    """Gather all ranks' ``rows`` [counts[rank], ...] in rank order.
+
+    They are padded to the longest on the wire and cut on arrival.
+    """
     longest = max(counts)
     padded = rows.contiguous()
     if len(rows) < longest:
@@ -65,7 +68,7 @@ def gather_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
 
 
 def reduce_scatter_rows(rows: Tensor, counts: Sequence[int], group: Group) -> Tensor:
-    """``rows`` [sum(counts), ...] on every rank; each gets the sum over ranks of its own section."""
+    """Sum ``rows`` [sum(counts), ...] over the ranks; each gets its own section of the sum."""
     longest = max(counts)
     padded = rows.contiguous()
     if min(counts) < longest:
@@ -88,12 +91,12 @@ def _gather(own: Tensor, group: Group) -> Tensor:
 
 
 def group_key(group: Group) -> Any:
-    """The group itself, for None too."""
+    """Return the group itself, for None too."""
     return group if group is not None else dist.group.WORLD
 
 
 def all_to_all_blocks(own: Tensor, rows: list[int], columns: list[int], group: Group) -> Tensor:
-    """``own`` [rows[rank], sum(columns)] on each rank to [sum(rows), columns[rank]]: one all-to-all.
+    """Turn ``own`` [rows[rank], sum(columns)] on each rank into [sum(rows), columns[rank]]: one all-to-all.
 
     ``all_to_all_blocks(result.T, columns, rows).T`` is the inverse, and so the backward.
     """

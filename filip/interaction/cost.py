@@ -19,7 +19,7 @@ def _option(default: Any, help: str) -> Any:
 
 @dataclass
 class Setting:
-    """One training step as one GPU sees it. Defaults: the paper's FILIP base."""
+    """A training step as one GPU sees it. Defaults: the paper's FILIP base."""
 
     global_batch: int = _option(40_960, "pairs of one contrastive batch, all GPUs")
     gpus: int = _option(128, "GPUs that share the batch")
@@ -40,7 +40,7 @@ class Setting:
 
 
 class Cost(NamedTuple):
-    """Of one GPU in one step, forward and backward."""
+    """The cost of one step on one GPU, forward and backward."""
 
     flops: float
     memory: float  # bytes beyond the own tokens and their gradients
@@ -48,7 +48,10 @@ class Cost(NamedTuple):
 
 
 def encoder_flops(s: Setting) -> float:
-    """Forward and backward of both encoders for the local batch: 3 x 2 flops per weight and token, and attention."""
+    """Count both encoders' flops for the local batch, forward and backward.
+
+    These are 3 x 2 flops per weight and token, and attention.
+    """
 
     def tower(layers: int, width: int, tokens: int) -> float:
         weights = 12 * width * width  # four attention and two MLP matrices (4x) of a block
@@ -61,7 +64,7 @@ def encoder_flops(s: Setting) -> float:
 
 
 def clip(s: Setting) -> Cost:
-    """One vector per side (2 x dim wide): both sides gathered, each direction its own product."""
+    """Return the cost of one vector per side (2 x dim wide): both sides gathered, each direction its own product."""
     width = 2 * s.dim
     product = 2 * s.local * s.global_batch * width
     logits = 2 * 2 * 4 * s.local * s.global_batch  # two matrices and their gradients
@@ -71,7 +74,7 @@ def clip(s: Setting) -> Cost:
 
 
 def materialised(s: Setting, keep_ratio: float = 1.0) -> Cost:
-    """The form of the public re-implementations: padded text, both sides gathered, einsum per direction.
+    """Return the cost of the public re-implementations: padded text, both sides gathered, einsum per direction.
 
     ``keep_ratio`` of the tokens are selected (the paper: 0.25), which costs a product over the local batch.
     """
@@ -86,9 +89,11 @@ def materialised(s: Setting, keep_ratio: float = 1.0) -> Cost:
 
 
 def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost:
-    """The native backend, and tiled on a CPU: packed text, every pair scored once, maps saved, backward by adding rows.
+    """Return the cost of the native backend, and of tiled on a CPU.
 
-    The memory is tiled's, with one tile. Its sorts on a CPU are no flops and are not counted.
+    Text is packed, every pair scored once, maps are saved and the backward adds rows.
+
+    The memory is tiled's, with one tile. Its sorts on a CPU are not flops and are not counted.
     """
     pairs = s.local * s.global_batch
     product = 2 * pairs * s.n1 * s.n2 * s.dim
@@ -109,13 +114,19 @@ def fused(s: Setting, exchange: str = "gather", recompute: bool = False) -> Cost
 
 
 def tiled_on_gpu(s: Setting) -> Cost:
-    """The tiled backend with gather on a GPU: one product forward, and one of a dense tile for each side's gradient."""
+    """Return the cost of the tiled backend with gather on a GPU.
+
+    It has one product forward, and one of a dense tile for each side's gradient.
+    """
     product = 2 * s.local * s.global_batch * s.n1 * s.n2 * s.dim
     return fused(s)._replace(flops=3 * product)
 
 
 def triton(s: Setting) -> Cost:
-    """The Triton backend with gather: three products of padded tiles, one forward and one for each side's gradient."""
+    """Return the cost of the Triton backend with gather.
+
+    It has three products of padded tiles, one forward and one for each side's gradient.
+    """
     lengths = caption_lengths(s)
     packed = fused(replace(s, tile_bytes=0))
     entries = sum(tiles + tiles % 2 for tiles in _tiles_of_groups(lengths)) * GROUP
@@ -134,7 +145,7 @@ def triton(s: Setting) -> Cost:
 
 
 def triton_flops(images: int, n1: int, dim: int, lengths: list[int]) -> int:
-    """Of the Triton backend's forward and backward, at most.
+    """Count the flops of the Triton backend's forward and backward, at most.
 
     An image takes 16, 32 or 64 rows, or else multiples of 64 in the text gradient and of 128 in the other two products;
     all captions of a group take as many columns as its longest, in the text gradient an even number of them.
@@ -156,7 +167,10 @@ def _tiles_of_groups(lengths: list[int]) -> list[int]:
 
 
 def caption_lengths(s: Setting) -> list[int]:
-    """Lengths of a batch: normal with a standard deviation of a third of the mean, from 3 tokens to ``n2_padded``."""
+    """Return the lengths of a batch.
+
+    They are normal with a standard deviation of a third of the mean, from 3 tokens to ``n2_padded``.
+    """
     normal = NormalDist(s.n2, s.n2 / 3)
     drawn = (normal.inv_cdf((i + 0.5) / s.global_batch) for i in range(s.global_batch))
     return [min(max(round(length), 3), s.n2_padded) for length in drawn]
@@ -167,7 +181,7 @@ def _selected(tokens: int, keep_ratio: float) -> int:
 
 
 def table(s: Setting) -> str:
-    """One line of costs for each form of the loss, with the encoders' flops for comparison."""
+    """Return one line of costs for each form of the loss, with the encoders' flops for comparison."""
     encoders = encoder_flops(s)
     rows = [
         ("CLIP, one vector per side", clip(s)),
@@ -200,6 +214,6 @@ def main(setting: Setting) -> None:
 
 
 if __name__ == "__main__":
-    from filip.command import run_command  # the library itself imports nothing of the project
+    from filip.command import run_command  # the library itself imports nothing from the project
 
     run_command(main, Setting)

@@ -13,7 +13,7 @@ Gradients = tuple[Tensor | None, ...]
 
 
 def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., Gradients]:
-    """For the ``backward`` of an autograd Function: differentiating what it returns raises, naming the reason.
+    """Make an autograd Function's ``backward`` raise, naming the reason, when its result is differentiated.
 
     PyTorch's ``once_differentiable`` does so only if the upstream gradient needs a gradient itself; otherwise a
     gradient penalty is dropped in silence.
@@ -42,7 +42,7 @@ class _SecondDerivative(torch.autograd.Function):
 
 
 def refuse_second_derivative(ctx: Any, *grads: Tensor) -> Gradients:
-    """The backward of a backward: raises NotImplementedError."""
+    """Raise NotImplementedError, as the backward of a backward."""
     raise NotImplementedError(
         "late interaction has no second derivative; for a gradient penalty write the similarity in plain PyTorch "
         "(filip.interaction.reference.late_interaction)"
@@ -50,7 +50,7 @@ def refuse_second_derivative(ctx: Any, *grads: Tensor) -> Gradients:
 
 
 def refuse_transforms(name: str) -> None:
-    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and their kin."""
+    """Raise NotImplementedError inside torch.func.grad, vmap, jvp and similar transforms."""
     if torch.compiler.is_compiling():
         return
     active = getattr(torch._C, "_are_functorch_transforms_active", None)

@@ -22,7 +22,7 @@ def late_interaction(
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> Similarity:
-    """Token-wise similarity of every image with every text (FILIP, equations 3 to 5), differentiable.
+    """Compute the token-wise similarity of every image with every text (FILIP, eq. 3 to 5), differentiable.
 
     With f_i the n1 tokens of image i and g_j the n2_j tokens of text j,
 
@@ -30,7 +30,7 @@ def late_interaction(
         t2i[i, j] = mean over k of max over r of f_i[r] . g_j[k]
 
     Arguments
-        image_tokens  [images, n1, d], floating point; of unit length in FILIP; nothing here needs that
+        image_tokens  [images, n1, d], floating point; of unit length in FILIP, which nothing here needs
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
         image_mask    [images, n1] boolean, true for the tokens that exist; the others take part in nothing. None: all
@@ -41,7 +41,7 @@ def late_interaction(
 
     Returns ``Similarity(i2t, t2i)``, each [images, texts], float32 (float64 for float64 tokens). 16-bit
     tokens are multiplied exactly and summed in float32, under autocast too.
-    Gradients arrive in the dtype of the tokens; there is no second derivative. When several tokens share a
+    Gradients arrive in the dtype of the tokens; they cannot be differentiated again. When several tokens share a
     maximum, the one with the lowest index takes the whole gradient.
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
     NotImplementedError inside torch.func transforms.
@@ -57,9 +57,9 @@ def late_interaction_padded(
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> Similarity:
-    """:func:`late_interaction` for padded text: ``text_tokens`` [texts, n2, d], ``text_lengths`` [texts].
+    """Compute :func:`late_interaction` for padded text: ``text_tokens`` [texts, n2, d], ``text_lengths`` [texts].
 
-    In place of the lengths, a boolean mask [texts, n2] that is true for the tokens that exist, wherever they are.
+    In place of the lengths it also takes a boolean mask [texts, n2], true for the tokens that exist, wherever they are.
     The padding is ignored: no value and no gradient depends on it.
     """
     if text_lengths.dtype == torch.bool:
@@ -79,7 +79,7 @@ def interact(
     dtype: torch.dtype | None = None,
     recompute: bool = False,
 ) -> Similarity:
-    """:func:`late_interaction` of tokens rounded to ``dtype``; ``recompute`` scores again instead of saving maps.
+    """Compute :func:`late_interaction` of tokens rounded to ``dtype``; ``recompute`` saves no maps and scores again.
 
     The gradients are not rounded with the tokens: they arrive as computed, in the dtype of the tokens passed in.
     """
@@ -107,7 +107,7 @@ def interact(
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
-    """Whether autograd would record an operation on these."""
+    """Return whether autograd would record an operation on these."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
@@ -142,5 +142,5 @@ class _LateInteraction(torch.autograd.Function):
 def as_input_gradients(
     found: Pair, needs: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
 ) -> tuple[Tensor | None, ...]:
-    """What an autograd Function returns for the tokens: the dtype of each, None where no gradient is needed."""
+    """Return what an autograd Function returns for the tokens: each in its dtype, None where no gradient is needed."""
     return tuple(g.to(dtype) if need else None for g, need, dtype in zip(found, needs, dtypes, strict=True))

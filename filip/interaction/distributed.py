@@ -50,12 +50,12 @@ def distributed_late_interaction(
     backend: str | Backend = "auto",
     recompute: bool = False,
 ) -> Similarity:
-    """:func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
+    """Compute :func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
 
     Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
     between ranks, and a rank may have an image_mask where others have none. Every rank of the group must call it (and
     its backward), in the same order, with the same number of features, dtype and exchange, and with gradients needed
-    for the same sides. Besides
+    for the same sides. In addition:
         exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
                          blocks of remote tokens at a time, however many ranks there are
         transport_dtype  tokens are rounded to it before they are sent and multiplied (the paper: float16),
@@ -92,7 +92,7 @@ def score_ranks(
     options: Options,
     image_mask: Tensor | None = None,
 ) -> tuple[Similarity, list[int]]:
-    """:func:`distributed_late_interaction`, and how many texts each rank has."""
+    """Compute :func:`distributed_late_interaction`, and return also how many texts each rank has."""
     refuse_transforms("distributed_late_interaction")
     group, exchange, dtype, backend, recompute = options
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
@@ -128,12 +128,15 @@ def score_ranks(
 
 
 def unknown_exchange(exchange: str) -> ValueError:
-    """To raise where ``exchange`` is none of EXCHANGES."""
+    """Return an error to raise where ``exchange`` is none of EXCHANGES."""
     return ValueError(f"exchange={exchange!r} is not one of {', '.join(EXCHANGES)}")
 
 
 def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group = None) -> Similarity:
-    """CLIP's form: ``i2t`` [b, N] and ``t2i`` [N, b] from each rank's ``image`` [b, d] and ``text`` [b, d]."""
+    """Compute CLIP's similarity from each rank's ``image`` [b, d] and ``text`` [b, d].
+
+    The result is ``i2t`` [b, N] and ``t2i`` [N, b].
+    """
     if world_size(group) == 1:
         return pooled_similarity(image, text)
     own: Call | Exception
@@ -151,9 +154,9 @@ def distributed_pooled_similarity(image: Tensor, text: Tensor, *, group: Group =
 def gather_ids(
     ids: Tensor, *, group: Group = None, counts: Sequence[int] | None = None
 ) -> tuple[Tensor, int]:
-    """All ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them.
+    """Return all ranks' ``ids`` [b] int64 in rank order, [N], and the offset of this rank's own among them.
 
-    ``counts``: of each rank, where they are known; otherwise the ranks tell one another.
+    ``counts``: those of all ranks, where they are known; otherwise the ranks tell one another.
     """
     if world_size(group) == 1:
         return ids, 0
@@ -165,7 +168,7 @@ def gather_ids(
 
 @dataclass(frozen=True)
 class Layout:
-    """Which rank owns which images and texts, known to all before the first token is sent."""
+    """The ownership of images and texts by ranks, known to all before the first token is sent."""
 
     group: Group
     rank: int
@@ -189,31 +192,31 @@ class Layout:
         return [length for of_rank in self.lengths for length in of_rank]
 
     def columns(self, owner: int) -> slice:
-        """Where the texts of ``owner`` lie among all texts."""
+        """Return where the texts of ``owner`` lie among all texts."""
         start = sum(self.texts[:owner])
         return slice(start, start + self.texts[owner])
 
 
 def row_layout(calls: list[Call], group: Group) -> Layout:
-    """Of one vector per text: each text is one row."""
+    """Return the layout for one vector per text: each text is one row."""
     return Layout(
         group, group_rank(group), [call.images for call in calls], [[1] * call.texts for call in calls]
     )
 
 
 class _Plan(NamedTuple):
-    """What the two Functions below take beside the tokens."""
+    """The arguments that the two Functions below take in addition to the tokens."""
 
     layout: Layout
     module: Backend
-    dtype: torch.dtype  # that tokens are rounded to
+    dtype: torch.dtype  # the dtype that tokens are rounded to
     recompute: bool
 
 
 def _keep(
     ctx: Any, plan: _Plan, tokens: tuple[Tensor, Tensor], rounded: list[Tensor], maps: Residuals
 ) -> None:
-    """For the backward pass: ``tokens`` as they came and as they were ``rounded``, and the maps."""
+    """Save ``tokens`` as they came and as they were ``rounded``, and the maps, for the backward pass."""
     ctx.save_for_backward(*rounded, *maps)
     ctx.plan, ctx.needs = plan, ctx.needs_input_grad[:2]
     ctx.dtypes = tokens[0].dtype, tokens[1].dtype
@@ -281,16 +284,19 @@ class _Ring(torch.autograd.Function):
                 grad_images += own
             if not needs[1]:  # the same on all ranks
                 continue
-            wait_all(handles)  # what the ranks before this one have summed for this block is here now
+            wait_all(handles)  # this block's sum over the ranks before this one has arrived
             summed = remote.contiguous() if step == 0 else total.add_(remote)
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
-        wait_all(handles)  # after the last hop each gradient is at its owner
+        wait_all(handles)  # after the last hop each gradient is with its owner
         return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None
 
 
 def ring_blocks(block: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor]]:
-    """(owner, text tokens) of every rank, this rank's first; the next block is received while one is in use."""
+    """Yield (owner, text tokens) of every rank, this rank's first.
+
+    The next block is received while one is in use.
+    """
     block = block.contiguous()
     for step in range(layout.ranks):
         owner = (layout.rank - step) % layout.ranks

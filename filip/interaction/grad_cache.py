@@ -50,7 +50,7 @@ Batch = TypeVar("Batch")
 
 
 class HasLoss(Protocol):
-    """What a loss function returns here: ContrastiveOutput, or any other tuple with a scalar named ``loss``."""
+    """A loss function's result: ContrastiveOutput, or any other tuple with a scalar named ``loss``."""
 
     @property
     def loss(self) -> Tensor: ...
@@ -79,7 +79,7 @@ def cached_backward(
         loss_scale     the gradient of the outputs is computed at this scale, then divided by it in float32
 
     Returns what ``loss`` returned; tensors of a named tuple are detached. The random state (CPU and current CUDA
-    device) afterwards is that after the first encoding. Raises ValueError when there is no micro-batch, or when
+    device) afterwards is that after the first encoding. Raises ValueError without a micro-batch, or when
     ``encode`` gives other shapes the second time.
     """
     if not micro_batches:
@@ -111,7 +111,7 @@ def cached_backward(
 def _gradients(
     outputs: list[tuple[Tensor, ...]], loss: Callable[..., Output], loss_scale: float
 ) -> tuple[Output, list[tuple[Tensor | None, ...]]]:
-    """The loss over all outputs, and per micro-batch the gradient of each output (None for integers)."""
+    """Return the loss over all outputs, and per micro-batch the gradient of each output (None for integers)."""
     whole = [torch.cat(tensors) for tensors in zip(*outputs, strict=True)]
     leaves = [tensor.requires_grad_(tensor.is_floating_point()) for tensor in whole]
     with torch.enable_grad():
@@ -156,5 +156,5 @@ def _accelerator() -> Any:
     """Return torch's module for the accelerator of this machine, such as torch.cuda; None if nothing runs on one."""
     device = torch.accelerator.current_accelerator()
     module = device and torch.get_device_module(device)
-    started = getattr(module, "is_initialized", lambda: True)  # torch.mps has no such question
+    started = getattr(module, "is_initialized", lambda: True)  # torch.mps has no such function
     return module if module and started() else None

@@ -22,7 +22,7 @@ class ContrastiveOutput(NamedTuple):
 
 
 def pooled_similarity(image: Tensor, text: Tensor) -> Similarity:
-    """CLIP's similarity of one vector per side: ``image`` [b, d] and ``text`` [t, d]; both the same."""
+    """Return CLIP's similarity of one vector per side, ``image`` [b, d] and ``text`` [t, d]; both the same."""
     check_vectors(image, text)
     wide = accumulation_dtype(torch.promote_types(image.dtype, text.dtype))
     with torch.autocast(image.device.type, enabled=False):
@@ -48,7 +48,7 @@ def contrastive_loss(
     ids: Tensor | None = None,
     all_ids: Tensor | None = None,
 ) -> ContrastiveOutput:
-    """Symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
+    """Compute the symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
 
     Arguments
         similarity   i2t [b, N] and t2i [N, b]: own images against all texts, all images against own texts
@@ -80,7 +80,7 @@ def contrastive_loss(
 
 
 def _one_direction(logits: Tensor, target: Tensor, positives: Tensor | None) -> tuple[Tensor, Tensor]:
-    """Cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
+    """Return cross-entropy and accuracy of ``logits`` [b, N]; a hit is any positive ranked first."""
     best = logits.detach().argmax(dim=1)
     if positives is None:
         return F.cross_entropy(logits, target), (best == target).to(logits.dtype).mean()

@@ -12,7 +12,7 @@ from filip.interaction.packing import Pair, Residuals, Tokens
 def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
     """Raise ValueError unless ``image_mask`` is boolean [images, n1] with a token in every image.
 
-    The tokens are looked for on a CPU only, since that would wait for a GPU; there the scores of an image without any
+    The tokens are looked for on a CPU only, since this would wait for a GPU; there the scores of an image without any
     are NaN.
     """
     if image_mask.shape != image_tokens.shape[:2] or image_mask.dtype != torch.bool:
@@ -29,7 +29,7 @@ def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
 
 
 class Masked:
-    """A backend to which only the image tokens exist where ``mask`` [images, n1] is true, whatever the others hold.
+    """A backend for which only the image tokens where ``mask`` [images, n1] is true exist, whatever the others hold.
 
     i2t sums over image tokens, and a zero adds nothing to the sum. But a zero may be the largest of negative numbers,
     so for t2i the padding repeats the image's first token instead, which changes no maximum. Hence ``module`` runs
@@ -45,7 +45,7 @@ class Masked:
         )  # integers alone would give float32
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-        """As of any backend; the residuals are those of the two runs, one after the other."""
+        """Compute as any backend does; the residuals are those of the two runs, one after the other."""
         zeroed, repeated = self._filled(tokens)
         (i2t, _), first = self.module.forward(zeroed, save_for_backward)
         (_, t2i), second = self.module.forward(repeated, save_for_backward)
@@ -54,8 +54,9 @@ class Masked:
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
     ) -> Pair:
-        """Gradients of both inputs; that of the padding is zero, and what its copies of the first token got, the
-        first token gets.
+        """Return the gradients of both inputs; that of the padding is zero.
+
+        The first token also gets the gradients of its copies in the padding.
         """
         half, nothing = len(residuals) // 2, torch.zeros_like(grads[0])
         zeroed, repeated = self._filled(tokens)

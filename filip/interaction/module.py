@@ -46,7 +46,7 @@ class LateInteractionLoss(nn.Module):
         ids: Tensor | None = None,
         image_mask: Tensor | None = None,
     ) -> ContrastiveOutput:
-        """The loss of this rank's pairs: ``image_tokens`` [b, n1, d], packed ``text_tokens`` [T, d], lengths [b].
+        """Return the loss of this rank's ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d], lengths [b].
 
         Tokens should be of unit length. ``image_mask`` [b, n1] as in :func:`late_interaction`. ``ids`` [b] int64: pairs
         with an equal id, on whichever rank, count as positives of each other. Averaging the ranks' gradients, as DDP

@@ -31,7 +31,7 @@ _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 
 
 def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> str:
-    """Why the kernels cannot run here, or cannot take these tokens and a text of ``longest``; "" if they can.
+    """Return why the kernels cannot run here, or cannot take these tokens and a text of ``longest``; else "".
 
     Compiles them if necessary (about ten seconds, once).
     """
@@ -46,14 +46,14 @@ def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> 
 
 
 def isas() -> list[str]:
-    """The instruction sets with a kernel that this CPU can run, best first."""
+    """Return the instruction sets with a kernel that this CPU can run, best first."""
     library = _require_library()
     library.filip_isas.restype = ctypes.c_char_p
     return library.filip_isas().decode().split()
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
+    """Return s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
 
     The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T];
     uint8, int16 above 256 tokens. Raises RuntimeError where the kernels are unavailable, ValueError for tokens that
@@ -74,7 +74,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
-    """Gradients of both inputs, in float32, from those of s^I and s^T and the maps that ``forward`` saved.
+    """Return float32 gradients of both inputs, from those of s^I and s^T and the maps that ``forward`` saved.
 
     One that is not needed is an empty tensor.
     """
@@ -86,9 +86,9 @@ def backward(
 
 
 def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
-    """s^I, s^T [images, texts] with the smooth maximum in place of the maximum; nothing is saved for the backward.
+    """Return s^I, s^T [images, texts] with the smooth maximum; nothing is saved for the backward.
 
-    The caller sees to it that |image| |text| / temperature is at most :data:`SMOOTH_RANGE`.
+    The caller ensures that |image| |text| / temperature is at most :data:`SMOOTH_RANGE`.
     Raises as ``forward`` does.
     """
     image, text, offsets = _checked(tokens)
@@ -100,7 +100,7 @@ def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
 def smooth_backward(
     tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
-    """Gradients of both inputs, in float32; one that is not needed is an empty tensor."""
+    """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     image, text, offsets = _checked(tokens)
     upstream = _upstream(tokens, grads)
     found = _gradients(image, text, needs)
@@ -122,7 +122,7 @@ def _gradients(image: Tensor, text: Tensor, needs: tuple[bool, bool]) -> Pair:
 
 
 def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Contiguous image and text tokens, and the offsets of the texts; raises as ``forward`` does."""
+    """Return contiguous image and text tokens, and the offsets of the texts; raise as ``forward`` does."""
     image, text = tokens.image.detach().contiguous(), tokens.text.detach().contiguous()
     offsets = torch.tensor(offsets_of(tokens.lengths))
     if image.dim() != 3 or text.dim() != 2 or 0 in image.shape or len(offsets) < 2:
@@ -148,7 +148,7 @@ def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
 def _call(
     name: str, image: Tensor, text: Tensor, offsets: Tensor, wide: bool, *others: Tensor | float | None
 ) -> None:
-    """``others`` follow the problem in the C signature: floats, tensors, and null for None and empty ones.
+    """Call a kernel. ``others`` follow the problem in its signature: floats, tensors, null for None and empty ones.
 
     ctypes releases the global interpreter lock meanwhile.
     """

@@ -22,16 +22,16 @@ CACHE_VARIABLE = "FILIP_NATIVE_CACHE"
 SOURCES = Path(__file__).with_name("csrc")
 _NAME = "filip_native"
 # No -ffast-math: it would let the compiler ignore NaN and reorder sums. No -march=native: the cache may be on a disk
-# shared by different machines, so wider instruction sets are asked for file by file and chosen at run time.
+# shared by different machines, so wider instruction sets are requested for each file and chosen at run time.
 _FLAGS = ["-O3", "-fopenmp", "-fno-math-errno", "-ffp-contract=fast", "-fvisibility=hidden", "-g0"]
 
 
 class BuildError(RuntimeError):
-    """Why there is no library, in one line."""
+    """The reason why the library does not exist, in one line."""
 
 
 def library_path() -> Path:
-    """The compiled library, built now if it is not in the cache. Raises BuildError."""
+    """Return the compiled library, built now if it is not in the cache. Raises BuildError."""
     compiler = _compiler()
     folder = cache_folder() / f"native-{_key(compiler)}"
     library = folder / f"{_NAME}.so"
@@ -57,7 +57,7 @@ def cache_folder() -> Path:
 
 
 def _compiler() -> str:
-    """The C++ compiler as PyTorch would choose it: $CXX, else c++."""
+    """Return the C++ compiler as PyTorch would choose it: $CXX, else c++."""
     if sys.platform == "win32":
         raise BuildError("they are not built on Windows")
     command = os.environ.get("CXX", "c++")
@@ -77,7 +77,7 @@ def _key(compiler: str) -> str:
 
 @contextlib.contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """One builder at a time. The kernel drops the lock of a killed process, so no stale file can block."""
+    """Let one builder work at a time. The kernel drops a killed process's lock, so no stale file can block."""
     import fcntl
 
     with path.open("w") as file:
@@ -86,7 +86,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 
 def _build(library: Path) -> None:
-    """Build in a folder of its own and publish by renaming: the cache never holds half a library."""
+    """Build in a separate folder and publish by renaming: the cache never holds half a library."""
     started = time.monotonic()
     print("filip.interaction: compiling the native CPU kernels (once)", file=sys.stderr, flush=True)
     with tempfile.TemporaryDirectory(dir=library.parent, prefix="build-") as folder, _tools_on_path():
@@ -110,7 +110,7 @@ def _build(library: Path) -> None:
 
 @contextlib.contextmanager
 def _tools_on_path() -> Iterator[None]:
-    """PyTorch looks for ninja on PATH; in a virtual environment that is not activated it is in the folder of python."""
+    """Put python's folder on PATH, where ninja is in a virtual environment that is not activated."""
     before = os.environ.get("PATH", "")
     os.environ["PATH"] = os.pathsep.join([before, sysconfig.get_path("scripts")])
     try:

@@ -19,7 +19,7 @@ from filip.interaction.differentiation import refuse_second_derivative
 from filip.interaction.masking import Masked, check_mask
 from filip.interaction.packing import Tokens, accumulation_dtype, check_tokens
 
-_MAPS, _DIMENSIONS = 2, 3  # what a backend leaves for its backward, at most
+_MAPS, _DIMENSIONS = 2, 3  # the most that a backend leaves for its backward
 _MAP_DTYPES = (torch.uint8, torch.int16, torch.int32)
 
 
@@ -33,7 +33,7 @@ def late_interaction(
     dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """i2t, t2i, the bytes of both maps and how to read them, of tokens rounded to ``dtype``; differentiable.
+    """Return i2t, t2i, both maps' bytes and how to read them, for tokens rounded to ``dtype``; differentiable.
 
     ``save``: the backward finds its maps ready, which it cannot if there is an image_mask.
     """
@@ -81,7 +81,10 @@ def _backward(
     image_needed: bool,
     text_needed: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Gradients of the tokens, in their dtypes; one that is not needed is empty. Not ``saved``: maps are made again."""
+    """Return the gradients of the tokens, in their dtypes; one that is not needed is empty.
+
+    Without ``saved`` the maps are made again.
+    """
     tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), text_lengths.tolist())
     module = choose_backend(tokens.image[:0], max(tokens.lengths), backend)
     if image_mask is not None:
@@ -119,7 +122,7 @@ _backward.register_autograd(refuse_second_derivative)
 
 
 def _as_bytes(residuals: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Up to two maps as bytes, not copied, and a table of the dtype, number of dimensions and shape of each."""
+    """Return up to two maps as bytes, not copied, and a table of dtype, number of dimensions and shape of each."""
     maps = [torch.empty(0, dtype=torch.uint8, device=device) for _ in range(_MAPS)]
     form = torch.zeros(_MAPS, 2 + _DIMENSIONS, dtype=torch.int64)
     for place, residual in enumerate(residuals):

@@ -24,15 +24,15 @@ class Similarity(NamedTuple):
 
 
 class Tokens(NamedTuple):
-    """What a backend scores: both sides of one dtype on one device."""
+    """The input of a backend: both sides of one dtype on one device."""
 
     image: Tensor  # [b, n1, d]
     text: Tensor  # [T, d]: the tokens of all texts, one text after the other
-    lengths: list[int]  # of each text, all >= 1 with sum T
+    lengths: list[int]  # one per text, all >= 1 with sum T
 
 
-Pair = tuple[Tensor, Tensor]  # of both directions, or of both sides
-Residuals = tuple[Tensor, ...]  # what a backend's forward leaves for its backward
+Pair = tuple[Tensor, Tensor]  # one tensor for each direction, or for each side
+Residuals = tuple[Tensor, ...]  # left by a backend's forward for its backward
 
 
 def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor) -> list[int]:
@@ -107,7 +107,7 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
 
 
 def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """``padded`` [t, n2, d] where the boolean ``mask`` [t, n2] is true, [T, d], and the lengths [t]. Differentiable.
+    """Return ``padded`` [t, n2, d] where ``mask`` [t, n2] is true, [T, d], and the lengths [t]. Differentiable.
 
     The tokens of a text need not be neighbours, nor at its beginning.
     """
@@ -120,20 +120,24 @@ def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def offsets_of(lengths: Sequence[int]) -> list[int]:
-    """Start of each text in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
+    """Return the start of each text in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
     return [0, *itertools.accumulate(lengths)]
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Similarities, soft-max and loss are at least float32: 16-bit tokens are multiplied exactly in it."""
+    """Return the dtype, at least float32, of similarities, soft-max and loss.
+
+    16-bit tokens are multiplied exactly in it.
+    """
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def product(left: Tensor, right: Tensor) -> Tensor:
-    """``left`` [m, d] times ``right`` [n, d] transposed, [m, n] in the accumulation dtype, nothing rounded to 16 bits.
+    """Multiply ``left`` [m, d] with ``right`` [n, d] transposed: [m, n] in the accumulation dtype.
 
-    Widening 16-bit factors first is exact; on GPUs the tensor cores take them as they are and sum in float32. float32
-    factors are not rounded either, whatever ``torch.set_float32_matmul_precision`` says.
+    Nothing is rounded to 16 bits. Widening 16-bit factors first is exact; on GPUs the tensor cores take them as they
+    are and sum in float32. Factors of float32 are not rounded either, whatever
+    ``torch.set_float32_matmul_precision`` says.
     """
     wide = accumulation_dtype(left.dtype)
     if left.dtype != wide and left.device.type == "cuda" and _mixed_product_runs(left.device, left.dtype):
@@ -144,7 +148,7 @@ def product(left: Tensor, right: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def full_precision(device: torch.device) -> Iterator[None]:
-    """Products of float32 without TF32 or bfloat16 inside."""
+    """Let float32 be multiplied without TF32 or bfloat16 inside the block."""
     owner: Any = {"cuda": torch.backends.cuda, "cpu": torch.backends.mkldnn}.get(device.type)
     settings = getattr(owner, "matmul", None)
     name, full = ("fp32_precision", "ieee") if hasattr(settings, "fp32_precision") else ("allow_tf32", False)

@@ -23,9 +23,9 @@ def late_interaction_pairs(
     *,
     image_mask: Tensor | None = None,
 ) -> Similarity:
-    """:func:`late_interaction` of image ``images[p]`` with text ``texts[p]`` for every place p, differentiable.
+    """Compute :func:`late_interaction` of image ``images[p]`` with text ``texts[p]`` for every place p.
 
-    ``images`` and ``texts`` are int64 indices of one shape, which both results have too:
+    It is differentiable. ``images`` and ``texts`` are int64 indices of one shape, which both results have too:
 
         aligned pairs                images = texts = torch.arange(b)
         k candidates of each image   images = torch.arange(b)[:, None].expand(-1, k), texts [b, k]
@@ -67,7 +67,10 @@ def _maxima(similarity: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
 
 
 def _blocks(order: Tensor, lengths: list[int], n1: int) -> Iterator[tuple[Tensor, int]]:
-    """(places, length) of blocks of pairs whose texts are equally long; ``lengths`` ascend, as ``order`` puts them."""
+    """Yield (places, length) of blocks of pairs whose texts are equally long.
+
+    ``lengths`` ascend, as ``order`` puts them.
+    """
     start = 0
     for length, run in itertools.groupby(lengths):
         end = start + sum(1 for _ in run)

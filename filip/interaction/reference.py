@@ -16,7 +16,7 @@ from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtyp
 
 
 def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> Pair:
-    """s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d]."""
+    """Return s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d]."""
     wide = accumulation_dtype(image_tokens.dtype)
     images = image_tokens.to(wide)
     i2t, t2i = [], []
@@ -28,7 +28,7 @@ def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[in
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """As of any backend; it keeps nothing, since ``backward`` starts again."""
+    """Compute as any backend does; keep nothing, since ``backward`` starts again."""
     with torch.no_grad():
         return late_interaction(*tokens), ()
 
@@ -36,7 +36,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
-    """Gradients of both inputs by PyTorch's own differentiation of the equation."""
+    """Return the gradients of both inputs by PyTorch's own differentiation of the equation."""
     with torch.enable_grad():
         wide = accumulation_dtype(tokens.image.dtype)
         image, text = (

@@ -25,10 +25,10 @@ def score(
     backend: str | Backend = "auto",
     progress: Callable[[int], Any] | None = None,
 ) -> Similarity:
-    """:func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
+    """Compute :func:`late_interaction` without gradients, for problems such as 5,000 images x 25,010 captions.
 
-    Arguments as in late_interaction. Besides the two float32 results [images, texts] only one block of
-    images against one block of texts is in memory at a time. ``progress`` is called with the number of
+    The arguments are those of late_interaction. In addition to the two float32 results [images, texts] only one block
+    of images against one block of texts is in memory at a time. ``progress`` is called with the number of
     image-text pairs that were scored since its last call.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)

@@ -50,7 +50,7 @@ def sigmoid_loss(
     ids: Tensor | None = None,
     all_ids: Tensor | None = None,
 ) -> SigmoidOutput:
-    """The equation above for a matrix ``similarity`` [b, N] that exists already, such as s^I or the transpose of s^T.
+    """Compute the equation above for an existing ``similarity`` [b, N], such as s^I or the transpose of s^T.
 
     ``logit_scale`` and ``logit_bias`` have one element each. ``offset``, ``ids`` and ``all_ids`` as in
     :func:`contrastive_loss`: where the own items stand among the N, and which are positives of each other. The sum over
@@ -78,11 +78,11 @@ def distributed_sigmoid_loss(
     ids: Tensor | None = None,
     all_ids: Tensor | None = None,
 ) -> SigmoidOutput:
-    """:func:`sigmoid_loss` of one vector per side, ``image`` and ``text`` [b, d], against those of all ranks.
+    """Compute :func:`sigmoid_loss` of one vector per side, ``image`` and ``text`` [b, d], against all ranks'.
 
-    The similarities of own images with one rank's texts are all that is held at a time; the backward computes them
+    Only the similarities of own images with one rank's texts are held at a time; the backward computes them
     again. ``exchange``: "gather" brings all texts to every rank at once, "ring" two ranks' at a time. Each pair counts
-    once, on the rank of its image. Equal to open_clip's ``SigLipLoss`` where every rank has as many pairs and only the
+    once, on the rank of its image. It equals open_clip's ``SigLipLoss`` where every rank has as many pairs and only the
     own pair is positive. Every rank calls it, and its backward, in the same order. Raises ValueError on all ranks for a
     mistake on one.
     """
@@ -132,7 +132,7 @@ class _Sigmoid(torch.autograd.Function):
             logits = scale * similarity + bias
             loss += F.softplus(torch.where(positives, -logits, logits)).sum()
             found, index = similarity.max(dim=1)
-            # Of equal maxima the first in the order of all ranks wins; blocks come in the order of the ring.
+            # Among equal maxima the first in the order of all ranks wins; blocks come in the order of the ring.
             hit = torch.where(found > best, positives.gather(1, index[:, None])[:, 0], hit)
             best = torch.maximum(found, best)
         accuracy = hit.to(image.dtype).mean()
@@ -165,12 +165,12 @@ class _Sigmoid(torch.autograd.Function):
             if layout is None or ctx.exchange == "gather":
                 parts.append(of_block)
                 continue
-            wait_all(handles)  # what the ranks before this one have summed for this block is here now
+            wait_all(handles)  # this block's sum over the ranks before this one has arrived
             summed = of_block if step == 0 else total.add_(of_block)
             owner = (layout.rank - step) % layout.ranks
             following = layout.texts[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed.contiguous(), (following, summed.shape[1]), layout.group)
-        wait_all(handles)  # after the last hop each gradient is at its owner
+        wait_all(handles)  # after the last hop each gradient is with its owner
         if parts:
             total = torch.cat(parts)
             if layout is not None:
@@ -179,7 +179,7 @@ class _Sigmoid(torch.autograd.Function):
 
 
 def _blocks(text: Tensor, layout: Layout | None, exchange: str) -> Iterator[tuple[slice, Tensor]]:
-    """(columns, texts) of each rank: in the order of ranks if gathered, around the ring from the own one otherwise."""
+    """Yield (columns, texts) of each rank: in the order of ranks if gathered, else around the ring from the own one."""
     if layout is None:
         yield slice(0, len(text)), text
     elif exchange == "gather":
@@ -190,7 +190,7 @@ def _blocks(text: Tensor, layout: Layout | None, exchange: str) -> Iterator[tupl
 
 
 def _positives(columns: slice, rows: int, targets: Targets, device: torch.device) -> Tensor:
-    """[rows, columns] boolean: which of these texts belong to which of the own images."""
+    """Return [rows, columns] boolean: which of these texts belong to which of the own images."""
     offset, ids, all_ids = targets
     if ids is None:
         own = torch.arange(offset, offset + rows, device=device)

@@ -19,10 +19,11 @@ from filip.interaction.packing import Pair, Residuals, Tokens
 class SmoothMaximum:
     """A backend (see :mod:`filip.interaction.backends`) with the smooth maximum of a temperature t > 0.
 
-    Between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token has a part in the
-    gradient. Native kernels on CPUs, for all dtypes but float64, where exponentials stay in the range of float32
-    (always for unit tokens and t above 0.0134); elsewhere, and where ``FILIP_INTERACTION_BACKEND`` names another
-    backend than the native one, PyTorch in blocks. Neither saves anything for the backward.
+    This maximum lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token
+    has a part in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, where exponentials stay
+    in the range of float32 (always for unit tokens and t above 0.0134); elsewhere, and where
+    ``FILIP_INTERACTION_BACKEND`` names another backend than the native one, PyTorch computes it in blocks. Neither
+    saves anything for the backward.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -30,7 +31,7 @@ class SmoothMaximum:
         self._blocks = Blockwise(smooth_maximum(temperature))
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-        """s^I and s^T [images, texts]."""
+        """Return s^I and s^T [images, texts]."""
         if self._runs_native(tokens):
             return native.smooth_forward(tokens, self.temperature), ()
         return self._blocks.forward(tokens, save_for_backward)
@@ -38,7 +39,7 @@ class SmoothMaximum:
     def backward(
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
     ) -> Pair:
-        """Gradients of both inputs in the accumulation dtype."""
+        """Return the gradients of both inputs in the accumulation dtype."""
         if self._runs_native(tokens):
             return native.smooth_backward(tokens, self.temperature, grads, needs)
         return self._blocks.backward(tokens, grads, residuals, needs)
@@ -55,5 +56,5 @@ class SmoothMaximum:
 
 
 def _longest(tokens: Tensor) -> float:
-    """The largest norm of a token."""
+    """Return the largest norm of a token."""
     return float(torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32).max())

@@ -35,14 +35,14 @@ _ROWS = 1 << 10
 
 
 class Maps(NamedTuple):
-    """What the forward leaves for the backward. Texts are in order of length, not in the caller's."""
+    """The arg-max maps that the forward leaves for the backward. Texts are in order of length, not in the caller's."""
 
     image: Tensor  # [images, n1, texts]: the winning token within the text, of each image token
     text: Tensor  # [images, T]: the winning token of the image, of each text token
 
 
 class Order(NamedTuple):
-    """Texts by length, so that equally long ones form a rectangle."""
+    """The order of texts by length, so that equally long ones form a rectangle."""
 
     texts: Tensor  # [texts] the caller's index of the texts, shortest first
     tokens: Tensor  # [T] the caller's row of each packed token in that order
@@ -51,10 +51,10 @@ class Order(NamedTuple):
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """s^I and s^T [images, texts], and the arg-max maps.
+    """Return s^I and s^T [images, texts], and the arg-max maps.
 
-    Without ``save_for_backward`` there are no maps, and the forward takes half the time: PyTorch's maximum is fast,
-    its maximum with the index is not.
+    Without ``save_for_backward`` it makes no maps and takes half the time: PyTorch's maximum is fast, its maximum with
+    the index is not.
     """
     image, text, lengths = tokens
     b, n1, _ = image.shape
@@ -90,7 +90,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
-    """Gradients of both inputs, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
+    """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
     image, text, lengths = tokens
     wide = accumulation_dtype(image.dtype)
     order = by_length(lengths, image.device)
@@ -111,7 +111,7 @@ def backward(
 def _by_sums(
     weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
 ) -> Pair:
-    """Both gradients by adding the winners' rows; ``weights`` [images, texts] of both directions.
+    """Compute both gradients by adding the winners' rows; ``weights`` [images, texts] of both directions.
 
     Texts are in order of length, in the weights and in their gradient; ``text`` is in the caller's.
     """
@@ -148,7 +148,7 @@ def _by_sums(
 def _by_products(
     weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
 ) -> Pair:
-    """:func:`_by_sums` by two products of dense tiles of weights, which have the dtype of the tokens.
+    """Compute the result of :func:`_by_sums` by two products of dense tiles of weights in the tokens' dtype.
 
     So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled to at most
     2^14, where the sum of two is still below float16's end.
@@ -190,7 +190,7 @@ def _by_products(
 def _entries(
     to_text: Tensor, to_image: Tensor, i2t_weight: Tensor, t2i_weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The non-zeros of one block's gradient of the similarity: image row, text row and weight of each.
+    """Return the non-zeros of one block's gradient of the similarity: image row, text row and weight of each.
 
     ``to_text`` [images, n1, texts] and ``to_image`` [images, T] hold the winners' rows within the block (of
     the latter within the image); ``i2t_weight`` [images, texts], ``t2i_weight`` [images, T].
@@ -206,8 +206,8 @@ def _entries(
 
 
 def _segment_sums(target: Tensor, source: Tensor, weights: Tensor, table: Tensor, targets: int) -> Tensor:
-    """[targets, d]: row t is the sum of weights[e] * table[source[e]] over the entries e with target t."""
-    # A flat sort of 16-bit integers is a radix sort in PyTorch on CPUs, three times as fast as of 64-bit ones.
+    """Return [targets, d]: row t is the sum of weights[e] * table[source[e]] over the entries e with target t."""
+    # A flat sort of 16-bit integers is a radix sort in PyTorch on CPUs, three times as fast as one of 64-bit integers.
     keys = target.to(torch.int16 if targets <= torch.iinfo(torch.int16).max else torch.int64)
     keys, order = keys.sort(stable=True)
     bounds = torch.arange(targets, dtype=keys.dtype, device=keys.device)
@@ -216,7 +216,7 @@ def _segment_sums(target: Tensor, source: Tensor, weights: Tensor, table: Tensor
 
 
 def by_length(lengths: list[int], device: torch.device) -> Order:
-    """The order of texts of ``lengths`` tokens."""
+    """Return the order of texts of ``lengths`` tokens."""
     per_text = torch.tensor(lengths)
     ordered, texts = per_text.sort(stable=True)
     before = (per_text.cumsum(0) - per_text)[
@@ -229,8 +229,8 @@ def by_length(lengths: list[int], device: torch.device) -> Order:
 
 
 def tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator[tuple[slice, int, int]]:
-    """(images, first, last) of each tile: all texts first..last have one length, and the tile is bounded."""
-    # Roughly square tiles: as many text tokens at most, then as many images as fit beside them.
+    """Yield (images, first, last) of each tile: all texts first..last have one length, and the tile is bounded."""
+    # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
     limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
     start = 0
     for length, run in itertools.groupby(lengths):
@@ -245,7 +245,7 @@ def tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator
 
 
 def _text_blocks(offsets: list[int], rows: int) -> Iterator[tuple[int, int]]:
-    """(first, last) of runs of texts with at most ``rows`` rows together, or of one text that has more."""
+    """Yield (first, last) of runs of texts with at most ``rows`` rows together, or of one text that has more."""
     first = 0
     while first + 1 < len(offsets):
         last = max(first + 1, bisect.bisect_right(offsets, offsets[first] + rows) - 1)
@@ -254,7 +254,7 @@ def _text_blocks(offsets: list[int], rows: int) -> Iterator[tuple[int, int]]:
 
 
 def _index_dtype(size: int) -> torch.dtype:
-    """The smallest integer type for indices below ``size``."""
+    """Return the smallest integer type for indices below ``size``."""
     if size <= 256:
         return torch.uint8
     return torch.int16 if size <= 1 << 15 else torch.int32

@@ -17,14 +17,14 @@ SCORES = ("maximum", "contrast", "salience", "learned")
 
 
 class TokenScorers(NamedTuple):
-    """What ``score="learned"`` scores by: a token of a side scores its product with the side's direction."""
+    """The directions by which ``score="learned"`` scores: a token's score is its product with its side's direction."""
 
     image: Tensor  # [d]
     text: Tensor  # [d]
 
 
 class TokenChoice(NamedTuple):
-    """Which tokens stay, in ascending order."""
+    """The tokens that stay, in ascending order."""
 
     image_rows: Tensor  # [b * k] int64, into the b * n1 tokens of all images
     text_rows: Tensor  # [K] int64, into the packed tokens of all texts
@@ -35,13 +35,13 @@ class TokenChoice(NamedTuple):
 def token_scores(
     image_tokens: Tensor, text_tokens: Tensor, score: str = "maximum", scorers: TokenScorers | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Score of a token against *all* tokens of the other side, whichever pair they belong to.
+    """Score each token against *all* tokens of the other side, whichever pair they belong to.
 
     "maximum" is the paper's: the largest similarity. "contrast" subtracts the mean similarity from it, so that a token
-    which is as close to everything ([BOS], "a", a comma) scores low. "salience" does not look at the other side: minus
-    the mean similarity to the tokens of its own side, so that what is rare in the batch scores high, at b * n1 * d
-    operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction in
-    ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
+    which is equally close to everything ([BOS], "a", a comma) scores low. "salience" does not look at the other side:
+    it is minus the mean similarity to the tokens on its side, so that what is rare in the batch scores high, at
+    b * n1 * d operations instead of b * n1 * T * d. "learned" looks at the token alone: its product with the direction
+    in ``scorers``, which :func:`straight_through` lets a loss train. None knows which image and text belong together: a
     score that does would tell the loss the answer.
 
     ``image_tokens`` [b, n1, d] and ``text_tokens`` [T, d] give [b, n1] and [T] in small tiles.
@@ -79,7 +79,7 @@ def _products(tokens: Tensor, direction: Tensor) -> Tensor:
 
 
 def straight_through(tokens: Tensor, direction: Tensor, lengths: Tensor | None = None) -> Tensor:
-    """The same kept ``tokens``, through which a loss trains the ``direction`` [d] that scored them.
+    """Return the same kept ``tokens``, through which a loss trains the ``direction`` [d] that scored them.
 
         x_k (1 + g_k - c_k)   with  g_k = <w, x_k> - mean of <w, x> over the item's tokens,  c_k = g_k as a constant
 
@@ -117,7 +117,7 @@ def choose_tokens(
     minimum: int = 1,
     scorers: TokenScorers | None = None,
 ) -> TokenChoice:
-    """The tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
+    """Return the tokens that :func:`select_tokens` returns, as indices; arguments and errors as there."""
     if not 0 < keep_ratio <= 1:
         raise ValueError(f"keep_ratio must be in (0, 1], got {keep_ratio}")
     if minimum < 1:
@@ -130,7 +130,7 @@ def choose_tokens(
 def best_of_each(
     image_scores: Tensor, text_scores: Tensor, text_lengths: Tensor, keep_ratio: float, minimum: int = 1
 ) -> TokenChoice:
-    """The tokens with the highest of ``image_scores`` [b, n1] in each image and of ``text_scores`` [T] in each text."""
+    """Choose the tokens with the highest ``image_scores`` [b, n1] per image and ``text_scores`` [T] per text."""
     b, n1 = image_scores.shape
     lengths = text_lengths.tolist()
     counts = [_count(n, keep_ratio, minimum) for n in lengths]
@@ -149,13 +149,14 @@ def select_tokens(
     minimum: int = 1,
     scorers: TokenScorers | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores (see token_scores).
+    """Keep the fraction ``keep_ratio`` of each image's and each text's tokens with the highest scores.
 
-    Shapes as in late_interaction. Of n valid tokens max(``minimum``, ceil(keep_ratio * n)) stay (or all n, if there
-    are fewer), in their order; among equal scores the lower index wins. Call it before tokens are sent to other ranks.
-    Gradients flow to the selected tokens; the selection is not differentiated, but the ``scorers`` of "learned" get
-    their own, see :func:`straight_through`. ``keep_ratio=1`` returns the arguments. Raises ValueError for a keep_ratio
-    outside (0, 1], a minimum below 1, an unknown score or one without its scorers.
+    For the scores see token_scores; shapes are as in late_interaction. Of n valid tokens max(``minimum``,
+    ceil(keep_ratio * n)) stay (or all n, if there are fewer), in their order; among equal scores the lower index wins.
+    Call it before tokens are sent to other ranks. Gradients flow to the selected tokens; the selection is not
+    differentiated, but the ``scorers`` of "learned" get their own, see :func:`straight_through`. ``keep_ratio=1``
+    returns the arguments. Raises ValueError for a keep_ratio outside (0, 1], a minimum below 1, an unknown score or one
+    without its scorers.
     """
     if keep_ratio == 1:
         return image_tokens, text_tokens, text_lengths
@@ -168,7 +169,10 @@ def select_tokens(
 def take_tokens(
     image_tokens: Tensor, text_tokens: Tensor, choice: TokenChoice, scorers: TokenScorers | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The tokens of a choice, [b, k, d] and [K, d], and the texts' lengths; ``scorers`` get a gradient through them."""
+    """Return the tokens of a choice, [b, k, d] and [K, d], and the texts' lengths.
+
+    ``scorers`` get a gradient through them.
+    """
     images = image_tokens.flatten(0, 1)[choice.image_rows].view(len(image_tokens), -1, image_tokens.shape[2])
     texts = text_tokens[choice.text_rows]
     if scorers is not None:
@@ -183,13 +187,13 @@ def _count(tokens: int, keep_ratio: float, minimum: int) -> int:
 
 
 def _best(scores: Tensor, lengths: list[int], counts: list[int]) -> Tensor:
-    """Ascending indices into packed ``scores`` of the ``counts[j]`` best of each item of ``lengths[j]``."""
+    """Return ascending indices into packed ``scores`` of the ``counts[j]`` best of each item of ``lengths[j]``."""
     per_item = torch.tensor(lengths)
     items = torch.repeat_interleave(torch.arange(len(lengths)), per_item)
     rank = torch.arange(len(items)) - torch.tensor(offsets_of(lengths)[:-1])[items]
     best = (rank < torch.tensor(counts)[items]).nonzero()[
         :, 0
-    ]  # on the host, where nothing waits for its number
+    ]  # on the host, where reading a number does not wait
     # Two stable sorts (topk promises nothing about ties): by item, within it by falling score, then by index.
     order = scores.argsort(descending=True, stable=True)
     order = order[items.to(scores.device)[order].argsort(stable=True)]

@@ -39,11 +39,11 @@ from filip.interaction.triton_layout import (
 )
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-PROGRAMS = 1024  # in a launch, where there is work for them, so that 132 processors are evenly busy
+PROGRAMS = 1024  # per launch, where there is work for them, so that 132 processors are evenly busy
 
 
 def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
-    """Why these kernels cannot compute this problem; "" if they can."""
+    """Return why these kernels cannot compute this problem; "" if they can."""
     if image_tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the Triton kernels take float16, bfloat16 and float32, not {image_tokens.dtype}"
     if INTERPRETED and image_tokens.device.type == "cpu":
@@ -54,10 +54,12 @@ def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
 
 
 def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict[str, dict[str, int | bool]]:
-    """Block sizes, warps and pipeline stages of the three kernels, for a GPU of compute ``capability`` (90 = 9.0).
+    """Return block sizes, warps and pipeline stages of the three kernels.
 
-    The largest that neither spill registers nor ask for more shared memory than there is; two blocks of the forward
-    share a processor.
+    They are for a GPU of compute ``capability`` (90 = 9.0).
+
+    They are the largest that neither spill registers nor ask for more shared memory than there is; two blocks of the
+    forward share a processor.
     """
     wide, features = dtype == torch.float32, power_of_two(d)
     # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay; others would want them
@@ -68,7 +70,7 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
         "BLOCK_K": features if resident else min(features, 32 if wide else 64),
         "RESIDENT": resident,
         # Two blocks share a processor and each hides the other's waits. Four warps read less from shared memory for
-        # the same product, but only where the image tokens stay there have they the registers.
+        # the same product, but they have the registers only where the image tokens stay there.
         "num_warps": 4 if resident else 8,
         "num_stages": 1 if resident else 3,
     }
@@ -84,13 +86,13 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
 
 
 def _rows(n1: int, most: int) -> dict[str, int]:
-    """Rows of an image in a block of ``most`` rows, and the images beside one another in it."""
+    """Return the rows of an image in a block of ``most`` rows, and the images next to one another in it."""
     rows = min(power_of_two(n1), most)
     return {"ROWS": rows, "IMAGES": most // rows}
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
-    """s^I, s^T [images, texts] float32 and the arg-max maps [images, n1, slots] and [images, entries]."""
+    """Return s^I, s^T [images, texts] float32 and the arg-max maps [images, n1, slots] and [images, entries]."""
     images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
     b, n1, d = images.shape
     layout = lay_out(lengths, images.device)
@@ -119,7 +121,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
-    """Gradients of both inputs, float32; one that is not needed is an empty tensor."""
+    """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
     images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
     b, n1, d = images.shape
     device = images.device
@@ -161,7 +163,7 @@ def backward(
 
 
 def _splits(programs: int, steps: int) -> int:
-    """Among how many programs to divide the ``steps`` of each of ``programs``; a function of the shapes alone."""
+    """Return among how many programs to divide the ``steps`` of each of ``programs``, by the shapes alone."""
     return min(steps, triton.cdiv(PROGRAMS, programs))
 
 

@@ -14,7 +14,7 @@ _VARYING = ["start", "n_images", "n_texts", "n_groups", "n_tiles", "n_tokens", "
 def _dot(x, y, total, WIDEN: tl.constexpr):
     if WIDEN:
         x, y = x.to(tl.float32), y.to(tl.float32)
-    return tl.dot(x, y, total, input_precision="tf32x3")  # of float32: three products of tensor cores
+    return tl.dot(x, y, total, input_precision="tf32x3")  # for float32: three products of tensor cores
 
 
 @triton.jit(do_not_specialize=_VARYING)
@@ -59,11 +59,11 @@ def forward_kernel(
                 y = tl.load(texts + row[:, None] * d + part[None, :], mask=(part < d)[None, :], other=0.0)
                 z = tl.load(images + source[None, :] * d + part[:, None], mask=(part < d)[:, None], other=0.0)
                 tile = _dot(y, z, tile, WIDEN)
-        better = tile > won  # strictly: of equal maxima the earlier token stays
+        better = tile > won  # strictly: among equal maxima the earlier token stays
         won = tl.where(better, tile, won)
         winner = tl.where(better, p, winner)
         by_image = tl.reshape(tile, [GROUP, IMAGES, ROWS])
-        top, where = tl.max(by_image, axis=2, return_indices=True)  # of equal maxima the lower row
+        top, where = tl.max(by_image, axis=2, return_indices=True)  # among equal maxima the lower row
         at = image[None, :] * n_entries + entry[:, None]
         if SAVE:
             where = tl.minimum(start + where, n1 - 1)  # rows beyond n1 repeat the last
@@ -75,7 +75,7 @@ def forward_kernel(
         own = p < length
         if LAST:
             summed += tl.where(own[:, None], top, 0.0)
-            if SAVE:  # n1, a row that there is not, where the caption has ended
+            if SAVE:  # n1, a row that does not exist, where the caption has ended
                 where = tl.where(own[:, None], where, n1)
                 tl.store(text_map + at, where.to(text_map.dtype.element_ty), mask=(image < n_images)[None, :])
         else:
@@ -98,7 +98,7 @@ def forward_kernel(
 
 @triton.jit
 def _gradient_tile(winner, position, weight_i, to_image, k, weight_t):
-    """Gradient of the similarity of rows with tiles of one group, [IMAGES * ROWS, TILES * GROUP].
+    """Compute the gradient of the similarity of rows with tiles of one group, [IMAGES * ROWS, TILES * GROUP].
 
     ``winner`` [IMAGES, ROWS, GROUP] holds the position in the caption that each row has chosen, ``to_image``
     [IMAGES, TILES, GROUP] the row of the image that each entry has. ``position`` [TILES].
@@ -174,7 +174,7 @@ def text_gradient_kernel(
         of_t = tl.load(weight_t + image[:, None] * n_slots + slot[None, :]).to(tl.float32)
         to_image = tl.load(text_map + image[:, None, None] * n_entries + entry[None, :, :]).to(tl.int32)
         weights = _gradient_tile(winner, position, of_i, to_image, k, of_t)
-        # Rows that there are not count as zeros, whatever their weights.
+        # Rows that do not exist count as zeros, whatever their weights.
         exists = tl.reshape((image_exists[:, None] & (k < n1)[None, :]), [IMAGES * ROWS])
         source = tl.reshape(source, [IMAGES * ROWS])
         inside = exists[:, None] & (feature < d)[None, :]

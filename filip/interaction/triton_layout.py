@@ -15,7 +15,7 @@ from torch import Tensor
 
 from filip.interaction.packing import Pair
 
-GROUP = 64  # captions of a group: the text rows of a tile
+GROUP = 64  # captions in a group: the text rows of a tile
 # Weights of 16-bit tokens are scaled, item by item, to at most 2^14: where an entry wins both ways two are added, and
 # float16 ends at 65,504. What is below 2^-24 then is 0 in float16 and dropped in all types, 2^-38 of the largest: less
 # than float32's rounding of the sum, for up to 30,000 captions even if every one is dropped.
@@ -23,10 +23,10 @@ LARGEST, NEGLIGIBLE = 2.0**14, 2.0**-24
 
 
 class Layout(NamedTuple):
-    """Captions in order of length, in groups of 64; a slot per caption, an entry per caption and position.
+    """The order of captions by length, in groups of 64; a slot per caption, an entry per caption and position.
 
     A group has an even number of tiles, since the text gradient takes two at once: where its longest caption has an odd
-    number of tokens, the last is one that nothing reads.
+    number of tokens, nothing reads the last tile.
     """
 
     text: Tensor  # [slots] int32: the caller's index of the caption; -1 where the last group has none
@@ -39,7 +39,7 @@ class Layout(NamedTuple):
 
 
 def lay_out(lengths: list[int], device: torch.device) -> Layout:
-    """Where the kernels find the tokens of captions of ``lengths`` tokens."""
+    """Return where the kernels find the tokens of captions of ``lengths`` tokens."""
     per_text = torch.tensor(lengths, dtype=torch.int32)
     length, text = per_text.sort(stable=True)
     before = (per_text.cumsum(0) - per_text)[text]
@@ -57,7 +57,7 @@ def lay_out(lengths: list[int], device: torch.device) -> Layout:
 
 
 def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype) -> tuple[Pair, Tensor]:
-    """Both weights [images, slots] in the tokens' dtype, scaled item by item along ``dim``; and the scales."""
+    """Return both weights [images, slots] in the tokens' dtype, scaled item by item along ``dim``; and the scales."""
     largest = torch.maximum(upstream[0].abs(), upstream[1].abs()).amax(dim=dim, keepdim=True)
     scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
     weights = []
@@ -69,24 +69,24 @@ def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype)
 
 
 def active_tiles(weights: Pair, images: int) -> Tensor:
-    """[blocks of images, groups] bool: where some weight is not zero."""
+    """Return [blocks of images, groups] bool: where some weight is not zero."""
     some = ((weights[0] != 0) | (weights[1] != 0)).view(len(weights[0]), -1, GROUP).any(dim=2)
     return F.pad(some, (0, 0, 0, -len(some) % images)).view(-1, images, some.shape[1]).any(dim=1)
 
 
 def listed(active: Tensor) -> Pair:
-    """Per row of ``active`` the columns that are true, before those that are not; and how many are true."""
+    """Return per row of ``active`` the columns that are true, before those that are not; and how many are true."""
     order = active.to(torch.uint8).sort(dim=1, descending=True, stable=True).indices
     return order.int(), active.sum(dim=1, dtype=torch.int32)
 
 
 def index_dtype(size: int) -> torch.dtype:
-    """The type of a map whose numbers go up to ``size`` itself, which stands for "none"."""
+    """Return the type of a map whose numbers go up to ``size`` itself, which stands for "none"."""
     if size <= 255:
         return torch.uint8
     return torch.int16 if size < 1 << 15 else torch.int32
 
 
 def power_of_two(number: int) -> int:
-    """The smallest power of two >= number, and >= 16, which tensor cores want."""
+    """Return the smallest power of two >= number, and >= 16, which tensor cores want."""
     return max(16, 1 << (number - 1).bit_length())

@@ -18,9 +18,9 @@ from filip.study.tables import PROTOCOLS, TABLES
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
 
-# Of the settings that learning depends on, those in which a timing run of a few steps may differ from the training
-# whose accuracy its row shows: how many pairs there are and in which order they come, and what was searched for each
-# run, since no step takes longer for it.
+# The settings for learning in which a timing run of a few steps may differ from the training whose accuracy its row
+# shows: how many pairs there are and in which order they come, and what was searched for each run, since no step takes
+# longer for it.
 NOT_COMPARED = (
     *("seed", "global_batch", "batch_per_rank", "epochs", "max_steps", "optimizer.warmup_steps"),
     *("data.shuffle_window_shards", "data.reader_groups"),
@@ -54,7 +54,7 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def schema() -> dict[str, Any]:
-    """The JSON schema of a study, with the protocols and tables that there are."""
+    """Return the JSON schema of a study, with the protocols and tables that there are."""
     found = yaml.safe_load(resources.files("filip.conf").joinpath("study.schema.yaml").read_text("utf-8"))
     names = {"$ref": "#/$defs/names"}
     listed = [name for name, kind in TABLES.items() if kind.rows == "listed"]
@@ -186,12 +186,12 @@ def check_accuracy_of(
 
 
 def _settings(config: TrainConfig, sources: list[str]) -> dict[str, Any]:
-    """The settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
+    """Return the settings of a training that have to be equal, flat: {"model.embed_dim": 256, …}."""
     from filip.train.fingerprint import learning_settings
 
     settings = learning_settings(config)
     flat = {key: value for key, value in settings.items() if key not in NOT_COMPARED}
     flat["data.sources"] = sources
     if flat["model.interaction"] == "pooled":
-        flat["token_keep_ratio"] = None  # one vector per image: there are no tokens to keep
+        flat["token_keep_ratio"] = None  # one vector per image leaves no tokens to keep
     return flat

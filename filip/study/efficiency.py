@@ -99,7 +99,7 @@ def main(config: Efficiency) -> None:
 
 
 class Step:
-    """Training steps of one row on this rank."""
+    """The training steps of one row on this rank."""
 
     def __init__(self, row: TrainConfig, config: Efficiency, ranks: Ranks):
         self.row, self.ranks = row, ranks
@@ -129,7 +129,7 @@ class Step:
         self.memory: list[float] = []
 
     def take(self, timed: bool) -> None:
-        """Forward, loss, backward and update; all ranks start together."""
+        """Run forward, loss, backward and update; all ranks start together."""
         dist.barrier()
         device.reset_peak_memory(self.ranks.device)  # first: it also gives back what other rows have freed
         held = device.memory_mb(self.ranks.device)
@@ -147,7 +147,7 @@ class Step:
         return self.loss(encoded, self.batch["group"]).loss
 
     def _many_texts(self, encoded: Encoded) -> Tensor:
-        """The part of one rank among many: own images against all texts, in the row's own interaction."""
+        """Compute the part of one rank among many: own images against all texts, in the row's own interaction."""
         targets = torch.arange(self.batching.per_rank, device=self.ranks.device)
         dtype = transport_dtype(self.row)
         if isinstance(encoded.text, Tensor):
@@ -166,7 +166,7 @@ class Step:
         ) / 2
 
     def result(self, name: str) -> dict[str, Any]:
-        """What the report reads: medians over the steps, the larger of all ranks."""
+        """Return what the report reads: medians over the steps, the larger of all ranks."""
         quartiles = [
             self.ranks.maximum(value) for value in statistics.quantiles(self.seconds, n=4, method="inclusive")
         ]
@@ -189,7 +189,7 @@ class Step:
 
 
 def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed: int) -> dict[str, Tensor]:
-    """Images or feature maps of noise and captions of random tokens, as the loader would give them."""
+    """Return images or feature maps of noise and captions of random tokens, as the loader would give them."""
     generator = torch.Generator().manual_seed(seed)
     images = pairs // row.data.captions_per_image
     low, high = CAPTION_TOKENS
@@ -209,7 +209,10 @@ def kept_tokens(
     text: TextFeatures,
     parameters: Mapping[str, Tensor] = MappingProxyType({}),
 ) -> tuple[Tensor, TextFeatures]:
-    """The tokens that the row's selection leaves; all of them with token_keep_ratio=1. ``parameters``: of the loss."""
+    """Return the tokens that the row's selection leaves; all of them with token_keep_ratio=1.
+
+    ``parameters``: those of the loss.
+    """
     if row.token_keep_ratio >= 1:
         return image, text
     image, *kept = select_tokens(
@@ -224,7 +227,7 @@ def kept_tokens(
 
 
 def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:
-    """Own texts and as many copies as make ``count``; packed tokens [T, d] and lengths [count]."""
+    """Return own texts and as many copies as make ``count``; packed tokens [T, d] and lengths [count]."""
     copies, rest = divmod(count, len(text.lengths))
     some = int(text.lengths[:rest].sum())
     other = torch.cat([*[text.tokens.detach()] * (copies - 1), text.tokens.detach()[:some]])
@@ -234,7 +237,7 @@ def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:
 
 
 def gathered_rows(vectors: Tensor, count: int) -> Tensor:
-    """Own vectors and copies of them, [count, d]."""
+    """Return own vectors and copies of them, [count, d]."""
     other = vectors.detach().repeat(-(-count // len(vectors)), 1)[len(vectors) : count]
     return torch.cat([vectors, other.requires_grad_()])
 

@@ -19,7 +19,7 @@ SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "out", "run")  # no ov
 
 
 def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> dict[str, str]:
-    """``{key: value}`` for ``filip eval protocols=[<protocol>]`` beyond model, root, data and out.
+    """Return ``{key: value}`` for ``filip eval protocols=[<protocol>]`` beyond model, root, data and out.
 
     config: a study. model: one of its runs or peers. A later one wins: the study's ``eval.prompts``, the ensemble of a
     peer, ``eval.overrides.<protocol>``, the peer's own ``eval.<protocol>``.
@@ -41,14 +41,17 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> 
 
 
 def _own_ensemble(evaluation: Mapping[str, Any]) -> list[str]:
-    """How CLIP and its successors were published: the mean vector over CLIP's templates, where it has some."""
+    """Return the options with which CLIP and its successors were published.
+
+    These are the mean vector over CLIP's templates, where it has some.
+    """
     content = yaml.safe_load(resources.find("prompts", CLIP_PROMPTS).read_text(encoding="utf-8"))
     known = all(load_card(name).prompts in content for name in evaluation["zero_shot"])
     return [*([f"prompts={CLIP_PROMPTS}"] if known else []), "zero_shot.ensemble=embedding"]
 
 
 def check_evaluation_options(config: Mapping[str, Any]) -> None:
-    """Refuse overrides that ``filip eval`` does not have for their protocol. UserError with the key in the study."""
+    """Refuse overrides that ``filip eval`` does not have for their protocol; name the key in the study."""
     places = {
         f"eval.overrides.{name}": (name, given) for name, given in config["eval"].get("overrides", {}).items()
     }
@@ -81,7 +84,7 @@ def check_evaluation_options(config: Mapping[str, Any]) -> None:
 
 
 def _with_group(protocol: str, text: str) -> str:
-    """``ensemble=score`` as ``zero_shot.ensemble=score`` where it is a setting of the protocol."""
+    """Turn ``ensemble=score`` into ``zero_shot.ensemble=score`` where it is a setting of the protocol."""
     return f"{protocol}.{text}" if text.split("=", 1)[0] in _settings_of(protocol) else text
 
 
@@ -92,7 +95,7 @@ def _settings_of(protocol: str) -> list[str]:
 
 
 def _shared_options() -> list[str]:
-    """The options of ``filip eval`` that a study may set for any protocol."""
+    """Return the options of ``filip eval`` that a study may set for any protocol."""
     from filip.eval.__main__ import EvaluationOptions
 
     return [field.name for field in fields(EvaluationOptions) if field.name not in SET_BY_THE_STUDY]

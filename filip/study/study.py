@@ -48,32 +48,35 @@ class Study:
 
     @property
     def trained(self) -> dict[str, dict[str, Any]]:
-        """Pre-training runs of every seed, then fine-tunings, by name."""
+        """Return pre-training runs of every seed, then fine-tunings, by name."""
         return {**self.runs, **self.fine_tunes}
 
     @property
     def sources(self) -> list[str]:
-        """All sources, those of single runs and of fine-tunings included, each once, in order of first use."""
+        """Return all sources, those of single runs and of fine-tunings included, each once, in order of first use."""
         own = [source for run in self.runs.values() for source in run.get("sources", [])]
         tuned = [tune["source"] for tune in self.fine_tunes.values()]
         return list(dict.fromkeys([*self.config["sources"], *own, *tuned]))
 
     def replicas(self, run: str) -> list[str]:
-        """A run and its repetitions with other seeds; the run alone if it has none."""
+        """Return a run and its repetitions with other seeds; the run alone if it has none."""
         return [run, *self._replicas.get(run, [])]
 
     def is_replica(self, run: str) -> bool:
-        """True for a run that only repeats another one with another seed."""
+        """Return True for a run that only repeats another one with another seed."""
         return any(run in members for members in self._replicas.values())
 
     def training(self, name: str) -> dict[str, Any]:
-        """Settings of a run, fine-tuning or efficiency row: experiment, sources, overrides, from (None: scratch)."""
+        """Return the settings of a run, fine-tuning or efficiency row.
+
+        These are experiment, sources, overrides and from (None: scratch).
+        """
         shared = self.config["train"]
         if name in self.fine_tunes:
             own = self.fine_tunes[name]
             sources = [own["source"]]
-            # The architecture is the run's. Its other overrides are about pre-training, and would undo what the
-            # experiment of the fine-tuning says (no AutoAugment, no back-translation).
+            # The architecture is the run's. Its other overrides are about pre-training, and would undo settings of the
+            # fine-tuning's experiment (no AutoAugment, no back-translation).
             inherited = [text for text in self._overrides(own["from"]) if text.startswith("model.")]
         elif name in self.runs:
             own = self.runs[name]
@@ -92,13 +95,16 @@ class Study:
         }
 
     def _overrides(self, run: str) -> list[str]:
-        """A run's overrides without those that all trainings share."""
+        """Return a run's overrides without those that all trainings share."""
         own = self.runs[run]
         inherited = self._overrides(own["variant_of"]) if "variant_of" in own else []
         return [*inherited, *own.get("overrides", [])]
 
     def launch_settings(self, name: str) -> dict[str, Any]:
-        """The study's ``launch``, and over it that of the training: its own, its base's, or efficiency_train's."""
+        """Return the study's ``launch``, and over it that of the training.
+
+        The latter is its own, its base's, or efficiency_train's.
+        """
         shared = self.config["launch"]
         if name in self.efficiency:
             own = self.config.get("efficiency_train", {}).get("launch", {})
@@ -109,30 +115,30 @@ class Study:
         return {**shared, **own, "resources": resources}
 
     def resolved(self, name: str) -> TrainConfig:
-        """The training config that the settings of ``name`` compose; without its files, which the workflow adds."""
+        """Compose the training config from the settings of ``name``; without its files, which the workflow adds."""
         training = self.training(name)
         start = [f"init_from={training['from']}"] if training["from"] else []
         return resolve(f"experiment={training['experiment']}", *training["overrides"], *start)
 
     @property
     def prompts(self) -> str:
-        """The prompts of the evaluations: a file, or one prompt with {c} in it."""
+        """Return the prompts of the evaluations: a file, or one prompt with {c} in it."""
         return str(self.evaluation.get("prompts", PROMPTS))
 
     # ---- evaluation and tables -----------------------------------------------------------------------
 
     def benchmarks(self, protocol: str) -> list[str]:
-        """Names of the benchmark cards of a protocol; the linear probe's are those of zero_shot unless stated."""
+        """Return the benchmark cards of a protocol; the linear probe's are those of zero_shot unless stated."""
         named = self.evaluation.get(protocol, [])
         return named or (self.evaluation["zero_shot"] if protocol == "linear_probe" else [])
 
     @property
     def all_benchmarks(self) -> list[str]:
-        """The benchmarks of all protocols, each once."""
+        """Return the benchmarks of all protocols, each once."""
         return list(dict.fromkeys(name for protocol in PROTOCOLS for name in self.benchmarks(protocol)))
 
     def rows(self, table: str) -> list[str]:
-        """What stands in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
+        """Return what stands in a table, in order: runs, then peers; or what its kind says. Empty: no table."""
         kind = TABLES[table]
         if kind.rows != "listed":
             own = [run for run in self.runs if not self.is_replica(run)]
@@ -145,17 +151,17 @@ class Study:
 
     @property
     def tables(self) -> list[str]:
-        """Names of the tables that have rows."""
+        """Return the names of the tables that have rows."""
         return [name for name in TABLES if self.rows(name)]
 
     @property
     def evaluated(self) -> list[str]:
-        """Every training that a table shows, and its replicas, in order of first use."""
+        """Return every training that a table shows, and its replicas, in order of first use."""
         models = [model for protocol in PROTOCOLS for model in self.evaluated_by(protocol)]
         return [model for model in dict.fromkeys(models) if model not in self.peers]
 
     def evaluated_by(self, protocol: str) -> list[str]:
-        """The models that a protocol evaluates: those of all tables that need it, with their replicas."""
+        """Return the models that a protocol evaluates: those of all tables that need it, with their replicas."""
         models = []
         for name in self.tables:
             if protocol in TABLES[name].protocols:
@@ -164,17 +170,17 @@ class Study:
         return list(dict.fromkeys(models))
 
     def _accuracies(self) -> list[str]:
-        """The trained runs whose accuracy stands in the efficiency table."""
+        """Return the trained runs whose accuracy stands in the efficiency table."""
         return [row["accuracy_of"] for row in self.efficiency.values() if row.get("accuracy_of")]
 
     def label(self, name: str) -> str:
-        """The name in tables of a training, a peer or an efficiency row."""
+        """Return the name in tables of a training, a peer or an efficiency row."""
         entry = {**self.efficiency, **self.peers, **self.trained}.get(name, {})
         return str(entry.get("label", name))
 
 
 def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
-    """``seeds: 3`` written out: each run once more with seed 1 and 2, averaged into its row of every table."""
+    """Write ``seeds: 3`` out: each run once more with seed 1 and 2, averaged into its row of every table."""
     runs, replicas = dict(config["runs"]), dict(config.get("replicas", {}))
     for name, own in config["runs"].items():
         for seed in range(1, config.get("seeds", 1)):
@@ -186,7 +192,7 @@ def with_seeds(config: dict[str, Any]) -> dict[str, Any]:
 
 
 def resolve(*arguments: str) -> TrainConfig:
-    """The training config that Hydra composes from ``arguments``; the paths of a run need not be given.
+    """Compose the training config with Hydra from ``arguments``; the paths of a run need not be given.
 
     Raises UserError if an override does not fit the training config or has a value that cannot work.
     """
@@ -199,9 +205,9 @@ def _resolve(arguments: tuple[str, ...]) -> TrainConfig:
     from filip.train.config import TrainConfig
 
     try:
-        # Where the files of a run lie is not part of what is trained.
+        # The places of a run's files are not part of what is trained.
         config = compose_config(TrainConfig, [*arguments, "run_dir=.", "out=.", "result=."], "train")
-        return config.check(weights_exist=False)  # those to start from may not be trained yet
+        return config.check(weights_exist=False)  # the weights to start from may not be trained yet
     except UserError as error:
         raise UserError(f"study config, training overrides: {error}") from error
 

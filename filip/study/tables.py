@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class TableKind:
-    """How a table is made, and what has to be evaluated for it.
+    """The way in which a table is made, and what has to be evaluated for it.
 
     build: ``module:function`` in ``filip/report/rows/`` that makes the table from its inputs.
-    protocols: those of filip/eval/protocols that the table's runs go through.
+    protocols: those in filip/eval/protocols that the table's runs go through.
     with_peers: other people's models (the study's ``peers``) follow the runs.
     rows: what they are: "listed" by the study under ``tables.<name>``, its "efficiency", the pre-training "runs", all
     that is "trained", or the "benchmarks" with prompts.

@@ -9,7 +9,7 @@ import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-# timm imports wandb where it is installed (img2dataset brings it): which costs every rank a second for nothing.
+# timm imports wandb where it is installed (img2dataset brings it), which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
 from filip.train.launcher_env import EXIT_CODE_FILE, environment_rank, lost_contact  # noqa: E402

@@ -17,7 +17,7 @@ from filip.train.config import WarmStartConfig
 
 
 def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
-    """Freeze the towers of ``model`` or give them adapters, in place, as ``settings`` say. UserError without peft."""
+    """Freeze the towers of ``model`` or give them adapters, in place, as ``settings`` say; UserError without peft."""
     for tower, projection, tuning in (
         (model.image, model.image.projection, settings.image),
         (model.text, model.text.projection, settings.text),
@@ -39,7 +39,7 @@ def adapt(model: DualEncoder, settings: WarmStartConfig) -> None:
 
 
 def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
-    """Adapters in every linear layer of every block."""
+    """Add adapters to every linear layer of every block."""
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
@@ -55,5 +55,5 @@ def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
 
 
 def trainable(model: nn.Module) -> int:
-    """How many numbers learn."""
+    """Return the number of parameters that learn."""
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)

@@ -28,7 +28,7 @@ from filip.train.zero_layout import reading_universal
 
 
 def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that ``auto``, ``never`` or a path names; UserError if the path is no finished checkpoint."""
+    """Find the checkpoint that ``auto``, ``never`` or a path names; UserError if the path is not a finished one."""
     if resume == "never":
         return None
     if resume == "auto":
@@ -43,9 +43,9 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
 
 
 def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool:
-    """True if the checkpoint's slices do not fit this run, which then needs DeepSpeed's universal form.
+    """Return True if the checkpoint's slices do not fit this run, which then needs DeepSpeed's universal form.
 
-    UserError where DeepSpeed cannot convert.
+    Raises UserError where DeepSpeed cannot convert.
     """
     if saved.zero_stage == zero_stage and (saved.world_size == world_size or zero_stage == 0):
         return False
@@ -61,7 +61,7 @@ def needs_conversion(saved: LoopState, world_size: int, zero_stage: int) -> bool
 
 
 def check_compatible(saved: LoopState, now: LoopState) -> None:
-    """UserError if the checkpoint belongs to another run than this one."""
+    """Raise UserError if the checkpoint belongs to another run than this one."""
     for name, why in {
         "pairs_per_step": "the schedule counts in steps of the same number of pairs",
         "precision": "states and loss scale differ",
@@ -79,14 +79,14 @@ def check_compatible(saved: LoopState, now: LoopState) -> None:
 
 
 def _comparable(model: dict[str, Any]) -> dict[str, Any]:
-    """With defaults for fields that a later version added, and without what changes no weight."""
+    """Return a model's settings with defaults for fields added later, and without what changes no weight."""
     return {**asdict(config_from_dict(model)), "gradient_checkpointing": None, "name": None}
 
 
 def save_checkpoint(
     engine: Engine, state: LoopState, folder: Path, settings: CheckpointConfig, ranks: Ranks
 ) -> Path:
-    """Write a checkpoint on all ranks, then publish it by one rename. Returns its path."""
+    """Write a checkpoint on all ranks, then publish it by one rename. Return its path."""
     final = folder / f"step{state.step:08d}"
     aside = folder / f".saving-{final.name}"
     if ranks.is_main:
@@ -131,7 +131,10 @@ def load_checkpoint(engine: Engine, checkpoint: Path, ranks: Ranks, universal: P
 
 
 def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
-    """DeepSpeed's universal form of a checkpoint, for any world size; made once, by the first rank, next to it."""
+    """Convert a checkpoint to DeepSpeed's universal form, for any world size, and return the path of the result.
+
+    The first rank does it, once, and writes it next to the checkpoint.
+    """
     target = checkpoint.parent / f"universal-{checkpoint.name}"
     with raise_together(ranks):
         if ranks.is_main and not target.is_dir():
@@ -153,9 +156,9 @@ def to_universal(checkpoint: Path, ranks: Ranks) -> Path:
 
 
 def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
-    """Rename checkpoints after ``step``, to which ``resume=PATH`` went back: the run no longer leads to them.
+    """Rename the checkpoints after ``step`` when ``resume=PATH`` went back to it: the run no longer leads to them.
 
-    Left alone they would be taken for its newest. Returns a note about it.
+    If left alone, they would be taken for its newest. Returns a note about it.
     """
     newer = [path for path in complete_checkpoints(folder) if int(path.name.removeprefix("step")) > step]
     barrier(ranks)  # all ranks have looked
@@ -171,7 +174,7 @@ def set_aside_newer(folder: Path, step: int, ranks: Ranks) -> list[str]:
 
 
 def prepare_folder(folder: Path, ranks: Ranks, start_again: bool) -> None:
-    """Remove what an interrupted save left. With ``start_again`` an earlier run's folder is renamed, to ``….1`` etc."""
+    """Remove what an interrupted save left. With ``start_again`` rename an earlier run's folder to ``….1`` etc."""
     if not ranks.is_main or not folder.is_dir():
         return
     for path in folder.glob(".*"):
@@ -198,7 +201,7 @@ def _to_disk(folder: Path) -> None:
 
 
 def random_states() -> dict[str, Any]:
-    """Of every generator that a training may draw from."""
+    """Return the states of all generators that a training may draw from."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state(),
@@ -207,7 +210,7 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """What :func:`random_states` returned."""
+    """Restore the states that :func:`random_states` returned."""
     random.setstate(states["python"])
     np.random.set_state(states["numpy"])
     device.restore_random_state(states)

@@ -21,13 +21,13 @@ from filip.train.losses.weights import FORMS, parse_schedule
 from filip.train.optimizers import OPTIMIZERS, OptimizerKind
 from filip.train.warm_start import check_init_from
 
-# Not where the registries are: a package that imports Term from there would be asked for its own before it has one.
+# Not where the registries are: a package that imports Term from there would be asked for its term before it has one.
 TERMS.update(load_plugins("filip.losses", Term, TERMS))
 OPTIMIZERS.update(load_plugins("filip.optimizers", OptimizerKind, OPTIMIZERS))
 
 PRECISIONS = ("fp32", "bf16", "fp16")
 TRANSPORT_DTYPES = ("auto", *PRECISIONS)
-TUNING = ("full", "frozen", "frozen_stem", "lora")  # of a tower, see filip.train.adapters
+TUNING = ("full", "frozen", "frozen_stem", "lora")  # how a tower learns, see filip.train.adapters
 DEFAULT_GLOBAL_BATCH = 8192  # the paper's ablation
 
 
@@ -56,7 +56,7 @@ class OptimizerConfig:
 
 @dataclass
 class WarmStartConfig:
-    """How a training treats the model that it starts from (``init_from``); see docs/models.md."""
+    """The settings for the model that a training starts from (``init_from``); see docs/models.md."""
 
     interaction: str | None = option(
         None,
@@ -87,7 +87,7 @@ class CheckpointConfig:
 
 @dataclass
 class WatchdogConfig:
-    """How the watchdog reacts to an alert. :class:`filip.train.watchdog.Limits` says when it raises one."""
+    """The watchdog's reactions to an alert. :class:`filip.train.watchdog.Limits` says when it raises one."""
 
     non_finite: str = option(
         "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"
@@ -103,7 +103,7 @@ class WatchdogConfig:
 
 @dataclass
 class EvalConfig:
-    """Evaluation while training, with the cards and commands of filip.eval."""
+    """The settings of evaluations while training, with the cards and commands of filip.eval."""
 
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never")
     batch_size: int = option(64, "images per forward pass; ranks take turns with the batches")
@@ -119,7 +119,7 @@ class EvalConfig:
 
 @dataclass
 class TrainConfig:
-    """Train FILIP or the CLIP baseline with DeepSpeed."""
+    """The settings of a training of FILIP or the CLIP baseline with DeepSpeed."""
 
     run: str = option("run", "name in tables and TensorBoard")
     run_dir: str = option(
@@ -225,7 +225,10 @@ class TrainConfig:
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
 
     def check(self, weights_exist: bool = True) -> TrainConfig:
-        """Return self; UserError names the first value that cannot work. ``weights_exist``: look for init_from, too."""
+        """Return self, or raise UserError for the first value that cannot work.
+
+        weights_exist: look for the file of ``init_from``, too.
+        """
         _choice("precision", self.precision, ("auto", *PRECISIONS))
         _choice("transport_dtype", self.transport_dtype, TRANSPORT_DTYPES)
         _choice("exchange", self.exchange, ("gather", "ring"))
@@ -275,7 +278,7 @@ _WHOLE_IMAGES = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability
 
 
 def _check_feature_cache(data: DataConfig) -> None:
-    """UserError if images are to be augmented: their feature maps are kept, so they have to be the same every time."""
+    """Refuse to augment images whose feature maps are kept: they have to be the same every time."""
     changed = [
         f"data.{name}={str(value).lower()}"
         for name, value in _WHOLE_IMAGES.items()
@@ -310,7 +313,7 @@ SHARES = (
 
 
 def _check_numbers(config: TrainConfig) -> None:
-    """UserError for the first number out of its range; None means that something else decides."""
+    """Raise UserError for the first number out of its range; None means that something else decides."""
 
     def refuse(names: tuple[str, ...], fits: Callable[[float], bool], wanted: str) -> None:
         for name in names:
@@ -327,7 +330,7 @@ def _check_numbers(config: TrainConfig) -> None:
 
 
 def _check_keeping(config: TrainConfig) -> None:
-    """UserError if the schedule of kept tokens is none, or keeps a share that cannot be."""
+    """Raise UserError if the value is not a schedule of kept tokens, or keeps an impossible share."""
     schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
     if schedule is None:
         return

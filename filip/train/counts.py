@@ -16,14 +16,14 @@ from filip.models import DualEncoder
 from filip.models.stem import Stem
 from filip.train.config import TrainConfig
 
-# Of every step, whatever the sizes: counts, layouts and ids of the batch, metrics, LAMB's norms, overflow.
+# In every step, whatever the sizes: counts, layouts and ids of the batch, metrics, LAMB's norms, overflow.
 SMALL_MESSAGES = 11
 
 
 def encoder_flops(
     model: DualEncoder, words: float, columns: int, captions_per_image: int = 1, stem_computes: bool = True
 ) -> dict[str, float]:
-    """Forward pass of one pair, by tower: two flops per product.
+    """Count the floating-point operations of one pair's forward pass, by tower: two per product.
 
     words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
     batch, to which the attention alone is padded. captions_per_image: pairs that share an image's forward pass.
@@ -37,7 +37,7 @@ def encoder_flops(
     hidden = int(first.mlp.fc1.out_features)
     stem = model.image.stem
     image = 2.0 * rows * patch_rows * patch_columns * 3 * width
-    if stem is not None:  # whose cells a convolution of one px makes wide enough
+    if stem is not None:  # a convolution of one px makes its cells wide enough
         image = 2.0 * rows * stem.num_features * width
         if stem_computes:
             image += stem_flops(stem, model.image_size)
@@ -49,7 +49,7 @@ def encoder_flops(
 
 
 def stem_flops(stem: Stem, image_size: int) -> float:
-    """Forward pass of one image, counted on the meta device."""
+    """Count the floating-point operations of one image's forward pass, on the meta device."""
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton where it is installed
 
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -58,14 +58,15 @@ def stem_flops(stem: Stem, image_size: int) -> float:
 
 
 def _block(tokens: float, columns: float, width: int, hidden: int) -> float:
-    """Four attention matrices and two of the MLP for each token; scores and their sums over ``columns``."""
+    """Count four attention matrices and two of the MLP for each token; scores and their sums over ``columns``."""
     return tokens * 2 * (4 * width * width + 2 * width * hidden) + 4 * columns * columns * width
 
 
 def passes(checkpointing: bool, chunks: int) -> int:
-    """Forward passes that a step's arithmetic amounts to: a backward pass is two, recomputing is one more.
+    """Return how many forward passes a step's arithmetic amounts to.
 
-    ``chunks`` above 1 is gradient caching, which first encodes without gradients.
+    A backward pass is two, recomputing is one more. ``chunks`` above 1 is gradient caching, which first encodes without
+    gradients.
     """
     return 3 + checkpointing + (chunks > 1)
 
@@ -87,19 +88,19 @@ class Message:
     times: int = 1
 
     def received(self, ranks: int) -> float:
-        """Bytes that each rank receives in a step, which is also what it sends."""
+        """Return the bytes that each rank receives in a step, which is also what it sends."""
         share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
         return self.times * share * self.size * (ranks - 1) / ranks
 
     def hops(self, ranks: int) -> int:
-        """Messages that follow one another: of the tree or the ring that NCCL would use."""
+        """Count the messages that follow one another, in the tree or the ring that NCCL would use."""
         return self.times * (ranks if self.kind.startswith("ring") else max(1, (ranks - 1).bit_length()))
 
 
 def loss_messages(
     setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int
 ) -> list[Message]:
-    """Of what the terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
+    """List what the terms of the loss exchange ("tokens", "vectors"), ``times`` contrastive batches a step."""
     texts = setting.global_batch * setting.n2 * setting.dim
     vectors = setting.global_batch * dim * 4
     scores = 4 * setting.local * setting.global_batch
@@ -120,7 +121,10 @@ def loss_messages(
 
 
 def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> list[Message]:
-    """Of DeepSpeed's ZeRO stages, as it sends them (0.19): stages 1 and 2 reduce whole buckets on every rank."""
+    """List the messages of DeepSpeed's ZeRO stages as it sends them (0.19).
+
+    Stages 1 and 2 reduce whole buckets on every rank.
+    """
     size = parameters * (2 if config.precision == "fp16" else 4)
     weights = Message("gradients", "all_gather", size)
     return {

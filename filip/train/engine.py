@@ -26,10 +26,10 @@ from filip.train.ranks import Ranks, deepspeed_accelerator
 
 @dataclass(frozen=True)
 class Batching:
-    """How many pairs meet where."""
+    """The numbers of pairs that meet in a batch, on a rank and in a forward pass."""
 
     global_batch: int  # pairs of one contrastive batch, all ranks
-    per_rank: int  # of it on this rank
+    per_rank: int  # its pairs on this rank
     accumulation: int  # contrastive batches per optimiser step
     chunk: int  # pairs per forward pass; below per_rank with gradient caching
 
@@ -43,7 +43,7 @@ class Batching:
 
 
 def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
-    """Batch sizes for ``world_size`` ranks; UserError where they do not divide."""
+    """Return the batch sizes for ``world_size`` ranks. Raise UserError where they do not divide."""
     if config.batch_per_rank is not None:
         per_rank = config.batch_per_rank
     else:
@@ -70,14 +70,14 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
 
 
 def settings_path(config: TrainConfig) -> Path:
-    """The JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
+    """Return the path of the JSON file that ``deepspeed``, or else ``zero_stage`` and ``precision``, name."""
     if config.deepspeed is None and config.zero_stage == 0 and config.precision == "fp16":
         raise UserError("zero_stage=0 with precision=fp16: DeepSpeed's fp16 needs zero_stage 1, 2 or 3")
     return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
 
 
 def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
-    """The DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
+    """Return the DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
     path = settings_path(config)
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
@@ -97,7 +97,7 @@ def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int)
 
 
 def _check_settings(settings: dict[str, Any], config: TrainConfig, path: Path) -> None:
-    """Refuse what DeepSpeed 0.19 accepts and then does wrongly."""
+    """Refuse what DeepSpeed 0.19 accepts but then does wrongly."""
     if "gradient_clipping" not in settings:
         raise UserError(
             f"{path}: gradient_clipping is missing, and DeepSpeed's default clips at 1.0; write 0.0"
@@ -158,7 +158,7 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
 
 
 def use_precision(config: TrainConfig, precision: str) -> str:
-    """Put a precision in the place of ``auto``, and what it needs; return what else that changes, or ""."""
+    """Replace ``auto`` by a precision and set what it needs; return what else that changes, or ""."""
     config.precision = precision
     if precision == "fp16" and config.zero_stage == 0 and config.deepspeed is None:
         config.zero_stage = 1
@@ -167,7 +167,10 @@ def use_precision(config: TrainConfig, precision: str) -> str:
 
 
 def require_precision(config: TrainConfig) -> None:
-    """UserError if this machine cannot train in ``config.precision``. ``fp16_on_cpu`` patches DeepSpeed to allow it."""
+    """Raise UserError if this machine cannot train in ``config.precision``.
+
+    ``fp16_on_cpu`` patches DeepSpeed to allow it.
+    """
     accelerator = deepspeed_accelerator()
     if config.precision != "fp16" or accelerator.is_fp16_supported():
         return
@@ -191,10 +194,10 @@ class Engine:
     groups: list[dict[str, Any]]  # settings of the parameter groups, as configured
     tokens_and_vectors: bool  # the loss reads both
     timed: bool = False  # measure encode(), which then waits for the device
-    encoding_seconds: float = 0.0  # of encode() since ``timed`` was set
+    encoding_seconds: float = 0.0  # spent in encode() since ``timed`` was set
 
     def encode(self, batch: dict[str, Tensor]) -> Encoded:
-        """Forward pass of this rank's pixels, ids and lengths."""
+        """Run the forward pass for this rank's pixels, ids and lengths."""
         place = batch["pixels"].device
         if self.timed:
             device.synchronize(place)
@@ -230,11 +233,11 @@ class Engine:
         set_lr(self.deepspeed.optimizer.param_groups, lr, step)
 
     def loss_scale(self) -> float:
-        """The dynamic loss scale; 1 unless fp16."""
+        """Return the dynamic loss scale; 1 unless fp16."""
         return float(getattr(self.deepspeed.optimizer, "loss_scale", 1.0)) if self.is_fp16 else 1.0
 
     def lowest_loss_scale(self) -> float:
-        """Where DeepSpeed's loss scaler can go no lower; a static scale cannot at all."""
+        """Return the value below which DeepSpeed's loss scaler cannot go; a static scale cannot change at all."""
         scaler = getattr(self.deepspeed.optimizer, "loss_scaler", None)
         return float(getattr(scaler, "min_scale", self.loss_scale()))
 
@@ -251,11 +254,11 @@ class Engine:
         return int(self.deepspeed.skipped_steps)
 
     def norms(self) -> dict[str, dict[str, float]]:
-        """The optimiser's norms per parameter of the last step; empty if it has none. Waits for the device."""
+        """Return the optimiser's norms per parameter of the last step; empty if it has none. Waits for the device."""
         return OPTIMIZERS[self.optimizer_name].norms(self.optimizer)
 
     def grad_norm(self) -> float | None:
-        """L2 norm of the whole gradient of the last step (unscaled), if it is known."""
+        """Return the L2 norm of the whole gradient of the last step (unscaled), if it is known."""
         norms = self.norms()
         if norms:
             return math.sqrt(sum(n["gradient"] ** 2 for n in norms.values()))
@@ -263,7 +266,7 @@ class Engine:
         return None if known is None else float(known)
 
     def is_finite(self) -> bool:
-        """True if the last step that was taken left finite weights."""
+        """Return True if the last step that was taken left finite weights."""
         norms = self.norms()
         if norms:
             return all(math.isfinite(n["weight"] + n["update"] + n["gradient"]) for n in norms.values())
@@ -273,7 +276,7 @@ class Engine:
 
 
 def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
-    """The optimiser that ``config`` names, over the parameter groups."""
+    """Make the optimiser that ``config`` names, over the parameter groups."""
     o = config.optimizer
     w = config.warm_start
     groups = param_groups(model, o.weight_decay, o.temperature_lr_factor, w.layer_decay, w.projection_steps)
@@ -285,7 +288,7 @@ def make_optimizer(model: DualEncoder, config: TrainConfig) -> Optimizer:
 def make_engine(
     model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss
 ) -> Engine:
-    """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn besides its own."""
+    """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn in addition to its own."""
     import deepspeed
 
     model.set_loss_parameters(loss.parameters(model))
@@ -305,10 +308,10 @@ def make_engine(
 
 
 def to_device(batch: dict[str, Any], device: torch.device, dtype: torch.dtype | None) -> dict[str, Tensor]:
-    """Tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` or else float32.
+    """Put the tensors of a loader's batch on ``device``; pixels normalised, in ``dtype`` or else float32.
 
-    ``lengths`` and ``further_lengths`` stay on the host: everybody needs them as numbers, and reading them from a GPU
-    would wait for it.
+    ``lengths`` and ``further_lengths`` stay on the host: they are needed everywhere as numbers, and reading them from a
+    GPU would wait for it.
     """
     moved = {
         name: value if name.endswith("lengths") else value.to(device, non_blocking=True)

@@ -36,7 +36,7 @@ from filip.train.run import Run
 
 
 def check_evaluation(config: EvalConfig) -> None:
-    """UserError now rather than after hours: every card and every test set must be there."""
+    """Raise UserError now rather than after hours if a card or a test set is missing."""
     if not config.every_steps:
         return
     paths = list(dict.fromkeys([*config.zero_shot, *config.retrieval, *config.alignment, *config.scenes]))
@@ -54,7 +54,7 @@ def evaluate(run: Run) -> None:
     """Evaluate the current weights; numbers and pictures go to TensorBoard.
 
     All ranks call: the weights are gathered from them, and each takes every n-th batch of images and texts. Random
-    states are restored afterwards, so that evaluations do not change a run. A failure is logged and ends no training.
+    states are restored afterwards, so that evaluations do not change a run. A failure is logged; the training goes on.
     """
     weights = gather_to_main(run.engine, run.ranks)
     states, started = random_states(), time.perf_counter()
@@ -74,7 +74,7 @@ def evaluate(run: Run) -> None:
 
 
 def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
-    """All ranks get the same numbers; the first one writes them to the files of the commands."""
+    """Return the same numbers on all ranks; the first one writes them to the files of the commands."""
     c, step = run.config.eval, run.state.step
     folder = run.folder / "eval"
     model = folder / "model.safetensors"
@@ -93,7 +93,7 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
         context = Context(c.root, c.prompts, c.batch_size, share=share)
 
         def measured(protocol: str, cards: list[str]) -> dict[str, Any]:
-            """The numbers by benchmark, which the first rank also writes."""
+            """Return the numbers by benchmark, which the first rank also writes."""
             result, record = evaluate_cards(protocol, encoder, load_cards(cards), context)
             out = folder / f"{protocol}-{step:08d}.json"
             with _alone(run.ranks):
@@ -145,7 +145,7 @@ def _align(run: Run, cards: list[str], encoder: Encoder, header: dict[str, Any],
 
 
 def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
-    """The sheet of the report, by the weights of now."""
+    """Draw the sheet of the report with the current weights."""
     step, name = run.state.step, load_card(card).name
     picture = folder / f"scenes-{name}-{step:08d}.png"
     settings = scenes.SceneSheet(
@@ -164,7 +164,7 @@ def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:
 
 @contextlib.contextmanager
 def _alone(ranks: Ranks) -> Iterator[None]:
-    """Around what ranks do each for themselves: what one of them raises, all raise, so that none is left waiting."""
+    """Run a block that each rank does by itself: what one of them raises, all raise, so that none is left waiting."""
     with raise_together(ranks):
         try:
             yield

@@ -29,16 +29,19 @@ from filip.rgb import UNDECODABLE
 if TYPE_CHECKING:
     from filip.train.ranks import StopSignal
 
-_IMAGES = 64  # at a time; a signal is seen in between
-_SECONDS_BETWEEN_LOOKS = 0.2  # at what others are making
+_IMAGES = 64  # at a time; a signal is noticed in between
+_SECONDS_BETWEEN_LOOKS = 0.2  # at the files that others are making
 
 
 class _Stopped(Exception):
-    """A signal came while a shard was at work."""
+    """A signal that came while a shard was at work."""
 
 
 def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) -> Path | None:
-    """The folder of the maps of this very network at this image size. UserError if nothing about them is frozen."""
+    """Return the folder for the maps of exactly this network at this image size.
+
+    Raises UserError if nothing about them is frozen.
+    """
     if feature_cache is None:
         return None
     stem = model.image.stem
@@ -60,9 +63,9 @@ def cache_folder(feature_cache: str | None, model: DualEncoder, precision: str) 
 def fill(
     stream: PairStream, model: DualEncoder, precision: str, device: torch.device, stop: StopSignal | None
 ) -> None:
-    """Make what is missing of the maps that ``stream`` reads, beside all others that want them; at a signal, stop.
+    """Make the missing maps that ``stream`` reads, together with all others that want them; stop at a signal.
 
-    UserError if they cannot be written; those that are finished stay.
+    Raises UserError if they cannot be written; those that are finished stay.
     """
     folder, stem = stream.config.feature_maps, model.image.stem
     if folder is None:
@@ -96,7 +99,7 @@ def _fill(
         return int(stream.indices[shard[0]].counts[shard[1]])
 
     def make(shard: tuple[int, int]) -> bool:
-        """Make a shard's file; False if it is there, or somebody else is at it."""
+        """Make a shard's file; return False if it is there, or somebody else is making it."""
         with claimed(paths[shard].with_suffix(".lock")) as mine:
             if not mine or paths[shard].exists():
                 return False
@@ -104,7 +107,7 @@ def _fill(
             return True
 
     def unfinished(shards: list[tuple[int, int]]) -> list[tuple[int, int]]:
-        """Those that others have yet to finish; the images of the rest are counted."""
+        """Return the shards that others have yet to finish; the images of the rest are counted."""
         rest = [shard for shard in shards if not paths[shard].exists()]
         progress.add(sum(map(images, shards)) - sum(map(images, rest)))
         return rest
@@ -114,7 +117,7 @@ def _fill(
         others: list[tuple[int, int]] = []
         for shard in missing:
             others = unfinished(others if make(shard) else [*others, shard])
-        while others:  # whoever is at them may be killed
+        while others:  # whoever is making them may be killed
             _look_at(stop)
             time.sleep(_SECONDS_BETWEEN_LOOKS)
             others = unfinished(others[1:] if make(others[0]) else others)
@@ -135,7 +138,7 @@ def _maps(
     stop: StopSignal | None,
     progress: Progress,
 ) -> np.ndarray:
-    """float16 [images, channels, rows, columns] of a shard."""
+    """Return the maps of a shard, float16 [images, channels, rows, columns]."""
     index, number = stream.indices[shard[0]], shard[1]
     samples = range(int(index.starts[number]), int(index.starts[number] + index.counts[number]))
     side = stream.transform.image_size

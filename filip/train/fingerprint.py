@@ -20,7 +20,7 @@ NOT_LEARNING = (
 
 
 def learning_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}."""
+    """Return the settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}."""
     return {
         name: value
         for name, value in flat(asdict(config))
@@ -29,9 +29,9 @@ def learning_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def settings_hash(config: TrainConfig) -> str:
-    """Eight hex digits over :func:`learning_settings`, for the name of a run's folder.
+    """Return eight hex digits over :func:`learning_settings`, for the name of a run's folder.
 
-    Settings at their defaults do not enter, so that a field which a later version adds changes no run's folder.
+    Settings at their defaults are left out, so that a field which a later version adds changes no run's folder.
     """
     defaults = learning_settings(TrainConfig())
     return digest(
@@ -40,9 +40,9 @@ def settings_hash(config: TrainConfig) -> str:
 
 
 def resumable_settings(config: TrainConfig) -> dict[str, Any]:
-    """Of the learning settings those that a checkpoint carries.
+    """Return the learning settings that a checkpoint carries.
 
-    Without places: data and ``init_from`` may move, and are compared by their content (see filip.train.resume).
+    Paths are left out: data and ``init_from`` may move, and are compared by their content (see filip.train.resume).
     """
     settings = learning_settings(config)
     settings.pop("init_from")
@@ -51,7 +51,7 @@ def resumable_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """``optimizer.base_lr was 0.006, is 0.003`` for each setting of both that differs."""
+    """Return ``optimizer.base_lr was 0.006, is 0.003`` for each setting of both that differs."""
     return [
         f"{name} was {before[name]}, is {after[name]}"
         for name in sorted(before.keys() & after.keys())
@@ -60,7 +60,7 @@ def changed_settings(before: dict[str, Any], after: dict[str, Any]) -> list[str]
 
 
 def flat(values: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested dictionaries as dotted names. A list is one value, a tuple becomes a list, as JSON has it."""
+    """Yield nested dictionaries as dotted names. A list is one value; a tuple becomes a list, as in JSON."""
     for name, value in values.items():
         if isinstance(value, dict):
             yield from flat(value, f"{prefix}{name}.")

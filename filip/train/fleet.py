@@ -49,18 +49,21 @@ class Links:
         return -(-self.ranks // self.per_node)
 
     def node_bytes(self, message: Message) -> float:
-        """Bytes that enter a node over the network. A ring over all ranks, node after node, enters each node once."""
+        """Return the bytes that enter a node over the network.
+
+        A ring over all ranks, node after node, enters each node once.
+        """
         if self.nodes == 1:
             return 0.0
         received = message.received(self.ranks)
         if (
             message.kind == "all_to_all"
-        ):  # every GPU has its own, and what comes from its node crosses no network
+        ):  # every GPU has its own, and what comes from its node does not cross the network
             return self.per_node * received * (self.ranks - self.per_node) / (self.ranks - 1)
         return received
 
     def seconds(self, message: Message) -> float:
-        """The slower of the two links, and the latency of the messages that follow one another."""
+        """Return the time of the slower of the two links, plus the latency of the messages that follow one another."""
         cards = 1 if message.kind.startswith("ring") else self.network.cards  # two GPUs talk through one card
         crossing = self.node_bytes(message) / (cards * self.network.card)
         inside = message.received(self.ranks) / self.gpu.link
@@ -70,7 +73,7 @@ class Links:
 
 @dataclass(frozen=True)
 class FleetPlan:
-    """What :func:`simulate` found; seconds per optimiser step by part, bytes per step by message."""
+    """The result of :func:`simulate`; seconds per optimiser step by part, bytes per step by message."""
 
     config: TrainConfig
     links: Links
@@ -89,7 +92,7 @@ class FleetPlan:
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the run."""
+        """Return the optimiser steps of the run."""
         limits = []
         if self.config.epochs is not None:
             limits.append(int(self.config.epochs * (self.fleet.pairs // self.batching.pairs_per_step)))
@@ -98,11 +101,11 @@ class FleetPlan:
         return min(limits)
 
     def received(self) -> float:
-        """Bytes that a GPU receives in a step."""
+        """Return the bytes that a GPU receives in a step."""
         return sum(message.received(self.links.ranks) for message in self.messages)
 
     def lines(self) -> list[str]:
-        """The report."""
+        """Return the lines of the report."""
         links, gpu, batch = self.links, self.links.gpu, self.batching
         parts = ", ".join(
             f"{name} {value:.3f} s ({value / self.step:.0%})" for name, value in self.seconds.items() if value
@@ -147,7 +150,7 @@ def simulate(
     fleet: FleetConfig,
     price: float | None = None,
 ) -> FleetPlan:
-    """Plan a run on ``gpus`` GPUs. UserError for a kind that is not listed, or a batch that they cannot share."""
+    """Plan a run on ``gpus`` GPUs. Raise UserError for a kind that is not listed, or a batch that they cannot share."""
     links = make_links(config, gpus, gpu, network, fleet)
     batching = resolve_batching(config, gpus)
     with torch.device("meta"):
@@ -195,7 +198,7 @@ def simulate(
 
 
 def make_links(config: TrainConfig, gpus: int, gpu: str, network: str, fleet: FleetConfig) -> Links:
-    """UserError for a kind of GPU or network that is not listed, or numbers that cannot be."""
+    """Return the links; raise UserError for a GPU or network that is not listed, or for impossible numbers."""
     for name, value, known in (("gpu", gpu, list(GPUS)), ("network", network, list(NETWORKS))):
         if value not in known:
             raise UserError(f"{name}={value!r} is not listed; choose one of {', '.join(known)}")
@@ -213,8 +216,10 @@ def make_links(config: TrainConfig, gpus: int, gpu: str, network: str, fleet: Fl
 def loss_seconds(
     setting: Setting, config: TrainConfig, model: DualEncoder, gpu: Gpu, flops_per_second: float
 ) -> float:
-    """Of one contrastive batch. Without Triton the tiled backend waits for memory: a tile is written once and read for
-    each maximum, in float32, and for each gradient written and read once, in the tokens' dtype.
+    """Return the seconds that the loss takes for one contrastive batch.
+
+    Without Triton the tiled backend waits for memory: a tile is written once and read for each maximum, in float32, and
+    for each gradient written and read once, in the tokens' dtype.
     """
     sent = exchanged(resolve_weights(config.loss, config.model.interaction))
     pairs, seconds = setting.local * setting.global_batch, 0.0
@@ -223,7 +228,7 @@ def loss_seconds(
     elif "tokens" in sent:
         tiles = (3 * 4 + 2 * 2 * setting.token_bytes) * pairs * setting.n1 * setting.n2
         seconds += tiled_on_gpu(setting).flops / flops_per_second + tiles / gpu.bandwidth
-    if "tokens" in sent and config.token_keep_ratio < 1:  # chosen by a product over the local batch
+    if "tokens" in sent and config.token_keep_ratio < 1:  # chosen with a product over the local batch
         tokens = (
             model.image.grid[0] * model.image.grid[1] * min(CAPTION_TOKENS, config.model.text.context_length)
         )
@@ -234,13 +239,13 @@ def loss_seconds(
 
 
 def optimizer_seconds(parameters: int, config: TrainConfig, ranks: int, gpu: Gpu) -> float:
-    """A pass over the state that a rank holds."""
+    """Return the seconds of one pass over the state that a rank holds."""
     own = parameters / ranks if config.zero_stage else parameters
     return own * OPTIMIZERS[config.optimizer.name].traffic / gpu.bandwidth
 
 
 def checkpoint_seconds(parameters: int, config: TrainConfig, fleet: FleetConfig, step: float) -> float:
-    """Writing all states and the weights, spread over the steps between two checkpoints."""
+    """Return the seconds that writing all states and the weights adds to each step between two checkpoints."""
     size = parameters * (12 + (2 if config.precision == "fp16" else 4))
     saving = size / (fleet.disk_gb_per_second * GB)
     minutes, every = config.checkpoint.every_minutes, config.checkpoint.every_steps

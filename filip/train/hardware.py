@@ -20,8 +20,8 @@ class Gpu:
     half: float  # flop/s of dense 16-bit products
     single: float  # flop/s of float32 products, as torch multiplies by default (no TF32)
     memory: float  # bytes
-    bandwidth: float  # of its memory
-    link: float  # to the other GPUs of the node
+    bandwidth: float  # bytes a second to and from its memory
+    link: float  # bytes a second to the other GPUs of the node
     triton: bool  # has what the Triton backend needs (compute capability 8.0)
     price: float | None  # USD per GPU and hour; None: no source at hand
     matches: str  # in the name that the driver reports
@@ -50,7 +50,7 @@ GPUS = {
 
 @dataclass(frozen=True)
 class Network:
-    """What connects the nodes."""
+    """The network between the nodes."""
 
     title: str
     cards: int  # per node
@@ -74,7 +74,7 @@ NETWORKS = {
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
-    """Peak of a device by the name that its driver reports, in flop/s; None where no data sheet is listed above."""
+    """Return a device's peak in flop/s, by the name that its driver reports; None without a data sheet above."""
     for gpu in GPUS.values():
         if gpu.matches in device_name and "PCIe" not in device_name and "NVL" not in device_name:
             return gpu.single if precision == "fp32" else gpu.half
@@ -83,7 +83,7 @@ def peak_flops(device_name: str, precision: str) -> float | None:
 
 @dataclass
 class FleetConfig:
-    """What a fleet is assumed to reach; the log of a first run on the real one tells (speed/mfu, data wait)."""
+    """Assumptions on what a fleet reaches; the log of a first run on the real one tells (speed/mfu, data wait)."""
 
     gpus_per_node: int = option(8, "GPUs of a node; a fleet has whole nodes, or is a part of one", at_least=1)
     pairs: int = option(340_000_000, "pairs of an epoch (the paper's FILIP340M)", at_least=1)

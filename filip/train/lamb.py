@@ -22,7 +22,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Layout:
-    """What an optimiser tensor of ``sum(sizes)`` elements holds.
+    """The contents of an optimiser tensor of ``sum(sizes)`` elements.
 
     ``sizes[k]`` consecutive elements belong to parameter ``owners[k]``, an index into ``names``, or to none (-1:
     padding). ``names`` is the same on all ranks of ``group``; a rank may hold no piece of a parameter.
@@ -79,7 +79,7 @@ class Lamb(Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """One step of every group. DeepSpeed calls it group by group, on all ranks in the same order."""
+        """Take one step of every group. DeepSpeed calls it group by group, on all ranks in the same order."""
         if closure is not None:
             raise ValueError("Lamb takes no closure")
         for group in self.param_groups:
@@ -124,7 +124,10 @@ class Lamb(Optimizer):
         self.report.update({name: table[:, i] for i, name in enumerate(layout.names)})
 
     def norms(self) -> dict[str, dict[str, float]]:
-        """Of the last step: {parameter: {weight, update, gradient, trust_ratio}}; whole parameters, all ranks."""
+        """Return {parameter: {weight, update, gradient, trust_ratio}} of the last step.
+
+        The norms are those of whole parameters, over all ranks.
+        """
         kinds = ("weight", "update", "gradient", "trust_ratio")
         if not self.report:
             return {}
@@ -137,7 +140,7 @@ class Lamb(Optimizer):
 
 
 class ClampedAdamW(AdamW):
-    """AdamW whose groups may carry ``maximum``. Elementwise, so that any slicing by ZeRO is right as it is."""
+    """AdamW whose groups may carry ``maximum``. It works elementwise, so that any slicing by ZeRO is right as it is."""
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> None:  # type: ignore[override]
@@ -152,7 +155,7 @@ class ClampedAdamW(AdamW):
 
 
 def parameter_norms(tensors: list[Tensor], layout: Layout) -> Tensor:
-    """L2 norms [len(tensors), len(layout.names)] of whole parameters, completed over the ranks of the layout."""
+    """Return L2 norms [len(tensors), len(layout.names)] of whole parameters, completed over the layout's ranks."""
     pieces = [
         piece
         for tensor in tensors
@@ -170,7 +173,7 @@ def parameter_norms(tensors: list[Tensor], layout: Layout) -> Tensor:
 
 
 def _norms(pieces: list[Tensor]) -> Tensor:
-    """[len(pieces)] float32."""
+    """Return the L2 norms of ``pieces``, [len(pieces)] float32."""
     if pieces[0].device.type != "cpu":
         return torch.stack(torch._foreach_norm(pieces)).float()
     # torch's own norm is off by 1e-5 for an embedding table here, and slow in float64; dot products are neither.
@@ -181,7 +184,7 @@ def _norms(pieces: list[Tensor]) -> Tensor:
 
 
 def _clean(grad: Tensor | None, layout: Layout) -> Tensor:
-    """The flat gradient with its padding zeroed: ZeRO-3 leaves uninitialised memory there."""
+    """Return the flat gradient with its padding zeroed: ZeRO-3 leaves uninitialised memory there."""
     assert grad is not None
     flat, start = grad.detach().view(-1), 0
     for size, owner in zip(layout.sizes, layout.owners, strict=True):
@@ -192,7 +195,7 @@ def _clean(grad: Tensor | None, layout: Layout) -> Tensor:
 
 
 def _apply(flat: Tensor, update: Tensor, factors: Tensor, layout: Layout) -> None:
-    """``flat += factors[owner] * update``, stretch by stretch; padding stays."""
+    """Compute ``flat += factors[owner] * update``, stretch by stretch; padding stays."""
     owned = [k for k, owner in enumerate(layout.owners) if owner >= 0]
     if not owned:
         return

@@ -12,7 +12,7 @@ from filip.errors import UserError
 # Exit codes of a training.
 STOPPED_BY_SIGNAL = 85  # saved at a step boundary because of SIGTERM or SIGUSR1; start again to continue
 USERS_MISTAKE = 2  # also: numbers no longer finite
-# Words of gloo, TCP stores and NCCL.
+# Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
     "Timed out waiting", "Application timeout caused pair closure",
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout",
@@ -22,7 +22,7 @@ EXIT_CODE_FILE = "FILIP_EXIT_CODE_FILE"  # where the first rank leaves its exit 
 
 
 def environment_rank(environment: Mapping[str, str] = os.environ) -> int:
-    """The rank that the launcher gave this process; 0 without a launcher."""
+    """Return the rank that the launcher gave this process; 0 without a launcher."""
     step = _in_step(environment)
     return int(environment.get("RANK", environment["SLURM_PROCID"] if step else "0"))
 
@@ -62,7 +62,7 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
 
 
 def lost_contact(error: BaseException) -> str | None:
-    """A sentence for what torch raises where a peer is dead or the network is cut; None for other errors."""
+    """Return a sentence for an error that torch raises where a peer is dead or the network is cut, else None."""
     said = str(error).strip()
     if not isinstance(error, RuntimeError) or not any(sign in said for sign in _SIGNS_OF_LOST_CONTACT):
         return None
@@ -74,19 +74,22 @@ def lost_contact(error: BaseException) -> str | None:
 
 
 def first_host(nodes: str) -> str:
-    """The first name of a Slurm list: ``node[03-07,9]`` is node03, ``a[1,3]-x,b`` is a1-x."""
+    """Return the first name of a Slurm list: ``node[03-07,9]`` is node03, ``a[1,3]-x,b`` is a1-x."""
     head = re.match(r"(?:[^,\[]|\[[^\]]*\])*", nodes)
     assert head is not None
     return re.sub(r"\[(\w+)[^\]]*\]", r"\1", head.group())
 
 
 def _in_step(environment: Mapping[str, str]) -> bool:
-    """True in a task of srun. The batch script and the shell of an allocation are steps of one task, or none."""
+    """Return True in a task of srun.
+
+    The batch script and the shell of an allocation are steps of one task, or none.
+    """
     return "SLURM_STEP_ID" in environment and int(environment.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
 def _tasks_here(environment: Mapping[str, str]) -> str:
-    """Tasks of the step on this node, from ``8(x2),4``: the number on each node in turn."""
+    """Return the tasks of the step on this node, from ``8(x2),4``: the number on each node in turn."""
     counts: list[str] = []
     for part in environment.get("SLURM_STEP_TASKS_PER_NODE", "1").split(","):
         count, _, times = part.rstrip(")").partition("(x")

@@ -86,7 +86,7 @@ def train(config: TrainConfig) -> None:
 
 
 def initial_model(config: TrainConfig) -> DualEncoder:
-    """A fresh model, the same on every rank, or the one to fine-tune, at the resolution asked for.
+    """Return a fresh model, the same on every rank, or the one to fine-tune, at the resolution asked for.
 
     Writes what was decided here back into ``config``: the model's own configuration and the weights of the loss.
     """
@@ -111,7 +111,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
 
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> PairLoader:
-    """This rank's stream of contrastive batches."""
+    """Return this rank's stream of contrastive batches."""
     stream = StreamConfig(
         config.data,
         batch_size=batching.per_rank,
@@ -126,7 +126,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
 
 
 def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) -> Schedule:
-    """Steps of the run and the learning rate over them."""
+    """Return the steps of the run and the learning rate over them."""
     limits = []
     if config.epochs is not None:
         limits.append(int(config.epochs * len(loader) / batching.accumulation))
@@ -153,7 +153,7 @@ def open_run(
     manifests: dict[str, str],
     stop: StopSignal,
 ) -> Run:
-    """Engine, run folder and telemetry; continues from a checkpoint if there is one that fits."""
+    """Set up engine, run folder and telemetry; continue from a checkpoint if there is one that fits."""
     run_dir = Path(config.run_dir)
     state = LoopState(
         world_size=ranks.world_size,
@@ -215,7 +215,7 @@ def open_run(
 
 
 def take_steps(run: Run) -> None:
-    """Optimiser steps until the schedule ends or a signal comes."""
+    """Take optimiser steps until the schedule ends or a signal comes."""
     config, interval, batches = run.config, Interval(), endless(run.loader)
     run.stop.promise = "saving at the next step boundary"
     while not run.is_over:
@@ -247,7 +247,7 @@ def take_steps(run: Run) -> None:
 
 
 def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
-    """All contrastive batches of one optimiser step; ``run.state.step`` counts it."""
+    """Run all contrastive batches of one optimiser step; ``run.state.step`` counts it."""
     outputs: list[StepOutput] = []
     data_wait = 0.0
     for number in range(run.batching.accumulation):
@@ -265,13 +265,13 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
 
 
 def endless(loader: PairLoader) -> Iterator[Batch]:
-    """Epoch after epoch; the loader keeps its own position."""
+    """Yield batches, epoch after epoch; the loader keeps its own position."""
     while True:
         yield from loader
 
 
 def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
-    """Forward and backward of the contrastive batch ``number`` of a step, and the optimiser step when it is due."""
+    """Run forward and backward of a step's contrastive batch ``number``, and the optimiser step when it is due."""
     key = f"{run.config.seed} {run.state.step} {number} {run.ranks.rank}"
     batch = run.loss.with_further_captions(batch, key)
     dtype = torch.float16 if run.engine.is_fp16 else None
@@ -281,7 +281,7 @@ def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
 
 
 def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, seconds: float) -> StepStatus:
-    """What the watchdog needs to know of a step. Gradient norms wait for the device, so only when due."""
+    """Return what the watchdog needs to know of a step. Gradient norms wait for the device, so only when due."""
     grad_norm = run.engine.grad_norm() if due else None
     spread = None if grad_norm is None else monitors.spread_over_ranks(grad_norm, run.ranks.device)
     return StepStatus(
@@ -300,7 +300,7 @@ def step_status(run: Run, metrics: StepMetrics, skipped: bool, due: bool, second
 
 
 def wants_to_save(run: Run) -> bool:
-    """The first rank's clock decides for all."""
+    """Return True if it is time to save; the first rank's clock decides for all."""
     minutes = run.config.checkpoint.every_minutes
     return run.ranks.is_main and minutes > 0 and time.monotonic() - run.last_saved > 60 * minutes
 
@@ -328,7 +328,7 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
 
 
 def recover(run: Run, why: str) -> None:
-    """Numbers are no longer finite: stop and name the last good checkpoint, or return to it and skip the data since."""
+    """Stop after non-finite numbers and name the last good checkpoint, or return to it and skip the data since."""
     good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
     named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     settings = run.config.watchdog

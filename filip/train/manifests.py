@@ -11,7 +11,7 @@ from filip.train.config import TrainConfig
 
 
 def read_manifests(config: TrainConfig) -> dict[str, str]:
-    """{shards folder: hash in its manifest}; UserError if a manifest that was given cannot be read."""
+    """Return {shards folder: hash in its manifest}. Raise UserError for a given manifest that cannot be read."""
     hashes = {}
     for source in config.data.sources:
         if source.manifest is None:
@@ -29,7 +29,10 @@ def read_manifests(config: TrainConfig) -> dict[str, str]:
 
 
 def refuse_changed_data(config: TrainConfig) -> None:
-    """UserError if the data of a source no longer match its manifest. Reads every side-car: for one rank only."""
+    """Raise UserError if the data of a source no longer match its manifest.
+
+    This reads every side-car: call it on one rank only.
+    """
     for source in config.data.sources:
         if source.manifest is None or not (changed := changed_since(source.manifest)):
             continue

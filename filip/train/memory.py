@@ -42,7 +42,7 @@ class MemoryPlan:
         return sum(self.bytes.values())
 
     def lines(self) -> list[str]:
-        """For the log."""
+        """Return the plan as lines for the log."""
         whole = sum(self.parameters.values())
         parts = ", ".join(f"{name} {count:,}" for name, count in self.parameters.items())
         needs = ", ".join(f"{name} {readable(size)}" for name, size in self.bytes.items() if size)
@@ -79,7 +79,7 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
 def state_bytes(
     parameters: int, precision: str, stage: int, world_size: int, moments: int = 8, frozen: int = 0
 ) -> dict[str, int]:
-    """Weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
+    """Return weights, gradients and optimiser state of ZeRO's stages (Rajbhandari et al., 2020), bytes per rank.
 
     fp16 has 2-byte weights and gradients, and 4-byte master weights; fp32 and bf16 (autocast) have 4-byte weights
     and gradients, of which DeepSpeed still keeps a flat master copy. ``moments``: the optimiser's bytes per parameter.
@@ -97,13 +97,13 @@ def state_bytes(
 
 
 def activation_bytes(model: DualEncoder, precision: str, images: int, captions: int = 1) -> int:
-    """What the backward pass needs of both towers for ``images`` images per forward pass, captions at full length.
+    """Return the bytes that the backward pass needs of both towers for ``images`` images per forward pass.
 
-    ``captions``: of each image, that the text tower encodes.
+    Captions count at full length. ``captions``: how many of each image the text tower encodes.
 
-    With gradient checkpointing only each block's input is kept, plus the recomputation of one block. Of a tower that
-    does not learn only the output is kept, and what one block holds while it computes. Adapters save none: each needs
-    the input of its layer.
+    With gradient checkpointing only each block's input is kept, plus the recomputation of one block. For a tower
+    that does not learn only the output is kept, and what one block holds while it computes. Adapters do not reduce
+    this: each needs the input of its layer.
     """
     config = model.config
     rows, columns = model.image.grid
@@ -126,7 +126,7 @@ def activation_bytes(model: DualEncoder, precision: str, images: int, captions: 
 
 
 def stem_values(model: DualEncoder) -> int:
-    """Numbers that autograd keeps of a stem that learns, for one image; counted on the meta device."""
+    """Count the numbers that autograd keeps of a stem that learns, for one image, on the meta device."""
     stem = model.image.stem
     if stem is None or not any(parameter.requires_grad for parameter in stem.parameters()):
         return 0
@@ -134,7 +134,7 @@ def stem_values(model: DualEncoder) -> int:
     kept: dict[int, int] = {}
 
     def count(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.ndim == 4 and tensor.shape[0] == 1:  # of the image: no weight has one output only
+        if tensor.ndim == 4 and tensor.shape[0] == 1:  # the image's: every weight has several outputs
             kept[tensor.untyped_storage()._cdata] = tensor.numel()
         return tensor
 
@@ -145,7 +145,10 @@ def stem_values(model: DualEncoder) -> int:
 
 
 def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int) -> int:
-    """What the terms of the loss need: embeddings with their gradients, and what filip.interaction.cost counts."""
+    """Return the bytes for the terms of the loss.
+
+    These are embeddings with their gradients, and what filip.interaction.cost counts.
+    """
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     setting = interaction_setting(model, config, batching, world_size)
@@ -156,7 +159,7 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
 def interaction_setting(
     model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int
 ) -> Setting:
-    """One contrastive batch after token selection, for filip.interaction.cost."""
+    """Return one contrastive batch after token selection, for filip.interaction.cost."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     return Setting(
@@ -172,7 +175,10 @@ def interaction_setting(
 def host_memory(
     config: TrainConfig, world_size: int, ranks: int, pairs: int, gpu: bool = True
 ) -> dict[str, float]:
-    """Bytes of main memory of a node with ``ranks`` of the ``world_size`` ranks; see filip.train.host_memory."""
+    """Return the main memory, in bytes by part, of a node with ``ranks`` of the ``world_size`` ranks.
+
+    See filip.train.host_memory.
+    """
     with torch.device("meta"):
         parameters = sum(p.numel() for p in build_model(config.model).parameters())
     return node_bytes(

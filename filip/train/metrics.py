@@ -13,12 +13,12 @@ from filip.train.step import StepOutput
 
 @dataclass(frozen=True)
 class StepMetrics:
-    """One optimiser step, as all ranks know it."""
+    """The metrics of one optimiser step, as all ranks know them."""
 
     values: dict[str, float]  # means over ranks and contrastive batches, under their TensorBoard names
     logit_scale: float
     data_wait: float  # seconds in which a rank waited for its batches, mean over ranks
-    own_wait: float  # the same of this rank; the only value here that is not the same on all
+    own_wait: float  # the same on this rank; the only value here that is not the same on all
     stop: bool  # a rank was asked to stop
     save: bool  # a rank wants a checkpoint
 
@@ -30,7 +30,7 @@ class StepMetrics:
 def over_ranks(
     outputs: list[StepOutput], world_size: int, data_wait: float, stop: bool, save: bool
 ) -> StepMetrics:
-    """One all-reduce for the metrics of this rank's contrastive batches and for its requests to the others."""
+    """Average the metrics of all ranks' batches and tell all ranks each one's requests, with one all-reduce."""
     names = list(outputs[0].metrics)
     means = [torch.stack([output.metrics[name].float() for output in outputs]).mean() for name in names]
     device = means[0].device
@@ -50,7 +50,7 @@ def over_ranks(
 
 @dataclass
 class Interval:
-    """Metrics and times of the steps since the last line."""
+    """The metrics and times of the steps since the last line."""
 
     steps: list[StepMetrics] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
@@ -64,7 +64,7 @@ class Interval:
         self.skipped.append(skipped)
 
     def means(self) -> dict[str, float]:
-        """Of each metric over the steps that have it."""
+        """Return the mean of each metric over the steps that have it."""
         names = dict.fromkeys(name for step in self.steps for name in step.values)
         return {
             name: statistics.fmean(step.values[name] for step in self.steps if name in step.values)
@@ -72,11 +72,11 @@ class Interval:
         }
 
     def data_wait(self) -> float:
-        """Mean seconds per step."""
+        """Return the mean seconds per step."""
         return statistics.fmean(step.data_wait for step in self.steps)
 
     def own_wait(self) -> float:
-        """Mean seconds per step, of this rank alone."""
+        """Return the mean seconds per step, for this rank alone."""
         return statistics.fmean(step.own_wait for step in self.steps)
 
     def clear(self) -> None:

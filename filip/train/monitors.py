@@ -16,10 +16,10 @@ from filip.models import Encoded, PooledFeatures, TextFeatures
 
 @torch.no_grad()
 def inspect(encoded: Encoded, pairs: int = 32) -> dict[str, Tensor]:
-    """Scalars over the first ``pairs`` pairs of this rank, by their TensorBoard names.
+    """Compute scalars over the first ``pairs`` pairs of this rank, by their TensorBoard names.
 
-    ``tokens/bos_eos_share``      share of patches whose best token of their own caption is [BOS] or [EOS]
-    ``tokens/same_patch_share``   share of a caption's words whose best patch of their own image is the commonest choice
+    ``tokens/bos_eos_share``      share of patches whose best token in their own caption is [BOS] or [EOS]
+    ``tokens/same_patch_share``   share of a caption's words whose best patch in their own image is the commonest choice
                                   of that caption; 1 if all words point at one patch. Captions of one token are left out
     ``tokens/winner_entropy``     entropy of the positions of the words' best patches over all pairs, as a share of the
                                   largest possible; 0 if they are always at the same position
@@ -70,7 +70,7 @@ def _winners(images: Tensor, captions: list[Tensor]) -> dict[str, Tensor]:
 
 
 def effective_rank(rows: Tensor) -> Tensor:
-    """The exponential of the entropy of the singular values of ``rows`` [n, d], divided by their sum.
+    """Return the exponential of the entropy of the singular values of ``rows`` [n, d], divided by their sum.
 
     1 if all rows are multiples of one vector, min(n, d) if all directions are used alike (Roy and Vetterli, 2007; as a
     sign of collapse in self-supervised training: RankMe, Garrido et al., 2023). NaN where a number is not finite.
@@ -78,7 +78,7 @@ def effective_rank(rows: Tensor) -> Tensor:
     gram = rows.T @ rows if rows.shape[0] > rows.shape[1] else rows @ rows.T
     if not bool(
         torch.isfinite(gram).all()
-    ):  # the decomposition would raise, and the watchdog has its own word for it
+    ):  # the decomposition would raise, and the watchdog has a message for it
         return rows.new_tensor(math.nan)
     values = torch.linalg.eigvalsh(gram.double()).clamp_min(0).sqrt()
     shares = values / values.sum().clamp_min(torch.finfo(torch.float64).tiny)
@@ -86,10 +86,10 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 def spread_over_ranks(value: float, device: torch.device) -> float:
-    """(largest - smallest) / largest of the ranks' non-negative ``value``; 0 if one is not finite. All ranks call.
+    """Return (largest - smallest) / largest of the ranks' non-negative ``value``; 0 if one is not finite.
 
-    For the gradient norm, which every rank computes after the gradients have been averaged: a difference means that the
-    ranks no longer train the same model, which nothing else would show.
+    All ranks call. It is for the gradient norm, which every rank computes after the gradients have been averaged: a
+    difference means that the ranks no longer train the same model, which nothing else would show.
     """
     both = torch.tensor([value, -value], dtype=torch.float64, device=device)
     dist.all_reduce(both, op=dist.ReduceOp.MAX)

@@ -60,13 +60,13 @@ class Pairs:
     owner: Tensor
 
     def part(self, chosen: Tensor) -> Pairs:
-        """The pictures where ``chosen`` [n] is true, with their texts."""
+        """Return the pictures where ``chosen`` [n] is true, with their texts."""
         numbers = chosen.cumsum(0) - 1
         texts = chosen[self.owner].nonzero().squeeze(1)
         return Pairs(self.images[chosen], self.texts.select(texts), numbers[self.owner[texts]])
 
     def mapped(self, directions: Tensor) -> Pairs:
-        """With every vector projected onto ``directions`` [k, d] and made a unit vector again."""
+        """Project every vector onto ``directions`` [k, d] and make it a unit vector again."""
         images, texts = (F.normalize(x @ directions.T, dim=-1) for x in (self.images, self.texts.values))
         return Pairs(images, Texts(texts, self.texts.lengths), self.owner)
 
@@ -102,7 +102,10 @@ def narrow(config: Narrow) -> None:
 
 
 def _trained_model(name: str) -> DualEncoder:
-    """The model, a CLIP of another project as the pooled model that it is. UserError if it is an image tower alone."""
+    """Return the model, a CLIP of another project as the pooled model that it is.
+
+    Raises UserError if it is an image tower alone.
+    """
     check_init_from(name, "model")
     prefix = name.partition(":")[0]
     model = None if prefix == "timm" else load_initial(name, ModelConfig())
@@ -122,7 +125,10 @@ def _trained_model(name: str) -> DualEncoder:
 
 
 def fit(parts: list[Pairs], rank: int) -> Tensor:
-    """The directions [rank, d] for these vectors; both sides and all parts (pooled, token-wise) count the same."""
+    """Return the directions [rank, d] for these vectors.
+
+    Both sides and all parts (pooled, token-wise) count the same.
+    """
     sides = [side for part in parts for side in (part.images.flatten(0, -2), part.texts.values)]
     return principal_directions(
         sum((second_moment(side) for side in sides[1:]), second_moment(sides[0])), rank
@@ -131,17 +137,17 @@ def fit(parts: list[Pairs], rank: int) -> Tensor:
 
 @torch.no_grad()
 def apply(model: DualEncoder, directions: Tensor) -> None:
-    """Have ``model`` project onto ``directions`` [k, d] after its own projections, in place."""
+    """Make ``model`` project onto ``directions`` [k, d] after its own projections, in place."""
     for tower in (model.image, model.text):
         narrower = nn.Linear(tower.projection.in_features, len(directions), bias=False)
         narrower.weight.copy_(directions.to(tower.projection.weight.device) @ tower.projection.weight)
         tower.projection = narrower
     model.config.embed_dim = len(directions)
-    model.set_loss_parameters({})  # whose shapes may follow from the width
+    model.set_loss_parameters({})  # their shapes may follow from the width
 
 
 def recalls(pairs: Pairs) -> dict[str, list[float]]:
-    """R@1 and R@10 both ways, as fractions; s^I ranks texts and s^T pictures."""
+    """Return R@1 and R@10 both ways, as fractions; s^I ranks texts and s^T pictures."""
     texts, lengths = pairs.texts.values, pairs.texts.lengths
     i2t, t2i = (
         pooled_similarity(pairs.images, texts) if lengths is None else score(pairs.images, texts, lengths)
@@ -155,7 +161,7 @@ def recalls(pairs: Pairs) -> dict[str, list[float]]:
 
 
 class _AllTokens(FilipEncoder):
-    """Every token of an image, those before the patches included, and every token of a text."""
+    """An encoder that gives every token of an image, including those before the patches, and every token of a text."""
 
     @torch.inference_mode()
     def encode_images(self, pixels: Tensor) -> Tensor:
@@ -163,7 +169,7 @@ class _AllTokens(FilipEncoder):
 
 
 def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dict[str, Pairs]:
-    """Token-wise, as training will compare; for a model that pools, by its [CLS] and [EOS] too."""
+    """Encode a set token-wise, as training will compare; for a model that pools, by its [CLS] and [EOS] too."""
     device = str(resolve(config.device))
     scorer = TokenScorer(
         _AllTokens(model.to(device), config.model, loading=Loading(device=device, tokens=True))
@@ -193,7 +199,7 @@ def encode(model: DualEncoder, data: EvalSet, title: str, config: Narrow) -> dic
 
 
 class _Sample(EvalSet):
-    """``count`` samples of a set, drawn at random, or all of a smaller one."""
+    """A random sample of ``count`` samples of a set, or all of a smaller one."""
 
     def __init__(self, data: EvalSet, count: int, seed: int) -> None:
         order = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))

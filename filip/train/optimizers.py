@@ -29,7 +29,7 @@ class OptimizerSettings(Protocol):
 
 
 def _nothing(*_: Any) -> None:
-    """Elementwise optimisers need no preparation: any slicing by ZeRO is right for them."""
+    """Do nothing: elementwise optimisers need no preparation, since any slicing by ZeRO is right for them."""
 
 
 def _no_norms(_: Any) -> Norms:
@@ -38,16 +38,16 @@ def _no_norms(_: Any) -> Norms:
 
 @dataclass(frozen=True)
 class OptimizerKind:
-    """What the engine asks of an optimiser.
+    """The properties of an optimiser that the engine needs.
 
     build           from parameter groups; it must clamp each group's weights to ``maximum`` (None: no clamp)
     state_bytes     bytes of state per parameter, for the memory plan
-    step_bytes      bytes of device memory that a step reads and writes per parameter, for the fleet plan. None: as one
-                    fused kernel, which reads weight, gradient and state and writes weight and state
+    step_bytes      bytes of device memory that a step reads and writes per parameter, for the fleet plan. None: those
+                    of one fused kernel, which reads weight, gradient and state and writes weight and state
     eps             added outside the root, unless the configuration gives another
     attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
     check_settings  raises UserError for DeepSpeed settings under which it would be wrong
-    norms           of the last step: {parameter: {weight, update, gradient, trust_ratio}}; empty if unknown
+    norms           {parameter: {weight, update, gradient, trust_ratio}} of the last step; empty if unknown
     """
 
     build: Callable[[Groups, OptimizerSettings], Optimizer]
@@ -60,7 +60,7 @@ class OptimizerKind:
 
     @property
     def traffic(self) -> int:
-        """Bytes of device memory that a step reads and writes per parameter."""
+        """Return the bytes of device memory that a step reads and writes per parameter."""
         return 4 * 3 + 2 * self.state_bytes if self.step_bytes is None else self.step_bytes
 
 
@@ -80,7 +80,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
         _lamb,
         state_bytes=8,
-        step_bytes=4 * 26,  # float32 tensors that pass by in filip/train/lamb.py
+        step_bytes=4 * 26,  # float32 tensors read or written in filip/train/lamb.py
         eps=1e-4,
         attach=bind_lamb,
         check_settings=check_deepspeed_settings,

@@ -15,7 +15,7 @@ _DECAYING = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.MultiheadAttention)
 
 
 def decays(module: nn.Module, name: str) -> bool:
-    """True for the weights of linear and convolution layers.
+    """Return True for the weights of linear and convolution layers.
 
     Everything else does not decay: biases, LayerNorms, token embeddings, and parameters that a tower holds
     itself (position embeddings, [CLS] and register tokens, the temperature).
@@ -30,14 +30,14 @@ def param_groups(
     layer_decay: float = 1.0,
     projection_steps: int = 0,
 ) -> list[dict[str, Any]]:
-    """Three groups for the optimiser, named: ``decay``, ``no_decay`` and ``temperature``.
+    """Make three groups for the optimiser, named ``decay``, ``no_decay`` and ``temperature``.
 
     The optimiser clamps the temperature to ``maximum``, the logarithm of ``model.config.max_logit_scale``, so that
     ZeRO's master copy is clamped and not only the model's. ``lr_factor`` multiplies a group's learning rate, which is 0
     before step ``from_step``.
 
-    layer_decay, projection_steps: of a warm start, see :class:`filip.train.config.WarmStartConfig`; the first two
-    groups are then divided by depth.
+    layer_decay, projection_steps: settings of a warm start, see :class:`filip.train.config.WarmStartConfig`; the first
+    two groups are then divided by depth.
     """
     groups: dict[tuple[str, int, bool], list[nn.Parameter]] = {
         (kind, 0, True): [] for kind in ("decay", "no_decay", "temperature")
@@ -69,7 +69,7 @@ def _kind(module: nn.Module, name: str) -> str:
 
 
 def _blocks_above(model: DualEncoder, name: str) -> int:
-    """How many blocks of its tower lie between a parameter and the projection, its own among them."""
+    """Count the blocks of its tower between a parameter and the projection, its own included."""
     tower = name.partition(".")[0]
     blocks = len(model.image.trunk.blocks if tower == "image" else model.text.blocks)
     block = re.search(r"\bblocks\.(\d+)\.", name)
@@ -85,7 +85,7 @@ def set_lr(groups: list[dict[str, Any]], lr: float, step: int) -> None:
 
 
 def _owned_parameters(model: nn.Module) -> Iterator[tuple[nn.Module, str, nn.Parameter]]:
-    """Every trainable parameter once: the module that holds it, its whole name, itself."""
+    """Yield every trainable parameter once: the module that holds it, its whole name, itself."""
     seen: set[int] = set()
     for path, module in model.named_modules():
         for name, parameter in module.named_parameters(prefix=path, recurse=False):

@@ -20,7 +20,7 @@ from filip.train.memory import memory_plan
 
 
 def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
-    """A row per number of ranks and ZeRO stage, at the batch size of the config."""
+    """Return a row per number of ranks and ZeRO stage, at the batch size of the config."""
     plan = memory_plan(config.model, config, resolve_batching(config, 1), 1)
     checkpointing = "on" if config.model.gradient_checkpointing else "off"
     lines = [

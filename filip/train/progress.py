@@ -41,7 +41,7 @@ def write_interval(run: Run, interval: Interval) -> dict[str, Any]:
 
 
 def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
-    """Numbers of an interval under their TensorBoard names."""
+    """Return the numbers of an interval under their TensorBoard names."""
     engine, seconds, steps = run.engine, sum(interval.seconds), len(interval.seconds)
     data_wait = interval.data_wait()
     values: dict[str, Any] = {
@@ -75,12 +75,12 @@ def interval_values(run: Run, interval: Interval) -> dict[str, Any]:
 
 
 def data_problems(run: Run) -> dict[str, int]:
-    """The loader's counters, summed over ranks. All ranks call."""
+    """Return the loader's counters, summed over ranks. All ranks call."""
     return summed(run.ranks.gather(dict(run.loader.counters)))
 
 
 def norm_values(norms: dict[str, dict[str, float]], grad_norm: float | None) -> dict[str, float]:
-    """Norms of the whole model and the spread of the trust ratios."""
+    """Return norms of the whole model and the spread of the trust ratios."""
     values = {} if grad_norm is None else {"optimizer/grad_norm": grad_norm}
     if not norms:
         return values
@@ -94,7 +94,10 @@ def norm_values(norms: dict[str, dict[str, float]], grad_norm: float | None) -> 
 
 
 def final_metrics(record: dict[str, Any]) -> dict[str, float]:
-    """Of the last interval, under the names of the result file: ``loss``, ``i2t_loss``, ``i2t_accuracy`` and so on."""
+    """Return the numbers of the last interval under the names of the result file.
+
+    These are ``loss``, ``i2t_loss``, ``i2t_accuracy`` and so on.
+    """
     found = {}
     for tag, value in record.items():
         kind, _, name = tag.partition("/")
@@ -106,7 +109,7 @@ def final_metrics(record: dict[str, Any]) -> dict[str, float]:
 
 
 def shown_settings(config: TrainConfig) -> dict[str, Any]:
-    """The settings by which runs are told apart in TensorBoard."""
+    """Return the settings by which runs are told apart in TensorBoard."""
     model, data, optimizer = config.model, config.data, config.optimizer
     return {
         "interaction": model.interaction,
@@ -127,7 +130,7 @@ def shown_settings(config: TrainConfig) -> dict[str, Any]:
 
 
 def print_banner(run: Run) -> None:
-    """Before the first step: batch, schedule, model, memory and loader, each with its reason."""
+    """Print batch, schedule, model, memory and loader before the first step, each with its reason."""
     if not run.ranks.is_main:
         return
     b, c, loader = run.batching, run.config, run.loader
@@ -166,7 +169,7 @@ def print_banner(run: Run) -> None:
 
 
 def preview(run: Run, batch: dict[str, Any], count: int = 16) -> None:
-    """The first images as the model sees them, augmented, and their captions, into TensorBoard."""
+    """Show the first images as the model sees them, augmented, and their captions in TensorBoard."""
     if not run.ranks.is_main:
         return
     images = batch["pixels"][:count] if run.config.data.feature_cache is None else batch["pixels"][:0]

@@ -65,10 +65,10 @@ def record_finish(
 
 
 def kept_result(run_dir: Path, training: str, files: Sequence[str]) -> Path | None:
-    """The folder with copies of a finished run's ``files``, if it was this ``training`` with this code; or None.
+    """Return the folder with copies of a finished run's ``files``, or None.
 
-    Training it again would only repeat it. A workflow whose Snakemake died asks for that: it deletes the results before
-    it starts the training anew.
+    None if the run was not this ``training`` with this code. Otherwise another training would only repeat it. A
+    workflow whose Snakemake died asks for one: it deletes the results before it starts the training anew.
     """
     record, kept = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
     if (record.get("training"), record.get("code")) != (training, code_hash()):
@@ -77,13 +77,13 @@ def kept_result(run_dir: Path, training: str, files: Sequence[str]) -> Path | No
 
 
 def put_in_place(kept: Path, files: Sequence[str]) -> None:
-    """Copies from ``kept``, in that order."""
+    """Copy or link the files from ``kept``, in that order."""
     for file in files:
         copy_or_link(kept / Path(file).name, Path(file))
 
 
 def copy_or_link(source: Path, target: Path) -> None:
-    """A second name for a file that nobody changes in place, or a copy where the file system has no such names."""
+    """Give a file that nobody changes in place a second name, or copy it where the file system cannot."""
     with replacing(target) as part:
         part.unlink(missing_ok=True)
         try:
@@ -93,7 +93,7 @@ def copy_or_link(source: Path, target: Path) -> None:
 
 
 def code_hash() -> str:
-    """SHA-256 over the code that decides what is learned, committed or not."""
+    """Return a SHA-256 over the code that decides what is learned, committed or not."""
     root = Path(filip.__file__).resolve().parent
     files = [root / name for name in ("device.py", "tokenizer.py")]
     for folder in ("train", "models", "interaction", "data/loading"):
@@ -102,12 +102,12 @@ def code_hash() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide the numbers."""
+    """Return the versions of Python and of the packages that decide the numbers."""
     return {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}}
 
 
 def commit() -> str | None:
-    """The git commit of this code, with ``+`` if the tree differs from it; None outside a repository."""
+    """Return the git commit of this code, with ``+`` if the tree differs from it; None outside a repository."""
     root = Path(filip.__file__).resolve().parent.parent
     try:
         head = subprocess.run(
@@ -127,5 +127,5 @@ def commit() -> str | None:
 
 
 def now() -> str:
-    """Local time with its zone, ISO 8601."""
+    """Return the local time with its zone, ISO 8601."""
     return datetime.now(UTC).astimezone().isoformat(timespec="seconds")

@@ -32,7 +32,7 @@ class Ranks:
     local_rank: int
     local_world_size: int
     device: torch.device
-    # All ranks once more, on the CPU (gloo) and with more patience: for all that is said and waited for between steps.
+    # A further group of all ranks, on the CPU (gloo) and with more patience: for all messages and waits between steps.
     # None for one rank alone.
     side: Any = None
 
@@ -41,7 +41,9 @@ class Ranks:
         return self.rank == 0
 
     def gather(self, value: T, within_step: bool = False) -> list[T]:
-        """Everybody's ``value`` in order of rank, on all ranks; anything that can be pickled, tensors on the CPU.
+        """Return everybody's ``value`` in order of rank, on all ranks.
+
+        It may be anything that can be pickled, with tensors on the CPU.
 
         within_step: with the time-out of a step's collectives instead of the patience for what is done between steps.
         """
@@ -52,7 +54,7 @@ class Ranks:
         return values
 
     def maximum(self, value: float) -> float:
-        """The maximum of ``value`` over all ranks."""
+        """Return the maximum of ``value`` over all ranks."""
         tensor = torch.tensor([value], dtype=torch.float32, device=self.device)
         dist.all_reduce(tensor, op=dist.ReduceOp.MAX)
         return float(tensor)
@@ -68,8 +70,8 @@ def start_ranks(
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
     Sets this process's threads so that the ranks of one host share its cores. Raises UserError, before anybody waits
-    for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: of a collective;
-    patience_minutes: of what ranks wait for between steps.
+    for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: limit of a
+    collective; patience_minutes: limit of what ranks wait for between steps.
     """
     fill_environment(expected)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -91,7 +93,7 @@ def start_ranks(
             timeout=timedelta(minutes=timeout_minutes),
             verbose=False,
         )
-        # DeepSpeed makes groups of its own, and gives them no time-out: they would wait for torch's 30 minutes.
+        # DeepSpeed makes separate groups, and gives them no time-out: they would wait for torch's 30 minutes.
         deepspeed.comm.comm.cdb.new_group = partial(
             dist.new_group, timeout=timedelta(minutes=timeout_minutes)
         )
@@ -104,7 +106,7 @@ def start_ranks(
 
 
 def own_device(accelerator: Any, local_rank: int) -> torch.device:
-    """The device of a rank: by its number on the host, unless the scheduler shows each task its own device alone."""
+    """Return a rank's device, by its number on the host unless the scheduler shows each task its own device alone."""
     name = accelerator.device_name()
     if name == "cpu":
         return torch.device(name)
@@ -112,7 +114,7 @@ def own_device(accelerator: Any, local_rank: int) -> torch.device:
 
 
 def deepspeed_accelerator() -> Any:
-    """DeepSpeed's accelerator, without its log messages and its 33-second C++ build."""
+    """Return DeepSpeed's accelerator, without its log messages and its 33-second C++ build."""
     import deepspeed
     import deepspeed.utils
     from deepspeed.accelerator import get_accelerator
@@ -125,7 +127,7 @@ def deepspeed_accelerator() -> Any:
 
 @contextmanager
 def raise_together(ranks: Ranks) -> Iterator[None]:
-    """A UserError that any rank raises inside the block is raised by all of them, so that none is left waiting."""
+    """Raise a UserError of any rank inside the block on all of them, so that none is left waiting."""
     message: str | None = None
     try:
         yield
@@ -141,7 +143,7 @@ def raise_together(ranks: Ranks) -> Iterator[None]:
 
 
 class StopSignal:
-    """SIGTERM, SIGUSR1 and Ctrl-C mean: save at the next step boundary on all ranks, then exit with 85.
+    """A handler of SIGTERM, SIGUSR1 and Ctrl-C: save at the next step boundary on all ranks, then exit with 85.
 
     promise: what is about to happen, for the line that answers the signal. A second Ctrl-C ends at once.
     """
@@ -167,7 +169,7 @@ def barrier(ranks: Ranks) -> None:
 
 
 def from_main(ranks: Ranks, value: T) -> T:
-    """The first rank's ``value`` on all ranks; anything that can be pickled."""
+    """Return the first rank's ``value`` on all ranks; anything that can be pickled."""
     values: list[Any] = [value]
     if ranks.world_size > 1:
         dist.broadcast_object_list(values, src=0, group=ranks.side)

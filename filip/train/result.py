@@ -19,7 +19,7 @@ from filip.train.ranks import Ranks
 
 
 def gather_to_main(engine: Engine, ranks: Ranks) -> dict[str, Tensor]:
-    """The float32 state dict of the model on the first rank, gathered from any ZeRO stage; empty on the others.
+    """Return the float32 state dict of the model on the first rank, gathered from any ZeRO stage; empty elsewhere.
 
     All ranks call.
     """
@@ -54,7 +54,7 @@ def write_result(
     manifests: dict[str, str],
     commit: str | None,
 ) -> None:
-    """``config.out`` and then ``config.result``; on the first rank only. ``commit``: of the code that trained."""
+    """Write ``config.out``, then ``config.result``; on the first rank only. ``commit``: that of the training code."""
     summary = {
         "run": config.run,
         "config": asdict(config),
@@ -77,7 +77,7 @@ def write_result(
 
 
 def timings(step_seconds: list[float], pairs_per_step: int) -> dict[str, float | None]:
-    """Median seconds per iteration and the pairs per second that it means; None if nothing was timed."""
+    """Return the median seconds per iteration and the resulting pairs per second; None if nothing was timed."""
     median = statistics.median(step_seconds) if step_seconds else None
     return {
         "seconds_per_iteration": median,

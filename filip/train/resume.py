@@ -26,24 +26,24 @@ from filip.train.ranks import Ranks, from_main, raise_together
 
 @dataclass(frozen=True)
 class Resumption:
-    """The answer. Without a checkpoint the run starts at step 0."""
+    """The decision on where a run starts. Without a checkpoint it starts at step 0."""
 
     checkpoint: Path | None = None
     saved: LoopState | None = None
-    convert: bool = False  # to the number of ranks or the ZeRO stage of this start
+    convert: bool = False  # convert it to the number of ranks or the ZeRO stage of this start
     start_again: bool = False  # the checkpoints that are there belong to an earlier training
     kept: Path | None = None  # the same training has finished: its results are in this folder
     notes: tuple[str, ...] = ()
 
 
 def training_hash(state: LoopState) -> str:
-    """Of what decides the result of a training: settings, data and the weights that it starts from."""
+    """Hash what decides the result of a training: settings, data and the weights that it starts from."""
     names = ("settings", "init_from", "precision", "pairs_per_step", "model", "optimizer")
     return digest([sorted(state.manifests.values()), *(getattr(state, name) for name in names)])
 
 
 def saved_precision(config: TrainConfig, ranks: Ranks) -> str | None:
-    """The precision of the checkpoint from which ``resume=auto`` would continue; None if there is none."""
+    """Return the precision of the checkpoint from which ``resume=auto`` would continue; None without one."""
     found = None
     with raise_together(ranks):
         if ranks.is_main and config.resume == "auto" and not is_finished(Path(config.run_dir)):
@@ -53,7 +53,7 @@ def saved_precision(config: TrainConfig, ranks: Ranks) -> str | None:
 
 
 def choose_checkpoint(config: TrainConfig, state: LoopState, ranks: Ranks) -> Resumption:
-    """What ``resume`` means for a run that is in ``state``. All ranks call and get the first rank's answer.
+    """Decide what ``resume`` means for a run in ``state``. All ranks call and get the first rank's answer.
 
     Raises UserError if the checkpoints belong to a training with other settings or data.
     """
@@ -147,7 +147,7 @@ def _init_change(saved: LoopState, state: LoopState) -> list[str]:
 
 
 def _differences(saved: LoopState, state: LoopState) -> list[str]:
-    """What differs from the checkpoint in learning settings and data, one sentence each."""
+    """Return the differences from the checkpoint in learning settings and data, one sentence each."""
     found = changed_settings(saved.settings, state.settings)
     if saved.manifests and sorted(saved.manifests.values()) != sorted(state.manifests.values()):
         for place in sorted(saved.manifests.keys() | state.manifests.keys()):

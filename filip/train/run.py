@@ -39,15 +39,18 @@ class Run:
     watchdog: Watchdog
     stalls: StallDetector
     stop: StopSignal
-    commit: str | None  # of the code, when this start began
+    commit: str | None  # the code's, when this start began
     started: str = field(default_factory=now)
     last_saved: float = field(default_factory=time.monotonic)
     last_record: dict[str, Any] = field(default_factory=dict)
-    evaluated: dict[str, float] = field(default_factory=dict)  # by the last evaluation while training
+    evaluated: dict[str, float] = field(default_factory=dict)  # in the last evaluation while training
 
     @functools.cached_property
     def encoder_flops(self) -> float:
-        """Of one pair's forward pass, as ``filip train plan`` counts them: with a caption of typical length."""
+        """Return the operations of one pair's forward pass.
+
+        They are counted as by ``filip train plan``, with a caption of typical length.
+        """
         columns = self.engine.model.config.text.context_length
         data, words = self.config.data, min(CAPTION_TOKENS, columns)
         stem_computes = data.feature_cache is None

@@ -13,14 +13,17 @@ FINAL_LR = 0.0  # the paper does not say; CLIP and those who follow it end their
 
 @dataclass(frozen=True)
 class Schedule:
-    """``at(step)`` is the learning rate of optimiser step ``step`` (the first is 0) of ``steps``."""
+    """The learning rate over a run.
+
+    ``at(step)`` is that of optimiser step ``step`` (the first is 0) of ``steps``.
+    """
 
     peak: float
     warmup_steps: int
     steps: int
 
     def at(self, step: int) -> float:
-        """Linear to ``peak`` over the warm-up (its last step has the peak), then a cosine down to :data:`FINAL_LR`.
+        """Rise linearly to ``peak`` over the warm-up (at its last step), then follow a cosine down to :data:`FINAL_LR`.
 
         Step ``steps`` itself, the first that is no longer taken, would have :data:`FINAL_LR`.
         """
@@ -31,7 +34,7 @@ class Schedule:
         return FINAL_LR + (self.peak - FINAL_LR) * cosine
 
     def reason(self, base_lr: float, global_batch: int) -> str:
-        """How the numbers came about, for the log."""
+        """Explain how the numbers came about, for the log."""
         return (
             f"peak LR {self.peak:.3g} = base {base_lr:g} x sqrt({global_batch} / {REFERENCE_BATCH}); "
             f"linear over {self.warmup_steps} iterations, then cosine to {FINAL_LR:g} at iteration {self.steps}"
@@ -39,7 +42,7 @@ class Schedule:
 
 
 def make_schedule(base_lr: float, global_batch: int, warmup_steps: int, steps: int) -> Schedule:
-    """The paper's schedule. UserError if the warm-up does not fit into the run."""
+    """Make the paper's schedule. Raise UserError if the warm-up does not fit into the run."""
     if not 0 <= warmup_steps < steps:
         raise UserError(
             f"optimizer.warmup_steps={warmup_steps} must be less than the {steps} steps of the run; "

@@ -31,7 +31,7 @@ def supervise(run_dir: Path, command: list[str], crashes: int, requeue: Callable
     - 85, saved because of a signal (pre-emption, the time limit): ``requeue``, if there is a new checkpoint.
     - 2, a user's mistake, or numbers that are no longer finite: a person has to decide.
     - anything else is a crash (a dead node, GPU or process): ``requeue``, unless it was the ``crashes``-th one since
-      the newest checkpoint, which then is no accident.
+      the newest checkpoint, which then is not an accident.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     place = (run_dir / "exit_code").resolve()
@@ -65,7 +65,7 @@ def _newest_checkpoint(run_dir: Path) -> str:
 
 
 def _count_crash(file: Path, newest: str) -> int:
-    """Crashes since the checkpoint ``newest``, this one included."""
+    """Count the crashes since the checkpoint ``newest``, this one included."""
     before = json.loads(file.read_text()) if file.is_file() else {}
     times = 1 + (before["times"] if before.get("checkpoint") == newest else 0)
     write_json(file, {"checkpoint": newest, "times": times})
@@ -91,7 +91,7 @@ def requeue_job() -> bool:
 
 
 def wait_for_the_end(code: int, seconds: float = 120) -> int:
-    """Slurm now ends this process; until then the job must not look finished. Returns ``code`` if it does not."""
+    """Wait for Slurm to end this process: until then the job must not look finished. Return ``code`` if it does not."""
     time.sleep(seconds)
     return code
 

@@ -10,12 +10,12 @@ from collections import deque
 from collections.abc import Callable
 
 AT_LEAST = 60.0  # seconds before anything is said
-MEDIANS = 20.0  # of a step's seconds without a step are worth a line
+MEDIANS = 20.0  # as many times a step's median seconds without a step are worth a line
 FEWEST = 5  # steps from which a median is taken
 
 
 class StallDetector:
-    """Watches the steps of one rank from a thread of its own. The first rank reports; so does one that waits for data.
+    """A watcher of one rank's steps, in a separate thread. The first rank reports; so does one that waits for data.
 
     A rank that waits for its data keeps all others in a collective, so its line names the cause.
     """
@@ -27,7 +27,10 @@ class StallDetector:
         medians: float = MEDIANS,
         at_least: float = AT_LEAST,
     ) -> None:
-        """``medians``: how many medians of a step's seconds without a step are worth a line; 0 = never."""
+        """Set the limits.
+
+        medians: how many medians of a step's seconds without a step are worth a line; 0 = never.
+        """
         self.medians, self.rank, self.report, self.at_least = medians, rank, report, at_least
         self._seconds: deque[float] = deque(maxlen=100)
         self._began: float | None = None
@@ -51,7 +54,7 @@ class StallDetector:
         self._ended.set()
 
     def check(self, now: float) -> str | None:
-        """What to say at ``now``, on the clock of time.monotonic; once per step."""
+        """Return what to say at ``now``, on the clock of time.monotonic; once per step."""
         began = self._began
         if began is None or self._said or len(self._seconds) < FEWEST:
             return None

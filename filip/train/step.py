@@ -18,7 +18,7 @@ Inspection = Callable[[Encoded], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class StepOutput:
-    """Of one contrastive batch on this rank: named scalars and the scale, detached."""
+    """The result of one contrastive batch on this rank: named scalars and the scale, detached."""
 
     metrics: dict[str, Tensor]
     logit_scale: Tensor
@@ -27,9 +27,11 @@ class StepOutput:
 def backward(
     engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None = None
 ) -> StepOutput:
-    """Forward and backward of one contrastive batch; the optimiser steps if DeepSpeed has its micro-steps together.
+    """Run forward and backward of one contrastive batch.
 
-    ``batch``: pixels, ids, lengths, group of this rank. ``inspect`` looks at the embeddings and returns more metrics.
+    The optimiser steps if DeepSpeed has its micro-steps together.
+
+    ``batch``: this rank's pixels, ids, lengths and group. ``inspect`` looks at the embeddings and returns more metrics.
     """
     if engine.batching.chunks > 1:
         return _cached_backward(engine, batch, loss, inspect)
@@ -44,7 +46,7 @@ def backward(
 def _cached_backward(
     engine: Engine, batch: dict[str, Tensor], loss: LossFunction, inspect: Inspection | None
 ) -> StepOutput:
-    """The same with the activations of one chunk at a time (see filip.interaction.grad_cache)."""
+    """Do the same with the activations of one chunk at a time (see filip.interaction.grad_cache)."""
     found: list[StepOutput] = []
     names: list[str] = []
 
@@ -70,7 +72,7 @@ def _cached_backward(
 
 
 def by_name(encoded: Encoded) -> dict[str, Tensor]:
-    """Every tensor of ``encoded``, each growing along its first dimension with the number of chunks."""
+    """Return every tensor of ``encoded``, each growing along its first dimension with the number of chunks."""
     tensors = {"image": encoded.image, "logit_scale": encoded.logit_scale}
     if isinstance(encoded.text, TextFeatures):
         tensors |= {"text": encoded.text.tokens, "lengths": encoded.text.lengths}
@@ -84,7 +86,7 @@ def by_name(encoded: Encoded) -> dict[str, Tensor]:
 
 
 def from_names(tensors: dict[str, Tensor]) -> Encoded:
-    """The inverse of :func:`by_name` for chunks in a row. What belongs to the model is in each, with equal values."""
+    """Invert :func:`by_name` for chunks in a row. What belongs to the model is in each, with equal values."""
     text, lengths = tensors["text"], tensors.get("lengths")
     pooled = (
         PooledFeatures(tensors["pooled.image"], tensors["pooled.text"]) if "pooled.image" in tensors else None

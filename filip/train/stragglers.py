@@ -15,11 +15,11 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class RankReport:
-    """One rank over an interval. Times are means per step, in seconds; encoding is of the last step."""
+    """The figures of one rank over an interval. Times are means per step, in seconds; encoding is the last step's."""
 
     data_wait: float
     encoding: float
-    counters: dict[str, int] = field(default_factory=dict)  # of the loader, since the start of the run
+    counters: dict[str, int] = field(default_factory=dict)  # the loader's, since the start of the run
     host: str = field(default_factory=socket.gethostname)
 
 
@@ -38,14 +38,14 @@ class Slowest:
 
 @dataclass(frozen=True)
 class FleetReport:
-    """All ranks over an interval."""
+    """The figures of all ranks over an interval."""
 
     data_wait: Slowest
     encoding: Slowest
     counters: dict[str, int]  # summed over ranks
 
     def values(self) -> dict[str, float]:
-        """Under their TensorBoard names."""
+        """Return the numbers under their TensorBoard names."""
         return {
             "fleet/data_wait_slowest_seconds": self.data_wait.seconds,
             "fleet/data_wait_slowest_rank": self.data_wait.rank,
@@ -56,7 +56,7 @@ class FleetReport:
 
 
 def fleet_report(reports: Sequence[RankReport]) -> FleetReport:
-    """Of the reports of all ranks, in order of rank."""
+    """Summarise the reports of all ranks, in order of rank."""
     return FleetReport(
         _slowest(reports, [report.data_wait for report in reports]),
         _slowest(reports, [report.encoding for report in reports]),
@@ -65,7 +65,7 @@ def fleet_report(reports: Sequence[RankReport]) -> FleetReport:
 
 
 def summed(counters: Sequence[dict[str, int]]) -> dict[str, int]:
-    """The sum of each counter."""
+    """Return the sum of each counter."""
     total: Counter[str] = Counter()
     for own in counters:
         total.update(own)

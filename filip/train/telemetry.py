@@ -13,7 +13,7 @@ import numpy as np
 from filip.progress import clock, say
 
 LOG = "log.jsonl"
-# TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, run beside run.
+# TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, side by side.
 LAYOUT = {
     "Runs beside each other": {
         "loss": ["Multiline", [r"^loss/total$"]],
@@ -27,10 +27,10 @@ LAYOUT = {
 
 
 class Telemetry:
-    """Writes on the first rank; elsewhere every call does nothing."""
+    """A writer for the first rank; elsewhere every call does nothing."""
 
     def __init__(self, run_dir: Path, enabled: bool, step: int) -> None:
-        """``step``: where the run starts; what an earlier attempt wrote after it is dropped."""
+        """Open the files. ``step``: where the run starts; what an earlier attempt wrote after it is dropped."""
         self.enabled = enabled
         if not enabled:
             return
@@ -44,7 +44,7 @@ class Telemetry:
         self.file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115
 
     def record(self, step: int, values: dict[str, Any]) -> None:
-        """One interval: every number to TensorBoard under its key, all to log.jsonl."""
+        """Write one interval: every number to TensorBoard under its key, all to log.jsonl."""
         if not self.enabled:
             return
         for key, value in values.items():
@@ -54,7 +54,7 @@ class Telemetry:
         self.file.flush()
 
     def event(self, step: int, kind: str, text: str) -> None:
-        """Something worth a sentence: resumed, saved, an alert of the watchdog."""
+        """Record something worth a sentence: resumed, saved, an alert of the watchdog."""
         if not self.enabled:
             return
         say(text)
@@ -63,17 +63,17 @@ class Telemetry:
         self.file.flush()
 
     def images(self, step: int, tag: str, pixels: np.ndarray) -> None:
-        """uint8 [H, W, 3]."""
+        """Write ``pixels``, uint8 [H, W, 3]."""
         if self.enabled:
             self.writer.add_image(tag, pixels, step, dataformats="HWC")
 
     def text(self, step: int, tag: str, text: str) -> None:
-        """Markdown, for TensorBoard only."""
+        """Write Markdown, for TensorBoard only."""
         if self.enabled:
             self.writer.add_text(tag, text, step)
 
     def hparams(self, step: int, settings: dict[str, Any], final: dict[str, float]) -> None:
-        """The run as a row of TensorBoard's tab "HParams": what was trained, and what came out (``final/<name>``)."""
+        """Record the run as a row of the tab "HParams": what was trained, and what came out (``final/<name>``)."""
         if not self.enabled:
             return
         from torch.utils.tensorboard.summary import hparams
@@ -94,7 +94,7 @@ class Telemetry:
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """Measurements and events of a log.jsonl, in order; a line cut short by a kill is left out."""
+    """Return measurements and events of a log.jsonl, in order; a line cut short by a kill is left out."""
     measured: list[dict[str, Any]] = []
     events: list[dict[str, Any]] = []
     for line in path.read_text(encoding="utf-8").splitlines():
@@ -108,7 +108,7 @@ def read_log(path: Path) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
 
 
 def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float) -> str:
-    """One line for the log, which ``read_progress`` understands; ``values`` as given to :meth:`Telemetry.record`."""
+    """Format a log line that ``read_progress`` understands; ``values`` as given to :meth:`Telemetry.record`."""
     rate = 1 / values["speed/seconds_per_step"]
     parts = [
         f"training: {step:,} of {steps:,} steps, {rate:.3g} steps/s, {clock(eta_seconds)} left, "
@@ -129,7 +129,7 @@ def text_line(step: int, steps: int, values: dict[str, Any], eta_seconds: float)
 
 
 def duration(seconds: float) -> str:
-    """``1d02h``, ``2h05m``, ``3m20s`` or ``12s``."""
+    """Format seconds as ``1d02h``, ``2h05m``, ``3m20s`` or ``12s``."""
     minutes, s = divmod(max(0, round(seconds)), 60)
     hours, m = divmod(minutes, 60)
     days, h = divmod(hours, 24)

@@ -21,7 +21,7 @@ from filip.errors import UserError
 from filip.files import nothing_at
 from filip.train.telemetry import LOG, duration, read_log
 
-RECENT = 20  # lines of the log that rate and ETA are medians of
+RECENT = 20  # lines of the log over which rate and ETA are medians
 SILENT = 60.0  # seconds without a line, at least, before a run counts as silent
 ALARMS = ("watchdog", "rollback", "signal")
 HOME_AND_CLEAR = "\x1b[H\x1b[2J"
@@ -52,7 +52,10 @@ def main(config: Watch) -> None:
 
 @dataclass(frozen=True)
 class RunState:
-    """What a run's folder says. steps: of the whole run, None if unknown; finished: the content of finished.json."""
+    """The contents of a run's folder.
+
+    steps: those of the whole run, None if unknown; finished: the content of finished.json.
+    """
 
     folder: Path
     lines: list[dict[str, Any]]
@@ -66,7 +69,7 @@ class RunState:
 
 
 def find_run(folder: Path) -> Path:
-    """The folder of the run: ``folder`` itself, or the run in it that wrote last. UserError if there is none."""
+    """Return the folder of the run: ``folder`` itself, or the run in it that wrote last. UserError if there is none."""
     if (folder / LOG).is_file():
         return folder
     found = sorted(folder.glob(f"*/{LOG}"), key=lambda file: file.stat().st_mtime)
@@ -78,7 +81,7 @@ def find_run(folder: Path) -> Path:
 
 
 def read_run(folder: Path) -> RunState:
-    """The state of a run, whether it is running or not."""
+    """Read the state of a run, whether it is running or not."""
     lines, events = read_log(folder / LOG)
     finished = folder / "finished.json"
     ended = json.loads(finished.read_text(encoding="utf-8")) if finished.is_file() else None
@@ -86,7 +89,7 @@ def read_run(folder: Path) -> RunState:
 
 
 def _steps(folder: Path, lines: list[dict[str, Any]]) -> int | None:
-    """How many steps the run will have: as its last start says, or as its config and progress tell."""
+    """Return how many steps the run will have: as its last start says, or as its config and progress tell."""
     file = folder / "starts.jsonl"
     starts = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     try:
@@ -103,7 +106,7 @@ def _steps(folder: Path, lines: list[dict[str, Any]]) -> int | None:
 
 
 def describe(run: RunState, now: float, width: int = 100) -> list[str]:
-    """The state as lines no longer than ``width``."""
+    """Return the state as lines no longer than ``width``."""
     text = [f"{run.folder}", _progress(run, now)]
     if run.lines:
         text += [_numbers(run.lines[-1]), _rate(run)]

@@ -12,9 +12,9 @@ from typing import NamedTuple
 from filip.train.config import WatchdogConfig
 from filip.train.stragglers import FleetReport
 
-STUCK_TOLERANCE = 0.01  # of the loss of chance
+STUCK_TOLERANCE = 0.01  # relative to the loss of chance
 HISTORY = 100  # steps whose losses a spike is compared with
-DATA_SHARE = 0.2  # of a step that one rank waits longer for its data than the rank in the middle
+DATA_SHARE = 0.2  # share of a step that one rank waits longer for its data than the rank in the middle
 
 
 @dataclass(frozen=True)
@@ -22,14 +22,14 @@ class Limits:
     """Thresholds from which a condition is reported. They are constants: an alert changes nothing in the training."""
 
     min_loss_scale: float = 1.0  # a dynamic loss scale at or below this has collapsed
-    clamp_steps: int = 500  # with the logit scale at its clamp: touching it now and then is no harm
+    clamp_steps: int = 500  # with the logit scale at its clamp: touching it now and then does no harm
     spike_steps: int = 3  # with a loss far above the last hundred's: a single batch may be hard
     stuck_steps: int = 500  # with the loss within 1 % of log(batch): every training begins there
     window_steps: int = 200  # over which the shares are taken
-    saturated_share: float = 0.5  # of batches with a loss under 1e-3
-    skipped_share: float = 0.25  # of steps that fp16's loss scaler discards; a few are normal
-    data_share: float = 0.5  # of time spent waiting for data
-    collapse_share: float = 0.9  # of words with one best patch, or patches whose best token is [BOS] or [EOS]
+    saturated_share: float = 0.5  # share of batches with a loss under 1e-3
+    skipped_share: float = 0.25  # share of steps that fp16's loss scaler discards; a few are normal
+    data_share: float = 0.5  # share of time spent waiting for data
+    collapse_share: float = 0.9  # share of words with one best patch, or of patches choosing [BOS] or [EOS]
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
     grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
@@ -37,13 +37,13 @@ class Limits:
 
 
 def at_clamp(logit_scale: float, largest: float) -> bool:
-    """True where the scale is as large as the optimiser lets it become, up to rounding."""
+    """Return True where the scale is as large as the optimiser lets it become, up to rounding."""
     return logit_scale >= largest * (1 - 1e-3)
 
 
 @dataclass(frozen=True)
 class StepStatus:
-    """One optimiser step, as all ranks see it (means over ranks and over its contrastive batches)."""
+    """The figures of one optimiser step, as all ranks see it (means over ranks and over its contrastive batches)."""
 
     step: int
     loss: float
@@ -52,9 +52,9 @@ class StepStatus:
     loss_scale: float
     skipped: bool  # DeepSpeed discarded the step, whose gradients were not finite
     finite: bool  # on every rank
-    chance_loss: float  # of a model that knows nothing
+    chance_loss: float  # the loss of a model that knows nothing
     grad_norm_spread: float | None = None  # relative difference over the ranks; None as grad_norm
-    data_share: float = 0.0  # of the step's time in which the ranks waited for data
+    data_share: float = 0.0  # share of the step's time in which the ranks waited for data
     metrics: Mapping[str, float] = field(
         default_factory=dict
     )  # by TensorBoard name, as far as this step has them
@@ -81,7 +81,7 @@ class _Condition(NamedTuple):
 
 
 class Watchdog:
-    """Observes every step and returns new alerts; the same status gives the same alerts on all ranks."""
+    """An observer of every step that returns new alerts; the same status gives the same alerts on all ranks."""
 
     def __init__(
         self,
@@ -91,7 +91,7 @@ class Watchdog:
         fp16: bool,
         limits: Limits | None = None,
     ) -> None:
-        """``contrastive_batch``: pairs of one batch, of which the messages speak."""
+        """Set the thresholds. ``contrastive_batch``: pairs of one batch, of which the messages speak."""
         self.settings, self.limits, self.fp16 = settings, limits or Limits(), fp16
         self.contrastive_batch = contrastive_batch
         self.max_logit_scale = max_logit_scale
@@ -100,10 +100,10 @@ class Watchdog:
         self._since: dict[str, int] = {}
         self._times: dict[str, int] = {}
         self._windows: dict[str, deque[float]] = {}
-        self._median = 0.0  # of the losses before the last step
+        self._median = 0.0  # that of the losses before the last step
 
     def observe(self, status: StepStatus) -> list[Alert]:
-        """Alerts that begin with this step; a condition is reported once until it has ended."""
+        """Return alerts that begin with this step; a condition is reported once until it has ended."""
         found = []
         for kind, holds, patience, message in [
             *self._numbers(status),
@@ -125,7 +125,7 @@ class Watchdog:
         return found
 
     def _numbers(self, status: StepStatus) -> list[_Condition]:
-        """What the scalars of one step say."""
+        """Return what the scalars of one step say."""
         s = self.limits
         stuck = (
             status.finite and abs(status.loss - status.chance_loss) <= STUCK_TOLERANCE * status.chance_loss
@@ -174,7 +174,7 @@ class Watchdog:
         ]
 
     def _shares(self, status: StepStatus) -> list[_Condition]:
-        """What the last ``window_steps`` steps say together, once there are so many."""
+        """Return what the last ``window_steps`` steps say together, once there are so many."""
         s = self.limits
         saturated = self._mean("saturated", status.metrics.get("monitor/saturated_share"))
         skipped = self._mean("skipped", float(status.skipped) if self.fp16 else None)
@@ -206,7 +206,7 @@ class Watchdog:
         ]
 
     def _embeddings(self, status: StepStatus) -> list[_Condition]:
-        """What the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
+        """Return what the monitors of the embeddings say, in the steps that have them (see filip.train.monitors)."""
         s, metrics = self.limits, status.metrics
 
         def share(kind: str, name: str, message: str) -> _Condition:
@@ -238,7 +238,7 @@ class Watchdog:
         ]
 
     def _mean(self, name: str, value: float | None) -> float | None:
-        """Of the last ``window_steps`` values; None until there are so many."""
+        """Return the mean of the last ``window_steps`` values; None until there are so many."""
         if value is None:
             return None
         window = self._windows.setdefault(name, deque(maxlen=self.limits.window_steps))
@@ -246,7 +246,10 @@ class Watchdog:
         return statistics.fmean(window) if len(window) == window.maxlen else None
 
     def observe_fleet(self, step: int, seconds: float, fleet: FleetReport) -> list[Alert]:
-        """Alerts on one rank that keeps all others waiting; ``seconds`` of a step in this interval, to ``step``."""
+        """Return alerts on one rank that keeps all others waiting.
+
+        ``seconds``: those of a step in this interval, which ends at ``step``.
+        """
         data, encoding = fleet.data_wait, fleet.encoding
         found = []
         for kind, slowest, slow in (
@@ -264,7 +267,7 @@ class Watchdog:
         return found
 
     def _is_spike(self, status: StepStatus) -> bool:
-        """Far above the median of the steps before: by eight times their spread, and by a tenth of it."""
+        """Return True far above the median of the steps before: by eight times their spread, and by a tenth of it."""
         if not status.finite or len(self._losses) < HISTORY // 2:
             return False
         self._median = statistics.median(self._losses)
@@ -273,7 +276,7 @@ class Watchdog:
 
     @property
     def healthy(self) -> bool:
-        """False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
+        """Return False during a stretch of non-finite steps, which must not be saved as a good checkpoint."""
         return "non-finite" not in self._since
 
     def reset(self) -> None:

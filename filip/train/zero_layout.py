@@ -18,7 +18,7 @@ from filip.train.lamb import Lamb, Layout
 
 
 def bind_lamb(engine: Any, lamb: Lamb) -> None:
-    """Tell ``lamb`` what the tensors hold that ``engine`` gave it. After ``initialize`` and after every load.
+    """Tell ``lamb`` what the tensors hold that ``engine`` gave it; call it after ``initialize`` and every load.
 
     Raises UserError where whole-parameter norms cannot be computed.
     """
@@ -46,7 +46,7 @@ def bind_lamb(engine: Any, lamb: Lamb) -> None:
 
 
 def _check_complete(layouts: dict[Tensor, Layout], module: nn.Module) -> None:
-    """UserError unless the stretches of all ranks add up to each parameter: one all-reduce.
+    """Raise UserError unless the stretches of all ranks add up to each parameter: one all-reduce.
 
     They would not if another version of DeepSpeed gave an attribute that is read here another meaning.
     """
@@ -90,7 +90,7 @@ def check_deepspeed_settings(settings: dict[str, Any]) -> None:
 
 @contextmanager
 def reading_universal(engine: Any) -> Iterator[None]:
-    """Around the load of a universal checkpoint.
+    """Let DeepSpeed read a universal checkpoint inside the block.
 
     The setting is DeepSpeed's ``{"checkpoint": {"load_universal": true}}``, but for this load only: a rollback reads
     this run's own checkpoints again. Under ZeRO-1/2 DeepSpeed's loader fails on a rank without any part of a
@@ -170,7 +170,7 @@ def _layout(
     stretches: list[tuple[int, int, int]],
     group: Any,
 ) -> Layout:
-    """A layout from (start, numel, owner); what they leave open is padding."""
+    """Make a layout from (start, numel, owner); what they leave open is padding."""
     sizes, owners, position = [], [], 0
     for start, numel, owner in sorted(stretches):
         if start < position:

@@ -47,17 +47,23 @@ TERMS: dict[str, Term] = {
 
 
 class LossOutput(NamedTuple):
-    """``loss`` is the weighted sum with its gradient; ``metrics`` are detached, under their TensorBoard names."""
+    """The value of a loss.
+
+    ``loss`` is the weighted sum with its gradient; ``metrics`` are detached, under their TensorBoard names.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
 
 
 class Loss:
-    """``loss(encoded, group, step)``: this rank's pairs against those of all ranks; ``group`` [b] int64."""
+    """The weighted sum of terms. ``loss(encoded, group, step)`` compares this rank's pairs with those of all ranks.
+
+    ``group``: [b] int64.
+    """
 
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
-        """``weights``: of each term that counts, as :func:`resolve_weights` returns them."""
+        """Build the terms. ``weights``: of each term that counts, as :func:`resolve_weights` returns them."""
         self.weights, self.settings = dict(weights), settings
         self.own = {
             name: term_settings(name, settings.loss.get(name), TERMS[name].settings) for name in self.weights
@@ -65,7 +71,7 @@ class Loss:
         self._captions = _caption_maker(self.weights)
 
     def weights_at(self, step: int) -> dict[str, float]:
-        """Of the terms that count in optimiser step ``step``, the first being 0."""
+        """Return the weights of the terms that count in optimiser step ``step``, the first being 0."""
         found = {name: weight_at(weight, step) for name, weight in self.weights.items()}
         return {name: weight for name, weight in found.items() if weight}
 
@@ -87,10 +93,10 @@ class Loss:
         return LossOutput(total, {name: value.detach() for name, value in metrics.items()})
 
     def _named(self, outputs: dict[str, TermOutput]) -> dict[str, Tensor]:
-        """Metrics of all terms under names of their own, the same in every step.
+        """Return the metrics of all terms, each under a separate name, the same in every step.
 
-        The first term's keep their names. With several terms there is also ``loss/<term>`` for each, and the metrics
-        of the later ones end in ``_<term>``.
+        Those of the first term keep their names. With several terms there is also ``loss/<term>`` for each, and the
+        metrics of the later ones end in ``_<term>``.
         """
         metrics, first = {}, next(iter(self.weights))
         for term, output in outputs.items():
@@ -101,11 +107,11 @@ class Loss:
         return metrics
 
     def chance(self, pairs: int, step: int = 0) -> float:
-        """The loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
+        """Return the loss of a model that knows nothing, in a contrastive batch of ``pairs``."""
         return sum(weight * TERMS[name].chance(pairs) for name, weight in self.weights_at(step).items())
 
     def parameters(self, model: DualEncoder) -> dict[str, Tensor]:
-        """What terms and selection learn besides the towers: the values that ``model`` has, or those to start from."""
+        """Return what terms and selection learn apart from the towers: ``model``'s values, or those to start from."""
         initial = scorer_parameters(self.settings, model.config.embed_dim)
         for name in self.weights:
             initial |= TERMS[name].parameters(model.config.embed_dim)
@@ -116,32 +122,35 @@ class Loss:
         }
 
     def memory(self, shape: BatchShape) -> int:
-        """Bytes on one rank, of all terms."""
+        """Return the bytes on one rank for all terms."""
         return int(sum(TERMS[name].memory(shape) for name in self.weights))
 
     def reads_both(self, interaction: str) -> bool:
-        """True if a term reads what a model of ``interaction`` does not give by itself: vectors, or tokens."""
+        """Return True if a term reads what a model of ``interaction`` does not give by itself: vectors, or tokens."""
         other = "vectors" if interaction == "token_wise" else "tokens"
         return any(other in TERMS[name].features for name in self.weights)
 
     @property
     def reads_further_captions(self) -> bool:
-        """True if a term makes captions that the text tower encodes with those of the batch."""
+        """Return True if a term makes captions that the text tower encodes with those of the batch."""
         return self._captions is not None
 
     def with_further_captions(self, batch: dict[str, Any], key: str) -> dict[str, Any]:
-        """``batch`` of the loader, and ``further_ids`` [b, n], ``further_lengths`` [b] if a term makes captions."""
+        """Return the loader's ``batch``, with further captions if a term makes them.
+
+        These are ``further_ids`` [b, n] and ``further_lengths`` [b].
+        """
         if self._captions is None:
             return batch
         ids, lengths = self._captions(batch, key)
         return {**batch, "further_ids": ids, "further_lengths": lengths}
 
     def follows_schedule(self) -> bool:
-        """True if a weight changes over the run."""
+        """Return True if a weight changes over the run."""
         return any(isinstance(weight, WeightSchedule) for weight in self.weights.values())
 
     def describe(self) -> str:
-        """For the log: ``token_wise + 0.5 x pooled``."""
+        """Describe the loss for the log: ``token_wise + 0.5 x pooled``."""
         return " + ".join(
             f"({weight}) x {name}"
             if isinstance(weight, WeightSchedule)
@@ -153,10 +162,10 @@ class Loss:
 
 
 def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str, Weight]:
-    """The terms that count in some step, in the order of :data:`TERMS`, with their weights.
+    """Return the terms that count in some step, in the order of :data:`TERMS`, with their weights.
 
     A weight of None is 1 for the term that the model's ``interaction`` names and 0 for every other.
-    Raises UserError for an unknown term, for what is no weight, and if in some step no term has a weight above 0.
+    Raises UserError for an unknown term, for an invalid weight, and if in some step no term has a weight above 0.
     """
     for name in weights:
         if name not in TERMS:
@@ -178,7 +187,7 @@ def resolve_weights(weights: Mapping[str, object], interaction: str) -> dict[str
 
 
 def resolved_settings(config: LossSettings, weights: Mapping[str, Weight]) -> dict[str, Any]:
-    """``loss`` of a configuration with every weight and setting in it, none left to a default."""
+    """Return ``loss`` of a configuration with every weight and setting in it, none left to a default."""
     return {
         name: with_settings(
             as_setting(weights.get(name, 0.0)),
@@ -189,7 +198,7 @@ def resolved_settings(config: LossSettings, weights: Mapping[str, Weight]) -> di
 
 
 def check_terms(config: LossSettings) -> None:
-    """UserError if a term that is given a weight cannot work under ``config``, or has a setting that it cannot have."""
+    """Refuse a term with a weight that cannot work under ``config``, or with a setting that it cannot have."""
     for name, value in config.loss.items():
         if name not in TERMS:
             continue  # resolve_weights names the others
@@ -211,12 +220,12 @@ def _caption_maker(
 
 
 def exchanged(weights: Mapping[str, Weight]) -> set[str]:
-    """What ranks send one another: "tokens", "vectors", both or nothing."""
+    """Return what ranks send one another: "tokens", "vectors", both or nothing."""
     return {kind for name in weights for kind in TERMS[name].exchanged}
 
 
 def check_model(weights: Mapping[str, Weight], model: DualEncoder) -> None:
-    """UserError if ``model`` cannot give what a term reads, or if no term trains the vectors that it will score by."""
+    """Raise UserError if ``model`` lacks what a term reads, or if no term trains the vectors that it will score by."""
     if model.config.interaction == "pooled" and not any(
         "vectors" in TERMS[name].features for name in weights
     ):

@@ -15,12 +15,12 @@ from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Cross-entropy over the cosine of all pairs of vectors."""
+    """Compute the cross-entropy over the cosine of all pairs of vectors."""
     return batch.cross_entropy(distributed_pooled_similarity(*batch.vectors))
 
 
 def memory(shape: BatchShape) -> float:
-    """Own vectors and their gradients in float32, and two matrices of logits with their gradients."""
+    """Return the bytes of own vectors and their gradients in float32, and of two matrices of logits with gradients."""
     return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
 
 

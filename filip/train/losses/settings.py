@@ -30,7 +30,7 @@ def given_weight(name: str, value: object, kind: type | None) -> object:
 def term_settings(name: str, value: object, kind: type | None) -> Any:
     """Return an instance of ``kind`` with the settings in ``loss.<name>``; None for a term that has none.
 
-    Raises UserError for a setting that ``kind`` has not, or that does not take the value.
+    Raises UserError for a setting that ``kind`` does not have, or that does not take the value.
     """
     if kind is None:
         return None

@@ -23,7 +23,7 @@ INITIAL_BIAS = -10.0
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """The sigmoid loss over the cosine of all pairs of vectors, one rank's texts at a time."""
+    """Compute the sigmoid loss over the cosine of all pairs of vectors, one rank's texts at a time."""
     found = distributed_sigmoid_loss(
         *batch.vectors,
         batch.encoded.logit_scale,
@@ -37,7 +37,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def compute_token_wise(batch: LossInput) -> TermOutput:
-    """The mean of the sigmoid losses over s^I and over s^T."""
+    """Compute the mean of the sigmoid losses over s^I and over s^T."""
     similarity, metrics = batch.once("token_wise", token_wise.token_wise_similarity)
     bias = batch.parameters["token_wise_sigmoid_bias"]
     i2t, t2i = (
@@ -65,12 +65,12 @@ def _bias(batch: LossInput, name: str) -> dict[str, Tensor]:
 
 
 def chance(pairs: int) -> float:
-    """Every pair answered with the share of positives, 1 / ``pairs``: about log(pairs) + 1."""
+    """Return the loss if every pair is answered with the share of positives, 1 / ``pairs``: about log(pairs) + 1."""
     return math.log(pairs) - (pairs - 1) * math.log1p(-1 / pairs) if pairs > 1 else 0.0
 
 
 def memory(shape: BatchShape) -> float:
-    """Own vectors and their gradients in float32; the texts of all ranks; two blocks of similarities."""
+    """Return the bytes of own vectors and gradients in float32, all ranks' texts and two blocks of similarities."""
     texts = shape.setting.global_batch if shape.exchange == "gather" else 4 * shape.pairs
     return shape.pairs * 2 * shape.dim * 8 + texts * shape.dim * 8 + 2 * 4 * shape.pairs**2
 

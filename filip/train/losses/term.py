@@ -46,14 +46,14 @@ class LossInput:
         Tensor | None
     )  # [b] int64: own pairs of one id are positives of each other; None: only the own pair
     all_positives: Tensor | None  # [N] int64, of all ranks
-    offset: int  # where this rank's pairs start among the N
+    offset: int  # position of this rank's first pair among the N
     settings: LossSettings
     step: int = 0  # optimiser steps before this one
-    own: Any = None  # the settings of the term that is asked, an instance of its Term.settings
+    own: Any = None  # the settings of the term that computes, an instance of its Term.settings
     shared: dict[str, Any] = field(default_factory=dict)
 
     def once(self, name: str, compute: Callable[[LossInput], T]) -> T:
-        """``compute(self)``, at its first use; later terms that ask for the same ``name`` get the same result."""
+        """Return ``compute(self)``, computed at its first use; later calls with the same ``name`` get that result."""
         if name not in self.shared:
             self.shared[name] = compute(self)
         found: T = self.shared[name]
@@ -61,32 +61,32 @@ class LossInput:
 
     @property
     def parameters(self) -> Mapping[str, Tensor]:
-        """What the terms learn, by the names of :attr:`Term.parameters`."""
+        """Return what the terms learn, by the names of :attr:`Term.parameters`."""
         return self.encoded.parameters
 
     @property
     def keep_ratio(self) -> float:
-        """The share of its tokens that a sample sends to the loss in this step."""
+        """Return the share of its tokens that a sample sends to the loss in this step."""
         schedule = parse_schedule("token_keep_schedule", self.settings.token_keep_schedule)
         return self.settings.token_keep_ratio if schedule is None else schedule.at(self.step)
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:
-        """Unit tokens of the images [b, n1, d] and of the captions, packed, as far as they take part."""
+        """Return the unit tokens of the images [b, n1, d] and of the captions, packed, as far as they take part."""
         text = self.encoded.text
         assert isinstance(text, TextFeatures)
         return self.encoded.image, without_ends(text) if self.settings.model.exclude_special_tokens else text
 
     @property
     def vectors(self) -> PooledFeatures:
-        """One unit vector per image and per caption, each [b, d]."""
+        """Return one unit vector per image and per caption, each [b, d]."""
         if self.encoded.pooled is not None:
             return self.encoded.pooled
         assert isinstance(self.encoded.text, Tensor)
         return PooledFeatures(self.encoded.image, self.encoded.text)
 
     def cross_entropy(self, similarity: Similarity) -> TermOutput:
-        """CLIP's symmetric cross-entropy over ``similarity``, with both halves and both accuracies as metrics."""
+        """Compute CLIP's symmetric cross-entropy over ``similarity``; both halves and both accuracies are metrics."""
         output: ContrastiveOutput = contrastive_loss(
             similarity,
             self.encoded.logit_scale,
@@ -104,7 +104,10 @@ class LossInput:
 
 
 class TermOutput(NamedTuple):
-    """``loss`` is a scalar with its gradient; ``metrics`` are scalars under their TensorBoard names."""
+    """The value of a term.
+
+    ``loss`` is a scalar with its gradient; ``metrics`` are scalars under their TensorBoard names.
+    """
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -114,7 +117,7 @@ class TermOutput(NamedTuple):
 class BatchShape:
     """Sizes that decide how much memory a term needs on one rank."""
 
-    pairs: int  # of this rank
+    pairs: int  # on this rank
     patches: int  # tokens of an image
     words: int  # tokens of a typical caption
     dim: int  # channels of an embedding
@@ -123,7 +126,7 @@ class BatchShape:
 
 
 def sum_of(losses: list[Tensor]) -> Tensor:
-    """The sum, without a zero to start from."""
+    """Return the sum, without a zero to start from."""
     total = losses[0]
     for loss in losses[1:]:
         total = total + loss
@@ -148,8 +151,8 @@ class Term:
     chance     its value for a model that knows nothing, from the number of pairs in the contrastive batch
     memory     bytes of embeddings, their gradients and whatever the term allocates, on one rank
     about      for the log
-    parameters what the term learns besides the towers: initial values, each [1, ...], by names that no other term
-               uses; from the width of the embeddings. They are saved with the model, and evaluation does without
+    parameters what the term learns in addition to the towers: initial values, each [1, ...], by names that no other
+               term uses; from the width of the embeddings. They are saved with the model, and evaluation does without
     exchanged  what ranks send one another for it, "tokens" or "vectors", for the plan of a fleet; empty: nothing, as
                for a term that looks at own pairs only. Terms that exchange the same send it once
     settings   a dataclass of filip.command.option fields, one for each setting of the term. They are given with its
@@ -173,6 +176,6 @@ class Term:
 
 
 def transport_dtype(settings: LossSettings) -> torch.dtype | None:
-    """The dtype in which tokens travel between ranks; None for float32, which needs no conversion."""
+    """Return the dtype in which tokens travel between ranks; None for float32, which needs no conversion."""
     name = settings.precision if settings.transport_dtype == "auto" else settings.transport_dtype
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[name]

@@ -34,14 +34,14 @@ from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, T
 
 
 def compute(batch: LossInput) -> TermOutput:
-    """Cross-entropy over the token-wise maximum similarity of all pairs."""
+    """Compute the cross-entropy over the token-wise maximum similarity of all pairs."""
     similarity, metrics = batch.once("token_wise", token_wise_similarity)
     output = batch.cross_entropy(similarity)
     return TermOutput(output.loss, output.metrics | metrics)
 
 
 def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tensor]]:
-    """s^I and s^T of own pairs with those of all ranks, and what the selection of tokens reports.
+    """Return s^I and s^T of own pairs with those of all ranks, and what the token selection reports.
 
     Several terms read it: ask for it by ``batch.once("token_wise", token_wise_similarity)``.
     """
@@ -77,9 +77,10 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
 
 
 def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
-    """What ``token_score=learned`` learns, at its start: of equal scores the first tokens win, in the first step only.
+    """Return what ``token_score=learned`` learns, at its start.
 
-    In terms of :attr:`Term.parameters`; empty for other scores and where all tokens stay.
+    Among equal scores the first tokens win, which happens in the first step only.
+    The result has the form of :attr:`Term.parameters`; it is empty for other scores and where all tokens stay.
     """
     selects = settings.token_keep_ratio < 1 or settings.token_keep_schedule is not None
     if settings.token_score != "learned" or not selects:
@@ -88,14 +89,14 @@ def scorer_parameters(settings: LossSettings, dim: int) -> dict[str, Tensor]:
 
 
 def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> TokenScorers | None:
-    """:func:`scorer_parameters` as they are now; None for other scores."""
+    """Return :func:`scorer_parameters` as they are now; None for other scores."""
     if settings.token_score != "learned":
         return None
     return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
 def backend(settings: LossSettings) -> str | Backend:
-    """Return what takes the maximum, or what takes its place."""
+    """Return the backend that takes the maximum, or what takes its place."""
     if settings.token_maximum == "smooth":
         return SmoothMaximum(settings.token_temperature)
     if settings.token_maximum == "top_k":
@@ -105,7 +106,7 @@ def backend(settings: LossSettings) -> str | Backend:
 
 @torch.no_grad()
 def selection_metrics(choice: TokenChoice, image: Tensor, text: TextFeatures) -> dict[str, Tensor]:
-    """What the selection keeps, so that a self-reinforcing selection is visible in TensorBoard.
+    """Measure what the selection keeps, so that a self-reinforcing selection is visible in TensorBoard.
 
     ``tokens/kept_bos_eos``     share of the kept text tokens that are [BOS] or [EOS]; 2 / length without a preference
     ``tokens/kept_same_patch``  share of the kept patches at the most frequent position; 1 / n1 without a preference
@@ -126,12 +127,12 @@ def selection_metrics(choice: TokenChoice, image: Tensor, text: TextFeatures) ->
 
 
 def _mean_cosine(unit: Tensor) -> Tensor:
-    """Over all ordered pairs of the rows of ``unit`` [n, d], a row with itself included."""
+    """Return the mean cosine over all ordered pairs of the rows of ``unit`` [n, d], a row with itself included."""
     return unit.float().mean(dim=0).square().sum()
 
 
 def memory(shape: BatchShape) -> float:
-    """Own tokens and their gradients in float32, and what the interaction allocates."""
+    """Return the bytes of own tokens and their gradients in float32, and of what the interaction allocates."""
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
     return tokens + fused(shape.setting, shape.exchange).memory
 

@@ -22,7 +22,7 @@ _SCHEDULE = re.compile(
 
 @dataclass(frozen=True)
 class WeightSchedule:
-    """``start`` up to ``first_step``, ``end`` from ``last_step`` on, and ``shape`` between them.
+    """A weight that is ``start`` up to ``first_step``, ``end`` from ``last_step`` on, and ``shape`` between them.
 
     Steps are optimiser steps, and the first of a run is 0. ``linear`` is a straight line, ``cosine`` half a period,
     flat at both ends; ``switch`` has no steps between (``last_step`` is ``first_step``), which has ``end`` already.
@@ -35,7 +35,7 @@ class WeightSchedule:
     last_step: int
 
     def at(self, step: int) -> float:
-        """The weight in optimiser step ``step``."""
+        """Return the weight in optimiser step ``step``."""
         if step >= self.last_step:
             return self.end
         progress = max(0, step - self.first_step) / (self.last_step - self.first_step or 1)
@@ -56,17 +56,17 @@ Weight = float | WeightSchedule
 
 
 def weight_at(weight: Weight, step: int) -> float:
-    """The number that ``weight`` is in optimiser step ``step``."""
+    """Return the number that ``weight`` is in optimiser step ``step``."""
     return weight.at(step) if isinstance(weight, WeightSchedule) else weight
 
 
 def as_setting(weight: Weight) -> float | str:
-    """``weight`` as it stands in a configuration; :func:`parse_weight` reads it back."""
+    """Return ``weight`` as it stands in a configuration; :func:`parse_weight` reads it back."""
     return str(weight) if isinstance(weight, WeightSchedule) else weight
 
 
 def parse_weight(name: str, value: object) -> Weight | None:
-    """``value`` of ``loss.<name>`` in the configuration. UserError if it is none of :data:`FORMS` and not null."""
+    """Parse ``value`` of ``loss.<name>``. Raise UserError if it is neither one of :data:`FORMS` nor null."""
     if value is None:
         return None
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -76,7 +76,7 @@ def parse_weight(name: str, value: object) -> Weight | None:
 
 @lru_cache
 def parse_schedule(name: str, value: str | None) -> WeightSchedule | None:
-    """The schedule that the key ``name`` of the configuration describes. UserError if it is none and not null."""
+    """Parse the schedule in the key ``name`` of the configuration. Raise UserError if it is neither one nor null."""
     return None if value is None else _schedule(name, value, f"no schedule; write {FORMS.partition(', ')[2]}")
 
 
@@ -106,7 +106,7 @@ def _number(name: str, text: object, value: object) -> float:
 
 
 def check_every_step(weights: Mapping[str, Weight]) -> None:
-    """UserError if there is a step in which all ``weights`` are 0."""
+    """Raise UserError if there is a step in which all ``weights`` are 0."""
     schedules = [weight for weight in weights.values() if isinstance(weight, WeightSchedule)]
     # Between its first and its last step a weight is 0 only if both its ends are.
     edges = {edge for schedule in schedules for edge in (schedule.first_step, schedule.last_step)}

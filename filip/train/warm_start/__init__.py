@@ -27,9 +27,9 @@ SOURCES: dict[str, Callable[[str, ModelConfig], DualEncoder]] = {
 
 
 def check_init_from(init_from: str, option: str = "init_from") -> None:
-    """UserError if ``init_from`` is neither a file nor a name of a known source. The source itself is not opened.
+    """Raise UserError if ``init_from`` is neither a file nor a name of a known source.
 
-    option: what the user wrote it behind, for the messages.
+    The source itself is not opened. option: the option in which the user gave it, for the messages.
     """
     prefix, name = _split(init_from)
     if prefix is None and not Path(init_from).is_file():
@@ -45,9 +45,10 @@ def check_init_from(init_from: str, option: str = "init_from") -> None:
 
 
 def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
-    """The model to start from, float32 on the CPU. config: the training's; a file of ours brings its own instead.
+    """Load the model to start from, float32 on the CPU.
 
-    UserError if there is no such model, it cannot be read, or our towers cannot compute what it computes.
+    config: the training's; a file of ours brings its own instead. Raises UserError if the model does not exist or
+    cannot be read, or if our towers cannot compute what it computes.
     """
     prefix, name = _split(init_from)
     if prefix is None:
@@ -58,7 +59,7 @@ def load_initial(init_from: str, config: ModelConfig) -> DualEncoder:
 
 
 def content_hash(init_from: str) -> str:
-    """Of the weights: a hash of the files that are named, wherever they lie; of the name for what a hub keeps."""
+    """Hash the weights: the files that are named, wherever they lie, or the name for what a hub keeps."""
     prefix, name = _split(init_from)
     if prefix is None:
         return sha256_of(init_from)

@@ -21,7 +21,7 @@ TIMM_NAME = "vit_base_patch32_clip_224"
 def image_config(
     image_size: int, patch_size: int, width: int, layers: int, heads: int, activation: str
 ) -> ImageTowerConfig:
-    """CLIP's vision tower of any size."""
+    """Return the configuration of CLIP's vision tower of any size."""
     return ImageTowerConfig(TIMM_NAME, image_size, patch_size, width, layers, heads, activation)
 
 
@@ -33,7 +33,7 @@ def build_clip(
     embed_dim: int,
     state: dict[str, Tensor],
 ) -> DualEncoder:
-    """Our model of that architecture with ``state``; every token goes through the source's own projections.
+    """Build our model of that architecture with ``state``; every token goes through the source's own projections.
 
     The scale is clamped to ``config.max_logit_scale``, as the optimiser does after each step.
     """
@@ -54,7 +54,7 @@ def refuse_vocabulary(name: str, size: int) -> None:
 
 
 def refuse_normalisation(name: str, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Our images are normalised as CLIP's; a tower trained with another normalisation would see other pixels."""
+    """Refuse a tower trained with another normalisation than CLIP's, which ours is: it would see other pixels."""
     if not all(
         math.isclose(a, b, abs_tol=1e-4) for a, b in zip([*mean, *std], [*CLIP_MEAN, *CLIP_STD], strict=True)
     ):

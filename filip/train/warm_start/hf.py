@@ -22,7 +22,7 @@ _TOWERS = {  # ours, theirs
 
 
 def from_hf(name: str, config: ModelConfig) -> DualEncoder:
-    """The model with the weights of a ``CLIPModel`` or of a SigLIP's vision tower.
+    """Build the model with the weights of a ``CLIPModel`` or of a SigLIP's vision tower.
 
     The folder must have its image processor, too.
     """
@@ -84,7 +84,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
 
 
 def state_from_hf(state: dict[str, Tensor], image_layers: int, text_layers: int) -> dict[str, Tensor]:
-    """``CLIPModel``'s state dict as one of ours: q, k and v are packed, the positions get their batch dimension."""
+    """Convert ``CLIPModel``'s state dict to ours: q, k and v are packed, positions get their batch dimension."""
     vision, text = "vision_model.embeddings", "text_model.embeddings"
     found = {
         "logit_scale": state["logit_scale"].reshape(1),

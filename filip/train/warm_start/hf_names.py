@@ -17,7 +17,7 @@ _BLOCK = {  # ours, theirs; ours of the text tower have no "attn." and "mlp."
 def block_state(
     state: dict[str, Tensor], ours: str, theirs: str, layers: int, packed: str
 ) -> dict[str, Tensor]:
-    """The blocks ``theirs.0`` … of ``state`` as ``ours.0`` …; q, k and v become one matrix called ``packed``.
+    """Return the blocks ``theirs.0`` … of ``state`` as ``ours.0`` …; q, k and v become one matrix ``packed``.
 
     The other parts are called as in timm's ViT if ``packed`` is "attn.qkv", else as in our text tower.
     """

@@ -16,11 +16,17 @@ from torch import Tensor
 
 
 def second_moment(tokens: Tensor) -> Tensor:
-    """``tokens`` [n, d] -> the mean of f f' [d, d], float64. Not centred: a projection without bias keeps no mean."""
+    """Return the mean of f f' [d, d] over ``tokens`` [n, d], float64.
+
+    It is not centred: a projection without bias keeps no mean.
+    """
     wide = tokens.double()
     return wide.T @ wide / len(wide)
 
 
 def principal_directions(moment: Tensor, rank: int) -> Tensor:
-    """The ``rank`` eigenvectors of a second moment [d, d] with the largest eigenvalues, as rows [rank, d], float64."""
+    """Return the ``rank`` eigenvectors of a second moment [d, d] with the largest eigenvalues.
+
+    They are rows [rank, d], float64.
+    """
     return torch.linalg.eigh(moment).eigenvectors.T.flip(0)[:rank].contiguous()

@@ -11,14 +11,14 @@ from filip.models import DualEncoder, ModelConfig, TextTowerConfig
 from filip.models.open_clip_names import from_open_clip as state_from_open_clip
 from filip.train.warm_start.clip import build_clip, image_config, refuse_normalisation
 
-# What our configuration holds; the other fields must have open_clip's default. Dropping patches is for training only.
+# Our configuration holds these fields; the others must have open_clip's default. Dropping patches is for training only.
 _VISION = {"image_size", "layers", "width", "head_width", "patch_size", "patch_dropout", "output_tokens"}
 _TEXT = {"context_length", "vocab_size", "width", "heads", "layers", "output_tokens"}
 _TOP = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu"}
 
 
 def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
-    """The model with open_clip's weights; the tag says which activation they need, a file needs it stated."""
+    """Build the model with open_clip's weights; the tag says which activation they need, a file needs it stated."""
     try:
         import open_clip
     except ImportError as error:
@@ -39,7 +39,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
         source: Any = open_clip.create_model(
             architecture, pretrained=weights, force_quick_gelu=activation == "quickgelu", device="cpu"
         )
-    except Exception as error:  # of a download, an archive, a pickle or a shape
+    except Exception as error:  # from a download, an archive, a pickle or a shape
         raise UserError(
             f"init_from: open_clip cannot load {weights} into {architecture}: {first_line(error)}"
         ) from error

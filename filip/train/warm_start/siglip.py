@@ -28,7 +28,7 @@ _ACTIVATIONS = {
 
 
 def from_siglip(name: str, known: Any, config: ModelConfig) -> DualEncoder:
-    """The training's model with the vision tower of ``name``, whose configuration is ``known``.
+    """Build the training's model with the vision tower of ``name``, whose configuration is ``known``.
 
     Its normalisation of pixels is folded into the patch embedding.
     """
@@ -86,7 +86,7 @@ def _image_config(name: str, vision: Any) -> ImageTowerConfig:
 
 
 def _trunk_state(state: dict[str, Tensor], layers: int) -> dict[str, Tensor]:
-    """``SiglipVisionModel``'s state dict as that of timm's ViT; the pooling head is left out."""
+    """Convert ``SiglipVisionModel``'s state dict to that of timm's ViT; the pooling head is left out."""
     found = {
         "pos_embed": state["embeddings.position_embedding.weight"][None],
         "patch_embed.proj.weight": state["embeddings.patch_embedding.weight"],

