@@ -115,7 +115,7 @@ def emptied(folder: Path) -> Path:
 
 
 def bytes_of(folder: Path) -> int:
-    """Return add up the bytes of all files of a folder; files that vanish meanwhile do not count."""
+    """Add up the bytes of all files of a folder; files that vanish meanwhile do not count."""
     total = 0
     for path in folder.rglob("*"):
         try:

@@ -150,7 +150,7 @@ def multiplies_bf16(device: torch.device) -> bool:
 
 
 def _cpu_multiplies_bf16() -> bool:
-    """Return ask oneDNN, which obeys ONEDNN_MAX_CPU_ISA but takes any AVX-512 for enough, and the CPU's flags."""
+    """Ask oneDNN, which obeys ONEDNN_MAX_CPU_ISA but takes any AVX-512 for enough, and the CPU's flags."""
     if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
         return False
     if platform.machine().lower() not in ("x86_64", "amd64"):

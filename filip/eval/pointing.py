@@ -62,7 +62,7 @@ def labelled(
 
 
 def aligned(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt) -> list[WordPatch]:
-    """Return align each image with its label in the prompt; nothing is encoded if the patches of all of them were
+    """Align each image with its label in the prompt; nothing is encoded if the patches of all of them were
     kept."""
     labels = [item.label for item in items]
     kept = [item.patches for item in items if item.patches is not None]

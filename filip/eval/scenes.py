@@ -65,7 +65,7 @@ class PointedScene:
 
 
 def point(encoder: Encoder, samples: Sequence[Sample]) -> list[PointedScene]:
-    """Return align scenes with their captions. Raises UserError if a caption does not name each of its things."""
+    """Align scenes with their captions. Raises UserError if a caption does not name each of its things."""
     patches = encoder.patches(torch.stack([encoder.transform(sample.image) for sample in samples]))
     words = encoder.words([sample.captions[0] for sample in samples])
     return [

@@ -43,7 +43,7 @@ class WordPatch:
 
 
 def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt: Prompt) -> list[WordPatch]:
-    """Return align each image with its label in a prompt.
+    """Align each image with its label in a prompt.
 
     pixels: [b, 3, H, W], transformed for ``encoder``; labels: b strings. A pooled model's patch and word
     vectors are those of its projections applied to every token, which its training never used.

@@ -82,7 +82,7 @@ def shared_columns(records: Sequence[Record]) -> list[str]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level."""
+    """Adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):

@@ -281,7 +281,7 @@ def short_commit(commit: str) -> str:
 
 
 def combine(cells: list[Cell]) -> Cell:
-    """Return average repetitions with other seeds; the interval is then Student's t for the mean over
+    """Average repetitions with other seeds; the interval is then Student's t for the mean over
     seeds (it covers the variance between trainings, not that of the test images).
 
     Repetitions that have no value are left out. One repetition is returned as it is.
