@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# What brings a number to Python or makes a result whose size depends on numbers.
+# Calls that bring a number to Python or make a result whose size depends on numbers.
 _WAITS = {
     Tensor.tolist,
     Tensor.item,
@@ -66,7 +66,7 @@ class DeviceWaits(TorchFunctionMode):
         return result
 
     def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, watched wherever it is called."""
+        """Return ``function``, watched wherever it is called."""
 
         @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:
