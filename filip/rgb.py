@@ -45,7 +45,7 @@ OTHER_PICTURES = tuple(
     if suffix not in IMAGE_FILES
 )  # fmt: skip
 MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
-# What Pillow raises for broken files; it has no common base class.
+# The errors that Pillow raises for broken files; they have no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
 

@@ -23,7 +23,7 @@ BOS = 49406
 EOS = 49407
 MERGES = Path(__file__).resolve().parent / "resources" / "clip_merges.txt.gz"
 END_OF_WORD = "</w>"
-# As text they stand for their ids, as in open_clip.
+# In a text these stand for their ids, as in open_clip.
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 # The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"

@@ -61,7 +61,7 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
+    """A batch. pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
 
     pixels: Tensor
     labels: Tensor

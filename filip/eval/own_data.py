@@ -55,7 +55,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
         return [_card(place, "captions", "retrieval", "")]
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
     if layout == "parquet" and len(parts) > 1:
-        del kinds["classification"]  # which is read from one file
+        del kinds["classification"]  # it is read from one file
     fitting = [kind for kind, names in kinds.items() if any(name in columns for name in names)]
     if not fitting and place.is_dir():
         return []  # a table of something else, in a folder of classes

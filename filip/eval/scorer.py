@@ -121,7 +121,7 @@ class Scorer:
         """Compute :meth:`similarity` of many images, with progress; processes that evaluate together share the work."""
         if self.share.ranks == 1:
             return self.similarity(images, texts, progress=True)
-        blocks = images.split(BLOCK_IMAGES)  # as one process scores them
+        blocks = images.split(BLOCK_IMAGES)  # blocks as one process scores them
 
         def score_blocks(numbers: Iterable[int]) -> list[Similarity]:
             return [self.similarity(blocks[number], texts) for number in numbers]

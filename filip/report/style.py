@@ -11,7 +11,7 @@ from filip.study import Study
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
-# As in templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
+# The colours of templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
 COLOURS = ["#c2562c", "#1f63b5", "#23857a", "#a3720b", "#7a56a8", "#56606f", "#5d7f2f", "#a8466a"]
 
 

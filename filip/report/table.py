@@ -303,7 +303,7 @@ def average(cells: list[Cell], what: str) -> Cell:
         return Cell(reason=missing[0].reason or f"not all {what} run")
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
-    # As if no image were in two of them: the squares of the half widths add. Where there are outcomes,
+    # This counts as if no image were in two of them: the squares of the half widths add. Where there are outcomes,
     # filip.report.rows.pairs replaces this interval by one that draws shared images together.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
     mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))

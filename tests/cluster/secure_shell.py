@@ -23,7 +23,7 @@ def why_not() -> str | None:
 
 
 class SecureShell:
-    """``with`` starts the daemons and stops them. ``bin`` is the folder of the ``ssh``, to be first in the PATH."""
+    """The hosts' ssh daemons, which ``with`` starts and stops. ``bin``, to be first in the PATH, has the ``ssh``."""
 
     def __init__(self, hosts: TwoHosts, folder: Path) -> None:
         self.hosts, self.folder, self.bin = hosts, folder, folder / "bin"

@@ -31,7 +31,7 @@ def why_not() -> str | None:
 
 
 class TwoHosts:
-    """``with`` makes and removes them. Host 0 has the first of ADDRESSES, host 1 the second."""
+    """Two hosts, which ``with`` makes and removes. Host 0 has the first of ADDRESSES, host 1 the second."""
 
     def __init__(self) -> None:
         self.names = [f"filip{number}-{os.getpid()}" for number in (0, 1)]

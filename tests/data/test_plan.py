@@ -54,7 +54,7 @@ def test_shares_and_rates_that_make_no_sense_are_named() -> None:
 
 @pytest.mark.slow
 def test_the_plan_s_memory_and_disk_are_those_of_a_run(tmp_path: Path) -> None:
-    """They are what stays on the disk, and all the memory; DuckDB has the least limit that the plan counts on."""
+    """The disk is compared per row, the memory as a whole; DuckDB has the least limit that the plan counts on."""
     write_list(tmp_path / "all.parquet", ROWS)
     plan = planned(PlanConfig(ROWS, threads=2), SourceCard("bench", back_translation=None))
     assert duckdb_memory(ROWS) == 1e9

@@ -12,7 +12,7 @@ FACTS = (
     "embed_dim",
     "precision",
     "token_keep_ratio",
-)  # what a row trains, from its own config
+)  # facts of what a row trains, from its config
 INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
 NOT_APPLICABLE = "does not apply"
 
