@@ -54,8 +54,7 @@ def number_of(pixels: torch.Tensor, total: int) -> int:
 
 
 def write_pairs(root: Path, counts: Sequence[int], captions: int = 2, size: int = 20) -> Pairs:
-    """Write ``counts[s]`` pairs in shard s; caption c of pair n is ``thing n c`` and its group is n
-    2."""
+    """Write ``counts[s]`` pairs in shard s; caption c of pair n is ``thing n c`` and its group is n // 2."""
     n = 0
     for shard, count in enumerate(counts):
         samples = []

@@ -87,7 +87,7 @@ def test_a_plain_sum_over_micro_batches_is_something_else() -> None:
 
 
 def test_loss_scale_keeps_small_gradients_of_half_precision() -> None:
-    """Features are in float16, and their gradient, about 1e-9, is below its smallest number."""
+    """Features are in float16, and their gradient, about 1e-9, is below float16's smallest number."""
     features = torch.ones(2, 3, dtype=torch.float16)
     weight = torch.ones(1, requires_grad=True)
 

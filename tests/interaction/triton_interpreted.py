@@ -168,7 +168,7 @@ def test_captions_are_laid_out_in_order_of_length() -> None:
     lengths = [3, 5, 1, 3] + [2] * 62
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     layout = triton_layout.lay_out(lengths, torch.device("cpu"))
-    assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 4]  # 4 and 6 tiles
+    assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 4]  # for 4 and 6 tiles
     assert layout.text[:3].tolist() == [2, 4, 5] and layout.text[62:67].tolist() == [65, 0, 3, 1, -1]
     seen = []
     for group, position, rows in zip(layout.group, layout.position, layout.row.view(-1, 64), strict=True):

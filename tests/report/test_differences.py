@@ -75,7 +75,7 @@ def test_captions_of_an_image_count_as_one() -> None:
 @pytest.mark.parametrize("trainings", [3, 5, 10])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
 def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread: float) -> None:
-    """Make 2,000 comparisons of runs that differ by nothing, or by 4 points, with trainings that differ by chance.
+    """There are 2,000 comparisons of runs that differ by nothing, or by 4 points, with trainings that differ by chance.
 
     spread: standard deviation of a training's accuracy around that of its run.
     """

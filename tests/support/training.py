@@ -33,7 +33,7 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
         "optimizer.weight_decay": "3.0e-2", "optimizer.temperature_lr_factor": "1.0",
         # a backend that needs no compiler and no compiled cache: the interaction has separate tests
         "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0",
-        # two ranks that run while other tests do keep each other waiting, which says nothing about the training
+        # two ranks keep each other waiting while other tests run, which says nothing about the training
         "watchdog.straggler_intervals": "1000",
     }  # fmt: skip
     for override in overrides:

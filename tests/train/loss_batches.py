@@ -68,7 +68,7 @@ class Batch:
         return list(self.text.split(self.lengths.tolist()))
 
     def positives(self) -> Tensor:
-        """Return [N, N] boolean."""
+        """Return which pairs are positives, [N, N] boolean."""
         return self.group[:, None] == self.group[None, :]
 
 

@@ -29,7 +29,7 @@ def token_wise_matrices(batch: Batch, maximum: Maximum = hard_maximum) -> Matric
 
 
 def cross_entropy(i2t: Tensor, t2i: Tensor, batch: Batch) -> Tensor:
-    """Compute CLIP's, with the target 1 / #positives for each positive."""
+    """Compute CLIP's loss, with the target 1 / #positives for each positive."""
     target = batch.positives().double()
     target = target / target.sum(dim=1, keepdim=True)
     halves = [-(target * F.log_softmax(batch.scale * s, dim=1)).sum(dim=1).mean() for s in (i2t, t2i.T)]

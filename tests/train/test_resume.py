@@ -147,7 +147,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
         arguments("shrinks3", *third),
     ]
     assert run_many(1, second, tmp_path / "log2") == [85, 0, 0, 0, 0]
-    # It went back to a checkpoint of two ranks, and saved and left another one after that.
+    # It went back to a checkpoint of two ranks, and saved and left its own after that.
     steps = [line["step"] for line in records(tmp_path / "rolls_back") if "loss/total" in line]
     assert steps == [*range(1, 11), *range(8, 13)]
     assert complete_checkpoints(tmp_path / "rolls_back" / "checkpoints")[-1].name == "step00000011"
