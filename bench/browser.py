@@ -21,16 +21,16 @@ HOW = "install one with `apt-get install chromium` or `playwright install --with
 
 
 class NoBrowser(Exception):
-    """There is no Chromium here; the message says how to get one."""
+    """The lack of a Chromium here; the message says how to get one."""
 
 
 @contextmanager
 def chromium() -> Iterator[Browser]:
-    """A browser, closed at the end. Raises NoBrowser if there is none that starts."""
+    """Yield a browser, closed at the end. Raises NoBrowser if there is none that starts."""
     system = next((path for name in NAMES if (path := shutil.which(name))), None)
     with sync_playwright() as playwright:
         try:
-            # Root, as in a container, has no sandbox; the pages are our own.
+            # Root, as in a container, has no sandbox; all pages are ours.
             browser = playwright.chromium.launch(executable_path=system, args=["--no-sandbox"])
         except Error as error:
             first = str(error).splitlines()[0]
@@ -70,7 +70,7 @@ def main() -> None:
 
 
 def _missing() -> str:
-    """Why no browser starts; "" if one does."""
+    """Return why no browser starts; "" if one does."""
     try:
         with chromium():
             return ""

@@ -30,7 +30,7 @@ def share(hits: int, of: int) -> str:
 
 
 def rule_accuracy(verdicts: list[dict[str, Any]], rule: str) -> tuple[int, int, int]:
-    """Captions that the rule drops rightly, that any rule drops by this name, and that it should drop."""
+    """Count the captions that the rule drops rightly, that any rule drops by this name, and that it should drop."""
     right = sum(row["found"] == row["expected"] == rule for row in verdicts)
     return (
         right,

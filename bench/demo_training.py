@@ -41,7 +41,7 @@ Choose = Callable[..., TokenChoice]
 
 @dataclass
 class Study:
-    """Where the demo's corpus lies, and how long each training is."""
+    """The place of the demo's corpus, and the length of each training."""
 
     sources: str = option(
         "[{shards: results/demo/data/demo/shards, captions: results/demo/data/demo/captions}]",
@@ -63,7 +63,7 @@ class Outcome:
 
     seconds: float
     accuracy: float  # NaN if no term of the loss compares pairs, as with sparc alone
-    recall: dict[str, float]  # all tokens at inference, as the paper
+    recall: dict[str, float]  # all tokens at inference, as in the paper
     selected: dict[str, float] | None  # the training's selection at inference too
     metrics: dict[int, dict[str, float]] = field(default_factory=dict)
 
@@ -82,13 +82,13 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
     device.choose_attention(torch.device("cpu"), config.precision)
     device.keep_freed_memory()
     model = initial_model(config)
-    started = time.process_time()  # of one thread; the machine may have other work
+    started = time.process_time()  # time of one thread; the machine may have other work
     with selection_by(choose):
         metrics = train(model, config)
     seconds = time.process_time() - started
     encoder = FilipEncoder(model.eval(), config.model.name)
     recall = recall_of(scorer_for(encoder), study)
-    # A `choose` of a study's own may know the pairs, and would read them off the test set.
+    # A study's own `choose` may know the pairs, and would read them off the test set.
     selects = config.token_keep_ratio < 1 and choose is None
     selected = recall_of(SelectingScorer(encoder, config), study) if selects else None
     return Outcome(
@@ -97,14 +97,14 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
 
 
 def recall_of(scorer: Scorer, study: Study) -> dict[str, float]:
-    """R@1 and R@10 both ways, in percent, of bare captions."""
+    """Return R@1 and R@10 both ways, in percent, of bare captions."""
     bare = (Prompt("", ""), Prompt("", ""))
     found = retrieval_benchmark(scorer, load_card(study.card), bare, context=Context(study.root))
     return {f"{way} {r}": 100 * found[way][r] for way in ("i2t", "t2i") for r in ("r1", "r10")}
 
 
 class SelectingScorer(TokenScorer):
-    """Keeps tokens at inference as the training did, with the whole test set as the batch that scores them."""
+    """A scorer that keeps tokens at inference as the training did, with the whole test set as the scoring batch."""
 
     def __init__(self, encoder: FilipEncoder, config: TrainConfig) -> None:
         super().__init__(encoder)
@@ -127,7 +127,7 @@ class SelectingScorer(TokenScorer):
 
 
 def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
-    """All steps of ``config``; metrics of steps 1, 50 and every hundredth."""
+    """Run all steps of ``config``; return the metrics of steps 1, 50 and every hundredth."""
     steps, batch = config.max_steps or 0, config.global_batch or 0
     loss = Loss(resolve_weights(config.loss, config.model.interaction), config)
     both = loss.reads_both(model.config.interaction)
@@ -172,14 +172,14 @@ def train(model: Any, config: TrainConfig) -> dict[int, dict[str, float]]:
 
 
 def endless(loader: Any) -> Iterator[dict[str, Any]]:
-    """Epoch after epoch."""
+    """Yield the batches of one epoch after another."""
     while True:
         yield from loader
 
 
 @contextmanager
 def selection_by(choose: Choose | None) -> Iterator[None]:
-    """Within it the token-wise loss chooses its tokens with ``choose`` instead of the library's function."""
+    """Let the token-wise loss choose its tokens with ``choose`` inside the block, not with the library's function."""
     original = token_wise.choose_tokens
     if choose is not None:
         token_wise.choose_tokens = choose  # type: ignore[attr-defined]
@@ -190,7 +190,7 @@ def selection_by(choose: Choose | None) -> Iterator[None]:
 
 
 def row(label: str, outcome: Outcome) -> str:
-    """A line of the Markdown table whose head is :data:`HEAD`."""
+    """Return a line of the Markdown table whose head is :data:`HEAD`."""
     seen = [
         f"{r[f'{way} r1']:.1f} / {r[f'{way} r10']:.1f}" if r else "–"
         for r in (outcome.recall, outcome.selected)

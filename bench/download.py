@@ -68,7 +68,7 @@ def serve(port: Any, count: int) -> None:
 
 
 def direct(source: Path, out: Path, config: BenchConfig) -> None:
-    """img2dataset as its README calls it, with the same rules and sizes."""
+    """Download with img2dataset as its README calls it, with the same rules and sizes."""
     import img2dataset
 
     img2dataset.download(
@@ -100,7 +100,7 @@ def ours(source: Path, out: Path, config: BenchConfig) -> None:
 
 
 def images_per_second(out: Path) -> float:
-    """From the start of the first shard to the end of the last."""
+    """Return the images per second from the start of the first shard to the end of the last."""
     stats = [json.loads(path.read_text()) for path in out.glob("*_stats.json")]
     seconds = max(s["end_time"] for s in stats) - min(s["start_time"] for s in stats)
     return float(sum(s["successes"] for s in stats) / seconds)

@@ -44,7 +44,7 @@ WORDS = (
 
 
 def gallery_of(images: int, preset: str) -> Gallery:
-    """Random unit tokens, as many and as long as those of the preset."""
+    """Make random unit tokens, as many and as long as those of the preset."""
     generator = torch.Generator().manual_seed(0)
     viewers, features = [], []
     for interaction in ("pooled", "token_wise"):
@@ -60,7 +60,7 @@ def gallery_of(images: int, preset: str) -> Gallery:
 
 @contextmanager
 def served(search: Search) -> Iterator[str]:
-    """The address of a server."""
+    """Yield the address of a server."""
     with listen("127.0.0.1", 0) as connection:
         server = uvicorn.Server(uvicorn.Config(application(search), log_level="warning"))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [connection]}, daemon=True)
@@ -71,7 +71,8 @@ def served(search: Search) -> Iterator[str]:
 
 
 def live(images: int, preset: str, texts: int) -> dict[str, Any]:
-    """Milliseconds of a search, median and 90th percentile, and how many of one core's it used (server and client)."""
+    """Return milliseconds of a search, median and 90th percentile, and how many of one core's it used (server and
+    client)."""
     search = Search(gallery_of(images, preset))
     warm(search)
     rng = np.random.default_rng(0)
@@ -99,7 +100,7 @@ def live(images: int, preset: str, texts: int) -> dict[str, Any]:
 
 
 def static(page: Path, models: list[str], card: str, root: str) -> dict[str, Any]:
-    """Milliseconds of a search in the page, and the share of captions with the same first image as float scoring."""
+    """Return milliseconds of a search in the page, and the share of captions whose first image is float scoring's."""
     script = """async text => { const started = performance.now(), found = await app.feed.search(text);
         return [performance.now() - started, ...found.models.map(model => model.order[0])]; }"""
     with chromium() as browser:

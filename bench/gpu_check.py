@@ -25,7 +25,7 @@ from filip.errors import UserError
 from filip.files import write_json
 from filip.progress import say
 
-# Name: what it answers, and minutes after which it has failed
+# Name: the question that it answers, and the minutes after which it has failed
 CHECKS = {
     "environment": ("What is here, and has this PyTorch kernels for it?", 5),
     "backends": ("Does every backend agree with float64?", 15),
@@ -39,7 +39,7 @@ CHECKS = {
 
 @dataclass
 class GpuCheck:
-    """Options of the command."""
+    """The options of the command."""
 
     out: str = option(MISSING, "folder of the reports, and of what the checks write")
     device: str = option("cuda", "torch device; cpu only to try the checks themselves")
@@ -76,7 +76,7 @@ def main(config: GpuCheck) -> None:
 
 
 def run(name: str, config: GpuCheck, folder: Path, minutes: float) -> dict[str, Any]:
-    """What the check found, by a process of its own whose output is ``folder/log``."""
+    """Return what the check found, by a separate process whose output is ``folder/log``."""
     folder.mkdir(exist_ok=True)
     result, log = folder / "finding.json", folder / "log"
     result.unlink(missing_ok=True)

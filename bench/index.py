@@ -66,7 +66,7 @@ def main(study: Study) -> None:
 
 
 def collection(study: Study, scorer: Scorer) -> tuple[Tensor, list[str]]:
-    """Image tokens [n, n1, d], and the captions of the first images, in order."""
+    """Return image tokens [n, n1, d], and the captions of the first images, in order."""
     data = open_set(load_card(study.card), study.root)
     samples = [data[n] for n in range(len(data))]
     pictures = [sample.image for sample in samples]
@@ -87,7 +87,7 @@ def shard_images(folder: Path) -> Iterator[Image.Image]:
 
 
 def times(images: Tensor, captions: list[str], scorer: Scorer) -> str:
-    """Of the store with its second scoring, and of the engine alone on all tokens in memory, in turns."""
+    """Time the store with its second scoring, and the engine alone on all tokens in memory, in turns."""
     with tempfile.TemporaryDirectory() as folder:
         about = About("-", "-", scorer.image_size, True, images.shape[2], "float32", "-")
         index = Index.create(folder, about)
@@ -122,7 +122,7 @@ def times(images: Tensor, captions: list[str], scorer: Scorer) -> str:
 def recall_by_bytes(
     images: Tensor, captions: list[str], scorer: Scorer
 ) -> list[tuple[str, int, float, float, float]]:
-    """Name, bytes an image, R@1, R@10, and the share of float32's top ten that is found; percent."""
+    """Return name, bytes per image, R@1, R@10, and the share of float32's top ten that is found; percent."""
     texts = scorer.encode_texts(captions)
     _, n1, d = images.shape
     ways: list[tuple[str, int, Callable[[Tensor], Tensor]]] = [
@@ -154,20 +154,20 @@ def recall_by_bytes(
 
 
 def int8(tokens: Tensor) -> Tensor:
-    """Rounded to 255 levels, with one scale a token."""
+    """Round to 255 levels, with one scale per token."""
     scale = tokens.abs().amax(-1, keepdim=True) / 127
     return (tokens / scale).round() * scale
 
 
 def kept(tokens: Tensor, count: int) -> Tensor:
-    """The ``count`` tokens of each image that are least similar to the mean token of all images."""
+    """Return the ``count`` tokens of each image that are least similar to the mean token of all images."""
     mean = F.normalize(tokens.mean((0, 1)), dim=0)
     chosen = (tokens @ mean).topk(count, 1, largest=False).indices
     return tokens.gather(1, chosen[..., None].expand(-1, -1, tokens.shape[2])).half().float()
 
 
 def pooled(tokens: Tensor, count: int) -> Tensor:
-    """``count`` unit means of clusters of each image's tokens; images with fewer clusters repeat some."""
+    """Return ``count`` unit means of clusters of each image's tokens; images with fewer clusters repeat some."""
     found = torch.empty(len(tokens), count, tokens.shape[2])
     for n, image in enumerate(tokens.numpy()):
         label = torch.from_numpy(fcluster(linkage(image, "ward"), count, "maxclust")).long() - 1
@@ -177,7 +177,7 @@ def pooled(tokens: Tensor, count: int) -> Tensor:
 
 
 def draw(rows: list[tuple[str, int, float, float, float]], path: Path) -> None:
-    """R@1 against bytes: a colour for each way of having fewer tokens, and how they are rounded beside each point."""
+    """Draw R@1 against bytes: a colour for each way of having fewer tokens; each point says how they are rounded."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3.8), layout="constrained")

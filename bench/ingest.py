@@ -39,7 +39,7 @@ def write_images(folder: Path, count: int) -> list[Path]:
 
 
 def per_second(function: Callable[[Path], object], paths: list[Path]) -> float:
-    """Files a second of one core."""
+    """Return the files per second on one core."""
     started = time.process_time()
     for path in paths:
         function(path)

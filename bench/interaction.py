@@ -95,7 +95,7 @@ def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
     milliseconds = measure_time(steps, *((2, 1) if quick else (8, 2)))
     memory = {}
     for name in MEMORY_OF:
-        if name in steps and not (quick and name == "tiled"):  # no target is set for its memory
+        if name in steps and not (quick and name == "tiled"):  # its memory has no target
             progress(f"memory of {name}")
             memory[name] = peak_megabytes(name, images, patches)
     print(f"  {'':18}{'CPU ms':>10}{'/ product':>11}{'peak MB':>10}")
@@ -112,13 +112,13 @@ def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
 
 
 def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2) -> dict[str, float]:
-    """Median CPU milliseconds of contenders that take turns: up to 15 rounds each, fewer for slow ones."""
+    """Measure median CPU milliseconds of contenders that take turns: up to 15 rounds each, fewer for slow ones."""
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for current in range(16):
         for name, step in steps.items():
             taken = seconds[name]
             if len(taken) >= at_least and sum(taken) > seconds_each and current % 5:
-                continue  # a slow one takes part in the first rounds and in every fifth
+                continue  # a slow one takes part only in the first rounds and in every fifth
             if len(taken) >= at_least and sum(taken) + taken[-1] > 2 * seconds_each:
                 continue
             started = time.process_time()
@@ -132,14 +132,14 @@ def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2)
 
 
 def _best_product(problem: Problem, seconds_each: float) -> Step:
-    """The product in the block size that is fastest on this machine."""
+    """Return the product in the block size that is fastest on this machine."""
     candidates = [product(problem, block) for block in PRODUCT_BLOCKS]
     cost = measure_time({str(i): step for i, step in enumerate(candidates)}, seconds_each)
     return candidates[min(range(len(candidates)), key=lambda i: cost[str(i)])]
 
 
 def _fits(name: str, images: int, patches: int) -> bool:
-    """The padded form holds about four copies of the similarity; beyond 8 GB it is not worth waiting for."""
+    """Return whether a form fits: the padded one holds four copies of the similarity; over 8 GB is not worth a wait."""
     return name != "einsum" or images**2 * patches * 77 * 4 * 4 < 8e9
 
 

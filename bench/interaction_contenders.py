@@ -12,7 +12,7 @@ from torch import Tensor
 
 from filip.interaction import Similarity, contrastive_loss, late_interaction, pooled_similarity
 
-TEXT_POSITIONS = 77  # what the padded version pads to
+TEXT_POSITIONS = 77  # the length to which the padded version pads
 SCALE = torch.tensor(1 / 0.07)
 Step = Callable[[], object]
 
@@ -34,7 +34,7 @@ class Problem:
 def random_problem(
     images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0
 ) -> Problem:
-    """Captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
+    """Make captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
     generator = torch.Generator().manual_seed(seed)
     count = texts or images
     lengths = (20 + 6 * torch.randn(count, generator=generator)).round().long().clamp(4, TEXT_POSITIONS)
@@ -46,7 +46,7 @@ def random_problem(
 
 
 def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor) -> Step:
-    """Forward, symmetric cross-entropy and backward; the gradients stay in memory as in training."""
+    """Return a step of forward, symmetric cross-entropy and backward; the gradients stay in memory as in training."""
 
     def step() -> object:
         for tensor in inputs:
@@ -64,13 +64,15 @@ def ours(problem: Problem, backend: str, dtype: torch.dtype = torch.float32) -> 
 
 
 def einsum(problem: Problem) -> Step:
-    """The public re-implementations (x-clip and others): [b, b, n1, 77] in memory, padding masked, autograd."""
+    """Return a step of the public re-implementations (x-clip and others): [b, b, n1, 77] in memory, padding masked,
+    autograd."""
     image, text = problem.image.detach().requires_grad_(), problem.padded().requires_grad_()
     return _masked_einsum(image, text, problem.lengths)
 
 
 def einsum_quarter(problem: Problem) -> Step:
-    """The same on a quarter of the tokens of either side (the paper's saving), without the cost of selecting them."""
+    """Return the same step on a quarter of the tokens of either side (the paper's saving), without the cost of
+    selecting them."""
     kept = math.ceil(problem.image.shape[1] / 4), math.ceil(TEXT_POSITIONS / 4)
     image = problem.image[:, : kept[0]].contiguous().requires_grad_()
     text = problem.padded()[:, : kept[1]].contiguous().requires_grad_()
@@ -83,17 +85,17 @@ def _masked_einsum(image: Tensor, text: Tensor, lengths: Tensor) -> Step:
 
 
 def masked_einsum_similarity(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """s^I and s^T from [i, j, n1, n2] in memory; ``mask`` [j, n2] is true for the tokens that exist."""
+    """Return s^I and s^T from [i, j, n1, n2] in memory; ``mask`` [j, n2] is true for the tokens that exist."""
     products = torch.einsum("ikd,jrd->ijkr", image, text)
     lowest = torch.finfo(products.dtype).min
-    # max, which saves indices, takes half the memory of their amax, which saves the whole similarity twice
+    # max, which saves indices, takes half the memory of amax, which saves the whole similarity twice
     i2t = products.masked_fill(~mask[None, :, None, :], lowest).max(dim=3).values.mean(dim=2)
     t2i = products.max(dim=2).values.masked_fill(~mask[None], 0).sum(dim=2) / mask.sum(dim=1)
     return i2t, t2i
 
 
 def clip_loss(problem: Problem) -> Step:
-    """CLIP: one vector of 512 per image and text."""
+    """Return a step of CLIP's loss: one vector of 512 per image and text."""
     image = F.normalize(torch.randn(len(problem.image), 512), dim=-1).requires_grad_()
     text = F.normalize(torch.randn(len(problem.lengths), 512), dim=-1).requires_grad_()
     return _loss_step(lambda: pooled_similarity(image, text), image, text)
@@ -102,9 +104,9 @@ def clip_loss(problem: Problem) -> Step:
 def product(
     problem: Problem, block: tuple[int, int] = (3200, 1152), dtype: torch.dtype = torch.float32
 ) -> Step:
-    """The bare product of all tokens, packed, forward only, in blocks that are discarded.
+    """Return a step of the bare product of all tokens, packed, forward only, in blocks that are discarded.
 
-    In bfloat16 it is no replacement for the similarity, since the result is rounded too; it says what the CPU can do.
+    In bfloat16 it does not replace the similarity, since the result is rounded too; it says what the CPU can do.
     """
     image, text = problem.image.flatten(0, 1).to(dtype), problem.text.to(dtype)
     out = torch.empty(min(block[0], len(image)) * min(block[1], len(text)), dtype=dtype)
@@ -125,7 +127,7 @@ def forward_only(problem: Problem, backend: str) -> Step:
 
 
 def maxsim_cpu(problem: Problem) -> Step:
-    """Both matrices by maxsim-cpu: images as queries against captions, and captions against images.
+    """Return a step of both matrices by maxsim-cpu: images as queries against captions, and captions against images.
 
     At 256 features version 0.1.0 crashes, or falls back to a product 10 times slower, from 21 query tokens on (the
     number differs between machines), so a query is passed in pieces of at most 16.

@@ -19,13 +19,13 @@ from filip.interaction.packing import Tokens
 
 
 class Errors(NamedTuple):
-    """Of both similarities and of both gradients: the largest difference, as a share of the largest magnitude."""
+    """The errors of both similarities and both gradients: the largest difference, relative to the largest magnitude."""
 
     similarities: float
     gradients: float
 
 
-# From float64 on the same tokens. Gradients before they take the dtype of the tokens, which rounds them once.
+# Bounds from float64 on the same tokens. Gradients before they take the tokens' dtype, which rounds them once.
 BOUNDS: dict[tuple[str, str], Errors] = {
     ("tiled", "float64"): Errors(1e-14, 1e-14),
     ("tiled", "float32"): Errors(4e-6, 4e-6),
@@ -41,7 +41,7 @@ BOUNDS: dict[tuple[str, str], Errors] = {
 
 
 def problems(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, list[int]]]:
-    """Unit tokens; tokens one of which in every image is a hundred times as long; tokens that hardly differ."""
+    """Make unit tokens; tokens one of which in every image is a hundred times as long; tokens that hardly differ."""
     generator = torch.Generator().manual_seed(11)
     lengths = [4, 18, 20, 2, 18, 25]  # longer ones would tell no more, and Triton's interpreter is slow
     image = F.normalize(torch.randn(5, 49, 64, generator=generator), dim=-1)
@@ -53,7 +53,7 @@ def problems(dtype: torch.dtype) -> list[tuple[Tensor, Tensor, list[int]]]:
 
 
 def measure(backend: str, dtype_name: str, device: str = "cpu") -> Errors:
-    """The largest errors over all problems; upstream gradients are those of a contrastive loss."""
+    """Return the largest errors over all problems; upstream gradients are those of a contrastive loss."""
     dtype = getattr(torch, dtype_name)
     worst = [0.0, 0.0]
     for image, text, lengths in problems(dtype):
@@ -77,7 +77,7 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def table() -> str:
-    """The bounds in Markdown, as docs/interaction.md shows them."""
+    """Write the bounds in Markdown, as docs/interaction.md shows them."""
     lines = ["| backend | tokens | similarities | gradients |", "|---|---|---|---|"]
     for (backend, dtype), bound in BOUNDS.items():
         shown = " | ".join(f"{error:.0e}".replace("e-0", "e-") for error in bound)

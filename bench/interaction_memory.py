@@ -33,7 +33,7 @@ def peak_megabytes(name: str, images: int, patches: int) -> float:
 
 
 def resident(field: str) -> float:
-    """Megabytes of a field of /proc/self/status, VmRSS or VmHWM."""
+    """Return the megabytes of a field of /proc/self/status, VmRSS or VmHWM."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith(field):
             return int(line.split()[1]) / 1024
@@ -41,7 +41,7 @@ def resident(field: str) -> float:
 
 
 def growth(step: Callable[[], object]) -> float:
-    """Megabytes of resident memory that a step needs at its peak, above what was resident before it."""
+    """Return the megabytes of resident memory that a step needs at its peak, above what was resident before it."""
     gc.collect()
     before = resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark

@@ -24,7 +24,7 @@ PAIRS, GLOBAL_PAIRS = 16, 8192
 
 
 def measure_slice(rounds: int, progress: Callable[[str], None]) -> dict[str, float]:
-    """CPU seconds of each part (medians) and the ratios of FILIP's step to CLIP's."""
+    """Measure CPU seconds of each part (medians) and the ratios of FILIP's step to CLIP's."""
     steps: dict[str, Step] = {
         "encoders": _encoders(),
         "clip_loss": _clip_loss(),
@@ -65,7 +65,7 @@ def _encoders() -> Step:
 
 
 def _clip_loss() -> Step:
-    """CLIP's share: 16 rows of either soft-max over 8,192, with gradients for all vectors."""
+    """Return a step of CLIP's share: 16 rows of either soft-max over 8,192, with gradients for all vectors."""
     own = [F.normalize(torch.randn(PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
     remote = [F.normalize(torch.randn(GLOBAL_PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
 
@@ -78,7 +78,7 @@ def _clip_loss() -> Step:
 
 
 def filip_loss(problem: Problem) -> Step:
-    """Both matrices, their soft-maxes over the captions and the gradients of all tokens."""
+    """Return a step of both matrices, their soft-maxes over the captions and the gradients of all tokens."""
     image, text = (tokens.detach().requires_grad_() for tokens in (problem.image, problem.text))
 
     def step() -> None:

@@ -42,7 +42,7 @@ def main(threads: list[int], rounds: int = 9) -> None:
 
 
 def busy_threads(step: Step, count: int) -> int:
-    """Of ``count`` threads, those that do at least half of an equal share of ``step``."""
+    """Count the threads, of ``count``, that do at least half of an equal share of ``step``."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     step()
@@ -55,13 +55,13 @@ def busy_threads(step: Step, count: int) -> int:
 
 
 def nanoseconds_by_thread() -> dict[str, int]:
-    """Processor time of every thread of this process."""
+    """Return the processor time of every thread of this process."""
     folder = Path("/proc/self/task")
     return {task.name: int((task / "schedstat").read_text().split()[0]) for task in folder.iterdir()}
 
 
 def measure(step: Step, threads: list[int], rounds: int) -> dict[int, float]:
-    """Median wall milliseconds by number of threads."""
+    """Measure median wall milliseconds by number of threads."""
     before = torch.get_num_threads()
     seconds: dict[int, list[float]] = {count: [] for count in threads}
     for current in range(rounds + 1):  # the first warms up

@@ -32,7 +32,7 @@ from bench.interaction_memory import ENVIRONMENT, growth
 from filip.interaction.adapters import colbert_scores
 
 DIM = 128
-# name: (query lengths, document lengths, documents of a query); the lengths from and to, both included
+# name: (query lengths, document lengths, documents per query); the lengths from and to, both included
 BATCHES = {
     "text, 32 x 60 to 180": ((32, 32), (60, 180), 1),
     "the same, one hard negative": ((32, 32), (60, 180), 2),
@@ -43,14 +43,14 @@ Step = Callable[[], object]
 
 
 class Given(nn.Module):
-    """In place of an encoder: a batch is its embeddings."""
+    """A stand-in for an encoder: a batch is its embeddings."""
 
     def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
         return features
 
 
 def batch(name: str, queries: int) -> list[dict[str, Tensor]]:
-    """The queries, then one column for each document of a query; padded to the longest."""
+    """Make the queries, then one column for each document of a query; padded to the longest."""
     lengths_of_queries, lengths_of_documents, ways = BATCHES[name]
     generator = torch.Generator().manual_seed(0)
 

@@ -75,7 +75,7 @@ def main(config: LoaderBench) -> None:
 def compare(
     config: LoaderBench, shards: str, captions: str | None, image_size: int, auto_augment: bool
 ) -> dict[str, object]:
-    """Both pipelines on the same shards, interleaved."""
+    """Measure both pipelines on the same shards, interleaved."""
     data = DataConfig(
         sources=[Source(shards, captions)], auto_augment=auto_augment, back_translation=False, workers=0
     )
@@ -114,7 +114,7 @@ def sentence(result: dict[str, object]) -> str:
 
 
 def open_clip_loader(shards: str, image_size: int, auto_augment: bool, batch_size: int) -> wds.WebLoader:
-    """open_clip's own training pipeline with torchvision's version of our augmentation."""
+    """Build open_clip's own training pipeline with torchvision's version of our augmentation."""
     steps = [
         tv.RandomResizedCrop(image_size, CROP_SCALE, interpolation=tv.InterpolationMode.BICUBIC),
         tv.RandomHorizontalFlip(),
@@ -143,7 +143,7 @@ def open_clip_loader(shards: str, image_size: int, auto_augment: bool, batch_siz
 
 
 def make_shards(folder: Path, side: int, pairs: int, per_shard: int = 250) -> None:
-    """Crops of two real photographs, shorter side ``side`` px, JPEG, with captions of eight words."""
+    """Write crops of two real photographs, shorter side ``side`` px, JPEG, with captions of eight words."""
     folder.mkdir(parents=True)
     photos = [Image.fromarray(np.asarray(photo)) for photo in load_sample_images().images]
     rng = random.Random(0)

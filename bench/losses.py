@@ -50,7 +50,7 @@ MOST_BYTES = 6e9  # a naive form that would hold more is left out
 
 
 class Batch:
-    """Own images and the texts that they are scored against; the first texts are their own."""
+    """The images of a rank and the texts that they are scored against, of which the first are the images' own."""
 
     def __init__(self, pairs: int, texts: int) -> None:
         generator = torch.Generator().manual_seed(0)
@@ -73,19 +73,19 @@ class Batch:
         return list(self.text.split(self.lengths.tolist()))
 
     def padded(self) -> tuple[Tensor, Tensor]:
-        """[texts, n2, d] and the mask [texts, n2]."""
+        """Return [texts, n2, d] and the mask [texts, n2]."""
         longest = int(self.lengths.max())
         mask = torch.arange(longest) < self.lengths[:, None]
         return torch.zeros(*mask.shape, D).masked_scatter(mask[..., None], self.text), mask
 
     def own(self, similarity: Similarity) -> Tensor:
-        """Cross-entropy of the own rows, in both directions also with more texts than images."""
+        """Return the cross-entropy of the own rows, in both directions, also with more texts than images."""
         i2t = F.cross_entropy(SCALE * similarity.i2t, torch.arange(self.pairs))
         return (i2t + F.cross_entropy(SCALE * similarity.t2i, torch.arange(self.pairs))) / 2
 
 
 def ours(batch: Batch) -> dict[str, Loss]:
-    """The terms as they are trained with."""
+    """Return the terms as they are trained with."""
 
     def token_wise(backend: str | Backend = "auto") -> Tensor:
         return batch.own(late_interaction(batch.image, batch.text, batch.lengths, backend=backend))
@@ -127,7 +127,7 @@ def ours(batch: Batch) -> dict[str, Loss]:
 
 
 def naive(batch: Batch) -> dict[str, Loss]:
-    """The same by padding and einsum."""
+    """Return the same terms by padding and einsum."""
 
     def matrices(maximum: Callable[[Tensor, int], Tensor]) -> Similarity:
         padded, mask = batch.padded()
@@ -192,7 +192,7 @@ def naive(batch: Batch) -> dict[str, Loss]:
 
 
 def fits(term: str, pairs: int, texts: int) -> bool:
-    """Whether the naive form of ``term`` is worth waiting for: it holds about four copies of its largest tensor."""
+    """Return whether the naive form of ``term`` is worth a wait: it holds about four copies of its largest tensor."""
     largest = {
         "mean of the top 2": 2 * PATCHES * 40,
         "pooled": 1,
@@ -204,7 +204,7 @@ def fits(term: str, pairs: int, texts: int) -> bool:
 
 
 def seconds(batch: Batch, terms: dict[str, Loss], rounds: int) -> dict[str, tuple[float, float]]:
-    """Median CPU seconds of forward, and of forward and backward."""
+    """Measure median CPU seconds of forward, and of forward and backward."""
     taken: dict[str, list[tuple[float, float]]] = {name: [] for name in terms}
     for current in range(rounds + 1):
         for name, loss in terms.items():
@@ -220,7 +220,7 @@ def seconds(batch: Batch, terms: dict[str, Loss], rounds: int) -> dict[str, tupl
 
 
 def peak_megabytes(loss: Loss, batch: Batch) -> float:
-    """Of one step, gradients included, above what was resident before it."""
+    """Return the peak of one step, gradients included, above what was resident before it."""
     for leaf in batch.leaves():
         leaf.grad = None
     return growth(lambda: loss().backward())

@@ -23,7 +23,7 @@ _FAILED = 1  # pytest's exit code for "some tests failed"
 
 @dataclass(frozen=True)
 class Mutation:
-    """``old`` becomes ``new`` wherever it stands in ``file``, and one of ``tests`` must fail."""
+    """A fault: ``old`` becomes ``new`` wherever it stands in ``file``, and one of ``tests`` must fail."""
 
     fault: str
     file: str
@@ -274,7 +274,7 @@ def copy_sources(to: Path) -> Path:
 
 
 def run(sources: Path, tests: str, interpreted: bool) -> int:
-    """The exit code of pytest."""
+    """Return the exit code of pytest."""
     file, expression = tests.split("::")
     environment = {
         **os.environ,

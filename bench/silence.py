@@ -30,7 +30,7 @@ class Silence:
 
 @dataclass(frozen=True)
 class Gap:
-    """seconds without output, ``at`` so many seconds after the start; before: the last line until then."""
+    """A gap of ``seconds`` without output, ``at`` seconds after the start; before: the last line until then."""
 
     seconds: float
     at: float
@@ -38,7 +38,7 @@ class Gap:
 
 
 def gaps(output: bytes, timing: str) -> list[Gap]:
-    """All gaps of a recording, the longest first. timing: lines of seconds since the output before, and bytes."""
+    """Return all gaps of a recording, longest first. timing: lines of seconds since the output before, and bytes."""
     found, at, position = [], 0.0, 0
     for line in timing.splitlines():
         fields = line.split()

@@ -37,7 +37,7 @@ class BenchConfig:
 
 
 class PeakMemory:
-    """Peak of the resident memory of this process and its children, sampled; bytes."""
+    """The peak of the resident memory of this process and its children, sampled; bytes."""
 
     def __enter__(self) -> PeakMemory:
         self.bytes, self._stop = 0, threading.Event()

@@ -49,7 +49,7 @@ WORDS = [
 
 @dataclass
 class TrainStep:
-    """Options of the benchmark."""
+    """The options of the benchmark."""
 
     model: str = option("demo", "preset of filip/conf/model")
     batch: int = option(64, "pairs")
@@ -65,7 +65,7 @@ class TrainStep:
 
 @dataclass
 class Times:
-    """Seconds per step."""
+    """The seconds per step."""
 
     wall: list[float]
     cpu: list[float]
@@ -84,7 +84,7 @@ def captions(count: int, words: int) -> list[str]:
 
 
 def autocast(options: TrainStep) -> torch.autocast:
-    """Of the forward pass. There is no loss scale: what overflows costs the same time."""
+    """Return the context of the forward pass. No loss scale is used: what overflows costs the same time."""
     dtype = torch.float16 if options.precision == "fp16" else torch.bfloat16
     return torch.autocast(torch.device(options.device).type, dtype, enabled=options.precision != "fp32")
 
@@ -92,7 +92,7 @@ def autocast(options: TrainStep) -> torch.autocast:
 def filip_step(
     config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
 ) -> Callable[[], Tensor]:
-    """A closure that does one step and returns the loss."""
+    """Return a closure that does one step and returns the loss."""
     from filip.tokenizer import tokenize
 
     model = build_model(config).train()
@@ -121,7 +121,7 @@ def filip_step(
 def open_clip_step(
     config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
 ) -> Callable[[], Tensor]:
-    """open_clip's model of the same size, its own tokenizer and its own loss."""
+    """Return a step of open_clip's model of the same size, with its tokenizer and its loss."""
     import open_clip
     from open_clip.loss import ClipLoss
     from open_clip.model import CLIP, CLIPTextCfg, CLIPVisionCfg
@@ -161,7 +161,7 @@ def open_clip_step(
 def measure(
     sides: dict[str, Callable[[], Tensor]], steps: int, device: torch.device = CPU
 ) -> dict[str, Times]:
-    """Interleaved: one step of each side after the other, the first of each not counted."""
+    """Measure interleaved: one step of each side after the other, the first of each not counted."""
     times = {name: Times([], []) for name in sides}
     for number in range(steps + 1):
         for name, step in sides.items():
@@ -176,7 +176,7 @@ def measure(
 
 
 def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
-    """The three sides: open_clip's step, ours, and ours with one vector per image and text."""
+    """Return the three sides: open_clip's step, ours, and ours with one vector per image and text."""
     torch.manual_seed(0)
     config, baseline = load_preset(options.model), load_preset(options.model)
     config.gradient_checkpointing = baseline.gradient_checkpointing = False

@@ -57,7 +57,7 @@ class BenchConfig:
 
 @dataclass(frozen=True)
 class Spent:
-    """Of one run: seconds from its first process to its last file, and of processors in all its processes."""
+    """The cost of one run: seconds from its first process to its last file, and of processors in all its processes."""
 
     seconds: float
     processor: float
@@ -83,7 +83,7 @@ def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
     pairs = list(zip(bare, whole, strict=True))
     of_seconds = sorted(round(engine.seconds / pipeline.seconds, 3) for engine, pipeline in pairs)
     of_processor = sorted(round(engine.processor / pipeline.processor, 3) for engine, pipeline in pairs)
-    fragment = _whole(config, folder / "0")  # of what is in its cache
+    fragment = _whole(config, folder / "0")  # made from what is in its cache
     return {
         "captions": len(captions),
         "verdicts": {"accepted": fragment.n_out, **fragment.dropped},
@@ -99,7 +99,7 @@ def throughput(config: BenchConfig, folder: Path) -> dict[str, object]:
 
 
 def _figures(name: str, spent: list[Spent], captions: int) -> dict[str, float]:
-    """Medians of the rounds."""
+    """Return the medians of the rounds."""
     seconds = statistics.median(run.seconds for run in spent)
     processor = statistics.median(run.processor for run in spent)
     return {
@@ -116,7 +116,7 @@ def _measure(run: Callable[[], object]) -> Spent:
 
 
 def _captions(config: BenchConfig, folder: Path) -> list[str]:
-    """Distinct captions."""
+    """Return distinct captions."""
     if config.models == str(folder / TOY):
         from tests.data.tiny_marian import WORDS
 
@@ -134,7 +134,7 @@ def _captions(config: BenchConfig, folder: Path) -> list[str]:
 
 
 def _write_shards(captions: list[str], folder: Path) -> None:
-    """The description of downloaded shards, in an order of its own."""
+    """Write the description of downloaded shards, in another order."""
     folder.mkdir()
     mixed = random.Random(1).sample(captions, len(captions))
     for start in range(0, len(mixed), ROWS_PER_SHARD):

@@ -24,7 +24,7 @@ IMAGENET = 50_000
 
 
 def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int = 8192) -> None:
-    """The packed product, block by block into one buffer: the least that any scorer has to compute."""
+    """Compute the packed product, block by block into one buffer: the least that any scorer has to compute."""
     flat = images.flatten(0, 1)
     buffer = torch.empty(rows * columns)
     for a in flat.split(rows):
@@ -35,7 +35,7 @@ def product_alone(images: Tensor, tokens: Tensor, rows: int = 4096, columns: int
 def taking_turns(
     works: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> list[dict[str, float]]:
-    """Seconds of each work in each round: of the processor, or on an accelerator by the clock.
+    """Return the seconds of each work in each round: of the processor, or on an accelerator by the clock.
 
     The first calls do not count; they may compile a kernel.
     """
@@ -54,7 +54,7 @@ def taking_turns(
 
 
 def ratio(turns: list[dict[str, float]], name: str, to: str) -> float:
-    """Median of one work's time over another's in the same turn."""
+    """Return the median of one work's time over another's in the same turn."""
     return statistics.median(turn[name] / turn[to] for turn in turns)
 
 
@@ -71,7 +71,7 @@ def main() -> None:
     arguments = parser.parse_args()
     generator = torch.Generator().manual_seed(0)
     device = torch.device(arguments.device)
-    # ImageNet's prompts of the paper have 16 tokens in the mean.
+    # ImageNet's prompts of the paper have 16 tokens on average.
     lengths = torch.randint(12, 21, (arguments.classes * arguments.prompts,), generator=generator)
 
     def unit(*shape: int) -> Tensor:

@@ -35,7 +35,7 @@ _ENTRY = 'if __name__ == "__main__":'
 
 
 class Command(NamedTuple):
-    """``words`` as they are typed, the module that they run, and one line about it."""
+    """A command: ``words`` as they are typed, the module that they run, and one line about it."""
 
     words: tuple[str, ...]
     module: str
@@ -43,14 +43,14 @@ class Command(NamedTuple):
 
     @property
     def group(self) -> str:
-        """The key of GROUPS: the longest that the words begin with; "" for a command outside of them."""
+        """Return the key of GROUPS: the longest that the words begin with; "" for a command outside them."""
         starts = (" ".join(self.words[:length]) for length in range(len(self.words), 0, -1))
         return next((start for start in starts if start in GROUPS), "")
 
 
 @functools.cache
 def commands() -> list[Command]:
-    """All commands of the package, found by reading its files; none of them is imported."""
+    """Return all commands of the package, found by reading its files; none of them is imported."""
     return sorted(_find_commands())
 
 
@@ -64,7 +64,7 @@ def _find_commands() -> Iterator[Command]:
 
 
 def _about(source: str) -> str:
-    """First line of the docstring of what ``run_command`` is given, or else of the module."""
+    """Return the first line of the docstring of the function given to ``run_command``, or else of the module."""
     tree = ast.parse(source)
     documented = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
     run = [
@@ -81,7 +81,7 @@ def _about(source: str) -> str:
 
 
 def overview(found: list[Command]) -> str:
-    """The list that ``filip`` prints: the commands by group, one line each."""
+    """Return the list that ``filip`` prints: the commands by group, one line each."""
     width = max(len(" ".join(command.words)) for command in found)
     lines = ["filip COMMAND key=value ...   (filip COMMAND --help lists the keys)"]
     for group, title in GROUPS.items():
@@ -92,7 +92,7 @@ def overview(found: list[Command]) -> str:
 
 
 def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[str]]:
-    """The command that the arguments begin with, the longest one, and what follows it. UserError if there is none."""
+    """Return the longest command that the arguments begin with, and what follows it. UserError if there is none."""
     by_words = {command.words: command for command in found}
     for length in range(len(arguments), 0, -1):
         words = _words(arguments[:length])
@@ -103,7 +103,7 @@ def choose(arguments: list[str], found: list[Command]) -> tuple[Command, list[st
                 and _is_word(rest[0])
                 and any(other[:length] == words for other in by_words.keys() - {words})
             ):
-                break  # no option of `filip eval` but a mistyped command below it
+                break  # not an option of `filip eval` but a mistyped command below it
             return command, rest
     typed = " ".join(word for word in arguments if "=" not in word and not word.startswith("-"))
     known = [" ".join(words) for words in by_words]

@@ -36,7 +36,7 @@ ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | Tensor"
 
 
 def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | None = None) -> Model:
-    """A trained model, ready to encode, on ``device`` (a torch device; "auto" = a GPU where there is one).
+    """Load a trained model, ready to encode, on ``device`` (a torch device; "auto" = a GPU where there is one).
 
     path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
     ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: side of the input in pixels, if it is to differ from the training's.
@@ -49,7 +49,7 @@ def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | N
 
 @dataclass(frozen=True)
 class Alignment:
-    """Which patch of an image belongs to which word of a text: cosines of every patch with every token.
+    """An alignment of an image's patches with a text's words: cosines of every patch with every token.
 
     tokens: the text's tokens as strings, [BOS] first and [EOS] last, n2 of them.
     similarity: float32 ``[rows, columns, n2]``, patches from top left to bottom right.
@@ -60,19 +60,19 @@ class Alignment:
 
     @property
     def best_token(self) -> Tensor:
-        """int64 ``[rows, columns]``: for each patch the position in ``tokens`` of its most similar token."""
+        """Return int64 ``[rows, columns]``: for each patch the position in ``tokens`` of its most similar token."""
         return self.similarity.argmax(2)
 
     @property
     def best_patch(self) -> Tensor:
-        """int64 ``[n2, 2]``: for each token the row and the column of its most similar patch."""
+        """Return int64 ``[n2, 2]``: for each token the row and the column of its most similar patch."""
         rows, columns, _ = self.similarity.shape
         best = self.similarity.reshape(rows * columns, -1).argmax(0)
         return torch.stack([best // columns, best % columns], 1)
 
     @property
     def words(self) -> list[list[str]]:
-        """``rows`` lists of ``columns`` strings: the most similar token of each patch."""
+        """Return ``rows`` lists of ``columns`` strings: the most similar token of each patch."""
         return [[self.tokens[token] for token in row] for row in self.best_token.tolist()]
 
     def __str__(self) -> str:
@@ -81,7 +81,7 @@ class Alignment:
 
 
 class Model:
-    """A trained model: images and texts to unit embeddings, their similarity, and which patch belongs to which word.
+    """A trained model: it turns images and texts into unit embeddings, compares them, and aligns patches with words.
 
     name: of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
     model (CLIP), which has one per image and text. image_size: side of its input in pixels.
@@ -94,7 +94,7 @@ class Model:
         self.image_size = scorer.image_size
 
     def encode_images(self, images: Sequence[ImageLike] | Tensor, *, batch_size: int = 64) -> Tensor:
-        """Unit embeddings of images, float32 on the CPU: ``[n, n1, d]`` if token-wise, else ``[n, d]``.
+        """Encode images as unit embeddings, float32 on the CPU: ``[n, n1, d]`` if token-wise, else ``[n, d]``.
 
         images: paths, PIL images, or tensors: uint8 ``[3, H, W]`` is a picture of any size; float ``[3, S, S]`` has
         been resized to ``image_size`` and normalised by the caller. A tensor ``[n, 3, ...]`` is n of these.
@@ -121,7 +121,7 @@ class Model:
         return torch.cat(encoded)
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
-        """Unit embeddings of texts, float32 on the CPU, each text encoded once however often it occurs.
+        """Encode texts as unit embeddings, float32 on the CPU; a text that occurs several times is encoded once.
 
         Returns ``values`` ``[T, d]``, the tokens of all texts one after another, with their ``lengths`` ``[t]`` ([BOS]
         and [EOS] included) if token-wise; else ``values`` ``[t, d]``, and ``lengths`` is None. A text that is longer
@@ -143,7 +143,7 @@ class Model:
     def similarity(
         self, images: Sequence[ImageLike] | Tensor, texts: Sequence[str] | Texts, *, batch_size: int = 64
     ) -> Similarity:
-        """The similarity of every image with every text in both directions, float32 ``[images, texts]`` each.
+        """Compute the similarity of every image with every text in both directions, float32 ``[images, texts]`` each.
 
         images, texts: what :meth:`encode_images` and :meth:`encode_texts` take, or what they have returned.
         ``i2t`` ranks the texts of an image: the mean over its patches of the best token (equation 4 of the paper);
@@ -167,7 +167,7 @@ class Model:
         return self._scorer.similarity(features, encoded)
 
     def align(self, image: ImageLike, text: str) -> Alignment:
-        """Which patch of ``image`` belongs to which word of ``text``; one of each, as :meth:`encode_images` takes them.
+        """Find which patch of ``image`` belongs to which word of ``text``; the image as for :meth:`encode_images`.
 
         Raises UserError for a pooled model, which is trained on one vector per image and text and not on patches and
         words, and for several images or texts.
@@ -197,7 +197,7 @@ class Model:
             yield torch.stack([self._pixels(image) for image in images[start : start + size]])
 
     def _pixels(self, image: ImageLike) -> Tensor:
-        """float32 ``[3, S, S]``, as the model takes it."""
+        """Return the image as the model takes it: float32 ``[3, S, S]``."""
         if isinstance(image, Tensor):
             if image.ndim != 3 or image.shape[0] != 3:
                 raise UserError(f"a tensor of shape {list(image.shape)} is not an image; give [3, H, W]")
@@ -238,7 +238,7 @@ class Model:
 
 
 def _is_encoded(images: object) -> bool:
-    """Whether a tensor is what a model has made of images: unit vectors, where pixels are not."""
+    """Return whether a tensor is what a model has made of images: unit vectors, which pixels are not."""
     return (
         isinstance(images, Tensor)
         and images.ndim in (2, 3)
@@ -252,7 +252,7 @@ def _trained(token_wise: bool) -> str:
 
 
 def _kind(value: object) -> str:
-    """Name what was given, for a message."""
+    """Name the kind of a value that was given, for a message."""
     if isinstance(value, Tensor):
         return f"a tensor of shape {list(value.shape)}"
     if isinstance(value, str):

@@ -58,10 +58,10 @@ def option(
     choices: Sequence[str] = (),
     writes: str | None = None,
 ) -> Any:
-    """A config field with its default and the sentence that ``--help`` prints for it.
+    """Return a config field with its default and the sentence that ``--help`` prints for it.
 
     at_least, at_most: the range of its numbers. choices: the names that it takes. writes: "file" or "folder", if it
-    names what the command writes, which is then looked at before the command starts.
+    names what the command writes, which is then checked before the command starts.
     """
     metadata = {"help": help, "at_least": at_least, "at_most": at_most, "choices": choices, "writes": writes}
     if isinstance(default, list | dict) or dataclasses.is_dataclass(default):
@@ -103,7 +103,7 @@ def compose_config(schema: type[T], overrides: Sequence[str], config_name: str |
                 f"required but not given: {', '.join(missing)}; add e.g. {missing[0]}=VALUE (see --help)"
             )
         found = OmegaConf.to_object(config)
-    except (HydraException, OmegaConfBaseException) as error:  # what no argument alone is to blame for
+    except (HydraException, OmegaConfBaseException) as error:  # no single argument is to blame
         raise UserError(
             f"the options do not fit together: {_reason(error)} (given: {' '.join(given) or 'nothing'}; see --help)"
         ) from error
@@ -157,13 +157,13 @@ def check_outputs(config: Any) -> None:
 
 
 def module_name(function: Callable[..., Any]) -> str:
-    """The name under which a function's module is imported, also when it runs as ``__main__``."""
+    """Return the name under which a function's module is imported, also when it runs as ``__main__``."""
     spec = getattr(inspect.getmodule(function), "__spec__", None)
     return spec.name if spec else function.__module__
 
 
 def help_text(main: Callable[[T], Any], schema: type[T]) -> str:
-    """The text of ``--help``: what the command does, then each field as ``key=default  meaning``."""
+    """Return the text of ``--help``: what the command does, then each field as ``key=default  meaning``."""
     module = inspect.getmodule(main)
     about = inspect.getdoc(main) or (module and inspect.getdoc(module)) or ""
     lines = [about, "", "Options, each given as key=value (Hydra override syntax):", *_help_lines(schema, "")]

@@ -24,16 +24,16 @@ __all__ = [
 ]  # fmt: skip
 
 MB = 2**20
-_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3  # from glibc's malloc.h
 
 
 @dataclass(frozen=True)
 class _Driver:
-    """What torch offers for one kind of accelerator."""
+    """The functions that torch offers for one kind of accelerator."""
 
     available: Callable[[], bool]
     count: Callable[[], int]
-    memory: Callable[[torch.device], int]  # bytes of tensors now
+    memory: Callable[[torch.device], int]  # bytes that tensors hold now
     peak_memory: Callable[[torch.device], int]  # bytes, the most so far
     reset_peak: Callable[[torch.device], None]
     synchronize: Callable[[torch.device], None]
@@ -83,13 +83,13 @@ _DRIVERS: dict[str, _Driver] = {
         torch.mps.get_rng_state,
         torch.mps.set_rng_state,
         pins_memory=False,
-        half=lambda: "fp32",  # not measured on any
+        half=lambda: "fp32",  # has not been measured on any
     ),
 }
 
 
 def best_device() -> torch.device:
-    """The accelerator of this machine, or the CPU if there is none."""
+    """Return the accelerator of this machine, or the CPU if there is none."""
     return torch.device(next((kind for kind, driver in _DRIVERS.items() if driver.available()), "cpu"))
 
 
@@ -101,7 +101,7 @@ def own_device(local_rank: int) -> torch.device:
 
 
 def machine() -> str:
-    """Describe the accelerators of this machine, or its CPU; the same words on every machine of that kind."""
+    """Describe the accelerators of this machine, or its CPU, in the same words on every machine of that kind."""
     best = best_device()
     if best.type in _DRIVERS:
         return f"{_count(best)} x {name(best)}"
@@ -140,12 +140,12 @@ def best_precision(device: torch.device) -> str:
 
 
 def evaluation_precision(device: torch.device) -> str:
-    """Return :func:`best_precision` of an accelerator, and "fp32" for a CPU, on which no figure is to depend."""
+    """Return :func:`best_precision` of an accelerator, and "fp32" for a CPU, on which no figure should depend."""
     return best_precision(device) if device.type in _DRIVERS else "fp32"
 
 
 def multiplies_bf16(device: torch.device) -> bool:
-    """Whether the hardware itself multiplies bfloat16."""
+    """Return whether the hardware itself multiplies bfloat16."""
     return best_precision(device) == "bf16"
 
 
@@ -178,7 +178,7 @@ def bf16_slowdown(device: torch.device) -> float:
 
 
 def memory_mb(device: torch.device) -> float:
-    """MB that this process holds now: tensors on an accelerator, resident memory on the CPU."""
+    """Return the MB that this process holds now: tensors on an accelerator, resident memory on the CPU."""
     driver = _DRIVERS.get(device.type)
     return (driver.memory(device) if driver else psutil.Process().memory_info().rss) / MB
 
@@ -196,7 +196,7 @@ def keep_freed_memory(most: int = 512 * MB) -> None:
 
 
 def peak_memory_mb(device: torch.device) -> float:
-    """The most MB that this process has held, counted as by :func:`memory_mb`."""
+    """Return the most MB that this process has held, counted as by :func:`memory_mb`."""
     driver = _DRIVERS.get(device.type)
     if driver:
         return driver.peak_memory(device) / MB
@@ -211,7 +211,7 @@ def peak_memory_mb(device: torch.device) -> float:
 
 
 def reset_peak_memory(device: torch.device) -> None:
-    """Let :func:`peak_memory_mb` start anew from what is held now; does nothing where that is not possible."""
+    """Let :func:`peak_memory_mb` start again from what is held now; do nothing where that is not possible."""
     driver = _DRIVERS.get(device.type)
     if driver:
         driver.reset_peak(device)
@@ -228,7 +228,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def name(device: torch.device) -> str:
-    """The model of the device, e.g. ``NVIDIA A100-SXM4-80GB``; ``cpu`` for the CPU."""
+    """Return the model of the device, e.g. ``NVIDIA A100-SXM4-80GB``; ``cpu`` for the CPU."""
     driver = _DRIVERS.get(device.type)
     return driver.name(device) if driver else "cpu"
 
@@ -245,13 +245,13 @@ def choose_attention(device: torch.device, precision: str) -> None:
 
 
 def pins_memory(device: torch.device) -> bool:
-    """True if batches in page-locked memory are copied to ``device`` faster."""
+    """Return True if batches in page-locked memory are copied to ``device`` faster."""
     driver = _DRIVERS.get(device.type)
     return driver.pins_memory if driver else False
 
 
 def random_state() -> dict[str, Any]:
-    """State of torch's generators on the CPU and on the current accelerator of each kind."""
+    """Return the state of torch's generators on the CPU and on the current accelerator of each kind."""
     accelerators = {kind: driver.random_state() for kind, driver in _DRIVERS.items() if driver.available()}
     return {"torch": torch.get_rng_state(), **accelerators}
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 
 
 class UserError(Exception):
-    """Something a user can fix: the message says what was wrong, the value, where it came from, what to do.
+    """An error that a user can fix: the message says what was wrong, the value, where it came from, what to do.
 
     Commands print the message without a stack trace and exit with 2 (see :mod:`filip.command`). Anything
     else that escapes is a bug of ours and keeps its trace.
@@ -15,7 +15,7 @@ class UserError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Of its message, for a sentence of ours; the name of its class if it says nothing."""
+    """Return the first line of an error's message, for a sentence of ours; the name of its class if it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
@@ -27,13 +27,13 @@ def plain(error: Exception) -> str:
 
 
 def counted(counts: Mapping[str, int]) -> str:
-    """Return ``12 too_small, 1 no_caption``, the largest first; "none" of nothing."""
+    """Return ``12 too_small, 1 no_caption``, the largest first; "none" if nothing was counted."""
     largest = sorted(counts.items(), key=lambda item: -item[1])
     return ", ".join(f"{count:,} {name}" for name, count in largest) or "none"
 
 
 def did_you_mean(typed: str, known: Iterable[str], count: int = 1) -> str:
-    """Return ``; did you mean 'index'?`` with at most ``count`` names of ``known`` that are near, "" if none is."""
+    """Return ``; did you mean 'index'?`` with at most ``count`` names of ``known`` that are near; "" for none."""
     near = nearest(typed, known, count)
     return f"; did you mean {' or '.join(map(repr, near))}?" if near else ""
 

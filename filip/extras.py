@@ -26,14 +26,14 @@ EXTRAS = {
 
 
 def extra_of(module: str) -> str | None:
-    """The extra that ``module`` (``filip.data.download``) needs; None for the core."""
+    """Return the extra that ``module`` (``filip.data.download``) needs; None for the core."""
     parts = module.split(".")
     prefixes = (".".join(parts[:length]) for length in range(len(parts), 0, -1))
     return next((EXTRAS[prefix] for prefix in prefixes if prefix in EXTRAS), None)
 
 
 def missing_extra(error: ModuleNotFoundError, module: str) -> Exception:
-    """A UserError that names the extra to install; ``error`` itself if what is missing is a module of ours."""
+    """Return a UserError that names the extra to install; ``error`` itself if what is missing is a module of ours."""
     from filip_command import other_project
 
     missing = (error.name or "").partition(".")[0]
@@ -46,9 +46,9 @@ def missing_extra(error: ModuleNotFoundError, module: str) -> Exception:
 
 
 def how_to_install(extra: str) -> str:
-    """The command that adds an extra, from where the project was installed: a checkout, a wheel on the disk, an index.
+    """Return the command that adds an extra, from where the project was installed: a checkout, a wheel, an index.
 
-    PyPI's `filip` is another project, so that the import name is not what to type.
+    PyPI's `filip` is another project, so the import name is not what to type.
     """
     from filip_command import this_project
 

@@ -19,7 +19,7 @@ from filip.errors import UserError, nearest
 # Nothing is wrong with the program or the data, and the sentence says all that a person needs.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_DISK = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
-# Of a path that the user has typed; of any other it would be a mistake of ours.
+# For a path that the user has typed; for any other it would be a mistake of ours.
 _OF_A_PATH = {
     errno.EEXIST: "there is a file of this name; give another name",
     errno.ENOTDIR: "a part of this path is a file, so nothing can be below it; give another folder",
@@ -33,10 +33,10 @@ _OF_A_PATH = {
 
 @contextmanager
 def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
-    """Yield a path beside ``path`` to write to; on success it replaces ``path``, on failure it is removed.
+    """Yield a path next to ``path`` to write to; on success it replaces ``path``, on failure it is removed.
 
     The name is fixed (``.NAME.part``), so that a rerun overwrites what a killed run left; ``shared``: a name of
-    this process's own, for files that several processes may write at once.
+    this process, for files that several processes may write at once.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +56,7 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
 def naming(path: str | Path) -> Iterator[None]:
     """Let an error of the disk in this block, which writes to ``path``, say so and name the place.
 
-    A write that fails for want of room does not know of which file, and a copy names the file that it reads.
+    A write that fails for want of room does not know for which file, and a copy names the file that it reads.
     """
     try:
         yield
@@ -72,7 +72,7 @@ def naming(path: str | Path) -> Iterator[None]:
 
 
 def disk_error(error: BaseException) -> OSError | None:
-    """The OSError that an error is, or that is behind it where a library in Rust or C++ has written a file."""
+    """Return the OSError that an error is, or that is behind it where a library in Rust or C++ has written a file."""
     if isinstance(error, OSError):
         return error
     rust = re.search(r"\(os error (\d+)\)", str(error))
@@ -86,15 +86,15 @@ def disk_error(error: BaseException) -> OSError | None:
 
 
 def publish(part: Path, path: Path) -> None:
-    """Give a finished file its name once its bytes are on the disk: a power cut leaves no name of an empty file."""
-    if not part.is_symlink():  # to a file of somebody else's
+    """Give a finished file its name once its bytes are on the disk, so that no power cut leaves an empty one."""
+    if not part.is_symlink():  # a link leads to somebody else's file
         sync(part)
     os.replace(part, path)
     sync(path.parent)
 
 
 def sync(path: Path) -> None:
-    """Return when a file, or the names in a folder, are on the disk."""
+    """Wait until a file, or the names in a folder, are on the disk."""
     file = os.open(path, os.O_RDONLY)
     try:
         os.fsync(file)
@@ -116,7 +116,7 @@ def explained(error: OSError, given: Sequence[str]) -> UserError | None:
 
 
 def _is_among(path: Path, values: Sequence[str]) -> bool:
-    """Whether a path was typed, or lies below or above one that was."""
+    """Return whether a path was typed, or lies below or above one that was."""
     own = Path(os.path.abspath(path))
     for value in values:
         for part in filter(None, re.split(r"[\[\],]", value)):
@@ -160,7 +160,7 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
         return None
     try:
         near = nearest(first.name, [entry.name for entry in first.parent.iterdir()])
-    except OSError:  # not a folder, or one that may not be read
+    except OSError:  # not a folder, or one that must not be read
         return None
     rest = place.relative_to(first)
     return next(
@@ -170,9 +170,9 @@ def near_path(path: str | os.PathLike[str]) -> str | None:
 
 @contextmanager
 def scratch_folder(out: str | Path, keep_on_failure: bool = False) -> Iterator[Path]:
-    """A folder ``.NAME.work`` beside ``out`` for intermediate files, removed at the end.
+    """Yield a folder ``.NAME.work`` next to ``out`` for intermediate files, removed at the end.
 
-    What a killed run left in it is removed first, unless ``keep_on_failure``: then a failed or killed run
+    What a killed run left in it is removed first, unless ``keep_on_failure`` is set: then a failed or killed run
     leaves it and the next run finds its files.
     """
     out = Path(out).resolve()
@@ -208,7 +208,7 @@ def locked(path: str | Path, busy: str | None = None) -> Iterator[None]:
 
 @contextmanager
 def claimed(path: str | Path) -> Iterator[bool]:
-    """Hold an exclusive lock on the file ``path`` if nobody else does; yields whether this process holds it."""
+    """Hold an exclusive lock on the file ``path`` if nobody else does; yield whether this process holds it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
@@ -227,18 +227,18 @@ def write_json(path: str | Path, value: Any) -> None:
 
 
 def sha256_of(path: str | Path) -> str:
-    """SHA-256 of a file's bytes, as hex digits."""
+    """Return the SHA-256 of a file's bytes, as hex digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def digest(value: Any) -> str:
-    """SHA-256 of any JSON-serialisable value, as hex digits; equal values give equal digests."""
+    """Return the SHA-256 of any JSON-serialisable value, as hex digits; equal values give equal digests."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
 
 
 def readable(size: float) -> str:
-    """``1.5 GB``; powers of ten."""
+    """Return a size as ``1.5 GB``, in powers of ten."""
     for unit in ("B", "kB", "MB", "GB"):
         if size < 1000:
             return f"{size:.0f} {unit}" if unit in ("B", "kB") else f"{size:.1f} {unit}"

@@ -18,7 +18,7 @@ from filip.errors import UserError, plain
 from filip.progress import say
 
 WAIT = 5.0  # seconds for an answer
-SIGN = 1.5  # seconds until a line says what is waited for
+SIGN = 1.5  # seconds after which a line says what is being waited for
 
 
 @contextmanager
@@ -49,18 +49,18 @@ def hub_asked(local: bool = False) -> Iterator[None]:
 
 @functools.cache
 def unreachable(address: str) -> str | None:
-    """Why nothing answers at an address within :data:`WAIT` seconds; None if something does."""
+    """Return why nothing answers at an address within :data:`WAIT` seconds; None if something does."""
     reasons = [f"no answer within {WAIT:g} seconds"]
 
     def ask() -> None:
         try:
             urllib.request.urlopen(urllib.request.Request(address, method="HEAD"), timeout=WAIT).close()
             reasons.clear()
-        except urllib.error.HTTPError:  # an answer
+        except urllib.error.HTTPError:  # this is an answer, too
             reasons.clear()
         except (OSError, ValueError) as error:
             cause = getattr(error, "reason", error)
-            if isinstance(cause, ssl.SSLError):  # somebody is there; libraries have certificates of their own
+            if isinstance(cause, ssl.SSLError):  # somebody is there; libraries bring their certificates
                 reasons.clear()
             elif not isinstance(cause, TimeoutError):
                 reasons[:] = [plain(cause) if isinstance(cause, Exception) else str(cause)]

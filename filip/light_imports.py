@@ -23,7 +23,7 @@ _COMPILER_UTILS = "torch._dynamo.utils"
 
 
 class _Deferred(ModuleType):
-    """A place holder for a module: it knows a few functions, and is replaced by the module if asked for another.
+    """A placeholder for a module: it knows a few functions, and is replaced by the module if asked for another.
 
     asked: names with underscores that are asked for as well; Python looks for some of them at every import.
     """
@@ -46,7 +46,7 @@ def _remove_place_holders() -> None:
 
 
 def _disable(function: Any = None, recursive: bool = True, **reason: Any) -> Any:
-    """``torch.compiler.disable``, as torch's own modules use it: the compiler is imported at the first call."""
+    """Return ``torch.compiler.disable``, as torch's own modules use it: the compiler is imported at the first call."""
     return torch._disable_dynamo(function, recursive)
 
 
@@ -75,7 +75,7 @@ def _left_as_it_is(function: Any, recursive: bool = True, **reason: Any) -> Any:
 
 @contextmanager
 def light_imports() -> Iterator[None]:
-    """Inside the block, an import of torch's compiler is put off until it is used, and wandb is not found.
+    """Put off any import of torch's compiler inside the block until it is used, and hide wandb.
 
     What was imported before stays as it is, and what is used after the block is the real thing.
     """

@@ -22,13 +22,13 @@ from omegaconf.errors import ConfigKeyError, OmegaConfBaseException
 
 from filip.errors import UserError, did_you_mean, one_of
 
-MOST_LISTED = 24  # options in a message; of more, the near ones
+MOST_LISTED = 24  # options in a message; if there are more, only the near ones
 _WORDS: dict[Any, str] = {bool: "true or false", int: "a whole number", float: "a number", str: "a text"}
 _EXAMPLES: dict[Any, str] = {bool: "true,false", int: "1,2", float: "0.1,0.2", str: "a,b"}
 
 
 def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str, Sequence[str]]) -> None:
-    """Raise UserError for the first argument that is no option of ``schema``, or whose value does not fit it.
+    """Raise UserError for the first argument that is not an option of ``schema``, or whose value does not fit it.
 
     groups: the names of the files behind ``KEY=NAME``, by key (see :func:`config_groups`).
     """
@@ -38,7 +38,7 @@ def check_overrides(schema: type, overrides: Sequence[str], groups: Mapping[str,
         key, _, value = override.partition("=")
         key = key.lstrip("+~")
         if key.startswith("hydra.") or "@" in key or value.startswith("${"):
-            continue  # Hydra's own, and what can be known only when all is composed
+            continue  # Hydra's own syntax, or something that can be known only when all is composed
         if key in groups:
             if value in ("", "null") or value.startswith("["):
                 continue
@@ -64,7 +64,7 @@ def config_groups() -> dict[str, list[str]]:
 
 
 def _refuse_bare(schema: type, given: Sequence[str]) -> None:
-    """UserError for arguments without a key, and those that are required for an example. (``~key`` is Hydra's.)"""
+    """Raise UserError for arguments without a key, with the required ones as an example. (``~key`` is Hydra's.)"""
     for argument in given:
         dashed = re.fullmatch(r"--?([\w.-]+)(=.*)?", argument, re.DOTALL)
         if dashed:
@@ -116,7 +116,7 @@ def _inner(schema: type, key: str, error: OmegaConfBaseException) -> str:
 
 
 def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
-    """The type of a dotted key without ``| None``, and whether None fits. Raises UserError for an unknown key."""
+    """Return the type of a dotted key without ``| None``, and whether None fits. UserError for an unknown key."""
     found = _declared(schema, key)
     if found is not None:
         return found
@@ -131,7 +131,7 @@ def _type_of(schema: type, key: str, groups: Iterable[str]) -> tuple[Any, bool]:
 
 
 def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]]:
-    """Where the first unknown part of a key stands, that part, and the names that are known there."""
+    """Return where the first unknown part of a key stands, that part, and the names that are known there."""
     name, _, rest = key.partition(".")
     field = next((field for field in _fields(schema) if field.name == name), None)
     if field is None or not rest:
@@ -143,7 +143,7 @@ def _level(schema: type, key: str, place: str = "") -> tuple[str, str, list[str]
 
 
 def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
-    """The type of a dotted key without ``| None``, and whether None fits; None for a key that is not there."""
+    """Return the type of a dotted key without ``| None``, and whether None fits; None for a key that is not there."""
     name, _, rest = key.partition(".")
     field = next((field for field in _fields(schema) if field.name == name), None)
     if field is None:
@@ -164,13 +164,14 @@ def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
 
 
 def _takes_new_names(schema: type, key: str) -> bool:
-    """True for a key right inside a dict, to which ``+`` adds a name that its reader may know, as a loss term's."""
+    """Return whether a key is right inside a dict, to which ``+`` adds a name that its reader may know, as a loss
+    term's."""
     declared = _declared(schema, key.rpartition(".")[0])
     return declared is not None and get_origin(declared[0]) is dict
 
 
 def _default(field: dataclasses.Field[Any]) -> dict[str, Any]:
-    """The default of a dict."""
+    """Return the default of a dict."""
     found: dict[str, Any] = {} if field.default_factory is dataclasses.MISSING else field.default_factory()
     return found
 
@@ -180,7 +181,7 @@ def _fields(schema: type) -> tuple[dataclasses.Field[Any], ...]:
 
 
 def _keys(schema: type, prefix: str = "") -> Iterator[str]:
-    """All keys of a schema, dotted."""
+    """Yield all keys of a schema, dotted."""
     for field in _fields(schema):
         yield f"{prefix}{field.name}"
         declared = _declared(schema, field.name)
@@ -213,7 +214,7 @@ def _in_words(declared: Any, key: str) -> str:
 
 
 def check_values(config: Any, prefix: str = "") -> None:
-    """Raise UserError for a value that its option does not offer: out of its range, no such name, or empty."""
+    """Raise UserError for a value that its option does not offer: out of its range, not one of its names, or empty."""
     for field in _fields(type(config)):
         name, value = f"{prefix}{field.name}", getattr(config, field.name)
         if dataclasses.is_dataclass(value):
@@ -252,7 +253,7 @@ def _refuse_empty(name: str, value: Any) -> None:
 
 
 def missing_options(config: Any) -> list[str]:
-    """The required options that have no value, in alphabetical order."""
+    """Return the required options that have no value, in alphabetical order."""
     return sorted(OmegaConf.missing_keys(config))
 
 
@@ -260,10 +261,10 @@ def missing_options(config: Any) -> list[str]:
 
 
 def quote_text(schema: type, override: str) -> str:
-    """``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
+    """Quote ``key=value`` for Hydra, whose grammar would read a comma, an apostrophe or ``=`` in a text as syntax.
 
     The value of a field of type ``str``, and each element of a ``list[str]``, is quoted; a list of one element may come
-    without its brackets. Into a dict new names may be written, for which Hydra wants ``++``. Left as they are:
+    without its brackets. New names may be written into a dict, for which Hydra wants ``++``. Left as they are:
     ``null``, values in Hydra's own quotes (in which an interpolation such as ``${run_dir}`` works), all other types.
     """
     key, equals, value = override.partition("=")
@@ -297,6 +298,6 @@ _IN_QUOTES = r"'(?:\\.|[^'\\])*'" + "|" + r'"(?:\\.|[^"\\])*"'
 
 
 def _elements(inside: str) -> list[str]:
-    """The elements of a list: split at commas outside of quotes, where a quote opens nothing but an element."""
+    """Return the elements of a list: split at commas outside quotes, where a quote only ever opens a whole element."""
     one = rf"\s*((?:{_IN_QUOTES})(?=\s*(?:,|$))|[^,]*?)\s*(?:,|$)"
     return [found[1] for found in re.finditer(one, inside, re.DOTALL)][:-1]  # the last match is the empty end

@@ -26,13 +26,13 @@ from tqdm import tqdm
 T = TypeVar("T")
 __all__ = ["Progress", "ProgressLine", "clock", "parse_progress", "read_progress", "say", "track"]
 
-SECONDS_BETWEEN_LINES = 5.0  # in a log
-SECONDS_BETWEEN_REDRAWS = 0.2  # in a terminal
+SECONDS_BETWEEN_LINES = 5.0  # between lines in a log
+SECONDS_BETWEEN_REDRAWS = 0.2  # between redraws in a terminal
 TAIL = 16_384  # bytes at the end of a log in which its last line of progress is looked for
 
 
 class _Bar(tqdm):
-    """tqdm that writes whole lines where stderr is no terminal."""
+    """A tqdm that writes whole lines where stderr is not a terminal."""
 
     last_shown: int | None = None  # count of the last line in a log
     monitor_interval = 0  # no monitor thread: it would be lost, or held, in a forked worker
@@ -58,7 +58,7 @@ _Bar.set_lock(threading.RLock())  # tqdm's own lock is a semaphore shared with o
 
 
 class Progress:
-    """Counts what is done of ``total`` (None: unknown); used as a context manager.
+    """A count of what is done of ``total`` (None: unknown); used as a context manager.
 
     what: the job, e.g. "translate pt". unit: what is counted, in the plural, e.g. "captions". shown: False for a
     process whose neighbour counts the same.
@@ -86,7 +86,7 @@ class Progress:
         )
 
     def add(self, count: int = 1, note: str | None = None) -> None:
-        """``count`` more are done; ``note`` follows the figures from now on."""
+        """Add ``count`` more that are done; ``note`` follows the figures from now on."""
         if note is not None:
             self._bar.set_postfix_str(note, refresh=False)
         self._bar.update(count)
@@ -103,7 +103,7 @@ class Progress:
 
 
 def track(items: Iterable[T], what: str, unit: str, total: int | None = None) -> Iterator[T]:
-    """The items, with their progress; the total is ``len(items)`` where they have one."""
+    """Yield the items, showing their progress; the total is ``len(items)`` where they have one."""
     if total is None and isinstance(items, Sized):
         total = len(items)
     with Progress(what, unit, total) as progress:
@@ -113,7 +113,7 @@ def track(items: Iterable[T], what: str, unit: str, total: int | None = None) ->
 
 
 def say(text: str) -> None:
-    """One line on stderr, above the bars of a terminal."""
+    """Write one line on stderr, above the bars of a terminal."""
     _Bar.write(text, file=sys.stderr)
     sys.stderr.flush()
 
@@ -144,7 +144,7 @@ _LINE = re.compile(
 
 
 def parse_progress(line: str) -> ProgressLine | None:
-    """The progress that a line of a log tells, as ``Progress`` writes it; None for any other line."""
+    """Return the progress that a line of a log tells, as ``Progress`` writes it; None for any other line."""
     found = _LINE.fullmatch(line.strip())
     if found is None:
         return None
@@ -158,7 +158,7 @@ def parse_progress(line: str) -> ProgressLine | None:
 
 
 def read_progress(log: str | Path) -> ProgressLine | None:
-    """The last progress that a log tells; None if there is no log, or none in its end."""
+    """Return the last progress that a log tells; None if there is no log, or no progress near its end."""
     try:
         with open(log, "rb") as file:
             file.seek(0, 2)
@@ -170,7 +170,7 @@ def read_progress(log: str | Path) -> ProgressLine | None:
 
 
 def clock(seconds: float) -> str:
-    """0:42, 6:10 or 3:05:00."""
+    """Return seconds as 0:42, 6:10 or 3:05:00."""
     minutes, s = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{s:02d}" if hours else f"{minutes}:{s:02d}"

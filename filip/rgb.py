@@ -13,17 +13,17 @@ from PIL import ExifTags, Image, ImageOps
 
 from filip.errors import UserError, plain
 
-# What Pillow may open of other people's: what pictures on the web are. Its other 30 formats are code that hostile bytes
-# need not reach (EPS starts Ghostscript).
+# The formats that Pillow may open from other people: those of pictures on the web. Its other 30 are code that hostile
+# bytes need not reach (EPS starts Ghostscript).
 FORMATS: tuple[str, ...] = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF")
 IMAGE_FILES: tuple[str, ...] = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif",
 )  # fmt: skip
-_HEIC_FILES = (".heic", ".heif", ".hif")  # what phones write
+_HEIC_FILES = (".heic", ".heif", ".hif")  # the format in which phones write
 
 
 def _reads_heic() -> bool:
-    """Whether pillow-heif is installed, which is then made known to Pillow."""
+    """Return whether pillow-heif is installed, and if so make it known to Pillow."""
     try:
         import pillow_heif
     except ImportError:
@@ -34,7 +34,7 @@ def _reads_heic() -> bool:
 
 if _reads_heic():
     FORMATS, IMAGE_FILES = (*FORMATS, "HEIF"), (*IMAGE_FILES, *_HEIC_FILES)
-# Pictures by their names, too, but nothing here reads them: they are counted, so that nobody misses them unawares.
+# Also pictures by their names, but nothing here reads them: they are counted, so that they are not missing unnoticed.
 OTHER_PICTURES = tuple(
     suffix
     for suffix in (
@@ -45,7 +45,7 @@ OTHER_PICTURES = tuple(
     if suffix not in IMAGE_FILES
 )  # fmt: skip
 MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
-# What Pillow raises for broken files; it has no common base class.
+# The errors that Pillow raises for broken files; they have no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
 STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
 
@@ -61,21 +61,21 @@ def not_read(paths: Iterable[Path]) -> str:
 
 
 def unreadable(path: str | PathLike[str], error: Exception) -> UserError:
-    """The sentence for a file that Pillow cannot read, with what would read it."""
+    """Return the sentence for a file that Pillow cannot read, with what would read it."""
     if Path(path).suffix.lower() in OTHER_PICTURES:
         return UserError(f"{path} cannot be read as an image: {not_read([Path(path)])}")
     return UserError(f"{path} cannot be read as an image: {plain(error)}")
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn a picture as its EXIF orientation says, as the download does; one upright already is returned itself."""
+    """Turn a picture as its EXIF orientation says, as the download does; one that is upright is returned itself."""
     if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any PIL mode as RGB: transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
+    """Convert any PIL mode to RGB: transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
@@ -86,7 +86,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _high_bytes(values: np.ndarray) -> np.ndarray:
-    """Deep grey (any integers) as uint8, as everybody shows it; PIL's convert() would clip at 255."""
+    """Return deep grey (any integers) as uint8, as everybody shows it; PIL's convert() would clip at 255."""
     shift = 8 if values.max(initial=0) < 1 << 16 else 24
     grey = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), STRIP):

@@ -28,13 +28,13 @@ LATEX |= {
     "×": "$\\times$",
     "·": "$\\cdot$",
     "−": "$-$",
-}  # which pdflatex does not know
+}  # characters that pdflatex does not know
 LATEX |= {"…": "\\ldots{}", "–": "--"}
 
 
 @dataclass
 class Shown:
-    """What a cell shows. tone: "up" or "down" for a difference that holds. reason: why the cell is empty."""
+    """The content of a cell. tone: "up" or "down" for a difference that holds. reason: why the cell is empty."""
 
     text: str = ""
     interval: str = ""
@@ -122,7 +122,7 @@ def _marks(grid: Grid) -> dict[str, str]:
 
 
 def letters(number: int) -> str:
-    """0 -> a, 25 -> z, 26 -> aa."""
+    """Return letters for a number: 0 -> a, 25 -> z, 26 -> aa."""
     return (letters(number // 26 - 1) if number > 25 else "") + chr(97 + number % 26)
 
 
@@ -150,7 +150,7 @@ def _blocks(grid: Grid, room: int, pack: bool = False) -> Iterator[tuple[str, li
 
 
 def _repeated(grid: Grid) -> bool:
-    """Whether titles of columns mean little without their group, as R@1 does."""
+    """Return whether titles of columns mean little without their group, as R@1 does."""
     return len({head.title for head in grid.heads}) < len(grid.heads)
 
 
@@ -199,7 +199,7 @@ def _plain(text: str) -> str:
 
 
 def _latex(grid: Grid) -> str:
-    """Return a booktabs table; of more columns than fit, blocks one below the other, cut between groups."""
+    """Return a booktabs table; if not all columns fit, blocks one below the other, cut between groups."""
     marks = _marks(grid)
 
     def cell(shown: Shown) -> str:
@@ -235,7 +235,7 @@ def _escaped(text: str) -> str:
 
 
 def _html(grid: Grid) -> str:
-    """Return the table and its notes as a fragment; what stands below a value in small print is its interval."""
+    """Return the table and its notes as a fragment; the small print below a value is its interval."""
     marks = _marks(grid)
     heads, safe = grid.heads, html.escape
     kinds = []

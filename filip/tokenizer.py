@@ -23,33 +23,33 @@ BOS = 49406
 EOS = 49407
 MERGES = Path(__file__).resolve().parent / "resources" / "clip_merges.txt.gz"
 END_OF_WORD = "</w>"
-# As text they stand for their ids, as in open_clip.
+# In a text these stand for their ids, as in open_clip.
 SPECIAL = {"<start_of_text>": BOS, "<end_of_text>": EOS}
 # The pieces of a word that are encoded one by one: endings such as 's, letters, single digits, signs.
 PIECES = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-REMEMBERED = 1 << 16  # words of one process; some 15 MB
+REMEMBERED = 1 << 16  # words that one process remembers; some 15 MB
 
 
 def clean(text: str) -> str:
-    """What CLIP does to a caption before its BPE: repair mojibake, undo HTML escapes twice, strip."""
+    """Clean a caption as CLIP does before its BPE: repair mojibake, undo HTML escapes twice, strip."""
     if text.isascii() and text.isprintable() and "&" not in text:
         return text.strip()  # nothing for ftfy or html to repair, in a tenth of the time
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 
 def tokenize_numpy(texts: Sequence[str], context_length: int = 77) -> tuple[np.ndarray, np.ndarray]:
-    """As :func:`tokenize`, as numpy arrays: ids uint16 ``[b, context_length]`` and lengths int64 ``[b]``."""
+    """Do :func:`tokenize` in numpy arrays: ids uint16 ``[b, context_length]`` and lengths int64 ``[b]``."""
     rows = [[BOS, *row[: context_length - 2], EOS] for row in _ids_of(texts)]
     filled = np.fromiter(map(len, rows), np.int64, len(rows))
     ids = np.zeros((len(rows), context_length), np.uint16)
     ids[np.arange(context_length) < filled[:, None]] = [token for row in rows for token in row]
     return ids, (ids == EOS).argmax(axis=1).astype(
         np.int64
-    ) + 1  # the first: a caption may have the token's name in it
+    ) + 1  # the first one: a caption may have the token's name in it
 
 
 def _ids_of(texts: Iterable[str]) -> list[list[int]]:
-    """Token ids of each text, uncut and without its ends. A piece never spans a space, so each word is encoded once."""
+    """Return each text's ids, uncut, without [BOS] and [EOS]. No piece spans a space, so each word is encoded once."""
     rows = [clean(text).lower().split() for text in texts]
     known = _known_words()
     new = {word for words in rows for word in words if word not in known}
@@ -73,7 +73,7 @@ def _encode(words: list[str]) -> dict[str, list[int]]:
 
 
 def _encode_special(word: str) -> list[int]:
-    """Token ids of a word that contains the name of a special token, where its pieces leave it whole."""
+    """Return the token ids of a word that contains the name of a special token, where its pieces leave it whole."""
     from tokenizers import Regex, pre_tokenizers
 
     split = pre_tokenizers.Split(Regex("|".join([*SPECIAL, PIECES])), "removed", invert=True)
@@ -88,7 +88,7 @@ def _encode_special(word: str) -> list[int]:
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tensor, Tensor]:
-    """Token ids of captions and their lengths.
+    """Return the token ids of captions and their lengths.
 
     Returns ids int64 ``[b, n2]``, padded with 0 to the longest caption of the batch, and lengths int64
     ``[b]`` that include [BOS] and [EOS]. A caption longer than ``context_length`` is cut and still ends in
@@ -102,17 +102,17 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77) -> tuple[Tens
 
 
 def token_counts(texts: Sequence[str], most: int = 1024) -> list[int]:
-    """Tokens of each text with [BOS] and [EOS], uncut; more than ``most`` count as ``most``."""
+    """Count the tokens of each text with [BOS] and [EOS], uncut; more than ``most`` count as ``most``."""
     return [min([*row, EOS].index(EOS) + 2, most) for row in _ids_of(texts)]
 
 
 def is_one_token(word: str) -> bool:
-    """Whether CLIP's vocabulary has the word in one piece."""
+    """Return whether CLIP's vocabulary has the word in one piece."""
     return len(_ids_of([word])[0]) == 1
 
 
 def decode_token(token: int) -> str:
-    """One token as a person reads it in a picture: ``[BOS]``, ``[EOS]``, ``cat``, or a part of a word."""
+    """Return one token as a person reads it in a picture: ``[BOS]``, ``[EOS]``, ``cat``, or a part of a word."""
     if token in (BOS, EOS):
         return "[BOS]" if token == BOS else "[EOS]"
     return token_texts()[token].strip()
@@ -120,7 +120,7 @@ def decode_token(token: int) -> str:
 
 @cache
 def token_texts() -> tuple[str, ...]:
-    """Every token as text, by id; one that ends a word ends in a space."""
+    """Return every token as text, by id; one that ends a word ends in a space."""
     byte_of = {letter: byte for byte, letter in _letters().items()}
     texts = []
     for token in vocabulary():
@@ -132,21 +132,21 @@ def token_texts() -> tuple[str, ...]:
 
 @cache
 def merges() -> tuple[tuple[str, str], ...]:
-    """CLIP's pairs of symbols in the order in which they are merged."""
+    """Return CLIP's pairs of symbols in the order in which they are merged."""
     with gzip.open(MERGES, "rt", encoding="utf-8") as file:
         return tuple((first, second) for first, second in map(str.split, file))
 
 
 @cache
 def vocabulary() -> tuple[str, ...]:
-    """All tokens but the two special ones, by id: bytes, bytes that end a word, what merges make."""
+    """Return all tokens but the two special ones, by id: bytes, bytes that end a word, what merges make."""
     letters = [*_letters().values()]
     return (*letters, *(letter + END_OF_WORD for letter in letters), *map("".join, merges()))
 
 
 @cache
 def _letters() -> dict[int, str]:
-    """The sign that stands for each byte, in the order of their ids: printable ones for themselves, then the others."""
+    """Return the sign that stands for each byte, by id: printable ones stand for themselves, the others follow."""
     printable = [
         *range(ord("!"), ord("~") + 1),
         *range(ord("¡"), ord("¬") + 1),

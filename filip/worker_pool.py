@@ -66,7 +66,7 @@ def _run_in_pool(
 
 
 def die_with_parent() -> None:
-    """To be called in a worker process: a worker that outlives its parent would keep filling the disk."""
+    """Make this worker process end with its parent: one that outlives it would keep filling the disk."""
     parent = parent_process()
     assert parent is not None
 

@@ -47,14 +47,15 @@ LONGEST_FIRST = (
 
 
 def pytest_configure() -> None:
-    """A shell ignores Ctrl-C in what it starts in the background, and what a test starts would inherit that."""
+    """Listen to Ctrl-C: a shell ignores it in what it starts in the background, and a test's processes inherit that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In `make test` no worker is left alone with a long file at the end; without workers the order is pytest's."""
+    """Sort the tests so that in `make test` no worker is left alone with a long file; without workers keep pytest's
+    order."""
     if hasattr(config, "workerinput"):
         place = {file: number for number, file in enumerate(LONGEST_FIRST)}
         items.sort(key=lambda item: place.get(item.nodeid.partition("::")[0], len(place)))

@@ -41,7 +41,7 @@ def pictures(folder: Path) -> list[Path]:
 def test_similarities_equal_the_evaluations_to_the_bit(
     interaction: str, folder: Path, tmp_path: Path
 ) -> None:
-    """From a test set on disk through the evaluation's reader and scorer, and through three lines of Python."""
+    """One way is a test set on disk, the evaluation's reader and scorer; the other is three lines of Python."""
     path = folder / f"{interaction}.safetensors"
     images = write_webdataset(tmp_path / "demo_fluent", None, [[text] for text in TEXTS])
     scorer = load_scorer(str(path))
@@ -207,7 +207,7 @@ def test_names_of_the_package_are_those_of_the_api() -> None:
 def test_a_picture_is_seen_upright_wherever_it_is_read(
     orientation: int, folder: Path, tmp_path: Path
 ) -> None:
-    """As the download turns those that a model is trained on; a phone writes nearly every photograph turned."""
+    """It is turned as the download turns those of a training; a phone writes nearly every photograph turned."""
     stored = picture(3, 48).crop((0, 0, 48, 40))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation

@@ -50,7 +50,7 @@ def test_help_of_each_command_says_what_it_does_and_lists_its_keys(
 
 
 def filip_command(*arguments: str, before: str = "pass") -> subprocess.CompletedProcess[str]:
-    """The entry point in a process of its own, after the statements ``before``."""
+    """Run the entry point in a separate process, after the statements ``before``."""
     program = f"import sys; {before}; from filip.__main__ import main; main()"
     return subprocess.run(
         [sys.executable, "-c", program, *arguments], capture_output=True, text=True, check=False

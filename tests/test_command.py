@@ -17,7 +17,7 @@ class Nested:
 
 @dataclass
 class Options:
-    """Of a command that exists only here."""
+    """The options of a command that exists only here."""
 
     text: str = option("default", "a sentence")
     maybe: str | None = option(None, "a sentence or nothing")
@@ -119,12 +119,12 @@ class Required:
 
 
 def fails(config: Required) -> None:
-    """Fails."""
+    """Fail."""
     raise UserError(f"cannot write {config.out}")
 
 
 def imports(config: Required) -> None:
-    """Imports what is not there."""
+    """Import what is not there."""
     __import__(config.out)
 
 

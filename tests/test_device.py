@@ -33,7 +33,7 @@ def test_cuda_without_cuda_is_a_sentence() -> None:
 
 @pytest.fixture
 def two_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A machine with two accelerators of a new kind, which one entry adds."""
+    """Give this machine two accelerators of a new kind, which one entry adds."""
     driver = replace(
         device._DRIVERS["mps"],
         available=lambda: True,

@@ -44,7 +44,7 @@ def build(project: Path) -> subprocess.CompletedProcess[str]:
 
 
 def project(folder: Path) -> Path:
-    """A copy of what the documentation is built from."""
+    """Copy what the documentation is built from."""
     for name in ("docs", "bench"):
         shutil.copytree(ROOT / name, folder / name)
     (folder / "filip").symlink_to(ROOT / "filip")
@@ -129,7 +129,7 @@ def test_a_broken_link_or_reference_fails_the_build(tmp_path: Path, line: str, c
 
 
 def documented_commands() -> Iterator[tuple[str, str, str]]:
-    """(page, module, arguments) of every command of this project in the manual, the measurements and the README."""
+    """Yield (page, module, arguments) of every command in the manual, the measurements and the README."""
     known = {command.words: command.module for command in filip_commands()}
     groups = "|".join(sorted({words[0] for words in known}))
     for page in [*sorted((ROOT / "docs").rglob("*.md")), ROOT / "bench/RESULTS.md", ROOT / "README.md"]:
@@ -177,7 +177,7 @@ def fields_of(schema: typing.Any, prefix: str = "") -> set[str]:
 
 
 def test_the_python_of_the_interaction_page_runs() -> None:
-    """One after the other in one namespace, which holds what a training step has at that point."""
+    """Its blocks run one after the other in one namespace, which holds what a training step has at that point."""
     generator = torch.Generator().manual_seed(0)
 
     def unit(*shape: int) -> torch.Tensor:
@@ -200,7 +200,7 @@ def test_the_python_of_the_interaction_page_runs() -> None:
 
 
 def blocks(page: str, language: str, section: str) -> list[str]:
-    """The code in ``language`` that a page shows in one of its sections."""
+    """Return the code in ``language`` that a page shows in one of its sections."""
     text = (ROOT / "docs" / page).read_text()
     text = re.search(rf"^## {section}$(.*?)(?=^## |\Z)", text, re.MULTILINE | re.DOTALL)[1]
     return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
@@ -208,7 +208,7 @@ def blocks(page: str, language: str, section: str) -> list[str]:
 
 @pytest.fixture
 def my_package(tmp_path: Path) -> dict[str, str]:
-    """The environment of a process that has the extending page's ``my_package`` installed, as it is printed there."""
+    """Return a process's environment in which the extending page's ``my_package`` is installed, as printed there."""
     about = tmp_path / "my_package-1.0.dist-info"
     (tmp_path / "my_package").mkdir()
     about.mkdir()
@@ -287,7 +287,7 @@ def test_the_protocol_of_the_extending_page_is_run_and_has_its_column(
 
 
 def test_the_text_rule_of_the_extending_page_drops_what_it_says() -> None:
-    """In a separate process, since it registers a rule."""
+    """It runs in a separate process, since it registers a rule."""
     [code] = blocks("extending.md", "python", "A text rule")
     shown = "\nfrom filip.data.lists.python_rules import PYTHON_RULES\n"
     shown += "assert PYTHON_RULES['shouting'].drops(['AAA', 'a'], None) == [True, False]"

@@ -37,7 +37,7 @@ MOST_FILES = 3
 
 
 def rows() -> list[list[str]]:
-    """The rows of the table in CONTRIBUTING.md: the change, and the files to touch."""
+    """Return the rows of the table in CONTRIBUTING.md: the change, and the files to touch."""
     text = (ROOT / "CONTRIBUTING.md").read_text()
     table = text[text.index("| change | files |") :].partition("\n\n")[0]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]

@@ -50,7 +50,7 @@ def canonical(name: str) -> str:
 
 @cache
 def declared(*extras: str) -> frozenset[str]:
-    """Distributions of the core and of some extras, and of the extras that these include."""
+    """Return distributions of the core and of some extras, and of the extras that these include."""
     wanted, found = [*PROJECT["dependencies"]], set[str]()
     wanted += [line for extra in extras for line in PROJECT["optional-dependencies"][extra]]
     while wanted:
@@ -66,7 +66,7 @@ def declared(*extras: str) -> frozenset[str]:
 
 
 def not_here() -> set[str]:
-    """Distributions that this Python or this machine has no use for, by the markers of pyproject.toml."""
+    """Return distributions for which this Python or machine has no use, by the markers of pyproject.toml."""
     extras = PROJECT["optional-dependencies"].values()
     wanted = [
         Requirement(line) for line in [*PROJECT["dependencies"], *(x for lines in extras for x in lines)]
@@ -76,7 +76,7 @@ def not_here() -> set[str]:
 
 @cache
 def installed() -> dict[str, list[str]]:
-    """Names of importable modules, and the distributions that they are part of."""
+    """Return names of importable modules, and the distributions that they are part of."""
     return dict(packages_distributions())
 
 
@@ -86,7 +86,7 @@ def module_of(file: Path) -> str:
 
 
 def imports(tree: ast.AST, inside_functions: bool) -> Iterator[str]:
-    """Names of imported modules, except under TYPE_CHECKING."""
+    """Yield names of imported modules, except under TYPE_CHECKING."""
     for node in ast.iter_child_nodes(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
@@ -109,7 +109,7 @@ def third_party(names: frozenset[str]) -> set[str]:
 
 
 def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
-    """Modules that none of the declared distributions brings, and what would."""
+    """Return modules that none of the declared distributions brings, and what would."""
     distributions = installed() | BROUGHT
     return {
         name: ", ".join(distributions.get(name, ["nothing installed"]))
@@ -121,7 +121,7 @@ def missing(names: set[str], extras: tuple[str, ...]) -> dict[str, str]:
 
 @cache
 def with_what_it_imports(module: str) -> frozenset[str]:
-    """The modules of ours that are imported when ``module`` is, packages included."""
+    """Return the modules of ours that are imported when ``module`` is, packages included."""
     by_name = {module_of(file): file for file in FILES}
     found, wanted = set[str](), [module, f"{module}.__main__"]
     while wanted:
@@ -186,7 +186,7 @@ def test_every_extra_that_a_hint_can_name_exists_and_all_has_them_all() -> None:
 
 
 def test_nothing_is_declared_that_nobody_imports() -> None:
-    """Except for what is used without an import: plugins, compilers, command-line tools, stubs."""
+    """This holds except for what is used without an import: plugins, compilers, command-line tools, stubs."""
     used_otherwise = {
         "ninja",
         "tensorboard",

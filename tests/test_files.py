@@ -12,7 +12,7 @@ from filip.files import locked, replacing, write_json
 def test_a_file_is_on_the_disk_before_it_has_its_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Or a power cut could leave a finished-looking file without its bytes."""
+    """Otherwise a power cut could leave a finished-looking file without its bytes."""
     done: list[tuple[str, str]] = []
     fsync, replace = os.fsync, os.replace
 

@@ -17,7 +17,7 @@ from tests.eval.miniature import picture
 
 @pytest.fixture
 def silent() -> Iterator[str]:
-    """The address of somebody who takes connections and never answers."""
+    """Yield the address of somebody who takes connections and never answers."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
@@ -38,7 +38,7 @@ def test_who_refuses_or_is_silent_is_not(silent: str, capsys: pytest.CaptureFixt
 
 
 def test_a_model_of_a_hub_that_does_not_answer_is_one_sentence(silent: str, tmp_path) -> None:
-    """In a process of its own: huggingface_hub reads its settings when it is imported."""
+    """This runs in a separate process: huggingface_hub reads its settings when it is imported."""
     picture(0).save(tmp_path / "a.png")
     program = "import sys; from filip.__main__ import main; main()"
     command = ["eval", "picture", "kind=heatmap", "model=hf:nobody/nothing"]

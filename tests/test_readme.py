@@ -45,7 +45,7 @@ def blocks(language: str) -> list[str]:
 
 
 def commands(block: str) -> Iterator[str]:
-    """The commands of an ``sh`` block: continued lines joined, comments and empty lines left out."""
+    """Yield the commands of an ``sh`` block: continued lines joined, comments and empty lines left out."""
     for line in block.replace("\\\n", " ").splitlines():
         if words := shlex.split(line, comments=True):
             yield shlex.join(words).replace("'>'", ">")  # a redirection is not a word to be quoted
@@ -53,7 +53,7 @@ def commands(block: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose owner has followed the README so far: a list of pairs, and a card for it."""
+    """Make a checkout whose owner has followed the README so far: a list of pairs, and a card for it."""
     folder = tmp_path_factory.mktemp("readme") / "filip"
     folder.mkdir()
     for entry in ROOT.iterdir():
@@ -84,12 +84,12 @@ def run(command: list[str], cwd: Path) -> str:
 
 
 def whole(command: str, workspace: Path) -> None:
-    """As it stands; ``filip`` is this interpreter's, whether its script is installed or not."""
+    """Run it as it stands; ``filip`` is this interpreter's, whether its script is installed or not."""
     run(["bash", "-c", re.sub(r"^filip\b", f"{shlex.quote(sys.executable)} -m filip", command)], workspace)
 
 
 def made(command: str, workspace: Path) -> None:
-    """The Makefile has the target, and the study exists."""
+    """Check that the Makefile has the target and the study exists."""
     words = shlex.split(command)
     target = words[words.index("make") + 1]
     assert re.search(rf"^{target}:", (workspace / "Makefile").read_text(), re.MULTILINE)
@@ -98,7 +98,7 @@ def made(command: str, workspace: Path) -> None:
 
 
 def arguments_checked(command: str, workspace: Path) -> None:
-    """Composes the configuration from the arguments: unknown options and mistyped values are refused."""
+    """Compose the configuration from the arguments: unknown options and mistyped values are refused."""
     words = shlex.split(command)
     if words[0] == "filip":
         chosen, overrides = choose(words[1:], filip_commands())
@@ -172,7 +172,7 @@ def test_the_python_runs(
 
 
 def test_the_first_screen_says_what_is_true_of_it() -> None:
-    """What was run, what was not, whose weights there are, and how long the two commands take on which CPU."""
+    """It says what was run, what was not, whose weights there are, and how long the commands take on which CPU."""
     screen = " ".join(README.splitlines()[:32])
     assert "never released by its authors" in screen and "arxiv.org/abs/2203.05796" in screen
     assert "**No GPU has run it**" in screen and "docs/status.md" in screen

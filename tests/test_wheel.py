@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def run(*command: str | Path, cwd: Path) -> str:
-    """Standard output of a command that must succeed, without the checkout on Python's path."""
+    """Return the standard output of a command that must succeed, without the checkout on Python's path."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
     found = subprocess.run(
         [str(part) for part in command], cwd=cwd, env=environment, capture_output=True, text=True, check=False
@@ -31,7 +31,7 @@ def run(*command: str | Path, cwd: Path) -> str:
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Built from a copy of the files in the repository, with the setuptools at hand."""
+    """Build the wheel from a copy of the files in the repository, with the setuptools at hand."""
     folder = tmp_path_factory.mktemp("wheel")
     listed = run("git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", cwd=ROOT).split("\0")
     for name in filter(None, listed):
@@ -45,7 +45,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def python(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A fresh environment: the wheel is installed, its dependencies are those of the environment of the tests."""
+    """Make a fresh environment: the wheel is installed, its dependencies are those of the tests' environment."""
     folder = tmp_path_factory.mktemp("environment")
     run(sys.executable, "-m", "venv", "--without-pip", folder, cwd=folder)
     python = folder / "bin" / "python"
@@ -124,7 +124,7 @@ def test_the_wheel_says_where_an_extra_comes_from(python: Path, wheel: Path, tmp
 
 
 def test_the_other_project_of_that_name_is_recognised(python: Path, tmp_path: Path) -> None:
-    """PyPI's `filip`, as pip lays it into the same environment: its files replace some of ours."""
+    """PyPI's `filip`, as pip lays it into the same environment, is recognised: its files replace some of ours."""
     site = Path(
         run(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))", cwd=tmp_path).strip()
     )

@@ -23,8 +23,8 @@ LINES = [
     if line.startswith("filip ")
 ]
 WORKED_FIRST = "filip data ingest source=photos out=small"  # the mistake shows in the pictures
-LONGEST = 700  # characters of a message
-# Of libraries and of Python: nobody who types a command has heard of them.
+LONGEST = 700  # longest message in characters
+# Words of libraries and of Python that nobody who types a command has heard of.
 JARGON = re.compile(
     r"Traceback|[Hh]ydra|[Oo]mega[Cc]onf|of type '|could not be converted|not in '[A-Z]|\w+Error\b|object at 0x|"
     r"\[Errno|NoneType|<class|\{'"
@@ -60,7 +60,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_line(words: list[str]) -> None:
-    """As the shell would; a training without the module's last line, which leaves without unwinding."""
+    """Run it as the shell would; a training without the module's last line, which leaves without unwinding."""
     if words[1] == "train" and "=" in words[2]:
         from filip.train.__main__ import main as train
 

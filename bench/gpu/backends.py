@@ -11,7 +11,7 @@ from filip.interaction import late_interaction
 from tests.interaction.problems import Problem, random_lengths, random_problem, upstream
 from tests.interaction.triton_interpreted import SHAPES
 
-# Of values and of gradients, relative to the largest. Sums over 256 features in another order are within 1e-5 in
+# Bounds of values and of gradients, relative to the largest. Sums over 256 features in another order are within 1e-5 in
 # float32; gradients are returned in the tokens' dtype, and Triton rounds the winners' weights to 16 bits before.
 TOLERANCES = {torch.float32: (1e-5, 1e-5), torch.float16: (1e-5, 2e-3), torch.bfloat16: (1e-5, 1.6e-2)}
 REALISTIC = [
@@ -51,7 +51,7 @@ def check(place: Place) -> Finding:
 def solve(
     problem: Problem, backend: str, device: torch.device, dtype: torch.dtype | None = None
 ) -> list[torch.Tensor]:
-    """Both matrices and both gradients."""
+    """Return both matrices and both gradients."""
     image, text = (t.to(device, dtype or t.dtype).detach().requires_grad_() for t in problem[:2])
     i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend)
     weights = [weight.to(i2t) for weight in upstream(i2t.shape)]

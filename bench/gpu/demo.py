@@ -16,7 +16,7 @@ from filip.study import load_study
 DEMO = Path("results/demo")
 MODELS = ("clip", "filip")
 CARD = "demo_scenes_new"
-# By which the recalls may differ, in points. Three seeds of `make demo SEEDS=3` on a CPU are that far apart: CLIP's by
+# Points by which the recalls may differ. Three seeds of `make demo SEEDS=3` on a CPU are that far apart: CLIP's by
 # 2, FILIP's by 23 (docs/demo.md), and rounding on another device acts as another seed does.
 POINTS = {"clip": 4.0, "filip": 25.0}
 
@@ -53,7 +53,7 @@ def check(place: Place) -> Finding:
 
 
 def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
-    """As the study trains it, but for the device. ``trained``: the run's settings, of :meth:`Study.training`."""
+    """Train as the study does, but for the device. ``trained``: the run's settings, of :meth:`Study.training`."""
     data = DEMO / "data" / "demo"
     settings = {
         "experiment": trained["experiment"], "run": name, "run_dir": run_dir, "out": run_dir / "model.safetensors",
@@ -68,7 +68,7 @@ def training(run_dir: Path, name: str, trained: dict[str, Any]) -> list[str]:
 
 
 def recalls(place: Place, model: Path, device: str) -> dict[str, float]:
-    """R@1 in percent, by the evaluation command."""
+    """Return R@1 in percent, by the evaluation command."""
     out = place.folder / "retrieval.json"
     command = [sys.executable, "-m", "filip.eval", "protocols=[retrieval]", f"model={model}", f"device={device}",
                f"root={DEMO}/corpus/eval", f"data=[{CARD}]", f"out={out}"]  # fmt: skip

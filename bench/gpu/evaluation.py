@@ -12,7 +12,7 @@ from filip.interaction import Similarity, score
 from filip.models import build_model, load_preset
 from filip.models.weights import save_model
 
-# Of similarities of unit tokens. 16 bits: towers of random weights in another precision than the CPU's float32.
+# Bounds for similarities of unit tokens. 16 bits: towers of random weights in another precision than the CPU's float32.
 CLOSE = {"fp32": 1e-3, "auto": 5e-2}
 
 

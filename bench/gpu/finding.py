@@ -27,7 +27,7 @@ class Finding:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a check runs, how large its problems are, and where it may write."""
+    """The place of a check: where it runs, how large its problems are, and where it may write."""
 
     device: torch.device
     tiny: bool
@@ -39,7 +39,7 @@ class Place:
 
 
 def seconds_and_bytes(step: Callable[[], object], device: torch.device, rounds: int) -> tuple[float, float]:
-    """Median seconds of ``step`` after one that warms up, and the most bytes that it added to what was held."""
+    """Measure median seconds of ``step`` after one that warms up, and the most bytes that it added to what was held."""
     step()
     devices.synchronize(device)
     devices.reset_peak_memory(device)
@@ -54,7 +54,7 @@ def seconds_and_bytes(step: Callable[[], object], device: torch.device, rounds: 
 
 
 def markdown(found: dict[str, Any]) -> str:
-    """The report: a table of verdicts, then each check with its figures."""
+    """Write the report: a table of verdicts, then each check with its figures."""
     lines = ["# GPU check", "", "| check | verdict | |", "| --- | --- | --- |"]
     lines += [f"| {name} | {check['verdict']} | {_cell(check['said'])} |" for name, check in found.items()]
     for name, check in found.items():

@@ -12,11 +12,11 @@ from filip.resources import shipped
 from tests.support.squares import write_shards
 from tests.support.training import losses, same_weights, series, train_arguments
 
-SCALE_POWER = 24  # overflows at first, and comes down
+SCALE_POWER = 24  # a scale that overflows at first, and comes down
 
 
 def check(place: Place) -> Finding:
-    """On a CPU one run in float32, which overflows nowhere."""
+    """Check fp16 trainings; on a CPU, do one run in float32, which overflows nowhere."""
     data, ranks, steps = place.folder / "data", ranks_of(place), 12 if place.tiny else 40
     if not data.exists():
         write_shards(data, shards=3, per_shard=64)

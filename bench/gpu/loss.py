@@ -38,7 +38,7 @@ def check(place: Place) -> Finding:
         product = None
         for name, make in CONTENDERS.items():
             if place.tiny and name == COMPILED:
-                continue  # half a minute
+                continue  # it would take half a minute
             row: dict[str, Any] = {"images": images, "tokens": patches, "texts": texts, "contender": name}
             try:
                 step = make(on_device)
@@ -71,7 +71,7 @@ def check(place: Place) -> Finding:
 
 
 def loss_step(similarity: Similarity, image: Tensor, text: Tensor) -> Callable[[], None]:
-    """Both soft-maxes over the texts, forward and backward. Image i belongs to text i."""
+    """Return a step of both soft-maxes over the texts, forward and backward. Image i belongs to text i."""
     image, text = image.detach().requires_grad_(), text.detach().requires_grad_()
     own = torch.arange(len(image), device=image.device)
 
@@ -95,7 +95,8 @@ def ours(backend: str) -> Callable[[Problem], Callable[[], None]]:
 
 
 def product(problem: Problem) -> Callable[[], None]:
-    """All tokens, packed, in blocks of rows that are discarded; one product of the slice would be 23 GB."""
+    """Return a step that multiplies all tokens, packed, in blocks of rows that are discarded; one product of the slice
+    would be 23 GB."""
     flat = problem.image.flatten(0, 1)
     rows = max(1, (1 << 30) // len(problem.text))
 
@@ -118,7 +119,7 @@ def einsum(problem: Problem, compiled: bool = False) -> Callable[[], None]:
 
 
 def late_interaction_kernels(problem: Problem) -> Callable[[], None]:
-    """late-interaction-kernels on PyPI: one direction a call, so two calls; sums, which are divided here."""
+    """Return a step of PyPI's late-interaction-kernels: a call per direction, so two; sums, which are divided here."""
     maxsim = importlib.import_module(
         "late_interaction_kernels"
     ).maxsim  # measured where a user has installed it

@@ -14,7 +14,7 @@ from filip.train.counts import encoder_flops, passes
 from filip.train.hardware import peak_flops
 
 WORDS, CONTEXT = 18, 77
-SLOWER, MFU = 1.05, 0.4  # goals: of open_clip's time, and of the peak (large, bf16)
+SLOWER, MFU = 1.05, 0.4  # goals: a factor of open_clip's time, a share of the peak (large, bf16)
 
 
 def check(place: Place) -> Finding:
@@ -42,7 +42,7 @@ def check(place: Place) -> Finding:
 def measured(
     place: Place, model: str, precision: str, batch: int, flops: float, peak: float | None
 ) -> list[dict[str, Any]]:
-    """A row for each side, with the largest batch that fits: ``batch`` or a half, a quarter … of it."""
+    """Return a row for each side, with the largest batch that fits: ``batch`` or a half, a quarter … of it."""
     while batch >= 1:
         options = TrainStep(
             model=model, batch=batch, precision=precision, device=str(place.device), words=WORDS - 2, steps=10

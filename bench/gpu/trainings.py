@@ -17,12 +17,12 @@ from tests.support.training import records
 
 
 def ranks_of(place: Place) -> int:
-    """A process per card."""
+    """Return the number of ranks: one process per card."""
     return torch.cuda.device_count() if place.device.type == "cuda" else 1
 
 
 def start(place: Place, arguments: list[str], log: Path, ranks: int) -> subprocess.Popen[bytes]:
-    """``-m filip.train …`` on ``ranks`` devices of this machine."""
+    """Start ``-m filip.train …`` on ``ranks`` devices of this machine."""
     environment = dict(os.environ)
     if place.device.type == "cpu":
         environment |= {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
@@ -34,18 +34,18 @@ def start(place: Place, arguments: list[str], log: Path, ranks: int) -> subproce
 
 
 def run(place: Place, arguments: list[str], log: Path, ranks: int) -> None:
-    """To the end. Raises RuntimeError with the last lines of the log if that is not reached."""
+    """Train to the end. Raises RuntimeError with the last lines of the log if that is not reached."""
     code = start(place, arguments, log, ranks).wait()
     if code:
         lines = log.read_text(errors="replace").strip().splitlines()
         told = [
             line for line in lines if line.startswith("error:") or "Error: " in line
-        ]  # not torchrun's own summary
+        ]  # leave out torchrun's summary
         raise RuntimeError(f"exit code {code}: {(told or lines or ['no output'])[0][:400]} ({log})")
 
 
 def killed_at(place: Place, arguments: list[str], log: Path, ranks: int, run_dir: Path, step: int) -> None:
-    """kill -9 one rank once ``step`` steps are logged. Raises RuntimeError if the training ends before."""
+    """Kill one rank (kill -9) once ``step`` steps are logged. Raises RuntimeError if the training ends before."""
     process = start(place, arguments, log, ranks)
     while not ((run_dir / "log.jsonl").exists() and len(records(run_dir)) >= step):
         if process.poll() is not None:

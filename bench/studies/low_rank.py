@@ -74,7 +74,7 @@ def mapped_by_products(pairs: Pairs, parts: list[Pairs], rank: int) -> Pairs:
 
 
 def root_and_inverse(moment: Tensor) -> tuple[Tensor, Tensor]:
-    """The symmetric square root and its pseudo-inverse: directions that no token has are mapped to nothing."""
+    """Return the symmetric square root and its pseudo-inverse, which maps directions that no token has to nothing."""
     values, vectors = torch.linalg.eigh(moment)
     root = values.clamp_min(0).sqrt()
     inverse = torch.where(values > 1e-10 * values.max(), 1 / root, torch.zeros_like(root))

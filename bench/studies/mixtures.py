@@ -25,13 +25,13 @@ from filip.train.losses import TERMS, Term
 from filip.train.losses.pooled import memory
 from filip.train.losses.term import LossInput, TermOutput
 
-# exp(10 p): so that AdamW, whose step does not depend on the gradient's size, moves it as fast as the model's own scale
+# exp(10 p), so that AdamW, whose step does not depend on the gradient's size, moves it as fast as the model's own scale
 # with optimizer.temperature_lr_factor=10.
 FACTOR = 10.0
 
 
 def compute(batch: LossInput, projected: bool) -> TermOutput:
-    """CLIP's loss with a temperature of its own and, if ``projected``, a matrix of its own on either vector."""
+    """Compute CLIP's loss with a separate temperature and, if ``projected``, a separate matrix on either vector."""
     image, text = batch.vectors
     if projected:
         image, text = (
@@ -45,7 +45,7 @@ def compute(batch: LossInput, projected: bool) -> TermOutput:
 
 
 def parameters(dim: int, projected: bool, init_temperature: float) -> dict[str, Tensor]:
-    """The scale starts at 1 / init_temperature, a matrix at the identity."""
+    """Return the scale, which starts at 1 / init_temperature, and matrices that start at the identity."""
     own = {f"own_{side}": torch.eye(dim)[None] for side in ("image", "text")} if projected else {}
     return {"own_scale": torch.tensor([-math.log(init_temperature) / FACTOR]), **own}
 
@@ -56,7 +56,7 @@ def term(projected: bool, init_temperature: float) -> Term:
 
 
 def one_sided(batch: LossInput, side: str) -> TermOutput:
-    """The pooled term, whose gradient reaches the tower of ``side`` alone."""
+    """Compute the pooled term so that its gradient reaches only the tower of ``side``."""
     image, text = batch.vectors
     vectors = (image, text.detach()) if side == "image" else (image.detach(), text)
     similarity, scale = pooled_similarity(*vectors), batch.encoded.logit_scale.detach()

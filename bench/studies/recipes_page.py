@@ -21,7 +21,7 @@ from filip.report.table import Cell, Column, Row, Table, chance_text, difference
 from filip.table_writer import Grid, Head, Line, Shown, render, words
 
 BEGIN, END = "<!-- recipes:begin -->", "<!-- recipes:end -->"
-HEADS = {  # columns of the table "recipes", and what the page calls them
+HEADS = {  # columns of the table "recipes", and the page's names for them
     "demo_scenes_new_i2t_r1": "new, image → text",
     "demo_scenes_new_t2i_r1": "new, text → image",
     "demo_scenes_artist_i2t_r1": "artist, image → text",

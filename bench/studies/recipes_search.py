@@ -39,7 +39,7 @@ def main(search: RecipesSearch) -> None:
         found = {}
         for rate in RATES:
             say(f"{name}, {rate}")
-            # the study's own number of steps gives way to that of the search, its rate to this one
+            # the search's number of steps replaces the study's, this rate replaces its rate
             settings = [
                 text for text in study.training(name)["overrides"] if not text.startswith("max_steps=")
             ]
@@ -50,7 +50,7 @@ def main(search: RecipesSearch) -> None:
 
 
 def merit(outcome: Outcome) -> float:
-    """The mean of R@10 both ways, in percent."""
+    """Return the mean of R@10 both ways, in percent."""
     return statistics.fmean(outcome.recall[f"{way} r10"] for way in ("i2t", "t2i"))
 
 

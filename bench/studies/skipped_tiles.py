@@ -58,7 +58,7 @@ def main(study: Study) -> None:
 
 
 def active(upstream: tuple[Tensor, Tensor], lengths: list[int], side: int) -> list[float]:
-    """Shares of weights and of tiles that are not negligible, by the kernels' bound and by 2^-28."""
+    """Return shares of weights and of tiles that are not negligible, by the kernels' bound and by 2^-28."""
     layout = lay_out(lengths, torch.device("cpu"))
     weights, _ = scaled_weights(upstream, side, layout, torch.float32)
     shares = []

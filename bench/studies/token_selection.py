@@ -25,7 +25,7 @@ KEPT = {"kept_bos_eos": "[BOS]/[EOS]", "kept_same_patch": "same patch", "kept_te
 
 
 def own_pair_only(image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: float, **_: Any) -> TokenChoice:
-    """Scores against the own caption (image) only: the choice itself then tells the loss which pair is which."""
+    """Score against the own caption (image) only: the choice itself then tells the loss which pair is which."""
     captions = text.detach().float().split(lengths.tolist())
     products = [i.float() @ c.T for i, c in zip(image.detach(), captions, strict=True)]
     of_images = torch.stack([p.amax(dim=1) for p in products])
@@ -35,13 +35,13 @@ def own_pair_only(image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: floa
 def images_only(
     image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: float, **kwargs: Any
 ) -> TokenChoice:
-    """The paper's choice of patches; every text token stays."""
+    """Make the paper's choice of patches; every text token stays."""
     choice = choose_tokens(image, text, lengths, keep_ratio, **kwargs)
     return TokenChoice(choice.image_rows, torch.arange(len(text)), lengths)
 
 
 def texts_only(image: Tensor, text: Tensor, lengths: Tensor, keep_ratio: float, **kwargs: Any) -> TokenChoice:
-    """The paper's choice of text tokens; every patch stays."""
+    """Make the paper's choice of text tokens; every patch stays."""
     choice = choose_tokens(image, text, lengths, keep_ratio, **kwargs)
     return choice._replace(image_rows=torch.arange(image.shape[0] * image.shape[1]))
 

@@ -50,7 +50,7 @@ class WarmStart(Study):
 
 @dataclass(frozen=True)
 class Found:
-    """Recall of one model in percent, the steps that it saw of either kind, and seconds a step if it trained here."""
+    """The recall of one model in percent, the steps that it saw of either kind, and seconds a step if trained here."""
 
     recall: dict[str, float]
     pooled: int
@@ -74,7 +74,7 @@ def try_all(study: WarmStart) -> None:
 
 
 def table(study: WarmStart) -> None:
-    """Each row over all seeds. The pooled continuation and the longest token-wise one tell what a step costs."""
+    """Print each row over all seeds. The pooled continuation and the longest token-wise one tell what a step costs."""
     clips, filips = (weights(study, run, study.seeds) for run in (study.clip, study.filip))
     before = pretraining_steps(study)
     as_they_are = [Found(recall_of_file(study, clip), before) for clip in clips]
@@ -97,7 +97,7 @@ def table(study: WarmStart) -> None:
 
 
 def weights(study: WarmStart, run: str, seeds: int) -> list[str]:
-    """The files of a run's first seeds. UserError if the demo was run with fewer."""
+    """Return the files of a run's first seeds. UserError if the demo was run with fewer."""
     names = load_study(None, study.results).replicas(run)
     if len(names) < seeds:
         raise UserError(
@@ -114,7 +114,7 @@ def pretraining_steps(study: WarmStart) -> int:
 
 
 def continued(study: WarmStart, clip: str, seed: int, rate: str, settings: list[str]) -> Found:
-    """Recall after going on from ``clip``."""
+    """Return the recall after going on from ``clip``."""
     say(f"{clip}, {study.steps} steps, rate {rate}, {settings}")
     start = [f"init_from={clip}", f"seed={seed}", f"optimizer.base_lr={rate}", "data.auto_augment=false"]
     outcome = run(study, [*start, *settings])
@@ -137,7 +137,7 @@ def head(columns: str) -> None:
 
 
 def show(cells: str, found: list[Found]) -> None:
-    """A row: means over seeds, and in brackets the lowest and highest R@1 where there are several."""
+    """Print a row: means over seeds, and in brackets the lowest and highest R@1 where there are several."""
     shown = []
     for way in ("i2t", "t2i"):
         first, tenth = ([one.recall[f"{way} {r}"] for one in found] for r in ("r1", "r10"))

@@ -70,21 +70,21 @@ class EvaluationOptions(DataOptions, ModelOptions):
 
     @property
     def one_file(self) -> bool:
-        """Whether the results of all benchmarks go into one file."""
+        """Return whether the results of all benchmarks go into one file."""
         return self.out.endswith(".json")
 
     @property
     def place(self) -> Path:
-        """The file or the folder of the results."""
+        """Return the file or the folder of the results."""
         return Path(self.out or Path("results") / "eval" / model_name(self))
 
     def context(self, encoder: Encoder, share: Share) -> Context:
-        """What the protocols share."""
+        """Return what the protocols share."""
         store = store_of(self, encoder, self.features, self.features_gb, self.shard)
         return Context(self.root, self.prompts, self.batch_size, self.workers, store, share)
 
     def settings(self, protocol: str) -> Any:
-        """The settings of a protocol; one that has any has an option of its name."""
+        """Return the settings of a protocol; one that has any has an option of its name."""
         return getattr(self, protocol, None) or protocol_of(protocol).settings()
 
 
@@ -127,7 +127,7 @@ def main(config: EvaluationOptions) -> None:
 
 
 def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
-    """(the result files to write, why a data set is left out). Opens each data set, so that a mistake stops now.
+    """Return (the result files to write, why a data set is left out). Opens each data set, so that a mistake stops now.
 
     Raises UserError if nothing fits, a name occurs twice, or a data set is missing.
     """
@@ -158,7 +158,7 @@ def planned(config: EvaluationOptions) -> tuple[list[Job], dict[str, str]]:
 
 
 def _prepare(config: EvaluationOptions, job: Job) -> None:
-    """Read prompts and whatever else a protocol reads for its cards, so that a mistake there is known at once."""
+    """Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once."""
     prepare = protocol_of(job.protocol).prepare
     if prepare is not None:
         for card in job.cards:
@@ -171,7 +171,7 @@ def _run(
     reused: list[dict[str, Any] | None],
     skipped: dict[str, str],
 ) -> list[dict[str, Any]]:
-    """What all result files say. The first process of several writes them."""
+    """Return what all result files say. Of several processes, the first one writes them."""
     share = launched()
     encoder: Encoder | None = None
     results = []
@@ -200,7 +200,7 @@ def _run(
 
 
 def model_name(config: ModelOptions) -> str:
-    """What the results of a model are kept under: readable, and safe as a folder."""
+    """Return the name under which a model's results are kept: readable, and safe as a folder."""
     own = Path(config.model).exists() and ":" not in config.model
     name = Path(config.model).stem if own else config.model
     name += "-tokens" if config.tokens else ""
@@ -209,7 +209,7 @@ def model_name(config: ModelOptions) -> str:
 
 
 def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
-    """What the results of a job depend on, by benchmark; one with another request is not taken for this one's."""
+    """Return what the results of a job depend on, by benchmark; a result with another request is not reused."""
     weights = Path(config.model)
     stamp = weights.stat().st_mtime_ns if weights.is_file() else None
     model = {
@@ -221,7 +221,7 @@ def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
 
 
 def _reused(config: EvaluationOptions, job: Job) -> dict[str, Any] | None:
-    """The result that an earlier run has written for the same request; None: there is none, or it is not wanted."""
+    """Return the result that an earlier run wrote for the same request; None if there is none, or it is not wanted."""
     if config.one_file or config.overwrite:
         return None
     try:

@@ -10,7 +10,7 @@ HAVE_CAPTIONS = ("retrieval", "selection", "pointing")
 
 @dataclass(frozen=True)
 class Layout:
-    """One way in which a benchmark lies on disk."""
+    """One layout of a benchmark on disk."""
 
     loader: str
     path: str  # folder below the evaluation root
@@ -43,7 +43,7 @@ class BenchmarkCard:
 
     @property
     def has_captions(self) -> bool:
-        """Whether its images come with captions; otherwise with classes."""
+        """Return whether its images come with captions; otherwise with classes."""
         return self.kind in HAVE_CAPTIONS
 
     @property

@@ -113,9 +113,9 @@ def _classes(file: Path, classes: Any, kind: str) -> dict[str, str] | None:
 
 
 def match_classes(card: BenchmarkCard, names: list[str]) -> list[str]:
-    """The prompt name of each class of the data set, in the data set's own order.
+    """Return the prompt name of each class of the data set, in the data set's order.
 
-    names: the data set's class names; position = label. They are matched with the card's raw names, or, for
+    names: the data set's class names; position = label. They are matched with the card's raw names or, for
     a copy that was exported with prompt names, with those; spaces, slashes and capitals do not matter.
     Raises UserError with the difference if neither set equals the data set's, and if the card's metric makes no
     sense with so few classes.

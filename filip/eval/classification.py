@@ -15,7 +15,7 @@ from filip.eval.outcomes import Outcomes
 
 
 def outcomes(keys: list[str], clusters: list[str], scores: Tensor, labels: Tensor) -> Outcomes:
-    """Hits of each image. scores: [n, classes]; labels: [n] int64."""
+    """Return the hits of each image. scores: [n, classes]; labels: [n] int64."""
     ks = [1, 5] if scores.shape[1] > 5 else [1]
     hits = label_hits(scores, labels, ks)
     return Outcomes.of(keys, {f"top{k}": hits[:, i] for i, k in enumerate(ks)}, clusters)
@@ -24,7 +24,7 @@ def outcomes(keys: list[str], clusters: list[str], scores: Tensor, labels: Tenso
 def measure(
     card: BenchmarkCard, scores: Tensor, labels: Tensor, names: list[str], clusters: list[str]
 ) -> dict[str, Any]:
-    """Accuracies, interval, chance and mistakes of a classifier.
+    """Return the accuracies, interval, chance and mistakes of a classifier.
 
     scores: [n, classes]; labels: [n] int64; clusters: n, equal for images that are not independent.
     """
@@ -60,7 +60,7 @@ def measure(
 
 
 def _mistakes(scores: Tensor, labels: Tensor, names: list[str], most: int = 20) -> dict[str, list[list[Any]]]:
-    """``confused``: the most frequent mistakes as [true class, predicted class, times]; ``overpredicted``: the
+    """Return ``confused``: the most frequent mistakes as [true class, predicted class, times]; ``overpredicted``: the
     classes that images of other classes are most often taken for, as [class, times]."""
     counts = confusion(scores, labels, len(names))
     counts.fill_diagonal_(0)

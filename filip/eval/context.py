@@ -14,9 +14,10 @@ PROMPTS = "eval/prompts.yaml"
 
 @dataclass(frozen=True)
 class Context:
-    """root: folder below which the data sets of cards lie. prompts: a prompt file, or one prompt with {c} in it.
+    """The surroundings of an evaluation.
+    // root: folder below which the data sets of cards lie. prompts: a prompt file, or one prompt with {c} in it.
 
-    store: of image features that are kept. share: this process among those that evaluate together.
+    store: the image features that are kept. share: this process among those that evaluate together.
     """
 
     root: str = "."
@@ -28,11 +29,11 @@ class Context:
 
     @property
     def prompt_file(self) -> str:
-        """The prompt file of protocols to which one prompt for all classes says nothing."""
+        """Return the prompt file for protocols to which one prompt for all classes says nothing."""
         return PROMPTS if "{c}" in self.prompts else self.prompts
 
     def scorer(self, encoder: Encoder) -> Scorer:
-        """The scorer that fits the model, with the kept features and the processes of this evaluation."""
+        """Return the scorer that fits the model, with the kept features and the processes of this evaluation."""
         scorer = scorer_for(encoder)
         scorer.store, scorer.share = self.store, self.share
         return scorer

@@ -40,10 +40,10 @@ class Sample:
     things: list[Thing] = field(default_factory=list)  # where each thing of a scene is, if it says that
     segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled
     truths: int = 1  # in sets to select from: the captions that are true, which come first
-    category: str = ""  # what is also reported separately, "" = nothing
+    category: str = ""  # a category for which the results are also reported separately, "" = none
 
     def mask_of(self, number: int) -> Image.Image:
-        """Where the pixels of a class are (mode L, 0 or 255)."""
+        """Return where the pixels of a class are (mode L, 0 or 255)."""
         return Image.fromarray(255 * (np.asarray(self.segments) == number).astype(np.uint8))
 
 
@@ -61,7 +61,7 @@ class EvalSet(Dataset[Sample]):
 
 @dataclass
 class Batch:
-    """pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
+    """A batch. pixels: [b, 3, H, W] float; labels: [b] int64; the lists up to clusters: b entries each, see Sample."""
 
     pixels: Tensor
     labels: Tensor

@@ -22,10 +22,10 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Source:
-    """A data set that is gone through, and in which batches.
+    """A data set to go through, and the batches to take it in.
 
     title: in the progress display and in messages. card, root: where the set is from; without a card its features are
-    not kept. with_probe: where features are kept, those for similarities and those for a linear probe are, of one pass.
+    not kept. with_probe: where features are kept, those for similarities and those for a linear probe are of one pass.
     another_follows: a job that only encodes a part (``shard=``) has another set to encode after this one.
     """
 
@@ -40,7 +40,7 @@ class Source:
 
     @property
     def count(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return -(-len(self.data) // self.batch_size)
 
 
@@ -50,7 +50,7 @@ def encoded_batches(
     store: FeatureStore | None = None,
     kind: str = "image",
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(features, batch) through the whole set, in order; batches whose features are kept in ``store`` are not read.
+    """Yield (features, batch) through the set, in order; batches whose features are kept in ``store`` are not read.
 
     kind: "image", what the scorer takes, on its device; or "probe", what a linear probe sees, on the CPU.
     Images that cannot be read are left out: a line on stderr names each. Raises UserError if nothing is left, and
@@ -65,9 +65,9 @@ def encoded_batches(
 
 
 def collect(scorer: Scorer, source: Source, keep: Callable[[Tensor, Batch], T]) -> list[T]:
-    """``keep(image features, batch)`` of every batch of a set, in order; see :func:`encoded_batches`.
+    """Return ``keep(image features, batch)`` of every batch of a set, in order; see :func:`encoded_batches`.
 
-    Processes that evaluate together read and encode some of the batches each, and all get what was kept of all.
+    Processes that evaluate together each read and encode some of the batches, and all of them get what was kept of all.
     """
 
     def encode(numbers: Iterable[int]) -> list[T | None]:
@@ -87,7 +87,7 @@ def _features_of(
     store: FeatureStore | None,
     kind: str,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Also batches of which no image can be read."""
+    """Yield every batch with its features, also batches of which no image can be read."""
     device = "cpu" if kind == "probe" else scorer.encoder.device
     kept = (
         None
@@ -143,7 +143,7 @@ class _SomeBatches(EvalSet):
 def _all_batches(
     data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """Also those of which no image can be read."""
+    """Yield every batch, also those of which no image can be read."""
     with Progress(title, "images", len(data)) as progress:
         for batch in batches(data, transform, batch_size, workers):
             for problem in batch.undecodable:
@@ -158,7 +158,7 @@ def _require(found: bool, title: str) -> None:
 
 
 class CutTexts:
-    """Counts the texts that a model does not read to their end."""
+    """A counter of the texts that a model does not read to their end."""
 
     def __init__(self, scorer: Scorer):
         self.encoder, self.texts, self.cut, self.longest = scorer.encoder, 0, 0, 0
@@ -170,7 +170,7 @@ class CutTexts:
         self.longest = max(self.longest, *counts)
 
     def result(self) -> dict[str, Any]:
-        """For the result file: how many texts were cut at how many tokens; nothing if none was."""
+        """Return the entry of the result file: how many texts were cut at how many tokens; empty if none was."""
         if not self.cut:
             return {}
         said = (
@@ -181,7 +181,7 @@ class CutTexts:
 
 
 def size_note(card: BenchmarkCard, n: int) -> str | None:
-    """A warning if the published numbers are of other images, or if the number of images is not the card's."""
+    """Return a warning if the published numbers are for other images, or if the number of images is not the card's."""
     if card.published_size not in (None, n):
         return f"{n} images, but the published numbers are of {card.published_size}: not comparable"
     if card.size is None or card.size == n:

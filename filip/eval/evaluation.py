@@ -17,7 +17,8 @@ from filip.progress import say
 def evaluate(
     name: str, encoder: Encoder, cards: Sequence[BenchmarkCard], context: Context, settings: Any = None
 ) -> tuple[dict[str, Any], Record]:
-    """(what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the cards.
+    """Return (what a result file says beyond the model, the outcome of each image) of the protocol ``name`` on the
+    cards.
 
     settings: of the protocol; None: its defaults. Raises UserError as the protocol does.
     """
@@ -36,12 +37,12 @@ def evaluate(
 
 
 def settings_of(protocol: Protocol, settings: Any, prompts: str) -> dict[str, Any]:
-    """What a result depends on beyond model and data: the protocol's settings, and the prompts if it reads any."""
+    """Return what a result depends on beyond model and data: the protocol's settings and any prompts it reads."""
     return {**({"prompts": prompts} if protocol.reads_prompts else {}), **asdict(settings)}
 
 
 def summary(protocol: Protocol, found: Numbers) -> str:
-    """The columns of a protocol on one benchmark in a line, and what it warns of."""
+    """Return the columns of a protocol on one benchmark in a line, and its warnings."""
     columns = []
     for title, value, chance, _, unit in map(astuple, protocol.measured(found)):
         by_chance = "" if chance is None else f" (chance {shown(chance, unit)})"

@@ -34,16 +34,16 @@ from filip.eval.precision import name_of
 from filip.files import digest, readable, replacing, sha256_of
 from filip.progress import say
 
-FORM = 2  # of the files; another number is another set
+FORM = 2  # version of the files' format; a set of another version is a different set
 IN_A_BATCH = ("labels", "captions", "keys", "clusters", "undecodable", "truths", "categories")
 
 
 class ShardEncodedError(Exception):
-    """Not a mistake: a job with ``shard=`` has encoded its part, and no numbers can be computed from a part."""
+    """The end of a job with ``shard=``, not a mistake: it has encoded its part, which gives no numbers."""
 
 
 def read_shard(text: str) -> tuple[int, int] | None:
-    """(2, 8) of "3/8", counted from 1 on the command line; None of "". Raises UserError for what is no part."""
+    """Return (2, 8) for "3/8", counted from 1 on the command line; None for "". Raises UserError for anything else."""
     if not text:
         return None
     number, slash, of = text.partition("/")
@@ -56,7 +56,7 @@ def read_shard(text: str) -> tuple[int, int] | None:
 class FeatureStore:
     """The features of one model in a folder.
 
-    model: what the features depend on of the model, see :func:`model_key`. limit: bytes, above which the sets that
+    model: what the features depend on in the model, see :func:`model_key`. limit: bytes, above which the sets that
     were used longest ago are removed. shard: (number from 0, of how many) if only that part is to be encoded.
     """
 
@@ -66,14 +66,14 @@ class FeatureStore:
     shard: tuple[int, int] | None = None
 
     def of_set(self, card: BenchmarkCard, root: str | Path, batch_size: int) -> KeptSet:
-        """What is kept of a data set."""
+        """Return what is kept of a data set."""
         layout = asdict(card.layout)
         about = {"form": FORM, "model": self.model, "layout": layout, "batch_size": batch_size}
         name = digest({**about, "root": str(Path(root).resolve()), "data": files_of(Path(root), card)})
         return KeptSet(self.folder / f"{card.name}-{name[:24]}")
 
     def own(self, count: int) -> Iterable[int]:
-        """The numbers of the batches of this job's part; of all of ``count`` without a part."""
+        """Return the numbers of the batches of this job's part; of all of ``count`` without a part."""
         return range(count) if self.shard is None else range(self.shard[0], count, self.shard[1])
 
     def trim(self, kept: KeptSet) -> None:
@@ -103,13 +103,13 @@ class KeptSet:
         return self.folder / f"{number}.{kind}.pt"
 
     def put(self, number: int, kind: str, features: Tensor, batch: Batch) -> None:
-        """Keep a batch: its features, and of the images what is not pixels."""
+        """Keep a batch: its features and, of the images, everything but the pixels."""
         content = {"features": features.cpu(), **{name: getattr(batch, name) for name in IN_A_BATCH}}
         with replacing(self._file(number, kind), shared=True) as part:
             torch.save(content, part)
 
     def get(self, number: int, kind: str) -> tuple[Tensor, Batch] | None:
-        """(features on the CPU, batch without pixels); None if it cannot be read."""
+        """Return (features on the CPU, batch without pixels); None if it cannot be read."""
         try:
             content = torch.load(self._file(number, kind), weights_only=True, map_location="cpu")
         except Exception:  # a file that is gone or half there makes torch's reader raise this and that
@@ -118,7 +118,7 @@ class KeptSet:
         return features, Batch(torch.zeros(len(features), 3, 0, 0), **content)
 
     def used(self) -> None:
-        """Note that it is in use now, for :meth:`FeatureStore.trim`."""
+        """Note that the set is in use now, for :meth:`FeatureStore.trim`."""
         self.folder.mkdir(parents=True, exist_ok=True)
         os.utime(self.folder)
 
@@ -131,7 +131,8 @@ def features_of_batches(
     read: Callable[[list[int]], Iterator[Batch]],
     device: str,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """(features of a kind on ``device``, batch) of the batches ``numbers``, in that order, kept ones as they were kept.
+    """Yield (features of a kind on ``device``, batch) of the batches ``numbers``, in that order, kept ones as they
+    were kept.
 
     read: goes through the images of the batches that it is given, in order. encode: pixels -> features by kind, that
     kind among them; all of them are kept.
@@ -156,7 +157,7 @@ def features_of_batches(
 
 
 def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
-    """What the features of a model depend on. model: as on the command line; its files are read once for it."""
+    """Return what a model's features depend on. model: as on the command line; its files are read once for this."""
     return {
         "weights": _weights(model),
         "image_size": encoder.image_size,
@@ -167,7 +168,7 @@ def model_key(model: str, encoder: Encoder) -> dict[str, Any]:
 
 
 def _weights(model: str) -> Any:
-    """The content of a file of weights, or names, sizes and times of a folder's files; else the name alone."""
+    """Return the content of a file of weights, or names, sizes and times of a folder's files; else the name alone."""
     for name in (model, *model.split(":")):
         place = Path(name)
         if name and place.is_file():
@@ -178,7 +179,7 @@ def _weights(model: str) -> Any:
 
 
 def files_of(root: Path, card: BenchmarkCard) -> Any:
-    """Names, sizes and times of the files of a card's data; of layouts that name no folder of their own, nothing."""
+    """Return names, sizes and times of the files of a card's data; nothing for layouts that name no separate folder."""
     place = root / card.path
     if not card.path:
         return None

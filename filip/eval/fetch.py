@@ -58,7 +58,8 @@ def main(config: Fetch) -> None:
 
 
 def repository(card: BenchmarkCard) -> tuple[str, list[str]]:
-    """The repository of data sets that a card's layout is published in, and the patterns of its files ([]: all)."""
+    """Return the repository of data sets that a card's layout is published in, and the patterns of its files ([]:
+    all)."""
     if card.hub:
         return str(card.hub["repo"]), [str(pattern) for pattern in card.hub.get("files", [])]
     if card.loader == "webdataset" and card.path.startswith("wds_"):
@@ -74,10 +75,10 @@ def repository(card: BenchmarkCard) -> tuple[str, list[str]]:
 
 
 class Hub:
-    """Where files come from."""
+    """The source of the files."""
 
     def names(self) -> list[str]:
-        """All files of the repository."""
+        """Return all files of the repository."""
         raise NotImplementedError
 
     def fetch(self, name: str, target: Path) -> None:

@@ -13,19 +13,21 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-_ROWS = 65_536  # images of a block
+_ROWS = 65_536  # images in a block
 
 
 @dataclass(frozen=True)
 class Classifier:
-    """seen: [k] int64, the classes that there were images of. weight: [k, width] and bias: [k]."""
+    """A fitted classifier.
+    // seen: [k] int64, the classes that there were images of. weight: [k, width] and bias: [k].
+    """
 
     seen: Tensor
     weight: Tensor
     bias: Tensor
 
     def log_probabilities(self, features: Tensor, classes: int) -> Tensor:
-        """[n, classes] on the CPU; a class that was never seen in training has -inf."""
+        """Return [n, classes] on the CPU; a class that was never seen in training has -inf."""
         found = torch.full((len(features), classes), -torch.inf, dtype=self.weight.dtype)
         for start in range(0, len(features), _ROWS):
             part = features[start : start + _ROWS].to(self.weight)

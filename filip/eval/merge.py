@@ -35,7 +35,7 @@ def main(config: Merge) -> None:
 
 
 def merged(parts: list[Path]) -> tuple[dict[str, Any], Record]:
-    """The result and outcomes of all parts.
+    """Return the result and the outcomes of all parts.
 
     Raises UserError if a part cannot be read or has no outcomes, parts disagree about the model or its settings, or
     two have the same benchmark.
@@ -71,7 +71,7 @@ def _add(result: dict[str, Any], found: dict[str, Any], part: Path, first: Path)
 
 
 def _about(result: dict[str, Any]) -> dict[str, Any]:
-    """What a result says of model and evaluation, each setting of the protocol by itself."""
+    """Return what a result says about model and evaluation, each setting of the protocol as a separate entry."""
     settings = {f"settings.{name}": value for name, value in result.get("settings", {}).items()}
     return {k: v for k, v in result.items() if k not in (*OF_BENCHMARKS, "settings")} | settings
 

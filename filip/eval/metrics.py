@@ -16,7 +16,7 @@ from torch import Tensor
 
 
 def hits_at_k(best_own: Tensor, scores: Tensor, own: Tensor, ks: Sequence[int]) -> Tensor:
-    """The probability, over random orders of ties, that an own candidate is among the first k.
+    """Return the probability, over random orders of ties, that an own candidate is among the first k.
 
     best_own: [q], the highest score of a query's own candidates; scores: [q, c]; own: [q, c] bool.
     Returns [q, len(ks)] float64 in 0..1.
@@ -40,7 +40,7 @@ def hits_at_k(best_own: Tensor, scores: Tensor, own: Tensor, ks: Sequence[int]) 
 
 
 def label_hits(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> Tensor:
-    """Top-k hits of a classifier. scores: [n, classes]; labels: [n] int64. Returns [n, len(ks)] float64."""
+    """Return the top-k hits of a classifier, [n, len(ks)] float64. scores: [n, classes]; labels: [n] int64."""
     scores = _rankable(scores)
     own = torch.zeros_like(scores, dtype=torch.bool).scatter_(1, labels.unsqueeze(1), True)
     return hits_at_k(scores.gather(1, labels.unsqueeze(1)).squeeze(1), scores, own, ks)
@@ -49,7 +49,7 @@ def label_hits(scores: Tensor, labels: Tensor, ks: Sequence[int]) -> Tensor:
 def retrieval_hits(
     scores: Tensor, query_group: Tensor, candidate_group: Tensor, ks: Sequence[int], rows: int = 512
 ) -> Tensor:
-    """Hits at k where a candidate is a query's own if both carry the same group number.
+    """Return hits at k where a candidate is a query's own if both carry the same group number.
 
     scores: [queries, candidates]; query_group: [queries] and candidate_group: [candidates], int64 (for image
     to text: the image's index, and the index of the image that a caption belongs to). A hit is any own
@@ -76,20 +76,20 @@ def _rankable(scores: Tensor) -> Tensor:
 
 
 def class_accuracies(hits: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Accuracy within each class. hits: [n]; labels: [n]. Returns [classes]; NaN for a class without images."""
+    """Return the accuracy within each class: [classes]; NaN for a class without images. hits: [n]; labels: [n]."""
     total = torch.zeros(classes, dtype=torch.float64).index_add_(0, labels, hits.double())
     count = torch.bincount(labels, minlength=classes).double()
     return total / count  # 0 / 0 is NaN, which is what an absent class should be
 
 
 def confusion(scores: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Counts [classes true, classes predicted]; among ties the first class counts as the prediction."""
+    """Count [classes true, classes predicted]; among ties the first class counts as the prediction."""
     predicted = _rankable(scores).argmax(1)
     return torch.bincount(labels * classes + predicted, minlength=classes * classes).view(classes, classes)
 
 
 def chance_at_k(own: int, candidates: int, k: int) -> float:
-    """Probability that k candidates drawn at random contain one of ``own``: 1 - C(c - own, k) / C(c, k)."""
+    """Return the probability that k random candidates contain one of ``own``: 1 - C(c - own, k) / C(c, k)."""
     miss = 1.0
     for drawn in range(min(k, candidates)):
         miss *= max(candidates - own - drawn, 0) / (candidates - drawn)
@@ -97,7 +97,7 @@ def chance_at_k(own: int, candidates: int, k: int) -> float:
 
 
 def retrieval_chance(query_group: Tensor, candidate_group: Tensor, ks: Sequence[int]) -> list[float]:
-    """Mean of :func:`chance_at_k` over the queries, for each k."""
+    """Return the mean of :func:`chance_at_k` over the queries, for each k."""
     _, inverse, counts = torch.unique(candidate_group, return_inverse=True, return_counts=True)
     size_of = dict(zip(candidate_group.tolist(), counts[inverse].tolist(), strict=True))
     own, times = np.unique([size_of.get(g, 0) for g in query_group.tolist()], return_counts=True)
@@ -115,11 +115,11 @@ def mean_interval(
     resamples: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """95 % interval of a mean of values in 0..1.
+    """Return the 95 % interval of a mean of values in 0..1.
 
     values: [n], one number per query. clusters: [n], the image a query belongs to (captions of one image are not
     independent). classes: [n], for a mean of per-class means; not to be combined with clusters.
-    Independent queries: Wilson's interval, which is no single point at 0 or 1. Otherwise a percentile bootstrap over
+    Independent queries: Wilson's interval, which is not a single point at 0 or 1. Otherwise a percentile bootstrap over
     images: drawn together with all their queries, or within their class, so that no class disappears.
     Returns (low, high); (nan, nan) for no values. Deterministic for a given seed.
     """
@@ -141,7 +141,7 @@ def mean_interval(
 
 
 def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, float]:
-    """Wilson's 95 % interval of a proportion ``share`` of ``n`` independent trials (Wilson 1927)."""
+    """Return Wilson's 95 % interval of a proportion ``share`` of ``n`` independent trials (Wilson 1927)."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, centre - half), min(1.0, centre + half)
@@ -150,8 +150,8 @@ def wilson_interval(share: float, n: int, z: float = 1.959964) -> tuple[float, f
 def _class_balanced_means(
     value: np.ndarray, classes: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Resampled means of class means. Images are drawn within their class; those that are alone in theirs, and would
-    not vary, among each other."""
+    """Return resampled means of class means. Images are drawn within their class; those that are alone in theirs, and
+    would not vary, are drawn from among each other."""
     groups = [value[classes == c] for c in np.unique(classes)]
     alone = np.concatenate([g for g in groups if len(g) == 1] or [np.empty(0)])
     total = np.zeros(resamples)
@@ -165,7 +165,7 @@ def _class_balanced_means(
 def _resampled_means(
     total: np.ndarray, count: np.ndarray, resamples: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Means over ``resamples`` draws with replacement of units that have a sum and a count each."""
+    """Return means over ``resamples`` draws with replacement of units that have a sum and a count each."""
     n = len(total)
     means = np.empty(resamples)
     step = max(1, 4_000_000 // n)  # at most 32 MB of indices at a time

@@ -16,7 +16,7 @@ MISSING_SETS = ("stop", "skip")
 def check_sets(
     cards: Sequence[BenchmarkCard], root: str | Path, missing: str = "stop"
 ) -> tuple[list[BenchmarkCard], dict[str, str]]:
-    """(the cards that can be evaluated, {name of another one: why not}). Opens each data set and matches its classes.
+    """Open each data set and match its classes; return (cards that can be evaluated, {name of another one: why not}).
 
     missing: "stop": UserError, one sentence for each data set that is not there or does not fit its card; "skip": a
     line on stderr for each, and the others are evaluated.

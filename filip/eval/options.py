@@ -20,7 +20,7 @@ from filip.eval.sharing import device_of, launched
 
 @dataclass
 class ModelOptions:
-    """Commands that load one model."""
+    """The options of commands that load one model."""
 
     model: str = option(MISSING, FORMS)
     image_size: int | None = option(None, "evaluate at this resolution instead of the model's", at_least=1)
@@ -36,7 +36,7 @@ class ModelOptions:
     trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")
 
     def encoder(self) -> Encoder:
-        """The model. Raises UserError if there is none."""
+        """Load the model. Raises UserError if there is none."""
         return load_encoder(
             self.model,
             self.image_size,
@@ -47,13 +47,13 @@ class ModelOptions:
         )
 
     def run_name(self, run: str = "") -> str:
-        """What the model is called: ``run``, or its file's name without the suffix, or what it was asked for by."""
+        """Return the model's name: ``run``, or its file's name without the suffix, or the name it was asked for by."""
         return run or (Path(self.model).stem if Path(self.model).exists() else self.model)
 
 
 @dataclass
 class DataOptions:
-    """Commands that read benchmarks or data of your own."""
+    """The options of commands that read benchmarks or your own data."""
 
     data: list[str] = option(
         MISSING, "folders, tables (CSV, JSON lines, Parquet) or benchmark cards, e.g. [cifar10,mine/]"
@@ -69,7 +69,7 @@ class DataOptions:
     )
 
     def cards(self, kinds: Collection[str] = KINDS) -> list[BenchmarkCard]:
-        """The benchmarks in ``data`` of these kinds.
+        """Return the benchmarks in ``data`` of these kinds.
 
         Raises UserError for data without any, and for a name that occurs twice, since results are kept by name.
         """
@@ -90,12 +90,12 @@ class DataOptions:
         return cards
 
     def load(self) -> tuple[list[BenchmarkCard], dict[str, str]]:
-        """The benchmarks that are there, and why others are not; see :func:`filip.eval.opening.check_sets`."""
+        """Return the benchmarks that are there, and why others are not; see :func:`filip.eval.opening.check_sets`."""
         return check_sets(self.cards(), self.root, self.missing)
 
 
 def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dict[str, Any]:
-    """What a result file says of the model; ``run`` is the name of its row, the model's if empty."""
+    """Return what a result file says about the model; ``run`` is the name of its row, the model's if empty."""
     return {
         "run": options.run_name(run),
         "model": options.model,
@@ -109,7 +109,7 @@ def result_header(options: ModelOptions, encoder: Encoder, run: str = "") -> dic
 def store_of(
     options: ModelOptions, encoder: Encoder, folder: str, gigabytes: float, shard: str = ""
 ) -> FeatureStore | None:
-    """The store of a model in ``folder``; None if that is empty. UserError for a part (``shard=3/8``) without one."""
+    """Return a model's store in ``folder``; None if that is empty. UserError for a part (``shard=3/8``) without one."""
     part = read_shard(shard)
     if not folder:
         if part is not None:

@@ -24,7 +24,7 @@ _KEY, _CLUSTER = "key", "cluster"
 
 @dataclass(frozen=True)
 class Outcomes:
-    """Outcomes of n queries.
+    """The outcomes of n queries.
 
     key: [n] strings, the same query in every run. values: {measure: [n]}, each in 0..1 (a hit; a fraction where
     scores tie). cluster: [n] strings; queries with an equal one are not independent, such as captions of an image.
@@ -41,7 +41,7 @@ class Outcomes:
         values: Mapping[str, np.ndarray | Tensor | Sequence[float]],
         cluster: Sequence[str] | None = None,
     ) -> Outcomes:
-        """From lists; without ``cluster`` every query stands alone."""
+        """Make outcomes from lists; without ``cluster`` every query stands alone."""
         measures = {name: np.asarray(value, dtype=np.float32) for name, value in values.items()}
         return cls(np.asarray(key, str), measures, np.asarray(key if cluster is None else cluster, str))
 
@@ -50,7 +50,7 @@ Record = dict[str, Outcomes]  # by group, e.g. "cifar10" or "flickr30k.i2t"
 
 
 def outcomes_file(result: str | Path) -> Path:
-    """Where the outcomes of a result file are."""
+    """Return where the outcomes of a result file are."""
     return Path(result).with_suffix(".npz")
 
 
@@ -65,7 +65,7 @@ def write_outcomes(result: str | Path, record: Record) -> None:
 
 
 def read_outcomes(result: str | Path) -> Record:
-    """The outcomes of a result file. Raises UserError if there are none."""
+    """Read the outcomes of a result file. Raises UserError if there are none."""
     path = outcomes_file(result)
     if not path.is_file():
         raise UserError(f"no outcomes at {path}; evaluate the model again to get them")

@@ -13,11 +13,11 @@ from filip.sets.layouts import LAYOUTS, recognise
 
 
 def cards_of(data: str, loader: str | None = None) -> list[BenchmarkCard]:
-    """Return the benchmarks in ``data``: a card by name or path, or a folder or file of your own.
+    """Return the benchmarks in ``data``: a card by name or path, or a folder or file of your own data.
 
     A card may name its layout: ``cifar10@torchvision``; ``loader`` is that of the others.
 
-    Your own may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
+    Your data may be: a folder of classes (``class/image.jpg``), CLIP_benchmark's webdataset, a table with a column of
     labels, or images with captions in any layout that :mod:`filip.sets` reads. With labels and captions it is two
     benchmarks. Raises UserError that says what was looked for.
     """
@@ -55,7 +55,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
         return [_card(place, "captions", "retrieval", "")]
     kinds = {"retrieval": CAPTION_COLUMNS, "classification": LABEL_COLUMNS}
     if layout == "parquet" and len(parts) > 1:
-        del kinds["classification"]  # which is read from one file
+        del kinds["classification"]  # it is read from one file
     fitting = [kind for kind, names in kinds.items() if any(name in columns for name in names)]
     if not fitting and place.is_dir():
         return []  # a table of something else, in a folder of classes
@@ -76,7 +76,7 @@ def _with_captions_or_labels(place: Path) -> list[BenchmarkCard]:
 
 
 def retrieval_card(data: str) -> BenchmarkCard:
-    """The pictures with captions that ``data`` names (see :func:`cards_of`). UserError if it has no captions."""
+    """Return the card of the pictures with captions that ``data`` names (see :func:`cards_of`), or raise UserError."""
     for card in cards_of(data):
         if card.kind == "retrieval":
             return card

@@ -30,14 +30,14 @@ def main(config: PictureOptions) -> None:
 
 
 def schema_of(arguments: list[str]) -> type[PictureOptions]:
-    """The options of the kind that the arguments name; those of every kind if there is no such kind."""
+    """Return the options of the kind that the arguments name; those of every kind if none has that name."""
     kinds = {schema.__module__.rpartition(".")[2]: schema for schema in DRAWN_BY}
     named = [argument.partition("=")[2] for argument in arguments if argument.startswith("kind=")]
     return kinds.get(named[-1] if named else "alignment", PictureOptions)
 
 
 def draw(arguments: list[str]) -> None:
-    """Draw what the command line asks for. Of a kind that there is not, nothing else is looked at."""
+    """Draw what the command line asks for. If the kind does not exist, nothing else is looked at."""
     schema = schema_of(arguments)
     if schema is PictureOptions:
         arguments = [*(argument for argument in arguments if argument.startswith("kind=")), "out=p.png"]

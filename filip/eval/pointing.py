@@ -46,7 +46,7 @@ def labelled(
     limit: int,
     kept: Callable[[int, str], Tensor | None] | None = None,
 ) -> list[Labelled]:
-    """Up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
+    """Return up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
 
     kept: finds the patches that were kept of an image, by its number in the set and its key.
     """
@@ -62,7 +62,8 @@ def labelled(
 
 
 def aligned(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt) -> list[WordPatch]:
-    """Each image with its label in the prompt; nothing is encoded if the patches of all of them were kept."""
+    """Align each image with its label in the prompt; nothing is encoded if the patches of all of them were
+    kept."""
     labels = [item.label for item in items]
     kept = [item.patches for item in items if item.patches is not None]
     if len(kept) == len(items):
@@ -75,7 +76,7 @@ def aligned(encoder: Encoder, items: Sequence[Labelled], prompt: Prompt) -> list
 def coverage(
     mask: Image.Image, transform: Callable[[Image.Image], Tensor], grid: tuple[int, int]
 ) -> np.ndarray:
-    """[rows, columns]: the share of each patch that lies on the object, after the image's own transform.
+    """Return [rows, columns]: the share of each patch that lies on the object, after the image's own transform.
 
     The mask goes through the transform as if it were the image, whatever that resizes or crops; its
     normalisation is undone by comparing with what black and white become.
@@ -101,7 +102,7 @@ def pointing(
     record: Record | None = None,
     name: str = "",
 ) -> dict[str, Any]:
-    """Pointing accuracy over images that have a mask (fractions, with chance and a 95 % interval).
+    """Measure pointing accuracy over images that have a mask (fractions, with chance and a 95 % interval).
 
     The outcome of each image is put into ``record`` as ``<name>.pointing``.
 
@@ -118,7 +119,7 @@ def pointing(
             assert item.mask is not None
             on = coverage(item.mask, encoder.transform, alignment.grid) >= 0.5
             if not on.any() or not alignment.label:
-                continue  # nothing to point at, or a label that the tokenizer leaves nothing of
+                continue  # nothing to point at, or a label of which the tokenizer leaves nothing
             keys.append(item.key)
             right.append(bool(on.flat[alignment.heat().argmax()]))
             chance.append(on.mean())
@@ -146,7 +147,7 @@ def pointing(
 
 
 def composite(left: Labelled, right: Labelled) -> tuple[Image.Image, list[Image.Image]]:
-    """Two images side by side at half size on white, and the mask of each in the result."""
+    """Put two images side by side at half size on white; also return the mask of each in the result."""
     side = max(left.image.size + right.image.size)
     page = Image.new("RGB", (side, side), "white")
     masks = []
@@ -163,7 +164,7 @@ def composite(left: Labelled, right: Labelled) -> tuple[Image.Image, list[Image.
 def composite_alignment(
     encoder: Encoder, left: Labelled, right: Labelled, swapped: bool = False
 ) -> tuple[Image.Image, WordPatch, list[list[int]]]:
-    """The picture of both, its alignment with "LEFT and RIGHT", and the token positions of the left and right label.
+    """Return the picture of both, its alignment with "LEFT and RIGHT", and each label's token positions.
 
     swapped: the text is "RIGHT and LEFT".
     """
@@ -186,7 +187,7 @@ def composite_pointing(
     record: Record | None = None,
     name: str = "",
 ) -> dict[str, Any]:
-    """Pointing accuracy on composites of random pairs with different labels.
+    """Measure pointing accuracy on composites of random pairs with different labels.
 
     The outcome of each label is put into ``record`` as ``<name>.composites``, the labels of a pair as one cluster.
 

@@ -14,7 +14,7 @@ PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float
 
 
 def dtype_of(precision: str, device: str) -> torch.dtype:
-    """The dtype that ``precision=`` stands for on a device.
+    """Return the dtype that ``precision=`` stands for on a device.
 
     precision: "fp32", "bf16", "fp16" or "auto": :func:`filip.device.evaluation_precision`.
     Raises UserError for another word.
@@ -27,12 +27,12 @@ def dtype_of(precision: str, device: str) -> torch.dtype:
 
 
 def name_of(dtype: torch.dtype) -> str:
-    """The inverse of :func:`dtype_of`: "fp32", "bf16" or "fp16"."""
+    """Return the inverse of :func:`dtype_of`: "fp32", "bf16" or "fp16"."""
     return next(name for name, known in PRECISIONS.items() if known == dtype)
 
 
 def autocast(device: str, dtype: torch.dtype) -> contextlib.AbstractContextManager[Any]:
-    """The towers' context; none in float32."""
+    """Return the context in which the towers run; an empty one in float32."""
     if dtype == torch.float32:
         return contextlib.nullcontext()
     return torch.autocast(torch.device(device).type, dtype)

@@ -19,7 +19,7 @@ from filip.errors import UserError
 
 @dataclass(frozen=True)
 class Prompt:
-    """Text around a label: ``fill("cat")`` gives the prompt."""
+    """A text around a label: ``fill("cat")`` gives the prompt."""
 
     before: str
     after: str
@@ -32,7 +32,7 @@ class Prompt:
 
 
 def compose(prefix: str, description: str, suffix: str, comma: bool = True) -> Prompt:
-    """One prompt of the paper's form. comma: whether one stands between label and description."""
+    """Make one prompt of the paper's form. comma: whether one stands between label and description."""
     if not (prefix or description or suffix):
         return Prompt("", "")
     before = f"{prefix} " if prefix else ""
@@ -43,7 +43,7 @@ def compose(prefix: str, description: str, suffix: str, comma: bool = True) -> P
 
 
 def load_ensemble(path: str | Path, key: str) -> list[Prompt]:
-    """The prompts of one benchmark from a YAML file of ensembles.
+    """Read the prompts of one benchmark from a YAML file of ensembles.
 
     An entry has either ``prefix``, ``description`` and ``suffix`` (lists; the ensemble is their Cartesian
     product) or ``templates`` (strings with ``{c}`` for the label), and ``count``, the number of prompts.
@@ -78,7 +78,7 @@ DEFAULT = "a photo of a {c}."
 
 
 def card_ensemble(prompts: str, key: str | None) -> list[Prompt]:
-    """The prompts of a card: ``prompts`` itself if it has ``{c}`` in it, else the file's entry ``key``.
+    """Return the prompts of a card: ``prompts`` itself if it has ``{c}`` in it, else the file's entry ``key``.
 
     A card without a key (your own data) gets :data:`DEFAULT`. Raises UserError as :func:`load_ensemble` does.
     """
@@ -91,7 +91,7 @@ def card_ensemble(prompts: str, key: str | None) -> list[Prompt]:
 
 
 def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, Prompt]:
-    """The prompts around captions for (image to text, text to image); bare captions if ``key`` is None."""
+    """Read the prompts around captions for (image to text, text to image); bare captions if ``key`` is None."""
     if key is None:
         return Prompt("", ""), Prompt("", "")
     entry = _entry(path, "retrieval").get(key)
@@ -104,7 +104,7 @@ def load_retrieval_prompts(path: str | Path, key: str | None) -> tuple[Prompt, P
 
 
 def alignment_template(prompts: str, card: str) -> str:
-    """The template of a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's."""
+    """Return the template for a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's."""
     if "{c}" in prompts:
         return prompts
     content = yaml.safe_load(resources.find("prompts", prompts).read_text(encoding="utf-8")) or {}

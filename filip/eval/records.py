@@ -18,9 +18,9 @@ from filip.sets.text import read_file
 
 
 class Records:
-    """Rows by number, each a dict, in the order of the file.
+    """The rows of a source by number, each a dict, in the order of the file.
 
-    names: of the classes, where the source numbers its labels and says what the numbers mean.
+    names: those of the classes, where the source numbers its labels and says what the numbers mean.
     """
 
     def __init__(
@@ -39,14 +39,15 @@ class Records:
         return self._row(index)
 
     def column(self, name: str) -> list[Any]:
-        """All values of a column. Raises KeyError if a row lacks it."""
+        """Return all values of a column. Raises KeyError if a row lacks it."""
         return [self[index][name] for index in range(self.count)]
 
 
 def read_records(place: Path, split: str = "test") -> Records:
-    """The rows of a file (by its suffix) or of a folder of Hugging Face's ``datasets``.
+    """Read the rows of a file (by its suffix) or of a folder of Hugging Face's ``datasets``.
 
-    split: of a folder with several. A JSON file is a list of objects, or an object of objects (SugarCrepe's form).
+    split: the one to read of a folder with several. A JSON file is a list of objects, or an object of
+    objects (SugarCrepe's form).
     Raises UserError for a file that is not there, cannot be read, or has no rows.
     """
     if place.is_dir():
@@ -108,7 +109,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
 
 
 def find_column(records: Records, known: Sequence[str], what: str, place: Path) -> str:
-    """The first of the known names that is a column. Raises UserError with the columns that there are."""
+    """Return the first of the known names that is a column. Raises UserError with the columns that there are."""
     found = next((name for name in known if name in records.columns), None)
     if found is None:
         raise UserError(
@@ -118,7 +119,7 @@ def find_column(records: Records, known: Sequence[str], what: str, place: Path) 
 
 
 def read_image(value: Any, folder: Path) -> Image.Image:
-    """The picture in a cell: a path below ``folder``, bytes, Hugging Face's {bytes, path}, or a PIL image."""
+    """Read the picture in a cell: a path below ``folder``, bytes, Hugging Face's {bytes, path}, or a PIL image."""
     if isinstance(value, Image.Image):
         return value.convert("RGB")
     if isinstance(value, dict):
@@ -129,7 +130,7 @@ def read_image(value: Any, folder: Path) -> Image.Image:
 
 
 def image_name(value: Any, index: int) -> str:
-    """What identifies the picture in a cell: its path, or the number of its row."""
+    """Return what identifies the picture in a cell: its path, or the number of its row."""
     if isinstance(value, dict):
         value = value.get("path")
     return str(value) if isinstance(value, str) and value else f"{index:07d}"

@@ -42,16 +42,16 @@ class PointedScene:
 
     @property
     def counted(self) -> list[int]:
-        """The things that can be pointed at: some patch is theirs, and the tokenizer leaves something of the name."""
+        """Return the things that can be pointed at: they have a patch, and the tokenizer leaves some of their name."""
         return [n for n, tokens in enumerate(self.names) if tokens and (self.owner == n).any()]
 
     @property
     def right(self) -> list[bool]:
-        """For each counted thing, whether its name points at it."""
+        """Return for each counted thing whether its name points at it."""
         return [bool(self.owner[self.best[n]] == n) for n in self.counted]
 
     def right_among_things(self) -> list[bool]:
-        """As ``right``, with the background's patches left out."""
+        """Return ``right`` with the background's patches left out."""
         found = []
         for n in self.counted:
             heat = np.where(self.owner == BACKGROUND, -np.inf, self.alignment.heat(self.names[n]))
@@ -60,7 +60,7 @@ class PointedScene:
 
     @property
     def score(self) -> float:
-        """The share of the counted names that point at their thing; nan if there is none."""
+        """Return the share of the counted names that point at their thing; nan if there is none."""
         return float(np.mean(self.right)) if self.counted else float("nan")
 
 
@@ -95,7 +95,7 @@ def _pointed(encoder: Encoder, sample: Sample, similarity: Tensor) -> PointedSce
 def pointed_scenes(
     encoder: Encoder, card: BenchmarkCard, data: EvalSet, count: int | None = None, batch: int = 64
 ) -> Iterator[PointedScene]:
-    """The first ``count`` scenes of a set (None: all). Raises UserError if one lacks the places of its things."""
+    """Point at the first ``count`` scenes of a set (None: all). UserError if one lacks the places of its things."""
     total = len(data) if count is None else min(count, len(data))
     with Progress(card.name, "scenes", total) as progress:
         for start in range(0, total, batch):
@@ -110,7 +110,7 @@ def pointed_scenes(
 
 
 def name_prompts(caption: str, labels: Sequence[str], key: str = "") -> list[Prompt]:
-    """What stands before and after each label in the caption; "dog" is not looked for in "hot dog".
+    """Return what stands before and after each label in the caption; "dog" is not looked for in "hot dog".
 
     Raises UserError if a label is not there.
     """

@@ -40,7 +40,7 @@ class Texts:
         return len(self.values) if self.lengths is None else len(self.lengths)
 
     def select(self, index: Tensor) -> Texts:
-        """The texts at ``index`` [m] int64, in that order; entries may repeat."""
+        """Return the texts at ``index`` [m] int64, in that order; entries may repeat."""
         if self.lengths is None:
             return Texts(self.values[index.to(self.values.device)], None)
         starts = self.lengths.cumsum(0) - self.lengths
@@ -51,19 +51,19 @@ class Texts:
         return Texts(self.values[rows.to(self.values.device)], lengths)
 
     def to(self, device: str) -> Texts:
-        """With the values on a device."""
+        """Return the same texts with the values on a device."""
         return Texts(self.values.to(device), self.lengths)
 
 
 class Scorer:
-    """Base of the two scorers: batches, progress, and each distinct text encoded once.
+    """The base of the two scorers: batches, progress, and each distinct text encoded once.
 
     Features stay where the model made them, token-wise ones in its dtype (``precision=``): only finished scores leave
     the device.
     """
 
     token_wise: bool
-    share: Share = ALONE  # of the processes that evaluate together
+    share: Share = ALONE  # this process among those that evaluate together
     store: FeatureStore | None = None  # where image features are kept
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
@@ -74,11 +74,11 @@ class Scorer:
         self.transform = encoder.transform
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels [b, 3, H, W] -> image features on the model's device, to be concatenated along the first axis."""
+        """Encode pixels [b, 3, H, W] -> features on the model's device, to be concatenated along the first axis."""
         return self._kept(self.encoder.encode_images(pixels))
 
     def encode_images_and_probe(self, pixels: Tensor) -> dict[str, Tensor] | None:
-        """``encode_images`` as "image" and what a linear probe sees as "probe", of one pass; None if it takes two."""
+        """Return ``encode_images`` as "image" and a linear probe's input as "probe"; None if that takes two passes."""
         both = self.encoder.image_and_probe(pixels)
         return None if both is None else {"image": self._kept(both[0]), "probe": both[1]}
 
@@ -87,7 +87,7 @@ class Scorer:
         return features.to(self.encoder.dtype) if self.token_wise else features
 
     def encode_texts(self, texts: Sequence[str]) -> Texts:
-        """Features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
+        """Return the features of ``texts``, in order. Equal strings get equal features, to the bit: encoded once."""
         unique = sorted(set(texts), key=lambda text: (len(text), text))  # by length: less padding in a batch
         batches = [
             unique[start : start + self.text_batch] for start in range(0, len(unique), self.text_batch)
@@ -110,18 +110,18 @@ class Scorer:
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
 
     def movable(self, features: Tensor) -> Tensor:
-        """Where they can be sent from: on the CPU if several processes evaluate together, else where they are."""
+        """Return features that can be sent: on the CPU if several processes evaluate together, else where they are."""
         return features if self.share.ranks == 1 else features.cpu()
 
     def moved_back(self, features: Tensor) -> Tensor:
-        """On the model's device, after :meth:`movable`."""
+        """Return the features on the model's device, after :meth:`movable`."""
         return features if self.share.ranks == 1 else features.to(self.encoder.device)
 
     def large_similarity(self, images: Tensor, texts: Texts) -> Similarity:
-        """:meth:`similarity` of many images, with a progress display; processes that evaluate together share it."""
+        """Compute :meth:`similarity` of many images, with progress; processes that evaluate together share the work."""
         if self.share.ranks == 1:
             return self.similarity(images, texts, progress=True)
-        blocks = images.split(BLOCK_IMAGES)  # as one process scores them
+        blocks = images.split(BLOCK_IMAGES)  # blocks as one process scores them
 
         def score_blocks(numbers: Iterable[int]) -> list[Similarity]:
             return [self.similarity(blocks[number], texts) for number in numbers]
@@ -130,12 +130,12 @@ class Scorer:
         return Similarity(torch.cat([p.i2t for p in parts]), torch.cat([p.t2i for p in parts]))
 
     def similarity(self, images: Tensor, texts: Texts, progress: bool = False) -> Similarity:
-        """s^I and s^T of all pairs, both [images, texts] float32 on the CPU; computed where the features are."""
+        """Return s^I and s^T of all pairs, both [images, texts] float32 on the CPU; computed where the features are."""
         raise NotImplementedError
 
 
 class PooledScorer(Scorer):
-    """One vector per image and text: the cosine, the same in both directions."""
+    """A scorer for one vector per image and text: the cosine, the same in both directions."""
 
     token_wise = False
 
@@ -146,7 +146,7 @@ class PooledScorer(Scorer):
 
 
 class TokenScorer(Scorer):
-    """One vector per token: mean of maxima (equations 4 and 5 of the paper), in bounded memory."""
+    """A scorer for one vector per token: mean of maxima (equations 4 and 5 of the paper), in bounded memory."""
 
     token_wise = True
 
@@ -164,17 +164,17 @@ RANKINGS = ("image", "text", "mean")
 
 
 def ranking(similarity: Similarity, by: str) -> Tensor:
-    """One of s^I ("image"), s^T ("text") and their mean ("mean"), [images, texts]."""
+    """Return one of s^I ("image"), s^T ("text") and their mean ("mean"), [images, texts]."""
     if by == "mean":
         return (similarity.i2t + similarity.t2i) / 2
     return similarity.i2t if by == "image" else similarity.t2i
 
 
 def load_scorer(model: str, image_size: int | None = None, device: str = "cpu", **loading: Any) -> Scorer:
-    """The scorer that fits a model; arguments and errors as in :func:`filip.eval.encoders.load_encoder`."""
+    """Load the scorer that fits a model; arguments and errors as in :func:`filip.eval.encoders.load_encoder`."""
     return scorer_for(load_encoder(model, image_size, device, **loading))
 
 
 def scorer_for(encoder: Encoder) -> Scorer:
-    """Token-wise or pooled, as the encoder is."""
+    """Return a token-wise or pooled scorer, as the encoder is."""
     return TokenScorer(encoder) if encoder.token_wise else PooledScorer(encoder)

@@ -38,7 +38,7 @@ class Share:
     exchange: Callable[[Any], list[Any]] = _alone
 
     def together(self, count: int, compute: Callable[[Iterable[int]], list[T]]) -> list[T]:
-        """The results of ``count`` parts, in order. ``compute`` returns those of the numbers that it is given.
+        """Return the results of ``count`` parts, in order. ``compute`` returns those of the numbers that it is given.
 
         What one process raises is raised by it, and as a UserError with the same words by the others. Tensors have to
         be on the CPU if there are several processes.
@@ -65,7 +65,7 @@ ALONE = Share()
 
 @cache
 def launched() -> Share:
-    """The processes that ``torchrun -m filip.eval.…`` started; otherwise this one alone.
+    """Return the processes that ``torchrun -m filip.eval.…`` started; otherwise this one alone.
 
     Also alone inside a training, whose ranks share an evaluation in their own way.
     """

@@ -25,7 +25,7 @@ def rerank(
     rank_texts_by: str,
     rank_images_by: str,
 ) -> tuple[Tensor, Tensor]:
-    """Exact scores for each query's ``candidates`` best candidates of a cheap first pass, -inf for all others.
+    """Return exact scores for each query's ``candidates`` best candidates of a cheap first pass, -inf for all others.
 
     images: [n, n1, d] tokens. for_texts, for_images: encoded texts when ranking texts, and when ranking
     images. rank_*_by: "image" (s^I), "text" (s^T) or "mean".
@@ -52,7 +52,7 @@ def rerank(
 
 
 def shortlist_scores(images: Tensor, texts: Texts) -> Similarity:
-    """The cheap first pass: cosines of mean vectors [images, texts], the same both ways, on the CPU."""
+    """Compute the cheap first pass: cosines of mean vectors [images, texts], the same both ways, on the CPU."""
     assert texts.lengths is not None
     owner = torch.repeat_interleave(torch.arange(len(texts)), texts.lengths.cpu()).to(texts.values.device)
     summed = texts.values.new_zeros(len(texts), texts.values.shape[1], dtype=torch.float32)

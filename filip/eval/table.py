@@ -51,7 +51,7 @@ def main(config: TableOptions) -> None:
 
 
 def files_of(places: Sequence[str]) -> list[Path]:
-    """Result files: files as they stand, and all ``.json`` below folders. UserError for what is not there."""
+    """Return result files: files as they stand, and all ``.json`` below folders. UserError for what is not there."""
     files: list[Path] = []
     for place in map(Path, places):
         if not place.exists():
@@ -69,7 +69,7 @@ def _read(file: Path) -> dict[str, Any]:
 
 
 def measures(result: dict[str, Any]) -> list[Measure]:
-    """The numbers of a result file that belong into a table; none if it is no result of an evaluation."""
+    """Return the numbers of a result file that belong into a table; none if an evaluation did not write it."""
     name = result.get("protocol")
     if not isinstance(name, str) or not isinstance(result.get("benchmarks"), dict):
         return []
@@ -95,7 +95,7 @@ def measures(result: dict[str, Any]) -> list[Measure]:
 
 
 def _settings(result: dict[str, Any]) -> Iterable[str]:
-    """What models have to have in common to be compared."""
+    """Yield what models have to have in common to be compared."""
     yield from (f"{name} {value}" for name, value in result.get("settings", {}).items() if value != "")
     yield f"{result.get('image_size')} px"
     yield str(result.get("scorer"))
@@ -104,7 +104,7 @@ def _settings(result: dict[str, Any]) -> Iterable[str]:
 
 
 def as_text(found: Sequence[Measure], form: str = "text") -> str:
-    """Return the table. Below it, where models differ in them, prompts, image size and scorer of each."""
+    """Return the table. Where models differ in them, prompts, image size and scorer of each follow below it."""
     models = list(dict.fromkeys(m.model for m in found))
     rows = list(dict.fromkeys((m.protocol, m.benchmark, m.measure) for m in found))
     cells = {(m.protocol, m.benchmark, m.measure, m.model): m for m in found}
@@ -148,7 +148,7 @@ def _differences(found: Sequence[Measure]) -> list[str]:
 
 
 def with_files(arguments: Sequence[str]) -> list[str]:
-    """``a.json b.json form=csv`` as ``results=[a.json,b.json] form=csv``."""
+    """Return ``a.json b.json form=csv`` as ``results=[a.json,b.json] form=csv``."""
     plain = [argument for argument in arguments if "=" not in argument and not argument.startswith("-")]
     return [*([f"results=[{','.join(plain)}]"] if plain else []), *(a for a in arguments if a not in plain)]
 

@@ -28,16 +28,16 @@ class WordPatch:
 
     @property
     def indices(self) -> np.ndarray:
-        """[rows, columns]: for each patch the position of its most similar token ([BOS] = 0)."""
+        """Return [rows, columns]: for each patch the position of its most similar token ([BOS] = 0)."""
         return self.similarity.argmax(1).view(self.grid).numpy()
 
     @property
     def hits(self) -> np.ndarray:
-        """[rows, columns] bool: whether a patch's most similar token belongs to the label."""
+        """Return [rows, columns] bool: whether a patch's most similar token belongs to the label."""
         return np.isin(self.indices, self.label)
 
     def heat(self, tokens: Sequence[int] | None = None) -> np.ndarray:
-        """[rows, columns]: each patch's highest similarity to any of ``tokens`` (default: the label's)."""
+        """Return [rows, columns]: each patch's highest similarity to any of ``tokens`` (default: the label's)."""
         chosen = list(self.label if tokens is None else tokens)
         return self.similarity[:, chosen].amax(1).view(self.grid).numpy()
 
@@ -52,7 +52,7 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
 
 
 def align(encoder: Encoder, patches: Tensor, labels: Sequence[str], prompt: Prompt) -> list[WordPatch]:
-    """:func:`word_patches` of images whose patches [b, rows * columns, d] are there already."""
+    """Do :func:`word_patches` for images whose patches [b, rows * columns, d] are there already."""
     words = encoder.words([prompt.fill(label) for label in labels])
     return [
         WordPatch(
@@ -66,7 +66,7 @@ def align(encoder: Encoder, patches: Tensor, labels: Sequence[str], prompt: Prom
 
 
 def label_tokens(encoder: Encoder, prompt: Prompt, label: str) -> list[int]:
-    """Positions of the label's tokens in the tokenised prompt."""
+    """Return the positions of the label's tokens in the tokenised prompt."""
     whole = encoder.tokens(prompt.fill(label))
     first = len(encoder.tokens(prompt.before)) - 1  # without its [EOS]
     ahead = encoder.tokens(prompt.fill(label)[: len(prompt.fill(label)) - len(prompt.after)])[:-1]
@@ -78,7 +78,7 @@ def label_tokens(encoder: Encoder, prompt: Prompt, label: str) -> list[int]:
 
 
 def alignment_prompt(text: str) -> Prompt:
-    """A prompt from a template with one ``{c}``, such as "a photo of a {c}."."""
+    """Make a prompt from a template with one ``{c}``, such as "a photo of a {c}."."""
     if text.count("{c}") != 1:
         raise UserError(f"alignment prompt {text!r} needs exactly one {{c}} where the label goes")
     before, after = text.split("{c}")

@@ -22,13 +22,13 @@ from filip.errors import UserError
 from filip.eval.outcomes import Outcomes, Record
 
 LEVEL = 0.05
-FEWEST = 3  # trainings of a run, from which a difference may be called more than chance
+FEWEST = 3  # fewest trainings of a run from which a difference may be called more than chance
 RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
 class Difference:
-    """The mean of one measure in our run less that in the baseline.
+    """A difference: the mean of one measure in our run minus that in the baseline.
 
     column: its name, "<group>/<measure>" of the outcomes unless others were given. effect and interval (95 %):
     fractions, not percentages. p: two-sided; p_adjusted: after Holm's correction for the columns it was computed with.
@@ -46,7 +46,7 @@ class Difference:
 
     @property
     def holds(self) -> bool:
-        """Whether the difference is significant at 5 % after the correction, over at least FEWEST trainings."""
+        """Return whether the difference is significant at 5 % after the correction, over at least FEWEST trainings."""
         return self.p_adjusted < LEVEL and self.trainings >= FEWEST
 
 
@@ -74,7 +74,7 @@ def differences(
 
 
 def shared_columns(records: Sequence[Record]) -> list[str]:
-    """The columns ("<group>/<measure>") that every one of the records has."""
+    """Return the columns ("<group>/<measure>") that every one of the records has."""
     names = [
         [f"{group}/{measure}" for group, r in record.items() for measure in r.values] for record in records
     ]
@@ -82,7 +82,7 @@ def shared_columns(records: Sequence[Record]) -> list[str]:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p-values (Holm 1979): the chance of any false discovery among them stays below the level."""
+    """Adjust p-values (Holm 1979): the chance of any false discovery among them stays below the level."""
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
     for rank, i in enumerate(order):
@@ -131,16 +131,16 @@ class Resampled:
         for (
             clusters,
             together,
-        ) in by_size.items():  # columns of as many clusters share their draws: no harm, less time
+        ) in by_size.items():  # columns with equally many clusters share their draws: no harm, less time
             for start, weights in _draws(np.random.default_rng(seed), clusters, resamples):
                 for place, sets in together:
                     means = np.mean([found.means(weights) for found in sets], axis=0)
                     self._drawn[start : start + len(weights), :, place] = means
 
     def difference(self, ours: str, baseline: str, columns: Sequence[str] | None = None) -> list[Difference]:
-        """Return one run less another, in all columns or in ``columns``, over which p is corrected (Holm).
+        """Return one run minus another, in all columns or in ``columns``, over which p is corrected (Holm).
 
-        Several trainings of each are paired by their order (a seed is the same data in the same order). Raises
+        Several trainings of each are paired by their order (a seed gives the same data in the same order). Raises
         UserError if the runs have different numbers of trainings.
         """
         chosen = self.columns if columns is None else list(columns)
@@ -176,7 +176,7 @@ class Resampled:
         return found
 
     def interval(self, run: str, column: str) -> tuple[float, float]:
-        """95 % interval of a column's mean in one run, over images; of several trainings, of the mean of theirs."""
+        """Return the 95 % interval of a column's mean in one run, over images; of several trainings, of their mean."""
         means = self._drawn[:, self._members[run], self.columns.index(column)].mean(1)
         low, high = np.percentile(means, [2.5, 97.5])
         return float(low), float(high)
@@ -206,7 +206,7 @@ class _Benchmark:
         self.counts = np.bincount(index, minlength=len(clusters)).astype(float)
 
     def means(self, weights: np.ndarray | None = None) -> np.ndarray:
-        """[trainings, columns], or [draws, trainings, columns] with how often each draw has each cluster."""
+        """Return [trainings, columns], or [draws, trainings, columns] with how often each draw has each cluster."""
         if weights is None:
             return self.values.mean(-1)
         total = np.maximum(weights @ self.counts, 1.0)
@@ -214,7 +214,7 @@ class _Benchmark:
 
 
 def _by_groups(columns: Mapping[str, Sequence[str]]) -> dict[tuple[str, ...], list[str]]:
-    """Columns that are drawn together: {the groups that they average over: their names}."""
+    """Group the columns that are drawn together: {the groups that they average over: their names}."""
     found: dict[tuple[str, ...], list[str]] = {}
     for name, outcomes in columns.items():
         groups = tuple(outcome.rpartition("/")[0] for outcome in outcomes)
@@ -230,14 +230,14 @@ def _number_clusters(sets: Sequence[_Benchmark]) -> int:
 
 
 def _cluster_names(group: str, found: Outcomes) -> np.ndarray:
-    """An image is its benchmark's own; a concept, whose name is no part of the keys, is the same in all of them."""
+    """Name the clusters: an image is its benchmark's own; a concept, whose name no key contains, is shared by all."""
     benchmark = group.partition(".")[0]
     own = np.char.startswith(found.key, found.cluster)
     return np.where(own, np.char.add(f"{benchmark}/", found.cluster), found.cluster)
 
 
 def _draws(rng: np.random.Generator, clusters: int, resamples: int) -> Iterator[tuple[int, np.ndarray]]:
-    """How often each cluster is in each resample: (first, [some resamples, clusters]), until all are drawn."""
+    """Yield how often each cluster is in each resample: (first, [some resamples, clusters]), until all are drawn."""
     step = max(1, 4_000_000 // clusters)  # 32 MB at a time
     for start in range(0, resamples, step):
         size = min(step, resamples - start)
@@ -249,7 +249,7 @@ def _draws(rng: np.random.Generator, clusters: int, resamples: int) -> Iterator[
 
 
 def _over_images(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Ends of the 95 % interval and p of each column, from resampled differences [draws, columns]."""
+    """Return the ends of the 95 % interval and p of each column, from resampled differences [draws, columns]."""
     low, high = np.percentile(drawn, [2.5, 97.5], axis=0)
     tails = np.minimum((drawn <= 0).sum(0), (drawn >= 0).sum(0))
     return low, high, np.minimum(1.0, 2 * (1 + tails) / (1 + len(drawn)))
@@ -258,7 +258,7 @@ def _over_images(drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 def over_trainings(
     paired: np.ndarray, image_variance: np.ndarray, clusters: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ends of the 95 % interval and p of each column: a paired t for other trainings and other images.
+    """Return the ends of the 95 % interval and p of each column: a paired t over other trainings and other images.
 
     paired: the measured differences [trainings, columns]. image_variance, clusters [columns]: the variance of their
     mean over resampled images, and the number of these. Both variances add up, with Satterthwaite's degrees of freedom;

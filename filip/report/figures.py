@@ -74,7 +74,7 @@ def main(config: Figures) -> None:
 
 
 def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> Figure:
-    """The mistakes of the last classifying row that was evaluated; of its first seed, if it has several."""
+    """Draw the mistakes of the last classifying row that was evaluated; of its first seed, if it has several."""
     titles = {column.key: column.title for table in tables.values() for column in table.columns}
     for run in reversed(study.rows("zero_shot") or study.rows("component_ablation")):
         entry = results.evaluation(run, "zero_shot")
@@ -89,7 +89,7 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
 
 
 def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[str, Any]]]]:
-    """{label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
+    """Return {label: the logs of a run and of its repetitions with other seeds}, for every run that has one."""
     logs = {}
     for run in study.trained:
         if study.is_replica(run):
@@ -122,7 +122,7 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
 
 
 def _trained(study: Study, results: Results) -> dict[str, Any]:
-    """The settings of the first pre-training that is finished and augments its images, else of the first finished."""
+    """Return the settings of the first finished pre-training that augments its images, else of the first finished."""
     found = [results.training(run) or {} for run in study.trained if run not in study.fine_tunes]
     settings = [entry["config"] for entry in found if entry.get("config")]
     augmented = [s for s in settings if (s.get("data") or {}).get("auto_augment")]

@@ -28,7 +28,7 @@ HEADLINES = (
     ("component_ablation", "Component ablation", ""),
     ("recipes", "Recipes, R@1", "_r1"),
 )
-ALL_ROWS = ("component_ablation", "recipes")  # whose rows are all compared with the first, not the last alone
+ALL_ROWS = ("component_ablation", "recipes")  # compare all rows with the first, not only the last
 COLUMNS = (
     *("area", "measure", "chance", "base", "base_run", "base_value", "row", "run", "value", "low", "high"),
     *("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding"),
@@ -41,7 +41,7 @@ NOTE = (
 
 
 def findings(tables: Mapping[str, Table]) -> pd.DataFrame:
-    """Return a row for each headline column that was measured, fractions; without a baseline its columns are empty."""
+    """Return a row of fractions for each headline column that was measured; a missing baseline's columns are empty."""
     found = [
         record
         for name, area, ending in HEADLINES
@@ -89,7 +89,7 @@ def _finding(cell: Cell) -> str:
 def cost(study: Study, runs: Mapping[str, Any], found: pd.DataFrame) -> Line | None:
     """Return what a training step of the compared runs costs; None where it was not measured.
 
-    From the efficiency ablation where it has a row of both, since its steps are interleaved; else from the trainings.
+    The efficiency ablation gives it where it has a row for both, since its steps are interleaved; else the trainings.
     """
     if found.empty or not found["base_run"].iloc[0]:
         return None

@@ -88,7 +88,7 @@ def main(config: Page) -> None:
 
 
 def _link(explorer: str | None, out: Path) -> str | None:
-    """The address of the explorer as seen from the page."""
+    """Return the address of the explorer as seen from the page."""
     place = Path(explorer) if explorer else out.with_name("explore.html")
     if explorer is None and not place.is_file():
         return None
@@ -150,7 +150,7 @@ def _table(grid: Grid) -> str:
 
 
 def _common_notes(tables: Mapping[str, Table]) -> list[str]:
-    """Return notes that several tables have: said once, above them."""
+    """Return the notes that several tables share; they are said once, above the tables."""
     counted = Counter(note for table in tables.values() for note in table.notes)
     return [note for note, times in counted.items() if times > 1]
 
@@ -160,12 +160,12 @@ def _common_notes(tables: Mapping[str, Table]) -> list[str]:
 
 @dataclass
 class _Room:
-    """Bytes that are left for embedded pictures."""
+    """The bytes that are left for embedded pictures."""
 
     left: int
 
     def embed(self, file: Path) -> str | None:
-        """A picture as a data URI, as WebP; None if there is no room for it."""
+        """Return a picture as a data URI, as WebP; None if no room is left for it."""
         stored = io.BytesIO()
         with Image.open(file) as image:
             picture = image.convert("RGB")
@@ -196,7 +196,7 @@ def _inline(figure: Figure, name: str) -> str:
 
 
 def inline_svg(text: str, name: str) -> str:
-    """A figure of matplotlib as part of a page: colours become the page's, so that they follow light and dark.
+    """Make a figure of matplotlib a part of a page: colours become the page's, so that they follow light and dark.
 
     name: prefix of its ids, which must not meet those of other figures.
     """

@@ -16,8 +16,8 @@ from filip.report.style import Look
 from filip.report.table import Column, Row, Table, difference
 
 MUTED, LINE, INK = "#667085", "#d9dde4", "#1d2129"
-KEPT, DROPPED = "#4a6b8a", "#b4603f"  # of the funnel: no model's colours
-MARKS = ("D", "s", "^", "v", "P", "X")  # of published rows, which have no colour of ours
+KEPT, DROPPED = "#4a6b8a", "#b4603f"  # colours of the funnel, which no model has
+MARKS = ("D", "s", "^", "v", "P", "X")  # marks of published rows, which have no colours
 Looks = Mapping[str, Look]  # by run
 STYLE: dict[Any, Any] = {
     "font.family": "DejaVu Sans",
@@ -41,7 +41,7 @@ STYLE: dict[Any, Any] = {
 
 
 def grid(rows: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
-    """A figure of ``width`` x ``height`` inches in the report's style, and its panels row by row."""
+    """Return a figure of ``width`` x ``height`` inches in the report's style, and its panels row by row."""
     matplotlib.rcParams.update(STYLE)
     figure = Figure(
         figsize=(width, height), layout="constrained"
@@ -62,10 +62,10 @@ PANELS = [  # key in log.jsonl, title, factor
 
 
 def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
-    """Training curves of several runs. logs: {label: one list of log.jsonl's lines per seed, each with "step"}; looks
-    by label.
+    """Draw the training curves of several runs.
+    // logs: {label: one list of log.jsonl's lines per seed, each with "step"}; looks: by label.
 
-    Of several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
+    With several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.
     """
     figure, axes = grid(2, 3, 13, 6.6)
     for axis, (key, title, factor) in zip(axes, PANELS, strict=True):
@@ -90,7 +90,7 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
 
 
 def _curve(axis: Axes, series: list[dict[int, float]], look: Look, label: str, noisy: bool) -> None:
-    """One run: the mean over its seeds, smoothed where it is noisy, with what was measured faintly behind it."""
+    """Draw one run: the mean over its seeds, smoothed where it is noisy, with the measured values faintly behind it."""
     if noisy or len(series) > 1:
         for points in series:
             axis.plot(list(points), list(points.values()), color=look.colour, alpha=0.28, linewidth=1)
@@ -111,7 +111,7 @@ def _number(value: Any) -> bool:
 
 
 def _smooth(values: np.ndarray, reach: int = 4) -> np.ndarray:
-    """Centred running mean over up to ``reach`` neighbours on each side, fewer (but as many) at the ends."""
+    """Return the centred running mean over up to ``reach`` neighbours on each side, fewer (but as many) at the ends."""
     total = np.concatenate([[0.0], np.cumsum(values)])
     index = np.arange(len(values))
     half = np.minimum(np.minimum(index, len(values) - 1 - index), reach)
@@ -122,7 +122,7 @@ def _smooth(values: np.ndarray, reach: int = 4) -> np.ndarray:
 
 
 def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
-    """How many pairs each stage of each source kept, and why it dropped the others.
+    """Draw how many pairs each stage of each source kept, and why it dropped the others.
 
     stages: funnel fragments in order (stage, source, unit, in, out, dropped).
     """
@@ -143,7 +143,7 @@ def funnel(stages: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def _funnel_bar(axis: Axes, stage: Mapping[str, Any], y: float) -> None:
-    """One stage: what it kept in blue, what it dropped in shades of red, the reasons at the right."""
+    """Draw one stage: what it kept in blue, what it dropped in shades of red, the reasons on the right."""
     whole = max(stage["in"], 1)
     kept = stage["out"] / whole
     axis.barh(y, kept, height=1.7, color=KEPT)
@@ -169,7 +169,7 @@ def _words(name: str) -> str:
 
 
 def stage_bars(stages: Sequence[tuple[str, str, float]]) -> Figure:
-    """Where the time went. stages: (kind, name, seconds); a bar for each kind, its stages one after the other."""
+    """Draw where the time went. stages: (kind, name, seconds); a bar for each kind, its stages one after the other."""
     kinds = list(dict.fromkeys(kind for kind, *_ in stages))
     figure, (axis,) = grid(1, 1, 10, 0.7 + 0.35 * len(kinds))
     for place, kind in enumerate(kinds):
@@ -198,9 +198,9 @@ def _reach(value: Any, low: Any, high: Any) -> np.ndarray:
 
 
 def benchmark_dots(table: Table, looks: Looks) -> Figure:
-    """A line per column of ``table`` with a dot for each row; bars are 95 % intervals, ticks chance.
+    """Draw a line per column of ``table`` with a dot for each row; bars are 95 % intervals, ticks chance.
 
-    Published rows are hollow marks, and are left out where they say nothing of any of the columns.
+    Published rows are hollow marks, and are left out where they say nothing about any of the columns.
     """
     figure, (axis,) = grid(1, 1, 10, 1.4 + (0.3 + 0.04 * len(table.rows)) * max(3, len(table.columns)))
     percent = _percent(table)
@@ -240,7 +240,7 @@ def benchmark_dots(table: Table, looks: Looks) -> Figure:
 
 
 def forest(found: pd.DataFrame, looks: Looks) -> Figure:
-    """Differences with their 95 % intervals around zero, one line each, by area (:mod:`filip.report.findings`).
+    """Draw differences with their 95 % intervals around zero, one line each, by area (:mod:`filip.report.findings`).
 
     Filled: it holds, in the colour of the run that is ahead. Hollow: it does not.
     """
@@ -280,10 +280,10 @@ def forest(found: pd.DataFrame, looks: Looks) -> Figure:
 
 
 def efficiency_scatter(table: Table, looks: Looks) -> Figure:
-    """Time, memory and accuracy of the rows against each other; time and memory relative to the block's first row.
+    """Draw time, memory and accuracy of the rows against each other; time and memory relative to the block's first row.
 
     Filled circles are measured here, in the colour of the run with the same loss; hollow squares are published. Each
-    point is named beside it.
+    point has its name next to it.
     """
     figure, axes = grid(1, 3, 14, 5.4)
     measure = [c for c in table.columns if c.unit == "percent"][-1]  # not the share of tokens
@@ -325,7 +325,7 @@ def _point(axis: Axes, row: Row, x: float, y: float, ends: list[float] | None, l
 
 
 def _ratio_axis(axis: Axes, which: str, values: pd.Series) -> None:
-    """A logarithmic axis in plain numbers, never narrower than a quarter up and down: noise should look like noise."""
+    """Draw a logarithmic axis in plain numbers, at least a quarter up and down: noise should look like noise."""
     low, high = min(0.8, 0.88 * values.min()), max(1.25, 1.14 * values.max())
     axis.set(**{f"{which}scale": "log", f"{which}lim": (low, high)})
     steps = [0.1, 0.2, 0.3, 0.5, 0.7, 1, 1.5, 2, 3, 4, 6, 8, 12, 20, 50, 100]
@@ -338,7 +338,7 @@ def _ratio_axis(axis: Axes, which: str, values: pd.Series) -> None:
 
 
 def legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str = "") -> None:
-    """One legend below for the labels of all panels, each once."""
+    """Put one legend below for the labels of all panels, each once."""
     entries = {
         text: mark for axis in axes for mark, text in zip(*axis.get_legend_handles_labels(), strict=True)
     }
@@ -355,7 +355,7 @@ def legend_of_all(figure: Figure, axes: Sequence[Axes], columns: int, title: str
 
 
 def recall_curves(table: Table, looks: Looks) -> Figure:
-    """Recall against k of every run of a table: a row of panels per benchmark, both ways.
+    """Draw recall against k for every run of a table: a row of panels per benchmark, both ways.
 
     Columns other than recall, ``<benchmark>_<direction>_r<k>``, are skipped. Bars are 95 % intervals, dashes chance.
     """
@@ -377,7 +377,7 @@ def recall_curves(table: Table, looks: Looks) -> Figure:
 
 
 def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks) -> None:
-    """Recall against k on one benchmark, in one direction: a line per run, and chance."""
+    """Draw recall against k on one benchmark, in one direction: a line per run, and chance."""
     ks = np.array([int(column.key.rpartition("_r")[2]) for column in columns])
     keys = [column.key for column in columns]
     percent = _percent(table)
@@ -413,9 +413,9 @@ def _recall_panel(axis: Axes, table: Table, columns: list[Column], looks: Looks)
 def confusions(
     tasks: Mapping[str, Mapping[str, Any]], label: str, look: Look | None = None, most: int = 12
 ) -> Figure:
-    """The most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
+    """Draw the most frequent mistakes of a run, by task. tasks: {title: an entry of zero_shot.json}; label: the run's.
 
-    Where no pair of classes stands out (few images a class), the classes that are most often predicted wrongly.
+    Where no pair of classes stands out (few images per class), the classes that are most often predicted wrongly.
     """
     across = min(3, max(1, len(tasks)))
     down = -(-max(1, len(tasks)) // across)

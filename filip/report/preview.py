@@ -57,7 +57,7 @@ class ShardSample:
 
 
 def read_samples(shards: Path, captions: Path, count: int) -> list[ShardSample]:
-    """Up to ``count`` pairs, spread over the first shard: those with a back-translation, if there are so many.
+    """Read up to ``count`` pairs, spread over the first shard: those with a back-translation, if there are that many.
 
     shards, captions: folders of a source's tars and side-cars, read as the loader reads them. Empty if there are none.
     """
@@ -86,7 +86,7 @@ def augmentation_sheet(
     seed: int = 0,
     augment: AugmentConfig | None = None,
 ) -> Image.Image:
-    """A page: per sample the original and ``augmented`` draws of the training transform, captions below."""
+    """Draw a page: per sample the original and ``augmented`` draws of the training transform, captions below."""
     augment = augment or AugmentConfig()
     transform = TrainTransform(size, augment)
     side, gap = 96, 6

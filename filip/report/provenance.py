@@ -10,7 +10,7 @@ from filip.report.results import Results
 from filip.report.table import short_commit
 from filip.study import PROTOCOLS, Study
 
-# Rules by what they are part of; those of the data stages are all others.
+# Rules by what they are part of; all others are data stages.
 KINDS = {
     "train": ("train", "efficiency"),
     "eval": (*PROTOCOLS, "alignment_sheet", "compare", "scene_sheet", "explorer"),
@@ -20,7 +20,7 @@ ORDER = ("data", "train", "eval", "report")
 
 
 def stage_groups(seconds: Mapping[str, float]) -> list[tuple[str, str, float]]:
-    """(kind, rule in words, seconds) of every rule, in the order of the DAG. seconds: of ``<rule>/<job>``."""
+    """Return (kind, rule in words, seconds) of every rule, in the order of the DAG. seconds: of ``<rule>/<job>``."""
     found: dict[str, float] = {}
     for name, value in seconds.items():
         rule = name.partition("/")[0]
@@ -38,7 +38,7 @@ def duration(seconds: float) -> str:
 
 
 def facts(study: Study, results: Results) -> list[tuple[str, str]]:
-    """What is known of the trainings: (name, value) pairs for print."""
+    """Return what is known about the trainings: (name, value) pairs for print."""
     trained = [found for run in study.trained if (found := results.training(run))]
     starts = [start for run in study.trained if (start := _last_start(results, run))]
     rows = [
@@ -73,7 +73,7 @@ def _period(trained: list[dict[str, Any]]) -> str:
 
 
 def _day(time: str) -> str:
-    """2026-11-25T18:36:53+00:00 as 2026-11-25 18:36."""
+    """Write 2026-11-25T18:36:53+00:00 as 2026-11-25 18:36."""
     return time[:16].replace("T", " ")
 
 

@@ -82,7 +82,7 @@ def main(config: Readme) -> None:
 
 
 def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
-    """``text`` with ``block`` between the marks. Raises UserError if they are not there once each, in order."""
+    """Return ``text`` with ``block`` between the marks. Raises UserError if they are not there once each, in order."""
     first, last = marks
     before, begin, rest = text.partition(first)
     _, end, after = rest.partition(last)

@@ -18,33 +18,33 @@ class Results:
         self.folder = Path(folder)
 
     def evaluation(self, run: str, protocol: str) -> dict[str, Any] | None:
-        """``eval/<run>/<protocol>.json``, written by the evaluation of that protocol."""
+        """Read ``eval/<run>/<protocol>.json``, written by the evaluation of that protocol."""
         return self._read(self.folder / "eval" / run / f"{protocol}.json")
 
     def outcomes(self, run: str, protocol: str) -> Record | None:
-        """What happened to each image, beside :meth:`evaluation`; None for results without it."""
+        """Read what happened to each image, kept next to :meth:`evaluation`; None for results without it."""
         file = self.folder / "eval" / run / f"{protocol}.json"
         return read_outcomes(file) if outcomes_file(file).is_file() else None
 
     def training(self, run: str) -> dict[str, Any] | None:
-        """``models/<run>.json``, written by training."""
+        """Read ``models/<run>.json``, written by training."""
         return self._read(self.folder / "models" / f"{run}.json")
 
     def efficiency(self, row: str) -> dict[str, Any] | None:
-        """``efficiency/<row>.json``, written by the short trainings of the efficiency ablation."""
+        """Read ``efficiency/<row>.json``, written by the short trainings of the efficiency ablation."""
         return self._read(self.folder / "efficiency" / f"{row}.json")
 
     def funnel(self) -> list[dict[str, Any]]:
-        """``funnel.json``: how many pairs entered and left each stage, and how many were dropped for which reason."""
+        """Read ``funnel.json``: how many pairs entered and left each stage, and how many were dropped and why."""
         content = self._read(self.folder / "funnel.json")
         return content if isinstance(content, list) else list((content or {}).get("stages", []))
 
     def scenes(self) -> dict[str, Any] | None:
-        """``eval/scenes_compared.json``: scenes as the models see them, with pictures (filip.eval.pictures.scenes)."""
+        """Read ``eval/scenes_compared.json``: scenes as models see them, with pictures (filip.eval.pictures.scenes)."""
         return self._read(self.folder / "eval" / "scenes_compared.json")
 
     def tables(self) -> dict[str, Table]:
-        """The tables by name, from ``tables/tables.json``. Raises UserError if the tables were not written yet."""
+        """Read the tables by name, from ``tables/tables.json``. Raises UserError if the tables were not written yet."""
         file = self.folder / "tables" / "tables.json"
         content = self._read(file)
         if content is None:
@@ -54,7 +54,7 @@ class Results:
         return {name: Table.from_json(table) for name, table in content["tables"].items()}
 
     def run_dir(self, run: str) -> Path | None:
-        """The run's folder, from the training result or, failing that, the newest ``runs/<run>-*``."""
+        """Return the run's folder, from the training result or, failing that, the newest ``runs/<run>-*``."""
         training = self.training(run) or {}
         recorded = training.get("run_dir") or (training.get("config") or {}).get("run_dir")
         if recorded and Path(recorded).is_dir():
@@ -63,12 +63,12 @@ class Results:
         return found[-1] if found else None
 
     def run_id(self, run: str) -> str | None:
-        """The run's name with its config hash, as its folder is called."""
+        """Return the run's name with its config hash, as its folder is called."""
         folder = self.run_dir(run)
         return folder.name if folder else None
 
     def why(self, *parts: str) -> str:
-        """The reason to print for a missing file."""
+        """Return the reason to print for a missing file."""
         return f"not run: no {Path(self.folder, *parts)}"
 
     def _read(self, file: Path) -> Any:

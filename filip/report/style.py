@@ -11,13 +11,13 @@ from filip.study import Study
 
 TEMPLATES = Path(__file__).resolve().parent / "templates"
 
-# As in templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
+# The colours of templates/style.css (--run0, --run1, …), where each also has a variant for dark pages.
 COLOURS = ["#c2562c", "#1f63b5", "#23857a", "#a3720b", "#7a56a8", "#56606f", "#5d7f2f", "#a8466a"]
 
 
 @dataclass(frozen=True)
 class Look:
-    """How a run is drawn. tuned: a fine-tuning, in the colour of the run that it starts from, dashed."""
+    """The look of a run. tuned: a fine-tuning, in the colour of the run that it starts from, dashed."""
 
     number: int = 5
     tuned: bool = False
@@ -32,7 +32,7 @@ class Look:
 
 
 def looks(study: Study) -> dict[str, Look]:
-    """The look of every run, fine-tuning, peer and efficiency row of a study, by name.
+    """Return the look of every run, fine-tuning, peer and efficiency row of a study, by name.
 
     Runs are coloured in their order, the replicas of a run as the run; an efficiency row as the run whose accuracy it
     shows, or else as the first run with its interaction.

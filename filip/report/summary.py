@@ -25,7 +25,7 @@ RUN_FACTS = (  # what the summary takes over from the result of a training
     *("config", "commit", "samples_per_second", "seconds_per_iteration", "peak_memory_mb", "steps", "epochs"),
     *("world_size", "global_batch", "precision", "final", "manifest_hashes", "started", "finished"),
 )
-SHOWN_FACTS = {  # of a run, with their titles and formats
+SHOWN_FACTS = {  # facts of a run, with their titles and formats
     "steps": ("steps", ",.0f"),
     "global_batch": ("batch", ",.0f"),
     "samples_per_second": ("pairs / s", ",.0f"),
@@ -61,7 +61,7 @@ def summary(study: Study, results: Results, tables: Mapping[str, Table]) -> dict
 
 
 def stage_seconds(folder: Path) -> dict[str, float]:
-    """Seconds by stage from Snakemake's benchmark files, longest first; a stage is a file's path without ``.tsv``.
+    """Read seconds by stage from Snakemake's benchmark files, longest first; a stage is a file's path without ``.tsv``.
 
     A file of several repetitions counts with their mean. Raises UserError for a file that has no column ``s``.
     """

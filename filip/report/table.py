@@ -24,7 +24,7 @@ LESS = ("less", "less_low", "less_high", "less_p", "less_holds")
 
 @dataclass
 class Less:
-    """A cell less that of the first row of its section: paired over images (:mod:`filip.report.differences`).
+    """The difference from the first row of a cell's section: paired over images (:mod:`filip.report.differences`).
 
     effect, interval (95 %): fractions. p: after Holm's correction over the row's columns. holds: significant at 5 %,
     over enough trainings.
@@ -76,7 +76,7 @@ class Cell:
 
     @staticmethod
     def of(record: dict[str, Any]) -> Cell:
-        """Return the cell that a row of the frame is."""
+        """Return the cell that a row of the frame stands for."""
         value, chance, n, low, high, seeds, std, reason = (record[name] for name in BODY)
         effect, *ends, p, holds = (record[name] for name in LESS)
         less = None if effect is None else Less(effect, ends, p, holds)
@@ -86,7 +86,7 @@ class Cell:
 
 @dataclass
 class Column:
-    """unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text.
+    """A column. unit: percent (a fraction shown times 100), seconds, mb, ratio, number or text.
 
     outcomes: "<group>/<measure>" of the evaluation's outcomes that the column is the mean of; none: not compared.
     """
@@ -99,14 +99,14 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """The column's name where it stands alone, with its group."""
+        """Return the column's name where it stands alone, with its group."""
         distinct = self.group and self.group != self.title
         return f"{self.group}: {self.title}" if distinct else self.title
 
 
 @dataclass
 class Row:
-    """kind: ours (measured here), peer (another model, measured here) or paper (published)."""
+    """A row. kind: ours (measured here), peer (another model, measured here) or paper (published)."""
 
     label: str
     kind: str
@@ -118,7 +118,7 @@ class Row:
 
     @property
     def origin(self) -> str:
-        """Where the row comes from: its run and commit and the number of its seeds, or that it was published."""
+        """Return where the row comes from: its run and commit and the number of its seeds, or that it was published."""
         if self.kind == "paper":
             return "published"
         commit = f"@{short_commit(self.commit)}" if self.commit else ""
@@ -130,7 +130,7 @@ class Row:
 class Table:
     """A table of the report.
 
-    frame: one row for each cell, indexed by the number of its line and the key of its column; its columns are those of
+    frame: one row for each cell, indexed by the number of its line and the key of its column; its columns are those in
     the CSV. columns, notes: what else is printed.
     """
 
@@ -156,7 +156,7 @@ class Table:
 
     @property
     def rows(self) -> list[Row]:
-        """The frame's rows as objects, each with all of its cells."""
+        """Return the frame's rows as objects, each with all of its cells."""
         found: dict[int, Row] = {}
         for (number, key), record in zip(self.frame.index, self.frame.to_dict("records"), strict=True):
             head = (record[name] for name in ("section", "run", "run_id", "commit"))
@@ -183,7 +183,7 @@ class Table:
 
     @staticmethod
     def from_json(content: dict[str, Any]) -> Table:
-        """Return the table that ``as_json`` made ``content`` of."""
+        """Return the table from which ``as_json`` made ``content``."""
 
         def cell(found: dict[str, Any]) -> Cell:
             return Cell(**{**found, "less": Less(**found["less"]) if found.get("less") else None})
@@ -209,7 +209,7 @@ class Table:
             base = first.setdefault(row.section, row)
             ambiguous = row.kind == "paper" and not row.section.startswith(
                 "published"
-            )  # one of ours may be called so
+            )  # one of our rows may have the same label
             label = row.label + (" (published)" if ambiguous else "")
             cells = [_shown(row.cells[column.key], column) for column in columns]
             lines.append(Line(label, cells, row.section, row.kind, row.origin))
@@ -281,7 +281,7 @@ def short_commit(commit: str) -> str:
 
 
 def combine(cells: list[Cell]) -> Cell:
-    """The mean over repetitions with other seeds; the interval is then Student's t for the mean over
+    """Average repetitions with other seeds; the interval is then Student's t for the mean over
     seeds (it covers the variance between trainings, not that of the test images).
 
     Repetitions that have no value are left out. One repetition is returned as it is.
@@ -296,14 +296,14 @@ def combine(cells: list[Cell]) -> Cell:
 
 
 def average(cells: list[Cell], what: str) -> Cell:
-    """The plain mean over benchmarks; empty if one of them is, as a mean over fewer would not compare."""
+    """Return the plain mean over benchmarks; empty if one of them is, as a mean over fewer would not compare."""
     if not cells:
         return Cell(reason=f"no {what}")
     if missing := [cell for cell in cells if not isinstance(cell.value, int | float)]:
         return Cell(reason=missing[0].reason or f"not all {what} run")
     chances = [cell.chance for cell in cells if cell.chance is not None]
     counts = [cell.n for cell in cells if cell.n is not None]
-    # As if no image were in two of them: the squares of the half widths add. Where there are outcomes,
+    # This counts as if no image were in two of them: the squares of the half widths add. Where there are outcomes,
     # filip.report.rows.pairs replaces this interval by one that draws shared images together.
     halves = [(c.ci95[1] - c.ci95[0]) / 2 for c in cells if c.ci95]
     mean = statistics.fmean(float(c.value) for c in cells if isinstance(c.value, int | float))
@@ -317,7 +317,7 @@ def average(cells: list[Cell], what: str) -> Cell:
 
 
 def published_cell(value: float | None) -> Cell:
-    """A percentage of a paper as a fraction."""
+    """Return a percentage from a paper as a fraction."""
     return Cell(reason="not reported") if value is None else Cell(value / 100)
 
 

@@ -58,7 +58,7 @@ def main(config: Tables) -> None:
 
 
 def load_published(path: str | Path) -> dict[str, Any]:
-    """The paper's numbers, in percent: a file, or ``published`` for ``eval/published.yaml``. UserError if missing."""
+    """Read the paper's numbers, in percent: a file, or ``published``: ``eval/published.yaml``. UserError if missing."""
     return dict(yaml.safe_load(resources.find("published", path).read_text(encoding="utf-8")))
 
 

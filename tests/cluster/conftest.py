@@ -26,7 +26,7 @@ from tests.support.training import records
 from workflow.study import ROOT
 
 NODES = 24
-STEPS = 160  # of a training
+STEPS = 160  # steps of a training
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -37,7 +37,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
-    """24 virtual nodes with 8 cores and 8 GPUs each, as far as Slurm knows."""
+    """Yield 24 virtual nodes with 8 cores and 8 GPUs each, as far as Slurm knows."""
     if reason := why_not():
         pytest.skip(reason)
     with OneHostSlurm(tmp_path_factory.mktemp("slurm"), nodes=NODES) as cluster:
@@ -56,7 +56,7 @@ class Desk:
     started: list[subprocess.Popen[str]] = field(default_factory=list)
 
     def snakemake(self, *arguments: str) -> list[str]:
-        """Snakemake with the Slurm profile, for the tables."""
+        """Return the command line of Snakemake with the Slurm profile, for the tables."""
         (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
         command = [
             sys.executable,
@@ -87,7 +87,7 @@ class Desk:
         return {**mine, "PATH": path, **more}
 
     def unlock(self) -> None:
-        """What a person does after Snakemake was killed."""
+        """Unlock the folder as a person does after Snakemake was killed."""
         environment = self.environment()
         subprocess.run(
             self.snakemake("--unlock"), cwd=self.folder, env=environment, check=True, capture_output=True
@@ -110,12 +110,12 @@ class Desk:
         return json.loads((self.folder / self.weights(run)).with_suffix(".json").read_text())
 
     def outcomes(self, run: str) -> dict[str, list]:
-        """What became of each image and caption in the evaluation."""
+        """Return the outcome of each image and caption in the evaluation."""
         with np.load(self.folder / self.results / f"eval/{run}/retrieval.npz") as arrays:
             return {name: arrays[name].tolist() for name in arrays.files}
 
     def cells(self, run: str) -> dict[str, dict]:
-        """{table: {column: cell}} of the row of this run, without its difference from the first row."""
+        """Return {table: {column: cell}} of the row of this run, without its difference from the first row."""
         tables = json.loads((self.folder / self.tables).read_text())["tables"]
         rows = {name: row for name, table in tables.items() for row in table["rows"] if row["run"] == run}
         return {
@@ -124,11 +124,11 @@ class Desk:
         }
 
     def first_node(self, job: str) -> int:
-        """The number of the node that runs the job's batch script."""
+        """Return the number of the node that runs the job's batch script."""
         return int(self.slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))
 
     def jobs(self, run: str) -> dict[str, str]:
-        """{job: state} of this training, as Slurm remembers them; rule and wildcards stand in the plugin's comment."""
+        """Return {job: state} of this training, as Slurm has them; rule and wildcards are in the plugin's comment."""
         lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()
         return {
             words[0]: words[1]
@@ -137,20 +137,20 @@ class Desk:
         }
 
     def records(self, run: str) -> list[dict]:
-        """The lines of the log in the run's folder, of all starts of the training."""
+        """Return the lines of the log in the run's folder, of all starts of the training."""
         log = next((self.folder / self.results / "runs").glob(f"{run}-*/log.jsonl"), None)
         return records(log.parent) if log else []
 
     def step(self, run: str) -> int:
-        """The last step in the log; a training that has lost steps repeats them."""
+        """Return the last step in the log; a training that has lost steps repeats them."""
         return next((line["step"] for line in reversed(self.records(run)) if "step" in line), 0)
 
     def said(self, run: str, words: str) -> int:
-        """How many messages of the training have these words."""
+        """Return how many messages of the training have these words."""
         return sum(words in line.get("text", "") for line in self.records(run))
 
     def wait(self, true: Callable[[], bool], timeout: float = 600) -> None:
-        """Until it is true; an error if Snakemake ends before."""
+        """Wait until it is true; raise an error if Snakemake ends before."""
 
         def checked() -> bool:
             assert self.started[-1].poll() is None, self.explain()
@@ -159,7 +159,7 @@ class Desk:
         self.slurm.wait_until(checked, timeout, self.explain)
 
     def wait_for_steps(self, run: str, count: int) -> None:
-        """Until the training has made so many more steps."""
+        """Wait until the training has made this many more steps."""
         reached = self.step(run)
         self.wait(lambda: self.step(run) >= reached + count)
 
@@ -177,8 +177,8 @@ class Desk:
 
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of the repository that a study needs, the data set of squares as the stages of the data leave it, and
-    a benchmark of squares.
+    """Return the files of the repository that a study needs, the data set of squares as the stages of the data leave
+    it, and a benchmark of squares.
     """
     folder = tmp_path_factory.mktemp("desk")
     for name in ("filip", "workflow", "data", "eval", "ds_configs"):
@@ -237,6 +237,6 @@ def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) ->
 
 
 def kill(process: subprocess.Popen[str]) -> None:
-    """As ``kill -9``: nothing is tidied up."""
+    """Kill a process as ``kill -9`` does: nothing is tidied up."""
     process.send_signal(signal.SIGKILL)
     process.wait()

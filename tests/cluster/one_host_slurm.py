@@ -28,11 +28,11 @@ CONTROLLER_PORT, FIRST_NODE_PORT = 16817, 17000
 # Clients look there. Snakemake's job step drops SLURM_CONF from the environment of its job.
 DEFAULT_PLACE = Path("/etc/slurm")
 FILES = ("slurm.conf", "cgroup.conf", "gres.conf")
-FOLDER_PREFIX = "one-host-slurm"  # of the folder with the files of such a Slurm
+FOLDER_PREFIX = "one-host-slurm"  # name of the folder with the files of such a Slurm
 
 
 def why_not() -> str | None:
-    """Why no Slurm can be started here, in one line; None if it can. Installs the packages where that is possible."""
+    """Say why no Slurm can be started here, in one line; None if it can. Install the packages where possible."""
     if os.geteuid() != 0:
         return "the one-host Slurm needs root"
     if reason := why_not_installed(PROGRAMS, PACKAGES):
@@ -60,7 +60,7 @@ def remove_remains() -> None:
 
 
 def stop_daemons(folder: Path) -> None:
-    """Stop what lives in this folder, jobs that are left among it, and remove the links to it."""
+    """Stop what lives in this folder, including jobs that are left, and remove the links to it."""
     for process in psutil.process_iter(["cmdline"]):
         command = " ".join(process.info["cmdline"] or [])
         if str(folder) in command and command.endswith("/slurm_script"):
@@ -109,7 +109,8 @@ class OneHostSlurm:
         subprocess.run(["slurmctld", "-f", str(self.folder / "slurm.conf")], check=True)
 
     def kill_controller(self) -> None:
-        """As ``kill -9``; a new one knows of what was saved. It saves every few seconds, which is waited for."""
+        """Kill it as ``kill -9`` does, after it has saved, which it does every few seconds; a new one knows what was
+        saved."""
         before, saved = time.time(), self.folder / "state/job_state"
         for job, state in self.jobs().items():  # a change, which has to be saved
             if state in ("PENDING", "RUNNING"):
@@ -123,7 +124,7 @@ class OneHostSlurm:
         subprocess.run(["slurmd", "-f", str(self.folder / "slurm.conf"), "-N", f"node{node}"], check=True)
 
     def kill_node(self, node: int) -> None:
-        """As a power cut: the daemon, its step daemons and all that they started end, and none reports the others."""
+        """Kill it like a power cut: the daemon, its step daemons and what they started end; none reports the others."""
         found = {psutil.Process(int(self._pid(f"slurmd-node{node}").read_text()))}
         for process in psutil.process_iter(["environ"]):
             if (process.info["environ"] or {}).get("SLURMD_NODENAME") == f"node{node}":
@@ -137,7 +138,7 @@ class OneHostSlurm:
                     act(process)
 
     def set_nodes(self, names: str, state: str) -> None:
-        """As an administrator does: DRAIN (no new jobs) or RESUME; DOWN lasts until the daemon of the node reports."""
+        """Set a state as administrators do: DRAIN (no new jobs), RESUME; DOWN lasts until the node's daemon reports."""
         command = ["scontrol", "update", f"NodeName={names}", f"State={state}", "Reason=test"]
         subprocess.run(command, check=True, timeout=60)
 
@@ -158,7 +159,7 @@ class OneHostSlurm:
             "log-file": self.folder / "log/munged.log",
             "seed-file": self.folder / "munge/munged.seed",
         }
-        # --force: it would refuse folders that others may write to, as /tmp
+        # --force: it would refuse folders that others may write to, such as /tmp
         subprocess.run(["munged", "--force", *(f"--{k}={v}" for k, v in options.items())], check=True)
 
     def _write_configuration(self) -> None:
@@ -218,15 +219,15 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=
     # ---- questions -----------------------------------------------------------------------------------
 
     def ask(self, *command: str, env: dict[str, str] | None = None) -> str:
-        """Standard output of a client command, stripped; also of one that fails."""
+        """Return the standard output of a client command, stripped; also of one that fails."""
         return subprocess.run(command, capture_output=True, text=True, timeout=60, env=env).stdout.strip()
 
     def idle(self) -> int:
-        """How many nodes have nothing to do."""
+        """Return how many nodes have nothing to do."""
         return len(self.ask("sinfo", "-h", "-N", "-t", "idle", "-o", "%N").splitlines())
 
     def jobs(self) -> dict[str, str]:
-        """{job: state} of all jobs that Slurm remembers."""
+        """Return {job: state} of all jobs that Slurm remembers."""
         lines = self.ask("squeue", "-h", "--states=all", "-o", "%i %T").splitlines()
         return dict(line.split() for line in lines)
 
@@ -234,13 +235,13 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=
         return self.jobs().get(job, "")
 
     def wait_for(self, job: str, *states: str, timeout: float = 60) -> str:
-        """Wait until the job is in one of ``states``; returns it."""
+        """Wait until the job is in one of ``states``, and return that state."""
         self.wait_until(lambda: self.state(job) in states, timeout, lambda: f"job {job}: {self.jobs()}")
         return self.state(job)
 
     @staticmethod
     def wait_until(true, timeout: float = 30, about=lambda: "the cluster did not become ready") -> None:
-        """Until ``true()`` holds; AssertionError with ``about()`` after ``timeout`` seconds."""
+        """Wait until ``true()`` holds; raise AssertionError with ``about()`` after ``timeout`` seconds."""
         end = time.monotonic() + timeout
         while not true():
             assert time.monotonic() < end, about()
@@ -248,12 +249,12 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE OverTimeLimit=0 State=
 
 
 def stop(*pid_files: Path, number: signal.Signals = signal.SIGTERM) -> None:
-    """End the processes that pid files name, and wait for them: five seconds, then without asking."""
+    """End the processes that pid files name, and wait for them: five seconds, then kill them."""
     processes = []
     for file in pid_files:
         with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
             process = psutil.Process(int(file.read_text()))
-            if process.name() in DAEMONS:  # and not another program that was given its number later
+            if process.name() in DAEMONS:  # and not another program that got its number later
                 processes.append(process)
                 process.send_signal(number)
     _, left = psutil.wait_procs(processes, timeout=5)

@@ -12,18 +12,18 @@ from tests.cluster.two_hosts import ADDRESSES, TwoHosts
 from tests.support.debian import why_not_installed
 from tests.support.launched_ranks import environment
 
-SSHD = "/usr/sbin/sshd"  # which has to be started by its whole path
+SSHD = "/usr/sbin/sshd"  # has to be started by its whole path
 
 
 def why_not() -> str | None:
-    """Why there is no ssh between hosts here, in one line; None if there can be."""
+    """Say why ssh between hosts is not possible here, in one line; None if it is."""
     return why_not_installed(
         (SSHD, "ssh", "ssh-keygen", "pdsh"), ("openssh-server", "openssh-client", "pdsh")
     )
 
 
 class SecureShell:
-    """``with`` starts the daemons and stops them. ``bin`` is the folder of the ``ssh``, to be first in the PATH."""
+    """The hosts' ssh daemons, which ``with`` starts and stops. ``bin``, to be first in the PATH, has the ``ssh``."""
 
     def __init__(self, hosts: TwoHosts, folder: Path) -> None:
         self.hosts, self.folder, self.bin = hosts, folder, folder / "bin"
@@ -62,7 +62,7 @@ class SecureShell:
             daemon.kill()
 
     def _wait(self) -> None:
-        """Until both answer the first host."""
+        """Wait until both answer the first host."""
         path = f"{self.bin}:{environment()['PATH']}"
         for address in ADDRESSES:
             for _ in range(100):

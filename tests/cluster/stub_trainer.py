@@ -14,7 +14,7 @@ from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MI
 
 
 def meet(rank: int, world_size: int) -> list[int]:
-    """Every rank tells the first one its number; all of them wait for it. Returns the ranks that came, in order."""
+    """Let every rank tell the first one its number and wait for it. Return the ranks that came, in order."""
     place = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if rank == 0:
         others, came = [], [0]
@@ -44,7 +44,7 @@ def leave(code: int) -> None:
 
 
 def stop() -> None:
-    """A signal: the first rank saves, unless its peer is dead."""
+    """Handle a signal: the first rank saves, unless its peer is dead."""
     if rank == 0 and behaviour != "one_rank_dies":
         (folder / "checkpoints" / "step00000001").mkdir(parents=True)
     leave(STOPPED_BY_SIGNAL)
@@ -61,7 +61,7 @@ if rank == 0:
         file.write(json.dumps({"met": met, "local_world_size": int(os.environ["LOCAL_WORLD_SIZE"])}) + "\n")
 if behaviour == "mistake":
     if rank:
-        time.sleep(2)  # as the trainer's other ranks, so that the first one can speak
+        time.sleep(2)  # like the trainer's other ranks, so that the first one can speak
     leave(USERS_MISTAKE)
 if behaviour == "one_rank_dies":
     if rank == 1:

@@ -96,7 +96,7 @@ def test_192_processes_on_24_nodes_wait_for_a_dead_node_and_then_find_each_other
 
 @pytest.fixture(scope="module")
 def together(slurm: OneHostSlurm, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Submitted]:
-    """A job of each of these behaviours."""
+    """Submit a job of each of these behaviours."""
     behaviours = ("wait", "mistake", "one_rank_dies")
     return {name: submit(slurm, tmp_path_factory.mktemp(name), name) for name in behaviours}
 
@@ -125,7 +125,7 @@ def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str,
 
 
 def start_with_a_node_down(desk: Desk) -> subprocess.Popen[str]:
-    """Snakemake; its trainings wait until the second of the two nodes that they may have is up."""
+    """Start Snakemake; its trainings wait until the second of the two nodes that they may have is up."""
     desk.slurm.kill_node(1)
     desk.slurm.set_nodes("node1", "DOWN")  # as the controller does by itself after SlurmdTimeout
     desk.slurm.set_nodes("node[2-23]", "DRAIN")
@@ -142,7 +142,7 @@ def start_with_a_node_down(desk: Desk) -> subprocess.Popen[str]:
 
 
 def kill_and_start_again(desk: Desk, first: subprocess.Popen[str]) -> subprocess.Popen[str]:
-    """Another Snakemake in place of one that is killed; its jobs wait for those of the first."""
+    """Start another Snakemake in place of one that is killed; its jobs wait for those of the first."""
     kill(first)
     desk.unlock()
     second = desk.start()
@@ -155,7 +155,7 @@ def set_time_limit(desk: Desk, job: str, minutes: int) -> None:
 
 
 def ranks(desk: Desk, run: str) -> list[psutil.Process]:
-    """The ranks of a training of this study, in order; without the workers of their loaders."""
+    """Return the ranks of a training of this study, in order, without the workers of their loaders."""
     found = {}
     for process in psutil.process_iter(["cmdline"]):
         command = process.info["cmdline"] or []
@@ -179,7 +179,7 @@ def resume(desk: Desk, run: str) -> None:
 
 
 def has_been_sent(process: psutil.Process, number: signal.Signals) -> bool:
-    """Whether this signal waits for a suspended process."""
+    """Return whether this signal waits for a suspended process."""
     lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
     pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
     return bool(int(pending, 16) >> (number - 1) & 1)
@@ -200,7 +200,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     resume(desk, "calm")
 
     desk.wait(lambda: all(has_been_sent(process, signal.SIGUSR1) for process in ranks(desk, "shaken")))
-    set_time_limit(desk, job, minutes=60)  # of its next start
+    set_time_limit(desk, job, minutes=60)  # time limit of its next start
     resume(desk, "shaken")
     desk.wait(lambda: desk.said("shaken", "resumed from") == 1)
     desk.wait_for_steps("shaken", 5)

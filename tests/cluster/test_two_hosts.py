@@ -24,7 +24,7 @@ from workflow.study import ROOT
 
 pytestmark = pytest.mark.timeout(900)
 BIN = Path(sys.executable).parent
-PORT = "29533"  # of the first host, which has all ports to itself
+PORT = "29533"  # a port of the first host, which has all ports to itself
 
 
 @pytest.fixture
@@ -79,7 +79,7 @@ def test_deepspeed_with_a_hostfile_trains_across_the_cable(
         pytest.skip(reason)
     hostfile, more = tmp_path / "hosts", tmp_path / "variables"
     hostfile.write_text("".join(f"{address} slots=1\n" for address in ADDRESSES))
-    # what a .deepspeed_env says: of other variables DeepSpeed gives its hosts those of Python and the accelerator
+    # what a .deepspeed_env holds: of other variables DeepSpeed gives its hosts those of Python and the accelerator
     here = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **INTERFACE}
     more.write_text("".join(f"{name}={value}\n" for name, value in here.items()))
     log, run = tmp_path / "log", tmp_path / "run"

@@ -21,7 +21,7 @@ def ip(*words: str) -> subprocess.CompletedProcess[str]:
 
 
 def why_not() -> str | None:
-    """Why no namespaces can be made here, in one line; None if they can."""
+    """Say why no namespaces can be made here, in one line; None if they can."""
     if os.geteuid() != 0 or shutil.which("ip") is None:
         return "two hosts need root and iproute2"
     name = f"filip-try-{os.getpid()}"
@@ -31,7 +31,7 @@ def why_not() -> str | None:
 
 
 class TwoHosts:
-    """``with`` makes and removes them. Host 0 has the first of ADDRESSES, host 1 the second."""
+    """Two hosts, which ``with`` makes and removes. Host 0 has the first of ADDRESSES, host 1 the second."""
 
     def __init__(self) -> None:
         self.names = [f"filip{number}-{os.getpid()}" for number in (0, 1)]
@@ -54,7 +54,7 @@ class TwoHosts:
     def start(
         self, host: int, command: list[str], environment: dict[str, str], log: Path
     ) -> subprocess.Popen[bytes]:
-        """A command on a host; what it prints goes to ``log``."""
+        """Start a command on a host; what it prints goes to ``log``."""
         command = ["ip", "netns", "exec", self.names[host], *command]
         with open(log, "ab") as out:
             return subprocess.Popen(command, env={**environment, **INTERFACE}, stdout=out, stderr=out)
@@ -67,7 +67,7 @@ class TwoHosts:
         self._do("-n", self.names[0], "link", "set", CARD, "up")
 
     def received(self, host: int) -> int:
-        """Bytes that a host has received over the cable."""
+        """Return the bytes that a host has received over the cable."""
         command = ["ip", "netns", "exec", self.names[host], "cat", "/proc/net/dev"]
         shown = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True).stdout
         line = next(line for line in shown.splitlines() if line.strip().startswith(f"{CARD}:"))

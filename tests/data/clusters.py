@@ -20,7 +20,7 @@ SECONDS = 300  # that a daemon may take to start on a busy machine
 
 @dataclass
 class Cluster:
-    """address: what a driver is given. worker: the process of one of its two machines, all that runs there below it."""
+    """A cluster. address: what a driver is given. worker: the process of one of its two machines, with all below it."""
 
     address: str
     worker: int
@@ -38,7 +38,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def family(pid: int) -> list[psutil.Process]:
-    """A process and all its descendants; [] if it is over."""
+    """Return a process and all its descendants; [] if it is over."""
     with suppress(psutil.NoSuchProcess):
         process = psutil.Process(pid)
         return [process, *process.children(recursive=True)]
@@ -46,7 +46,7 @@ def family(pid: int) -> list[psutil.Process]:
 
 
 def kill(pid: int) -> None:
-    """kill -9 of a process and all its descendants."""
+    """Kill a process and all its descendants with kill -9."""
     for one in family(pid):
         with suppress(psutil.NoSuchProcess):
             one.kill()
@@ -63,7 +63,7 @@ def wait_until(happened: Callable[[], bool], what: str, logs: Sequence[Path] = (
 def wait_for_start(
     daemons: Sequence[subprocess.Popen[bytes]], logs: Sequence[Path], started: Callable[[], bool], what: str
 ) -> None:
-    """Fails at once, with what they wrote, when a daemon ends instead."""
+    """Wait for daemons; fail at once, with what they wrote, when one ends instead."""
 
     def over() -> bool:
         return any(daemon.poll() is not None for daemon in daemons)
@@ -74,7 +74,7 @@ def wait_for_start(
 
 @contextmanager
 def spark_cluster(folder: Path) -> Iterator[Cluster]:
-    """Spark's standalone master and two workers of one core each; needs Java."""
+    """Run Spark's standalone master and two workers of one core each; needs Java."""
     import pyspark
 
     home = Path(pyspark.__file__).parent

@@ -20,14 +20,14 @@ def write_list(path: Path, urls: list[str], **columns: Sequence[Any]) -> Path:
 
 
 def hashes(folder: Path) -> dict[str, str]:
-    """SHA-256 of every tar and Parquet file of a folder; an index holds its tar's time of change."""
+    """Return the SHA-256 of every tar and Parquet file of a folder; an index holds its tar's time of change."""
     files = [*folder.glob("*.tar"), *folder.glob("*.parquet")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
 @contextmanager
 def disk_with_room_for(size: int) -> Iterator[None]:
-    """No file of this process can grow beyond ``size`` bytes: to a program the same as a full disk."""
+    """Let no file of this process grow beyond ``size`` bytes, which to a program is the same as a full disk."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
     try:

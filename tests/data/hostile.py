@@ -31,7 +31,7 @@ def plain(width: int = 300, height: int = 240, colour=RED, kind: str = "JPEG", *
 
 
 def noisy(width: int, height: int, seed: int) -> Image.Image:
-    """Noise does not compress: cutting such a file in half loses half of the picture."""
+    """Return noise, which does not compress: cutting such a file in half loses half of the picture."""
     pixels = random.Random(seed).randbytes(width * height * 3)
     return Image.frombytes("RGB", (width, height), pixels)
 
@@ -47,7 +47,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def bomb(side: int = 30_000) -> bytes:
-    """A valid PNG of side x side pixels in a few kilobytes; decoded as RGB it takes 2.7 GB."""
+    """Return a valid PNG of side x side pixels in a few kilobytes; decoded as RGB it takes 2.7 GB."""
     packer = zlib.compressobj(9)
     row = b"\0" * (1 + side // 8)
     body = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
@@ -63,7 +63,7 @@ def png16_rgb(colour=GREEN, width: int = 300, height: int = 240) -> bytes:
 
 
 def exif_rotated() -> bytes:
-    """Stored lying on its side (240 wide): upright it is 300 x 240, red above and blue below."""
+    """Return a picture stored lying on its side (240 wide): upright it is 300 x 240, red above and blue below."""
     stored = halves().rotate(90, expand=True)
     exif = Image.Exif()
     exif[0x0112] = 6  # turn 90 degrees clockwise to show
@@ -71,7 +71,7 @@ def exif_rotated() -> bytes:
 
 
 def rgba() -> bytes:
-    """Green on the left, transparent (over black) on the right."""
+    """Return a picture that is green on the left and transparent (over black) on the right."""
     image = Image.new("RGBA", (300, 240), (0, 0, 0, 0))
     image.paste((*GREEN, 255), (0, 0, 150, 240))
     return encode(image, "PNG")
@@ -236,7 +236,7 @@ class Hostile:
 
 @contextmanager
 def redirecting_server() -> Iterator[tuple[int, dict[str, str]]]:
-    """Its port, and where it sends whoever asks for a path; to be filled in."""
+    """Yield its port, and where it sends whoever asks for a path; to be filled in."""
     targets: dict[str, str] = {}
 
     class Handler(BaseHTTPRequestHandler):
@@ -260,7 +260,7 @@ def redirecting_server() -> Iterator[tuple[int, dict[str, str]]]:
 
 @contextmanager
 def dripping_port(data: bytes, pause: float) -> Iterator[int]:
-    """A port that says ``data`` to whoever connects, whatever was asked, a byte every ``pause`` seconds."""
+    """Yield a port that says ``data`` to whoever connects, whatever was asked, a byte every ``pause`` seconds."""
     over = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listener:
 
@@ -283,7 +283,7 @@ def dripping_port(data: bytes, pause: float) -> Iterator[int]:
 
 @contextmanager
 def hostile_server(slow: float = 2.0) -> Iterator[Hostile]:
-    """``slow``: the timeout in seconds that the client will use; dripping sends a byte in a quarter of it."""
+    """Run the server. ``slow``: the client's timeout in seconds; dripping sends a byte in a quarter of it."""
     server = Hostile(slow)
     try:
         yield server

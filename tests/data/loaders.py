@@ -17,7 +17,7 @@ DATA_FIELDS = {field.name for field in dataclasses.fields(DataConfig)}
 def loader(
     pairs: Pairs | list[Source], *, epoch: int = 0, transform: Any = None, **options: Any
 ) -> PairLoader:
-    """A loader with small settings; options: fields of DataConfig and of StreamConfig."""
+    """Make a loader with small settings; options: fields of DataConfig and of StreamConfig."""
     settings = {
         "batch_size": 4,
         "image_size": 16,

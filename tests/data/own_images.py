@@ -26,7 +26,7 @@ COLOURS = {name: (20 + 40 * n, 200 - 30 * n, 60 * n) for n, name in enumerate(CA
 
 
 def picture(name: str, side: int = 240, kind: str = "PNG") -> bytes:
-    """One colour tells which image it is."""
+    """Return a picture of one colour, which tells which image it is."""
     out = io.BytesIO()
     Image.new("RGB", (side, side), COLOURS[name]).save(out, kind)
     return out.getvalue()
@@ -48,7 +48,7 @@ def text_beside(root: Path) -> str:
 
 
 def table(suffix: str) -> Callable[[Path], str]:
-    """One line per caption, as Flickr8k's captions.txt has them."""
+    """Return a writer of one line per caption, as Flickr8k's captions.txt has them."""
 
     def write(root: Path) -> str:
         write_images(root)
@@ -100,7 +100,7 @@ def saved_to_disk(root: Path) -> str:
 
 
 def _embedded(data: datasets.Dataset) -> datasets.Dataset:
-    """With the images in it, as hubs have it, not with paths of this machine."""
+    """Return the data set with the images in it, as hubs have it, not with paths of this machine."""
     from datasets.table import embed_table_storage
 
     return data.with_format("arrow").map(embed_table_storage, batched=True).with_format(None)
@@ -144,7 +144,7 @@ def karpathy(root: Path) -> str:
 
 
 def tar(samples: list[dict]) -> Callable[[Path], str]:
-    """A tar by the webdataset library."""
+    """Return a writer of a tar by the webdataset library."""
 
     def write(root: Path) -> str:
         root.mkdir(parents=True)

@@ -46,7 +46,7 @@ def colour(n: int) -> tuple[int, int, int]:
 
 
 def number_of(pixels: torch.Tensor, total: int) -> int:
-    """Which pair an image, uint8 [3, H, W], shows."""
+    """Return which pair an image, uint8 [3, H, W], shows."""
     seen = pixels[:, pixels.shape[1] // 2, pixels.shape[2] // 2].numpy().astype(int)
     distances = [abs(seen - np.array(colour(n))).sum() for n in range(total)]
     assert min(distances) <= 6
@@ -54,7 +54,7 @@ def number_of(pixels: torch.Tensor, total: int) -> int:
 
 
 def write_pairs(root: Path, counts: Sequence[int], captions: int = 2, size: int = 20) -> Pairs:
-    """``counts[s]`` pairs in shard s; caption c of pair n is ``thing n c`` and its group is n // 2."""
+    """Write ``counts[s]`` pairs in shard s; caption c of pair n is ``thing n c`` and its group is n // 2."""
     n = 0
     for shard, count in enumerate(counts):
         samples = []

@@ -67,7 +67,7 @@ def test_meaning_of_a_paraphrase_and_of_another_sentence() -> None:
 
 
 def test_a_wrong_flag_number_or_negation_in_the_pivot_is_further_from_the_caption() -> None:
-    """At 0.75 on pairs with one known error each; docs/data.md has the table."""
+    """The threshold is 0.75, on pairs with one known error each; docs/data.md has the table."""
     from filip.data.captions.semantic_similarity import pivot_similarities
 
     rows = pivot_errors()

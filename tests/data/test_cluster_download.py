@@ -15,7 +15,7 @@ from tests.data import hostile
 from tests.data.clusters import SECONDS, Cluster, family, kill, spark_cluster, wait_until
 from tests.data.downloads import hashes, write_list
 
-ROWS = 20  # of a shard
+ROWS = 20  # rows of a shard
 SETTINGS = {"image_size": 32, "samples_per_shard": ROWS, "threads": 2, "timeout": 300, "retry_passes": 0}
 RAW = {"name": "c", "download": SETTINGS, "image_rules": {"min_side": 0}, "allow_private_hosts": True}
 SHARDS, UNGATED = 12, 3  # no other shard than the first three can be finished before the worker is dead
@@ -46,7 +46,8 @@ def finished(folder: Path) -> int:
 
 
 def at_work(folder: Path, machine: int) -> bool:
-    """Whether a shard of ``folder`` is being made by a descendant of a process; the shard's folder has its number."""
+    """Return whether a shard of ``folder`` is being made by a descendant of a process; the shard's folder has its
+    number."""
     makers = {path.name.rpartition(".")[2] for path in (folder / "_work").glob("*.*.*")}
     return any(str(process.pid) in makers for process in family(machine))
 

@@ -59,7 +59,7 @@ def drawings(catalogue):
 
 @pytest.fixture(scope="module")
 def whole_list(catalogue, drawings):
-    """The list of the complete corpus without its scenes, as dictionaries; nothing is rendered."""
+    """Return the list of the complete corpus without its scenes, as dictionaries; nothing is rendered."""
     training, _ = train_and_test(catalogue, drawings)
     return training_table(training, [], plant(catalogue, training), "http://127.0.0.1:1").to_pylist()
 

@@ -39,7 +39,7 @@ def emoji(number: int) -> Emoji:
 
 
 def sprite(number: int) -> Sprite:
-    """A block of one colour with a transparent corner, in proportions of its own."""
+    """Return a block of one colour with a transparent corner and its own proportions."""
     width, height = 20 + 13 * number % 60, 20 + 29 * number % 70
     pixels = np.zeros((height, width, 4), np.uint8)
     pixels[..., :3] = number * 37 % 256, number * 101 % 256, number * 59 % 256

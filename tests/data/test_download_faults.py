@@ -94,7 +94,7 @@ def test_kill_9_of_a_worker_and_then_of_everything_gives_the_same_bytes(tmp_path
 
 @pytest.mark.slow
 def test_a_worker_in_a_call_that_never_returns_is_ended(tmp_path: Path, monkeypatch) -> None:
-    """Opening a pipe that nobody writes to: like a network disk that went away, no time-out reaches it."""
+    """It opens a pipe that nobody writes to: as with a network disk that went away, no time-out reaches it."""
     # leaves 1 s an image and 3 s of time-outs
     for name, value in {
         "shards.SECONDS_PER_SHARD": 0,
@@ -222,7 +222,7 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
 
 
 class OneAfterTheOther:
-    """Workers in this very process."""
+    """A pool whose workers are this very process."""
 
     shards_per_pool, one_death_ends_the_pool = 1000, False
 

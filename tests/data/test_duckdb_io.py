@@ -18,7 +18,7 @@ def test_columns_of_files_that_differ_are_those_of_union_by_name(tmp_path: Path)
         pa.table({"key": ["a", "b"], "caption": ["one", None], "sha256": ["x", "y"], "more": [1, 2]}),
         pa.table({"sha256": ["z"], "key": ["c"], "caption": ["three"]}),  # another order, a column less
         pa.table({"key": ["d"], "caption": ["four"], "sha256": pa.nulls(1), "team": [7]}),
-        pa.table({"key": ["e"], "caption": ["five"], "sha256": ["v"], "team": ["7b"]}),  # of another type
+        pa.table({"key": ["e"], "caption": ["five"], "sha256": ["v"], "team": ["7b"]}),  # another type
     ]
     files = [tmp_path / f"{number:05d}.parquet" for number in range(len(tables))]
     for table, path in zip(tables, files, strict=True):
@@ -46,7 +46,7 @@ def test_a_file_among_many_that_is_no_parquet_is_named(tmp_path: Path) -> None:
 
 
 def test_an_error_after_the_first_rows_is_a_sentence(tmp_path: Path) -> None:
-    """Arrow makes an OSError of it, which would be taken for one of the disk."""
+    """Arrow makes an OSError of it, which would be taken for an error of the disk."""
     con = duckdb_io.connect(2, "1GB", tmp_path / "spill")
     late = "SELECT i, CASE WHEN i > 2000000 THEN error('boom') END FROM range(3000000) t(i)"
     with pytest.raises(UserError, match=r"^numbers: Invalid Input Error: boom"):

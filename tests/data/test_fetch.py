@@ -40,7 +40,7 @@ def closed_port() -> int:
 
 
 def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None, float]:
-    """From the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
+    """Fetch from the servers of these tests, which are on this machine, unless ``access`` says otherwise."""
     options.setdefault("access", Access(private_hosts=True))
     started = time.monotonic()
     key, body, error = fetch((7, url), TIMEOUT, retries, "img2dataset", DIRECTIVES, **options)
@@ -158,7 +158,7 @@ def test_ascii_url() -> None:
 
 
 def test_a_host_that_asks_for_patience_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    """429 was asked again at once, as often as there were tries left."""
+    """An address that answered 429 was asked again at once, as often as there were tries left."""
     monkeypatch.setattr("filip.data.fetching.fetch._hosts", _Hosts())
     with hostile.hostile_server(TIMEOUT) as busy:
         body, _, seconds = get(busy.url("busy"), retries=2)
@@ -221,7 +221,7 @@ STATUS = [
 
 
 def odd_answer(number: int) -> bytes:
-    """An answer that some server might give, seeded by its number; half of them are odd in one header only."""
+    """Return an answer that some server might give, seeded by its number; half of them are odd in one header only."""
     draw = random.Random(number)
     value = partial(draw.choice, [*ODD, "chunked", "5", "http://["])
     if number % 2:
@@ -268,7 +268,7 @@ def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("10.1.2.3", False),
         ("172.16.0.9", False),
         ("192.168.1.1", False),
-        ("100.64.0.1", False),  # of a provider's own network
+        ("100.64.0.1", False),  # addresses of a provider's internal network
         ("169.254.169.254", False),  # the metadata of a machine in a cloud
         ("224.0.0.1", False),
         ("::1", False),
@@ -304,7 +304,7 @@ def test_a_list_does_not_reach_this_machine_unless_the_card_allows_it(server: ho
 def test_a_name_that_resolves_to_this_machine_is_refused_by_its_address(
     server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The resolver is the only thing that is replaced: an attacker's name server answers what it likes."""
+    """Only the resolver is replaced: an attacker's name server answers what it likes."""
     place = ("127.0.0.1", server.server.server_port)
     answer = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", place)]
     monkeypatch.setattr("socket.getaddrinfo", lambda *_: answer)
@@ -315,7 +315,7 @@ def test_a_name_that_resolves_to_this_machine_is_refused_by_its_address(
 def test_redirections_into_the_private_network_and_to_files_are_refused(
     server: hostile.Hostile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The first host counts as public here, the one that it sends to does not."""
+    """The first host counts as public here; the one that it sends to does not."""
     with hostile.redirecting_server() as (port, targets):
         targets["/private"] = server.url("jpeg").replace("127.0.0.1", "127.0.0.2")
         targets["/metadata"] = "http://169.254.169.254/latest/meta-data/"

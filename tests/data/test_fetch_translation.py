@@ -21,7 +21,7 @@ COMMIT = "0123456789" * 4
 
 
 class Hub:
-    """A server of the models below ``root``, with the hub's paths. The first answer about a large file is cut off."""
+    """A server of the models below ``root``, with the hub's paths. It cuts off the first answer about a large file."""
 
     def __init__(self, root: Path) -> None:
         outer = self
@@ -88,7 +88,7 @@ def describe(path: Path) -> dict[str, Any]:
 
 
 def write_model(folder: Path) -> None:
-    """A random Marian model as transformers writes it."""
+    """Write a random Marian model as transformers does."""
     import torch
     from transformers import MarianConfig, MarianMTModel
 
@@ -131,7 +131,7 @@ def test_a_model_of_the_hub_is_fetched_converted_and_translates_as_transformers_
 ) -> None:
     monkeypatch.setattr("filip.data.engines.marian.QUANTIZATION", "float32")
     monkeypatch.setattr("filip.data.engines.marian.BEAM", 1)
-    monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # of the 16 below one starts and one ends
+    monkeypatch.setattr("filip.data.engines.marian.MAX_LENGTH", 14)  # the 16 below include start and end
     main(FetchConfig(["de"], str(tmp_path), hub=hub.url))
     asked = [name for name, _ in hub.asked]
     assert asked.count("model.safetensors") == 3, "that of en-de was cut off, so it is asked for again"

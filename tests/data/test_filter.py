@@ -23,7 +23,7 @@ from tests.support.shards import Sample, encoded, write_shard
 
 
 def scene(seed: int) -> Image.Image:
-    """A picture with structure: blurred noise."""
+    """Return a picture with structure: blurred noise."""
     noise = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
     return (
         Image.fromarray(noise)

@@ -87,7 +87,7 @@ back_translation: {engine: none, pivots: []}
 
 
 def commands(folder: Path) -> dict[str, Command]:
-    """Every stage on a little data of its own below ``folder``."""
+    """Return every stage with a little data below ``folder``."""
     captions = [f"a photo of {n} dogs at the lake {n * 7919 % 5003}" for n in range(ROWS)]
     rows = {"url": [f"https://a.org/{n}" for n in range(ROWS)], "caption": captions}
     listed = folder / "l.parquet"
@@ -184,7 +184,7 @@ STAGES = [
 
 
 def files_of(folder: Path) -> dict[str, Any]:
-    """What is in a folder, without what depends on when it was made."""
+    """Return what is in a folder, without what depends on when it was made."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.suffix in (".tar", ".parquet") else None

@@ -14,7 +14,7 @@ SCHEMA = pa.schema(
 
 
 def some_rows(rng: random.Random) -> list[dict]:
-    """Runs of one to four rows, each with up to three captions, some of which its image has twice."""
+    """Return runs of one to four rows, each with up to three captions, some of which its image has twice."""
     places = [(part, n) for part in range(3) for n in sorted(rng.sample(range(40), 20))]
     return [
         {

@@ -60,7 +60,7 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
 
 
 def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:
-    """DuckDB takes folders like key=value for columns, brackets for a pattern, and has a column filename of its own."""
+    """DuckDB takes folders like key=value for columns and brackets for a pattern, and adds a column called filename."""
     place = tmp_path / "caption=x" / "[a-c] it's 100%25 *?"
     place.mkdir(parents=True)
     captions = [

@@ -111,7 +111,7 @@ def test_importing_the_rules_leaves_pillow_and_the_environment_alone() -> None:
 
 
 def test_more_pixels_than_pillow_opens_are_too_many() -> None:
-    """A header alone: 20,000 x 20,000."""
+    """The file is only a header, which says 20,000 x 20,000."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return (

@@ -38,7 +38,7 @@ from tests.support.shards import write_tar
 
 
 def card(images: str | Path, **keys: Any) -> SourceCard:
-    """A card whose text rules leave everything and whose images stay small."""
+    """Return a card whose text rules leave everything and whose images stay small."""
     plain = {
         "name": "mine",
         "images": str(images),
@@ -57,12 +57,12 @@ def run(one: SourceCard, out: Path, **options: Any) -> tuple[Fragment, Fragment]
 
 
 def described(out: Path) -> list[dict[str, Any]]:
-    """The rows of all shards, with the outcome of each image."""
+    """Return the rows of all shards, with the outcome of each image."""
     return [row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
 
 
 def stored(out: Path) -> dict[tuple[int, ...], list[str]]:
-    """Colour of each stored image → its captions, by the shards' own files."""
+    """Map the colour of each stored image → its captions, by the shards' own files."""
     found = {}
     for path in sorted(out.glob("*.parquet")):
         captions = {row["key"]: row["captions"] for row in pq.read_table(path).to_pylist()}
@@ -252,7 +252,7 @@ def test_several_captions_reach_side_car_loader_and_manifest(tmp_path: Path) -> 
 
 
 def contents(out: Path) -> dict[str, bytes]:
-    """The files of all shards; an index holds the time of change of its tar."""
+    """Return the files of all shards; an index holds the time of change of its tar."""
     return {path.name: path.read_bytes() for path in sorted(out.glob("0*")) if path.suffix != ".index"}
 
 
@@ -323,9 +323,9 @@ def command(out: Path, card_path: Path) -> subprocess.Popen:
 @pytest.mark.slow
 @pytest.mark.timeout(3000)
 def test_ingest_survives_kill_9(tmp_path: Path) -> None:
-    """A few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew.
+    """It is killed a few times here; FILIP_KILLS=20 for more, as before a release. A folder that is full is begun anew.
 
-    Not at a moment of the clock: on a busy machine all of them would fall into the imports.
+    The moment is not one of the clock: on a busy machine all of them would fall into the imports.
     """
     rng = np.random.default_rng(0)
     (tmp_path / "own").mkdir()

@@ -37,7 +37,7 @@ def kill_when(running: subprocess.Popen, moment: Callable[[], bool]) -> None:
 
 
 def timed(stage: Callable[[str], subprocess.Popen], out: str) -> float:
-    """Run a stage to its end; seconds."""
+    """Run a stage to its end and return the seconds."""
     started = time.monotonic()
     assert stage(out).wait(60) == 0
     return time.monotonic() - started

@@ -60,7 +60,7 @@ def test_ranks_share_an_epoch_without_loss_or_duplicates(pairs: Pairs, world_siz
 
 
 def test_every_pair_is_seen_within_few_epochs(pairs: Pairs) -> None:
-    """What does not fill a last batch is another part in each epoch."""
+    """The pairs that do not fill a last batch are others in each epoch."""
     stream = loader(pairs)
     seen = set(keys(list(stream) + list(stream) + list(stream)))
     assert seen == set(pairs.keys)
@@ -81,7 +81,7 @@ def test_a_global_batch_does_not_depend_on_the_ranks(pairs: Pairs) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2, 5])
 def test_workers_change_nothing(pairs: Pairs, workers: int) -> None:
-    """Also with more workers than shards that hold something, and over two epochs."""
+    """This holds with more workers than shards that hold something, and over two epochs."""
     alone, together = loader(pairs), loader(pairs, workers=workers)
     for _ in range(2):
         assert_same(list(alone), list(together))
@@ -197,7 +197,7 @@ def test_captions_of_the_tar_serve_without_sidecars(pairs: Pairs) -> None:
 
 
 class Draws:
-    """Stands in for the augmentation: records the random numbers that it was given."""
+    """A stand-in for the augmentation that records the random numbers it was given."""
 
     image_size = 4
 
@@ -214,7 +214,7 @@ class Draws:
     [(2, 1, "57de8ec06ac6297b"), (2, 2, "70ce50b3c608328e"), (3, 4, "bc9245c6822f8041")],
 )
 def test_batches_are_those_of_older_versions(tmp_path: Path, window: int, groups: int, expected: str) -> None:
-    """Two epochs of two ranks and two sources: numbers computed with commit da902be."""
+    """Two epochs of two ranks and two sources give the numbers computed with commit da902be."""
     first = write_pairs(tmp_path / "a", [9, 1, 14, 0, 6, 8])
     second = write_pairs(tmp_path / "b", [5, 5, 11, 2], captions=3).source
     sources = [first.source, Source(second.shards, second.captions, weight=1.5)]

@@ -90,7 +90,7 @@ def test_defects_of_the_shards_are_in_the_counters(tmp_path: Path, caplog: pytes
 
 
 def test_workers_end_with_the_loader(pairs: Pairs) -> None:
-    """Without the help of the garbage collector, which would wait five seconds for each worker."""
+    """They end without the help of the garbage collector, which would wait five seconds for each worker."""
     stream = loader(pairs, workers=1)
     next(iter(stream))
     (worker,) = stream._loader._iterator._workers  # type: ignore[union-attr]
@@ -104,7 +104,7 @@ def test_workers_end_with_the_loader(pairs: Pairs) -> None:
 
 
 def open_tars() -> int:
-    """Descriptors of this process that are shards."""
+    """Count the descriptors of this process that are shards."""
     count = 0
     for link in Path("/proc/self/fd").iterdir():
         with contextlib.suppress(FileNotFoundError):  # closed meanwhile, by another thread
@@ -116,7 +116,7 @@ def open_tars() -> int:
 def test_open_shards_are_bounded_by_the_window_and_not_by_the_groups(
     tmp_path: Path, groups: int, world_size: int
 ) -> None:
-    """A rank keeps a window of its own reader groups open, whatever groups other ranks read from."""
+    """A rank keeps a window of its reader groups open, whatever groups other ranks read from."""
     data = write_pairs(tmp_path / "many", [2] * 160, size=8)
     options = {"shuffle_window_shards": 3, "reader_groups": groups, "transform": EvalTransform(8)}
     stream = loader(data, batch_size=8 // world_size, world_size=world_size, **options)

@@ -54,7 +54,7 @@ def test_shares_and_rates_that_make_no_sense_are_named() -> None:
 
 @pytest.mark.slow
 def test_the_plan_s_memory_and_disk_are_those_of_a_run(tmp_path: Path) -> None:
-    """Per row what stays on the disk, and in all the memory; with the least limit of DuckDB that the plan counts on."""
+    """The disk is compared per row, the memory as a whole; DuckDB has the least limit that the plan counts on."""
     write_list(tmp_path / "all.parquet", ROWS)
     plan = planned(PlanConfig(ROWS, threads=2), SourceCard("bench", back_translation=None))
     assert duckdb_memory(ROWS) == 1e9
@@ -65,7 +65,7 @@ def test_the_plan_s_memory_and_disk_are_those_of_a_run(tmp_path: Path) -> None:
             measured[name] = pool.submit(measure, STAGES[name], tmp_path, 2, limit).result()
     for name in ("prepare", "text_rules", "translate", "index"):
         assert measured[name]["result"] == pytest.approx(plan[name].disk, rel=0.3), name
-    # of a download without its images: what describes them, and where they are
+    # a download without its images: what describes them, and where they are
     described = plan["download"].disk - ROWS * 28_500
     assert measured["shards"]["result"] == pytest.approx(described, rel=0.3)
     for name in ("prepare", "text_rules", "translate", "manifest", "index"):

@@ -137,7 +137,7 @@ def test_bad_rows_are_dropped_and_counted_headerless_card(tmp_path: Path) -> Non
 
 
 def test_yfcc_card_reads_the_published_file(tmp_path: Path) -> None:
-    """Three lines in the published format: 25 fields, text URL-encoded, videos among the photographs."""
+    """The file has three lines in the published format: 25 fields, text URL-encoded, videos among the photographs."""
     card = load_source("yfcc100m")
     rows = []
     for number, (title, description, video) in enumerate(

@@ -25,7 +25,7 @@ SIZES = {"success": (400, 300), "small": (250, 220), "wide": (900, 310)}
 
 
 def stored_shard(folder: Path, shard: int, rows: list[tuple[str, str]]) -> None:
-    """The Parquet file of a shard; rows: URL and a name of SIZES, or the error message."""
+    """Write the Parquet file of a shard; rows: URL and a name of SIZES, or the error message."""
     sizes = [SIZES.get(outcome, (None, None)) for _, outcome in rows]
     table = {
         "url": [url for url, _ in rows],

@@ -26,7 +26,7 @@ COLUMNS = pa.schema(
 
 
 def some_rows(rng: random.Random) -> list[dict[str, Any]]:
-    """Images of one to three captions, each with up to two translations: a row each, or one with null."""
+    """Return images of one to three captions, each with up to two translations: a row each, or one with null."""
     rows = []
     for image in range(60):
         for nth in range(rng.choice([1, 1, 2, 3])):

@@ -143,7 +143,7 @@ def test_words_decide_where_the_language_model_guesses() -> None:
 
 
 def test_the_word_lists_are_held_once_as_numbers() -> None:
-    """wordfreq would keep them as strings beside that: half a gigabyte in each process."""
+    """wordfreq would also keep them as strings: half a gigabyte in each process."""
     import wordfreq
 
     assert zipf("dog", "en") > zipf("chihuahua", "en") > zipf("dgo", "en")
@@ -152,7 +152,7 @@ def test_the_word_lists_are_held_once_as_numbers() -> None:
 
 
 def test_rules_on_a_sample_that_they_were_not_made_for(tmp_path: Path) -> None:
-    """Docs quote the exact figures; here what would be a regression."""
+    """Docs quote the exact figures; here is what would be a regression."""
     verdicts = verdicts_on_kinds(tmp_path)
     assert len(verdicts) >= 500
     for rule in (
@@ -244,7 +244,7 @@ def stopped(*_: object) -> None:
 
 
 def test_any_number_of_threads_gives_the_same_bytes(tmp_path: Path) -> None:
-    """Of a list of several row groups of DuckDB's, so that the threads have parts of their own."""
+    """The list has several of DuckDB's row groups, so that each thread has its part."""
     captions = [f"a photo of {n % 70_000} boats" if n % 3 else f"boat {n}" for n in range(260_000)]
     table = pa.table({"url": [f"https://a.org/{n}" for n in range(260_000)], "caption": captions})
     pq.write_table(table, tmp_path / "all.parquet")

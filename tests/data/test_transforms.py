@@ -27,7 +27,7 @@ FILL = (122, 117, 104)
 
 
 def picture(width: int = 80, height: int = 60, seed: int = 0) -> Image.Image:
-    """Smooth colours with some noise."""
+    """Return smooth colours with some noise."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (6, 6, 3), dtype=np.uint8))
     smooth = np.asarray(coarse.resize((width, height), Image.Resampling.BICUBIC)).astype(int)
@@ -56,7 +56,7 @@ def test_eval_transform_is_clips(size: tuple[int, int]) -> None:
 
 
 def test_training_and_evaluation_normalise_to_the_same_bits() -> None:
-    """A batch of bytes on the device, as a training step makes it, and one image at a time."""
+    """A batch of bytes on the device, as a training step makes it, equals one image at a time."""
     images = [np.array(picture(16, 16)), np.array(picture(16, 16).rotate(90))]
     batch = {"pixels": torch.stack([torch.from_numpy(image).permute(2, 0, 1) for image in images])}
     moved = to_device(batch, torch.device("cpu"), None)["pixels"]
@@ -90,7 +90,7 @@ def test_auto_augment_operations_are_torchvisions() -> None:
 
 
 def test_auto_augment_policy_is_torchvisions() -> None:
-    """With the same draws, the same picture: torchvision is handed ours."""
+    """With the same draws, the picture is the same: torchvision is handed ours."""
     ours = AutoAugment(40, FILL)
     theirs = tv_auto.AutoAugment(
         tv_auto.AutoAugmentPolicy.IMAGENET, tv.InterpolationMode.BILINEAR, fill=list(FILL)
@@ -114,7 +114,7 @@ def test_auto_augment_policy_is_torchvisions() -> None:
 
 
 def test_crops_follow_torchvisions_distribution() -> None:
-    """Share of the area and aspect ratio of many crops, against RandomResizedCrop's."""
+    """Compare area share and aspect ratio of many crops with RandomResizedCrop's."""
     transform = TrainTransform(32, AugmentConfig(False, crop_scale_min=0.2), crop_ratio=(0.5, 2.0))
     rng = random.Random(0)
     ours = np.array([transform._crop(100, 70, rng) for _ in range(4000)])
@@ -142,7 +142,7 @@ def test_extreme_shapes_still_crop(size: tuple[int, int]) -> None:
 
 
 def test_crop_resizes_as_pil_does() -> None:
-    """Without flip: the pixels of PIL's crop and bicubic resize, to rounding."""
+    """Without flip, the pixels are those of PIL's crop and bicubic resize, to rounding."""
     transform = TrainTransform(32, AugmentConfig(False, flip_probability=0.0))
     for seed in range(20):
         left, top, width, height = transform._crop(80, 60, random.Random(seed))
@@ -253,7 +253,7 @@ def test_broken_images_raise_what_the_loader_catches(kind: str, share: float) ->
 
 
 def test_draft_decoding_shows_the_same_picture() -> None:
-    """A large JPEG is decoded at a half or quarter, where the crop has pixels enough; the result hardly differs."""
+    """A large JPEG is decoded at a half or quarter where the crop has enough pixels; the result hardly differs."""
     data = encoded(picture(900, 700), "JPEG", quality=95)
     assert len(data) > 16384
     transform = TrainTransform(64, AugmentConfig(False))

@@ -33,7 +33,7 @@ CAPTIONS = [
 
 
 def make_shards(folder: Path, captions: list[str], per_shard: int = 4, **columns: list) -> Path:
-    """The Parquet files of downloaded shards; every fifth download failed."""
+    """Write the Parquet files of downloaded shards; every fifth download failed."""
     folder.mkdir(parents=True, exist_ok=True)
     for start in range(0, len(captions), per_shard):
         shard, texts = start // per_shard, captions[start : start + per_shard]
@@ -261,7 +261,7 @@ def test_many_blocks_are_written_beside_the_engine_each_once(tmp_path: Path, mon
 
 @pytest.mark.slow
 def test_the_translations_of_all_shards_need_not_fit_into_memory(tmp_path: Path) -> None:
-    """100,000 captions of 240 characters and their translations, of which DuckDB may hold 120 MB."""
+    """There are 100,000 captions of 240 characters and their translations, of which DuckDB may hold 120 MB."""
     rng = random.Random(0)
     words = [word for caption in CAPTIONS for word in caption.split() if word.isalpha()]
     captions = [" ".join(rng.sample(words, 10)) * 4 for _ in range(100_000)]

@@ -52,7 +52,7 @@ class Net(nn.Module):
         self.register_buffer("positions", torch.tensor(positions, dtype=torch.float32))
 
     def forward(self, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """source, target: ids [b, n] ending in EOS → logits [b, n, vocabulary]."""
+        """Map ids [b, n] ending in EOS (source, target) → logits [b, n, vocabulary]."""
         n, m = source.shape[1], target.shape[1]
         memory = self.encoder(self.source(source) * WIDTH**0.5 + self.positions[:n])
         shifted = nn.functional.pad(self.target(target[:, :-1]) * WIDTH**0.5, (0, 0, 1, 0))
@@ -160,7 +160,7 @@ def _marian_weights(net: Net) -> dict[str, Any]:
 
 
 def build_pair(folder: Path, pivot: str = "de") -> None:
-    """FOLDER/en-de and FOLDER/de-en; the way back says "large" for both synonyms."""
+    """Write FOLDER/en-de and FOLDER/de-en; the way back says "large" for both synonyms."""
     english, german = list(WORDS), sorted(set(WORDS.values()))
     back = {german_word: word for word, german_word in reversed(WORDS.items())}
     threads = torch.get_num_threads()

@@ -20,7 +20,7 @@ from tests.eval.formats import number_of, shown
 
 
 class Reader:
-    """Sees the number that an image shows and reads the last number of a text; they match or they do not."""
+    """A model that sees the number of an image and reads the last number of a text; they match or they do not."""
 
     name, token_wise, image_size, dtype, device, context_length = "reader", False, 8, torch.float32, "cpu", 8
 
@@ -38,7 +38,7 @@ class Reader:
 
 
 def save(path: Path, number: int, box: tuple[int, int, int, int] | None = None) -> None:
-    """An image of a colour; with a box [x, y, w, h] only there, and another colour around it."""
+    """Save an image of a colour; with a box [x, y, w, h] only there, and another colour around it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     image = shown(number, 32)
     if box is not None:

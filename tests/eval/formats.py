@@ -28,12 +28,12 @@ STEP = 25  # between colour levels: more than JPEG disturbs
 
 
 def colour(number: int) -> tuple[int, int, int]:
-    """Three decimal digits as three levels."""
+    """Return three decimal digits as three levels."""
     return (number // 100 * STEP + 12, number // 10 % 10 * STEP + 12, number % 10 * STEP + 12)
 
 
 def number_of(mean: np.ndarray) -> int:
-    """The inverse of :func:`colour` from the mean colour of an image (0..255)."""
+    """Return the inverse of :func:`colour` from the mean colour of an image (0..255)."""
     hundreds, tens, ones = np.rint((mean - 12) / STEP).astype(int)
     return int(100 * hundreds + 10 * tens + ones)
 
@@ -57,7 +57,7 @@ def _pickle(path: Path, content: Any) -> None:
 
 
 def _cifar(cls: Any, folder: str, labels: str, names: str, patch: pytest.MonkeyPatch) -> Callable[..., None]:
-    """The pickled batches. Their published checksums cannot fit a miniature, so the class is told its own."""
+    """Write the pickled batches. Their published checksums cannot fit a miniature, so the class is told other ones."""
 
     def write(root: Path, classes: list[str]) -> None:
         base = root / folder

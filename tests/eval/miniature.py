@@ -17,11 +17,11 @@ from filip.models import ImageTowerConfig, ModelConfig, TextTowerConfig, build_m
 from tests.support.shards import encoded, write_tar
 
 SIDE = 32
-ARCHITECTURE = "ViT-B-32-shallow"  # of open_clip, see write_open_clip
+ARCHITECTURE = "ViT-B-32-shallow"  # an architecture of open_clip, see write_open_clip
 
 
 def picture(seed: int, side: int = SIDE) -> Image.Image:
-    """A smooth random image: different seeds look different at any resolution."""
+    """Return a smooth random image: different seeds look different at any resolution."""
     noise = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return Image.fromarray(noise).resize((side, side), Image.Resampling.BICUBIC)
 
@@ -36,7 +36,7 @@ def write_webdataset(
     masks: bool = False,
     codes: Sequence[str] | None = None,
 ) -> list[Image.Image]:
-    """CLIP_benchmark's layout; targets: labels, or lists of captions if ``classes`` is None. Returns the images."""
+    """Write CLIP_benchmark's layout; targets: labels, or lists of captions without ``classes``. Return the images."""
     images = [picture(i) for i in range(len(targets))]
     folder.mkdir(parents=True, exist_ok=True)
     if classes is None:
@@ -75,7 +75,7 @@ def tiny_config(interaction: str = "token_wise", embed_dim: int = 16) -> ModelCo
 
 
 def write_model(path: Path, interaction: str = "token_wise", seed: int = 0) -> str:
-    """A saved model with random weights."""
+    """Save a model with random weights."""
     torch.manual_seed(seed)
     save_model(path, build_model(tiny_config(interaction)), {})
     return str(path)
@@ -87,7 +87,7 @@ def run_protocol(protocol: str, given: Sequence[str]) -> None:
 
 
 def write_open_clip(folder: Path) -> str:
-    """Random weights for open_clip's ViT-B-32 code with two layers instead of twelve, which is quicker."""
+    """Save random weights for open_clip's ViT-B-32 code with two layers instead of twelve, which is quicker."""
     import open_clip
 
     config = open_clip.get_model_config("ViT-B-32")

@@ -32,7 +32,7 @@ COLOURS = {"red": (255, 0, 0), "green": (0, 255, 0), "blue": (0, 0, 255)}
 
 
 class ColourBlind:
-    """Patch vectors are colours; each word's vector is its colour, other words' is grey. ``blind``: sees nothing."""
+    """A model with colours as patch vectors; a colour's word has its colour, others grey. ``blind``: sees nothing."""
 
     name, token_wise, image_size, grid = "colours", True, 32, (4, 4)
 
@@ -64,7 +64,7 @@ class ColourBlind:
 
 
 def square(name: str, left: int, top: int) -> Labelled:
-    """A coloured square of 16 pixels on white, and its mask."""
+    """Return a coloured square of 16 pixels on white, and its mask."""
     image, mask = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32), 0)
     for page, ink in ((image, COLOURS[name]), (mask, 255)):
         page.paste(ink, (left, top, left + 16, top + 16))
@@ -135,7 +135,7 @@ def test_composites_tell_two_things_apart():
 
 
 def test_word_order_alone_does_not_win_composites():
-    """Blind to pixels, but words before "and" go to the left and the others to the right."""
+    """The model is blind to pixels, but sends words before "and" to the left and the others to the right."""
 
     class Reader(ColourBlind):
         def patches(self, pixels: Tensor) -> Tensor:

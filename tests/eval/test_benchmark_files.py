@@ -67,7 +67,7 @@ def test_winoground_by_its_definition_and_chance_where_all_is_equal() -> None:
 
 
 class Noisy(Reader):
-    """Right for some images and wrong for others."""
+    """A reader that is right for some images and wrong for others."""
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, None]:
         numbers = [int(text.split()[-1]) for text in texts]
@@ -76,7 +76,7 @@ class Noisy(Reader):
 
 
 def test_clip_benchmark_selects_as_often(tmp_path: Path) -> None:
-    """Its SugarCrepe and image_caption_selection, with a model that is right for some images and wrong for others."""
+    """Compare with its SugarCrepe and image_caption_selection, for a model that is right for some images only."""
     from clip_benchmark.datasets.sugar_crepe import SugarCrepe
     from clip_benchmark.metrics import image_caption_selection
     from torch.utils.data import DataLoader
@@ -112,7 +112,7 @@ def test_clip_benchmark_selects_as_often(tmp_path: Path) -> None:
 def evaluate_scores(
     scores: np.ndarray, categories: Sequence[str], true: int, least: int = 1
 ) -> dict[str, Any]:
-    """What ``evaluate_scores`` computes for the data sets of ARO (mertyg/vision-language-models-are-bows,
+    """Compute what ``evaluate_scores`` does for the data sets of ARO (mertyg/vision-language-models-are-bows,
     ``dataset_zoo/aro_datasets.py``): accuracy, and that of each category with ``least`` rows.
 
     scores: [rows, 1, captions], the true caption at ``true``.
@@ -182,5 +182,5 @@ def test_every_long_text_card_through_its_loader_and_what_is_cut_is_counted(
     found = retrieval_benchmark(scorer, load_card(name), bare, context=Context(str(tmp_path)))
     assert (found["images"], found["captions"]) == (5, 5)
     assert found["i2t"]["r1"] == found["t2i"]["r1"] == 1
-    assert found["cut_captions"] == (3 if name == "dci" else 2)  # of 8 tokens: words and two
+    assert found["cut_captions"] == (3 if name == "dci" else 2)  # cut at 8 tokens: words and two
     assert f"of 5 captions are longer than the model's {found['cut_at']} tokens" in found["cut_note"]

@@ -82,7 +82,7 @@ class Oracle:
 
 
 def oracle(card: BenchmarkCard, raw: Sequence[str]) -> tuple[PooledScorer, list]:
-    """An oracle for images whose colour number is the position in ``raw``."""
+    """Make an oracle for images whose colour number is the position in ``raw``."""
     ensemble = load_ensemble(PROMPTS, str(card.prompts))
     assert card.classes is not None
     prompts = {p.fill(name): name for name in card.classes.values() for p in ensemble}
@@ -109,7 +109,7 @@ def test_every_classification_card_through_torchvision_s_reader(name, tmp_path, 
 
 
 def check_training_split(card: BenchmarkCard, root: Path, raw: Sequence[str]) -> None:
-    """What a linear probe is fitted on: the layout's training split, numbered as its names say."""
+    """Check what a linear probe is fitted on: the layout's training split, numbered as its names say."""
     training = training_card(card, root)
     train = training and open_set(training, root)
     if card.split == "all":  # Caltech101's and EuroSAT's official files have no split
@@ -201,7 +201,7 @@ def test_every_card_is_whole(name):
         load_retrieval_prompts(PROMPTS, card.prompts)
 
 
-# Of CLIP_benchmark's benchmark/webdatasets.txt, and food101, which is published as clip-benchmark/wds_food101.
+# From CLIP_benchmark's benchmark/webdatasets.txt, and food101, which is published as clip-benchmark/wds_food101.
 CLIP_BENCHMARK = """mscoco_captions flickr30k imagenet1k sun397 cars fgvc_aircraft vtab/caltech101 vtab/cifar10
     vtab/cifar100 vtab/dtd vtab/eurosat vtab/flowers vtab/pets food101"""
 

@@ -86,7 +86,7 @@ def test_retrieval_and_a_second_time_gives_the_same_file(root):
 
 @pytest.mark.parametrize(("texts_by", "images_by"), [("image", "text"), ("text", "image"), ("mean", "mean")])
 def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, texts_by, images_by):
-    """Against the definition, pair by pair in float64, and a sort."""
+    """The ranks equal those of the definition, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
     run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
@@ -138,7 +138,7 @@ def test_outcomes_of_every_image_are_kept_and_their_mean_is_the_number(root):
 
 
 def test_two_drawings_of_a_concept_count_as_one(root):
-    """Each image twice under one code: the interval is that of half as many images."""
+    """Each image is there twice under one code: the interval is that of half as many images."""
     model, folder = write_model(root / "m.safetensors"), root / "data" / "demo_food"
     dishes = [f"dish {i}" for i in range(8)]
     found = []
@@ -195,7 +195,7 @@ def test_a_diverged_model_scores_chance_and_says_so(root):
 
 
 def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys):
-    """Everybody is among the first five of five: no number, and no stack trace either."""
+    """Everybody is among the first five of five, so there is no number, and no stack trace either."""
     card = yaml.safe_load((EVAL / "demo_food.yaml").read_text())
     (root / "five.yaml").write_text(yaml.safe_dump({**card, "metric": "top5"}))
     write_webdataset(root / "data" / "demo_food", list("abcde"), [0, 1, 2, 3, 4])

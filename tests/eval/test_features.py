@@ -28,7 +28,7 @@ DATA = "data=[demo_food,demo_fluent,sugar_crepe_swap_att]"
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three benchmarks, one with a training split and one with an image that cannot be read, and a model."""
+    """Write three benchmarks, one with a training split and one with an image that cannot be read, and a model."""
     folder = tmp_path_factory.mktemp("features")
     dishes = [f"dish {i}" for i in range(8)]
     write_webdataset(folder / "demo_food", dishes, [i % 8 for i in range(23)])
@@ -40,7 +40,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def results(root: Path, out: Path, *more: str) -> dict[str, Any]:
-    """What ``filip eval`` writes: the numbers of every protocol by file."""
+    """Run ``filip eval`` and return the numbers of every protocol by file."""
     protocols = "protocols=[zero_shot,retrieval,selection,linear_probe]"
     given = [f"model={root}/m.safetensors", DATA, f"root={root}", "prompts=a {c}", "batch_size=4", protocols]
     run_command(evaluate, Evaluation, argv=[*given, f"out={out}", *more])
@@ -75,7 +75,7 @@ def test_kept_features_give_the_same_numbers_and_no_image_is_encoded_again(
     monkeypatch.setattr(FilipEncoder, "image_and_probe", refuse)
     assert results(root, tmp_path / "second", kept) == plain
     assert encoded == []
-    # Of the classification set both splits, each of the others once.
+    # Both splits of the classification set, each of the others once.
     names = sorted(place.name.rpartition("-")[0] for place in (tmp_path / "kept").iterdir())
     assert names == ["demo_fluent", "demo_food", "demo_food", "sugar_crepe_swap_att"]
 

@@ -37,7 +37,7 @@ def run(tmp_path: Path, model: str) -> dict:
 
 
 def features(model: str, folder: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """Mean of the patch tokens before the projection, by the towers' own forward."""
+    """Compute the mean of the patch tokens before the projection, by the towers' own forward."""
     encoder = load_encoder(model)
     data = WebdatasetFolder(folder, split)
     rows = []
@@ -74,7 +74,7 @@ def test_cross_validated_without_one(tmp_path):
 @pytest.mark.parametrize("classes", [2, 5])
 @pytest.mark.parametrize("c", [0.1, 10.0])
 def test_the_classifier_is_scikit_learn_s(monkeypatch: pytest.MonkeyPatch, classes: int, c: float) -> None:
-    """The same minimum, whether the images are gone through at once or in blocks.
+    """The minimum is the same, whether the images are gone through at once or in blocks.
 
     Where L-BFGS stops by default depends on the rounding of the CPU: the less the weights are penalised, the further a
     gradient of 1e-6 is from the minimum (1.2e-4 of a probability on AVX2, 5e-5 on AVX-512).

@@ -28,7 +28,7 @@ CAPTIONS = ["demo_fluent", "demo_flat"]
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Data of all cards but demo_animals, and a model."""
+    """Write the data of all cards but demo_animals, and a model."""
     folder = tmp_path_factory.mktemp("per_card")
     write_webdataset(folder / "demo_food", [f"dish {i}" for i in range(8)], [i % 8 for i in range(24)])
     write_webdataset(folder / "demo_skin_tone", ["light", "dark"], [0, 1, 0, 1])
@@ -67,7 +67,7 @@ def test_results_of_single_cards_put_together_are_the_files_of_one_command(
 
 
 def test_a_missing_data_set_costs_its_cell_and_no_other(root: Path, tmp_path: Path) -> None:
-    """The tables of a study with a job per card, and without, of which one benchmark is not there."""
+    """The tables are equal with a job per card and without; one of the benchmarks is not there."""
     folder = tmp_path / "results" / "eval" / "filip"
     for card in TASKS:
         run("zero_shot", root, folder / "zero_shot" / f"{card}.json", [card], "missing=skip")

@@ -39,7 +39,7 @@ def test_accuracies_equal_scikit_learn_without_ties():
 
 
 def expected_hit(scores: list[float], own: list[bool], k: int) -> float:
-    """Brute force: the share of all orders consistent with the scores that have an own item in the first k."""
+    """Count by brute force the share of all orders consistent with the scores that have an own item in the first k."""
     found = []
     for order in itertools.permutations(range(len(scores))):
         if all(scores[a] >= scores[b] for a, b in itertools.pairwise(order)):
@@ -65,7 +65,7 @@ def test_hits_with_ties_are_the_mean_over_all_orders(seed):
 
 
 def test_recall_equals_clip_benchmarks_formula():
-    """Its rule: top-k of the scores, a hit if any positive is among them."""
+    """Its rule is the top-k of the scores: a hit if any positive is among them."""
     generator = torch.Generator().manual_seed(1)
     images, per_image = 40, 5
     scores = torch.randn(images * per_image, images, generator=generator)  # [texts, images]
@@ -136,7 +136,7 @@ def test_bootstrap_within_classes_keeps_every_class():
 
 
 def test_a_proportion_of_none_or_all_is_no_certainty():
-    """Wilson's interval, against the closed form for 0 of n: z^2 / (n + z^2)."""
+    """Wilson's interval equals the closed form for 0 of n: z^2 / (n + z^2)."""
     low, high = mean_interval(np.zeros(154))
     assert low == 0 and high == pytest.approx(1.96**2 / (154 + 1.96**2), abs=1e-4)
     assert mean_interval(np.ones(154)) == pytest.approx((1 - high, 1.0))

@@ -27,7 +27,7 @@ TEXTS = ["a photo of a cat.", "two dogs", "a rather longer caption, with a comma
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
-    """The same random CLIP as weights of open_clip and as a folder of transformers: the names of both."""
+    """Save the same random CLIP as weights of open_clip and as a folder of transformers; return the names of both."""
     import open_clip
 
     folder = tmp_path_factory.mktemp("pair")
@@ -50,7 +50,7 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
 
 
 def write_hugging_face(folder: Path, theirs: dict[str, torch.Tensor]) -> None:
-    """open_clip's tensors under the names of ``transformers.CLIPModel``."""
+    """Write open_clip's tensors under the names of ``transformers.CLIPModel``."""
     from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
 
     tower = {"hidden_size": 32, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -91,7 +91,7 @@ def write_hugging_face(folder: Path, theirs: dict[str, torch.Tensor]) -> None:
 
 
 def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
-    """The numbers of zero-shot classification and retrieval."""
+    """Return the numbers of zero-shot classification and retrieval."""
     given = [f"model={model}", f"root={root}", f"out={root}/out.json", *options]
     run_protocol("zero_shot", [*given, "data=[demo_food]"])
     first = json.loads((root / "out.json").read_text())
@@ -101,7 +101,7 @@ def tables(model: str, root: Path, *options: str) -> dict[str, Any]:
 
 
 def write_checkpoint(folder: Path, model: DualEncoder) -> None:
-    """The model as ZeRO stage 0 saves it."""
+    """Write the model as ZeRO stage 0 saves it."""
     folder.mkdir(parents=True)
     torch.save({"module": model.state_dict()}, folder / "mp_rank_00_model_states.pt")
     state = LoopState(step=3, model=dataclasses.asdict(model.config))
@@ -161,12 +161,12 @@ def test_similarities_and_probe_of_one_pass_are_those_of_two(
         assert both is not None
         assert torch.equal(both[0], encoder.encode_images(pixels))
         assert torch.equal(both[1], encoder.probe_features(pixels))
-    for model in pair:  # the tokens of other projects' models are a pass of their own
+    for model in pair:  # the tokens of other projects' models take a separate pass
         assert load_encoder(model, tokens=True).image_and_probe(pixels) is None
 
 
 def test_a_siglip_and_its_tokens_are_those_of_its_pooling_head(tmp_path: Path) -> None:
-    """Of an image of one patch and a text of full length the pooled vector is the vector of a token."""
+    """For an image of one patch and a text of full length, the pooled vector is the vector of a token."""
     from transformers import SiglipConfig, SiglipImageProcessor, SiglipModel
 
     tower = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}

@@ -34,7 +34,7 @@ CAPTION = "a green and a red next to blue"
 
 
 def scene(names: tuple[str, ...] = ("red", "green", "blue")) -> tuple[Image.Image, Image.Image]:
-    """Coloured squares on white, and the map of which is where."""
+    """Return coloured squares on white, and the map of which is where."""
     image, shown = Image.new("RGB", (32, 32), "white"), Image.new("L", (32, 32), 0)
     for number, name in enumerate(names, 1):
         image.paste(COLOURS[name], PLACES[name])

@@ -140,7 +140,7 @@ def test_pooled_model_and_mistakes(tmp_path):
 
 @pytest.fixture
 def retrieval_problem() -> tuple[TokenScorer, Tensor, Texts, Tensor]:
-    """30 images and 60 texts whose tokens are noisy copies of their image's."""
+    """Return 30 images and 60 texts whose tokens are noisy copies of their image's."""
     images = unit(30, 5, 8)
     lengths = torch.tensor([2, 4] * 30)
     owner = torch.arange(30).repeat_interleave(2)

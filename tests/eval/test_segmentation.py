@@ -34,7 +34,7 @@ classes: {r: red, g: green, b: blue}
 
 
 class Coloured(ColourBlind):
-    """Sees colours; ``token_wise`` false: a text is the sum of its words."""
+    """A model that sees colours; ``token_wise`` false: a text is the sum of its words."""
 
     def __init__(self, token_wise: bool):
         super().__init__()
@@ -45,7 +45,7 @@ class Coloured(ColourBlind):
 
 
 def squares(root: Path, images: int = 3) -> Path:
-    """Quarters of 16 pixels: red, green, blue and one that no class has; in the map 1, 2, 3 and 255."""
+    """Write quarters of 16 pixels: red, green, blue and one that no class has; in the map 1, 2, 3 and 255."""
     for name in ("images", "maps"):
         (root / "squares" / name).mkdir(parents=True)
     for number in range(images):

@@ -16,7 +16,7 @@ from filip.models import build_model, load_preset
 
 
 def in_threads(ranks: int, work: Callable[[Share], Any]) -> list[Any]:
-    """``work(share)`` of each rank, or the exception that it raised."""
+    """Return ``work(share)`` of each rank, or the exception that it raised."""
     barrier = threading.Barrier(ranks, timeout=60)
     given: list[Any] = [None] * ranks
     outcomes: list[Any] = [None] * ranks

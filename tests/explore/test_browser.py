@@ -41,7 +41,7 @@ class Visit:
         self.settled()
 
     def heard(self, message: ConsoleMessage) -> None:
-        if "getImageData" not in message.text:  # of `ink` below
+        if "getImageData" not in message.text:  # a warning about `ink` below
             self.complaints.append(message.text)
 
     def settled(self) -> None:
@@ -52,7 +52,7 @@ class Visit:
         return self.page.evaluate(f"app.state.{key}")
 
     def ink(self, selector: str) -> int:
-        """How many pixels of a canvas are drawn on."""
+        """Return how many pixels of a canvas are drawn on."""
         script = """canvas => {
             const pencil = canvas.getContext("2d");
             const data = pencil.getImageData(0, 0, canvas.width, canvas.height).data;

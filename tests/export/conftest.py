@@ -15,7 +15,7 @@ from tests.eval.miniature import picture
 
 @pytest.fixture
 def pictures() -> list[Image.Image]:
-    """Of several sizes, one grey and one with an alpha channel."""
+    """Return images of several sizes, one grey and one with an alpha channel."""
     return [
         picture(0, 32), picture(1, 48).resize((70, 41)), picture(2, 40).convert("L"), picture(3, 33).convert("RGBA"),
     ]  # fmt: skip
@@ -23,7 +23,7 @@ def pictures() -> list[Image.Image]:
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Callable[..., str]:
-    """Write a tiny model with random weights, its config changed by the function given; returns its file."""
+    """Return a writer of a tiny random model, whose config the given function changes; the writer returns its file."""
 
     def save(change: Callable[[ModelConfig], object] | None = None) -> str:
         torch.manual_seed(0)

@@ -29,7 +29,7 @@ def refuse(model: str | Path, reason: str, to: str = "safetensors", **more: obje
 
 
 def written_with(folder: Path, change: Callable[[dict, dict], None]) -> Path:
-    """A model file whose tensors and configuration were changed by hand."""
+    """Write a model file whose tensors and configuration were changed by hand."""
     model = build_model(load_preset("tiny"))
     tensors, config = dict(model.state_dict()), dataclasses.asdict(model.config)
     change(tensors, config)

@@ -48,7 +48,7 @@ def test_sentence_transformers_gives_our_tokens_and_scores(
     saved: Callable[..., str], tmp_path: Path, pictures: list[Image.Image]
 ) -> None:
     def change(config: ModelConfig) -> None:
-        config.cls_in_interaction, config.image.stem = True, "tf_efficientnet_lite0"  # as the demo's model
+        config.cls_in_interaction, config.image.stem = True, "tf_efficientnet_lite0"  # like the demo's model
         config.image.stem_stride = 8
 
     file, folder = saved(change), tmp_path / "exported"

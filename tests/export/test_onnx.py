@@ -70,7 +70,7 @@ def test_onnxruntime_gives_our_embeddings(
 
 @pytest.mark.slow
 def assert_7_bits(file: Path) -> None:
-    """The weights of the graph are small enough for a CPU without VNNI, which adds two products in 16 bits."""
+    """Check that the graph's weights are small enough for a CPU without VNNI, which adds two products in 16 bits."""
     tensors = [
         numpy_helper.to_array(tensor)
         for tensor in onnx.load(file).graph.initializer

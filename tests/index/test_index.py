@@ -295,7 +295,7 @@ print(last, opened)
 
 @pytest.mark.slow
 def test_others_read_while_one_builds(tmp_path: Path) -> None:
-    """Two readers opened, read and closed the index all the time; one of them used to end the build."""
+    """Two readers open, read and close the index all the time; one of them used to end the build."""
     model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
     write_images(tmp_path / "photos", 8)
     build_index(tmp_path, model)

@@ -18,13 +18,13 @@ class Problem(NamedTuple):
     text_lengths: Tensor
 
     def tokens(self, dtype: torch.dtype | None = None) -> Tokens:
-        """What a backend takes, cast to ``dtype``."""
+        """Return what a backend takes, cast to ``dtype``."""
         dtype = dtype or self.image_tokens.dtype
         return Tokens(self.image_tokens.to(dtype), self.text_tokens.to(dtype), self.text_lengths.tolist())
 
 
 class Result(NamedTuple):
-    """Both matrices and the gradients of sum(grad_i2t * i2t) + sum(grad_t2i * t2i)."""
+    """The matrices i2t and t2i, and the gradients of sum(grad_i2t * i2t) + sum(grad_t2i * t2i)."""
 
     i2t: Tensor
     t2i: Tensor
@@ -33,7 +33,7 @@ class Result(NamedTuple):
 
 
 def random_problem(images: int, n1: int, lengths: list[int], d: int, seed: int = 0) -> Problem:
-    """Unit tokens in float32."""
+    """Make unit tokens in float32."""
     generator = torch.Generator().manual_seed(seed)
     image = F.normalize(torch.randn(images, n1, d, generator=generator), dim=-1)
     text = F.normalize(torch.randn(sum(lengths), d, generator=generator), dim=-1)
@@ -41,7 +41,7 @@ def random_problem(images: int, n1: int, lengths: list[int], d: int, seed: int =
 
 
 def tied_problem(images: int, n1: int, lengths: list[int], d: int, seed: int = 0) -> Problem:
-    """Tokens of -1, 0 and 1: products are exact in every dtype and order of summation, and ties abound."""
+    """Make tokens of -1, 0 and 1: products are exact in every dtype and order of summation, and ties abound."""
     generator = torch.Generator().manual_seed(seed)
     image = torch.randint(-1, 2, (images, n1, d), generator=generator).float()
     text = torch.randint(-1, 2, (sum(lengths), d), generator=generator).float()
@@ -53,7 +53,7 @@ def random_lengths(texts: int, low: int, high: int, seed: int = 0) -> list[int]:
 
 
 def solve(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> Result:
-    """Values and gradients by ``backend``, with the tokens cast to ``dtype`` first."""
+    """Compute values and gradients by ``backend``, with the tokens cast to ``dtype`` first."""
     image = problem.image_tokens.detach().to(dtype or problem.image_tokens.dtype).requires_grad_()
     text = problem.text_tokens.detach().to(dtype or problem.text_tokens.dtype).requires_grad_()
     i2t, t2i = late_interaction(image, text, problem.text_lengths, backend=backend)
@@ -63,13 +63,13 @@ def solve(problem: Problem, backend: str, dtype: torch.dtype | None = None) -> R
 
 
 def upstream(shape: torch.Size) -> tuple[Tensor, Tensor]:
-    """Gradients that arrive from the loss: two unrelated matrices with both signs."""
+    """Make gradients that arrive from the loss: two unrelated matrices with both signs."""
     generator = torch.Generator().manual_seed(99)
     return torch.randn(shape, generator=generator), torch.randn(shape, generator=generator)
 
 
 def by_definition(problem: Problem) -> Result:
-    """s^I and s^T in loops over single numbers, float64; of equal maxima the lowest index takes the gradient."""
+    """Compute s^I and s^T in float64 loops over single numbers; of equal maxima the lowest index takes the gradient."""
     image, text = problem.image_tokens.double(), problem.text_tokens.double()
     shape = torch.Size([len(image), len(problem.text_lengths)])
     i2t, t2i = torch.zeros(shape).double(), torch.zeros(shape).double()
@@ -96,7 +96,7 @@ def by_definition(problem: Problem) -> Result:
 
 
 def assert_close(found: Result, expected: Result, values: float, gradients: float | None = None) -> None:
-    """Largest difference relative to the largest magnitude, per tensor; ``expected`` in float64."""
+    """Check the largest difference relative to the largest magnitude, per tensor; ``expected`` in float64."""
     for name, tolerance in zip(Result._fields, [values, values] + [gradients or values] * 2, strict=True):
         a, b = getattr(found, name).double(), getattr(expected, name).double()
         assert a.shape == b.shape, name

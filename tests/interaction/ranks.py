@@ -27,7 +27,7 @@ from filip.interaction import (
 from tests.support.ranks import Cases
 from tests.support.waits import DeviceWaits
 
-PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
+PAIRS = [3, 2, 4, 1]  # pairs of each rank: unequal on purpose
 N1, D = 6, 16
 
 
@@ -96,7 +96,7 @@ def whole_loss(pairs: Pairs, model: Towers, options: dict[str, Any]) -> Contrast
 
 
 def compare(counts: list[int], rank: int, group: Any, tolerance: float, **options: Any) -> None:
-    """Loss, accuracy and parameter gradients of the ranks of ``group`` against one process."""
+    """Compare loss, accuracy and parameter gradients of the ranks of ``group`` with one process."""
     pairs, model, ranks = Pairs(counts), Towers(), len(counts)
     # With unequal shares the mean over ranks is the mean over pairs only if each rank counts by its pairs.
     weight = counts[rank] * ranks / sum(counts)
@@ -122,7 +122,7 @@ def compare(counts: list[int], rank: int, group: Any, tolerance: float, **option
 
 
 def cases(ranks: int) -> Cases:
-    """What must hold on ``ranks`` ranks: they equal one process, whatever the options."""
+    """Return what must hold on ``ranks`` ranks: they equal one process, whatever the options."""
     found: Cases = {
         "pooled": partial(as_one_process, tolerance=1e-5, exchange="pooled"),
         "pooled, mistakes": pooled_mistakes,
@@ -161,7 +161,7 @@ def as_one_process(rank: int, ranks: int, *, tolerance: float, **options: Any) -
 
 
 def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
-    """i2t [b, N] and t2i [N, b] are the rows and the columns of the single process's matrices."""
+    """Check that i2t [b, N] and t2i [N, b] are the rows and the columns of the single process's matrices."""
     counts = PAIRS[:ranks]
     pairs = Pairs(counts)
     image, text = F.normalize(pairs.image, dim=-1)[:, :, :4], F.normalize(pairs.text, dim=-1)
@@ -178,7 +178,7 @@ def matrices_have_their_shapes(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
-    """Values and gradients are those of one process; the last rank's images are all whole, and it passes no mask."""
+    """Check for one process's values and gradients; the last rank's images are all whole, and it passes no mask."""
     counts = PAIRS[:ranks]
     pairs, first, last = Pairs(counts), sum(counts[:rank]), rank == ranks - 1
     own = slice(first, first + counts[rank])
@@ -210,7 +210,8 @@ def masked_images(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
-    """One in a step, if all goes through a group of GPUs (NCCL); none, if counts and lengths take the host's way."""
+    """Expect one wait a step if all goes through a group of GPUs (NCCL), none if counts and lengths take the host's
+    way."""
     image, text, lengths, ids = Pairs(PAIRS[:ranks]).of(rank)
     module = LateInteractionLoss(exchange=exchange, backend="tiled")
     config, run_backward = dist.get_backend_config, distributed.run_backward
@@ -239,7 +240,7 @@ def waits_for_the_device(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:
-    """Gradients far below the smallest float16, with float16 on the wire: only the tokens are rounded."""
+    """Send gradients far below the smallest float16, with float16 on the wire: only the tokens are rounded."""
     image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
     gradients = []
     for weight in (1.0, 2.0**-40):
@@ -259,7 +260,7 @@ def small_gradients_arrive(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def one_side_frozen(rank: int, ranks: int, *, exchange: str, frozen: int) -> None:
-    """On all ranks: the other side's gradient is what it is with both, and nothing waits."""
+    """Freeze one side on all ranks: the other side's gradient is what it is with both, and nothing waits."""
     image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
     gradients = []
     for needs in ([True, True], [frozen != 0, frozen != 1]):
@@ -274,7 +275,7 @@ def one_side_frozen(rank: int, ranks: int, *, exchange: str, frozen: int) -> Non
 
 
 def refused(call: Callable[[], object], sentence: str) -> None:
-    """``call`` raises ValueError with ``sentence`` in it, on this rank as on all; and the group still works."""
+    """Check that ``call`` raises ValueError with ``sentence``, on this rank as on all, and the group still works."""
     try:
         call()
     except ValueError as error:
@@ -285,7 +286,7 @@ def refused(call: Callable[[], object], sentence: str) -> None:
 
 
 def a_mistake_on_one_is_an_error_on_all(rank: int, ranks: int, *, exchange: str) -> None:
-    """Whatever the last rank does differently."""
+    """Expect an error on all ranks, whatever the last rank does differently."""
     image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
     image, last = image[:, :, :4], rank == ranks - 1
     score = partial(distributed_late_interaction, backend="tiled")
@@ -340,7 +341,7 @@ def pooled_mistakes(rank: int, ranks: int) -> None:
 
 
 def each_rank_uses_another_matrix(rank: int, ranks: int) -> None:
-    """A loss of i2t on one rank and of t2i on another: the backward's collectives match all the same."""
+    """Take a loss of i2t on one rank and of t2i on another: the backward's collectives match all the same."""
     image, text = torch.randn(3, 4).requires_grad_(), torch.randn(3, 4).requires_grad_()
     found = distributed_pooled_similarity(image, text)
     found[rank % 2].square().sum().backward()
@@ -348,7 +349,7 @@ def each_rank_uses_another_matrix(rank: int, ranks: int) -> None:
 
 
 def gradients_reach_their_owner(rank: int, ranks: int, *, exchange: str) -> None:
-    """A loss on rank 0 alone reaches the tokens of every other rank."""
+    """Check that a loss on rank 0 alone reaches the tokens of every other rank."""
     image, text, lengths, _ = Pairs(PAIRS[:ranks]).of(rank)
     text = F.normalize(text, dim=-1).requires_grad_()
     found = distributed_late_interaction(
@@ -359,7 +360,7 @@ def gradients_reach_their_owner(rank: int, ranks: int, *, exchange: str) -> None
 
 
 def groups_of_two(rank: int, ranks: int, *, exchange: str) -> None:
-    """Groups that do not start at rank 0 and whose members are not neighbours."""
+    """Form groups that do not start at rank 0 and whose members are not neighbours."""
     for members in ([0, 2], [1, 3]):
         group = dist.new_group(members)
         if rank in members:
@@ -367,7 +368,7 @@ def groups_of_two(rank: int, ranks: int, *, exchange: str) -> None:
 
 
 def only_tokens_are_saved(rank: int, ranks: int, *, exchange: str) -> None:
-    """With recomputation autograd saves tokens and nothing else: the own (ring) or all (gather)."""
+    """Check that with recomputation autograd saves only tokens: the own (ring) or all (gather)."""
     pairs = Pairs(PAIRS)
     image, text, lengths, _ = pairs.of(rank)
     sizes: list[int] = []

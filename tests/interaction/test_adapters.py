@@ -20,7 +20,7 @@ BACKENDS = ("reference", "tiled", "auto")
 
 
 def batch(sign: int | None, queries: int = 5, groups: int = 5, ways: int = 2) -> tuple[Tensor, ...]:
-    """Unit tokens with scattered masks and rubbish where they are masked; ``sign``: of every similarity, None: both."""
+    """Make unit tokens with masks and rubbish where they are masked; ``sign``: of every similarity, None: both."""
     generator = torch.Generator().manual_seed(3)
 
     def tokens(*shape: int) -> Tensor:
@@ -40,7 +40,7 @@ def batch(sign: int | None, queries: int = 5, groups: int = 5, ways: int = 2) ->
 def solve(
     score: Callable[..., Tensor], query: Tensor, document: Tensor, **options: Any
 ) -> tuple[Tensor, ...]:
-    """Scores and both gradients for arbitrary weights of the scores."""
+    """Return scores and both gradients for arbitrary weights of the scores."""
     query, document = query.detach().clone().requires_grad_(), document.detach().clone().requires_grad_()
     scores = score(query, document, **options)
     weights = torch.randn(scores.shape, generator=torch.Generator().manual_seed(4))
@@ -127,7 +127,7 @@ def test_masks_of_another_shape_are_refused() -> None:
 
 
 class Given(nn.Module):
-    """In place of an encoder: a batch is its embeddings."""
+    """A stand-in for an encoder: a batch is its embeddings."""
 
     skiplist: tuple[int, ...] = ()
     do_query_expansion = False
@@ -139,7 +139,7 @@ class Given(nn.Module):
 def columns(
     query: Tensor, document: Tensor, query_mask: Tensor, document_mask: Tensor
 ) -> list[dict[str, Tensor]]:
-    """The batch as the libraries' losses take it: the queries, then one column for each document of a query."""
+    """Return the batch as the libraries' losses take it: the queries, then a column for each document of a query."""
     parts = [(query, query_mask), *((document[:, n], document_mask[:, n]) for n in range(document.shape[1]))]
     return [
         {
@@ -178,7 +178,7 @@ def test_the_losses_of_sentence_transformers_take_the_scorer(sign: int | None, k
 def multiplied_by_masks(
     query: Tensor, document: Tensor, queries_mask: Tensor, documents_mask: Tensor
 ) -> Tensor:
-    """The formula of ``pylate.scores.ColBERTScores`` (1.6), whose masked tokens have a similarity of 0."""
+    """Compute the formula of ``pylate.scores.ColBERTScores`` (1.6), whose masked tokens have a similarity of 0."""
     products = torch.einsum("qsh,dth->qdst", query, document.flatten(0, 1))
     products = products * queries_mask[:, None, :, None] * documents_mask.flatten(0, 1)[None, :, None]
     return products.max(dim=-1).values.sum(dim=-1)

@@ -9,7 +9,7 @@ from filip.interaction import agreement
 
 
 def calls(**changes: object) -> list[agreement.Call]:
-    """Three ranks with unequal batches, the last of which does something else."""
+    """Return the calls of three ranks with unequal batches, the last of which does something else."""
     tokens = torch.zeros(2, 3, 4), torch.zeros(5, 4)
     first, second = (agreement.describe("distributed_late_interaction", *tokens, texts) for texts in (2, 3))
     return [first, second, first._replace(**changes)]

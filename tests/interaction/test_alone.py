@@ -37,7 +37,7 @@ def canonical(distribution: str) -> str:
 
 
 def modules_of(distribution: str, seen: set[str]) -> set[str]:
-    """Importable names of a distribution and of all that it requires."""
+    """Return importable names of a distribution and of all that it requires."""
     if distribution in seen:
         return set()
     seen.add(distribution)

@@ -23,14 +23,14 @@ EIGHT_GPUS = Setting(global_batch=8192, gpus=8, tile_bytes=0)
 
 
 def test_forward_of_the_packed_product() -> None:
-    """1,024 local images x 8,192 texts x 49 x 18 x 256, two flops each; a row sum per winner on both sides."""
+    """It has 1,024 local images x 8,192 texts x 49 x 18 x 256, two flops each; a row sum per winner on both sides."""
     pairs = 1024 * 8192
     assert fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256 + 4 * pairs * (49 + 18) * 256
     assert fused(EIGHT_GPUS, recompute=True).flops - fused(EIGHT_GPUS).flops == 2 * pairs * 49 * 18 * 256
 
 
 def test_the_triton_kernels_multiply_padded_tiles_three_times() -> None:
-    """49 rows in 64; a group of captions is as wide as its longest. Counted in the kernels by triton_interpreted.py."""
+    """They pad 49 rows to 64, and a group of captions to its longest. triton_interpreted.py counts in the kernels."""
     assert triton_flops(10, 49, 256, [5] * 63 + [7]) == 2 * 10 * 64 * (7 + 7 + 8) * 64 * 256
     assert triton_flops(10, 196, 256, [5] * 64) == 2 * 10 * 256 * (5 + 5 + 6) * 64 * 256
     # Sorted by length, the paper's captions are hardly padded.

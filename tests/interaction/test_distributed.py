@@ -37,7 +37,7 @@ def test_without_ranks_it_is_the_plain_function() -> None:
 
 @pytest.mark.parametrize("transport", [torch.float16, torch.bfloat16])
 def test_gradients_are_not_rounded_with_the_tokens(transport: torch.dtype) -> None:
-    """Rounded tokens, and upstream gradients of 1e-9 as of a loss that is nearly learned."""
+    """The tokens are rounded; upstream gradients are 1e-9, as those of a loss that is nearly learned."""
     problem = random_problem(3, 5, [2, 7, 4], 16)
     tokens = [tensor.clone().requires_grad_() for tensor in problem[:2]]
     found = distributed_late_interaction(*tokens, problem.text_lengths, transport_dtype=transport)
@@ -59,7 +59,7 @@ def test_an_unknown_exchange_is_named() -> None:
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, str]]:
-    """Of all cases on that many ranks, which are spawned once."""
+    """Return the failures of all cases on that many ranks, which are spawned once."""
     return functools.cache(lambda ranks: run_cases(cases, ranks, tmp_path_factory.mktemp(f"{ranks}-ranks")))
 
 

@@ -76,7 +76,7 @@ def test_exactly_the_big_batch(dropout: float, sizes: list[int]) -> None:
 
 
 def test_a_plain_sum_over_micro_batches_is_something_else() -> None:
-    """Guards the test above: the loss of the big batch is not the mean of the small ones."""
+    """This guards the test above: the loss of the big batch is not the mean of the small ones."""
     torch.manual_seed(1)
     model, batches = Towers(0.0), micro_batches([4, 4])
     cached_backward(batches, model, loss, torch.Tensor.backward)
@@ -87,7 +87,7 @@ def test_a_plain_sum_over_micro_batches_is_something_else() -> None:
 
 
 def test_loss_scale_keeps_small_gradients_of_half_precision() -> None:
-    """Features in float16 whose gradient, about 1e-9, is below its smallest number."""
+    """Features are in float16, and their gradient, about 1e-9, is below float16's smallest number."""
     features = torch.ones(2, 3, dtype=torch.float16)
     weight = torch.ones(1, requires_grad=True)
 

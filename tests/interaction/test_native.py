@@ -51,7 +51,8 @@ def solve(problem: Problem) -> Result:
 
 
 def softmax_gradients(i2t: Tensor, t2i: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """What a contrastive loss sends back: one weight of nearly -1 per row (column), the others small and positive."""
+    """Return a contrastive loss's gradients: one weight of nearly -1 per row (column), the others small and
+    positive."""
     own = torch.eye(*i2t.shape)
     return (scale * i2t).softmax(1) - own, (scale * t2i).softmax(0) - own
 
@@ -65,7 +66,8 @@ def expected(problem: Problem) -> Result:
 
 
 def by_winners(problem: Problem, maps: tuple[Tensor, ...]) -> tuple[Result, float]:
-    """The result in float64 if the given tokens win, and by how much the largest similarity exceeds theirs at most."""
+    """Return the result in float64 if the given tokens win, and by how much the largest similarity exceeds theirs at
+    most."""
     image = problem.image_tokens.double().requires_grad_()
     text = problem.text_tokens.double().requires_grad_()
     columns: list[tuple[Tensor, Tensor]] = []
@@ -117,7 +119,8 @@ def test_float32(isa: str, name: str) -> None:
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_bfloat16(isa: str, name: str) -> None:
-    """Values and winners as of the same tokens in float32; gradients rounded once, when they take the tokens' dtype."""
+    """Values and winners are those of the same tokens in float32; gradients are rounded once, to the tokens'
+    dtype."""
     problem, wanted = problem_and_expected(name, torch.bfloat16)
     found = solve(problem)
     assert found.i2t.dtype == torch.float32 and found.grad_text.dtype == torch.bfloat16
@@ -133,7 +136,7 @@ def test_bfloat16(isa: str, name: str) -> None:
 def test_one_token_far_longer_than_the_others_costs_them_nothing(
     isa: str, dtype: torch.dtype, norm: float
 ) -> None:
-    """A register or an attention sink: fixed point scaled by the longest token lost the winners of all others."""
+    """It is a register or an attention sink: fixed point scaled by the longest token lost the winners of all others."""
     image, text, lengths = random_problem(8, 49, [18] * 8, 64, seed=4)
     image[:, 7] = -norm * F.normalize(text.mean(dim=0), dim=-1)
     problem = Problem(image.to(dtype), text.to(dtype), lengths)
@@ -157,7 +160,8 @@ def test_tokens_that_are_all_zero_give_exactly_zero(isa: str, dtype: torch.dtype
 
 @pytest.mark.parametrize("spread", [0.1, 0.01])
 def test_bfloat16_gradients_of_a_mean_are_summed_in_float32(isa: str, spread: float) -> None:
-    """Equal weights of one sign on nearly equal tokens, where rounding errors of the terms would all point one way."""
+    """Equal weights of one sign are on nearly equal tokens, where rounding errors of the terms would all point one
+    way."""
     image, text, lengths = random_problem(2, 1, [77] * 300, 64, seed=9)
     text = F.normalize((1 - spread) * text[:1] + spread * text, dim=-1).bfloat16()
     image = image.bfloat16()
@@ -205,7 +209,7 @@ def test_bfloat16_gradients_of_nothing_and_of_what_is_no_number(isa: str) -> Non
 
 
 def test_bfloat16_sums_too_small_to_count_leave_nothing_behind(isa: str) -> None:
-    """What the first texts contribute underflows; the others must not notice."""
+    """The first texts' contributions underflow; the others must not notice."""
     image, text, lengths = random_problem(3, 49, [16] * 220, 64, seed=8)
     problem = Problem((1e-29 * image).bfloat16(), (1e-29 * text).bfloat16(), lengths)
     maps = native.forward(problem.tokens(torch.float32))[1]
@@ -218,7 +222,7 @@ def test_bfloat16_sums_too_small_to_count_leave_nothing_behind(isa: str) -> None
 
 
 def test_tokens_of_any_length(isa: str) -> None:
-    """Nothing assumes unit tokens: lengths over eight orders of magnitude, zeros and one-hot rows."""
+    """Nothing assumes unit tokens: lengths span eight orders of magnitude, with zeros and one-hot rows."""
     image, text, lengths = random_problem(7, 20, [3, 9, 14], 48)
     image = image * torch.logspace(-4, 4, 7)[:, None, None]
     text = text * torch.rand(26, 1)
@@ -243,7 +247,7 @@ def test_ties_go_to_the_lowest_index(isa: str) -> None:
 
 
 def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
-    """As in an untrained model, whose tokens hardly differ: 16 bits cannot tell them apart, float32 can.
+    """In an untrained model tokens hardly differ: 16 bits cannot tell them apart, float32 can.
 
     Arg-maxima may differ from float64's only where the two similarities agree to float32 rounding.
     """
@@ -264,7 +268,7 @@ def test_nearly_equal_tokens_are_told_apart(isa: str) -> None:
 
 
 def test_routing_is_that_of_float64(isa: str) -> None:
-    """Of 100,000 maxima of random tokens, none differs by more than a tie of float32 rounding."""
+    """None of the 100,000 maxima of random tokens differs by more than a tie of float32 rounding."""
     image, text, lengths = random_problem(32, 49, [18] * 48, 256, seed=7)
     i2t_map, t2i_map = native.forward(Tokens(image, text, lengths.tolist()))[1]
     similarity = torch.einsum("ikd,jrd->ijkr", image.double(), text.double().view(48, 18, 256))

@@ -32,7 +32,7 @@ def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> No
     assert "no C++ compiler ('/nonexistent/c++'" in reason
     reason = _ask(PATH="", FILIP_NATIVE_CACHE=str(tmp_path))
     assert "no C++ compiler ('c++'" in reason
-    reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # there, but compiles nothing
+    reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # it is there, but compiles nothing
     assert "compilation failed" in reason
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
 

@@ -25,7 +25,7 @@ def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def solve(problem: Problem, temperature: float, dtype: torch.dtype) -> Result:
-    """By the native kernels, or by autograd in float64."""
+    """Solve by the native kernels, or by autograd in float64."""
     exact = dtype == torch.float64
     backend = Blockwise(smooth_maximum(temperature)) if exact else SmoothMaximum(temperature)
     image, text = (tokens.detach().to(dtype).requires_grad_() for tokens in problem[:2])
@@ -45,7 +45,7 @@ def drawn(seed: int) -> tuple[Problem, float, torch.dtype]:
 
 @pytest.fixture
 def no_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only float64 is computed in blocks: otherwise this would compare the fallback with itself."""
+    """Allow only float64 to be computed in blocks: otherwise this would compare the fallback with itself."""
     forward = Blockwise.forward
 
     def exact_only(self: Blockwise, tokens: object, *rest: object) -> object:

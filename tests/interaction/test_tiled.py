@@ -11,7 +11,7 @@ from tests.interaction.problems import random_lengths, random_problem
 
 
 def test_tiled_memory_stays_far_below_the_similarity() -> None:
-    """Bytes that autograd keeps beside the tokens: the maps, one byte per winner; and no [b, t, n1, n2]."""
+    """Autograd keeps these bytes in addition to the tokens: the maps, one byte per winner; and no [b, t, n1, n2]."""
     problem = random_problem(32, 49, [18] * 32, 64)
     kept: list[int] = []
 
@@ -28,7 +28,7 @@ def test_tiled_memory_stays_far_below_the_similarity() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_gradients_by_products_are_those_by_sums(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What ``tiled`` does on a GPU, here on a CPU; weights over nine decades, each item's on its own scale."""
+    """``tiled`` uses products on a GPU; here a CPU does, with weights over nine decades, each item on its own scale."""
     tokens = random_problem(5, 9, [3, 5, 2, 5, 3], 16).tokens(dtype)
     maps = tiled.forward(tokens)[1]
     weight = torch.logspace(0, -9, 5)[:, None] * (1 + torch.rand(5, 5)) * 1e-3
@@ -46,7 +46,7 @@ def test_gradients_by_products_are_those_by_sums(dtype: torch.dtype, monkeypatch
 
 
 def test_the_slice_of_a_gpu_takes_few_kernels_and_little_scratch() -> None:
-    """320 images with 40,960 captions of 4 to 77 tokens, in shapes alone ("meta" stands for an accelerator)."""
+    """They are 320 images with 40,960 captions of 4 to 77 tokens, only shapes ("meta" stands for an accelerator)."""
     from torch.utils._python_dispatch import TorchDispatchMode
 
     class Counted(TorchDispatchMode):

@@ -116,7 +116,7 @@ def test_contrast_prefers_a_word_over_a_token_that_is_close_to_everything() -> N
 def test_salience_keeps_what_is_rare_on_its_own_side() -> None:
     axes = torch.eye(8)
     image = axes[[0, 0, 1, 0, 2, 0]].view(2, 3, 8)  # a background patch, and one thing in each image
-    text = axes[[6, 3, 7, 6, 4, 7]]  # [BOS], a word of its own, [EOS]
+    text = axes[[6, 3, 7, 6, 4, 7]]  # [BOS], a separate word, [EOS]
     choice = choose_tokens(image, text, torch.tensor([3, 3]), 0.3, score="salience")
     assert choice.image_rows.tolist() == [2, 4] and choice.text_rows.tolist() == [1, 4]
 
@@ -146,7 +146,7 @@ def test_a_learned_score_keeps_what_lies_in_its_direction() -> None:
 
 
 def test_scorers_learn_through_tokens_that_stay_as_they_are() -> None:
-    """The gradient of the directions against differences of s^I and s^T with weighted means in place of means."""
+    """Compare the directions' gradient with differences of s^I and s^T with weighted means in place of means."""
     image, text, lengths = (t.double() for t in random_problem(3, 4, [2, 1, 5], 8))
     lengths = lengths.long()
     generator = torch.Generator().manual_seed(0)
@@ -158,7 +158,7 @@ def test_scorers_learn_through_tokens_that_stay_as_they_are() -> None:
     (gradient,) = torch.autograd.grad((found.i2t * factors[0]).sum(), directions, retain_graph=True)
 
     def weighted(at: torch.Tensor) -> torch.Tensor:
-        """s^I times the factors; a patch counts 1 + its score - its image's mean score, and its word likewise."""
+        """Return s^I times the factors; a patch counts 1 + its score - its image's mean score, its word likewise."""
         total = torch.zeros((), dtype=torch.float64)
         moved = at - directions
         of_patch = image @ moved[0]
@@ -210,7 +210,7 @@ def test_scorers_find_the_tokens_that_tell_pairs_apart() -> None:
     optimizer = torch.optim.Adam(scorers, lr=0.01)
 
     def kept() -> float:
-        """The share of the names."""
+        """Return the share of the names."""
         choice = choose_tokens(*tokens, 0.5, score="learned", scorers=scorers)
         found = named[0].flatten()[choice.image_rows], named[1].flatten()[choice.text_rows]
         return float(torch.cat(found).sum() / named.sum())

@@ -45,7 +45,7 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
     assert [(kernel["kernel"], kernel["capability"]) for kernel in made] == [
         (name, capability) for capability in (80, 90, 86) for name in ("forward", "image", "text")
     ]
-    shared_memory = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}  # of a processor, with 65,536 registers
+    shared_memory = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}  # per processor, with 65,536 registers
     for kernel in made:
         blocks = 2 if kernel["kernel"] == "forward" and kernel["dtype"] != "fp32" else 1
         assert blocks * kernel["threads"] * kernel["registers"] <= 65_536, kernel

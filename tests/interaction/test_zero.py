@@ -10,7 +10,7 @@ from tests.support.ranks import run_cases
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Of all cases; the ranks are spawned once."""
+    """Return the failures of all cases; the ranks are spawned once."""
     return run_cases(cases, 2, tmp_path_factory.mktemp("zero"))
 
 

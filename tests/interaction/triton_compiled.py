@@ -38,7 +38,7 @@ TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "f
 
 
 def types(dtype: torch.dtype) -> dict[str, str]:
-    """Of the pointers that are not *i32; captions and images have at most 255 tokens."""
+    """Return the types of the pointers that are not *i32; captions and images have at most 255 tokens."""
     tokens = f"*{TRITON_NAMES[dtype]}"
     floats = dict.fromkeys(("i2t", "t2i", "best", "gradient"), "*fp32")
     maps = dict.fromkeys(("image_map", "text_map"), "*u8")
@@ -47,7 +47,7 @@ def types(dtype: torch.dtype) -> dict[str, str]:
 
 
 def innermost_loop(code: str) -> list[str]:
-    """The instructions of the shortest loop that multiplies on tensor cores; where a kernel spends its time."""
+    """Return the instructions of the shortest loop that multiplies on tensor cores; where a kernel spends its time."""
     lines = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/.*$", code, re.MULTILINE)
     loops = []
     for end, line in enumerate(lines):

@@ -22,7 +22,7 @@ from tests.interaction.problems import (
 )
 
 SHAPES = [
-    (3, 5, [1, 3, 9, 12], 16),  # images beside one another in a block, the last of them missing
+    (3, 5, [1, 3, 9, 12], 16),  # images next to one another in a block, the last of them missing
     (3, 1, [1], 16),
     (1, 49, [8, 5], 40),
     (1, 130, [2, 5], 20),  # two launches for the rows of an image, odd features
@@ -64,7 +64,7 @@ def test_16_bit(dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_of_any_size_keep_their_digits(dtype: torch.dtype) -> None:
-    """Upstream gradients over nine decades, as of a soft-max; an item's gradient may rest on the small ones alone.
+    """Upstream gradients span nine decades, as a soft-max's do; an item's gradient may rest on the small ones alone.
 
     Each is rounded, and once more where two are added.
     """
@@ -151,7 +151,7 @@ def test_only_what_is_asked_for() -> None:
 
 
 def test_kernels_are_launched_on_the_device_of_the_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    """There is no second device here: what is watched is that the tokens' is made the current one."""
+    """No second device exists here: the test watches that the tokens' device is made the current one."""
     problem = random_problem(1, 3, [2], 16)
     devices: list[torch.Tensor] = []
 
@@ -168,7 +168,7 @@ def test_captions_are_laid_out_in_order_of_length() -> None:
     lengths = [3, 5, 1, 3] + [2] * 62
     starts = torch.tensor(lengths).cumsum(0) - torch.tensor(lengths)
     layout = triton_layout.lay_out(lengths, torch.device("cpu"))
-    assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 4]  # of 4 and 6 tiles
+    assert layout.positions.tolist() == [3, 5] and layout.first.tolist() == [0, 4]  # for 4 and 6 tiles
     assert layout.text[:3].tolist() == [2, 4, 5] and layout.text[62:67].tolist() == [65, 0, 3, 1, -1]
     seen = []
     for group, position, rows in zip(layout.group, layout.position, layout.row.view(-1, 64), strict=True):

@@ -79,7 +79,7 @@ def engine_for(stage: int, accumulation: int, dropout: float) -> Any:
 
 
 def step_under_zero(rank: int, stage: int, exchange: str, cached: bool, dropout: float) -> list[Tensor]:
-    """Parameters after one step of SGD on the batch of all ranks."""
+    """Return parameters after one step of SGD on the batch of all ranks."""
     from deepspeed.runtime.zero import GatheredParameters
 
     engine = engine_for(stage, MICRO if cached else 1, dropout)
@@ -100,7 +100,7 @@ def step_under_zero(rank: int, stage: int, exchange: str, cached: bool, dropout:
 
 
 def step_of_one_process(ranks: int, dropout: float, cut: bool) -> list[Tensor]:
-    """The same step, every rank's pairs encoded here with that rank's random state, on the reference."""
+    """Take the same step, every rank's pairs encoded here with that rank's random state, on the reference."""
     model = Towers(dropout)
     encoded = []
     for rank in range(ranks):

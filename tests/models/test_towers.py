@@ -26,12 +26,12 @@ from filip.tokenizer import tokenize
 
 
 def name_pairs(model: DualEncoder) -> dict[str, str]:
-    """Every parameter of ours and its counterpart in open_clip.CLIP."""
+    """Return every parameter of ours and its counterpart in open_clip.CLIP."""
     return open_clip_names(model.image.depth, len(model.text.blocks))
 
 
 def small_pair(activation: str = "gelu", **changes: Any) -> tuple[DualEncoder, open_clip.CLIP]:
-    """The same small CLIP twice, ours with open_clip's weights."""
+    """Make the same small CLIP twice, ours with open_clip's weights."""
     torch.manual_seed(0)
     theirs = open_clip.CLIP(
         embed_dim=24,
@@ -61,7 +61,7 @@ def some_pixels(n: int = 3, size: int = 64) -> torch.Tensor:
 
 @pytest.mark.parametrize(("preset", "reference"), [("base", "ViT-B-32"), ("large", "ViT-L-14")])
 def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
-    """Layer by layer; only the two projections differ, in their number of outputs."""
+    """Compare layer by layer; only the two projections differ, in their number of outputs."""
     with torch.device("meta"):
         ours = build_model(load_preset(preset))
         reference_config = open_clip.get_model_config(reference)
@@ -84,7 +84,7 @@ def test_parameters_are_those_of_clip(preset: str, reference: str) -> None:
 
 
 def test_the_baseline_has_clips_numbers_of_parameters() -> None:
-    """ViT-B-32 of OpenAI and open_clip: 151,277,313."""
+    """ViT-B-32 of OpenAI and open_clip has 151,277,313."""
     config = load_preset("base")
     config.interaction, config.embed_dim = "pooled", 512
     with torch.device("meta"):
@@ -185,7 +185,7 @@ def test_embeddings_are_float32_of_unit_length_in_half_precision_too(half: str) 
 
 
 def test_initialisation_is_clips() -> None:
-    """Standard deviation of each weight against open_clip's own initialisation, seed by seed independent."""
+    """Compare each weight's standard deviation with open_clip's own initialisation, seed by seed independent."""
     torch.manual_seed(3)
     theirs = dict(
         open_clip.CLIP(
@@ -239,7 +239,7 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
 
 
 def test_any_vit_of_timm_gives_its_patches() -> None:
-    """A ViT with registers, LayerScale and no class position: 4 registers and [CLS] are not patches."""
+    """Try a ViT with registers, LayerScale and no class position: 4 registers and [CLS] are not patches."""
     config = small_config()
     config.image = ImageTowerConfig(
         timm="vit_small_patch16_dinov3", image_size=64, width=96, layers=2, heads=2, activation=None
@@ -277,7 +277,7 @@ def test_resized_positions_are_timms() -> None:
 
 
 def test_resizing_equals_a_timm_model_of_that_size() -> None:
-    """timm's own route: load the small checkpoint into a model built for larger images."""
+    """Compare with timm's own route: load the small checkpoint into a model built for larger images."""
     model = build_model(small_config()).eval()
     large = timm.create_model(
         "vit_base_patch32_clip_224",

@@ -73,14 +73,14 @@ def recalls(r1: float, images: int = 1590) -> dict[str, Any]:
 
 @functools.cache
 def recorded_config() -> dict[str, Any]:
-    """The config of the demo's experiment, as a training records it."""
+    """Return the config of the demo's experiment, as a training records it."""
     return asdict(resolve("experiment=demo"))
 
 
 def training(
     run: str, folder: Path, seconds: float = 0.3, memory: float = 900.0, **config: Any
 ) -> dict[str, Any]:
-    """A training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
+    """Return a training's result; config: its interaction, embed_dim, precision and token_keep_ratio, if others."""
     whole = copy.deepcopy(recorded_config())
     whole["model"]["image"]["image_size"] = 24
     whole["model"] |= {
@@ -105,25 +105,25 @@ def write(path: Path, content: Any) -> None:
 
 
 def hits(value: float, n: int) -> np.ndarray:
-    """Hits on the first images: of two such runs the better one is right wherever the other is."""
+    """Draw hits on the first images: of two such runs the better one is right wherever the other is."""
     return np.arange(n) < round(value * n)
 
 
 def outcomes(n: int, **shares: float) -> Outcomes:
-    """Outcomes of n queries whose measures have these means."""
+    """Make outcomes of n queries whose measures have these means."""
     keys = [f"s{number:07d}" for number in range(n)]
     return Outcomes.of(keys, {measure: hits(share, n) for measure, share in shares.items()})
 
 
 def write_tasks(folder: Path, run: str, tasks: dict[str, Any]) -> None:
-    """A run's zero-shot results, with outcomes."""
+    """Write a run's zero-shot results, with outcomes."""
     file = folder / "eval" / run / "zero_shot.json"
     write(file, {"run": run, "benchmarks": tasks})
     write_outcomes(file, {name: outcomes(found["n"], top1=found["value"]) for name, found in tasks.items()})
 
 
 def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
-    """A run's retrieval results on demo_fluent, with outcomes."""
+    """Write a run's retrieval results on demo_fluent, with outcomes."""
     file = folder / "eval" / run / "retrieval.json"
     write(file, {"run": run, "benchmarks": {"demo_fluent": found}})
     ways = ("i2t", "t2i")
@@ -131,7 +131,7 @@ def write_recalls(folder: Path, run: str, found: dict[str, Any]) -> None:
 
 
 def write_results(folder: Path) -> Path:
-    """Everything of the study except the run ``late`` and the efficiency row ``gone``. Returns the study file."""
+    """Write everything of the study except the run ``late`` and the efficiency row ``gone``. Return the study file."""
     for run, accuracy, recall in (("clip", 0.10, 0.02), ("filip", 0.16, 0.05)):
         tasks = {"demo_food": task(accuracy), "demo_animals": task(accuracy / 2, 300, 130)}
         write_tasks(folder, run, tasks)
@@ -180,7 +180,7 @@ ATTRIBUTION = {
 
 
 def write_images(folder: Path) -> None:
-    """Four images as img2dataset writes them, with a caption side-car."""
+    """Write four images as img2dataset does, with a caption side-car."""
     samples = []
     for i in range(4):
         image = encoded(Image.new("RGB", (40, 30), (60 * i, 90, 120)), "JPEG")
@@ -190,27 +190,27 @@ def write_images(folder: Path) -> None:
 
 
 def changed(folder: Path, name: str, **changes: Any) -> Path:
-    """The file of a study that is STUDY with ``changes`` of its top-level keys."""
+    """Write the file of a study that is STUDY with ``changes`` of its top-level keys."""
     file = folder / f"{name}.yaml"
     file.write_text(yaml.safe_dump({**STUDY, **changes}, sort_keys=False))
     return file
 
 
 def tables_of(folder: Path, study: Path | None = None) -> dict[str, Table]:
-    """The tables of the study's results, built in this process."""
+    """Return the tables of the study's results, built in this process."""
     published = load_published(EVAL / "published.yaml")
     read = load_study(study or folder / "study.json", folder)
     return build_tables(read, Results(folder), published, resamples=1000)
 
 
 def cells(table: Table, label: str) -> dict[str, Cell]:
-    """The cells of a row by column, those that it lacks not reported."""
+    """Return the cells of a row by column, those that it lacks not reported."""
     row = next(row for row in table.rows if row.label == label)
     return row.cells
 
 
 def write_tables(folder: Path, *arguments: str) -> None:
-    """``filip.report.tables`` on the study's results."""
+    """Run ``filip.report.tables`` on the study's results."""
     run_command(
         main,
         Tables,

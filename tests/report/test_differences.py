@@ -17,8 +17,8 @@ IMAGES = 800
 
 
 def hits(rng: np.random.Generator, difficulty: np.ndarray, gain: float = 0.0) -> np.ndarray:
-    """Hits of a run: an image succeeds by its difficulty (shared by all runs), a few more at random by ``gain``."""
-    flipped = rng.random(len(difficulty)) < 0.02  # what differs between two runs of equal quality
+    """Draw a run's hits: an image succeeds by its difficulty (shared by all runs), a few more at random by ``gain``."""
+    flipped = rng.random(len(difficulty)) < 0.02  # the difference between two runs of equal quality
     found = np.where(flipped, ~difficulty, difficulty)
     return (found | (rng.random(len(difficulty)) < gain)).astype(float)
 
@@ -41,7 +41,7 @@ def test_a_paired_effect_that_marginal_intervals_hide_is_found() -> None:
 
 
 def test_runs_of_equal_quality_do_not_differ() -> None:
-    """Of 24 columns without an effect, a few have p < 0.05 by chance; after Holm's correction hardly ever one."""
+    """A few of 24 columns without an effect have p < 0.05 by chance; after Holm's correction hardly ever one has."""
     false = uncorrected = 0
     for trial in range(10):
         rng = np.random.default_rng(trial)
@@ -75,7 +75,7 @@ def test_captions_of_an_image_count_as_one() -> None:
 @pytest.mark.parametrize("trainings", [3, 5, 10])
 @pytest.mark.parametrize("spread", [0.0, 0.01, 0.05])
 def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread: float) -> None:
-    """In 2,000 comparisons of runs that differ by nothing, or by 4 points, with trainings that differ by chance.
+    """There are 2,000 comparisons of runs that differ by nothing, or by 4 points, with trainings that differ by chance.
 
     spread: standard deviation of a training's accuracy around that of its run.
     """
@@ -115,7 +115,7 @@ def test_intervals_over_trainings_cover_what_they_promise(trainings: int, spread
 
 
 def enumerate_names(values: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-    """Each row as a measure of its own."""
+    """Yield each row as a separate measure."""
     return ((f"m{n:03d}", row) for n, row in enumerate(values))
 
 

@@ -62,7 +62,7 @@ def test_the_paper_s_ablation_stands_beside_ours_on_its_own_benchmarks(folder):
 
 
 def test_transferred_rows_come_from_the_other_fine_tuning(folder):
-    """FILIP*: zero-shot on one set after fine-tuning on the other."""
+    """FILIP* is zero-shot on one set after fine-tuning on the other."""
     table = tables_of(folder, paper_study(folder))["retrieval"]
     shown = {(row.section, row.run): row for row in table.rows if row.kind == "ours"}
     fine = shown["fine-tuned", "coco_ft"].cells
@@ -78,7 +78,7 @@ def test_transferred_rows_come_from_the_other_fine_tuning(folder):
 
 
 def write_card(folder: Path, name: str, published: str | None) -> None:
-    """A card for one's own copy of a data set of the paper."""
+    """Write a card for one's own copy of a data set of the paper."""
     card = yaml.safe_load((EVAL / f"{name.removeprefix('my_')}.yaml").read_text())
     write(folder / "eval" / f"{name}.yaml", yaml.safe_dump({**card, "name": name, "published": published}))
 

@@ -21,7 +21,7 @@ DIFFERENCE = re.compile(rf"|[+−-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
 
 
 def tables(seeds: int = 1, compared: bool = True) -> dict[str, Table]:
-    """Tables of which all differences hold, but the last one's."""
+    """Make tables whose differences all hold, except the last one's."""
     columns: dict[str, list[Column]] = {}
     for _, name, key in ROWS:
         columns.setdefault(name, []).append(Column(key, ""))

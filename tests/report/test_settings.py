@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def tables_of(name: str, tmp_path: Path) -> dict[str, Table]:
-    """The tables of a study of which nothing has been evaluated, after trainings that recorded their config."""
+    """Return the tables of a study with no evaluations yet, after trainings that recorded their config."""
     study = Study(yaml.safe_load((ROOT / "workflow" / "config" / f"{name}.yaml").read_text()))
     for run in study.trained:
         write(tmp_path / "models" / f"{run}.json", {"config": asdict(study.resolved(run))})

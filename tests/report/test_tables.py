@@ -107,7 +107,7 @@ def test_what_the_evaluations_warn_of_stands_below_the_table(folder):
 
 @pytest.fixture
 def three_seeds(folder: Path) -> Path:
-    """Results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
+    """Write results of `make … SEEDS=3`: two more seeds of filip on disk, and the number in study.json only."""
     for run, value in (("filip_s1", 0.20), ("filip_s2", 0.24)):
         tasks = {"demo_food": task(value), "demo_animals": task(value)}
         write(folder / "eval" / run / "zero_shot.json", {"benchmarks": tasks})
@@ -269,7 +269,7 @@ def test_mistakes_are_named(tmp_path, folder):
 
 @pytest.mark.parametrize("study", STUDIES, ids=lambda path: path.stem)
 def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
-    """Before anything has run: all tables of trainings empty, each cell with a reason; prompts are known."""
+    """Before anything has run, all tables of trainings are empty, each cell with a reason; prompts are known."""
     for table in tables_of(tmp_path, study).values():
         ours = [row.cells[column.key] for row in table.rows if row.kind == "ours" for column in table.columns]
         assert ours and all(bool(cell.reason) == (cell.value is None) for cell in ours)
@@ -280,7 +280,7 @@ def test_every_study_of_the_repository_makes_its_tables(tmp_path, study):
 
 @pytest.fixture
 def probed(folder: Path) -> Path:
-    """Linear probes of one run on both benchmarks."""
+    """Write linear probes of one run on both benchmarks."""
     entry = {**task(0.5), "protocol": "5-fold cross-validation"}
     both = {"demo_food": entry, "demo_animals": entry}
     write(folder / "eval" / "clip" / "linear_probe.json", {"benchmarks": both})

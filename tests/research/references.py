@@ -13,7 +13,7 @@ from tests.train.loss_references import cross_entropy, hard_maximum, sigmoid_of,
 
 
 def sparc(batch: Batch) -> Tensor:
-    """SPARC (Bica et al., 2024), equations 2 to 5, word by word."""
+    """Compute SPARC (Bica et al., 2024), equations 2 to 5, word by word."""
     total = torch.zeros((), dtype=torch.float64)
     for patches, caption in zip(batch.image, batch.captions(), strict=True):
         gathered = []
@@ -35,7 +35,8 @@ def sparc(batch: Batch) -> Tensor:
 
 
 def text_conditioned(batch: Batch) -> Tensor:
-    """FLAIR (Xiao et al., 2025): attention with an empty patch, then SigLIP's loss of a caption with what it sees."""
+    """Compute FLAIR (Xiao et al., 2025): attention with an empty patch, then SigLIP's loss of a caption with what it
+    sees."""
     query, key, value = (
         batch.parameters[f"text_conditioned_{name}"][0] for name in ("query", "key", "value")
     )
@@ -59,7 +60,7 @@ def hard_negatives(batch: Batch, margin: float = 0.1) -> Tensor:
 
 
 def swapped_words(batch: Batch) -> Tensor:
-    """An image chooses among all captions and its own swapped one, a caption among all images."""
+    """Let an image choose among all captions and its own swapped one, a caption among all images."""
     i2t, t2i = token_wise_matrices(batch)
     positive = batch.positives().double()
     target = positive / positive.sum(dim=1, keepdim=True)

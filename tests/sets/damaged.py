@@ -57,19 +57,19 @@ class Damaged:
 
     @property
     def count(self) -> int:
-        """All files, lines and keys that were put in."""
+        """Count all files, lines and keys that were put in."""
         return len(self.images) + self.reasons.total()
 
 
 class Draw:
-    """Random names and captions."""
+    """A source of random names and captions."""
 
     def __init__(self, seed: int):
         self.rng = random.Random(seed)
         self.number = 0
 
     def of(self, *kinds: str) -> list[str]:
-        """Up to a dozen kinds of damage, with something good first."""
+        """Draw up to a dozen kinds of damage, with something good first."""
         return ["good", *self.rng.choices(["good", *kinds], k=self.rng.randint(0, 12))]
 
     def name(self) -> str:
@@ -93,7 +93,7 @@ def put(path: Path, content: bytes = PICTURE) -> None:
 
 
 def encoded(text: str, rng: random.Random) -> bytes:
-    """As some editor writes it."""
+    """Encode a text as some editor writes it."""
     encoding = rng.choice(["utf-8", "utf-8-sig", "utf-16", "cp1252"])
     return text.encode(encoding)
 
@@ -149,7 +149,7 @@ def text_beside(root: Path, draw: Draw) -> Damaged:
 
 
 def listed(root: Path, draw: Draw, *kinds: str) -> tuple[Damaged, list[tuple[str, str, list[str]]]]:
-    """Pictures on disk, and (kind, name, captions) of what the list is to say."""
+    """Put pictures on disk; return (kind, name, captions) of what the list is to say."""
     found, rows = Damaged(root), []
     for kind in draw.of("no_caption", "missing_file", "outside", "no_file", *kinds):
         name, captions = draw.name() + draw.ending(), draw.captions()
@@ -166,7 +166,7 @@ def listed(root: Path, draw: Draw, *kinds: str) -> tuple[Damaged, list[tuple[str
 
 
 def in_folder(draw: Draw, found: Damaged, table: Path) -> Damaged:
-    """The list alone, or its folder, in which further files count."""
+    """Return the list alone, or its folder, in which further files count."""
     if draw.rng.random() < 0.5:
         for _ in range(draw.rng.randint(0, 2)):
             put(found.place / (draw.name() + draw.ending()))

@@ -16,7 +16,7 @@ from tests.data.test_ingest import card
 from tests.sets.damaged import LAYOUTS, Damaged, Draw
 
 SETS = int(os.environ.get("FILIP_SETS", 300))  # 10,000 before a release
-IN_INGEST = 3  # of each layout; DuckDB starts for each
+IN_INGEST = 3  # sets of each layout; DuckDB starts for each
 
 
 def in_memory(made: Damaged) -> dict[str, list[str]]:
@@ -28,7 +28,7 @@ def in_memory(made: Damaged) -> dict[str, list[str]]:
 
 
 def in_ingest(made: Damaged, work: Path) -> dict[str, list[str]]:
-    """The list of ingest, in which DuckDB gathers the rows of an image."""
+    """Run ingest on the list, in which DuckDB gathers the rows of an image."""
     reading = Reading(made.place)
     layout, parts = recognise(reading)
     work.mkdir()

@@ -48,7 +48,7 @@ def evaluated(place: str) -> Seen:
 
 
 def explored(place: str) -> Seen:
-    """As explorer and index read it: `filip index build` takes the same pictures."""
+    """Read it as explorer and index do: `filip index build` takes the same pictures."""
     return {colour(one.image): one.captions for one in open_pictures(place, None, None) if one.captions}
 
 
@@ -60,7 +60,7 @@ def answers(place: str, out: Path) -> list[Seen]:
 
 
 def two_lines_and_another_suffix(root: Path) -> str:
-    """The folder of the fault: three answers until there was one reader."""
+    """Write the folder of the fault: three answers until there was one reader."""
     write_images(root)
     for number, (name, captions) in enumerate(CAPTIONS.items()):
         suffix = (".txt", ".caption", ".png.txt", ".png.caption", ".text")[number]
@@ -97,7 +97,7 @@ def list_in_json(root: Path) -> str:
 
 
 def karpathy(root: Path) -> str:
-    """Without its test split, which evaluation would take."""
+    """Write it without its test split, which evaluation would take."""
     place = Path(own_images.karpathy(root))
     content = json.loads(place.read_text())
     content["images"] = [image for image in content["images"] if image["split"] == "train"]
@@ -110,7 +110,7 @@ def coco_folder(root: Path) -> str:
 
 
 def clip_benchmark(root: Path) -> str:
-    """The train split, which evaluation takes if there is no other."""
+    """Write the train split, which evaluation takes if it finds no other."""
     samples = [
         {"__key__": f"s{n:07d}", "png": picture(name), "txt": "\n".join(captions).encode()}
         for n, (name, captions) in enumerate(CAPTIONS.items())
@@ -123,7 +123,7 @@ def clip_benchmark(root: Path) -> str:
 
 
 def img2dataset_files(root: Path) -> str:
-    """What img2dataset writes with output_format=files: a text and a record for each image."""
+    """Write files as img2dataset does with output_format=files: a text and a record for each image."""
     root.mkdir(parents=True)
     for n, (name, captions) in enumerate(CAPTIONS.items()):
         (root / f"{n:09d}.jpg").write_bytes(picture(name))
@@ -162,7 +162,7 @@ def counted(place: Path, **settings: object) -> tuple[int, dict[str, int]]:
 
 
 def test_a_line_of_a_table_is_read_or_counted(tmp_path: Path) -> None:
-    """Latin-1, too many and too few cells, a quote that is not closed, bytes of a picture."""
+    """The lines are Latin-1, have too many and too few cells, an unclosed quote, or bytes of a picture."""
     write_images(tmp_path)
     rows = [
         b"image,caption",
@@ -278,7 +278,7 @@ def test_annotations_that_fit_no_image_are_counted(tmp_path: Path) -> None:
 
 
 def hub(root: Path, **splits: list[str]) -> Path:
-    """The hub's usual layout: data/SPLIT-00000-of-00001.parquet."""
+    """Write the hub's usual layout: data/SPLIT-00000-of-00001.parquet."""
     (root / "data").mkdir(parents=True)
     for split, names in splits.items():
         rows = {

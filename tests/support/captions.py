@@ -23,7 +23,7 @@ from filip.data.engines import Engine, back_translate
 from filip.data.lists.language import are_english
 from filip.data.text_rules import apply_text_rules
 
-# What a tokenizer has to clean, pad and cut.
+# Texts that a tokenizer has to clean, pad and cut.
 UNTIDY_CAPTIONS = [
     "a photo of a cat",
     "two dogs & a bird!",
@@ -35,7 +35,7 @@ DATA = Path(__file__).resolve().parents[1] / "data"
 
 
 def labelled_captions() -> dict[str, list[str]]:
-    """Language code → captions."""
+    """Return language code → captions."""
     found = defaultdict(list)
     with gzip.open(DATA / "short_captions.tsv.gz", "rt", encoding="utf-8") as file:
         for line in file:
@@ -45,7 +45,7 @@ def labelled_captions() -> dict[str, list[str]]:
 
 
 def sample_of_kinds() -> list[dict[str, str]]:
-    """654 captions of web kinds: kind, caption, and expected ("keep", or the rule that should drop it).
+    """Return 654 captions of web kinds: kind, caption, and expected ("keep", or the rule that should drop it).
 
     Titles, alt texts, brands, places and meaningless ones were written for it, and short phrases in fifteen languages;
     others are class names of ImageNet and others (clip_benchmark, MIT) and names of territories and time zones (Unicode
@@ -56,7 +56,7 @@ def sample_of_kinds() -> list[dict[str, str]]:
 
 
 def verdicts_on_kinds(folder: Path) -> list[dict[str, Any]]:
-    """The sample with what the text rules do: ``found`` is "keep" or the rule that drops the caption."""
+    """Return the sample with what the text rules do: ``found`` is "keep" or the rule that drops the caption."""
     sample = sample_of_kinds()
     urls = [str(number) for number in range(len(sample))]
     table = pa.table({"url": urls, "caption": [row["caption"] for row in sample]})
@@ -74,14 +74,14 @@ def verdicts_on_kinds(folder: Path) -> list[dict[str, Any]]:
 
 
 def parallel_captions() -> dict[str, list[str]]:
-    """Language → captions; the n-th of each language names the same picture."""
+    """Return language → captions; the n-th of each language names the same picture."""
     with gzip.open(DATA / "parallel_captions.tsv.gz", "rt", encoding="utf-8") as file:
         rows = list(csv.DictReader(file, delimiter="\t", quoting=csv.QUOTE_NONE))
     return {language: [row[language] for row in rows] for language in rows[0]}
 
 
 def pivot_errors() -> list[dict[str, str]]:
-    """144 captions with a right and a wrong translation into German, Portuguese or Russian, written for this purpose.
+    """Return 144 captions with a right and a wrong German, Portuguese or Russian translation, written for this purpose.
 
     Columns kind (of the error: flag, number, negation, thing), english, language, right, wrong.
     """
@@ -90,7 +90,7 @@ def pivot_errors() -> list[dict[str, str]]:
 
 
 def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str, float]:
-    """Shares of English and of other languages that the rule accepts, for captions of that many words."""
+    """Return shares of English and of other languages that the rule accepts, for captions of that many words."""
     kept: dict[bool, list[bool]] = {True: [], False: []}
     for language, captions in labelled_captions().items():
         chosen = [c for c in captions if least_words <= len(c.split()) <= most_words]
@@ -104,7 +104,7 @@ def language_accuracy(least_words: int = 1, most_words: int = 1000) -> dict[str,
 
 
 def synthetic_list(path: Path, rows: int, seed: int = 0) -> None:
-    """A URL list of ``rows`` pairs from real captions, written in blocks so that memory stays flat."""
+    """Write a URL list of ``rows`` pairs from real captions, in blocks so that memory stays flat."""
     rng = np.random.default_rng(seed)
     captions = [c for group in labelled_captions().values() for c in group]
     english = labelled_captions()["en"]
@@ -124,7 +124,7 @@ def synthetic_list(path: Path, rows: int, seed: int = 0) -> None:
 
 
 def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str, Any]:
-    """chrF++ (0..100) of pivot and round trip, and the fate of the candidates (shares), on the first ``captions``."""
+    """Return chrF++ (0..100) of pivot and round trip, and the candidates' fate (shares), on the first ``captions``."""
     from sacrebleu.metrics import CHRF
 
     corpus = parallel_captions()

@@ -33,7 +33,7 @@ SHAPES = {
 
 @torch.no_grad()
 def shaken(model: Any) -> Any:
-    """With norms and biases that are not 1 and 0, as after a training."""
+    """Shake norms and biases so that they are not 1 and 0, as after a training."""
     for parameter in model.parameters():
         if parameter.ndim == 1:
             parameter.add_(0.1 * torch.randn_like(parameter))
@@ -41,7 +41,7 @@ def shaken(model: Any) -> Any:
 
 
 def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor, ...]], steps: int) -> Any:
-    """After ``steps`` of CLIP's loss on noise. vectors: pixels and ids to those of images and texts, and the scale."""
+    """Train ``steps`` of CLIP's loss on noise. vectors: pixels and ids to those of images and texts, and the scale."""
     optimizer = torch.optim.AdamW(model.train().parameters(), lr=1e-2)
     ids = F.pad(torch.randint(1, BOS, (4, 10)), (0, 67), value=EOS)
     for _ in range(steps):
@@ -58,7 +58,7 @@ def briefly_trained(model: Any, vectors: Callable[[Tensor, Tensor], tuple[Tensor
 def open_clip_file(
     folder: Path, quick_gelu: bool = False, shape: str = "tiny", steps: int = 0, **changes: Any
 ) -> str:
-    """``open_clip:ARCH:FILE`` of a model that open_clip itself built and saved, random or trained for ``steps``."""
+    """Write ``open_clip:ARCH:FILE`` of a model that open_clip built and saved, random or trained for ``steps``."""
     patch, width, heads, text_width, embed_dim = SHAPES[shape]
     config: dict[str, Any] = {
         "embed_dim": embed_dim,
@@ -87,7 +87,7 @@ def open_clip_file(
 def hf_folder(
     folder: Path, shape: str = "tiny", activation: str = "quick_gelu", steps: int = 0, **changes: Any
 ) -> CLIPModel:
-    """A CLIP that transformers itself saved, with its processor; random or trained for ``steps``."""
+    """Write a CLIP that transformers saved, with its processor; random or trained for ``steps``."""
     patch, width, heads, text_width, embed_dim = SHAPES[shape]
     torch.manual_seed(0)
     config = CLIPConfig(
@@ -116,7 +116,7 @@ def hf_folder(
 def siglip_folder(
     folder: Path, width: int = 64, mlp: int = 256, patch: int = 32, **changes: Any
 ) -> SiglipModel:
-    """A random SigLIP that transformers itself saved, both towers and its processor."""
+    """Write a random SigLIP that transformers saved, both towers and its processor."""
     torch.manual_seed(0)
     vision = {
         "hidden_size": width, "intermediate_size": mlp, "num_hidden_layers": 2, "num_attention_heads": width // 32,

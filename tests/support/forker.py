@@ -21,7 +21,7 @@ from typing import Any
 
 
 def import_everything() -> None:
-    """What a training imports, in the order in which it does."""
+    """Import what a training does, in the same order."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
     import deepspeed  # noqa: F401
     import tensorboard  # noqa: F401
@@ -32,7 +32,7 @@ def import_everything() -> None:
 
 
 def become(request: dict[str, Any]) -> None:
-    """Be the process that was asked for. Does not return."""
+    """Become the process that was asked for. Does not return."""
     code = 1
     os.setpgid(0, 0)  # so that a test can signal a rank with its loader's workers, as schedulers do
     try:

@@ -39,7 +39,7 @@ class Process:
     number = 0
 
     def poll(self) -> int | None:
-        """The exit code, negative for a signal; None while it runs."""
+        """Return the exit code, negative for a signal; None while it runs."""
         return int(self.place.read_text()) if self.place.exists() else None
 
     def wait(self, timeout: float = 60) -> int:
@@ -55,7 +55,7 @@ class Process:
             os.kill(self.pid, number)
 
     def signal_group(self, number: signal.Signals) -> None:
-        """To the process and everything that it has started."""
+        """Send a signal to the process and everything that it has started."""
         os.killpg(self.pid, number)
 
     def kill(self) -> None:
@@ -64,7 +64,7 @@ class Process:
 
 @cache
 def forker() -> subprocess.Popen[bytes]:
-    """The process that ranks are forked from; it ends with this one."""
+    """Return the process that ranks are forked from; it ends with this one."""
     command = [sys.executable, str(Path(__file__).parent / "forker.py")]
     return subprocess.Popen(command, env=environment(), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
@@ -85,7 +85,7 @@ class Ranks:
             self.processes.append(Process(arguments, environment(**variables, **more), log))
 
     def wait(self, timeout: float = 240) -> list[int]:
-        """Exit codes of all ranks; those left when one has died are killed, as a launcher does."""
+        """Return exit codes of all ranks; those left when one has died are killed, as a launcher does."""
         try:
             codes = [self.processes[0].wait(timeout)]
             codes += [p.wait(30) for p in self.processes[1:]]

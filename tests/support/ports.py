@@ -7,7 +7,7 @@ import socket
 
 
 def free_port() -> int:
-    """A port that nobody listens on now, below those that systems give to connections: none takes it in between."""
+    """Return a port that nobody listens on, below those that systems give to connections: none takes it in between."""
     while True:
         port = random.randrange(20000, 31000)
         with socket.socket() as probe:

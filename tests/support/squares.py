@@ -19,7 +19,7 @@ PLACES = ("left", "right", "top", "bottom")
 
 
 def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> None:
-    """Shards and side-cars of squares that a colour and a place describe."""
+    """Write shards and side-cars of squares that a colour and a place describe."""
     rng = np.random.default_rng(seed)
     names = list(COLOURS)
     for s in range(shards):
@@ -35,14 +35,14 @@ def write_shards(folder: Path, shards: int, per_shard: int, seed: int = 0) -> No
 
 
 def square(n: int) -> tuple[bytes, str]:
-    """An image and its caption; each n below 224 is another."""
+    """Return an image and its caption; each n below 224 gives another."""
     front, back = list(permutations(COLOURS, 2))[n % 56]
     place = PLACES[n // 56]
     return picture(COLOURS[front], COLOURS[back], place), f"a {front} square at the {place} on {back}"
 
 
 def write_test_set(folder: Path, numbers: Iterable[int]) -> None:
-    """These squares with their captions, in CLIP_benchmark's layout for retrieval."""
+    """Write these squares with their captions, in CLIP_benchmark's layout for retrieval."""
     folder.mkdir(parents=True)
     (folder / "dataset_type.txt").write_text("retrieval\n")
     members: list[tuple[str, bytes]] = []

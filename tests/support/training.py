@@ -16,12 +16,12 @@ HERE = Path(__file__).parent
 
 
 def compose(*overrides: str) -> TrainConfig:
-    """A checked configuration that names no real files."""
+    """Return a checked configuration that names no real files."""
     return compose_config(TrainConfig, ["run_dir=r", "out=o", "result=j", *overrides], "train").check()
 
 
 def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
-    """``-m filip.train`` on the squares with the tiny model; later overrides win."""
+    """Return ``-m filip.train`` arguments on the squares with the tiny model; later overrides win."""
     base = {
         "experiment": "demo", "model": "tiny", "run": "test", "run_dir": str(run_dir),
         "out": str(run_dir / "model.safetensors"), "result": str(run_dir / "result.json"),
@@ -31,9 +31,9 @@ def train_arguments(data: Path, run_dir: Path, *overrides: str) -> list[str]:
         "precision": "fp32", "transport_dtype": "fp32", "optimizer.name": "lamb", "optimizer.base_lr": "1.3e-2",
         "optimizer.warmup_steps": "4",
         "optimizer.weight_decay": "3.0e-2", "optimizer.temperature_lr_factor": "1.0",
-        # a backend that needs no compiler and no compiled cache: the interaction has tests of its own
+        # a backend that needs no compiler and no compiled cache: the interaction has separate tests
         "backend": "tiled", "checkpoint.every_minutes": "0", "data.workers": "0",
-        # two ranks beside other tests keep each other waiting, which is news of the machine and not of the training
+        # two ranks keep each other waiting while other tests run, which says nothing about the training
         "watchdog.straggler_intervals": "1000",
     }  # fmt: skip
     for override in overrides:
@@ -55,7 +55,7 @@ def losses(run_dir: Path) -> list[float]:
 
 
 def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float = 400) -> list[int]:
-    """Exit codes of trainings that share one start of ``world_size`` ranks."""
+    """Return the exit codes of trainings that share one start of ``world_size`` ranks."""
     ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log)
     assert ranks.wait(timeout) == [0] * world_size, ranks.text()[-3000:]
     text = ranks.text()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-# What brings a number to Python or makes a result whose size depends on numbers.
+# Calls that bring a number to Python or make a result whose size depends on numbers.
 _WAITS = {
     Tensor.tolist,
     Tensor.item,
@@ -33,7 +33,8 @@ _FACTORIES = {torch.tensor, torch.arange, torch.zeros, torch.ones, torch.empty, 
 
 
 class DeviceWaits(TorchFunctionMode):
-    """Within it all tensors count as on a GPU, but those passed to ``on_host`` and what is made from them or on a CPU.
+    """A mode in which all tensors count as on a GPU, but those passed to ``on_host`` and what is made from them or on
+    a CPU.
 
     ``waits`` holds the name of each function that would wait. (torch.equal is left out: filip.interaction.loss calls it
     on CPUs only.) PyTorch switches such modes off in the backward of a node; ``inside`` brings it back there.
@@ -66,7 +67,7 @@ class DeviceWaits(TorchFunctionMode):
         return result
 
     def inside(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """``function``, watched wherever it is called."""
+        """Return ``function``, watched wherever it is called."""
 
         @functools.wraps(function)
         def watched(*args: Any, **kwargs: Any) -> Any:

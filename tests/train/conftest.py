@@ -11,7 +11,7 @@ from tests.support.squares import write_shards
 
 @pytest.fixture(scope="session")
 def squares(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with ``shards`` and ``captions``: 3 shards of 64 pairs."""
+    """Return a folder with ``shards`` and ``captions``: 3 shards of 64 pairs."""
     folder = tmp_path_factory.mktemp("squares")
     write_shards(folder, shards=3, per_shard=64)
     return folder

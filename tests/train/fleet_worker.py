@@ -33,7 +33,7 @@ WORDS = 18  # tokens of every caption, as the plan assumes
 
 
 class Received(TorchDispatchMode):
-    """Adds up the bytes of each kind of collective that reach this rank, without counts, lengths and less than 1 kB."""
+    """A count of the bytes that reach this rank, by kind of collective, without counts, lengths and less than 1 kB."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -101,7 +101,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
 
 
 def loopback() -> int:
-    """Bytes that the loopback interface of this network namespace has carried."""
+    """Return the bytes that the loopback interface of this network namespace has carried."""
     line = next(
         line for line in Path("/proc/net/dev").read_text().splitlines() if line.strip().startswith("lo:")
     )
@@ -109,7 +109,7 @@ def loopback() -> int:
 
 
 def wire(ranks: Ranks) -> dict[str, Any]:
-    """Bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
+    """Return the bytes on the wire of the ring and of a gather without its backward: what gloo does as NCCL would."""
     result = {}
     for exchange, backwards in (("ring", True), ("gather", False)):
         overrides = ["model=base", "precision=fp32", f"exchange={exchange}", "run_dir=-", "out=-", "result=-"]

@@ -17,7 +17,7 @@ from filip.train.zero_layout import bind_lamb
 
 
 class Odd(nn.Module):
-    """Sizes that no number of ranks divides, scalars, a parameter of zeros, one larger than all others."""
+    """A model of sizes that no number of ranks divides, scalars, a parameter of zeros, one larger than all others."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -86,7 +86,7 @@ def under_zero(stage: int, steps: int, rank: int, world_size: int, bind: bool) -
 
 
 def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
-    """Largest difference of any parameter, relative to the parameter's largest element."""
+    """Return the largest difference of any parameter, relative to the parameter's largest element."""
     return max(
         float((found[n].view(-1) - e.view(-1)).abs().max() / e.abs().max().clamp(min=1e-3))
         for n, e in expected.items()
@@ -94,7 +94,7 @@ def error(found: dict[str, Tensor], expected: dict[str, Tensor]) -> float:
 
 
 def refuses_a_lost_stretch(stage: int, ranks: Ranks) -> float:
-    """1 if every rank refuses LAMB where the last rank does not find the first stretch of one of its tensors."""
+    """Return 1 if every rank refuses LAMB where the last rank does not find the first stretch of one of its tensors."""
     whole = zero_layout._layout
 
     def incomplete(flat, parameters, names, stretches, group):  # type: ignore[no-untyped-def]

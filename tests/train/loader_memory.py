@@ -20,7 +20,8 @@ from filip.data.loading.loader import build_loader
 
 
 def held() -> int:
-    """Bytes that this process and the workers have written to, a page that several share counted once, and batches.
+    """Return the bytes that this process and the workers have written to, a page that several share counted once, and
+    batches.
 
     Pages of files are left out: libraries, which all processes of the machine share that have loaded them, so that a
     process's part depends on what else is running. Batches lie in files without a name in shared memory, which
@@ -40,7 +41,7 @@ def held() -> int:
 
 
 def settled() -> int:
-    """``held()`` when it has not changed for five seconds: a worker may wait that long for a busy processor."""
+    """Return ``held()`` when it has not changed for five seconds: a worker may wait that long for a busy processor."""
     readings, end = [held()], time.monotonic() + 120
     while time.monotonic() < end:
         time.sleep(1)

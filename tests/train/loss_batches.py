@@ -18,13 +18,13 @@ D = 8
 
 
 def settings(**changes: Any) -> TrainConfig:
-    """Exact everywhere, unless changed."""
+    """Return settings that are exact everywhere, unless changed."""
     return TrainConfig(**{"backend": "tiled", "transport_dtype": "fp32", **changes})
 
 
 @dataclass
 class Batch:
-    """Leaves that take gradients, in float64; unit vectors. Each rank owns ``counts[rank]`` pairs."""
+    """A batch of leaves that take gradients, in float64; unit vectors. Each rank owns ``counts[rank]`` pairs."""
 
     image: Tensor  # [N, n1, D]
     text: Tensor  # [T, D]
@@ -44,7 +44,7 @@ class Batch:
         return {name: getattr(self, name) for name in names} | own
 
     def rows(self, rank: int) -> tuple[slice, slice, slice]:
-        """This rank's pairs, and its rows of the packed text and of the further captions."""
+        """Return this rank's pairs, and its rows of the packed text and of the further captions."""
         first = sum(self.counts[:rank])
         last = first + self.counts[rank]
         text, further = (
@@ -68,7 +68,7 @@ class Batch:
         return list(self.text.split(self.lengths.tolist()))
 
     def positives(self) -> Tensor:
-        """[N, N] boolean."""
+        """Return which pairs are positives, [N, N] boolean."""
         return self.group[:, None] == self.group[None, :]
 
 
@@ -82,9 +82,9 @@ def random_batch(
     seed: int = 0,
     **changes: Any,
 ) -> Batch:
-    """``ties``: components of -1/4, 0 and 1/4, whose products are exact and often equal.
+    """Make a batch. ``ties``: components of -1/4, 0 and 1/4, whose products are exact and often equal.
 
-    ``groups``: so many different ones, instead of one a pair. ``changes``: of the settings, which may add parameters.
+    ``groups``: this many different ones, instead of one a pair. ``changes``: of the settings, which may add parameters.
     """
     generator = torch.Generator().manual_seed(seed)
     total = sum(counts)
@@ -120,6 +120,6 @@ def random_batch(
 
 
 def run(term: str, batch: Batch, rank: int | None = None, **changes: Any) -> LossOutput:
-    """The term alone, on one process or as ``rank`` of many."""
+    """Compute the term alone, on one process or as ``rank`` of many."""
     group = batch.group if rank is None else batch.group[batch.rows(rank)[0]]
     return Loss({term: 1.0}, settings(**changes))(batch.encoded(rank), group)

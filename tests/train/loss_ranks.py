@@ -16,7 +16,7 @@ from tests.train.loss_batches import Batch, random_batch, run
 from tests.train.loss_references import CORE, LEARNED, cross_entropy, of_kept_tokens, token_wise_matrices
 
 REFERENCES = CORE | RESEARCH
-PAIRS = [3, 2, 4, 1]  # of each rank: unequal on purpose
+PAIRS = [3, 2, 4, 1]  # pairs of each rank: unequal on purpose
 
 
 def cases(ranks: int) -> Cases:
@@ -56,7 +56,7 @@ def as_one_process(
     definition: Callable[[Batch], Tensor] | None = None,
     **changes: Any,
 ) -> None:
-    """Value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
+    """Check value and gradients, of the tokens on the rank that owns them, of the model's parameters as the mean."""
     counts = PAIRS[:ranks]
     batch, alone = (random_batch(term, counts, groups=sum(counts) - 2, **changes) for _ in range(2))
     # With unequal shares the mean over ranks is the mean over pairs only if each rank counts by its pairs.

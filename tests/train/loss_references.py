@@ -17,7 +17,7 @@ Maximum = Callable[[Tensor], Tensor]  # over the last dimension
 
 
 def hard_maximum(similarity: Tensor) -> Tensor:
-    """Of several equal ones the first takes the whole gradient."""
+    """Take the maximum; of several equal ones the first takes the whole gradient."""
     return similarity.gather(-1, similarity.argmax(dim=-1, keepdim=True))[..., 0]
 
 
@@ -29,7 +29,7 @@ def token_wise_matrices(batch: Batch, maximum: Maximum = hard_maximum) -> Matric
 
 
 def cross_entropy(i2t: Tensor, t2i: Tensor, batch: Batch) -> Tensor:
-    """CLIP's, with the target 1 / #positives for each positive."""
+    """Compute CLIP's loss, with the target 1 / #positives for each positive."""
     target = batch.positives().double()
     target = target / target.sum(dim=1, keepdim=True)
     halves = [-(target * F.log_softmax(batch.scale * s, dim=1)).sum(dim=1).mean() for s in (i2t, t2i.T)]
@@ -40,11 +40,12 @@ def token_wise(batch: Batch) -> Tensor:
     return cross_entropy(*token_wise_matrices(batch), batch)
 
 
-LEARNED = {"token_keep_ratio": 0.4, "token_score": "learned"}  # the settings of the next
+LEARNED = {"token_keep_ratio": 0.4, "token_score": "learned"}  # the settings of the next one
 
 
 def of_kept_tokens(batch: Batch) -> Tensor:
-    """FILIP's loss over the 40 % of each item's tokens that a direction puts first, their weights' gradient with it."""
+    """Compute FILIP's loss over the 40 % of each item's tokens that a direction puts first, with their weights'
+    gradient."""
 
     def kept(tokens: Tensor, side: str) -> Tensor:
         scores = tokens.detach() @ batch.parameters[f"token_scorer_{side}"][0]
@@ -64,7 +65,7 @@ def pooled(batch: Batch) -> Tensor:
 
 
 def sigmoid_of(similarity: Tensor, bias: Tensor, batch: Batch) -> Tensor:
-    """SigLIP (Zhai et al., 2023), equation 1 there: the sum over all pairs, over the number of images."""
+    """Compute SigLIP (Zhai et al., 2023), equation 1 there: the sum over all pairs, over the number of images."""
     total = torch.zeros((), dtype=torch.float64)
     for i, row in enumerate(similarity):
         for j, value in enumerate(row):

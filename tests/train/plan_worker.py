@@ -43,7 +43,7 @@ def one_step(config: TrainConfig, ranks: Ranks) -> Engine:
 
 
 def held(engine: Engine) -> dict[str, int]:
-    """Bytes of distinct storages: weights, master weights that are no view of them, moments."""
+    """Return the bytes of distinct storages: weights, master weights that are not views of them, moments."""
     moments = [
         t for state in engine.optimizer.state.values() for t in state.values() if isinstance(t, Tensor)
     ]

@@ -24,7 +24,7 @@ ASK = "import torch; from filip.device import best_precision; print(best_precisi
 
 
 def ranks(*places: str) -> SimpleNamespace:
-    """Ranks on CPUs of which each would answer best_precision with one of ``places``."""
+    """Return ranks on CPUs of which each would answer best_precision with one of ``places``."""
     return SimpleNamespace(device=torch.device("cpu"), gather=lambda own: list(places) or [own])
 
 

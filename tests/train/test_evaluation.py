@@ -21,7 +21,7 @@ from tests.support.training import records, run_many, same_weights, train_argume
 
 
 def write_test_set(folder: Path) -> list[str]:
-    """Which colour is the square? In CLIP_benchmark's layout, with a card for it and one for retrieval."""
+    """Write a test set that asks which colour the square is: CLIP_benchmark's layout, a card, one for retrieval."""
     names = list(COLOURS)
     for kind in ("colours", "captions"):
         (folder / kind / "test").mkdir(parents=True)

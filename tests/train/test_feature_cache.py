@@ -45,7 +45,7 @@ def model() -> DualEncoder:
 
 
 def reading(model: DualEncoder, data: Pairs, cache: Path, **options: Any) -> PairLoader:
-    """A loader that reads maps, which are made first where they are missing."""
+    """Return a loader that reads maps, which are made first where they are missing."""
     folder = cache_folder(str(cache), model, "fp32")
     made = loader(data, image_size=32, batch_size=5, feature_maps=folder, **WHOLE, **options)
     fill(made.stream, model, "fp32", torch.device("cpu"), None)
@@ -133,7 +133,7 @@ def test_a_signal_stops_within_a_shard_and_finished_files_stay(model: DualEncode
 
 
 def _negative(tar: bytes, folder: Path) -> bytes:
-    """The same members with all images inverted."""
+    """Return the same members with all images inverted."""
     import tarfile
 
     out = folder / "negative.tar"
@@ -235,7 +235,7 @@ def test_no_setting_of_the_learning(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_ranks_and_trainings_fill_it_together_and_learn_the_same(squares: Path, tmp_path: Path) -> None:
-    """Two trainings of two ranks each at once, beside one that keeps nothing."""
+    """Two trainings of two ranks each run at once, next to one that keeps nothing."""
     whole = [f"data.{name}={str(value).lower()}" for name, value in WHOLE.items()]
     settings = [*STEM[1:], *whole, "max_steps=4", "optimizer.warmup_steps=1"]
     cached = [*settings, f"data.feature_cache={tmp_path}/cache"]

@@ -60,7 +60,7 @@ def test_scoring_takes_the_flops_that_torch_counts() -> None:
     image, text = torch.randn(4, 5, 16), torch.randn(12 * 7, 16)
     with FlopCounterMode(display=False) as counter:
         tiled.forward(Tokens(image, text, [7] * 12))
-    winners = 4 * 4 * 12 * (5 + 7) * 16  # the backward's row sums, which are no products
+    winners = 4 * 4 * 12 * (5 + 7) * 16  # the backward's row sums, which are not products
     assert counter.get_total_flops() == fused(setting).flops - winners
 
 
@@ -141,7 +141,7 @@ def test_a_plan_adds_up() -> None:
 
 
 def test_without_triton_the_loss_waits_for_the_memory_of_its_tiles() -> None:
-    """Three products at half of 125 TFLOP/s; a tile is touched five times in all, with 12 bytes and 8, at 900 GB/s."""
+    """It has three products at half of 125 TFLOP/s; a tile is touched five times, with 12 bytes and 8, at 900 GB/s."""
     options = (
         "model=tiny",
         "global_batch=1024",

@@ -32,7 +32,7 @@ def test_a_loader_holds_what_was_planned(tmp_path: Path) -> None:
         data = DataConfig(sources=[pairs.source], workers=workers, prefetch=2)
         shape = {"batch_per_rank": batch, "image_size": size, "parameters": 0, "pairs": 300}
         planned = node_bytes(data, ranks=1, world_size=1, gpu=False, **shape)
-        # Of the rank itself only what the loader adds; a worker that has prepared its batches makes no other.
+        # For the rank itself only what the loader adds; a worker that has prepared its batches makes no other.
         assert 0.8 < measured / (sum(planned.values()) - RANK_BYTES) < 1.1, (workers, measured, planned)
 
 

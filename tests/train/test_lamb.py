@@ -12,7 +12,7 @@ LR, BETA1, BETA2, EPS, DECAY = 0.05, 0.9, 0.999, 1e-4, 0.03
 
 
 def reference_step(w, g, m, v, decay):  # type: ignore[no-untyped-def]
-    """One step in numpy float64, as the paper's implementation has it."""
+    """Take one step in numpy float64, as the paper's implementation does."""
     m[:] = BETA1 * m + (1 - BETA1) * g
     v[:] = BETA2 * v + (1 - BETA2) * g * g
     update = m / (np.sqrt(v) + EPS) + decay * w

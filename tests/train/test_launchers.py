@@ -69,7 +69,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
 
 @pytest.mark.slow
 def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
-    """One process per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
+    """One process runs per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
     port = next(p for p in iter(free_port, None) if 20000 <= p < 40000)
     job = {**step(2, "2"), "SLURM_JOB_ID": f"{port - 20000}", "SLURM_STEP_NODELIST": "localhost"}
     log = tmp_path / "log"
@@ -98,7 +98,7 @@ def test_the_first_host_of_a_slurm_list(nodes: str, first: str) -> None:
 
 
 def step(tasks: int, per_node: str, **more: str) -> dict[str, str]:
-    """What srun sets in each of its tasks, as far as it is read."""
+    """Return what srun sets in each of its tasks, as far as it is read."""
     common = {"SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": f"{tasks}", "SLURM_JOB_ID": "7"}
     return {**common, "SLURM_STEP_TASKS_PER_NODE": per_node, "SLURM_STEP_NODELIST": "n[3-9]", **more}
 

@@ -41,7 +41,7 @@ SHAPES = {
 
 
 def assert_same(found: Tensor, expected: Tensor, batch: Batch) -> None:
-    """Both scalars, and their gradients with respect to every leaf of the batch."""
+    """Compare both scalars, and their gradients with respect to every leaf of the batch."""
     torch.testing.assert_close(found, expected)
     leaves = batch.leaves()
     gradients = [
@@ -223,7 +223,7 @@ def test_gradient_caching_changes_nothing(term: str, changes: dict[str, Any]) ->
 
 @pytest.fixture(scope="module")
 def failures(tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], dict[str, str]]:
-    """Of all cases on that many ranks, which are spawned once."""
+    """Return the failures of all cases on that many ranks, which are spawned once."""
     return functools.cache(lambda ranks: run_cases(cases, ranks, tmp_path_factory.mktemp(f"{ranks}-ranks")))
 
 

@@ -180,7 +180,7 @@ def test_the_monitor_of_the_selection_tells_what_is_kept() -> None:
     image = axes[:4].repeat(3, 1, 1)  # 3 images of the same 4 patches
     text = TextFeatures(torch.cat([axes[[7, 0, 7]]] * 3), torch.full((3,), 3))  # [BOS], a word, [EOS]
     told = selection_metrics(choose_tokens(image, *text, 0.25), image, text)
-    # Of each caption the word is kept, and of each image the patch that it names.
+    # Each caption keeps its word, and each image the patch that it names.
     assert float(told["tokens/kept_bos_eos"]) == 0
     assert float(told["tokens/kept_same_patch"]) == 1
     assert float(told["tokens/kept_text_cosine"]) == pytest.approx(1)

@@ -22,7 +22,7 @@ CAPTIONS = ["a red dog", "two black cats", "a lamp", "the sea at night", "a tall
 
 
 def tiny(interaction: str, directions: int | None = None) -> DualEncoder:
-    """Of random weights; with ``directions`` all embeddings lie in a space of so many dimensions."""
+    """Make a model of random weights; with ``directions`` all embeddings lie in a space of that many dimensions."""
     torch.manual_seed(1)
     config = load_preset("tiny")
     config.interaction = interaction

@@ -21,7 +21,7 @@ from tests.support.training import losses, records, run_many, same_weights, trai
 
 
 def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
-    """Overrides for DeepSpeed's fp16 block under ZeRO-2, starting at a loss scale that overflows now and then."""
+    """Return overrides for DeepSpeed's fp16 block under ZeRO-2, with a loss scale that overflows now and then."""
     settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": power, "hysteresis": 1}
     (folder / "fp16.json").write_text(json.dumps(settings))
@@ -97,7 +97,7 @@ def test_stopped_by_a_signal_goes_on_bit_identical_in_every_precision(squares: P
         kinds = [line["event"] for line in records(other) if "event" in line]
         assert kinds == ["checkpoint", "signal", "resume", "done"], name
         stopped = tmp_path / f"{name}_export.safetensors"
-        checkpoint = max((other / "checkpoints").glob("step*"))  # of the stop: the end writes weights only
+        checkpoint = max((other / "checkpoints").glob("step*"))  # the stop's: the end writes weights only
         export(Export(model=str(checkpoint), out=str(stopped)))
         assert same_weights(stopped, other / "at_stop.safetensors"), name
         assert load_model(stopped).config == load_model(one / "model.safetensors").config
@@ -147,7 +147,7 @@ def test_another_number_of_ranks_goes_on_with_the_same_batches(squares: Path, tm
         arguments("shrinks3", *third),
     ]
     assert run_many(1, second, tmp_path / "log2") == [85, 0, 0, 0, 0]
-    # It went back to a checkpoint of two ranks, and saved and left one of its own after that.
+    # It went back to a checkpoint of two ranks, and saved and left its own after that.
     steps = [line["step"] for line in records(tmp_path / "rolls_back") if "loss/total" in line]
     assert steps == [*range(1, 11), *range(8, 13)]
     assert complete_checkpoints(tmp_path / "rolls_back" / "checkpoints")[-1].name == "step00000011"

@@ -28,7 +28,7 @@ def state_of(config: TrainConfig, **more: object) -> LoopState:
 
 
 def save(folder: Path, step: int, state: LoopState) -> Path:
-    """A finished checkpoint with one file of weights."""
+    """Save a finished checkpoint with one file of weights."""
     path = folder / "checkpoints" / f"step{step:08d}"
     path.mkdir(parents=True)
     (path / "weights.pt").write_bytes(b"12345678")
@@ -45,7 +45,7 @@ def choose(folder: Path, *overrides: str, resume: str = "auto", **more: object) 
 
 @pytest.fixture
 def run(tmp_path: Path) -> Path:
-    """A folder with two checkpoints of the default settings."""
+    """Make a folder with two checkpoints of the default settings."""
     config = compose("model=tiny")
     for step in (10, 20):
         save(tmp_path, step, state_of(config, init_from="abc", manifests={"a": "1"}))

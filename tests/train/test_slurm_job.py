@@ -17,7 +17,7 @@ def requeues(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
 
 
 def run(folder: Path, requeues: list[bool], script: str) -> int:
-    """Exit code of a job whose training is a line of shell."""
+    """Return the exit code of a job whose training is a line of shell."""
     return supervise(folder, ["sh", "-c", script], 3, lambda: requeues.append(True) or True)
 
 

@@ -59,7 +59,7 @@ def test_folded_for_inference_it_computes_the_same_and_the_model_keeps_its_norms
 
 
 def test_under_autocast_it_stays_in_half_precision_with_channels_last(warm: dict) -> None:
-    """Else each of its norms computes in float32 and each convolution reorders its input: four times as long."""
+    """Otherwise each of its norms computes in float32 and each convolution reorders its input: four times as long."""
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
         features = warm["model"].image.stem(torch.randn(2, 3, 64, 64))
     assert features.dtype == torch.bfloat16

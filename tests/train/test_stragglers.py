@@ -14,7 +14,7 @@ from filip.train.watchdog import StepStatus, Watchdog
 
 
 def reports(*encoding: float, data_wait: float = 0.0) -> list[RankReport]:
-    """One report per rank; the last one waits ``data_wait`` for its data."""
+    """Return one report per rank; the last one waits ``data_wait`` for its data."""
     waits = [0.0] * (len(encoding) - 1) + [data_wait]
     pairs = enumerate(zip(encoding, waits, strict=True))
     return [

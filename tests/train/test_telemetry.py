@@ -22,7 +22,7 @@ from tests.support.training import compose, records, train_arguments
 
 @pytest.fixture
 def board(tmp_path: Path) -> EventAccumulator:
-    """Of a run of twenty steps that has ended."""
+    """Return the events of a run of twenty steps that has ended."""
     telemetry = Telemetry(tmp_path / "run", True, 0)
     record = {
         "loss/total": 1.5,

@@ -27,7 +27,7 @@ class MixedPrecision:
         self.model.logit_scale = nn.Parameter(self.master.detach().to(dtype))
 
     def step(self, sign: float) -> float:
-        """One step whose loss is ``sign`` times the scale. Returns the scale after it."""
+        """Take one step whose loss is ``sign`` times the scale. Return the scale after it."""
         working = self.model.logit_scale
         working.grad = None
         (sign * self.model.scale()).sum().backward()

@@ -102,11 +102,11 @@ def test_every_token_starts_from_the_sources_own_projection(tmp_path: Path) -> N
     "name",
     [
         "vit_tiny_patch16_224",
-        pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.slow),  # of which only large ones exist
+        pytest.param("vit_base_patch16_siglip_224", marks=pytest.mark.slow),  # only large ones exist
     ],
 )
 def test_timms_tower_sees_the_pixels_that_it_was_trained_with(name: str, tmp_path: Path) -> None:
-    """These of timm normalise with 0.5; ours gets CLIP's normalisation of the same image."""
+    """These timm models normalise with 0.5; ours gets CLIP's normalisation of the same image."""
     torch.manual_seed(0)
     theirs = shaken(timm.create_model(name))
     torch.save(theirs.state_dict(), tmp_path / "vit.pt")

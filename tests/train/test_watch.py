@@ -17,7 +17,7 @@ NOW = 1_000_000.0
 def write_run(
     folder: Path, lines: int = 30, steps: int | None = 1000, events: tuple[tuple[str, str], ...] = ()
 ) -> Path:
-    """A run that logged every ten steps, twenty seconds apart, the last line ten seconds before NOW."""
+    """Write a run that logged every ten steps, twenty seconds apart, the last line ten seconds before NOW."""
     folder.mkdir(parents=True)
     text = []
     for n in range(1, lines + 1):

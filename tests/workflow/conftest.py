@@ -16,5 +16,5 @@ def demo() -> dict:
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The repository as a fresh checkout has it, for the tests of one file."""
+    """Make the repository as a fresh checkout has it, for the tests of one file."""
     return write_clone(tmp_path_factory.mktemp("clone") / "filip")

@@ -14,14 +14,14 @@ STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.ya
 
 
 def job_counts(printed: str) -> dict[str, int]:
-    """How many jobs of each rule a dry run counts."""
+    """Return how many jobs of each rule a dry run counts."""
     lines = [line.split() for line in printed.splitlines()]
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
 @pytest.fixture(scope="module")
 def plans(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompletedProcess[str]]:
-    """A dry run of every study of the repository."""
+    """Do a dry run of every study of the repository."""
     return dry_runs(STUDIES, clone, tmp_path_factory.mktemp("plans"))
 
 

@@ -23,7 +23,7 @@ HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 @pytest.fixture
 def checkout(tmp_path: Path) -> Path:
-    """The files that the installation reads, without a .venv."""
+    """Make the files that the installation reads, without a .venv."""
     folder = tmp_path / "a checkout"
     (folder / "workflow/envs").mkdir(parents=True)
     for name in ("Makefile", "pyproject.toml", "setup.py", "workflow/install.py", "workflow/envs/lock.txt"):
@@ -33,7 +33,7 @@ def checkout(tmp_path: Path) -> Path:
 
 
 def venv(checkout: Path, version: str = HERE) -> Path:
-    """A .venv that claims to hold a Python, with one that runs."""
+    """Make a .venv that claims to hold a Python, with one that runs."""
     folder = checkout / ".venv"
     (folder / "bin").mkdir(parents=True)
     (folder / "pyvenv.cfg").write_text(f"home = /usr/bin\nversion = {version}.1\n")
@@ -42,7 +42,7 @@ def venv(checkout: Path, version: str = HERE) -> Path:
 
 
 def refused(checkout: Path, *arguments: str) -> str:
-    """The one sentence by which `workflow/install.py` refuses."""
+    """Return the one sentence by which `workflow/install.py` refuses."""
     done = subprocess.run(
         [sys.executable, "workflow/install.py", *arguments], cwd=checkout, capture_output=True, text=True
     )
@@ -141,7 +141,7 @@ def test_an_index_that_does_not_answer_is_not_waited_for() -> None:
 
 
 def test_the_lock_has_a_version_that_suits_every_requirement() -> None:
-    """Else `make lock` was forgotten after a change of pyproject.toml."""
+    """Otherwise `make lock` was forgotten after a change of pyproject.toml."""
     pins: dict[str, list[Requirement]] = {}
     for line in install.LOCK.read_text().splitlines():
         if line and not line.startswith("#"):

@@ -18,7 +18,7 @@ TAKE = "from workflow import one_run; import sys, time; one_run.take(sys.argv[1]
 
 
 def holder(folder: Path, study: str) -> subprocess.Popen[str]:
-    """A process that is at work on a study in a checkout."""
+    """Start a process that is at work on a study in a checkout."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", TAKE, study]
     process = subprocess.Popen(
@@ -30,7 +30,7 @@ def holder(folder: Path, study: str) -> subprocess.Popen[str]:
 
 
 def stale_locks(folder: Path) -> Path:
-    """What a killed Snakemake leaves."""
+    """Write what a killed Snakemake leaves."""
     locks = folder / ".snakemake/locks"
     locks.mkdir(parents=True)
     (locks / "0.output.lock").write_text("results/demo/report.html\n")

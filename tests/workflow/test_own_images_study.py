@@ -15,7 +15,7 @@ PHOTOS_FOLDER = "my photos, it's 'mine' = $HOME; 100%"
 
 
 def write_photos(folder: Path) -> None:
-    """Squares that a text beside each describes, and one that is no image."""
+    """Write squares that a text next to each describes, and one file that is not an image."""
     folder.mkdir()
     for n in range(PHOTOS):
         (folder / f"photo #{n}.png").write_bytes(square(n)[0])
@@ -26,7 +26,7 @@ def write_photos(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path) -> None:
-    """The study own_images copied for a folder of one's own, with one training of a few steps."""
+    """The study own_images is copied for a folder of one's own, with one training of a few steps."""
     write_photos(tmp_path / PHOTOS_FOLDER)
     write_test_set(tmp_path / "eval/photos_test", range(PHOTOS, PHOTOS + 8))
     card = yaml.safe_load((clone / "data/own_images.yaml").read_text())

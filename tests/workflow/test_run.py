@@ -21,7 +21,7 @@ TABLES = "results/photos/tables/tables.json"
 
 @pytest.fixture(scope="module")
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout without results, with a study of a few photos and a few steps: photos.yaml."""
+    """Make a checkout without results, with a study of a few photos and a few steps: photos.yaml."""
     folder = tmp_path_factory.mktemp("clone")
     target, images = folder / "filip", folder / "photos"
     ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__")
@@ -84,7 +84,7 @@ def test_an_interrupted_study_continues_to_the_same_tables(clone: Path) -> None:
         "in_turn=true",
         f"target=[{TABLES}]",
         "after=0.5",
-        "limit=30",  # of seconds: the machine may be busy
+        "limit=30",  # seconds: the machine may be busy
         timeout=1700,
     )
     assert done.returncode == 0, done.stdout + done.stderr

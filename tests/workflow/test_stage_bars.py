@@ -17,7 +17,7 @@ from workflow.stage_bars import DEFAULT, STOPPING, StageBars, show_stages
 
 @pytest.fixture
 def printed(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, io.StringIO]:
-    """A logger with a handler that prints lines as Snakemake's does."""
+    """Return a logger with a handler that prints lines as Snakemake's does."""
     logger, text = logging.Logger("snakemake.logging"), io.StringIO()
     handler = logging.StreamHandler(text)
     handler.name = DEFAULT
@@ -28,7 +28,7 @@ def printed(monkeypatch: pytest.MonkeyPatch) -> tuple[logging.Logger, io.StringI
 
 @pytest.fixture
 def drawn(printed: tuple[logging.Logger, io.StringIO]) -> Iterator[tuple[StageBars, io.StringIO]]:
-    """The bars of a terminal."""
+    """Yield the bars of a terminal."""
     text = io.StringIO()
     bars = StageBars(lambda rule: "", terminal=True, stream=text)
     printed[0].addHandler(bars)
@@ -154,7 +154,7 @@ def test_where_nobody_looks_snakemake_s_lines_stay(
     printed: tuple[logging.Logger, io.StringIO], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     logger, text = printed
-    bars = show_stages(lambda rule: "")  # under pytest stderr is no terminal
+    bars = show_stages(lambda rule: "")  # under pytest stderr is not a terminal
     assert not bars.terminal
     assert (
         show_stages(lambda rule: "") is bars and len(logger.handlers) == 2

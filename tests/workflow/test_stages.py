@@ -40,7 +40,7 @@ def test_a_job_is_as_long_as_it_was_before_and_others_as_the_mean_of_their_rule(
     assert usual_seconds(f"{tmp_path}/none/{{run}}.tsv") is None
     stage = Stage(3, usual, done=1, running={7: job(300.0)})
     found = view(stage, 1060.0)
-    assert found.left == 240.0 + 200.0  # of the one that runs, and of the one that does not yet
+    assert found.left == 240.0 + 200.0  # seconds of the one that runs, and of the one that does not yet
     assert found.share == pytest.approx((1 + 0.2) / 3) and found.longest == 240.0
     assert view(stage, 9999.0).share < 2 / 3  # it takes longer than it did: nearly full, not done
 

@@ -29,7 +29,7 @@ def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
 
 
 def job(run: str, card: str = "") -> SimpleNamespace:
-    """The wildcards of a job."""
+    """Return the wildcards of a job."""
     return SimpleNamespace(run=run, card=card)
 
 

@@ -56,7 +56,7 @@ def test_trainings_that_run_at_once_meet_at_ports_of_their_own(demo: dict) -> No
 
 
 def test_a_further_run_changes_no_other_command(demo: dict) -> None:
-    """Else Snakemake would train again what was trained."""
+    """Otherwise Snakemake would train again what was trained."""
     runs = {"first": demo["runs"]["filip"], **demo["runs"]}
     before, after = WorkflowStudy(demo), WorkflowStudy({**demo, "runs": runs})
     for name in before.trained:
@@ -116,7 +116,7 @@ def test_the_trainer_is_told_how_many_ranks_there_should_be(demo: dict) -> None:
 
 @pytest.mark.parametrize("study", ["ablation", "base", "large"])
 def test_every_training_of_the_paper_s_studies_fits_its_gpus(study: str) -> None:
-    """32 GB of a V100, counted by the memory plan, at the training's own launch; with a tenth left over."""
+    """Each fits 32 GB of a V100, counted by the memory plan at its own launch, with a tenth left over."""
     found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
     for name in [*found.trained, *found.efficiency]:
         config, ranks = copy.deepcopy(found.resolved(name)), found.launch(name).world_size

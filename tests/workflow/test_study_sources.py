@@ -69,7 +69,7 @@ def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:
 
 
 def test_what_a_study_grants_a_data_job_reaches_its_command() -> None:
-    """Of all stages that use DuckDB; a part of the translation is a job of one thread that only reads the plan."""
+    """Check all stages that use DuckDB; a part of the translation is a job of one thread that only reads the plan."""
     rules = re.split(r"(?m)^(?:rule|checkpoint) ", (ROOT / "workflow/rules/data.smk").read_text())
     commands = {rule.partition(":")[0]: re.findall(r"-m (filip\.data\.\w+)", rule) for rule in rules}
     granted = []

@@ -16,7 +16,7 @@ from workflow.study import ROOT
 
 
 def reduced(config: dict) -> dict:
-    """The demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
+    """Return the demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
     config["study"] = "reduced"
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
     config["demo"] |= {"scenes": 200, "test_scenes": 40}
@@ -29,7 +29,7 @@ def reduced(config: dict) -> dict:
     config["efficiency_train"] |= {
         "gathered": 128,
         "overrides": [],
-    }  # not few_steps: it has batches of its own
+    }  # not few_steps: it has its own batches
     config["efficiency"] = {name: config["efficiency"][name] for name in ("late_64_bf16_25",)}
     config["tables"] = {
         "zero_shot": ["clip", "filip"],
@@ -45,7 +45,7 @@ def reduced(config: dict) -> dict:
 
 @pytest.fixture(scope="module")
 def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """The reduced study run through once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
+    """Run the reduced study once: npm corpus, HTTP server, img2dataset, one and two ranks, tables."""
     config = tmp_path_factory.mktemp("study") / "reduced.yaml"
     config.write_text(
         yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
@@ -134,7 +134,7 @@ def test_a_second_run_does_nothing_and_prompts_rerun_only_what_depends_on_them(
 
 
 def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
-    """The training processes below Snakemake, not their launchers."""
+    """Return the training processes below Snakemake, not their launchers."""
     below = psutil.Process(process.pid).children(recursive=True)
     return [p for p in below if "RANK" in p.environ() and f"run={run}" in p.cmdline()]
 
@@ -167,7 +167,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
 
 
 def last_step(clone: Path) -> int:
-    """Of the run `long`, as far as its log tells."""
+    """Return the last step of the run `long`, as far as its log tells."""
     lines = [
         s for log in clone.glob("results/reduced/runs/long-*/log.jsonl") for s in log.read_text().splitlines()
     ]

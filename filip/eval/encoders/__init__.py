@@ -25,7 +25,7 @@ from filip.files import nothing_at
 
 
 class Encoder(Protocol):
-    """What a scorer needs of a model. ``token_wise``: a vector per token, not one per image or text.
+    """A model as a scorer needs it. ``token_wise``: a vector per token, not one per image or text.
 
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
     result file should say of the model, such as an activation that its weights do not imply. ``dtype``: of the towers'
@@ -43,37 +43,37 @@ class Encoder(Protocol):
     transform: Callable[[Image.Image], Tensor]
 
     def encode_images(self, pixels: Tensor) -> Tensor:
-        """pixels [b, 3, H, W] -> [b, d], or [b, n1, d] if token-wise; float32, unit length."""
+        """Encode pixels [b, 3, H, W] -> [b, d], or [b, n1, d] if token-wise; float32, unit length."""
 
     def encode_texts(self, texts: Sequence[str]) -> tuple[Tensor, Tensor | None]:
-        """-> ([t, d], None), or if token-wise (packed tokens [T, d], lengths [t] int64); unit length."""
+        """Encode texts -> ([t, d], None), or if token-wise (packed tokens [T, d], lengths [t] int64); unit length."""
 
     def probe_features(self, pixels: Tensor) -> Tensor:
-        """What a linear probe sees [b, width], not normalised: the mean of the encoder's patch tokens."""
+        """Return the input of a linear probe [b, width], not normalised: the mean of the encoder's patch tokens."""
 
     def image_and_probe(self, pixels: Tensor) -> tuple[Tensor, Tensor] | None:
-        """``encode_images`` and ``probe_features`` of one pass, equal to the bit; None if that takes two passes."""
+        """Do ``encode_images`` and ``probe_features`` in one pass, equal to the bit; None if that takes two passes."""
 
     def patches(self, pixels: Tensor) -> Tensor:
-        """One unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
+        """Return one unit vector per image patch [b, rows * columns, d], also for a pooled model (for pictures)."""
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of a text as strings, [BOS] and [EOS] included."""
+        """Return the tokens of a text as strings, [BOS] and [EOS] included."""
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
-        """Unit vectors of each text's tokens [n2, d], [BOS] and [EOS] included; also for a pooled model."""
+        """Return unit vectors of each text's tokens [n2, d], [BOS] and [EOS] included; also for a pooled model."""
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text would have if nothing were cut."""
+        """Return how many tokens each text would have if nothing were cut."""
 
 
 @dataclass(frozen=True)
 class Loading:
-    """How a model is loaded.
+    """The settings with which a model is loaded.
 
     image_size: evaluate at another resolution, position embeddings are interpolated; None: the model's own.
     device: a torch device. dtype: see :mod:`filip.eval.precision`. tokens: score a pooled model token-wise, by the
-    vectors that its own projections make of every patch and word. trust_remote_code: run code that lies in the
+    vectors that its projections make of every patch and word. trust_remote_code: run code that lies in the
     model's folder.
     """
 
@@ -133,13 +133,13 @@ def load_encoder(
     tokens: bool = False,
     trust_remote_code: bool = False,
 ) -> Encoder:
-    """A model by its name.
+    """Load a model by its name.
 
     model: a ``.safetensors`` file written by training, a run folder or a DeepSpeed checkpoint of ours, or a name with a
     prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code: see :class:`Loading`.
-    Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded so.
+    Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size}: a side of the input in pixels must be at least 1")
@@ -171,7 +171,7 @@ def load_encoder(
 
 
 def _own_model(place: Path, image_size: int | None) -> Any:
-    """A model of this project, in evaluation mode: of a file, a run folder or a checkpoint."""
+    """Load a model of this project, in evaluation mode, from a file, a run folder or a checkpoint."""
     if place.is_file():
         from filip.models import load_model
 

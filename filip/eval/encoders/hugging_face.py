@@ -40,7 +40,7 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             )
         try:
             model = AutoModel.from_pretrained(where, dtype=torch.float32)
-            # Pillow's resizing, which the models were trained and published with, not torchvision's.
+            # Pillow's resizing, with which the models were trained and published, not torchvision's.
             processor = AutoImageProcessor.from_pretrained(where, backend="pil")
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as error:

@@ -20,7 +20,7 @@ from filip.hub import hub_asked
 
 
 class MultiVectorEncoder:
-    """Token-wise by nature: an image is a document of it, a text a query.
+    """A model that is token-wise by nature: an image is a document of it, a text a query.
 
     folder: what sentence-transformers saved, or a name on the hub. Raises UserError if it cannot be loaded, and if its
     folder holds code that ``loading.trust_remote_code`` does not allow to run.
@@ -54,7 +54,7 @@ class MultiVectorEncoder:
             pixels = self.transform(Image.new("RGB", (64, 64)))
             count = self.encode_images(pixels[None]).shape[1]
         self.image_size = int(pixels.shape[-1])
-        # With [CLS] or other tokens beside the patches nobody says which are which: there are no places to point at.
+        # With [CLS] or other tokens among the patches nobody says which are which: there is nothing to point at.
         side = math.isqrt(count)
         self.grid = (side, side) if side * side == count else (0, 0)
 

@@ -109,5 +109,5 @@ def _session(onnxruntime: Any, file: Path) -> Any:
     options.log_severity_level = 3  # errors; a warning for each constant that it folds says nothing
     try:
         return onnxruntime.InferenceSession(file, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of a protobuf, an operator or a version
+    except Exception as error:  # an error of protobuf, an operator or a version
         raise UserError(f"onnxruntime cannot load {file}: {first_line(error)}") from error

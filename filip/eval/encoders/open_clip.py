@@ -79,12 +79,12 @@ class OpenClipEncoder(TwoTowerEncoder):
 
     @classmethod
     def from_name(cls, name: str, loading: Loading) -> OpenClipEncoder:
-        """From ``ARCH[:WEIGHTS[:ACTIVATION]]``, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
+        """Load the model from ``ARCH[:WEIGHTS[:ACTIVATION]]``, ``hf-hub:OWNER/NAME`` or ``local-dir:FOLDER``."""
         architecture, weights, activation = split_name(name)
         return cls(architecture, weights, loading, activation)
 
     def _check_tokens(self) -> None:
-        """UserError now if the towers do not have a vector per patch and word."""
+        """Raise UserError now if the towers do not have a vector per patch and word."""
         if self.grid == (0, 0):
             raise UserError(
                 f"tokens=true: {self.name} has no patch tokens, its image tower is no vision transformer"
@@ -150,20 +150,20 @@ class OpenClipEncoder(TwoTowerEncoder):
 
 
 def _timm_head(trunk: Any, tokens: Tensor) -> Tensor:
-    """What timm's ViT does to the pooled token, for tokens [m, 1, w] -> [m, d]."""
+    """Do to tokens [m, 1, w] what timm's ViT does to the pooled token -> [m, d]."""
     pool = getattr(trunk, "attn_pool", None)
     pooled = pool(tokens) if pool is not None else tokens[:, 0]
     return trunk.head(trunk.fc_norm(pooled))
 
 
 def _built_with(model: Any) -> str:
-    """The activation that a model's blocks have."""
+    """Return the activation that a model's blocks have."""
     return "quickgelu" if any(type(m).__name__ == "QuickGELU" for m in model.modules()) else "gelu"
 
 
 @contextmanager
 def _one_sentence(model: str) -> Iterator[None]:
-    """What open_clip and the hub raise for a name that they cannot load, as a UserError."""
+    """Raise what open_clip and the hub raise for a name that they cannot load as a UserError."""
     root = logging.getLogger()
     level = root.level
     root.setLevel(logging.CRITICAL)  # it logs the failure as well, at length
@@ -179,7 +179,7 @@ def _one_sentence(model: str) -> Iterator[None]:
 
 
 def split_name(name: str) -> tuple[str, str | None, str | None]:
-    """``ARCH[:WEIGHTS[:ACTIVATION]]`` in its parts; None for what is not there. A scheme is part of ARCH."""
+    """Split ``ARCH[:WEIGHTS[:ACTIVATION]]`` into its parts; None for what is not there. A scheme is part of ARCH."""
     activation = None
     if name.rpartition(":")[2] in ACTIVATIONS:
         name, _, activation = name.rpartition(":")
@@ -190,7 +190,7 @@ def split_name(name: str) -> tuple[str, str | None, str | None]:
 
 
 def _is_local(architecture: str, weights: str | None) -> bool:
-    """Whether weights and tokenizer are on this machine for certain."""
+    """Return whether weights and tokenizer are on this machine for certain."""
     import open_clip
 
     if architecture.startswith(SCHEMES):
@@ -200,7 +200,7 @@ def _is_local(architecture: str, weights: str | None) -> bool:
 
 
 def activation_of(architecture: str, weights: str | None, stated: str | None) -> str:
-    """ "gelu" or "quickgelu": as stated, or as the tag or (without weights) the architecture says.
+    """Return "gelu" or "quickgelu": as stated, or as the tag or (without weights) the architecture says.
 
     Raises UserError if nothing says it, or if what is stated contradicts the architecture.
     """

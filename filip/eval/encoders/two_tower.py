@@ -22,7 +22,7 @@ from filip.interaction.packing import pack_tokens
 
 
 class TwoTowerEncoder:
-    """Implements :class:`filip.eval.encoders.Encoder` on six methods that a subclass has: the last ones below.
+    """An implementation of :class:`filip.eval.encoders.Encoder` on six methods of a subclass: the last ones below.
 
     ``grid`` is (0, 0) for an image tower without patch tokens; asking for them is then a UserError.
     """
@@ -58,7 +58,7 @@ class TwoTowerEncoder:
 
     @torch.inference_mode()
     def probe_features(self, pixels: Tensor) -> Tensor:
-        # One vector per image, whatever the tower, as CLIP_benchmark's probes have it.
+        # One vector per image, whatever the tower, as in CLIP_benchmark's probes.
         with autocast(self.device, self.dtype):
             return self.image_vectors(pixels.to(self.device)).float().cpu()
 
@@ -92,45 +92,45 @@ class TwoTowerEncoder:
         lengths = lengths.to(self.device)
         return F.normalize(pack_tokens(tokens.float(), lengths), dim=-1), lengths
 
-    # ---- of the subclass -----------------------------------------------------------------------------
+    # ---- in the subclass -----------------------------------------------------------------------------
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
-        """pixels [b, 3, H, W] -> [b, d], not normalised."""
+        """Encode pixels [b, 3, H, W] -> [b, d], not normalised."""
         raise NotImplementedError
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
-        """pixels [b, 3, H, W] -> a vector per patch [b, rows * columns, d], not normalised."""
+        """Encode pixels [b, 3, H, W] -> a vector per patch [b, rows * columns, d], not normalised."""
         raise NotImplementedError
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """(ids [t, n2] padded, lengths [t] int64 with the special tokens), as the text tower takes them."""
+        """Return (ids [t, n2] padded, lengths [t] int64 with the special tokens), as the text tower takes them."""
         raise NotImplementedError
 
     def text_vectors(self, ids: Tensor) -> Tensor:
-        """ids [t, n2] -> [t, d], not normalised."""
+        """Encode ids [t, n2] -> [t, d], not normalised."""
         raise NotImplementedError
 
     def text_tokens(self, ids: Tensor) -> Tensor:
-        """ids [t, n2] -> a vector per token, padding included [t, n2, d], not normalised."""
+        """Encode ids [t, n2] -> a vector per token, padding included [t, n2, d], not normalised."""
         raise NotImplementedError
 
     def tokens(self, text: str) -> list[str]:
-        """The tokens of a text as strings, special ones included."""
+        """Return the tokens of a text as strings, special ones included."""
         raise NotImplementedError
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
-        """How many tokens each text would have if nothing were cut."""
+        """Return how many tokens each text would have if nothing were cut."""
         raise NotImplementedError
 
 
 def one_by_one(head: Callable[[Tensor], Tensor], tokens: Tensor) -> Tensor:
-    """A pooling head given each token alone: [b, n, w] -> [b, n, d]. Attention over one token returns its value."""
+    """Give a pooling head each token alone: [b, n, w] -> [b, n, d]. Attention over one token returns its value."""
     b, n, width = tokens.shape
     return head(tokens.reshape(b * n, 1, width)).reshape(b, n, -1)
 
 
 def readable_token(token: str) -> str:
-    """A token as in :func:`filip.tokenizer.decode_token`."""
+    """Return a token in the form of :func:`filip.tokenizer.decode_token`."""
     special = {"<start_of_text>": "[BOS]", "<end_of_text>": "[EOS]", "</s>": "[EOS]", "<eos>": "[EOS]"}
     special |= {"<|startoftext|>": "[BOS]", "<|endoftext|>": "[EOS]", "<bos>": "[BOS]", "<s>": "[BOS]"}
     return special.get(token, token.replace("</w>", "").replace("▁", ""))

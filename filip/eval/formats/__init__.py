@@ -21,7 +21,7 @@ FORMATS = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
-    """The data set of a card below ``root``. Raises UserError if it is not there or has the wrong kind."""
+    """Return the data set of a card below ``root``. Raises UserError if it is not there or has the wrong kind."""
     data: EvalSet = importlib.import_module(f"{__name__}.{card.loader}").open_set(card, root)
     if (card.has_captions) != (data.classes is None):
         raise UserError(

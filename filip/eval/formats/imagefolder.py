@@ -19,7 +19,8 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class ImageFolder(EvalSet):
-    """The classes are the folders' names, in alphabetical order; images of a class in the order of their paths.
+    """A folder of class folders: the classes are their names, in alphabetical order; images are in the order of their
+    paths within a class.
 
     split: a folder of that name inside, if there is one; otherwise the folder itself is the set.
     """

@@ -48,7 +48,9 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class RecordSet(EvalSet):
-    """place: the table, or the folder of ``annotations``; kind: of the card; options: see the module."""
+    """A set in a table.
+    // place: the table, or the folder of ``annotations``; kind: of the card; options: see the module.
+    """
 
     def __init__(self, place: Path, split: str, kind: str, options: dict[str, Any]):
         self.options = options
@@ -82,7 +84,7 @@ class RecordSet(EvalSet):
         self.number = {name: number for number, name in enumerate(self.classes)}  # type: ignore[misc]
 
     def _groups(self, wanted: list[int]) -> list[list[int]]:
-        """Rows of each sample: for retrieval those of one image, which has several captions then."""
+        """Return the rows of each sample: for retrieval those of one image, which then has several captions."""
         if self.kind != "retrieval" or not isinstance(self.rows[wanted[0]][self.image], str):
             return [[number] for number in wanted]
         by_image: dict[str, list[int]] = {}
@@ -91,7 +93,7 @@ class RecordSet(EvalSet):
         return list(by_image.values())
 
     def _check(self, table: Path) -> None:
-        """UserError now if the first sample cannot be made, which is what a wrong option shows in."""
+        """Raise UserError now if the first sample cannot be made, which is where a wrong option shows."""
         try:
             self[0]
         except KeyError as error:
@@ -133,7 +135,7 @@ class RecordSet(EvalSet):
 
 
 def _texts(row: dict[str, Any], columns: str | list[str]) -> list[str]:
-    """The strings in a column or several; a cell may hold a list."""
+    """Return the strings in a column or several; a cell may hold a list."""
     cells = [row[name] for name in ([columns] if isinstance(columns, str) else columns)]
     return [str(text) for cell in cells for text in ([cell] if isinstance(cell, str) else cell)]
 

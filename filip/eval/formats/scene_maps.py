@@ -27,7 +27,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class SceneMaps(EvalSet):
-    """Raises UserError if a sample does not say where its things are."""
+    """A set of scenes with their things. Raises UserError if a sample does not say where its things are."""
 
     def __init__(self, scenes: WebdatasetFolder):
         self.scenes = scenes

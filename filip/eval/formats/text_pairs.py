@@ -18,7 +18,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class TextPairs(EvalSet):
-    """One caption per image.
+    """A set with one caption per image.
 
     folder: holds the folders ``images`` and ``texts``, which may be the same. form: "txt", or "json" whose field
     ``image`` names the image and whose fields ``caption`` are joined to the caption.

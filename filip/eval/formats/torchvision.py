@@ -24,10 +24,10 @@ def _train_flag(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
 
 
 def _whole(data_set: Callable[..., Any], folder: Path, split: str) -> Any:
-    return data_set(str(folder))  # these have no split of their own
+    return data_set(str(folder))  # these have no separate splits
 
 
-# How each reader takes the split.
+# How each reader is given the split.
 READERS: dict[str, Callable[..., Any]] = {
     "CIFAR10": _train_flag,
     "CIFAR100": _train_flag,
@@ -78,7 +78,7 @@ class TorchvisionSet(EvalSet):
 
 
 def _class_names(kind: str, data: Any) -> list[str]:
-    """Raw class names; position = label."""
+    """Return the raw class names; position = label."""
     if kind == "ImageNet":
         return list(data.wnids)  # words are ambiguous, WordNet ids are not
     if kind == "Caltech101":
@@ -87,7 +87,7 @@ def _class_names(kind: str, data: Any) -> list[str]:
 
 
 def _in_partition(data: Any, folder: Path, partition: str) -> list[int]:
-    """Indices of the images that a partition file of SUN397 lists (``/a/abbey/sun_….jpg``, one a line)."""
+    """Return the indices of the images that a partition file of SUN397 lists (``/a/abbey/sun_….jpg``, one a line)."""
     file = folder / partition
     if not file.is_file():
         raise UserError(f"no partition file at {file}; it comes with SUN397 as Partitions.zip")

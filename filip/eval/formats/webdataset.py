@@ -36,7 +36,7 @@ class _Member:
 
 
 class WebdatasetFolder(EvalSet):
-    """CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
+    """A set in CLIP_benchmark's layout: ``<folder>/<split>/{nshards.txt,0.tar,…}`` with ``<folder>/classnames.txt``.
 
     A sample is an image (webp, png, jpg) and ``.cls`` (label) or ``.txt`` (captions, one a line), and
     optionally ``.mask.png``, where its object is, and ``.json``: with ``.things.png`` it says where each of its things
@@ -98,7 +98,7 @@ class WebdatasetFolder(EvalSet):
         return sample
 
     def member(self, index: int, extension: str) -> bytes:
-        """The content of a file of a sample. Raises KeyError if there is none with this extension."""
+        """Return the content of a file of a sample. Raises KeyError if there is none with this extension."""
         return self._read(self.samples[index][1][extension])
 
     def _cluster(self, key: str, members: dict[str, _Member]) -> str:
@@ -110,7 +110,7 @@ class WebdatasetFolder(EvalSet):
         return str(about[self.cluster])
 
     def _things(self, members: dict[str, _Member]) -> list[Thing]:
-        """A scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
+        """Return a scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
         shown = Image.open(io.BytesIO(self._read(members["things.png"]))).convert("L")
         described = json.loads(self._read(members["json"]))["things"]
         return [
@@ -150,7 +150,7 @@ class WebdatasetFolder(EvalSet):
 
 
 def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
-    """(key, {extension: its place}) for each sample of a tar, in the tar's order."""
+    """Return (key, {extension: its place}) for each sample of a tar, in the tar's order."""
     members, defect = scan_tar(shard)
     if defect:
         raise UserError(f"{shard} is not a readable tar ({defect}); fetch it again")

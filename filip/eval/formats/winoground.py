@@ -19,7 +19,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 
 class Winoground(EvalSet):
-    """Two samples an example, one after the other: each image with its caption first and the other one second.
+    """Two samples per example, one after the other: each image with its caption first and the other one second.
 
     folder: holds ``annotations`` (examples.jsonl) and the unpacked ``images``. The example is the cluster.
     """
@@ -30,7 +30,7 @@ class Winoground(EvalSet):
         if missing := [name for name in COLUMNS if name not in self.rows.columns]:
             raise UserError(f"{folder / annotations} has no {missing[0]}: it is not Winoground's")
         self.classes = None
-        self[0]  # an image that is missing stops here
+        self[0]  # a missing image stops the command here
 
     def __len__(self) -> int:
         return 2 * len(self.rows)

@@ -50,7 +50,7 @@ def draw(config: AlignmentSheet) -> None:
 
 
 def _cells(encoder: Encoder, card: BenchmarkCard, config: AlignmentSheet) -> list[Cell]:
-    """The examples of a card, then its composites."""
+    """Return the examples of a card, then its composites."""
     data = open_set(card, config.root)
     names = match_classes(card, data.classes) if data.classes is not None else None
     prompt = alignment_prompt(alignment_template(config.prompts, card.name))

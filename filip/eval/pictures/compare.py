@@ -69,5 +69,5 @@ def draw(config: Compare) -> None:
 
 
 def _seen(pixels: Tensor) -> Image.Image:
-    """What the model saw."""
+    """Return the image as the model saw it."""
     return Image.fromarray(denormalize(pixels))

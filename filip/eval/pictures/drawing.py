@@ -19,7 +19,7 @@ KINDS = ("alignment", "compare", "heatmap", "scenes")
 
 @dataclass
 class PictureOptions:
-    """Options of every picture."""
+    """The options of every picture."""
 
     kind: str = option("alignment", "what is drawn; --help lists the options of each kind", choices=KINDS)
     out: str = option(MISSING, "the picture (PNG)", writes="file")
@@ -37,7 +37,7 @@ DIM, LINE = (38, 40, 52), (168, 172, 182)
 
 @lru_cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans as matplotlib ships it: the same on every machine."""
+    """Return DejaVu Sans as matplotlib ships it: the same on every machine."""
     import matplotlib
 
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
@@ -45,7 +45,7 @@ def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
 
 
 def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Image.Image:
-    """The image with the index of the most similar token on each patch.
+    """Return the image with the index of the most similar token on each patch.
 
     Indices of label tokens are red on an opaque patch, others white on a dimmed one. patch: pixels a side.
     """
@@ -74,7 +74,7 @@ def draw_alignment(image: Image.Image, found: WordPatch, patch: int = 40) -> Ima
 
 
 def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
-    """Lines along the patches, so that an opaque white patch does not run into the page."""
+    """Draw lines along the patches, so that an opaque white patch does not run into the page."""
     for x in range(0, size[0] + patch, patch):
         draw.line([(min(x, size[0] - 1), 0), (min(x, size[0] - 1), size[1])], fill=LINE)
     for y in range(0, size[1] + patch, patch):
@@ -82,7 +82,7 @@ def _grid(draw: ImageDraw.ImageDraw, size: tuple[int, int], patch: int) -> None:
 
 
 def draw_heat(image: Image.Image, heat: np.ndarray, low: float, high: float, patch: int = 40) -> Image.Image:
-    """A heat map over a greyed image. heat: [rows, columns]; low, high: values of the ends of the scale."""
+    """Draw a heat map over a greyed image. heat: [rows, columns]; low, high: values of the ends of the scale."""
     import matplotlib
 
     rows, columns = heat.shape
@@ -104,11 +104,11 @@ class Cell:
         self.picture, self.title, self.words = picture, title, list(words)
 
     def heading(self, width: int) -> list[str]:
-        """The title in lines that fit ``width`` pixels."""
+        """Break the title into lines that fit ``width`` pixels."""
         return _title_lines(self.title, font(15, bold=True), width)
 
     def draw(self, width: int, heading_lines: int = 1) -> Image.Image:
-        """The cell at ``width`` pixels, as high as it needs, with room for ``heading_lines`` above the picture."""
+        """Draw the cell at ``width`` pixels, as high as it needs, with room for ``heading_lines`` above the picture."""
         picture = self.picture
         if picture.width != width:
             height = round(picture.height * width / picture.width)
@@ -131,7 +131,7 @@ class Cell:
 
 
 def alignment_cell(image: Image.Image, found: WordPatch, title: str, width: int) -> Cell:
-    """A cell with the alignment of one image and its tokens, numbered as on the patches."""
+    """Return a cell with the alignment of one image and its tokens, numbered as on the patches."""
     patch = max(14, width // found.grid[1])
     words = [(f"{i} {t}", RED if i in found.label else MUTED) for i, t in enumerate(found.tokens)]
     return Cell(draw_alignment(image, found, patch), title, words)
@@ -140,11 +140,11 @@ def alignment_cell(image: Image.Image, found: WordPatch, title: str, width: int)
 def sheet(
     cells: Sequence[Cell], columns: int, title: str, note: str = "", cell_width: int = 320, gap: int = 26
 ) -> Image.Image:
-    """A page of cells, row by row, with a title and a line of explanation."""
+    """Lay out a page of cells, row by row, with a title and a line of explanation."""
     rows = []
     for start in range(0, len(cells), columns):
         chosen = cells[start : start + columns]
-        lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures of a row stand on one line
+        lines = max(len(cell.heading(cell_width)) for cell in chosen)  # pictures in a row stand on one line
         rows.append([cell.draw(cell_width, lines) for cell in chosen])
     width = columns * cell_width + (columns + 1) * gap
     note_lines = (
@@ -185,7 +185,7 @@ def _wrap(
 
 
 def _title_lines(text: str, face: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """A title in at most two lines; what does not fit into them is cut off."""
+    """Break a title into at most two lines; what does not fit into them is cut off."""
     lines = [
         " ".join(word for word, _ in line)
         for line in _wrap([(w, INK) for w in text.split()], face, width, " ")

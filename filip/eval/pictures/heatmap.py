@@ -63,7 +63,7 @@ def draw(config: Heatmap) -> None:
 
 
 def heat_cells(encoder: Encoder, image: Image.Image, caption: str, width: int) -> list[Cell]:
-    """The alignment of an image with a caption, then one heat map per token, [BOS] and [EOS] last."""
+    """Return the alignment of an image with a caption, then one heat map per token, [BOS] and [EOS] last."""
     pixels = encoder.transform(image)
     found = word_patches(encoder, pixels.unsqueeze(0), [caption], Prompt("", ""))[0]
     seen = Image.fromarray(denormalize(pixels))

@@ -34,11 +34,11 @@ COLOURS: tuple[Colour, ...] = (
     (0, 114, 178),
     (0, 140, 90),
     (170, 60, 150),
-)  # told apart by everybody
-PATCH = 48  # pixels of a patch, before the picture is fitted into its cell
+)  # colours that everybody can tell apart
+PATCH = 48  # side of a patch in pixels, before the picture is fitted into its cell
 CELL = 288  # pixels
 FAINT, STRONG = 0.5, 2.5  # standard deviations at which a tint begins, and is full
-OPACITY = 190  # of a full tint, of 255
+OPACITY = 190  # opacity of a full tint, out of 255
 NOTE = (
     "One colour per name. A patch has the colour of the name that stands out most on it (its similarity in standard "
     "deviations over the patches), the fuller the more. Outline: the thing itself. Ring: the patch that the name is "
@@ -65,7 +65,7 @@ class SceneSheet(PictureOptions):
 
 
 def draw(config: SceneSheet) -> None:
-    """Draw the best, median and worst scenes of the last model, beside each other by every model."""
+    """Draw the best, median and worst scenes of the last model, as every model sees them, side by side."""
     if len(config.labels) != len(config.models):
         raise UserError(f"{len(config.labels)} labels for {len(config.models)} models: give one each")
     card = load_card(config.card)
@@ -97,7 +97,7 @@ def draw(config: SceneSheet) -> None:
 
 
 def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, PointedScene]]:
-    """The best, median and worst scenes with their kind, best first. Raises UserError if there are too few."""
+    """Return the best, median and worst scenes with their kind, best first. Raises UserError if there are too few."""
     if len(scenes) < 3 * each:
         raise UserError(f"{len(scenes)} scenes can be pointed at, fewer than each=3 x {each}")
     order = sorted(scenes, key=lambda scene: (-scene.score, -margin(scene), scene.sample.key))
@@ -107,7 +107,7 @@ def chosen(scenes: Sequence[PointedScene], each: int) -> list[tuple[str, Pointed
 
 
 def margin(scene: PointedScene) -> float:
-    """By how much the names prefer their own thing's patches to all others, on average over the names (cosine)."""
+    """Return how much the names prefer their own thing's patches to all others, on average over the names (cosine)."""
     found = []
     for n in scene.counted:
         heat = scene.alignment.heat(scene.names[n])
@@ -117,7 +117,7 @@ def margin(scene: PointedScene) -> float:
 
 
 def _webp(picture: Image.Image) -> str:
-    """A picture as base64 of a WebP file."""
+    """Encode a picture as base64 of a WebP file."""
     stored = io.BytesIO()
     picture.resize((CELL, round(CELL * picture.height / picture.width)), Image.Resampling.LANCZOS).save(
         stored, format="WEBP", quality=82
@@ -129,7 +129,7 @@ def _webp(picture: Image.Image) -> str:
 
 
 def tinted(scene: PointedScene) -> Image.Image:
-    """The scene in grey, its patches in the colour of their name, with outlines and rings."""
+    """Draw the scene in grey, its patches in the colour of their name, with outlines and rings."""
     size = _size(scene)
     grey = _enlarged(scene.sample, size).convert("L").convert("RGB")
     page = Image.blend(grey, Image.new("RGB", size, "white"), 0.35)
@@ -153,7 +153,7 @@ def tinted(scene: PointedScene) -> Image.Image:
 
 
 def standing_out(scene: PointedScene) -> tuple[np.ndarray, np.ndarray]:
-    """For each patch the name that stands out most, and how strongly, 0 to 1; both [rows, columns].
+    """Return for each patch the name that stands out most, and how strongly, 0 to 1; both [rows, columns].
 
     A name's similarity is standardised over the patches, since some words are similar to every patch.
     """
@@ -164,7 +164,7 @@ def standing_out(scene: PointedScene) -> tuple[np.ndarray, np.ndarray]:
 
 
 def coloured_caption(sample: Sample) -> list[tuple[str, Colour]]:
-    """The words of the caption; names in their colours."""
+    """Return the words of the caption; names in their colours."""
     caption = sample.captions[0]
     colour_at: dict[int, Colour] = {}
     for n in sorted(range(len(sample.things)), key=lambda n: len(sample.things[n].label)):

@@ -35,7 +35,7 @@ class NoSettings:
 
 @dataclass(frozen=True)
 class Column:
-    """A number that a protocol reports of a benchmark.
+    """A number that a protocol reports for a benchmark.
 
     title: may name entries of the numbers, e.g. "{metric}". value, chance, interval: where the number, its chance and
     its 95 % interval are among the numbers, keys joined by dots; without chance "". unit: in which it is shown; "%" of
@@ -62,13 +62,13 @@ class Measured:
 
 
 def shown(value: float, unit: str) -> str:
-    """A number of a column in its unit, which does not follow: a percentage with one decimal place."""
+    """Return a column's number, without the unit in which it is shown: a percentage with one decimal place."""
     return f"{100 * value:.1f}" if unit == "%" else f"{value:.4g}"
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How models are measured on one kind of benchmark.
+    """A way to measure models on one kind of benchmark.
 
     title: in tables. kinds: of the cards that it is for. run: see below; the outcome of each image goes into the
     record under the card's name. settings: a dataclass of options with their defaults. size: where the number of images
@@ -90,7 +90,7 @@ class Protocol:
     reads_prompts: bool = False
 
     def measured(self, numbers: Numbers) -> list[Measured]:
-        """The columns that a benchmark's numbers fill, in order."""
+        """Return the columns that a benchmark's numbers fill, in order."""
         found = []
         for column in self.columns:
             value = _at(numbers, column.value)
@@ -101,12 +101,12 @@ class Protocol:
         return found
 
     def images(self, numbers: Numbers) -> int:
-        """How many images a benchmark's numbers are of."""
+        """Return how many images a benchmark's numbers are for."""
         return int(_at(numbers, self.size) or 0)
 
 
 def _at(numbers: Mapping[str, Any], path: str) -> Any:
-    """What is at ``path``, keys joined by dots; None if nothing is."""
+    """Return the value at ``path``, keys joined by dots; None if there is none."""
     found: Any = numbers
     for key in path.split("."):
         found = found.get(key) if isinstance(found, Mapping) else None
@@ -118,13 +118,13 @@ BUILT_IN = tuple(sorted(module.name for module in pkgutil.iter_modules(__path__)
 
 @cache
 def protocols() -> dict[str, Protocol]:
-    """All protocols by name: those of this folder, then those of other packages. Raises UserError for a broken one."""
+    """Return all protocols by name: this folder's, then other packages'. Raises UserError for a broken one."""
     found = {name: importlib.import_module(f"{__name__}.{name}").PROTOCOL for name in BUILT_IN}
     return found | load_plugins("filip.protocols", Protocol, found)
 
 
 def protocol_of(name: str) -> Protocol:
-    """The protocol ``name``. Raises UserError if there is none."""
+    """Return the protocol ``name``. Raises UserError if there is none."""
     if name not in protocols():
         raise UserError(f"there is no protocol {name!r}; there are {', '.join(protocols())}")
     return protocols()[name]

@@ -53,9 +53,9 @@ def prompt_of(card: BenchmarkCard, settings: AlignmentSettings, context: Context
 def kept_patches(
     encoder: Encoder, card: BenchmarkCard, context: Context
 ) -> Callable[[int, str], Tensor | None]:
-    """Finds the patches that were kept of an image, by its number in the set and its key: [rows * columns, d] float32.
+    """Return a finder of kept patches by an image's number in the set and its key: [rows * columns, d] float32.
 
-    There are none of a pooled model, of which vectors are kept, nor in 16 bits, which would move the result a little.
+    There are none for a pooled model, of which vectors are kept, nor in 16 bits, which would move the result a little.
     """
     rows, columns = encoder.grid
     store = context.store

@@ -41,12 +41,12 @@ class LinearProbeSettings:
 def run(
     encoder: Encoder, card: BenchmarkCard, settings: LinearProbeSettings, context: Context, record: Record
 ) -> Numbers:
-    """Fit and test on one benchmark. The numbers of the result file for it, as zero-shot's."""
+    """Fit and test on one benchmark. Return its numbers for the result file, in the form of zero-shot's."""
     test = open_set(card, context.root)
     names = match_classes(card, test.classes or [])
     training = training_card(card, context.root)
     batches = (context.batch_size, context.workers)
-    # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is probed only.
+    # Zero-shot goes through the same images: what one pass makes is kept for both. A training split is only probed.
     source = Source(
         test, card.name, *batches, card, context.root, with_probe=True, another_follows=training is not None
     )
@@ -67,7 +67,7 @@ def run(
 
 
 def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None:
-    """The card of the training split, or None if its copy on disk has none (a layout may name it: ``train_split``)."""
+    """Return the card of the training split, or None if its copy on disk has none (``train_split`` may name it)."""
     split = str(card.layout.options.get("train_split", "train"))
     if card.split == "all":
         return None
@@ -82,7 +82,7 @@ def training_card(card: BenchmarkCard, root: str | Path) -> BenchmarkCard | None
 def _features(
     encoder: Encoder, source: Source, store: FeatureStore | None
 ) -> tuple[Tensor, Tensor, list[str], list[str]]:
-    """([n, width] float32, [n] int64, n keys, n clusters)."""
+    """Return ([n, width] float32, [n] int64, n keys, n clusters)."""
     features, labels = [], []
     keys: list[str] = []
     clusters: list[str] = []
@@ -91,7 +91,7 @@ def _features(
         labels.append(batch.labels)
         keys += batch.keys
         clusters += batch.clusters
-    if not features:  # of a job that only encodes a part, before the training split
+    if not features:  # only in a job that encodes a part, before the training split
         return torch.zeros(0, 0), torch.zeros(0, dtype=torch.int64), keys, clusters
     return torch.cat(features), torch.cat(labels), keys, clusters
 
@@ -103,7 +103,7 @@ def _fit(encoder: Encoder, features: Tensor, labels: Tensor, settings: LinearPro
 def _cross_validated(
     encoder: Encoder, features: Tensor, labels: Tensor, classes: int, settings: LinearProbeSettings
 ) -> tuple[Tensor, str]:
-    """Scores of each image from a classifier that was not fitted on it."""
+    """Return scores of each image from a classifier that was not fitted on it."""
     from sklearn.model_selection import StratifiedKFold
 
     folds = min(settings.folds, int(torch.bincount(labels)[torch.unique(labels)].min()))

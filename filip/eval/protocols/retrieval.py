@@ -58,7 +58,7 @@ def run(
 
 
 def card_prompts(card: BenchmarkCard, settings: RetrievalSettings, context: Context) -> tuple[Prompt, Prompt]:
-    """What is put around captions (image to text, text to image).
+    """Return the prompts around captions (image to text, text to image).
 
     The prompts of the paper are for zero-shot retrieval. A model that was fine-tuned on the captions of the benchmark
     has only seen them bare, and ranks them so.
@@ -69,10 +69,10 @@ def card_prompts(card: BenchmarkCard, settings: RetrievalSettings, context: Cont
 
 @dataclass
 class _Collected:
-    images: Tensor  # features of all images
+    images: Tensor  # the features of all images
     captions: list[str]
     owner: Tensor  # [captions] int64: the image that a caption belongs to
-    keys: list[str]  # of all images
+    keys: list[str]  # the keys of all images
 
 
 def retrieval_benchmark(
@@ -83,7 +83,7 @@ def retrieval_benchmark(
     context: Context | None = None,
     record: Record | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one benchmark (fractions, not percentages).
+    """Measure one benchmark (fractions, not percentages).
 
     prompts: put around captions when ranking texts, and when ranking images. The outcome of each image and caption is
     put into ``record``. Raises UserError if the data set is missing or an image has no caption.
@@ -134,7 +134,7 @@ def retrieval_benchmark(
 def _record(record: Record | None, name: str, found: _Collected, recalls: Recalls) -> None:
     if record is None:
         return
-    images = [found.keys[i] for i in found.owner.tolist()]  # of each caption
+    images = [found.keys[i] for i in found.owner.tolist()]  # the image of each caption
     captions = [f"{image}#{number}" for number, image in enumerate(images)]
     for way, keys, clusters in (("i2t", found.keys, found.keys), ("t2i", captions, images)):
         values = {f"r{k}": recalls.hits[way][:, i] for i, k in enumerate(KS)}
@@ -167,7 +167,7 @@ def _collect(scorer: Scorer, card: BenchmarkCard, context: Context) -> _Collecte
 def _exact(
     scorer: Scorer, images: Tensor, for_texts: Texts, for_images: Texts, settings: RetrievalSettings
 ) -> tuple[Tensor, Tensor]:
-    """What ranks texts and what ranks images, both [images, texts]; one pass if the prompts are the same."""
+    """Return what ranks texts and what ranks images, both [images, texts]; one pass if the prompts are the same."""
     similarity = scorer.large_similarity(images, for_texts)
     by_image = ranking(similarity, settings.rank_texts_by)
     if for_images is not for_texts:
@@ -177,14 +177,14 @@ def _exact(
 
 @dataclass
 class Recalls:
-    """table: what the result file says. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
+    """The recalls. table: what the result file says. hits: for "i2t" [images, len(KS)], for "t2i" [texts, len(KS)]."""
 
     table: dict[str, Any]
     hits: dict[str, Tensor]
 
 
 def recalls(rank_texts: Tensor, rank_images: Tensor, owner: Tensor) -> Recalls:
-    """R@1, R@5, R@10 both ways, with chance and 95 % intervals over images.
+    """Return R@1, R@5, R@10 both ways, with chance and 95 % intervals over images.
 
     rank_texts, rank_images: [images, texts], the scores that rank texts for an image, and images for a text.
     owner: [texts] int64, the image that a text belongs to.

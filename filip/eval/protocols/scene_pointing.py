@@ -23,7 +23,7 @@ from filip.eval.scenes import BACKGROUND, pointed_scenes
 def run(
     encoder: Encoder, card: BenchmarkCard, settings: NoSettings, context: Context, record: Record
 ) -> Numbers:
-    """The numbers of one benchmark: fractions, with a 95 % interval over scenes.
+    """Measure one benchmark: fractions, with a 95 % interval over scenes.
 
     The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
     """

@@ -59,7 +59,7 @@ def segment(
     record: Record | None = None,
     batch_size: int = 16,
 ) -> dict[str, Any]:
-    """The numbers of one benchmark (fractions). The share of right pixels of each image is put into ``record``.
+    """Measure one benchmark (fractions). The share of right pixels of each image is put into ``record``.
 
     Raises UserError if the data set is missing or the model has no patches.
     """
@@ -97,7 +97,7 @@ def segment(
 
 
 def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) -> list[Tensor]:
-    """Unit vectors [m, d] of each class's prompts, class-major: tokens of its name, or the prompt's one vector."""
+    """Encode each class's prompts as unit vectors [m, d], class-major: its name's tokens, or one vector per prompt."""
     if not encoder.token_wise:
         filled = [prompt.fill(name) for name in names for prompt in ensemble]
         return [vector.cpu()[None] for vector in encoder.encode_texts(filled)[0]]
@@ -115,7 +115,7 @@ def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) ->
 def best_classes(
     encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int
 ) -> list[np.ndarray]:
-    """[rows, columns] int for each image: the class that each patch is most similar to."""
+    """Return [rows, columns] int for each image: the class that each patch is most similar to."""
     pixels = torch.stack([encoder.transform(sample.image) for sample in samples])
     patches = F.normalize(encoder.patches(pixels), dim=-1)
     lengths = [len(tokens) for tokens in vectors]
@@ -126,7 +126,7 @@ def best_classes(
 
 
 def image_areas(encoder: Encoder, sample: Sample, best: np.ndarray, classes: int) -> np.ndarray:
-    """[3, classes]: of each class the area that is right, predicted and true, in patches.
+    """Return [3, classes]: for each class the area that is right, predicted and true, in patches.
 
     A patch's pixels all have its class, so areas are sums of the shares that the true classes have of each patch.
     """
@@ -144,14 +144,14 @@ def image_areas(encoder: Encoder, sample: Sample, best: np.ndarray, classes: int
 
 
 def intersection_over_union(areas: np.ndarray) -> np.ndarray:
-    """[classes] from [3, classes]; NaN for a class that is neither there nor predicted."""
+    """Return [classes] from [3, classes]; NaN for a class that is neither there nor predicted."""
     union = areas[1] + areas[2] - areas[0]
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(union > 0, areas[0] / union, np.nan)
 
 
 def _interval(areas: np.ndarray, resamples: int = 1000, seed: int = 0) -> tuple[float, float]:
-    """95 % of the mIoU over bootstrap samples of images. areas: [images, 3, classes]."""
+    """Return the 95 % interval of the mIoU over bootstrap samples of images. areas: [images, 3, classes]."""
     rng = np.random.default_rng(seed)
     drawn = rng.multinomial(len(areas), np.full(len(areas), 1 / len(areas)), resamples)
     totals = np.tensordot(drawn.astype(float), areas, axes=1)

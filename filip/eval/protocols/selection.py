@@ -39,9 +39,9 @@ def select(
     context: Context | None = None,
     record: Record | None = None,
 ) -> dict[str, Any]:
-    """The numbers of one benchmark (fractions, not percentages), by each ranking.
+    """Measure one benchmark (fractions, not percentages), by each ranking.
 
-    The outcome of each image is put into ``record`` under the card's name. Where the layout is Winoground's, those of
+    The outcome of each image is put into ``record`` under the card's name. In Winoground's layout it is the outcome of
     each example: ``text``, ``image_`` and ``group_`` before the ranking's name. Raises UserError if the data set is
     missing or an image has no false caption.
     """
@@ -88,7 +88,7 @@ def select(
 
 
 def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
-    """Each image's scores of its own captions. scores: [images, captions of all images one after the other]."""
+    """Return the scores of each image's captions. scores: [images, captions of all images one after the other]."""
     found, start = [], 0
     for row, count in zip(scores, counts, strict=True):
         found.append(row[start : start + count].tolist())
@@ -97,7 +97,7 @@ def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
 
 
 def chosen(scores: Sequence[float], truths: int = 1) -> float:
-    """Whether all of the first ``truths`` scores are above all others; ties count by their expected value.
+    """Return whether all of the first ``truths`` scores are above all others; ties count by their expected value.
 
     Scores that are not finite rank last. Of t true and f false ones that share the decisive score, all orders are
     equally likely, and one in C(t + f, t) is right.
@@ -115,8 +115,8 @@ def _rate(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
 
 
 def _by_category(hits: dict[str, np.ndarray], categories: list[str], least: int) -> dict[str, Any]:
-    """Accuracy of each category and, by each ranking, the mean over those with ``least`` rows: what ARO's authors
-    report of attributes."""
+    """Return each category's accuracy and, by each ranking, the mean over those with ``least`` rows: what ARO's
+    authors report of attributes."""
     names = np.asarray(categories)
     table = {
         name: {"n": int((names == name).sum())}
@@ -131,9 +131,10 @@ def _by_category(hits: dict[str, np.ndarray], categories: list[str], least: int)
 def _winoground(
     card: BenchmarkCard, parts: dict[str, list[list[float]]], examples: list[str], record: Record | None
 ) -> dict[str, Any]:
-    """Thrush et al. 2022: ``text`` (each image prefers its caption), ``image`` (each caption its image), ``group``.
+    """Score as Thrush et al. 2022: ``text`` (each image prefers its caption), ``image`` (each caption its image),
+    ``group``.
 
-    The ranking's own number is that of ``group``. An example of which an image could not be read is left out.
+    The ranking's number itself is that of ``group``. An example of which an image could not be read is left out.
     """
     pairs = [n for n in range(len(examples) - 1) if examples[n] == examples[n + 1]]
     if not pairs:
@@ -154,7 +155,7 @@ def _winoground(
 
 
 def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """(text, image, group) of an example: of each image the scores of its own caption and of the other one.
+    """Return (text, image, group) of an example from each image's scores of its caption and of the other one.
 
     Ties count by their expected value over the orders of equal scores.
     """

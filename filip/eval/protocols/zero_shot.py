@@ -60,7 +60,7 @@ def zero_shot_task(
     context: Context | None = None,
     record: Record | None = None,
 ) -> dict[str, Any]:
-    """Classify one test set; the numbers of the result file for it (fractions, not percentages).
+    """Classify one test set; return its numbers for the result file (fractions, not percentages).
 
     The outcome of each image is put into ``record``. Raises UserError if the data set is missing, its classes are not
     the card's, or ``average`` asks for mean embeddings of a token-wise model.
@@ -88,13 +88,13 @@ def zero_shot_task(
 
 
 def class_scores(scorer: Scorer, images: Tensor, texts: Texts, prompts: int) -> Tensor:
-    """Mean of s^I over each class's prompts. texts: class-major, ``prompts`` a class. -> [images, classes]."""
+    """Return the mean of s^I over each class's prompts [images, classes]. texts: class-major, ``prompts`` a class."""
     similarity = scorer.similarity(images, texts).i2t
     return similarity.view(len(similarity), -1, prompts).mean(2)
 
 
 def mean_embeddings(scorer: Scorer, texts: Texts, prompts: int) -> Texts:
-    """CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
+    """Make CLIP's ensemble: the normalised mean of a class's prompt vectors, for pooled models only."""
     if scorer.token_wise:
         raise UserError(
             "ensemble=embedding averages vectors, which has no meaning for a token-wise model: "

@@ -21,7 +21,7 @@ from filip.study import TABLES, Study, TableKind
 def build_tables(
     study: Study, results: Results, published: dict[str, Any], resamples: int = RESAMPLES
 ) -> dict[str, Table]:
-    """All tables that the study has rows for, by name.
+    """Build all tables that the study has rows for, by name.
 
     published: the content of ``eval/published.yaml``. resamples: of the differences between rows. Raises UserError for
     a benchmark without a card.

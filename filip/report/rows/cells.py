@@ -26,21 +26,21 @@ class Inputs:
 
     @staticmethod
     def of(study: Study, results: Results, published: dict[str, Any]) -> Inputs:
-        """With the cards of every benchmark that the study evaluates. Raises UserError if a card is missing."""
+        """Collect the inputs with the card of every benchmark that the study evaluates. UserError if one is missing."""
         cards = {name: load_card(name) for name in study.all_benchmarks}
         return Inputs(study, results, published, cards)
 
     def title(self, benchmark: str) -> str:
-        """A benchmark's name in print."""
+        """Return a benchmark's name in print."""
         card = self.cards.get(benchmark)
         return card.title if card else benchmark
 
     def published_block(self, name: str) -> dict[str, Any]:
-        """A block of the published numbers: ``columns``, then rows by label; no columns if there is no such block."""
+        """Return a block of the published numbers: ``columns``, then rows by label; no columns if it does not exist."""
         return dict(self.published.get(name) or {"columns": []})
 
     def published_names(self, protocol: str) -> dict[str, str]:
-        """What the published numbers call the benchmarks of a protocol, by our name; those that the paper has only.
+        """Return the published names of a protocol's benchmarks, by our name; only of those that the paper has.
 
         Their cards say so (``published``): the file of a card may be called anything.
         """
@@ -50,7 +50,7 @@ class Inputs:
     # ---- rows ----------------------------------------------------------------------------------------
 
     def row(self, run: str, cells: dict[str, Cell], section: str = "", suffix: str = "") -> Row:
-        """A measured row: a run of this study, or a peer, that is somebody else's model scored by us."""
+        """Return a measured row: a run of this study, or a peer, that is somebody else's model scored by us."""
         training = self.results.training(run) or {}
         kind = "ours" if run in self.study.trained else "peer"
         run_id = self.results.run_id(run) or self.study.peers.get(run, {}).get("model")
@@ -60,7 +60,7 @@ class Inputs:
     # ---- cells: each the mean over a run's seeds -----------------------------------------------------
 
     def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
-        """Accuracy of a run on a classification benchmark."""
+        """Return the accuracy of a run on a classification benchmark."""
         return combine([self._task(member, task, protocol) for member in self.study.replicas(run)])
 
     def _task(self, run: str, task: str, protocol: str) -> Cell:
@@ -70,13 +70,13 @@ class Inputs:
         return Cell(found["value"], found["chance"], found["n"], found.get("ci95"))
 
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
-        """Plain mean over the protocol's classification benchmarks; over seeds, the mean of their means."""
+        """Return the plain mean over the protocol's classification benchmarks; over seeds, the mean of their means."""
         tasks = self.study.benchmarks(protocol)
         members = self.study.replicas(run)
         return combine([average([self._task(m, task, protocol) for task in tasks], "task") for m in members])
 
     def recall_cell(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
-        """Recall of a run on a retrieval benchmark."""
+        """Return the recall of a run on a retrieval benchmark."""
         return combine([self._recall(m, benchmark, direction, rank) for m in self.study.replicas(run)])
 
     def _recall(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
@@ -87,7 +87,7 @@ class Inputs:
         return Cell(found[direction][rank], found["chance"][direction][rank], found["images"], interval)
 
     def why_empty(self, run: str, protocol: str, benchmark: str) -> str:
-        """Why an evaluation of a run has no result for a benchmark."""
+        """Return why an evaluation of a run has no result for a benchmark."""
         found = self.results.evaluation(run, protocol)
         if found is None:
             return self.results.why("eval", run, f"{protocol}.json")
@@ -97,7 +97,7 @@ class Inputs:
 
 
 def tokens_kept(config: dict[str, Any]) -> str:
-    """What a row's label says of a token-wise training that keeps a part of the tokens; empty if it keeps all."""
+    """Return what a row's label says of a token-wise training that keeps a part of the tokens; "" if it keeps all."""
     ratio = config.get("token_keep_ratio", 1.0)
     if ratio == 1.0 or (config.get("model") or {}).get("interaction") == "pooled":
         return ""
@@ -105,7 +105,7 @@ def tokens_kept(config: dict[str, Any]) -> str:
 
 
 def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
-    """Columns and our rows of a table over classification benchmarks, with their average where there are several."""
+    """Build columns and our rows of a table over classification benchmarks, with the average of several."""
     tasks = inputs.study.benchmarks(protocol)
     names = {"top1": "top-1", "top5": "top-5", "mean_per_class": "mean per class"}
     columns = [
@@ -124,7 +124,7 @@ def task_table(inputs: Inputs, protocol: str) -> tuple[list[Column], list[Row]]:
 
 
 def task_outcomes(inputs: Inputs, tasks: list[str]) -> list[str]:
-    """The outcomes that the accuracy on a task, or the mean of several, is the mean of; none if it is not one."""
+    """Return the outcomes whose mean is the accuracy on a task or several tasks; none if it is not such a mean."""
     metrics = [inputs.cards[task].metric for task in tasks]
     if "mean_per_class" in metrics:
         return []
@@ -139,11 +139,11 @@ def parts_table(
     outcome: dict[str, str],
     runs: list[str] | None = None,
 ) -> tuple[list[Column], list[Row]]:
-    """Columns and our rows of a table with several figures per benchmark.
+    """Return columns and our rows of a table with several figures per benchmark.
 
     parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
     {key of a figure: what follows the benchmark's name in its outcomes}; without one it is not compared in pairs.
-    runs: the rows; None: those of the table that is called as the protocol.
+    runs: the rows; None: those of the table that has the protocol's name.
     """
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
@@ -171,7 +171,7 @@ def parts_table(
 
 
 def recall_columns(inputs: Inputs, benchmarks: list[str], ranks: tuple[str, ...]) -> list[Column]:
-    """A column for each rank of each direction of each retrieval benchmark."""
+    """Return a column for each rank of each direction of each retrieval benchmark."""
     return [
         Column(
             f"{name}_{direction}_{rank}",

@@ -24,7 +24,7 @@ def build(inputs: Inputs) -> Table:
 
 
 def _columns(inputs: Inputs) -> list[Column]:
-    """R@1 and R@5 of the first retrieval benchmark both ways, as in the paper, then each task and their mean."""
+    """Return R@1 and R@5 of the first retrieval benchmark both ways, as in the paper, then each task and their mean."""
     columns = recall_columns(inputs, inputs.study.benchmarks("retrieval")[:1], ("r1", "r5"))
     tasks = inputs.study.benchmarks("zero_shot")
     columns += [
@@ -46,9 +46,9 @@ def _cell(inputs: Inputs, run: str, key: str) -> Cell:
 
 
 def _parts(key: str) -> tuple[str, str]:
-    """The benchmark of a column, and which of its figures: "top1", or direction and rank as in "i2t_r1".
+    """Return the benchmark of a column, and which of its figures: "top1", or direction and rank as in "i2t_r1".
 
-    The average over benchmarks is of none: "".
+    The average over benchmarks belongs to none: "".
     """
     if key == "average":
         return "", key
@@ -57,7 +57,7 @@ def _parts(key: str) -> tuple[str, str]:
 
 
 def _published(inputs: Inputs, columns: list[Column]) -> list[Row]:
-    """The paper's rows, empty where it has no number; none if it has none for any of the columns."""
+    """Return the paper's rows, empty where it has no number; none if it has none for any of the columns."""
     block = inputs.published_block("component_ablation")
     names = inputs.published_names("retrieval") | inputs.published_names("zero_shot")
     theirs = {}

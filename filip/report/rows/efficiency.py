@@ -12,13 +12,13 @@ FACTS = (
     "embed_dim",
     "precision",
     "token_keep_ratio",
-)  # what a row trains, from its own config
+)  # facts of what a row trains, from its config
 INTERACTIONS = {"pooled": "pooled", "token_wise": "token-wise"}
 NOT_APPLICABLE = "does not apply"
 
 
 def build(inputs: Inputs) -> Table:
-    """One row per entry of the study's ``efficiency``, then the published rows."""
+    """Build one row per entry of the study's ``efficiency``, then the published rows."""
     tasks = inputs.study.benchmarks("zero_shot")
     theirs = list(inputs.published_names("zero_shot").values())
     measure = "imagenet_top1" if len(tasks) == 1 and theirs == ["imagenet"] else "accuracy"
@@ -51,7 +51,7 @@ def build(inputs: Inputs) -> Table:
 
 
 def _geometry(inputs: Inputs) -> list[str]:
-    """A sentence on how many pairs met how many texts."""
+    """Return a sentence on how many pairs met how many texts."""
     for name in inputs.study.rows("efficiency_ablation"):
         if (found := inputs.results.efficiency(name)) and "gathered_texts" in found:
             return [
@@ -79,7 +79,7 @@ def _row(inputs: Inputs, name: str, measure: str) -> Row:
 
 
 def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
-    """Time and memory of a step of an efficiency row."""
+    """Return time and memory of a step of an efficiency row."""
     found = inputs.results.efficiency(name)
     if found is None:
         why = inputs.results.why("efficiency", f"{name}.json")
@@ -92,7 +92,7 @@ def step_cells(inputs: Inputs, name: str) -> dict[str, Cell]:
 
 
 def _facts(config: dict[str, Any]) -> dict[str, Cell]:
-    """What was trained, from the config that the training itself recorded."""
+    """Return what was trained, from the config that the training itself recorded."""
     model = config["model"]
     pooled = model["interaction"] == "pooled"  # its vectors are sent in float32
     sent = config["precision"] if config["transport_dtype"] == "auto" else config["transport_dtype"]

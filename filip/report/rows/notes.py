@@ -9,7 +9,7 @@ from filip.report.table import Table
 
 
 def intervals(table: Table) -> list[str]:
-    """What the intervals of a table are; nothing if it has none."""
+    """Say what the intervals of a table are; nothing if it has none."""
     cells = [c for row in table.rows for c in row.cells.values() if c.ci95 and row.kind != "paper"]
     notes = []
     if any(cell.seeds == 1 for cell in cells):
@@ -24,7 +24,7 @@ def intervals(table: Table) -> list[str]:
 
 
 def warnings(inputs: Inputs, protocol: str) -> list[str]:
-    """What the evaluations of a table's runs warn of, each once: a test set of another size, scores that are
+    """Return the warnings of the evaluations of a table's runs, each once: a test set of another size, scores that are
     not finite, ranking in two stages."""
     notes = []
     for run in inputs.study.rows(protocol):
@@ -42,7 +42,7 @@ def warnings(inputs: Inputs, protocol: str) -> list[str]:
 
 
 def _two_stages(stage: dict[str, Any]) -> str:
-    """How a recall that is not exact came about, and what it lost."""
+    """Say how a recall that is not exact came about, and what it lost."""
     lost = stage.get("lost")
     loss = "what that loses was not measured"
     if lost:

@@ -22,7 +22,7 @@ TOO_FEW = (
 
 
 def compare_rows(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> None:
-    """Fill the frame's differences and ``leads``, and the intervals of averages; say in the notes what they are.
+    """Fill the frame's differences and ``leads``, and the intervals of averages; explain them in the notes.
 
     Two rows compare where both have a value and outcomes for the same images. The correction (Holm) is over the
     columns in which they do.
@@ -56,7 +56,7 @@ def _measured(table: Table) -> dict[int, tuple[str, str]]:
 
 
 def _resampled(table: Table, inputs: Inputs, protocols: Sequence[str], resamples: int) -> Resampled | None:
-    """Return every column of which the rows have outcomes, resampled; None if no two rows have any in common."""
+    """Return every column for which the rows have outcomes, resampled; None if no two rows have any in common."""
     trainings: dict[str, list[Record]] = {}
     for run in dict.fromkeys(run for _, run in _measured(table).values()):
         if records := _outcomes(inputs, run, protocols):
@@ -82,7 +82,7 @@ def _outcomes(inputs: Inputs, run: str, protocols: Sequence[str]) -> list[Record
 
 
 def _differences(table: Table, resampled: Resampled | None, ours: int, base: int) -> dict[str, Difference]:
-    """Return one line less another, by column; empty if they cannot be compared."""
+    """Return one line minus another, by column; empty if they cannot be compared."""
     runs = table.frame["run"]
     a, b = (runs.loc[(n, table.columns[0].key)] for n in (ours, base))
     if resampled is None or not {a, b} <= resampled.runs:
@@ -108,7 +108,7 @@ def _fill(table: Table, members: list[int], found: dict[tuple[int, int], dict[st
 
 
 def _average_intervals(table: Table, resampled: Resampled) -> None:
-    """Give averages over benchmarks that share concepts the interval from drawing these for all of them together.
+    """Give averages over benchmarks that share concepts an interval for which these are drawn for all of them together.
 
     With several seeds a cell keeps its interval over trainings.
     """

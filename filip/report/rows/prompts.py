@@ -19,7 +19,7 @@ PARTS = {
 
 
 def build(inputs: Inputs) -> Table:
-    """One row per zero-shot benchmark with an entry in the study's prompt file, and two per retrieval benchmark."""
+    """Build one row per zero-shot benchmark with an entry in the study's prompt file, two per retrieval benchmark."""
     place = inputs.study.prompts
     try:
         content = yaml.safe_load(resources.find("prompts", place).read_text(encoding="utf-8")) or {}

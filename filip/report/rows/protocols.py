@@ -9,7 +9,7 @@ from filip.table_writer import differing
 
 
 def differences(inputs: Inputs, protocol: str) -> list[str]:
-    """A sentence for each setting (prompts, ensemble, ranking, image size, precision) that rows do not share."""
+    """Write a sentence for each setting (prompts, ensemble, ranking, image size, precision) that rows do not share."""
     found = {}
     for run in inputs.study.rows(protocol):
         result = inputs.results.evaluation(run, protocol)
@@ -19,7 +19,7 @@ def differences(inputs: Inputs, protocol: str) -> list[str]:
 
 
 def _settings(result: dict[str, Any]) -> dict[str, str]:
-    """What a result file says of how it came about; nothing for what it does not say."""
+    """Return what a result file says about how it came about; nothing for what it does not say."""
     own = result.get("settings") or {}
     ranking = {"i2t": own.get("rank_texts_by"), "t2i": own.get("rank_images_by")}
     settings = {

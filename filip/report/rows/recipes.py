@@ -25,7 +25,7 @@ COST = [
 
 
 def build(inputs: Inputs) -> Table:
-    """The first row is the recipe that the others are compared with."""
+    """Build the table; its first row is the recipe that the others are compared with."""
     runs = inputs.study.rows("recipes")
     columns = recall_columns(inputs, inputs.study.benchmarks("retrieval"), ("r1",))
     rows = [inputs.row(run, _recalls(inputs, run)) for run in runs]
@@ -56,7 +56,7 @@ def _recalls(inputs: Inputs, run: str) -> dict[str, Cell]:
 
 
 def _cost(inputs: Inputs, run: str) -> dict[str, Cell]:
-    """Of the efficiency row that shows the run's accuracy."""
+    """Return the cost in the efficiency row that shows the run's accuracy."""
     named = [name for name, row in inputs.study.efficiency.items() if row.get("accuracy_of") == run]
     if named:
         return step_cells(inputs, named[0])

@@ -29,7 +29,7 @@ def build(inputs: Inputs) -> Table:
 
 
 def _fine_tuned(inputs: Inputs, run: str) -> list[Row]:
-    """A fine-tuning on the benchmarks that it was made for and, in a row of its own, on the others."""
+    """Return a fine-tuning on the benchmarks that it was made for and, in a separate row, on the others."""
     own = _own_benchmarks(inputs, run)
     rows = [inputs.row(run, _recalls(inputs, run, own), "fine-tuned")]
     if other := [name for name in inputs.study.benchmarks("retrieval") if name not in own]:
@@ -38,7 +38,7 @@ def _fine_tuned(inputs: Inputs, run: str) -> list[Row]:
 
 
 def _own_benchmarks(inputs: Inputs, run: str) -> list[str]:
-    """The benchmarks whose training split a fine-tuning used; where no card names its source, those that name none."""
+    """Return the benchmarks whose training split a fine-tuning used; if no card names its source, those naming none."""
     source = str(inputs.study.fine_tunes[run].get("source"))
     benchmarks = inputs.study.benchmarks("retrieval")
     own = [name for name in benchmarks if source in inputs.cards[name].fine_tuned_on]

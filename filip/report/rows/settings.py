@@ -40,7 +40,7 @@ TRAINING = {
 
 
 def build_models(inputs: Inputs) -> Table:
-    """One row per pre-training run, then the paper's two models."""
+    """Build one row per pre-training run, then the paper's two models."""
     columns = [Column(key, title, group, unit="text") for key, (title, group) in SIZES.items()]
     rows = [inputs.row(run, _recorded(inputs, run, SIZES, sizes)) for run in inputs.study.rows("model_sizes")]
     rows += _stated(inputs.published_block("model_sizes"), "published")
@@ -48,7 +48,7 @@ def build_models(inputs: Inputs) -> Table:
 
 
 def build_trainings(inputs: Inputs) -> Table:
-    """Pre-trainings, fine-tunings, and the paper's of both kinds."""
+    """Build the rows of pre-trainings, fine-tunings, and the paper's of both kinds."""
     columns = [Column(key, title, unit="text") for key, title in TRAINING.items()]
     rows = []
     for run in inputs.study.rows("training_settings"):
@@ -65,7 +65,7 @@ def build_trainings(inputs: Inputs) -> Table:
 def _recorded(
     inputs: Inputs, run: str, keys: dict[str, Any], said: Callable[[dict[str, Any]], dict[str, Any]]
 ) -> dict[str, Cell]:
-    """Return what is said of the config that a training recorded; empty if it has not run."""
+    """Return what is said about the config that a training recorded; empty if it has not run."""
     training = inputs.results.training(run)
     if training is None:
         return dict.fromkeys(keys, Cell(reason=inputs.results.why("models", f"{run}.json")))
@@ -73,7 +73,7 @@ def _recorded(
 
 
 def sizes(config: dict[str, Any]) -> dict[str, Any]:
-    """Return the sizes of a training's model, by the keys of SIZES; None for what timm alone knows."""
+    """Return the sizes of a training's model, by the keys of SIZES; None for what only timm knows."""
     image, text = config["model"]["image"], config["model"]["text"]
     named = re.match(r"vit_(tiny|small|base|large)_patch(\d+)", image["timm"])
     width, layers, heads = VITS[named[1]] if named else (None, None, None)
@@ -119,7 +119,7 @@ def trained_with(config: dict[str, Any], sources: list[str], tuned: bool) -> dic
 
 
 def _stated(block: dict[str, Any], section: str) -> list[Row]:
-    """Rows of a block of published settings, as they are written there; what the paper does not say is empty."""
+    """Return the rows of a block of published settings, as written there; what the paper does not say is empty."""
     rows = []
     for label, values in block.items():
         if label != "columns":
