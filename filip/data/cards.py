@@ -28,14 +28,14 @@ CLEANING = ("url_encoded", "html_tags")
 
 @dataclass
 class TextRuleSettings:
-    """What a caption must satisfy before its URL is fetched (see :mod:`filip.data.text_rules`)."""
+    """Rules that a caption must satisfy before its URL is fetched (see :mod:`filip.data.text_rules`)."""
 
     language: bool = True  # English only
     meaningless: bool = True  # file names, hashes, dates, camera names, numbers, URLs, HTML ...
     switched_off: list[str] = field(default_factory=list)  # names of single "meaningless" rules to leave out
     max_repeats: int = 10  # pairs whose caption occurs more often in the whole list are dropped; 0 = off
     min_words: int = 1
-    max_words: int = 256  # CLIP keeps 77 tokens: what is longer is a page, not a caption
+    max_words: int = 256  # CLIP keeps 77 tokens: longer texts are pages, not captions
     min_characters: int = 2
     max_characters: int = 2000
     person_names: str | None = None  # file of names, one a line: each becomes <person>; null = off
@@ -44,7 +44,7 @@ class TextRuleSettings:
 
 @dataclass
 class ImageRuleSettings:
-    """What an image must satisfy, checked while it is downloaded. Sizes in pixels of the original image."""
+    """Rules that an image must satisfy, checked during the download. Sizes are pixels of the original image."""
 
     min_side: int = 200  # shorter side
     max_aspect: float = 3.0  # longer side / shorter side
@@ -52,25 +52,27 @@ class ImageRuleSettings:
 
 @dataclass
 class DownloadSettings:
-    """How img2dataset fetches and stores the images (see :mod:`filip.data.download`)."""
+    """Settings by which img2dataset fetches and stores the images (see :mod:`filip.data.download`)."""
 
-    image_size: int = 256  # pixels; of the side that resize_mode names
+    image_size: int = 256  # pixels of the side that resize_mode names
     resize_mode: str = "keep_ratio"  # shorter side to image_size; see RESIZE_MODES
     only_if_bigger: bool = True  # never enlarge
     encode_format: str = "jpg"
     encode_quality: int | None = None  # null = 95 for jpg and webp; png: compression level 6 of 0..9
     timeout: int = 10  # seconds per URL
-    retries: int = 1  # at once
-    retry_passes: int = 1  # after all others: over what failed for a reason that may have passed
+    retries: int = 1  # immediate ones
+    retry_passes: int = 1  # after all others, over the URLs that failed for a transient reason
     processes: int = 2
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
     distributor: str = "multiprocessing"  # or pyspark: an existing cluster
-    normal_success_rate: float | None = None  # images / URLs as others report it: much less is warned of
+    normal_success_rate: float | None = (
+        None  # images / URLs as others report it; a much lower rate is warned about
+    )
 
     @property
     def quality(self) -> int:
-        """``encode_quality`` or its default. JPEG and WebP: 0..100; PNG: compression level 0..9."""
+        """Return ``encode_quality`` or its default. JPEG and WebP: 0..100; PNG: compression level 0..9."""
         if self.encode_quality is not None:
             return self.encode_quality
         return 6 if self.encode_format == "png" else 95
@@ -78,22 +80,22 @@ class DownloadSettings:
 
 @dataclass
 class BackTranslationSettings:
-    """Which engine makes the candidate captions, through which languages."""
+    """Engine and pivot languages that make the candidate captions."""
 
     engine: str = "marian"
     pivots: list[str] = field(default_factory=lambda: ["de", "ru"])
     models: str | None = None  # folder with the engine's weights, for engines that do not ship them
-    # least cosine of sentence embeddings (about 0.8); null = not measured
+    # minimum cosine of sentence embeddings (about 0.8); null = not measured
     min_similarity: float | None = None
-    # least cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
+    # minimum cosine of caption and pivot text, by a multilingual model (about 0.75); null = not measured
     min_pivot_similarity: float | None = None
-    # of the distinct captions, by hash, that are translated; the others keep their original only
+    # share of the distinct captions, chosen by hash, that are translated; the others keep only the original
     share: float = 1.0
 
 
 @dataclass
 class SourceCard:
-    """One training source. ``list`` is relative to the working folder; a glob may name several files."""
+    """A training source. ``list`` is relative to the working folder; a glob may name several files."""
 
     name: str
     title: str = ""
@@ -102,44 +104,48 @@ class SourceCard:
     obtain: str = ""  # prose: how a person gets the list
     list: str | None = None  # path or glob of the list; null = give list=PATH to `prepare`
     images: str | None = None  # instead of a list: a folder or file with the images themselves, for `ingest`
-    layout: str = "auto"  # how they lie there; auto = found out, else a name in filip/sets/layouts.py
-    image_column: str | None = None  # of a table that names image files; null = found by its name
+    layout: str = "auto"  # how they are stored there; auto = detected, else a name in filip/sets/layouts.py
+    image_column: str | None = (
+        None  # the column of a table with the names of image files; null = found by its name
+    )
     format: str = "auto"  # see FORMATS; auto = by file name
     header: bool = True  # tsv/csv: does the first line name the columns?
-    columns: Names = field(default_factory=lambda: [])  # names, where there is no header
+    columns: Names = field(default_factory=lambda: [])  # names, if the file has no header
     url_column: str = "url"
     caption_column: str = "caption"
-    caption_columns: Names = field(default_factory=lambda: [])  # several, joined; instead of caption_column
-    caption_cleaning: Names = field(default_factory=lambda: [])  # of CLEANING, applied in that order
+    caption_columns: Names = field(
+        default_factory=lambda: []
+    )  # several, which are joined; instead of caption_column
+    caption_cleaning: Names = field(default_factory=lambda: [])  # steps of CLEANING, applied in that order
     only: dict[str, str] = field(default_factory=dict)  # column: value; rows with another value are left out
-    subset: str | None = None  # a second list: only rows that it names are taken ...
-    subset_columns: Names = field(default_factory=lambda: [])  # names of its columns, where it has no header
+    subset: str | None = None  # a second list: only rows that it names are used ...
+    subset_columns: Names = field(default_factory=lambda: [])  # names of its columns, if it has no header
     subset_on: str | None = None  # ... by this column, which both lists have
     group_column: str | None = None  # equal value = same content, a positive in a batch
-    extra_columns: Names = field(default_factory=lambda: [])  # carried along
+    extra_columns: Names = field(default_factory=lambda: [])  # kept in the shards
     image_root: str | None = None  # put before the url column where the list has file names only
     # URLs of this machine and its network; a list from elsewhere must not have them
     allow_private_hosts: bool = False
     split: str | None = (
-        None  # of sets and lists that have several: those to take, joined by "+"; a set: train
+        None  # the splits to take from sets and lists that have several, joined by "+"; null means train for a set
     )
     expected_count: int | None = None  # pairs in the published list
     text_rules: TextRuleSettings = field(default_factory=TextRuleSettings)
     image_rules: ImageRuleSettings = field(default_factory=ImageRuleSettings)
     download: DownloadSettings = field(default_factory=DownloadSettings)
     back_translation: BackTranslationSettings | None = field(default_factory=BackTranslationSettings)
-    # module that builds the list and the images here; null = the list is obtained
+    # module that builds the list and the images here; null = a person obtains the list
     built_by: str | None = None
     served_by: str | None = None  # module that serves those images while they are downloaded
     planted: dict[str, int] = field(default_factory=dict)  # demo: deliberately bad rows by kind
-    attribution: dict[str, Any] = field(default_factory=dict)  # authors whom the licence requires to be named
+    attribution: dict[str, Any] = field(default_factory=dict)  # authors that the licence requires to name
     path: str | None = None  # where the card was read from; filled in by load_source
 
 
 def load_source(name_or_path: str | Path) -> SourceCard:
     """Read a card by name (``cc3m`` → ``data/cc3m.yaml``) or by path (``*.yaml``).
 
-    Raises UserError, naming the key, when there is no such card or a key is unknown, missing or ill-typed.
+    Raises UserError, naming the key, when the card does not exist or a key is unknown, missing or ill-typed.
     """
     path = resources.find("source", name_or_path)
     try:

@@ -1,4 +1,4 @@
-"""Download with img2dataset: kept.parquet → webdataset shards, and a funnel in which every URL ends in one bucket.
+"""Download with img2dataset: kept.parquet → webdataset shards, and a funnel that counts each URL in one bucket.
 
     python -m filip.data.download source=cc12m list=kept.parquet out=shards funnel=download.json
 
@@ -85,7 +85,7 @@ def main(config: DownloadConfig) -> None:
 def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB") -> Fragment:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
 
-    A folder that was filled from another list, or with other image rules, keeps what of it is still wanted.
+    A folder that was filled from another list, or with other image rules, keeps the images that are still wanted.
     Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
     shard could not be completed, or when no image could be fetched.
     """
@@ -119,7 +119,7 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: s
 
 
 def sweep(work: Path, finished: bool = False) -> None:
-    """Remove the half-finished shards that killed workers left; when all are ``finished``, their progress, too."""
+    """Remove the half-finished shards that killed workers left; when all are ``finished``, also their progress."""
     files = (".feather", ".progress") if finished else (".feather",)
     for path in work.iterdir():
         if path.is_dir():
@@ -129,13 +129,13 @@ def sweep(work: Path, finished: bool = False) -> None:
 
 
 def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str]) -> None:
-    """Download the shards of one pass of which a file is missing. Raises UserError when one cannot be completed."""
+    """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
     shards = shards_of(this)
     todo = missing_shards(plan, number, folder)
     if not todo:
         return
-    for shard in todo:  # what is left of it must not look complete
+    for shard in todo:  # its remains must not look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
     load = card.download
     if load.distributor == "multiprocessing":
@@ -169,7 +169,7 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
 
 
 def _start_fork_server() -> None:
-    """The workers are forked from a process that has img2dataset imported; it imports while this process does."""
+    """Start the process that workers are forked from; it imports img2dataset while this process does."""
     get_context("forkserver").set_forkserver_preload(
         ["filip.data.fetching.shards", "filip.data.fetching.image_rules"]
     )
@@ -177,7 +177,7 @@ def _start_fork_server() -> None:
 
 
 class _ShardProgress:
-    """To be called with each finished shard: progress, with the share of URLs that gave an image."""
+    """Callback for finished shards, which shows progress and the share of URLs that gave an image."""
 
     def __init__(self, folder: Path, progress: Progress) -> None:
         self.folder, self.progress = folder, progress
@@ -192,7 +192,7 @@ class _ShardProgress:
 
 
 class _ByShard:
-    """What an iterator in the order of the shards has for one shard after the other, or else ``nothing``."""
+    """Look-up, shard after shard, in an iterator that is in their order; ``nothing`` for a shard without an entry."""
 
     def __init__(self, found: Iterator[tuple[int, Any]], nothing: Any) -> None:
         self._found, self._nothing = found, nothing
@@ -205,9 +205,9 @@ class _ByShard:
 
 
 def account(folder: Path, card: SourceCard) -> Fragment:
-    """The funnel of a filled folder: each URL of the list in exactly one bucket.
+    """Return the funnel of a filled folder: each URL of the list is in exactly one bucket.
 
-    A URL that was tried again is counted in its last pass only.
+    A URL that was retried is counted in its last pass only.
     """
     plan = json.loads((folder / "_work" / "plan.json").read_text())
     dropped: Counter[str] = Counter()
@@ -217,7 +217,7 @@ def account(folder: Path, card: SourceCard) -> Fragment:
     if plan.get("repeated"):
         dropped["repeated_row"] = plan["repeated"]
     for number, one_pass in enumerate(plan["passes"]):
-        # what was tried again before the list was replaced is among what is set aside
+        # rows that were retried before the list was replaced are among those set aside
         retries = _ByShard(
             retried_rows(plan, number) if number + 1 >= plan.get("revised_at", 0) else iter(()), set()
         )

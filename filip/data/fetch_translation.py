@@ -1,4 +1,4 @@
-"""OPUS-MT models for back-translation, from the Hugging Face hub or a mirror of it.
+"""Fetch OPUS-MT models for back-translation from the Hugging Face hub or a mirror of it.
 
 filip data fetch_translation pivots=[de,ru] out=models/opus-mt
 
@@ -23,7 +23,7 @@ from filip.progress import track
 PIECE = 1 << 20
 NEEDED = ("config.json", "vocab.json", "source.spm", "target.spm", "tokenizer_config.json")
 OPTIONAL = ("generation_config.json",)
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first that there is
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first one found is used
 
 
 @dataclass
@@ -45,7 +45,7 @@ class FetchConfig:
 
 
 def main(config: FetchConfig) -> None:
-    """Fetch OPUS-MT models for the engine marian: with progress, checksums, and going on after a break."""
+    """Fetch OPUS-MT models for the engine marian: with progress and checksums, and continuing after an interruption."""
     for pivot in config.pivots:
         for source, target in (("en", pivot), (pivot, "en")):
             folder = Path(config.out) / f"{source}-{target}"
@@ -58,7 +58,7 @@ def main(config: FetchConfig) -> None:
 
 
 def fetch_model(hub: str | None, name: str, revision: str, folder: Path) -> None:
-    """Fetch the files of a model into ``folder``. Raises UserError where that is impossible."""
+    """Fetch the files of a model into ``folder``. Raises UserError if that is impossible."""
     import huggingface_hub
 
     place = (hub or huggingface_hub.constants.ENDPOINT).rstrip("/")
@@ -92,7 +92,7 @@ def _wanted(files: list[Any], model: str) -> list[Any]:
 
 
 def _fetch_file(hub: Any, file: Any, name: str, revision: str | None, folder: Path, endpoint: str) -> None:
-    """Fetch one file unless it is there whole. Raises UserError if what arrives does not have the hub's checksum."""
+    """Fetch one file unless it is there completely. Raises UserError if its checksum is not the hub's."""
     path, wanted = folder / file.rfilename, file.lfs.sha256 if file.lfs else file.blob_id
     if path.is_file() and _checksum(path, large=bool(file.lfs)) == wanted:
         return
@@ -112,7 +112,7 @@ def _fetch_file(hub: Any, file: Any, name: str, revision: str | None, folder: Pa
 
 
 def _checksum(path: Path, large: bool) -> str:
-    """Return the SHA-256 of a large file, git's SHA-1 of another, as the hub states it."""
+    """Return the SHA-256 of a large file, or git's SHA-1 of a small one, as the hub states them."""
     found = hashlib.sha256() if large else hashlib.sha1(f"blob {path.stat().st_size}\0".encode())
     with open(path, "rb") as opened:
         while piece := opened.read(PIECE):

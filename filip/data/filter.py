@@ -1,10 +1,10 @@
-"""Optional filters on finished shards: near-duplicate images, and pairs that a model finds unlike each other.
+"""Filter finished shards, optionally: near-duplicate images, and pairs that a model finds dissimilar.
 
     python -m filip.data.filter source=cc12m shards=SHARDS captions=CAPTIONS out=FILTERED funnel=filter.json \\
         max_distance=3 model=model.safetensors min_score=0.2
 
 The images stay where they are: the result is a second folder of side-cars, without the rows that are dropped.
-What was measured (hashes, scores) is kept in OUT/_measured, one file per shard, for a rerun or another limit.
+The measurements (hashes, scores) are kept in OUT/_measured, one file per shard, for a rerun or another limit.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from filip.worker_pool import run_blocks
 
 HASH_BITS = 64
 SAMPLES = 20
-_scorers: list[Any] = []  # of a worker process: loaded once
+_scorers: list[Any] = []  # loaded once in each worker process
 
 
 @dataclass
@@ -80,13 +80,13 @@ def filter_pairs(config: FilterConfig) -> Fragment:
     out = Path(config.out).resolve()
     with locked(out / "_measured" / "lock", f"another process is at work in {out}: wait for it or stop it"):
         con = duckdb_io.connect(config.threads, config.memory, out / "_measured" / "spill")
-        reasons: list[str] = []  # SQL of (shard, key, reason, rank), the first rank counts
+        reasons: list[str] = []  # SQL of (shard, key, reason, rank), the lowest rank counts
         notes: dict[str, Any] = {"max_distance": config.max_distance, "min_score": config.min_score}
         if config.max_distance is not None:
             files = _named(out / "_measured" / "phash", tars)
             hashes = _measure(tars, files, hash_shard, (), config, "near-duplicates")
             sidecars = [Path(config.captions) / f"{tar.stem}.parquet" for tar in tars]
-            # what the side-cars leave out must not make a pair that is there a duplicate
+            # a pair that the side-cars leave out must not make another one a duplicate
             used = (
                 f"(SELECT h.* FROM {hashes} h SEMI JOIN (SELECT {duckdb_io.FILE_STEM} AS shard, key FROM "
                 f"{duckdb_io.parquet(sidecars, duckdb_io.WITH_FILE)}) c USING (shard, key))"
@@ -159,7 +159,7 @@ def _tars(config: FilterConfig) -> list[Path]:
 
 
 def _named(folder: Path, tars: list[Path], captions: Path | None = None) -> list[Path]:
-    """A file per shard, of another name once the shard (or its side-car) is another: SHARD-IDENTITY.parquet."""
+    """Return a file per shard, SHARD-IDENTITY.parquet, whose name changes with the shard (or its side-car)."""
     names = []
     for tar in tars:
         states = [tar.stat()] + ([(captions / f"{tar.stem}.parquet").stat()] if captions else [])
@@ -176,7 +176,7 @@ def _measure(
     what: str,
     start: tuple[Any, tuple[Any, ...]] = (None, ()),
 ) -> str:
-    """Run ``function(tar, file, *arguments)`` for each shard whose file is not there; SQL of all the files."""
+    """Run ``function(tar, file, *arguments)`` for each shard whose file is missing; return SQL of all the files."""
     files[0].parent.mkdir(parents=True, exist_ok=True)
     todo = [(tar, file, *arguments) for tar, file in zip(tars, files, strict=True) if not file.exists()]
     run_blocks(
@@ -200,7 +200,7 @@ def _rows_of(sidecar: Path) -> int:
 
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
-    """(key, encoded image) of every sample of a shard, in its order."""
+    """Yield (key, encoded image) of every sample of a shard, in its order."""
     index = shard_index(tar)
     file = os.open(tar, os.O_RDONLY)
     try:
@@ -211,7 +211,7 @@ def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def hash_shard(tar: Path, file: Path) -> int:
-    """Write the perceptual hash (64 bits, int64) of each image of a shard; returns how many."""
+    """Write the perceptual hash (64 bits, int64) of each image of a shard; return how many."""
     import imagehash
 
     from filip.data.loading.images import decode
@@ -234,7 +234,7 @@ def hash_shard(tar: Path, file: Path) -> int:
 
 
 def near_duplicates(con: duckdb.DuckDBPyConnection, hashes: str, distance: int, path: Path) -> int:
-    """Write (shard, key, like_shard, like_key) of each image that has an earlier one like it; return how many.
+    """Write (shard, key, like_shard, like_key) of each image that resembles an earlier one; return how many.
 
     Two hashes that differ in at most d bits agree in at least t of d + t bands of bits: for each choice of t bands,
     only the images that share all of them are compared. t grows with the number of hashes, so that hardly any that are
@@ -267,7 +267,7 @@ def near_duplicates(con: duckdb.DuckDBPyConnection, hashes: str, distance: int, 
 
 
 def _band_choices(hashes: int, distance: int) -> list[int]:
-    """Bit masks: any two hashes that differ in at most ``distance`` bits are equal under one of them."""
+    """Return bit masks: two hashes that differ in at most ``distance`` bits are equal under one of them."""
 
     def cost(agreeing: int) -> float:
         bands = distance + agreeing
@@ -285,7 +285,7 @@ def _signed(bits: int) -> int:
 
 
 def start_scorer(loader: str, model: str) -> None:
-    """Load the model of this process; ``loader`` is the dotted name of the function that loads it."""
+    """Load the model in this process; ``loader`` is the dotted name of the function that loads it."""
     import torch
 
     torch.set_num_threads(1)  # the processes share the cores
@@ -334,7 +334,7 @@ def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
 
 
 def _write(tars: list[Path], captions: Path, out: Path, dropped: pa.RecordBatchReader) -> dict[str, int]:
-    """Write the side-cars without the rows of ``dropped`` (shard, key, reason), which is in the order of the shards."""
+    """Write the side-cars without the rows in ``dropped`` (shard, key, reason), which has the order of the shards."""
     counts = {"in": 0, "near_duplicate": 0, "low_score": 0}
     stream = (row for batch in dropped for row in batch.to_pylist())
     shards = groupby(stream, key=itemgetter("shard"))

@@ -1,4 +1,4 @@
-"""The funnel: what came into each stage, what went out, and why the rest was dropped.
+"""Account in a funnel for what came into each stage, what went out, and why the rest was dropped.
 
 A stage writes a fragment; ``python -m filip.data.funnel fragments=[a.json,b.json] out=funnel.json`` merges them.
 In each fragment ``in == out + sum(dropped)``, and a stage takes in what the one before it gave out: both are
@@ -20,7 +20,7 @@ from filip.files import nothing_at, write_json
 
 @dataclass(frozen=True)
 class Fragment:
-    """One stage of one source. Counts are in ``unit`` ("pairs", "candidates")."""
+    """A stage of a source in the funnel. Counts are in ``unit`` ("pairs", "candidates")."""
 
     stage: str
     source: str
@@ -31,7 +31,7 @@ class Fragment:
     notes: Mapping[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """The JSON form; reasons in falling order of their counts."""
+        """Return the JSON form, with reasons by falling count."""
         dropped = dict(sorted(self.dropped.items(), key=lambda item: (-item[1], item[0])))
         return {
             "stage": self.stage,
@@ -75,7 +75,7 @@ def write_fragment(path: str | Path, fragment: Fragment) -> None:
 
 
 def read_fragment(path: str | Path) -> Fragment:
-    """Read and check a fragment. Raises UserError naming the file when it is missing, no JSON, or does not add up."""
+    """Read and check a fragment. Raises UserError naming the file if it is missing, not JSON, or does not add up."""
     try:
         raw = json.loads(Path(path).read_text())
         fragment = Fragment(
@@ -101,9 +101,9 @@ def read_fragment(path: str | Path) -> Fragment:
 
 
 def merge(fragments: Iterable[Fragment]) -> dict[str, Any]:
-    """``{"stages": [fragment ...]}`` in the order given.
+    """Return ``{"stages": [fragment ...]}`` in the order given.
 
-    Raises UserError when a stage takes in another number than the stage before it, of the same source and
+    Raises UserError when a stage takes in another number than the previous stage of the same source and
     unit, gave out.
     """
     last: dict[tuple[str, str], Fragment] = {}

@@ -1,12 +1,12 @@
-"""Images that are on disk already → the same shards, with the same rules, as a list of URLs gives.
+"""Turn images that are already on disk into the same shards, by the same rules, as a list of URLs gives.
 
     python -m filip.data.ingest source=photos/ out=SHARDS funnel=ingest.json text_funnel=text_rules.json
     python -m filip.data.ingest source=mine out=SHARDS            # a card with `images: FOLDER`
 
-Reads a folder with a table of paths and captions, images with a .txt beside each, webdataset tars, Hugging Face
+Reads a folder with a table of paths and captions, images with a .txt next to each, webdataset tars, Hugging Face
 datasets (on disk or as Parquet), COCO's and Karpathy's JSON: see filip/sets, which counts each file and line that
 cannot be used. An image has one row and all its captions. A tar in which nothing has to change is not copied: its shard
-is a link. One bad image costs that image. A killed run goes on from its last shard, with an identical result.
+is a link. One bad image costs that image. A killed run continues from its last shard, with an identical result.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ from filip.worker_pool import run_blocks
 @dataclass
 class IngestConfig:
     source: str = option(
-        MISSING, "source card (name or path), or straight the folder or file with the images"
+        MISSING, "source card (name or path), or directly the folder or file with the images"
     )
     images: str | None = option(None, "folder or file with the images; default: the card's")
     out: str = option(
@@ -58,23 +58,23 @@ class IngestConfig:
         None, "Parquet of all images found; default: OUT/_work/list.parquet", writes="file"
     )
     kept: str | None = option(
-        None, "Parquet of those that the text rules keep; default: OUT/_work/kept.parquet", writes="file"
+        None, "Parquet of the images that the text rules keep; default: OUT/_work/kept.parquet", writes="file"
     )
     layout: str | None = option(
-        None, f"{', '.join(LAYOUTS)}; default: the card's, else found out", choices=("auto", *LAYOUTS)
+        None, f"{', '.join(LAYOUTS)}; default: the card's, else detected", choices=("auto", *LAYOUTS)
     )
     image_rules: dict[str, Any] = option(
-        {}, "overrides of the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
+        {}, "overrides for the card's image rules, e.g. image_rules={min_side:0} for pictures below 200 px"
     )
     shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
-    seed: int = option(0, "of the shuffle")
+    seed: int = option(0, "seed of the shuffle")
     processes: int | None = option(None, "default: the card's", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
-    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `list`")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `list`")
 
 
 def main(config: IngestConfig) -> None:
-    """Turn images that are on disk already into shards, with the text and image rules of a card."""
+    """Turn images that are already on disk into shards, with the text and image rules of a card."""
     card = resolve_card(config)
     texts, images = ingest(card, config)
     if config.text_funnel:
@@ -90,7 +90,7 @@ def main(config: IngestConfig) -> None:
 
 
 def resolve_card(config: IngestConfig) -> SourceCard:
-    """The card of ``config.source``; a folder or file of images gets a card with the default rules."""
+    """Return the card of ``config.source``; a folder or file of images gets a card with the default rules."""
     path = Path(config.source)
     is_card = path.suffix in (".yaml", ".yml") or not path.exists()
     name = path.resolve().name.split(".")[0]
@@ -110,7 +110,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
 
 
 def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
-    """Fill the folder ``config.out`` with the images of a card; the fragments of the captions and of the images.
+    """Fill the folder ``config.out`` with the images of a card; return the fragments of the captions and the images.
 
     Raises UserError when there are no images, when the folder holds something else, when another process is filling
     it, or when a disk fails.
@@ -133,7 +133,7 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
 
 
 def reading_of(card: SourceCard, out: str | None = None) -> Reading:
-    """Return how to read the images of a card, without those in ``out``. Raises UserError where there are none."""
+    """Return how to read the images of a card, without those in ``out``. Raises UserError if there are none."""
     images = Path(card.images or "")
     if not images.exists():
         raise UserError(
@@ -153,7 +153,7 @@ def reading_of(card: SourceCard, out: str | None = None) -> Reading:
 
 
 def _claim(folder: Path, card: SourceCard) -> None:
-    """One folder, one source. What changed in it is found shard by shard."""
+    """Claim the folder for one source. Changes within the source are found shard by shard."""
     mark = folder / "_work" / "ingest.json"
     mine = {"source": card.name}
     if not mark.exists() and any(folder.glob("*.tar")):
@@ -174,7 +174,7 @@ def _list_images(
     work: Path,
     config: IngestConfig,
 ) -> None:
-    """Write list.parquet: one row per image, with all its captions. Files that were listed before are not again."""
+    """Write list.parquet: one row per image, with all its captions. Files are not listed a second time."""
     folder = work / "found"
     folder.mkdir(exist_ok=True)
     files, todo = [], []
@@ -182,7 +182,7 @@ def _list_images(
         state: list[Any] = ["" if part is None else str(part.resolve()), layout, reading.settings()]
         state += [] if part is None else [part.stat().st_size, part.stat().st_mtime_ns]
         files.append(folder / f"{number:05d}-{digest(state)[:12]}.parquet")
-        # a folder's time does not change when a folder in it does
+        # a folder's mtime does not change when a subfolder does
         if part is None or part.is_dir() or not files[-1].exists():
             todo.append((layout, part, number, reading, files[-1]))
     for path in folder.glob("*.parquet"):
@@ -193,7 +193,7 @@ def _list_images(
     group = ""
     if card.group_column:
         group = f'"group" AS {duckdb_io.sql_identifier(card.group_column)},'
-    # of several rows of an image the first of the lowest rank counts, and its place is that of the image
+    # the first row of the lowest rank counts for an image, and its place is that of the image
     query = f"""SELECT url, captions, {group} problem AS _problem, file AS _file, position AS _position,
             size AS _size, "key" AS _key, first_value(part) OVER image AS _part, first_value(n) OVER image AS _n
         FROM (SELECT *, {RANK} AS rank FROM {duckdb_io.parquet(files)})
@@ -216,7 +216,7 @@ def _list_images(
 def _apply_rules(
     card: SourceCard, layout: Layout, listed: Path, kept: Path, shuffle: bool, config: IngestConfig
 ) -> Fragment:
-    """Write kept.parquet: the images that have a caption left, one row group per shard; the captions' fragment."""
+    """Write kept.parquet, the images that have a caption left, a row group per shard; return the captions' fragment."""
     with scratch_folder(kept, keep_on_failure=True) as scratch:
         con = duckdb_io.connect(config.threads, config.memory, scratch / "spill")
         numbered = f"(SELECT *, row_number() OVER () - 1 AS _image FROM {duckdb_io.parquet(listed)})"
@@ -274,7 +274,7 @@ def _problems(con: Any, listed: Path) -> dict[str, int]:
 
 
 def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
-    """Images in the order of their shards (``_shard``), into a Parquet file with one row group per shard."""
+    """Write images in the order of their shards (``_shard``) into a Parquet file with one row group per shard."""
     first = next(images)
     schema = first.drop_columns(["_shard", "_image"]).schema
     with replacing(path) as part, pq.ParquetWriter(part, schema, compression="zstd") as writer:
@@ -303,7 +303,7 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
 
 
 def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
-    """Make the shards that are not there yet, or are others than the rows and settings now say."""
+    """Make the shards that are missing, or differ from what the rows and settings now say."""
     from filip.data.ingesting.storing import is_current, store_shard, sweep
 
     parquet = pq.ParquetFile(kept)
@@ -318,7 +318,7 @@ def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
 
 
 def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: range) -> Fragment:
-    """The funnel of the images: each of the list in exactly one bucket."""
+    """Return the funnel of the images: each in the list is in exactly one bucket."""
     account = Account()
     images = seen = linked = 0
     table = pq.ParquetFile(listed)
@@ -346,7 +346,7 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
                 account.add(row["url"], f"{reason}: {detail}" if detail else reason)
     dropped = account.counts
     if without > seen:
-        dropped["text_rules"] = without - seen  # images none of whose captions is left
+        dropped["text_rules"] = without - seen  # images of which no caption is left
     if not images:
         raise UserError(_none_left(total, dropped, account.examples, card))
     notes = {"shards": len(shards), "linked": linked, "layout": layout, "examples": account.examples}
@@ -354,7 +354,7 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
 
 
 def _none_left(total: int, dropped: Counter[str], examples: dict[str, list[str]], card: SourceCard) -> str:
-    """Say why no image is left: how many fell to each rule, an example of each, and where the rules can be changed."""
+    """Say why no image is left: how many each rule dropped, an example of each, and where the rules can be changed."""
     shown = next((examples[reason][0] for reason, _ in dropped.most_common() if reason in examples), "")
     sentence = f"not one of {total:,} images can be used: {counted(dropped)}, e.g. {shown[:120]}"
     rules = card.image_rules

@@ -1,4 +1,4 @@
-"""The manifest of a data set: what is in it, and one hash that changes when it does.
+"""Describe a data set in a manifest: its content, and one hash that changes with it.
 
     python -m filip.data.manifest source=cc12m list=list.parquet kept=kept.parquet shards=SHARDS captions=CAPTIONS \\
         funnels=[text_rules.json,download.json,translate.json] out=manifest.json
@@ -46,7 +46,7 @@ class ManifestConfig:
     funnels: Paths = option([], "funnel fragments in the order of the stages")
     out: str = option(MISSING, "manifest to write, JSON", writes="file")
     threads: int = option(2, "DuckDB threads", at_least=1)
-    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 
 
 def main(config: ManifestConfig) -> None:
@@ -83,7 +83,7 @@ def make_manifest(
     threads: int = 2,
     memory: str = "1GB",
 ) -> dict[str, Any]:
-    """The manifest; intermediate files lie beside ``scratch``.
+    """Return the manifest; intermediate files are written next to ``scratch``.
 
     Raises UserError when a shard has no side-car, or the stages do not fit together.
     """
@@ -108,7 +108,7 @@ def make_manifest(
         "license": card.license,
         "sha256": digest(
             content
-        ),  # of what training sees: not of paths, time-outs, or rules that changed nothing
+        ),  # hash of what training sees: not of paths, time-outs, or rules that changed nothing
         "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
         "settings": rules,
         "stages": stages,
@@ -123,7 +123,7 @@ def make_manifest(
 
 
 def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
-    """Per shard: name, images, sizes, hashes. ``read_tars``: also of tars whose hash nobody noted."""
+    """Return for each shard: name, images, sizes, hashes. ``read_tars``: hash also tars whose hash was not noted."""
     tars = sorted(shards.glob("*.tar"))
     if not tars:
         raise UserError(f"no NNNNN.tar in {shards}: give the folder that `filip data download` filled")
@@ -160,7 +160,7 @@ def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
 
 
 def _check_counts(stages: list[dict[str, Any]], entries: list[dict[str, Any]], shards: Path) -> None:
-    """The shards hold as many images as the stage that made them says."""
+    """Check that the shards hold as many images as the stage that made them says."""
     images = sum(entry["images"] for entry in entries)
     for stage in stages:
         if stage["stage"] in ("download", "ingest") and stage["out"] != images:
@@ -177,7 +177,7 @@ def _input(path: Path) -> dict[str, Any]:
 
 
 def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path]) -> dict[str, Any]:
-    """Captions per image, words per caption, how many groups, and how often each origin occurs."""
+    """Return captions per image, words per caption, how many groups, and how often each origin occurs."""
     files = duckdb_io.parquet(sidecars)
     images, groups = con.sql(
         f"""SELECT (SELECT count(*) FROM {files}), (SELECT count(*) FROM (SELECT DISTINCT "group" FROM {files}))"""
@@ -185,7 +185,7 @@ def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path])
     origins = con.sql(
         f"SELECT origin, count(*) FROM (SELECT unnest(origins) AS origin FROM {files}) GROUP BY 1 ORDER BY 1"
     ).fetchall()
-    # A histogram of the lengths: 340 million of them sorted are gigabytes, and no caption has 1,000 words.
+    # A histogram of the lengths: 340 million of them, sorted, take gigabytes, and no caption has 1,000 words.
     lengths = con.sql(
         f"""SELECT length(text) - length(replace(text, ' ', '')) + 1 AS words, count(*) FROM (
                 SELECT trim(unnest(captions)) AS text FROM {files}) GROUP BY 1 ORDER BY 1"""
@@ -206,14 +206,14 @@ def caption_statistics(con: duckdb.DuckDBPyConnection, sidecars: Sequence[Path])
 
 
 def _percentile(values: np.ndarray, counts: np.ndarray, percent: int) -> int:
-    """Of sorted values that occur ``counts`` times each; 0 if there are none."""
+    """Return a percentile of sorted values that occur ``counts`` times each; 0 if there are none."""
     if not len(values):
         return 0
     return int(values[np.searchsorted(np.cumsum(counts), percent / 100 * counts.sum())])
 
 
 def read_manifest(path: str | Path) -> dict[str, Any]:
-    """A manifest. Raises UserError naming the file when it is none."""
+    """Read a manifest. Raises UserError naming the file when it is not one."""
     try:
         manifest: dict[str, Any] = json.loads(Path(path).read_text())
         assert len(manifest["sha256"]) == 64
@@ -225,12 +225,12 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
 
 
 def manifest_hash(path: str | Path) -> str:
-    """The hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
+    """Return the hash (64 hex digits) of the data set that the manifest at ``path`` describes."""
     return str(read_manifest(path)["sha256"])
 
 
 def changed_since(path: str | Path) -> list[str]:
-    """What differs between a manifest and the folders it describes, by size and hash; [] if nothing does."""
+    """Return what differs between a manifest and the folders it describes, by size and hash; [] if nothing does."""
     manifest = read_manifest(path)
     folders = manifest["folders"]
     try:

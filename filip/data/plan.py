@@ -1,10 +1,10 @@
-"""What a list of so many rows takes, stage by stage, before anything is started.
+"""Estimate what a list of so many rows takes, stage by stage, before anything is started.
 
 filip data plan rows=340e6 cores=64 urls_per_second=3000
 filip data plan source=cc12m rows=12.4e6
 
 Processor time, disk and memory per row are those of ``bench/data_scale.py`` (bench/RESULTS.md has the tables), and a
-test holds them to a measurement. What depends on the network and on the engine is asked for: ``urls_per_second`` of
+test holds them to a measurement. The user states what depends on the network and on the engine: ``urls_per_second`` of
 the whole download, ``captions_per_second`` of a core that translates.
 """
 
@@ -21,24 +21,24 @@ from filip.files import readable
 
 MB, GB = 10**6, 10**9
 SHARDS_PER_TRANSLATION = 8  # shards that each translation job gets ...
-MOST_TRANSLATIONS = 256  # ... but no more jobs than this: each reads the plan that all share
+MOST_TRANSLATIONS = 256  # ... but at most so many jobs: each reads the plan that all share
 
-# Seconds of a core per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
+# Core seconds per row (bench/data_scale.py, bench/ingest.py; Zen 4 and Zen 5).
 PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
-JUDGE = 150e-6  # of a translation: the rules of ``captions.acceptance``, and what shows over all of them
+JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over all of them
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
-# Bytes per row that stay, packed: of a list, a shard's description, its index and its side-car, the joined index ...
+# Bytes per row that stay, compressed: a list, a shard's description, its index and its side-car, the joined index ...
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
-TRANSLATED, ACCEPTED = 70, 25  # ... and of a translation, in the cache and in the side-car
-IN_TAR = 3500  # per image beside its bytes: three headers, .json and .txt, each padded to 512
-# Per row, meanwhile: of ten million with DuckDB's least limit, where nearly all of it is spilled; INGEST and JUDGE with
+TRANSLATED, ACCEPTED = 70, 25  # ... and per translation, in the cache and in the side-car
+IN_TAR = 3500  # per image in addition to its bytes: three headers, .json and .txt, each padded to 512
+# Temporary bytes per row: of ten million with DuckDB's lowest limit, so nearly all is spilled; INGEST and JUDGE with
 # 1 GB. PLAN has not been measured apart from `translate`, which has it and more.
 SCRATCH_LIST, SCRATCH_RULES, SCRATCH_PLAN, SCRATCH_INGEST = 340, 320, 100, 500
 SCRATCH_TRANSLATE, SCRATCH_JUDGE, SCRATCH_NEAR = 240, 330, 100
-PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, beside DuckDB's limit
+PROCESS = 350 * MB  # a Python process with DuckDB, Arrow or the language model, in addition to DuckDB's limit
 DOWNLOADER = 1500 * MB  # a downloading process with its decoders and the images in flight
-SHARD = 15_000  # per shard, where one process reads the files of all
+SHARD = 15_000  # per shard, if one process reads the files of all
 ENGINE = 1000 * MB  # a translating process: two directions of an OPUS-MT model in int8, and a block
 
 
@@ -59,7 +59,7 @@ class PlanConfig:
         at_least=0,
         at_most=1,
     )
-    urls_per_second: float = option(1000.0, "that the download tries, all machines together")
+    urls_per_second: float = option(1000.0, "URLs that the download tries, all machines together")
     captions_per_second: float = option(
         100.0, "round trips of a translating core; bench/translate.py measures it"
     )
@@ -68,43 +68,43 @@ class PlanConfig:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: bytes and hours are of the whole stage, memory and cores of one of its jobs."""
+    """A stage: bytes and hours are those of the whole stage, memory and cores those of one of its jobs."""
 
     name: str
     jobs: int
     files: int
-    memory: float  # bytes, of a job
+    memory: float  # bytes per job
     disk: float  # bytes that stay
-    scratch: float  # bytes beside them, until the stage is done
-    cores: int  # of a job
+    scratch: float  # further bytes, until the stage is done
+    cores: int  # per job
     hours: float
 
 
 def main(config: PlanConfig) -> None:
-    """Jobs, files, memory, disk, hours and cores of each data stage, for a list of so many rows."""
+    """Print jobs, files, memory, disk, hours and cores of each data stage, for a list of so many rows."""
     print("\n".join(table(config)))
 
 
 def duckdb_memory(rows: float) -> float:
-    """DuckDB's limit (``memory=``) with which a stage passes with room to spare, bytes: at least the default 1 GB.
+    """Return DuckDB's limit (``memory=``) in bytes with which a stage passes with room to spare: at least 1 GB.
 
-    The rest spills to disk. What cannot be spilled was found to grow like the root of the rows.
+    The rest spills to disk. The part that cannot be spilled was found to grow with the square root of the rows.
     """
     return max(GB, math.ceil(4 * least_memory(rows) / GB) * GB)
 
 
 def least_memory(rows: float) -> float:
-    """The least limit with which the stages passed on two threads, bytes."""
+    """Return the lowest limit in bytes with which the stages passed on two threads."""
     return max(120 * MB, 80 * MB * math.sqrt(rows / 1e6))
 
 
 def translation_jobs(shards: int) -> int:
-    """How many jobs share the translation of a source; 1: one does all of it."""
+    """Return how many jobs share the translation of a source; 1: one does all of it."""
     return min(-(-shards // SHARDS_PER_TRANSLATION), MOST_TRANSLATIONS)
 
 
 def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
-    """The stages of a source in their order."""
+    """Return the stages of a source in their order."""
     rows = int(config.rows)
     kept = math.ceil(rows * config.kept)
     success = config.success if config.success is not None else card.download.normal_success_rate or 1.0
@@ -112,7 +112,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     shards = -(-kept // card.download.samples_per_shard)
     threads = min(config.threads, config.cores)
     list_memory = duckdb_memory(rows) + PROCESS
-    # how many processes download is the card's business; a study gives those that read its own images
+    # the card says how many processes download; a study says how many read its images
     processes = threads if card.images is not None else min(card.download.processes, config.cores)
 
     def hours(seconds: float, cores: int = threads) -> float:
@@ -202,7 +202,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
 
 
 def table(config: PlanConfig) -> list[str]:
-    """A line per stage, and what follows from them. Raises UserError for numbers that make no sense."""
+    """Return a line per stage and a summary. Raises UserError for numbers that make no sense."""
     card = load_source(config.source) if config.source else SourceCard("default")
     for key in ("rows", "cores", "threads", "urls_per_second", "captions_per_second", "image_bytes"):
         if getattr(config, key) <= 0:
@@ -231,7 +231,7 @@ def table(config: PlanConfig) -> list[str]:
         f"all: {sum(stage.jobs for stage in needed):,} jobs, {sum(stage.files for stage in needed):,} files, "
         f"{readable(sum(stage.disk for stage in needed))}, {sum(stage.hours for stage in needed):,.1f} hours one "
         "after the other",
-        "memory and cores are of one job; scratch is needed beside the disk until the stage is done",
+        "memory and cores are those of one job; scratch is needed in addition to disk until the stage is done",
         f"in the study: data: {{threads: {min(config.threads, config.cores)}, memory: {limit / GB:.0f}GB}}",
         f"assumed: {config.urls_per_second:,.0f} URLs a second, {config.captions_per_second:,.0f} translations a "
         f"second and core, {config.image_bytes:,} bytes an image; measure them on a part of your list",

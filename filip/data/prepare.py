@@ -1,4 +1,4 @@
-"""Any list of URLs and captions → ``list.parquet`` with the columns ``url``, ``caption`` and whatever else it had.
+"""Turn a list of URLs and captions into ``list.parquet``: the columns ``url``, ``caption`` and whatever else it had.
 
     python -m filip.data.prepare source=cc12m list=cc12m.tsv out=list.parquet
     python -m filip.data.prepare source=my_pairs.csv.gz url_column=link caption_column=alt out=list.parquet
@@ -30,7 +30,7 @@ from filip.progress import say
 @dataclass
 class PrepareConfig:
     source: str = option(
-        MISSING, "source card (name or path), or straight a list: Parquet, TSV, CSV, JSON lines"
+        MISSING, "source card (name or path), or directly a list: Parquet, TSV, CSV, JSON lines"
     )
     out: str = option(MISSING, "Parquet file to write", writes="file")
     list: str | None = option(None, "path or glob of the list; default: the card's")
@@ -43,9 +43,9 @@ class PrepareConfig:
     shuffle: bool = option(
         True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
     )
-    seed: int = option(0, "of the shuffle")
+    seed: int = option(0, "seed of the shuffle")
     threads: int = option(2, "DuckDB threads", at_least=1)
-    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 
 
 def main(config: PrepareConfig) -> None:
@@ -67,7 +67,7 @@ def main(config: PrepareConfig) -> None:
 
 
 def resolve_card(config: PrepareConfig) -> SourceCard:
-    """The card of ``config.source``; a bare list gets a card with the default rules."""
+    """Return the card of ``config.source``; a bare list gets a card with the default rules."""
     is_list = any(suffix in Path(config.source).suffixes for suffix in SUFFIXES) or "*" in config.source
     card = (
         SourceCard(name=Path(config.source).name.split(".")[0], list=config.source)
@@ -104,7 +104,7 @@ def prepare(
             _stage(con, card, paths, scratch, staged)
         except (duckdb.Error, OSError) as error:
             if isinstance(error, OSError) and error.errno is not None:
-                raise  # of the disk; without a number it is DuckDB's, by way of Arrow
+                raise  # an error of the disk; one without a number is DuckDB's, passed on by Arrow
             # One stray carriage return or odd quote, and the strict reader gives up on the whole list.
             con.close()
             con = duckdb_io.connect(threads, memory, scratch)
@@ -123,7 +123,7 @@ def prepare(
                 f"no usable row in {', '.join(paths[:3])}: {counted(counts) if counts else 'it is empty'}, "
                 f"{unreadable} unreadable lines. Are url_column and caption_column swapped?"
             )
-        # Of rows that say the same of the same URL the first stays: none is fetched twice, none is its own negative.
+        # The first of several rows with equal URL and caption stays: no pair is fetched twice or its own negative.
         usable = f"{duckdb_io.parquet(staged)} WHERE {REASON} IS NULL"
         first = f"SELECT min({ROW}) FROM {usable} GROUP BY md5_number(url || chr(10) || caption)"
         order = f"ORDER BY md5({ROW} || ',{seed}'), {ROW}" if shuffle else f"ORDER BY {ROW}"
@@ -148,7 +148,7 @@ def _stage(
     staged: Path,
     strict: bool = True,
 ) -> None:
-    """Read the list once into ``staged``, with the verdict on each row beside it; counted and filtered later."""
+    """Read the list once into ``staged``, with the verdict on each row, to be counted and filtered later."""
     listed = relation(card, paths, scratch, strict=strict)
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
@@ -159,7 +159,7 @@ def _stage(
 
 
 def _subset(card: SourceCard, scratch: Path) -> str:
-    """SQL of the values of ``subset_on`` in the second list, as text."""
+    """Return SQL of the values of ``subset_on`` in the second list, as text."""
     assert card.subset and card.subset_on
     second = SourceCard(card.name, list=card.subset, columns=card.subset_columns, obtain=card.obtain)
     try:

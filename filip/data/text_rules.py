@@ -1,4 +1,4 @@
-"""Text rules, before any download: a pair that they drop is never fetched.
+"""Apply text rules before any download, so that a pair that they drop is never fetched.
 
     python -m filip.data.text_rules source=cc12m list=list.parquet out=kept.parquet funnel=text_rules.json
 
@@ -45,10 +45,10 @@ class TextRulesConfig:
     dropped: str | None = option(
         None, "Parquet file of the rows that go, with their `reason`; default: not kept", writes="file"
     )
-    rules: dict[str, Any] = option({}, "overrides of the card's text_rules, e.g. rules={max_repeats:5}")
+    rules: dict[str, Any] = option({}, "overrides for the card's text_rules, e.g. rules={max_repeats:5}")
     processes: int = option(2, "processes of the language model", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
-    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 
 
 def main(config: TextRulesConfig) -> None:
@@ -72,7 +72,7 @@ def main(config: TextRulesConfig) -> None:
 
 
 def with_rules(card: SourceCard, overrides: dict[str, Any]) -> SourceCard:
-    """``card`` with some of its text_rules replaced. Raises UserError naming an unknown key."""
+    """Return ``card`` with some of its text_rules replaced. Raises UserError naming an unknown key."""
     if overrides:
         checked = parse_card({"text_rules": {**asdict(card.text_rules), **overrides}}, Path("rules=..."))
         card.text_rules = checked.text_rules
@@ -91,7 +91,7 @@ def apply_text_rules(
 ) -> Fragment:
     """Write the rows of ``list_path`` that pass the card's text rules to ``out``, and account for the rest.
 
-    dropped: where to write the other rows, in their order, with the column ``reason``: the first rule that they break.
+    dropped: file for the other rows, in their order, with the column ``reason``: the first rule that they break.
     The fragment's notes hold, per rule, ``alone`` (pairs it would drop on its own) and ``samples``.
     Raises UserError when the list lacks a column or no row is left.
     """
@@ -128,7 +128,7 @@ def apply_text_rules(
 
 
 def check_list(path: str | Path) -> list[str]:
-    """The columns of a URL list. Raises UserError when it is missing, no Parquet, or lacks url or caption."""
+    """Return the columns of a URL list. Raises UserError when it is missing, not Parquet, or lacks url or caption."""
     try:
         schema = pq.read_schema(path)
     except FileNotFoundError as error:
@@ -147,13 +147,13 @@ def check_list(path: str | Path) -> list[str]:
 def _identity(list_path: str | Path, rules: TextRuleSettings) -> dict[str, Any]:
     words = {"person_names": rules.person_names, "sensitive_words": rules.sensitive_words}
     for key, path in words.items():
-        read_word_list(path, key)  # what is missing is reported before the work starts
+        read_word_list(path, key)  # a missing list is reported before the work starts
     hashes = {key: path and sha256_of(path) for key, path in words.items()}
     return {"list": sha256_of(list_path), "rules": asdict(rules), "words": hashes}
 
 
 def _start_over_unless_same(scratch: Path, identity: dict[str, Any]) -> None:
-    """Intermediate files of a killed run are reusable only for the same list and the same rules."""
+    """Delete the intermediate files of a killed run unless list and rules are the same."""
     stamp, wanted = scratch / "identity", digest(identity)
     if stamp.exists() and stamp.read_text() == wanted:
         return
@@ -199,7 +199,7 @@ def judge_blocks(unique: Path, folder: Path, rules: TextRuleSettings, processes:
 
 
 def judge_block(unique: Path, group: int, folder: Path, rules: TextRuleSettings) -> int:
-    """Judge one row group of ``unique``; returns its number of captions. Runs in a worker process."""
+    """Judge one row group of ``unique``; return its number of captions. Runs in a worker process."""
     table = row_group(unique, group)
     captions = table["c"].to_pylist()
     for name, rule in active_rules(rules).items():
@@ -238,7 +238,7 @@ def _account(
     alone = con.sql(f"SELECT {alone_sql}, count(*) FROM {charged}").fetchall()[0]
     samples = {}
     for i, name in enumerate(rules):
-        # the order of md5: as good as random, and the same in every run
+        # ordered by md5: as good as random, and the same in every run
         rows = con.sql(
             f"SELECT left(c, 200) FROM {charged} WHERE bits & {1 << i} <> 0 ORDER BY md5(c) LIMIT {SAMPLES}"
         ).fetchall()

@@ -1,4 +1,4 @@
-"""Back-translation: candidate captions in a side-car per shard.
+"""Back-translate captions: write candidate captions into a side-car per shard.
 
     python -m filip.data.translate source=cc12m shards=SHARDS out=CAPTIONS funnel=translate.json
 
@@ -51,10 +51,10 @@ class TranslateConfig:
         None, "folder of the translations; default: OUT/_cache; share it between runs", writes="folder"
     )
     part: str | None = option(None, "i/n: translate only every n-th block, from the i-th (0-based), and stop")
-    plan_only: bool = option(False, "only find out what is to be translated, for the parts, and stop")
+    plan_only: bool = option(False, "only plan what the parts translate, and stop")
     processes: int = option(2, "translating processes", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
-    memory: str = option("1GB", "DuckDB memory; the rest spills to disk beside `out`")
+    memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `out`")
 
 
 def main(config: TranslateConfig) -> None:
@@ -78,7 +78,7 @@ def main(config: TranslateConfig) -> None:
     )
     fragment = translate(job, parse_part(config.part), config.plan_only)
     if fragment is None and config.plan_only:
-        print(f"what is to be translated is in {job.out / '_work'}; go on with part=0/N to part=N-1/N")
+        print(f"the plan is in {job.out / '_work'}; run part=0/N to part=N-1/N next")
         return
     if fragment is None:
         print(f"part {config.part} is in {job.cache}; run again without part= to write the side-cars")
@@ -93,7 +93,7 @@ def main(config: TranslateConfig) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """What to translate, with what, where to."""
+    """A translation job: input, engine and output."""
 
     card: SourceCard
     shards: Path
@@ -104,14 +104,14 @@ class Job:
     cache: Path
     min_similarity: float | None = None
     min_pivot_similarity: float | None = None
-    share: float = 1.0  # of the distinct captions that are translated
+    share: float = 1.0  # share of the distinct captions that are translated
     processes: int = 2
     threads: int = 2
     memory: str = "1GB"
 
 
 def parse_part(part: str | None) -> tuple[int, int] | None:
-    """ "3/16" → (3, 16). Raises UserError for anything else."""
+    """Parse "3/16" into (3, 16). Raises UserError for anything else."""
     if part is None:
         return None
     try:
@@ -126,12 +126,12 @@ def parse_part(part: str | None) -> tuple[int, int] | None:
 def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = False) -> Fragment | None:
     """Write a side-car for every shard and account for the candidates; with ``part``, only fill the cache.
 
-    ``plan_only``: make the plan that all parts share, and nothing else. A part makes it where it is not there yet.
+    ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
 
     Raises UserError when there are no shards, the engine is unavailable, or another run is writing to ``out``.
     """
     caches = open_caches(job)
-    shard_files(job.shards)  # a mistyped folder is known before anything is made
+    shard_files(job.shards)  # a mistyped folder is reported before anything is made
     work = job.out / "_work"
     with locked(work / "plan.lock"):
         # parts run at once, and DuckDB clears its folder when it is done
@@ -169,14 +169,14 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
 
 
 def _within(share: float) -> str:
-    """SQL: whether a caption is one of the ``share`` that is translated. By hash: of equal captions, all or none."""
+    """Return SQL: whether a caption is in the ``share`` to translate. By hash: of equal captions, all or none."""
     if share >= 1:
         return "true"
     return f"CAST(concat('0x', left(md5(caption), 8)) AS BIGINT) < {round(share * 2**32)}"
 
 
 def open_caches(job: Job) -> list[TranslationCache]:
-    """One cache per pivot. Loading each engine here, too, turns what is missing into an error at once."""
+    """Open a cache per pivot. Each engine is loaded here, too, so that a missing package is an error at once."""
     pivots = [] if job.engine == "none" else job.pivots
     for setting in ("min_similarity", "min_pivot_similarity"):
         if pivots and getattr(job, setting) is not None:
@@ -190,7 +190,7 @@ def open_caches(job: Job) -> list[TranslationCache]:
 
 
 def shard_files(folder: Path) -> list[Path]:
-    """The shards' Parquet files, in order. Raises UserError when there are none."""
+    """Return the shards' Parquet files, in order. Raises UserError when there are none."""
     files = sorted(path for path in folder.glob("*.parquet") if path.stem.isdigit())
     if not files:
         raise UserError(f"no NNNNN.parquet in {folder}: give the folder that `filip data download` filled")
@@ -198,7 +198,7 @@ def shard_files(folder: Path) -> list[Path]:
 
 
 def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
-    """SQL of the captions of all images, in order: shard, key, nth (from 1), caption, group_value and image's hash.
+    """Return SQL of all images' captions, in order: shard, key, nth (from 1), caption, group_value and image hash.
 
     group_value and image are text or NULL.
     """
@@ -209,7 +209,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
     identity = digest([state, job.share])
     stamp = work / "identity"
     if not stamp.exists() or stamp.read_text() != identity:
-        for path in work.rglob("*.parquet"):  # of a killed run over other shards
+        for path in work.rglob("*.parquet"):  # left by a killed run over other shards
             path.unlink()
         with replacing(stamp) as new:
             new.write_text(identity)
@@ -232,7 +232,7 @@ def _rows(con: duckdb.DuckDBPyConnection, job: Job, work: Path) -> str:
     value = f"CAST({duckdb_io.sql_identifier(group)} AS VARCHAR)" if group else "CAST(NULL AS VARCHAR)"
     columns = dict.fromkeys(["key", "status", column, "sha256", *([group] if group else [])])
     source = duckdb_io.columns_of_many(files, list(columns), duckdb_io.WITH_FILE)
-    images = (  # sha256: of the bytes as they were found
+    images = (  # sha256: hash of the bytes as they were found
         f"(SELECT {duckdb_io.FILE_STEM} AS shard, key, {captions} AS captions, {value} AS group_value, "
         f"CAST(sha256 AS VARCHAR) AS image FROM {source} WHERE status = 'success')"
     )
@@ -255,9 +255,9 @@ def _write_sidecars(con: duckdb.DuckDBPyConnection, job: Job, rows: str, judged:
     empty = {path.stem for path in shard_files(job.shards)}
     for path in job.out.glob("*.parquet"):
         if path.stem not in empty:
-            path.unlink()  # of a shard that no longer exists
+            path.unlink()  # its shard no longer exists
     origins = ["original", *(f"{job.engine}:{pivot}" for pivot in job.pivots)]
-    with ThreadPoolExecutor(1) as writer:  # the disk is slower than all else here
+    with ThreadPoolExecutor(1) as writer:  # the disk is the slowest part here
         written = None
         for shard, found in rows_by_shard(con.sql(query).to_arrow_reader(duckdb_io.ROWS_PER_GROUP)):
             sidecar = sidecar_table(found, origins, job.card.name)

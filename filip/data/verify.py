@@ -34,7 +34,7 @@ def main(config: VerifyConfig) -> None:
     if faults:
         more = f"\n  and {len(faults) - SHOWN} more" if len(faults) > SHOWN else ""
         raise UserError(
-            f"{config.manifest}: the data set is no longer what was described:\n  "
+            f"{config.manifest}: the data set no longer matches its description:\n  "
             + "\n  ".join(faults[:SHOWN])
             + f"{more}\nA damaged shard is made again when NNNNN.tar is deleted and the same download runs again"
         )
@@ -44,7 +44,7 @@ def main(config: VerifyConfig) -> None:
 
 
 def verify(manifest: str | Path, threads: int = 4) -> list[str]:
-    """What differs from the manifest, a sentence each; [] if nothing does."""
+    """Return what differs from the manifest, a sentence each; [] if nothing does."""
     described = read_manifest(manifest)
     faults = changed_since(manifest)
     tars = [

@@ -23,20 +23,20 @@ from filip.files import digest, locked, sha256_of
 from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
 
-FORGOTTEN = 0.1  # of the images at once: more are rather on a disk that is not there
+FORGOTTEN = 0.1  # share of the images at once: if more are gone, a disk is probably missing
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
 @dataclass
 class Build:
     model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
-    images: str = option(MISSING, "folder of images, those below it too; or a set with captions")
+    images: str = option(MISSING, "folder of images, searched recursively; or a set with captions")
     out: str = option(MISSING, "folder of the index", writes="folder")
     dtype: str = option(
-        "float32", "of the stored tokens: float32, or float16 for half the bytes", choices=tuple(DTYPES)
+        "float32", "type of the stored tokens: float32, or float16 for half the bytes", choices=tuple(DTYPES)
     )
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
-    threads: int = option(2, "that decode images", at_least=1)
+    threads: int = option(2, "threads that decode images", at_least=1)
     forget: bool = option(
         False, f"forget images that are gone even if they are more than {FORGOTTEN:.0%} of the index"
     )
@@ -60,7 +60,7 @@ def main(config: Build) -> None:
 
 
 def check_gone(index: Index, pictures: SetPictures, forget: bool) -> None:
-    """Refuse to forget much of an index at once, unless that is what is wanted."""
+    """Refuse to forget much of an index at once, unless the user asks for it."""
     gone = sorted(index.stamps().keys() - pictures.items.keys())
     if not forget and len(gone) > FORGOTTEN * len(index):
         raise UserError(
@@ -96,14 +96,14 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
 
 
 def weights_of(model: str) -> str:
-    """SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself."""
+    """Return the SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself."""
     if Path(model).is_dir():
         return digest([sha256_of(file) for file in sorted(Path(model).iterdir()) if file.suffix in _WEIGHTS])
     return sha256_of(model) if Path(model).is_file() else model
 
 
 def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
-    """The index at ``out``, or a new one. UserError if it was made with another model, dtype or folder."""
+    """Open the index at ``out``, or a new one. Raises UserError if it was made with another model, dtype or folder."""
     patches = scorer.encode_images(torch.zeros(1, 3, scorer.image_size, scorer.image_size))
     about = About(
         model=str(Path(config.model).resolve()) if Path(config.model).exists() else config.model,
@@ -124,7 +124,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
 
 
 def _difference(old: About, new: About) -> str:
-    """Say in what an index and what is asked for differ; "" if in nothing that counts."""
+    """Say how an index differs from the request; "" if in nothing that counts."""
     if old.weights != new.weights:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"

@@ -1,4 +1,4 @@
-"""An index for a Qdrant server, once one machine is too small: ``filip index export index=INDEX out=FOLDER``.
+"""Export an index for a Qdrant server, once one machine is too small: ``filip index export index=INDEX out=FOLDER``.
 
 ``collection.json`` is the body of ``PUT /collections/NAME``; each line of ``points.jsonl`` is the body of one
 ``PUT /collections/NAME/points``. The server ranks by the same late interaction as the index itself.

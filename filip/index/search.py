@@ -1,4 +1,4 @@
-"""Images for a text: ``filip index search index=INDEX text="a red bicycle"``."""
+"""Find images for a text: ``filip index search index=INDEX text="a red bicycle"``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filip.progress import say
 @dataclass
 class Search:
     index: str = option(MISSING, "folder that `filip index build` has written")
-    text: str = option(MISSING, "what to look for")
+    text: str = option(MISSING, "text to look for")
     count: int = option(10, "images to list", at_least=1)
     model: str | None = option(None, "the model, if it has moved since the index was built")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
@@ -35,7 +35,7 @@ def main(config: Search) -> None:
                 f"{model} is not the model that {config.index} was built with, which is {about.model}"
             )
         gone = (
-            "has changed since" if Path(model).exists() else "is no longer there: it was the model by which"
+            "has changed since" if Path(model).exists() else "is no longer there: it was the model with which"
         )
         raise UserError(f"{model} {gone} {config.index} was built: give model=FILE, or build the index again")
     hits = index.search(load_scorer(model, about.image_size, config.device), config.text, config.count)

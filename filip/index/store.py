@@ -1,11 +1,11 @@
-"""Image tokens on disk, ranked by late interaction: one file of tokens, and an SQLite table of the images in it.
+"""Store image tokens on disk and rank them by late interaction: a file of tokens, and an SQLite table of its images.
 
 A text's score for an image is s^T, the mean over its tokens of the largest cosine with any token of the image (equation
 5 of the paper; a pooled model has one token). Every search scores all images, exactly, with the project's own engine.
 
 Any number of processes may read while one writes. Tokens are appended and then entered in the table in one transaction;
-a reader sees the table as it was when it opened the index, and no token that it may look at is ever written again. What
-a killed writer has appended without entering it is overwritten by the next.
+a reader sees the table as it was when it opened the index, and no token that it may read is ever overwritten. What
+a killed writer has appended but not entered is overwritten by the next.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from filip.files import naming, nothing_at, write_json
 
 FORMAT = 2
 DTYPES = ("float32", "float16")
-PATIENCE = 30.0  # seconds for another process to end its transaction
+PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
 TABLES = """
 CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;
@@ -39,7 +39,7 @@ INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
 
 @dataclass
 class About:
-    """What an index was made of. weights: SHA-256 of the model's file or files, or its name if it is neither."""
+    """How an index was made. weights: SHA-256 of the model's file or files, or its name if it is neither."""
 
     model: str
     weights: str
@@ -53,7 +53,7 @@ class About:
 
 @dataclass(frozen=True)
 class Hit:
-    """An image that was found: its path below the indexed folder, and s^T."""
+    """A found image: its path below the indexed folder, and s^T."""
 
     path: str
     score: float
@@ -68,23 +68,23 @@ class Index:
 
     @classmethod
     def create(cls, folder: str | Path, about: About) -> Index:
-        """A new, empty index. UserError for a dtype in which tokens are not stored."""
+        """Create an empty index. Raises UserError for a dtype in which tokens are not stored."""
         if about.dtype not in DTYPES:
             raise UserError(f"dtype={about.dtype}: one of {', '.join(DTYPES)}")
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         for left in [*folder.glob("images.sqlite*"), *folder.glob("tokens-*.bin")]:
-            left.unlink()  # by a build that was killed before the index was one
+            left.unlink()  # left by a build that was killed before the index was complete
         with naming(folder):
             table = sqlite3.connect(folder / "images.sqlite", PATIENCE)
             table.executescript(TABLES)
             (folder / "tokens-0.bin").touch()
-            write_json(folder / "about.json", asdict(about))  # last: an index without it is none
+            write_json(folder / "about.json", asdict(about))  # last: without it, a folder is not an index
         return cls(folder, about, table)
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
-        """An index that ``filip index build`` has written. UserError if there is none, or of another version.
+        """Open the index that ``filip index build`` has written. Raises UserError if it is missing or has another version.
 
         Only a process that holds the index's lock may change it.
         """
@@ -100,7 +100,7 @@ class Index:
                 raise UserError(
                     f"{folder} has format {about.get('format')}, this version {FORMAT}: delete it and build it again"
                 )
-            # for writing too: whoever comes first after a writer was killed undoes its last transaction
+            # for writing, too: the first process after a killed writer undoes its last transaction
             place = f"{(folder / 'images.sqlite').resolve().as_uri()}?mode=rw"
             return cls(folder, About(**about), sqlite3.connect(place, PATIENCE, uri=True))
         except UserError:
@@ -116,7 +116,7 @@ class Index:
 
     def _load(self) -> None:
         """Read the table as it is now, and map its tokens."""
-        for _ in range(10):  # the writer may put a file of tokens in place of another at this very moment
+        for _ in range(10):  # the writer may be replacing the file of tokens at this very moment
             with self._snapshot() as table:
                 (name, rows, an_image) = table.execute("SELECT file, rows, an_image FROM tokens").fetchone()
                 listed = table.execute("SELECT path, stamp, row FROM images ORDER BY row").fetchall()
@@ -142,13 +142,13 @@ class Index:
         try:
             with self._table:
                 yield
-        except sqlite3.OperationalError as error:  # no room, or a disk that has gone
+        except sqlite3.OperationalError as error:  # no room, or a missing disk
             raise UserError(
                 f"cannot write to the index at {self.folder}: {first_line(error)}; what was in it before is kept"
             ) from error
 
     def _mapped(self) -> np.ndarray:
-        """The tokens on disk, ``[rows, n1, d]``."""
+        """Return the tokens on disk, ``[rows, n1, d]``."""
         shape = (self._rows, self._an_image, self.about.dim)
         size, needed = self._file.stat().st_size, int(np.prod(shape)) * np.dtype(self.about.dtype).itemsize
         if size < needed:
@@ -167,18 +167,18 @@ class Index:
     # ---- what is in it -------------------------------------------------------------------------------
 
     def stamps(self) -> dict[str, str]:
-        """The stamp of every image by its path; see :class:`filip.sets.image_set.Item`."""
+        """Return the stamp of every image by its path; see :class:`filip.sets.image_set.Item`."""
         return {path: stamp for path, (stamp, _) in self._images.items()}
 
     def tokens(self) -> Iterator[tuple[str, Tensor]]:
-        """Path and tokens [n1, d] float32 of every image."""
+        """Yield path and tokens [n1, d] float32 of every image."""
         for path, (_, row) in self._images.items():
             yield path, torch.from_numpy(self._tokens[row].astype(np.float32))
 
     def add(self, paths: Sequence[str], stamps: Sequence[str], features: Tensor) -> None:
-        """Add images, or replace those of the same path, and write them to disk.
+        """Add images, or replace those with the same path, and write them to disk.
 
-        features: [n, n1, d], or [n, d] of a pooled model; unit vectors.
+        features: [n, n1, d], or [n, d] from a pooled model; unit vectors.
         """
         values = features.float().cpu().numpy().astype(self.about.dtype)
         if values.ndim == 2:
@@ -208,7 +208,7 @@ class Index:
             del self._images[path]
 
     def compact(self) -> None:
-        """Write the file of tokens anew if most of it belongs to images that were replaced or forgotten."""
+        """Rewrite the file of tokens if most of it belongs to images that were replaced or forgotten."""
         if self._rows <= 2 * len(self):
             return
         _, _, number = self._file.stem.partition("-")
@@ -223,12 +223,12 @@ class Index:
             self._table.executemany("UPDATE images SET row = ? WHERE path = ?", placed)
             self._table.execute("UPDATE tokens SET file = ?, rows = ?", (target.name, len(placed)))
         self._load()
-        old.unlink()  # whoever has it mapped keeps it
+        old.unlink()  # a process that has it mapped keeps it
 
     # ---- search --------------------------------------------------------------------------------------
 
     def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
-        """The ``count`` images with the largest s^T for a text, best first; equal ones by path."""
+        """Return the ``count`` images with the largest s^T for a text, best first; equal ones by path."""
         texts = scorer.encode_texts([text]).to("cpu")
         rows = np.array([row for _, row in self._images.values()])
         step = max(1, BLOCK // max(1, self._an_image * self.about.dim * 4))

@@ -1,10 +1,10 @@
-"""Late interaction: exact, on all tokens, at close to the price of the matrix product.
+"""Compute late interaction exactly, on all tokens, at close to the cost of the matrix product.
 
     similarity = late_interaction(image_tokens, text_tokens, text_lengths)    # s^I and s^T
     output = contrastive_loss(similarity, logit_scale)
 
-One function with several exact backends. On it stand the forms for many ranks, gradient caching for batches
-beyond the memory, and the scorer for evaluation. Imports nothing of the rest of the project. The design,
+One function with several exact backends. It is the base of the forms for many ranks, gradient caching for batches
+beyond the memory, and the scorer for evaluation. The package imports nothing else from the project. The design,
 with its flops and bytes for the paper's setting: docs/interaction.md, ``python -m filip.interaction.cost``.
 """
 

@@ -1,4 +1,4 @@
-"""The engine as the scorer of ColBERT-type libraries: sentence-transformers and PyLate.
+"""Use the engine as the scorer of ColBERT-type libraries: sentence-transformers and PyLate.
 
     score[q, d] = sum over the tokens of q of the largest dot product with a token of d        (MaxSim)
 

@@ -1,4 +1,4 @@
-"""What ranks tell one another before the first token is sent, so that a mistake on one is an error on all.
+"""Let ranks agree before the first token is sent, so that a mistake on one is an error on all.
 
 Without it a rank that raises, or that calls with another dtype, leaves the others waiting in a collective until the
 group's time-out, or sends them bytes that they misread. The description travels with the counts that every rank needs
@@ -27,7 +27,7 @@ _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MESSAGE_BYTES = 500
 _rooms: WeakKeyDictionary[Any, int] = (
     WeakKeyDictionary()
-)  # lengths that a message holds, the same on all ranks
+)  # lengths that a message holds, equal on all ranks
 
 
 class Call(NamedTuple):

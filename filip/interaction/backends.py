@@ -1,4 +1,4 @@
-"""The backends that compute the similarity, and the choice among them for given tokens.
+"""Register the backends that compute the similarity, and choose among them for given tokens.
 
 A backend is a module with two functions that know nothing of autograd:
 
@@ -8,7 +8,7 @@ A backend is a module with two functions that know nothing of autograd:
 ``tokens`` are :class:`filip.interaction.packing.Tokens`. ``residuals`` is a tuple of tensors whose contents only the
 backend knows, and undefined unless ``save_for_backward`` is true. s^I and s^T are [b, texts]; everything but the tokens
 is in the accumulation dtype (float32, or float64 for float64 tokens), the gradients too. ``needs`` says which of the
-two gradients somebody wants; of the other side nothing is computed, and what is returned for it is an empty tensor.
+two gradients are wanted; nothing is computed for the other side, and an empty tensor is returned for it.
 
 A backend that does not run everywhere has a third function, ``unavailable_reason(image_tokens, longest)``: it returns
 a sentence, or "" where it can run. A new backend is an entry of :data:`BACKENDS`.
@@ -46,9 +46,9 @@ class Backend(Protocol):
 class BackendEntry:
     """A backend as :data:`BACKENDS` lists it.
 
-    module   name of the module, which is imported when somebody wants it
+    module   name of the module, which is imported on first use
     auto_on  the kind of device on which "auto" prefers it to the tiled backend; None: nowhere
-    declines why "auto" does not take it for these tokens on that device; None: it does. "" is not worth a notice
+    declines why "auto" does not take it for these tokens on that device; None: it does. "" prints no notice
     """
 
     module: str
@@ -76,14 +76,14 @@ BACKENDS: dict[str, BackendEntry] = {
 
 
 def backend_names() -> tuple[str, ...]:
-    """Return what ``backend=`` takes."""
+    """Return the names that ``backend=`` takes."""
     return ("auto", *BACKENDS)
 
 
 def choose_backend(image_tokens: Tensor, longest: int, backend: str | Backend = "auto") -> Backend:
     """Return the backend for ``image_tokens`` [b, n1, d] against texts of at most ``longest`` tokens.
 
-    Only the dtype, the device and n1 are looked at, so b may be 0.
+    Only the dtype, the device and n1 matter, so b may be 0.
 
     "auto" takes the native kernel for all dtypes but float64 on CPUs, Triton for 16-bit and float32 on GPUs of
     compute capability 8.0 and newer, and otherwise the tiled backend. A notice, printed once, says why a faster

@@ -1,4 +1,4 @@
-"""Similarities other than the maximum, in blocks: each is a backend made of one plain function.
+"""Compute similarities other than the maximum, in blocks: each is a backend made from one plain function.
 
 The function sees a block of images and of texts that are equally long, so it needs no mask, and returns s^I and s^T
 of the block. The forward keeps nothing else. The backward computes each block again and lets PyTorch differentiate it.

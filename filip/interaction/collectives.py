@@ -1,4 +1,4 @@
-"""The collectives behind distributed late interaction, for ranks with different numbers of rows.
+"""Define the collectives of distributed late interaction, for ranks with different numbers of rows.
 
 Plain functions without gradients, on gloo and NCCL alike; the autograd Functions that use them call them
 in the same order on every rank, in the forward and in the backward, which is what keeps them from

@@ -1,4 +1,4 @@
-"""What the token-wise loss costs per GPU and step: flops, memory and traffic, by counting, not measuring.
+"""Count, without measuring, what the token-wise loss costs per GPU and step: flops, memory and traffic.
 
 ``filip interaction cost`` prints the table for the paper's base model (global batch 40,960 on 128 GPUs, ViT-B/32);
 ``--help`` lists what can be changed. docs/interaction.md explains the design from it.
@@ -27,12 +27,12 @@ class Setting:
     n2: float = _option(18.0, "mean tokens of a caption, [BOS] and [EOS] included")
     n2_padded: int = _option(77, "tokens of a caption that a padded implementation computes with")
     dim: int = _option(256, "features of a token")
-    token_bytes: int = _option(2, "of a feature when it is sent; 2 = fp16, as in the paper")
-    tile_bytes: int = _option(1 << 28, "what the tiled backend holds of the similarity on a GPU")
-    image_layers: int = _option(12, "of the image encoder")
-    image_width: int = _option(768, "of the image encoder")
-    text_layers: int = _option(12, "of the text encoder")
-    text_width: int = _option(512, "of the text encoder")
+    token_bytes: int = _option(2, "bytes of a feature when it is sent; 2 = fp16, as in the paper")
+    tile_bytes: int = _option(1 << 28, "bytes of the similarity that the tiled backend holds on a GPU")
+    image_layers: int = _option(12, "layers of the image encoder")
+    image_width: int = _option(768, "width of the image encoder")
+    text_layers: int = _option(12, "layers of the text encoder")
+    text_width: int = _option(512, "width of the text encoder")
 
     @property
     def local(self) -> int:
@@ -43,7 +43,7 @@ class Cost(NamedTuple):
     """The cost of one step on one GPU, forward and backward."""
 
     flops: float
-    memory: float  # bytes beyond the own tokens and their gradients
+    memory: float  # bytes in addition to the rank's tokens and their gradients
     traffic: float  # bytes received from other GPUs
 
 
@@ -135,7 +135,7 @@ def triton(s: Setting) -> Cost:
     maps = s.local * (slots * s.n1 + entries) * index_bytes
     unpadded = s.local * s.global_batch * (s.n1 + s.n2) * index_bytes
     weights = 2 * s.token_bytes * s.local * slots
-    # The maximum so far of images that take several launches; the parts in which the image gradient is summed
+    # The running maximum of images that take several launches; the parts in which the image gradient is summed
     launches = 8 * s.local * entries if s.n1 > 128 else 0
     parts = -(-1024 // -(-s.local * _padded(s.n1, 128) // 128))
     partial = 4 * s.local * s.n1 * s.dim * parts
@@ -209,7 +209,7 @@ def table(s: Setting) -> str:
 
 
 def main(setting: Setting) -> None:
-    """Flops, memory and traffic of the token-wise loss per GPU and step, counted, beside CLIP's and the encoders'."""
+    """Count flops, memory and traffic of the token-wise loss per GPU and step, next to CLIP's and the encoders'."""
     print(table(setting))
 
 

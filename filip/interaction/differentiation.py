@@ -1,4 +1,4 @@
-"""What the engine's gradients cannot do, said where it is tried."""
+"""Raise clear errors for second derivatives and torch.func."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
     """Make an autograd Function's ``backward`` raise, naming the reason, when its result is differentiated.
 
     PyTorch's ``once_differentiable`` does so only if the upstream gradient needs a gradient itself; otherwise a
-    gradient penalty is dropped in silence.
+    gradient penalty is dropped silently.
     """
 
     @functools.wraps(backward)
     def once(ctx: Any, *grads: Tensor) -> Gradients:
         with torch.no_grad():
             found = backward(ctx, *grads)
-        if not torch.is_grad_enabled():  # it is on with create_graph=True
+        if not torch.is_grad_enabled():  # enabled by create_graph=True
             return found
         anchor = torch.zeros((), requires_grad=True)
         return tuple(g if g is None else _SecondDerivative.apply(g, anchor) for g in found)

@@ -1,4 +1,4 @@
-"""The public functions on one process."""
+"""Define the public functions on one process."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def late_interaction(
         image_tokens  [images, n1, d], floating point; of unit length in FILIP, which nothing here needs
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
-        image_mask    [images, n1] boolean, true for the tokens that exist; the others take part in nothing. None: all
+        image_mask    [images, n1] boolean, true for the tokens that exist; the others are ignored. None: all
                       do. A mask doubles the time
         backend       "auto" or a name of filip.interaction.backends.BACKENDS; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as

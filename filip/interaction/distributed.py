@@ -1,6 +1,6 @@
-"""Late interaction over many ranks: each scores its own images and its own texts against all the others'.
+"""Compute late interaction over many ranks: each scores its images and its texts against those of all others.
 
-Every image-text pair is scored once, by the rank that owns the image: from one product come both maxima.
+Every image-text pair is scored once, by the rank that owns the image: one product gives both maxima.
 So only text tokens are sent (they are fewer than image tokens), and the finished s^T, one number per pair, goes
 to the rank that owns the text by an all-to-all. Other implementations gather both sides and multiply twice.
 
@@ -52,7 +52,7 @@ def distributed_late_interaction(
 ) -> Similarity:
     """Compute :func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
 
-    Arguments as in late_interaction, this rank's own; the number of pairs and of text tokens may differ
+    Arguments as in late_interaction, for this rank; the number of pairs and of text tokens may differ
     between ranks, and a rank may have an image_mask where others have none. Every rank of the group must call it (and
     its backward), in the same order, with the same number of features, dtype and exchange, and with gradients needed
     for the same sides. In addition:
@@ -76,7 +76,7 @@ def distributed_late_interaction(
 
 
 class Options(NamedTuple):
-    """The keyword arguments of :func:`distributed_late_interaction`."""
+    """Keyword arguments of :func:`distributed_late_interaction`."""
 
     group: Group
     exchange: str
@@ -311,7 +311,7 @@ def ring_blocks(block: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor]]:
 
 
 class _AllRows(torch.autograd.Function):
-    """The rows of all ranks, one rank after the other; the backward sums every rank's gradient at the owner."""
+    """Function that gathers the rows of all ranks; the backward sums every rank's gradient at the owner."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, counts: list[int], group: Group) -> Tensor:
@@ -325,7 +325,7 @@ class _AllRows(torch.autograd.Function):
 
 
 class _Exchange(torch.autograd.Function):
-    """Own rows and, exchanged, own columns. One node for both, so that its collective runs whichever a rank uses."""
+    """Function that returns a rank's rows and, exchanged, its columns: one node, so its collective runs in any case."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,4 @@
-"""Large batches on few devices: the gradients of one big batch, with the activations of a small one.
+"""Train with large batches on few devices: the gradients of a big batch, with the activations of a small one.
 
 A contrastive loss does not split into micro-batches: every pair is a negative of every other. But it
 depends on the encoders only through their outputs, which are small. So
@@ -9,7 +9,7 @@ depends on the encoders only through their outputs, which are small. So
      dropout draws the same masks), and back-propagate the scalar <outputs, their gradient>.
 
 By the chain rule the sum of step 3 is exactly the gradient of the big batch (Gao et al. 2021, GradCache).
-One forward pass of the encoders is the price.
+The price is one more forward pass of the encoders.
 
 Plain PyTorch::
 
@@ -70,7 +70,7 @@ def cached_backward(
     """Accumulate the gradients of ``loss`` over all micro-batches as if they were one batch.
 
     Arguments
-        micro_batches  M >= 1 of them; each is given to ``encode`` twice
+        micro_batches  M >= 1 micro-batches; each is given to ``encode`` twice
         encode         outputs of one micro-batch, a tuple of tensors that grow along dimension 0 (tokens
                        [b, n1, d], packed tokens [T, d], lengths [b], vectors [b, d], a scale [1]);
                        integer tensors take no gradient

@@ -1,4 +1,4 @@
-"""The contrastive loss over a pair of similarity matrices, on one process or on the own rows of many."""
+"""Compute the contrastive loss over a pair of similarity matrices, on one process or on each rank's rows."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from filip.interaction.packing import Similarity, accumulation_dtype
 
 
 class ContrastiveOutput(NamedTuple):
-    """Scalars. ``loss`` carries the gradient (so do both halves); the accuracies are fractions in 0..1."""
+    """Output of scalars. ``loss`` carries the gradient (so do both halves); the accuracies are fractions in 0..1."""
 
     loss: Tensor
     i2t_loss: Tensor
@@ -51,11 +51,11 @@ def contrastive_loss(
     """Compute the symmetric cross-entropy: soft-max of scale * i2t over texts, of scale * t2i over images.
 
     Arguments
-        similarity   i2t [b, N] and t2i [N, b]: own images against all texts, all images against own texts
+        similarity   i2t [b, N] and t2i [N, b]: the rank's images against all texts, all images against its texts
         logit_scale  the factor itself (1 / temperature), not its logarithm; one element
-        offset       where this rank's own pairs start among the N (see gather_ids)
+        offset       where this rank's pairs start among the N (see gather_ids)
         ids          [b] int64; all items with an equal id are positives of each other, each with the target
-                     1 / #positives. None: only the own pair is positive
+                     1 / #positives. None: only an item's pair is positive
         all_ids      [N] int64, the ids of all ranks; None: ``ids`` (one process)
 
     Everything from the scaled similarity on is float32 (float64 for float64 input). The mean runs over this
@@ -95,7 +95,7 @@ def _positives(ids: Tensor, all_ids: Tensor, target: Tensor, n: int) -> Tensor:
             f"{list(ids.shape)} and {list(all_ids.shape)}"
         )
     ids, all_ids = ids.to(target.device), all_ids.to(target.device)
-    # A look at the numbers would wait for a GPU and break a compiled graph; a mix-up shows on a CPU just as well.
+    # Looking at the values would wait for a GPU and break a compiled graph; a mix-up shows on a CPU just as well.
     on_cpu = target.device.type == "cpu" and not torch.compiler.is_compiling()
     if on_cpu and not torch.equal(all_ids[target], ids):
         raise ValueError("all_ids does not hold ids at this rank's offset; take both from gather_ids")

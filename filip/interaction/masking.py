@@ -1,4 +1,4 @@
-"""Images with different numbers of tokens: padded to a rectangle, with a mask."""
+"""Handle images with different numbers of tokens, padded to a rectangle, by a mask."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Masked:
 
     i2t sums over image tokens, and a zero adds nothing to the sum. But a zero may be the largest of negative numbers,
     so for t2i the padding repeats the image's first token instead, which changes no maximum. Hence ``module`` runs
-    twice, and each time one of its two results counts.
+    twice, and one of its two results is used each time.
     """
 
     def __init__(self, module: Backend, mask: Tensor) -> None:

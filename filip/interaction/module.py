@@ -1,4 +1,4 @@
-"""FILIP's loss as a module, for trainings of one's own."""
+"""Provide FILIP's loss as a module, for other trainings."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filip.interaction.loss import ContrastiveOutput, contrastive_loss
 
 
 class LateInteractionLoss(nn.Module):
-    """Symmetric cross-entropy over the token-wise similarity of all pairs on all ranks, with its own temperature.
+    """Symmetric cross-entropy over the token-wise similarity of all pairs on all ranks, with a learnable temperature.
 
     ``log_scale`` [1] is a parameter: pass it to the optimiser, without weight decay. It is kept at or below
     log(``largest_scale``) by clamping the parameter itself before each use, so that its gradient never vanishes.

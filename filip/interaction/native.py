@@ -1,4 +1,4 @@
-"""The compiled CPU backend: both maxima fused with the product (sources in csrc/).
+"""Run the compiled CPU backend: both maxima fused with the product (sources in csrc/).
 
 Tokens are float32 or bfloat16; float16 ones are widened to float32 first, which is exact.
 
@@ -56,7 +56,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     """Return s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
 
     The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T];
-    uint8, int16 above 256 tokens. Raises RuntimeError where the kernels are unavailable, ValueError for tokens that
+    uint8, int16 above 256 tokens. Raises RuntimeError if the kernels are unavailable, ValueError for tokens that
     they do not take.
     """
     image, text, offsets = _checked(tokens)

@@ -1,4 +1,4 @@
-"""Builds the native library once per user, PyTorch version, compiler and source text, and finds it again."""
+"""Build the native library once per user, PyTorch version, compiler and source text, and cache it."""
 
 from __future__ import annotations
 

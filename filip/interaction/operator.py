@@ -1,7 +1,7 @@
-"""The late interaction as an operator of PyTorch, so that torch.compile takes it into a graph without breaking it.
+"""Register late interaction as a PyTorch operator, so that torch.compile takes it into a graph without a break.
 
 A compiler traces with shapes and without numbers, and the lengths of the texts are numbers. So what depends on them
-(the checks, the backend, the order of the texts) happens inside the operator, where the numbers are there, and the
+(the checks, the backend, the order of the texts) happens inside the operator, where the numbers are known, and the
 compiler is told the shapes of the results only. The arg-max maps are bytes to it, of a size that it learns from each
 call: a batch with other lengths runs the same graph.
 """
@@ -35,7 +35,7 @@ def late_interaction(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return i2t, t2i, both maps' bytes and how to read them, for tokens rounded to ``dtype``; differentiable.
 
-    ``save``: the backward finds its maps ready, which it cannot if there is an image_mask.
+    ``save``: keep the maps for the backward, which is impossible with an image_mask.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)

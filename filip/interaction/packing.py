@@ -1,4 +1,4 @@
-"""Shapes and checks shared by every backend: packed text, and the pair of similarity matrices."""
+"""Define and check the shapes of every backend: packed text, and the pair of similarity matrices."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class Similarity(NamedTuple):
-    """The two directions of one image-text similarity; rows are images, columns texts, in both.
+    """Both directions of an image-text similarity; rows are images, columns texts, in both.
 
     ``i2t[i, j]`` is s^I, the score of text j for image i; ``t2i[i, j]`` is s^T, the score of image i for
     text j. float32 (float64 for float64 tokens), whatever the dtype of the tokens.
@@ -92,7 +92,7 @@ def _shortened(lengths: list[int]) -> str:
 def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
     """Drop the padding: ``padded`` [t, n2, d] and ``lengths`` [t] to [sum(lengths), d]. Differentiable.
 
-    What lies at or beyond a text's length is never read into the result, so it may even be NaN.
+    Values at or beyond a text's length are never read into the result, so they may even be NaN.
     Raises ValueError when a length exceeds n2.
     """
     if padded.dim() != 3 or lengths.dim() != 1 or padded.shape[0] != lengths.shape[0]:
@@ -109,7 +109,7 @@ def pack_tokens(padded: Tensor, lengths: Tensor) -> Tensor:
 def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return ``padded`` [t, n2, d] where ``mask`` [t, n2] is true, [T, d], and the lengths [t]. Differentiable.
 
-    The tokens of a text need not be neighbours, nor at its beginning.
+    The tokens of a text need not be adjacent, nor at its beginning.
     """
     if padded.dim() != 3 or mask.shape != padded.shape[:2]:
         raise ValueError(

@@ -1,4 +1,4 @@
-"""Similarities of chosen pairs instead of all: aligned pairs, given negatives, candidates of a first search."""
+"""Compute similarities of chosen pairs instead of all: aligned pairs, given negatives, candidates of a first search."""
 
 from __future__ import annotations
 
@@ -33,12 +33,12 @@ def late_interaction_pairs(
 
     The other arguments and the errors are those of late_interaction. Pairs of one length are multiplied together, in
     plain PyTorch; without gradients only one block of them is in memory, with gradients all are: n1 * n2 floats a pair.
-    Where most pairs are wanted, late_interaction is faster.
+    If most pairs are wanted, late_interaction is faster.
     """
     lengths = check_tokens(image_tokens, text_tokens, text_lengths)
     if image_mask is not None:
         check_mask(image_tokens, image_mask)
-        # Not left as they are, since 0 times NaN is NaN in the gradient.
+        # They are replaced, since 0 times NaN is NaN in the gradient.
         image_tokens = torch.where(image_mask[..., None], image_tokens, torch.zeros_like(image_tokens))
     _check_indices(image_tokens, lengths, images, texts)
     device, wide = image_tokens.device, accumulation_dtype(image_tokens.dtype)

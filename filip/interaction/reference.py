@@ -1,4 +1,4 @@
-"""The equation as the paper writes it, one text at a time. Slow; the oracle of every other backend.
+"""Compute the equation as the paper writes it, one text at a time: slow, but the oracle of every other backend.
 
     s^I[i, j] = 1/n1   sum_k  max_r  f_i[k] . g_j[r]      (mean over image tokens of the best text token)
     s^T[i, j] = 1/n2_j sum_k  max_r  f_i[r] . g_j[k]      (mean over text tokens of the best image token)

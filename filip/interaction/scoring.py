@@ -1,4 +1,4 @@
-"""Scores for evaluation: large rectangular problems, no gradient, bounded memory."""
+"""Score for evaluation: large rectangular problems, no gradient, bounded memory."""
 
 from __future__ import annotations
 

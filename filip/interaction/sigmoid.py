@@ -1,11 +1,11 @@
-"""SigLIP's loss: every image-text pair is a question of its own, answered yes or no (Zhai et al., 2023).
+"""Compute SigLIP's loss, which classifies every image-text pair separately (Zhai et al., 2023).
 
     L = - 1/b  sum over own images i, all texts j, of  log sigmoid(z_ij (t s_ij + c))
 
 with z_ij = 1 for positives and -1 for all others, scale t and a learnable bias c that starts at -10, so that the few
 positives among many negatives do not begin with an enormous loss. No soft-max ties the pairs together: a block of the
 similarities can be added up and forgotten. So the texts travel from rank to rank (or are gathered, which sends the same
-bytes at once), and no rank ever holds more than its own images against one rank's texts.
+bytes at once), and no rank ever holds more than its images against one rank's texts.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ Targets = tuple[int, Tensor | None, Tensor | None]  # offset, ids and all_ids as
 
 
 class SigmoidOutput(NamedTuple):
-    """Scalars. ``loss`` carries the gradient; ``accuracy``: the share of own rows whose best item is a positive."""
+    """Output of scalars. ``loss`` carries the gradient; ``accuracy``: share of rows whose best item is a positive."""
 
     loss: Tensor
     accuracy: Tensor
@@ -53,8 +53,8 @@ def sigmoid_loss(
     """Compute the equation above for an existing ``similarity`` [b, N], such as s^I or the transpose of s^T.
 
     ``logit_scale`` and ``logit_bias`` have one element each. ``offset``, ``ids`` and ``all_ids`` as in
-    :func:`contrastive_loss`: where the own items stand among the N, and which are positives of each other. The sum over
-    all columns is divided by the b own rows, so that the mean over ranks of equal b is the loss of one process.
+    :func:`contrastive_loss`: where this rank's items are among the N, and which are positives of each other. The sum over
+    all columns is divided by the b rows, so that the mean over ranks of equal b is the loss of one process.
     """
     wide = accumulation_dtype(similarity.dtype)
     b, n = similarity.shape

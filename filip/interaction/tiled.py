@@ -1,8 +1,8 @@
-"""Pure PyTorch on any device and dtype: one tile of the similarity at a time, of which only the winners are saved.
+"""Run pure PyTorch on any device and dtype: one tile of the similarity at a time, of which only winners are saved.
 
 Forward. Texts are put in order of length, so that texts of equal length form a rectangle: a block of images
 against such a run of texts is one matrix product without padding, viewed as [images, n1, texts, n2], and
-both maxima are taken from it before the next tile overwrites it. What is saved are the two arg-max maps, in the
+both maxima are taken from it before the next tile overwrites it. The two arg-max maps are saved, in the
 smallest integer type that fits.
 
 Backward. The gradient of the tile is sparse: one entry per (image token, text) and one per (image, text
@@ -28,7 +28,7 @@ from torch import Tensor
 
 from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, offsets_of, product
 
-# Elements of one tile of the similarity. A CPU wants it in its second-level cache, a GPU wants few launches.
+# Elements of one tile of the similarity. On a CPU it should fit the second-level cache, on a GPU few launches matter.
 _TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
 # Rows of either side in one block of the backward on a CPU: 1,024 rows of 256 floats are a megabyte.
 _ROWS = 1 << 10

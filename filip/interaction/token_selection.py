@@ -1,4 +1,4 @@
-"""The paper's third saving: keep only the tokens that matter most to the local batch."""
+"""Select tokens, the paper's third saving: keep only those that matter most to the local batch."""
 
 from __future__ import annotations
 

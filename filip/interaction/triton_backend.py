@@ -1,4 +1,4 @@
-"""Triton kernels for GPUs: one product tile feeds both maxima; the backward multiplies the winners' weights.
+"""Run Triton kernels on GPUs: one product tile feeds both maxima; the backward multiplies the winners' weights.
 
 Status: written for fp16, bf16 and float32 on NVIDIA compute capability 8.0 and newer. Tests compare every value in
 Triton's interpreter on a CPU (``TRITON_INTERPRET=1``) and look at the machine code for 8.0 and 9.0
@@ -62,7 +62,7 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
     forward share a processor.
     """
     wide, features = dtype == torch.float32, power_of_two(d)
-    # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay; others would want them
+    # Data-centre cards from Hopper on multiply from shared memory, where the image tokens stay; others would need them
     # in registers, which do not hold them. And 12.0 has the shared memory of 8.6, 99 KB.
     large = 90 <= capability < 120
     resident = large and not wide and features <= 256
@@ -104,7 +104,7 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     text_map = images.new_empty(kept, entries, dtype=index_dtype(n1))
     options = launch_options(images.dtype, n1, d, _capability(images.device))["forward"]
     rows, blocks = options["ROWS"], triton.cdiv(b, options["IMAGES"])
-    # The maximum over the rows scored so far, of images that take several launches, and its row
+    # The maximum over the rows scored so far, for images that take several launches, and its row
     best = images.new_empty(b if n1 > rows else 0, entries, dtype=torch.float32)
     best_row = torch.empty_like(best, dtype=torch.int32)
     with torch.cuda.device_of(images):  # Triton launches on the current device

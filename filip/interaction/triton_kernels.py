@@ -1,4 +1,4 @@
-"""The Triton kernels themselves; filip.interaction.triton_backend launches them and says how they work."""
+"""Define the Triton kernels; filip.interaction.triton_backend launches them and explains how they work."""
 
 from __future__ import annotations
 

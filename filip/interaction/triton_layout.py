@@ -1,4 +1,4 @@
-"""Where the Triton kernels find what they multiply: captions in groups of 64, and weights that 16 bits can hold.
+"""Lay out what the Triton kernels multiply: captions in groups of 64, and weights that 16 bits can hold.
 
 A tile of the kernels is *one position* of the 64 captions of a group: 64 rows of text tokens. Captions are put in order
 of length first, so that those of a group are about equally long; one that ends before the longest repeats its last

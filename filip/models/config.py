@@ -1,4 +1,4 @@
-"""The configuration of a dual encoder: what a run folder and a saved model carry as JSON."""
+"""Configuration of a dual encoder, which run folders and saved models hold as JSON."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ POOLINGS = ("ends", "mean", "attention")
 
 @dataclass
 class ImageTowerConfig:
-    """A vision transformer of timm, by name, with optional changes of size.
+    """A vision transformer from timm, by name, with optional changes of its size.
 
     CLIP's ViT and timm's plain ViT (``vit_base_patch32_224``) differ in four places; timm's ``*_clip_*``
     names have CLIP's version of the first three, and those are what the presets use:
@@ -51,7 +51,7 @@ class ImageTowerConfig:
             "help": "convolutional network of timm below the transformer: the cells of its feature map are the patches"
         },
     )
-    stem_stride: int = field(default=16, metadata={"help": "px of a cell of the stem's feature map"})
+    stem_stride: int = field(default=16, metadata={"help": "px per cell of the stem's feature map"})
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further arguments of the timm model, e.g. {reg_tokens: 4}"}
     )
@@ -59,7 +59,7 @@ class ImageTowerConfig:
 
 @dataclass
 class TextTowerConfig:
-    """A causal, pre-norm transformer as GPT-2's, CLIP's text tower."""
+    """CLIP's text tower: a causal, pre-norm transformer like GPT-2's."""
 
     width: int = field(default=512, metadata={"help": "channels"})
     layers: int = field(default=12, metadata={"help": "blocks"})
@@ -136,7 +136,7 @@ def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:
 
 
 def config_from_dict(values: dict[str, Any]) -> ModelConfig:
-    """ModelConfig from nested plain dicts (YAML, JSON); UserError names an unknown key."""
+    """Make a ModelConfig from nested plain dicts (YAML, JSON); a UserError names an unknown key."""
     return cast(ModelConfig, _build(ModelConfig, values, "model")).check()
 
 
@@ -152,13 +152,13 @@ def _build(schema: type, values: dict[str, Any], where: str) -> Any:
 
 
 def preset_names() -> list[str]:
-    """Names of the YAML files in ``filip/conf/model``."""
+    """Return the names of the YAML files in ``filip/conf/model``."""
     folder = resources.files("filip.conf").joinpath("model")
     return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def load_preset(name: str) -> ModelConfig:
-    """The ModelConfig of ``filip/conf/model/<name>.yaml``; UserError lists the presets if there is none."""
+    """Load the ModelConfig of ``filip/conf/model/<name>.yaml``; a UserError lists the presets if it does not exist."""
     if name not in preset_names():
         raise UserError(f"no model preset {name!r}; there are {', '.join(preset_names())}")
     text = resources.files("filip.conf").joinpath("model", f"{name}.yaml").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The dual encoder: image and text towers, per-token or pooled unit embeddings, one learnable temperature."""
+"""Define the dual encoder: image and text towers, per-token or pooled unit embeddings, one learnable temperature."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from filip.models.image_tower import ImageTower
 from filip.models.pooling import Pooling
 from filip.models.text_tower import TextTower
 
-LOSS_PARAMETER = "loss_"  # how the names of parameters begin that belong to a term of the loss
+LOSS_PARAMETER = "loss_"  # prefix of the parameters that belong to a term of the loss
 
 
 class TextFeatures(NamedTuple):
@@ -30,7 +30,7 @@ class TextFeatures(NamedTuple):
 
 
 def without_ends(text: TextFeatures) -> TextFeatures:
-    """``text`` without the first and the last token of each caption, [BOS] and [EOS], unless it has no others."""
+    """Return ``text`` without each caption's first and last token, [BOS] and [EOS], unless it has no others."""
     lengths = text.lengths
     ends = lengths.cumsum(0)
     keep = torch.ones(len(text.tokens), dtype=torch.bool, device=lengths.device)
@@ -41,14 +41,14 @@ def without_ends(text: TextFeatures) -> TextFeatures:
 
 
 class PooledFeatures(NamedTuple):
-    """One unit vector per image and per text, as ``model.pooling`` makes it of their projected tokens."""
+    """One unit vector per image and per text, which ``model.pooling`` makes from their projected tokens."""
 
     image: Tensor  # [b, d] float32
     text: Tensor  # [b, d] float32
 
 
 class Encoded(NamedTuple):
-    """What one forward pass gives the loss."""
+    """Output of a forward pass, for the loss."""
 
     image: Tensor  # [b, n1, d] (token_wise) or [b, d] (pooled)
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
@@ -107,10 +107,10 @@ class DualEncoder(nn.Module):
         further_ids: Tensor | None = None,
         further_lengths: Tensor | None = None,
     ) -> Encoded:
-        """Both encoders and the scale in one call: engines that hook ``forward`` see every parameter.
+        """Run both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter.
 
-        Where there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
-        stand once for each of them.
+        If there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
+        appear once for each of them.
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
         ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
@@ -142,7 +142,7 @@ class DualEncoder(nn.Module):
         return Encoded(image, text, self.scale(), vectors, further, of_loss)
 
     def loss_parameters(self) -> dict[str, nn.Parameter]:
-        """What terms of the loss learn besides the towers, by the name that the term uses. Evaluation needs none."""
+        """Return the parameters that terms of the loss learn, by the term's name for them. Evaluation needs none."""
         return {
             name.removeprefix(LOSS_PARAMETER): parameter
             for name, parameter in self.named_parameters(recurse=False)
@@ -150,19 +150,19 @@ class DualEncoder(nn.Module):
         }
 
     def set_loss_parameters(self, values: Mapping[str, Tensor]) -> None:
-        """Have exactly these, with these values [1, ...]. Direct parameters, since ZeRO-3 gathers those for forward."""
+        """Set exactly these, with values [1, ...], as direct parameters, since ZeRO-3 gathers those for forward."""
         for name in self.loss_parameters():
             delattr(self, LOSS_PARAMETER + name)
         for name, value in values.items():
             self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
     def require_vector(self, what: str, otherwise: str) -> None:
-        """UserError if an image has no vector, which ``what`` needs: ``pooling=ends`` without a [CLS] token."""
+        """Raise UserError if an image has no vector, which ``what`` needs: ``pooling=ends`` without a [CLS] token."""
         if self.config.pooling == "ends":
             self.require_cls(what, f"model.pooling=mean, or {otherwise}")
 
     def require_cls(self, what: str, otherwise: str) -> None:
-        """UserError if the image tower has no [CLS] token, which ``what`` needs; ``otherwise`` does without."""
+        """Raise UserError if the image tower has no [CLS] token, which ``what`` needs; ``otherwise`` does without."""
         if not self.image.has_cls:
             raise UserError(
                 f"{what} needs a [CLS] token, and model.image.timm={self.config.image.timm!r} has none; choose a ViT "
@@ -170,11 +170,11 @@ class DualEncoder(nn.Module):
             )
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or vectors ``[b, d]`` (pooled)."""
+        """Encode ``[b, 3, H, W]`` to unit tokens ``[b, n1, d]``, row by row, or vectors ``[b, d]`` (pooled)."""
         return self.image_embeddings(self.image(pixels))
 
     def image_embeddings(self, tokens: Tensor) -> Tensor:
-        """What :meth:`encode_image` makes of the image tower's tokens ``[b, tokens, d]``."""
+        """Return the output of :meth:`encode_image` from the image tower's tokens ``[b, tokens, d]``."""
         return self._image_embeddings(tokens, self.config.interaction == "token_wise")
 
     def _image_embeddings(self, tokens: Tensor, token_wise: bool) -> Tensor:
@@ -193,7 +193,7 @@ class DualEncoder(nn.Module):
         return _unit(self.image_pool(patches.flatten(0, 1), lengths))
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
-        """Captions ``ids [b, n2]`` int64, padded behind [EOS], of ``lengths [b]`` ([BOS] and [EOS] included).
+        """Encode captions ``ids [b, n2]`` int64, padded after [EOS], with ``lengths [b]`` ([BOS] and [EOS] included).
 
         Returns packed unit tokens (token_wise) or vectors ``[b, d]`` (pooled). The embeddings of a caption do not
         depend on how far its row is padded.
@@ -208,7 +208,7 @@ class DualEncoder(nn.Module):
         return self._text_vectors(self._word_states(ids, lengths), lengths)
 
     def _text_vectors(self, words: Tensor, lengths: Tensor) -> Tensor:
-        """Of packed tokens, not yet normalised."""
+        """Return the vectors of packed tokens, not yet normalised."""
         if self.text_pool is None:
             return _unit(words[lengths.cumsum(0) - 1])
         return _unit(self.text_pool(words, lengths))
@@ -221,7 +221,7 @@ class DualEncoder(nn.Module):
         return self.text(ids, lengths, only_last=only_last)
 
     def scale(self) -> Tensor:
-        """``[1]`` the factor on the similarities, 1/temperature.
+        """Return ``[1]``, the factor on the similarities, 1/temperature.
 
         Not clamped here: the optimiser clamps the parameter to ``log(config.max_logit_scale)``, whose exponential
         exceeds the maximum by rounding (100.0000076 in float32, 100.04 from a float16 copy). A clamp of the result
@@ -230,7 +230,7 @@ class DualEncoder(nn.Module):
         return self.logit_scale.float().exp()
 
     def resize_images(self, image_size: int) -> None:
-        """Take images of another side from now on; position embeddings are interpolated."""
+        """Accept images with another side from now on; position embeddings are interpolated."""
         self.image.resize(image_size)
         self.config.image.image_size = image_size
 
@@ -240,13 +240,13 @@ def _unit(x: Tensor) -> Tensor:
 
 
 def build_model(config: ModelConfig) -> DualEncoder:
-    """A freshly initialised model (torch's global generator); under ``torch.device("meta")`` one without values."""
+    """Build a freshly initialised model (torch's global generator), or one without values on the meta device."""
     with _NothingDrawn() if torch.get_default_device().type == "meta" else nullcontext():
         return DualEncoder(config)
 
 
 class _NothingDrawn(TorchFunctionMode):
-    """Skip the drawing of initial values, for which torch would import its compiler on the meta device."""
+    """Mode that skips the drawing of initial values, for which torch would import its compiler on the meta device."""
 
     _DRAWING = frozenset({"normal_", "uniform_", "erfinv_", "clamp_"})
 

@@ -1,4 +1,4 @@
-"""The image encoder: a timm ViT whose tokens are all projected, plus resizing of its position embeddings."""
+"""Define the image encoder: a timm ViT whose tokens are all projected, plus resizing of its position embeddings."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ with light_imports():
 
 
 class ImageTower(nn.Module):
-    """Pixels to embeddings, not yet normalised.
+    """Image encoder: pixels to embeddings, not yet normalised.
 
     ``forward(pixels [b, 3, H, W])`` returns all tokens ``[b, prefix + patches, embed_dim]``, prefix tokens
     ([CLS], registers) first.
@@ -34,7 +34,7 @@ class ImageTower(nn.Module):
 
     @property
     def prefix_tokens(self) -> int:
-        """How many tokens come before the patches."""
+        """Return how many tokens come before the patches."""
         return self.trunk.num_prefix_tokens
 
     @property
@@ -43,36 +43,36 @@ class ImageTower(nn.Module):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Return the number of patches down and across."""
         rows, columns = self.trunk.patch_embed.grid_size
         return int(rows), int(columns)
 
     @property
     def patch_size(self) -> tuple[int, int]:
-        """Height and width of a patch in pixels."""
+        """Return height and width of a patch in pixels."""
         height, width = self.trunk.patch_embed.feat_ratio(as_scalar=False)
         return int(height), int(width)
 
     @property
     def stem(self) -> Stem | None:
-        """The convolutional network below the transformer, if there is one."""
+        """Return the convolutional network below the transformer, if there is one."""
         found = getattr(self.trunk.patch_embed, "backbone", None)
         assert found is None or isinstance(found, Stem)
         return found
 
     def fold_stem(self) -> None:
-        """Replace the stem, if there is one, by the faster one that only infers (:meth:`Stem.folded`)."""
+        """Replace the stem, if there is one, by a faster one for inference only (:meth:`Stem.folded`)."""
         if self.stem is not None:
             self.trunk.patch_embed.backbone = self.stem.folded()
 
     @property
     def width(self) -> int:
-        """Features of a token before the projection."""
+        """Return the features of a token before the projection."""
         return int(self.trunk.embed_dim)
 
     @property
     def depth(self) -> int:
-        """Transformer blocks."""
+        """Return the number of transformer blocks."""
         return len(self.trunk.blocks)
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -81,7 +81,7 @@ class ImageTower(nn.Module):
         return self.projection(self.trunk(pixels))
 
     def patch_features(self, pixels: Tensor) -> Tensor:
-        """The patch tokens before the projection, ``[b, patches, width]``: what a linear probe sees."""
+        """Return the patch tokens before the projection, ``[b, patches, width]``, which a linear probe sees."""
         return self.trunk(pixels)[:, self.prefix_tokens :]
 
     def resize(self, image_size: int) -> None:
@@ -133,7 +133,7 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
 
 @torch.no_grad()
 def _init_as_clip(trunk: VisionTransformer) -> None:
-    """CLIP's vision tower: embeddings from N(0, 1/width), the rest as torch's own layers initialise.
+    """Initialise as CLIP's vision tower: embeddings from N(0, 1/width), the rest as torch's layers do.
 
     CLIP's GPT-2 style scaling of the blocks is applied to its text tower only. torch's MultiheadAttention
     draws the joint q/k/v weight by Xavier over its joint shape and sets the attention biases to zero.

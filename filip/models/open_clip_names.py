@@ -1,4 +1,4 @@
-"""Every parameter of ours beside its counterpart in open_clip's CLIP, and the tensors of one as those of the other."""
+"""Map our parameters to their counterparts in open_clip's CLIP, and convert tensors in both directions."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ _TEXT_BLOCK = {
 
 
 def open_clip_names(image_layers: int, text_layers: int) -> dict[str, str]:
-    """Names of our parameters to those of ``open_clip.CLIP`` with as many blocks."""
+    """Map the names of our parameters to those of ``open_clip.CLIP`` with as many blocks."""
     names = {
         "logit_scale": "logit_scale",
         "image.projection.weight": "visual.proj",
@@ -62,13 +62,13 @@ def open_clip_names(image_layers: int, text_layers: int) -> dict[str, str]:
 
 
 def from_open_clip(state: dict[str, Tensor], image_layers: int, text_layers: int) -> dict[str, Tensor]:
-    """open_clip's state dict as one of ours, without its masks; KeyError if a tensor is missing."""
+    """Convert open_clip's state dict to ours, without its masks; raise KeyError if a tensor is missing."""
     names = open_clip_names(image_layers, text_layers)
     return {ours: _as_ours(ours, state[theirs]) for ours, theirs in names.items()}
 
 
 def to_open_clip(model: DualEncoder) -> dict[str, Tensor]:
-    """Our state dict as ``open_clip.CLIP`` has it."""
+    """Convert our state dict to that of ``open_clip.CLIP``."""
     state = model.state_dict()
     names = open_clip_names(model.image.depth, len(model.text.blocks))
     return {theirs: _as_theirs(ours, state[ours]) for ours, theirs in names.items()}

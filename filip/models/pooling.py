@@ -1,4 +1,4 @@
-"""One vector of all tokens of an image or of a caption, for models that compare one vector each."""
+"""Pool all tokens of an image or a caption into one vector, for models that compare one vector each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class Pooling(nn.Module):
 
     def __init__(self, width: int, attention: bool) -> None:
         super().__init__()
-        # Zero: attention starts as the mean.
+        # zero, so that attention starts as the mean
         self.query = nn.Parameter(torch.zeros(width)) if attention else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:

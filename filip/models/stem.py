@@ -1,4 +1,4 @@
-"""A convolutional network below the transformer, as in the hybrid ViT: the cells of its feature map are the patches."""
+"""Put a convolutional network below the transformer, as in the hybrid ViT: cells of its feature map are the patches."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ with light_imports():
     import timm
     from timm.layers import HybridEmbed
 
-CPU_IMAGES = 16  # at a time on a CPU: its caches then hold what lies between the layers
+CPU_IMAGES = 16  # at a time on a CPU, whose caches then hold the activations between layers
 
 
 class Stem(nn.Module):
@@ -106,7 +106,7 @@ class Stem(nn.Module):
 
 
 def stem_layer(name: str, stride: int, image_size: int) -> Callable[..., nn.Module]:
-    """The ``embed_layer`` of a VisionTransformer of ``patch_size`` 1. UserError if timm has no such network."""
+    """Return the ``embed_layer`` of a VisionTransformer of ``patch_size`` 1. UserError if timm lacks the network."""
     if image_size % stride:
         raise UserError(
             f"model.image.image_size={image_size} is not a multiple of model.image.stem_stride={stride}; pixels at the "

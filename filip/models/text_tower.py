@@ -1,4 +1,4 @@
-"""The text encoder: GPT-2 style, causal and pre-norm, with CLIP's sizes and initialisation."""
+"""Define the text encoder: GPT-2 style, causal and pre-norm, with CLIP's sizes and initialisation."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class QuickGELU(nn.Module):
 
 
 class Layout(NamedTuple):
-    """Where the packed tokens of a batch stand in its padded form."""
+    """Positions of a batch's packed tokens in its padded form."""
 
     rows: int  # captions, b
     columns: int  # tokens of the longest, n
@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(lengths: Tensor, columns: int) -> Layout:
-        """Of captions with ``lengths`` [b] in rows of ``columns`` tokens, on the device of ``lengths``."""
+        """Return the layout of captions with ``lengths`` [b]in rows of ``columns`` tokens, on their device."""
         valid = torch.arange(columns, device=lengths.device) < lengths[:, None]
         return Layout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
 
@@ -36,7 +36,7 @@ class Layout(NamedTuple):
 class Block(nn.Module):
     """Pre-norm attention and MLP on packed tokens ``[T, width]``; each token sees itself and its past.
 
-    Only the attention itself runs on padded rows. Padding stands behind [EOS], where a causal model cannot see
+    Only the attention itself runs on padded rows. Padding comes after [EOS], where a causal model cannot see
     it, so no mask is needed.
     """
 
@@ -65,11 +65,11 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Token ids to embeddings, not yet normalised.
+    """Text encoder: token ids to embeddings, not yet normalised.
 
     ``forward(ids [b, n] int64, lengths [b] int64)`` returns the embeddings of all tokens without padding,
     caption by caption: ``[lengths.sum(), embed_dim]``; with ``only_last`` those of the [EOS] tokens:
-    ``[b, embed_dim]``. Padding costs nothing but in the attention product. ``lengths`` may stay on the host.
+    ``[b, embed_dim]``. Padding costs nothing except in the attention product. ``lengths`` may stay on the host.
     """
 
     def __init__(self, config: TextTowerConfig, embed_dim: int) -> None:
@@ -100,7 +100,7 @@ class TextTower(nn.Module):
 
     @torch.no_grad()
     def _init_as_clip(self) -> None:
-        """CLIP's: GPT-2's scaling of the residual branches with the depth; torch's biases in the MLP."""
+        """Initialise as CLIP: GPT-2's scaling of the residual branches with the depth; torch's biases in the MLP."""
         width, layers = self.token_embedding.embedding_dim, len(self.blocks)
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.pos_embed, std=0.01)

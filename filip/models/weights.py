@@ -1,4 +1,4 @@
-"""A trained model as one self-contained file: float32 safetensors with the configuration in the metadata."""
+"""Save and load a trained model as one self-contained file: float32 safetensors, configuration in the metadata."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ def save_model(
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: str | Path, metadata: dict[str, str]) -> None:
-    """Write a safetensors file, atomically. Raises OSError with the file's name where the disk has no room for it."""
+    """Write a safetensors file, atomically. Raises OSError with the file's name if the disk is full."""
     with replacing(path, shared=True) as part:
         save_file(tensors, part, metadata)
         part.chmod(0o644)  # safetensors lets only the owner read; colleagues evaluate models, too
 
 
 def load_model(path: str | Path, image_size: int | None = None, loss_parameters: bool = False) -> DualEncoder:
-    """The model saved in ``path``, in float32, on the CPU and in evaluation mode.
+    """Load the model saved in ``path``, in float32, on the CPU and in evaluation mode.
 
     With ``image_size`` its position embeddings are interpolated to that input size. ``loss_parameters``: with those
     that terms of the loss have learned, for further training. UserError if the file is missing or not one of ours.
@@ -55,9 +55,9 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
     with torch.device("meta"):
         model = build_model(config)
     if any(True for _ in model.buffers()):
-        model = build_model(config)  # buffers that no file holds would stay without memory
+        model = build_model(config)  # buffers that are not in the file would stay without memory
     if difference := _difference(model.state_dict(), state):
-        raise UserError(f"{path} does not fit its own configuration: {difference}")
+        raise UserError(f"{path} does not fit its configuration: {difference}")
     model.load_state_dict(state, assign=True)
     if image_size is not None and image_size != config.image.image_size:
         model.resize_images(image_size)
@@ -67,13 +67,13 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
 
 
 def pop_loss_parameters(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Take what belongs to the loss out of a state dict; see :meth:`DualEncoder.set_loss_parameters`."""
+    """Remove the loss's parameters from a state dict; see :meth:`DualEncoder.set_loss_parameters`."""
     names = [name for name in state if name.startswith(LOSS_PARAMETER)]
     return {name.removeprefix(LOSS_PARAMETER): state.pop(name) for name in names}
 
 
 def read_extra(path: str | Path) -> dict[str, Any]:
-    """The ``extra`` that was given to :func:`save_model`."""
+    """Return the ``extra`` that was given to :func:`save_model`."""
     return _json(path, _read(path, tensors=False)[0].get("extra", "{}"))
 
 
@@ -86,7 +86,7 @@ def _json(path: str | Path, text: str) -> dict[str, Any]:
 
 
 def _difference(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor]) -> str:
-    """The first tensor that a state dict lacks, has too many or has in another shape, in words; "" if it fits."""
+    """Describe the first missing, unexpected or mis-shaped tensor of a state dict; "" if it fits."""
     for names, verb in (
         (expected.keys() - found.keys(), "lacks"),
         (found.keys() - expected.keys(), "also has"),

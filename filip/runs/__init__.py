@@ -1,1 +1,1 @@
-"""The folder of a training on disk: its checkpoints, and the model that is in it. Training writes it."""
+"""Read the folder that a training writes: its checkpoints, and its model."""

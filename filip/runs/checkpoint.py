@@ -1,4 +1,4 @@
-"""The checkpoints of a run: which are finished and whole, and where the run stood at each."""
+"""Read the checkpoints of a run: which are finished and intact, and the loop state of each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FINISHED = "finished.json"  # in the run's folder, once it has written its resul
 
 @dataclass
 class LoopState:
-    """Where a run stands, and what it must have in common with the run that resumes it."""
+    """State of a run, with everything that it must share with the run that resumes it."""
 
     step: int = 0
     loader: dict[str, Any] = field(default_factory=dict)
@@ -38,14 +38,14 @@ class LoopState:
 
 
 def complete_checkpoints(folder: Path) -> list[Path]:
-    """Finished checkpoints, oldest first."""
+    """Return the finished checkpoints, oldest first."""
     if not folder.is_dir():
         return []
     return sorted(p for p in folder.iterdir() if _COMPLETE.fullmatch(p.name) and (p / STATE).is_file())
 
 
 def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
-    """The newest checkpoint whose files have the sizes they were saved with, and a note on each that is skipped."""
+    """Return the newest checkpoint whose files have their saved sizes, and a note on each one that is skipped."""
     notes: list[str] = []
     for checkpoint in reversed(complete_checkpoints(folder)):
         damage = find_damage(checkpoint)
@@ -56,7 +56,7 @@ def newest_intact(folder: Path) -> tuple[Path | None, list[str]]:
 
 
 def find_damage(checkpoint: Path) -> str | None:
-    """Return what is wrong with a checkpoint's files, or None. Their sizes are compared, not their content."""
+    """Return what is wrong with a checkpoint's files, or None. Only sizes are compared, not the content."""
     try:
         expected = read_state(checkpoint).files
     except UserError as error:
@@ -71,7 +71,7 @@ def find_damage(checkpoint: Path) -> str | None:
 
 
 def read_state(checkpoint: Path) -> LoopState:
-    """The loop state of a finished checkpoint. Fields of a later version are ignored, missing ones keep defaults."""
+    """Read a finished checkpoint's loop state. Fields of a later version are ignored, missing ones keep defaults."""
     known = {f.name for f in fields(LoopState)}
     try:
         values = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
@@ -89,5 +89,5 @@ def file_size(path: Path) -> int:
 
 
 def is_finished(run_dir: Path) -> bool:
-    """True if the last start of the run wrote its result."""
+    """Return whether the last start of the run wrote its result."""
     return (run_dir / FINISHED).is_file()

@@ -1,4 +1,4 @@
-"""The model at a path: a file of weights, a run folder, or a checkpoint of any ZeRO stage."""
+"""Read the model at a path: a file of weights, a run folder, or a checkpoint of any ZeRO stage."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from filip.runs.weights import checkpoint_weights, merged
 
 @dataclass(frozen=True)
 class Source:
-    """A model, and what is known of its training.
+    """A model, and what is known about its training.
 
     extra: goes into a safetensors file. result: the training's result file, or as much of it as a run that has not
     finished has (its ``config``); empty if nothing of it was found. tables: the study's tables in Markdown, by name.
     """
 
     model: DualEncoder
-    origin: str  # in words, for messages
+    origin: str  # described in words, for messages
     extra: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
     tables: dict[str, str] = field(default_factory=dict)
 
 
 def read_source(path: str) -> Source:
-    """The model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
+    """Read the model at ``path``: a ``.safetensors`` file, a run folder or one of its checkpoints.
 
     A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
-    UserError if there is no model.
+    Raises UserError if there is none.
     """
     place = Path(path)
     if place.is_file():
@@ -46,8 +46,8 @@ def read_source(path: str) -> Source:
     config = _json(place / "config.json")
     if "run_dir" not in config and not (place / "checkpoints").is_dir():
         raise UserError(
-            f"model={path}: no run folder (there is no config.json of a training in it, and no checkpoints); a model "
-            f"of another project becomes ours by a training, e.g. init_from=hf:{path}"
+            f"model={path}: this is not a run folder (it has no config.json of a training and no checkpoints); a model "
+            f"of another project can be converted by a training, e.g. init_from=hf:{path}"
         )
     if is_finished(place) and Path(config.get("out", "")).is_file():
         return _of_file(Path(config["out"]), Path(config.get("result", "")))
@@ -62,7 +62,7 @@ def read_source(path: str) -> Source:
 
 
 def _of_file(path: Path, result: Path | None = None) -> Source:
-    """``result`` lies beside the weights if not given, as a study puts it."""
+    """Return the model in a file; ``result`` lies next to the weights if not given, as a study puts it."""
     model, extra = load_model(path), read_extra(path)
     known = _json(result or path.with_suffix(".json"))
     tables = _tables(path) if known.get("config") else {}
@@ -70,7 +70,7 @@ def _of_file(path: Path, result: Path | None = None) -> Source:
 
 
 def _tables(weights: Path) -> dict[str, str]:
-    """Of a study, whose weights are RESULTS/models/RUN.safetensors and whose tables are RESULTS/tables/*.md."""
+    """Return the tables RESULTS/tables/*.md of a study whose weights are RESULTS/models/RUN.safetensors."""
     folder = weights.resolve().parent.parent / "tables"
     return {table.stem: table.read_text(encoding="utf-8") for table in sorted(folder.glob("*.md"))}
 
@@ -86,7 +86,7 @@ def _of_checkpoint(checkpoint: Path) -> Source:
     found = {name: tuple(value.shape) for name, value in weights.items()}
     if expected != found:
         wrong = sorted(set(expected.items()) ^ set(found.items()))[0][0]
-        raise UserError(f"{checkpoint} does not hold the model of its own {wrong!r}; it is damaged")
+        raise UserError(f"{checkpoint} does not hold the model that its {wrong!r} describes; it is damaged")
     model.load_state_dict(weights)
     config = _json(checkpoint.parents[1] / "config.json")
     result = {"run": config.get("run"), "config": config, "steps": state.step} if config else {}
@@ -99,7 +99,7 @@ def _of_checkpoint(checkpoint: Path) -> Source:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is none."""
+    """Return the object in a JSON file; empty without one."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

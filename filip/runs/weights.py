@@ -1,4 +1,4 @@
-"""The weights in a checkpoint, whole and without adapters."""
+"""Read the full weights in a checkpoint, with adapters merged."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import Tensor
 
 from filip.runs.checkpoint import LoopState
 
-_ADAPTER = ".lora_{}.default.weight"  # peft's names
+_ADAPTER = ".lora_{}.default.weight"  # as peft names them
 
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
-    """The float32 state dict in a checkpoint."""
+    """Return the float32 state dict in a checkpoint."""
     whole: dict[str, Tensor] = {}
-    if state.zero_stage < 3:  # also what does not learn, of which ZeRO-1 keeps no other copy
+    if state.zero_stage < 3:  # includes frozen weights, of which ZeRO-1 keeps no other copy
         saved: dict[str, Any] = torch.load(
             checkpoint / "mp_rank_00_model_states.pt", map_location="cpu", weights_only=False
         )
@@ -33,7 +33,7 @@ def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
 
 
 def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """The state dict of the model without adapters that computes the same; ``state`` itself if it has none."""
+    """Return the state dict of the equivalent model without adapters; ``state`` itself if it has none."""
     plain = {}
     for name, value in state.items():
         layer, base, kind = name.rpartition(".base_layer.")

@@ -1,4 +1,4 @@
-"""Which back-translations are accepted as alternatives to the original caption.
+"""Rules that accept back-translations as alternatives to the original caption.
 
 A round trip that returns the caption itself adds nothing; one that loses a number or a name, or runs into a loop,
 says something else. A small model also has favourite sentences: to "flag: Chad" and a dozen others it says
@@ -35,9 +35,9 @@ NUMBER_WORDS = dict(
 
 
 def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[str | None]:
-    """Why each translation may not stand for its original; None where it may."""
+    """Return the reason why each translation may not stand for its original, or None where it may."""
     reasons = [_by_words(*pair) for pair in zip(originals, translations, strict=True)]
-    # by far the dearest rule: last, and for all that are left at once
+    # by far the slowest rule, so it runs last and in one batch
     left = [i for i, reason in enumerate(reasons) if reason is None]
     for i, english in zip(left, are_english([translations[i] for i in left]), strict=True):
         if not english:
@@ -46,16 +46,16 @@ def rejections(originals: Sequence[str], translations: Sequence[str]) -> list[st
 
 
 def rejection(original: str, translation: str) -> str | None:
-    """:func:`rejections` of one pair."""
+    """Return the result of :func:`rejections` for one pair."""
     return rejections([original], [translation])[0]
 
 
 def _by_words(original: str, translation: str) -> str | None:
-    """The rules but for the language."""
+    """Apply all rules except the one about the language."""
     translated_words = words_of(translation)
     if not translated_words:
         return "empty"
-    # half of all translations are the caption itself
+    # half of all translations equal the caption
     original_words = translated_words if translation == original else words_of(original)
     if translated_words == original_words:
         return "identical"
@@ -68,7 +68,7 @@ def _by_words(original: str, translation: str) -> str | None:
         return "repetitive"
     if _has_number(original, original_words) and _spoken(original) - numbers(translation):
         return "number_lost"
-    # most captions have no capitals, and then no names
+    # most captions have no capitals and thus no names
     if original != original.lower():
         folded = _fold(translation)
         if any(name not in folded for name in names(original)):
@@ -77,22 +77,22 @@ def _by_words(original: str, translation: str) -> str | None:
 
 
 def numbers(text: str) -> Counter[str]:
-    """The numbers in a text, "two" and "2" alike, "1,000" as 1000."""
+    """Return the numbers in a text: "two" and "2" are the same, "1,000" is 1000."""
     digits = _NUMBER.findall(_GROUPED.sub("", text))
     words = [NUMBER_WORDS[word] for word in plain(text).split() if word in NUMBER_WORDS]
     return Counter([number.lstrip("0") or "0" for number in digits]) + Counter(words)
 
 
 def _spoken(text: str) -> Counter[str]:
-    """The numbers that must survive: "one" may become "a"."""
+    """Return the numbers that must survive: "one" may become "a"."""
     ones = Counter({NUMBER_WORDS["one"]: plain(text).split().count("one")})
     return numbers(text) - ones
 
 
 def names(text: str) -> list[str]:
-    """Capitalised words inside a sentence, folded to plain lower-case letters; none in a title or an exclamation.
+    """Return the capitalised words inside a sentence, in plain lower-case letters; none for a title or an exclamation.
 
-    The first word of a sentence has its capital whatever it is: "A wheel! Put the brake on" names nobody.
+    The first word of a sentence is capitalised in any case: "A wheel! Put the brake on" names nobody.
     """
     words = list(_WORD.finditer(text))
     capitalised = [word for word in words if word[0][0].isupper()]

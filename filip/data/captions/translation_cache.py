@@ -1,4 +1,4 @@
-"""Translations on disk, by engine, model and text: planned, made in blocks, reused by any later run.
+"""Cache translations on disk by engine, model and text: they are planned, made in blocks and reused by later runs.
 
 A plan is the list of captions that the cache does not hold, sorted by length and cut into blocks. It is made
 once and kept until the run is over, so that a rerun after a crash works through the very same blocks: with some
@@ -21,23 +21,23 @@ from filip.data.lists.parquet_rows import row_group
 from filip.files import digest, replacing, sha256_of
 from filip.worker_pool import run_blocks
 
-# Captions per block. Each is one file, which takes milliseconds, and a killed run loses one at most: a few captions
-# make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and what is between has blocks of MEDIUM_BLOCK.
+# Captions per block. Each is one file, written in milliseconds, and a killed run loses at most one: a few captions
+# make FEW_BLOCKS for the processes to share, many make MANY_BLOCKS, and in between a block has MEDIUM_BLOCK.
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
-BLOCKS_AT_ONCE = 16  # that a process takes where there are many
-_engines: list[Engine] = []  # of a worker process: loaded once
+BLOCKS_AT_ONCE = 16  # that a process takes if there are many
+_engines: list[Engine] = []  # a worker process loads them once
 
 
 def block_size(captions: int) -> int:
-    """Captions per block of a plan for so many."""
+    """Return the captions per block of a plan for so many."""
     shared = min(MEDIUM_BLOCK, captions // FEW_BLOCKS)
     return min(LARGEST_BLOCK, max(SMALLEST_BLOCK, shared, captions // MANY_BLOCKS))
 
 
 class TranslationCache:
-    """The translations of one engine, pivot and model: a folder of Parquet files (text, pivot_text, back)."""
+    """Translations by one engine, pivot and model: a folder of Parquet files (text, pivot_text, back)."""
 
     def __init__(self, root: Path, engine: str, pivot: str, models: str | None, model: str) -> None:
         self.engine, self.pivot, self.models = engine, pivot, models
@@ -45,7 +45,7 @@ class TranslationCache:
         self.folder.mkdir(parents=True, exist_ok=True)
 
     def sql(self) -> str:
-        """Relation (text, pivot_text, back); each text once, even where two runs translated it."""
+        """Return SQL of (text, pivot_text, back), with each text once even if two runs translated it."""
         files = sorted(self.folder.glob("*.parquet"))
         if not files:
             return "(SELECT NULL::VARCHAR AS text, NULL::VARCHAR AS pivot_text, NULL::VARCHAR AS back WHERE false)"
@@ -54,10 +54,10 @@ class TranslationCache:
         return f"(SELECT text, {first} FROM {found} GROUP BY text)"
 
     def plan(self, con: duckdb.DuckDBPyConnection, captions: Path, work: Path) -> Path:
-        """The captions (column ``caption``) that are not translated yet, one row group per block."""
+        """Write the captions (column ``caption``) that are not translated yet, one row group per block."""
         path = work / f"todo-{self.folder.name}.parquet"
         if not path.exists():
-            path.with_suffix(".sha256").unlink(missing_ok=True)  # of an earlier plan
+            path.with_suffix(".sha256").unlink(missing_ok=True)  # the hash of an earlier plan
             total = pq.read_metadata(captions).num_rows
             duckdb_io.write_parquet(
                 con,
@@ -71,9 +71,9 @@ class TranslationCache:
         return path
 
     def _name(self, plan: Path) -> str:
-        """What the files of a plan's blocks begin with: a hash of the plan, taken once and kept beside it.
+        """Return the prefix of the block files of a plan: its hash, computed once and stored next to it.
 
-        The plan of 300 million captions has 10 GB; hundreds of jobs share it.
+        The plan of 300 million captions takes 10 GB, and hundreds of jobs share it.
         """
         kept = plan.with_suffix(".sha256")
         if not kept.exists():
@@ -109,12 +109,12 @@ class TranslationCache:
 
 
 def start_engine(engine: str, pivot: str, models: str | None) -> None:
-    """Load the engine of this process."""
+    """Load the engine in this process."""
     _engines[:] = [load_engine(engine, pivot, models)]
 
 
 def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
-    """Translate row groups of the plan, each into the path beside its number; returns the number of captions.
+    """Translate row groups of the plan, each into the path given with its number; return the number of captions.
 
     A thread writes one block while the next is translated: the disk takes as long as a small engine.
     """
@@ -130,6 +130,6 @@ def translate_blocks(plan: Path, blocks: Sequence[tuple[int, Path]]) -> int:
 
 def _write_block(table: pa.Table, path: Path) -> int:
     with replacing(path, shared=True) as part:  # two runs may share a cache
-        # every text is another one: a dictionary of them, or their first and last, are of no use to anybody
+        # texts are distinct: dictionaries and statistics only cost space
         pq.write_table(table, part, compression="zstd", use_dictionary=False, write_statistics=False)
     return table.num_rows

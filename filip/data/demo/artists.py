@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Artist:
-    """One set of drawings. ``key`` names the folder of its images and its entry in the card's attribution."""
+    """A set of drawings. ``key`` names the folder of its images and its entry in the card's attribution."""
 
     key: str
-    version: str  # of the npm package, pinned: another version is another corpus
+    version: str  # pinned version of the npm package: another version gives another corpus
     test: bool = False  # never in the training list
 
     @property

@@ -11,7 +11,7 @@ LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are la
 
 
 def caption_of(drawing: Drawing) -> str:
-    """``tulip`` or ``tulip, flower, growth``: the same at every build, different for each artist."""
+    """Return e.g. ``tulip`` or ``tulip, flower, growth``: the same at every build, different for each artist."""
     choose = random.Random(f"caption {drawing.artist} {drawing.emoji.code}")
     tags = informative_tags(drawing.emoji)
     if not tags or choose.random() < LABEL_ONLY:
@@ -21,6 +21,6 @@ def caption_of(drawing: Drawing) -> str:
 
 
 def informative_tags(emoji: Emoji) -> list[str]:
-    """The keywords that say more than the label, in CLDR's order."""
+    """Return the keywords that say more than the label, in CLDR's order."""
     words = set(emoji.label.lower().replace(":", " ").split())
     return [tag for tag in emoji.tags if not set(tag.lower().split()) <= words]

@@ -1,4 +1,4 @@
-"""Which emoji there are, what CLDR calls them, and which drawing of a set shows which of them."""
+"""Catalogue of the emoji: their CLDR names, and which drawing of a set shows which of them."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from typing import Any
 
 from filip.data.demo.artists import NAMES_PACKAGE, Artist
 
-HELD_OUT_SHARE = 0.1  # of the concepts; no artist's drawing of them is trained on
+HELD_OUT_SHARE = 0.1  # share of the concepts that no training drawing shows, whoever drew it
 SHORTCODES = ("joypixels", "iamcal", "github", "emojibase")  # the chat names that emoji sets took slugs from
 
 
 @dataclass(frozen=True)
 class Emoji:
-    """One emoji. ``code``: hexadecimal code points joined by "-", without the variation selector FE0F."""
+    """An emoji. ``code``: hexadecimal code points joined by "-", without the variation selector FE0F."""
 
     code: str
     concept: str  # code of the emoji without skin tones
@@ -32,13 +32,13 @@ class Emoji:
 
     @property
     def content_id(self) -> int:
-        """A stable id below 2**63, equal for equal content: the demo list's ``group`` column."""
+        """Return a stable id below 2**63, equal for equal content: the demo list's ``group`` column."""
         return int.from_bytes(hashlib.sha256(self.code.encode()).digest()[:8], "big") >> 1
 
 
 @dataclass(frozen=True)
 class Drawing:
-    """One artist's SVG of one emoji. ``body`` is the inner SVG, ``box`` its (left, top, width, height)."""
+    """An artist's SVG of one emoji. ``body`` is the inner SVG, ``box`` its (left, top, width, height)."""
 
     artist: str
     slug: str
@@ -48,7 +48,7 @@ class Drawing:
 
 
 class Catalogue:
-    """The emoji of CLDR by code, with the indices by which slugs are resolved."""
+    """Emoji of CLDR by code, with the indices by which slugs are resolved."""
 
     def __init__(self, modules: Path):
         self.modules = modules
@@ -56,12 +56,12 @@ class Catalogue:
 
     @cached_property
     def concepts(self) -> list[str]:
-        """Codes of all emoji without skin tone, in CLDR's order."""
+        """Return the codes of all emoji without skin tone, in CLDR's order."""
         return [code for code, emoji in self.emoji.items() if code == emoji.concept]
 
     @cached_property
     def held_out(self) -> frozenset[str]:
-        """A tenth of the concepts, by hash. Man, woman and person of one kind are held out together."""
+        """Return a tenth of the concepts, chosen by hash. Man, woman and person of one kind are held out together."""
         families: dict[str, list[str]] = {}
         for code in self.concepts:
             families.setdefault(_family(code), []).append(code)
@@ -72,7 +72,7 @@ class Catalogue:
         return frozenset(chosen)
 
     def drawings(self, artist: Artist) -> list[Drawing]:
-        """The artist's drawings, one an emoji, in CLDR's order. What is no emoji of CLDR is left out."""
+        """Return the artist's drawings, one per emoji, in CLDR's order; drawings of anything else are left out."""
         folder = self.modules / artist.package
         icons = json.loads((folder / "icons.json").read_text())
         own = {slug: normalise(code) for code, slug in _chars(folder).items()}
@@ -89,10 +89,10 @@ class Catalogue:
         return [found[code] for code in self.emoji if code in found]
 
     def _resolve(self, slug: str, own: dict[str, str]) -> str | None:
-        """The code that a slug stands for, by the set's own table, else by all names an emoji goes by."""
+        """Return the code that a slug stands for, by the set's table, else by any of the emoji's names."""
         plain = slug.replace("-", "")
         ways: list[str | None] = [own.get(slug), self._by_label.get(slug)]
-        if not own:  # sets that bring no table take their slugs from older Unicode names and chat shortcodes
+        if not own:  # sets without a table take their slugs from older Unicode names and chat shortcodes
             ways += [self._by_any_set.get(slug), self._by_plain_label.get(plain)]
             ways += [self._by_flag.get(slug), self._by_unicode_name.get(plain), self._by_shortcode.get(plain)]
         return next((code for code in ways if code in self.emoji), None)
@@ -135,7 +135,7 @@ class Catalogue:
 
 
 def read_emoji(package: Path, locale: str) -> dict[str, Emoji]:
-    """All emoji of a CLDR locale by code, with their skin tones, in CLDR's order."""
+    """Read all emoji of a CLDR locale by code, with their skin tones, in CLDR's order."""
     structure = json.loads((package / "meta" / "groups.json").read_text())
     groups, subgroups = structure["groups"], structure["subgroups"]
     found: dict[str, Emoji] = {}
@@ -155,24 +155,24 @@ def read_emoji(package: Path, locale: str) -> dict[str, Emoji]:
 
 
 def normalise(code: str) -> str:
-    """A code as written by any of the packages, without variation selectors, in capitals."""
+    """Return a code, as any of the packages writes it, in capitals and without variation selectors."""
     return "-".join(part for part in code.upper().split("-") if part != "FE0F")
 
 
 def slugify(name: str) -> str:
-    """``Mother’s Day & co.`` → ``mothers-day-and-co``, as the icon sets write slugs."""
+    """Return the slug of a name, as the icon sets write it: ``Mother’s Day & co.`` → ``mothers-day-and-co``."""
     text = unicodedata.normalize("NFKD", name.replace("’", "'").replace("_", "-"))
     text = text.encode("ascii", "ignore").decode().lower().replace("'", "").replace("&", "and")
     return re.sub(r"[^a-z0-9*#]+", "-", text).strip("-")
 
 
 def hash_of(text: str) -> str:
-    """A stable pseudo-random order for strings."""
+    """Return a hash that puts strings into a stable pseudo-random order."""
     return hashlib.sha256(f"filip demo corpus {text}".encode()).hexdigest()
 
 
 def _family(code: str) -> str:
-    """Equal for the man, the woman and the person of one kind."""
+    """Return a key that is equal for the man, the woman and the person of one kind."""
     person = code.replace("1F468", "1F9D1").replace("1F469", "1F9D1")
     return person.removesuffix("-200D-2640").removesuffix("-200D-2642")
 

@@ -43,7 +43,7 @@ from filip.data.demo.training_list import training_table, write_table
 from filip.errors import UserError
 from filip.files import write_json
 
-# Skin tones kept per artist and concept, in addition to the plain drawing; with all, 56 % of the drawings are people.
+# Skin tones kept per artist and concept, next to the plain drawing; with all, 56 % of the drawings would be people.
 TONES_PER_CONCEPT = 2
 
 
@@ -115,7 +115,7 @@ def main(config: Corpus) -> None:
 
 
 def choose_concepts(catalogue: Catalogue, drawings: dict[str, list[Drawing]], limit: int | None) -> list[str]:
-    """All concepts, or ``limit`` of them that fill every test set: in turn from each one, by hash."""
+    """Return all concepts, or ``limit`` of them that fill every test set: taken from each in turn, by hash."""
     if limit is None:
         return catalogue.concepts
     both = {d.emoji.concept: d for d in drawings[FLAT] if not d.emoji.tones}
@@ -135,7 +135,7 @@ def choose_concepts(catalogue: Catalogue, drawings: dict[str, list[Drawing]], li
 def train_and_test(
     catalogue: Catalogue, drawings: dict[str, list[Drawing]]
 ) -> tuple[list[Drawing], list[Drawing]]:
-    """The trained artists' drawings: those to train on, and their test split."""
+    """Return the training artists' drawings: those to train on, and their test split."""
     whole = [d for a in ARTISTS if not a.test for d in training_drawings(catalogue, drawings[a.key])]
     own = test_split(whole)
     kept_out = {(d.artist, d.slug) for d in own}
@@ -143,13 +143,13 @@ def train_and_test(
 
 
 def training_drawings(catalogue: Catalogue, drawings: list[Drawing]) -> list[Drawing]:
-    """Which of an artist's drawings are trained on: no held-out concept, a few skin tones of the others."""
+    """Return an artist's drawings to train on: no held-out concept, and a few skin tones of the others."""
     tones: dict[str, list[Drawing]] = {}
     for drawing in drawings:
         if drawing.emoji.tones:
             tones.setdefault(drawing.emoji.concept, []).append(drawing)
     kept = set()
-    for variants in tones.values():  # by hash: another artist keeps other tones
+    for variants in tones.values():  # by hash, so that another artist keeps other tones
         variants.sort(key=lambda d: hash_of(f"{d.artist} {d.slug}"))
         kept |= {d.emoji.code for d in variants[:TONES_PER_CONCEPT]}
     seen = [d for d in drawings if d.emoji.concept not in catalogue.held_out]
@@ -163,9 +163,9 @@ def attribution(
     sets: list[Benchmark],
     scene_sets: dict[str, Any],
 ) -> dict[str, Any]:
-    """Authors whom the licences require to be named, and for how many images: artists, then the source of the names.
+    """Return the authors that the licences require to name, with image counts: artists, then the source of the names.
 
-    ``images`` counts drawings shown alone, ``scenes`` training scenes with something of the artist in them.
+    ``images`` counts drawings shown alone, ``scenes`` training scenes that show a drawing by the artist.
     Which artists a scene takes from is in the list's column ``artist`` and in the test scenes' ``.json``.
     """
     alone = Counter(d.artist for d in training + _shown(sets))
@@ -202,7 +202,7 @@ def attribution(
 def corpus_counts(
     catalogue: Catalogue, concepts: frozenset[str], table: pa.Table, scenes: int
 ) -> dict[str, Any]:
-    """The content of ``corpus.json``: counts of everything, the packages and their versions."""
+    """Return the content of ``corpus.json``: counts of everything, the packages and their versions."""
     planted = Counter(table["planted"].to_pylist())
     good = table.filter(pa.compute.equal(table["planted"], ""))
     alone = good.filter(pa.compute.invert(pa.compute.match_substring(good["url"], "/images/scenes/")))
@@ -230,12 +230,12 @@ def _role(artist: Artist) -> str:
 
 
 def _shown(sets: list[Benchmark]) -> list[Drawing]:
-    """Each drawing that some test set shows, once."""
+    """Return each drawing that some test set shows, once."""
     return list({(d.artist, d.slug): d for s in sets for d, _ in s.items}.values())
 
 
 def _jobs(out: Path, training: list[Drawing], shown: list[Drawing], cut_out: list[Drawing]) -> list[Job]:
-    """Each drawing once, with all the files that are made of it."""
+    """Return a job for each drawing, with all the files to make from it."""
     files: dict[str, dict[str, str]] = {}
     drawings = {f"{d.artist}/{d.slug}": d for d in [*training, *shown, *cut_out]}
     for drawing in training:

@@ -1,4 +1,4 @@
-"""False captions of a scene: one with a wrong name, one with the relation of two things reversed.
+"""Make false captions of a scene: one with a wrong name, one with the relation of two things reversed.
 
 A false caption must be false. A name may replace another only if no word of it belongs to the labels or keywords
 of what is shown, nor vice versa, and if it comes from another subgroup of CLDR than all that is shown:
@@ -20,7 +20,7 @@ FUNCTION_WORDS = frozenset(["a", "and", "in", "of", "on", "the", "to", "with", "
 
 
 def name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:
-    """The true list of the things, then WRONG_NAMES lists in which one name is wrong; [] if there are too few.
+    """Return the true list of the things, then WRONG_NAMES lists with one wrong name each; [] if there are too few.
 
     emoji: by concept. names: the concepts that may be named wrongly.
     """
@@ -40,7 +40,7 @@ def name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str])
 
 
 def may_be_called(shown: Emoji, other: Emoji) -> bool:
-    """Whether a picture of ``shown`` might be said to show ``other``."""
+    """Return whether a picture of ``shown`` might be said to show ``other``."""
     own, name = _words(shown.label), _words(other.label)
     known_as = own.union(*map(_words, shown.tags))
     other_known_as = name.union(*map(_words, other.tags))
@@ -48,7 +48,7 @@ def may_be_called(shown: Emoji, other: Emoji) -> bool:
 
 
 def relation_choices(scene: Scene) -> list[str]:
-    """A true relation of two things, then the same words with the two exchanged; [] if no relation is clear."""
+    """Return a true relation of two things, then the same with the two exchanged; [] if no relation is clear."""
     draw = random.Random(f"wrong relation {scene.caption} {scene.index}")
     first, second, *others = draw.sample(scene.things, len(scene.things))
     relation = relation_of(first, second, draw)

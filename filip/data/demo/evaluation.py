@@ -47,13 +47,13 @@ NAMED: dict[str, Callable[[Drawing], bool]] = {
     "demo_travel": lambda d: d.emoji.group == "travel-places",
     "demo_smileys": lambda d: d.emoji.group == "smileys-emotion",
 }
-TONE_CONCEPTS = 60  # concepts in demo_skin_tone: x 5 tones x 2 sets of drawings
-GROUP_CONCEPTS = 50  # concepts of each group in demo_groups, at most: x 2 sets of drawings
+TONE_CONCEPTS = 60  # concepts in demo_skin_tone, times 5 tones and 2 sets of drawings
+GROUP_CONCEPTS = 50  # at most so many concepts of each group in demo_groups, times 2 sets of drawings
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """``items``: (drawing, text), where text is a caption (``classes`` is None) or one of ``classes``."""
+    """A test set. ``items``: (drawing, text), where text is a caption (``classes`` is None) or one of ``classes``."""
 
     name: str
     items: list[tuple[Drawing, str]]
@@ -72,9 +72,9 @@ class Benchmark:
 
 
 def test_split(training: list[Drawing]) -> list[Drawing]:
-    """One drawing of every third concept, by hash: the trained artists' own test split, for ``demo_test``.
+    """Return a drawing of every third concept, by hash: the training artists' test split, for ``demo_test``.
 
-    Only concepts that three of them drew, so that each stays a concept that is trained on.
+    Only concepts that three of them drew are used, so that each of these is still trained on.
     """
     by_concept: dict[str, list[Drawing]] = {}
     for drawing in training:
@@ -87,7 +87,7 @@ def test_split(training: list[Drawing]) -> list[Drawing]:
 def benchmarks(
     catalogue: Catalogue, fluent: list[Drawing], flat: list[Drawing], own: list[Drawing]
 ) -> list[Benchmark]:
-    """All test sets; those that would be empty in a reduced corpus are left out. ``own``: see test_split."""
+    """Return all test sets but those that are empty in a reduced corpus. ``own``: see test_split."""
     plain = {name: [d for d in ds if not d.emoji.tones] for name, ds in ((FLUENT, fluent), (FLAT, flat))}
     both = plain[FLUENT] + plain[FLAT]
     unseen = [d for d in plain[FLUENT] if d.emoji.concept in catalogue.held_out]
@@ -110,7 +110,7 @@ def benchmarks(
 
 
 def tone_drawings(fluent: list[Drawing], flat: list[Drawing]) -> list[Drawing]:
-    """All five tones of some concepts, from both sets: what demo_skin_tone shows."""
+    """Return the drawings of demo_skin_tone: all five tones of some concepts, from both sets."""
     by_concept: dict[str, list[Drawing]] = {}
     for drawing in fluent + flat:
         if len(drawing.emoji.tones) == 1:

@@ -1,7 +1,7 @@
 """Rows that a good pipeline must drop, planted on purpose and labelled in the ``planted`` column.
 
-Kinds about the image carry good English captions, kinds about the text carry good images, so that exactly one
-rule can drop each row. How many rows of each kind there are is in ``PLANTED`` and in the source card.
+Rows with a bad image carry good English captions, rows with a bad text carry good images, so that exactly one
+rule can drop each row. ``PLANTED`` and the source card state how many rows of each kind there are.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PLANTED = {
     "hang": 2,  # the server accepts the connection and never answers
     "html": 8,  # a page of HTML with status 200, as dead links often give
     "cut_off": 6,  # the connection closes before the promised number of bytes
-    "truncated": 12,  # the file itself is cut: it arrives whole and does not decode
+    "truncated": 12,  # the file itself is cut: it arrives completely but cannot be decoded
     "too_small": 16,
     "aspect": 12,  # four drawings side by side: 4 : 1
     "not_english": 48,
@@ -40,13 +40,13 @@ REPEATED_CAPTIONS = (
 )
 GROUPS_LEFT_OUT = ("flags", "component")  # country names are the same in many languages
 FUNCTION_WORDS = frozenset(["and", "behind", "from", "holding", "in", "of", "on", "over", "with", "without"])
-# Locales that separate words by spaces and whose longer labels no language detector takes for English.
+# Locales that separate words by spaces and whose longer labels no language detector mistakes for English.
 LOCALES = ["bn", "da", "de", "es", "et", "fi", "hi", "hu", "ko", "lt", "pl", "pt", "ru", "sv", "uk", "vi"]
 
 
 @dataclass(frozen=True)
 class PlantedRow:
-    """``path`` is the URL's path, ``emoji`` what the row claims to show, ``drawing`` the image behind it."""
+    """A row to plant: ``path`` of its URL, ``emoji`` that it claims to show, ``drawing`` that it shows."""
 
     kind: str
     path: str
@@ -56,7 +56,7 @@ class PlantedRow:
 
 
 def plant(catalogue: Catalogue, drawings: list[Drawing]) -> list[PlantedRow]:
-    """The planted rows. drawings: those trained on, of which some are shown again or spoiled."""
+    """Return the planted rows. drawings: those trained on, some of which are shown again or spoiled."""
     texts = {
         "not_english": _other_language_captions(catalogue),
         "meaningless": _meaningless_captions(),
@@ -93,7 +93,7 @@ def write_planted(rows: list[PlantedRow], images: Path, out: Path) -> None:
 
 
 def spoil(kind: str, good: bytes) -> bytes | None:
-    """The file behind a row of this kind; None where the server makes the fault or has nothing."""
+    """Return the file behind a row of this kind, or None if the server makes the fault or has nothing."""
     if kind in ("not_found", "hang", "html"):
         return None
     if kind == "truncated":
@@ -110,7 +110,7 @@ def spoil(kind: str, good: bytes) -> bytes | None:
 
 
 def _surely_english(emoji: Emoji) -> bool:
-    """Lists of nouns leave a language detector in doubt; seven words with a function word among them do not."""
+    """Return whether a detector is sure: it doubts lists of nouns, but not seven words with a function word."""
     return len(_long_caption(emoji).split()) >= 7 and not FUNCTION_WORDS.isdisjoint(emoji.label.split())
 
 
@@ -119,7 +119,7 @@ def _long_caption(emoji: Emoji) -> str:
 
 
 def _other_language_captions(catalogue: Catalogue) -> list[str]:
-    """CLDR labels of other locales: the longest of four words or more with letters that English lacks."""
+    """Return CLDR labels of other locales: the longest with four words or more and letters that English lacks."""
     each, captions = PLANTED["not_english"] // len(LOCALES), []
     for locale in LOCALES:
         emoji = read_emoji(catalogue.modules / NAMES_PACKAGE, locale)
@@ -135,7 +135,7 @@ def _non_english_letters(text: str) -> int:
 
 
 def _meaningless_captions() -> list[str]:
-    """File names, camera names, hashes, numbers, dates, URLs: which are common in alt texts."""
+    """Return file names, camera names, hashes, numbers, dates and URLs, which are common in alt texts."""
     draw = random.Random("meaningless captions")
     captions = ["img_0.jpg", "DSC_0001.JPG"]
     for number in range(2, PLANTED["meaningless"]):

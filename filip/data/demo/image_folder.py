@@ -2,8 +2,8 @@
 
     python -m filip.data.demo.image_folder out=DIR limit=120        (then `filip data ingest source=DIR/captions.csv`)
 
-Beside what :mod:`filip.data.demo.corpus` makes there is ``captions.csv`` (path, caption, group). Its deliberately bad
-rows are among them: files that do not exist, are cut off, too small, or no images.
+In addition to what :mod:`filip.data.demo.corpus` makes, it writes ``captions.csv`` (path, caption, group). Bad
+rows are planted in it: files that do not exist, are cut off or too small, or are not images.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def main(config: corpus.Corpus) -> None:
 
 
 def write_captions(folder: Path) -> None:
-    """``captions.csv`` from the corpus's list of URLs."""
+    """Write ``captions.csv`` from the corpus's list of URLs."""
     listed = pq.read_table(folder / "list.parquet", columns=["url", "caption", "group"]).to_pylist()
     with replacing(folder / "captions.csv") as part, open(part, "w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file)

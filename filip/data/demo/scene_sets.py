@@ -1,6 +1,6 @@
-"""Many scenes: the training list's share of them, and the test sets with their ground truth.
+"""Make many scenes: those of the training list, and the test sets with their ground truth.
 
-A test set is written in CLIP_benchmark's webdataset layout. Beside image and caption a sample has
+A test set is written in CLIP_benchmark's webdataset layout. In addition to image and caption a sample has
 ``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
 order: concept, label, artist, box) and, where there are any, ``.names.txt`` and ``.relation.txt`` (captions to
 select from, the true one first; see :mod:`filip.data.demo.distractors`).
@@ -37,9 +37,9 @@ TRAINING_SEED = 0
 
 @dataclass(frozen=True)
 class SceneFacts:
-    """What the lists say about a scene."""
+    """Facts about a scene that the lists state."""
 
-    path: str  # of its image, below the corpus
+    path: str  # path of its image, below the corpus
     caption: str
     concepts: tuple[str, ...]
     labels: tuple[str, ...]
@@ -47,7 +47,7 @@ class SceneFacts:
 
     @property
     def content_id(self) -> int:
-        """Equal for scenes of the same things, and for a drawing of one thing alone (Emoji.content_id)."""
+        """Return an id, equal for scenes of the same things and for a drawing of one thing alone (Emoji.content_id)."""
         codes = " ".join(sorted(self.concepts))
         return int.from_bytes(hashlib.sha256(codes.encode()).digest()[:8], "big") >> 1
 
@@ -82,7 +82,7 @@ def facts(scene: Scene, path: str) -> SceneFacts:
 def scene_makers(
     trained: Sprites, unseen_artist: Sprites, held_out: frozenset[str]
 ) -> dict[str, Callable[..., Scene]]:
-    """How the scenes of each test set are composed. trained: the trained artists' sprites, held-out concepts too."""
+    """Return how each test set composes its scenes. trained: the training artists' sprites, held-out concepts too."""
     known = sorted(concept for concept in trained if concept not in held_out)
     unseen = sorted(concept for concept in trained if concept in held_out)
     drawn = [concept for concept in known if concept in unseen_artist]
@@ -108,8 +108,8 @@ def write_scene_sets(
 ) -> dict[str, dict[str, Any]]:
     """Write ``root/<name>/…`` of each maker and return their summaries.
 
-    distractors: concepts whose names make false captions. What settings are searched on, the last set, shows no two
-    things together that a set before it shows together.
+    distractors: concepts whose names make false captions. The last set, on which settings are searched, shows no two
+    things together that an earlier set shows together.
     """
     shown: set[frozenset[str]] = set()
     summaries = {}
@@ -145,7 +145,7 @@ def write_scene_sets(
 def _members(
     compose: Callable[..., Scene], emoji: Mapping[str, Emoji], distractors: Sequence[str], index: int
 ) -> tuple[dict[str, bytes], list[dict[str, Any]]]:
-    """The files of one test scene by extension, and its things."""
+    """Return the files of one test scene by extension, and its things."""
     scene = compose(index=index)
     things = [
         {"concept": t.concept, "label": t.label, "artist": t.artist, "box": t.box} for t in scene.things
@@ -165,7 +165,7 @@ def _members(
 
 
 def thing_map(scene: Scene) -> np.ndarray:
-    """uint8 [side, side]: which thing (from 1) is visible at each pixel, 0 = background."""
+    """Return uint8 [side, side]: which thing (from 1) is visible at each pixel, 0 = background."""
     shown = np.zeros((scene.image.height, scene.image.width), np.uint8)
     for number, thing in enumerate(scene.things, 1):
         shown[thing.mask] = number
@@ -173,7 +173,7 @@ def thing_map(scene: Scene) -> np.ndarray:
 
 
 def _for_each(make: Callable[[int], Any], count: int, processes: int) -> Iterator[Any]:
-    """``make(0) … make(count - 1)`` in order, in forked processes: the sprites need not be sent to them."""
+    """Yield ``make(0) … make(count - 1)`` in order, from forked processes, to which no sprites need to be sent."""
     if processes == 1 or count < 64:
         yield from map(make, range(count))
         return
@@ -181,7 +181,7 @@ def _for_each(make: Callable[[int], Any], count: int, processes: int) -> Iterato
         yield from pool.map(_make, range(count), chunksize=32)
 
 
-_installed: list[Callable[[int], Any]] = []  # of a worker process
+_installed: list[Callable[[int], Any]] = []  # set once in each worker process
 
 
 def _install(make: Callable[[int], Any]) -> None:

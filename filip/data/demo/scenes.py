@@ -1,4 +1,4 @@
-"""Scenes of one to four drawings on a background, with captions that name each of them and the truth about each.
+"""Compose scenes of one to four drawings on a background, with captions that name each drawing and the ground truth.
 
 A scene is a function of (seed, index) and of the drawings it may show: the same arguments give the same pixels.
 """
@@ -26,10 +26,10 @@ SIZES = {
     2: (0.38, 0.58),
     3: (0.34, 0.5),
     4: (0.3, 0.46),
-}  # longer side, in sides of the scene
+}  # longer side, as a share of the scene's
 AVOIDING = 50  # attempts at a scene without a pair that another set shows
-TRIES = 40  # places tried for a thing before it is drawn smaller
-HELD_OUT_PAIRS = 0.1  # of all pairs of concepts
+TRIES = 40  # places that are tried for a thing before it is drawn smaller
+HELD_OUT_PAIRS = 0.1  # share of all pairs of concepts
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class Sprite:
 
 @dataclass(frozen=True)
 class Thing:
-    """One thing of a scene. ``mask``: bool [side, side], its visible pixels; ``box``: left, top, right, bottom."""
+    """A thing in a scene. ``mask``: bool [side, side], its visible pixels; ``box``: left, top, right, bottom."""
 
     concept: str
     label: str
@@ -65,14 +65,14 @@ Sprites = Mapping[str, Sequence[Sprite]]
 
 
 def in_scenes(emoji: Emoji) -> bool:
-    """Things with short names. No clock faces (24 that differ by their hands), no name that reads like two."""
+    """Return whether scenes may show it: it has a short name for one thing, and is not one of 24 clock faces."""
     words = emoji.label.split()
     clock = emoji.label.endswith(("o’clock", "-thirty"))
     return emoji.group in GROUPS and len(words) <= MAX_NAME_WORDS and "and" not in words and not clock
 
 
 def load_sprites(drawings: Iterable[Drawing], folder: Path) -> dict[str, list[Sprite]]:
-    """The sprites at ``folder/<artist>/<slug>.png`` by concept; those of which nothing is visible are left out."""
+    """Load the sprites at ``folder/<artist>/<slug>.png`` by concept, without those that have no visible pixel."""
     found: dict[str, list[Sprite]] = {}
     for drawing in drawings:
         file = folder / drawing.artist / f"{drawing.slug}.png"
@@ -83,18 +83,18 @@ def load_sprites(drawings: Iterable[Drawing], folder: Path) -> dict[str, list[Sp
 
 
 def pair_is_held_out(first: str, second: str, share: float = HELD_OUT_PAIRS) -> bool:
-    """Whether two concepts are never shown together in training: a ``share`` of all pairs, by hash."""
+    """Return whether two concepts are never shown together in training: a ``share`` of all pairs, by hash."""
     low, high = sorted((first, second))
     return int(hash_of(f"pair {low} {high}")[:8], 16) < share * 2**32
 
 
 def pair_share(concepts: int) -> float:
-    """A reduced corpus holds out more of its few pairs, so that there are scenes of three to test on."""
+    """Return the share of held-out pairs: larger in a reduced corpus, so that there are test scenes of three."""
     return HELD_OUT_PAIRS if concepts >= 200 else 0.3
 
 
 def training_concepts(draw: random.Random, concepts: Sequence[str], count: int, share: float) -> list[str]:
-    """``count`` different concepts of which no pair is held out (fewer if there are no such)."""
+    """Draw ``count`` different concepts of which no pair is held out (fewer if there are not enough)."""
     for _ in range(200):
         chosen = draw.sample(concepts, min(count, len(concepts)))
         if not any(pair_is_held_out(a, b, share) for a, b in combinations(chosen, 2)):
@@ -103,7 +103,7 @@ def training_concepts(draw: random.Random, concepts: Sequence[str], count: int, 
 
 
 def new_concepts(draw: random.Random, concepts: Sequence[str], count: int, share: float) -> list[str]:
-    """``count`` different concepts of which every pair is held out (as many as there are, at least two)."""
+    """Draw ``count`` different concepts of which every pair is held out (fewer if need be, at least two)."""
     best: list[str] = []
     for _ in range(200):
         chosen = [draw.choice(concepts)]
@@ -120,7 +120,7 @@ def new_concepts(draw: random.Random, concepts: Sequence[str], count: int, share
 
 
 def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE) -> Scene:
-    """The scene number ``index`` that shows ``concepts``, each drawn by one of the artists in ``sprites``."""
+    """Compose scene number ``index``, which shows ``concepts``, each drawn by one of the artists in ``sprites``."""
     draw = random.Random(f"scene {seed} {index}")
     page = background(draw, side)
     chosen = [draw.choice(sprites[concept]) for concept in concepts]
@@ -144,7 +144,7 @@ def compose(sprites: Sprites, concepts: Sequence[str], seed: int, index: int, si
 def place(
     draw: random.Random, sizes: Sequence[tuple[int, int]], side: int
 ) -> list[tuple[int, int, int, int]]:
-    """Boxes of things with these proportions that do not overlap; what finds no place is drawn smaller."""
+    """Return boxes of these proportions that do not overlap; a thing that finds no place is drawn smaller."""
     small, large = SIZES[len(sizes)]
     boxes: list[tuple[int, int, int, int]] = []
     for width, height in sizes:
@@ -172,7 +172,7 @@ def _free_place(
 
 
 def background(draw: random.Random, side: int) -> Image.Image:
-    """A plain colour, a gradient, stripes, dots, checks or soft noise."""
+    """Draw a plain colour, a gradient, stripes, dots, checks or soft noise."""
     kind = draw.choice(["plain", "plain", "gradient", "gradient", "stripes", "dots", "checks", "noise"])
     first, second = _colours(draw)
     if kind == "plain":
@@ -204,7 +204,7 @@ def background(draw: random.Random, side: int) -> Image.Image:
 
 
 def _colours(draw: random.Random) -> tuple[tuple[int, int, int], tuple[int, int, int]]:
-    """Two colours of like brightness: mostly pale, so that drawings made for white pages stay visible."""
+    """Draw two colours of similar brightness, mostly pale, so that drawings made for white pages stay visible."""
     bright = draw.random() < 0.8
     low, high = (170, 256) if bright else (20, 150)
     first = (draw.randrange(low, high), draw.randrange(low, high), draw.randrange(low, high))
@@ -220,7 +220,7 @@ def _smooth(values: np.ndarray, side: int) -> Image.Image:
 def training_scene(
     sprites: Sprites, concepts: Sequence[str], seed: int, index: int, side: int = SIDE
 ) -> Scene:
-    """The training scene number ``index``: one to four things, no two of them a held-out pair."""
+    """Compose training scene number ``index``: one to four things, no two of which are a held-out pair."""
     draw = random.Random(f"training scene {seed} {index}")
     count = draw.choices(list(THINGS), list(THINGS.values()))[0]
     chosen = training_concepts(draw, concepts, count, pair_share(len(concepts)))
@@ -236,9 +236,9 @@ def new_scene(
     unseen: Sequence[str] = (),
     avoided: frozenset[frozenset[str]] = frozenset(),
 ) -> Scene:
-    """Compose the test scene number ``index``: three things of which every two are a held-out pair.
+    """Compose the test scene number ``index``: three things, every two of which are a held-out pair.
 
-    unseen: concepts that were never trained on, of which one then takes the place of the third. avoided: pairs that
+    unseen: concepts that were never trained on, one of which then replaces the third. avoided: pairs that
     other scenes show and this one does not (in a corpus of few concepts it may have to).
     """
     chosen = test_concepts(concepts, seed, index, unseen)
@@ -252,7 +252,7 @@ def new_scene(
 def test_concepts(
     concepts: Sequence[str], seed: int, index: int, unseen: Sequence[str] = (), attempt: int = 0
 ) -> list[str]:
-    """Choose what the test scene number ``index`` shows; another ``attempt`` chooses anew."""
+    """Choose what the test scene number ``index`` shows; another ``attempt`` gives another choice."""
     draw = random.Random(f"test scene {seed} {index}{f' {attempt}' if attempt else ''}")
     chosen = new_concepts(draw, concepts, 2 if unseen else 3, pair_share(len(concepts)))
     if unseen:
@@ -261,5 +261,5 @@ def test_concepts(
 
 
 def pairs_of(concepts: Iterable[str]) -> set[frozenset[str]]:
-    """All pairs of the concepts of a scene."""
+    """Return all pairs of the concepts of a scene."""
     return {frozenset(pair) for pair in combinations(concepts, 2)}

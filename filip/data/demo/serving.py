@@ -33,7 +33,7 @@ PAGE = b"<!doctype html><html><head><title>Gone</title></head><body>The picture 
 
 
 class CorpusServer(ThreadingHTTPServer):
-    """A thread per connection. ``stopping`` ends requests that hang; ``counts`` counts answers by kind."""
+    """Server with a thread per connection. ``stopping`` ends requests that hang; ``counts`` counts answers by kind."""
 
     daemon_threads = True
     block_on_close = False
@@ -60,7 +60,7 @@ class CorpusServer(ThreadingHTTPServer):
             self.counts[kind] += 1
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """Clients that disconnect are expected; anything else is a bug and keeps its traceback."""
+        """Ignore clients that disconnect; anything else is a bug and keeps its traceback."""
         if isinstance(sys.exc_info()[1], ConnectionError | TimeoutError):
             self.count("client gone")
         else:
@@ -117,17 +117,19 @@ class Handler(BaseHTTPRequestHandler):
             self.close_connection = True
 
     def log_message(self, format: str, *args: Any) -> None:
-        """No line per request: the counters say more than ten thousand lines."""
+        """Log no line per request: the counters say more than ten thousand lines."""
 
 
 def summary(server: CorpusServer) -> str:
-    """``1,204 requests (200: 1,190, 404: 12, hung: 2)``"""
+    """Return e.g. ``1,204 requests (200: 1,190, 404: 12, hung: 2)``."""
     kinds = ", ".join(f"{kind}: {n:,}" for kind, n in sorted(server.counts.items()))
     return f"{server.counts.total():,} requests ({kinds or 'none'})"
 
 
 def serve_while(root: Path, port: int, command: list[str]) -> int:
-    """Serve ``root`` on 127.0.0.1:``port`` while ``command`` runs; its exit code. UserError if the port is taken."""
+    """Serve ``root`` on 127.0.0.1:``port`` while ``command`` runs; return its exit code.
+
+    Raises UserError if the port is taken."""
     if not (root / "images").is_dir():
         raise UserError(f"no corpus in {root}: build it with 'python -m filip.data.demo.corpus out={root}'")
     server = CorpusServer(root, port)

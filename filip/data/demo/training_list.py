@@ -20,7 +20,7 @@ BETWEEN = ";"  # the artists, concepts and labels of a scene
 
 @dataclass(frozen=True)
 class Row:
-    path: str  # of the image, below the server's root
+    path: str  # path of the image, below the server's root
     caption: str
     group: int
     artist: str
@@ -50,7 +50,7 @@ def planted_row(row: PlantedRow) -> Row:
 def training_table(
     training: Sequence[Drawing], scenes: Sequence[SceneFacts], planted: Sequence[PlantedRow], server: str
 ) -> pa.Table:
-    """The URL list, in an order given by a hash: all kinds of rows and all artists are mixed evenly."""
+    """Return the URL list, in the order of a hash, which mixes all kinds of rows and all artists evenly."""
     rows = [drawing_row(d) for d in training] + [scene_row(s) for s in scenes]
     rows += [planted_row(p) for p in planted]
     rows.sort(key=lambda row: hash_of(row.path))

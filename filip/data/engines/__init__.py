@@ -21,16 +21,16 @@ class Engine(Protocol):
     model: str
 
     def __init__(self, pivot: str, models: str | None) -> None:
-        """pivot: ISO 639-1. models: folder of the weights, for engines that do not ship them.
+        """Load the engine. pivot: ISO 639-1. models: folder of the weights, for engines that do not ship them.
 
         Raises UserError when the engine is not installed or cannot serve the pivot.
         """
 
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
-        """English → pivot: one translation per text, in order. The caller sorts by length."""
+        """Translate English → pivot: one translation per text, in order. The caller sorts by length."""
 
     def to_english(self, texts: Sequence[str]) -> list[str]:
-        """Pivot → English, likewise."""
+        """Translate pivot → English, likewise."""
 
 
 ENGINES = {
@@ -40,9 +40,9 @@ ENGINES = {
 
 
 def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Each text in the pivot language, and from there in English again; on one line, an empty text stays empty.
+    """Return each text in the pivot language and back in English, on one line; an empty text stays empty.
 
-    Raises RuntimeError when an engine returns another number of lines: none can then be matched to its text.
+    Raises RuntimeError when an engine returns a different number of lines, as none could be matched to its text.
     """
     lines = [_printable(" ".join(text.split())) for text in texts]
     wanted = [i for i, line in enumerate(lines) if line]
@@ -60,17 +60,19 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
 
 
 def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
-    """The second half of :func:`round_trips`."""
+    """Translate back: the second half of :func:`round_trips`."""
     return round_trips(engine, texts)[1]
 
 
 def _printable(line: str) -> str:
-    """Without control and format characters: an engine may read them as its own markers, or as the end of its input."""
+    """Remove control and format characters, which an engine may read as markers or as the end of its input."""
     return line if line.isprintable() else "".join(c for c in line if c.isprintable()).strip()
 
 
 def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:
-    """The engine ``name`` for one pivot language. Raises UserError when there is none or it does not know the pivot."""
+    """Load the engine ``name`` for one pivot language.
+
+    Raises UserError when the engine does not exist or does not know the pivot."""
     if name not in ENGINES:
         raise UserError(
             f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none"

@@ -22,8 +22,8 @@ from filip.files import locked, sha256_of
 BEAM = 2
 MAX_BATCH_TOKENS = 2048  # source tokens in one batch: the blocks are sorted by length, so little is padding
 MAX_LENGTH = 128  # tokens; captions are short, and a loop should end
-CONVERTED = "ctranslate2"  # folder of the conversion, inside the model's folder
-QUANTIZATION = "int8"  # of the conversion
+CONVERTED = "ctranslate2"  # folder of the converted model, inside the model's folder
+QUANTIZATION = "int8"  # weights of the converted model
 HELP = (
     "`filip data fetch_translation pivots=[{pivot}] out=FOLDER` fetches OPUS-MT models from the hub; or unpack those "
     "of https://github.com/Helsinki-NLP/Opus-MT into FOLDER/en-{pivot} and FOLDER/{pivot}-en"
@@ -31,7 +31,7 @@ HELP = (
 
 
 class Marian:
-    """Round trip through one pivot language; 100 to 300 captions a second and core, thousands on a GPU."""
+    """Engine for a round trip through one pivot language; 100 to 300 captions a second and core, thousands on a GPU."""
 
     def __init__(self, pivot: str, models: str | None) -> None:
         if not models:
@@ -68,14 +68,14 @@ class _Direction:
         self._model: Any = ctranslate2.Translator(
             str(ready), device=device, compute_type="default", inter_threads=1, intra_threads=1
         )
-        # Marian was trained on sentences that end in </s>; a model from the hub's format does not add it by itself.
-        settings = ready / "config.json"  # of CTranslate2's own model, not of transformers
+        # Marian was trained on sentences that end in </s>; a model in the hub's format does not add it.
+        settings = ready / "config.json"  # that of the CTranslate2 model, not of transformers
         ends = not settings.exists() or json.loads(settings.read_text()).get("add_source_eos")
         self._end = [] if ends else ["</s>"]
         self.identity = f"{source}-{target}:{sha256_of(ready / 'model.bin')[:16]}"
 
     def translate(self, texts: Sequence[str]) -> list[str]:
-        """One translation per text; an empty text stays empty."""
+        """Return one translation per text; an empty text stays empty."""
         wanted = [i for i, text in enumerate(texts) if text.strip()]
         encoded = self._source.encode([texts[i] for i in wanted], out_type=str)
         pieces = [sentence + self._end for sentence in encoded]
@@ -111,9 +111,9 @@ def _folder(models: str, source: str, target: str, help: str) -> Path:
 
 
 def ready_folder(folder: Path, pivot: str) -> Path:
-    """The folder of the CTranslate2 model; converts OPUS-MT's own format, or the hub's, on first use.
+    """Return the folder of the CTranslate2 model, after converting OPUS-MT's format, or the hub's, on first use.
 
-    Raises UserError when it holds no such model, or that cannot be converted.
+    Raises UserError when the folder holds no such model, or one that cannot be converted.
     """
     help = HELP.format(pivot=pivot)
     for ready in (folder, folder / CONVERTED):

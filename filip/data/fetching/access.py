@@ -1,8 +1,8 @@
-"""What a list of URLs may reach: hosts of the public internet, and one folder where the card names it.
+"""Restrict what a list of URLs may reach: hosts of the public internet, and one folder if the card names it.
 
-A list from elsewhere is not to be trusted: its URLs, the redirections that they lead to, and the names that a server of
-theirs resolves, may point at this machine, at its network, or at a cloud's metadata service. So the address itself is
-looked at, after the name is resolved and before the connection is made to that very address.
+A list from elsewhere cannot be trusted: its URLs, their redirections, and the names that a server of
+theirs resolves may point at this machine, at its network, or at a cloud's metadata service. So the address itself is
+checked, after the name is resolved and before the connection is made to that very address.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ NAT64 = ipaddress.ip_network("64:ff9b::/96")
 
 
 class Refused(OSError):
-    """A URL that leads where the card does not allow; ``reason`` is its bucket in the funnel."""
+    """Error for a URL that leads where the card does not allow; ``reason`` is its bucket in the funnel."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(detail)
@@ -26,7 +26,7 @@ class Refused(OSError):
 
 @dataclass(frozen=True)
 class Access:
-    """What is allowed beyond the public internet."""
+    """Permissions beyond the public internet."""
 
     private_hosts: bool = False  # loopback, link-local and private addresses
     folder: str | None = None  # `file:` URLs below this folder
@@ -36,11 +36,11 @@ class Access:
         if not self.private_hosts and not is_public(address):
             raise Refused(
                 "private_address",
-                f"{host} is {address}, which is no address of the public internet (allow_private_hosts in the card)",
+                f"{host} is {address}, not an address of the public internet (allow_private_hosts in the card)",
             )
 
     def check_name(self, host: str) -> None:
-        """The same for a host that a proxy will resolve: only what is an address by itself can be told."""
+        """Check likewise a host that a proxy will resolve: this can only tell a host that is an address itself."""
         if host == "localhost" or host.endswith(".localhost"):
             self.check_address("127.0.0.1", host)
         try:
@@ -65,7 +65,7 @@ PUBLIC = Access()
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the public internet, also where another is wrapped in it."""
+    """Return whether an IP address is one of the public internet, also if another address is wrapped in it."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])

@@ -1,7 +1,7 @@
 """The plan of a folder of shards, ``_work/plan.json``: its passes over lists, and how they change.
 
-The first pass is the list itself. A pass of retries follows for what was lost to something transient, and one of
-additions where the folder is asked for with another list or other image rules.
+The first pass is the list itself. A pass of retries follows for URLs lost to transient failures, and one of
+additions when the folder is requested with another list or other image rules.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from filip.errors import UserError
 from filip.files import replacing, write_json
 from filip.progress import say
 
-SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the pass before had the URL
+SHARD, ROW = "_shard_", "_row_"  # in a list of retries: where the previous pass had the URL
 
 
 def make_plan(
     list_path: Path, folder: Path, card: SourceCard, columns: list[str], memory: str
 ) -> dict[str, Any]:
-    """What the folder is to hold; written before the first byte is fetched, and compared on every rerun."""
+    """Return the plan of the folder; it is written before the first byte is fetched, and compared on every rerun."""
     path = folder / "_work" / "plan.json"
     load = card.download
     wanted = {
@@ -73,7 +73,7 @@ def make_plan(
 def _refuse_other_pictures(
     plan: dict[str, Any], wanted: dict[str, Any], list_path: Path, folder: Path, card: SourceCard
 ) -> None:
-    """UserError if the folder's images are stored differently from what is asked for now."""
+    """Raise UserError if the folder's images are stored differently from what is asked for now."""
 
     def pictures(of: dict[str, Any]) -> dict[str, Any]:
         return {key: value for key, value in of["settings"].items() if key != "image_rules"}
@@ -92,7 +92,7 @@ def _same(plan: dict[str, Any], wanted: dict[str, Any]) -> bool:
 
 
 def missing_shards(plan: dict[str, Any], number: int, folder: Path) -> set[int]:
-    """The shards of a pass of which a file is missing."""
+    """Return the shards of a pass of which a file is missing."""
     there = {entry.name for entry in os.scandir(folder)}
     parts = (".tar", ".parquet", "_stats.json")
     shards = shards_of(plan["passes"][number])
@@ -102,9 +102,9 @@ def missing_shards(plan: dict[str, Any], number: int, folder: Path) -> set[int]:
 def _revise(
     plan: dict[str, Any], wanted: dict[str, Any], list_path: Path, folder: Path, card: SourceCard, memory: str
 ) -> None:
-    """Another list, or other image rules: keep what was fetched, and plan a pass for what is missing.
+    """Keep what was fetched for another list or other image rules, and plan a pass for what is missing.
 
-    The first list is not kept, so a shard of it that is lost, too, has its rows in that pass.
+    The first list is not kept, so the rows of a lost shard go into that pass, too.
     """
     complete: list[int] = []
     for number, one_pass in enumerate(plan["passes"]):
@@ -142,9 +142,9 @@ def retries_at_the_end(plan: dict[str, Any]) -> int:
 
 
 def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> None:
-    """Plan shards for the URLs that the last pass lost to something transient, if there are any.
+    """Plan shards for the URLs that the last pass lost to transient failures, if there are any.
 
-    The list says where each was, so that a shard that has to be made again leaves them to their pass.
+    The list says where each was, so that a shard that is made again leaves them to that pass.
     """
     last = plan["passes"][-1]
     path = folder / "_work" / f"retry_{len(plan['passes'])}.parquet"
@@ -162,7 +162,7 @@ def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> No
             retried = table.select(columns).take(pa.array(chosen, pa.int64()))
             for name, values in ((SHARD, [shard] * len(chosen)), (ROW, chosen)):
                 retried = retried.append_column(name, pa.array(values, pa.int64()))
-            retried = retried.replace_schema_metadata(None)  # of this shard's tar
+            retried = retried.replace_schema_metadata(None)  # drop the metadata of this shard's tar
             writer = writer or pq.ParquetWriter(part, retried.schema)
             writer.write_table(retried)
             rows += len(chosen)
@@ -175,7 +175,7 @@ def add_retry_pass(plan: dict[str, Any], folder: Path, columns: list[str]) -> No
 
 
 def retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[int]]]:
-    """Of pass ``number``: shard, and which of its rows the next pass has; in order, without shards that have none."""
+    """Yield, in order, each shard of pass ``number`` with rows that the next pass retries, and these rows."""
     if number + 1 == len(plan["passes"]) or not is_retry(plan["passes"][number + 1]):
         return
     with pq.ParquetFile(plan["passes"][number + 1]["list"]) as retries:
@@ -186,7 +186,7 @@ def retried_rows(plan: dict[str, Any], number: int) -> Iterator[tuple[int, set[i
 
 
 def shards_of(one_pass: dict[str, Any]) -> list[int]:
-    """The shards of a pass, in order, without those that were lost before the list was replaced by another."""
+    """Return the shards of a pass, in order, without those that were lost before the list was replaced by another."""
     given_up = set(one_pass.get("given_up", []))
     first = one_pass["first_shard"]
     return [shard for shard in range(first, first + one_pass["shards"]) if shard not in given_up]

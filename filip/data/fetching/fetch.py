@@ -2,9 +2,9 @@
 
 img2dataset's own fetch has a timeout per read, so that a server sending a byte every few seconds holds a thread
 forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
-down, from the first byte on, which also ends a header or a proxy that drips) and the body a limit, that of a
+down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, that of a
 redirection included. Errors that another attempt cannot fix are not retried.
-Opt-outs are honoured exactly as in img2dataset: by its own reading of the X-Robots-Tag header.
+Opt-outs are honoured exactly as in img2dataset: by its code that reads the X-Robots-Tag header.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from filip.data.fetching.outcomes import TRANSIENT
 
 MAX_BYTES = 64 << 20
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
-# Seconds at once for a host that asks for patience; what needs more waits for a later pass.
+# Seconds to wait at once for a host that asks for patience; longer waits are left to a later pass.
 LONGEST_WAIT = 30.0
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
@@ -42,7 +42,7 @@ OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's
 
 
 class _Deadlines:
-    """Shuts connections down when the deadline of the thread that opened them has passed."""
+    """Watchdog that shuts connections down when the deadline of the thread that opened them has passed."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -62,12 +62,12 @@ class _Deadlines:
                 sock.close()
 
     def left(self) -> float:
-        """Seconds until this thread's deadline."""
+        """Return the seconds until this thread's deadline."""
         with self._lock:
             return self._open[threading.get_ident()][0] - time.monotonic()
 
     def add(self, sock: socket.socket) -> None:
-        """Watch a connection, by a duplicate: TLS takes the descriptor out of the socket that it is given."""
+        """Watch a connection through a duplicate, as TLS takes the descriptor out of the socket that it is given."""
         duplicate = sock.dup()
         with self._lock:
             self._open[threading.get_ident()][1].append(duplicate)
@@ -89,7 +89,7 @@ _deadlines_by_process: dict[int, _Deadlines] = {}
 
 
 def _deadlines() -> _Deadlines:
-    """The one of this process: a fork has none of its parent's threads, and threads that ask at once share one."""
+    """Return the watchdog of this process: a fork has none of its parent's threads, and all threads share one."""
     with _deadlines_lock:
         if os.getpid() not in _deadlines_by_process:
             _deadlines_by_process[os.getpid()] = _Deadlines()
@@ -97,7 +97,7 @@ def _deadlines() -> _Deadlines:
 
 
 def _connect(access: Access, address: tuple[str, int], timeout: float, *_: Any) -> socket.socket:
-    """``socket.create_connection`` to allowed addresses, within this thread's deadline, however many are dead."""
+    """Connect to an allowed address, within this thread's deadline however many are dead."""
     problem: OSError = TimeoutError("timed out: no time left to connect")
     for family, kind, protocol, _name, place in socket.getaddrinfo(*address, 0, socket.SOCK_STREAM):
         left = min(timeout, _deadlines().left())
@@ -146,7 +146,7 @@ class _HTTPHandler(urllib.request.HTTPHandler):
 
 @cache
 def _trusted() -> ssl.SSLContext:
-    """The certificates to trust, read once: for each connection that is most of its processor time."""
+    """Return the certificates to trust, read once: to read them takes most of a connection's processor time."""
     return ssl.create_default_context()
 
 
@@ -161,7 +161,7 @@ class _HTTPSHandler(urllib.request.HTTPSHandler):
 
 
 def _access_of(request: urllib.request.Request, access: Access) -> Access:
-    """For a request through a proxy: the proxy may be private, and what it is asked for is checked by name."""
+    """Return the access of a request: a proxy may be private, and the host asked of it is checked by name."""
     if not (request.has_proxy() or getattr(request, "_tunnel_host", None)):
         return access
     access.check_name(urllib.parse.urlsplit(request.full_url).hostname or "")
@@ -179,7 +179,7 @@ class _FileHandler(urllib.request.FileHandler):
 
 class _RedirectHandler(urllib.request.HTTPRedirectHandler):
     def http_error_302(self, req: Any, fp: Any, code: int, msg: str, headers: Any) -> Any:
-        fp.close()  # unread: urllib would take it into memory, whatever its size
+        fp.close()  # unread: urllib would read it into memory, whatever its size
         return super().http_error_302(req, io.BytesIO(), code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
@@ -187,7 +187,7 @@ class _RedirectHandler(urllib.request.HTTPRedirectHandler):
 
 @cache
 def _opener(access: Access) -> urllib.request.OpenerDirector:
-    """HTTP and HTTPS (with the environment's proxies); ``file:`` only for cards that name a folder of images."""
+    """Return an opener for HTTP and HTTPS (with the environment's proxies), also ``file:`` if a card names a folder."""
     opener = urllib.request.OpenerDirector()
     handlers: list[urllib.request.BaseHandler] = [
         urllib.request.ProxyHandler(),
@@ -212,7 +212,7 @@ def fetch(
     *,
     access: Access = PUBLIC,
 ) -> tuple[int, io.BytesIO | None, str | None]:
-    """``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``. Never raises, never hangs.
+    """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
 
     The signature and result are those of ``img2dataset.downloader.download_image_with_retry``.
     """
@@ -223,7 +223,7 @@ def fetch(
         )
     except (
         Exception
-    ) as error:  # of what reads an answer's headers: img2dataset waits forever for a thread that raised
+    ) as error:  # raised by readers of the headers: img2dataset waits forever for a thread that raised
         data, problem = None, explain(error)
     return key, data, problem or None
 
@@ -231,7 +231,7 @@ def fetch(
 def _attempts(
     url: str, timeout: float, retries: int, token: str | None, directives: set[str] | None, access: Access
 ) -> tuple[io.BytesIO | None, str]:
-    """The bytes and "", or None and the reason of the last attempt."""
+    """Return the bytes and "", or None and the reason of the last attempt."""
     problem = "other: not tried"
     host = url.partition("://")[2].partition("/")[0]  # not urlsplit, which raises for some
     for attempt in range(retries + 1):
@@ -256,7 +256,7 @@ def _attempts(
 
 
 class _Hosts:
-    """Until when each host of this process wants to be left alone; its other URLs wait as well."""
+    """Times until which each host asked this process to wait; its other URLs wait as well."""
 
     def __init__(self) -> None:
         self._until: dict[str, float] = {}
@@ -273,12 +273,12 @@ _hosts = _Hosts()
 
 
 def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
-    """Seconds that the answer asks for (a number or a date, RFC 9110, section 10.2.3); ``default`` if it does not.
+    """Return the seconds that the answer asks for (a number or a date, RFC 9110, section 10.2.3), else ``default``.
 
-    Of 503, only if it asks: a server that is down for one URL answers others.
+    For 503, only if it asks: a server that is down for one URL answers others.
     """
     asked = error.headers.get("Retry-After", "")
-    if asked.isascii() and asked.strip().isdigit():  # "²" is a digit to Python, and no number
+    if asked.isascii() and asked.strip().isdigit():  # "²" is a digit to Python, but int() refuses it
         return float(asked)
     try:
         return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
@@ -295,7 +295,7 @@ def _fetch_once(
     with _opener(access).open(request, timeout=timeout) as response:
         if directives and is_disallowed(response.headers, token, directives):
             return None, f"opted_out: {OPTED_OUT}"
-        promised = getattr(response, "length", None) or 0  # http.client's reading of Content-Length
+        promised = getattr(response, "length", None) or 0  # Content-Length, as http.client reads it
         if promised > MAX_BYTES:
             return None, f"too_many_bytes: {promised}"
         body, size = io.BytesIO(), 0
@@ -315,7 +315,7 @@ def _fetch_once(
 
 
 def ascii_url(url: str) -> str:
-    """A URL as lists hold it (``/café.jpg``) in the form that HTTP takes; what is already quoted is left alone."""
+    """Return a URL as lists hold it (``/café.jpg``) in the form that HTTP takes; quoted parts stay as they are."""
     if url.isascii():
         return url
     parts = urllib.parse.urlsplit(url)
@@ -326,7 +326,7 @@ def ascii_url(url: str) -> str:
 
 
 def explain(error: BaseException) -> str:
-    """An exception of urllib as ``"reason: detail"``."""
+    """Return an exception of urllib as ``"reason: detail"``."""
     detail = " ".join(str(error).split())[:200] or type(error).__name__
     return f"{_reason(error, detail)}: {detail}"
 
@@ -335,7 +335,7 @@ def _reason(error: BaseException, detail: str) -> str:
     if isinstance(error, urllib.error.HTTPError):
         if "infinite loop" in detail:
             return "redirect_loop"
-        if "is not allowed" in detail:  # urllib follows a redirection to http and https only
+        if "is not allowed" in detail:  # urllib follows redirections only to http and https
             return "forbidden_scheme"
         return "http_5xx" if error.code >= 500 else f"http_{error.code}"
     cause = error.reason if isinstance(error, urllib.error.URLError) else error

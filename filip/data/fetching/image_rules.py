@@ -1,8 +1,8 @@
-"""Image rules and repairs, before img2dataset decodes an image with OpenCV.
+"""Apply image rules and repairs, before img2dataset decodes an image with OpenCV.
 
 OpenCV takes a truncated JPEG (and greys out the rest), allocates whatever a PNG header promises, ignores the EXIF
 orientation, and turns 16-bit images white when it writes JPEG. So the header is read first: rules that need
-only the size are applied without decoding, what ends early is refused, and the few images that OpenCV gets wrong
+only the size are applied without decoding, files that end early are refused, and the few images that OpenCV gets wrong
 are normalised by Pillow to plain 8-bit RGB.
 """
 
@@ -20,7 +20,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from filip.rgb import FORMATS, STRIP, to_rgb
 
-MAX_PIXELS = 100_000_000  # Pillow warns from about there on, and refuses twice as many
+MAX_PIXELS = 100_000_000  # Pillow warns from about this number on, and refuses twice as many
 ORIENTATION = 0x0112
 OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}
 PLAIN_MODES = {"L", "RGB", "RGBA"}
@@ -30,7 +30,7 @@ class CheckedResizer(Resizer):
     """img2dataset's resizer behind :func:`inspect`; errors are ``"reason: detail"``."""
 
     def __call__(self, img_stream: io.BytesIO, blurring_bbox_list: Any = None) -> tuple[Any, ...]:
-        """An image's bytes → (encoded, width, height, original width and height, error or None), in pixels."""
+        """Turn an image's bytes into (encoded, width, height, original width and height, error or None), in pixels."""
         problem, repaired = inspect(img_stream.getvalue(), self.min_image_size, self.max_aspect_ratio)
         if problem:
             return None, None, None, None, None, problem
@@ -43,9 +43,9 @@ class CheckedResizer(Resizer):
 
 
 def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None, bytes | None]:
-    """Why an image is dropped ("reason: detail") or None; and its repaired form where it needs one.
+    """Return why an image is dropped ("reason: detail") or None, and its repaired form if it needs one.
 
-    min_side: least shorter side in pixels. max_aspect: greatest longer / shorter side; either drops it.
+    min_side: minimum shorter side in pixels. max_aspect: maximum longer / shorter side; either drops it.
     """
     if not data:
         return "not_an_image: empty body", None
@@ -57,7 +57,7 @@ def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None
         return f"too_many_pixels: {error}", None
     except UnidentifiedImageError:
         return f"not_an_image: starts with {data[:16]!r}", None
-    except Exception as error:  # a header that looks like an image and is broken
+    except Exception as error:  # a header that looks like an image but is broken
         return f"undecodable: {error}", None
     width, height = image.size
     if min(width, height) < max(1, min_side):
@@ -68,7 +68,7 @@ def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None
         return f"too_many_pixels: {width} x {height}", None
     try:
         if not ends_properly(data, image.format or ""):
-            image.load()  # the authority on whether something is missing
+            image.load()  # the final word on whether something is missing
         return (None, _plain(image)) if _needs_repair(image, data) else (None, None)
     except Exception as error:  # Pillow raises OSError, SyntaxError, struct.error, ...
         detail = " ".join(str(error).split())[:200]
@@ -76,7 +76,7 @@ def inspect(data: bytes, min_side: float, max_aspect: float) -> tuple[str | None
 
 
 def ends_properly(data: bytes, kind: str) -> bool:
-    """Whether the bytes end as a complete file of that kind does; False where that is not known."""
+    """Return whether the bytes end as a complete file of that kind does; False if that is unknown."""
     if kind == "JPEG":
         return data[-64:].rstrip(b"\0\r\n ").endswith(b"\xff\xd9")
     if kind == "PNG":
@@ -103,9 +103,9 @@ def _may_have_alpha(data: bytes) -> bool:
 
 
 def _blended(data: bytes) -> bytes:
-    """A picture with an alpha channel on white, as a bitmap; others as they are.
+    """Return a picture with an alpha channel on white, as a bitmap; others as they are.
 
-    img2dataset's own blending, to the bit, but in strips: in one piece it takes 76 bytes a pixel, 7.6 GB for the
+    It blends as img2dataset does, to the bit, but in strips: in one piece it takes 76 bytes a pixel, 7.6 GB for the
     largest picture allowed.
     """
     if not _may_have_alpha(data):
@@ -126,7 +126,7 @@ def _blended(data: bytes) -> bytes:
 
 
 def _plain(image: Image.Image) -> bytes:
-    """The first frame as an upright 8-bit RGB bitmap on white."""
+    """Return the first frame as an upright 8-bit RGB bitmap on white."""
     out = io.BytesIO()
     to_rgb(ImageOps.exif_transpose(image)).save(out, "BMP")
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""img2dataset's parts put together as its own ``download()`` does, from a source card."""
+"""Assemble img2dataset's parts from a source card, as its ``download()`` does."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from filip.data.fetching.shards import SHARD_DIGITS, ShardDownloader
 def make_downloader(
     card: SourceCard, folder: Path, columns: list[str], opt_outs: list[str]
 ) -> ShardDownloader:
-    """The Downloader of a card's settings, writing into ``folder``; it can be pickled to any worker."""
+    """Return a Downloader with a card's settings that writes into ``folder``; it can be pickled to any worker."""
     load = card.download
     return ShardDownloader(
         final_folder=folder,
@@ -41,7 +41,7 @@ def make_downloader(
 
 
 def make_resizer(card: SourceCard) -> CheckedResizer:
-    """What checks, resizes and encodes an image as the card says."""
+    """Return the resizer that checks, resizes and encodes an image as the card says."""
     load = card.download
     return CheckedResizer(
         image_size=load.image_size,
@@ -56,7 +56,7 @@ def make_resizer(card: SourceCard) -> CheckedResizer:
 
 
 def local_root(card: SourceCard) -> str | None:
-    """The card's image_root if it is a folder of this machine, not a host's; its `file:` URLs may be read."""
+    """Return the card's image_root if it is a folder of this machine, not a host's; its `file:` URLs may be read."""
     root = card.image_root
     if root is None or root.startswith("file:"):
         return root and url2pathname(urlsplit(root).path)

@@ -1,4 +1,4 @@
-"""Which image of a shard is being decoded, so that an image that kills its process is given up by name.
+"""Note which image of a shard is being decoded, so that an image that kills its process is identified and given up.
 
 Without it one such image (there is one among millions: a decoder crashes, or memory runs out) stops its shard each
 time, and with it the whole download.
@@ -12,7 +12,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-SECONDS_ALONE = 600.0  # within which an image under suspicion has to be decoded
+SECONDS_ALONE = 600.0  # time in which a suspected image has to be decoded
 CRASHED = "crashed: the process that decodes it dies (out of memory, or a fault of the decoder)"
 
 
@@ -20,7 +20,7 @@ class InProgress:
     """A file that holds the number of the image being decoded: one line for each process that worked on the shard.
 
     A number that a killed process left is not proof: the whole run may have been killed. That image is decoded in a
-    process of its own, and is given up only if that process dies as well.
+    separate process, and is given up only if that process dies as well.
     """
 
     def __init__(self, path: Path) -> None:
@@ -41,12 +41,12 @@ class InProgress:
         return exit_code == 0
 
     def close(self, complete: bool) -> None:
-        """End the work on the shard; ``complete``: nobody has to know any longer what was in progress."""
+        """End the work on the shard; ``complete``: the note of what was in progress is no longer needed."""
         os.close(self._file)
         if complete:
-            self.path.unlink(missing_ok=True)  # a worker that a cluster took for lost may do the same shard
+            self.path.unlink(missing_ok=True)  # a worker that a cluster presumed lost may do the same shard
 
 
 def suspects(path: Path) -> set[int]:
-    """The numbers of the images that were being decoded when a process died; none if there is no such file."""
+    """Return the numbers of the images that were being decoded when a process died; none if no such file exists."""
     return {int(number) for number in path.read_text().split()} if path.exists() else set()

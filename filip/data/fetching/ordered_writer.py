@@ -1,4 +1,4 @@
-"""img2dataset's shard files, with samples in the order of the list and without time stamps, and their index."""
+"""Write img2dataset's shard files, in the order of the list and without time stamps, and their index."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from filip.sets.tar_index import Member
 
 
 class OrderedWriter:
-    """img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, without time stamps, and NNNNN.index.
+    """Writer of img2dataset's webdataset layout (NNNNN.tar and .parquet), sorted by key, undated, and NNNNN.index.
 
     Samples arrive in any order: their bytes wait in a spool file, their metadata in memory.
     """
@@ -78,7 +78,7 @@ class OrderedWriter:
                 end = b"\0" * (2 * tarfile.BLOCKSIZE)
                 tar.write(end)
                 written.update(end)
-            # the hash of the images as they are stored goes into their description
+            # the hash of the images as stored goes into their description
             metadata = {**(self.schema.metadata or {}), TAR_SHA256: written.hexdigest().encode()}
             table = pa.Table.from_pylist(self.rows, self.schema).replace_schema_metadata(metadata)
             pq.write_table(table, self.path.with_suffix(".parquet"), compression="zstd")
@@ -90,5 +90,5 @@ class OrderedWriter:
 def _tar_header(name: str, size: int) -> bytes:
     info = tarfile.TarInfo(name)
     info.size, info.mode, info.mtime = size, 0o444, 0
-    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter has it
+    info.uname = info.gname = "bigdata"  # as webdataset's TarWriter sets it
     return info.tobuf(tarfile.USTAR_FORMAT)

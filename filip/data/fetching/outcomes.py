@@ -1,15 +1,15 @@
-"""How the fate of one URL is written down: img2dataset's status, and our "reason: detail" as its error message."""
+"""Record the outcome of a URL: img2dataset's status, and our "reason: detail" as its error message."""
 
 from __future__ import annotations
 
-# Reasons that may have passed by the next try: at once in fetch, in a pass of their own in download.
+# Transient reasons, worth another try: at once in fetch, in a separate pass in download.
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 
-TAR_SHA256 = b"tar_sha256"  # in the metadata of NNNNN.parquet: the hash of NNNNN.tar as it was written
+TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
 
 
 def reason_of(status: str, error: str | None) -> tuple[str | None, str]:
-    """The bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""
+    """Return the bucket of one URL (None = an image) and the detail, from img2dataset's status and error message."""
     if status == "success":
         return None, ""
     reason, _, detail = (error or "other: no message").partition(":")

@@ -1,8 +1,8 @@
-"""A folder of shards that is asked for with another list or other image rules keeps what was fetched.
+"""Keep what was fetched when a folder of shards is requested with another list or other image rules.
 
 A pair (URL and caption) that is no longer wanted, or that an image rule now drops, is set aside: it stays in its tar,
 the funnel counts it by its rule, and no side-car has it. Pairs that were never fetched, or were dropped by a rule that
-is gone, get a pass of their own, in shards behind the others. Shards are only ever added, so this is repeatable.
+no longer holds, get another pass, in shards behind the others. Shards are only ever added, so this is repeatable.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from filip.data.lists import duckdb_io
 from filip.files import scratch_folder
 
 WORK = "_work"
-RETRIED = "retried: "  # how the message begins of a row that a later pass has
+RETRIED = "retried: "  # prefix of the message of a row that a later pass has
 PAIR = "md5_number(url || chr(10) || coalesce(caption, ''))"
 
 
 def set_aside_file(folder: Path) -> Path:
-    """Which rows of the shards in ``folder`` do not count: shard, row, key, stored (an image is there), reason."""
+    """Return the file of rows that do not count: shard, row, key, stored (an image is there), reason."""
     return folder / WORK / "set_aside.parquet"
 
 
 def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
-    """(shard, {row: rule that drops it, or None}), in order, of the shards that have such rows."""
+    """Yield (shard, {row: rule that drops it, or None}), in order, for the shards that have such rows."""
     path = set_aside_file(folder)
     if not path.exists():
         return
@@ -43,7 +43,7 @@ def set_aside(folder: Path) -> Iterator[tuple[int, dict[int, str | None]]]:
 
 
 def images_set_aside(folder: Path) -> dict[int, int]:
-    """Shard: how many of its images do not count."""
+    """Return, by shard, how many of its images do not count."""
     path = set_aside_file(folder)
     if not path.exists():
         return {}
@@ -53,7 +53,7 @@ def images_set_aside(folder: Path) -> dict[int, int]:
 
 
 def counted_only(folder: Path, shards: str) -> str:
-    """SQL of ``shards`` (a relation with the columns shard, as text, and key) without what is set aside."""
+    """Return SQL of ``shards`` (a relation with the columns shard, as text, and key) without what is set aside."""
     path = set_aside_file(folder)
     if not path.exists():
         return shards
@@ -100,9 +100,9 @@ def revise(
 
 
 def _read_stored(con: Any, files: list[Path], rules: Any) -> None:
-    """The table ``stored``, a row for each row of the shards.
+    """Make the table ``stored``, with a row for each row of the shards.
 
-    pair; place; ``last`` of the rows of that pair; ``again``: it has to be fetched; ``reason``: it is there, but a rule
+    Columns: pair; place; ``last`` row of that pair; ``again``: must be fetched; ``reason``: it is there, but a rule
     drops it.
     """
 

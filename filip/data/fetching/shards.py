@@ -1,4 +1,4 @@
-"""img2dataset's shards, made atomic, ordered and robust against killed workers.
+"""Make img2dataset's shards atomic, ordered and robust against killed workers.
 
 img2dataset's ``Downloader`` does the work of a shard, on whatever its distributors run on. Around it:
 
@@ -6,9 +6,9 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 - a writer with the same layout, but with samples in the order of the list and without time stamps: the same
   responses give the same bytes, whichever thread was faster,
 - a shard appears under its name only when it is complete, its ``_stats.json`` last,
-- a worker that is stuck ends itself, and an image that kills whoever decodes it is given up alone.
+- a worker that is stuck ends itself, and an image that kills the process that decodes it is given up alone.
 
-Who runs them, and tries again, is ``workers`` and ``cluster``.
+``workers`` and ``spark`` run them, and try again.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from filip.progress import say
 
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
 WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half-finished shards
-# Of the disk as a whole: the next shard would fail like this one, after all its URLs were asked for.
+# Errors of the whole disk: the next shard would fail like this one, after all its URLs were fetched.
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_PER_IMAGE = 1.0  # in addition to the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
@@ -52,7 +52,7 @@ def shard_name(shard: int) -> str:
 
 
 class ListReader:
-    """Cuts a URL list into shards; iterating gives what img2dataset's distributors take: (shard, Arrow file)."""
+    """Reader that cuts a URL list into shards; it yields what img2dataset's distributors take: (shard, Arrow file)."""
 
     def __init__(
         self, path: Path, rows_per_shard: int, first_shard: int, columns: list[str], work: Path
@@ -67,7 +67,7 @@ class ListReader:
         self.wanted: set[int] = set()
 
     def __iter__(self) -> Iterator[tuple[int, str]]:
-        """The wanted shards in order. Each file is removed by the Downloader when its shard is done."""
+        """Yield the wanted shards in order. The Downloader removes each file when its shard is done."""
         self.work.mkdir(parents=True, exist_ok=True)
         for shard, table in enumerate(tables(self.path, self.rows_per_shard, self.columns), self.first_shard):
             if shard in self.wanted:
@@ -78,7 +78,7 @@ class ListReader:
 
 
 class ShardDownloader(img2dataset.downloader.Downloader):
-    """img2dataset's Downloader with the bounded fetch; a shard is moved to its place when it is complete."""
+    """img2dataset's Downloader with the bounded fetch; a shard is moved to its place when complete."""
 
     def __init__(self, final_folder: Path, access: Access, **options: Any) -> None:
         super().__init__(output_folder="", **options)
@@ -93,7 +93,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
         shard = row[0]
         name = shard_name(shard)
         staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
-        shutil.rmtree(staging, ignore_errors=True)  # of a killed worker that had the same number
+        shutil.rmtree(staging, ignore_errors=True)  # left by a killed worker with the same shard
         staging.mkdir(parents=True)
         self.output_folder = str(staging)
         progress = InProgress(progress_file(self.final_folder, shard))
@@ -122,7 +122,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
 
     def _fetch(self, row: tuple[int, str], **options: Any) -> tuple[int, io.BytesIO | None, str | None]:
         if self.writer.failure:
-            return row[0], None, "other: the shard was given up"  # no use asking for what cannot be stored
+            return row[0], None, "other: the shard was given up"  # a fetched image could not be stored
         if row[0] in self.skipped:
             return row[0], None, f"{RETRIED}in a later pass"
         key, data, problem = fetch(row, access=self.access, **options)
@@ -130,7 +130,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
 
 
 class Body(io.BytesIO):
-    """The bytes of an image that know its number in the shard: img2dataset hands the resizer nothing else."""
+    """Bytes of an image that know its number in the shard, as img2dataset passes nothing else to the resizer."""
 
     def __init__(self, number: int, data: bytes) -> None:
         super().__init__(data)
@@ -148,7 +148,7 @@ def progress_file(folder: Path, shard: int) -> Path:
 
 
 def longest_time(downloader: ShardDownloader) -> float:
-    """Upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
+    """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
     rows = downloader.number_sample_per_shard
     rounds = -(-rows // downloader.thread_count) * (downloader.retries + 1)
     return (
@@ -158,7 +158,7 @@ def longest_time(downloader: ShardDownloader) -> float:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a shard in a worker."""
+    """Outcome of a shard in a worker."""
 
     shard: int
     failure: str | None = None  # why it is not complete
@@ -167,7 +167,7 @@ class Outcome:
 
 
 def run_shard(downloader: ShardDownloader, row: tuple[int, str], limit: float) -> Outcome:
-    """In a worker: download one shard. After ``limit`` seconds the worker ends itself."""
+    """Download one shard, in a worker that ends itself after ``limit`` seconds."""
     # A thread in a system call that never returns (a name server, a network disk) cannot be ended, a process can.
     stuck = threading.Timer(limit, _give_up, (row[0],))
     stuck.daemon = True

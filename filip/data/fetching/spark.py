@@ -1,6 +1,6 @@
-"""The workers of a Spark cluster, one job per shard.
+"""Download with the workers of a Spark cluster, one job per shard.
 
-So a machine that is lost costs the shards that it was at, the lists of those that wait are written as they are needed,
+So a lost machine costs only the shards that it was working on, lists of waiting shards are written when needed,
 and progress is known shard by shard. img2dataset's own distributor waits for a thousand shards at a time. The folder of
 the shards has to be one that all machines see.
 """
@@ -24,7 +24,7 @@ SHOWN = 300  # characters of an engine's message
 
 
 class SparkWorkers:
-    """The active session, else one on SPARK_MASTER, else local mode with ``processes`` threads.
+    """Workers of the active session, else of one on SPARK_MASTER, else of local mode with ``processes`` threads.
 
     Raises UserError when pyspark is not installed.
     """
@@ -59,11 +59,11 @@ class SparkWorkers:
                 raise
 
     def in_flight(self, alone: bool) -> int:
-        # grows while machines join
+        # grows as machines join
         return min(MOST_IN_FLIGHT, 2 * self.context.defaultParallelism)
 
     def _job(self, row: Row) -> Outcome:
-        """Spark itself gives the shards of a lost machine to another one."""
+        """Run a shard's job; Spark itself gives the shards of a lost machine to another one."""
         self.context.setJobGroup(JOB_GROUP, f"shard {row[0]}", interruptOnCancel=True)
         try:
             (outcome,) = self.context.parallelize([row], 1).map(self.run).collect()
@@ -77,7 +77,7 @@ def _run_in_spark(downloader: ShardDownloader, limit: float, row: Row) -> Outcom
 
 
 def _spark_message(error: Exception) -> str:
-    """The sentence in Spark's many lines of Java."""
+    """Return the sentence in Spark's many lines of Java."""
     text = str(error)
     for line in text.splitlines():
         if "SparkException: " in line:

@@ -1,4 +1,4 @@
-"""Shards given to workers, and tried again when one fails or its worker dies.
+"""Give shards to workers, and try again when one fails or its worker dies.
 
 ``download_shards`` does that for any :class:`Workers`: processes of this machine here (multiprocessing.Pool would wait
 forever for a worker that was killed), a Spark cluster in ``spark``.
@@ -32,8 +32,8 @@ from filip.progress import say
 from filip.worker_pool import die_with_parent
 
 SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
-SHARD_TRIES = 3  # of a shard whose worker was killed or whose disk failed
-# Times all that was in flight, in a row, without one shard done: the fault is not a shard's.
+SHARD_TRIES = 3  # attempts at a shard whose worker was killed or whose disk failed
+# So many times all shards in flight failed in a row without one done: the fault is not a shard's.
 DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
 
@@ -42,17 +42,17 @@ Submit = Callable[[Row], "Future[Outcome]"]  # the future raises if the worker d
 
 
 class Workers(Protocol):
-    """Something that downloads shards."""
+    """Pool of workers that download shards."""
 
-    shards_per_pool: int  # after which a new pool is opened
+    shards_per_pool: int  # a new pool is opened after so many
     one_death_ends_the_pool: bool  # what else was in flight is lost, too
 
     def pool(self, alone: bool) -> AbstractContextManager[Submit]:
-        """Workers to give shards to. ``alone``: they are under suspicion, so that one at a time is given."""
+        """Open the workers to give shards to. ``alone``: the shards are suspect, so one at a time is given."""
         ...
 
     def in_flight(self, alone: bool) -> int:
-        """How many shards may wait or run at once; the list is cut only as fast as they are taken."""
+        """Return how many shards may wait or run at once; the list is cut only as fast as they are taken."""
         ...
 
 
@@ -117,7 +117,7 @@ def _tries(
         failures |= lost
         if not failures:
             break
-        # An image in progress is tested before the next try, so that one gets further than this one did.
+        # An image in progress is tested before the next try, so that it gets further than this one did.
         now = {shard: len(suspects(progress_file(folder, shard))) for shard in lost}
         further = any(deadly.get(shard, 0) < count <= DEADLY_IMAGES for shard, count in now.items())
         deadly |= now
@@ -136,9 +136,9 @@ def _run_round(
     finished: Callable[[int], None],
     failures: dict[int, str],
 ) -> dict[int, str]:
-    """Try each of the reader's wanted shards once; returns those whose worker died, with what is known of it."""
+    """Try each of the reader's wanted shards once; return those whose worker died, with what is known about it."""
     lost: dict[int, str] = {}
-    deaths = 0  # since a shard was done
+    deaths = 0  # since the last finished shard
     rows = iter(reader)
     while first := list(islice(rows, 1)):
         part = chain(first, islice(rows, workers.shards_per_pool - 1))
@@ -169,7 +169,7 @@ def _run_round(
 def _without_those_that_were_done(
     died: dict[int, str], downloader: ShardDownloader, finished: Callable[[int], None]
 ) -> dict[int, str]:
-    """The shards of dead workers that are not complete; ``finished`` is called with the others."""
+    """Return the incomplete shards of dead workers; ``finished`` is called with the others."""
     if not died:
         return died
     names = ", ".join(map(shard_name, sorted(died)))
@@ -186,7 +186,7 @@ def _without_those_that_were_done(
 def _outcomes(
     workers: Workers, submit: Submit, rows: Iterable[Row], alone: bool
 ) -> Iterator[tuple[int, Outcome | str]]:
-    """(shard, outcome, or why its worker died) as they come; ends early if the pool is broken."""
+    """Yield (shard, outcome, or why its worker died) as they come; end early if the pool is broken."""
     running: dict[Future[Outcome], int] = {}
     broken = False
     for row in rows:

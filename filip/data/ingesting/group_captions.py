@@ -1,6 +1,6 @@
 """Group the captions of an image in one list, from rows that are sorted.
 
-DuckDB's own lists, ``list(caption)`` by image, are all in memory until the last is complete; what it sorts, it spills.
+DuckDB's own lists, ``list(caption)`` by image, are all in memory until the last is complete; a sort spills to disk.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ def group_captions(
 ) -> Iterator[pa.Table]:
     """Yield one row for each run of rows with equal columns ``by``, in tables of any size; the last may be empty.
 
-    The column ``captions`` (strings, or lists of them) becomes the list of all that the run has, in their order and,
-    if ``once``, without those that it had before; of the other columns the first row counts.
+    The column ``captions`` (strings, or lists of them) becomes the list of all values in the run, in their order and,
+    if ``once``, without repetitions; the other columns are those of the first row.
     """
     held = sorted_rows.schema.empty_table()
     for batch in sorted_rows:
@@ -31,7 +31,7 @@ def group_captions(
 
 
 def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
-    """int64 [runs]: the first row of each run."""
+    """Return int64 [runs]: the first row of each run."""
     if not len(rows):
         return np.zeros(0, np.int64)
     columns = [rows[name].combine_chunks() for name in by]
@@ -41,7 +41,7 @@ def _starts(rows: pa.Table, by: Sequence[str]) -> np.ndarray:
 
 def _group(rows: pa.Table, starts: np.ndarray, once: bool) -> pa.Table:
     column = rows["captions"].combine_chunks()
-    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # of each row ...
+    run = np.repeat(np.arange(len(starts)), np.diff(np.append(starts, len(rows))))  # the run of each row ...
     if pa.types.is_list(column.type):
         run = run[pc.list_parent_indices(column).to_numpy()]  # ... and of each of its captions
         column = pc.list_flatten(column)

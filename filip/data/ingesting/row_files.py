@@ -1,4 +1,4 @@
-"""The rows of one part of a set, as a Parquet file of the work folder."""
+"""List the rows of one part of a set in a Parquet file of the work folder."""
 
 from __future__ import annotations
 
@@ -49,5 +49,5 @@ def find_part(layout: str, part: Path | None, number: int, reading: Reading, out
 
 
 def _valid(text: str) -> str:
-    """Return a text without what no Parquet file can hold: lone surrogates, in JSON or in names that are not UTF-8."""
+    """Return a text without lone surrogates (from JSON or names that are not UTF-8), which no Parquet file can hold."""
     return text.replace("\0", " ").encode("utf-8", "replace").decode()

@@ -1,4 +1,4 @@
-"""One shard of images that are on disk: the same files as a download writes, or a link to a tar that fits as it is."""
+"""Store one shard of images on disk: the files that a download writes, or a link to a tar that fits as it is."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ OUTCOME = pa.schema(
         ("height", pa.int64()),
         ("original_width", pa.int64()),
         ("original_height", pa.int64()),
-        ("sha256", pa.string()),  # of the file as it was found
+        ("sha256", pa.string()),  # hash of the file as it was found
     ]
 )
-# Of one file, not of the disk that it is on: the image is counted, and the run goes on.
+# Errors of one file, not of its disk: the image is counted, and the run continues.
 OF_ONE_FILE = (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError)
 Row = dict[str, Any]
 
 
 def sweep(folder: Path, shards: range) -> None:
-    """Remove half-finished shards of killed workers, and shards of an earlier run that had more."""
+    """Remove half-finished shards of killed workers, and surplus shards of an earlier run that had more."""
     for path in (folder / "_work").iterdir():
         if path.is_dir() and path.name.partition(".")[0].isdigit():
             shutil.rmtree(path, ignore_errors=True)
@@ -66,7 +66,7 @@ def sweep(folder: Path, shards: range) -> None:
 
 
 def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
-    """Whether a complete shard is there that was made of these very rows with these settings."""
+    """Return whether a complete shard is there that was made from exactly these rows with these settings."""
     try:
         stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
@@ -87,7 +87,7 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
 
 
 def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
-    """Make one shard of a row group of ``kept``; returns how many images it was asked for. Runs in a worker."""
+    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
     rows = _rows(kept, shard)
     progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
     staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
@@ -107,7 +107,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
             "made_from": _identity(rows, card),
         }
         write_json(staging / f"{shard:05d}_stats.json", stats)
-        # the mark of completeness goes first: between two shards of one number there is none that looks complete
+        # remove the mark of completeness first: while a shard is replaced, none must look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
         for suffix in SUFFIXES:
             publish(staging / f"{shard:05d}{suffix}", folder / f"{shard:05d}{suffix}")
@@ -124,7 +124,7 @@ def _schema(kept: Path, shard: int) -> pa.Schema:
 
 
 def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
-    """The bytes of an image, or None and why there are none. Raises UserError when it is the disk that fails."""
+    """Return the bytes of an image, or None and the reason. Raises UserError when the disk fails."""
     try:
         size = row["_size"] if row["_size"] >= 0 else os.stat(row["_file"]).st_size
         if not LAYOUTS[layout].in_order and size > MAX_BYTES:
@@ -135,7 +135,7 @@ def _read(row: Row, layout: str) -> tuple[bytes | None, str]:
     except OF_ONE_FILE as error:
         return None, f"missing_file: {error.strerror or error}"
     except (OSError, pa.ArrowException) as error:
-        if getattr(error, "errno", None) is None:  # Arrow's own: a page that cannot be unpacked
+        if getattr(error, "errno", None) is None:  # an error from Arrow: a page that cannot be unpacked
             return None, f"unreadable: {error}"
         raise UserError(
             f"cannot read {row['url']} from {row['_file']}: {error}. What is done is kept: once the "
@@ -153,7 +153,7 @@ def _write(
     layout: str,
     progress: InProgress,
 ) -> list[Row]:
-    """Resize and encode as the download does; the rows with their outcome."""
+    """Resize and encode as the download does; return the rows with their outcome."""
     resizer, encode_format = make_resizer(card), card.download.encode_format
     writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(kept, shard), encode_format)
     for number, row in enumerate(rows):
@@ -185,7 +185,7 @@ def _described(row: Row, key: str) -> Row:
 def _link(
     rows: list[Row], kept: Path, shard: int, staging: Path, card: SourceCard, layout: str
 ) -> list[Row] | None:
-    """A link to the rows' tar, if no image in it has to change and a loader finds each by its key; else None."""
+    """Link to the rows' tar, if no image in it has to change and a loader finds each by its key; else return None."""
     if not LAYOUTS[layout].shard_per_file or any(row["_key"] is None for row in rows):
         return None
     described = []
@@ -209,7 +209,7 @@ def _link(
         described.append(outcome)
     tar = staging / f"{shard:05d}.tar"
     tar.symlink_to(rows[0]["_file"])
-    shard_index(tar)  # beside the link, not beside the tar
+    shard_index(tar)  # written next to the link, not next to the tar
     pq.write_table(
         pa.Table.from_pylist(described, _schema(kept, shard)), tar.with_suffix(".parquet"), compression="zstd"
     )
@@ -217,7 +217,7 @@ def _link(
 
 
 def _size_that_fits(data: bytes, card: SourceCard) -> tuple[int, int] | None:
-    """Width and height in pixels of an image that the card's resizing would leave as it is; else None."""
+    """Return width and height in pixels of an image that the card's resizing would not change; else None."""
     with Image.open(io.BytesIO(data)) as image:
         width, height = image.size
     mode, wanted = card.download.resize_mode, card.download.image_size

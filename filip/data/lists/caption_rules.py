@@ -1,4 +1,4 @@
-"""The named rules on a caption, as SQL conditions (DuckDB, RE2) on its normalised form ``c``.
+"""Named rules on a caption, as SQL conditions (DuckDB, RE2) on its normalised form ``c``.
 
 ``MEANINGLESS`` are the texts that name or number an image without saying what is in it; a card switches single
 ones off by name (``text_rules.switched_off``). The order is the order in which a caption is charged to a rule.
@@ -43,7 +43,7 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
     "file_name": (rf"^\S+{_EXTENSION}$", rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$"),
     "camera_name": (
         rf"^{_NUMBERED}[(\[]?\d+[)\]]?([\s_\-.]+[a-z]{{0,3}}\d+)*$",
-        # after the day only a time, a running number, or what an underscore joins to it: no words
+        # after the day, only a time, a running number, or something joined by an underscore: no words
         rf"^{_CAMERA}[\s_\-]*(from )?\d{{4}}[\-_.]?\d{{2}}[\-_.]?\d{{2}}(at|[ap]\.?m\b|wa\d+|_[a-z]+|[^\p{{L}}])*$",
         r"^p\d{6,}$",
         r"^(olympus|minolta|konica|samsung|casio|kodak|sony|pentax|fuji)?\s*(digital (still )?camera|dsc|camera"
@@ -92,9 +92,9 @@ MEANINGLESS: dict[str, tuple[str, ...]] = {
 
 
 def conditions(rules: TextRuleSettings) -> dict[str, str]:
-    """Rule name → SQL condition that is true where the caption ``c`` (with its ``pairs``) is to be dropped.
+    """Return, by rule name, the SQL condition that is true if the caption ``c`` (with its ``pairs``) must be dropped.
 
-    Needs the columns c, pairs, and one of verdicts for each active rule of :mod:`filip.data.lists.python_rules`.
+    Needs the columns c, pairs, and a column of verdicts for each active rule of :mod:`filip.data.lists.python_rules`.
     Raises UserError when a rule to switch off does not exist.
     """
     unknown = sorted(set(rules.switched_off) - set(MEANINGLESS))

@@ -1,4 +1,4 @@
-"""The columns of a list as the download wants them, and which of its rows cannot be used."""
+"""Select the columns of a list as the download needs them, and find the rows that cannot be used."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.karpathy import image_root
 from filip.errors import UserError
 
-ROW, REASON = "_row_", "_drop_reason_"  # columns of this stage, beside those of the list
+ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to those of the list
 # img2dataset writes columns of these names itself and refuses a list that has them.
 RESERVED = ["key", "url", "caption", "status", "error_message", "width", "height", "original_width"]
 RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
@@ -15,10 +15,10 @@ AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", 
 
 
 def judged_rows(card: SourceCard, types: dict[str, str], where: str) -> str:
-    """SQL of the rows with their position and the reason to drop them, if any."""
+    """Return SQL of the rows with their position and the reason to drop them, if any."""
     if card.format != "karpathy":
         _check_columns(card, types, where)
-    # A list from elsewhere must not read this machine's files; a card with image_root means its own folder.
+    # A list from elsewhere must not read this machine's files; a card with image_root means its folder.
     schemes = "https?|file" if card.image_root else "https?"
     conditions = [
         f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR) IS NOT DISTINCT FROM {duckdb_io.sql_literal(value)}"
@@ -57,7 +57,7 @@ def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
 
 
 def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
-    """The SELECT list: url and caption as strings, then every other column under a name that is free."""
+    """Return the SELECT list: url and caption as strings, then every other column under a name that is free."""
     karpathy = card.format == "karpathy"
     url = "url" if karpathy else card.url_column
     captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
@@ -84,7 +84,7 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
 
 
 def cleaned(column: str, card: SourceCard) -> str:
-    """SQL of one caption column as text, after the card's cleaning."""
+    """Return SQL of one caption column as text, after the card's cleaning."""
     text = f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR)"
     for step in card.caption_cleaning:
         if step == "url_encoded":

@@ -1,4 +1,4 @@
-"""DuckDB as the out-of-core engine of the list stages: one way to connect, one way to write a result."""
+"""Use DuckDB as the out-of-core engine of the list stages: one way to connect, one way to write a result."""
 
 from __future__ import annotations
 
@@ -25,35 +25,35 @@ NO_FOLDER_IS_A_COLUMN = "hive_partitioning = false"
 WITH_FILE = "filename = '_file_'"
 FILE_STEM = "parse_filename(_file_, true)"
 ROW = "file_row_number = true"
-FILES_AT_ONCE = 8  # opened, where only their columns are wanted: network disks take milliseconds for each
+FILES_AT_ONCE = 8  # opened to read only their columns: network disks take milliseconds for each
 
 
 def connect(threads: int, memory: str, spill: Path) -> duckdb.DuckDBPyConnection:
-    """A connection bounded to ``memory`` (e.g. "1GB"); what does not fit goes to files in the folder ``spill``."""
+    """Open a connection bounded to ``memory`` (e.g. "1GB"); the rest spills to files in the folder ``spill``."""
     con = duckdb.connect()
     con.execute(f"SET threads = {int(threads)}")
     try:
         con.execute(f"SET memory_limit = {sql_literal(memory)}")
     except duckdb.Error as error:
-        raise UserError(f"memory={memory} is no size; write e.g. memory=2GB or memory=500MB") from error
+        raise UserError(f"memory={memory} is not a size; write e.g. memory=2GB or memory=500MB") from error
     con.execute(f"SET temp_directory = {sql_literal(str(spill))}")
     con.execute("SET enable_progress_bar = false")
     return con
 
 
 def sql_literal(text: str) -> str:
-    """``text`` as an SQL string literal."""
+    """Return ``text`` as an SQL string literal."""
     return "'" + text.replace("'", "''") + "'"
 
 
 def sql_identifier(column: str) -> str:
-    """``column`` as an SQL identifier."""
+    """Return ``column`` as an SQL identifier."""
     return '"' + column.replace('"', '""') + '"'
 
 
 @contextmanager
 def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = True) -> Iterator[None]:
-    """Want of memory, a disk, or a file that cannot be read (``unreadable``) becomes a UserError that names it."""
+    """Turn a lack of memory or disk, or a file that cannot be read (``unreadable``), into a UserError that names it."""
     try:
         yield
     except duckdb.OutOfMemoryException as error:
@@ -65,7 +65,7 @@ def plain_errors(con: duckdb.DuckDBPyConnection, what: str, unreadable: bool = T
     except OSError as error:
         if error.errno is not None:
             raise
-        # what Arrow makes of an error of DuckDB's in the middle of a stream
+        # Arrow's form of a DuckDB error in the middle of a stream
         if str(error).startswith("Out of Memory"):
             raise UserError(_out_of_memory(con, what, error)) from error
         if not unreadable:
@@ -117,7 +117,7 @@ def _write_parquet(
     rows = 0
     with (
         replacing(path) as part,
-        # URLs and captions are all different: a dictionary of them is no smaller
+        # URLs and captions are all different: a dictionary would not be smaller
         pq.ParquetWriter(part, schema, compression="zstd", use_dictionary=False) as writer,
         Progress(what, "rows written") as progress,
     ):
@@ -140,15 +140,15 @@ def _write_parquet(
 
 
 def parquet(paths: str | Path | Sequence[str | Path], *options: str) -> str:
-    """SQL that reads one or several Parquet files. options: e.g. WITH_FILE."""
+    """Return SQL that reads one or several Parquet files. options: e.g. WITH_FILE."""
     files = [paths] if isinstance(paths, str | Path) else paths
     return f"read_parquet({', '.join([file_list(files), NO_FOLDER_IS_A_COLUMN, *options])})"
 
 
 def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str) -> str:
-    """SQL of ``columns`` of many Parquet files, NULL where a file lacks one, and of what WITH_FILE and ROW add.
+    """Return SQL of ``columns`` from many Parquet files, NULL where a file lacks one, plus those of WITH_FILE and ROW.
 
-    DuckDB's own union_by_name keeps a reader of every file, 27 kB each: a gigabyte of 34,000, beside its limit.
+    DuckDB's union_by_name keeps a reader of every file, 27 kB each: a gigabyte for 34,000, on top of its limit.
     """
     alike: dict[tuple[str | None, ...], list[Path]] = {}
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -166,7 +166,7 @@ def columns_of_many(files: Sequence[Path], columns: Sequence[str], *options: str
 
 
 def _types(columns: Sequence[str], file: Path) -> tuple[str | None, ...]:
-    """Of each column of a Parquet file the type; None if the file lacks it, or has a column of nulls."""
+    """Return the type of each column of a Parquet file; None if the file lacks it, or has only nulls in it."""
     with reading(file):
         schema = pq.read_schema(file)
     kinds = [str(schema.field(name).type) if name in schema.names else "null" for name in columns]
@@ -174,5 +174,5 @@ def _types(columns: Sequence[str], file: Path) -> tuple[str | None, ...]:
 
 
 def file_list(paths: Iterable[str | Path]) -> str:
-    """SQL of the paths. Never give DuckDB a pattern: a bracket in the name of a folder would be a part of it."""
+    """Return SQL of the paths. Never give DuckDB a pattern: a bracket in a folder's name would be part of it."""
     return f"[{', '.join(sql_literal(str(path)) for path in paths)}]"

@@ -1,4 +1,4 @@
-"""Karpathy's split files of COCO and Flickr30k (``dataset_coco.json``): one row per image and caption."""
+"""Read Karpathy's split files of COCO and Flickr30k (``dataset_coco.json``): one row per image and caption."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from filip.errors import UserError
 
 
 def read_karpathy(path: Path, card: SourceCard) -> pa.Table:
-    """The pairs of the splits named in ``card.split`` ("train+restval"), or of all splits.
+    """Read the pairs of the splits named in ``card.split`` ("train+restval"), or of all splits.
 
     Columns: url (``card.image_root`` + path of the image), caption (as written), group (image id: captions
     of one image are positives of each other), filename, split. Raises UserError for an unknown split or a
-    file of another shape.
+    file with another structure.
     """
     if not card.image_root:
         raise UserError(f"{card.path}: key 'image_root' is needed: {path} holds file names, not URLs")
@@ -43,7 +43,7 @@ def read_karpathy(path: Path, card: SourceCard) -> pa.Table:
 
 
 def image_root(root: str) -> str:
-    """``root`` as a URL ending in a slash; a folder on this machine becomes ``file:///...``."""
+    """Return ``root`` as a URL ending in a slash; a folder on this machine becomes ``file:///...``."""
     url = root if "://" in root else Path(root).resolve().as_uri()
     return url.rstrip("/") + "/"
 

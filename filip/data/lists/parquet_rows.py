@@ -1,4 +1,4 @@
-"""Parquet files as tables of so many rows each, whatever their row groups are, and a hash of what they hold."""
+"""Read Parquet files in tables of a given size, whatever their row groups are, and hash their content."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pyarrow.parquet as pq
 
 from filip.errors import UserError
 
-_HASHED = 50_000  # rows at once; a part of what the hash is
+_HASHED = 50_000  # rows at once; the hash depends on it
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """A file that is not Parquet, or is cut off, is a UserError that names it."""
+    """Turn the error of a file that is not Parquet, or is cut off, into a UserError that names it."""
     try:
         yield
     except pa.ArrowInvalid as error:
@@ -29,13 +29,13 @@ def reading(path: Path) -> Iterator[None]:
 
 
 def whole_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """A small file at once. ``pyarrow.parquet.read_table`` would import pandas for it, which takes a second."""
+    """Read a small file at once. ``pyarrow.parquet.read_table`` would import pandas for it, which takes a second."""
     with pq.ParquetFile(path) as parquet:
         return parquet.read(columns)
 
 
 def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
-    """The rows of a file in tables of ``rows``; the last may be shorter."""
+    """Yield the rows of a file in tables of ``rows``; the last may be shorter."""
     pending: list[pa.RecordBatch] = []
     held = 0
     with pq.ParquetFile(path) as parquet:
@@ -52,7 +52,7 @@ def tables(path: Path, rows: int, columns: Sequence[str]) -> Iterator[pa.Table]:
 
 
 def row_group(path: Path, group: int) -> pa.Table:
-    """The rows of one row group.
+    """Return the rows of one row group.
 
     A file of tens of thousands lists them in a hundred megabytes at its end: each process reads that once.
     """
@@ -65,7 +65,7 @@ def _opened(path: Path, *state: int) -> pq.ParquetFile:
 
 
 def content_hash(path: Path, columns: Sequence[str]) -> str:
-    """SHA-256 of the rows of these columns: equal for equal rows, however the file was written."""
+    """Return the SHA-256 of the rows of these columns: equal for equal rows, however the file was written."""
     found = hashlib.sha256()
     for table in tables(path, _HASHED, columns):
         with pa.ipc.new_stream(_Sink(found), table.schema.remove_metadata()) as stream:

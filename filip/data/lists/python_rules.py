@@ -1,4 +1,4 @@
-"""The text rules that need Python rather than SQL, by the name under which the funnel counts what they drop.
+"""Text rules that need Python rather than SQL, by the name under which the funnel counts what they drop.
 
 A rule is one function here: captions and settings in, True for each caption that it drops out.
 
@@ -22,7 +22,7 @@ Drops = Callable[[Sequence[str], TextRuleSettings], Sequence[bool]]
 
 @dataclass(frozen=True)
 class PythonRule:
-    """``drops`` where ``applies``: a rule that a card has switched off is not run."""
+    """A rule: ``drops`` is called if ``applies``, so a rule that a card has switched off is not run."""
 
     applies: Callable[[TextRuleSettings], bool]
     drops: Drops
@@ -42,7 +42,7 @@ def python_rule(name: str, applies: Callable[[TextRuleSettings], bool]) -> Calla
 
 
 def active_rules(settings: TextRuleSettings) -> dict[str, PythonRule]:
-    """The rules that these settings switch on."""
+    """Return the rules that these settings switch on."""
     return {name: rule for name, rule in PYTHON_RULES.items() if rule.applies(settings)}
 
 

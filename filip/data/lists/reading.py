@@ -1,4 +1,4 @@
-"""The files of a list of URLs as one SQL relation: every format, packed or not, and lines that nobody can read."""
+"""Read a list of URLs as one SQL relation: every format, compressed or not, and lines that cannot be read."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ COMPRESSIONS = (".gz", ".zst", ".bz2")
 
 
 def list_files(card: SourceCard) -> Sequence[str]:
-    """The files that the card's ``list`` names. Raises UserError with how to obtain them when there are none."""
+    """Return the files that the card's ``list`` names. Raises UserError with how to obtain them if there are none."""
     if card.images and not card.list:
         raise UserError(
-            f"source '{card.name}' has images of its own: `filip data ingest` reads them, not prepare"
+            f"source '{card.name}' has images, not a list: `filip data ingest` reads them, not prepare"
         )
     if not card.list:
         raise UserError(
@@ -70,7 +70,7 @@ def _format(card: SourceCard, path: str) -> str:
 def relation(
     card: SourceCard, paths: Sequence[str], scratch: Path, count_rejects: bool = True, strict: bool = True
 ) -> str:
-    """SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
+    """Return SQL that reads the list. ``ignore_errors`` with ``store_rejects`` lets bad lines be counted, not fatal."""
     kinds = {_format(card, path) for path in paths}
     if len(kinds) > 1:
         raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
@@ -104,10 +104,10 @@ def relation(
 
 
 def _json_relation(files: str, card: SourceCard) -> str:
-    """SQL of JSON lines with the keys of all of them; lines that are no JSON object have no url.
+    """Return SQL of JSON lines with the keys of all of them; lines that are not a JSON object have no url.
 
     DuckDB's read_json guesses keys and types from the first lines: later keys vanish, and after many captions like
-    "2014-05-12" all others are no dates and become NULL.
+    "2014-05-12" all others are not dates and become NULL.
     """
     lines = f"read_ndjson_objects({files}, ignore_errors = true, {duckdb_io.NO_FOLDER_IS_A_COLUMN})"
     con = duckdb.connect()
@@ -136,7 +136,7 @@ def _json_pointer(key: str) -> str:
 
 
 def _valid_text(path: str, target: Path) -> Path:
-    """A copy of a Parquet file in which bytes that are no UTF-8 are replaced, as DuckDB refuses the whole file."""
+    """Return a copy of a Parquet file with invalid UTF-8 replaced, as DuckDB would refuse the whole file."""
     with pq.ParquetFile(path) as parquet:
         schema = parquet.schema_arrow
         with pq.ParquetWriter(target, schema) as writer:
@@ -155,10 +155,10 @@ def _decoded(column: pa.Array) -> pa.Array:
 
 
 def _plain(path: str, folder: Path) -> Path:
-    """DuckDB reads gzip and zstd itself; bzip2 (YFCC100M) is unpacked into a folder of its own first."""
+    """Return files that DuckDB can read: gzip and zstd unchanged, bzip2 (YFCC100M) unpacked into a separate folder."""
     if not path.endswith(".bz2"):
         return Path(path)
-    folder.mkdir(exist_ok=True)  # parts in several folders may have one name
+    folder.mkdir(exist_ok=True)  # parts in different folders may have the same name
     target = folder / Path(path).stem
     with bz2.open(path) as packed, open(target, "wb") as plain:
         shutil.copyfileobj(packed, plain, 1 << 22)

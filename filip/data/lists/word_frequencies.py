@@ -1,4 +1,4 @@
-"""How common a word is in a language, by wordfreq's lists, in a tenth of the memory of a dictionary."""
+"""Look up how common a word is in a language, in wordfreq's lists, with a tenth of the memory of a dictionary."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from functools import cache, lru_cache
 
 import numpy as np
 
-UNKNOWN = 1.0  # of words that a list does not have; the rarest that it has are as rare
-# fastText's names of languages that have a list under another name, or are close to one that has.
+UNKNOWN = 1.0  # for words that a list does not have; the rarest that it has are as rare
+# fastText's codes of languages that have a list under another code, or are close to a language with a list.
 _ALIASES = {
     "no": "nb",
     "nn": "nb",
@@ -23,7 +23,7 @@ _ALIASES = {
 
 @lru_cache(maxsize=100_000)  # most words of captions are the same few; a look-up costs microseconds
 def zipf(word: str, language: str) -> float | None:
-    """log10 of how often a lower-case word occurs among 10^9 of a language; None if there is no list of it."""
+    """Return log10 of how often a lower-case word occurs among 10^9 of a language; None if the language has no list."""
     found = _list_of(language)
     if found is None:
         return None

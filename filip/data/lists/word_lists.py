@@ -1,4 +1,4 @@
-"""Lists of names and words, one a line: person names become ``<person>``, sensitive words mark a caption.
+"""Apply lists of names and words, one a line: person names become ``<person>``, sensitive words mark a caption.
 
 Both rules are off by default: the paper's camera-ready applies them, but its lists were never published.
 """
@@ -22,7 +22,7 @@ class WordList:
         self.longest = max((len(phrase) for phrase in self.phrases), default=0)
 
     def spans(self, text: str) -> list[tuple[int, int]]:
-        """Character ranges of the entries in ``text``, longest first at each place, not overlapping."""
+        """Return the character ranges of the entries in ``text``, longest first at each place, not overlapping."""
         words = list(_WORD.finditer(text))
         lowered = [word.group().lower() for word in words]
         found, at = [], 0
@@ -39,7 +39,7 @@ class WordList:
         return bool(self.spans(text))
 
     def replaced(self, text: str, replacement: str = PERSON) -> str:
-        """``text`` with every entry, and every run of adjacent entries, replaced once."""
+        """Return ``text`` with every entry, and every run of adjacent entries, replaced once."""
         spans = self.spans(text)
         merged: list[tuple[int, int]] = []
         for start, end in spans:
@@ -53,7 +53,7 @@ class WordList:
 
 
 def read_word_list(path: str | None, key: str) -> WordList | None:
-    """The list at ``path`` (UTF-8, one entry a line, # starts a comment), or None where ``path`` is None."""
+    """Read the list at ``path`` (UTF-8, one entry a line, # starts a comment); None if ``path`` is None."""
     if path is None:
         return None
     if not Path(path).is_file():

@@ -18,7 +18,7 @@ _LEVELS = np.arange(256)
 
 
 class AutoAugment:
-    """torchvision's AutoAugment (ImageNet policy), every draw from the generator that the caller passes.
+    """torchvision's AutoAugment (ImageNet policy), with every draw from the generator that the caller passes.
 
     Policies, magnitudes and results are torchvision's. The operations that only map grey levels are done here
     with tables, to the same pixels, since PIL builds those tables in Python, level by level.
@@ -32,7 +32,7 @@ class AutoAugment:
         self.fill = [float(f) for f in fill]
 
     def __call__(self, image: Image.Image, rng: random.Random) -> Image.Image:
-        """An augmented copy of an RGB image."""
+        """Return an augmented copy of an RGB image."""
         policy = self.policies[rng.randrange(len(self.policies))]
         draws = [(rng.random(), rng.random() < 0.5) for _ in policy]
         for (name, probability, step), (chance, negative) in zip(policy, draws, strict=True):
@@ -43,7 +43,7 @@ class AutoAugment:
         return image
 
     def apply(self, image: Image.Image, name: str, magnitude: float) -> Image.Image:
-        """One operation of the policy on an RGB image."""
+        """Apply one operation of the policy to an RGB image."""
         if name == "Posterize":
             return _map_levels(image, (_LEVELS & -(1 << (8 - int(magnitude)))).tolist() * 3)
         if name == "Solarize":
@@ -58,7 +58,7 @@ class AutoAugment:
 
 
 def _map_levels(image: Image.Image, table: list[int]) -> Image.Image:
-    """``image.point(table)`` without its pass over the 768 entries in Python, which costs more than the image."""
+    """Return ``image.point(table)`` without its loop over 768 entries in Python, which costs more than the image."""
     return image._new(image.im.point(table, None))
 
 

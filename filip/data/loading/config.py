@@ -1,4 +1,4 @@
-"""What training reads, in what order, and how images are augmented: one object each, passed on whole."""
+"""Settings of what training reads, in what order, and how it augments images: an object each, passed on whole."""
 
 from __future__ import annotations
 
@@ -26,25 +26,25 @@ class AugmentConfig:
 
     auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
     auto_augment_probability: float = option(
-        1.0, "share of the images that auto_augment applies to; short trainings want less"
+        1.0, "share of the images that auto_augment applies to; short trainings need less"
     )
     crop_scale_min: float = option(
         0.5, "smallest share of the image that random resized crop keeps (paper: open)"
     )
     flip_probability: float = option(
-        0.5, "of a horizontal flip (paper: open); 0 where captions say what is left of what"
+        0.5, "probability of a horizontal flip (paper: open); 0 if captions say what is left of what"
     )
 
 
 @dataclass
 class DataConfig(AugmentConfig):
-    """What the model sees: the group ``data`` of the training configuration."""
+    """Settings of what the model sees: the group ``data`` of the training configuration."""
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
     captions_per_image: int = option(
         1,
-        "captions of each image in a batch, all of them its positives: the original and translations, or further "
+        "captions of each image in a batch, all of which are its positives: the original and translations, or further "
         "captions of the image; a batch of 512 pairs with 2 has 256 images",
     )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
@@ -54,13 +54,13 @@ class DataConfig(AugmentConfig):
     )
     reader_groups: int = option(
         1,
-        "groups of ranks with shards of their own: 1 on one machine, else the number of ranks or a divisor of it, so "
+        "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
         "that a rank does not read from every shard; the order of pairs depends on it",
     )
     index_folder: str | None = option(
         None,
-        "folder for the index of all shards, which the ranks of a machine share; null = beside the side-cars, or in "
-        "the machine's temporary folder where those are read-only",
+        "folder for the index of all shards, which the ranks of a machine share; null = next to the side-cars, or in "
+        "the machine's temporary folder if those are read-only",
     )
     feature_cache: str | None = option(
         None,
@@ -71,7 +71,7 @@ class DataConfig(AugmentConfig):
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """One rank's stream of batches."""
+    """Settings of one rank's stream of batches."""
 
     data: DataConfig
     batch_size: int  # pairs per rank; data.captions_per_image in a row share an image
@@ -80,19 +80,19 @@ class StreamConfig:
     seed: int = 0
     rank: int = 0
     world_size: int = 1
-    feature_maps: Path | None = None  # folder of feature maps, which are read instead of images
+    feature_maps: Path | None = None  # folder of feature maps, to read instead of images
 
     @property
     def global_batch(self) -> int:
-        """Pairs per contrastive batch over all ranks."""
+        """Return the pairs per contrastive batch over all ranks."""
         return self.batch_size * self.world_size
 
     @property
     def images(self) -> int:
-        """Images of this rank in a batch."""
+        """Return the images of this rank in a batch."""
         return self.batch_size // self.data.captions_per_image
 
     @property
     def global_images(self) -> int:
-        """Images per contrastive batch over all ranks."""
+        """Return the images per contrastive batch over all ranks."""
         return self.images * self.world_size

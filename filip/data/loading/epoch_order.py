@@ -1,9 +1,9 @@
-"""Which pair stands where in an epoch: a pure function of (sizes, weights, seed, epoch).
+"""Order the pairs of an epoch, as a pure function of (sizes, weights, seed, epoch).
 
 Shards are permuted, then samples are shuffled within windows of some shards (so that a reader touches few
-shards at a time), then the sources are merged in proportion. No rank, worker or restart enters.
+shards at a time), then the sources are merged in proportion. The order does not depend on ranks, workers or restarts.
 
-Only the window that is being read is ever held: at 340 million pairs the order of a whole epoch is 4 GB.
+Only the window that is being read is held in memory: at 340 million pairs the order of a whole epoch is 4 GB.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-_WINDOWS_HELD = 2  # per source and reader group: batches on both sides of a border are asked for in turn
+_WINDOWS_HELD = 2  # per source and reader group: batches on both sides of a border are read in turn
 
 
 class Slots(NamedTuple):
@@ -22,15 +22,15 @@ class Slots(NamedTuple):
 
     source: np.ndarray  # int16
     sample: np.ndarray  # int64, within the source
-    visit: np.ndarray  # int16: how often the source was gone through before in this epoch (weight above 1)
+    visit: np.ndarray  # int16: how many passes over the source came before in this epoch (weight above 1)
 
 
 class EpochOrder:
-    """The order of one epoch, cut into ``reader_groups`` equal parts that are shuffled on their own.
+    """The order of one epoch, cut into ``reader_groups`` equal parts that are shuffled separately.
 
     ``shard_counts[s]`` holds the samples per shard of source s, ``weights[s]`` how many times its pairs are
     seen per epoch (0.5: a random half). A reader group has a contiguous share of every pass over the permuted
-    shards: it gives machines shards of their own.
+    shards: so machines need not share shards.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class EpochOrder:
         self._windows: OrderedDict[tuple[int, int, int, int], np.ndarray] = OrderedDict()
 
     def slots(self, group: int, start: int, stop: int) -> Slots:
-        """The slots start … stop - 1 of a reader group."""
+        """Return the slots start … stop - 1 of a reader group."""
         lengths = [self._length(source, group) for source in range(len(self.counts))]
         if not 0 <= start <= stop <= sum(lengths):
             raise IndexError(f"slots {start} to {stop} of {sum(lengths)}")
@@ -66,7 +66,7 @@ class EpochOrder:
         return _source_length(self.counts[source], self.weights[source], group, self.groups)
 
     def _of_source(self, source: int, group: int, start: int, stop: int) -> Slots:
-        """The slots start … stop - 1 among those of one source, visit after visit."""
+        """Return the slots start … stop - 1 among those of one source, visit after visit."""
         low, high = _bounds(self.counts[source], group, self.groups)
         samples, visits, passed = [np.empty(0, np.int64)], [np.empty(0, np.int16)], 0
         for visit, share in _visits(self.weights[source]):
@@ -80,7 +80,7 @@ class EpochOrder:
         return Slots(np.full(len(sample), source, np.int16), sample, np.concatenate(visits))
 
     def _of_pass(self, source: int, visit: int, group: int, start: int, stop: int) -> np.ndarray:
-        """Samples at start … stop - 1 of a reader group's share of one pass over a source."""
+        """Return samples at start … stop - 1 of a reader group's share of one pass over a source."""
         low, high = _bounds(self.counts[source], group, self.groups)
         borders = self._pass(source, visit).borders(low, high, self.window)
         first = int(np.searchsorted(borders, low + start, side="right")) - 1
@@ -95,7 +95,7 @@ class EpochOrder:
         return np.concatenate(parts)
 
     def _shuffled(self, key: tuple[int, int, int, int], begin: int, end: int, skipped: int) -> np.ndarray:
-        """The samples at positions begin … end - 1 of a pass: one window, shuffled.
+        """Return the samples at positions begin … end - 1 of a pass: one window, shuffled.
 
         key: source, visit, group and number of the window. skipped: samples of the group before the window.
         """
@@ -104,8 +104,8 @@ class EpochOrder:
             return self._windows[key]
         source, visit, group, number = key
         bits = np.random.PCG64(np.random.SeedSequence([self.seed, self.epoch, source, visit, group]))
-        bits.advance(skipped)  # one draw a sample
-        # The number of the window goes in, although it is the same for all: draws that differ in the last bits only
+        bits.advance(skipped)  # one draw per sample
+        # The number of the window goes in, although it is the same for all: draws that differ only in the last bits
         # are then equal, as they are when all windows are sorted at once, and keep the order of the shards.
         draws = number + np.random.Generator(bits).random(end - begin)
         found = self._pass(source, visit).samples(begin, end)[np.argsort(draws, kind="stable")]
@@ -123,16 +123,16 @@ class EpochOrder:
 
 
 class _Pass:
-    """One pass over the permuted shards of a source. A position counts samples in that order of shards."""
+    """A pass over the permuted shards of a source. A position counts samples in that order of shards."""
 
     def __init__(self, counts: np.ndarray, rng: np.random.Generator) -> None:
         shards = rng.permutation(len(counts))
-        starts = np.cumsum(counts) - counts  # of each shard among the source's samples
-        self.starts, self.ends = starts[shards], np.cumsum(counts[shards])  # of each permuted shard
+        starts = np.cumsum(counts) - counts  # first sample of each shard in the source
+        self.starts, self.ends = starts[shards], np.cumsum(counts[shards])  # bounds of each permuted shard
         self.begins = self.ends - counts[shards]
 
     def borders(self, low: int, high: int, window: int) -> np.ndarray:
-        """Where the windows of so many shards begin between the positions low and high, and ``high``."""
+        """Return where the windows of so many shards begin between the positions low and high, and ``high``."""
         first = int(np.searchsorted(self.ends, low, side="right"))
         last = int(np.searchsorted(self.begins, high, side="left"))
         borders = np.append(self.begins[first:last:window], high)
@@ -140,7 +140,7 @@ class _Pass:
         return borders
 
     def samples(self, begin: int, end: int) -> np.ndarray:
-        """The samples at positions begin … end - 1, not shuffled."""
+        """Return the samples at positions begin … end - 1, not shuffled."""
         first = int(np.searchsorted(self.ends, begin, side="right"))
         last = int(np.searchsorted(self.begins, end, side="left"))
         lengths = np.minimum(self.ends[first:last], end) - np.maximum(self.begins[first:last], begin)
@@ -150,7 +150,7 @@ class _Pass:
 def group_length(
     shard_counts: Sequence[np.ndarray], weights: Sequence[float], group: int, reader_groups: int
 ) -> int:
-    """Slots of a reader group; the same in every epoch."""
+    """Return the slots of a reader group, which are the same in every epoch."""
     pairs = zip(shard_counts, weights, strict=True)
     return sum(_source_length(counts, weight, group, reader_groups) for counts, weight in pairs)
 
@@ -160,7 +160,7 @@ def _source_length(counts: np.ndarray, weight: float, group: int, groups: int) -
     return sum(_partial(share, high - low) for _, share in _visits(weight))
 
 
-# The k-th of a source's n slots belongs at the fraction (k + 1/2) / n of the epoch; of equal fractions the one of the
+# The k-th of a source's n slots belongs at the fraction (k + 1/2) / n of the epoch; of equal fractions, that of the
 # earlier source comes first.
 
 
@@ -169,7 +169,7 @@ def _fraction(k: np.ndarray, n: int) -> np.ndarray:
 
 
 def _places(k: np.ndarray, source: int, lengths: Sequence[int]) -> np.ndarray:
-    """Where the k-th slots of a source stand among the slots of all sources."""
+    """Return where the k-th slots of a source stand among the slots of all sources."""
     fraction = _fraction(k, lengths[source])
     place = k.copy()
     for other, n in enumerate(lengths):
@@ -179,7 +179,7 @@ def _places(k: np.ndarray, source: int, lengths: Sequence[int]) -> np.ndarray:
 
 
 def _count_before(fraction: np.ndarray, n: int, before: np.ufunc) -> np.ndarray:
-    """How many of the n fractions of a source are ``before`` (less, or less or equal) each of those given."""
+    """Return how many of a source's n fractions are ``before`` (less, or less or equal) each of those given."""
     count = np.clip(np.ceil(fraction * n - 0.5), 0, n).astype(np.int64)
     # the product may have been rounded either way
     count -= (count > 0) & ~before(_fraction(count - 1, n), fraction)
@@ -188,15 +188,15 @@ def _count_before(fraction: np.ndarray, n: int, before: np.ufunc) -> np.ndarray:
 
 
 def _first_at(place: int, source: int, lengths: Sequence[int]) -> int:
-    """The first slot of a source that stands at ``place`` or later among the slots of all sources."""
+    """Return the first slot of a source that stands at ``place`` or later among the slots of all sources."""
     guess = place * lengths[source] // max(1, sum(lengths))
-    near = len(lengths) + 2  # each other source shifts a slot by one place at most
+    near = len(lengths) + 2  # each other source shifts a slot by at most one place
     k = np.arange(max(0, guess - near), min(lengths[source], guess + near + 1))
     return int(k[0] + np.searchsorted(_places(k, source, lengths), place)) if len(k) else 0
 
 
 def _visits(weight: float) -> Iterator[tuple[int, float]]:
-    """Passes over a source: 2.5 gives (0, 1.0), (1, 1.0), (2, 0.5)."""
+    """Return the passes over a source: 2.5 gives (0, 1.0), (1, 1.0), (2, 0.5)."""
     visit = 0
     while weight > 0:
         yield visit, min(1.0, weight)
@@ -208,6 +208,6 @@ def _partial(share: float, n: int) -> int:
 
 
 def _bounds(counts: np.ndarray, group: int, groups: int) -> tuple[int, int]:
-    """The positions of a pass that belong to a reader group: from, to."""
+    """Return the positions of a pass that belong to a reader group: from, to."""
     total = int(counts.sum())
     return total * group // groups, total * (group + 1) // groups

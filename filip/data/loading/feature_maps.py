@@ -1,7 +1,7 @@
-"""Feature maps of a frozen network's, kept on disk: each image passes through it once, and not once an epoch.
+"""Keep the feature maps of a frozen network on disk: each image passes through it once, and not once an epoch.
 
 One file a shard, ``<name of the tar>-<state>.npy``: float16 ``[images, channels, rows, columns]``, an image for each
-usable sample in the order of the index. The state is that of the tar and of what is used of it, so that a file of a
+usable sample in the order of the index. The state is that of the tar and of its used part, so that the file of a
 shard that has changed is never read; the folder is one for each network and image size. An image that could not be
 decoded has NaN everywhere.
 """
@@ -18,11 +18,11 @@ from filip.files import digest, replacing
 
 
 class NoFeatures(ValueError):
-    """The image of a sample could not be decoded when the maps were made."""
+    """Error: the image of a sample could not be decoded when the maps were made."""
 
 
 def map_path(folder: Path, index: SourceIndex, shard: int) -> Path:
-    """Where the feature maps of a shard's images lie."""
+    """Return where the feature maps of a shard's images lie."""
     tar, start = index.tars[shard], int(index.starts[shard])
     used = index.offset[start : start + int(index.counts[shard])]
     stat = tar.stat()
@@ -39,7 +39,7 @@ def write_maps(path: Path, maps: np.ndarray) -> None:
 
 
 def open_maps(path: Path) -> np.ndarray:
-    """A shard's maps, mapped into memory."""
+    """Return a shard's maps, mapped into memory."""
     try:
         maps: np.ndarray = np.load(path, mmap_mode="r")
     except (OSError, ValueError, EOFError) as error:
@@ -50,7 +50,7 @@ def open_maps(path: Path) -> np.ndarray:
 
 
 def features_of(maps: np.ndarray, number: int) -> np.ndarray:
-    """float16 ``[channels, rows, columns]`` of one image; :class:`NoFeatures` if it could not be decoded."""
+    """Return float16 ``[channels, rows, columns]`` of one image; raise :class:`NoFeatures` if it was not decodable."""
     found = np.array(maps[number])
     if np.isnan(found[0, 0, 0]):
         raise NoFeatures("not decodable when the feature maps were made")

@@ -1,4 +1,4 @@
-"""The stream of image-text pairs that training reads: batches as a function of (seed, epoch, batch number).
+"""Load the stream of image-text pairs for training: batches as a function of (seed, epoch, batch number).
 
 The content of global batch g depends on nothing else, so the number of workers, a restart and even the number
 of ranks (at the same global batch size) change nothing, and the state to save is a batch number.
@@ -45,7 +45,7 @@ Batch = dict[str, Any]
 class _OpenShard(NamedTuple):
     file: int  # descriptor of the tar
     captions: ShardCaptions
-    maps: np.ndarray | None  # feature maps, where they are read instead of images
+    maps: np.ndarray | None  # feature maps, if they are read instead of images
 
 
 class PairStream(Dataset[Batch]):
@@ -64,17 +64,17 @@ class PairStream(Dataset[Batch]):
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
 
     def group_lengths(self) -> list[int]:
-        """Images per reader group and epoch."""
+        """Return the images per reader group and epoch."""
         groups = self.config.data.reader_groups
         return [group_length(self._counts, self._weights, group, groups) for group in range(groups)]
 
     @property
     def group_share(self) -> int:
-        """Images of a global batch that come from one reader group."""
+        """Return how many images of a global batch come from one reader group."""
         return self.config.global_images // self.config.data.reader_groups
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
-        """Reader groups that this rank reads from, each with the part from … to of its share of a batch."""
+        """Return the reader groups of this rank, each with the part from … to of its share of a batch."""
         share, size = self.group_share, self.config.images
         first, end = self.config.rank * size, (self.config.rank + 1) * size
         for group in range(first // share, (end - 1) // share + 1):
@@ -82,14 +82,14 @@ class PairStream(Dataset[Batch]):
 
     @property
     def most_open(self) -> int:
-        """Shards kept open: for each source and reader group a window, and the first of the next."""
+        """Return how many shards are kept open: per source and reader group, a window and one more."""
         groups = sum(1 for _ in self._groups())
         wanted = (self.config.data.shuffle_window_shards + 1) * len(self.indices) * groups
         descriptors, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
         return max(1, min(wanted, descriptors // 2))
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
-        """(source, sample, visit) of each image of this rank's part of global batch ``batch``."""
+        """Return (source, sample, visit) of each image in this rank's part of global batch ``batch``."""
         if self._order is None or self._order.epoch != epoch:
             data = self.config.data
             self._order = EpochOrder(
@@ -134,7 +134,7 @@ class PairStream(Dataset[Batch]):
     def _image(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
     ) -> tuple[torch.Tensor, list[str], int, str]:
-        """An image or its feature map, and its captions.
+        """Return an image or its feature map, and its captions.
 
         One that cannot be decoded is replaced by another, and both facts are counted.
 
@@ -149,7 +149,7 @@ class PairStream(Dataset[Batch]):
             row = int(index.row[sample])
             key = captions.key(row)
             rng = random.Random(_hash(self.config.seed, epoch, visit, source, shard, key))
-            draw = rng.random()  # drawn in any case: back-translation must not change the image
+            draw = rng.random()  # always drawn: back-translation must not change the image
             try:
                 if maps is not None:
                     pixels = torch.from_numpy(features_of(maps, sample - int(index.starts[shard])))
@@ -157,7 +157,7 @@ class PairStream(Dataset[Batch]):
                     data = read_image(
                         file, int(index.size[sample]), int(index.offset[sample]), index.tars[shard]
                     )
-                    # bytes, which are normalised on the device: a quarter of the shared memory and of the copies
+                    # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
                 texts = captions.texts(
                     row, draw, self.config.data.back_translation, self.config.data.captions_per_image
@@ -201,7 +201,7 @@ class PairStream(Dataset[Batch]):
 
 
 def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
-    """An image's bytes. A disk error is not a broken image: it is a UserError, and no other image takes its place."""
+    """Read an image's bytes. A disk error is a UserError, not a broken image that another one replaces."""
     try:
         return os.pread(file, size, offset)
     except OSError as error:
@@ -214,7 +214,7 @@ def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
 @dataclass
 class _Position:
     epoch: int
-    batch: int  # batches given
+    batch: int  # batches yielded
 
 
 class PairLoader:
@@ -223,7 +223,7 @@ class PairLoader:
     def __init__(self, stream: PairStream, pin_memory: bool = False) -> None:
         self.stream, self._at = stream, _Position(0, 0)
         self.counters: Counter[str] = Counter()
-        if stream.config.rank == 0:  # all ranks find the same, and counters are added up over them
+        if stream.config.rank == 0:  # all ranks find the same, and their counters are summed
             for index in stream.indices:
                 self.counters.update(index.problems)
         if self.counters:
@@ -246,7 +246,7 @@ class PairLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=prepare_worker,
-            generator=torch.Generator(),  # else each epoch's start would draw from torch's global one
+            generator=torch.Generator(),  # otherwise each epoch's start would draw from torch's global one
         )
 
     @property
@@ -255,15 +255,15 @@ class PairLoader:
 
     @property
     def batch(self) -> int:
-        """How many batches of the epoch were given."""
+        """Return how many batches of the epoch were yielded."""
         return self._at.batch
 
     def __len__(self) -> int:
-        """Batches per epoch, the same on every rank; pairs that do not fill a global batch are left out."""
+        """Return the batches per epoch, the same on every rank; pairs that do not fill a global batch are left out."""
         return self._batches
 
     def __iter__(self) -> Iterator[Batch]:
-        """The batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
+        """Yield the batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch."""
         try:
             for batch in self._loader:
                 self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
@@ -274,11 +274,10 @@ class PairLoader:
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
-        """Where the stream stands after the last batch it gave: plain values, per rank only the counters."""
+        """Return where the stream stands after the last batch, in plain values; only the counters differ by rank."""
         return {
             "epoch": self.epoch,
-            "pairs_done": self.batch
-            * self.stream.config.global_images,  # of the order, which is one of images
+            "pairs_done": self.batch * self.stream.config.global_images,  # the order counts images
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
         }
@@ -286,7 +285,7 @@ class PairLoader:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the next batch. Workers and ranks may differ from those that wrote the state.
 
-        UserError if the data, the seed or the weights are others, or the global batch size does not divide
+        Raises UserError if the data, the seed or the weights are others, or the global batch size does not divide
         the number of pairs already seen.
         """
         if state["fingerprint"] != self.fingerprint():
@@ -297,14 +296,14 @@ class PairLoader:
         done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_images)
         if remainder:
             raise UserError(
-                f"the checkpoint stands after {state['pairs_done']} images of the epoch, no multiple of the "
+                f"the checkpoint stands after {state['pairs_done']} images of the epoch, not a multiple of the "
                 f"global batch {self.stream.config.global_images} (images); resume with the same global batch"
             )
         self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
 
     def fingerprint(self) -> str:
-        """Identity of what the order of pairs depends on."""
+        """Return the identity of everything that the order of pairs depends on."""
         what = {
             "seed": self.stream.config.seed,
             "shuffle_window_shards": self.stream.config.data.shuffle_window_shards,
@@ -318,7 +317,7 @@ class PairLoader:
 
 
 class _Rest(Sampler[tuple[int, int]]):
-    """The batch numbers still to come. Holds the position, not the loader: in a reference cycle the workers
+    """Iterator over the batch numbers to come. It holds the position, not the loader: in a reference cycle the workers
     would be shut down by the garbage collector, which takes five seconds each."""
 
     def __init__(self, at: _Position, batches: int) -> None:
@@ -333,7 +332,7 @@ class _Rest(Sampler[tuple[int, int]]):
 
 
 def prepare_worker(_: int) -> None:
-    """At the start of a worker: ignore signals, and share the memory of the training process for as long as it can.
+    """Prepare a worker: ignore signals, and share the memory of the training process for as long as possible.
 
     Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
 
@@ -345,9 +344,9 @@ def prepare_worker(_: int) -> None:
     gc.freeze()
 
 
-@atexit.register  # after multiprocessing's own, so that it runs before that
+@atexit.register  # registered after multiprocessing's handler, so it runs before that
 def _end_workers() -> None:
-    """At exit multiprocessing sends its daemons SIGTERM and waits for them: for ever, where they ignore it."""
+    """Kill the workers: at exit multiprocessing sends its daemons SIGTERM, which they ignore, and waits for ever."""
     for process in multiprocessing.active_children():
         if process.daemon:
             process.kill()
@@ -359,11 +358,11 @@ def build_loader(
     transform: TrainTransform | EvalTransform | None = None,
     pin_memory: bool = False,
 ) -> PairLoader:
-    """The training stream of one rank.
+    """Build the training stream of one rank.
 
     Yields ``dict(pixels [i, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
     int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank, of which ``data.captions_per_image`` in
-    a row share one of i images; where ``config.feature_maps`` is given, ``pixels`` are these, float16. Every rank gets
+    a row share one of i images; if ``config.feature_maps`` is given, ``pixels`` are these, float16. Every rank gets
     the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each image once (times its
     source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.

@@ -1,4 +1,4 @@
-"""What lies where in a source's shards: the indices of the tars, joined by key with the caption side-cars.
+"""Index the pairs in a source's shards: the indices of the tars, joined by key with the caption side-cars.
 
 Tars are never unpacked: a sample is one ``pread``. Whatever a shard lacks is counted here, before training starts.
 The join is made once for all ranks and loader workers, which map its arrays into memory and so share one copy a
@@ -34,8 +34,8 @@ from filip.errors import UserError, counted
 from filip.files import locked
 from filip.progress import track
 
-VERSION = 1  # of the joined index
-FOLDER = "_index"  # beside the side-cars
+VERSION = 1  # version of the joined index
+FOLDER = "_index"  # next to the side-cars
 _ARRAYS = {"offset": np.int64, "size": np.int32, "row": np.int32}
 
 _Part = tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]
@@ -43,7 +43,7 @@ _Part = tuple[np.ndarray, np.ndarray, np.ndarray, Counter[str]]
 
 @dataclass
 class SourceIndex:
-    """Where each usable sample of a source is; arrays have one entry per sample, in tar order."""
+    """Index of a source's usable samples; arrays have one entry per sample, in tar order."""
 
     source: Source
     tars: list[Path]
@@ -64,11 +64,11 @@ class SourceIndex:
 
 
 def index_source(source: Source, folder: str | Path | None = None, processes: int = 1) -> SourceIndex:
-    """Where every usable pair of a source is, in memory-mapped arrays.
+    """Index every usable pair of a source, in memory-mapped arrays.
 
     One process makes them while the others wait; they are kept in ``folder`` until a tar or a
-    side-car changes. None: in ``_index`` beside the side-cars (or the shards, if there are none), or where that
-    cannot be written, in the machine's folder for temporary files. UserError if there is nothing to train on;
+    side-car changes. None: in ``_index`` next to the side-cars (or the shards, if there are none), or where that
+    cannot be written, in the machine's folder for temporary files. Raises UserError if there is nothing to train on;
     lesser defects are counted in ``problems``.
     """
     tars = _find_tars(source)
@@ -81,7 +81,7 @@ def index_source(source: Source, folder: str | Path | None = None, processes: in
                 _build(source, tars, entry, processes)
                 for path in kept.glob(f"{where}-*"):
                     if path != entry:
-                        shutil.rmtree(path, ignore_errors=True)  # of files that have changed since
+                        shutil.rmtree(path, ignore_errors=True)  # the index of files that have changed since
     arrays = {name: np.memmap(entry / name, dtype, "r") for name, dtype in _ARRAYS.items()}
     counts = np.load(entry / "counts.npy")
     problems = Counter(json.loads((entry / "problems.json").read_text()))
@@ -89,7 +89,7 @@ def index_source(source: Source, folder: str | Path | None = None, processes: in
 
 
 def _writable_folder(source: Source, folder: str | Path | None) -> Path:
-    """Where joined indices are kept."""
+    """Return the folder of joined indices."""
     if folder is None:
         beside = Path(source.captions if source.captions is not None else source.shards) / FOLDER
         with suppress(OSError):  # a data set that is read-only
@@ -105,7 +105,7 @@ def _writable_folder(source: Source, folder: str | Path | None) -> Path:
 
 
 def _identity(source: Source, tars: list[Path]) -> tuple[str, str]:
-    """Two names: of the source's place, and of the state of all its files (by size and time of change)."""
+    """Return two names: one for the source's place, one for the state of all its files (by size and time of change)."""
     files = [*tars, *(sidecar_path(source, tar) for tar in tars if source.captions is not None)]
     states = [(f.name, *((s.st_size, s.st_mtime_ns) if (s := _stat(f)) else ())) for f in files]
     place = [str(Path(folder).resolve()) for folder in (source.shards, source.captions) if folder is not None]
@@ -125,7 +125,7 @@ def _stat(path: Path) -> os.stat_result | None:
 def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> None:
     """Write the arrays of a source into the folder ``entry``, shard by shard."""
     work = entry.with_name(f".{entry.name}.part")
-    shutil.rmtree(work, ignore_errors=True)  # of a process that was killed
+    shutil.rmtree(work, ignore_errors=True)  # left by a process that was killed
     work.mkdir()
     counts: list[int] = []
     problems: Counter[str] = Counter()
@@ -147,7 +147,7 @@ def _build(source: Source, tars: list[Path], entry: Path, processes: int) -> Non
 
 
 def _parts(source: Source, tars: list[Path], processes: int) -> Iterator[_Part]:
-    """What :func:`_index_shard` finds in each tar, in order."""
+    """Yield the result of :func:`_index_shard` for each tar, in order."""
     if processes <= 1 or len(tars) <= processes:
         yield from (_index_shard(source, tar) for tar in tars)
         return
@@ -164,7 +164,7 @@ def _parts(source: Source, tars: list[Path], processes: int) -> Iterator[_Part]:
 
 
 def sidecar_path(source: Source, tar: Path) -> Path:
-    """The side-car of a shard: the same number, in the captions folder."""
+    """Return the side-car of a shard: the same number, in the captions folder."""
     return Path(source.captions or "") / f"{tar.stem}.parquet"
 
 
@@ -185,7 +185,7 @@ def _find_tars(source: Source) -> list[Path]:
 
 
 def _index_shard(source: Source, tar: Path) -> _Part:
-    """Offset, size and row of each usable sample of a shard, and what is wrong with the others."""
+    """Return offset, size and row of each usable sample of a shard, and what is wrong with the others."""
     problems: Counter[str] = Counter()
     index = shard_index(tar)
     if index.defect is not None:
@@ -206,7 +206,7 @@ def _index_shard(source: Source, tar: Path) -> _Part:
 
 
 def _sidecar_rows(path: Path, keys: list[str], problems: Counter[str]) -> np.ndarray:
-    """Row of each key in the side-car, -1 where it has none (or no caption)."""
+    """Return the row of each key in the side-car, -1 where it has none (or no caption)."""
     nowhere = np.full(len(keys), -1, np.int32)
     if not path.exists():
         problems["shards_without_sidecar"] += 1
@@ -230,15 +230,15 @@ class ShardCaptions:
         self.captions = captions  # list<string>
         self.group = group  # int64
         self.counts = pc.list_value_length(captions).fill_null(0).to_numpy(zero_copy_only=False)
-        self.originals = originals  # int: how many of a row's captions, from the first, are no translations
+        self.originals = originals  # int: how many of a row's captions, from the first, are not translations
 
     def key(self, row: int) -> str:
         return self.keys[row].as_py()
 
     def texts(self, row: int, draw: float, translated: bool, count: int = 1) -> list[str]:
-        """``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), with translations or without.
+        """Return ``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), translated or not.
 
-        After the last comes the first; a row that has fewer gives some of them again.
+        After the last comes the first; a row that has fewer repeats some of them.
         """
         candidates = int((self.counts if translated else self.originals)[row])
         first, captions = int(draw * candidates), self.captions[row]
@@ -246,7 +246,7 @@ class ShardCaptions:
 
     @staticmethod
     def from_sidecar(path: Path) -> ShardCaptions:
-        """UserError if the file is not a side-car, or cannot be read."""
+        """Read a side-car. Raises UserError if the file is not one, or cannot be read."""
         try:
             names = ["key", "captions", "group", "origins"]
             table = whole_file(path, names)
@@ -263,7 +263,7 @@ class ShardCaptions:
 
     @staticmethod
     def from_tar(path: Path) -> ShardCaptions:
-        """One row per file of the tar; only the rows of .txt files mean anything."""
+        """Make one row per file of the tar; only the rows of .txt files mean anything."""
         index = shard_index(path)
         texts, group = [""] * len(index.keys), np.zeros(len(index.keys), np.int64)
         with open(path, "rb") as file:
@@ -278,7 +278,7 @@ class ShardCaptions:
 
 
 def _originals(origins: pa.ListArray) -> np.ndarray:
-    """How many of each row's captions are originals; at least one, for those that say nothing of it."""
+    """Return how many of each row's captions are originals: at least one, also if the origins do not say."""
     rows = pc.list_parent_indices(origins).to_numpy()
     original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
     return np.maximum(np.bincount(rows[original], minlength=len(origins)), 1)

@@ -1,7 +1,7 @@
-"""Where each file of a shard lies: ``NNNNN.index`` beside ``NNNNN.tar``, so that no tar is scanned twice.
+"""Store where each file of a shard lies: ``NNNNN.index`` next to ``NNNNN.tar``, so that no tar is scanned twice.
 
 The download writes it with the shard; a tar from elsewhere is scanned on first use (200,000 files a second, but
-every byte of the tar passes through memory) and gets its index then. The index holds the size and the time of
+every byte of the tar passes through memory) and is indexed then. The index holds the size and the time of
 change of its tar: when they differ, the tar is scanned again.
 """
 
@@ -29,16 +29,16 @@ SCHEMA = pa.schema(
 
 @dataclass(frozen=True)
 class ShardIndex:
-    """The files of a tar, in its order."""
+    """Files of a tar, in its order."""
 
     keys: list[str]
     suffixes: list[str]
-    offsets: list[int]  # of the first byte, from the start of the tar
+    offsets: list[int]  # first byte of each, from the start of the tar
     sizes: list[int]  # bytes
-    defect: str | None = None  # as of :func:`filip.sets.tar_index.scan_tar`
+    defect: str | None = None  # as from :func:`filip.sets.tar_index.scan_tar`
 
     def images(self) -> dict[str, int]:
-        """Key → number of its image among the files; of several images with one key the last counts."""
+        """Return, by key, the number of its image among the files; of several images with one key the last counts."""
         return {
             key: n
             for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))
@@ -46,7 +46,7 @@ class ShardIndex:
         }
 
     def texts(self) -> dict[str, int]:
-        """Key → number of its .txt among the files."""
+        """Return, by key, the number of its .txt among the files."""
         return {
             key: n
             for n, (key, suffix) in enumerate(zip(self.keys, self.suffixes, strict=True))
@@ -55,7 +55,7 @@ class ShardIndex:
 
 
 def shard_index(tar: Path) -> ShardIndex:
-    """The index of a shard: read if it is up to date, else made, and kept where the folder can be written to."""
+    """Return the index of a shard: read if it is up to date, else made, and kept if the folder can be written to."""
     state = _state(tar)
     found = _read(tar, state)
     if found is None:
@@ -65,12 +65,12 @@ def shard_index(tar: Path) -> ShardIndex:
             try:
                 write_index(tar, found, state)
             except OSError as error:
-                log.debug("no index beside %s: %s", tar, error)
+                log.debug("no index next to %s: %s", tar, error)
     return found
 
 
 def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex:
-    """The index of a tar's members."""
+    """Return the index of a tar's members."""
     keys, suffixes, offsets, sizes = [], [], [], []
     for name, offset, size in members:
         key, suffix = split_key(name)
@@ -82,7 +82,7 @@ def index_of(members: Iterable[Member], defect: str | None = None) -> ShardIndex
 
 
 def write_index(tar: Path, index: ShardIndex, state: dict[str, int] | None = None) -> None:
-    """Write ``NNNNN.index`` beside a tar that is complete; ``state``: what was indexed, if that was before."""
+    """Write ``NNNNN.index`` next to a complete tar; ``state``: of the tar when it was indexed, if that was before."""
     about = {"version": VERSION, "defect": index.defect, "tar": state or _state(tar)}
     schema = SCHEMA.with_metadata({"filip": json.dumps(about)})
     columns = [index.keys, index.suffixes, index.offsets, index.sizes]
@@ -103,12 +103,12 @@ def _state(tar: Path) -> dict[str, int] | None:
 
 
 def _read(tar: Path, state: dict[str, int] | None) -> ShardIndex | None:
-    """The stored index if it is one of this very tar."""
+    """Return the stored index if it matches this tar."""
     try:
         table = whole_file(index_path(tar))
         about = json.loads((table.schema.metadata or {}).get(b"filip", b"{}"))
     except (OSError, pa.ArrowException, ValueError):
-        return None  # none, or a broken one
+        return None  # missing or broken
     if about.get("version") != VERSION or about.get("tar") != state:
         return None
     keys, suffixes, offsets, sizes = (table[name].to_pylist() for name in SCHEMA.names)

@@ -1,4 +1,4 @@
-"""Images to tensors for training: random resized crop, flip and AutoAugment.
+"""Turn images into tensors for training: random resized crop, flip and AutoAugment.
 
 Every random choice comes from the generator that the caller passes, never from a global one, so that an
 augmented image is a function of (image, seed) alone.
@@ -22,13 +22,15 @@ from filip.data.preprocessing import normalize
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
 
-_FILL = tuple(round(255 * m) for m in CLIP_MEAN)  # what AutoAugment moves in; close to 0 once normalised
+_FILL = tuple(
+    round(255 * m) for m in CLIP_MEAN
+)  # the colour that AutoAugment fills in; close to 0 once normalised
 
 
 class TrainTransform:
     """Random resized crop, horizontal flip, optionally AutoAugment on the crop; CLIP's normalisation.
 
-    The crop keeps ``augment.crop_scale_min`` to all of the area. crop_ratio: range of its width / height
+    The crop keeps between ``augment.crop_scale_min`` and all of the area. crop_ratio: range of its width / height
     (torchvision's; the paper names none).
     """
 
@@ -46,14 +48,14 @@ class TrainTransform:
         self.flip_probability = augment.flip_probability
 
     def __call__(self, image: Image.Image, seed: int | None = None) -> Tensor:
-        """float32 ``[3, S, S]``; the same for the same seed (none: drawn from torch's global generator)."""
+        """Return float32 ``[3, S, S]``; the same for the same seed (none: drawn from torch's global generator)."""
         seed = int(torch.randint(2**62, ()).item()) if seed is None else seed
         rng = random.Random(seed)
         box = self._crop(image.width, image.height, rng)
         return normalize(self._finish(np.array(to_rgb(image)), box, rng))
 
     def pixels(self, data: bytes, rng: random.Random) -> np.ndarray:
-        """uint8 ``[S, S, 3]`` of an encoded image, not normalised; raises one of ``rgb.UNDECODABLE``.
+        """Return uint8 ``[S, S, 3]`` of an encoded image, not normalised; raise one of ``rgb.UNDECODABLE``.
 
         A JPEG is decoded at 1/2, 1/4 or 1/8 of its size if the crop then still has the pixels that it needs.
         """
@@ -76,7 +78,7 @@ class TrainTransform:
         return self._finish(shrunk, (left, top, right - left, bottom - top), rng)
 
     def _finish(self, array: np.ndarray, box: tuple[int, int, int, int], rng: random.Random) -> np.ndarray:
-        """Everything after decoding; array uint8 ``[H, W, 3]``, box (left, top, width, height)."""
+        """Do everything after decoding; array uint8 ``[H, W, 3]``, box (left, top, width, height)."""
         flip = rng.random() < self.flip_probability
         left, top, width, height = box
         cropped = _resize(array[top : top + height, left : left + width], self.image_size)
@@ -89,7 +91,7 @@ class TrainTransform:
         return cropped
 
     def _crop(self, width: int, height: int, rng: random.Random) -> tuple[int, int, int, int]:
-        """torchvision's RandomResizedCrop.get_params: left, top, width, height."""
+        """Draw a crop as torchvision's RandomResizedCrop.get_params: left, top, width, height."""
         low, high = (math.log(r) for r in self.crop_ratio)
         for _ in range(10):
             area = width * height * rng.uniform(*self.crop_scale)
@@ -103,7 +105,7 @@ class TrainTransform:
 
 
 def _resize(array: np.ndarray, size: int) -> np.ndarray:
-    """Bicubic with antialiasing, within one grey level of PIL's and three times as fast."""
+    """Resize bicubically with antialiasing, within one grey level of PIL's and three times as fast."""
     channels_last = torch.from_numpy(np.ascontiguousarray(array)).permute(2, 0, 1)[None]
     resized = F.interpolate(channels_last, (size, size), mode="bicubic", antialias=True)
     return resized[0].permute(1, 2, 0).contiguous().numpy()
