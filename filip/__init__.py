@@ -5,7 +5,7 @@
     model = load("filip.safetensors")
     scores = model.similarity(["cat.jpg"], ["a photo of a cat.", "a photo of a dog."])
 
-Importing the package imports nothing else: what needs torch comes with the first use of :func:`~filip.api.load`.
+Importing the package imports nothing else: torch is imported at the first use of :func:`~filip.api.load`.
 """
 
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""One command for all: ``filip`` lists them, ``filip data download key=value ...`` runs ``filip.data.download``.
+"""Run every command as ``filip``: it lists them, ``filip data download key=value ...`` runs ``filip.data.download``.
 
 A command is a module with an ``if __name__ == "__main__"`` block; nothing has to be registered. Its line in the list
 is the first line of the docstring of the function that it runs.
@@ -149,7 +149,7 @@ def run(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """The entry point ``filip``: a UserError becomes one plain message and exit code 2."""
+    """Run the entry point ``filip``: a UserError becomes one plain message and exit code 2."""
     try:
         run(sys.argv[1:])
     except UserError as error:

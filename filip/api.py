@@ -1,4 +1,4 @@
-"""A trained model in five lines: ``from filip import load``.
+"""Use a trained model in five lines: ``from filip import load``.
 
     model = load("filip.safetensors")
     images = model.encode_images(["cat.jpg", "dog.jpg"])
@@ -40,7 +40,7 @@ def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | N
 
     path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
     ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: side of the input in pixels, if it is to differ from the training's.
-    Raises UserError if there is no such model or device, or the image size is not a multiple of the model's patches.
+    Raises UserError if the model or device does not exist, or the image size is not a multiple of the model's patches.
     """
     if not isinstance(path, str | PathLike):
         raise UserError(f"load takes the path or the name of a model, not {_kind(path)}")
@@ -83,7 +83,7 @@ class Alignment:
 class Model:
     """A trained model: it turns images and texts into unit embeddings, compares them, and aligns patches with words.
 
-    name: of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
+    name: that of its file. token_wise: True for FILIP, which has an embedding per patch and token; False for a pooled
     model (CLIP), which has one per image and text. image_size: side of its input in pixels.
     """
 

@@ -72,8 +72,8 @@ def option(
 def compose_config(schema: type[T], overrides: Sequence[str], config_name: str | None = None) -> T:
     """Compose ``filip/conf/<config_name>.yaml`` (if any) with ``overrides`` and check it against ``schema``.
 
-    The file's defaults list may start with ``<config_name>_schema``, the defaults of ``schema``. What launchers append
-    (``--local_rank``) is ignored. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
+    The file's defaults list may start with ``<config_name>_schema``, the defaults of ``schema``. Launchers' arguments
+    (``--local_rank``) are ignored. Returns an instance of the dataclass ``schema``. Raises UserError for an unknown
     key, a value of the wrong type or outside of its range, or a required field (``MISSING``) without a value.
     """
     given = [a for a in overrides if not a.startswith(("--local_rank", "--local-rank"))]

@@ -1,4 +1,4 @@
-"""The one place that knows how CUDA, XPU, MPS and the CPU differ. A new kind of device is an entry of ``_DRIVERS``."""
+"""Hide how CUDA, XPU, MPS and the CPU differ. A new kind of device is an entry of ``_DRIVERS``."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def _count(device: torch.device) -> int:
 
 
 def resolve(wanted: str) -> torch.device:
-    """Return the device that ``device=`` names ("auto": the best). Raises UserError if this machine has none such."""
+    """Return the device that ``device=`` names ("auto": the best). Raises UserError if this machine lacks it."""
     if wanted == "auto":
         return best_device()
     counts = {kind: driver.count() for kind, driver in _DRIVERS.items() if driver.available()} | {"cpu": 1}
@@ -123,7 +123,7 @@ def resolve(wanted: str) -> torch.device:
     here = [f"{kind}:{n}" if count > 1 else kind for kind, count in counts.items() for n in range(count)]
     built = " (this PyTorch was built without CUDA)" if kind == "cuda" and torch.version.cuda is None else ""
     raise UserError(
-        f"device={wanted}: there is no such device here{built}; there are auto, {', '.join(here)}"
+        f"device={wanted}: this machine has no such device{built}; choose one of auto, {', '.join(here)}"
     )
 
 
@@ -217,7 +217,7 @@ def reset_peak_memory(device: torch.device) -> None:
         driver.reset_peak(device)
         return
     with suppress(OSError, AttributeError):
-        ctypes.CDLL(None).malloc_trim(0)  # what the allocator keeps for later would hide what a step needs
+        ctypes.CDLL(None).malloc_trim(0)  # memory that the allocator keeps would hide what a step needs
         Path("/proc/self/clear_refs").write_text("5")  # Linux: VmHWM starts again
 
 
@@ -257,7 +257,7 @@ def random_state() -> dict[str, Any]:
 
 
 def restore_random_state(state: dict[str, Any]) -> None:
-    """Restore what :func:`random_state` returned; generators of a device that is not here are skipped."""
+    """Restore what :func:`random_state` returned; generators of missing devices are skipped."""
     torch.set_rng_state(state["torch"])
     for kind, driver in _DRIVERS.items():
         if state.get(kind) is not None and driver.available():

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake may raise, and what it says of an error behind it."""
+"""Define the one exception for a user's mistake, and words for the error behind it."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def did_you_mean(typed: str, known: Iterable[str], count: int = 1) -> str:
 
 
 def one_of(typed: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean 'index'? There are index, out``, or ``; there are index, out`` where no name is near."""
+    """Return ``; did you mean 'index'? There are index, out``, or ``; there are index, out`` if no name is similar."""
     names = list(known)
     near = did_you_mean(typed, names)
     return f"{near} There are {', '.join(names)}" if near else f"; there are {', '.join(names)}"

@@ -1,4 +1,4 @@
-"""Which extra of pyproject.toml each part of the package needs; the core needs none."""
+"""Map each part of the package to the extra of pyproject.toml that it needs; the core needs none."""
 
 from __future__ import annotations
 

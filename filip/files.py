@@ -1,4 +1,4 @@
-"""Files that exist whole or not at all: whatever is killed half-way leaves only a ``.part`` file behind."""
+"""Write files completely or not at all: a writer that is killed half-way leaves only a ``.part`` file behind."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 
 from filip.errors import UserError, nearest
 
-# Nothing is wrong with the program or the data, and the sentence says all that a person needs.
+# Neither the program nor the data are at fault, and the sentence says all that a person needs.
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _OF_THE_DISK = (*_FULL, errno.EROFS, errno.EACCES, errno.EPERM)
 # For a path that the user has typed; for any other it would be a mistake of ours.
@@ -47,14 +47,14 @@ def replacing(path: str | Path, shared: bool = False) -> Iterator[Path]:
             yield part
             publish(part, path)
         except BaseException:
-            with suppress(OSError):  # there is none, or the folder is read-only
+            with suppress(OSError):  # the file is missing, or the folder is read-only
                 part.unlink()
             raise
 
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an error of the disk in this block, which writes to ``path``, say so and name the place.
+    """Let a disk error in this block, which writes to ``path``, say so and name the place.
 
     A write that fails for want of room does not know for which file, and a copy names the file that it reads.
     """
@@ -103,7 +103,7 @@ def sync(path: Path) -> None:
 
 
 def explained(error: OSError, given: Sequence[str]) -> UserError | None:
-    """Return the sentence for an error that a disk, or a path among the typed values ``given``, is to blame for."""
+    """Return a UserError for an error that a disk, or a path among the typed values ``given``, causes."""
     place = error.filename if isinstance(error.filename, str | os.PathLike) else None
     if error.errno in _OF_THE_DISK:
         return UserError(
@@ -145,7 +145,7 @@ def check_output(option: str, path: str, kind: str) -> None:
 
 
 def nothing_at(path: str | os.PathLike[str], advice: str = "") -> str:
-    """Return "there is no file or folder PATH", with the nearest name that there is, and ``advice`` as it ends."""
+    """Return "there is no file or folder PATH", with the most similar existing name, and ``advice`` at the end."""
     said, near = f"there is no file or folder {str(path)!r}", near_path(path)
     if near is not None:
         return f"{said}; did you mean {near!r}? {advice[:1].upper()}{advice[1:]}".rstrip()
@@ -153,7 +153,7 @@ def nothing_at(path: str | os.PathLike[str], advice: str = "") -> str:
 
 
 def near_path(path: str | os.PathLike[str]) -> str | None:
-    """Return the path with its first missing part replaced by the nearest name in that folder; None if none is near."""
+    """Return the path with its first missing part replaced by the most similar name in its folder, or None."""
     place = Path(path)
     first = next((part for part in [*reversed(place.parents), place] if not part.exists()), None)
     if first is None:

@@ -1,7 +1,7 @@
-"""Models of the Hugging Face hub: whether it can be reached is asked once and briefly.
+"""Load models from the Hugging Face hub: check once and briefly whether it can be reached.
 
-Without a network each library asks for each file of a model six times, with pauses in between: 25 to 50 seconds and
-dozens of warnings. So the hub is asked here first, and if it does not answer, the libraries look in their caches only.
+Without a network each library requests each file of a model six times, with pauses in between: 25 to 50 seconds and
+dozens of warnings. So the hub is asked here first, and if it does not answer, the libraries look only in their caches.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SIGN = 1.5  # seconds after which a line says what is being waited for
 
 @contextmanager
 def hub_asked(local: bool = False) -> Iterator[None]:
-    """Run a block that may download a model; ``local``: it will not.
+    """Run a block that may download a model; ``local``: it does not.
 
-    A UserError in the block says in addition that the hub cannot be reached, where that is so.
+    A UserError in the block says in addition if the hub cannot be reached.
     """
     try:
         from huggingface_hub import constants

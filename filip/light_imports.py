@@ -25,7 +25,7 @@ _COMPILER_UTILS = "torch._dynamo.utils"
 class _Deferred(ModuleType):
     """A placeholder for a module: it knows a few functions, and is replaced by the module if asked for another.
 
-    asked: names with underscores that are asked for as well; Python looks for some of them at every import.
+    asked: names with underscores that load the module as well; Python looks up some of them at every import.
     """
 
     def __init__(self, name: str, asked: tuple[str, ...] = (), **functions: Callable[..., Any]) -> None:
@@ -57,13 +57,13 @@ def _is_compile_supported(device: str) -> Any:
 def put_off_compiler() -> None:
     """From now on, import torch's compiler when something is compiled, and not when an optimiser is made.
 
-    torch's optimisers import it to keep their functions from being compiled, which takes five seconds of every rank.
+    torch's optimisers import it to keep their functions from being compiled, which takes five seconds on every rank.
     Those that have run before the first compilation are not kept from it later.
     """
     if _COMPILER not in sys.modules:
         sys.modules[_COMPILER] = _Deferred(
             _COMPILER,
-            ("__path__",),  # by the import of a module below it
+            ("__path__",),  # looked up by the import of a module below it
             disable=_left_as_it_is,
             graph_break=lambda: None,
         )
@@ -77,7 +77,7 @@ def _left_as_it_is(function: Any, recursive: bool = True, **reason: Any) -> Any:
 def light_imports() -> Iterator[None]:
     """Put off any import of torch's compiler inside the block until it is used, and hide wandb.
 
-    What was imported before stays as it is, and what is used after the block is the real thing.
+    Modules imported before stay as they are, and after the block the real ones are used.
     """
     hides_wandb = "wandb" not in sys.modules
     if hides_wandb:

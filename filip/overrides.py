@@ -1,6 +1,6 @@
-"""Arguments ``key=value`` against the dataclass of a command: each mistake is a sentence that names key and value.
+"""Check arguments ``key=value`` against a command's dataclass: each mistake is a sentence that names key and value.
 
-Hydra would find the same mistakes, and speak of its classes. So every argument is looked at before Hydra composes them.
+Hydra would find the same mistakes, and speak of its classes. So every argument is checked before Hydra composes them.
 """
 
 from __future__ import annotations
@@ -235,7 +235,7 @@ def check_values(config: Any, prefix: str = "") -> None:
 
 
 def bounds_of(field: dataclasses.Field[Any]) -> str:
-    """Say between which numbers a value must lie; "" where nothing is said."""
+    """Say between which numbers a value must lie; "" if it has no bounds."""
     least, most = field.metadata.get("at_least"), field.metadata.get("at_most")
     if least is not None and most is not None:
         return f"from {least} to {most}"

@@ -1,4 +1,4 @@
-"""How CLIP's pixels are normalised: (value / 255 - mean) / deviation, by channel."""
+"""Normalise pixels as CLIP does: (value / 255 - mean) / deviation, by channel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Entries of a registry that other installed packages offer by an entry point."""
+"""Load entries of a registry that other installed packages offer by an entry point."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a long job is: a bar in a terminal, and a plain line every few seconds in a log. Everything goes to stderr.
+"""Show the progress of a long job: a bar in a terminal, a plain line every few seconds in a log. All goes to stderr.
 
     with Progress("scoring", unit="images", total=len(images)) as progress:
         for batch in batches:
@@ -6,8 +6,8 @@
 
     for image in track(images, "scoring", unit="images"): ...
 
-A job that ends before the first line is due prints nothing. ``say`` prints a line beside the bars. ``read_progress``
-finds the last such line in a log: it is how the workflow shows how far each of its jobs is.
+A job that ends before the first line is due prints nothing. ``say`` prints a line above the bars. ``read_progress``
+finds the last such line in a log; by it the workflow shows the progress of each of its jobs.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class _Bar(tqdm):
         if not self.disable and not self.fp.isatty():
             if self.last_shown not in (None, self.n):
                 self.display()
-            self.delay = math.inf  # tqdm then takes the bar for one that was never shown
+            self.delay = math.inf  # tqdm then assumes that the bar was never shown
         super().close()
 
 
@@ -61,7 +61,7 @@ class Progress:
     """A count of what is done of ``total`` (None: unknown); used as a context manager.
 
     what: the job, e.g. "translate pt". unit: what is counted, in the plural, e.g. "captions". shown: False for a
-    process whose neighbour counts the same.
+    process if another one counts the same.
     """
 
     def __init__(self, what: str, unit: str, total: int | None = None, shown: bool = True) -> None:

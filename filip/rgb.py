@@ -1,4 +1,4 @@
-"""Any picture as 8-bit RGB on white: shared by download and loader, without torch."""
+"""Convert any picture to 8-bit RGB on white: shared by download and loader, without torch."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ OTHER_PICTURES = tuple(
 MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
 # The errors that Pillow raises for broken files; they have no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
-STRIP = 256  # rows at a time, where a step needs a multiple of the picture's memory
+STRIP = 256  # rows at a time, if a step needs a multiple of the picture's memory
 
 
 def not_read(paths: Iterable[Path]) -> str:

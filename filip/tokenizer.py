@@ -1,4 +1,4 @@
-"""CLIP's byte-pair encoding: lower-cased, 49,408 tokens, [BOS] text [EOS].
+"""Tokenize by CLIP's byte-pair encoding: lower-cased, 49,408 tokens, [BOS] text [EOS].
 
 Token id 0 is a real token and CLIP also pads with it, so a caption's length is where its [EOS] stands,
 never the number of ids above 0.
@@ -33,7 +33,7 @@ REMEMBERED = 1 << 16  # words that one process remembers; some 15 MB
 def clean(text: str) -> str:
     """Clean a caption as CLIP does before its BPE: repair mojibake, undo HTML escapes twice, strip."""
     if text.isascii() and text.isprintable() and "&" not in text:
-        return text.strip()  # nothing for ftfy or html to repair, in a tenth of the time
+        return text.strip()  # ftfy and html would change nothing, in ten times the time
     return html.unescape(html.unescape(ftfy.fix_text(text))).strip()
 
 

@@ -1,4 +1,4 @@
-"""The words of a caption, and the English ones that name nothing: what is left are nouns, adjectives and verbs."""
+"""Split captions into words, and list English ones that name nothing: the others are nouns, adjectives and verbs."""
 
 from __future__ import annotations
 
@@ -28,5 +28,5 @@ def words_of(text: str) -> list[str]:
     """Return the words of a text in lower case, without punctuation."""
     text = text.casefold()
     words = text.split()
-    # many captions have no punctuation, and then the pattern, which is slower, would find the same
+    # many captions have no punctuation, for which the slower pattern would find the same
     return words if "".join(words).isalnum() else _PLAIN.findall(text)

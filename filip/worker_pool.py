@@ -1,4 +1,4 @@
-"""Work that is cut into blocks, each of which leaves one file: run in processes, with progress and an ETA."""
+"""Run work in blocks, each of which leaves one file, in processes, with progress and an ETA."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def run_blocks(
 
     ``start(*start_arguments)`` runs once in each worker. With one process, or one block, nothing is spawned.
     what, unit, total: for the progress, as in :class:`filip.progress.Progress`.
-    Raises UserError when a worker was killed; what the other blocks left stays, and a rerun continues from there.
+    Raises UserError when a worker was killed; files of the other blocks stay, and a rerun continues from there.
     """
     with Progress(what, unit, total) as progress:
         if processes > 1 and len(blocks) > 1:

@@ -163,7 +163,7 @@ def test_a_model_that_is_not_there_or_cannot_run_here_is_refused_by_name(folder:
         (
             folder / "pooled.safetensors",
             {"device": "cuda:99"},
-            "device=cuda:99: there is no such device here",
+            "device=cuda:99: this machine has no such device",
         ),
         (folder / "pooled.safetensors", {"image_size": 33}, "image size 33 is not a multiple"),
         (folder / "pooled.safetensors", {"image_size": 0}, "image_size=0: "),

@@ -20,14 +20,14 @@ def test_auto_is_the_best_device_and_the_cpu_is_always_there() -> None:
 )
 def test_a_device_that_is_not_here_is_answered_with_those_that_are(wanted: str) -> None:
     with pytest.raises(
-        UserError, match=rf"^device={wanted}: there is no such device here.*there are auto, .*cpu"
+        UserError, match=rf"^device={wanted}: this machine has no such device.*choose one of auto, .*cpu"
     ):
         resolve(wanted)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="of machines without CUDA")
 def test_cuda_without_cuda_is_a_sentence() -> None:
-    with pytest.raises(UserError, match=r"^device=cuda: there is no such device here"):
+    with pytest.raises(UserError, match=r"^device=cuda: this machine has no such device"):
         resolve("cuda")
 
 

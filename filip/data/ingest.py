@@ -112,7 +112,7 @@ def resolve_card(config: IngestConfig) -> SourceCard:
 def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     """Fill the folder ``config.out`` with the images of a card; return the fragments of the captions and the images.
 
-    Raises UserError when there are no images, when the folder holds something else, when another process is filling
+    Raises UserError when no image is found, when the folder holds something else, when another process is filling
     it, or when a disk fails.
     """
     reading = reading_of(card, config.out)

@@ -128,7 +128,7 @@ def translate(job: Job, part: tuple[int, int] | None = None, plan_only: bool = F
 
     ``plan_only``: make the plan that all parts share, and nothing else. A part makes the plan if it is missing.
 
-    Raises UserError when there are no shards, the engine is unavailable, or another run is writing to ``out``.
+    Raises UserError when shards are missing, the engine is unavailable, or another run is writing to ``out``.
     """
     caches = open_caches(job)
     shard_files(job.shards)  # a mistyped folder is reported before anything is made

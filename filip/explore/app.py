@@ -1,6 +1,6 @@
-"""The explorer as a web application: one page, and the few questions that it asks.
+"""Serve the explorer as a web application: one page, and the few requests that it makes.
 
-Nothing is addressed by path: a thumbnail is the n-th of what was read at the start, so that no request can reach
+Nothing is addressed by path: a thumbnail is the n-th image that was read at the start, so that no request can reach
 another file. Uploads are read up to a bound and opened as an image within the bounds of
 :func:`filip.explore.pictures.read_image`. A browser on this machine may be sent here by any web page, so requests for
 another host name (DNS rebinding) and from another origin are refused.
@@ -30,7 +30,7 @@ from filip.explore.search import Search
 
 MAX_TEXT = 1000  # characters
 DECODED = 2  # uploads at a time: one may take a hundred megabytes
-MAX_LOOKS = 64  # images of one question
+MAX_LOOKS = 64  # images per request
 COOKIE = "filip_explorer"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -38,8 +38,8 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 def application(
     search: Search, token: str = "", max_bytes: int = MAX_BYTES, max_pixels: int = MAX_PIXELS
 ) -> Starlette:
-    """The application. token: whoever does not show it (``?token=``, then a cookie; or a bearer token) is refused; "" =
-    nobody needs one, and only requests to a loopback name are answered."""
+    """Build the application. token: visitors who do not show it (``?token=``, cookie or bearer token) are refused; "" =
+    none is needed, and only requests to a loopback name are answered."""
     gallery = search.gallery
     decoding = asyncio.Semaphore(DECODED)
     front = page({**common_data(gallery), "live": True}, live=True)
@@ -102,7 +102,7 @@ Next = Callable[[Request], Awaitable[Response]]
 
 
 def _guard(token: str) -> Callable[[Request, Next], Awaitable[Response]]:
-    """Who may ask, and what every answer says to the browser."""
+    """Check who may ask, and set the security headers of every answer."""
 
     async def guard(request: Request, answer: Next) -> Response:
         refusal = _refused(request, token)
@@ -110,7 +110,7 @@ def _guard(token: str) -> Callable[[Request, Next], Awaitable[Response]]:
             return refusal
         shown = request.query_params.get("token")
         if token and shown is not None and request.method == "GET" and request.url.path == "/":
-            # Out of the address and into a cookie, which no script and no other site sees.
+            # The token moves from the address into a cookie, which no script and no other site sees.
             response: Response = RedirectResponse("./", HTTPStatus.SEE_OTHER)
             response.set_cookie(COOKIE, shown, httponly=True, samesite="strict")
             return response
@@ -172,5 +172,5 @@ def _gone(request: Request, error: Exception) -> Response:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine can reach a server that listens there."""
+    """Return whether only this machine can reach a server that listens there."""
     return host in LOOPBACK

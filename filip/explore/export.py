@@ -1,9 +1,9 @@
-"""The explorer as one file: ``filip explore export models=[clip.safetensors,filip.safetensors] labels=[CLIP,FILIP]
+"""Write the explorer to a file: ``filip explore export models=[clip.safetensors,filip.safetensors] labels=[CLIP,FILIP]
 images=demo_scenes_new root=DIR out=explore.html``.
 
-It opens from disk and asks nobody for anything: thumbnails, 8-bit image tokens and 8-bit tokens of the captions are
+It opens from disk and needs no server: thumbnails, 8-bit image tokens and 8-bit tokens of the captions are
 inside, and the page itself computes the late interaction of a caption with all images, every token with every patch.
-A text of one's own needs a model: ``filip explore serve``.
+Any other text needs a model: ``filip explore serve``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from filip.progress import say, track
 @dataclass
 class Export(GalleryOptions):
     count: int | None = option(
-        500, "at most so many images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
+        500, "maximum number of images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
     )
     out: str = option(MISSING, "the page (HTML)", writes="file")
 
@@ -47,7 +47,7 @@ def main(config: Export) -> None:
 
 
 def static_data(gallery: Gallery) -> dict[str, Any]:
-    """All that the page needs; arrays are base64."""
+    """Return all data that the page needs; arrays are base64."""
     return {
         **common_data(gallery),
         "live": False,
@@ -60,7 +60,7 @@ def static_data(gallery: Gallery) -> dict[str, Any]:
 
 
 def common_data(gallery: Gallery) -> dict[str, Any]:
-    """What both feeds give the page: the title, the texts to choose from, and what is on each image."""
+    """Return the data of both feeds: the title, the texts to choose from, and what each image shows."""
     return {
         "title": gallery.title,
         "texts": gallery.texts,
@@ -86,7 +86,7 @@ def _model_data(viewer: Viewer, features: ImageFeatures, gallery: Gallery) -> di
             "names": [text.names for text in texts],
         }
     if not viewer.token_wise:
-        # Two vectors per image and caption are little beside the tokens: not rounded.
+        # Two vectors per image and caption are small next to the tokens, so they are not rounded.
         data |= {
             "pooled_dim": features.scored.shape[-1],
             "image_vectors": base64_of(features.scored.float()),

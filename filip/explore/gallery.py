@@ -1,7 +1,7 @@
-"""Images and texts as one or two models see them: what the explorer ranks, and why.
+"""Hold images and texts as one or two models see them: what the explorer ranks, and why.
 
 A token-wise model ranks images by s^T, the mean over the text's tokens of their best patch (equation 5 of the paper),
-through the scorer of every table. A pooled model ranks by its one cosine, and its token map goes through its
+through the scorer of every table. A pooled model ranks by its cosine, and its token map uses its
 projections, as in :mod:`filip.eval.word_patch`.
 """
 
@@ -28,9 +28,9 @@ THUMBNAIL = 192  # pixels
 
 @dataclass
 class ImageFeatures:
-    """n images as a model sees them.
+    """Features of n images, as a model sees them.
 
-    scored: what its scorer takes, [n, n1, d] or [n, d]. map: what meets the words in the page, float32 [n, m, d]: all
+    scored: input of its scorer, [n, n1, d] or [n, d]. map: tokens to compare with words, float32 [n, m, d]: all
     scored tokens of a token-wise model, the projected patches of a pooled one; m = 0 if the model has none.
     """
 
@@ -43,7 +43,7 @@ class ImageFeatures:
 
 @dataclass
 class TextFeatures:
-    """One text: what the scorer takes; its tokens as strings; their vectors [n2, d]; its names (see named_things)."""
+    """A text: the scorer's input; its tokens as strings; their vectors [n2, d]; its names (see named_things)."""
 
     scored: Texts
     tokens: list[str]
@@ -62,7 +62,7 @@ class Viewer:
         self.has_map = self.grid != (0, 0)
 
     def images(self, pixels: Tensor) -> ImageFeatures:
-        """pixels [n, 3, S, S], transformed for this model."""
+        """Encode pixels [n, 3, S, S], transformed for this model."""
         scored = self.scorer.encode_images(pixels)
         if self.token_wise:
             return ImageFeatures(scored, scored)
@@ -72,7 +72,7 @@ class Viewer:
     def encoded(
         self, keys: Sequence[str], pixels: Sequence[Tensor], stored: Mapping[str, Tensor]
     ) -> ImageFeatures:
-        """A batch of images, those in ``stored`` by the tokens that they have there."""
+        """Return the features of a batch of images; those in ``stored`` have the tokens given there."""
         new = [n for n, key in enumerate(keys) if key not in stored]
         if len(new) == len(keys):
             return self.images(torch.stack(list(pixels)))
@@ -84,7 +84,7 @@ class Viewer:
         return ImageFeatures(tokens, tokens)
 
     def text(self, text: str, things: Sequence[str] = ()) -> TextFeatures:
-        """A text, with the things that it is known to name."""
+        """Encode a text, with the things that it is known to name."""
         scored = self.scorer.encode_texts([text])
         if not self.has_map:
             return TextFeatures(scored, [], scored.values[:0], [])
@@ -94,31 +94,31 @@ class Viewer:
         )
 
     def scores(self, images: ImageFeatures, text: TextFeatures) -> Tensor:
-        """The score of each image for the text, float32 [n]: the same numbers as in every table."""
+        """Return each image's score for the text, float32 [n]: the same numbers as in every table."""
         return self.scorer.similarity(images.scored, text.scored).t2i[:, 0]
 
     def about(self) -> dict:
-        """What the page says of the model. extra: tokens before the patches, such as [CLS]."""
+        """Return what the page says about the model. extra: tokens before the patches, such as [CLS]."""
         return {"label": self.label, "token_wise": self.token_wise, "grid": list(self.grid)}
 
 
 @dataclass
 class GalleryOptions:
-    """What the page and the server are told of the models and images to show."""
+    """Options of page and server: the models and images to show."""
 
     models: list[str] = option(
-        MISSING, "one model, or two to be shown beside each other: .safetensors files or open_clip:…"
+        MISSING, "one model, or two to be shown side by side: .safetensors files or open_clip:…"
     )
-    labels: list[str] = option([], "their names in the page; the files' names if empty")
+    labels: list[str] = option([], "names of the models in the page; the files' names if empty")
     images: str = option(MISSING, "a folder of images, a set with captions, an index, or a benchmark card")
     root: str | None = option(None, "folder below which a card's data lie")
-    count: int | None = option(None, "at most so many images, evenly spread; null = all", at_least=1)
+    count: int | None = option(None, "maximum number of images, evenly spread; null = all", at_least=1)
     texts: str | None = option(None, "file with further texts to choose from, one a line")
-    title: str | None = option(None, "of the page; the card's or the folder's if not given")
+    title: str | None = option(None, "title of the page; the card's or the folder's if not given")
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
     def gallery(self) -> Gallery:
-        """The images, encoded. Raises UserError for models, images or texts that cannot be read."""
+        """Encode the images. Raises UserError for models, images or texts that cannot be read."""
         viewers = load_viewers(self.models, self.labels, self.device)
         pictures = open_pictures(self.images, self.root, self.count)
         gallery = Gallery.of(viewers, pictures, read_texts(self.texts))
@@ -127,9 +127,9 @@ class GalleryOptions:
 
 
 def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "auto") -> list[Viewer]:
-    """One or two models. Raises UserError for another number of them, or labels that are not as many."""
+    """Load one or two models. Raises UserError for another number of models, or a different number of labels."""
     if len(models) not in (1, 2):
-        raise UserError(f"models: {len(models)} given; the explorer shows one, or two beside each other")
+        raise UserError(f"models: {len(models)} given; the explorer shows one, or two side by side")
     if labels and len(labels) != len(models):
         raise UserError(f"{len(labels)} labels for {len(models)} models: give one each, or none")
     names = list(labels) or [Path(model).stem for model in models]
@@ -140,7 +140,7 @@ def load_viewers(models: Sequence[str], labels: Sequence[str], device: str = "au
 class Gallery:
     """Encoded images with their captions.
 
-    own_text: for each image the position in ``texts`` of its first caption, or None. things: of each text, what it is
+    own_text: for each image the position in ``texts`` of its first caption, or None. things: for each text, what it is
     known to name.
     """
 
@@ -199,13 +199,13 @@ class Gallery:
         return positions[text]
 
     def alternative(self, index: int) -> str:
-        """What an image shows, in words, for those who do not see it."""
+        """Describe in words what an image shows, for those who do not see it."""
         own = self.own_text[index]
         return self.keys[index] if own is None else self.texts[own]
 
 
 def read_texts(path: str | None) -> list[str]:
-    """The texts of a file, one a line; none without a file. Raises UserError if it cannot be read."""
+    """Read the texts of a file, one a line; none without a file. Raises UserError if it cannot be read."""
     if not path:
         return []
     if not Path(path).exists():

@@ -1,4 +1,4 @@
-"""Which tokens of a text name a thing: each name has one colour wherever the page shows it."""
+"""Find the tokens of a text that name a thing: each name has one colour wherever the page shows it."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ MOST = 8  # as many as the page has colours
 
 
 def named_things(encoder: Encoder, text: str, things: Sequence[str] = ()) -> list[dict[str, Any]]:
-    """``[{"label": "slot machine", "tokens": [9, 10]}, …]``: positions in ``encoder.tokens(text)``, in reading order.
+    """Return ``[{"label": "slot machine", "tokens": [9, 10]}, …]``: positions in ``encoder.tokens(text)``, in order.
 
-    things: what the text is known to name. Without them, or if it does not name them all, every word that is no
+    things: what the text is known to name. Without them, or if it does not name them all, every word that is not a
     function word counts as a name.
     """
     prompts = _known(text, things) or _content_words(text)

@@ -1,4 +1,4 @@
-"""Unit vectors as 8-bit integers with a scale each, and binary arrays as text: how the page carries them."""
+"""Pack unit vectors as 8-bit integers with a scale each, and binary arrays as text, for the page."""
 
 from __future__ import annotations
 
@@ -8,22 +8,22 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DAMPING = 0.1  # of the mean second moment: keeps it invertible where `against` spans few directions
+DAMPING = 0.1  # share of the mean second moment: keeps it invertible if `against` spans few directions
 
 
 def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """``[n, d]`` float to (int8 ``[n, d]``, float32 ``[n]``): a vector is its integers times its scale.
+    """Pack ``[n, d]`` float into (int8 ``[n, d]``, float32 ``[n]``): a vector is its integers times its scale.
 
     The largest component of each vector becomes 127. Plain rounding puts a component off by at most half a step.
     against: vectors ``[m, d]`` whose products with these matter. Then components are rounded one after the other, and
-    the error of each is carried into those to come so that the products change least: the update of GPTQ (Frantar et
+    the error of each is carried into the later ones so that the products change least: the update of GPTQ (Frantar et
     al., 2022, equation 3) with the second moment of ``against`` for its Hessian. The demo's scores come out four times
     as close, which is what keeps the first image of a ranking the first.
     """
     scales = vectors.abs().amax(-1).clamp(min=1e-12) / 127
     if against is None:
         return (vectors / scales[:, None]).round().to(torch.int8), scales.float()
-    left = vectors.double() / scales[:, None]  # what is still to be rounded, in steps
+    left = vectors.double() / scales[:, None]  # the values still to be rounded, in steps
     moment = against.double().T @ against.double()
     moment += (
         DAMPING * moment.diagonal().mean().clamp(min=1e-12) * torch.eye(len(moment), dtype=torch.float64)
@@ -38,12 +38,12 @@ def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor
 
 
 def unpack(integers: Tensor, scales: Tensor) -> Tensor:
-    """float32 ``[n, d]`` of what :func:`pack` returned."""
+    """Return float32 ``[n, d]`` from the result of :func:`pack`."""
     return integers.float() * scales[:, None]
 
 
 def base64_of(array: Tensor | np.ndarray) -> str:
-    """The bytes of an array, little-endian, as base64."""
+    """Return the bytes of an array, little-endian, as base64."""
     values = np.ascontiguousarray(array.cpu().numpy() if isinstance(array, Tensor) else array)
     return base64.b64encode(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes()).decode(
         "ascii"
@@ -51,6 +51,6 @@ def base64_of(array: Tensor | np.ndarray) -> str:
 
 
 def packed(vectors: Tensor, against: Tensor) -> dict[str, str]:
-    """``[n, d]`` float as the page reads it: ``values`` (int8) and ``scales`` (float32)."""
+    """Return ``[n, d]`` float as the page reads it: ``values`` (int8) and ``scales`` (float32)."""
     integers, scales = pack(vectors, against)
     return {"values": base64_of(integers), "scales": base64_of(scales)}

@@ -1,4 +1,4 @@
-"""The page as one file: HTML, CSS and JavaScript of ``assets/``, and the data that it starts from, put into each other.
+"""Assemble the page as one file: HTML, CSS and JavaScript from ``assets/``, and the data that it starts with.
 
 Nothing in it is loaded from anywhere: its content security policy allows its own parts, the pictures inside it and, in
 live mode, the server that it came from.
@@ -27,7 +27,7 @@ POLICY = (
 
 
 def page(data: dict[str, Any], live: bool = False) -> str:
-    """The whole page. data: see :func:`filip.explore.export.static_data` and :mod:`filip.explore.app`."""
+    """Return the whole page. data: see :func:`filip.explore.export.static_data` and :mod:`filip.explore.app`."""
     parts = {
         "policy": POLICY.format(own=" 'self'" if live else "", connect="'self'" if live else "'none'"),
         "style": (ASSETS / "style.css").read_text(encoding="utf-8"),
@@ -39,6 +39,6 @@ def page(data: dict[str, Any], live: bool = False) -> str:
 
 
 def in_script(data: Any) -> str:
-    """JSON that may stand inside a ``<script>``: a caption with ``</script>`` in it ends nothing."""
+    """Return JSON that is safe inside a ``<script>``, even if a caption contains ``</script>``."""
     text = json.dumps(data, ensure_ascii=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")

@@ -1,4 +1,4 @@
-"""Images to explore, from a folder, a set or a benchmark card, and other people's images read within bounds."""
+"""Read images to explore, from a folder, a set or a benchmark card, and untrusted images within bounds."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ MAX_PIXELS = 40_000_000
 
 @dataclass
 class Picture:
-    """One image. things: what its first caption names, if the data set says that."""
+    """An image. things: what its first caption names, if the data set says so."""
 
     key: str
     image: Image.Image  # RGB
@@ -43,7 +43,7 @@ class Pictures:
         raise NotImplementedError
 
     def stored(self, model: str) -> dict[str, Tensor]:
-        """Image tokens [n1, d] float32 by a model that are already there, by key."""
+        """Return image tokens [n1, d] float32 of a model that are stored already, by key."""
         return {}
 
 
@@ -51,8 +51,8 @@ def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
     """Return the pictures of a folder, a set with captions, a search index or a benchmark card.
 
     images: a folder; a file or folder in any layout that :mod:`filip.sets` reads; a folder that ``filip index build``
-    has written; or a card's name or path, whose data lie below ``root``. count: at most so many, evenly spread; None:
-    all. Raises UserError if there is no such folder or card, or no picture in it.
+    has written; or a card's name or path, whose data lie below ``root``. count: maximum number, evenly spread; None:
+    all. Raises UserError if the folder or card does not exist or has no picture.
     """
     place = Path(images)
     if (place / "about.json").is_file():
@@ -73,7 +73,7 @@ class SetPictures(Pictures):
     """All images of a folder, or of a set with captions. Links that lead out of the folder are not followed."""
 
     def __init__(self, place: Path, count: int | None) -> None:
-        # Here: the command starts without what reads Parquet.
+        # Imported here, so that the command starts without the Parquet reader.
         from filip.sets.image_set import open_images
         from filip.sets.layout import ALL, Reading
 
@@ -113,7 +113,7 @@ class IndexedPictures(SetPictures):
     """The folder of a search index; the model that made the index need not encode its images again."""
 
     def __init__(self, index: Path, count: int | None) -> None:
-        # Here: the index's own package is an extra, and reads this module.
+        # Imported here: the package of the index is an extra, and imports this module.
         from filip.index.store import Index
 
         self.index = index
@@ -123,7 +123,7 @@ class IndexedPictures(SetPictures):
         super().__init__(Path(self.about.images), count)
 
     def stored(self, model: str) -> dict[str, Tensor]:
-        """Of the images that have not changed since; none of another model, or of rounded tokens."""
+        """Return the tokens of unchanged images; none from another model, or if they are rounded."""
         from filip.index.build import weights_of
         from filip.index.store import Index
 
@@ -162,7 +162,7 @@ class CardPictures(Pictures):
 
 
 def spread(items: Sequence, count: int | None) -> list:
-    """At most ``count`` items, evenly spread, the first among them."""
+    """Return at most ``count`` items, evenly spread, including the first."""
     if count is None or count >= len(items):
         return list(items)
     if count < 1:
@@ -171,10 +171,10 @@ def spread(items: Sequence, count: int | None) -> list:
 
 
 def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """An encoded image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
+    """Decode an image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
 
     Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
-    is none of the formats of :data:`filip.rgb.FORMATS`.
+    is in none of the formats of :data:`filip.rgb.FORMATS`.
     """
     if max_bytes is not None and len(data) > max_bytes:
         raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")
@@ -196,7 +196,7 @@ def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int =
 
 
 def thumbnail(image: Image.Image, side: int) -> bytes:
-    """What a model sees of an image, its middle square, as WebP of at most ``side`` pixels."""
+    """Return the part of an image that a model sees, its middle square, as WebP of at most ``side`` pixels."""
     square = min(image.size)
     left, top = (image.width - square) // 2, (image.height - square) // 2
     cut = image.crop((left, top, left + square, top + square))

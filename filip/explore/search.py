@@ -1,4 +1,4 @@
-"""Searching a gallery: any text against all images, any picture of the user's beside them. Thread-safe by one lock."""
+"""Search a gallery: any text against all images, and pictures that the user uploads. Thread-safe by one lock."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ UPLOADS_KEPT = 20
 
 @dataclass
 class Ranked:
-    """A text by one model, and the score of every image."""
+    """A text encoded by one model, and the score of every image."""
 
     text: TextFeatures
     scores: Tensor
@@ -33,30 +33,30 @@ class Ranked:
 
 @dataclass
 class Upload:
-    """A picture of the user's by every model."""
+    """A user's picture encoded by every model."""
 
     features: list[ImageFeatures]
     thumbnail: bytes
 
 
 class Search:
-    """What the live page asks for."""
+    """Answers to the requests of the live page."""
 
     def __init__(self, gallery: Gallery) -> None:
         self.gallery = gallery
-        self.lock = threading.Lock()  # one question at a time: torch itself takes all cores
+        self.lock = threading.Lock()  # one request at a time: torch itself uses all cores
         self.recent: OrderedDict[str, list[Ranked]] = OrderedDict()
         self.uploads: OrderedDict[str, Upload] = OrderedDict()
         self.things = dict(zip(gallery.texts, gallery.things, strict=True))
         self.encoded_texts: list[Texts] | None = None
 
     def search(self, text: str) -> dict[str, Any]:
-        """The best images of each model, their scores, and for the first of them the cosines of tokens with tokens."""
+        """Return each model's best images, their scores, and the cosines of all pairs of tokens for the first ones."""
         with self.lock:
             return {"models": [self._found(n, ranked) for n, ranked in enumerate(self._ranked(text))]}
 
     def look(self, text: str, images: list[str]) -> dict[str, Any]:
-        """For each model the score, the rank and the cosines of some images. UserError for one that is not there."""
+        """Return for each model the score, rank and cosines of some images. Raises UserError for an unknown one."""
         with self.lock:
             found = self._ranked(text)
             return {
@@ -66,7 +66,7 @@ class Search:
             }
 
     def texts(self, image: str, count: int) -> dict[str, Any]:
-        """For each model the gallery's texts that fit an image best by s^I, with their scores."""
+        """Return for each model the gallery's texts that fit an image best by s^I, with their scores."""
         with self.lock:
             if not self.gallery.texts:
                 return {"models": [[] for _ in self.gallery.viewers]}
@@ -81,7 +81,7 @@ class Search:
             return {"models": lists}
 
     def upload(self, image: Image.Image) -> tuple[str, bytes]:
-        """Encode a picture; its name from now on, and its thumbnail. The oldest of many is forgotten."""
+        """Encode a picture; return its new name and its thumbnail. The oldest of many is forgotten."""
         with self.lock:
             features = [
                 viewer.images(viewer.scorer.transform(image)[None]) for viewer in self.gallery.viewers
@@ -130,12 +130,12 @@ class Search:
         else:
             position = int(image)
             score = float(ranked.scores[position])
-            # of equal ones the first, as in the order
+            # the first of equal ones, as in the order
             rank = int((ranked.scores > score).sum() + (ranked.scores[:position] == score).sum()) + 1
         return {"score": score, "rank": rank, "map": _map(features, ranked.text)}
 
     def _features(self, number: int, image: str) -> ImageFeatures:
-        """Of one image: a position in the gallery, or the name of an upload."""
+        """Return the features of one image: a position in the gallery, or the name of an upload."""
         if image in self.uploads:
             return self.uploads[image].features[number]
         # isdecimal alone would let other alphabets' digits and numbers of any length pass
@@ -146,14 +146,14 @@ class Search:
 
 
 def _map(features: ImageFeatures, text: TextFeatures) -> str:
-    """Cosines of all tokens of one image with all tokens of a text, [rows, tokens] float32."""
+    """Return the cosines of all tokens of one image with all tokens of a text, [rows, tokens] float32."""
     if not text.tokens:
         return ""
     return base64_of((features.map[0] @ text.vectors.T).float())
 
 
 def warm(search: Search) -> None:
-    """Pay for what only the first search pays: kernels that are compiled, memory that is touched."""
+    """Do the work of the first search in advance: compile kernels, touch memory."""
     search.search("a photo")
     with search.lock:
         search.recent.clear()

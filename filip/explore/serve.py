@@ -1,8 +1,8 @@
-"""The explorer for any text and any picture: ``filip explore serve models=[clip.safetensors,filip.safetensors]
+"""Serve the explorer for any text and any picture: ``filip explore serve models=[clip.safetensors,filip.safetensors]
 labels=[CLIP,FILIP] images=photos``, then open http://127.0.0.1:8768.
 
-It listens on this machine alone. With ``token=`` it may listen elsewhere (``host=0.0.0.0``), and whoever has no token
-sees nothing; the connection is not encrypted, so put it behind something that is, or go through ``ssh -L``.
+It listens only on this machine. With ``token=`` it may listen elsewhere (``host=0.0.0.0``), and visitors without it
+see nothing; the connection is not encrypted, so put it behind something that is, or go through ``ssh -L``.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Serve(GalleryOptions):
     host: str = option("127.0.0.1", "address to listen on; beyond this machine only with token=")
     port: int = option(8768, "port to listen on; 0 = any that is free", at_least=0, at_most=65535)
     token: str = option(
-        "", "what a visitor has to show, at least 16 characters; needed to listen beyond this machine"
+        "", "token that a visitor has to show, at least 16 characters; needed to listen beyond this machine"
     )
     max_bytes: int = option(MAX_BYTES, "largest picture that can be uploaded, in bytes", at_least=1)
-    max_pixels: int = option(MAX_PIXELS, "and in pixels", at_least=1)
+    max_pixels: int = option(MAX_PIXELS, "largest picture that can be uploaded, in pixels", at_least=1)
 
 
 def main(config: Serve) -> None:
@@ -55,7 +55,7 @@ def main(config: Serve) -> None:
 
 
 def check(config: Serve) -> None:
-    """Raises UserError for an address beyond this machine without a token, and for a token that can be guessed."""
+    """Raise UserError for an address beyond this machine without a token, and for a token that can be guessed."""
     if config.token and len(config.token) < SHORTEST_TOKEN:
         raise UserError(
             f"token= has {len(config.token)} characters; take {SHORTEST_TOKEN} or more, e.g. "
@@ -69,7 +69,7 @@ def check(config: Serve) -> None:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A socket that listens there. Raises UserError if the address cannot be had."""
+    """Return a socket that listens there. Raises UserError if the address is not available."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=64)

@@ -1,1 +1,1 @@
-"""A trained model in the formats that other tools read: ``filip export to=hf model=m.safetensors out=folder``."""
+"""Export trained models in the formats that other tools read: ``filip export to=hf model=m.safetensors out=folder``."""

@@ -1,4 +1,4 @@
-"""A finished model, a run folder or a checkpoint in another format.
+"""Export a finished model, a run folder or a checkpoint in another format.
 
     filip export to=safetensors model=runs/a out=a.safetensors     # plain float32 of the newest checkpoint
     filip export to=hf model=a.safetensors out=exported/a          # a folder for transformers
@@ -32,11 +32,11 @@ class Export:
     out: str = option(MISSING, "what to write: a file (safetensors), else a folder that does not exist yet")
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
     variants: list[str] = option(
-        [], f"of to=onnx, smaller graphs beside the float32 ones: {', '.join(VARIANTS)}"
+        [], f"with to=onnx: smaller graphs in addition to the float32 ones: {', '.join(VARIANTS)}"
     )
     data: str | None = option(
         None,
-        "of to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured",
+        "with to=onnx: pictures with captions, or a card, on which the recall lost by the variants is measured",
     )
     root: str = option(".", "folder below which the data set of a card lies")
 

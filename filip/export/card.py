@@ -1,4 +1,4 @@
-"""The model card (README.md) of an export, from what the training recorded."""
+"""Write the model card (README.md) of an export, from the training's records."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from filip.train.fingerprint import NOT_LEARNING, flat
 
 
 def model_card(source: Source, library: str, use: str) -> str:
-    """Markdown with the front matter that model hubs read.
+    """Return Markdown with the front matter that model hubs read.
 
-    library: of the front matter. use: an indented code block that loads the model.
+    library: its name in the front matter. use: an indented code block that loads the model.
     """
     config, result = source.model.config, source.result
     what = (
@@ -76,7 +76,7 @@ def _data(result: dict[str, Any]) -> list[str]:
 
 
 def _recipe(result: dict[str, Any]) -> list[str]:
-    """The settings that decide what is learned, as far as they differ from the defaults of this version."""
+    """Return the settings that decide what is learned, as far as they differ from the defaults of this version."""
     if not result.get("config"):
         return ["## Training", "", "Not recorded with these weights.", ""]
     defaults = dict(flat(asdict(TrainConfig())))

@@ -1,4 +1,4 @@
-"""CLIP's vocabulary as the tokenizer of Hugging Face's transformers."""
+"""Provide CLIP's vocabulary as a tokenizer of Hugging Face's transformers."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from filip.tokenizer import BOS, EOS, merges, vocabulary
 
 
 def clip_tokenizer(model: DualEncoder) -> Any:
-    """A ``transformers.CLIPTokenizer`` with the ids of :mod:`filip.tokenizer` that cuts at the model's context length.
+    """Return a ``transformers.CLIPTokenizer`` with the ids of :mod:`filip.tokenizer` that cuts at the model's length.
 
-    It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders carry beside it. UserError if the
-    model's vocabulary is another one.
+    It lacks the cleaning of :func:`filip.tokenizer.clean`, which exported folders contain. Raises UserError if the
+    model has another vocabulary.
     """
     from transformers import CLIPTokenizer
 
     if model.config.text.vocab_size != EOS + 1:
         raise UserError(
             f"the model has {model.config.text.vocab_size} word vectors and CLIP's vocabulary {EOS + 1} tokens: "
-            "there is no tokenizer to export with it"
+            "no tokenizer can be exported with it"
         )
     ids: dict[str, int] = {token: number for number, token in enumerate(vocabulary())}
     ids |= {"<|startoftext|>": BOS, "<|endoftext|>": EOS}
     pairs: Any = list(merges())  # transformers' annotation says strings
     longest = model.config.text.context_length
     tokenizer = CLIPTokenizer(vocab=ids, merges=pairs, model_max_length=longest)
-    # in tokenizer.json, for those who read it without transformers
+    # in tokenizer.json, for readers without transformers
     tokenizer.backend_tokenizer.enable_truncation(longest)
     return tokenizer

@@ -1,4 +1,4 @@
-"""An exported folder exists whole or not at all."""
+"""Write an exported folder completely or not at all."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from filip.files import naming
 
 @contextmanager
 def new_folder(out: str | Path) -> Iterator[Path]:
-    """Yield a folder beside ``out`` to write to, which becomes ``out`` on success and is removed on failure.
+    """Yield a folder next to ``out`` to write to, which becomes ``out`` on success and is removed on failure.
 
     Raises UserError if ``out`` exists and is not an empty folder: nothing of the user's is overwritten.
     """

@@ -1,4 +1,4 @@
-"""A folder for transformers with its own code: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
+"""Write a folder for transformers, with code: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ CODE = (
 
 
 def write_hf(source: Source, out: str) -> None:
-    """Configuration, weights, tokenizer, processor, code and model card; towers with computed tables are refused."""
+    """Write configuration, weights, tokenizer, processor, code and model card; refuse towers with computed tables."""
 
     tokenizer = clip_tokenizer(source.model)
     refuse_computed_tables(source.model, "hf")
@@ -72,7 +72,7 @@ def write_hf(source: Source, out: str) -> None:
 
 
 def tower_config(model: DualEncoder) -> dict[str, Any]:
-    """What the exported code needs to build the towers."""
+    """Return the configuration from which the exported code builds the towers."""
     if model.config.exclude_special_tokens:
         raise UserError(
             "the model was trained with model.exclude_special_tokens=true, and this format would score [BOS] and "
@@ -86,7 +86,7 @@ def tower_config(model: DualEncoder) -> dict[str, Any]:
 
 
 def refuse_computed_tables(model: DualEncoder, to: str) -> None:
-    """UserError for towers with tables that are computed when they are built and stored in no file.
+    """Raise UserError for towers with tables that are computed when they are built and not stored.
 
     The loaders of this format build a model without memory and fill it from the file alone.
     """
@@ -99,7 +99,7 @@ def refuse_computed_tables(model: DualEncoder, to: str) -> None:
 
 
 def copy_code(folder: Path, names: tuple[str, ...]) -> None:
-    """The modules ``names`` of filip/export/standalone into ``folder``."""
+    """Copy the modules ``names`` of filip/export/standalone into ``folder``."""
     for name in names:
         with resources.as_file(resources.files("filip.export.standalone").joinpath(name)) as file:
             shutil.copyfile(file, folder / name)

@@ -1,4 +1,4 @@
-"""A folder for sentence-transformers: ``MultiVectorEncoder(folder, trust_remote_code=True)``."""
+"""Write a folder for sentence-transformers: ``MultiVectorEncoder(folder, trust_remote_code=True)``."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ CODE = ("multi_vector_filip.py", "filip_towers.py", "filip_inputs.py")
 
 
 def write_multi_vector(source: Source, out: str) -> None:
-    """``modules.json`` with one module of our own, weights, tokenizer and code; the similarity is the mean of maxima.
+    """Write ``modules.json`` with our module, weights, tokenizer and code; the similarity is the mean of maxima.
 
-    UserError for a pooled model: it has one vector, not several.
+    Raises UserError for a pooled model, which has one vector, not several.
     """
     if source.model.config.interaction != "token_wise":
         raise UserError(

@@ -1,4 +1,4 @@
-"""Both towers as ONNX graphs with token outputs, of any batch and any length of text."""
+"""Write both towers as ONNX graphs with token outputs, for any batch and any length of text."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from filip.tokenizer import BOS
 
 USE = """    import onnxruntime
     from transformers import AutoTokenizer
-    from filip_inputs import clean, to_pixels            # beside the graphs
+    from filip_inputs import clean, to_pixels            # next to the graphs
     image, text = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") for name in ("image", "text"))
     tokenizer = AutoTokenizer.from_pretrained("FOLDER")
     ids = tokenizer([clean("a photo of a cat")], padding=True, truncation=True, return_tensors="np")
@@ -40,7 +40,7 @@ ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 def write_onnx(
     source: Source, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
 ) -> None:
-    """``image.onnx``, ``text.onnx``, tokenizer, ``inputs.json`` (pixels) and the code that prepares inputs.
+    """Write ``image.onnx``, ``text.onnx``, tokenizer, ``inputs.json`` (pixels) and the code that prepares inputs.
 
     Each graph is run in onnxruntime on shapes that it was not traced with; RuntimeError if it then differs from the
     model by more than 1e-4. variants: further graphs, see :mod:`filip.export.onnx_variants`. data: pictures with
@@ -48,7 +48,7 @@ def write_onnx(
     """
     check_variants(variants)
     if data is not None:
-        retrieval_card(data)  # what is wrong with it is said before the graphs are written
+        retrieval_card(data)  # its errors are reported before the graphs are written
     tokenizer = clip_tokenizer(source.model)
     towers = Towers(tower_config(source.model))
     towers.load_state_dict(source.model.state_dict())
@@ -72,7 +72,7 @@ def write_onnx(
 
 
 def _inputs(source: Source) -> dict[str, Any]:
-    """What the graphs take and give."""
+    """Return the settings by which inputs of the graphs are prepared."""
     model = source.model
     return {
         "image_size": model.image_size,
@@ -111,12 +111,12 @@ class _Texts(nn.Module):
 def _write(
     graph: _Images | _Texts, file: Path, examples: list[tuple[Tensor, ...]], dynamic: tuple[Any, ...]
 ) -> None:
-    """Trace with the first example, compare on the others."""
+    """Trace with the first example, and compare on the others."""
     import onnxruntime
 
     graph.eval()
     weights = sum(p.numel() * p.element_size() for p in graph.parameters())
-    # The exporter talks to stdout and warns of its own deprecations and of equal axes.
+    # The exporter prints to stdout and warns about deprecations inside it and about equal axes.
     with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("ignore")
         torch.onnx.export(
@@ -145,7 +145,7 @@ def _pixels(images: int, size: int) -> tuple[Tensor, ...]:
 
 
 def _texts(texts: int, length: int) -> tuple[Tensor, ...]:
-    """Ids and mask; the last text is one token shorter than the others, but has two at least."""
+    """Return ids and mask; the last text is one token shorter than the others, but has at least two."""
     ids = torch.randint(1, BOS, (texts, length), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     if length > 2:

@@ -1,4 +1,4 @@
-"""Smaller variants of the ONNX graphs, and what recall they lose on the user's own pictures and captions."""
+"""Write smaller variants of the ONNX graphs, and measure what recall they lose on the user's pictures and captions."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ WAYS = ("i2t", "t2i")
 
 
 def check_variants(variants: Sequence[str]) -> None:
-    """UserError for a name that is not one of :data:`VARIANTS`."""
+    """Raise UserError for a name that is not one of :data:`VARIANTS`."""
     if unknown := [name for name in variants if name not in VARIANTS]:
-        raise UserError(f"variants={unknown[0]}: choose of {', '.join(VARIANTS)}")
+        raise UserError(f"variants={unknown[0]}: choose from {', '.join(VARIANTS)}")
 
 
 def write_variant(file: Path, variant: str, external: bool) -> None:
-    """``image_int8.onnx`` beside ``image.onnx``. external: the weights are too many for one file.
+    """Write e.g. ``image_int8.onnx`` next to ``image.onnx``. external: the weights are too many for one file.
 
     fp16 computes in half precision; inputs and outputs stay float32. int8 quantises the weights of matrix products and
     embeddings, and activations as they come (onnxruntime's dynamic quantisation): a quarter of the size. Weights take 7
@@ -44,7 +44,11 @@ def write_variant(file: Path, variant: str, external: bool) -> None:
             quantize_dynamic(
                 file,
                 target,
-                op_types_to_quantize=["MatMul", "Gemm", "Gather"],  # it has no convolution of int8 on CPUs
+                op_types_to_quantize=[
+                    "MatMul",
+                    "Gemm",
+                    "Gather",
+                ],  # onnxruntime has no int8 convolution on CPUs
                 per_channel=True,
                 weight_type=QuantType.QInt8,
                 reduce_range=True,
@@ -53,7 +57,7 @@ def write_variant(file: Path, variant: str, external: bool) -> None:
 
 
 def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) -> str:
-    """Recall of the float32 graphs and of each variant on ``data``, as Markdown; a line on stderr for each."""
+    """Return the recall of float32 graphs and of each variant on ``data``, as Markdown; a line on stderr for each."""
     card = retrieval_card(data)
     lines = [
         f"| {card.name} | MB | i2t R@1 / R@10 | t2i R@1 / R@10 | lost i2t | lost t2i |",
@@ -78,7 +82,7 @@ def recall_table(folder: Path, variants: Sequence[str], data: str, root: str) ->
 
 
 def megabytes(folder: Path, variant: str) -> float:
-    """Of both graphs."""
+    """Return the size of both graphs in MB."""
     end = f"_{variant}" if variant else ""
     files = [file for tower in ("image", "text") for file in folder.glob(f"{tower}{end}.onnx*")]
     return sum(file.stat().st_size for file in files) / 1e6
@@ -103,7 +107,7 @@ def _percent(values: Sequence[float]) -> str:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """onnxruntime advises on preprocessing and names values that it truncates, through the root logger."""
+    """Silence the root logger, through which onnxruntime advises on preprocessing and names truncated values."""
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:

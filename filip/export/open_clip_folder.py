@@ -1,4 +1,4 @@
-"""A pooled model for open_clip: ``create_model_and_transforms("local-dir:FOLDER")``."""
+"""Write a pooled model for open_clip: ``create_model_and_transforms("local-dir:FOLDER")``."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ USE = """    import open_clip
 
 
 def write_open_clip(source: Source, out: str) -> None:
-    """A folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``.
+    """Write a folder with ``open_clip_config.json`` and ``open_clip_model.safetensors``.
 
-    Raises UserError for a model that open_clip's CLIP cannot be: token-wise, or with an image tower of another form.
+    Raises UserError for a model that open_clip cannot hold: token-wise, or with an image tower of another form.
     """
     model_config = open_clip_config(source.model)
     with new_folder(out) as folder:
@@ -43,7 +43,7 @@ def write_open_clip(source: Source, out: str) -> None:
 
 
 def open_clip_config(model: DualEncoder) -> dict[str, Any]:
-    """The architecture in open_clip's words."""
+    """Return the architecture in open_clip's terms."""
     _refuse_what_clip_is_not(model)
     config, trunk = model.config, cast(Any, model.image.trunk)
     return {

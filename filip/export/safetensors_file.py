@@ -1,4 +1,4 @@
-"""Our own file: float32 safetensors with the model's configuration, as a finished training writes it."""
+"""Write our file: float32 safetensors with the model's configuration, as a finished training writes it."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from filip.runs.source import Source
 
 
 def write_safetensors(source: Source, out: str) -> None:
-    """One file for ``filip.load``, ``filip eval`` and ``init_from=``."""
+    """Write one file for ``filip.load``, ``filip eval`` and ``init_from=``."""
     save_model(out, source.model, source.extra)

@@ -84,7 +84,7 @@ class Index:
 
     @classmethod
     def open(cls, folder: str | Path) -> Index:
-        """Open the index that ``filip index build`` has written. Raises UserError if it is missing or has another version.
+        """Open an index that ``filip index build`` wrote. Raises UserError if it is missing or has another version.
 
         Only a process that holds the index's lock may change it.
         """

@@ -25,9 +25,7 @@ FUNCTIONS = (
 EXCHANGES = ("gather", "ring")
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _MESSAGE_BYTES = 500
-_rooms: WeakKeyDictionary[Any, int] = (
-    WeakKeyDictionary()
-)  # lengths that a message holds, equal on all ranks
+_rooms: WeakKeyDictionary[Any, int] = WeakKeyDictionary()  # lengths that a message holds, equal on all ranks
 
 
 class Call(NamedTuple):

@@ -53,7 +53,7 @@ def sigmoid_loss(
     """Compute the equation above for an existing ``similarity`` [b, N], such as s^I or the transpose of s^T.
 
     ``logit_scale`` and ``logit_bias`` have one element each. ``offset``, ``ids`` and ``all_ids`` as in
-    :func:`contrastive_loss`: where this rank's items are among the N, and which are positives of each other. The sum over
+    :func:`contrastive_loss`: where the rank's items are among the N, and which are each other's positives. The sum over
     all columns is divided by the b rows, so that the mean over ranks of equal b is the loss of one process.
     """
     wide = accumulation_dtype(similarity.dtype)

@@ -123,9 +123,9 @@ def test_variants_are_smaller_and_their_loss_of_recall_is_printed(
 @pytest.mark.parametrize(
     ("options", "reason"),
     [
-        ({"to": "onnx", "variants": ["int4"]}, "variants=int4: choose of fp16, int8"),
+        ({"to": "onnx", "variants": ["int4"]}, "variants=int4: choose from fp16, int8"),
         ({"to": "onnx", "variants": ["int8"], "data": "nowhere"}, "nowhere"),
-        ({"to": "hf", "variants": ["int8"]}, "variants= and data= are for to=onnx; to=hf has one form"),
+        ({"to": "hf", "variants": ["int8"]}, "variants= and data= are for to=onnx; to=hf has only one form"),
     ],
 )
 def test_what_no_variant_can_be_made_of_is_refused(

@@ -1,4 +1,4 @@
-"""FILIP's configuration for transformers."""
+"""Define FILIP's configuration for transformers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 
 class FilipConfig(PretrainedConfig):
-    """image and text: the towers, in the words of FILIP's own configuration."""
+    """Configuration; image and text: the towers, in the terms of FILIP's configuration."""
 
     model_type = "filip"
 

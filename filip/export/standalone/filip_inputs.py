@@ -1,4 +1,4 @@
-"""Pixels and texts as FILIP's evaluation prepares them."""
+"""Prepare pixels and texts as FILIP's evaluation does."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def clean(text: str) -> str:
-    """What CLIP does to a caption before its BPE."""
+    """Clean a caption as CLIP does before its BPE."""
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
 def to_pixels(image: Image.Image, size: int) -> Tensor:
-    """Shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation: float32 ``[3, size, size]``."""
+    """Return float32 ``[3, size, size]``: shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation."""
     image = _rgb(_upright(image))
     width, height = image.size
     new = (size, int(size * height / width)) if width <= height else (int(size * width / height), size)
@@ -33,13 +33,13 @@ def to_pixels(image: Image.Image, size: int) -> Tensor:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turned as its EXIF orientation says."""
+    """Turn a picture as its EXIF orientation says."""
     turned = image.getexif().get(ExifTags.Base.Orientation, 1) != 1
     return ImageOps.exif_transpose(image) if turned else image
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """Transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
+    """Return RGB: transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

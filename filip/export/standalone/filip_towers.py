@@ -1,4 +1,4 @@
-"""FILIP's towers for inference: unit embeddings of padded batches, with the parameter names of the training code."""
+"""Define FILIP's towers for inference: unit embeddings of padded batches, parameters named as in training."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class QuickGELU(nn.Module):
 
 
 class Stem(nn.Module):
-    """Pixels normalised as CLIP's to the feature map of a convolutional network, whose cells are the patches."""
+    """Convolutional network from pixels normalised as CLIP's to a feature map, whose cells are the patches."""
 
     factor: Tensor
     shift: Tensor
@@ -91,7 +91,7 @@ class Block(nn.Module):
 
 
 class TextTower(nn.Module):
-    """Causal: what stands behind [EOS] changes nothing before it, so padding needs no mask here."""
+    """Causal text encoder: tokens after [EOS] change nothing before it, so padding needs no mask here."""
 
     def __init__(self, text: dict[str, Any], embed_dim: int) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class Pooling(nn.Module):
 
 
 class Towers(nn.Module):
-    """config: FILIP's model configuration as a plain dict."""
+    """Both towers. config: FILIP's model configuration as a plain dict."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Towers(nn.Module):
             self.text_pool = Pooling(config["embed_dim"], config["pooling"] == "attention")
 
     def encode_image(self, pixels: Tensor) -> Tensor:
-        """``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""
+        """Encode ``[b, 3, S, S]`` to ``[b, n1, d]``, patches row by row, or ``[b, d]`` for a pooled model."""
         tokens = self.image(pixels)
         if self.pooled and self.image_pool is None:
             return _unit(tokens[:, 0])
@@ -155,9 +155,9 @@ class Towers(nn.Module):
         return _unit(patches)
 
     def encode_text(self, ids: Tensor, mask: Tensor) -> Tensor:
-        """ids ``[b, n2]`` int64 to ``[b, n2, d]``, or ``[b, d]`` for a pooled model.
+        """Encode ids ``[b, n2]`` int64 to ``[b, n2, d]``, or ``[b, d]`` for a pooled model.
 
-        mask ``[b, n2]`` is 1 up to [EOS]; tokens behind it become 0.
+        mask ``[b, n2]`` is 1 up to [EOS]; tokens after it become 0.
         """
         tokens = self.text(ids)
         if self.pooled and self.text_pool is not None:
@@ -169,7 +169,7 @@ class Towers(nn.Module):
 
 
 def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """FILIP's similarities ``[b1, b2]``, image to text and text to image.
+    """Return FILIP's similarities ``[b1, b2]``, image to text and text to image.
 
     image: ``[b1, n1, d]``. text: ``[b2, n2, d]`` with mask ``[b2, n2]``.
     """

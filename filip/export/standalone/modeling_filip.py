@@ -1,4 +1,4 @@
-"""FILIP for transformers: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
+"""Define FILIP for transformers: ``AutoModel.from_pretrained(folder, trust_remote_code=True)``."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class FilipOutput(ModelOutput):
     image_embeds: ``[b1, n1, d]``, or ``[b1, d]`` for a pooled model. text_embeds: ``[b2, n2, d]`` or ``[b2, d]``.
     logits_per_image ``[b1, b2]`` and logits_per_text ``[b2, b1]``: for a token-wise model these are two different
     similarities (the mean over patches of the best word, and over words of the best patch). Without images or without
-    texts only the other's embeddings are there. loss: both directions' mean cross-entropy, with return_loss=True.
+    texts only the other's embeddings are given. loss: both directions' mean cross-entropy, with return_loss=True.
     """
 
     loss: Tensor | None = None
@@ -53,13 +53,13 @@ class FilipModel(PreTrainedModel):
         self.post_init()
 
     def get_image_features(self, pixel_values: Tensor) -> Tensor:
-        """Unit embeddings of images: ``[b, n1, d]``, or ``[b, d]`` for a pooled model."""
+        """Return unit embeddings of images: ``[b, n1, d]``, or ``[b, d]`` for a pooled model."""
         return self.towers.encode_image(pixel_values)
 
     def get_text_features(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model.
+        """Return unit embeddings of texts: ``[b, n2, d]``, 0 where the mask is, or ``[b, d]`` for a pooled model.
 
-        attention_mask: as the tokenizer gives it; None if no text was padded.
+        attention_mask: as the tokenizer returns it; None if no text was padded.
         """
         return self.towers.encode_text(input_ids, _mask(input_ids, attention_mask))
 

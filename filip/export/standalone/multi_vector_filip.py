@@ -1,4 +1,4 @@
-"""FILIP for sentence-transformers: ``MultiVectorEncoder(folder, trust_remote_code=True)``, of images and texts."""
+"""Define FILIP for sentence-transformers: ``MultiVectorEncoder(folder, trust_remote_code=True)``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .filip_towers import Towers
 
 
 class FilipMultiVector(InputModule):
-    """Both towers. A batch is of images (PIL, paths, URLs) or of texts; each token becomes one unit vector."""
+    """Both towers. A batch holds images (PIL, paths, URLs) or texts; each token becomes one unit vector."""
 
     tokenizer: Any
     config_file_name = "filip_config.json"
@@ -42,7 +42,7 @@ class FilipMultiVector(InputModule):
         return self.config["embed_dim"]
 
     def preprocess(self, inputs: Sequence[Any], prompt: str | None = None, **kwargs: Any) -> dict[str, Any]:
-        """``pixel_values``, or ``input_ids`` and ``attention_mask``."""
+        """Return ``pixel_values``, or ``input_ids`` and ``attention_mask``."""
         images = [_image(one) for one in inputs]
         if any(image is not None for image in images):
             size = self.config["image"]["image_size"]
@@ -57,7 +57,7 @@ class FilipMultiVector(InputModule):
         )
 
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
-        """Adds ``token_embeddings [b, n, d]`` and the ``attention_mask [b, n]`` of its tokens."""
+        """Add ``token_embeddings [b, n, d]`` and the ``attention_mask [b, n]`` of its tokens."""
         if "pixel_values" in features:
             tokens = self.towers.encode_image(features["pixel_values"])
             mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
@@ -101,7 +101,7 @@ def _text(one: Any) -> str:
 
 
 def _image(one: Any) -> Image.Image | None:
-    """The picture in an input (PIL, path, URL), or None if it is a text."""
+    """Return the picture in an input (PIL, path, URL), or None if it is a text."""
     if infer_modality(one, ["text", "image"]) != "image":
         return None
     if isinstance(one, dict):

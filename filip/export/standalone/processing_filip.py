@@ -1,4 +1,4 @@
-"""FILIP's inputs for transformers: ``AutoProcessor.from_pretrained(folder, trust_remote_code=True)``."""
+"""Prepare FILIP's inputs for transformers: ``AutoProcessor.from_pretrained(folder, trust_remote_code=True)``."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from .filip_inputs import clean, to_pixels
 
 
 class FilipImageProcessor(BaseImageProcessor):
-    """Images (PIL, arrays and tensors of 8 bits, paths, URLs) to float32 ``pixel_values [b, 3, size, size]``."""
+    """Processor of images (PIL, 8-bit array or tensor, path, URL) to float32 ``pixel_values [b, 3, size, size]``."""
 
     model_input_names = ["pixel_values"]  # noqa: RUF012 (an instance variable of the base class)
 
@@ -30,7 +30,7 @@ class FilipImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, return_tensors: str | None = "pt", size: int | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """size: another than the model's, for towers that interpolate their positions. Nothing else can be set."""
+        """Prepare images. size: if not the model's, for towers that interpolate positions. Nothing else can be set."""
         if kwargs:
             raise ValueError(
                 f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given"
@@ -40,7 +40,7 @@ class FilipImageProcessor(BaseImageProcessor):
 
 
 def _flat(images: Any) -> list[Any]:
-    """One image, or those of a list or of a batch in an array."""
+    """Yield one image, or those of a list or of a batch in an array."""
     if isinstance(images, np.ndarray | torch.Tensor):
         return list(images) if images.ndim == 4 else [images]
     return list(images) if isinstance(images, list | tuple) else [images]
@@ -58,7 +58,7 @@ def _picture(image: Any) -> Image.Image:
 
 
 class FilipProcessor(ProcessorMixin):
-    """Images and texts together. Texts are cleaned as FILIP's training does it, which the bare tokenizer does not."""
+    """Processor of images and texts. Texts are cleaned as in FILIP's training, which the bare tokenizer does not do."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, **kwargs: Any) -> None:
         super().__init__(image_processor, tokenizer, **kwargs)
@@ -71,9 +71,9 @@ class FilipProcessor(ProcessorMixin):
         size: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts.
+        """Return ``pixel_values`` for images, ``input_ids`` and ``attention_mask`` for texts.
 
-        size: of the images. Other settings go to the tokenizer: padding, truncation, max_length, …
+        size: that of the images. Other settings go to the tokenizer: padding, truncation, max_length, …
         """
         found: dict[str, Any] = {}
         if text is not None:
