@@ -28,7 +28,7 @@ PREPARE, TEXT_RULES, PLAN, TRANSLATE = 6e-6, 50e-6, 6e-6, 20e-6
 JUDGE = 150e-6  # per translation: the rules of ``captions.acceptance``, and the statistics over all of them
 MANIFEST, INDEX, NEAR_DUPLICATES = 5e-6, 12e-6, 10e-6
 STORE, HASH = 3e-3, 2.5e-3  # per image: checked, resized to 256 px and encoded; hashed for near-duplicates
-# Bytes per row that stay, compressed: a list, a shard's description, its index and its side-car, the joined index ...
+# Bytes per row that stay, packed: a list, a shard's description, its index and its side-car, the joined index ...
 LISTED, DESCRIBED, INDEXED, SIDECAR, JOINED = 36, 68, 32, 36, 16
 TRANSLATED, ACCEPTED = 70, 25  # ... and per translation, in the cache and in the side-car
 IN_TAR = 3500  # per image in addition to its bytes: three headers, .json and .txt, each padded to 512

@@ -72,7 +72,7 @@ def write_onnx(
 
 
 def _inputs(source: Source) -> dict[str, Any]:
-    """Return the settings by which inputs of the graphs are prepared."""
+    """Describe the inputs and outputs of the graphs."""
     model = source.model
     return {
         "image_size": model.image_size,

@@ -80,7 +80,7 @@ def write_atomically(path: str | Path, data: bytes) -> None:
     """Write a file completely or not at all: a build that was killed continues where it stopped.
 
     It may reach the disk later: waiting for each of tens of thousands of files would be slow. ``corpus.json`` is
-    written when all have.
+    written when all are on the disk.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)

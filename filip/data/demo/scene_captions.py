@@ -41,7 +41,7 @@ class Placed(Protocol):
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """left, top, right, bottom"""
+        """Return left, top, right, bottom."""
 
 
 def caption(draw: random.Random, things: Sequence[Placed]) -> str:

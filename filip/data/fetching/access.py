@@ -40,7 +40,7 @@ class Access:
             )
 
     def check_name(self, host: str) -> None:
-        """Check likewise a host that a proxy will resolve: this can only tell a host that is an address itself."""
+        """Check likewise a host that a proxy will resolve; only a host that is itself an address can be judged."""
         if host == "localhost" or host.endswith(".localhost"):
             self.check_address("127.0.0.1", host)
         try:

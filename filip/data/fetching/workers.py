@@ -33,7 +33,7 @@ from filip.worker_pool import die_with_parent
 
 SHARDS_PER_WORKER = 20  # image libraries leak: a worker is renewed after so many
 SHARD_TRIES = 3  # attempts at a shard whose worker was killed or whose disk failed
-# So many times all shards in flight failed in a row without one done: the fault is not a shard's.
+# If all shards in flight were lost so many times in a row, without one done, the fault is not a shard's.
 DEAD_WORKERS = 10
 DEADLY_IMAGES = 20  # in one shard, one try each: with more of them the fault is not the images'
 
