@@ -44,7 +44,7 @@ class Export:
 def export(config: Export) -> None:
     """Write a trained model, a run or a checkpoint in a format that other tools read."""
     if config.to != "onnx" and (config.variants or config.data):
-        raise UserError(f"variants= and data= are for to=onnx; to={config.to} has one form")
+        raise UserError(f"variants= and data= are for to=onnx; to={config.to} has only one form")
     chosen = FORMATS[config.to]
     check_output("out", config.out, chosen.out)
     source = read_source(config.model)

@@ -1,4 +1,4 @@
-"""The formats by the name that ``to=`` gives them. A new one is an entry of :data:`FORMATS`."""
+"""Registry of the formats by the name that ``to=`` gives them. A new one is an entry of :data:`FORMATS`."""
 
 from __future__ import annotations
 

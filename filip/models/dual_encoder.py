@@ -54,8 +54,8 @@ class Encoded(NamedTuple):
     text: TextFeatures | Tensor  # packed tokens (token_wise) or [b, d] (pooled)
     logit_scale: Tensor  # [1], the factor itself, not its logarithm
     pooled: PooledFeatures | None = None  # in addition to tokens, if requested
-    further: TextFeatures | None = None  # tokens of further captions, if they were given; some have none
-    parameters: Mapping[str, Tensor] = MappingProxyType({})  # of the loss, each [1, ...] float32, by name
+    further: TextFeatures | None = None  # tokens of further captions, if given; some have none
+    parameters: Mapping[str, Tensor] = MappingProxyType({})  # the loss's, each [1, ...] float32, by name
 
 
 class DualEncoder(nn.Module):

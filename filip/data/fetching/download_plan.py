@@ -1,4 +1,4 @@
-"""The plan of a folder of shards, ``_work/plan.json``: its passes over lists, and how they change.
+"""Plan a folder of shards: passes over lists, in ``_work/plan.json``, and how they change.
 
 The first pass is the list itself. A pass of retries follows for URLs lost to transient failures, and one of
 additions when the folder is requested with another list or other image rules.

@@ -1,1 +1,1 @@
-"""The stages of :mod:`filip.data.ingest`: rows listed, captions grouped, shards stored. :mod:`filip.sets` reads."""
+"""Stages of :mod:`filip.data.ingest`: list rows, group captions, store shards. :mod:`filip.sets` reads."""

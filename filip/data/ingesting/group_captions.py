@@ -1,4 +1,4 @@
-"""Group the captions of an image in one list, from rows that are sorted.
+"""Group the captions of an image into one list, from sorted rows.
 
 DuckDB's own lists, ``list(caption)`` by image, are all in memory until the last is complete; a sort spills to disk.
 """

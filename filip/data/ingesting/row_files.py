@@ -30,7 +30,7 @@ ROW_SCHEMA = pa.schema(
 
 
 def find_part(layout: str, part: Path | None, number: int, reading: Reading, out: Path) -> int:
-    """List the rows of one part into ``out``; returns 1, for the progress. Runs in a worker process."""
+    """List the rows of one part into ``out``; return 1, for the progress. Runs in a worker process."""
     with replacing(out) as path, pq.ParquetWriter(path, ROW_SCHEMA, compression="zstd") as writer:
         found = rows_of(layout, part, reading)
         n = 0
