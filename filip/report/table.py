@@ -151,7 +151,8 @@ class Table:
                 head = dict(zip(HEAD, (*origin, column.key, column.unit), strict=True))
                 records.append({**head, **cell.record()})
                 index.append((number, column.key))
-        place = pd.MultiIndex.from_tuples(index, names=("line", "key")) if index else None
+        lines, keys = zip(*index, strict=True) if index else ((), ())
+        place = pd.MultiIndex.from_arrays([lines, keys], names=("line", "key"))
         self.frame = pd.DataFrame(records, place, [*HEAD, *BODY, *LESS, "leads"], dtype=object)
 
     @property

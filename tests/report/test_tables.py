@@ -11,7 +11,8 @@ import yaml
 from filip.errors import UserError
 from filip.eval.outcomes import Outcomes, write_outcomes
 from filip.report.findings import findings
-from filip.report.table import Cell, Table, average, combine, short_commit
+from filip.report.rows.pairs import _measured
+from filip.report.table import Cell, Column, Table, average, combine, short_commit
 from filip.study import TABLES, load_study
 from filip.table_writer import FORMS, render
 from tests.report.results import (
@@ -416,3 +417,11 @@ def test_a_table_survives_tables_json(folder):
     for table in tables_of(folder).values():
         again = Table.from_json(table.as_json())
         assert again.as_json() == table.as_json() and again.frame.equals(table.frame)
+
+
+def test_a_table_without_a_row_is_one() -> None:
+    """A study whose benchmarks have no prompts, or whose trainings recorded nothing, has such tables."""
+    empty = Table("empty", "Nothing", [Column("r1", "R@1")], [])
+    assert empty.rows == [] and empty.sections == [] and empty.numbers().empty
+    assert list(empty.frame.index.get_level_values("line")) == []
+    assert _measured(empty) == {}
