@@ -83,17 +83,24 @@ class Estimate:
         self.costs = read_costs(COSTS / f"{study}.json")
         self.cores = cores
         self._measuring = subprocess.Popen(MEASURE, stdout=subprocess.PIPE, text=True) if self.costs else None
+        self._speed: dict[str, Any] | None = None
 
     def __call__(self, counts: Mapping[str, int]) -> dict[str, tuple[float, int]]:
-        """Return the seconds and threads of a job of each rule; say how long all of them take."""
+        """Return the seconds and threads of a job of each rule; the first time, say how long all of them take.
+
+        Snakemake counts its jobs more than once, at the end of a dry run for example.
+        """
         if self._measuring is None:
             return {}
-        printed, _ = self._measuring.communicate()
-        if self._measuring.returncode:
+        first = self._speed is None
+        if self._speed is None:
+            printed, _ = self._measuring.communicate()
+            self._speed = {} if self._measuring.returncode else json.loads(printed)
+        speed = self._speed
+        if not speed:
             return {}
-        speed = json.loads(printed)
         jobs = {rule: cost for rule in counts if (cost := job_seconds(rule, self.costs, speed))}
-        if jobs and (cores := self.cores()):
+        if first and jobs and (cores := self.cores()):
             seconds = run_seconds(jobs, counts, self.costs, cores)
             say(
                 f"this will take about {about(seconds)} here: {cores} cores that multiply {speed['precision']}, as "

@@ -93,6 +93,12 @@ def test_the_speed_is_one_line_of_json() -> None:
     assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
 
 
+def test_a_run_that_counts_its_jobs_twice_is_estimated_once(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = estimate.Estimate("demo", lambda: 2)
+    assert asked({"pretrain": 2}) == asked({"pretrain": 2}) and asked({"tables": 1}).keys() == {"tables"}
+    assert capsys.readouterr().err.count("this will take about") == 1
+
+
 @pytest.mark.parametrize("file", sorted(estimate.COSTS.glob("*.json")), ids=lambda file: file.stem)
 def test_the_measurements_of_the_repository_explain_every_rule(file: Path) -> None:
     costs = read_costs(file)
