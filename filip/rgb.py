@@ -44,6 +44,7 @@ OTHER_PICTURES = tuple(
     )
     if suffix not in IMAGE_FILES
 )  # fmt: skip
+ORIENTATION = ExifTags.Base.Orientation
 MAX_ASPECT = 20  # the shorter side becomes the model's: without a limit, a line of pixels becomes gigabytes
 # The errors that Pillow raises for broken files; they have no common base class.
 UNDECODABLE = (OSError, ValueError, SyntaxError, EOFError, struct.error, Image.DecompressionBombError)
@@ -69,7 +70,7 @@ def unreadable(path: str | PathLike[str], error: Exception) -> UserError:
 
 def upright(image: Image.Image) -> Image.Image:
     """Turn a picture as its EXIF orientation says, as the download does; one that is upright is returned itself."""
-    if image.getexif().get(ExifTags.Base.Orientation, 1) == 1:
+    if image.getexif().get(ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
 

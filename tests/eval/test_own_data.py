@@ -6,7 +6,9 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import ExifTags, Image, ImageOps
 
 from filip.command import run_command
 from filip.errors import UserError
@@ -14,6 +16,7 @@ from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.context import Context
+from filip.eval.formats import open_set
 from filip.eval.outcomes import read_outcomes
 from filip.eval.own_data import cards_of
 from filip.eval.prompts import Prompt
@@ -23,7 +26,7 @@ from filip.eval.scorer import PooledScorer
 from filip.eval.table import TableOptions, with_files
 from filip.eval.table import main as table
 from tests.eval.benchmark_files import Reader, save, sugar_crepe
-from tests.eval.miniature import write_model
+from tests.eval.miniature import picture, write_model
 
 # ---- data without a card -----------------------------------------------------------------------------
 
@@ -155,3 +158,18 @@ def test_a_card_with_an_option_that_its_loader_does_not_have_is_refused(tmp_path
     )
     with pytest.raises(UserError, match=r"layouts\.records has no option 'capton'"):
         select(PooledScorer(Reader()), load_card(tmp_path / "card.yaml"), Context(str(tmp_path)))  # type: ignore[arg-type]
+
+
+def test_one_s_own_photographs_are_seen_upright(tmp_path: Path) -> None:
+    """As ingest turns them: a model is evaluated on what it was trained on."""
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    stored = picture(3, 48).crop((0, 0, 48, 40))
+    stored.save(tmp_path / "a.png", exif=exif)
+    (tmp_path / "a.txt").write_text("a turned picture")
+    (card,) = cards_of(str(tmp_path))
+    shown = open_set(card, ".")[0].image
+    assert shown.size == (40, 48)
+    assert np.array_equal(
+        np.asarray(shown), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    )

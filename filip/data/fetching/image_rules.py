@@ -16,12 +16,11 @@ from typing import Any
 import cv2
 import numpy as np
 from img2dataset.resizer import Resizer
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, UnidentifiedImageError
 
-from filip.rgb import FORMATS, STRIP, to_rgb
+from filip.rgb import FORMATS, ORIENTATION, STRIP, to_rgb, upright
 
 MAX_PIXELS = 100_000_000  # Pillow warns from about this number on, and refuses twice as many
-ORIENTATION = 0x0112
 OPENCV_READS = {"JPEG", "PNG", "WEBP", "BMP"}
 PLAIN_MODES = {"L", "RGB", "RGBA"}
 
@@ -128,5 +127,5 @@ def _blended(data: bytes) -> bytes:
 def _plain(image: Image.Image) -> bytes:
     """Return the first frame as an upright 8-bit RGB bitmap on white."""
     out = io.BytesIO()
-    to_rgb(ImageOps.exif_transpose(image)).save(out, "BMP")
+    to_rgb(upright(image)).save(out, "BMP")
     return out.getvalue()

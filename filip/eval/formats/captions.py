@@ -23,7 +23,7 @@ from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
-from filip.rgb import FORMATS, to_rgb
+from filip.rgb import FORMATS, to_rgb, upright
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_EVALUATION, Reading
 
@@ -76,5 +76,5 @@ class Captions(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         item = self.images.items[index]
-        image = to_rgb(Image.open(io.BytesIO(self.images.read(item)), formats=FORMATS))
+        image = to_rgb(upright(Image.open(io.BytesIO(self.images.read(item)), formats=FORMATS)))
         return Sample(item.name, image, captions=list(item.captions))
