@@ -29,12 +29,6 @@ if native.unavailable_reason():
     pytest.skip(native.unavailable_reason(), allow_module_level=True)
 
 
-@pytest.fixture(params=native.isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    return request.param
-
-
 @pytest.fixture
 def threads() -> Iterator[None]:
     before = torch.get_num_threads()

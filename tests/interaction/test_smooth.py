@@ -18,12 +18,6 @@ if native.unavailable_reason():
     pytest.skip(native.unavailable_reason(), allow_module_level=True)
 
 
-@pytest.fixture(params=native.isas())
-def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(native.ISA_VARIABLE, request.param)
-    return request.param
-
-
 def solve(problem: Problem, temperature: float, dtype: torch.dtype) -> Result:
     """Solve by the native kernels, or by autograd in float64."""
     exact = dtype == torch.float64

@@ -235,13 +235,30 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
   }
 }
 
+// The products of `length` rows of text, in the form of the columns, with a packed block: tile[row][lane].
+static void product_tile(const Problem& p, const float* text, int64_t length, const float* packed, int64_t vectors,
+                         float* tile) {
+  const int64_t stride = vectors * LANES, strips = div_up(vectors, STRIP_VECTORS), columns = columns_of(p);
+  const int64_t parts = div_up(length, TILE_ROWS);
+  for (int64_t strip = 0; strip < strips; ++strip) {
+    const Range some = part_of(vectors, strips, strip);
+    const float* panel = packed + some.begin * LANES * columns;
+    for (int64_t part = 0; part < parts; ++part) {
+      const Range rows = part_of(length, parts, part);
+      PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][some.end - some.begin - 1](
+          panel, text + rows.begin * columns, columns, columns, tile + rows.begin * stride + some.begin * LANES,
+          stride);
+    }
+  }
+}
+
 static void forward(const ForwardCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
   const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);
   for (int64_t i = images.begin; i < images.end; ++i)
     s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, {i * p.patches, (i + 1) * p.patches}, p.dim);
-  const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS), columns = columns_of(p);
+  const int64_t columns = columns_of(p);
   for (int64_t j = texts.begin; j < texts.end; ++j) {
     const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;
     const float* text = static_cast<const float*>(p.text) + row0 * columns;
@@ -249,17 +266,7 @@ static void forward(const ForwardCall& call, Range images, Range texts, char* sc
       copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);
       text = s.text;
     }
-    const int64_t parts = div_up(length, TILE_ROWS);
-    for (int64_t strip = 0; strip < strips; ++strip) {
-      const Range vectors = part_of(s.vectors, strips, strip);
-      const float* panel = s.panel + vectors.begin * LANES * columns;
-      for (int64_t part = 0; part < parts; ++part) {
-        const Range rows = part_of(length, parts, part);
-        PRODUCTS[in_pairs(p)][rows.end - rows.begin - 1][vectors.end - vectors.begin - 1](
-            panel, text + rows.begin * columns, columns, columns,
-            s.tile + rows.begin * stride + vectors.begin * LANES, stride);
-      }
-    }
+    product_tile(p, text, length, s.panel, s.vectors, s.tile);
     finish_text(call, images, j, s);
   }
 }

@@ -165,23 +165,13 @@ static int64_t smooth_bytes(const SmoothCall& call, bool gradients) {
 // s.tile = exp(similarity / t) of some text rows with the block of images.
 static void exponentials(const SmoothCall& call, Range rows, const SmoothScratch& s) {
   const Problem& p = call.problem;
-  const int64_t stride = s.vectors * LANES, strips = div_up(s.vectors, STRIP_VECTORS), columns = columns_of(p);
-  const int64_t length = rows.end - rows.begin, parts = div_up(length, TILE_ROWS);
-  const float* text = static_cast<const float*>(p.text) + rows.begin * columns;
+  const int64_t stride = s.vectors * LANES, length = rows.end - rows.begin;
+  const float* text = static_cast<const float*>(p.text) + rows.begin * columns_of(p);
   if (p.bf16 && !in_pairs(p)) {
     copy_columns(p.text, true, rows, p.dim, 0, p.dim, p.dim, s.text);
     text = s.text;
   }
-  for (int64_t strip = 0; strip < strips; ++strip) {
-    const Range vectors = part_of(s.vectors, strips, strip);
-    const float* panel = s.panel + vectors.begin * LANES * columns;
-    for (int64_t part = 0; part < parts; ++part) {
-      const Range some = part_of(length, parts, part);
-      PRODUCTS[in_pairs(p)][some.end - some.begin - 1][vectors.end - vectors.begin - 1](
-          panel, text + some.begin * columns, columns, columns, s.tile + some.begin * stride + vectors.begin * LANES,
-          stride);
-    }
-  }
+  product_tile(p, text, length, s.panel, s.vectors, s.tile);
   const vf scale = splat(1 / call.temperature);
   for (int64_t n = 0; n < length * stride; n += LANES) store(s.tile + n, exp_of(scale * load(s.tile + n)));
 }
