@@ -23,7 +23,7 @@ from filip.files import digest, locked, sha256_of
 from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
 
-FORGOTTEN = 0.1  # share of the images at once: if more are gone, a disk is probably missing
+FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")
 
 
@@ -38,7 +38,8 @@ class Build:
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
     forget: bool = option(
-        False, f"forget images that are gone even if they are more than {FORGOTTEN:.0%} of the index"
+        False,
+        f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index",
     )
     device: str = option("auto", "torch device; auto = a GPU where there is one")
 
@@ -62,7 +63,7 @@ def main(config: Build) -> None:
 def check_gone(index: Index, pictures: SetPictures, forget: bool) -> None:
     """Refuse to forget much of an index at once, unless the user asks for it."""
     gone = sorted(index.stamps().keys() - pictures.items.keys())
-    if not forget and len(gone) > FORGOTTEN * len(index):
+    if not forget and len(gone) > max(FEW, FORGOTTEN * len(index)):
         raise UserError(
             f"{len(gone):,} of the {len(index):,} images in {index.folder} are no longer at {index.about.images}, "
             f"such as {gone[0]}: if a disk is missing, mount it; if they are to be forgotten, add forget=true"
