@@ -46,7 +46,7 @@ def _remove_place_holders() -> None:
 
 
 def _disable(function: Any = None, recursive: bool = True, **reason: Any) -> Any:
-    """Return ``torch.compiler.disable``, as torch's own modules use it: the compiler is imported at the first call."""
+    """Stand in for ``torch.compiler.disable``, as torch's modules do: the compiler is imported at the first call."""
     return torch._disable_dynamo(function, recursive)
 
 
@@ -57,7 +57,8 @@ def _is_compile_supported(device: str) -> Any:
 def put_off_compiler() -> None:
     """From now on, import torch's compiler when something is compiled, and not when an optimiser is made.
 
-    torch's optimisers import it to keep their functions from being compiled, which takes five seconds on every rank.
+    torch's optimisers import it to keep their functions from being compiled, which takes five seconds on
+    every rank (a core of a Zen 4).
     Those that have run before the first compilation are not kept from it later.
     """
     if _COMPILER not in sys.modules:

@@ -6,7 +6,7 @@
     filip eval model=M data=[mscoco,flickr30k] root=DIR protocols=[retrieval] retrieval.shortlist=100 out=retrieval.json
 
 Each data set is opened before anything is encoded. Results are kept as ``<out>/<protocol>/<data set>.json``, with the
-outcome of each image beside them; what is there already, for the same model and settings, is not run again. With
+outcome of each image next to them; a result that is there, for the same model and settings, is not computed again. With
 ``out=FILE.json`` all benchmarks of one protocol stand in one file.
 """
 

@@ -1,4 +1,7 @@
-"""What a card says of a benchmark. :mod:`filip.eval.cards` reads cards, :mod:`filip.eval.formats` their data."""
+"""The description of a benchmark, as its card gives it.
+
+:mod:`filip.eval.cards` reads cards, :mod:`filip.eval.formats` their data.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the protocols share in one evaluation: where the data are, in which batches, who takes part."""
+"""The settings that the protocols of one evaluation share: where the data are, in which batches, who takes part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a study has found: a row for each headline column of its tables, with its difference from the baseline.
+"""The findings of a study: a row for each headline column of its tables, with its difference from the baseline.
 
 Rows that are compared are the first and the last of ours in the first section of a table: the baseline and the whole
 recipe. A difference holds or does not as the table says (:mod:`filip.report.rows.pairs`).

@@ -1,4 +1,4 @@
-"""What is particular to a term of filip_research; tests/train/test_loss_terms.py holds them to their definitions."""
+"""Tests of single terms of filip_research; tests/train/test_loss_terms.py holds them to their definitions."""
 
 from __future__ import annotations
 
