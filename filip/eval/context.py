@@ -15,8 +15,8 @@ PROMPTS = "eval/prompts.yaml"
 @dataclass(frozen=True)
 class Context:
     """The surroundings of an evaluation.
-    // root: folder below which the data sets of cards lie. prompts: a prompt file, or one prompt with {c} in it.
 
+    root: folder below which the data sets of cards lie. prompts: a prompt file, or one prompt with {c} in it.
     store: the image features that are kept. share: this process among those that evaluate together.
     """
 
