@@ -19,6 +19,7 @@ _ROWS = 65_536  # images in a block
 @dataclass(frozen=True)
 class Classifier:
     """A fitted classifier.
+
     seen: [k] int64, the classes that there were images of. weight: [k, width] and bias: [k].
     """
 

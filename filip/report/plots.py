@@ -63,6 +63,7 @@ PANELS = [  # key in log.jsonl, title, factor
 
 def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
     """Draw the training curves of several runs.
+
     logs: {label: one list of log.jsonl's lines per seed, each with "step"}; looks: by label.
 
     With several seeds the mean is drawn at the steps that all of them logged, and each seed faintly behind it.

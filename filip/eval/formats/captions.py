@@ -41,6 +41,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 class Captions(EvalSet):
     """A set of images with captions.
+
     place: folder or file of the set; split: "" = test, else validation, else the first; options: see the module.
 
     A line on stderr says how many images there are, and what of the place is left out and why.

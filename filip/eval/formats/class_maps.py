@@ -18,6 +18,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 class ClassMaps(EvalSet):
     """Images whose pixels have classes.
+
     folder: holds ``images`` (JPEG) and ``maps`` (PNG) of equal names.
 
     classes: in the order of the pixel values. first: the value of the first class; lower ones and those beyond the last

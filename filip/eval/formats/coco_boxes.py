@@ -18,6 +18,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 class CocoBoxes(EvalSet):
     """The boxes of a COCO file.
+
     folder: holds the JSON (``annotations``) and the images, at the last two parts of their ``coco_url`` (LVIS takes
     its images from COCO's train2017 and val2017) or below ``val2017`` by ``file_name``.
 

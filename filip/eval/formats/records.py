@@ -49,6 +49,7 @@ def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
 
 class RecordSet(EvalSet):
     """A set in a table.
+
     place: the table, or the folder of ``annotations``; kind: of the card; options: see the module.
     """
 
