@@ -142,7 +142,7 @@ def _refused(request: Request, token: str) -> Response | None:
 def _host(request: Request) -> str | None:
     try:
         return request.url.hostname
-    except ValueError:  # "Host: ["
+    except ValueError:  # of "Host: [", by the older Starlettes that pyproject.toml allows
         return None
 
 
