@@ -50,6 +50,9 @@ class Stem(nn.Module):
                 f"model.image.stem_stride={stride}: the feature maps of {name!r} have strides {strides}; choose one"
             )
         network = timm.create_model(name, features_only=True, out_indices=(strides.index(stride),))
+        # timm runs and keeps all stages of its EfficientNets, also those above the map that is asked for.
+        if stages := getattr(network, "_stage_out_idx", None):
+            network.blocks = network.blocks[: max(stages)]
         self.num_features: int = network.feature_info.channels()[-1]
         self.network = network
         known = timm.get_pretrained_cfg(name)

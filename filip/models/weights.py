@@ -16,6 +16,8 @@ from filip.files import replacing
 from filip.models.config import config_from_dict
 from filip.models.dual_encoder import LOSS_PARAMETER, DualEncoder, build_model
 
+STAGES = "image.trunk.patch_embed.backbone.network.blocks."
+
 
 def save_model(
     path: str | Path,
@@ -56,7 +58,10 @@ def load_model(path: str | Path, image_size: int | None = None, loss_parameters:
         model = build_model(config)
     if any(True for _ in model.buffers()):
         model = build_model(config)  # buffers that are not in the file would stay without memory
-    if difference := _difference(model.state_dict(), state):
+    wanted = model.state_dict()
+    for name in [n for n in state if n.startswith(STAGES) and n not in wanted]:
+        del state[name]  # files written before 28 November 2026 have the stages above the stem's feature map
+    if difference := _difference(wanted, state):
         raise UserError(f"{path} does not fit its configuration: {difference}")
     model.load_state_dict(state, assign=True)
     if image_size is not None and image_size != config.image.image_size:

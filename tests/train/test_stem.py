@@ -45,6 +45,7 @@ def test_the_weights_of_the_wheel_are_those_of_timms_network(warm: dict) -> None
             0
         ]
         torch.testing.assert_close(model.image.stem(as_clip), expected, atol=1e-4, rtol=1e-4)
+    assert len(model.image.stem.network.blocks) == 5, "no stage above the feature map is computed or stored"
 
 
 def test_folded_for_inference_it_computes_the_same_and_the_model_keeps_its_norms(warm: dict) -> None:

@@ -28,6 +28,8 @@ class Stem(nn.Module):
         network: Any = timm.create_model(name, features_only=True)
         level = network.feature_info.reduction().index(stride)
         network = timm.create_model(name, features_only=True, out_indices=(level,))
+        if stages := getattr(network, "_stage_out_idx", None):  # timm keeps the stages above, too
+            network.blocks = network.blocks[: max(stages)]
         self.num_features: int = network.feature_info.channels()[-1]
         self.network = network
         self.register_buffer(
