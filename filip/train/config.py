@@ -198,6 +198,11 @@ class TrainConfig:
         "mean of the token_top_k largest. Both are slower and for training only: evaluation takes the largest",
     )
     token_temperature: float = option(0.05, "of token_maximum=smooth; towards 0 it is the maximum")
+    token_temperature_schedule: str | None = option(
+        None,
+        "instead of one token_temperature for the whole run: 'linear from A to B in steps F to L', cosine or switch; "
+        "where it is 0 the loss takes the maximum itself",
+    )
     token_top_k: int = option(2, "of token_maximum=top_k")
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
@@ -236,6 +241,7 @@ class TrainConfig:
         _choice("token_score", self.token_score, SCORES)
         _check_keeping(self)
         _choice("token_maximum", self.token_maximum, ("hard", "smooth", "top_k"))
+        _check_annealing(self)
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:
             self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
@@ -340,6 +346,16 @@ def _check_keeping(config: TrainConfig) -> None:
                 f"token_keep_schedule={config.token_keep_schedule!r} keeps {value:g}; shares must be above 0 and at "
                 f"most token_keep_ratio={config.token_keep_ratio:g}, which memory is planned for"
             )
+
+
+def _check_annealing(config: TrainConfig) -> None:
+    """Raise UserError if the value is not a schedule of temperatures, or nothing has a temperature."""
+    schedule = parse_schedule("token_temperature_schedule", config.token_temperature_schedule)
+    if schedule is not None and config.token_maximum != "smooth":
+        raise UserError(
+            f"token_temperature_schedule={config.token_temperature_schedule!r} is for token_maximum=smooth, and "
+            f"token_maximum={config.token_maximum} has no temperature; give token_maximum=smooth as well"
+        )
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

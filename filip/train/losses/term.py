@@ -32,6 +32,7 @@ class LossSettings(Protocol):
     soft_targets: bool
     token_maximum: str
     token_temperature: float
+    token_temperature_schedule: str | None
     token_top_k: int
     loss: dict[str, Any]
     model: ModelConfig
@@ -69,6 +70,12 @@ class LossInput:
         """Return the share of its tokens that a sample sends to the loss in this step."""
         schedule = parse_schedule("token_keep_schedule", self.settings.token_keep_schedule)
         return self.settings.token_keep_ratio if schedule is None else schedule.at(self.step)
+
+    @property
+    def token_temperature(self) -> float:
+        """Return the temperature of the smooth maximum in this step; 0 stands for the maximum itself."""
+        schedule = parse_schedule("token_temperature_schedule", self.settings.token_temperature_schedule)
+        return self.settings.token_temperature if schedule is None else schedule.at(self.step)
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:

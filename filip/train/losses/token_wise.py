@@ -4,8 +4,9 @@
 
 and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
-place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, or ``top_k``, the mean of the
-``token_top_k`` largest. Neither is in the paper; evaluation uses the maximum.
+place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
+the maximum itself; or ``top_k``, the mean of the ``token_top_k`` largest. Neither is in the paper; evaluation uses the
+maximum.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     keep_ratio = batch.keep_ratio
     if settings.token_keep_schedule is not None:
         metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
+    if settings.token_temperature_schedule is not None:
+        metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
     if keep_ratio < 1:
         scorers = token_scorers(settings, batch.parameters)
         choice = choose_tokens(
@@ -71,7 +74,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
         *text,
         exchange=settings.exchange,
         transport_dtype=transport_dtype(settings),
-        backend=backend(settings),
+        backend=backend(settings, batch.token_temperature),
     )
     return similarity, metrics
 
@@ -95,10 +98,10 @@ def token_scorers(settings: LossSettings, parameters: Mapping[str, Tensor]) -> T
     return TokenScorers(*(parameters[f"token_scorer_{side}"][0] for side in TokenScorers._fields))
 
 
-def backend(settings: LossSettings) -> str | Backend:
-    """Return the backend that takes the maximum, or what takes its place."""
-    if settings.token_maximum == "smooth":
-        return SmoothMaximum(settings.token_temperature)
+def backend(settings: LossSettings, temperature: float) -> str | Backend:
+    """Return the backend that takes the maximum, or what takes its place; a ``temperature`` of 0 is the maximum."""
+    if settings.token_maximum == "smooth" and temperature > 0:
+        return SmoothMaximum(temperature)
     if settings.token_maximum == "top_k":
         return Blockwise(top_k_mean(settings.token_top_k))
     return settings.backend
