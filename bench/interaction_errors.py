@@ -1,6 +1,6 @@
 """Error bounds of every backend of the late interaction: python -m bench.interaction_errors
 
-Prints the table of docs/interaction.md, and beside each bound the largest error that was found on this machine.
+Prints the table of docs/interaction_how.md, and beside each bound the largest error that was found on this machine.
 tests/interaction/test_errors.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
 """
 
@@ -77,7 +77,7 @@ def _difference(found: Tensor, wanted: Tensor) -> float:
 
 
 def table() -> str:
-    """Write the bounds in Markdown, as docs/interaction.md shows them."""
+    """Write the bounds in Markdown, as docs/interaction_how.md shows them."""
     lines = ["| backend | tokens | similarities | gradients |", "|---|---|---|---|"]
     for (backend, dtype), bound in BOUNDS.items():
         shown = " | ".join(f"{error:.0e}".replace("e-0", "e-") for error in bound)

@@ -1,4 +1,7 @@
-"""The README's commands and its Python run as printed.
+"""The commands and the Python of the README and of the readers' pages run as printed.
+
+A reader's page is where a reader begins: to use, to train, to scale, to extend, or to know the background. The code of
+``docs/extending.md`` is run by test_docs.py.
 
 Every fenced block has a language that says what happens to it. ``sh``: each command must match one line of
 ``SHELL``, which runs it whole where that is cheap, and otherwise checks its arguments as the command itself would
@@ -8,6 +11,7 @@ the tests named after them. ``text`` is not run.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gzip
 import importlib
@@ -25,23 +29,28 @@ import pytest
 import torch
 import yaml
 from packaging.requirements import Requirement
-from PIL import Image
 
 from filip.__main__ import choose
 from filip.__main__ import commands as filip_commands
+from filip.__main__ import run as run_filip
 from filip.command import compose_config
 from filip.data.cards import load_source
 from filip.models import build_model, load_preset, save_model
 from filip.train.config import TrainConfig
+from tests.eval.miniature import picture
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
+READERS = [f"docs/{name}.md" for name in ("use", "train", "scale", "extending", "background")]
+RUN = ["README.md", *(page for page in READERS if page != "docs/extending.md")]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 BIN = Path(sys.executable).parent
 
 
 def blocks(language: str) -> list[str]:
-    return [text for found, text in BLOCK.findall(README) if found == language]
+    """Return the blocks of the README and the readers' pages in one language."""
+    pages = ((ROOT / page).read_text() for page in RUN)
+    return [text for page in pages for found, text in BLOCK.findall(page) if found == language]
 
 
 def commands(block: str) -> Iterator[str]:
@@ -53,7 +62,7 @@ def commands(block: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a checkout whose owner has followed the README so far: a list of pairs, and a card for it."""
+    """Make a checkout whose owner has followed the pages: a list of pairs, a card for it, images, a model."""
     folder = tmp_path_factory.mktemp("readme") / "filip"
     folder.mkdir()
     for entry in ROOT.iterdir():
@@ -70,6 +79,22 @@ def workspace(tmp_path_factory: pytest.TempPathFactory) -> Path:
     rows = "".join(f"http://example.org/{n}.jpg,{text}\n" for n, text in enumerate(captions))
     with gzip.open(folder / "pairs.csv.gz", "wt") as file:
         file.write("link,alt\n" + rows)
+    torch.manual_seed(0)
+    save_model(folder / "filip.safetensors", build_model(load_preset("tiny")))
+    photos = (
+        "cat.jpg",
+        "dog.jpg",
+        "photos/1.jpg",
+        "photos/2.jpg",
+        "pictures/cat/1.jpg",
+        "pictures/dog/1.jpg",
+    )
+    for name in photos:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(len(name)).save(path)
+        if name.startswith("photos"):
+            path.with_suffix(".txt").write_text("a cat")
     for block in blocks("yaml"):
         path = block.splitlines()[0].removeprefix("# ")
         (folder / path).write_text(block)
@@ -86,6 +111,12 @@ def run(command: list[str], cwd: Path) -> str:
 def whole(command: str, workspace: Path) -> None:
     """Run it as it stands; ``filip`` is this interpreter's, whether its script is installed or not."""
     run(["bash", "-c", re.sub(r"^filip\b", f"{shlex.quote(sys.executable)} -m filip", command)], workspace)
+
+
+def in_process(command: str, workspace: Path) -> None:
+    """Run it as ``filip`` does, in this process, which has imported much of it already."""
+    with contextlib.chdir(workspace):
+        run_filip(shlex.split(command)[1:])
 
 
 def made(command: str, workspace: Path) -> None:
@@ -124,12 +155,14 @@ SHELL: list[tuple[str, Callable[[str, Path], None]]] = [
     (r"sed .* > workflow/config/\w+\.yaml", whole),
     (r"filip data (prepare|text_rules) .*", whole),
     (r"filip", whole),
+    (r"filip (eval|explore|index|export) .*", in_process),
     (r"filip \w+ .*", arguments_checked),
     (r"deepspeed .*--module filip\.train .*", arguments_checked),
     (r"pip install .*", installable),
 ]
 
 
+@pytest.mark.filterwarnings("ignore:.*found in sys.modules")
 @pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: block.splitlines()[0][:40])
 def test_commands_run_or_their_arguments_are_valid(block: str, workspace: Path) -> None:
     for command in commands(block):
@@ -156,19 +189,16 @@ def test_the_study_of_the_recipe_has_a_complete_plan(workspace: Path) -> None:
 
 
 def test_the_python_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    workspace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    torch.manual_seed(0)
-    save_model(tmp_path / "filip.safetensors", build_model(load_preset("tiny")))
-    for name, colour in (("cat.jpg", "orange"), ("dog.jpg", "brown")):
-        Image.new("RGB", (40, 30), colour).save(tmp_path / name)
-    monkeypatch.chdir(tmp_path)
-    for block in blocks("python"):
-        exec(block, {})
-    printed = capsys.readouterr().out
-    best, *rows = printed.splitlines()
+    monkeypatch.chdir(workspace)
+    first, *others = blocks("python")
+    exec(first, {})
+    best, *rows = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"tensor\(\[[01], [01]\]\)", best)
     assert {word for row in rows for word in row.split()} <= {"[BOS]", "a", "cat", "[EOS]"}
+    for block in others:
+        exec(block, {})
 
 
 def test_the_first_screen_says_what_is_true_of_it() -> None:
@@ -182,15 +212,19 @@ def test_the_first_screen_says_what_is_true_of_it() -> None:
     assert {"make demo", "make test"} <= set(times) and all(times.values())
 
 
-def test_readme_links_to_every_page_of_the_manual() -> None:
-    linked = set(re.findall(r"\]\((?:docs|bench)/(\w+\.md)\)", (ROOT / "README.md").read_text()))
-    included = {"measurements.md"}  # only includes bench/RESULTS.md
-    assert {page.name for page in (ROOT / "docs").glob("*.md")} - included <= linked
+def test_readme_leads_to_five_readers_and_they_to_every_page_of_the_manual() -> None:
+    table = README.partition("## Documentation")[2].partition("\n## ")[0]
+    assert re.findall(r"\]\((docs/\w+\.md)\)", table) == READERS
+    linked = {name for page in READERS for name in re.findall(r"\]\((\w+\.md)", (ROOT / page).read_text())}
+    pages = {page.name for page in (ROOT / "docs").glob("*.md")} - {"index.md"}
+    assert pages - {Path(page).name for page in READERS} <= linked
 
 
 def test_every_block_has_a_known_language_and_every_link_a_file() -> None:
-    assert {language for language, _ in BLOCK.findall(README)} <= {"sh", "python", "yaml", "text"}
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+    for page in RUN:
+        languages = {language for language, _ in BLOCK.findall((ROOT / page).read_text())}
+        assert languages <= {"sh", "python", "yaml", "text"}, page
+    for target in re.findall(r"\]\(([^)#]+)\)", README):  # those of docs/ are followed by test_docs.py
         assert target.startswith("https://") or (ROOT / target).exists(), target
 
 

@@ -49,6 +49,6 @@ def check(place: Place) -> Finding:
             missing.append(f"{card.name} ({card.major}.{card.minor})")
     if missing:
         return Finding(
-            FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/interaction.md", rows
+            FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/interaction_how.md", rows
         )
     return Finding(PASS, f"{torch.cuda.device_count()} x {place.name}, torch {torch.__version__}", rows)

@@ -5,7 +5,7 @@
 
 One function with several exact backends. It is the base of the forms for many ranks, gradient caching for batches
 beyond the memory, and the scorer for evaluation. The package imports nothing else from the project. The design,
-with its flops and bytes for the paper's setting: docs/interaction.md, ``python -m filip.interaction.cost``.
+with its flops and bytes for the paper's setting: docs/interaction_cost.md, ``python -m filip.interaction.cost``.
 """
 
 from filip.interaction.blockwise import Blockwise, smooth_maximum, top_k_mean

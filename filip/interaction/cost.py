@@ -1,7 +1,7 @@
 """Count, without measuring, what the token-wise loss costs per GPU and step: flops, memory and traffic.
 
 ``filip interaction cost`` prints the table for the paper's base model (global batch 40,960 on 128 GPUs, ViT-B/32);
-``--help`` lists what can be changed. docs/interaction.md explains the design from it.
+``--help`` lists what can be changed. docs/interaction_how.md explains the design from it.
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ occupies 16, 32, 64 or 128 rows of a block; longer ones are scored 128 rows at a
 Backward. From the arg-max maps a tile of the similarity's gradient is rebuilt in registers (two one-hot matrices times
 their weights) and multiplied with the tokens of the other side. Adding the winners' rows instead, as on the CPU, is a
 thirteenth of the arithmetic, but outside the tensor cores, and has to read a row for each addition: no faster
-(docs/interaction.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each program
-owns what it writes, and the result has the same bits each time.
+(docs/interaction_cost.md has the estimate). Tiles whose weights are all negligible are left out. No atomics: each
+program owns what it writes, and the result has the same bits each time.
 """
 
 from __future__ import annotations

@@ -86,6 +86,6 @@ def test_table_names_every_form() -> None:
         len([line for line in text.splitlines() if "engine" in line or "einsum" in line or "CLIP" in line])
         == 5
     )
-    page = Path(__file__).parents[2] / "docs" / "interaction.md"
-    assert text in page.read_text(), "docs/interaction.md quotes another table than this function prints"
+    page = Path(__file__).parents[2] / "docs" / "interaction_cost.md"
+    assert text in page.read_text(), "docs/interaction_cost.md quotes another table than this function prints"
     assert clip(Setting()).flops < 0.01 * encoder_flops(Setting())

@@ -1,4 +1,4 @@
-"""The error bounds of docs/interaction.md hold on this machine; Triton's are held in triton_interpreted.py."""
+"""The error bounds of docs/interaction_how.md hold on this machine; Triton's are held in triton_interpreted.py."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_errors_stay_within_their_bounds(backend: str, dtype: str) -> None:
 
 
 def test_the_page_shows_the_same_table() -> None:
-    page = Path(__file__).parents[2] / "docs" / "interaction.md"
+    page = Path(__file__).parents[2] / "docs" / "interaction_how.md"
     assert table() in page.read_text(), (
-        "docs/interaction.md shows other bounds than python -m bench.interaction_errors"
+        "docs/interaction_how.md shows other bounds than python -m bench.interaction_errors"
     )
