@@ -14,7 +14,7 @@ from filip.errors import UserError
 INTERACTIONS = ("token_wise", "pooled")
 ACTIVATIONS = ("gelu", "quick_gelu")
 INITIALISATIONS = ("clip", "timm")
-POOLINGS = ("ends", "mean", "attention")
+POOLINGS = ("ends", "mean", "attention", "queries")
 
 
 @dataclass
@@ -52,6 +52,10 @@ class ImageTowerConfig:
         },
     )
     stem_stride: int = field(default=16, metadata={"help": "px per cell of the stem's feature map"})
+    stem_cells: int = field(
+        default=1,
+        metadata={"help": "cells of the feature map along a side of a patch: 2 makes a patch of 2 x 2"},
+    )
     options: dict[str, Any] = field(
         default_factory=dict, metadata={"help": "further arguments of the timm model, e.g. {reg_tokens: 4}"}
     )
@@ -89,9 +93,11 @@ class ModelConfig:
         default="ends",
         metadata={
             "help": "what a pooled model's vector is made of: ends = [CLS] and [EOS], as CLIP; mean = of all patches "
-            "and of all tokens; attention = the same, weighted by a learned query on each side"
+            "and of all tokens; attention = the same, weighted by a learned query on each side. queries = "
+            "pool_queries such vectors a side, which a token_wise model compares in place of patches and words"
         },
     )
+    pool_queries: int = field(default=4, metadata={"help": "vectors a side of pooling: queries"})
     cls_in_interaction: bool = field(
         default=False, metadata={"help": "let the image's [CLS] take part as one more token (paper: open)"}
     )
@@ -122,12 +128,29 @@ class ModelConfig:
         for name, value in (("embed_dim", self.embed_dim), ("text.layers", self.text.layers)):
             if value < 1:
                 raise UserError(f"model.{name}={value} must be at least 1")
+        if self.pooling == "queries":
+            self._check_queries()
         if self.init_temperature <= 0 or 1 / self.init_temperature > self.max_logit_scale:
             raise UserError(
                 f"model.init_temperature={self.init_temperature} starts the scale at its inverse, which must "
                 f"be positive and at most model.max_logit_scale={self.max_logit_scale}"
             )
         return self
+
+    def _check_queries(self) -> None:
+        if self.pool_queries < 1:
+            raise UserError(f"model.pool_queries={self.pool_queries} must be at least 1")
+        if self.interaction != "token_wise":
+            raise UserError(
+                f"model.pooling=queries makes several vectors a side, which model.interaction={self.interaction} "
+                "cannot compare; set model.interaction=token_wise, or model.pooling=attention for one vector"
+            )
+        for name in ("cls_in_interaction", "exclude_special_tokens"):
+            if getattr(self, name):
+                raise UserError(
+                    f"model.{name}=true is about patches and words, which model.pooling=queries does not compare; "
+                    "drop one"
+                )
 
 
 def _choice(name: str, value: str, allowed: tuple[str, ...]) -> None:

@@ -75,9 +75,9 @@ class DualEncoder(nn.Module):
         self.image_pool: Pooling | None = None
         self.text_pool: Pooling | None = None
         if config.pooling != "ends":
-            attention = config.pooling == "attention"
-            self.image_pool = Pooling(config.embed_dim, attention)
-            self.text_pool = Pooling(config.embed_dim, attention)
+            queries = {"mean": 0, "attention": 1, "queries": config.pool_queries}[config.pooling]
+            self.image_pool = Pooling(config.embed_dim, queries)
+            self.text_pool = Pooling(config.embed_dim, queries)
         self.set_interaction(config.interaction)
         if config.cls_in_interaction:
             self.require_cls("model.cls_in_interaction", "model.cls_in_interaction=false")
@@ -125,11 +125,10 @@ class DualEncoder(nn.Module):
             if further_ids is not None and further_lengths is not None:
                 every, all_lengths = torch.cat([ids, further_ids]), torch.cat([lengths, further_lengths])
             words = self._word_states(every, all_lengths)
-            tokens = _unit(words)
-            own = int(lengths.sum()) if further_lengths is not None else len(tokens)
-            text = TextFeatures(tokens[:own], lengths)
+            own = int(lengths.sum()) if further_lengths is not None else len(words)
+            text = self._text_tokens(words[:own], lengths)
             if further_lengths is not None:
-                further = TextFeatures(tokens[own:], further_lengths)
+                further = self._text_tokens(words[own:], further_lengths)
             if tokens_and_vectors:
                 vectors = PooledFeatures(
                     self._image_vectors(states), self._text_vectors(words[:own], lengths)
@@ -157,7 +156,15 @@ class DualEncoder(nn.Module):
             self.register_parameter(LOSS_PARAMETER + name, nn.Parameter(value.detach().clone().float()))
 
     def require_vector(self, what: str, otherwise: str) -> None:
-        """Raise UserError if an image has no vector, which ``what`` needs: ``pooling=ends`` without a [CLS] token."""
+        """Raise UserError if an image has not one vector, which ``what`` needs.
+
+        It has none with ``pooling=ends`` and no [CLS] token, and several with ``pooling=queries``.
+        """
+        if self.config.pooling == "queries":
+            raise UserError(
+                f"{what} needs one vector a side, and model.pooling=queries makes {self.config.pool_queries}; set "
+                f"model.pooling=attention, or {otherwise}"
+            )
         if self.config.pooling == "ends":
             self.require_cls(what, f"model.pooling=mean, or {otherwise}")
 
@@ -181,6 +188,8 @@ class DualEncoder(nn.Module):
         if not token_wise:
             return self._image_vectors(tokens)
         patches = tokens[:, self.image.prefix_tokens :]
+        if self.config.pooling == "queries":
+            return _unit(self._pooled_patches(patches))
         if self.config.cls_in_interaction:
             patches = torch.cat([tokens[:, :1], patches], dim=1)
         return _unit(patches)
@@ -188,9 +197,14 @@ class DualEncoder(nn.Module):
     def _image_vectors(self, tokens: Tensor) -> Tensor:
         if self.image_pool is None:
             return _unit(tokens[:, 0])
-        patches = tokens[:, self.image.prefix_tokens :]
+        return _unit(self._pooled_patches(tokens[:, self.image.prefix_tokens :])[:, 0])
+
+    def _pooled_patches(self, patches: Tensor) -> Tensor:
+        """Pool [b, n, d] to [b, queries, d], not yet normalised."""
+        assert self.image_pool is not None
         lengths = torch.full((len(patches),), patches.shape[1], device=patches.device)
-        return _unit(self.image_pool(patches.flatten(0, 1), lengths))
+        pooled: Tensor = self.image_pool(patches.flatten(0, 1), lengths)
+        return pooled
 
     def encode_text(self, ids: Tensor, lengths: Tensor) -> TextFeatures | Tensor:
         """Encode captions ``ids [b, n2]`` int64, padded after [EOS], with ``lengths [b]`` ([BOS] and [EOS] included).
@@ -199,8 +213,17 @@ class DualEncoder(nn.Module):
         depend on how far its row is padded.
         """
         if self.config.interaction == "token_wise":
-            return TextFeatures(_unit(self._word_states(ids, lengths)), lengths)
+            return self._text_tokens(self._word_states(ids, lengths), lengths)
         return self._pooled_text(ids, lengths)
+
+    def _text_tokens(self, words: Tensor, lengths: Tensor) -> TextFeatures:
+        """Return the unit tokens that take part, of packed ``words``; a caption of no words (length 0) has none."""
+        if self.config.pooling != "queries":
+            return TextFeatures(_unit(words), lengths)
+        assert self.text_pool is not None
+        some = lengths > 0
+        pooled = self.text_pool(words, lengths[some])
+        return TextFeatures(_unit(pooled.flatten(0, 1)), some * self.config.pool_queries)
 
     def _pooled_text(self, ids: Tensor, lengths: Tensor) -> Tensor:
         if self.text_pool is None:
@@ -211,7 +234,7 @@ class DualEncoder(nn.Module):
         """Return the vectors of packed tokens, not yet normalised."""
         if self.text_pool is None:
             return _unit(words[lengths.cumsum(0) - 1])
-        return _unit(self.text_pool(words, lengths))
+        return _unit(self.text_pool(words, lengths)[:, 0])
 
     def _word_states(self, ids: Tensor, lengths: Tensor, only_last: bool = False) -> Tensor:
         if ids.shape[1] > self.text.context_length:

@@ -107,8 +107,8 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
     }
     arguments |= {name: value for name, value in sizes.items() if value is not None}
     if config.stem is not None:
-        stem = stem_layer(config.stem, config.stem_stride, config.image_size)
-        arguments |= {"patch_size": 1, "embed_layer": stem}
+        stem = stem_layer(config.stem, config.stem_stride, config.stem_cells, config.image_size)
+        arguments |= {"patch_size": config.stem_cells, "embed_layer": stem}
     try:
         trunk = timm.create_model(
             config.timm, img_size=config.image_size, num_classes=0, global_pool="", **arguments

@@ -1,4 +1,4 @@
-"""Pool all tokens of an image or a caption into one vector, for models that compare one vector each."""
+"""Pool all tokens of an image or a caption into one vector, or into a few that learned queries choose."""
 
 from __future__ import annotations
 
@@ -7,27 +7,30 @@ from torch import Tensor, nn
 
 
 class Pooling(nn.Module):
-    """The mean of a sample's projected tokens, or their mean weighted by the attention of one learned query.
+    """The mean of a sample's projected tokens, or their means weighted by the attention of learned queries.
 
-    ``forward(tokens [T, d], lengths [b] int64)`` returns ``[b, d]`` float32: sample j owns ``lengths[j]`` consecutive
-    rows of ``tokens``, T = ``lengths.sum()``.
+    ``forward(tokens [T, d], lengths [b] int64)`` returns ``[b, queries, d]`` float32, one row for the mean
+    (``queries`` 0): sample j owns ``lengths[j]`` consecutive rows of ``tokens``, T = ``lengths.sum()``.
     """
 
-    def __init__(self, width: int, attention: bool) -> None:
+    def __init__(self, width: int, queries: int) -> None:
         super().__init__()
-        # zero, so that attention starts as the mean
-        self.query = nn.Parameter(torch.zeros(width)) if attention else None
+        # One query starts at zero, which is the mean. Several would stay alike for ever, and start apart.
+        start = torch.zeros(width) if queries == 1 else torch.randn(queries, width)
+        self.query = nn.Parameter(start) if queries else None
 
     def forward(self, tokens: Tensor, lengths: Tensor) -> Tensor:
         tokens, lengths = tokens.float(), lengths.to(tokens.device)
         owner = torch.repeat_interleave(lengths, output_size=len(tokens))
         if self.query is None:
-            weights = (1 / lengths.float())[owner]
+            weights = (1 / lengths.float())[owner, None]
         else:
-            scores = tokens @ self.query.float() * tokens.shape[1] ** -0.5
-            highest = scores.new_full((len(lengths),), -torch.inf).scatter_reduce(
-                0, owner, scores.detach(), "amax"
+            width = tokens.shape[1]
+            scores = tokens @ self.query.float().view(-1, width).T * width**-0.5
+            highest = scores.new_full((len(lengths), scores.shape[1]), -torch.inf).scatter_reduce(
+                0, owner[:, None].expand_as(scores), scores.detach(), "amax"
             )
             raised = (scores - highest[owner]).exp()
-            weights = raised / raised.new_zeros(len(lengths)).index_add(0, owner, raised)[owner]
-        return tokens.new_zeros(len(lengths), tokens.shape[1]).index_add(0, owner, weights[:, None] * tokens)
+            weights = raised / raised.new_zeros(highest.shape).index_add(0, owner, raised)[owner]
+        pooled = tokens.new_zeros(len(lengths), weights.shape[1], tokens.shape[1])
+        return pooled.index_add(0, owner, weights[:, :, None] * tokens[:, None, :])

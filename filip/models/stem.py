@@ -108,12 +108,18 @@ class Stem(nn.Module):
         return features
 
 
-def stem_layer(name: str, stride: int, image_size: int) -> Callable[..., nn.Module]:
-    """Return the ``embed_layer`` of a VisionTransformer of ``patch_size`` 1. UserError if timm lacks the network."""
-    if image_size % stride:
+def stem_layer(name: str, stride: int, cells: int, image_size: int) -> Callable[..., nn.Module]:
+    """Return the ``embed_layer`` of a VisionTransformer whose ``patch_size`` is ``cells`` of the feature map.
+
+    Raises UserError if timm lacks the network, or if the patches do not fill the image.
+    """
+    if cells < 1:
+        raise UserError(f"model.image.stem_cells={cells} must be at least 1")
+    if image_size % (stride * cells):
+        times = "" if cells == 1 else f" times model.image.stem_cells={cells}"
         raise UserError(
-            f"model.image.image_size={image_size} is not a multiple of model.image.stem_stride={stride}; pixels at the "
-            "border would be seen by part of a cell"
+            f"model.image.image_size={image_size} is not a multiple of model.image.stem_stride={stride}{times}; pixels "
+            "at the border would be seen by part of a cell"
         )
     return partial(
         HybridEmbed, backbone=Stem(name, stride), feature_size=image_size // stride, feature_ratio=stride

@@ -90,6 +90,7 @@ def test_transformers_gives_our_embeddings_without_this_project(
         def change(config: ModelConfig) -> None:
             config.interaction, config.cls_in_interaction, config.pooling = interaction, cls, pooling
             config.image.activation, config.image.stem = "quick_gelu", stem
+            config.image.stem_cells = 2 if stem else 1
 
         return change
 

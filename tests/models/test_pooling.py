@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 from filip.errors import UserError
+from filip.interaction import late_interaction
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 from filip.models.config import config_from_dict
 from filip.models.pooling import Pooling
@@ -30,31 +33,31 @@ def drawn(pool: Pooling) -> Pooling:
     return pool
 
 
-@pytest.mark.parametrize("attention", [False, True])
+@pytest.mark.parametrize("queries", [0, 1, 3])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_vector_is_the_weighted_mean_of_its_own_tokens(attention: bool, dtype: torch.dtype) -> None:
-    pool = drawn(Pooling(6, attention))
+def test_a_vector_is_the_weighted_mean_of_its_own_tokens(queries: int, dtype: torch.dtype) -> None:
+    pool = drawn(Pooling(6, queries))
     lengths = torch.tensor([3, 1, 7, 2])
     tokens = (5 * torch.randn(13, 6)).to(dtype)
     for found, own in zip(pool(tokens, lengths), tokens.double().split(lengths.tolist()), strict=True):
-        weights = torch.full((len(own),), 1 / len(own), dtype=torch.float64)
+        weights = torch.full((1, len(own)), 1 / len(own), dtype=torch.float64)
         if pool.query is not None:
-            weights = (own @ pool.query.double() / 6**0.5).softmax(0)
+            weights = (own @ pool.query.double().view(queries, 6).T / 6**0.5).softmax(0).T
         torch.testing.assert_close(found.double(), weights @ own, rtol=1e-5, atol=1e-6)
 
 
 def test_large_scores_do_not_overflow_and_the_gradient_is_right() -> None:
-    pool = Pooling(4, attention=True).double()
+    pool = Pooling(4, 1).double()
     torch.nn.init.normal_(pool.query, std=300)
     lengths = torch.tensor([2, 4])
     assert pool(50 * torch.randn(6, 4), lengths).isfinite().all()
-    pool = drawn(Pooling(4, attention=True))
+    pool = drawn(Pooling(4, 1))
 
     def padded(tokens: torch.Tensor, query: torch.Tensor) -> torch.Tensor:
         return torch.stack([(part @ query / 2).softmax(0) @ part for part in tokens.split([2, 4])])
 
     tokens, upstream = torch.randn(6, 4, requires_grad=True), torch.randn(2, 4)
-    found = torch.autograd.grad((pool(tokens, lengths) * upstream).sum(), [tokens, pool.query])
+    found = torch.autograd.grad((pool(tokens, lengths)[:, 0] * upstream).sum(), [tokens, pool.query])
     wanted = torch.autograd.grad((padded(tokens, pool.query) * upstream).sum(), [tokens, pool.query])
     torch.testing.assert_close(found, wanted)
 
@@ -69,15 +72,16 @@ def test_a_model_pools_what_it_would_compare_token_wise(pooling: str) -> None:
     ids, lengths = tokenize(CAPTIONS)
     patches = model.image(pixels)[:, model.image.prefix_tokens :]
     each = torch.full((2,), patches.shape[1])
-    expected = F.normalize(model.image_pool(patches.flatten(0, 1), each), dim=-1)
+    expected = F.normalize(model.image_pool(patches.flatten(0, 1), each)[:, 0], dim=-1)
     torch.testing.assert_close(model.encode_image(pixels), expected)
     texts = model.encode_text(ids, lengths)
-    torch.testing.assert_close(texts, F.normalize(model.text_pool(model.text(ids, lengths), lengths), dim=-1))
+    pooled = model.text_pool(model.text(ids, lengths), lengths)[:, 0]
+    torch.testing.assert_close(texts, F.normalize(pooled, dim=-1))
     alone = torch.cat([model.encode_text(*tokenize(caption)) for caption in CAPTIONS])
     torch.testing.assert_close(texts, alone)  # however far a caption is padded
     if pooling == "attention":
         assert not torch.allclose(
-            texts, F.normalize(Pooling(texts.shape[1], False)(model.text(ids, lengths), lengths))
+            texts, F.normalize(Pooling(texts.shape[1], 0)(model.text(ids, lengths), lengths)[:, 0])
         )
     # Tokens and vectors of one pass are those of two.
     both = model(pixels.repeat(2, 1, 1, 1)[:3], ids, lengths, tokens_and_vectors=True)
@@ -93,7 +97,7 @@ def test_only_ends_need_a_class_token() -> None:
     ):
         build_model(config("ends", cls=False))
     with pytest.raises(
-        UserError, match=r"model\.pooling='men' is unknown; choose one of ends, mean, attention"
+        UserError, match=r"model\.pooling='men' is unknown; choose one of ends, mean, attention, queries"
     ):
         config_from_dict({"pooling": "men"})
 
@@ -104,3 +108,41 @@ def test_ends_have_no_parameters_of_their_own() -> None:
     }
     assert names["ends"] == names["mean"]
     assert names["attention"] - names["ends"] == {"image_pool.query", "text_pool.query"}
+
+
+def test_learned_queries_take_the_place_of_patches_and_words() -> None:
+    torch.manual_seed(0)
+    settings = config("queries", "token_wise")
+    settings.pool_queries = 3
+    model = build_model(settings).eval()
+    pixels = torch.randn(4, 3, model.image_size, model.image_size)
+    ids, lengths = tokenize([*CAPTIONS, "rain"])
+    patches = model.image(pixels)[:, model.image.prefix_tokens :]
+    weights = (patches @ model.image_pool.query.T * patches.shape[2] ** -0.5).softmax(1)
+    images = F.normalize(torch.einsum("bnk,bnd->bkd", weights, patches), dim=-1)
+    torch.testing.assert_close(model.encode_image(pixels), images)
+    tokens, counts = model.encode_text(ids, lengths)
+    assert counts.tolist() == [3, 3, 3, 3] and tokens.shape == (12, settings.embed_dim)
+    alone = torch.cat([model.encode_text(*tokenize([caption])).tokens for caption in [*CAPTIONS, "rain"]])
+    torch.testing.assert_close(tokens, alone)
+    none = torch.tensor([2, 0, 3, 0])  # further captions, of which some are missing
+    encoded = model(pixels, ids, lengths, further_ids=ids, further_lengths=none)
+    assert encoded.further.lengths.tolist() == [3, 0, 3, 0] and len(encoded.further.tokens) == 6
+    torch.testing.assert_close(encoded.text.tokens, tokens)
+    late_interaction(encoded.image, *encoded.text).i2t.sum().backward()
+    assert model.image_pool.query.grad.abs().sum() > 0 < model.text_pool.query.grad.abs().sum()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"interaction": "pooled"}, "model.interaction=pooled cannot compare"),
+        ({"pool_queries": 0}, "model.pool_queries=0 must be at least 1"),
+        ({"exclude_special_tokens": True}, "model.exclude_special_tokens=true is about patches and words"),
+    ],
+)
+def test_queries_that_nothing_could_compare_are_refused(change: dict[str, Any], reason: str) -> None:
+    with pytest.raises(UserError, match=reason):
+        config_from_dict({"pooling": "queries", **change})
+    with pytest.raises(UserError, match=r"loss\.pooled needs one vector a side"):
+        build_model(config("queries", "token_wise")).require_vector("loss.pooled", "loss.pooled=0")

@@ -102,6 +102,12 @@ def test_cells_are_patches_and_a_file_holds_it_all(warm: dict, tmp_path: Path) -
         assert model.encode_image(pixels).shape == (2, 16, 16)
         torch.testing.assert_close(again.encode_image(pixels), model.encode_image(pixels))
         assert larger.encode_image(torch.randn(1, 3, 96, 96)).shape == (1, 36, 16)
+    wide = build_model(compose(*STEM, "model.image.stem_cells=2").model)
+    assert wide.image.grid == (2, 2) and wide.image.patch_size == (32, 32)
+    with torch.no_grad():
+        maps = wide.image.stem(pixels)
+        torch.testing.assert_close(wide.encode_image(maps), wide.encode_image(pixels))
+        assert wide.encode_image(maps).shape == (2, 4, 16)
 
 
 def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
@@ -125,6 +131,10 @@ def test_a_frozen_stem_has_no_gradient_and_the_rest_has(warm: dict) -> None:
         (
             (f"model.image.stem={NAME}", "model.image.image_size=40"),
             "not a multiple of model.image.stem_stride=16",
+        ),
+        (
+            (f"model.image.stem={NAME}", "model.image.image_size=48", "model.image.stem_cells=2"),
+            "stem_stride=16 times model.image.stem_cells=2",
         ),
         ((f"model.image.stem={NAME}", "model.image.stem_stride=1"), r"strides \[2, 4, 8, 16, 32\]"),
     ],

@@ -203,7 +203,10 @@ class FilipEncoder:
         self.details: dict[str, str] = {} if trained_so == self.token_wise else {"tokens": OWN_PROJECTIONS}
         self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
-        self.grid: tuple[int, int] = self.model.image.grid
+        # what learned queries choose lies on no patch
+        self.grid: tuple[int, int] = (
+            (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
+        )
         self.context_length = self.model.text.context_length
         self.transform: Callable[[Image.Image], Tensor] = eval_transform(self.image_size)
 
@@ -246,6 +249,11 @@ class FilipEncoder:
         return features, states[:, tower.prefix_tokens :].float().mean(1).cpu()
 
     def patches(self, pixels: Tensor) -> Tensor:
+        if self.grid == (0, 0):
+            raise UserError(
+                f"{self.name} compares the vectors of learned queries (model.pooling=queries), which lie on no patch: "
+                "there is nothing to point with"
+            )
         return self._patches(pixels).cpu()
 
     @torch.inference_mode()

@@ -55,7 +55,7 @@ class ImageTower(nn.Module):
         if image.get("stem") is not None:
             name, stride = image["stem"], image["stem_stride"]
             arguments |= {
-                "patch_size": 1,
+                "patch_size": image.get("stem_cells", 1),
                 "embed_layer": partial(
                     HybridEmbed,
                     backbone=Stem(name, stride),
