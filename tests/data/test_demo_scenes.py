@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import random
+import re
 import tarfile
 from collections import Counter
 from pathlib import Path
@@ -16,7 +17,14 @@ from PIL import Image
 from filip.command import compose_config
 from filip.data.demo.catalogue import Emoji
 from filip.data.demo.corpus import Corpus, main
-from filip.data.demo.distractors import WRONG_NAMES, may_be_called, name_choices, relation_choices
+from filip.data.demo.distractors import (
+    WRONG_NAMES,
+    half_name_choices,
+    half_relation_choices,
+    may_be_called,
+    name_choices,
+    relation_choices,
+)
 from filip.data.demo.scene_captions import TEMPLATES, article, fill, relation_of
 from filip.data.demo.scene_sets import SEARCH, SceneFacts, scene_makers, write_scene_sets
 from filip.data.demo.scenes import (
@@ -216,6 +224,26 @@ def test_the_two_captions_of_a_relation_have_the_same_words_and_only_one_is_true
         a, b = (b, a) if flip else (a, b)
         assert a[axis + 2] <= b[axis]
     assert found > 50
+
+
+def test_a_half_truth_adds_what_is_false_to_what_is_true() -> None:
+    scenes = [new_scene(SPRITES, NAMES, 1, index) for index in range(60)]
+    relations = 0
+    for scene in scenes:
+        shown = {thing.label: thing for thing in scene.things}
+        true, half = half_name_choices(scene, CONCEPTS, NAMES)
+        named = [re.findall(r"thing\d+", caption) for caption in (true, half)]
+        assert len(named[0]) == 2 and set(named[0]) < set(shown)
+        assert named[1][:2] == named[0] and named[1][2] not in shown
+        if not (choices := half_relation_choices(scene)):
+            continue
+        relations += 1
+        true, half = choices
+        first, second = re.findall(r"thing\d+", true)
+        assert re.findall(r"thing\d+", half) == [first, second]
+        true_ones = {relation_of(shown[first], shown[second], random.Random(seed)) for seed in range(20)}
+        assert not any(f" {relation} " in half for relation in true_ones) and len(half) > len(true)
+    assert relations > 50
 
 
 def test_scenes_of_the_same_things_are_one_content() -> None:

@@ -1,4 +1,4 @@
-"""Make false captions of a scene: one with a wrong name, one with the relation of two things reversed.
+"""Make false captions of a scene: with a wrong name, with the relation of two things reversed, and half-truths.
 
 A false caption must be false. A name may replace another only if no word of it belongs to the labels or keywords
 of what is shown, nor vice versa, and if it comes from another subgroup of CLDR than all that is shown:
@@ -16,6 +16,7 @@ from filip.data.demo.scenes import Scene
 
 WRONG_NAMES = 4  # false captions in addition to the true one
 LIST = "{list}"
+OPPOSITE = {"left of": "right of", "right of": "left of", "above": "below", "below": "above"}
 FUNCTION_WORDS = frozenset(["a", "and", "in", "of", "on", "the", "to", "with", "without"])
 
 
@@ -25,18 +26,28 @@ def name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str])
     emoji: by concept. names: the concepts that may be named wrongly.
     """
     draw = random.Random(f"wrong names {scene.caption} {scene.index}")
-    shown = [emoji[thing.concept] for thing in scene.things]
     order = draw.sample([thing.label for thing in scene.things], len(scene.things))
+    wrong = _wrong_labels(draw, scene, emoji, names, WRONG_NAMES)
+    if len(wrong) < WRONG_NAMES:
+        return []
+    place = draw.randrange(len(order))
+    lists = [[*order[:place], label, *order[place + 1 :]] for label in [order[place], *wrong]]
+    return [fill(LIST, each) for each in lists]
+
+
+def _wrong_labels(
+    draw: random.Random, scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str], count: int
+) -> list[str]:
+    """Draw up to ``count`` labels of ``names`` that no thing of the scene may be called by."""
+    shown = [emoji[thing.concept] for thing in scene.things]
     wrong: list[str] = []
     for concept in draw.sample(names, len(names)):
         label = emoji[concept].label
         if label not in wrong and not any(may_be_called(other, emoji[concept]) for other in shown):
             wrong.append(label)
-        if len(wrong) == WRONG_NAMES:
-            place = draw.randrange(len(order))
-            lists = [[*order[:place], label, *order[place + 1 :]] for label in [order[place], *wrong]]
-            return [fill(LIST, each) for each in lists]
-    return []
+        if len(wrong) == count:
+            break
+    return wrong
 
 
 def may_be_called(shown: Emoji, other: Emoji) -> bool:
@@ -58,6 +69,30 @@ def relation_choices(scene: Scene) -> list[str]:
     return [
         relation_sentence(first.label, relation, second.label, rest),
         relation_sentence(second.label, relation, first.label, rest),
+    ]
+
+
+def half_name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[str]) -> list[str]:
+    """Return a true list of all things but one, then the same with a name in addition that is wrong; [] if none is.
+
+    The second is a half-truth (Kargi et al., 2026): longer, and mostly right.
+    """
+    draw = random.Random(f"half-truth {scene.caption} {scene.index}")
+    true = draw.sample([thing.label for thing in scene.things], len(scene.things) - 1)
+    wrong = _wrong_labels(draw, scene, emoji, names, 1)
+    return [fill(LIST, true), fill(LIST, [*true, *wrong])] if true and wrong else []
+
+
+def half_relation_choices(scene: Scene) -> list[str]:
+    """Return two things of the scene, then the two with a relation that is wrong; [] if no relation is clear."""
+    draw = random.Random(f"half-truth, relation {scene.caption} {scene.index}")
+    first, second, *_ = draw.sample(scene.things, len(scene.things))
+    relation = relation_of(first, second, draw)
+    if relation is None:
+        return []
+    return [
+        fill(LIST, [first.label, second.label]),
+        relation_sentence(first.label, OPPOSITE[relation], second.label, []),
     ]
 
 

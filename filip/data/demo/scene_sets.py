@@ -2,8 +2,8 @@
 
 A test set is written in CLIP_benchmark's webdataset layout. In addition to image and caption a sample has
 ``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
-order: concept, label, artist, box) and, where there are any, ``.names.txt`` and ``.relation.txt`` (captions to
-select from, the true one first; see :mod:`filip.data.demo.distractors`).
+order: concept, label, artist, box) and, where there are any, ``.names.txt``, ``.relation.txt``, ``.half_name.txt`` and
+``.half_relation.txt`` (captions to select from, the true one first; see :mod:`filip.data.demo.distractors`).
 """
 
 from __future__ import annotations
@@ -24,7 +24,12 @@ import numpy as np
 from PIL import Image
 
 from filip.data.demo.catalogue import Emoji
-from filip.data.demo.distractors import name_choices, relation_choices
+from filip.data.demo.distractors import (
+    half_name_choices,
+    half_relation_choices,
+    name_choices,
+    relation_choices,
+)
 from filip.data.demo.evaluation import add_member
 from filip.data.demo.render import is_written, png_bytes, write_atomically
 from filip.data.demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
@@ -159,6 +164,8 @@ def _members(
     choices = {
         "names.txt": name_choices(scene, emoji, distractors),
         "relation.txt": relation_choices(scene),
+        "half_name.txt": half_name_choices(scene, emoji, distractors),
+        "half_relation.txt": half_relation_choices(scene),
     }
     members |= {extension: "\n".join(found).encode() for extension, found in choices.items() if found}
     return members, things
