@@ -76,11 +76,13 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL mode to RGB: transparency onto white, 16 (or 32) bits down to 8, palettes and CMYK converted."""
+    """Convert any PIL mode to RGB: transparency onto white, 16 (or 32) bits and floats to 8, palettes and CMYK converted."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):
         return Image.fromarray(_high_bytes(np.asarray(image))).convert("RGB")
+    if image.mode == "F":
+        return Image.fromarray(_bytes_of_floats(np.asarray(image))).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         return _on_white(image.convert("RGBA"))
     return image.convert("RGB")
@@ -92,6 +94,17 @@ def _high_bytes(values: np.ndarray) -> np.ndarray:
     grey = np.empty(values.shape, np.uint8)
     for top in range(0, len(values), STRIP):
         grey[top : top + STRIP] = (values[top : top + STRIP].astype(np.int64) >> shift).clip(0, 255)
+    return grey
+
+
+def _bytes_of_floats(values: np.ndarray) -> np.ndarray:
+    """Return grey in floating point as uint8: of 0 to 1, as most programs write it, or else of 8 or 16 bits."""
+    top = float(np.nanmax(values, initial=0, where=np.isfinite(values)))
+    scale = 255.0 if top <= 1 else 1.0 if top <= 255 else 255 / 65535 if top <= 65535 else 255 / top
+    grey = np.empty(values.shape, np.uint8)
+    for first in range(0, len(values), STRIP):
+        strip = np.nan_to_num(values[first : first + STRIP].astype(np.float64), posinf=top, neginf=0)
+        grey[first : first + STRIP] = (strip * scale).round().clip(0, 255)
     return grey
 
 

@@ -278,6 +278,13 @@ def test_no_answer_raises_or_hangs(monkeypatch: pytest.MonkeyPatch) -> None:
         ("64:ff9b::7f00:1", False),  # NAT64 of 127.0.0.1
         ("64:ff9b::808:808", True),
         ("2002:7f00:1::", False),  # 6to4 of 127.0.0.1
+        ("168.63.129.16", False),  # Azure's wire server
+        ("64:ff9b::168.63.129.16", False),
+        ("192.0.0.192", False),  # Oracle's metadata
+        ("64:ff9b:1::1", False),
+        ("::ffff:0:0:1", False),
+        ("3fff::1", False),
+        ("fec0::1", False),
     ],
 )
 def test_which_addresses_are_public(address: str, public: bool) -> None:

@@ -171,3 +171,15 @@ def test_postscript_does_not_reach_ghostscript(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(UNDECODABLE):
         decode(drawing.getvalue())
     assert not (tmp_path / "started").exists()
+
+
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
+def test_a_picture_in_floating_point_keeps_its_grey(top: float) -> None:
+    """Pillow's own conversion clips at 255, so that a picture of 0 to 1 becomes black."""
+    grey = np.linspace(0, top, 256, dtype=np.float32).reshape(16, 16)
+    file = io.BytesIO()
+    Image.fromarray(grey).save(file, "TIFF")
+    problem, plain = inspect(file.getvalue(), 0, 3)
+    assert problem is None and plain is not None
+    shown = np.asarray(Image.open(io.BytesIO(plain)))[..., 0].astype(int)
+    assert np.abs(shown - np.arange(256).reshape(16, 16)).max() <= 1

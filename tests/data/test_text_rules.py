@@ -142,6 +142,13 @@ def test_words_decide_where_the_language_model_guesses() -> None:
     assert are_english(foreign) == [False] * len(foreign)
 
 
+def test_a_caption_of_another_script_is_not_english() -> None:
+    """The language model took a fifth of Chinese labels, and a tenth of Korean ones, for English."""
+    foreign = ["馴鹿", "塑料瓶", "笑得满地打滚", "笑顔", "끄덕끄덕", "더운 얼굴", "ঘোড়া", "กะโหลกไขว้", "ᖃᐅᔨᓴᕐᓂᖅ", "ጤና"]
+    assert are_english(foreign) == [False] * len(foreign)
+    assert are_english(["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"]) == [True, True]
+
+
 def test_the_word_lists_are_held_once_as_numbers() -> None:
     """wordfreq would also keep them as strings: half a gigabyte in each process."""
     import wordfreq

@@ -28,10 +28,12 @@ from filip.data.demo.evaluation import (
     FLAT,
     FLUENT,
     NAMED,
+    OWN,
     Benchmark,
     benchmarks,
     test_split,
     tone_drawings,
+    without_copies,
     write_benchmark,
 )
 from filip.data.demo.faulty_rows import PLANTED, plant, write_planted
@@ -85,6 +87,8 @@ def main(config: Corpus) -> None:
     unseen_artist = [d for d in drawings[FLUENT] if in_scenes(d.emoji)]
     processes = config.processes or len(os.sched_getaffinity(0))
     rendered = render_all(_jobs(out, training, _shown(sets), trained + unseen_artist), processes, "drawings")
+    pictures = [out / "images" / d.artist / f"{d.slug}.png" for d in training]
+    sets = [without_copies(s, out / "held_out", pictures) if s.name == OWN else s for s in sets]
 
     sprites = load_sprites(trained, out / "sprites")
     known = sorted(set(sprites) - catalogue.held_out)

