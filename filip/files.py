@@ -226,6 +226,15 @@ def write_json(path: str | Path, value: Any) -> None:
         part.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
+def file_state(path: str | Path) -> tuple[int, int] | None:
+    """Return size and time of change (ns) of a file; None if there is none. Equal states, equal bytes."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_size, found.st_mtime_ns
+
+
 def sha256_of(path: str | Path) -> str:
     """Return the SHA-256 of a file's bytes, as hex digits."""
     with open(path, "rb") as file:

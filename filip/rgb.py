@@ -76,7 +76,7 @@ def upright(image: Image.Image) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Convert any PIL mode to RGB: transparency onto white, 16 (or 32) bits and floats to 8, palettes and CMYK converted."""
+    """Convert any PIL mode to RGB: transparency onto white, 16 or 32 bits and floats to 8, palettes and CMYK too."""
     if image.mode == "RGB" and "transparency" not in image.info:
         return image
     if image.mode.startswith("I"):

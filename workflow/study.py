@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.cards import SourceCard, load_source
+from filip.data.ingest import state_of_images
 from filip.data.lists.reading import list_files
 from filip.data.loading.config import Source
 from filip.data.plan import translation_jobs
@@ -58,6 +59,7 @@ class WorkflowStudy(StudyEvaluations):
         self.data_memory: str = data.get("memory", "1GB")
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
+        self._images_states: dict[str, str] = {}
         self._check_batches()
 
     # ---- sources -------------------------------------------------------------------------------------
@@ -94,6 +96,15 @@ class WorkflowStudy(StudyEvaluations):
         built = self.built_list(source)
         return built or [path for path in (self.images(source),) if Path(path).exists()]
 
+    def images_state(self, source: str) -> str:
+        """Return a hash of the images' files, so that ingest runs again when one is added, mended or replaced."""
+        if self.built_list(source):
+            return ""
+        if source not in self._images_states:  # a large table takes seconds
+            shards = f"{self.data_dir}/{source}/shards"
+            self._images_states[source] = state_of_images(self.source_cards[source], shards)
+        return self._images_states[source]
+
     def built_list(self, source: str) -> list[str]:
         """Return the list of a source that is built here; empty for others, whose cards say where the list is."""
         return [f"{self.corpus}/list.parquet"] if self.source_cards[source].built_by else []
@@ -120,7 +131,8 @@ class WorkflowStudy(StudyEvaluations):
                 if not self.has_images(source):
                     list_files(card)
                 elif not Path(self.images(source)).exists():
-                    missing[source] = f"no images at {self.images(source)}, as {card.path} says"
+                    how = f". {' '.join(card.obtain.split())}" if card.obtain else ""
+                    missing[source] = f"no images at {self.images(source)}, as {card.path} says{how}"
             except UserError as error:
                 missing[source] = str(error)
         return missing

@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 from filip import resources
 from filip.errors import UserError, first_line
 
-FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl", "karpathy")
+FORMATS = ("auto", "parquet", "tsv", "csv", "jsonl")
 RESIZE_MODES = ("no", "border", "keep_ratio", "keep_ratio_largest", "center_crop")
 ENCODE_FORMATS = ("jpg", "png", "webp")
 DISTRIBUTORS = ("multiprocessing", "pyspark")
@@ -33,7 +33,9 @@ class TextRuleSettings:
     language: bool = True  # English only
     meaningless: bool = True  # file names, hashes, dates, camera names, numbers, URLs, HTML ...
     switched_off: list[str] = field(default_factory=list)  # names of single "meaningless" rules to leave out
-    max_repeats: int = 10  # pairs whose caption occurs more often in the whole list are dropped; 0 = off
+    # pairs whose caption occurs more often in the whole list are dropped; 0 = off; null = 10 for a list of URLs, off
+    # for images of one's own, whose captions may be names of classes
+    max_repeats: int | None = None
     min_words: int = 1
     max_words: int = 256  # CLIP keeps 77 tokens: longer texts are pages, not captions
     min_characters: int = 2
@@ -213,7 +215,7 @@ def _check_values(card: SourceCard, path: Path) -> None:
         share = card.back_translation.share
         check(0 < share <= 1, "back_translation.share", share, "above 0 and at most 1")
     repeats = card.text_rules.max_repeats
-    check(repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
+    check(repeats is None or repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
 
 
 _NESTED: dict[str, type] = {

@@ -34,7 +34,7 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
-from filip.files import digest, locked, replacing, scratch_folder, write_json
+from filip.files import digest, file_state, locked, replacing, scratch_folder, write_json
 from filip.sets.account import Account
 from filip.sets.layout import RANK, Layout, Reading
 from filip.sets.layouts import LAYOUTS, recognise
@@ -152,6 +152,19 @@ def reading_of(card: SourceCard, out: str | None = None) -> Reading:
     return Reading(images, without=None if out is None else os.path.abspath(out), **settings)
 
 
+def state_of_images(card: SourceCard, out: str) -> str:
+    """Return a hash of the names, sizes and times of all files of a card's images; "" if they cannot be read.
+
+    out: folder of the shards, which does not count.
+    """
+    try:
+        reading = reading_of(card, out)
+        layout, _ = recognise(reading)
+        return digest({file: file_state(file) for file in LAYOUTS[layout].files(reading)})
+    except UserError:
+        return ""  # the command says what is wrong
+
+
 def _claim(folder: Path, card: SourceCard) -> None:
     """Claim the folder for one source. Changes within the source are found shard by shard."""
     mark = folder / "_work" / "ingest.json"
@@ -238,10 +251,13 @@ def _apply_rules(
             raise UserError(
                 f"not one image of {card.images} has a caption: {counted(_problems(con, listed))}{example}"
             )
+        rules = card.text_rules
+        if rules.max_repeats is None:  # captions of one's own may be names of classes
+            rules = replace(rules, max_repeats=0)
         fragment = apply_text_rules(
             captions,
             passed,
-            card,
+            replace(card, text_rules=rules),
             processes=card.download.processes,
             threads=config.threads,
             memory=config.memory,

@@ -3,8 +3,8 @@
     python -m filip.data.prepare source=cc12m list=cc12m.tsv out=list.parquet
     python -m filip.data.prepare source=my_pairs.csv.gz url_column=link caption_column=alt out=list.parquet
 
-Reads TSV, CSV, JSON lines (plain, .gz, .zst, .bz2), Parquet, globs of them, and Karpathy's split files of COCO
-and Flickr30k. Lines that cannot be read, and rows without a caption or a usable URL, are dropped and counted.
+Reads TSV, CSV, JSON lines (plain, .gz, .zst, .bz2), Parquet, and globs of them. Lines that cannot be read, and rows
+without a caption or a usable URL, are dropped and counted.
 """
 
 from __future__ import annotations

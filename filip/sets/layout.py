@@ -139,6 +139,10 @@ class Layout(ABC):
         """Return the names of the columns; [] for a layout that has none."""
         return []
 
+    def files(self, reading: Reading) -> Iterator[str]:
+        """Yield the files that make up the set; when one of them changes, so may its images and captions."""
+        yield from map(os.path.abspath, self.parts(reading))
+
     def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
         """Yield a row for each file of the folder that no part holds, names or needs."""
         taken = {os.path.abspath(part) for part in parts}

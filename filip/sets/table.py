@@ -46,6 +46,13 @@ class Listed(Layout):
         """Return whether a file is a list of this layout."""
         raise NotImplementedError
 
+    def files(self, reading: Reading) -> Iterator[str]:
+        parts = self.parts(reading)
+        yield from map(os.path.abspath, parts)
+        yield from (row.file for part in parts for row in self.find(part, reading))
+        if reading.place.is_dir():
+            yield from (row.file for row in self.rest(reading, parts))
+
     def rest(self, reading: Reading, parts: Sequence[Path]) -> Iterator[Row]:
         """Yield a row for each file; those of pictures that the list names are merged with the rows of the list."""
         taken = {os.path.abspath(part) for part in parts}

@@ -44,6 +44,10 @@ class TextBeside(Layout):
                     problem = "no_image: a text without a picture of the same name"
                 yield unused(path, reading, problem)
 
+    def files(self, reading: Reading) -> Iterator[str]:
+        found = walk(reading.place, reading.inside_only, without=reading.without)
+        yield from (os.path.abspath(entry.path) for entry in found)
+
     def rest(self, reading: Reading, parts: object) -> Iterator[Row]:
         yield from ()  # find has yielded all of them
 

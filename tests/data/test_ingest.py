@@ -118,6 +118,43 @@ def test_one_bad_image_among_many_is_counted_by_its_reason(tmp_path: Path) -> No
     assert any("wide.jpg" in example for example in funnel.notes["examples"]["aspect"])
 
 
+def test_a_file_that_is_put_in_its_place_mended_or_replaced_is_read_again(tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    names = list(CAPTIONS)
+    lines = [f"{name},{CAPTIONS[name][0]}" for name in names]
+    (tmp_path / "own" / "metadata.csv").write_text("\n".join(["path,caption", *lines]))
+    gone, cut, other = (tmp_path / "own" / name for name in names[:3])
+    whole = cut.read_bytes()
+    gone.unlink()
+    cut.write_bytes(whole[: len(whole) // 2])
+    _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
+    assert dict(funnel.dropped) == {"missing_file": 1, "truncated": 1}
+    tar = tmp_path / "shards" / "00000.tar"
+    before = tar.stat().st_mtime_ns
+    run(card(tmp_path / "own"), tmp_path / "shards")
+    assert tar.stat().st_mtime_ns == before, "nothing has changed, and nothing is made again"
+    gone.write_bytes(picture(names[0]))
+    cut.write_bytes(whole)
+    other.write_bytes(picture(names[3]))
+    _, funnel = run(card(tmp_path / "own"), tmp_path / "shards")
+    assert (funnel.n_out, dict(funnel.dropped)) == (len(names), {})
+    colours = [COLOURS[name] for name in names]
+    assert set(stored(tmp_path / "shards")) == {*colours} - {COLOURS[names[2]]}
+
+
+def test_captions_of_one_s_own_may_be_names_of_classes(tmp_path: Path) -> None:
+    """A limit of ten equal captions is a rule for the web: it dropped a shop's thirteen blue wooden chairs."""
+    (tmp_path / "own").mkdir()
+    for n in range(13):
+        (tmp_path / "own" / f"{n}.png").write_bytes(picture("dog.png"))
+        (tmp_path / "own" / f"{n}.txt").write_text("blue wooden chair")
+    texts, funnel = run(card(tmp_path / "own", text_rules={"language": False}), tmp_path / "shards")
+    assert (texts.n_out, funnel.n_out) == (13, 13)
+    one = card(tmp_path / "own", text_rules={"language": False, "max_repeats": 10})
+    with pytest.raises(UserError, match="13 repeated"):
+        run(one, tmp_path / "others")
+
+
 def test_odd_images_come_out_as_from_a_download(tmp_path: Path) -> None:
     (tmp_path / "own").mkdir()
     for name, body in hostile.GOOD.items():

@@ -200,31 +200,6 @@ def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path)
     assert sorted(first) == sorted(other) == sorted(urls)
 
 
-def test_karpathy_split_of_local_images(tmp_path: Path) -> None:
-    images = [
-        {
-            "filepath": "train2014",
-            "filename": "a.jpg",
-            "imgid": 0,
-            "cocoid": 7,
-            "split": "train",
-            "sentences": [{"raw": "A cat."}, {"raw": "One cat sits."}],
-        },
-        {"filename": "b.jpg", "imgid": 1, "split": "restval", "sentences": [{"raw": "A dog."}]},
-        {"filename": "c.jpg", "imgid": 2, "split": "test", "sentences": [{"raw": "held out"}]},
-    ]
-    (tmp_path / "dataset_x.json").write_text(json.dumps({"images": images}))
-    card = tmp_path / "x.yaml"
-    card.write_text(f"format: karpathy\nsplit: train+restval\nimage_root: {tmp_path}\n")
-    table = run(tmp_path, card, list=str(tmp_path / "dataset_x.json"), shuffle=False)
-    assert table["caption"].to_pylist() == ["A cat.", "One cat sits.", "A dog."]
-    assert table["group"].to_pylist() == [7, 7, 1]
-    assert table["url"].to_pylist()[0] == (tmp_path / "train2014" / "a.jpg").as_uri()
-    card.write_text(f"format: karpathy\nsplit: training\nimage_root: {tmp_path}\n")
-    with pytest.raises(UserError, match="no split training; it has restval, test, train"):
-        run(tmp_path, card, list=str(tmp_path / "dataset_x.json"))
-
-
 def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text("obtain: Ask the owner.\n")
     with pytest.raises(UserError, match=r"give list=PATH.*Ask the owner"):

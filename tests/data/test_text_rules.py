@@ -144,9 +144,29 @@ def test_words_decide_where_the_language_model_guesses() -> None:
 
 def test_a_caption_of_another_script_is_not_english() -> None:
     """The language model took a fifth of Chinese labels, and a tenth of Korean ones, for English."""
-    foreign = ["馴鹿", "塑料瓶", "笑得满地打滚", "笑顔", "끄덕끄덕", "더운 얼굴", "ঘোড়া", "กะโหลกไขว้", "ᖃᐅᔨᓴᕐᓂᖅ", "ጤና"]
+    foreign = [
+        "馴鹿",
+        "塑料瓶",
+        "笑得满地打滚",
+        "笑顔",
+        "끄덕끄덕",
+        "더운 얼굴",
+        "ঘোড়া",
+        "กะโหลกไขว้",
+        "ᖃᐅᔨᓴᕐᓂᖅ",
+        "ጤና",
+    ]
     assert are_english(foreign) == [False] * len(foreign)
     assert are_english(["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"]) == [True, True]
+
+
+def test_a_name_is_of_no_language() -> None:
+    flags = ["Côte d’Ivoire", "São Tomé & Príncipe", "Sint Maarten", "Türkiye", "Réunion", "Afghanistan, AF"]
+    assert are_english([f"flag: {name}" for name in flags]) == [True] * len(flags)
+    assert (
+        are_english(["Flagge: Österreich", "drapeau : Réunion", "bandera: España", "Hund: ein Tier"])
+        == [False] * 4
+    )
 
 
 def test_the_word_lists_are_held_once_as_numbers() -> None:

@@ -2,6 +2,7 @@
 
 import importlib
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,23 @@ def test_a_stage_is_stale_when_what_it_reads_of_a_card_changes_and_not_otherwise
     assert stale() == {"text_rules", "download"}
     card.caption_column = "alt"
     assert stale() == {"prepare", "text_rules", "download"}
+
+
+def test_ingest_is_stale_when_a_picture_changes(demo: dict, tmp_path: Path) -> None:
+    card = {"images": str(tmp_path / "photos"), "built_by": None, "group_column": None}
+
+    def state() -> str:
+        study = WorkflowStudy(demo)
+        study.source_cards["demo"] = replace(study.source_cards["demo"], **card)
+        return study.images_state("demo")
+
+    assert state() == "", "no images yet"
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos/captions.csv").write_text("path,caption\na.png,a cat\n")
+    without = state()
+    assert without == state() != ""
+    (tmp_path / "photos/a.png").write_bytes(b"a")
+    assert state() != without
 
 
 def test_the_files_of_a_list_are_inputs(demo: dict, tmp_path: Path) -> None:

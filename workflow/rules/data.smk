@@ -96,6 +96,7 @@ checkpoint ingest:
         memory=STUDY.data_memory,
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
+        state=lambda wildcards: STUDY.images_state(wildcards.source),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:

@@ -7,6 +7,11 @@ import random
 from filip.data.demo.catalogue import Drawing, Emoji
 
 MAX_TAGS = 2
+NOT_ENGLISH = (
+    "hashi",
+    "jeotgarak",
+    "kuaizi",
+)  # CLDR's keywords for chopsticks; a text rule drops what is not English
 LABEL_ONLY = 0.9  # share of captions without keywords; the test captions are labels
 
 
@@ -23,4 +28,4 @@ def caption_of(drawing: Drawing) -> str:
 def informative_tags(emoji: Emoji) -> list[str]:
     """Return the keywords that say more than the label, in CLDR's order."""
     words = set(emoji.label.lower().replace(":", " ").split())
-    return [tag for tag in emoji.tags if not set(tag.lower().split()) <= words]
+    return [tag for tag in emoji.tags if not set(tag.lower().split()) <= words and tag not in NOT_ENGLISH]

@@ -120,7 +120,8 @@ def without_copies(benchmark: Benchmark, held_out: Path, trained: Iterable[Path]
     items = [
         (drawing, text)
         for drawing, text in benchmark.items
-        if hashlib.sha256((held_out / drawing.artist / f"{drawing.slug}.png").read_bytes()).digest() not in seen
+        if hashlib.sha256((held_out / drawing.artist / f"{drawing.slug}.png").read_bytes()).digest()
+        not in seen
     ]
     return replace(benchmark, items=items)
 

@@ -26,7 +26,7 @@ from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
 from filip.errors import UserError
-from filip.files import digest, publish, write_json
+from filip.files import digest, file_state, publish, write_json
 from filip.sets.layouts import LAYOUTS
 from filip.sets.text import NotAFileError
 
@@ -72,6 +72,7 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
     except (FileNotFoundError, json.JSONDecodeError):
         return False
     complete = all((folder / f"{shard:05d}{suffix}").exists() for suffix in SUFFIXES)
+    # rows, settings, and the files themselves: a missing one may be in its place by now
     return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
 
 
@@ -83,12 +84,16 @@ def _rows(kept: Path, shard: int) -> list[Row]:
 def _identity(rows: list[Row], card: SourceCard) -> str:
     load = card.download
     pictures = (load.image_size, load.resize_mode, load.only_if_bigger, load.encode_format, load.quality)
-    return digest([rows, asdict(card.image_rules), pictures])
+    files = {row["_file"]: file_state(row["_file"]) for row in rows}
+    return digest([rows, files, asdict(card.image_rules), pictures])
 
 
 def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
     """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
     rows = _rows(kept, shard)
+    made_from = _identity(
+        rows, card
+    )  # before the files are read: one that changes meanwhile is read again next time
     progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
     staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
@@ -104,7 +109,7 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
             "successes": successes,
             "failed_to_download": sum(row["status"] == "failed_to_download" for row in described),
             "failed_to_resize": sum(row["status"] == "failed_to_resize" for row in described),
-            "made_from": _identity(rows, card),
+            "made_from": made_from,
         }
         write_json(staging / f"{shard:05d}_stats.json", stats)
         # remove the mark of completeness first: while a shard is replaced, none must look complete

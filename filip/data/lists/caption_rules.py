@@ -38,6 +38,8 @@ _TAGS = (
 )
 _TAGS += "|sub|sup|table|td|tr|u|ul"
 
+MOST_REPEATS = 10  # of a caption in a list of URLs, as in the paper
+
 # name: regular expressions (case-insensitive); the rule holds when one of them matches
 MEANINGLESS: dict[str, tuple[str, ...]] = {
     "file_name": (rf"^\S+{_EXTENSION}$", rf"^{_CAMERA}[\s_\-]*[(\[]?\d*[)\]]?{_EXTENSION}$"),
@@ -116,6 +118,7 @@ def conditions(rules: TextRuleSettings) -> dict[str, str]:
     found |= {
         rule: sql_identifier(rule) for rule in active_rules(rules)
     }  # columns, as judge_block writes them
-    if rules.max_repeats:
-        found["repeated"] = f"pairs > {rules.max_repeats}"
+    repeats = MOST_REPEATS if rules.max_repeats is None else rules.max_repeats
+    if repeats:
+        found["repeated"] = f"pairs > {repeats}"
     return found

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.data.lists.karpathy import image_root
 from filip.errors import UserError
 
 ROW, REASON = "_row_", "_drop_reason_"  # columns that this stage adds to those of the list
@@ -16,8 +17,7 @@ AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", 
 
 def judged_rows(card: SourceCard, types: dict[str, str], where: str) -> str:
     """Return SQL of the rows with their position and the reason to drop them, if any."""
-    if card.format != "karpathy":
-        _check_columns(card, types, where)
+    _check_columns(card, types, where)
     # A list from elsewhere must not read this machine's files; a card with image_root means its folder.
     schemes = "https?|file" if card.image_root else "https?"
     conditions = [
@@ -58,11 +58,9 @@ def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
 
 def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
     """Return the SELECT list: url and caption as strings, then every other column under a name that is free."""
-    karpathy = card.format == "karpathy"
-    url = "url" if karpathy else card.url_column
-    captions = ["caption"] if karpathy else card.caption_columns or [card.caption_column]
-    root = card.image_root if card.image_root and not karpathy else None
-    prefix = f"{duckdb_io.sql_literal(image_root(root))} || " if root else ""
+    url = card.url_column
+    captions = card.caption_columns or [card.caption_column]
+    prefix = f"{duckdb_io.sql_literal(image_root(card.image_root))} || " if card.image_root else ""
     texts = [f"nullif(trim({cleaned(column, card)}), '')" for column in captions]
     columns = [
         f"{prefix}trim(CAST({duckdb_io.sql_identifier(url)} AS VARCHAR)) AS url",
@@ -81,6 +79,12 @@ def _columns(card: SourceCard, types: dict[str, str]) -> list[str]:
             f"{value if kind in AS_JSON else f'CAST({value} AS VARCHAR)'} AS {duckdb_io.sql_identifier(free)}"
         )
     return columns
+
+
+def image_root(root: str) -> str:
+    """Return ``root`` as a URL ending in a slash; a folder on this machine becomes ``file:///...``."""
+    url = root if "://" in root else Path(root).resolve().as_uri()
+    return url.rstrip("/") + "/"
 
 
 def cleaned(column: str, card: SourceCard) -> str:

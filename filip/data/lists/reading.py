@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from filip.data.cards import SourceCard
 from filip.data.lists import duckdb_io
-from filip.data.lists.karpathy import read_karpathy
 from filip.errors import UserError
 from filip.files import nothing_at
 
@@ -75,10 +74,6 @@ def relation(
     if len(kinds) > 1:
         raise UserError(f"one list, one format: {card.list} has {', '.join(sorted(kinds))}")
     kind = kinds.pop()
-    if kind == "karpathy":
-        path = scratch / "karpathy.parquet"
-        pq.write_table(read_karpathy(Path(paths[0]), card), path)
-        return duckdb_io.parquet(path)
     if kind == "parquet":
         if strict:
             return duckdb_io.parquet(paths)
