@@ -33,6 +33,8 @@ export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PYTHONUNBUFFERED := 1
 # img2dataset's image library would ask the network for a newer version of itself; hubs are not to be asked either.
 export NO_ALBUMENTATIONS_UPDATE := 1
+# Containers set this often; then each process compiles all that it imports: torch in 3.2 seconds instead of 1.3.
+export PYTHONDONTWRITEBYTECODE :=
 
 ifeq ($(origin CPU),command line)
 ifneq ($(CPU),avx2)

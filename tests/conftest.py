@@ -1,6 +1,8 @@
 """For all tests."""
 
+import os
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -47,8 +49,14 @@ LONGEST_FIRST = (
 
 
 def pytest_configure() -> None:
-    """Listen to Ctrl-C: a shell ignores it in what it starts in the background, and a test's processes inherit that."""
+    """Listen to Ctrl-C, and let compiled modules be written.
+
+    A shell ignores Ctrl-C in what it starts in the background, and a test's processes inherit that.
+    """
     signal.signal(signal.SIGINT, signal.default_int_handler)
+    # As in the Makefile, for tests that are run without it: what processes import is to be compiled once.
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
     if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
 

@@ -182,7 +182,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     folder = tmp_path_factory.mktemp("desk")
     for name in ("filip", "workflow", "data", "eval", "ds_configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("__pycache__", "_*.so"))
+        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*", "_*.so"))
     shutil.copy(ROOT / "Snakefile", folder)
     source = folder / "squares" / "cc3m"
     write_shards(source, shards=2, per_shard=64)

@@ -33,9 +33,12 @@ def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[st
 
 
 def write_clone(target: Path) -> Path:
-    """Write the repository as a fresh checkout has it: no results, no caches, so no data at all."""
+    """Write the repository as a fresh checkout has it: no results, no caches, so no data at all.
+
+    Only the compiled modules are there, so that they are not compiled once more; not those that are being written.
+    """
     ignored = shutil.ignore_patterns(
-        ".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__", "*.egg-info"
+        ".git", ".venv", "results", ".snakemake", ".*cache", "*.pyc.*", "*.egg-info"
     )
     shutil.copytree(ROOT, target, ignore=ignored)
     return target

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,8 +11,8 @@ import pytest
 import yaml
 
 from tests.support.ports import free_port
+from tests.support.snakemake_runs import write_clone
 from tests.support.squares import square, write_test_set
-from workflow.study import ROOT
 
 PHOTOS = 48
 TABLES = "results/photos/tables/tables.json"
@@ -23,9 +22,7 @@ TABLES = "results/photos/tables/tables.json"
 def clone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Make a checkout without results, with a study of a few photos and a few steps: photos.yaml."""
     folder = tmp_path_factory.mktemp("clone")
-    target, images = folder / "filip", folder / "photos"
-    ignored = shutil.ignore_patterns(".git", ".venv", "results", ".snakemake", ".*cache", "__pycache__")
-    shutil.copytree(ROOT, target, ignore=ignored)
+    target, images = write_clone(folder / "filip"), folder / "photos"
     images.mkdir()
     for n in range(PHOTOS):
         (images / f"{n}.png").write_bytes(square(n)[0])
