@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.eval.cards import load_card
+from filip.eval.families import AUTO, CLIP_PROMPTS, PROMPTS
 from filip.study import Study
 from filip.study.evaluation import evaluation_options
 
@@ -125,11 +126,10 @@ class StudyEvaluations(Study):
         return shlex.join(argument for argument in given if argument.split("=", 1)[0] in OF_A_SHEET)
 
     def prompt_file(self, model: str, protocol: str) -> list[str]:
-        """Return the file of prompts that an evaluation reads.
-
-        It is none if it reads none, or the prompt is on its command line.
-        """
+        """Return the files of prompts that an evaluation may read; none if the prompt is on its command line."""
         prompts = evaluation_options(self.config, model, protocol).get("prompts", "")
+        if prompts == AUTO:
+            return [PROMPTS, CLIP_PROMPTS]
         return [prompts] if prompts and "{c}" not in prompts else []
 
     def quoted_labels(self, table: str) -> str:

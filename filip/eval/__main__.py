@@ -25,9 +25,10 @@ import torch.distributed as dist
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
-from filip.eval.context import PROMPTS, Context
+from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate, settings_of
+from filip.eval.families import AUTO, PROMPTS
 from filip.eval.features import ShardEncodedError, read_shard
 from filip.eval.opening import check_sets
 from filip.eval.options import DataOptions, ModelOptions, result_header, store_of
@@ -35,6 +36,7 @@ from filip.eval.outcomes import outcomes_file, write_outcomes
 from filip.eval.protocols import protocol_of, protocols
 from filip.eval.sharing import Share, launched
 from filip.eval.table import as_text, measures
+from filip.eval.text_tokens import CHOICES as TEXT_TOKENS
 from filip.files import check_output, write_json
 from filip.progress import say
 
@@ -52,7 +54,15 @@ class EvaluationOptions(DataOptions, ModelOptions):
         choices=tuple(protocols()),
     )
     run: str = option("", "name of the run in the results; the model file's name if empty")
-    prompts: str = option(PROMPTS, "prompt file, or one prompt such as 'a photo of a {c}.'")
+    prompts: str = option(
+        AUTO, "prompt file, or one prompt such as 'a photo of a {c}.'; auto: those of the model's authors"
+    )
+    text_tokens: str = option(
+        "all",
+        "tokens of a text in a token-wise score: all; without_ends: without [BOS] and [EOS]; content: only words that "
+        "name something",
+        choices=TEXT_TOKENS,
+    )
     batch_size: int = option(64, "images at a time", at_least=1)
     workers: int = option(0, "processes that decode images", at_least=0)
     features: str = option(
@@ -81,7 +91,7 @@ class EvaluationOptions(DataOptions, ModelOptions):
     def context(self, encoder: Encoder, share: Share) -> Context:
         """Return what the protocols share."""
         store = store_of(self, encoder, self.features, self.features_gb, self.shard)
-        return Context(self.root, self.prompts, self.batch_size, self.workers, store, share)
+        return Context(self.root, self.prompts, self.batch_size, self.workers, store, share, self.text_tokens)
 
     def settings(self, protocol: str) -> Any:
         """Return the settings of a protocol; one that has any has an option of its name."""
@@ -97,6 +107,10 @@ Evaluation = make_dataclass(
     ],
     bases=(EvaluationOptions,),
 )
+
+
+# What a result depends on beyond the protocol's settings and the data.
+MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "root")
 
 
 class Job(NamedTuple):
@@ -161,8 +175,11 @@ def _prepare(config: EvaluationOptions, job: Job) -> None:
     """Read prompts and whatever else a protocol reads for its cards, so that a mistake in them is known at once."""
     prepare = protocol_of(job.protocol).prepare
     if prepare is not None:
+        known = (
+            PROMPTS if config.prompts == AUTO else config.prompts
+        )  # it has an entry for every card of ours
         for card in job.cards:
-            prepare(card, config.settings(job.protocol), Context(config.root, config.prompts))
+            prepare(card, config.settings(job.protocol), Context(config.root, known))
 
 
 def _run(
@@ -212,9 +229,7 @@ def _requests(config: EvaluationOptions, job: Job) -> dict[str, Any]:
     """Return what the results of a job depend on, by benchmark; a result with another request is not reused."""
     weights = Path(config.model)
     stamp = weights.stat().st_mtime_ns if weights.is_file() else None
-    model = {
-        key: getattr(config, key) for key in ("model", "run", "image_size", "precision", "tokens", "root")
-    }
+    model = {key: getattr(config, key) for key in MODEL_AND_TEXTS}
     settings = settings_of(protocol_of(job.protocol), config.settings(job.protocol), config.prompts)
     common = {**model, "weights_modified": stamp, **settings}
     return {card.name: {**common, "layout": asdict(card.layout)} for card in job.cards}

@@ -24,14 +24,20 @@ def evaluate(
     """
     protocol = protocol_of(name)
     settings = protocol.settings() if settings is None else settings
+    if protocol.settle is not None:
+        settings = protocol.settle(settings, encoder)
     benchmarks: dict[str, Numbers] = {}
     record: Record = {}
+    prompts = []
     for card in cards:
-        benchmarks[card.name] = found = protocol.run(encoder, card, settings, context, record)
+        of_card = context.of(encoder, card)
+        benchmarks[card.name] = found = protocol.run(encoder, card, settings, of_card, record)
+        prompts.append(of_card.prompts)
         say(f"{card.name}: {summary(protocol, found)}")
+    part = {} if context.text_tokens == "all" else {"text_tokens": context.text_tokens}
     return {
         "protocol": name,
-        "settings": settings_of(protocol, settings, context.prompts),
+        "settings": part | settings_of(protocol, settings, ", ".join(dict.fromkeys(prompts))),
         "benchmarks": benchmarks,
     }, record
 

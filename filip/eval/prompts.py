@@ -15,6 +15,7 @@ import yaml
 
 from filip import resources
 from filip.errors import UserError
+from filip.eval.families import AUTO, PROMPTS
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def alignment_template(prompts: str, card: str) -> str:
     """Return the template for a card's labels in alignments: ``prompts`` if it has ``{c}`` in it, else the file's."""
     if "{c}" in prompts:
         return prompts
-    content = yaml.safe_load(resources.find("prompts", prompts).read_text(encoding="utf-8")) or {}
+    file = PROMPTS if prompts == AUTO else prompts  # no other family has prompts for alignments
+    content = yaml.safe_load(resources.find("prompts", file).read_text(encoding="utf-8")) or {}
     entries = content.get("alignment", {})
     return str(entries.get(card, entries.get("default", DEFAULT)))
 

@@ -18,9 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from filip.errors import UserError
 from filip.eval.encoders import Encoder, load_encoder
 from filip.eval.features import FeatureStore
 from filip.eval.sharing import ALONE, Share
+from filip.eval.text_tokens import select_tokens
 from filip.interaction import Similarity, pooled_similarity, score
 from filip.interaction.scoring import BLOCK_IMAGES
 from filip.progress import Progress
@@ -50,6 +52,10 @@ class Texts:
         rows = starts[index].repeat_interleave(lengths) + within
         return Texts(self.values[rows.to(self.values.device)], lengths)
 
+    def only(self, kept: Tensor, lengths: Tensor) -> Texts:
+        """Return the texts with some of their tokens. kept: [T] bool; lengths: [t] int64, what is left of each."""
+        return Texts(self.values[kept.to(self.values.device)], lengths)
+
     def to(self, device: str) -> Texts:
         """Return the same texts with the values on a device."""
         return Texts(self.values.to(device), self.lengths)
@@ -65,6 +71,7 @@ class Scorer:
     token_wise: bool
     share: Share = ALONE  # this process among those that evaluate together
     store: FeatureStore | None = None  # where image features are kept
+    text_tokens: str = "all"  # which tokens of a text take part, see filip.eval.text_tokens
 
     def __init__(self, encoder: Encoder, text_batch: int = 256):
         self.encoder = encoder
@@ -106,8 +113,20 @@ class Scorer:
         lengths = [length for _, length in parts if length is not None]
         values = self.moved_back(torch.cat([value for value, _ in parts]))
         encoded = Texts(values, torch.cat(lengths) if lengths else None)
+        encoded = self.with_tokens(unique, encoded, self.text_tokens)
         position = {text: i for i, text in enumerate(unique)}
         return encoded.select(torch.tensor([position[text] for text in texts], dtype=torch.int64))
+
+    def with_tokens(self, texts: Sequence[str], encoded: Texts, choice: str) -> Texts:
+        """Return encoded texts with the tokens that a choice of :mod:`filip.eval.text_tokens` keeps."""
+        if choice == "all":
+            return encoded
+        if encoded.lengths is None:
+            raise UserError(
+                f"text_tokens={choice} leaves tokens out of a token-wise score, and {self.name} has one vector a text"
+            )
+        named = [self.encoder.tokens(text) for text in texts]
+        return encoded.only(*select_tokens(texts, named, encoded.lengths, choice))
 
     def movable(self, features: Tensor) -> Tensor:
         """Return features that can be sent: on the CPU if several processes evaluate together, else where they are."""

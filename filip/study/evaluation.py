@@ -6,48 +6,30 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
-import yaml
-
-from filip import resources
 from filip.errors import UserError
 from filip.eval.cards import load_card
+from filip.eval.families import AUTO, PROMPTS
 from filip.study.tables import PROTOCOLS
 
-PROMPTS = "eval/prompts.yaml"
-CLIP_PROMPTS = "eval/prompts_clip.yaml"
 SET_BY_THE_STUDY = ("model", "root", "data", "protocols", "out", "run")  # no override may change these
 
 
 def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> dict[str, str]:
     """Return ``{key: value}`` for ``filip eval protocols=[<protocol>]`` beyond model, root, data and out.
 
-    config: a study. model: one of its runs or peers. A later one wins: the study's ``eval.prompts``, the ensemble of a
-    peer, ``eval.overrides.<protocol>``, the peer's own ``eval.<protocol>``.
+    config: a study. model: one of its runs or peers. A later one wins: the study's ``eval.prompts``, without which a
+    peer has the prompts and the ensemble of its authors, ``eval.overrides.<protocol>``, the peer's own
+    ``eval.<protocol>``.
     """
     evaluation, peer = config["eval"], config.get("peers", {}).get(model)
     given: list[str] = []
     if protocol in ("zero_shot", "retrieval", "alignment", "segmentation"):
-        given.append(f"prompts={evaluation.get('prompts', PROMPTS)}")
-    if peer is not None and protocol == "zero_shot":
-        given += _own_ensemble(evaluation)
+        given.append(f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}")
     overrides = evaluation.get("overrides", {}).get(protocol, [])
     if peer is not None:
         overrides = [*overrides, *peer.get("eval", {}).get(protocol, [])]
     given += [_with_group(protocol, text) for text in overrides]
-    options = dict(text.split("=", 1) for text in given)
-    if peer is not None and options.get("tokens") == "true" and "zero_shot.ensemble" in options:
-        options["zero_shot.ensemble"] = "score"  # vectors of tokens have no mean
-    return options
-
-
-def _own_ensemble(evaluation: Mapping[str, Any]) -> list[str]:
-    """Return the options with which CLIP and its successors were published.
-
-    These are the mean vector over CLIP's templates, where it has some.
-    """
-    content = yaml.safe_load(resources.find("prompts", CLIP_PROMPTS).read_text(encoding="utf-8"))
-    known = all(load_card(name).prompts in content for name in evaluation["zero_shot"])
-    return [*([f"prompts={CLIP_PROMPTS}"] if known else []), "zero_shot.ensemble=embedding"]
+    return dict(text.split("=", 1) for text in given)
 
 
 def check_evaluation_options(config: Mapping[str, Any]) -> None:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from filip.errors import UserError
+from filip.eval.families import PROMPTS
 from filip.files import nothing_at
 from filip.progress import say
 from filip.study.checks import check_config
-from filip.study.evaluation import PROMPTS
 from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:

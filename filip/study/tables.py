@@ -30,6 +30,7 @@ TABLES: dict[str, TableKind] = {
     "zero_shot": TableKind("zero_shot:build", ("zero_shot",), with_peers=True),
     "linear_probe": TableKind("linear_probe:build", ("linear_probe",)),
     "retrieval": TableKind("retrieval:build", ("retrieval",), with_peers=True),
+    "rankings": TableKind("rankings:build", ("retrieval",), with_peers=True),
     "scene_pointing": TableKind("scene_pointing:build", ("scene_pointing",)),
     "selection": TableKind("selection:build", ("selection",), with_peers=True),
     "segmentation": TableKind("segmentation:build", ("segmentation",), with_peers=True),

@@ -139,6 +139,22 @@ def winoground(root: Path, name: str) -> int:
     return 4
 
 
+def half_truths(root: Path, name: str) -> int:
+    rows = [
+        {
+            "image": f"{i}.jpg",
+            "caption": f"a {i}",
+            "half_truth": f"a {i + 50}",
+            "kind": ("entity", "relation")[i % 2],
+        }
+        for i in range(4)
+    ]
+    for i in range(4):
+        save(root / "half_truths" / "val2017" / f"{i}.jpg", i)
+    write_json(root / "half_truths" / "half_truths.json", rows)
+    return 4
+
+
 def write_json(path: Path, content: Any) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(content))
@@ -152,6 +168,7 @@ SELECTION: dict[str, Callable[[Path, str], int]] = {
     **{f"aro_{part}_order": aro_order for part in ("coco", "flickr")},
     **{f"fg_ovd_{part}": fg_ovd for part in ("hard", "medium", "easy", "trivial")},
     "winoground": winoground,
+    "half_truths_coco": half_truths,
 }
 
 

@@ -89,6 +89,7 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
     """The ranks equal those of the definition, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
+    options.append("retrieval.compare_text_tokens=true")
     run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
     found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     scorer = load_scorer(model)
@@ -105,6 +106,14 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
         images_found = (by[images_by].topk(k, dim=0).indices == own[None]).any(0).double().mean()
         assert found["i2t"][f"r{k}"] == pytest.approx(float(texts_found))
         assert found["t2i"][f"r{k}"] == pytest.approx(float(images_found))
+    for name, scores in by.items():  # the others are among the numbers, too
+        first = (scores.argmax(1) == own).double().mean(), (scores.argmax(0) == own).double().mean()
+        assert [found["by"][name][way]["r1"] for way in ("i2t", "t2i")] == pytest.approx(
+            [float(f) for f in first]
+        )
+    without = found["text_tokens"]["without_ends"]
+    inner = torch.tensor([[(image @ text[1:-1].T).amax(0).mean() for text in texts] for image in images])
+    assert without["text"]["t2i"]["r1"] == pytest.approx(float((inner.argmax(0) == own).double().mean()))
     order = [by[name].argsort(1) for name in ("image", "text")]
     assert not torch.equal(*order)  # else the test could not tell them apart
 
@@ -219,7 +228,7 @@ def test_top5_of_five_classes_is_refused_before_anything_is_encoded(root, capsys
         (
             "zero_shot",
             "zero_shot.ensemble=vote",
-            "zero_shot.ensemble=vote: ensemble takes score, embedding",
+            "zero_shot.ensemble=vote: ensemble takes auto, score, embedding",
         ),
         ("zero_shot", "zero_shot.ensemble=embedding", "no meaning for a token-wise model"),
         ("retrieval", "retrieval.rank_texts_by=both", "rank_texts_by takes image, text, mean"),
@@ -247,4 +256,4 @@ def test_help_lists_every_option_and_every_setting_of_a_protocol(capsys):
     run_command(main, Evaluation, argv=["--help"])
     said = capsys.readouterr().out
     assert all(f"  {name}" in said for name in Evaluation.__dataclass_fields__)
-    assert "  retrieval.shortlist=0" in said and "  zero_shot.ensemble=score" in said
+    assert "  retrieval.shortlist=0" in said and "  zero_shot.ensemble=auto" in said

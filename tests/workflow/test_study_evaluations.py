@@ -103,27 +103,25 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     assert ours[3].startswith("data=[eval/")
     assert ours[4:] == ["prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
     theirs = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
-    own = ["zero_shot.ensemble=embedding", "workers=1", "precision=bf16"]
-    assert theirs[4:] == ["prompts=eval/prompts.yaml", *own]
+    assert theirs[4:] == ["prompts=eval/prompts.yaml", "workers=1", "precision=bf16"]
     assert shlex.split(study.evaluation_arguments("b32", "selection"))[4:] == ["tokens=true"]
 
 
-def test_a_peer_is_scored_as_it_was_published_where_clip_has_prompts(demo: dict) -> None:
+def test_a_peer_is_scored_by_its_own_protocol_unless_the_study_names_prompts(demo: dict) -> None:
     demo["eval"] |= {"zero_shot": ["cifar10", "sun397"], "loaders": {"sun397": "torchvision"}}
     demo["peers"] = {"b32": {"label": "B/32", "model": "open_clip:ViT-B-32:openai"}}
     study = WorkflowStudy(demo)
     given = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
     assert given[3:] == [
         "data=[eval/cifar10.yaml,eval/sun397.yaml@torchvision]",
-        "prompts=eval/prompts_clip.yaml",
-        "zero_shot.ensemble=embedding",
+        "prompts=auto",
     ]
-    assert study.prompt_file("b32", "zero_shot") == ["eval/prompts_clip.yaml"]
+    assert study.prompt_file("b32", "zero_shot") == ["eval/prompts.yaml", "eval/prompts_clip.yaml"]
     assert study.prompt_file("clip", "zero_shot") == ["eval/prompts.yaml"]
     assert study.prompt_file("clip", "selection") == []
     demo["peers"]["b32"]["eval"] = {"zero_shot": ["prompts=eval/prompts.yaml", "tokens=true"]}
     given = shlex.split(WorkflowStudy(demo).evaluation_arguments("b32", "zero_shot"))
-    assert given[4:] == ["prompts=eval/prompts.yaml", "zero_shot.ensemble=score", "tokens=true"]
+    assert given[4:] == ["prompts=eval/prompts.yaml", "tokens=true"]
 
 
 def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict) -> None:

@@ -27,12 +27,14 @@ from filip.files import nothing_at
 class Encoder(Protocol):
     """A model as a scorer needs it. ``token_wise``: a vector per token, not one per image or text.
 
+    ``family``: whose protocol it is scored by (:mod:`filip.eval.families`).
     ``grid``: rows and columns of the patches; (0, 0) if the model has no ``patches``. ``details``: what else a
     result file should say of the model, such as an activation that its weights do not imply. ``dtype``: of the towers'
     arithmetic and of the tokens that are kept; ``device``: where both are.
     """
 
     name: str
+    family: str
     token_wise: bool
     image_size: int
     context_length: int  # tokens of a text, [BOS] and [EOS] included; what is beyond is cut
@@ -196,7 +198,7 @@ class FilipEncoder:
 
         loading = loading or Loading(device=device)
         self.model: Any = model
-        self.name = name
+        self.name, self.family = name, "filip"
         self.device, self.dtype = loading.device, loading.dtype
         trained_so = self.model.config.interaction == "token_wise"
         self.token_wise = trained_so or loading.tokens

@@ -45,9 +45,9 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as error:
             raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
-        super().__init__(f"hf {where}", loading)
-        self.model = model.eval().to(loading.device)
         self.siglip = config.model_type == "siglip"
+        super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
+        self.model = model.eval().to(loading.device)
         self.tokenizer: Any = tokenizer
         self.context_length = int(config.text_config.max_position_embeddings)
         own, patch = int(config.vision_config.image_size), int(config.vision_config.patch_size)

@@ -47,6 +47,7 @@ class MultiVectorEncoder:
         self.model: Any = model
         self.name = f"mv {Path(folder).name}"
         self.device, self.dtype, self.token_wise = loading.device, loading.dtype, True
+        self.family = "filip"
         self.details: dict[str, str] = {}
         self.context_length = int(model.max_seq_length or 0)
         self.transform: Callable[[Image.Image], Tensor] = _Preprocess(model)

@@ -45,7 +45,7 @@ class OnnxEncoder:
             )
         self._image, self._text = (_session(onnxruntime, file) for file in files)
         self.name = f"onnx {place.name}{' ' if variant else ''}{variant}"
-        self.device, self.dtype = "cpu", torch.float32
+        self.device, self.dtype, self.family = "cpu", torch.float32, "filip"
         self.token_wise = bool(about["token_wise"])
         self.details = {"variant": variant} if variant else {}
         self.image_size, self.context_length = int(about["image_size"]), int(about["context_length"])

@@ -62,7 +62,8 @@ class OpenClipEncoder(TwoTowerEncoder):
             )
             tokenizer = open_clip.get_tokenizer(architecture)
         suffix = "" if carried else f" {Path(weights).stem}" if weights else " (no weights)"
-        super().__init__(f"open_clip {architecture}{suffix}", loading)
+        family = "siglip" if "siglip" in architecture.lower() else "clip"
+        super().__init__(f"open_clip {architecture}{suffix}", loading, family)
         self.model = model.eval()
         self.details = {"activation": _built_with(model)} | self.details
         self.transform: Callable[[Image.Image], Tensor] = transform

@@ -28,14 +28,15 @@ class TwoTowerEncoder:
     """
 
     name: str
+    family: str
     model: Any
     image_size: int
     context_length: int
     grid: tuple[int, int]
     transform: Callable[[Image.Image], Tensor]
 
-    def __init__(self, name: str, loading: Loading) -> None:
-        self.name = name
+    def __init__(self, name: str, loading: Loading, family: str = "clip") -> None:
+        self.name, self.family = name, family
         self.device, self.dtype, self.token_wise = loading.device, loading.dtype, loading.tokens
         self.details: dict[str, str] = {"tokens": OWN_PROJECTIONS} if loading.tokens else {}
 

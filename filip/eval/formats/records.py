@@ -14,6 +14,7 @@ The table may be JSON, JSON lines, CSV, TSV, Parquet, or a data set that ``datas
     crop              column of a box [x, y, width, height] in pixels, or the four columns of it: only that is shown
     category          column of what is reported separately, and as a mean over categories
     category_least    rows that a category needs to count in that mean
+    category_without    categories that do not count in it
     keep              {column: value}: only rows that have it, e.g. a split
     prefix            what stands before a name in the image column
     suffix            what stands behind it, e.g. ".jpg"
@@ -34,7 +35,7 @@ from filip.sets import columns
 
 KEYS = (
     *("annotations", "images", "image", "caption", "label", "positive", "negative", "options"),
-    *("crop", "category", "category_least", "keep", "prefix", "suffix"),
+    *("crop", "category", "category_least", "category_without", "keep", "prefix", "suffix"),
 )
 
 

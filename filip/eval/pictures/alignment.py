@@ -14,8 +14,8 @@ from PIL import Image
 from filip.command import option
 from filip.data.preprocessing import denormalize
 from filip.eval.cards import BenchmarkCard, match_classes
-from filip.eval.context import PROMPTS
 from filip.eval.encoders import Encoder
+from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import DataOptions, ModelOptions
 from filip.eval.pictures.drawing import Cell, PictureOptions, alignment_cell, save_png, sheet

@@ -73,8 +73,9 @@ class Protocol:
     title: in tables. kinds: of the cards that it is for. run: see below; the outcome of each image goes into the
     record under the card's name. settings: a dataclass of options with their defaults. size: where the number of images
     is among the numbers. note: one line on what is measured. prepare: reads what a card needs, such as its prompts, so
-    that a mistake is known before a model is loaded. on_request: only where ``protocols=`` names it. in_parts: goes
-    through images in batches that several jobs can share (``shard=``).
+    that a mistake is known before a model is loaded. settle: fills in settings that depend on the model. on_request:
+    only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
+    (``shard=``).
     """
 
     title: str
@@ -84,6 +85,7 @@ class Protocol:
     columns: tuple[Column, ...]
     note: str
     prepare: Callable[[BenchmarkCard, Any, Context], object] | None = None
+    settle: Callable[[Any, Encoder], Any] | None = None
     size: str = "n"
     on_request: bool = False
     in_parts: bool = False

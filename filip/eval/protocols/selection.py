@@ -83,8 +83,7 @@ def select(
     counts = [len(scores) for scores in parts[RANKINGS[0]]]
     chance = float(np.mean([1 / math.comb(n, t) for n, t in zip(counts, truths, strict=True)]))
     result = {"n": len(keys), "chance": chance, **common, **rates}
-    least = int(card.layout.options.get("category_least", 1))
-    return result | ({"by_category": _by_category(hits, categories, least)} if any(categories) else {})
+    return result | ({"by_category": _by_category(hits, categories, card)} if any(categories) else {})
 
 
 def _own_scores(scores: Tensor, counts: list[int]) -> list[list[float]]:
@@ -114,16 +113,20 @@ def _rate(right: np.ndarray, clusters: Sequence[str]) -> dict[str, Any]:
     return {"value": float(right.mean()), "ci95": list(mean_interval(right, clusters=np.asarray(clusters)))}
 
 
-def _by_category(hits: dict[str, np.ndarray], categories: list[str], least: int) -> dict[str, Any]:
-    """Return each category's accuracy and, by each ranking, the mean over those with ``least`` rows: what ARO's
-    authors report of attributes."""
+def _by_category(hits: dict[str, np.ndarray], categories: list[str], card: BenchmarkCard) -> dict[str, Any]:
+    """Return each category's accuracy and, by each ranking, the mean over categories: what ARO's authors print.
+
+    A category counts in that mean if it has the card's ``category_least`` rows and is not in ``category_without``.
+    """
     names = np.asarray(categories)
     table = {
         name: {"n": int((names == name).sum())}
         | {by: float(right[names == name].mean()) for by, right in hits.items()}
         for name in sorted(set(categories))
     }
-    counted = [row for row in table.values() if row["n"] >= least]
+    options = card.layout.options
+    least, without = int(options.get("category_least", 1)), set(options.get("category_without", ()))
+    counted = [row for name, row in table.items() if row["n"] >= least and name not in without]
     means = {by: float(np.mean([row[by] for row in counted])) if counted else None for by in hits}
     return {"mean": means, "categories": len(counted), "of": table}
 
@@ -132,14 +135,14 @@ def _winoground(
     card: BenchmarkCard, parts: dict[str, list[list[float]]], examples: list[str], record: Record | None
 ) -> dict[str, Any]:
     """Score as Thrush et al. 2022: ``text`` (each image prefers its caption), ``image`` (each caption its image),
-    ``group``.
+    ``group``; and as Zhu et al. 2025 (arXiv 2510.07632): ``match`` (the right pairing of both has the highest sum).
 
     The ranking's number itself is that of ``group``. An example of which an image could not be read is left out.
     """
     pairs = [n for n in range(len(examples) - 1) if examples[n] == examples[n + 1]]
     if not pairs:
         raise UserError(f"{card.name}: no example has both of its images")
-    chance = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6}
+    chance = {"text": 1 / 4, "image": 1 / 4, "group": 1 / 6, "match": 1 / 2}
     outcomes: dict[str, list[float]] = {}
     result: dict[str, Any] = {"n": len(pairs), "chance": chance["group"], "note": size_note(card, len(pairs))}
     for by, scores in parts.items():
@@ -148,14 +151,14 @@ def _winoground(
         outcomes |= {f"{measure}_{by}": list(values) for measure, values in columns.items()}
         names = [examples[n] for n in pairs]
         rates = {m: _rate(values, names) | {"chance": chance[m]} for m, values in columns.items()}
-        result[by] = rates["group"] | {"text": rates["text"], "image": rates["image"]}
+        result[by] = rates["group"] | {name: rates[name] for name in ("text", "image", "match")}
     if record is not None:
         record[card.name] = Outcomes.of([examples[n] for n in pairs], outcomes)
     return result
 
 
-def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float]:
-    """Return (text, image, group) of an example from each image's scores of its caption and of the other one.
+def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple[float, float, float, float]:
+    """Return (text, image, group, match) of an example from each image's scores of its caption and of the other one.
 
     Ties count by their expected value over the orders of equal scores.
     """
@@ -169,7 +172,8 @@ def winoground_outcome(first: Sequence[float], second: Sequence[float]) -> tuple
         image = rank[0] < rank[3] and rank[2] < rank[1]
         found.append((text, image, text and image))
     text, image, group = np.mean(found, axis=0).tolist()
-    return text, image, group
+    right, wrong = scores[0] + scores[2], scores[1] + scores[3]
+    return text, image, group, 0.5 if right == wrong else float(right > wrong)
 
 
 NAMES = {"image": "by s^I", "text": "by s^T", "mean": "by their mean"}
@@ -178,7 +182,12 @@ PROTOCOL = Protocol(
     ("selection",),
     run,
     NoSettings,
-    columns=tuple(Column(name, f"{by}.value", "chance", f"{by}.ci95") for by, name in NAMES.items()),
+    columns=tuple(Column(name, f"{by}.value", "chance", f"{by}.ci95") for by, name in NAMES.items())
+    + tuple(Column(f"mean of categories {name}", f"by_category.mean.{by}", "") for by, name in NAMES.items())
+    + tuple(
+        Column(f"match {name}", f"{by}.match.value", f"{by}.match.chance", f"{by}.match.ci95")
+        for by, name in NAMES.items()
+    ),
     note="The true caption has the highest similarity to its image.",
     in_parts=True,
 )

@@ -1,14 +1,14 @@
 """Zero-shot classification.
 
-The score of a class is the mean over its prompts of s^I (the image-to-text similarity). Embeddings are not
-averaged, except on request for a pooled model (``ensemble=embedding``), which is what CLIP and CLIP_benchmark
-do and what numbers published for CLIP models rest on.
+The score of a class is the mean over its prompts of s^I (the image-to-text similarity), as in the paper, or that of the
+mean vector of its prompts, as CLIP and CLIP_benchmark do it: each model by the protocol of its family
+(:mod:`filip.eval.families`), so that numbers published for CLIP models come out of their weights.
 """
 
 from __future__ import annotations
 
 import itertools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -23,22 +23,30 @@ from filip.eval.context import Context
 from filip.eval.datasets import Batch
 from filip.eval.encode_set import Source, collect
 from filip.eval.encoders import Encoder
+from filip.eval.families import AUTO, FAMILIES
 from filip.eval.formats import open_set
 from filip.eval.outcomes import Record
 from filip.eval.prompts import Prompt, card_ensemble
 from filip.eval.protocols import Column, Numbers, Protocol
 from filip.eval.scorer import Scorer, Texts
 
-ENSEMBLES = ("score", "embedding")
+ENSEMBLES = (AUTO, "score", "embedding")
 
 
 @dataclass
 class ZeroShotSettings:
     ensemble: str = option(
-        "score",
-        "score: mean of scores over prompts; embedding: mean vector (pooled models)",
+        AUTO,
+        "score: mean of scores over prompts; embedding: mean vector (pooled models); auto: as its authors do",
         choices=ENSEMBLES,
     )
+
+
+def settle(settings: ZeroShotSettings, encoder: Encoder) -> ZeroShotSettings:
+    """Return the settings with the ensemble that a model has where it is "auto"."""
+    if settings.ensemble != AUTO:
+        return settings
+    return replace(settings, ensemble="score" if encoder.token_wise else FAMILIES[encoder.family].ensemble)
 
 
 def run(
@@ -109,8 +117,9 @@ PROTOCOL = Protocol(
     run,
     ZeroShotSettings,
     columns=(Column("{metric}"),),
-    note="The score of a class is the mean over its prompts of the image-to-text similarity.",
+    note="The score of a class is the mean of its prompts' similarities to the image, or that of their mean vector.",
     prepare=prompts_of,
+    settle=settle,
     in_parts=True,
     reads_prompts=True,
 )

@@ -138,12 +138,14 @@ def parts_table(
     cell_of: Callable[[dict[str, Any], str], Cell],
     outcome: dict[str, str],
     runs: list[str] | None = None,
+    fits: Callable[[str, str], bool] | None = None,
 ) -> tuple[list[Column], list[Row]]:
     """Return columns and our rows of a table with several figures per benchmark.
 
     parts: {key of a figure: title of its column}. cell_of: that figure of a benchmark's result, as a cell. outcome:
     {key of a figure: what follows the benchmark's name in its outcomes}; without one it is not compared in pairs.
-    runs: the rows; None: those of the table that has the protocol's name.
+    runs: the rows; None: those of the table that has the protocol's name. fits: whether a benchmark has a figure, from
+    both their keys; None: each has all.
     """
 
     def cell(run: str, benchmark: str, part: str) -> Cell:
@@ -152,7 +154,12 @@ def parts_table(
             Cell(reason=inputs.why_empty(run, protocol, benchmark)) if found is None else cell_of(found, part)
         )
 
-    figures = [(name, part) for name in inputs.study.benchmarks(protocol) for part in parts]
+    figures = [
+        (name, part)
+        for name in inputs.study.benchmarks(protocol)
+        for part in parts
+        if fits is None or fits(name, part)
+    ]
     columns = [
         Column(
             f"{name}_{part}",

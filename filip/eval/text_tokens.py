@@ -1,0 +1,71 @@
+"""Choose the tokens of a text that take part in a token-wise score.
+
+They are all, all but [BOS] and [EOS], or those of words that name something. The paper does not say whether [BOS] and
+[EOS] count. Models are trained with them here, and much of image to text rests on them and on function words, to which
+the patches of a background go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from filip.words import FUNCTION_WORDS
+
+CHOICES = ("all", "without_ends", "content")
+ENDS = ("[BOS]", "[EOS]")
+_WORDS = re.compile(
+    r"[^\W\d_]+|\d|[^\s\w]+|_+"
+)  # close to how CLIP's tokenizer splits a text before its pairs
+
+
+def kept_tokens(text: str, tokens: Sequence[str], choice: str) -> list[bool]:
+    """Return for each token of a text whether it takes part. tokens: as ``Encoder.tokens`` names them.
+
+    choice: of :data:`CHOICES`. A text in which no word names anything keeps all tokens but its ends, and one that is
+    empty keeps its ends.
+    """
+    inner = [token not in ENDS for token in tokens]
+    kept = [True] * len(tokens)
+    if choice != "all":
+        kept = inner
+    if choice == "content":
+        kept = [part and name for part, name in zip(inner, _names(text, tokens), strict=True)]
+    return next(found for found in (kept, inner, [True] * len(tokens)) if any(found) or not tokens)
+
+
+def _names(text: str, tokens: Sequence[str]) -> list[bool]:
+    """Return for each token whether its word is neither punctuation nor a function word."""
+    words = iter(_WORDS.findall(text.lower()))
+    word, so_far, names = next(words, ""), "", []
+    for token in tokens:
+        if token in ENDS:
+            names.append(False)
+            continue
+        so_far += token
+        if not word.startswith(so_far):  # the tokenizer split elsewhere: the piece stands for itself
+            word = so_far = token
+        names.append(any(map(str.isalnum, word)) and word not in FUNCTION_WORDS)
+        if so_far == word:
+            word, so_far = next(words, ""), ""
+    return names
+
+
+def select_tokens(
+    texts: Sequence[str], tokens: Sequence[Sequence[str]], lengths: Tensor, choice: str
+) -> tuple[Tensor, Tensor]:
+    """Return (which of the packed tokens take part [T] bool, how many are left of each text [t] int64).
+
+    tokens: of each text, with or without a vector for its ends; lengths: [t] int64, the vectors of each.
+    """
+    masks = []
+    for text, names, length in zip(texts, tokens, lengths.tolist(), strict=True):
+        names = list(names)
+        if len(names) == length + 2:  # a model that leaves its ends out by itself
+            names = names[1:-1]
+        kept = kept_tokens(text, names[:length], choice)
+        masks.append(torch.tensor(kept + [False] * (length - len(kept)), dtype=torch.bool))
+    return torch.cat(masks), torch.tensor([int(mask.sum()) for mask in masks], dtype=torch.int64)
