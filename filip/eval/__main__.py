@@ -110,7 +110,7 @@ Evaluation = make_dataclass(
 
 
 # What a result depends on beyond the protocol's settings and the data.
-MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "root")
+MODEL_AND_TEXTS = ("model", "run", "image_size", "precision", "tokens", "text_tokens", "fit", "root")
 
 
 class Job(NamedTuple):

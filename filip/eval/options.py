@@ -12,6 +12,7 @@ from filip.errors import UserError
 from filip.eval.cards import KINDS, BenchmarkCard
 from filip.eval.encoders import FORMS, Encoder, load_encoder
 from filip.eval.features import FeatureStore, model_key, read_shard
+from filip.eval.fit import FITS
 from filip.eval.opening import MISSING_SETS, check_sets
 from filip.eval.own_data import cards_of
 from filip.eval.precision import PRECISIONS, name_of
@@ -33,6 +34,11 @@ class ModelOptions:
     tokens: bool = option(
         False, "score a pooled model token-wise: every patch and word through its own projections"
     )
+    fit: str = option(
+        "crop",
+        "pictures that are not square: crop (their centre, as in published numbers) or pad (whole, with borders)",
+        choices=FITS,
+    )
     trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")
 
     def encoder(self) -> Encoder:
@@ -44,6 +50,7 @@ class ModelOptions:
             precision=self.precision,
             tokens=self.tokens,
             trust_remote_code=self.trust_remote_code,
+            fit=self.fit,
         )
 
     def run_name(self, run: str = "") -> str:

@@ -79,10 +79,12 @@ def coverage(
     """Return [rows, columns]: the share of each patch that lies on the object, after the image's own transform.
 
     The mask goes through the transform as if it were the image, whatever that resizes or crops; its
-    normalisation is undone by comparing with what black and white become.
+    normalisation is undone by comparing with what black and white become. Borders, where both are the same, lie on
+    nothing.
     """
     black, white = (_transformed(transform, mask.size, colour) for colour in ("black", "white"))
-    seen = ((transform(mask.convert("RGB")) - black) / (white - black)).mean(0).clamp(0, 1)
+    span = (white - black).amax((1, 2), keepdim=True)
+    seen = ((transform(mask.convert("RGB")) - black) / span).mean(0).clamp(0, 1)
     rows, columns = grid
     height, width = seen.shape[0] // rows, seen.shape[1] // columns
     seen = seen[: rows * height, : columns * width]

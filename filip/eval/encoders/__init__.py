@@ -20,6 +20,7 @@ from torch import Tensor
 
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError
+from filip.eval.fit import FITS, Padded
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
 
@@ -134,19 +135,31 @@ def load_encoder(
     precision: str = "fp32",
     tokens: bool = False,
     trust_remote_code: bool = False,
+    fit: str = "crop",
 ) -> Encoder:
     """Load a model by its name.
 
     model: a ``.safetensors`` file written by training, a run folder or a DeepSpeed checkpoint of ours, or a name with a
     prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
-    image_size, tokens, trust_remote_code: see :class:`Loading`.
+    image_size, tokens, trust_remote_code: see :class:`Loading`. fit: "crop": pictures that are not square as the
+    model's authors do, mostly by their centre; "pad": whole, in a square with grey borders.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size}: a side of the input in pixels must be at least 1")
+    if fit not in FITS:
+        raise UserError(f"fit={fit}: a picture that is not square is fitted by {' or '.join(FITS)}")
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code)
+    encoder = _load(model, loading)
+    if fit == "pad":
+        encoder.transform = Padded(encoder.transform)
+        encoder.details = {**encoder.details, "fit": "pad"}
+    return encoder
+
+
+def _load(model: str, loading: Loading) -> Encoder:
     prefix, colon, name = model.partition(":")
     if colon and prefix in BACKENDS:
         if not name:
@@ -165,8 +178,8 @@ def load_encoder(
             if close
             else nothing_at(model, f"give a model: {FORMS}")
         )
-    own = _own_model(place, image_size).to(device)
-    if device == "cpu":
+    own = _own_model(place, loading.image_size).to(loading.device)
+    if loading.device == "cpu":
         own.image.fold_stem()
         keep_freed_memory()
     return FilipEncoder(own, place.stem, loading=loading)

@@ -29,6 +29,7 @@ def _settings(result: dict[str, Any]) -> dict[str, str]:
         "image size": f"{result['image_size']} px" if result.get("image_size") else None,
         "precision": result.get("precision"),
         "tokens": result.get("tokens"),
+        "fit": result.get("fit"),
         "tokens of a text": own.get("text_tokens"),
     }
     return {name: str(value) for name, value in settings.items() if value}

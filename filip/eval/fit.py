@@ -1,0 +1,37 @@
+"""Fit a picture that is not square to a model that sees squares: by its centre, or whole with borders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from PIL import Image
+from torch import Tensor
+
+from filip.pixels import CLIP_MEAN
+from filip.rgb import to_rgb
+
+FITS = ("crop", "pad")
+_GREY = tuple(round(255 * mean) for mean in CLIP_MEAN)  # normalised, it is nought
+
+
+class Padded:
+    """A model's transform of the whole picture in a square with grey borders. A class, so that workers can have it.
+
+    transform: of an image to pixels [3, S, S].
+    """
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor]) -> None:
+        self.transform = transform
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self.transform(squared(to_rgb(image)))
+
+
+def squared(image: Image.Image) -> Image.Image:
+    """Return an RGB image with borders above and below, or left and right, that make it square."""
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    page = Image.new("RGB", (side, side), _GREY)
+    page.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return page
