@@ -1,14 +1,16 @@
 """Write the explorer to a file: ``filip explore export models=[clip.safetensors,filip.safetensors] labels=[CLIP,FILIP]
 images=demo_scenes_new root=DIR out=explore.html``.
 
-It opens from disk and needs no server: thumbnails, 8-bit image tokens and 8-bit tokens of the captions are
-inside, and the page itself computes the late interaction of a caption with all images, every token with every patch.
-Any other text needs a model: ``filip explore serve``.
+It opens from disk and needs no server: thumbnails and 8-bit image tokens are inside, and the page itself computes the
+late interaction of a text with all images, every token with every patch. The towers of small models are inside as well
+(:mod:`filip.explore.towers`), so that it takes any text and any picture. Where they are not, it has the tokens of its
+captions, and any other text needs ``filip explore serve``.
 """
 
 from __future__ import annotations
 
 import base64
+import json
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +21,10 @@ from filip.errors import UserError
 from filip.explore.gallery import Gallery, GalleryOptions, ImageFeatures, Viewer
 from filip.explore.packing import base64_of, packed
 from filip.explore.page import page
+from filip.explore.towers import NotInPage, image_tower, text_tower, tokenizer_data
 from filip.files import replacing
 from filip.progress import say, track
+from filip.words import FUNCTION_WORDS
 
 
 @dataclass
@@ -28,35 +32,89 @@ class Export(GalleryOptions):
     count: int | None = option(
         500, "maximum number of images, evenly spread; null = all. A page of 500 has 5 to 50 MB", at_least=1
     )
+    towers: str = option(
+        "auto",
+        "models in the page, which then takes any text and picture: none, or auto = if that gives at most 16 MB",
+        choices=("auto", "none"),
+    )
     out: str = option(MISSING, "the page (HTML)", writes="file")
+
+
+MOST_BYTES = 16_000_000
 
 
 def main(config: Export) -> None:
     """Write the explorer as one self-contained HTML file, with the images and captions of a card or folder."""
     gallery = config.gallery()
-    if not gallery.texts:
-        raise UserError(
-            f"images={config.images} come without captions, and a page without a model cannot encode a text: give "
-            "texts=FILE, one a line, or take `filip explore serve`"
+    towers = Towers.of(gallery) if config.towers == "auto" else Towers("towers=none")
+    data = static_data(gallery, towers)
+    if towers.missing == "" and _size(data) > MOST_BYTES:
+        towers = Towers(
+            f"the page would have {_size(data) / 1e6:.1f} MB with them: count= takes fewer images"
         )
-    text = page(static_data(gallery))
+        data = static_data(gallery, towers)
+    if towers.missing and not gallery.texts:
+        raise UserError(
+            f"images={config.images} come without captions, and this page cannot encode a text ({towers.missing}): "
+            "give texts=FILE, one a line, or take `filip explore serve`"
+        )
     with replacing(config.out) as part:
-        part.write_text(text, encoding="utf-8")
-    size = len(text.encode()) / 1e6
-    say(f"{config.out}: {len(gallery.keys):,} images, {len(gallery.texts):,} texts, {size:.1f} MB")
+        part.write_text(page(data), encoding="utf-8")
+    counts = f"{len(gallery.keys):,} images, {len(gallery.texts):,} texts, {_size(data) / 1e6:.1f} MB"
+    takes = f"its own captions only: {towers.missing}" if towers.missing else "any text and any picture"
+    say(f"{config.out}: {counts}; it takes {takes}")
 
 
-def static_data(gallery: Gallery) -> dict[str, Any]:
+def _size(data: dict[str, Any]) -> int:
+    return len(json.dumps(data))
+
+
+@dataclass
+class Towers:
+    """The models inside the page: for each its towers, and the stems below them. missing: why there are none."""
+
+    missing: str
+    models: tuple[dict[str, Any], ...] = ()
+    stems: tuple[dict[str, Any], ...] = ()
+
+    @classmethod
+    def of(cls, gallery: Gallery) -> Towers:
+        """Pack the towers of all viewers; a stem that two models share is stored once."""
+        models: list[dict[str, Any]] = []
+        stems: list[dict[str, Any]] = []
+        try:
+            for viewer in gallery.viewers:
+                image, stem = image_tower(viewer.encoder)
+                if stem is not None and stem not in stems:
+                    stems.append(stem)
+                text = text_tower(viewer.encoder, gallery.texts)
+                below = None if stem is None else stems.index(stem)
+                models.append({"text_tower": text, "image_tower": image, "stem": below})
+        except NotInPage as reason:
+            return cls(str(reason))
+        return cls("", tuple(models), tuple(stems))
+
+
+def static_data(gallery: Gallery, towers: Towers) -> dict[str, Any]:
     """Return all data that the page needs; arrays are base64."""
-    return {
+    data = {
         **common_data(gallery),
         "live": False,
         "thumbnails": [base64.b64encode(data).decode("ascii") for data in gallery.thumbnails],
         "models": [
-            _model_data(viewer, features, gallery)
+            _model_data(viewer, features, gallery, with_texts=bool(towers.missing))
             for viewer, features in zip(gallery.viewers, gallery.features, strict=True)
         ],
     }
+    if not towers.missing:
+        for model, inside in zip(data["models"], towers.models, strict=True):
+            model |= inside
+        data |= {
+            "stems": towers.stems,
+            "merges": tokenizer_data(),
+            "function_words": " ".join(sorted(FUNCTION_WORDS)),
+        }
+    return data
 
 
 def common_data(gallery: Gallery) -> dict[str, Any]:
@@ -69,29 +127,39 @@ def common_data(gallery: Gallery) -> dict[str, Any]:
     }
 
 
-def _model_data(viewer: Viewer, features: ImageFeatures, gallery: Gallery) -> dict[str, Any]:
+def _model_data(
+    viewer: Viewer, features: ImageFeatures, gallery: Gallery, with_texts: bool
+) -> dict[str, Any]:
+    """Return a model's images, the names in its captions, and with_texts also its captions' tokens."""
     texts = [
         viewer.text(text, things)
         for text, things in track(list(zip(gallery.texts, gallery.things, strict=True)), "encoding", "texts")
     ]
     data = viewer.about()
     if viewer.has_map:
-        image_tokens, text_tokens = features.map.flatten(0, 1), torch.cat([text.vectors for text in texts])
+        image_tokens = features.map.flatten(0, 1)
+        # the products with these are what the rounding is to keep
+        text_tokens = torch.cat([text.vectors for text in texts] or [image_tokens])
         data |= {
             "dim": features.map.shape[-1],
             "rows": features.map.shape[1],
             "image_tokens": packed(image_tokens, text_tokens),
-            "text_tokens": packed(text_tokens, image_tokens),
-            "tokens": [text.tokens for text in texts],
             "names": [text.names for text in texts],
         }
+        if with_texts:
+            data |= {
+                "text_tokens": packed(text_tokens, image_tokens),
+                "tokens": [text.tokens for text in texts],
+            }
     if not viewer.token_wise:
-        # Two vectors per image and caption are small next to the tokens, so they are not rounded.
+        # A vector per image or caption is small next to the tokens, so it is not rounded.
         data |= {
             "pooled_dim": features.scored.shape[-1],
             "image_vectors": base64_of(features.scored.float()),
-            "text_vectors": base64_of(torch.cat([text.scored.values for text in texts]).float()),
         }
+        if with_texts:
+            vectors = torch.cat([text.scored.values for text in texts]).float()
+            data["text_vectors"] = base64_of(vectors)
     return data
 
 

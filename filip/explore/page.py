@@ -13,6 +13,9 @@ from typing import Any
 
 ASSETS = Path(__file__).resolve().parent / "assets"
 SCRIPTS = (
+    "tokenizer.js",
+    "towers.js",
+    "pixels.js",
     "feed_static.js",
     "feed_live.js",
     "pictures.js",

@@ -5,10 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from filip.command import run_command
 from filip.explore.export import Export
 from filip.explore.export import main as export
+from filip.models import DualEncoder, load_model, save_model
+from filip.tokenizer import tokenize
 from tests.eval.miniature import write_model, write_webdataset
 
 CAPTIONS = [
@@ -20,6 +23,21 @@ CAPTIONS = [
     "a boat & a lamp",
 ]
 
+# Texts that the page was not made for; a model of it has learned all their words but one.
+UNHEARD = "a zeppelin"
+FREE = [
+    "a RED  boat,  on the old river",
+    "it’s naïve &amp; “fine” 2026!",
+    "слон и 漢字 🎉",
+    "black cats " * 40,
+]
+
+
+def teach(model: DualEncoder, texts: list[str]) -> None:
+    """Change the embeddings of the texts' tokens, as a training does."""
+    with torch.no_grad():
+        model.text.token_embedding.weight[tokenize(texts, model.text.context_length)[0].unique()] *= 4
+
 
 class Prepared:
     """A folder with ``clip.safetensors``, ``filip.safetensors`` and the test set of a card, and the page of both."""
@@ -30,6 +48,10 @@ class Prepared:
             write_model(folder / "clip.safetensors", "pooled", seed=1),
             write_model(folder / "filip.safetensors", "token_wise", seed=2),
         ]
+        for path in self.models:
+            model = load_model(path)
+            teach(model, FREE)
+            save_model(path, model)
         self.pictures = write_webdataset(folder / "demo_scenes_new", None, [[c] for c in CAPTIONS])
         self.options = [
             f"models=[{','.join(self.models)}]",

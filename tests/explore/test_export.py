@@ -84,7 +84,7 @@ def test_the_page_has_the_tokens_of_both_models_and_asks_nobody(prepared: Prepar
         found = torch.from_numpy(values * floats(model["image_tokens"]["scales"])[:, None])
         expected = scorer.encoder.patches(pixels).flatten(0, 1)
         assert torch.allclose(found, expected, atol=0.02)
-        assert sum(map(len, model["tokens"])) == len(floats(model["text_tokens"]["scales"]))
+        assert model["text_tower"] and model["image_tower"] and "text_tokens" not in model
     assert np.allclose(floats(clip["image_vectors"]).reshape(6, 16) ** 2 @ np.ones(16), 1, atol=1e-5)
     text = prepared.page.read_text()
     assert "connect-src 'none'" in text and not re.search(r"https?://", text)
@@ -123,8 +123,8 @@ def test_a_folder_has_its_captions_beside_it_and_a_file_of_texts(tmp_path: Path)
     assert data["title"] == "my photos" and data["texts"] == ["a cat", "the same cat", "a dog"]
     assert data["images"] == ["a cat", "trip/b.jpg"] and data["own"] == [0, None]
     (photos / "a.txt").unlink()
-    with pytest.raises(UserError, match=r"texts=FILE"):
-        export(Export(models=[model], images=str(photos), out="unused"))
+    with pytest.raises(UserError, match=r"towers=none.*texts=FILE"):
+        export(Export(models=[model], images=str(photos), towers="none", out="unused"))
     with pytest.raises(UserError, match=r"root=DIR"):
         export(Export(models=[model], images="demo_scenes_new", out="unused"))
     with pytest.raises(UserError, match=r"one, or two"):

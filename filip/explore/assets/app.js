@@ -75,7 +75,7 @@ class App {
       Object.assign(this.state, fresh);
       this.result = result;
       this.field.show(text);
-      this.say("");
+      this.say(this.unseenWords(result));
       this.renderModels();
       this.renderChips();
       this.remember();
@@ -84,6 +84,15 @@ class App {
     } finally {
       if (turn === this.searches) document.body.removeAttribute("aria-busy");
     }
+  }
+
+  // Which words of the text no model of the page was trained with: they add noise.
+  unseenWords(result) {
+    const words = new Set();
+    for (const model of result.models) {
+      for (const word of model.seen?.words ?? []) if (word.tokens.some((token) => model.unseen.includes(token))) words.add(word.label);
+    }
+    return words.size ? `Never seen in training, so nothing can be said of ${words.size > 1 ? "them" : "it"}: ${[...words].join(", ")}.` : "";
   }
 
   async loadMaps(result, state) {
@@ -135,7 +144,7 @@ class App {
 
   async upload(file) {
     if (!file) return;
-    this.say("Sending the picture …");
+    this.say("Looking at the picture …");
     try {
       const image = await this.feed.upload(file);
       this.uploads.unshift(image);
@@ -160,7 +169,7 @@ class App {
   renderChips() {
     const { speaker, state } = this, items = [], done = new Set();
     const chip = (token) => element("button", {
-      type: "button", class: `chip${isSpecial(speaker.tokens[token]) ? " special" : ""}`, "data-token": token,
+      type: "button", class: `chip${isSpecial(speaker.tokens[token]) ? " special" : ""}${speaker.unseen?.includes(token) ? " unseen" : ""}`, "data-token": token,
       "aria-pressed": String(state.token === token),
       on: {
         click: () => this.toggleToken(token), mouseenter: () => this.hover({ token, name: null }),
@@ -221,7 +230,10 @@ class App {
     if (state.view !== "heat") parts.set("view", state.view);
     if (state.shown !== FIRST_SHOWN) parts.set("shown", state.shown);
     if (state.theme !== "auto") parts.set("theme", state.theme);
-    if (`#${parts}` !== location.hash) history.replaceState(null, "", `#${parts}`);
+    if (`#${parts}` === location.hash) return;
+    // Another text is a step that Back undoes; what is chosen within it is not.
+    const before = new URLSearchParams(location.hash.slice(1)).get("text");
+    history[before === null || before === state.text ? "replaceState" : "pushState"](null, "", `#${parts}`);
   }
 
   recalled() {
@@ -264,8 +276,10 @@ class App {
       + `${many(data.texts.length, "caption")}${data.live ? "" : "; this page works without a server"}`;
     document.getElementById("feed-note").textContent = data.live
       ? "This page asks the server that it came from, on this machine, and nobody else."
-      : "Everything is inside this file: tokens of pictures and captions as 8-bit numbers, compared by the page itself. "
-        + "A text of your own needs a model: filip explore serve.";
+      : this.feed.anyText
+        ? "Everything is inside this file: the models, and the pictures' tokens as 8-bit numbers. Your texts and pictures stay here."
+        : "Everything is inside this file: tokens of pictures and captions as 8-bit numbers, compared by the page itself. "
+          + "A text of your own needs a model: filip explore serve.";
     document.getElementById("random").hidden = data.texts.length < 2;
     document.getElementById("random").addEventListener("click", () => this.random());
     document.getElementById("theme").addEventListener("click", () => {
@@ -277,7 +291,7 @@ class App {
     document.addEventListener("keydown", (event) => this.key(event));
     window.addEventListener("hashchange", () => this.start());
     new ResizeObserver(() => this.panels.forEach((panel) => panel.redraw())).observe(document.getElementById("models"));
-    if (data.live) this.acceptPictures();
+    if (this.feed.anyPicture) this.acceptPictures();
   }
 
   acceptPictures() {

@@ -4,7 +4,7 @@
 class LiveFeed {
   constructor(data) {
     this.data = data;
-    this.live = true;
+    this.anyText = this.anyPicture = true;
     this.uploads = new Map();
   }
 

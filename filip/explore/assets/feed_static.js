@@ -1,7 +1,9 @@
 "use strict";
-// What the page knows without a server: 8-bit tokens of images and captions, compared here, every one with every one.
+// What the page knows without a server: 8-bit tokens of images, and the towers of small models, which encode any text and
+// any picture. A model without towers has the tokens of its captions instead.
 
 const SLICE = 12; // milliseconds of work before the page may draw and listen again
+const MOST_NAMES = 8; // as many as there are colours
 
 function bytesOf(base64) {
   if (Uint8Array.fromBase64) return Uint8Array.fromBase64(base64);
@@ -18,37 +20,75 @@ function dot(a, from, b, at, length) {
   return sum;
 }
 
+// A text as a model sees it: {tokens, names, unseen, vectors [n, dim], vector}.
 class StaticModel {
-  constructor(data) {
-    Object.assign(this, { label: data.label, tokenWise: data.token_wise, grid: data.grid });
+  constructor(data, page) {
+    Object.assign(this, { data, page, label: data.label, tokenWise: data.token_wise, grid: data.grid });
     this.patches = this.grid[0] * this.grid[1];
+    this.recent = new Map();
+    this.uploads = new Map();
     if (this.patches) {
-      Object.assign(this, { dim: data.dim, rows: data.rows, tokens: data.tokens, names: data.names });
+      Object.assign(this, { dim: data.dim, rows: data.rows });
       this.image = int8Of(data.image_tokens.values);
       this.imageScale = float32Of(data.image_tokens.scales);
+    }
+    if (data.text_tokens) {
       this.text = int8Of(data.text_tokens.values);
       this.textScale = float32Of(data.text_tokens.scales);
       this.start = [0];
-      for (const tokens of this.tokens) this.start.push(this.start.at(-1) + tokens.length);
+      for (const tokens of data.tokens) this.start.push(this.start.at(-1) + tokens.length);
     }
     if (!this.tokenWise) {
       this.pooledDim = data.pooled_dim;
       this.imageVectors = float32Of(data.image_vectors);
-      this.textVectors = float32Of(data.text_vectors);
+      if (data.text_vectors) this.textVectors = float32Of(data.text_vectors);
     }
+  }
+
+  // Unpacks the towers, which takes a moment.
+  async prepare(tokenizer) {
+    if (this.data.text_tower) this.textTower ??= new TextTower(this.data.text_tower, tokenizer);
+  }
+
+  encode(text) {
+    const known = this.recent.get(text);
+    if (known) return known;
+    const position = this.page.positions.get(text), found = this.textTower ? this.encoded(text, position) : this.stored(position);
+    this.recent.set(text, found);
+    return found;
+  }
+
+  encoded(text, position) {
+    const found = this.textTower.encode(text), own = position === undefined ? null : this.data.names?.[position];
+    const names = own ?? found.words.filter((word) => !this.page.functionWords.has(word.label)).slice(0, MOST_NAMES);
+    return this.patches ? { ...found, names } : { ...found, tokens: [], names: [] };
+  }
+
+  stored(position) {
+    if (!this.patches) return { tokens: [], names: [], unseen: [], vector: this.storedVector(position) };
+    const first = this.start[position], count = this.start[position + 1] - first, d = this.dim;
+    const vectors = new Float32Array(count * d);
+    for (let i = 0; i < vectors.length; i++) vectors[i] = this.text[first * d + i] * this.textScale[first + Math.floor(i / d)];
+    return { tokens: this.data.tokens[position], names: this.data.names[position], unseen: [], vectors, vector: this.storedVector(position) };
+  }
+
+  storedVector(position) {
+    return this.tokenWise ? null : this.textVectors.subarray(position * this.pooledDim, (position + 1) * this.pooledDim);
+  }
+
+  // Looks at a picture of the user's.
+  see(name, pixels) {
+    this.imageTower ??= new ImageTower(this.data.image_tower, this.page.data.stems[this.data.stem] ?? null);
+    this.uploads.set(name, this.imageTower.encode(squareOf(pixels, this.data.image_tower.size)));
   }
 
   // Cosines of all tokens of an image with all tokens of a text: [rows, tokens], row by row.
   map(image, text) {
     if (!this.patches) return new Float32Array(0);
-    const first = this.start[text], count = this.start[text + 1] - first, d = this.dim;
-    const found = new Float32Array(this.rows * count);
+    const count = text.tokens.length, d = this.dim, own = this.uploads.get(image), found = new Float32Array(this.rows * count);
     for (let r = 0; r < this.rows; r++) {
-      const row = image * this.rows + r;
-      for (let t = 0; t < count; t++) {
-        const product = dot(this.image, row * d, this.text, (first + t) * d, d);
-        found[r * count + t] = product * this.imageScale[row] * this.textScale[first + t];
-      }
+      const row = own ? r : image * this.rows + r, values = own ? own.rows : this.image, scale = own ? 1 : this.imageScale[row];
+      for (let t = 0; t < count; t++) found[r * count + t] = dot(values, row * d, text.vectors, t * d, d) * scale;
     }
     return found;
   }
@@ -56,13 +96,13 @@ class StaticModel {
   // The score of an image for a text: the mean over the tokens of their best patch; a pooled model's one cosine.
   score(image, text) {
     if (!this.tokenWise) return this.cosine(image, text);
-    return meanOfBest(this.map(image, text), this.rows, this.start[text + 1] - this.start[text]);
+    return meanOfBest(this.map(image, text), this.rows, text.tokens.length);
   }
 
   // The score of a text for an image: the mean over the patches of their best token.
   scoreOfText(image, text) {
     if (!this.tokenWise) return this.cosine(image, text);
-    const count = this.start[text + 1] - this.start[text], map = this.map(image, text);
+    const count = text.tokens.length, map = this.map(image, text);
     let sum = 0;
     for (let r = 0; r < this.rows; r++) {
       let best = -Infinity;
@@ -73,8 +113,8 @@ class StaticModel {
   }
 
   cosine(image, text) {
-    const d = this.pooledDim;
-    return dot(this.imageVectors, image * d, this.textVectors, text * d, d);
+    const own = this.uploads.get(image), d = this.pooledDim;
+    return own ? dot(own.vector, 0, text.vector, 0, d) : dot(this.imageVectors, image * d, text.vector, 0, d);
   }
 }
 
@@ -108,35 +148,47 @@ function ranked(scores) {
 class StaticFeed {
   constructor(data) {
     this.data = data;
-    this.live = false;
-    this.models = data.models.map((model) => new StaticModel(model));
     this.positions = new Map(data.texts.map((text, index) => [text, index]));
+    this.functionWords = new Set((data.function_words ?? "").split(" "));
+    this.models = data.models.map((model) => new StaticModel(model, this));
+    this.uploads = new Map();
+    this.anyText = data.models.every((model) => model.text_tower);
+    this.anyPicture = this.anyText && data.models.every((model) => model.image_tower);
   }
 
   knows(text) {
-    return this.positions.has(text);
+    return this.anyText || this.positions.has(text);
   }
 
   picture(image) {
-    return `data:image/webp;base64,${this.data.thumbnails[image]}`;
+    return this.uploads.get(image) ?? `data:image/webp;base64,${this.data.thumbnails[image]}`;
+  }
+
+  async prepare() {
+    if (!this.anyText) return;
+    this.tokenizer ??= Tokenizer.unpacked(bytesOf(this.data.merges));
+    const tokenizer = await this.tokenizer;
+    for (const model of this.models) await model.prepare(tokenizer);
   }
 
   // For each model its tokens, its ranking of all images and the scores that it ranks by.
   async search(text) {
-    const position = this.positions.get(text);
+    await this.prepare();
     const models = [];
     for (const model of this.models) {
-      const scores = new Float32Array(this.data.images.length);
-      await inSlices(scores.length, (image) => { scores[image] = model.score(image, position); });
+      const scores = new Float32Array(this.data.images.length), seen = model.encode(text);
+      await inSlices(scores.length, (image) => { scores[image] = model.score(image, seen); });
       const order = ranked(scores);
       const rank = new Map(order.map((image, place) => [image, place + 1]));
+      const better = (score) => 1 + scores.reduce((count, other) => count + (other > score), 0);
+      const scoreOf = (image) => scores[image] ?? model.score(image, seen);
       models.push({
-        label: model.label, tokenWise: model.tokenWise, grid: model.grid, order, total: order.length,
-        tokens: model.patches ? model.tokens[position] : [], names: model.patches ? model.names[position] : [],
-        score: (image) => scores[image], rank: (image) => rank.get(image), maps: new Map(),
+        label: model.label, tokenWise: model.tokenWise, grid: model.grid, order, total: order.length, seen,
+        tokens: seen.tokens, names: seen.names, unseen: seen.unseen,
+        score: scoreOf, rank: (image) => rank.get(image) ?? better(scoreOf(image)), maps: new Map(),
       });
     }
-    return { text, position, models };
+    return { text, models };
   }
 
   // Makes sure that every model's `maps` has these images.
@@ -148,7 +200,7 @@ class StaticFeed {
     });
     await inSlices(jobs.length, (job) => {
       const [model, found, image] = jobs[job];
-      found.maps.set(image, model.map(image, result.position));
+      found.maps.set(image, model.map(image, found.seen));
     });
   }
 
@@ -157,9 +209,20 @@ class StaticFeed {
     const lists = [];
     for (const model of this.models) {
       const scores = new Float32Array(this.data.texts.length);
-      await inSlices(scores.length, (text) => { scores[text] = model.scoreOfText(image, text); });
+      await inSlices(scores.length, (text) => { scores[text] = model.scoreOfText(image, model.encode(this.data.texts[text])); });
       lists.push(ranked(scores).slice(0, count).map((text) => [this.data.texts[text], scores[text]]));
     }
     return lists;
+  }
+
+  // Looks at a picture of the user's; its name from then on.
+  async upload(file) {
+    const pixels = await decoded(file), name = `u${this.uploads.size}`;
+    for (const model of this.models) {
+      await new Promise((resume) => setTimeout(resume));
+      model.see(name, pixels);
+    }
+    this.uploads.set(name, thumbnailOf(pixels));
+    return name;
   }
 }

@@ -10,7 +10,7 @@ class SearchField {
     this.list = document.getElementById("choices");
     this.active = -1;
     this.lower = app.data.texts.map((text) => text.toLowerCase());
-    this.input.placeholder = app.feed.live ? "Any text, or a part of a caption" : "A part of a caption";
+    this.input.placeholder = app.feed.anyText ? "Any text, or a part of a caption" : "A part of a caption";
     this.input.addEventListener("input", () => this.open());
     this.input.addEventListener("focus", () => this.input.select());
     this.input.addEventListener("click", () => this.open(""));
