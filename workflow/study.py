@@ -115,7 +115,9 @@ class WorkflowStudy(StudyEvaluations):
         Missing files are left to the command, which says how to obtain them.
         """
         card = self.source_cards[source]
-        found = [path for named in (card.list, card.subset) if named for path in sorted(glob(named))]
+        found = [
+            path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))
+        ]
         return self.built_list(source) or found
 
     def missing_sources(self) -> dict[str, str]:

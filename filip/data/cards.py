@@ -120,6 +120,9 @@ class SourceCard:
     )  # several, which are joined; instead of caption_column
     caption_cleaning: Names = field(default_factory=lambda: [])  # steps of CLEANING, applied in that order
     only: dict[str, str] = field(default_factory=dict)  # column: value; rows with another value are left out
+    where: str | None = None  # SQL condition on the list's columns, e.g. similarity > 0.3 and punsafe < 0.5
+    uids: str | None = None  # .npy file of the ids of the rows to take, as DataComp publishes its subsets ...
+    uid_column: str = "uid"  # ... by this column of the list
     subset: str | None = None  # a second list: only rows that it names are used ...
     subset_columns: Names = field(default_factory=lambda: [])  # names of its columns, if it has no header
     subset_on: str | None = None  # ... by this column, which both lists have
@@ -192,6 +195,9 @@ def _check_values(card: SourceCard, path: Path) -> None:
 
     check(bool(card.name), "name", card.name, "a short name")
     check(card.list is None or card.images is None, "images", card.images, "given without `list`")
+    for key in ("where", "uids"):
+        value = getattr(card, key)
+        check(value is None or card.images is None, key, value, "left out: it selects rows of a list of URLs")
     check(card.format in FORMATS, "format", card.format, f"one of {', '.join(FORMATS)}")
     for step in card.caption_cleaning:
         check(step in CLEANING, "caption_cleaning", step, f"one of {', '.join(CLEANING)}")

@@ -22,6 +22,7 @@ from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import REASON, ROW, judged_rows
 from filip.data.lists.reading import SUFFIXES, list_files, rejected_lines, relation
+from filip.data.lists.selection import uids_condition, where_condition, write_uids
 from filip.errors import UserError, counted
 from filip.files import scratch_folder
 from filip.progress import say
@@ -39,6 +40,14 @@ class PrepareConfig:
         None, "name of the caption column; default: the card's, else 'caption'"
     )
     subset: str | None = option(None, "path of the list of rows to take; default: the card's, if it has one")
+    where: str | None = option(
+        None,
+        "SQL condition on the list's columns, e.g. 'similarity > 0.3 and punsafe < 0.5'; default: the card's",
+    )
+    uids: str | None = option(
+        None,
+        ".npy file of the ids of the rows to take, as DataComp's subsets; default: the card's, if it has one",
+    )
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     shuffle: bool = option(
         True, "shuffle the rows: shards stay mixed, and no host is hit by all workers at once"
@@ -78,6 +87,8 @@ def resolve_card(config: PrepareConfig) -> SourceCard:
         card,
         list=config.list or card.list,
         subset=config.subset or card.subset,
+        where=config.where or card.where,
+        uids=config.uids or card.uids,
         url_column=config.url_column or card.url_column,
         caption_column=config.caption_column or card.caption_column,
     )
@@ -153,8 +164,17 @@ def _stage(
     con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {listed}")
     if card.subset:
         con.execute(f"CREATE TEMP TABLE subset AS {_subset(card, scratch)}")
+    types, selected = _types(con), []
+    if card.where:
+        # a text file's columns are all text
+        is_text = set(types.values()) == {"VARCHAR"}
+        selected.append(where_condition(con, card.where, types, is_text))
+    if card.uids:
+        uids = scratch / "uids.parquet"
+        write_uids(card.uids, uids)
+        selected.append(uids_condition(uids, card.uid_column))
     duckdb_io.write_parquet(
-        con, judged_rows(card, _types(con), paths[0]), staged, "prepare", unreadable=False
+        con, judged_rows(card, types, paths[0], selected), staged, "prepare", unreadable=False
     )
 
 

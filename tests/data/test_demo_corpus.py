@@ -231,9 +231,7 @@ def test_planted_rows_are_complete_and_can_fail_one_rule_only(whole_list):
             assert english < 0.05 and len(row["caption"].split()) >= 3, row
         elif row["planted"] != "meaningless":
             assert english > 0.1, row
-        assert (repeats[row["caption"]] > most) == (
-            row["planted"] == "repeated"
-        ), row
+        assert (repeats[row["caption"]] > most) == (row["planted"] == "repeated"), row
 
 
 @pytest.mark.slow

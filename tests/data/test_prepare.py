@@ -4,7 +4,9 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -198,6 +200,87 @@ def test_shuffle_is_a_permutation_that_depends_on_the_seed_alone(tmp_path: Path)
     other = run(tmp_path, tmp_path / "in.parquet", seed=1)["url"].to_pylist()
     assert first == again != other and first != urls
     assert sorted(first) == sorted(other) == sorted(urls)
+
+
+COLUMNS = "URL,TEXT,similarity,punsafe,lang\n"
+LAION = [
+    ("0.31", "0.1", "en"),
+    ("0.29", "0.1", "en"),
+    ("0.4", "0.7", "en"),
+    ("0.5", "", "de"),
+    ("0.35", "0.2", "de"),
+]
+
+
+def laion(path: Path) -> Path:
+    """Write a list with some of LAION's columns, as text or typed by the name of the file."""
+    rows = [(f"https://a.org/{n}.jpg", f"picture {n}", *values) for n, values in enumerate(LAION)]
+    if path.suffix == ".csv":
+        path.write_text(COLUMNS + "".join(",".join(row) + "\n" for row in rows))
+        return path
+    columns: dict[str, Any] = dict(zip(COLUMNS.strip().split(","), zip(*rows, strict=True), strict=True))
+    for name in ("similarity", "punsafe"):
+        columns[name] = [float(value) if value else None for value in columns[name]]
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("name", ["l.csv", "l.parquet"])
+@pytest.mark.parametrize(
+    ("where", "rows"),
+    [
+        ("similarity > 0.3 and punsafe < 0.5", [0, 4]),
+        ("Similarity >= 0.3 AND lang = 'en'", [0, 2]),
+        ("punsafe IS NULL or lang in ('similarity', 'de')", [3, 4]),
+    ],
+)
+def test_rows_are_selected_by_what_the_list_has(
+    tmp_path: Path, name: str, where: str, rows: list[int]
+) -> None:
+    names = {"url_column": "URL", "caption_column": "TEXT", "shuffle": False}
+    table = run(tmp_path, laion(tmp_path / name), where=where, **names)
+    assert table["caption"].to_pylist() == [f"picture {n}" for n in rows]
+    assert funnel(tmp_path)["dropped"] == {"not_wanted": len(LAION) - len(rows)}
+
+
+@pytest.mark.parametrize(
+    ("where", "said"),
+    [
+        ("similarity > 0.3 and", "cannot be evaluated: syntax error"),
+        ("alike > 0.3", r"\"alike\" not found.*similarity \(DOUBLE\)"),
+        ("avg(similarity) > 0.3", "aggregates"),
+        ("similarity", "is DOUBLE, but must be true or false"),
+        ("lang > 0.3", "Cannot compare"),
+        ("true); SELECT (true", "more than one expression"),
+    ],
+)
+def test_a_condition_that_is_none_is_refused_before_any_work(tmp_path: Path, where: str, said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        run(tmp_path, laion(tmp_path / "l.parquet"), where=where, url_column="URL", caption_column="TEXT")
+
+
+def test_datacomp_s_subsets_of_uids(tmp_path: Path) -> None:
+    uids = [f"{n * 0x9E3779B97F4A7C15 % 2**64:016x}{n:016x}" for n in range(1, 6)]
+    table = {"url": [f"https://a.org/{uid}.jpg" for uid in uids], "caption": ["a picture"] * 5, "uid": uids}
+    pq.write_table(pa.table(table), tmp_path / "l.parquet")
+    chosen = [uids[4], uids[1], "f" * 32]
+    pairs = [(int(uid[:16], 16), int(uid[16:], 16)) for uid in chosen]
+    np.save(tmp_path / "pairs.npy", np.array(pairs, "u8,u8"))
+    np.save(tmp_path / "texts.npy", np.array(chosen))
+    for name in ("pairs.npy", "texts.npy"):
+        table = run(tmp_path, tmp_path / "l.parquet", uids=str(tmp_path / name), shuffle=False)
+        assert table["uid"].to_pylist() == [uids[1], uids[4]]
+    np.save(tmp_path / "numbers.npy", np.arange(3))
+    with pytest.raises(UserError, match=r"holds int64 \[3\], but must hold a row of ids"):
+        run(tmp_path, tmp_path / "l.parquet", uids=str(tmp_path / "numbers.npy"))
+    with pytest.raises(UserError, match="no column 'uid'"):
+        run(
+            tmp_path,
+            laion(tmp_path / "l.csv"),
+            uids=str(tmp_path / "pairs.npy"),
+            url_column="URL",
+            caption_column="TEXT",
+        )
 
 
 def test_missing_lists_say_how_to_obtain_them(tmp_path: Path) -> None:

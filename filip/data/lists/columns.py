@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from filip.data.cards import SourceCard
@@ -15,8 +16,11 @@ RESERVED += ["original_height", "exif", "md5", "sha256", "sha512"]
 AS_JSON = ("VARCHAR", "VARCHAR[]", "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "FLOAT", "DOUBLE")
 
 
-def judged_rows(card: SourceCard, types: dict[str, str], where: str) -> str:
-    """Return SQL of the rows with their position and the reason to drop them, if any."""
+def judged_rows(card: SourceCard, types: dict[str, str], where: str, selected: Sequence[str] = ()) -> str:
+    """Return SQL of the rows with their position and the reason to drop them, if any.
+
+    where: name of the list, for messages. selected: further SQL conditions that a wanted row meets.
+    """
     _check_columns(card, types, where)
     # A list from elsewhere must not read this machine's files; a card with image_root means its folder.
     schemes = "https?|file" if card.image_root else "https?"
@@ -24,6 +28,7 @@ def judged_rows(card: SourceCard, types: dict[str, str], where: str) -> str:
         f"CAST({duckdb_io.sql_identifier(column)} AS VARCHAR) IS NOT DISTINCT FROM {duckdb_io.sql_literal(value)}"
         for column, value in card.only.items()
     ]
+    conditions += selected
     if card.subset_on:
         conditions.append(
             f"coalesce(CAST({duckdb_io.sql_identifier(card.subset_on)} AS VARCHAR), '') IN (SELECT value FROM subset)"
@@ -49,6 +54,7 @@ def _check_columns(card: SourceCard, types: dict[str, str], where: str) -> None:
     ]
     asked += [("only", column) for column in card.only]
     asked += [("subset_on", card.subset_on)] if card.subset_on else []
+    asked += [("uid_column", card.uid_column)] if card.uids else []
     for key, column in asked:
         if column not in types:
             raise UserError(
