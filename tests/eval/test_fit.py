@@ -42,5 +42,5 @@ def test_masks_go_through_the_same_borders(tmp_path):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(UserError, match="fit=stretch: .* by crop or pad"):
+    with pytest.raises(UserError, match=r"fit=stretch: .* by crop or pad"):
         load_encoder(write_model(tmp_path / "m.safetensors"), fit="stretch")

@@ -117,6 +117,11 @@ BACKENDS = {
         "MultiVectorEncoder",
         "mv:FOLDER (a MultiVectorEncoder of sentence-transformers)",
     ),
+    "declip": Backend(
+        "filip.eval.encoders.declip",
+        "DeclipEncoder",
+        "declip:FILE[:words] (FILIP and DeFILIP of DeCLIP's authors)",
+    ),
     "onnx": Backend(
         "filip.eval.encoders.onnx",
         "OnnxEncoder",

@@ -1,0 +1,162 @@
+"""FILIP and DeFILIP as the authors of DeCLIP trained them (Cui et al. 2022, arXiv 2203.05796), the only public weights.
+
+Their checkpoints (``ckpt.pth.tar`` of Sense-GVT/DeCLIP, ViT-B/32 on YFCC15M) hold towers in OpenAI's form and a linear
+map to 256 numbers on each side. Read off their code in November 2026, and different from the paper's model:
+
+- patches are mapped without the last LayerNorm;
+- a text takes part with all 77 positions, the padding behind [EOS] included, in training and in their evaluation;
+  ``declip:FILE:words`` leaves the padding out, as the paper does;
+- the tokenizer has a token for masks before [BOS], so that [BOS] and [EOS] are one higher than CLIP's;
+- pixels are normalised by ImageNet's mean and deviation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from filip.errors import UserError, first_line
+from filip.eval.encoders import Loading
+from filip.eval.encoders.two_tower import TwoTowerEncoder
+from filip.files import nothing_at
+from filip.tokenizer import BOS, decode_token, token_counts, tokenize
+
+CONTEXT, MASK_TOKENS = 77, 1
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
+TEXTS = ("words",)
+HEAD = 64  # channels of an attention head in both towers
+
+
+class DeclipEncoder(TwoTowerEncoder):
+    """A checkpoint of FILIP or DeFILIP by DeCLIP's authors, token-wise.
+
+    file: what they published. texts: "words" leaves the padding out. Raises UserError for another kind of file.
+    """
+
+    def __init__(self, file: str, texts: str, loading: Loading) -> None:
+        super().__init__(f"declip {Path(file).name.split('.')[0]}", replace(loading, tokens=True))
+        self.details = {"tokens of a text": "with padding, as trained" if not texts else "without padding"}
+        if loading.image_size is not None:
+            raise UserError(f"declip:{file} sees pictures at its own resolution: leave out image_size=")
+        state = _read(file)
+        self.all_positions, self.context_length = not texts, CONTEXT
+        self.model = _towers(state, file).eval().to(loading.device)
+        self.image_map, self.text_map = (
+            _map(state, side).to(loading.device) for side in ("image_mapping", "text_mapping")
+        )
+        self.image_size = int(self.model.visual.image_size[0])
+        self.grid = tuple(self.model.visual.grid_size)
+        self.transform: Callable[[Image.Image], Tensor] = _transform(self.image_size)
+
+    @classmethod
+    def from_name(cls, name: str, loading: Loading) -> DeclipEncoder:
+        file, _, texts = name.rpartition(":")
+        return cls(file, texts, loading) if texts in TEXTS else cls(name, "", loading)
+
+    def image_vectors(self, pixels: Tensor) -> Tensor:
+        return self.model.encode_image(pixels)
+
+    def image_tokens(self, pixels: Tensor) -> Tensor:
+        found = self.model.visual.forward_intermediates(
+            pixels, indices=1, normalize_intermediates=False, intermediates_only=True, output_fmt="NLC"
+        )
+        return self.image_map(found["image_intermediates"][-1])
+
+    def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        ids, lengths = tokenize(list(texts), CONTEXT)
+        ids = nn.functional.pad(ids, (0, CONTEXT - ids.shape[1]))
+        ids[ids >= BOS] += MASK_TOKENS
+        return ids, torch.full_like(lengths, CONTEXT) if self.all_positions else lengths
+
+    def text_tokens(self, ids: Tensor) -> Tensor:
+        tower = self.model
+        states = tower.token_embedding(ids) + tower.positional_embedding
+        return self.text_map(tower.ln_final(tower.transformer(states, attn_mask=tower.attn_mask)))
+
+    def tokens(self, text: str) -> list[str]:
+        ids, lengths = tokenize([text], CONTEXT)
+        found = [decode_token(i) for i in ids[0, : int(lengths[0])].tolist()]
+        return found + ["[PAD]"] * (CONTEXT - len(found)) if self.all_positions else found
+
+    def token_counts(self, texts: Sequence[str]) -> list[int]:
+        return token_counts(list(texts))
+
+
+def _read(file: str) -> dict[str, Tensor]:
+    """Return the tensors of a checkpoint by their names, without the prefix of their wrapper."""
+    if not Path(file).is_file():
+        raise UserError(nothing_at(Path(file), "give a checkpoint of DeCLIP's authors, ckpt.pth.tar"))
+    try:
+        # With their optimiser's state, a checkpoint holds tensors, numbers and strings alone.
+        found = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise UserError(f"torch cannot read {file}: {first_line(error)}") from error
+    state = found.get("model", found) if isinstance(found, dict) else {}
+    state = {str(name).removeprefix("module."): value for name, value in state.items()}
+    if missing := [
+        f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state
+    ]:
+        raise UserError(
+            f"{file} is no FILIP of DeCLIP's authors: it has no {missing[0]}, nor have their CLIP, SLIP and DeCLIP"
+        )
+    return state
+
+
+def _towers(state: dict[str, Tensor], file: str) -> Any:
+    """Build open_clip's towers, which compute what theirs do, with the checkpoint's weights."""
+    try:
+        from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+    except ImportError as error:
+        raise UserError("declip: models need `pip install open_clip_torch`") from error
+    text, visual = "encode_text.", "visual."
+    try:
+        width, _, patch, _ = state[f"{visual}conv1.weight"].shape
+        side = patch * round((len(state[f"{visual}positional_embedding"]) - 1) ** 0.5)
+        vocabulary, text_width = state[f"{text}token_embedding.weight"].shape
+        model = CLIP(
+            state[f"{visual}proj"].shape[1],
+            CLIPVisionCfg(_blocks(state, visual), width, HEAD, image_size=side, patch_size=patch),
+            CLIPTextCfg(
+                CONTEXT, vocabulary, width=text_width, heads=text_width // HEAD, layers=_blocks(state, text)
+            ),
+            quick_gelu=True,
+        )
+        own = {name: value for name, value in state.items() if name.startswith(visual)}
+        own |= {name.removeprefix(text): value for name, value in state.items() if name.startswith(text)}
+        own["logit_scale"] = state["logit_scale"].reshape(())
+        own["text_projection"] = own.pop("text_projection.weight").T
+        del own["text_projection.bias"]  # of the pooled vector, which no token-wise score reads
+        model.load_state_dict(own)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise UserError(f"{file} is no ViT of DeCLIP's authors: {first_line(error)}") from error
+    return model
+
+
+def _blocks(state: dict[str, Tensor], prefix: str) -> int:
+    start = f"{prefix}transformer.resblocks."
+    return len({name.removeprefix(start).split(".")[0] for name in state if name.startswith(start)})
+
+
+def _map(state: dict[str, Tensor], name: str) -> nn.Linear:
+    weight = state[f"{name}.weight"]
+    layer = nn.Linear(weight.shape[1], weight.shape[0])
+    layer.load_state_dict({"weight": weight, "bias": state[f"{name}.bias"]})
+    return layer.eval().requires_grad_(False)
+
+
+def _transform(size: int) -> Callable[[Image.Image], Tensor]:
+    from torchvision.transforms import CenterCrop, Compose, Normalize, Resize, ToTensor
+
+    return Compose(
+        [_rgb, Resize(round(size * 256 / 224)), CenterCrop(size), ToTensor(), Normalize(MEAN, STD)]
+    )
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
