@@ -92,6 +92,27 @@ def test_areas_are_those_of_counting_pixels(tmp_path: Path) -> None:
     )
     assert by_class["blue"] == pytest.approx(1, abs=0.01)
     assert found["pixels"] == pytest.approx(2 / 3, abs=0.01)
+    assert found["present"]["pixels"] == found["pixels"]  # the image has all classes
+    assert found["present"]["miou"] == pytest.approx(found["miou"])
+
+
+def test_patches_choose_from_the_classes_that_their_image_has(tmp_path: Path) -> None:
+    """Without green in the map its patches do not count, and those of red that look green have red and blue left."""
+    card = load_card(squares(tmp_path, images=1))
+    file = tmp_path / "squares" / "maps" / "0.png"
+    values = np.asarray(Image.open(file)).copy()
+    values[values == 2] = 255
+    Image.fromarray(values).save(file)
+
+    class Greenish(Coloured):
+        def patches(self, pixels: Tensor) -> Tensor:
+            found = super().patches(pixels) + torch.tensor([0.0, 2.0, 0.0])  # green leads everywhere
+            return found / found.norm(dim=-1, keepdim=True)
+
+    found = segment(Greenish(True), card, str(tmp_path), [Prompt("", "")])  # type: ignore[arg-type]
+    assert found["pixels"] == pytest.approx(0, abs=0.01)
+    assert found["present"]["pixels"] == pytest.approx(1, abs=0.01) and found["present"]["chance"] == 1 / 2
+    assert found["present"]["miou"] == pytest.approx(1, abs=0.01)
 
 
 def test_a_class_that_is_neither_there_nor_predicted_has_no_score() -> None:

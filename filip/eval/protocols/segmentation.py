@@ -1,16 +1,17 @@
 """Zero-shot segmentation.
 
-Every patch takes its best class, and every pixel the class of its patch: mean intersection over union, as in SPARC
-(Bica et al. 2024). The score of a class for a patch is the mean over the class's prompts: for a token-wise model of the
-patch's similarity to its best token of the class's name, for a pooled one (through its own projections) of that to the
-prompt's vector. Pixels are counted as the model sees the image, at its resolution and after its crop; those without a
-label are not.
+Every patch takes its best class, and every pixel the class of its patch: mean intersection over union over the set,
+and, as SPARC (Bica et al. 2024) has it, over the classes that each image has, from which its patches then choose. The
+score of a class for a patch is the mean over the class's prompts: for a token-wise model of the patch's similarity to
+its best token of the class's name, for a pooled one (through its own projections) of that to the prompt's vector.
+Pixels are counted as the model sees the image, at its resolution and after its crop; those without a label are not.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from filip.eval.datasets import Sample
 from filip.eval.encode_set import size_note
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
+from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.pointing import coverage
 from filip.eval.prompts import Prompt, card_ensemble
@@ -68,19 +70,22 @@ def segment(
     names = [(card.classes or {}).get(name, name) for name in classes]
     vectors = class_vectors(encoder, names, ensemble)
     areas = []  # per image [3, classes]: pixels that are right, predicted and true, in patches
+    own = []  # per image: what it finds where only its own classes are there to choose from
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
         for start in range(0, len(data), batch_size):
             samples = [data[index] for index in range(start, min(start + batch_size, len(data)))]
-            predicted = best_classes(encoder, samples, vectors, len(ensemble))
-            for sample, best in zip(samples, predicted, strict=True):
-                areas.append(image_areas(encoder, sample, best, len(classes)))
+            scored = class_scores(encoder, samples, vectors, len(ensemble))
+            for sample, scores in zip(samples, scored, strict=True):
+                shares = class_shares(encoder, sample)
+                areas.append(image_areas(shares, scores.argmax(-1), len(classes)))
+                own.append(among_own(shares, scores, len(classes)))
                 keys.append(sample.key)
             progress.add(len(samples))
     counted = np.stack(areas)
     right = counted[:, 0].sum(1) / np.maximum(counted[:, 2].sum(1), 1e-12)
     if record is not None:
-        record[card.name] = Outcomes.of(keys, {"pixels": right})
+        record[card.name] = Outcomes.of(keys, {"pixels": right, "present": [found.pixels for found in own]})
     total = counted.sum(0)
     per_class = intersection_over_union(total)
     return {
@@ -89,6 +94,8 @@ def segment(
         "miou": float(np.nanmean(per_class)),
         "ci95": list(_interval(counted)),
         "pixels": float(total[0].sum() / max(total[2].sum(), 1e-12)),
+        "chance": 1 / len(classes),
+        "present": _over_images(own),
         "per_class": [[n, None if np.isnan(v) else float(v)] for n, v in zip(names, per_class, strict=True)],
         "prompts": len(ensemble),
         "split": card.split,
@@ -112,35 +119,74 @@ def class_vectors(encoder: Encoder, names: list[str], ensemble: list[Prompt]) ->
     return found
 
 
-def best_classes(
+def class_scores(
     encoder: Encoder, samples: list[Sample], vectors: list[Tensor], prompts: int
 ) -> list[np.ndarray]:
-    """Return [rows, columns] int for each image: the class that each patch is most similar to."""
+    """Return [rows, columns, classes] for each image: how similar each patch is to each class."""
     pixels = torch.stack([encoder.transform(sample.image) for sample in samples])
     patches = F.normalize(encoder.patches(pixels), dim=-1)
     lengths = [len(tokens) for tokens in vectors]
     similarity = patches @ torch.cat(vectors).T  # [images, patches, tokens of all classes' prompts]
     best_token = torch.stack([part.amax(-1) for part in similarity.split(lengths, dim=-1)], -1)
     scores = best_token.view(*patches.shape[:2], -1, prompts).mean(-1)
-    return list(scores.argmax(-1).view(len(samples), *encoder.grid).numpy())
+    return list(scores.view(len(samples), *encoder.grid, -1).numpy())
 
 
-def image_areas(encoder: Encoder, sample: Sample, best: np.ndarray, classes: int) -> np.ndarray:
+def class_shares(encoder: Encoder, sample: Sample) -> dict[int, np.ndarray]:
+    """Return {class in the image: [rows, columns], the share that it has of each patch}."""
+    assert sample.segments is not None
+    values = np.asarray(sample.segments)
+    return {
+        int(number): coverage(sample.mask_of(int(number)), encoder.transform, encoder.grid)
+        for number in np.unique(values[values >= 0])
+    }
+
+
+def image_areas(shares: dict[int, np.ndarray], best: np.ndarray, classes: int) -> np.ndarray:
     """Return [3, classes]: for each class the area that is right, predicted and true, in patches.
 
     A patch's pixels all have its class, so areas are sums of the shares that the true classes have of each patch.
+    best: [rows, columns] int, the class of each patch.
     """
-    assert sample.segments is not None
-    values = np.asarray(sample.segments)
     labelled = np.zeros(best.shape)
     areas = np.zeros((3, classes))
-    for number in np.unique(values[values >= 0]):
-        share = coverage(sample.mask_of(int(number)), encoder.transform, encoder.grid)
+    for number, share in shares.items():
         labelled += share
         areas[0, number] = share[best == number].sum()
         areas[2, number] = share.sum()
     areas[1] = np.bincount(best.ravel(), weights=labelled.ravel(), minlength=classes)
     return areas
+
+
+class AmongOwn(NamedTuple):
+    """An image's share of right pixels and mIoU where its patches choose from its own classes; chance of a pixel."""
+
+    pixels: float
+    miou: float
+    chance: float
+
+
+def among_own(shares: dict[int, np.ndarray], scores: np.ndarray, classes: int) -> AmongOwn:
+    """Let the patches of an image choose from the classes that it has. NaN for an image without any."""
+    if not shares:
+        return AmongOwn(math.nan, math.nan, math.nan)
+    present = np.array(list(shares))
+    areas = image_areas(shares, present[scores[..., present].argmax(-1)], classes)
+    found = intersection_over_union(areas)[present]
+    right = areas[0].sum() / max(areas[2].sum(), 1e-12)
+    return AmongOwn(
+        float(right), float(np.nanmean(found)) if np.isfinite(found).any() else 0.0, 1 / len(present)
+    )
+
+
+def _over_images(found: list[AmongOwn]) -> dict[str, Any]:
+    """Return the means over images that have classes, with 95 % intervals over images."""
+    columns = np.array(found)[np.isfinite([one.chance for one in found])]
+    if not len(columns):
+        return {}
+    means = dict(zip(AmongOwn._fields, columns.mean(0).tolist(), strict=True))
+    intervals = {name: list(mean_interval(columns[:, i])) for i, name in enumerate(("pixels", "miou"))}
+    return means | {"ci95": intervals}
 
 
 def intersection_over_union(areas: np.ndarray) -> np.ndarray:
@@ -165,7 +211,12 @@ PROTOCOL = Protocol(
     ("segmentation",),
     run,
     SegmentationSettings,
-    columns=(Column("mIoU", "miou", chance=""), Column("pixels right", "pixels", "chance", interval="")),
+    columns=(
+        Column("mIoU", "miou", chance=""),
+        Column("pixels right", "pixels", "chance", interval=""),
+        Column("mIoU among the image's classes", "present.miou", "", "present.ci95.miou"),
+        Column("pixels right among them", "present.pixels", "present.chance", "present.ci95.pixels"),
+    ),
     note="Each patch takes its best class, each pixel the class of its patch: mean intersection over union.",
     prepare=prompts_of,
     reads_prompts=True,
