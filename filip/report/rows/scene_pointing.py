@@ -16,7 +16,9 @@ def build(inputs: Inputs) -> Table:
     notes = [
         "The patch most similar to any token of a name belongs to the thing of that name. A patch belongs to "
         "what covers most of it; the second column leaves the patches of the background out.",
-        "A pooled model's patches and words go through its projections, which were trained on one vector each.",
+        "A pooled model's patches and words go through its projections, which were trained on one vector each. "
+        "Gradient x input, occlusion and the name's own [EOS] vector pointed no better with a CLIP of the demo "
+        "(17, 24 of 45 names and 18 % against its 18 %, by a review of November 2026).",
     ]
     return Table("scene_pointing", "Pointing in scenes (accuracy, %)", columns, rows, notes)
 
