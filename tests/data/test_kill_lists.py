@@ -44,26 +44,26 @@ def timed(stage: Callable[[str], subprocess.Popen], out: str) -> float:
 
 
 @pytest.mark.slow
-def test_filter_survives_kill_9(tmp_path: Path) -> None:
+def test_score_survives_kill_9(tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path, [40] * 8, size=64)
     (tmp_path / "c.yaml").write_text("title: T\n")
 
-    def filtered(out: str) -> subprocess.Popen:
+    def scored(out: str) -> subprocess.Popen:
         return start(
-            "from filip.data.filter import FilterConfig as C, main; ",
+            "from filip.data.score import ScoreConfig as C, main; ",
             f"source={tmp_path}/c.yaml",
             f"shards={pairs.source.shards}",
             f"captions={pairs.source.captions}",
             f"out={tmp_path}/{out}",
-            f"funnel={tmp_path}/{out}.json",
+            f"summary={tmp_path}/{out}.json",
             "max_distance=2",
             "processes=1",
         )
 
-    took = timed(filtered, "whole")
-    kill_when(filtered("killed"), lambda: any((tmp_path / "killed").rglob("0*.parquet")))
-    kill_at_random(filtered("killed"), took)
-    timed(filtered, "killed")
+    took = timed(scored, "whole")
+    kill_when(scored("killed"), lambda: any((tmp_path / "killed").rglob("0*.parquet")))
+    kill_at_random(scored("killed"), took)
+    timed(scored, "killed")
     one, two = (sorted((tmp_path / out).glob("*.parquet")) for out in ("whole", "killed"))
     assert len(one) == 8 and [p.read_bytes() for p in one] == [p.read_bytes() for p in two]
     assert (tmp_path / "whole.json").read_text() == (tmp_path / "killed.json").read_text()

@@ -7,6 +7,7 @@ from subprocess import CompletedProcess
 import pytest
 import yaml
 
+from filip.data.cards import load_source
 from tests.support.snakemake_runs import dry_runs, run_snakemake
 from workflow.study import ROOT
 
@@ -43,8 +44,9 @@ def test_dry_run_prints_the_complete_dag_without_data(
     assert counts.get("fine_tune", 0) == len(config.get("fine_tune", {}))
     assert counts.get("efficiency", 0) == bool(config.get("efficiency"))
     sources = {*config["sources"], *tuned}
-    assert counts.get("ingest", 0) == len(sources & {"own_images"})
-    assert counts.get("download", 0) == counts.get("url_list", 0) == len(sources - {"own_images"})
+    on_disk = {source for source in sources if load_source(source).images}
+    assert counts.get("ingest", 0) == len(on_disk)
+    assert counts.get("download", 0) == counts.get("url_list", 0) == len(sources - on_disk)
     assert counts["translate"] == len(sources)
     assert counts.get("demo_corpus", 0) == len(built)
     assert counts["summary"] == 1

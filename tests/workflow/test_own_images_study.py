@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import yaml
 
@@ -46,6 +47,9 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path
     steps = ["global_batch=32", "max_steps=6", "optimizer.warmup_steps=2"]
     config["train"]["overrides"] = [*config["train"]["overrides"], *steps]
     config["launch"]["master_port"] = free_port()
+    config["select"] = {
+        "keep": ["similarity IS NULL", "test_distance >= 0"]
+    }  # squares of one colour are all alike
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(config))
     done = run_snakemake("--show-failed-logs", cwd=clone, config=tmp_path / "photos.yaml", timeout=900)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
@@ -54,7 +58,12 @@ def test_a_folder_of_one_s_own_images_becomes_tables(clone: Path, tmp_path: Path
     manifest = json.loads((results / "data/photos/manifest.json").read_text())
     assert manifest["images"]["count"] == manifest["captions"]["count"] == PHOTOS
     stages = {stage["stage"]: stage for stage in json.loads((results / "funnel.json").read_text())["stages"]}
-    assert list(stages) == ["text_rules", "ingest", "translate"]
+    assert list(stages) == ["text_rules", "ingest", "translate", "select"]
+    assert (stages["select"]["in"], stages["select"]["out"]) == (PHOTOS, PHOTOS)
+    scores = pq.read_table(results / "selected/photos/captions/00000.parquet")
+    assert len(scores) == PHOTOS and any(
+        str(test).startswith("photos_test/") for test in scores["test"].to_pylist()
+    )
     assert stages["ingest"]["dropped"] == {"not_an_image": 1}
     (row,) = json.loads((results / "tables/tables.json").read_text())["tables"]["retrieval"]["rows"]
     assert row["label"] == "FILIP"

@@ -1,0 +1,123 @@
+"""Measure the images of a shard: perceptual hashes, and a model's similarity of image and caption."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from hydra.utils import get_method
+
+from filip.data.loading.shard_index import shard_index
+from filip.data.sidecar import read_sidecar
+from filip.files import replacing
+from filip.rgb import UNDECODABLE
+
+SCORER = "filip.eval.scorer.load_scorer"  # by name: evaluation lies on a floor above
+TEST_SETS = "filip.eval.test_images"
+_scorers: list[Any] = []  # loaded once in each worker process
+
+
+def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield (key, encoded image) of every sample of a shard, in its order."""
+    index = shard_index(tar)
+    file = os.open(tar, os.O_RDONLY)
+    try:
+        for key, n in index.images().items():
+            yield key, os.pread(file, index.sizes[n], index.offsets[n])
+    finally:
+        os.close(file)
+
+
+def perceptual_hash(image: Any) -> int:
+    """Return 64 bits as a signed integer: pictures that look alike differ in few of them. image: PIL or pixels."""
+    import imagehash
+
+    picture = imagehash.Image.fromarray(image) if isinstance(image, np.ndarray) else image
+    # 8 x 8 lowest frequencies of a 32 x 32 picture, each above or below their median
+    bits = imagehash.phash(picture).hash.flatten()
+    return int.from_bytes(np.packbits(bits).tobytes(), "big", signed=True)
+
+
+def hash_shard(tar: Path, file: Path) -> int:
+    """Write the perceptual hash (int64) of each image of a shard; return how many."""
+    from filip.data.loading.images import decode
+
+    keys, hashes = [], []
+    for key, data in shard_images(tar):
+        try:
+            hashes.append(perceptual_hash(decode(data)))
+        except UNDECODABLE:
+            continue
+        keys.append(key)
+    _write(file, keys, pa.array(hashes, pa.int64()), "phash")
+    return len(keys)
+
+
+def state_of_test_set(card: str, root: str) -> str:
+    """Return a hash of the files of a benchmark. Raises UserError if it is missing."""
+    return str(get_method(f"{TEST_SETS}.state_of")(card, root))
+
+
+def hash_test_set(card: str, root: str, file: Path) -> int:
+    """Write the perceptual hash of each image of a benchmark; return how many. Raises UserError if it is missing."""
+    keys, hashes = [], []
+    for key, image in get_method(f"{TEST_SETS}.test_images")(card, root):
+        keys.append(key)
+        hashes.append(perceptual_hash(image))
+    _write(file, keys, pa.array(hashes, pa.int64()), "phash")
+    return len(keys)
+
+
+def start_scorer(model: str) -> None:
+    """Load the model in this process."""
+    import torch
+
+    torch.set_num_threads(1)  # the processes share the cores
+    _scorers[:] = [get_method(SCORER)(model, device="auto")]
+
+
+def score_shard(tar: Path, file: Path, captions: str, batch: int) -> int:
+    """Write each pair's similarity of the image and its original caption, the mean of both directions."""
+    import torch
+
+    from filip.data.preprocessing import eval_transform, normalize
+
+    scorer = _scorers[0]
+    make = eval_transform(scorer.image_size)
+    texts = {row["key"]: row["captions"][0] for row in read_sidecar(Path(captions) / f"{tar.stem}.parquet")}
+    keys: list[str] = []
+    scores: list[float] = []
+    waiting: list[tuple[str, Any]] = []
+
+    def flush() -> None:
+        names, pixels = zip(*waiting, strict=True)
+        with torch.inference_mode():
+            images = scorer.encode_images(torch.stack(pixels))
+            both = scorer.similarity(images, scorer.encode_texts([texts[name] for name in names]))
+        keys.extend(names)
+        scores.extend(((both.i2t.diagonal() + both.t2i.diagonal()) / 2).tolist())
+        waiting.clear()
+
+    for key, data in shard_images(tar):
+        if key not in texts:
+            continue
+        try:
+            waiting.append((key, normalize(make.pixels(data))))
+        except UNDECODABLE:
+            continue
+        if len(waiting) == batch:
+            flush()
+    if waiting:
+        flush()
+    _write(file, keys, pa.array(scores, pa.float32()), "similarity")
+    return len(keys)
+
+
+def _write(file: Path, keys: list[str], values: pa.Array, name: str) -> None:
+    with replacing(file) as part:
+        pq.write_table(pa.table({"key": pa.array(keys, pa.string()), name: values}), part)

@@ -1,0 +1,97 @@
+"""Select the pairs to train on by the scores in their side-cars.
+
+    python -m filip.data.select source=cc12m captions=SCORED out=SELECTED funnel=select.json \\
+        keep=["similarity > 0.25", "near_distance > 3", "test_distance > 6"]
+
+The images stay where they are: the result is a folder of side-cars with the rows that meet all conditions, so that
+another threshold takes seconds. A condition is SQL over the side-car's columns (see :mod:`filip.data.score`); the
+funnel counts each row under the first that it does not meet.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import duckdb
+
+from filip.command import MISSING, option, run_command
+from filip.data.cards import load_source
+from filip.data.funnel import Fragment, write_fragment
+from filip.data.lists.duckdb_io import parquet, plain_errors
+from filip.data.lists.selection import where_condition
+from filip.data.sidecar import write_sidecar
+from filip.errors import UserError, counted
+from filip.progress import track
+
+SAMPLES = 10  # captions shown per condition
+Conditions = list[str]
+
+
+@dataclass
+class SelectConfig:
+    source: str = option(MISSING, "source card (name or path)")
+    captions: str = option(MISSING, "folder of the scored side-cars")
+    out: str = option(MISSING, "folder of the side-cars that are kept", writes="folder")
+    keep: Conditions = option(MISSING, 'conditions that a pair has to meet, e.g. keep=["similarity > 0.25"]')
+    funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
+
+
+def main(config: SelectConfig) -> None:
+    """Keep the pairs whose scores meet all conditions, by writing side-cars without the others."""
+    fragment = select(config)
+    if config.funnel:
+        write_fragment(config.funnel, fragment)
+    print(f"{config.out}: {fragment.n_out:,} of {fragment.n_in:,} pairs; dropped {counted(fragment.dropped)}")
+
+
+def select(config: SelectConfig) -> Fragment:
+    """Write the selected side-cars and account for the pairs. Raises UserError for a condition that is none."""
+    card = load_source(config.source)
+    files = sorted(Path(config.captions).glob("*.parquet"))
+    if not files:
+        raise UserError(f"no *.parquet in {config.captions}: give the folder that `filip data score` wrote")
+    out = Path(config.out)
+    if out.resolve() == Path(config.captions).resolve():
+        raise UserError(f"out={config.out} is the folder of the side-cars themselves: give another one")
+    if not config.keep:
+        raise UserError('nothing to select by: give conditions, e.g. keep=["similarity > 0.25"]')
+    con = duckdb.connect()
+    con.execute("SET threads = 1")  # the order of the rows is that of the side-car
+    con.execute(f"CREATE TEMP VIEW listed AS SELECT * FROM {parquet(files[0])}")
+    types = {row[0]: row[1] for row in con.sql("DESCRIBE listed").fetchall()}
+    conditions = [where_condition(con, text, types, is_text=False) for text in config.keep]
+    first = " ".join(f"WHEN NOT {sql} THEN {number}" for number, sql in enumerate(conditions))
+    counts = dict.fromkeys(config.keep, 0)
+    samples: dict[str, list[str]] = {text: [] for text in config.keep}
+    kept = 0
+    for path in track(files, "select", "shards", total=len(files)):
+        with plain_errors(con, "select"):
+            judged = f"(SELECT *, CASE {first} END AS _failed FROM {parquet(path)})"
+            table = con.sql(
+                f"SELECT * EXCLUDE (_failed) FROM {judged} WHERE _failed IS NULL"
+            ).to_arrow_table()
+            dropped = con.sql(
+                f"SELECT _failed, count(*), list(captions[1])[:{SAMPLES}] FROM {judged} "
+                "WHERE _failed IS NOT NULL GROUP BY 1"
+            ).fetchall()
+        write_sidecar(out / path.name, table)
+        kept += len(table)
+        for number, count, captions in dropped:
+            text = config.keep[number]
+            counts[text] += count
+            samples[text] = [*samples[text], *captions][:SAMPLES]
+    con.close()
+    for path in out.glob("*.parquet"):
+        if path.name not in {file.name for file in files}:
+            path.unlink()
+    if not kept:
+        raise UserError(f"the conditions leave nothing of {config.captions}: {counted(counts)}")
+    unit = "images" if card.images else "pairs"
+    return Fragment(
+        "select", card.name, kept + sum(counts.values()), kept, counts, unit, {"samples": samples}
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, SelectConfig)

@@ -1,0 +1,260 @@
+"""Near-duplicates against a brute-force search, similarities against the evaluation's scorer, and what is selected."""
+
+import io
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image, ImageFilter
+
+from filip.data.lists import duckdb_io
+from filip.data.score import ANY_DISTANCE, ScoreConfig, main, score
+from filip.data.scoring.measuring import shard_images
+from filip.data.scoring.near import band_choices, nearest
+from filip.data.select import SelectConfig, select
+from filip.data.sidecar import SCHEMA, read_sidecar, write_sidecar
+from filip.errors import UserError
+from tests.data.pair_shards import write_pairs
+from tests.support.shards import Sample, encoded, write_shard
+
+
+def scene(seed: int) -> Image.Image:
+    """Return a picture with structure: blurred noise."""
+    noise = np.random.default_rng(seed).integers(0, 256, (24, 32, 3), np.uint8)
+    return (
+        Image.fromarray(noise)
+        .filter(ImageFilter.GaussianBlur(1.5))
+        .resize((320, 240), Image.Resampling.BICUBIC)
+    )
+
+
+def jpeg(image: Image.Image, quality: int = 90) -> bytes:
+    return encoded(image, "JPEG", quality=quality)
+
+
+def write_shards(place: Path, shards: list[list[Image.Image]], **options) -> ScoreConfig:
+    for number, images in enumerate(shards):
+        keys = [f"{number:05d}{i:04d}" for i in range(len(images))]
+        samples = [
+            Sample(key, jpeg(image), [f"{key} x"], i, "jpg")
+            for i, (key, image) in enumerate(zip(keys, images, strict=True))
+        ]
+        write_shard(place, number, samples)
+    (place / "c.yaml").write_text("title: T\n")
+    places = {name: str(place / name) for name in ("shards", "captions")}
+    return ScoreConfig(str(place / "c.yaml"), **places, out=str(place / "scored"), processes=1, **options)
+
+
+def scored(out: Path) -> dict[str, dict]:
+    """Return the rows of scored side-cars by key."""
+    return {
+        row["key"]: row for path in sorted(out.glob("*.parquet")) for row in pq.read_table(path).to_pylist()
+    }
+
+
+def copies(root: Path, column: str = "near") -> dict[str, str]:
+    """Return which image each copy resembles."""
+    return {key: row[column] for key, row in scored(root / "scored").items() if row[column] is not None}
+
+
+def test_copies_of_an_image_are_found_wherever_they_lie(tmp_path: Path) -> None:
+    scenes = [scene(n) for n in range(8)]
+    smaller = scenes[0].resize((160, 120))
+    brighter = scenes[3].point(lambda value: min(255, value + 12))
+    recompressed = Image.open(io.BytesIO(jpeg(scenes[5], 40)))
+    shards = [[*scenes[:4], smaller], [brighter, *scenes[4:]], [recompressed, scenes[0]]]
+    config = write_shards(tmp_path, shards, summary=str(tmp_path / "s.json"))
+    main(config)
+    assert copies(tmp_path) == {
+        "000000004": "c/00000/000000000",
+        "000010000": "c/00000/000000003",
+        "000020000": "c/00001/000010002",
+        "000020001": "c/00000/000000000",
+    }
+    rows = scored(tmp_path / "scored")
+    assert rows["000020001"]["near_distance"] == 0 and rows["000000000"]["near_distance"] == ANY_DISTANCE
+    assert sum(json.loads((tmp_path / "s.json").read_text())["near_distance"].values()) == 4
+    plain = {path.name: read_sidecar(path) for path in (tmp_path / "captions").glob("*.parquet")}
+    assert {path.name: read_sidecar(path) for path in (tmp_path / "scored").glob("*.parquet")} == plain
+    # another limit: nothing is hashed again
+    measured = {p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")}
+    config.max_distance = 0
+    score(config)
+    assert "000020001" in copies(tmp_path), "the exact copy"
+    assert {
+        p: p.stat().st_mtime_ns for p in (tmp_path / "scored" / "_measured" / "phash").glob("0*")
+    } == measured
+    # shards that were filled anew are hashed anew
+    shutil.rmtree(tmp_path / "shards")
+    shutil.rmtree(tmp_path / "captions")
+    write_shards(tmp_path, [scenes[:5], [scene(n) for n in range(20, 25)], [scene(30), scene(31)]])
+    score(config)
+    assert copies(tmp_path) == {}
+
+
+def test_an_image_that_the_side_cars_leave_out_makes_no_other_a_duplicate(tmp_path: Path) -> None:
+    config = write_shards(tmp_path, [[scene(0), scene(1)], [scene(0)]])
+    first = tmp_path / "captions" / "00000.parquet"
+    write_sidecar(first, [row for row in read_sidecar(first) if row["key"] != "000000000"])
+    score(config)
+    assert copies(tmp_path) == {}
+
+
+def test_copies_in_other_sources_and_in_benchmarks(tmp_path: Path) -> None:
+    first = write_shards(tmp_path / "cc3m", [[scene(0), scene(1)]])
+    score(first)
+    (tmp_path / "scored").mkdir()
+    (tmp_path / "cc3m" / "scored").rename(tmp_path / "scored" / "cc3m")
+    test_set = tmp_path / "benchmarks" / "pets" / "test"
+    for name, n in (("cat", 2), ("dog", 9)):
+        (test_set / name).mkdir(parents=True)
+        scene(n).resize((200, 150)).save(test_set / name / f"{n}.png")
+    card = "name: pets\ntitle: Pets\nkind: classification\nmetric: top1\nloader: imagefolder\n"
+    card += "layouts: {imagefolder: {path: pets, split: test}}\nclasses: {cat: cat, dog: dog}\n"
+    (tmp_path / "pets.yaml").write_text(card)
+    given = {"against": [str(tmp_path / "scored" / "cc3m")], "test_sets": [str(tmp_path / "pets.yaml")]}
+    second = write_shards(
+        tmp_path / "cc12m",
+        [[scene(3), scene(1)], [scene(2), scene(3)]],
+        root=str(tmp_path / "benchmarks"),
+        **given,
+    )
+    score(second)
+    assert copies(tmp_path / "cc12m") == {
+        "000000001": "cc3m/00000/000000001",
+        "000010001": "c/00000/000000000",
+    }
+    (key,) = copies(tmp_path / "cc12m", "test")
+    assert key == "000010000" and copies(tmp_path / "cc12m", "test")[key].startswith("pets/")
+
+    out = tmp_path / "selected"
+    keep = ["near_distance > 3", "test_distance > 3"]
+    fragment = select(SelectConfig(second.source, second.out, str(out), keep))
+    assert (fragment.n_in, fragment.n_out) == (4, 1)
+    assert dict(fragment.dropped) == {"near_distance > 3": 2, "test_distance > 3": 1}
+    assert fragment.notes["samples"]["test_distance > 3"] == ["000010000 x"]
+    assert [row["key"] for path in sorted(out.glob("*.parquet")) for row in read_sidecar(path)] == [
+        "000000000"
+    ]
+    with pytest.raises(UserError, match="leave nothing"):
+        select(SelectConfig(second.source, second.out, str(out), ["similarity > 0.3"]))
+    with pytest.raises(UserError, match=r"near_distance \(TINYINT\)"):
+        select(SelectConfig(second.source, second.out, str(out), ["distance > 3"]))
+
+
+@pytest.mark.parametrize("as_if", [300, 340_000_000])
+@pytest.mark.parametrize("distance", [0, 2, 5])
+def test_banded_search_finds_what_comparing_all_pairs_finds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, distance: int, as_if: int
+) -> None:
+    rng = np.random.default_rng(distance)
+    hashes = rng.integers(0, 1 << 63, 300, dtype=np.uint64) << np.uint64(1)
+    for i in range(100, 300):  # neighbours of the first hundred, 0 to 7 bits away
+        hashes[i] = hashes[i % 100]
+        for bit in rng.choice(64, rng.integers(0, 8), replace=False):
+            hashes[i] ^= np.uint64(1) << np.uint64(bit)
+    keys = [f"{i:04d}" for i in range(300)]
+    columns = {"shard": ["0"] * 300, "key": keys, "id": keys, "phash": hashes.view(np.int64)}
+    pq.write_table(pa.table(columns), tmp_path / "h.parquet")
+    monkeypatch.setattr("filip.data.scoring.near.band_choices", lambda hashes, d: band_choices(as_if, d))
+    con = duckdb_io.connect(1, "500MB", tmp_path / "s")
+    images = duckdb_io.parquet(tmp_path / "h.parquet")
+    count = nearest(con, images, images, distance, tmp_path / "near.parquet")
+    found = pq.read_table(tmp_path / "near.parquet").to_pylist()
+    assert count == len(found)
+    differing = np.bitwise_count(hashes[:, None] ^ hashes[None, :])
+    expected = {
+        keys[i]: (int(differing[i, :i].min()), keys[int(differing[i, :i].argmin())])
+        for i in range(1, 300)
+        if differing[i, :i].min() <= distance
+    }
+    assert expected and {row["key"]: (row["distance"], row["other"]) for row in found} == expected
+
+
+def test_few_images_that_are_unlike_are_compared() -> None:
+    """At 340 million hashes it used to compare 3e12 pairs, for days."""
+    masks = band_choices(340_000_000, 3)
+    assert sum(340e6**2 / 2 / 2 ** bin(mask & (1 << 64) - 1).count("1") for mask in masks) < 1e9
+    assert len(masks) == 20 and len(band_choices(100_000, 3)) < 20
+
+
+def test_similarity_is_that_of_the_evaluation(tmp_path: Path) -> None:
+    from filip.data.preprocessing import eval_transform
+    from filip.eval.scorer import load_scorer
+    from filip.models import build_model, load_preset, save_model
+
+    pairs = write_pairs(tmp_path, [5, 4])
+    torch.manual_seed(0)
+    save_model(tmp_path / "m.safetensors", build_model(load_preset("tiny")), {})
+    scorer = load_scorer(str(tmp_path / "m.safetensors"))
+    expected = {}
+    for shard in range(2):
+        texts = {row["key"]: row["captions"][0] for row in read_sidecar(pairs.sidecar(shard))}
+        for key, data in shard_images(pairs.tar(shard)):
+            pixels = eval_transform(scorer.image_size)(Image.open(io.BytesIO(data)))[None]
+            with torch.inference_mode():
+                both = scorer.similarity(scorer.encode_images(pixels), scorer.encode_texts([texts[key]]))
+            expected[key] = float(both.i2t + both.t2i) / 2
+    (tmp_path / "c.yaml").write_text("title: T\n")
+    config = ScoreConfig(
+        str(tmp_path / "c.yaml"),
+        pairs.source.shards,
+        str(pairs.source.captions),
+        str(tmp_path / "scored"),
+        model=str(tmp_path / "m.safetensors"),
+        batch=3,
+        processes=1,
+    )
+    summary = score(config)
+    found = {key: row["similarity"] for key, row in scored(tmp_path / "scored").items()}
+    assert found == pytest.approx(expected, abs=1e-5)
+    assert min(found.values()) <= summary["similarity"]["50%"] <= max(found.values())
+    limit = sorted(expected.values())[4] - 1e-5
+    keep = [f"similarity >= {limit}"]
+    fragment = select(SelectConfig(config.source, config.out, str(tmp_path / "selected"), keep))
+    assert dict(fragment.dropped) == {keep[0]: 4}
+    kept = [row for path in (tmp_path / "selected").glob("*.parquet") for row in read_sidecar(path)]
+    assert {row["key"] for row in kept} == {key for key, value in expected.items() if value >= limit}
+    assert set(SCHEMA.names) < set(pq.read_schema(tmp_path / "selected" / "00000.parquet").names)
+
+
+def test_what_cannot_be_scored(tmp_path: Path) -> None:
+    pairs = write_pairs(tmp_path, [2])
+    base = {"source": "demo", "shards": pairs.source.shards, "captions": str(pairs.source.captions)}
+    for options, message in (
+        ({"out": str(pairs.source.captions)}, "give another one"),
+        ({"shards": str(tmp_path)}, r"no \*\.tar"),
+        ({"captions": str(tmp_path)}, "no side-car of shard 00000"),
+        ({"against": [str(tmp_path)]}, "has no scored side-cars"),
+        ({"against": [str(pairs.source.captions)]}, "have no scores"),
+        ({"test_sets": ["cifar10"], "root": str(tmp_path)}, "cifar10"),
+    ):
+        with pytest.raises(UserError, match=message):
+            score(ScoreConfig(**{**base, "out": str(tmp_path / "out"), "processes": 1, **options}))
+
+
+def test_a_missing_imagehash_is_named_with_its_remedy(tmp_path: Path) -> None:
+    """It used to be a traceback out of a worker."""
+    write_pairs(tmp_path, [2])
+    (tmp_path / "c.yaml").write_text("title: T\n")
+    code = (
+        "import sys; sys.modules['imagehash'] = None; from filip.command import run_command; "
+        "from filip.data.score import ScoreConfig, main; run_command(main, ScoreConfig)"
+    )
+    options = {
+        "source": "c.yaml",
+        "shards": "shards",
+        "captions": "captions",
+        "out": "out",
+    }
+    arguments = [sys.executable, "-c", code, *(f"{key}={value}" for key, value in options.items())]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "imagehash" in done.stderr and "pip install" in done.stderr and "Traceback" not in done.stderr
