@@ -25,7 +25,7 @@ STARTED = {
     "filip.api": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.eval.__main__": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.eval.picture": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
-    "filip.index.search": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
+    "filip.search.__main__": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.explore.export": HEAVY | {"timm", "torchvision", "pyarrow", "duckdb"},
     "filip.train.plan": HEAVY,
     "filip.train.loop": HEAVY,

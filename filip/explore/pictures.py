@@ -127,7 +127,8 @@ class IndexedPictures(SetPictures):
         from filip.index.build import weights_of
         from filip.index.store import Index
 
-        if self.about.dtype != "float32" or weights_of(model) != self.about.weights:
+        as_here = self.about.dtype == "float32" and self.about.fit == "crop" and not self.about.tokens
+        if not as_here or weights_of(model) != self.about.weights:
             return {}
         index = Index.open(self.index)
         stamps = index.stamps()

@@ -7,7 +7,7 @@ it too large, are left out; then the page shows its own captions only.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,10 +15,11 @@ from torch import Tensor, nn
 
 from filip.eval.encoders import Encoder, FilipEncoder
 from filip.explore.packing import base64_of
-from filip.models import DualEncoder
-from filip.models.text_tower import QuickGELU
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import BOS, EOS, MERGES, tokenize
+
+if TYPE_CHECKING:
+    from filip.models import DualEncoder
 
 ACTIVATIONS: dict[str, str] = {
     "Identity": "none", "GELU": "gelu", "QuickGELU": "quick_gelu", "QuickGELUActivation": "quick_gelu", "ReLU": "relu",
@@ -197,7 +198,7 @@ def _stem(network: Any) -> dict[str, Any]:
 
 
 def _sizes(width: int, heads: int, layers: int, norm: Any, activation: nn.Module) -> dict[str, Any]:
-    name = "QuickGELU" if isinstance(activation, QuickGELU) else type(activation).__name__
+    name = type(activation).__name__
     if name not in ACTIVATIONS or getattr(activation, "approximate", "none") != "none":
         raise NotInPage(f"a transformer with {name}")
     return {

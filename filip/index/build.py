@@ -17,6 +17,7 @@ from torch import Tensor
 
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
+from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
 from filip.explore.pictures import SetPictures
 from filip.files import digest, locked, sha256_of
@@ -37,6 +38,8 @@ class Build:
     )
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
+    tokens: bool = option(False, "index a pooled model token-wise: every patch by its own projection")
+    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=FITS)
     forget: bool = option(
         False,
         f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index",
@@ -46,8 +49,13 @@ class Build:
 
 def main(config: Build) -> None:
     """Make or update an index of all images below a folder."""
+    scorer = load_scorer(config.model, device=config.device, tokens=config.tokens, fit=config.fit)
+    up_to_date(config, scorer).close()
+
+
+def up_to_date(config: Build, scorer: Scorer) -> Index:
+    """Make or update an index, and return it open."""
     pictures = SetPictures(Path(config.images), None)
-    scorer = load_scorer(config.model, device=config.device)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out / "lock", busy=f"another `filip index build` is writing to {out}"):
@@ -56,8 +64,10 @@ def main(config: Build) -> None:
             check_gone(index, pictures, config.forget)
             update(index, scorer, pictures, config.batch_size, config.threads)
             index.compact()
-        finally:
+        except BaseException:
             index.close()
+            raise
+        return index
 
 
 def check_gone(index: Index, pictures: SetPictures, forget: bool) -> None:
@@ -114,6 +124,8 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
         dim=patches.shape[-1],
         dtype=config.dtype,
         images=str(Path(config.images).resolve()),
+        tokens=config.tokens,
+        fit=config.fit,
     )
     if not (out / "about.json").is_file():
         return Index.create(out, about)
@@ -130,7 +142,7 @@ def _difference(old: About, new: About) -> str:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"
         return f"was made by {old.model} as it was then, and the file has changed since"
-    for key in ("image_size", "dtype", "images"):
+    for key in ("image_size", "dtype", "images", "tokens", "fit"):
         if getattr(old, key) != getattr(new, key):
             return f"was made with {key}={getattr(old, key)}, not {getattr(new, key)}"
     return ""

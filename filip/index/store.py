@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from filip.errors import UserError, first_line
-from filip.eval.scorer import Scorer
+from filip.eval.scorer import Scorer, Texts
 from filip.files import naming, nothing_at, write_json
 
 FORMAT = 2
@@ -39,7 +39,11 @@ INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
 
 @dataclass
 class About:
-    """How an index was made. weights: SHA-256 of the model's file or files, or its name if it is neither."""
+    """How an index was made.
+
+    weights: SHA-256 of the model's file or files, or its name if it is neither. tokens: of a pooled model, token-wise.
+    fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`.
+    """
 
     model: str
     weights: str
@@ -48,6 +52,8 @@ class About:
     dim: int
     dtype: str
     images: str
+    tokens: bool = False
+    fit: str = "crop"
     format: int = FORMAT
 
 
@@ -227,9 +233,23 @@ class Index:
 
     # ---- search --------------------------------------------------------------------------------------
 
+    @property
+    def paths(self) -> list[str]:
+        """Return the paths of all images, in the order of :meth:`scores`."""
+        return list(self._images)
+
+    def tokens_of(self, path: str) -> Tensor:
+        """Return the tokens of one image, [n1, d] float32."""
+        return torch.from_numpy(self._tokens[self._images[path][1]].astype(np.float32))
+
     def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
         """Return the ``count`` images with the largest s^T for a text, best first; equal ones by path."""
-        texts = scorer.encode_texts([text]).to("cpu")
+        scores = self.scores(scorer, scorer.encode_texts([text]).to("cpu")).tolist()
+        hits = [Hit(path, score) for path, score in zip(self._images, scores, strict=True)]
+        return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:count]
+
+    def scores(self, scorer: Scorer, texts: Texts) -> Tensor:
+        """Return s^T of every image for one encoded text, float32 [images]."""
         rows = np.array([row for _, row in self._images.values()])
         step = max(1, BLOCK // max(1, self._an_image * self.about.dim * 4))
         scores: list[float] = []
@@ -238,8 +258,7 @@ class Index:
             if not self.about.token_wise:
                 features = features[:, 0]
             scores += scorer.similarity(features, texts).t2i[:, 0].tolist()
-        hits = [Hit(path, score) for path, score in zip(self._images, scores, strict=True)]
-        return sorted(hits, key=lambda hit: (-hit.score, hit.path))[:count]
+        return torch.tensor(scores)
 
 
 def _damaged(folder: Path, error: Exception) -> UserError:

@@ -24,9 +24,10 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
-from filip.index import build, export, search
+from filip.index import build, export
 from filip.index.store import Index
 from filip.rgb import IMAGE_FILES
+from filip.search import __main__ as search
 from tests.eval.miniature import write_model
 
 TEXTS = ["a red dog on the beach", "two black cats", "a lamp"]
@@ -74,7 +75,8 @@ def test_the_command_prints_and_writes_the_same_list(
 ) -> None:
     folder, _ = built
     arguments = [
-        f"index={folder / 'index'}",
+        f"images={folder / 'index'}",
+        "where=false",
         "text=a lamp, it's red",
         "count=3",
         f"out={tmp_path / 'hits.json'}",
@@ -83,7 +85,7 @@ def test_the_command_prints_and_writes_the_same_list(
     hits = json.loads((tmp_path / "hits.json").read_text())["hits"]
     printed = capsys.readouterr().out.splitlines()
     assert len(hits) == len(printed) == 3
-    assert [line.split(maxsplit=2)[2] for line in printed] == [
+    assert [line.split(maxsplit=3)[3] for line in printed] == [
         str(folder / "photos" / h["path"]) for h in hits
     ]
 
@@ -150,11 +152,11 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
     ):
         build.main(build.Build(model=other, images=str(folder / "photos"), out=str(folder / "index")))
     with pytest.raises(UserError, match=r"is not the model that .* was built with"):
-        search.main(search.Search(index=str(folder / "index"), text="a", model=other))
+        search.main(search.Search(images=str(folder / "index"), text="a", model=other))
     with pytest.raises(UserError, match="no index at"):
-        search.main(search.Search(index=str(tmp_path), text="a"))
+        Index.open(tmp_path)
     with pytest.raises(UserError, match="text=  is empty"):
-        compose_config(search.Search, [f"index={folder / 'index'}", "text= "])
+        compose_config(search.Search, [f"images={folder / 'index'}", "text= "])
     with pytest.raises(UserError, match="no image below"):
         build.main(build.Build(model=other, images=os.fspath(tmp_path), out=str(tmp_path / "i")))
     with pytest.raises(UserError, match=r"there is no file or folder '.*none'"):
@@ -184,7 +186,7 @@ def test_a_damaged_index_is_told_in_a_sentence(
     with pytest.raises(
         UserError, match=r"the index at .* is damaged \(.*\): delete it and build it again"
     ) as told:
-        search.main(search.Search(index=str(tmp_path / "index"), text="a"))
+        search.main(search.Search(images=str(tmp_path / "index"), text="a"))
     assert "\n" not in str(told.value)
 
 
@@ -397,7 +399,7 @@ def test_the_model_is_found_again_from_another_folder_and_missed_when_it_has_cha
     build_index(tmp_path, "model.safetensors")
     (tmp_path / "photos" / "photo #1.png").unlink()
     monkeypatch.chdir("/")
-    search.main(search.Search(index=str(tmp_path / "index"), text="a", device="cpu"))
+    search.main(search.Search(images=str(tmp_path / "index"), text="a", device="cpu"))
     captured = capsys.readouterr()
     assert len(captured.out.splitlines()) == 3 and "1 of these are no longer there" in captured.err
     run = tmp_path / "run"

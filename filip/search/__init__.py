@@ -1,0 +1,1 @@
+"""Search one's own pictures: ``filip search PHOTOS "a red bicycle"``."""

@@ -1,0 +1,217 @@
+"""Find pictures by text or by example: ``filip search PHOTOS "a red bicycle"``."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.eval.encoders import FilipEncoder
+from filip.eval.fit import FITS
+from filip.eval.scorer import Scorer, load_scorer
+from filip.files import nothing_at, write_json
+from filip.index.build import Build, up_to_date, weights_of
+from filip.index.store import Index
+from filip.progress import say
+from filip.rgb import ORIENTATION, UNDECODABLE
+from filip.search.boxes import boxes
+from filip.search.ranking import Ranked, Ranking, is_picture, query_of, rank
+
+DEFAULT_MODEL = "emoji"
+SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that exchange width and height
+
+
+@dataclass
+class Search:
+    images: str = option(MISSING, "folder of pictures, or an index of `filip index build`; the first word")
+    text: str = option(
+        MISSING, "text to look for, or the file of a picture to find others like it; the second"
+    )
+    without: list[str] = option([], "texts to leave out, e.g. without=[snow,people]")
+    count: int = option(10, "pictures to list", at_least=1)
+    least: float | None = option(
+        None, "list only pictures that stand out by so many standard deviations from the mean of all"
+    )
+    model: str | None = option(
+        None,
+        f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)",
+    )
+    tokens: bool = option(False, "score a pooled model token-wise, so that words have places")
+    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=FITS)
+    index: str | None = option(
+        None, "where the index of a folder is kept (default: in the user's cache)", writes="folder"
+    )
+    update: bool = option(True, "look for pictures that are new, changed or gone since the last search")
+    where: bool = option(True, "say where the words are in each picture, in its own pixels")
+    json: bool = option(False, "print JSON")
+    paths: bool = option(False, "print nothing but the files' names, e.g. for xargs")
+    out: str | None = option(None, "also write the JSON to this file", writes="file")
+    device: str = option("auto", "torch device; auto = a GPU where there is one")
+
+
+def main(config: Search) -> None:
+    """List the pictures of a folder that fit a text, or a picture, best; the first search of a folder indexes it."""
+    if (Path(config.images) / "about.json").is_file():
+        index, scorer = _opened(config)
+    else:
+        index, scorer = _of_folder(config)
+    query = query_of(scorer, config.text)
+    ranking = rank(index, scorer, query, config.without)
+    hits = [
+        hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least
+    ]
+    found = [_described(config, index, scorer, hit) for hit in hits]
+    index.close()
+    _show(config, index, ranking, found)
+
+
+def positional(arguments: Sequence[str]) -> list[str]:
+    """Name the two words that may stand without a name: ``PHOTOS "a text"`` is ``images=PHOTOS "text=a text"``."""
+    named: list[str] = []
+    words: list[str] = []
+    for argument in arguments:
+        is_option = argument.startswith("-") or re.match(r"[+~]?[\w.]*=", argument)
+        (named if is_option else words).append(argument)
+    if len(words) > 2:
+        raise UserError(
+            f"{len(words)} words without a name: {' '.join(words)}; put the text in quotes, "
+            f'as in: filip search {words[0]} "{" ".join(words[1:])}"'
+        )
+    free = [
+        key for key in ("images", "text") if not any(argument.startswith(f"{key}=") for argument in named)
+    ]
+    return [f"{key}={word}" for key, word in zip(free, words, strict=False)] + named
+
+
+def _opened(config: Search) -> tuple[Index, Scorer]:
+    """Open an index that was built before, and load its model."""
+    index = Index.open(config.images)
+    about = index.about
+    model = config.model or about.model
+    if weights_of(model) != about.weights:
+        if config.model:
+            raise UserError(
+                f"{model} is not the model that {config.images} was built with, which is {about.model}"
+            )
+        gone = (
+            "has changed since" if Path(model).exists() else "is no longer there: it was the model with which"
+        )
+        raise UserError(
+            f"{model} {gone} {config.images} was built: give model=FILE, or build the index again"
+        )
+    size = about.image_size
+    return index, load_scorer(model, size, config.device, tokens=about.tokens, fit=about.fit)
+
+
+def _of_folder(config: Search) -> tuple[Index, Scorer]:
+    """Index a folder, or bring its index up to date."""
+    if not Path(config.images).exists():
+        raise UserError(
+            nothing_at(config.images, "give a folder of pictures, or an index of `filip index build`")
+        )
+    model = config.model or DEFAULT_MODEL
+    scorer = load_scorer(model, None, config.device, tokens=config.tokens, fit=config.fit)
+    out = Path(config.index) if config.index else place_of(config, model)
+    if not config.update and (out / "about.json").is_file():
+        return Index.open(out), scorer
+    build = Build(
+        model, config.images, str(out), "float16", tokens=config.tokens, fit=config.fit, device=config.device
+    )
+    try:
+        up_to_date(build, scorer).close()
+    except UserError as error:
+        if not (out / "about.json").is_file() or not len(Index.open(out)):
+            raise
+        say(f"searching the pictures as they were indexed before: {error}")
+    return Index.open(out), scorer
+
+
+def place_of(config: Search, model: str) -> Path:
+    """Return the folder of the user's cache in which the index of a folder lies."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    images = Path(config.images).resolve()
+    key = json.dumps([str(images), weights_of(model), config.tokens, config.fit])
+    return (
+        cache
+        / "filip"
+        / "search"
+        / f"{images.name or 'root'}-{hashlib.sha256(key.encode()).hexdigest()[:12]}"
+    )
+
+
+def _described(config: Search, index: Index, scorer: Scorer, hit: Ranked) -> dict[str, Any]:
+    file = Path(index.about.images) / hit.path
+    found: dict[str, Any] = {"path": hit.path, "file": str(file), "score": hit.score}
+    found["stands_out"] = hit.stands_out
+    if not config.where or config.paths or not _has_places(index, scorer) or is_picture(config.text):
+        return found
+    if size := _upright_size(file):
+        tokens = index.tokens_of(hit.path)
+        places = boxes(scorer.encoder, config.text, tokens, size, index.about.fit)
+        found |= {"size": list(size), "words": [asdict(place) for place in places]}
+    return found
+
+
+def _has_places(index: Index, scorer: Scorer) -> bool:
+    """Return whether the model's patches are known places: it sees words, and how it cuts a picture is known."""
+    known = index.about.fit == "pad" or isinstance(scorer.encoder, FilipEncoder)
+    return index.about.token_wise and scorer.encoder.grid != (0, 0) and known
+
+
+def _upright_size(file: Path) -> tuple[int, int] | None:
+    try:
+        with Image.open(file) as image:
+            width, height = image.size
+            turned = image.getexif().get(ORIENTATION) in SIDEWAYS
+    except UNDECODABLE:
+        return None  # it is in the index and no longer there, or in a larger file
+    return (height, width) if turned else (width, height)
+
+
+def _show(config: Search, index: Index, ranking: Ranking, found: list[dict[str, Any]]) -> None:
+    answer = {
+        "text": config.text,
+        "without": config.without,
+        "model": index.about.model,
+        "images": len(ranking.hits),
+        "reason": ranking.reason(),
+        "hits": found,
+    }
+    if config.out:
+        write_json(config.out, answer)
+    if config.json:
+        print(json.dumps(answer, ensure_ascii=False, indent=1))
+    elif config.paths:
+        print("\n".join(hit["file"] for hit in found))
+    else:
+        for place, hit in enumerate(found, 1):
+            print(f"{place:4}  {hit['score']:7.4f}  {hit['stands_out']:+5.1f}  {hit['file']}")
+            if words := hit.get("words"):
+                print("       " + "  ".join(f"{w['word']} at {','.join(map(str, w['box']))}" for w in words))
+    if not config.paths:
+        say(ranking.reason())
+    if config.least is not None and not found:
+        best = ranking.hits[0].stands_out if ranking.hits else float("nan")
+        say(f"no picture stands out by least={config.least:g}: the best by {best:.1f}")
+    missing = sum(not Path(hit["file"]).exists() for hit in found)
+    if missing and Path(index.about.images).is_dir():
+        say(f"{missing} of these are no longer there: another search without update=false forgets them")
+
+
+if __name__ == "__main__":
+    try:
+        given = positional(sys.argv[1:])
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    run_command(main, Search, argv=given)

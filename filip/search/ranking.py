@@ -1,0 +1,104 @@
+"""Rank the pictures of an index for a text or a picture, less what is to be left out, and say which stand out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from filip.errors import UserError, plain
+from filip.eval.scorer import Scorer, Texts
+from filip.explore.pictures import read_image
+from filip.index.store import Index
+
+ENOUGH = 20  # pictures that a mean and a deviation need
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """A picture of a ranking.
+
+    score: s^T of the query. stands_out: its distance from the mean of all pictures, in standard deviations, less those
+    by which the words to leave out stand out.
+    """
+
+    path: str
+    score: float
+    stands_out: float
+
+
+@dataclass
+class Ranking:
+    """All pictures, best first. surprising: the distance that chance alone reaches in half a picture of so many."""
+
+    hits: list[Ranked]
+    surprising: float
+
+    def reason(self) -> str:
+        """Say how many of the pictures stand out, and what that means."""
+        count = len(self.hits)
+        if count < ENOUGH:
+            return f"{count} pictures are too few to say which of them stand out"
+        found = sum(hit.stands_out > self.surprising for hit in self.hits)
+        what = f"{found} of {count:,} stand" if found != 1 else f"1 of {count:,} stands"
+        return (
+            f"{what} out: more than {self.surprising:.1f} standard deviations above the mean, where chance alone would "
+            "put half a picture"
+        )
+
+
+def query_of(scorer: Scorer, text: str) -> Texts:
+    """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words."""
+    file = Path(text)
+    if not is_picture(text):
+        return scorer.encode_texts([text]).to("cpu")
+    try:
+        image = read_image(file.read_bytes(), max_bytes=None)
+    except OSError as error:
+        raise UserError(f"{file} cannot be read: {plain(error)}") from error
+    except UserError as error:
+        raise UserError(f"the picture to look for, {file}: {error}") from error
+    features = scorer.encode_images(scorer.transform(image)[None]).float().cpu()
+    if not scorer.token_wise:
+        return Texts(features, None)
+    return Texts(features[0], torch.tensor([features.shape[1]]))
+
+
+def is_picture(text: str) -> bool:
+    """Return whether a query is the name of a file instead of a text."""
+    try:
+        return Path(text).is_file()
+    except (OSError, ValueError):  # longer than a name may be, or with a NUL
+        return False
+
+
+def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = ()) -> Ranking:
+    """Rank all pictures of an index.
+
+    A picture in which a text of ``without`` stands out (is above the mean of all pictures) loses as many standard
+    deviations.
+    """
+    scores = index.scores(scorer, query)
+    distance = _standard(scores)
+    for text in without:
+        distance = distance - _standard(index.scores(scorer, scorer.encode_texts([text]).to("cpu"))).clamp(
+            min=0
+        )
+    places = sorted(range(len(scores)), key=lambda n: (-float(distance[n]), index.paths[n]))
+    hits = [Ranked(index.paths[n], float(scores[n]), float(distance[n])) for n in places]
+    return Ranking(hits, _surprising(len(hits)))
+
+
+def _standard(scores: Tensor) -> Tensor:
+    return (scores - scores.mean()) / scores.std(correction=0).clamp(min=1e-12)
+
+
+def _surprising(count: int) -> float:
+    """Return the number of deviations above which a normal distribution has half a draw of ``count``."""
+    if count < ENOUGH:
+        return math.inf
+    return math.sqrt(2) * float(torch.special.erfinv(torch.tensor(1 - 1 / count, dtype=torch.float64)))

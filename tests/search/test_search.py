@@ -1,0 +1,117 @@
+"""`filip search`: indexed on first use, without words, with a picture, and places in the picture's own pixels."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from filip.command import run_command
+from filip.errors import UserError
+from filip.search import __main__ as search
+from filip.search.boxes import cell_box, connected
+from tests.eval.miniature import picture, write_model
+
+
+@pytest.fixture(scope="module")
+def album(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("album")
+    write_model(folder / "model.safetensors", seed=1)
+    write_model(folder / "clip.safetensors", "pooled", seed=2)
+    (folder / "photos").mkdir()
+    for number in range(24):
+        picture(number, 60).resize((90, 60)).save(folder / "photos" / f"{number}.png")
+    return folder
+
+
+def found(album: Path, capsys: pytest.CaptureFixture[str], *arguments: str) -> dict:
+    given = search.positional([str(album / "photos"), *arguments])
+    if not any(argument.startswith("model=") for argument in given):
+        given.append(f"model={album / 'model.safetensors'}")
+    run_command(search.main, search.Search, argv=[*given, "json=true", "device=cpu"])
+    return json.loads(capsys.readouterr().out)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(search, "place_of", lambda config, model: tmp_path / f"cache/{Path(model).stem}")
+
+
+def test_the_first_search_indexes_and_the_next_encodes_only_what_is_new(
+    album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    answer = found(album, capsys, "a red dog", "count=24")
+    scores = {Path(hit["file"]).name: hit["score"] for hit in answer["hits"]}
+    assert len(scores) == answer["images"] == 24
+    values = torch.tensor([hit["stands_out"] for hit in answer["hits"]])
+    assert abs(values.mean()) < 1e-4 and abs(values.std(correction=0) - 1) < 1e-4
+    assert list(scores.values()) == sorted(scores.values(), reverse=True)
+    (album / "photos" / "new.png").write_bytes((album / "photos" / "3.png").read_bytes())
+    given = [f"images={album / 'photos'}", "text=a red dog", f"model={album / 'model.safetensors'}"]
+    run_command(search.main, search.Search, argv=[*given, "device=cpu"])
+    said = capsys.readouterr()
+    assert "25 images; 1 encoded, 24 already there" in said.err and "stand" in said.err
+    assert len([line for line in said.out.splitlines() if " at " not in line]) == 10
+    (album / "photos" / "new.png").unlink()
+
+
+def test_a_picture_finds_itself_and_a_word_to_leave_out_lowers_where_it_stands_out(
+    album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mirrored = found(album, capsys, str(album / "photos" / "7.png"))
+    assert mirrored["hits"][0]["path"] == "7.png" and mirrored["hits"][0]["score"] > 0.999
+    assert "words" not in mirrored["hits"][0], "a picture has no words that could be anywhere"
+    alone = {hit["path"]: hit["stands_out"] for hit in found(album, capsys, "a dog", "count=24")["hits"]}
+    cats = {hit["path"]: hit["stands_out"] for hit in found(album, capsys, "a cat", "count=24")["hits"]}
+    less = {
+        h["path"]: h["stands_out"]
+        for h in found(album, capsys, "a dog", "without=[a cat]", "count=24")["hits"]
+    }
+    assert less == pytest.approx(
+        {path: value - max(cats[path], 0) for path, value in alone.items()}, abs=1e-4
+    )
+
+
+def test_words_have_places_in_the_pictures_own_pixels(
+    album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hit = found(album, capsys, "a red dog", "count=1")["hits"][0]
+    assert hit["size"] == [90, 60] and [word["word"] for word in hit["words"]] == ["red", "dog"]
+    for word in hit["words"]:
+        left, top, right, bottom = word["box"]
+        assert 0 <= left < right <= 90 and 0 <= top < bottom <= 60
+    # of a square of 90 with the picture in its middle, the first row of four is half outside
+    assert cell_box(0, (4, 4), (90, 60), "pad") == (0, 0, 22, 8)
+    assert cell_box(15, (4, 4), (90, 60), "crop") == (60, 45, 75, 60)
+    assert connected(torch.tensor([1, 0, 1, 1, 0, 1]).bool(), 5, 3) == [2, 5], "3 is in the next row"
+
+
+def test_a_pooled_model_is_searched_too_and_token_wise_by_name(
+    album: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    clip = f"model={album / 'clip.safetensors'}"
+    assert "words" not in found(album, capsys, "a red dog", clip)["hits"][0]
+    assert found(album, capsys, "a dog", clip, "tokens=true", f"index={album / 'of_tokens'}")["hits"][0][
+        "words"
+    ]
+
+
+def test_a_threshold_says_why_nothing_is_listed(album: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = [str(album / "photos"), "dog", f"model={album / 'model.safetensors'}", "least=9"]
+    run_command(search.main, search.Search, argv=[*search.positional(given), "device=cpu"])
+    said = capsys.readouterr()
+    assert said.out == "" and "no picture stands out by least=9: the best by" in said.err
+    with pytest.raises(UserError, match="put the text in quotes"):
+        search.positional(["photos", "red", "bicycle"])
+
+
+def test_a_picture_on_its_side_has_its_places_upright(album: Path, tmp_path: Path) -> None:
+    photo = Image.new("RGB", (90, 60))
+    exif = photo.getexif()
+    exif[0x0112] = 6
+    photo.save(tmp_path / "a.jpg", exif=exif)
+    assert search._upright_size(tmp_path / "a.jpg") == (60, 90)
+    assert search._upright_size(tmp_path / "none.jpg") is None
