@@ -60,7 +60,8 @@ def _native_declines(image_tokens: Tensor) -> str | None:
     return "" if image_tokens.dtype == torch.float64 else None  # as documented, so not worth a notice
 
 
-def _triton_declines(image_tokens: Tensor) -> str | None:
+def triton_declines(image_tokens: Tensor) -> str | None:
+    """Return why "auto" does not take Triton on the CUDA device of these tokens; None: it does."""
     major, minor = torch.cuda.get_device_capability(image_tokens.device)
     if major >= 8:
         return None
@@ -71,7 +72,7 @@ BACKENDS: dict[str, BackendEntry] = {
     "reference": BackendEntry("filip.interaction.reference"),
     "tiled": BackendEntry("filip.interaction.tiled"),
     "native": BackendEntry("filip.interaction.native", "cpu", _native_declines),
-    "triton": BackendEntry("filip.interaction.triton_backend", "cuda", _triton_declines),
+    "triton": BackendEntry("filip.interaction.triton_backend", "cuda", triton_declines),
 }
 
 

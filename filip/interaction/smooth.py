@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction import native
-from filip.interaction.backends import ENVIRONMENT_VARIABLE
+from filip.interaction.backends import ENVIRONMENT_VARIABLE, triton_declines
 from filip.interaction.blockwise import Blockwise, smooth_maximum
 from filip.interaction.packing import Pair, Residuals, Tokens
 
@@ -21,9 +21,9 @@ class SmoothMaximum:
 
     This maximum lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token
     has a part in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, where exponentials stay
-    in the range of float32 (always for unit tokens and t above 0.0134); elsewhere, and where
-    ``FILIP_INTERACTION_BACKEND`` names another backend than the native one, PyTorch computes it in blocks. Neither
-    saves anything for the backward.
+    in the range of float32 (always for unit tokens and t above 0.0134), and Triton's do on GPUs of compute capability
+    8.0 and newer; elsewhere, and where ``FILIP_INTERACTION_BACKEND`` names another backend, PyTorch computes it in
+    blocks. Only Triton's save something for the backward.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -34,6 +34,10 @@ class SmoothMaximum:
         """Return s^I and s^T [images, texts]."""
         if self._runs_native(tokens):
             return native.smooth_forward(tokens, self.temperature), ()
+        if self._runs_triton(tokens):
+            from filip.interaction import triton_smooth
+
+            return triton_smooth.forward(tokens, self.temperature, save_for_backward)
         return self._blocks.forward(tokens, save_for_backward)
 
     def backward(
@@ -42,7 +46,23 @@ class SmoothMaximum:
         """Return the gradients of both inputs in the accumulation dtype."""
         if self._runs_native(tokens):
             return native.smooth_backward(tokens, self.temperature, grads, needs)
+        if residuals:
+            from filip.interaction import triton_smooth
+
+            return triton_smooth.backward(tokens, self.temperature, grads, residuals, needs)
         return self._blocks.backward(tokens, grads, residuals, needs)
+
+    def _runs_triton(self, tokens: Tokens) -> bool:
+        wanted = os.environ.get(ENVIRONMENT_VARIABLE) or "auto"
+        if wanted == "auto" and (tokens.image.device.type != "cuda" or triton_declines(tokens.image)):
+            return False
+        if wanted not in ("auto", "triton"):
+            return False
+        try:
+            from filip.interaction import triton_smooth
+        except ImportError:  # no Triton
+            return False
+        return not triton_smooth.unavailable_reason(tokens, self.temperature)
 
     def _runs_native(self, tokens: Tokens) -> bool:
         if os.environ.get(ENVIRONMENT_VARIABLE, "native") not in ("auto", "native", ""):

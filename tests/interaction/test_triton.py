@@ -43,10 +43,19 @@ def test_machine_code_of_what_is_launched(tmp_path: Path) -> None:
     )
     made = [json.loads(line) for line in output.splitlines()]
     assert [(kernel["kernel"], kernel["capability"]) for kernel in made] == [
-        (name, capability) for capability in (80, 90, 86) for name in ("forward", "image", "text")
+        (f"{kind}{name}", capability)
+        for capability, kinds in ((80, ("", "smooth_")), (90, ("", "smooth_")), (86, ("",)))
+        for kind in kinds
+        for name in ("forward", "image", "text")
     ]
     shared_memory = {80: 163 * 1024, 86: 99 * 1024, 90: 227 * 1024}  # per processor, with 65,536 registers
-    for kernel in made:
+    smooth = [kernel for kernel in made if kernel["kernel"].startswith("smooth")]
+    for kernel in smooth:  # one block a processor; tiles come while others multiply
+        assert kernel["shared"] + 1024 <= shared_memory[kernel["capability"]], kernel
+        assert kernel["spills"] == 0 and kernel["tensor_core"] > 0 and kernel["async_copies"] > 0, kernel
+        assert kernel["wgmma"] == kernel["tensor_core"] * (kernel["capability"] == 90), kernel
+        assert kernel["specialized"] == ["n1", "d"]
+    for kernel in [kernel for kernel in made if kernel not in smooth]:
         blocks = 2 if kernel["kernel"] == "forward" and kernel["dtype"] != "fp32" else 1
         assert blocks * kernel["threads"] * kernel["registers"] <= 65_536, kernel
         assert blocks * (kernel["shared"] + 1024) <= shared_memory[kernel["capability"]] + 1024, kernel

@@ -22,8 +22,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from filip.interaction import triton_backend, triton_smooth
 from filip.interaction import triton_kernels as kernels
-from filip.interaction.triton_backend import launch_options
+from filip.interaction import triton_smooth_kernels as smooth
 from filip.interaction.triton_layout import GROUP
 
 D = 256
@@ -32,6 +33,9 @@ KERNELS = {
     "forward": kernels.forward_kernel,
     "image": kernels.image_gradient_kernel,
     "text": kernels.text_gradient_kernel,
+    "smooth_forward": smooth.smooth_forward_kernel,
+    "smooth_image": smooth.smooth_image_gradient_kernel,
+    "smooth_text": smooth.smooth_text_gradient_kernel,
 }
 HALF_RATE = "[FI]SETP|F?SEL|PLOP3|LOP3|[FI]MNMX|VIMNMX|VIADDMNMX|SHF|LEA|IADD3|VIADD|PRMT|MOV|F2FP|CS2R|I?ABS"
 TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
@@ -40,7 +44,8 @@ TRITON_NAMES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "f
 def types(dtype: torch.dtype) -> dict[str, str]:
     """Return the types of the pointers that are not *i32; captions and images have at most 255 tokens."""
     tokens = f"*{TRITON_NAMES[dtype]}"
-    floats = dict.fromkeys(("i2t", "t2i", "best", "gradient"), "*fp32")
+    floats = dict.fromkeys(("i2t", "t2i", "best", "gradient", "row_sums", "entry_sums"), "*fp32")
+    floats |= dict.fromkeys(("to_exponent", "to_logarithm"), "fp32")
     maps = dict.fromkeys(("image_map", "text_map"), "*u8")
     integers = dict.fromkeys(("best_row", "listed"), "*i32")
     return dict.fromkeys(("images", "texts", "weight_i", "weight_t"), tokens) | floats | maps | integers
@@ -62,7 +67,13 @@ def count(names: str, code: list[str]) -> int:
 
 
 def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
-    kernel, options = KERNELS[name], dict(launch_options(dtype, n1, D, capability)[name])
+    kernel, short = KERNELS[name], name.removeprefix("smooth_")
+    found = (
+        triton_backend.launch_options(dtype, n1, D, capability)
+        if short == name
+        else triton_smooth.launch_options(dtype, n1, D)
+    )
+    options = dict(found[short])
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
     constants = {**options, "GROUP": GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}
@@ -114,5 +125,5 @@ if __name__ == "__main__":
     if len(sys.argv) > 1:
         cases = [(int(sys.argv[1]), sys.argv[2], int(sys.argv[3]))]
     for capability, dtype, n1 in cases:
-        for name in KERNELS:
+        for name in [name for name in KERNELS if capability != 86 or not name.startswith("smooth_")]:
             print(json.dumps(report(name, capability, getattr(torch, dtype), n1)), flush=True)

@@ -9,7 +9,17 @@ import pytest
 import torch
 
 from bench.interaction_errors import BOUNDS, measure
-from filip.interaction import late_interaction, reference, triton_backend, triton_kernels, triton_layout
+from filip.interaction import (
+    SmoothMaximum,
+    late_interaction,
+    reference,
+    triton_backend,
+    triton_kernels,
+    triton_layout,
+    triton_smooth,
+    triton_smooth_kernels,
+)
+from filip.interaction.blockwise import Blockwise, smooth_maximum
 from filip.interaction.cost import triton_flops
 from filip.interaction.packing import Tokens
 from tests.interaction.problems import (
@@ -197,3 +207,52 @@ def test_what_it_cannot_do_is_said() -> None:
         late_interaction(
             torch.zeros(1, 2, 8).double(), torch.zeros(2, 8).double(), torch.tensor([2]), backend="triton"
         )
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_smooth_maximum_in_float32(
+    shape: tuple[int, int, list[int], int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    problem = random_problem(*shape)
+    found = solve(problem, SmoothMaximum(0.05))  # type: ignore[arg-type]
+    assert_close(found, solve(problem, Blockwise(smooth_maximum(0.05)), torch.float64), 2e-6)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_smooth_maximum_in_16_bits(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FILIP_INTERACTION_BACKEND", "triton")
+    problem = random_problem(2, 49, [2, 7, 7, 10], 80)
+    rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
+    expected = solve(rounded, Blockwise(smooth_maximum(0.02)), torch.float64)  # type: ignore[arg-type]
+    found = solve(rounded, SmoothMaximum(0.02))  # type: ignore[arg-type]
+    assert_close(found, expected, 2e-6, 2 * torch.finfo(dtype).eps)
+
+
+def test_smooth_products_are_at_most_1_7_times_those_of_the_maximum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Count the flops of every tile that is multiplied; images and captions fill their blocks."""
+    images, n1, dim, lengths = 8, 49, 16, [2] * 40 + [4] * 24 + [4] * 64
+    counted, multiply = [0], triton_kernels._dot
+
+    def dot(x: Any, y: Any, total: Any, widen: Any) -> Any:
+        counted[0] += 2 * int(x.shape[0]) * int(x.shape[1]) * int(y.shape[1])
+        return multiply(x, y, total, widen)
+
+    monkeypatch.setattr(triton_smooth_kernels, "_dot", dot)
+    tokens = random_problem(images, n1, lengths, dim).tokens()
+    found, sums = triton_smooth.forward(tokens, 0.05)
+    triton_smooth.backward(tokens, 0.05, found, sums)
+    assert 1.5 < counted[0] / triton_flops(images, n1, dim, lengths) <= 1.7
+
+
+def test_smooth_saves_nothing_without_a_backward_and_refuses_what_float32_does_not_hold() -> None:
+    tokens = random_problem(2, 9, [3, 8], 16).tokens()
+    found, sums = triton_smooth.forward(tokens, 0.05)
+    bare, none = triton_smooth.forward(tokens, 0.05, save_for_backward=False)
+    assert all(torch.equal(a, b) for a, b in zip(bare, found, strict=True)) and none == ()
+    both = triton_smooth.backward(tokens, 0.05, found, sums)
+    for side, needs in enumerate(((True, False), (False, True))):
+        one = triton_smooth.backward(tokens, 0.05, found, sums, needs)
+        assert torch.equal(one[side], both[side]) and one[1 - side].numel() == 0
+    assert triton_smooth.unavailable_reason(tokens, 0.05) == ""
+    assert "exceed float32" in triton_smooth.unavailable_reason(tokens, 0.01)
