@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from filip import device
-from filip.data.loading.config import StreamConfig
+from filip.data.loading.config import StreamConfig, is_streamed
 from filip.data.loading.loader import Batch, PairLoader, build_loader
+from filip.data.loading.streaming import Loader, build_stream_loader
 from filip.errors import UserError
 from filip.light_imports import put_off_compiler
 from filip.models import DualEncoder, build_model
@@ -75,7 +76,8 @@ def train(config: TrainConfig) -> None:
         check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
-        fill(loader.stream, model, config.precision, ranks.device, stop)
+        if isinstance(loader, PairLoader):
+            fill(loader.stream, model, config.precision, ranks.device, stop)
     if ranks.maximum(stop.received is not None):
         say("stopped by a signal before the first step; feature maps that are finished are kept")
         sys.exit(STOPPED_BY_SIGNAL)
@@ -110,7 +112,7 @@ def initial_model(config: TrainConfig) -> DualEncoder:
     return model
 
 
-def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> PairLoader:
+def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
     """Return this rank's stream of contrastive batches."""
     stream = StreamConfig(
         config.data,
@@ -122,10 +124,12 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         world_size=ranks.world_size,
         feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
     )
-    return build_loader(stream, pin_memory=device.pins_memory(ranks.device))
+    streamed = any(is_streamed(source.shards) for source in config.data.sources)
+    build = build_stream_loader if streamed else build_loader
+    return build(stream, pin_memory=device.pins_memory(ranks.device))
 
 
-def run_schedule(config: TrainConfig, batching: Batching, loader: PairLoader) -> Schedule:
+def run_schedule(config: TrainConfig, batching: Batching, loader: Loader) -> Schedule:
     """Return the steps of the run and the learning rate over them."""
     limits = []
     if config.epochs is not None:
@@ -148,7 +152,7 @@ def open_run(
     batching: Batching,
     model: DualEncoder,
     loss: Loss,
-    loader: PairLoader,
+    loader: Loader,
     schedule: Schedule,
     manifests: dict[str, str],
     stop: StopSignal,
@@ -264,7 +268,7 @@ def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
     return over_ranks(outputs, run.ranks.world_size, data_wait, stop, wants_to_save(run))
 
 
-def endless(loader: PairLoader) -> Iterator[Batch]:
+def endless(loader: Loader) -> Iterator[Batch]:
     """Yield batches, epoch after epoch; the loader keeps its own position."""
     while True:
         yield from loader
@@ -313,7 +317,8 @@ def save_if_due(run: Run, metrics: StepMetrics) -> None:
         return  # after the last step the result is written at once
     good = run.watchdog.healthy and run.engine.is_finite()
     if good:
-        state.loader = run.loader.state_dict() | {"counters": progress.data_problems(run)}
+        state.loader = run.loader.merged(run.ranks.gather(run.loader.state_dict()))
+        state.loader["counters"] = progress.data_problems(run)
         started = time.perf_counter()
         path = save_checkpoint(run.engine, state, run.checkpoints, c, run.ranks)
         run.telemetry.event(

@@ -156,10 +156,8 @@ def print_banner(run: Run) -> None:
     say(f"loss        {run.loss.describe()}")
     for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():
         say(line)
-    stream = loader.stream
-    shards = sum(len(index.tars) for index in stream.indices)
     say(
-        f"loader      {len(stream.indices)} sources, {shards} shards, {c.data.workers} workers per rank, "
+        f"loader      {loader.describe()}, {c.data.workers} workers per rank, "
         f"auto_augment={c.data.auto_augment}, back_translation={c.data.back_translation}, seed {c.seed}"
     )
     if loader.counters:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from filip.data.loading.loader import PairLoader
+from filip.data.loading.streaming import Loader
 from filip.runs.checkpoint import LoopState
 from filip.train.config import TrainConfig
 from filip.train.counts import encoder_flops
@@ -32,7 +32,7 @@ class Run:
     batching: Batching
     engine: Engine
     loss: Loss
-    loader: PairLoader
+    loader: Loader
     schedule: Schedule
     state: LoopState
     telemetry: Telemetry

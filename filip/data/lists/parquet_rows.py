@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -28,7 +28,7 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def whole_file(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+def whole_file(path: Path | BinaryIO, columns: Sequence[str] | None = None) -> pa.Table:
     """Read a small file at once. ``pyarrow.parquet.read_table`` would import pandas for it, which takes a second."""
     with pq.ParquetFile(path) as parquet:
         return parquet.read(columns)

@@ -12,12 +12,22 @@ from filip.command import MISSING, option
 class Source:
     """Shards of one data set, their caption side-cars, and how often its pairs are seen."""
 
-    shards: str = option(MISSING, "folder of webdataset tars, as img2dataset writes them")
+    shards: str = option(
+        MISSING,
+        "folder of webdataset tars, as img2dataset writes them; or a stream: s3://…, gs://…, hf://…, https://… or "
+        "pipe:…, of a folder or of tars with braces",
+    )
     captions: str | None = option(None, "folder of caption side-cars; null = the .txt files in the tars")
     weight: float = option(1.0, "passes over this source per epoch; 0.5 = a random half of it")
     manifest: str | None = option(
         None, "its manifest.json; the hash goes into the run and is compared on resume"
     )
+    pairs: int | None = option(None, "pairs in all shards, if they are streamed; local shards are counted")
+
+
+def is_streamed(shards: str) -> bool:
+    """Return whether shards are read as a stream: they are a URL or a command, not a folder."""
+    return shards.startswith("pipe:") or "://" in shards
 
 
 @dataclass
@@ -40,7 +50,7 @@ class AugmentConfig:
 class DataConfig(AugmentConfig):
     """Settings of what the model sees: the group ``data`` of the training configuration."""
 
-    sources: list[Source] = option([], "list of {shards, captions, weight, manifest}")
+    sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
     captions_per_image: int = option(
         1,

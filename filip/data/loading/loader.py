@@ -16,6 +16,7 @@ import os
 import random
 import resource
 import signal
+import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -121,15 +122,7 @@ class PairStream(Dataset[Batch]):
             texts += of_image
             group += [group_id] * captions
             keys += [key] * captions
-        ids, lengths = tokenizer.tokenize(texts, self.config.context_length)
-        return {
-            "pixels": torch.stack(images),
-            "ids": ids,
-            "lengths": lengths,
-            "group": torch.tensor(group, dtype=torch.int64),
-            "key": keys,
-            "problems": dict(problems),
-        }
+        return batch_of(images, texts, group, keys, problems, self.config.context_length)
 
     def _image(
         self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
@@ -142,13 +135,13 @@ class PairStream(Dataset[Batch]):
         function of the slot, so it is the same for any number of workers and after a restart.
         """
         index = self.indices[source]
-        substitutes = random.Random(_hash(self.config.seed, epoch, visit, source, sample, "substitute"))
+        substitutes = random.Random(hash_of(self.config.seed, epoch, visit, source, sample, "substitute"))
         for attempt in range(_ATTEMPTS):
             shard = index.shard_of(sample)
             file, captions, maps = self._shard(source, shard)
             row = int(index.row[sample])
             key = captions.key(row)
-            rng = random.Random(_hash(self.config.seed, epoch, visit, source, shard, key))
+            rng = random.Random(hash_of(self.config.seed, epoch, visit, source, shard, key))
             draw = rng.random()  # always drawn: back-translation must not change the image
             try:
                 if maps is not None:
@@ -198,6 +191,35 @@ class PairStream(Dataset[Batch]):
             raise UserError(f"cannot open the shard {tar}: {error.strerror}") from error
         self._open[place] = opened
         return opened
+
+
+def batch_of(
+    images: Sequence[torch.Tensor],
+    texts: list[str],
+    group: list[int],
+    keys: list[str],
+    problems: Mapping[str, int],
+    context_length: int,
+) -> Batch:
+    """Collate a batch; see :func:`build_loader`. ``problems``: what was wrong with samples since the last one."""
+    ids, lengths = tokenizer.tokenize(texts, context_length)
+    return {
+        "pixels": torch.stack(list(images)),
+        "ids": ids,
+        "lengths": lengths,
+        "group": torch.tensor(group, dtype=torch.int64),
+        "key": list(keys),
+        "problems": dict(problems),
+    }
+
+
+def sentence_of(error: UserError) -> str:
+    """Return the sentence of a worker's UserError, before which torch puts a traceback.
+
+    torch keeps the error in a reference cycle, and with it the iterator, whose workers could not end: it is cut.
+    """
+    traceback.clear_frames(error.__traceback__)
+    return str(error).rsplit("UserError: ", 1)[-1].strip()
 
 
 def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
@@ -269,8 +291,8 @@ class PairLoader:
                 self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
                 self._at.batch += 1
                 yield batch
-        except UserError as error:  # torch puts a worker's traceback before its sentence
-            raise UserError(str(error).rsplit("UserError: ", 1)[-1].strip()) from None
+        except UserError as error:
+            raise UserError(sentence_of(error)) from None
         self._at.epoch, self._at.batch = self._at.epoch + 1, 0
 
     def state_dict(self) -> dict[str, Any]:
@@ -281,6 +303,16 @@ class PairLoader:
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
         }
+
+    @staticmethod
+    def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of all ranks' streams, which all stand at the same batch."""
+        return states[0]
+
+    def describe(self) -> str:
+        """Return how many sources and shards there are."""
+        indices = self.stream.indices
+        return f"{len(indices)} sources, {sum(len(index.tars) for index in indices)} shards"
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the next batch. Workers and ranks may differ from those that wrote the state.
@@ -391,5 +423,5 @@ def build_loader(
     return PairLoader(stream, pin_memory)
 
 
-def _hash(*parts: object) -> int:
+def hash_of(*parts: object) -> int:
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")

@@ -21,6 +21,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -245,11 +246,11 @@ class ShardCaptions:
         return [captions[(first + i) % candidates].as_py() or "" for i in range(count)]
 
     @staticmethod
-    def from_sidecar(path: Path) -> ShardCaptions:
-        """Read a side-car. Raises UserError if the file is not one, or cannot be read."""
+    def from_sidecar(path: Path, content: BinaryIO | None = None) -> ShardCaptions:
+        """Read a side-car, or ``content``, which came from there. Raises UserError if it is not one, or unreadable."""
         try:
             names = ["key", "captions", "group", "origins"]
-            table = whole_file(path, names)
+            table = whole_file(content or path, names)
             keys, captions, group, origins = (_whole(table.column(name)) for name in names)
             ids = group.to_numpy(zero_copy_only=False).astype(np.int64)
             return ShardCaptions(keys, captions, ids, _originals(origins))

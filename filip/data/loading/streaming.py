@@ -1,0 +1,444 @@
+"""Stream shards that are not local (``s3://``, ``gs://``, ``hf://``, ``https://``, ``pipe:``) through webdataset.
+
+Local shards have an index, from which :mod:`filip.data.loading.loader` reads any batch of any epoch. What lies in a
+bucket is read from front to back instead. The shards of all passes are one endless list, of which each rank takes every
+n-th, and of these each worker (webdataset's way of splitting); so every shard is read once a pass, by one worker. A
+checkpoint holds which places of the list are finished, whoever read them: a resumed run goes on with the others, on any
+number of ranks and workers.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import itertools
+import json
+import logging
+import random
+import re
+import tarfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple, cast
+
+import fsspec
+import torch
+import webdataset
+from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from webdataset.shardlists import expand_urls
+from webdataset.tariterators import group_by_keys, tar_file_expander
+
+from filip import tokenizer
+from filip.data.loading.config import Source, StreamConfig, is_streamed
+from filip.data.loading.loader import Batch, PairLoader, batch_of, hash_of, prepare_worker, sentence_of
+from filip.data.loading.pair_index import ShardCaptions
+from filip.data.loading.transforms import TrainTransform
+from filip.data.preprocessing import EvalTransform
+from filip.data.sidecar import group_id
+from filip.errors import UserError, first_line
+from filip.rgb import UNDECODABLE
+from filip.sets.tar_index import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
+BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 100 MB at 256 px
+ATTEMPTS = 4  # at a shard, whose connection may break
+PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
+USELESS = 1_000  # samples, or shards, in a row without a pair end the run
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
+
+
+class Place(NamedTuple):
+    """A shard's place in the endless list, and what lies there."""
+
+    number: int
+    visit: int  # the pass
+    source: int
+    url: str
+
+
+def shard_urls(source: Source) -> list[str]:
+    """Return the addresses of a source's shards: braces expanded, or the tars in a bucket's folder."""
+    urls = list(expand_urls(source.shards))
+    if len(urls) > 1 or urls[0].startswith("pipe:") or urls[0].endswith(".tar"):
+        return urls
+    folder = urls[0].rstrip("/")
+    try:
+        files, path = fsspec.core.url_to_fs(folder)
+        urls = sorted(files.unstrip_protocol(tar) for tar in files.glob(f"{path}/*.tar"))
+    except Exception as error:
+        raise _explained(folder, error) from error
+    if not urls:
+        raise UserError(
+            f"no shards: {folder} lists no *.tar; give the shards themselves, e.g. {folder}/{{00000..00099}}.tar"
+        )
+    return urls
+
+
+def samples_in(url: str, problems: Counter[str]) -> Iterator[dict[str, Any]]:
+    """Yield the samples of a tar as webdataset groups them: ``__key__``, and the bytes of each suffix.
+
+    A connection that breaks is made again, and the samples that were given are skipped. A tar that always breaks off
+    is counted in ``problems``. Raises UserError if there is no such shard, or it cannot be read.
+    """
+    given = 0
+    for attempt in range(1, ATTEMPTS + 1):
+        try:
+            with _opened(url) as opened:
+                stream = _Whole(opened)
+                files = tar_file_expander([{"url": url, "stream": stream}])
+                for sample in itertools.islice(group_by_keys(files), given, None):
+                    given += 1
+                    yield sample
+                stream.check_end()
+            return
+        except Exception as error:
+            sentence = _explained(url, error)
+            if isinstance(error, tarfile.ReadError) and given and attempt == ATTEMPTS:
+                problems["shards_truncated"] += 1  # as the index of local shards counts it
+                log.warning("%s; what there is of it is used", sentence)
+                return
+            if isinstance(error, FileNotFoundError | ImportError) or attempt == ATTEMPTS:
+                raise sentence from error
+            log.warning("%s, after %d samples; trying again", sentence, given)
+            time.sleep(PAUSE * 2 ** (attempt - 1))
+
+
+def _opened(url: str) -> BinaryIO:
+    opened = webdataset.gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb").open()
+    return cast("BinaryIO", opened)
+
+
+class _Whole:
+    """A stream that knows whether it was a whole tar, which ends with zeros: ``tarfile`` takes any end for one."""
+
+    def __init__(self, stream: BinaryIO) -> None:
+        self.stream, self.last = stream, b""
+
+    def read(self, size: int = -1) -> bytes:
+        data = self.stream.read(size)
+        self.last = (self.last + data)[-512:]
+        return data
+
+    def check_end(self) -> None:
+        """Read the rest. Raises tarfile.ReadError if the end is not that of a tar."""
+        while self.read(1 << 20):
+            pass
+        if not self.last or self.last.strip(b"\0"):
+            raise tarfile.ReadError("the tar breaks off")
+
+
+def _explained(url: str, error: Exception) -> UserError:
+    if isinstance(error, FileNotFoundError):
+        return UserError(
+            f"there is no {url}; does data.sources name the shards as they are, and all of them?"
+        )
+    if isinstance(error, ImportError):
+        package = PACKAGES.get(url.partition(":")[0], error.name or "")
+        return UserError(f"{url} needs the package {package}: pip install {package}")
+    return UserError(f"cannot read {url}: {first_line(error)}")
+
+
+def _captions(source: Source, url: str) -> ShardCaptions | None:
+    """Return the side-car of a shard: the same number in the captions folder, which may be remote; None if missing."""
+    names = re.findall(r"([^/\s]+)\.tar\b", url)
+    if not names:
+        raise UserError(
+            f"{url} names no NAME.tar, so that NAME.parquet could be its captions; give captions: null"
+        )
+    file = f"{str(source.captions).rstrip('/')}/{names[-1]}.parquet"
+    if not is_streamed(file):
+        return ShardCaptions.from_sidecar(Path(file)) if Path(file).exists() else None
+    try:
+        return ShardCaptions.from_sidecar(Path(file), io.BytesIO(fsspec.open(file, "rb").open().read()))
+    except FileNotFoundError:
+        return None
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(file, error) from error
+
+
+class ShardStream(IterableDataset[Batch]):
+    """This rank's batches, without end. Runs in the workers.
+
+    ``first`` and ``finished``: places of the endless list before ``first``, or in ``finished``, are not read.
+    """
+
+    def __init__(
+        self, sources: Sequence[Source], config: StreamConfig, transform: TrainTransform | EvalTransform
+    ) -> None:
+        super().__init__()
+        self.sources, self.config, self.transform = list(sources), config, transform
+        self.urls = [shard_urls(source) for source in sources]
+        self.first, self.finished = 0, set[int]()
+        self._problems: Counter[str] = Counter()
+        self._ended: dict[int, int] = {}  # samples of the places that were read to their end
+
+    def _shares(self) -> list[int]:
+        """Return how many shards of each source a pass reads."""
+        return [
+            round(source.weight * len(urls)) for source, urls in zip(self.sources, self.urls, strict=True)
+        ]
+
+    @property
+    def shards(self) -> int:
+        """Return how many shards a pass reads."""
+        return sum(self._shares())
+
+    def _order(self, visit: int) -> list[tuple[int, str]]:
+        """Return (source, address) of each shard of a pass."""
+        rng = random.Random(hash_of(self.config.seed, visit, "shards"))
+        order: list[tuple[int, str]] = []
+        for source, (urls, share) in enumerate(zip(self.urls, self._shares(), strict=True)):
+            whole, part = divmod(share, len(urls))
+            order += [(source, url) for url in [*urls * whole, *rng.sample(urls, part)]]
+        rng.shuffle(order)
+        return order
+
+    def _places(self) -> Iterator[Place]:
+        """Yield the places of this rank, as ``webdataset.split_by_node`` would: every n-th that is not finished."""
+        rank, ranks = self.config.rank, self.config.world_size
+        return itertools.islice(self._unfinished(), rank, None, ranks)
+
+    def _unfinished(self) -> Iterator[Place]:
+        for visit in itertools.count(self.first // self.shards):
+            for index, (source, url) in enumerate(self._order(visit)):
+                number = visit * self.shards + index
+                if number >= self.first and number not in self.finished:
+                    yield Place(number, visit, source, url)
+
+    def __iter__(self) -> Iterator[Batch]:
+        stages = self._places, webdataset.split_by_worker, self._shuffled, self._batches
+        return iter(webdataset.DataPipeline(*stages))
+
+    def _shuffled(self, places: Iterator[Place]) -> Iterator[dict[str, Any]]:
+        """Shuffle the samples of each pass in a buffer, which is empty at its end, so that each comes once a pass."""
+        worker = info.id if (info := get_worker_info()) else 0
+        for visit, of_pass in itertools.groupby(places, lambda place: place.visit):
+            rng = random.Random(hash_of(self.config.seed, visit, self.config.rank, worker))
+            yield from webdataset.shuffle(BUFFER, initial=BUFFER // 4, rng=rng)(self._samples(of_pass))
+
+    def _samples(self, places: Iterator[Place]) -> Iterator[dict[str, Any]]:
+        """Yield the samples of the shards, each with its place and, if there are side-cars, its row in them."""
+        empty = 0
+        for place in places:
+            captions, rows, count = None, {}, 0
+            if self.sources[place.source].captions is not None:
+                captions = _captions(self.sources[place.source], place.url)
+                self._problems["shards_without_sidecar"] += captions is None
+                rows = (
+                    {}
+                    if captions is None
+                    else {key: row for row, key in enumerate(captions.keys.to_pylist())}
+                )
+            for sample in samples_in(place.url, self._problems):
+                count += 1
+                yield {**sample, "place": place, "captions": captions, "row": rows.get(sample["__key__"])}
+            self._ended[place.number] = count
+            empty = 0 if count else empty + 1
+            if empty == min(USELESS, 2 * self.shards):
+                raise UserError(f"{empty} shards in a row hold no sample, the last of them {place.url}")
+
+    def _batches(self, samples: Iterator[dict[str, Any]]) -> Iterator[Batch]:
+        """Yield full batches. ``read``: samples that were taken of each place, ``ended``: how many it has."""
+        count, read, useless = self.config.data.captions_per_image, Counter[int](), 0
+        images: list[torch.Tensor] = []
+        texts: list[str] = []
+        groups: list[int] = []
+        keys: list[str] = []
+        for sample in samples:
+            read[sample["place"].number] += 1
+            try:
+                pixels, of_image, group = self._pair(sample)
+                useless = 0
+            except UNDECODABLE as error:
+                self._problems["undecodable"] += 1
+                log.debug("undecodable image %s in %s: %s", sample["__key__"], sample["place"].url, error)
+            except KeyError as error:
+                self._problems[error.args[0]] += 1
+            else:
+                images.append(pixels)
+                texts += of_image
+                groups += [group] * count
+                keys += [sample["__key__"]] * count
+            useless += not images or keys[-1] != sample["__key__"]
+            if useless == USELESS:
+                raise UserError(
+                    f"{useless} samples in a row are no pairs ({dict(self._problems)}): {sample['place'].url}"
+                )
+            if len(images) == self.config.images:
+                batch = batch_of(images, texts, groups, keys, self._problems, self.config.context_length)
+                yield {**batch, "read": dict(read), "ended": dict(self._ended)}
+                for collection in (images, texts, groups, keys, read, self._problems, self._ended):
+                    collection.clear()
+
+    def _pair(self, sample: dict[str, Any]) -> tuple[torch.Tensor, list[str], int]:
+        """Return image, captions and group of a sample. Raises KeyError(what is missing), or one of UNDECODABLE."""
+        place, captions, row = sample["place"], sample["captions"], sample["row"]
+        images = [data for suffix, data in sample.items() if suffix in IMAGE_SUFFIXES]
+        if not images:
+            raise KeyError("missing_image")
+        if captions is None:
+            if self.sources[place.source].captions is not None:
+                raise KeyError("missing_sidecar")
+            if "txt" not in sample:
+                raise KeyError("missing_caption")
+        elif row is None:
+            raise KeyError("not_in_sidecar")
+        elif not captions.counts[row]:
+            raise KeyError("missing_caption")
+        key = hash_of(self.config.seed, place.visit, place.source, place.url, sample["__key__"])
+        rng = random.Random(key)
+        draw = rng.random()  # always drawn: back-translation must not change the image
+        # of several images with one key the last counts, as in the index of local shards
+        pixels = torch.from_numpy(self.transform.pixels(images[-1], rng)).permute(2, 0, 1)
+        data = self.config.data
+        if captions is None:
+            text = sample["txt"].decode("utf-8", "replace")
+            return pixels, [text] * data.captions_per_image, group_id(text)
+        texts = captions.texts(row, draw, data.back_translation, data.captions_per_image)
+        return pixels, texts, int(captions.group[row])
+
+
+class StreamLoader:
+    """Iterate over an epoch of a stream, then over the next: as PairLoader, but a position is a list of shards."""
+
+    def __init__(self, stream: ShardStream, pin_memory: bool = False) -> None:
+        self.stream, self.epoch, self.batch = stream, 0, 0
+        self.counters: Counter[str] = Counter()
+        config = stream.config
+        images = sum(round(source.weight * (source.pairs or 0)) for source in stream.sources)
+        self.pairs = images * config.data.captions_per_image
+        self._batches = images // config.global_images
+        if not self._batches:
+            raise UserError(
+                f"{self.pairs} pairs (data.sources.pairs) do not fill one global batch of {config.global_batch} "
+                f"({config.batch_size} x {config.world_size} ranks); lower the batch size"
+            )
+        self._read: Counter[int] = Counter()  # samples of each place that were given
+        self._ended: dict[int, int] = {}
+        self._endless: Iterator[Batch] | None = None
+        workers = config.data.workers
+        self._loader = DataLoader(
+            stream,
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=config.data.prefetch if workers else None,
+            pin_memory=pin_memory,
+            worker_init_fn=prepare_worker,
+            generator=torch.Generator(),  # otherwise its start would draw from torch's global one
+        )
+
+    def __len__(self) -> int:
+        """Return the batches per epoch, by the number of pairs that the sources say they have."""
+        return self._batches
+
+    def describe(self) -> str:
+        """Return how many sources and shards there are, and what streaming them loses."""
+        workers = self.stream.config.world_size * max(1, self.stream.config.data.workers)
+        few = f"; fewer than the {workers} workers that read them" if self.stream.shards < workers else ""
+        return (
+            f"{len(self.stream.sources)} sources, {self.stream.shards} shards, streamed{few}. Unlike local shards: "
+            f"a worker shuffles among {BUFFER:,} samples, and a resumed run reads the shards that it was at again"
+        )
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield the batches from ``self.batch`` to the end of the epoch; then the loader is at the next epoch.
+
+        The workers go on from one epoch to the next, and read ahead across its end.
+        """
+        if self._endless is None:
+            self._endless = iter(self._loader)
+        while self.batch < self._batches:
+            try:
+                batch = next(self._endless)
+            except UserError as error:
+                self._endless = None
+                raise UserError(sentence_of(error)) from None
+            self.counters.update({name: n for name, n in batch.pop("problems").items() if n})
+            self._read.update(batch.pop("read"))
+            self._ended |= batch.pop("ended")
+            self.batch += 1
+            yield batch
+        self.epoch, self.batch = self.epoch + 1, 0
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return where this rank's stream stands after the last batch; see :meth:`merged`."""
+        now = {place for place, samples in self._ended.items() if self._read[place] == samples}
+        return {
+            "epoch": self.epoch,
+            "pairs_done": self.batch * self.stream.config.global_images,
+            "fingerprint": self.fingerprint(),
+            "counters": dict(self.counters),
+            "first": self.stream.first,
+            "finished": sorted(self.stream.finished | now),
+        }
+
+    @staticmethod
+    def merged(states: Sequence[dict[str, Any]]) -> dict[str, Any]:
+        """Return the state of all ranks' streams, of which each has finished other shards."""
+        first = states[0]["first"]
+        finished = {place for state in states for place in state["finished"]}
+        while first in finished:
+            finished.remove(first)
+            first += 1
+        return {**states[0], "first": first, "finished": sorted(finished)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the shards that are not finished. Workers, ranks and batch size may differ.
+
+        Raises UserError if the shards, the seed or the weights are others.
+        """
+        if state["fingerprint"] != self.fingerprint():
+            raise UserError(
+                "the checkpoint's loader state belongs to other data (shards, weights or seed); "
+                "resume with the same data.sources and seed, or start afresh with resume=never"
+            )
+        self.epoch = int(state["epoch"])
+        self.batch = min(int(state["pairs_done"]) // self.stream.config.global_images, self._batches)
+        self.counters = Counter(state["counters"])
+        self.stream.first, self.stream.finished = int(state["first"]), set(state["finished"])
+        self._read, self._ended, self._endless = Counter(), {}, None
+
+    def fingerprint(self) -> str:
+        """Return the identity of everything that the order of shards depends on."""
+        weights = [source.weight for source in self.stream.sources]
+        what = {"seed": self.stream.config.seed, "streamed": self.stream.urls, "weights": weights}
+        return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
+
+
+Loader = PairLoader | StreamLoader
+
+
+def build_stream_loader(
+    config: StreamConfig,
+    *,
+    transform: TrainTransform | EvalTransform | None = None,
+    pin_memory: bool = False,
+) -> StreamLoader:
+    """Build the stream of one rank from shards that are not local; batches are those of ``build_loader``.
+
+    Raises UserError when there is nothing to train on.
+    """
+    data = config.data
+    for source in data.sources:
+        if not is_streamed(source.shards):
+            raise UserError(
+                f"data.sources: {source.shards} is local and others are streamed, which do not mix: copy it to them, "
+                "or them to it"
+            )
+        if source.pairs is None:
+            raise UserError(
+                f"data.sources: {source.shards} is streamed, and a stream cannot be counted: give the number of pairs "
+                "in all its shards, {shards: …, pairs: N}"
+            )
+    if config.feature_maps is not None or data.reader_groups != 1:
+        name = "feature_cache" if config.feature_maps is not None else "reader_groups"
+        raise UserError(f"data.{name} is for local shards, and these are streamed; leave it out")
+    tokenizer.prepare()
+    stream = ShardStream(data.sources, config, transform or TrainTransform(config.image_size, data))
+    if not stream.shards:
+        raise UserError("data.sources: the weights leave no shard to read; raise them")
+    return StreamLoader(stream, pin_memory)
