@@ -209,7 +209,7 @@ def test_a_hostile_caption_is_text(visit: Visit) -> None:
     expect(visit.page.locator("img[src=x]")).to_have_count(0)
 
 
-def test_a_token_has_its_heat_on_every_picture_and_a_patch_its_words(visit: Visit) -> None:
+def test_a_token_is_marked_on_every_picture_and_a_patch_has_its_words(visit: Visit) -> None:
     page = visit.page
     page.evaluate("text => app.search(text)", DOG)
     chip = page.locator("#chips .chip[data-token='2']")

@@ -1,7 +1,7 @@
 "use strict";
 // The page: its state, which is also its address, and what happens when a part of it changes.
 
-const VIEWS = ["heat", "numbers", "plain"];
+const VIEWS = ["words", "numbers", "plain"];
 const THEMES = ["auto", "light", "dark"];
 const FIRST_SHOWN = 12;
 
@@ -11,7 +11,7 @@ class App {
     this.feed = data.live ? new LiveFeed(data) : new StaticFeed(data);
     this.mostShown = 60;
     this.uploads = [];
-    this.state = { text: "", image: null, token: null, name: null, patch: null, view: "heat", shown: FIRST_SHOWN, theme: "auto" };
+    this.state = { text: "", image: null, token: null, name: null, patch: null, view: "words", shown: FIRST_SHOWN, theme: "auto" };
     this.hovered = null;
     this.searches = 0;
     this.panels = [];
@@ -207,8 +207,8 @@ class App {
     document.getElementById("legend").textContent = view === "plain" ? "The pictures as they are."
       : view === "numbers" ? "Each patch has the number of its most similar token; it is coloured where that token "
         + (word === null ? "names a thing." : `is “${word}”.`)
-        : word === null ? "Each patch has the colour of the name that stands out most on it; a ring is a name's best patch."
-          : `Where “${word}” stands out: the fuller, the more; the ring is its best patch.`;
+        : word === null ? "The outlines are the patches on which a name stands out; a dot is a name's best patch, a ring one that does not stand out."
+          : `The outline is where “${word}” stands out; the dot is its best patch, a ring if it does not stand out.`;
   }
 
   say(text, trouble = false) {
@@ -227,7 +227,7 @@ class App {
     const { state } = this, parts = new URLSearchParams({ text: state.text });
     if (state.image !== null && !this.isUpload(state.image)) parts.set("image", state.image);
     for (const key of ["token", "name", "patch"]) if (state[key] !== null) parts.set(key, state[key]);
-    if (state.view !== "heat") parts.set("view", state.view);
+    if (state.view !== "words") parts.set("view", state.view);
     if (state.shown !== FIRST_SHOWN) parts.set("shown", state.shown);
     if (state.theme !== "auto") parts.set("theme", state.theme);
     if (`#${parts}` === location.hash) return;
@@ -246,7 +246,7 @@ class App {
     return {
       text: parts.get("text"), image: number("image", this.data.images.length), token: number("token", 1000),
       name: number("name", 8), patch: number("patch", 100000), shown: number("shown", this.mostShown + 1) ?? FIRST_SHOWN,
-      view: VIEWS.includes(view) ? view : "heat", theme: THEMES.includes(theme) ? theme : "auto",
+      view: VIEWS.includes(view) ? view : "words", theme: THEMES.includes(theme) ? theme : "auto",
     };
   }
 

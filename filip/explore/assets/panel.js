@@ -90,7 +90,6 @@ class Panel {
 
   redraw() {
     const { app, model } = this, { state } = app, shown = app.shown();
-    this.section.classList.toggle("dim", state.view !== "plain" && model.tokens.length > 0);
     draw(this.canvas, this.canvas.clientWidth || 300, model, model.maps.get(state.image), shown);
     const thumbnails = { ...shown, patch: null };
     for (const card of this.grid.querySelectorAll(".card")) {
@@ -129,11 +128,19 @@ class Panel {
         element("td", { class: "number share" }, decimals(score)))
       : element("tr", {}, element("td", { colspan: 2 }, "Score"), element("td", { class: "number" }, decimals(score)));
     this.why.replaceChildren(element("h3", {}, "Why this result"),
-      element("p", {}, model.tokenWise ? "Each word with its best patch, and what it adds to the score."
+      element("p", {}, model.tokenWise ? `Each word with its best patch, and what it adds to the score. ${this.unnamed(best)}`
         : "Each word with its best patch. The score is the cosine of two whole vectors: words do not add up to it."),
-      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, ""), element("th", {}, "word"),
+      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, element("span", { class: "hidden" }, "patch")), element("th", {}, "word"),
         element("th", { class: "number" }, "cosine"), model.tokenWise ? element("th", { class: "number share" }, "adds") : null)),
       element("tbody", {}, ...body), element("tfoot", {}, total)));
+  }
+
+  // What the tokens that name nothing add together: function words, punctuation, [BOS] and [EOS] count like all others.
+  unnamed(best) {
+    const { model } = this, found = best.filter((b) => nameOf(model, b.token) < 0);
+    if (!found.length || found.length === best.length) return "";
+    const sum = found.reduce((total, b) => total + b.cosine, 0) / best.length;
+    return `The ${found.length} of ${best.length} tokens marked ○ name nothing and count like the others: ${signed(sum)} together.`;
   }
 
   // The words that look at the chosen patch: those that prefer it to all others, and all by their cosine with it.
@@ -150,7 +157,7 @@ class Panel {
       element("h3", {}, `Row ${Math.floor(state.patch / columns) + 1}, column ${(state.patch % columns) + 1}`,
         element("button", { type: "button", on: { click: () => this.app.choose({ patch: null }) } }, "Back to the score")),
       element("p", {}, looking.length ? `Best patch of: ${looking.join(", ")}.` : "The best patch of no word."),
-      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, ""),
+      element("table", {}, element("thead", {}, element("tr", {}, element("th", { class: "crop" }, element("span", { class: "hidden" }, "patch")),
         element("th", {}, "words that look at it"), element("th", { class: "number" }, "cosine"))),
       element("tbody", {}, ...found.slice(0, 12).map((f) => this.row(f, f.cosine / top, null)))));
   }
@@ -166,7 +173,7 @@ class Panel {
     },
     element("td", { class: "crop" }, row >= extra ? element("canvas", { "data-patch": row - extra, width: 40, height: 40, "aria-hidden": "true" }) : null),
     element("td", {}, element("span", { class: "bar" }, element("i", { style: `width: ${100 * Math.max(0, Math.min(length, 1))}%` }),
-      element("button", { type: "button", "aria-pressed": String(chosen) }, element("small", {}, String(token)), model.tokens[token]))),
+      element("button", { type: "button", "aria-pressed": String(chosen) }, element("small", {}, String(token)), `${name < 0 ? "○ " : ""}${model.tokens[token]}`))),
     element("td", { class: "number" }, decimals(cosine)),
     share === null ? null : element("td", { class: "number share" }, share));
   }

@@ -1,11 +1,10 @@
 "use strict";
-// What is drawn over a picture: the heat of words, the paper's numbers, rings, the chosen patch.
+// What is drawn over a picture: outlines of the words' patches, the paper's numbers, the chosen patch.
 
 // On white pictures, whatever the theme; the same hues as --c0 to --c7 of the style sheet.
 const COLOURS = ["213,94,0", "0,114,178", "0,140,90", "170,60,150", "150,118,0", "200,40,80", "0,128,140", "90,85,210"];
 const NO_NAME = "60,70,84";
-const FAINT = 0.75, STRONG = 3.5; // standard deviations at which a tint begins, and is full
-const OPACITY = 0.8;
+const STANDS_OUT = 1.75; // standard deviations above the mean of all pictures shown at which a patch is a word's
 
 const nameOf = (model, token) => model.names.findIndex((name) => name.tokens.includes(token));
 const colourOf = (model, token) => {
@@ -14,7 +13,7 @@ const colourOf = (model, token) => {
 };
 const isSpecial = (token) => token === "[BOS]" || token === "[EOS]";
 
-// The words whose heat is shown: [{tokens, colour}]. A choice is {token} or {name}; nothing chosen = all names.
+// The words whose patches are shown: [{tokens, colour}]. A choice is {token} or {name}; nothing chosen = all names.
 function wordsShown(model, choice) {
   const inside = (tokens) => tokens.filter((token) => token < model.tokens.length);
   if (choice.token !== null) return [{ tokens: inside([choice.token]), colour: colourOf(model, choice.token) }];
@@ -73,7 +72,7 @@ function draw(canvas, side, model, map, shown) {
   if (!map || !map.length || !model.grid[0]) return;
   const [rows, columns] = model.grid, w = side / columns, h = side / rows;
   const boxOf = (patch) => [(patch % columns) * w, Math.floor(patch / columns) * h];
-  if (shown.view === "heat") drawHeat(pencil, model, map, shown.choice, boxOf, w, h);
+  if (shown.view === "words") drawOutlines(pencil, model, map, shown.choice, boxOf, w, h);
   if (shown.view === "numbers") drawNumbers(pencil, model, map, shown.choice, boxOf, w, h);
   if (shown.patch !== null && shown.patch < rows * columns) {
     const [x, y] = boxOf(shown.patch);
@@ -82,30 +81,43 @@ function draw(canvas, side, model, map, shown) {
   }
 }
 
-function drawHeat(pencil, model, map, choice, boxOf, w, h) {
-  const words = wordsShown(model, choice).filter((word) => word.tokens.length);
-  const heats = words.map((word) => heatOf(model, map, word.tokens));
+// The patches of each word as an outline, the best one with a dot, or a ring if it does not stand out.
+function drawOutlines(pencil, model, map, choice, boxOf, w, h) {
+  const words = wordsShown(model, choice).filter((word) => word.tokens.length), [rows, columns] = model.grid;
+  const heats = words.map((word) => heatOf(model, map, word.tokens)), best = heats.map(argmax);
   const scales = words.map((word) => scaleOf(model, word.tokens));
-  const patches = model.grid[0] * model.grid[1];
-  for (let p = 0; p < patches; p++) {
-    // The word that stands out most on this patch colours it.
-    const standing = words.map((_, n) => (heats[n][p] - scales[n].mean) / scales[n].deviation);
-    const n = argmax(standing), strength = Math.min(Math.max((standing[n] - FAINT) / (STRONG - FAINT), 0), 1);
-    if (!strength) continue;
-    const [x, y] = boxOf(p);
-    pencil.fillStyle = `rgba(${words[n].colour},${OPACITY * strength})`;
-    pencil.fillRect(x, y, w, h);
+  // A patch belongs to the word that stands out most on it, if any does.
+  const owner = Array.from({ length: rows * columns }, (_, p) => {
+    const standing = words.map((__, n) => (heats[n][p] - scales[n].mean) / scales[n].deviation), n = argmax(standing);
+    return standing[n] >= STANDS_OUT ? n : -1;
+  });
+  const line = Math.max(1.5, Math.min(w, h) / 14);
+  for (const [width, own] of [[line + 2, false], [line, true]]) {
+    pencil.lineWidth = width;
+    pencil.lineCap = "square";
+    owner.forEach((n, p) => {
+      if (n < 0) return;
+      const [x, y] = boxOf(p), row = Math.floor(p / columns), column = p % columns, inset = line / 2 + 1;
+      const open = (r, c) => r < 0 || r >= rows || c < 0 || c >= columns || owner[r * columns + c] !== n;
+      const left = x + (open(row, column - 1) ? inset : 0), right = x + w - (open(row, column + 1) ? inset : 0);
+      const top = y + (open(row - 1, column) ? inset : 0), bottom = y + h - (open(row + 1, column) ? inset : 0);
+      pencil.strokeStyle = own ? `rgb(${words[n].colour})` : "#fff";
+      pencil.beginPath();
+      if (open(row - 1, column)) { pencil.moveTo(left, top); pencil.lineTo(right, top); }
+      if (open(row + 1, column)) { pencil.moveTo(left, bottom); pencil.lineTo(right, bottom); }
+      if (open(row, column - 1)) { pencil.moveTo(left, top); pencil.lineTo(left, bottom); }
+      if (open(row, column + 1)) { pencil.moveTo(right, top); pencil.lineTo(right, bottom); }
+      pencil.stroke();
+    });
   }
   const taken = new Map();
   words.forEach((word, n) => {
-    const best = argmax(heats[n]), [x, y] = boxOf(best), before = taken.get(best) ?? 0;
-    taken.set(best, before + 1);
-    const radius = Math.min(w, h) / 2 - 1.5 - before * Math.max(2.5, w / 9);
-    if (radius < 2) return;
-    const line = Math.max(1.5, Math.min(w, h) / 14);
-    for (const [width, style] of [[line + 2, "#fff"], [line, `rgb(${word.colour})`]]) {
-      pencil.lineWidth = width; pencil.strokeStyle = style;
-      pencil.beginPath(); pencil.arc(x + w / 2, y + h / 2, radius, 0, 2 * Math.PI); pencil.stroke();
+    const [x, y] = boxOf(best[n]), before = taken.get(best[n]) ?? 0, radius = Math.max(2.5, Math.min(w, h) / 9);
+    taken.set(best[n], before + 1);
+    const full = owner[best[n]] >= 0, rings = [[1.5, "#fff"], [0, `rgb(${word.colour})`], ...(full ? [] : [[-1.5, "#fff"]])];
+    for (const [more, style] of rings) {
+      pencil.fillStyle = style;
+      pencil.beginPath(); pencil.arc(x + w / 2 + before * 1.5 * radius, y + h / 2, radius + more, 0, 2 * Math.PI); pencil.fill();
     }
   });
 }
