@@ -1,6 +1,6 @@
-"""Import timm and torchvision in a third of their time.
+"""Import timm, torchvision and DeepSpeed's ZeRO in a third of their time.
 
-Both import torch's compiler, which brings sympy and Triton, to decorate functions that we never call, and timm imports
+All import torch's compiler, which brings sympy and Triton, to decorate functions that we never call, and timm imports
 wandb wherever it is installed (img2dataset brings it). Every command, rank and test that starts would pay for that.
 
     with light_imports():
@@ -13,6 +13,7 @@ import importlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial, wraps
 from types import ModuleType
 from typing import Any
 
@@ -20,6 +21,7 @@ import torch
 
 _COMPILER = "torch._dynamo"
 _COMPILER_UTILS = "torch._dynamo.utils"
+_compile_now = torch.compile
 
 
 class _Deferred(ModuleType):
@@ -50,6 +52,21 @@ def _disable(function: Any = None, recursive: bool = True, **reason: Any) -> Any
     return torch._disable_dynamo(function, recursive)
 
 
+def _compile(function: Any = None, **options: Any) -> Any:
+    """Stand in for ``torch.compile`` as a decorator: the function is compiled when it is first called."""
+    if function is None:
+        return partial(_compile, **options)
+    compiled: list[Callable[..., Any]] = []
+
+    @wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        if not compiled:
+            compiled.append(_compile_now(function, **options))
+        return compiled[0](*args, **kwargs)
+
+    return called
+
+
 def _is_compile_supported(device: str) -> Any:
     return importlib.import_module(_COMPILER_UTILS).is_compile_supported(device)
 
@@ -78,8 +95,10 @@ def _left_as_it_is(function: Any, recursive: bool = True, **reason: Any) -> Any:
 def light_imports() -> Iterator[None]:
     """Put off any import of torch's compiler inside the block until it is used, and hide wandb.
 
-    Modules imported before stay as they are, and after the block the real ones are used.
+    Modules imported before stay as they are, and after the block the real ones are used. Functions that the block
+    compiles are compiled when they are first called, after the block.
     """
+    torch.compile = _compile
     hides_wandb = "wandb" not in sys.modules
     if hides_wandb:
         sys.modules["wandb"] = None  # type: ignore[assignment]
@@ -92,6 +111,7 @@ def light_imports() -> Iterator[None]:
     try:
         yield
     finally:
+        torch.compile = _compile_now
         for module in here:
             if sys.modules.get(module.__name__) is module:
                 del sys.modules[module.__name__]

@@ -63,11 +63,17 @@ with light_imports():
     @torch.compiler.disable(recursive=False, reason="why")
     def triple(x):
         return 3 * x
+
+    @torch.compile(backend="eager")  # as DeepSpeed's Muon is
+    def fourfold(x):
+        return 4 * x
 assert not {"sympy", "torch._dynamo", "torch._dynamo.utils", "wandb"} & set(sys.modules)
 
 assert sys.modules["torchvision.ops.roi_align"].is_compile_supported("cpu") in (True, False)
 assert "sympy" in sys.modules and torch._dynamo.__file__
 assert double(2) == 4 and triple(2) == 6
+calls = torch._dynamo.utils.counters["frames"]
+assert fourfold(torch.ones(1)) == 4 == fourfold(torch.ones(1)) and calls["ok"] == 1
 import wandb
 assert wandb.__file__
 

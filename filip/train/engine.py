@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from torch.optim import Optimizer
 from filip import device, resources
 from filip.data.preprocessing import normalize_planes
 from filip.errors import UserError
+from filip.light_imports import light_imports
 from filip.models import DualEncoder, Encoded
 from filip.train.config import DEFAULT_GLOBAL_BATCH, TrainConfig
 from filip.train.losses import Loss
@@ -289,7 +291,13 @@ def make_engine(
     model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, loss: Loss
 ) -> Engine:
     """Hand ``model`` to DeepSpeed, with the parameters that the terms of ``loss`` learn in addition to its own."""
-    import deepspeed
+    with light_imports():
+        import deepspeed
+
+        with suppress(
+            ImportError
+        ):  # every ZeRO stage imports it, and it compiles functions when it is imported
+            import deepspeed.runtime.zero.muon.muon_optimizer
 
     model.set_loss_parameters(loss.parameters(model))
     settings = deepspeed_settings(config, batching, world_size)

@@ -23,12 +23,20 @@ from typing import Any
 def import_everything() -> None:
     """Import what a training does, in the same order."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
-    import deepspeed  # noqa: F401
+    import deepspeed.module_inject.auto_ep_layer
+    import deepspeed.ops.op_builder.all_ops
     import tensorboard  # noqa: F401
     from torch.utils.tensorboard import SummaryWriter  # noqa: F401
 
+    from filip import tokenizer
+    from filip.light_imports import light_imports
+
+    with light_imports():
+        import deepspeed.runtime.zero.muon.muon_optimizer  # noqa: F401
     import filip.command
     import filip.train.loop  # noqa: F401
+
+    tokenizer.prepare()
 
 
 def become(request: dict[str, Any]) -> None:

@@ -59,6 +59,7 @@ def run_many(world_size: int, runs: list[list[str]], log: Path, timeout: float =
     ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log)
     assert ranks.wait(timeout) == [0] * world_size, ranks.text()[-3000:]
     text = ranks.text()
+    assert "torch's compiler was imported" not in text
     codes = []
     for number in range(len(runs)):
         found = [line for line in text.splitlines() if line.startswith(f"run {number} exit ")]
