@@ -1,9 +1,9 @@
 """Compute similarities other than the maximum, in blocks: each is a backend made from one plain function.
 
-The function sees a block of images and of texts that are equally long, so it needs no mask, and returns s^I and s^T
-of the block. The forward keeps nothing else. The backward computes each block again and lets PyTorch differentiate it.
-So the memory is that of one block whatever the batch, and everything that takes a backend takes these: ``gather`` and
-``ring`` on many ranks, 16-bit tokens on the wire, gradient caching.
+The function sees a block of equally long images and of equally long texts, so it needs no mask, and returns s^I and
+s^T of the block. The forward keeps nothing else. The backward computes each block again and lets PyTorch differentiate
+it. So the memory is that of one block whatever the batch, and everything that takes a backend takes these: ``gather``
+and ``ring`` on many ranks, 16-bit tokens on the wire, gradient caching.
 
     similarity = late_interaction(image_tokens, text_tokens, text_lengths, backend=Blockwise(smooth_maximum(0.05)))
 """
@@ -13,12 +13,13 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from filip.interaction.lengths import by_length, tiles
 from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
-from filip.interaction.tiled import by_length, tiles
 
 # [images, n1, d] and [texts, n2, d] to s^I and s^T, each [images, texts]
 Score = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -36,14 +37,15 @@ class Blockwise:
 
     def forward(self, tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
         """Return s^I and s^T [images, texts]."""
-        image, text, lengths = tokens
+        image, text = tokens.image.flatten(0, -2), tokens.text
         wide = accumulation_dtype(image.dtype)
-        i2t = image.new_empty(len(image), len(lengths), dtype=wide)
+        i2t = image.new_empty(tokens.shape, dtype=wide)
         t2i = torch.empty_like(i2t)
         with torch.no_grad():
-            for images, texts, rows in self._blocks(tokens):
-                i2t[images, texts], t2i[images, texts] = self.score(
-                    image[images].to(wide), text[rows].to(wide)
+            for of_images, of_texts in self._blocks(tokens):
+                block = of_images.items[:, None], of_texts.items
+                i2t[block], t2i[block] = self.score(
+                    image[of_images.rows].to(wide), text[of_texts.rows].to(wide)
                 )
         return (i2t, t2i), ()
 
@@ -51,32 +53,39 @@ class Blockwise:
         self, tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
     ) -> Pair:
         """Return the gradients of both inputs in the accumulation dtype."""
-        image, text, _ = tokens
-        wide = accumulation_dtype(image.dtype)
+        sides = tokens.image.flatten(0, -2), tokens.text
+        wide = accumulation_dtype(tokens.image.dtype)
         found = [
             torch.zeros_like(side, dtype=wide) if need else side.new_empty(0, dtype=wide)
-            for side, need in zip((image, text), needs, strict=True)
+            for side, need in zip(sides, needs, strict=True)
         ]
-        for images, texts, rows in self._blocks(tokens):
+        for blocks in self._blocks(tokens):
             with torch.enable_grad():
-                block = [image[images].detach().to(wide), text[rows].detach().to(wide)]
-                inputs = [part.requires_grad_() for part, need in zip(block, needs, strict=True) if need]
-                scores = self.score(*block)
-            upstream = [grad[images, texts].to(wide) for grad in grads]
+                both = [side[block.rows].detach().to(wide) for side, block in zip(sides, blocks, strict=True)]
+                inputs = [part.requires_grad_() for part, need in zip(both, needs, strict=True) if need]
+                scores = self.score(both[0], both[1])
+            upstream = [grad[blocks[0].items[:, None], blocks[1].items].to(wide) for grad in grads]
             gradients = iter(torch.autograd.grad(scores, inputs, upstream) if inputs else ())
-            if needs[0]:
-                found[0][images] += next(gradients)
-            if needs[1]:
-                found[1].index_add_(0, rows.flatten(), next(gradients).flatten(0, 1))
-        return found[0], found[1]
+            for side, block in enumerate(blocks):
+                if needs[side]:
+                    found[side].index_add_(0, block.rows.flatten(), next(gradients).flatten(0, 1))
+        return found[0].view(tokens.image.shape if needs[0] else (0,)), found[1]
 
-    def _blocks(self, tokens: Tokens) -> Iterator[tuple[slice, Tensor, Tensor]]:
-        """Yield (images, texts, rows) of each block: indices of the texts [t], and of their packed tokens [t, n2]."""
-        (b, n1, _), device = tokens.image.shape, tokens.image.device
-        order = by_length(tokens.lengths, device)
-        for images, first, last in tiles(b, max(n1, self.width), order.lengths, device):
-            rows = order.tokens[order.offsets[first] : order.offsets[last]]
-            yield images, order.texts[first:last], rows.view(last - first, -1)
+    def _blocks(self, tokens: Tokens) -> Iterator[tuple[_Block, _Block]]:
+        """Yield the images and the texts of each block: those of a side are equally long."""
+        device = tokens.image.device
+        orders = [by_length(lengths, device) for lengths in (tokens.patches, tokens.lengths)]
+        for block in tiles(orders[0].lengths, orders[1].lengths, device, waste=0, width=self.width):
+            sides = []
+            for order, items in zip(orders, block, strict=True):
+                rows = order.rows[order.offsets[items.start] : order.offsets[items.stop]]
+                sides.append(_Block(order.items[items], rows.view(items.stop - items.start, -1)))
+            yield sides[0], sides[1]
+
+
+class _Block(NamedTuple):
+    items: Tensor  # [items] indices
+    rows: Tensor  # [items, tokens] of each among the packed tokens
 
 
 def smooth_maximum(temperature: float) -> Score:

@@ -10,8 +10,16 @@ from torch import Tensor
 from filip.interaction import operator
 from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
-from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Pair, Similarity, Tokens, check_tokens, pack_masked, pack_tokens
+from filip.interaction.packing import (
+    Pair,
+    Similarity,
+    Tokens,
+    check_tokens,
+    longest_of,
+    pack_images,
+    pack_masked,
+    pack_tokens,
+)
 
 
 def late_interaction(
@@ -19,12 +27,13 @@ def late_interaction(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
+    image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> Similarity:
     """Compute the token-wise similarity of every image with every text (FILIP, eq. 3 to 5), differentiable.
 
-    With f_i the n1 tokens of image i and g_j the n2_j tokens of text j,
+    With f_i the n1 tokens of image i (n1 may differ) and g_j the n2_j tokens of text j,
 
         i2t[i, j] = mean over k of max over r of f_i[k] . g_j[r]
         t2i[i, j] = mean over k of max over r of f_i[r] . g_j[k]
@@ -33,8 +42,10 @@ def late_interaction(
         image_tokens  [images, n1, d], floating point; of unit length in FILIP, which nothing here needs
         text_tokens   [T, d]: the valid tokens of all texts, one text after the other, no padding
         text_lengths  [texts] integers >= 1 with sum T
-        image_mask    [images, n1] boolean, true for the tokens that exist; the others are ignored. None: all
-                      do. A mask doubles the time
+        image_lengths [images] integers >= 1: then image_tokens are [P, d], the tokens of all images, one image after
+                      the other, with P the sum. None: all images have n1
+        image_mask    the padded form of it: [images, n1] boolean, true for the tokens that exist; the others are
+                      ignored and cost nothing. None: all do
         backend       "auto" or a name of filip.interaction.backends.BACKENDS; the environment variable
                       FILIP_INTERACTION_BACKEND overrides "auto". Or a similarity in place of the maximum, such as
                       ``SmoothMaximum(0.05)``
@@ -46,7 +57,7 @@ def late_interaction(
     Raises ValueError for an empty batch, mismatching shapes, or a backend that is unknown or cannot run, and
     NotImplementedError inside torch.func transforms.
     """
-    return interact(image_tokens, text_tokens, text_lengths, image_mask, backend=backend)
+    return interact(image_tokens, text_tokens, text_lengths, image_mask, image_lengths, backend=backend)
 
 
 def late_interaction_padded(
@@ -54,6 +65,7 @@ def late_interaction_padded(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
+    image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
 ) -> Similarity:
@@ -66,7 +78,8 @@ def late_interaction_padded(
         packed, text_lengths = pack_masked(text_tokens, text_lengths)
     else:
         packed = pack_tokens(text_tokens, text_lengths)
-    return late_interaction(image_tokens, packed, text_lengths, image_mask=image_mask, backend=backend)
+    images: dict[str, Tensor | None] = {"image_lengths": image_lengths, "image_mask": image_mask}
+    return late_interaction(image_tokens, packed, text_lengths, **images, backend=backend)
 
 
 def interact(
@@ -74,6 +87,7 @@ def interact(
     text_tokens: Tensor,
     text_lengths: Tensor,
     image_mask: Tensor | None = None,
+    image_lengths: Tensor | None = None,
     *,
     backend: str | Backend = "auto",
     dtype: torch.dtype | None = None,
@@ -85,23 +99,15 @@ def interact(
     """
     dtype = dtype or torch.promote_types(image_tokens.dtype, text_tokens.dtype)
     if torch.compiler.is_compiling() and isinstance(backend, str):
-        # The maps of masked images are twice as many, and the operator has room for two.
-        save = wants_gradient(image_tokens, text_tokens) and not recompute and image_mask is None
-        tensors = image_tokens, text_tokens, text_lengths, image_mask
+        save = wants_gradient(image_tokens, text_tokens) and not recompute
+        tensors = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
         return Similarity(*operator.late_interaction(*tensors, backend, dtype, save)[:2])
     refuse_transforms("late_interaction")
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    module = choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
-    if image_mask is not None:
-        check_mask(image_tokens, image_mask)
-        if not isinstance(backend, str):
-            raise ValueError(
-                "image_mask is for the maximum, whose value no copy of a token changes; with another similarity give "
-                "images of equally many tokens"
-            )
-        module = Masked(module, image_mask)
+    image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
+    module = choose_backend(image_tokens[:0].to(dtype), longest_of(*lengths), backend)
     if not wants_gradient(image_tokens, text_tokens):
-        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
+        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
         return Similarity(*run_forward(module, tokens, save_for_backward=False)[0])
     return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module, dtype, recompute))
 
@@ -117,12 +123,12 @@ class _LateInteraction(torch.autograd.Function):
         ctx: Any,
         image_tokens: Tensor,
         text_tokens: Tensor,
-        lengths: list[int],
+        lengths: tuple[list[int], list[int] | None],
         module: Backend,
         dtype: torch.dtype,
         recompute: bool,
     ) -> Pair:
-        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
+        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
         found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
         ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))
         ctx.lengths, ctx.module, ctx.recompute = lengths, module, recompute
@@ -133,7 +139,7 @@ class _LateInteraction(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *saved = ctx.saved_tensors
-        tokens, needs = Tokens(image, text, ctx.lengths), ctx.needs_input_grad[:2]
+        tokens, needs = Tokens(image, text, *ctx.lengths), ctx.needs_input_grad[:2]
         residuals = run_forward(ctx.module, tokens)[1] if ctx.recompute else tuple(saved)
         found = run_backward(ctx.module, tokens, (grads[0], grads[1]), residuals, needs)
         return *as_input_gradients(found, needs, ctx.dtypes), None, None, None, None

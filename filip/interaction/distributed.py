@@ -33,9 +33,18 @@ from filip.interaction.collectives import (
 )
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
+from filip.interaction.lengths import Lengths
 from filip.interaction.loss import check_vectors, pooled_similarity
-from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Pair, Residuals, Similarity, Tokens, accumulation_dtype, check_tokens
+from filip.interaction.packing import (
+    Pair,
+    Residuals,
+    Similarity,
+    Tokens,
+    accumulation_dtype,
+    check_tokens,
+    longest_of,
+    pack_images,
+)
 
 
 def distributed_late_interaction(
@@ -43,6 +52,7 @@ def distributed_late_interaction(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
+    image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
     group: Group = None,
     exchange: str = "gather",
@@ -52,8 +62,8 @@ def distributed_late_interaction(
 ) -> Similarity:
     """Compute :func:`late_interaction` of this rank's b images and texts with those of all ranks, N in total.
 
-    Arguments as in late_interaction, for this rank; the number of pairs and of text tokens may differ
-    between ranks, and a rank may have an image_mask where others have none. Every rank of the group must call it (and
+    Arguments as in late_interaction, for this rank; the number of pairs and of tokens may differ between ranks, and a
+    rank may have an image_mask or image_lengths where others have none. Every rank of the group must call it (and
     its backward), in the same order, with the same number of features, dtype and exchange, and with gradients needed
     for the same sides. In addition:
         exchange         "gather": all text tokens on every rank; fewest messages. "ring": at most two
@@ -72,7 +82,7 @@ def distributed_late_interaction(
     ValueError on all of them.
     """
     options = Options(group, exchange, transport_dtype, backend, recompute)
-    return score_ranks(image_tokens, text_tokens, text_lengths, options, image_mask)[0]
+    return score_ranks(image_tokens, text_tokens, text_lengths, options, image_mask, image_lengths)[0]
 
 
 class Options(NamedTuple):
@@ -91,6 +101,7 @@ def score_ranks(
     text_lengths: Tensor,
     options: Options,
     image_mask: Tensor | None = None,
+    image_lengths: Tensor | None = None,
 ) -> tuple[Similarity, list[int]]:
     """Compute :func:`distributed_late_interaction`, and return also how many texts each rank has."""
     refuse_transforms("distributed_late_interaction")
@@ -99,31 +110,30 @@ def score_ranks(
     if world_size(group) == 1:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
-        tokens = image_tokens, text_tokens, text_lengths, image_mask
+        tokens = image_tokens, text_tokens, text_lengths, image_mask, image_lengths
         found = interact(*tokens, backend=backend, dtype=dtype, recompute=recompute)
         return found, [found.i2t.shape[1]]
     own: Call | Exception
     lengths: list[int] = []
+    of_images: list[int] | None = None
     try:
         if exchange not in EXCHANGES:
             raise unknown_exchange(exchange)
-        lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-        if image_mask is not None:
-            check_mask(image_tokens, image_mask)
-        choose_backend(image_tokens[:0].to(dtype), max(lengths), backend)
+        image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+        lengths, of_images = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
+        choose_backend(image_tokens[:0].to(dtype), longest_of(lengths, of_images), backend)
         own = describe(
             "distributed_late_interaction", image_tokens, text_tokens, len(lengths), exchange, dtype
-        )
+        )._replace(images=len(of_images or image_tokens))
     except Exception as mistake:  # raised below, once the other ranks know of it
         own = mistake
     calls, every = exchange_calls(own, image_tokens.device, group, lengths)
-    layout = Layout(group, group_rank(group), [call.images for call in calls], every)
-    module = choose_backend(image_tokens[:0].to(dtype), max(map(max, layout.lengths)), backend)
-    if image_mask is not None:
-        module = Masked(module, image_mask)
+    layout = Layout(group, group_rank(group), [call.images for call in calls], [Lengths(n) for n in every])
+    longest = longest_of(layout.all_lengths, of_images)
+    module = choose_backend(image_tokens[:0].to(dtype), longest, backend)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    both = function.apply(image_tokens, text_tokens, _Plan(layout, module, dtype, recompute))
+    both = function.apply(image_tokens, text_tokens, _Plan(layout, module, dtype, recompute, of_images))
     return Similarity(*both), layout.texts
 
 
@@ -173,7 +183,7 @@ class Layout:
     group: Group
     rank: int
     images: list[int]  # per rank
-    lengths: list[list[int]]  # per rank, of each text
+    lengths: list[Lengths]  # per rank, of each text
 
     @property
     def ranks(self) -> int:
@@ -188,8 +198,8 @@ class Layout:
         return [sum(lengths) for lengths in self.lengths]
 
     @functools.cached_property
-    def all_lengths(self) -> list[int]:
-        return [length for of_rank in self.lengths for length in of_rank]
+    def all_lengths(self) -> Lengths:
+        return Lengths(length for of_rank in self.lengths for length in of_rank)
 
     def columns(self, owner: int) -> slice:
         """Return where the texts of ``owner`` lie among all texts."""
@@ -200,7 +210,10 @@ class Layout:
 def row_layout(calls: list[Call], group: Group) -> Layout:
     """Return the layout for one vector per text: each text is one row."""
     return Layout(
-        group, group_rank(group), [call.images for call in calls], [[1] * call.texts for call in calls]
+        group,
+        group_rank(group),
+        [call.images for call in calls],
+        [Lengths([1] * call.texts) for call in calls],
     )
 
 
@@ -211,6 +224,7 @@ class _Plan(NamedTuple):
     module: Backend
     dtype: torch.dtype  # the dtype that tokens are rounded to
     recompute: bool
+    image_lengths: list[int] | None
 
 
 def _keep(
@@ -225,9 +239,9 @@ def _keep(
 class _Gathered(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
-        layout, module, dtype, recompute = plan
+        layout, module, dtype, recompute, image_lengths = plan
         texts = gather_rows(text_tokens.to(dtype), layout.tokens, layout.group)
-        tokens = Tokens(image_tokens.to(dtype), texts, layout.all_lengths)
+        tokens = Tokens(image_tokens.to(dtype), texts, layout.all_lengths, image_lengths)
         (i2t, own_t2i), residuals = run_forward(module, tokens, save_for_backward=not recompute)
         rounded = [tokens.image, tokens.text]
         _keep(ctx, plan, (image_tokens, text_tokens), rounded, () if recompute else residuals)
@@ -237,8 +251,8 @@ class _Gathered(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *saved = ctx.saved_tensors
-        (layout, module, _, recompute), needs = ctx.plan, ctx.needs
-        tokens = Tokens(image, text, layout.all_lengths)
+        (layout, module, _, recompute, image_lengths), needs = ctx.plan, ctx.needs
+        tokens = Tokens(image, text, layout.all_lengths, image_lengths)
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         residuals = run_forward(module, tokens)[1] if recompute else tuple(saved)
         own, remote = run_backward(module, tokens, (grads[0], grad_t2i), residuals, needs)
@@ -250,14 +264,15 @@ class _Gathered(torch.autograd.Function):
 class _Ring(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
-        layout, module, dtype, recompute = plan
+        layout, module, dtype, recompute, image_lengths = plan
         images, texts = image_tokens.to(dtype), text_tokens.to(dtype)
         wide = accumulation_dtype(dtype)
-        i2t = images.new_empty(len(images), sum(layout.texts), dtype=wide)
+        i2t = images.new_empty(layout.images[layout.rank], sum(layout.texts), dtype=wide)
         own_t2i = torch.empty_like(i2t)
         saved: list[Tensor] = []
         for owner, block in ring_blocks(texts.detach(), layout):
-            columns, tokens = layout.columns(owner), Tokens(images, block, layout.lengths[owner])
+            columns = layout.columns(owner)
+            tokens = Tokens(images, block, layout.lengths[owner], image_lengths)
             found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
             i2t[:, columns], own_t2i[:, columns] = found
             saved += () if recompute else residuals
@@ -268,14 +283,15 @@ class _Ring(torch.autograd.Function):
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         images, texts, *saved = ctx.saved_tensors
-        (layout, module, _, recompute), needs = ctx.plan, ctx.needs
+        (layout, module, _, recompute, image_lengths), needs = ctx.plan, ctx.needs
         per_step = len(saved) // layout.ranks
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         grad_images = torch.zeros_like(images, dtype=grads[0].dtype)
         total = grad_images.new_empty(0)
         handles: list[Any] = []
         for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
-            columns, tokens = layout.columns(owner), Tokens(images, block, layout.lengths[owner])
+            columns = layout.columns(owner)
+            tokens = Tokens(images, block, layout.lengths[owner], image_lengths)
             kept = tuple(saved[step * per_step : (step + 1) * per_step])
             residuals = run_forward(module, tokens)[1] if recompute else kept
             both = (grads[0][:, columns], grad_t2i[:, columns])

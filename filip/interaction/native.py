@@ -16,16 +16,18 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from filip.interaction import native_build
-from filip.interaction.packing import Pair, Residuals, Tokens, offsets_of
+from filip.interaction.lengths import offsets_of
+from filip.interaction.packing import Pair, Residuals, Tokens
 
 ISA_VARIABLE = "FILIP_NATIVE_ISA"
 _DTYPES = (torch.float32, torch.bfloat16, torch.float16)
-SMOOTH_RANGE = 75.0  # exp() of more, summed over a hundred thousand tokens, is beyond float32
+_SMOOTH_RANGE = 75.0  # exp() of more, summed over a hundred thousand tokens, is beyond float32
 _LARGEST = torch.iinfo(torch.int16).max  # indices of the arg-max maps
 _Pointer, _Size = ctypes.c_void_p, ctypes.c_int64
 
@@ -40,7 +42,8 @@ def unavailable_reason(image_tokens: Tensor | None = None, longest: int = 1) -> 
             return f"the native kernels run on CPUs, not on {image_tokens.device}"
         if image_tokens.dtype not in _DTYPES:
             return f"the native kernels take float32, bfloat16 and float16, not {image_tokens.dtype}"
-        if max(image_tokens.shape[1], longest) > _LARGEST:
+        patches = image_tokens.shape[1] if image_tokens.dim() == 3 else 1
+        if max(patches, longest) > _LARGEST:
             return f"the native kernels take at most {_LARGEST} tokens per image or text"
     return _library()[1] or ""
 
@@ -55,19 +58,21 @@ def isas() -> list[str]:
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] and, with ``save_for_backward``, the two arg-max maps.
 
-    The maps: winning text token of each image token [b, t, n1], winning image token of each text token [b, T];
-    uint8, int16 above 256 tokens. Raises RuntimeError if the kernels are unavailable, ValueError for tokens that
-    they do not take.
+    The maps: winning text token of each image token [b, t, n1] (flat where n1 differs), winning image token of each
+    text token [b, T]; uint8, int16 above 256 tokens. Raises RuntimeError if the kernels are unavailable, ValueError for
+    tokens that they do not take.
     """
-    image, text, offsets = _checked(tokens)
-    b, n1, _ = image.shape
-    texts, wide = len(tokens.lengths), max(n1, max(tokens.lengths)) > 256
+    problem = _checked(tokens)
+    b, texts = tokens.shape
+    wide = max(tokens.longest_image, max(tokens.lengths)) > 256
     i2t, t2i = (torch.empty(b, texts) for _ in range(2))
     maps: Residuals = ()
     if save_for_backward:
         index = torch.int16 if wide else torch.uint8
-        maps = torch.empty(b, texts, n1, dtype=index), torch.empty(b, len(text), dtype=index)
-    _call("filip_forward", image, text, offsets, wide, i2t, t2i, *(maps or (None, None)))
+        flat = torch.empty(len(problem.image) * texts, dtype=index)
+        of_images = flat.view(b, texts, -1) if tokens.image_lengths is None else flat
+        maps = of_images, torch.empty(b, len(problem.text), dtype=index)
+    _call("filip_forward", problem, wide, i2t, t2i, *(maps or (None, None)))
     return (i2t, t2i), maps
 
 
@@ -78,22 +83,20 @@ def backward(
 
     One that is not needed is an empty tensor.
     """
-    image, text, offsets = _checked(tokens)
     wide = residuals[0].dtype == torch.int16
-    upstream, found = _upstream(tokens, grads), _gradients(image, text, needs)
-    _call("filip_backward", image, text, offsets, wide, *upstream, *residuals, *found)
+    upstream, found = _upstream(tokens, grads), _gradients(tokens, needs)
+    _call("filip_backward", _checked(tokens), wide, *upstream, *residuals, *found)
     return found
 
 
 def smooth_forward(tokens: Tokens, temperature: float) -> Pair:
     """Return s^I, s^T [images, texts] with the smooth maximum; nothing is saved for the backward.
 
-    The caller ensures that |image| |text| / temperature is at most :data:`SMOOTH_RANGE`.
     Raises as ``forward`` does.
     """
-    image, text, offsets = _checked(tokens)
-    i2t, t2i = (torch.empty(len(image), len(tokens.lengths)) for _ in range(2))
-    _call("filip_smooth_forward", image, text, offsets, False, temperature, i2t, t2i)
+    problem = _checked(tokens)
+    i2t, t2i = (torch.empty(tokens.shape) for _ in range(2))
+    _call("filip_smooth_forward", problem, False, temperature, _shifted(problem, temperature), i2t, t2i)
     return i2t, t2i
 
 
@@ -101,66 +104,85 @@ def smooth_backward(
     tokens: Tokens, temperature: float, grads: Pair, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    image, text, offsets = _checked(tokens)
-    upstream = _upstream(tokens, grads)
-    found = _gradients(image, text, needs)
-    _call("filip_smooth_backward", image, text, offsets, False, temperature, *upstream, *found)
+    problem, upstream, found = _checked(tokens), _upstream(tokens, grads), _gradients(tokens, needs)
+    shifted = _shifted(problem, temperature)
+    _call("filip_smooth_backward", problem, False, temperature, shifted, *upstream, *found)
     return found
 
 
+def _shifted(problem: _Problem, temperature: float) -> bool:
+    """Return whether exponentials may leave the range of float32: by |image| |text|, or since one is NaN."""
+    longest = [
+        float(torch.linalg.vector_norm(side, dim=-1, dtype=torch.float32).max())
+        for side in (problem.image, problem.text)
+    ]
+    return not longest[0] * longest[1] <= _SMOOTH_RANGE * temperature
+
+
 def _upstream(tokens: Tokens, grads: Pair) -> list[Tensor]:
-    shape = len(tokens.image), len(tokens.lengths)
-    return [g.detach().to(torch.float32).expand(shape).contiguous() for g in grads]
+    return [g.detach().to(torch.float32).expand(tokens.shape).contiguous() for g in grads]
 
 
-def _gradients(image: Tensor, text: Tensor, needs: tuple[bool, bool]) -> Pair:
+def _gradients(tokens: Tokens, needs: tuple[bool, bool]) -> Pair:
     grad_image, grad_text = (
-        torch.empty_like(side if need else side[:0], dtype=torch.float32)
-        for side, need in zip((image, text), needs, strict=True)
+        torch.empty((side if need else side[:0]).shape, dtype=torch.float32)
+        for side, need in zip(tokens[:2], needs, strict=True)
     )
     return grad_image, grad_text
 
 
-def _checked(tokens: Tokens) -> tuple[Tensor, Tensor, Tensor]:
-    """Return contiguous image and text tokens, and the offsets of the texts; raise as ``forward`` does."""
-    image, text = tokens.image.detach().contiguous(), tokens.text.detach().contiguous()
-    offsets = torch.tensor(offsets_of(tokens.lengths))
-    if image.dim() != 3 or text.dim() != 2 or 0 in image.shape or len(offsets) < 2:
+class _Problem(NamedTuple):
+    """The tokens of both sides, packed and contiguous, and where each item begins."""
+
+    image: Tensor  # [P, d]
+    text: Tensor  # [T, d]
+    image_offsets: Tensor  # [images + 1]
+    text_offsets: Tensor  # [texts + 1]
+
+
+def _checked(tokens: Tokens) -> _Problem:
+    """Return what the kernels take; raise as ``forward`` does."""
+    image, text = (side.detach().contiguous() for side in tokens[:2])
+    if image.dim() != (3 if tokens.image_lengths is None else 2) or text.dim() != 2 or 0 in image.shape:
         raise ValueError(
-            f"expected image tokens [b, n1, d], text tokens [T, d] and at least one text, "
-            f"got {list(image.shape)}, {list(text.shape)} and {len(offsets) - 1} texts"
+            f"expected image tokens [b, n1, d] (or [P, d] and lengths) and text tokens [T, d], at least one of each, "
+            f"got {list(image.shape)} and {list(text.shape)}"
         )
-    if image.dtype != text.dtype or image.shape[2] != text.shape[1]:
+    if image.dtype != text.dtype or image.shape[-1] != text.shape[1]:
         raise ValueError(
-            f"image and text tokens differ: {image.dtype} with {image.shape[2]} features "
+            f"image and text tokens differ: {image.dtype} with {image.shape[-1]} features "
             f"and {text.dtype} with {text.shape[1]}"
         )
-    steps = offsets.diff()
-    if int(steps.min()) < 1 or int(offsets[-1]) != len(text):
-        raise ValueError(f"text lengths must be >= 1 with sum {len(text)}; they sum to {int(offsets[-1])}")
-    if reason := unavailable_reason(image, int(steps.max())):
+    found = _Problem(
+        image.flatten(0, -2), text, *(torch.tensor(offsets_of(n)) for n in (tokens.patches, tokens.lengths))
+    )
+    for side, rows, offsets in (("image", found.image, found[2]), ("text", found.text, found[3])):
+        if len(offsets) < 2 or int(offsets.diff().min()) < 1 or int(offsets[-1]) != len(rows):
+            raise ValueError(
+                f"{side} lengths must be >= 1 with sum {len(rows)}; they sum to {int(offsets[-1])}"
+            )
+    if reason := unavailable_reason(image, max(tokens.longest_image, max(tokens.lengths))):
         raise (RuntimeError if unavailable_reason() else ValueError)(reason)
     if image.dtype == torch.float16:
-        image, text = image.float(), text.float()
-    return image, text, offsets
+        return found._replace(image=found.image.float(), text=text.float())
+    return found
 
 
-def _call(
-    name: str, image: Tensor, text: Tensor, offsets: Tensor, wide: bool, *others: Tensor | float | None
-) -> None:
-    """Call a kernel. ``others`` follow the problem in its signature: floats, tensors, null for None and empty ones.
+def _call(name: str, problem: _Problem, wide: bool, *others: Tensor | float | None) -> None:
+    """Call a kernel. ``others`` follow the problem in its signature: numbers, tensors, null for None and empty ones.
 
     ctypes releases the global interpreter lock meanwhile.
     """
     isa = os.environ.get(ISA_VARIABLE, "")
-    problem = [
+    items = len(problem.image_offsets) - 1, len(problem.text_offsets) - 1
+    arguments = [
         ctypes.c_char_p(isa.encode()),
-        *(_Pointer(t.data_ptr()) for t in (image, text, offsets)),
-        *(_Size(n) for n in (*image.shape[:2], len(offsets) - 1, image.shape[2])),
-        ctypes.c_int(image.dtype == torch.bfloat16),
+        *(_Pointer(t.data_ptr()) for t in problem),
+        *(_Size(n) for n in (*items, problem.text.shape[1])),
+        ctypes.c_int(problem.image.dtype == torch.bfloat16),
         ctypes.c_int(wide),
     ]
-    code = getattr(_require_library(), name)(*problem, *map(_argument, others))
+    code = getattr(_require_library(), name)(*arguments, *map(_argument, others))
     if code == 1:
         raise ValueError(
             f"{ISA_VARIABLE}={isa!r} is not an instruction set of this CPU; it has {', '.join(isas())}"
@@ -169,7 +191,9 @@ def _call(
         raise MemoryError("the native kernels could not allocate their scratch memory")
 
 
-def _argument(other: Tensor | float | None) -> ctypes.c_float | ctypes.c_void_p:
+def _argument(other: Tensor | float | None) -> ctypes.c_int | ctypes.c_float | ctypes.c_void_p:
+    if isinstance(other, bool):
+        return ctypes.c_int(other)
     if isinstance(other, float):
         return ctypes.c_float(other)
     return _Pointer(other.data_ptr() if other is not None and other.numel() else None)

@@ -16,8 +16,7 @@ from torch import Tensor
 from filip.interaction import reference
 from filip.interaction.backends import choose_backend, run_backward, run_forward
 from filip.interaction.differentiation import refuse_second_derivative
-from filip.interaction.masking import Masked, check_mask
-from filip.interaction.packing import Tokens, accumulation_dtype, check_tokens
+from filip.interaction.packing import Tokens, accumulation_dtype, check_tokens, longest_of, pack_images
 
 _MAPS, _DIMENSIONS = 2, 3  # the most that a backend leaves for its backward
 _MAP_DTYPES = (torch.uint8, torch.int16, torch.int32)
@@ -29,24 +28,23 @@ def late_interaction(
     text_tokens: Tensor,
     text_lengths: Tensor,
     image_mask: Tensor | None,
+    image_lengths: Tensor | None,
     backend: str,
     dtype: torch.dtype,
     save: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Return i2t, t2i, both maps' bytes and how to read them, for tokens rounded to ``dtype``; differentiable.
 
-    ``save``: keep the maps for the backward, which is impossible with an image_mask.
+    ``save``: keep the maps for the backward.
     """
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), lengths)
-    module = choose_backend(tokens.image[:0], max(lengths), backend)
+    image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+    lengths = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
+    tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
+    module = choose_backend(tokens.image[:0], longest_of(*lengths), backend)
     if module is reference:
         raise ValueError(
             "the reference backend does not run inside torch.compile: PyTorch differentiates it itself"
         )
-    if image_mask is not None:
-        check_mask(image_tokens, image_mask)
-        module = Masked(module, image_mask)
     found, residuals = run_forward(module, tokens, save)
     return *found, *_as_bytes(residuals if save else (), image_tokens.device)
 
@@ -55,8 +53,8 @@ def late_interaction(
 def _shapes(
     image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, *others: Any
 ) -> tuple[Tensor, ...]:
-    *_, dtype, save = others
-    shape = len(image_tokens), len(text_lengths)
+    _, image_lengths, _, dtype, save = others
+    shape = len(image_tokens if image_lengths is None else image_lengths), len(text_lengths)
     i2t = image_tokens.new_empty(shape, dtype=accumulation_dtype(dtype))
     sizes = [torch.library.get_ctx().new_dynamic_size() if save else 0 for _ in range(_MAPS)]
     maps = [image_tokens.new_empty(size, dtype=torch.uint8) for size in sizes]
@@ -72,6 +70,7 @@ def _backward(
     text_tokens: Tensor,
     text_lengths: Tensor,
     image_mask: Tensor | None,
+    image_lengths: Tensor | None,
     first: Tensor,
     second: Tensor,
     form: Tensor,
@@ -85,13 +84,18 @@ def _backward(
 
     Without ``saved`` the maps are made again.
     """
-    tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), text_lengths.tolist())
-    module = choose_backend(tokens.image[:0], max(tokens.lengths), backend)
-    if image_mask is not None:
-        module = Masked(module, image_mask)
+    packed, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+    lengths = check_tokens(packed, text_tokens, text_lengths, image_lengths)
+    tokens = Tokens(packed.to(dtype), text_tokens.to(dtype), *lengths)
+    module = choose_backend(tokens.image[:0], longest_of(*lengths), backend)
     residuals = _from_bytes((first, second), form) if saved else run_forward(module, tokens)[1]
     found = run_backward(module, tokens, (grad_i2t, grad_t2i), residuals, (image_needed, text_needed))
-    return found[0].to(image_tokens.dtype), found[1].to(text_tokens.dtype)
+    of_images, of_texts = found[0].to(image_tokens.dtype), found[1].to(text_tokens.dtype)
+    if image_mask is not None and packed is not image_tokens and image_needed:
+        padded = torch.zeros_like(image_tokens)
+        padded[image_mask] = of_images
+        of_images = padded
+    return of_images, of_texts
 
 
 @_backward.register_fake
@@ -114,7 +118,7 @@ def _differentiate(ctx: Any, grad_i2t: Tensor, grad_t2i: Tensor, *_: object) -> 
     needs = ctx.needs_input_grad[:2]
     found = _backward(grad_i2t, grad_t2i, *ctx.saved_tensors, ctx.backend, ctx.dtype, ctx.saved, *needs)
     gradients = (g if need else None for g, need in zip(found, needs, strict=True))
-    return *gradients, None, None, None, None, None
+    return *gradients, None, None, None, None, None, None
 
 
 late_interaction.register_autograd(_differentiate, setup_context=_save)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from filip.interaction.lengths import Lengths
 
 
 class Similarity(NamedTuple):
@@ -26,38 +27,62 @@ class Similarity(NamedTuple):
 class Tokens(NamedTuple):
     """The input of a backend: both sides of one dtype on one device."""
 
-    image: Tensor  # [b, n1, d]
+    image: Tensor  # [b, n1, d], or [P, d] with image_lengths: the tokens of all images, one image after the other
     text: Tensor  # [T, d]: the tokens of all texts, one text after the other
     lengths: list[int]  # one per text, all >= 1 with sum T
+    image_lengths: list[int] | None = None  # one per image, all >= 1 with sum P; None: all have n1
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """Return the number of images and of texts."""
+        return len(self.patches), len(self.lengths)
+
+    @property
+    def patches(self) -> list[int]:
+        """Return the number of tokens of each image."""
+        if self.image_lengths is not None:
+            return self.image_lengths
+        return [self.image.shape[1]] * len(self.image)
+
+    @property
+    def longest_image(self) -> int:
+        return self.image.shape[1] if self.image_lengths is None else max(self.image_lengths)
 
 
 Pair = tuple[Tensor, Tensor]  # one tensor for each direction, or for each side
 Residuals = tuple[Tensor, ...]  # left by a backend's forward for its backward
 
 
-def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor) -> list[int]:
-    """Raise ValueError unless the three describe a non-empty late interaction; return the lengths as ints.
+def check_tokens(
+    image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor, image_lengths: Tensor | None = None
+) -> tuple[Lengths, Lengths | None]:
+    """Raise ValueError unless they describe a non-empty late interaction; return both lengths as ints.
 
-    ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d] packed, ``text_lengths`` [t] with sum T, all >= 1.
+    ``image_tokens`` [b, n1, d], ``text_tokens`` [T, d] packed, ``text_lengths`` [t] with sum T, all >= 1. With
+    ``image_lengths`` [b] the images are packed like the texts.
     """
-    if not isinstance(text_lengths, Tensor):
-        raise ValueError(f"text_lengths must be a tensor of integers, got a {type(text_lengths).__name__}")
-    if image_tokens.dim() != 3 or text_tokens.dim() != 2 or text_lengths.dim() != 1:
+    packed = image_lengths is not None
+    for name, given in (("text_lengths", text_lengths), ("image_lengths", image_lengths)):
+        if given is not None and not isinstance(given, Tensor):
+            raise ValueError(f"{name} must be a tensor of integers, got a {type(given).__name__}")
+    if image_tokens.dim() != (2 if packed else 3) or text_tokens.dim() != 2 or text_lengths.dim() != 1:
+        images = "[P, d] (packed) with image_lengths [images]" if packed else "[images, n1, d]"
         raise ValueError(
-            "late interaction takes image_tokens [images, n1, d], text_tokens [T, d] (packed) and "
+            f"late interaction takes image_tokens {images}, text_tokens [T, d] (packed) and "
             f"text_lengths [texts]; got {list(image_tokens.shape)}, {list(text_tokens.shape)} and "
             f"{list(text_lengths.shape)}"
         )
-    if image_tokens.shape[0] == 0 or text_lengths.shape[0] == 0:
+    count = len(image_tokens) if image_lengths is None else len(image_lengths)
+    if count == 0 or text_lengths.shape[0] == 0:
         raise ValueError(
-            f"empty batch: {image_tokens.shape[0]} images and {text_lengths.shape[0]} texts; "
+            f"empty batch: {count} images and {text_lengths.shape[0]} texts; "
             "late interaction needs at least one of each"
         )
-    if image_tokens.shape[1] == 0 or image_tokens.shape[2] == 0:
+    if 0 in image_tokens.shape:
         raise ValueError(f"image_tokens {list(image_tokens.shape)} has no tokens or no features")
-    if image_tokens.shape[2] != text_tokens.shape[1]:
+    if image_tokens.shape[-1] != text_tokens.shape[1]:
         raise ValueError(
-            f"image tokens have {image_tokens.shape[2]} features and text tokens {text_tokens.shape[1]}; "
+            f"image tokens have {image_tokens.shape[-1]} features and text tokens {text_tokens.shape[1]}; "
             "both must come from the same embedding space"
         )
     if image_tokens.device != text_tokens.device:
@@ -67,19 +92,34 @@ def check_tokens(image_tokens: Tensor, text_tokens: Tensor, text_lengths: Tensor
         )
     if not (image_tokens.is_floating_point() and text_tokens.is_floating_point()):
         raise ValueError(f"tokens must be floating point, got {image_tokens.dtype} and {text_tokens.dtype}")
-    if text_lengths.is_floating_point() or text_lengths.dtype == torch.bool:
-        raise ValueError(f"text_lengths must be integers, got {text_lengths.dtype}")
-    lengths: list[int] = text_lengths.tolist()
-    if lengths[0] == 0 and lengths[-1] == text_tokens.shape[0] and lengths == sorted(lengths):
+    of_images = None if image_lengths is None else _check_lengths("image", image_tokens, image_lengths)
+    return _check_lengths("text", text_tokens, text_lengths), of_images
+
+
+def longest_of(text_lengths: list[int], image_lengths: list[int] | None = None) -> int:
+    """Return the number of tokens of the longest item; images without lengths do not count."""
+    return max(*text_lengths, *(image_lengths or ()), 1)
+
+
+def _check_lengths(side: str, rows: Tensor, given: Tensor) -> Lengths:
+    """Raise ValueError unless ``given`` cut the packed ``rows`` of a side; return them as ints."""
+    name = f"{side}_lengths"
+    if given.dim() != 1 or given.is_floating_point() or given.dtype == torch.bool:
+        raise ValueError(f"{name} must be integers, one per {side}, got {given.dtype} {list(given.shape)}")
+    lengths = Lengths(given.tolist())
+    if len(lengths) > 1 and lengths[0] == 0 and lengths[-1] == len(rows) > 0 and lengths == sorted(lengths):
         raise ValueError(
-            f"text_lengths {_shortened(lengths)} looks like cumulative lengths (cu_seqlens); pass cu_seqlens.diff()"
+            f"{name} {_shortened(lengths)} looks like cumulative lengths (cu_seqlens); pass cu_seqlens.diff()"
         )
     if min(lengths) < 1:
-        raise ValueError(f"every text needs at least one token, got text_lengths with minimum {min(lengths)}")
-    if sum(lengths) != text_tokens.shape[0]:
         raise ValueError(
-            f"text_lengths sum to {sum(lengths)} but text_tokens has {text_tokens.shape[0]} rows; "
-            "text_tokens must hold the valid tokens only, one text after the other (see pack_tokens)"
+            f"every {side} needs at least one token, got {name} with minimum {min(lengths)} "
+            f"({lengths.count(0)} of {len(lengths)} have none)"
+        )
+    if sum(lengths) != len(rows):
+        raise ValueError(
+            f"{name} sum to {sum(lengths)} but {side}_tokens has {len(rows)} rows; "
+            f"{side}_tokens must hold the valid tokens only, one {side} after the other (see pack_tokens)"
         )
     return lengths
 
@@ -119,9 +159,40 @@ def pack_masked(padded: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     return padded[mask.to(padded.device)], mask.sum(dim=1)
 
 
-def offsets_of(lengths: Sequence[int]) -> list[int]:
-    """Return the start of each text in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
-    return [0, *itertools.accumulate(lengths)]
+def pack_images(
+    image_tokens: Tensor, image_mask: Tensor | None, image_lengths: Tensor | None
+) -> tuple[Tensor, Tensor | None]:
+    """Drop the image tokens [images, n1, d] that a boolean ``image_mask`` [images, n1] excludes; return the lengths.
+
+    Without a mask, or with one that excludes nothing, the arguments are returned. A mask on a GPU is waited for.
+    Raises ValueError for a mask that does not fit, or leaves an image without a token.
+    """
+    if image_mask is None:
+        return image_tokens, image_lengths
+    if image_lengths is not None:
+        raise ValueError(
+            "image_lengths are for packed image tokens [P, d], image_mask for padded ones [images, n1, d]; give one"
+        )
+    check_mask(image_tokens, image_mask)
+    lengths = image_mask.sum(dim=1).cpu()
+    if not len(lengths) or int(lengths.min()) == image_mask.shape[1]:
+        return image_tokens, None
+    return image_tokens[image_mask], lengths
+
+
+def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
+    """Raise ValueError unless ``image_mask`` is boolean [images, n1] with a token in every image."""
+    if image_mask.shape != image_tokens.shape[:2] or image_mask.dtype != torch.bool:
+        raise ValueError(
+            f"image_mask must be boolean [images, n1] = {list(image_tokens.shape[:2])}, got {image_mask.dtype} "
+            f"{list(image_mask.shape)}"
+        )
+    if image_mask.device != image_tokens.device:
+        raise ValueError(
+            f"image_mask is on {image_mask.device}, image tokens on {image_tokens.device}; move one"
+        )
+    if not bool(image_mask.any(dim=1).all()):
+        raise ValueError("image_mask leaves an image without a token")
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from filip.interaction.masking import check_mask
-from filip.interaction.packing import Similarity, accumulation_dtype, check_tokens, full_precision, offsets_of
+from filip.interaction.lengths import offsets_of
+from filip.interaction.packing import Similarity, accumulation_dtype, check_mask, check_tokens, full_precision
 
 _TILE_ELEMENTS = 1 << 22
 
@@ -35,7 +35,7 @@ def late_interaction_pairs(
     plain PyTorch; without gradients only one block of them is in memory, with gradients all are: n1 * n2 floats a pair.
     If most pairs are wanted, late_interaction is faster.
     """
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
+    lengths, _ = check_tokens(image_tokens, text_tokens, text_lengths)
     if image_mask is not None:
         check_mask(image_tokens, image_mask)
         # They are replaced, since 0 times NaN is NaN in the gradient.

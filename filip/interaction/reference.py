@@ -15,8 +15,19 @@ from torch import Tensor
 from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype
 
 
-def late_interaction(image_tokens: Tensor, text_tokens: Tensor, lengths: list[int]) -> Pair:
-    """Return s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d]."""
+def late_interaction(
+    image_tokens: Tensor, text_tokens: Tensor, lengths: list[int], image_lengths: list[int] | None = None
+) -> Pair:
+    """Return s^I and s^T [images, texts] from ``image_tokens`` [b, n1, d] and packed ``text_tokens`` [T, d].
+
+    With ``image_lengths`` the images are packed, too.
+    """
+    if image_lengths is not None:
+        alone = (
+            late_interaction(one[None], text_tokens, lengths) for one in image_tokens.split(image_lengths)
+        )
+        i2t_rows, t2i_rows = zip(*alone, strict=True)
+        return torch.cat(i2t_rows), torch.cat(t2i_rows)
     wide = accumulation_dtype(image_tokens.dtype)
     images = image_tokens.to(wide)
     i2t, t2i = [], []
@@ -43,7 +54,7 @@ def backward(
             side.detach().to(wide).requires_grad_(need)
             for side, need in zip((tokens.image, tokens.text), needs, strict=True)
         )
-        similarity = late_interaction(image, text, tokens.lengths)
+        similarity = late_interaction(image, text, *tokens[2:])
         wanted = [side for side in (image, text) if side.requires_grad]
         found = iter(torch.autograd.grad(similarity, wanted, grads) if wanted else ())
     none = tokens.image.new_empty(0, dtype=wide)

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from filip.interaction.backends import Backend
 from filip.interaction.dispatch import late_interaction
-from filip.interaction.packing import Similarity, check_tokens, offsets_of
+from filip.interaction.lengths import offsets_of
+from filip.interaction.packing import Similarity, check_tokens, pack_images
 
 BLOCK_IMAGES, _BLOCK_TEXTS = 128, 256
 
@@ -21,6 +22,7 @@ def score(
     text_tokens: Tensor,
     text_lengths: Tensor,
     *,
+    image_lengths: Tensor | None = None,
     image_mask: Tensor | None = None,
     backend: str | Backend = "auto",
     progress: Callable[[int], Any] | None = None,
@@ -31,21 +33,26 @@ def score(
     of images against one block of texts is in memory at a time. ``progress`` is called with the number of
     image-text pairs that were scored since its last call.
     """
-    lengths = check_tokens(image_tokens, text_tokens, text_lengths)
-    offsets = offsets_of(lengths)
+    image_tokens, image_lengths = pack_images(image_tokens, image_mask, image_lengths)
+    lengths, of_images = check_tokens(image_tokens, text_tokens, text_lengths, image_lengths)
+    offsets, count = offsets_of(lengths), len(of_images or image_tokens)
+    image_rows = list(range(count + 1)) if of_images is None else offsets_of(of_images)
     i2t: Tensor | None = None
     t2i: Tensor | None = None
     for first in range(0, len(lengths), _BLOCK_TEXTS):
         last = min(first + _BLOCK_TEXTS, len(lengths))
         texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
-        for row in range(0, len(image_tokens), BLOCK_IMAGES):
-            rows = slice(row, min(row + BLOCK_IMAGES, len(image_tokens)))
-            mask = None if image_mask is None else image_mask[rows]
+        for row in range(0, count, BLOCK_IMAGES):
+            rows = slice(row, min(row + BLOCK_IMAGES, count))
             block = late_interaction(
-                image_tokens[rows], texts, block_lengths, image_mask=mask, backend=backend
+                image_tokens[image_rows[rows.start] : image_rows[rows.stop]],
+                texts,
+                block_lengths,
+                image_lengths=None if image_lengths is None else image_lengths[rows],
+                backend=backend,
             )
             if i2t is None or t2i is None:
-                i2t = block.i2t.new_empty(len(image_tokens), len(lengths))
+                i2t = block.i2t.new_empty(count, len(lengths))
                 t2i = torch.empty_like(i2t)
             i2t[rows, first:last], t2i[rows, first:last] = block
             if progress is not None:

@@ -8,22 +8,21 @@ from __future__ import annotations
 import os
 
 import torch
-from torch import Tensor
 
 from filip.interaction import native
 from filip.interaction.backends import ENVIRONMENT_VARIABLE, triton_declines
 from filip.interaction.blockwise import Blockwise, smooth_maximum
-from filip.interaction.packing import Pair, Residuals, Tokens
+from filip.interaction.packing import Pair, Residuals, Tokens, longest_of
 
 
 class SmoothMaximum:
     """A backend (see :mod:`filip.interaction.backends`) with the smooth maximum of a temperature t > 0.
 
     This maximum lies between the mean (t to infinity) and the maximum (t to 0), never above the maximum; every token
-    has a part in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, where exponentials stay
-    in the range of float32 (always for unit tokens and t above 0.0134), and Triton's do on GPUs of compute capability
-    8.0 and newer; elsewhere, and where ``FILIP_INTERACTION_BACKEND`` names another backend, PyTorch computes it in
-    blocks. Only Triton's save something for the backward.
+    has a part in the gradient. Native kernels compute it on CPUs, for all dtypes but float64, and Triton's on GPUs of
+    compute capability 8.0 and newer, where exponentials stay in the range of float32 and images have equally many
+    tokens; elsewhere, and where ``FILIP_INTERACTION_BACKEND`` names another backend, PyTorch computes it in blocks.
+    Only Triton's save something for the backward.
     """
 
     def __init__(self, temperature: float) -> None:
@@ -67,14 +66,5 @@ class SmoothMaximum:
     def _runs_native(self, tokens: Tokens) -> bool:
         if os.environ.get(ENVIRONMENT_VARIABLE, "native") not in ("auto", "native", ""):
             return False
-        if tokens.image.dtype == torch.float64 or native.unavailable_reason(
-            tokens.image, max(tokens.lengths)
-        ):
-            return False
-        longest = _longest(tokens.image) * _longest(tokens.text)
-        return longest <= native.SMOOTH_RANGE * self.temperature  # not where one is NaN
-
-
-def _longest(tokens: Tensor) -> float:
-    """Return the largest norm of a token."""
-    return float(torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32).max())
+        longest = longest_of(tokens.lengths, tokens.image_lengths)
+        return tokens.image.dtype != torch.float64 and not native.unavailable_reason(tokens.image, longest)

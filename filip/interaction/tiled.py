@@ -2,8 +2,8 @@
 
 Forward. Texts are put in order of length, so that texts of equal length form a rectangle: a block of images
 against such a run of texts is one matrix product without padding, viewed as [images, n1, texts, n2], and
-both maxima are taken from it before the next tile overwrites it. The two arg-max maps are saved, in the
-smallest integer type that fits.
+both maxima are taken from it before the next tile overwrites it. Images that differ in length are put in order, too.
+The two arg-max maps are saved, in the smallest integer type that fits.
 
 Backward. The gradient of the tile is sparse: one entry per (image token, text) and one per (image, text
 token). As a list of (image token, text token, weight) it is sorted by image token, and each image token's
@@ -18,7 +18,7 @@ On other devices the backward is that dense tile: two products on tensor cores. 
 from __future__ import annotations
 
 import bisect
-import itertools
+import functools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -26,28 +26,32 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, offsets_of, product
+from filip.interaction.lengths import Order, by_length, tiles
+from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, product
 
-# Elements of one tile of the similarity. On a CPU it should fit the second-level cache, on a GPU few launches matter.
-_TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
 # Rows of either side in one block of the backward on a CPU: 1,024 rows of 256 floats are a megabyte.
 _ROWS = 1 << 10
 
 
 class Maps(NamedTuple):
-    """The arg-max maps that the forward leaves for the backward. Texts are in order of length, not in the caller's."""
+    """The arg-max maps that the forward leaves for the backward. Both sides are in order of length."""
 
-    image: Tensor  # [images, n1, texts]: the winning token within the text, of each image token
+    image: Tensor  # [P, texts]: the winning token within the text, of each image token
     text: Tensor  # [images, T]: the winning token of the image, of each text token
 
 
-class Order(NamedTuple):
-    """The order of texts by length, so that equally long ones form a rectangle."""
+class Block(NamedTuple):
+    """Some images of a tile, padded to the longest by repeating their last tokens, which changes no maximum."""
 
-    texts: Tensor  # [texts] the caller's index of the texts, shortest first
-    tokens: Tensor  # [T] the caller's row of each packed token in that order
-    lengths: list[int]  # ascending
-    offsets: list[int]
+    rows: slice  # among the packed tokens of all images, in order of length
+    padded: Tensor | None  # [images, n1] rows within the block; None: they are equally long
+    inside: Tensor | None  # [images, n1]: which of these are not repeated
+    kept: Tensor | None  # [rows of the block] where those are among images * n1
+    per_image: Tensor | int  # [images, 1] tokens of each, or of all of them
+
+    def of(self, tokens: Tensor) -> Tensor:
+        """Return the block's [images * n1, d] of all images' tokens."""
+        return tokens[self.rows] if self.padded is None else tokens[self.rows][self.padded.flatten()]
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
@@ -56,134 +60,197 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     Without ``save_for_backward`` it makes no maps and takes half the time: PyTorch's maximum is fast, its maximum with
     the index is not.
     """
-    image, text, lengths = tokens
-    b, n1, _ = image.shape
-    wide = accumulation_dtype(image.dtype)
-    order = by_length(lengths, image.device)
-    texts = text[order.tokens]
-    i2t = image.new_empty(b, len(lengths), dtype=wide)
+    image, text, device = tokens.image, tokens.text, tokens.image.device
+    images_by, texts_by = _orders(tokens)
+    image, text = _in_order(image.flatten(0, -2), tokens, images_by), text[texts_by.rows]
+    i2t = image.new_empty(tokens.shape, dtype=accumulation_dtype(image.dtype))
     t2i = torch.empty_like(i2t)
     residuals: Residuals = ()
     if save_for_backward:
         residuals = Maps(
-            image.new_empty(b, n1, len(lengths), dtype=_index_dtype(order.lengths[-1])),
-            image.new_empty(b, order.offsets[-1], dtype=_index_dtype(n1)),
+            image.new_empty(len(image), len(texts_by.lengths), dtype=_index_dtype(texts_by.lengths[-1])),
+            image.new_empty(len(images_by.lengths), len(text), dtype=_index_dtype(images_by.lengths[-1])),
         )
-    for images, first, last in tiles(b, n1, order.lengths, image.device):
-        span = slice(order.offsets[first], order.offsets[last])
-        tile = product(image[images].flatten(0, 1), texts[span])
-        tile = tile.view(-1, n1, last - first, order.lengths[first])
+    blocks = functools.cache(functools.partial(_block, images_by, device))
+    for images, texts in tiles(images_by.lengths, texts_by.lengths, device):
+        span = slice(texts_by.offsets[texts.start], texts_by.offsets[texts.stop])
+        block = blocks(images.start, images.stop)
+        tile = product(block.of(image), text[span])
+        tile = tile.view(
+            images.stop - images.start, -1, texts.stop - texts.start, texts_by.lengths[texts.start]
+        )
         if isinstance(residuals, Maps):
             of_images, index = tile.max(dim=3)
-            residuals.image[images, :, first:last] = index
+            index = index.flatten(0, 1)
+            residuals.image[block.rows, texts] = index if block.kept is None else index[block.kept]
             of_texts, index = tile.max(dim=1)
             residuals.text[images, span] = index.flatten(1)
         else:
             of_images, of_texts = tile.amax(dim=3), tile.amax(dim=1)
-        i2t[images, first:last] = of_images.mean(dim=1)
-        t2i[images, first:last] = of_texts.mean(dim=2)
-    back = torch.empty_like(order.texts)
-    back[order.texts] = torch.arange(len(lengths), device=back.device)
+        if block.inside is not None:
+            of_images = torch.where(block.inside[..., None], of_images, 0)
+        i2t[images, texts] = of_images.sum(dim=1) / block.per_image
+        t2i[images, texts] = of_texts.mean(dim=2)
+    back = texts_by.back
+    if tokens.image_lengths is not None:
+        i2t, t2i = i2t[images_by.back], t2i[images_by.back]
     return (i2t[:, back], t2i[:, back]), residuals
+
+
+def _orders(tokens: Tokens) -> tuple[Order, Order]:
+    return by_length(tokens.patches, tokens.image.device), by_length(tokens.lengths, tokens.image.device)
+
+
+def _in_order(of_images: Tensor, tokens: Tokens, order: Order) -> Tensor:
+    """Return what belongs to images, or to their tokens, in order of length."""
+    if tokens.image_lengths is None:
+        return of_images
+    return of_images[order.items if len(of_images) == len(order.items) else order.rows]
+
+
+def _block(order: Order, device: torch.device, first: int, last: int) -> Block:
+    lengths, offsets = order.lengths[first:last], order.offsets
+    rows = slice(offsets[first], offsets[last])
+    if lengths[0] == lengths[-1]:
+        return Block(rows, None, None, None, lengths[0])
+    per_image = torch.tensor(lengths)[:, None]
+    position = torch.arange(lengths[-1])
+    start = torch.tensor(offsets[first:last])[:, None] - rows.start
+    padded = start + torch.minimum(position, per_image - 1)
+    inside = position < per_image
+    kept = inside.flatten().nonzero()[:, 0]
+    return Block(rows, *(part.to(device) for part in (padded, inside, kept, per_image)))
 
 
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
     """Return both inputs' gradients, in the accumulation dtype, from those of s^I and s^T [images, texts]."""
-    image, text, lengths = tokens
-    wide = accumulation_dtype(image.dtype)
-    order = by_length(lengths, image.device)
-    per_text = torch.tensor(order.lengths, device=image.device)
-    weights = (
-        grads[0].to(wide)[:, order.texts] / image.shape[1],
-        grads[1].to(wide)[:, order.texts] / per_text,
+    image, text, device = tokens.image, tokens.text, tokens.image.device
+    images_by, texts_by = _orders(tokens)
+    per_image, per_text = (torch.tensor(order.lengths, device=device) for order in (images_by, texts_by))
+    of_i2t, of_t2i = (
+        _in_order(grad.to(accumulation_dtype(image.dtype)), tokens, images_by)[:, texts_by.items]
+        for grad in grads
     )
-    add = _by_sums if image.device.type == "cpu" else _by_products
-    grad_image, in_order = add(weights, image, text, Maps(*residuals), order, needs)
-    if not needs[1]:
-        return grad_image, in_order
-    grad_text = torch.empty_like(in_order)
-    grad_text[order.tokens] = in_order
-    return grad_image, grad_text
+    weights = of_i2t / per_image[:, None], of_t2i / per_text
+    add = _by_sums if device.type == "cpu" else _by_products
+    rows = _in_order(image.flatten(0, -2), tokens, images_by)
+    of_images, of_texts = add(weights, rows, text, Maps(*residuals), (images_by, texts_by), needs)
+    return (
+        of_images.view(image.shape if needs[0] else (0,))
+        if tokens.image_lengths is None
+        else _put_back(of_images, images_by, needs[0]),
+        _put_back(of_texts, texts_by, needs[1]),
+    )
+
+
+def _put_back(in_order: Tensor, order: Order, needed: bool) -> Tensor:
+    if not needed:
+        return in_order
+    found = torch.empty_like(in_order)
+    found[order.rows] = in_order
+    return found
 
 
 def _by_sums(
-    weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
+    weights: Pair,
+    image: Tensor,
+    text: Tensor,
+    maps: Maps,
+    orders: tuple[Order, Order],
+    needs: tuple[bool, bool],
 ) -> Pair:
     """Compute both gradients by adding the winners' rows; ``weights`` [images, texts] of both directions.
 
-    Texts are in order of length, in the weights and in their gradient; ``text`` is in the caller's.
+    Both sides are in order of length, in all but ``text``, which is in the caller's.
     """
-    b, n1, d = image.shape
     wide, device = accumulation_dtype(image.dtype), image.device
-    per_text = torch.tensor(order.lengths, device=device)
-    text_of = torch.repeat_interleave(
-        torch.arange(len(per_text), device=device), per_text, output_size=order.offsets[-1]
+    images_by, texts_by = orders
+    image_of, text_of = (
+        torch.repeat_interleave(
+            torch.arange(len(order.lengths), device=device),
+            torch.tensor(order.lengths, device=device),
+            output_size=order.offsets[-1],
+        )
+        for order in orders
     )
-    grad_image = torch.zeros(b if needs[0] else 0, n1, d, dtype=wide, device=device)
-    grad_text = torch.zeros(len(text) if needs[1] else 0, d, dtype=wide, device=device)
-    step = max(1, _ROWS // n1)
-    for first, last in _text_blocks(order.offsets, _ROWS):
-        span = slice(order.offsets[first], order.offsets[last])
-        texts = text[order.tokens[span]].to(wide)
-        starts = torch.tensor(order.offsets[first:last], device=device) - order.offsets[first]
-        for low in range(0, b, step):
-            images = slice(low, min(low + step, b))
+    grad_image, grad_text = (
+        torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
+        for side, need in zip((image, text), needs, strict=True)
+    )
+    for texts, span in _runs(texts_by.offsets, _ROWS):
+        of_block = text[texts_by.rows[span]].to(wide)
+        text_starts = torch.tensor(texts_by.offsets[texts], device=device) - span.start
+        for images, rows in _runs(images_by.offsets, _ROWS):
+            image_starts = torch.tensor(images_by.offsets[images], device=device) - rows.start
             image_rows, text_rows, weight = _entries(
-                maps.image[images, :, first:last] + starts,
-                maps.text[images, span],
-                weights[0][images, first:last],
+                maps.image[rows, texts] + text_starts,
+                maps.text[images, span] + image_starts[:, None],
+                weights[0][image_of[rows], texts],
                 weights[1][images][:, text_of[span]],
             )
-            block = image[images].flatten(0, 1).to(wide)
+            block = image[rows].to(wide)
             if needs[0]:
-                found = _segment_sums(image_rows, text_rows, weight, texts, len(block))
-                grad_image[images].view(-1, d).add_(found)
+                grad_image[rows].add_(_segment_sums(image_rows, text_rows, weight, of_block, len(block)))
             if needs[1]:
-                grad_text[span].add_(_segment_sums(text_rows, image_rows, weight, block, len(texts)))
+                grad_text[span].add_(_segment_sums(text_rows, image_rows, weight, block, len(of_block)))
     return grad_image, grad_text
 
 
 def _by_products(
-    weights: Pair, image: Tensor, text: Tensor, maps: Maps, order: Order, needs: tuple[bool, bool]
+    weights: Pair,
+    image: Tensor,
+    text: Tensor,
+    maps: Maps,
+    orders: tuple[Order, Order],
+    needs: tuple[bool, bool],
 ) -> Pair:
     """Compute the result of :func:`_by_sums` by two products of dense tiles of weights in the tokens' dtype.
 
     So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled to at most
     2^14, where the sum of two is still below float16's end.
     """
-    b, n1, d = image.shape
-    wide, dtype = accumulation_dtype(image.dtype), image.dtype
-    grad_image = image.new_zeros(b if needs[0] else 0, n1, d, dtype=wide)
-    grad_text = text.new_zeros(len(text) if needs[1] else 0, d, dtype=wide)
+    wide, dtype, device = accumulation_dtype(image.dtype), image.dtype, image.device
+    images_by, texts_by = orders
+    grad_image, grad_text = (
+        torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
+        for side, need in zip((image, text), needs, strict=True)
+    )
     largest = torch.maximum(weights[0].abs(), weights[1].abs())
     tiny = torch.finfo(torch.float32).tiny
     scales = [(largest.amax(dim=side, keepdim=True) * 2**-14).clamp_min(tiny) for side in (1, 0)]
     scaled = [[(weight / scale).to(dtype) for weight in weights] for scale in scales]
-    for images, first, last in tiles(b, n1, order.lengths, image.device):
-        span, length = slice(order.offsets[first], order.offsets[last]), order.lengths[first]
-        rows = image[images]
-        shape = len(rows), n1, last - first, length
-        to_text = maps.image[images, :, first:last, None].long()
-        to_image = maps.text[images, span].view(shape[0], 1, *shape[2:]).long()
+    blocks = functools.cache(functools.partial(_block, images_by, device))
+    for images, texts in tiles(images_by.lengths, texts_by.lengths, device):
+        span = slice(texts_by.offsets[texts.start], texts_by.offsets[texts.stop])
+        block = blocks(images.start, images.stop)
+        count, length = images.stop - images.start, texts_by.lengths[texts.start]
+        of_block = maps.image[block.rows, texts].long()
+        to_text = (of_block if block.padded is None else of_block[block.padded.flatten()]).view(
+            count, -1, texts.stop - texts.start, 1
+        )
+        shape = *to_text.shape[:3], length
+        to_image = maps.text[images, span].view(count, 1, *shape[2:]).long()
         for side in (0, 1):
             if not needs[side]:
                 continue
-            of_image, of_text = (weight[images, None, first:last, None] for weight in scaled[side])
+            of_image, of_text = (weight[images, None, texts, None] for weight in scaled[side])
+            if block.inside is not None:
+                of_image = torch.where(block.inside[..., None, None], of_image, 0)
             tile = image.new_zeros(shape)
             tile.scatter_(3, to_text, of_image.expand_as(to_text))
             tile.scatter_add_(1, to_image, of_text.expand_as(to_image))
-            flat = tile.view(shape[0] * n1, -1)
-            if side == 0:
-                grad_image[images].view(-1, d).add_(product(flat, text[order.tokens[span]].T))
-            else:
-                grad_text[span].add_(product(flat.T, rows.flatten(0, 1).T))
-    if needs[0]:
-        grad_image *= scales[0][:, :, None]
-    if needs[1]:
-        per_text = torch.tensor(order.lengths, device=image.device)
-        grad_text *= scales[1][0].repeat_interleave(per_text, output_size=len(text))[:, None]
+            flat = tile.view(shape[0] * shape[1], -1)
+            if side == 1:
+                grad_text[span].add_(product(flat.T, block.of(image).T))
+                continue
+            found = product(flat, text[texts_by.rows[span]].T)
+            grad_image[block.rows].add_(found if block.kept is None else found[block.kept])
+    for needed, gradient, scale, order in zip(needs, (grad_image, grad_text), scales, orders, strict=True):
+        if needed:
+            per_item = torch.tensor(order.lengths, device=device)
+            gradient *= scale.flatten().repeat_interleave(per_item, output_size=len(gradient))[:, None]
     return grad_image, grad_text
 
 
@@ -192,16 +259,15 @@ def _entries(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return the non-zeros of one block's gradient of the similarity: image row, text row and weight of each.
 
-    ``to_text`` [images, n1, texts] and ``to_image`` [images, T] hold the winners' rows within the block (of
-    the latter within the image); ``i2t_weight`` [images, texts], ``t2i_weight`` [images, T].
+    ``to_text`` [image rows, texts] and ``to_image`` [images, text rows] hold the winners' rows within the block; the
+    weights are of their shapes.
     """
-    count, n1, m = to_text.shape
-    image_rows = torch.arange(count * n1, device=to_text.device)
+    image_rows = torch.arange(len(to_text), device=to_text.device)
     text_rows = torch.arange(to_image.shape[1], device=to_text.device)
     return (
-        torch.cat([image_rows.repeat_interleave(m), (to_image + image_rows[::n1, None]).flatten()]),
-        torch.cat([to_text.flatten(), text_rows.repeat(count)]),
-        torch.cat([i2t_weight[:, None].expand(count, n1, m).flatten(), t2i_weight.flatten()]),
+        torch.cat([image_rows.repeat_interleave(to_text.shape[1]), to_image.flatten()]),
+        torch.cat([to_text.flatten(), text_rows.repeat(len(to_image))]),
+        torch.cat([i2t_weight.flatten(), t2i_weight.flatten()]),
     )
 
 
@@ -215,41 +281,12 @@ def _segment_sums(target: Tensor, source: Tensor, weights: Tensor, table: Tensor
     return F.embedding_bag(source[order], table, starts, per_sample_weights=weights[order], mode="sum")
 
 
-def by_length(lengths: list[int], device: torch.device) -> Order:
-    """Return the order of texts of ``lengths`` tokens."""
-    per_text = torch.tensor(lengths)
-    ordered, texts = per_text.sort(stable=True)
-    before = (per_text.cumsum(0) - per_text)[
-        texts
-    ]  # rows before each text in the caller's order, and in the new one
-    after = ordered.cumsum(0) - ordered
-    tokens = torch.repeat_interleave(before - after, ordered) + torch.arange(sum(lengths))
-    in_order = ordered.tolist()
-    return Order(texts.to(device), tokens.to(device), in_order, offsets_of(in_order))
-
-
-def tiles(b: int, n1: int, lengths: list[int], device: torch.device) -> Iterator[tuple[slice, int, int]]:
-    """Yield (images, first, last) of each tile: all texts first..last have one length, and the tile is bounded."""
-    # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
-    limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
-    start = 0
-    for length, run in itertools.groupby(lengths):
-        end = start + sum(1 for _ in run)
-        most = max(1, min(widest, limit // n1) // length)
-        for first in range(start, end, most):
-            last = min(first + most, end)
-            step = max(1, limit // (n1 * length * (last - first)))
-            for low in range(0, b, step):
-                yield slice(low, min(low + step, b)), first, last
-        start = end
-
-
-def _text_blocks(offsets: list[int], rows: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) of runs of texts with at most ``rows`` rows together, or of one text that has more."""
+def _runs(offsets: list[int], rows: int) -> Iterator[tuple[slice, slice]]:
+    """Yield runs of items with at most ``rows`` rows together, or of one that has more, and their rows."""
     first = 0
     while first + 1 < len(offsets):
         last = max(first + 1, bisect.bisect_right(offsets, offsets[first] + rows) - 1)
-        yield first, last
+        yield slice(first, last), slice(offsets[first], offsets[last])
         first = last
 
 

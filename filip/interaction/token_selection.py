@@ -8,7 +8,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from filip.interaction.packing import accumulation_dtype, check_tokens, offsets_of, product
+from filip.interaction.lengths import offsets_of
+from filip.interaction.packing import accumulation_dtype, check_tokens, product
 
 _TILE_ELEMENTS = 1 << 22
 

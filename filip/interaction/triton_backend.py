@@ -44,6 +44,8 @@ PROGRAMS = 1024  # per launch, where there is work for them, so that 132 process
 
 def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
     """Return why these kernels cannot compute this problem; "" if they can."""
+    if image_tokens.dim() == 2:
+        return "the Triton kernels take images of equally many tokens"
     if image_tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
         return f"the Triton kernels take float16, bfloat16 and float32, not {image_tokens.dtype}"
     if INTERPRETED and image_tokens.device.type == "cpu":

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip.interaction.lengths import derived
 from filip.interaction.packing import Pair
 
 GROUP = 64  # captions in a group: the text rows of a tile
@@ -39,7 +40,11 @@ class Layout(NamedTuple):
 
 
 def lay_out(lengths: list[int], device: torch.device) -> Layout:
-    """Return where the kernels find the tokens of captions of ``lengths`` tokens."""
+    """Return where the kernels find the tokens of captions of ``lengths`` tokens, computed once for Lengths."""
+    return derived(lengths, _lay_out, device)
+
+
+def _lay_out(lengths: list[int], device: torch.device) -> Layout:
     per_text = torch.tensor(lengths, dtype=torch.int32)
     length, text = per_text.sort(stable=True)
     before = (per_text.cumsum(0) - per_text)[text]

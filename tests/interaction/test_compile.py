@@ -117,5 +117,5 @@ def test_the_operator_keeps_to_pytorchs_rules() -> None:
     for tokens in ((image, text), (image.requires_grad_(), text.requires_grad_())):
         torch.library.opcheck(
             operator.late_interaction,
-            (*tokens, lengths, None, "tiled", torch.float32, tokens[0].requires_grad),
+            (*tokens, lengths, None, None, "tiled", torch.float32, tokens[0].requires_grad),
         )

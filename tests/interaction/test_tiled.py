@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from filip.interaction import late_interaction, tiled
+from filip.interaction.lengths import tiles
 from filip.interaction.packing import Tokens
 from tests.interaction.problems import random_lengths, random_problem
 
@@ -83,10 +84,21 @@ def test_tiles_cover_every_pair_once(device: str) -> None:
     """On a CPU they fit its cache, elsewhere they are few; "meta" stands for an accelerator."""
     lengths = sorted(random_lengths(300, 1, 40))
     seen = torch.zeros(20, 300, dtype=torch.int64)
-    tiles = list(tiled.tiles(20, 49, lengths, torch.device(device)))
-    for images, first, last in tiles:
-        assert lengths[first] == lengths[last - 1]
-        seen[images, first:last] += 1
+    found = list(tiles([49] * 20, lengths, torch.device(device)))
+    for images, texts in found:
+        assert lengths[texts.start] == lengths[texts.stop - 1]
+        seen[images, texts] += 1
     assert bool((seen == 1).all())
     if device == "meta":
-        assert len(tiles) == len(set(lengths))
+        assert len(found) == len(set(lengths))
+
+
+@pytest.mark.parametrize("waste", [0.0, 0.25])
+def test_tiles_of_images_that_differ_pad_them_little(waste: float) -> None:
+    images, texts = sorted(random_lengths(50, 20, 60, seed=1)), sorted(random_lengths(30, 1, 9))
+    seen = torch.zeros(50, 30, dtype=torch.int64)
+    for block, columns in tiles(images, texts, torch.device("cpu"), waste=waste):
+        real = images[block]
+        assert len(real) * real[-1] <= (1 + waste) * sum(real)
+        seen[block, columns] += 1
+    assert bool((seen == 1).all())

@@ -29,27 +29,28 @@ template <class Index>
 struct Side {
   const BackwardCall& call;
   bool image;  // is the destination
-  float inverse_patches;
 
   int64_t items(bool destination) const {
     return destination == image ? call.problem.images : call.problem.texts;
   }
   int64_t row(bool destination, int64_t item) const {  // the first row of an item
-    return destination == image ? item * call.problem.patches : call.problem.offsets[item];
+    return (destination == image ? call.problem.image_offsets : call.problem.text_offsets)[item];
   }
   const void* source() const { return image ? call.problem.text : call.problem.image; }
   // Winners among the rows of `to`, one for each row of `from`.
   const Index* winners(int64_t destination, int64_t source, bool from_destination) const {
     const Problem& p = call.problem;
     const int64_t i = image ? destination : source, j = image ? source : destination;
-    return from_destination == image ? static_cast<const Index*>(call.maps.i2t) + (i * p.texts + j) * p.patches
-                                     : static_cast<const Index*>(call.maps.t2i) + i * p.offsets[p.texts] + p.offsets[j];
+    if (from_destination != image)
+      return static_cast<const Index*>(call.maps.t2i) + i * p.text_offsets[p.texts] + p.text_offsets[j];
+    const int64_t row = p.image_offsets[i], n1 = p.image_offsets[i + 1] - row;
+    return static_cast<const Index*>(call.maps.i2t) + row * p.texts + j * n1;
   }
   float weight(int64_t destination, int64_t source, bool from_destination) const {
     const Problem& p = call.problem;
     const int64_t i = image ? destination : source, j = image ? source : destination;
-    return from_destination == image ? call.grad_i2t[i * p.texts + j] * inverse_patches
-                                     : call.grad_t2i[i * p.texts + j] * call.inverse_length[j];
+    return from_destination == image ? call.grad_i2t[i * p.texts + j] * call.inverse_image[i]
+                                     : call.grad_t2i[i * p.texts + j] * call.inverse_text[j];
   }
 };
 
@@ -200,7 +201,7 @@ static int64_t run_end(const Side<Index>& side, bool destination, int64_t first,
 
 static int64_t backward_slice_vectors(const Problem& p) {
   int64_t vectors = SLICE_VECTORS;  // fewer where a single image of many tokens would overflow the cache
-  while (vectors > 1 && p.patches * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
+  while (vectors > 1 && p.longest_image * vectors * VECTOR_BYTES > 40 * 1024) vectors /= 2;
   return vectors;
 }
 
@@ -266,15 +267,10 @@ static int64_t next_chunks(const Side<Index>& side, int64_t first, int64_t vecto
   return chunks;
 }
 
-static int64_t longest_item(const Problem& p) {
-  int64_t longest = p.patches;
-  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
-  return longest;
-}
-
 static int64_t backward_bytes(const Problem& p, int64_t rows) {
   const int64_t vectors = backward_slice_vectors(p);
-  const int64_t chunk = longest_item(p) + rows_in(at_least(IMAGE_BYTES, TEXT_BYTES), vectors);  // rows of one, at most
+  const int64_t longest = at_least(p.longest_image, p.longest_text);
+  const int64_t chunk = longest + rows_in(at_least(IMAGE_BYTES, TEXT_BYTES), vectors);  // rows of one, at most
   Arena arena{0};
   arena.take<float>(rows * backward_slice_width(p));
   arena.take<float>((rows_in(STORE_BYTES, vectors) + chunk) * backward_slice_width(p));
@@ -316,7 +312,7 @@ template <class Index>
 static void any_slice(const BackwardCall& call, bool image, Range items, int64_t s, char* scratch) {
   const Problem& p = call.problem;
   const Slice slice = slice_of(p.dim, backward_slice_width(p), s);
-  const Side<Index> side{call, image, 1 / static_cast<float>(p.patches)};
+  const Side<Index> side{call, image};
   switch (slice.width / LANES) {
     case 1: return slice_gradient<1>(side, items, slice, scratch);
     case 2: return slice_gradient<2>(side, items, slice, scratch);

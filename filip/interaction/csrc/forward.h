@@ -111,34 +111,50 @@ static inline void first_maximum(const float* values, int64_t n, float* value, i
 #endif
 }
 
-static inline float sum_of(const float* values, int64_t n) {
-  vf sum = {};
-  int64_t l = 0;
-  for (; l + LANES <= n; l += LANES) sum += load(values + l);
+// The sum over all lanes.
+static inline float sum_of_lanes(vf x) {
+#ifndef __clang__
+  const vi lanes = lane_numbers();
+#pragma GCC unroll 4
+  for (int step = LANES / 2; step > 0; step /= 2) x = x + __builtin_shuffle(x, lanes ^ step);
+  return x[0];
+#else
   float total = 0;
-  for (int s = 0; s < LANES; ++s) total += sum[s];
-  for (; l < n; ++l) total += values[l];
+  for (int l = 0; l < LANES; ++l) total += x[l];
   return total;
+#endif
 }
 
-// Images per block: about `lanes` tokens, and as few idle lanes in the last vector as possible.
-static int64_t images_for(int64_t n1, int64_t images, int64_t lanes, int64_t unit) {
-  const int64_t most = at_most(images, at_least(1, lanes / n1));
+static inline float sum_of(const float* values, int64_t n) {
+  if (n < LANES) {
+    float total = 0;
+    for (int64_t l = 0; l < n; ++l) total += values[l];
+    return total;
+  }
+  vf sum = load(values);
+  int64_t l = LANES;
+  for (; l + LANES <= n; l += LANES) sum = sum + load(values + l);
+  // the last vector overlaps its predecessor, by lanes that do not count
+  const vi fresh = lane_numbers() >= splat(static_cast<int32_t>(l + LANES - n));
+  if (l < n) sum = fresh ? sum + load(values + n - LANES) : sum;
+  return sum_of_lanes(sum);
+}
+
+// The end of a block of images from `first`: about BLOCK_LANES tokens, and as few idle lanes in the last vector as
+// possible.
+static int64_t block_end(const Problem& p, int64_t first) {
+  const int64_t* row = p.image_offsets;
+  int64_t most = first + 1;
+  while (most < p.images && row[most + 1] - row[first] <= BLOCK_LANES) ++most;
+  if (most == p.images) return most;
   int64_t best = most;
   double best_use = 0;
-  for (int64_t m = most; m > most / 2; --m) {
-    const double use = static_cast<double>(m * n1) / static_cast<double>(round_up(m * n1, unit));
-    if (use > best_use + 0.005) best_use = use, best = m;
+  for (int64_t end = most; end - first > (most - first) / 2; --end) {
+    const int64_t tokens = row[end] - row[first];
+    const double use = static_cast<double>(tokens) / static_cast<double>(round_up(tokens, LANES));
+    if (use > best_use + 0.005) best_use = use, best = end;
   }
-  return at_least(1, best);
-}
-
-static int64_t image_block(const Problem& p) { return images_for(p.patches, p.images, BLOCK_LANES, LANES); }
-
-static int64_t longest_text(const Problem& p) {
-  int64_t longest = 1;
-  for (int64_t j = 0; j < p.texts; ++j) longest = at_least(longest, p.offsets[j + 1] - p.offsets[j]);
-  return longest;
+  return best;
 }
 
 struct ForwardScratch {
@@ -147,25 +163,26 @@ struct ForwardScratch {
   float* not_a_number;  // [image] NaN if one of its tokens is not finite, else 0
   int32_t* winner;
   Arena arena;
-  ForwardScratch(const ForwardCall& call, int64_t images, uintptr_t base) : arena{base} {
+  ForwardScratch(const ForwardCall& call, Range images, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t longest = longest_text(p);
-    vectors = div_up(images * p.patches, LANES);
+    const int64_t longest = p.longest_text;
+    const Range rows = image_rows(p, images);
+    vectors = div_up(rows.end - rows.begin, LANES);
     panel = arena.take<float>(vectors * LANES * columns_of(p));
     text = arena.take<float>(p.bf16 && !in_pairs(p) ? longest * p.dim : 0);
     tile = arena.take<float>(longest * vectors * LANES);
     best = arena.take<float>(vectors * LANES);
     winner = arena.take<int32_t>(vectors * LANES);
-    not_a_number = arena.take<float>(images);
+    not_a_number = arena.take<float>(images.end - images.begin);
   }
 };
 
-static int64_t forward_bytes(const ForwardCall& call) {
-  return static_cast<int64_t>(ForwardScratch(call, image_block(call.problem), 0).arena.next);
+static int64_t forward_bytes(const ForwardCall& call, Range images) {
+  return static_cast<int64_t>(ForwardScratch(call, images, 0).arena.next);
 }
 
 static void pack_panel(const Problem& p, Range images, int64_t vectors, float* panel) {
-  const int64_t first = images.begin * p.patches, rows = (images.end - images.begin) * p.patches;
+  const int64_t first = p.image_offsets[images.begin], rows = p.image_offsets[images.end] - first;
   const int64_t columns = columns_of(p);
   const char* pairs = in_pairs(p) ? static_cast<const char*>(p.image) : nullptr;
   const int64_t strips = div_up(vectors, STRIP_VECTORS);
@@ -201,8 +218,8 @@ static float nan_or_zero(const void* rows, bool bf16, Range range, int64_t dim) 
 // Both maxima of one text's finished tile.
 static void finish_text(const ForwardCall& call, Range images, int64_t j, const ForwardScratch& s) {
   const Problem& p = call.problem;
-  const int64_t n1 = p.patches, stride = s.vectors * LANES, row0 = p.offsets[j];
-  const int64_t length = p.offsets[j + 1] - row0, total = p.offsets[p.texts];
+  const int64_t stride = s.vectors * LANES, row0 = p.text_offsets[j];
+  const int64_t length = p.text_offsets[j + 1] - row0, total = p.text_offsets[p.texts];
   const float text_nan = nan_or_zero(p.text, p.bf16, {row0, row0 + length}, p.dim);
   for (int64_t v = 0; v < s.vectors; ++v) {
     vf best = load(s.tile + v * LANES);
@@ -217,12 +234,13 @@ static void finish_text(const ForwardCall& call, Range images, int64_t j, const 
     __builtin_memcpy(s.winner + v * LANES, &where, VECTOR_BYTES);
   }
   for (int64_t i = images.begin; i < images.end; ++i) {
-    const int64_t lane = (i - images.begin) * n1;
+    const int64_t row = p.image_offsets[i], lane = row - p.image_offsets[images.begin];
+    const int64_t n1 = p.image_offsets[i + 1] - row;
     const float nan = s.not_a_number[i - images.begin] + text_nan;
     call.i2t[i * p.texts + j] = sum_of(s.best + lane, n1) / static_cast<float>(n1) + nan;
     if (call.maps.i2t)
       for (int64_t k = 0; k < n1; ++k)
-        store_map(call.maps.i2t, p.wide, (i * p.texts + j) * n1 + k, s.winner[lane + k]);
+        store_map(call.maps.i2t, p.wide, row * p.texts + j * n1 + k, s.winner[lane + k]);
     float sum = 0;
     for (int64_t r = 0; r < length; ++r) {
       float value;
@@ -254,13 +272,13 @@ static void product_tile(const Problem& p, const float* text, int64_t length, co
 
 static void forward(const ForwardCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
-  const ForwardScratch s(call, images.end - images.begin, reinterpret_cast<uintptr_t>(scratch));
+  const ForwardScratch s(call, images, reinterpret_cast<uintptr_t>(scratch));
   pack_panel(p, images, s.vectors, s.panel);
   for (int64_t i = images.begin; i < images.end; ++i)
-    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, {i * p.patches, (i + 1) * p.patches}, p.dim);
+    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, image_rows(p, {i, i + 1}), p.dim);
   const int64_t columns = columns_of(p);
   for (int64_t j = texts.begin; j < texts.end; ++j) {
-    const int64_t row0 = p.offsets[j], length = p.offsets[j + 1] - row0;
+    const int64_t row0 = p.text_offsets[j], length = p.text_offsets[j + 1] - row0;
     const float* text = static_cast<const float*>(p.text) + row0 * columns;
     if (p.bf16 && !in_pairs(p)) {
       copy_columns(p.text, true, {row0, row0 + length}, p.dim, 0, p.dim, p.dim, s.text);

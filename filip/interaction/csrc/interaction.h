@@ -10,18 +10,24 @@
 
 namespace filip {
 
-// b images of n1 tokens against t texts packed one after the other; both row-major [rows][dim].
-struct Problem {
-  const void* image;       // [images * patches][dim], float or bfloat16
-  const void* text;        // [offsets[texts]][dim], same type
-  const int64_t* offsets;  // [texts + 1] first row of each text
-  int64_t images, patches, texts, dim;
-  bool bf16;  // the type of both inputs
-  bool wide;  // arg-max maps are int16 instead of uint8
+struct Range {
+  int64_t begin, end;
 };
 
-// The winning text token of each image token [images][texts][patches] and the winning image token of each
-// text token [images][rows of text]. Null when nobody will ask for a gradient.
+// Images against texts. The tokens of either side are packed, one item after the other, row-major [rows][dim].
+struct Problem {
+  const void* image;             // [image_offsets[images]][dim], float or bfloat16
+  const void* text;              // [text_offsets[texts]][dim], same type
+  const int64_t* image_offsets;  // [images + 1] first row of each image
+  const int64_t* text_offsets;   // [texts + 1] first row of each text
+  int64_t images, texts, dim;
+  int64_t longest_image, longest_text;  // rows
+  bool bf16;                            // the type of both inputs
+  bool wide;                            // arg-max maps are int16 instead of uint8
+};
+
+// The winning text token of each image token, [images][texts][rows of the image], and the winning image token of each
+// text token, [images][rows of text]. Null when nobody will ask for a gradient.
 struct Maps {
   void* i2t;
   void* t2i;
@@ -39,7 +45,8 @@ struct BackwardCall {
   Maps maps;
   const float* grad_i2t;  // [images][texts]
   const float* grad_t2i;  // likewise
-  const float* inverse_length;  // [texts] one over the number of tokens
+  const float* inverse_image;  // [images] one over the number of tokens
+  const float* inverse_text;   // [texts] likewise
   float* grad_image;  // [rows of image][dim], or null: nobody asks for it
   float* grad_text;   // [rows of text][dim], likewise
 };
@@ -48,6 +55,7 @@ struct BackwardCall {
 struct SmoothCall {
   Problem problem;
   float temperature;
+  bool shifted;  // exponentials may leave the range of float32, so each sum is taken relative to its largest term
   float* i2t;  // [images][texts]
   float* t2i;  // likewise
   const float* grad_i2t;
@@ -56,17 +64,13 @@ struct SmoothCall {
   float* grad_text;   // [rows of text][dim], likewise
 };
 
-struct Range {
-  int64_t begin, end;
-};
-
 // One implementation. A unit of work is a block of images against a range of texts (forward), or a block of
 // images (texts) and a slice of columns (backward). A unit computes the same bits whoever runs it.
 struct Isa {
   const char* name;
-  int64_t (*image_block)(const Problem&);  // images per forward unit
+  int64_t (*block_end)(const Problem&, int64_t first);  // the end of a forward unit's images from `first`
 
-  int64_t (*forward_bytes)(const ForwardCall&);
+  int64_t (*forward_bytes)(const ForwardCall&, Range images);
   void (*forward)(const ForwardCall&, Range images, Range texts, char* scratch);
 
   int64_t (*slice_width)(const Problem&);  // columns per backward unit
@@ -74,7 +78,7 @@ struct Isa {
   // The gradient of some images (or texts), one slice of columns.
   void (*backward)(const BackwardCall&, bool image, Range items, int64_t slice, char* scratch);
 
-  int64_t (*smooth_bytes)(const SmoothCall&, bool gradients);
+  int64_t (*smooth_bytes)(const SmoothCall&, Range images, bool gradients);
   void (*smooth_forward)(const SmoothCall&, Range images, Range texts, char* scratch);
   // Adds to grad_text, and to `image_sums` (or null): the rows of these images in strips of columns, which add_strips
   // adds to the rows of a gradient.
@@ -90,6 +94,10 @@ const Isa* avx512_isa();
 #define FILIP_HAS_AVX512_BF16 1
 const Isa* avx512_bf16_isa();
 #endif
+
+static inline Range image_rows(const Problem& p, Range images) {
+  return {p.image_offsets[images.begin], p.image_offsets[images.end]};
+}
 
 static inline int64_t div_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 static inline int64_t round_up(int64_t a, int64_t b) { return div_up(a, b) * b; }

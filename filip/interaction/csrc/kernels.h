@@ -9,7 +9,7 @@ namespace filip {
 namespace {
 
 const Isa* kernels(const char* name) {
-  static const Isa isa = {name,        image_block,    forward_bytes,   forward,    backward_slice_width, backward_bytes,
+  static const Isa isa = {name,        block_end,    forward_bytes,   forward,    backward_slice_width, backward_bytes,
                           backward,    smooth_bytes,   smooth_forward,  smooth_backward, padded_dim,      add_strips};
   return &isa;
 }

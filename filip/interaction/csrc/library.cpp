@@ -104,38 +104,69 @@ std::vector<int64_t> blocks_of(int64_t items, int64_t rows, const Start& start) 
   return bounds;
 }
 
-void run_forward(const Isa& isa, const ForwardCall& call) {
-  // A unit is one block of images against texts of about SPAN_ROWS tokens: enough that copying the images is a few per
-  // cent of the work, and few enough that 16 images against 8,192 texts feed forty threads.
-  constexpr int64_t SPAN_ROWS = 4096;
-  const Problem& p = call.problem;
-  const auto spans = blocks_of(p.texts, SPAN_ROWS, [&](int64_t text) { return p.offsets[text]; });
+// A unit of the forward is one block of images against texts of about SPAN_ROWS tokens: enough that copying the images
+// is a few per cent of the work, and few enough that 16 images against 8,192 texts feed forty threads.
+constexpr int64_t SPAN_ROWS = 4096;
+
+std::vector<int64_t> text_spans(const Problem& p, int64_t rows) {
+  return blocks_of(p.texts, rows, [&](int64_t text) { return p.text_offsets[text]; });
+}
+
+std::vector<int64_t> image_blocks(const Isa& isa, const Problem& p) {
+  std::vector<int64_t> bounds{0};
+  while (bounds.back() < p.images) bounds.push_back(isa.block_end(p, bounds.back()));
+  return bounds;
+}
+
+// The largest of size(range) over neighbouring bounds.
+template <class Size>
+int64_t largest(const std::vector<int64_t>& bounds, const Size& size) {
+  int64_t most = 0;
+  for (size_t b = 0; b + 1 < bounds.size(); ++b) most = at_least(most, size(Range{bounds[b], bounds[b + 1]}));
+  return most;
+}
+
+// Runs forward(images, texts, memory) for every block of images and every span of texts.
+template <class Bytes, class Forward>
+void run_tiles(const Isa& isa, const Problem& p, const Bytes& bytes, const Forward& forward) {
+  const auto spans = text_spans(p, SPAN_ROWS), blocks = image_blocks(isa, p);
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
-  Workers for_each_unit(isa.forward_bytes(call));
-  for_each_unit(blocks * count, [&](int64_t unit, char* memory) {
-    const int64_t first = unit / count * block, span = unit % count;
-    isa.forward(call, {first, at_most(first + block, p.images)}, {spans[span], spans[span + 1]}, memory);
+  Workers for_each_unit(largest(blocks, bytes));
+  for_each_unit((static_cast<int64_t>(blocks.size()) - 1) * count, [&](int64_t unit, char* memory) {
+    const int64_t block = unit / count, span = unit % count;
+    forward(Range{blocks[block], blocks[block + 1]}, Range{spans[span], spans[span + 1]}, memory);
   });
+}
+
+void run_forward(const Isa& isa, const ForwardCall& call) {
+  run_tiles(
+      isa, call.problem, [&](Range images) { return isa.forward_bytes(call, images); },
+      [&](Range images, Range texts, char* memory) { isa.forward(call, images, texts, memory); });
+}
+
+std::vector<float> inverse_lengths(const int64_t* offsets, int64_t items) {
+  std::vector<float> inverse(items);
+  for (int64_t n = 0; n < items; ++n) inverse[n] = 1 / static_cast<float>(offsets[n + 1] - offsets[n]);
+  return inverse;
 }
 
 void run_backward(const Isa& isa, BackwardCall call) {
   const Problem& p = call.problem;
-  std::vector<float> inverse_length(p.texts);
-  for (int64_t j = 0; j < p.texts; ++j) inverse_length[j] = 1 / static_cast<float>(p.offsets[j + 1] - p.offsets[j]);
-  call.inverse_length = inverse_length.data();
+  const auto inverse_image = inverse_lengths(p.image_offsets, p.images);
+  const auto inverse_text = inverse_lengths(p.text_offsets, p.texts);
+  call.inverse_image = inverse_image.data();
+  call.inverse_text = inverse_text.data();
   const int64_t slices = div_up(p.dim, isa.slice_width(p));
   for (const bool image : {true, false}) {
     if (!(image ? call.grad_image : call.grad_text)) continue;
-    const auto start = [&](int64_t item) { return image ? item * p.patches : p.offsets[item]; };
+    const auto start = [&](int64_t item) { return (image ? p.image_offsets : p.text_offsets)[item]; };
     const int64_t items = image ? p.images : p.texts;
     prefer_huge_pages(image ? call.grad_image : call.grad_text,
                       static_cast<size_t>(start(items) * p.dim) * sizeof(float));
     // A block's sums stay in the second-level cache; smaller ones where there are threads to feed.
     const int64_t share = div_up(start(items) * slices, 2 * at::get_num_threads());
     const auto bounds = blocks_of(items, at_least(1, at_most(BLOCK_ROWS, share)), start);
-    int64_t rows = 0;
-    for (size_t b = 0; b + 1 < bounds.size(); ++b) rows = at_least(rows, start(bounds[b + 1]) - start(bounds[b]));
+    const int64_t rows = largest(bounds, [&](Range items) { return start(items.end) - start(items.begin); });
     const int64_t blocks = static_cast<int64_t>(bounds.size()) - 1;
     Workers for_each_unit(isa.backward_bytes(p, rows));
     for_each_unit(blocks * slices, [&](int64_t unit, char* memory) {
@@ -146,30 +177,23 @@ void run_backward(const Isa& isa, BackwardCall call) {
 }
 
 void run_smooth_forward(const Isa& isa, const SmoothCall& call) {
-  constexpr int64_t SPAN_ROWS = 4096;  // as for the maximum
-  const Problem& p = call.problem;
-  const auto spans = blocks_of(p.texts, SPAN_ROWS, [&](int64_t text) { return p.offsets[text]; });
-  const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  const int64_t block = isa.image_block(p), blocks = div_up(p.images, block);
-  Workers for_each_unit(isa.smooth_bytes(call, false));
-  for_each_unit(blocks * count, [&](int64_t unit, char* memory) {
-    const int64_t first = unit / count * block, span = unit % count;
-    isa.smooth_forward(call, {first, at_most(first + block, p.images)}, {spans[span], spans[span + 1]}, memory);
-  });
+  run_tiles(
+      isa, call.problem, [&](Range images) { return isa.smooth_bytes(call, images, false); },
+      [&](Range images, Range texts, char* memory) { isa.smooth_forward(call, images, texts, memory); });
 }
 
 void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
   // One block of images after the other meets all spans of texts at once: each span owns its rows of the texts'
   // gradient, and sums that of the images apart; these are then added in the order of the spans. So the bits do not
   // depend on the number of threads, and the sums take SPANS blocks of images.
-  constexpr int64_t SPANS = 32, SPAN_ROWS = 512;
+  constexpr int64_t SPANS = 32, FEWEST_ROWS = 512;
   const Problem& p = call.problem;
-  const int64_t total = p.offsets[p.texts];
-  const auto spans = blocks_of(p.texts, at_least(SPAN_ROWS, div_up(total, SPANS)),
-                               [&](int64_t text) { return p.offsets[text]; });
+  const int64_t total = p.text_offsets[p.texts];
+  const auto spans = text_spans(p, at_least(FEWEST_ROWS, div_up(total, SPANS))), blocks = image_blocks(isa, p);
   const int64_t count = static_cast<int64_t>(spans.size()) - 1;
-  const int64_t block = isa.image_block(p), size = block * p.patches * isa.padded_dim(p);
-  Workers for_each_unit(isa.smooth_bytes(call, true));
+  const auto rows_of = [&](Range images) { return image_rows(p, images).end - image_rows(p, images).begin; };
+  const int64_t size = largest(blocks, rows_of) * isa.padded_dim(p);
+  Workers for_each_unit(largest(blocks, [&](Range images) { return isa.smooth_bytes(call, images, true); }));
   std::vector<float> sums(call.grad_image ? count * size : 0);
   const auto clear = [](float* gradient, int64_t numbers) {
     if (!gradient) return;
@@ -177,9 +201,9 @@ void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
     std::fill_n(gradient, numbers, 0.0f);
   };
   clear(call.grad_text, total * p.dim);
-  clear(call.grad_image, p.images * p.patches * p.dim);
-  for (int64_t first = 0; first < p.images; first += block) {
-    const Range images{first, at_most(first + block, p.images)};
+  clear(call.grad_image, p.image_offsets[p.images] * p.dim);
+  for (size_t b = 0; b + 1 < blocks.size(); ++b) {
+    const Range images{blocks[b], blocks[b + 1]};
     std::fill(sums.begin(), sums.end(), 0.0f);
     for_each_unit(count, [&](int64_t span, char* memory) {
       float* own = call.grad_image ? sums.data() + span * size : nullptr;
@@ -187,9 +211,28 @@ void run_smooth_backward(const Isa& isa, const SmoothCall& call) {
     });
     if (call.grad_image)
       for (int64_t span = 0; span < count; ++span)
-        isa.add_strips(p, sums.data() + span * size, (images.end - first) * p.patches,
-                       call.grad_image + first * p.patches * p.dim);
+        isa.add_strips(p, sums.data() + span * size, rows_of(images),
+                       call.grad_image + p.image_offsets[images.begin] * p.dim);
   }
+}
+
+int64_t longest(const int64_t* offsets, int64_t items) {
+  int64_t most = 1;
+  for (int64_t n = 0; n < items; ++n) most = at_least(most, offsets[n + 1] - offsets[n]);
+  return most;
+}
+
+// 0, or 1: unknown instruction set, 2: out of memory.
+template <class Run>
+int run(const char* isa_name, const Run& pass) {
+  const Isa* isa = find_isa(isa_name);
+  if (!isa) return 1;
+  try {
+    pass(*isa);
+  } catch (const std::bad_alloc&) {
+    return 2;
+  }
+  return 0;
 }
 
 }  // namespace
@@ -201,6 +244,16 @@ extern "C" {
 
 #define FILIP_EXPORT __attribute__((visibility("default")))
 
+// The problem, as every pass takes it. An empty name means the best instruction set.
+#define FILIP_PROBLEM                                                                                           \
+  const char *isa_name, const void *image, const void *text, const int64_t *image_offsets,                      \
+      const int64_t *text_offsets, int64_t images, int64_t texts, int64_t dim, int bf16, int wide
+#define FILIP_AS_PROBLEM                                                                                        \
+  Problem {                                                                                                     \
+    image, text, image_offsets, text_offsets, images, texts, dim, longest(image_offsets, images),               \
+        longest(text_offsets, texts), bf16 != 0, wide != 0                                                      \
+  }
+
 // Names of the instruction sets this CPU can run, best first, separated by spaces.
 FILIP_EXPORT const char* filip_isas() {
   static const std::string names = [] {
@@ -211,65 +264,30 @@ FILIP_EXPORT const char* filip_isas() {
   return names.c_str();
 }
 
-// 0, or 1: unknown instruction set, 2: out of memory. An empty name means the best one. Both maps may be null.
-FILIP_EXPORT int filip_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
-                  int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, float* i2t, float* t2i,
-                  void* i2t_map, void* t2i_map) {
-  const Isa* isa = find_isa(isa_name);
-  if (!isa) return 1;
-  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
-  try {
-    run_forward(*isa, ForwardCall{problem, {i2t_map, t2i_map}, i2t, t2i});
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
+// Both maps may be null.
+FILIP_EXPORT int filip_forward(FILIP_PROBLEM, float* i2t, float* t2i, void* i2t_map, void* t2i_map) {
+  const ForwardCall call{FILIP_AS_PROBLEM, {i2t_map, t2i_map}, i2t, t2i};
+  return run(isa_name, [&](const Isa& isa) { run_forward(isa, call); });
 }
 
 // Either gradient may be null.
-FILIP_EXPORT int filip_backward(const char* isa_name, const void* image, const void* text, const int64_t* offsets, int64_t images,
-                   int64_t patches, int64_t texts, int64_t dim, int bf16, int wide, const float* grad_i2t,
-                   const float* grad_t2i, void* i2t_map, void* t2i_map, float* grad_image, float* grad_text) {
-  const Isa* isa = find_isa(isa_name);
-  if (!isa) return 1;
-  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
-  try {
-    run_backward(*isa, BackwardCall{problem, {i2t_map, t2i_map}, grad_i2t, grad_t2i, nullptr, grad_image, grad_text});
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
+FILIP_EXPORT int filip_backward(FILIP_PROBLEM, const float* grad_i2t, const float* grad_t2i, void* i2t_map,
+                                void* t2i_map, float* grad_image, float* grad_text) {
+  const BackwardCall call{FILIP_AS_PROBLEM, {i2t_map, t2i_map}, grad_i2t,   grad_t2i,
+                          nullptr,          nullptr,            grad_image, grad_text};
+  return run(isa_name, [&](const Isa& isa) { run_backward(isa, call); });
 }
 
 // As the two above, for the smooth maximum. Nothing is saved between them.
-FILIP_EXPORT int filip_smooth_forward(const char* isa_name, const void* image, const void* text, const int64_t* offsets,
-                         int64_t images, int64_t patches, int64_t texts, int64_t dim, int bf16, int wide,
-                         float temperature, float* i2t, float* t2i) {
-  const Isa* isa = find_isa(isa_name);
-  if (!isa) return 1;
-  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
-  try {
-    run_smooth_forward(*isa, SmoothCall{problem, temperature, i2t, t2i, nullptr, nullptr, nullptr, nullptr});
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
+FILIP_EXPORT int filip_smooth_forward(FILIP_PROBLEM, float temperature, int shifted, float* i2t, float* t2i) {
+  const SmoothCall call{FILIP_AS_PROBLEM, temperature, shifted != 0, i2t, t2i, nullptr, nullptr, nullptr, nullptr};
+  return run(isa_name, [&](const Isa& isa) { run_smooth_forward(isa, call); });
 }
 
-// Either gradient may be null.
-FILIP_EXPORT int filip_smooth_backward(const char* isa_name, const void* image, const void* text, const int64_t* offsets,
-                          int64_t images, int64_t patches, int64_t texts, int64_t dim, int bf16, int wide,
-                          float temperature, const float* grad_i2t, const float* grad_t2i, float* grad_image,
-                          float* grad_text) {
-  const Isa* isa = find_isa(isa_name);
-  if (!isa) return 1;
-  const Problem problem{image, text, offsets, images, patches, texts, dim, bf16 != 0, wide != 0};
-  try {
-    run_smooth_backward(
-        *isa, SmoothCall{problem, temperature, nullptr, nullptr, grad_i2t, grad_t2i, grad_image, grad_text});
-  } catch (const std::bad_alloc&) {
-    return 2;
-  }
-  return 0;
+FILIP_EXPORT int filip_smooth_backward(FILIP_PROBLEM, float temperature, int shifted, const float* grad_i2t,
+                                       const float* grad_t2i, float* grad_image, float* grad_text) {
+  const SmoothCall call{FILIP_AS_PROBLEM, temperature, shifted != 0, nullptr, nullptr,
+                        grad_i2t,         grad_t2i,    grad_image,   grad_text};
+  return run(isa_name, [&](const Isa& isa) { run_smooth_backward(isa, call); });
 }
 }

@@ -1,13 +1,14 @@
 // The smooth maximum t log(mean exp(s / t)) in place of the maximum, both directions of both passes.
 //
-// One exponential E = exp(s / t) serves both directions: with R the sum of E over the tokens of a text and C that over
+// Within the range of float32 one exponential E = exp(s / t) serves both directions: with R the sum of E over the tokens of a text and C that over
 // the tokens of an image,
 //
 //   i2t = t (mean of log R - log n2)      t2i = t (mean of log C - log n1)
 //   W = E (gI / (n1 R) + gT / (n2 C))     dX += W Y     dY += W^T X
 //
 // A tile holds whole texts against whole images, so R and C are complete in it: the backward pass computes the tile
-// again and nothing is saved. The caller sees to it that |s| / t is small enough for float32 without a shift.
+// again and nothing is saved. Where |s| / t may be beyond float32 (`shifted`), each sum is relative to its largest term
+// and each direction has exponentials of its own.
 #pragma once
 
 #include "forward.h"
@@ -20,22 +21,24 @@ constexpr int64_t CHUNK_ROWS = 64;
 
 static inline vf to_float(vi x) { return __builtin_convertvector(x, vf); }
 
-// Within 2 ulp for |x| <= 87 (Cephes' expf); NaN stays NaN.
-static inline vf exp_of(vf x) {
+// 2^x within 2 ulp for |x| <= 125; NaN stays NaN.
+static inline vf exp2_of(vf x) {
   const vf magic = splat(12582912.0f);  // 1.5 * 2^23: adding it rounds to a whole number
-  const vf shifted = x * splat(1.44269504088896341f) + magic;
-  const vf whole = shifted - magic;
-  const vf r = x - whole * splat(0.693359375f) + whole * splat(2.12194440e-4f);
-  vf y = splat(1.9875691500e-4f);
-  y = y * r + splat(1.3981999507e-3f);
-  y = y * r + splat(8.3334519073e-3f);
-  y = y * r + splat(4.1665795894e-2f);
-  y = y * r + splat(1.6666665459e-1f);
-  y = y * r + splat(5.0000001201e-1f);
-  y = y * (r * r) + r + splat(1.0f);
-  const vi power = ((vi)shifted - splat(int32_t{0x4B400000}) + splat(int32_t{127})) << 23;
-  return y * (vf)power;
+  const vf shifted = x + magic;
+  const vf f = x - (shifted - magic);  // in [-1/2, 1/2]
+  vf y = splat(1.3276471e-3f);         // the polynomial with the smallest relative error
+  y = y * f + splat(9.675541e-3f);
+  y = y * f + splat(5.550713e-2f);
+  y = y * f + splat(2.402212e-1f);
+  y = y * f + splat(6.9314694e-1f);
+  y = y * f + splat(1.0000001f);
+  return y * (vf)(((vi)shifted << 23) + splat(int32_t{127} << 23));  // the shift drops all bits of magic
 }
+
+constexpr float LOG2_E = 1.44269504088896341f;
+
+// Keeps exponents of terms that are nothing beside the largest in the range of exp2_of; NaN stays NaN.
+static inline vf not_below(vf x) { return x < splat(-125.0f) ? splat(-125.0f) : x; }
 
 // Within 2 ulp for positive normal x (Cephes' logf).
 static inline vf log_of(vf x) {
@@ -141,114 +144,187 @@ static void add_strips(const Problem& p, const float* strips, int64_t rows, floa
 
 struct SmoothScratch {
   int64_t vectors;  // per tile row
-  float *panel, *text, *tile, *lanes;
+  float *panel, *text, *tile, *of_lane, *of_row, *shift;
+  float* not_a_number;                            // [image], where sums are relative to their largest terms
   float *image_strips, *text_strips, *text_sums;  // for gradients
   Arena arena;
-  SmoothScratch(const SmoothCall& call, int64_t images, bool gradients, uintptr_t base) : arena{base} {
+  SmoothScratch(const SmoothCall& call, Range images, bool gradients, uintptr_t base) : arena{base} {
     const Problem& p = call.problem;
-    const int64_t longest = longest_text(p), rows = gradients ? at_least(longest, CHUNK_ROWS) : longest;
-    vectors = div_up(images * p.patches, LANES);
+    const int64_t rows = gradients ? at_least(p.longest_text, CHUNK_ROWS) : p.longest_text;
+    const Range image = image_rows(p, images);
+    const int64_t tokens = image.end - image.begin;
+    vectors = div_up(tokens, LANES);
+    const int64_t lanes = (vectors + 1) * LANES;  // the last vector of an image may reach beyond its row
     panel = arena.take<float>(vectors * LANES * columns_of(p));
     text = arena.take<float>(p.bf16 && !in_pairs(p) ? rows * p.dim : 0);
-    tile = arena.take<float>(rows * vectors * LANES);
-    lanes = arena.take<float>(2 * vectors * LANES);
-    image_strips = arena.take<float>(gradients ? images * p.patches * padded_dim(p) : 0);
+    tile = arena.take<float>(rows * vectors * LANES + LANES);
+    of_lane = arena.take<float>(lanes);
+    of_row = arena.take<float>(lanes);
+    shift = arena.take<float>(lanes);
+    not_a_number = arena.take<float>(images.end - images.begin);
+    image_strips = arena.take<float>(gradients ? tokens * padded_dim(p) : 0);
     text_strips = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
     text_sums = arena.take<float>(gradients ? rows * padded_dim(p) : 0);
   }
 };
 
-static int64_t smooth_bytes(const SmoothCall& call, bool gradients) {
-  return static_cast<int64_t>(SmoothScratch(call, image_block(call.problem), gradients, 0).arena.next);
+static int64_t smooth_bytes(const SmoothCall& call, Range images, bool gradients) {
+  return static_cast<int64_t>(SmoothScratch(call, images, gradients, 0).arena.next);
 }
 
-// s.tile = exp(similarity / t) of some text rows with the block of images.
-static void exponentials(const SmoothCall& call, Range rows, const SmoothScratch& s) {
+// s.tile = the similarities of some text rows with the block of images.
+static void similarities(const SmoothCall& call, Range rows, const SmoothScratch& s) {
   const Problem& p = call.problem;
-  const int64_t stride = s.vectors * LANES, length = rows.end - rows.begin;
   const float* text = static_cast<const float*>(p.text) + rows.begin * columns_of(p);
   if (p.bf16 && !in_pairs(p)) {
     copy_columns(p.text, true, rows, p.dim, 0, p.dim, p.dim, s.text);
     text = s.text;
   }
-  product_tile(p, text, length, s.panel, s.vectors, s.tile);
-  const vf scale = splat(1 / call.temperature);
-  for (int64_t n = 0; n < length * stride; n += LANES) store(s.tile + n, exp_of(scale * load(s.tile + n)));
+  product_tile(p, text, rows.end - rows.begin, s.panel, s.vectors, s.tile);
 }
 
-// The sums over `length` rows of the tile, in every lane.
-static void sums_over_rows(const float* tile, int64_t stride, int64_t length, float* sums) {
+// A sum over the rows of a tile in every lane, of 2^(scale * similarity). Within the range of float32 the exponentials
+// take the place of the similarities, for the sums in the other direction. Beyond it they are relative to the largest,
+// which goes to `shift`, and the similarities stay.
+template <bool SHIFTED>
+static void sums_over_rows(float* tile, int64_t stride, int64_t length, vf scale, float* sums, float* shift) {
   for (int64_t l = 0; l < stride; l += LANES) {
-    vf sum = load(tile + l);
-    for (int64_t r = 1; r < length; ++r) sum += load(tile + r * stride + l);
+    vf sum = {}, largest = {};
+    if (SHIFTED) {
+      largest = load(tile + l);
+      for (int64_t r = 1; r < length; ++r) {
+        const vf next = load(tile + r * stride + l);
+        largest = next > largest ? next : largest;
+      }
+      store(shift + l, largest);
+    }
+    for (int64_t r = 0; r < length; ++r) {
+      float* at = tile + r * stride + l;
+      const vf e = SHIFTED ? exp2_of(not_below(scale * (load(at) - largest))) : exp2_of(scale * load(at));
+      if (!SHIFTED) store(at, e);
+      sum = sum + e;
+    }
     store(sums + l, sum);
   }
 }
 
-static void smooth_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
+// The sum over the n lanes of an image in a row of that tile, and its shift (0 within the range of float32).
+template <bool SHIFTED>
+static float sum_over_lanes(const float* row, int64_t n, float scale, float* shift) {
+  *shift = 0;
+  if (!SHIFTED) return sum_of(row, n);
+  int64_t index;
+  first_maximum(row, n, shift, &index);
+  const vf largest = splat(*shift), lanes = to_float(lane_numbers());
+  vf sum = {};
+  for (int64_t l = 0; l < n; l += LANES) {  // lanes beyond n belong to the next image, or are there
+    const vf e = exp2_of(not_below(splat(scale) * (load(row + l) - largest)));
+    sum = lanes < splat(static_cast<float>(n - l)) ? sum + e : sum;
+  }
+  return sum_of_lanes(sum);
+}
+
+template <bool SHIFTED>
+static void any_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
   const Problem& p = call.problem;
-  const SmoothScratch s(call, images.end - images.begin, false, reinterpret_cast<uintptr_t>(scratch));
-  const int64_t n1 = p.patches, stride = s.vectors * LANES, count = images.end - images.begin;
-  float* logs = s.lanes + stride;
+  const SmoothScratch s(call, images, false, reinterpret_cast<uintptr_t>(scratch));
+  const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
+  const float scale = LOG2_E / call.temperature;
   pack_panel(p, images, s.vectors, s.panel);
+  for (int64_t i = images.begin; SHIFTED && i < images.end; ++i)
+    s.not_a_number[i - images.begin] = nan_or_zero(p.image, p.bf16, image_rows(p, {i, i + 1}), p.dim);
   for (int64_t j = texts.begin; j < texts.end; ++j) {
-    const Range rows = {p.offsets[j], p.offsets[j + 1]};
+    const Range rows = {p.text_offsets[j], p.text_offsets[j + 1]};
     const int64_t length = rows.end - rows.begin;
-    exponentials(call, rows, s);
-    sums_over_rows(s.tile, stride, length, s.lanes);
+    const float text_nan = SHIFTED ? nan_or_zero(p.text, p.bf16, rows, p.dim) : 0;
+    similarities(call, rows, s);
+    sums_over_rows<SHIFTED>(s.tile, stride, length, splat(scale), s.of_lane, s.shift);
     // the logarithm of the mean, which is near 1 where t is large: that of the sum would cancel against log n
-    const vf inverse_n2 = splat(1 / static_cast<float>(length)), inverse_n1 = splat(1 / static_cast<float>(n1));
-    for (int64_t l = 0; l < stride; l += LANES) store(logs + l, log_of(load(s.lanes + l) * inverse_n2));
-    for (int64_t i = 0; i < count; ++i)
-      call.i2t[(images.begin + i) * p.texts + j] =
-          call.temperature * sum_of(logs + i * n1, n1) / static_cast<float>(n1);
-    for (int64_t i = 0; i < count; ++i) {
+    const vf inverse_n2 = splat(1 / static_cast<float>(length)), temperature = splat(call.temperature);
+    for (int64_t l = 0; l < stride; l += LANES) {
+      const vf mean = temperature * log_of(load(s.of_lane + l) * inverse_n2);
+      store(s.of_lane + l, SHIFTED ? mean + load(s.shift + l) : mean);
+    }
+    for (int64_t i = images.begin; i < images.end; ++i) {
+      const int64_t lane = p.image_offsets[i] - first, n1 = p.image_offsets[i + 1] - p.image_offsets[i];
+      const float nan = SHIFTED ? s.not_a_number[i - images.begin] + text_nan : 0;
+      call.i2t[i * p.texts + j] = sum_of(s.of_lane + lane, n1) / static_cast<float>(n1) + nan;
+      const vf inverse_n1 = splat(1 / static_cast<float>(n1));
       float total = 0;
       for (int64_t r = 0; r < length; r += LANES) {
         const int64_t some = at_most(LANES, length - r);
-        vf sums = splat(static_cast<float>(n1));
-        for (int64_t l = 0; l < some; ++l) sums[l] = sum_of(s.tile + (r + l) * stride + i * n1, n1);
-        const vf found = log_of(sums * inverse_n1);
-        for (int64_t l = 0; l < some; ++l) total += found[l];
+        float sums[LANES], shifts[LANES];
+        for (int64_t l = 0; l < some; ++l)
+          sums[l] = sum_over_lanes<SHIFTED>(s.tile + (r + l) * stride + lane, n1, scale, shifts + l);
+        for (int64_t l = some; l < LANES; ++l) sums[l] = static_cast<float>(n1), shifts[l] = 0;
+        total += sum_of_lanes(temperature * log_of(load(sums) * inverse_n1) + load(shifts));
       }
-      call.t2i[(images.begin + i) * p.texts + j] = call.temperature * total / static_cast<float>(length);
+      call.t2i[i * p.texts + j] = total / static_cast<float>(length) + nan;
     }
   }
+}
+
+// In place of one text's tile its gradient W.
+template <bool SHIFTED>
+static void weigh(const SmoothCall& call, Range images, int64_t j, float* tile, const SmoothScratch& s) {
+  const Problem& p = call.problem;
+  const int64_t stride = s.vectors * LANES, first = p.image_offsets[images.begin];
+  const int64_t length = p.text_offsets[j + 1] - p.text_offsets[j];
+  const float scale = LOG2_E / call.temperature;
+  sums_over_rows<SHIFTED>(tile, stride, length, splat(scale), s.of_lane, s.shift);
+  for (int64_t i = images.begin; i < images.end; ++i) {
+    const int64_t lane = p.image_offsets[i] - first, n1 = p.image_offsets[i + 1] - p.image_offsets[i];
+    const float weight = call.grad_i2t[i * p.texts + j] / static_cast<float>(n1);
+    for (int64_t k = lane; k < lane + n1; ++k) s.of_lane[k] = weight / s.of_lane[k];
+  }
+  const float inverse_n2 = 1 / static_cast<float>(length);
+  for (int64_t r = 0; r < length; ++r, tile += stride) {
+    for (int64_t i = images.begin; i < images.end; ++i) {
+      const int64_t lane = p.image_offsets[i] - first, n1 = p.image_offsets[i + 1] - p.image_offsets[i];
+      float shift;
+      const float sum = sum_over_lanes<SHIFTED>(tile + lane, n1, scale, &shift);
+      const float share = call.grad_t2i[i * p.texts + j] * inverse_n2 / sum;
+      if (!SHIFTED) {
+        for (int64_t k = lane; k < lane + n1; ++k) s.of_row[k] = share;
+        continue;
+      }
+      for (int64_t k = lane; k < lane + n1; k += LANES) {  // in lanes beyond, which the next image overwrites
+        const vf x = load(tile + k);
+        const vf of_image = exp2_of(not_below(splat(scale) * (x - load(s.shift + k))));
+        const vf of_text = exp2_of(not_below(splat(scale) * (x - splat(shift))));
+        store(s.of_row + k, of_image * load(s.of_lane + k) + of_text * splat(share));
+      }
+    }
+    for (int64_t l = 0; l < stride; l += LANES) {
+      const vf weights = load(s.of_row + l);
+      store(tile + l, SHIFTED ? weights : load(tile + l) * (load(s.of_lane + l) + weights));
+    }
+  }
+}
+
+static void smooth_forward(const SmoothCall& call, Range images, Range texts, char* scratch) {
+  call.shifted ? any_forward<true>(call, images, texts, scratch) : any_forward<false>(call, images, texts, scratch);
 }
 
 // Both gradients of a block of images against a range of texts. That of the texts is added to call.grad_text; that of
 // the images is added to `image_sums`, in strips.
 static void smooth_backward(const SmoothCall& call, Range images, Range texts, float* image_sums, char* scratch) {
   const Problem& p = call.problem;
-  const SmoothScratch s(call, images.end - images.begin, true, reinterpret_cast<uintptr_t>(scratch));
-  const int64_t n1 = p.patches, stride = s.vectors * LANES, count = images.end - images.begin, tokens = count * n1;
-  float *of_lane = s.lanes, *of_row = s.lanes + stride;
-  for (int64_t l = 0; l < stride; ++l) of_row[l] = 0;
+  const SmoothScratch s(call, images, true, reinterpret_cast<uintptr_t>(scratch));
+  const Range image = image_rows(p, images);
+  const int64_t stride = s.vectors * LANES, tokens = image.end - image.begin;
+  for (int64_t l = 0; l < stride; ++l) s.of_row[l] = 0;
   pack_panel(p, images, s.vectors, s.panel);
-  if (call.grad_text) pack_strips(p, p.image, {images.begin * n1, images.end * n1}, s.image_strips);
+  if (call.grad_text) pack_strips(p, p.image, image, s.image_strips);
   for (int64_t j = texts.begin; j < texts.end;) {
     int64_t last = j + 1;
-    while (last < texts.end && p.offsets[last + 1] - p.offsets[j] <= CHUNK_ROWS) ++last;
-    const Range rows = {p.offsets[j], p.offsets[last]};
+    while (last < texts.end && p.text_offsets[last + 1] - p.text_offsets[j] <= CHUNK_ROWS) ++last;
+    const Range rows = {p.text_offsets[j], p.text_offsets[last]};
     const int64_t length = rows.end - rows.begin;
-    exponentials(call, rows, s);
+    similarities(call, rows, s);
     for (; j < last; ++j) {
-      float* tile = s.tile + (p.offsets[j] - rows.begin) * stride;
-      const int64_t n2 = p.offsets[j + 1] - p.offsets[j];
-      sums_over_rows(tile, stride, n2, of_lane);
-      for (int64_t i = 0; i < count; ++i) {
-        const float weight = call.grad_i2t[(images.begin + i) * p.texts + j] / static_cast<float>(n1);
-        for (int64_t k = 0; k < n1; ++k) of_lane[i * n1 + k] = weight / of_lane[i * n1 + k];
-      }
-      for (int64_t r = 0; r < n2; ++r, tile += stride) {
-        for (int64_t i = 0; i < count; ++i) {
-          const float weight = call.grad_t2i[(images.begin + i) * p.texts + j] / static_cast<float>(n2);
-          const float share = weight / sum_of(tile + i * n1, n1);
-          for (int64_t k = 0; k < n1; ++k) of_row[i * n1 + k] = share;
-        }
-        for (int64_t l = 0; l < stride; l += LANES)
-          store(tile + l, load(tile + l) * (load(of_lane + l) + load(of_row + l)));
-      }
+      float* tile = s.tile + (p.text_offsets[j] - rows.begin) * stride;
+      call.shifted ? weigh<true>(call, images, j, tile, s) : weigh<false>(call, images, j, tile, s);
     }
     if (image_sums) {
       pack_strips(p, p.text, rows, s.text_strips);

@@ -1,0 +1,104 @@
+"""Put items in order of length and cut them into tiles; whoever needs captions or images by length asks here."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+# Elements of one tile of the similarity. On a CPU it should fit the second-level cache, on a GPU few launches matter.
+_TILE_CPU, _TILE_ACCELERATOR = 1 << 18, 1 << 26
+
+
+class Lengths(list[int]):
+    """The numbers of tokens of some items, with what was derived from them: both passes of a step need the same."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        super().__init__(numbers)
+        self._derived: dict[Any, Any] = {}
+
+    def derived(self, make: Callable[[list[int], torch.device], T], device: torch.device) -> T:
+        """Return ``make(self, device)``, computed once."""
+        if (make, device) not in self._derived:
+            self._derived[make, device] = make(self, device)
+        found: T = self._derived[make, device]
+        return found
+
+
+def derived(lengths: list[int], make: Callable[[list[int], torch.device], T], device: torch.device) -> T:
+    """Return ``make(lengths, device)``, of :class:`Lengths` computed once."""
+    return lengths.derived(make, device) if isinstance(lengths, Lengths) else make(lengths, device)
+
+
+class Order(NamedTuple):
+    """The order of items by length, so that equally long ones form a rectangle."""
+
+    items: Tensor  # [items] the caller's index of the items, shortest first
+    back: Tensor  # [items] the inverse: where each of the caller's items lies in that order
+    rows: Tensor  # [T] the caller's row of each packed token in that order
+    lengths: list[int]  # ascending
+    offsets: list[int]
+
+
+def by_length(lengths: list[int], device: torch.device) -> Order:
+    """Return the order of items of ``lengths`` tokens, computed once for :class:`Lengths`."""
+    return derived(lengths, _by_length, device)
+
+
+def _by_length(lengths: list[int], device: torch.device) -> Order:
+    numbers = torch.tensor(lengths)
+    ordered, items = numbers.sort(stable=True)
+    # rows before each item in the caller's order, and in the new one
+    before = (numbers.cumsum(0) - numbers)[items]
+    after = ordered.cumsum(0) - ordered
+    rows = torch.repeat_interleave(before - after, ordered) + torch.arange(int(after[-1] + ordered[-1]))
+    back = torch.empty_like(items)
+    back[items] = torch.arange(len(items))
+    in_order = ordered.tolist()
+    return Order(items.to(device), back.to(device), rows.to(device), in_order, offsets_of(in_order))
+
+
+def offsets_of(lengths: Sequence[int]) -> list[int]:
+    """Return the start of each item in the packed rows, and the total at the end: len(lengths) + 1 numbers."""
+    return [0, *itertools.accumulate(lengths)]
+
+
+def tiles(
+    images: list[int], texts: list[int], device: torch.device, *, waste: float = 0.25, width: int = 1
+) -> Iterator[tuple[slice, slice]]:
+    """Yield images and texts of each tile, from ascending numbers of tokens.
+
+    All texts of a tile are equally long. Its images may be padded to the longest of them, by ``waste`` of their tokens.
+    An image counts as ``width`` tokens at least.
+    """
+    # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
+    limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
+    blocks_of = functools.cache(functools.partial(_image_blocks, images, waste, width))
+    start = 0
+    for length, run in itertools.groupby(texts):
+        end = start + sum(1 for _ in run)
+        most = max(1, min(widest, limit // max(images[-1], width)) // length)
+        for first in range(start, end, most):
+            last = min(first + most, end)
+            for block in blocks_of(limit // (length * (last - first))):
+                yield block, slice(first, last)
+        start = end
+
+
+def _image_blocks(lengths: list[int], waste: float, width: int, rows: int) -> list[slice]:
+    """Return runs of images that take at most ``rows`` rows, padded to the longest, or of one that takes more."""
+    blocks, first, tokens = [], 0, 0
+    for last, length in enumerate(lengths):
+        count = last + 1 - first
+        full = count * max(length, width) > rows
+        if last > first and (full or count * length > (1 + waste) * (tokens + length)):
+            blocks.append(slice(first, last))
+            first, tokens = last, 0
+        tokens += length
+    return [*blocks, slice(first, len(lengths))]
