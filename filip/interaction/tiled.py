@@ -84,7 +84,10 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
             index = index.flatten(0, 1)
             residuals.image[block.rows, texts] = index if block.kept is None else index[block.kept]
             of_texts, index = tile.max(dim=1)
-            residuals.text[images, span] = index.flatten(1)
+            index = index.flatten(1)
+            if isinstance(block.per_image, Tensor):  # a repeated token may be rounded otherwise, and win
+                index = torch.minimum(index, block.per_image - 1)
+            residuals.text[images, span] = index
         else:
             of_images, of_texts = tile.amax(dim=3), tile.amax(dim=1)
         if block.inside is not None:
