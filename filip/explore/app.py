@@ -2,7 +2,7 @@
 
 Nothing is addressed by path: a thumbnail is the n-th image that was read at the start, so that no request can reach
 another file. Uploads are read up to a bound and opened as an image within the bounds of
-:func:`filip.explore.pictures.read_image`. A browser on this machine may be sent here by any web page, so requests for
+:func:`filip.sets.pictures.read_image`. A browser on this machine may be sent here by any web page, so requests for
 another host name (DNS rebinding) and from another origin are refused.
 """
 
@@ -25,8 +25,8 @@ from starlette.routing import Route
 from filip.errors import UserError
 from filip.explore.export import common_data
 from filip.explore.page import page
-from filip.explore.pictures import MAX_BYTES, MAX_PIXELS, read_image
 from filip.explore.search import Search
+from filip.sets.pictures import MAX_BYTES, MAX_PIXELS, read_image
 
 MAX_TEXT = 1000  # characters
 DECODED = 2  # uploads at a time: one may take a hundred megabytes

@@ -18,9 +18,10 @@ from filip.command import MISSING, option
 from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts, load_scorer
 from filip.explore.names import named_things
-from filip.explore.pictures import Pictures, open_pictures, thumbnail
+from filip.explore.pictures import open_pictures
 from filip.files import nothing_at
 from filip.progress import Progress
+from filip.sets.pictures import Pictures, thumbnail
 
 BATCH = 64
 THUMBNAIL = 192  # pixels

@@ -1,50 +1,21 @@
-"""Read images to explore, from a folder, a set or a benchmark card, and untrusted images within bounds."""
+"""Open what is to be explored: a folder or set of images, a search index, or a benchmark card."""
 
 from __future__ import annotations
 
-import io
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
-from PIL import Image
 from torch import Tensor
 
-from filip.errors import UserError, plain
+from filip.errors import UserError
 from filip.eval.cards import load_card, match_classes
 from filip.eval.formats import open_set
 from filip.files import nothing_at
+from filip.index.build import weights_of
+from filip.index.store import Index
 from filip.progress import say
-from filip.rgb import FORMATS, IMAGE_FILES, MAX_ASPECT, UNDECODABLE, to_rgb, upright
-
-MAX_BYTES = 10_000_000
-MAX_PIXELS = 40_000_000
-
-
-@dataclass
-class Picture:
-    """An image. things: what its first caption names, if the data set says so."""
-
-    key: str
-    image: Image.Image  # RGB
-    captions: list[str] = field(default_factory=list)
-    things: list[str] = field(default_factory=list)
-
-
-class Pictures:
-    """``len`` pictures under a ``title``. Iterating skips those that cannot be read, with a line on stderr each."""
-
-    title: str
-
-    def __len__(self) -> int:
-        raise NotImplementedError
-
-    def __iter__(self) -> Iterator[Picture]:
-        raise NotImplementedError
-
-    def stored(self, model: str) -> dict[str, Tensor]:
-        """Return image tokens [n1, d] float32 of a model that are stored already, by key."""
-        return {}
+from filip.rgb import UNDECODABLE
+from filip.sets.pictures import Picture, Pictures, SetPictures, spread
 
 
 def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
@@ -69,53 +40,10 @@ def open_pictures(images: str, root: str | None, count: int | None) -> Pictures:
     return SetPictures(place, count)
 
 
-class SetPictures(Pictures):
-    """All images of a folder, or of a set with captions. Links that lead out of the folder are not followed."""
-
-    def __init__(self, place: Path, count: int | None) -> None:
-        # Imported here, so that the command starts without the Parquet reader.
-        from filip.sets.image_set import open_images
-        from filip.sets.layout import ALL, Reading
-
-        if not place.exists():
-            raise UserError(nothing_at(place, "give a folder with images in it, or below it"))
-        self.images = open_images(Reading(place, split=ALL, inside_only=True), captions=False)
-        self.left_out = self.images.account.line()
-        if not len(self.images):
-            also = f"; left out: {self.left_out}" if self.left_out else ""
-            raise UserError(f"no image below {place} (looked for {', '.join(IMAGE_FILES)}){also}")
-        if self.left_out:
-            say(f"{place}: left out {self.left_out}")
-        self.title = place.resolve().name
-        self.items = {item.name: item for item in spread(self.images.items, count)}
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def read(self, key: str) -> Image.Image:
-        """Return a picture as RGB. Raises UserError if it cannot be read."""
-        try:
-            return read_image(self.images.read(self.items[key]), max_bytes=None)
-        except OSError as error:
-            raise UserError(f"cannot be read: {plain(error)}") from error
-
-    def __iter__(self) -> Iterator[Picture]:
-        for key, item in self.items.items():
-            try:
-                image = self.read(key)
-            except UserError as error:
-                say(f"left out {key}: {error}")
-                continue
-            yield Picture(key, image, item.captions)
-
-
 class IndexedPictures(SetPictures):
     """The folder of a search index; the model that made the index need not encode its images again."""
 
     def __init__(self, index: Path, count: int | None) -> None:
-        # Imported here: the package of the index is an extra, and imports this module.
-        from filip.index.store import Index
-
         self.index = index
         opened = Index.open(index)
         self.about = opened.about
@@ -124,9 +52,6 @@ class IndexedPictures(SetPictures):
 
     def stored(self, model: str) -> dict[str, Tensor]:
         """Return the tokens of unchanged images; none from another model, or if they are rounded."""
-        from filip.index.build import weights_of
-        from filip.index.store import Index
-
         as_here = self.about.dtype == "float32" and self.about.fit == "crop" and not self.about.tokens
         if not as_here or weights_of(model) != self.about.weights:
             return {}
@@ -160,49 +85,3 @@ class CardPictures(Pictures):
                 continue
             captions = sample.captions if self.classes is None else [self.classes[sample.label]]
             yield Picture(sample.key, sample.image, captions, [thing.label for thing in sample.things])
-
-
-def spread(items: Sequence, count: int | None) -> list:
-    """Return at most ``count`` items, evenly spread, including the first."""
-    if count is None or count >= len(items):
-        return list(items)
-    if count < 1:
-        raise UserError(f"count={count}: at least one image, or null for all")
-    return [items[index * len(items) // count] for index in range(count)]
-
-
-def read_image(data: bytes, max_bytes: int | None = MAX_BYTES, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Decode an image of unknown origin as RGB. Its size is read from the header, before a pixel is decoded.
-
-    Raises UserError if it has more than ``max_bytes`` or ``max_pixels``, is more than 20 times as long as wide, or
-    is in none of the formats of :data:`filip.rgb.FORMATS`.
-    """
-    if max_bytes is not None and len(data) > max_bytes:
-        raise UserError(f"the image has {len(data):,} bytes, more than {max_bytes:,}: make it smaller")
-    try:
-        with Image.open(io.BytesIO(data), formats=FORMATS) as opened:
-            width, height = opened.size
-            if width * height > max_pixels:
-                raise UserError(
-                    f"the image has {width} x {height} pixels, more than {max_pixels:,}: make it smaller"
-                )
-            if max(width, height) > MAX_ASPECT * min(width, height):
-                raise UserError(
-                    f"the image has {width} x {height} pixels: too long and narrow for a model's square"
-                )
-            opened.load()
-            return to_rgb(upright(opened))
-    except UNDECODABLE as error:
-        raise UserError(f"not an image that can be read ({', '.join(FORMATS)})") from error
-
-
-def thumbnail(image: Image.Image, side: int) -> bytes:
-    """Return the part of an image that a model sees, its middle square, as WebP of at most ``side`` pixels."""
-    square = min(image.size)
-    left, top = (image.width - square) // 2, (image.height - square) // 2
-    cut = image.crop((left, top, left + square, top + square))
-    if square > side:
-        cut = cut.resize((side, side), Image.Resampling.LANCZOS)
-    encoded = io.BytesIO()
-    cut.save(encoded, "WEBP", quality=82, method=4)
-    return encoded.getvalue()

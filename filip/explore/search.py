@@ -15,7 +15,7 @@ from filip.errors import UserError
 from filip.eval.scorer import Texts
 from filip.explore.gallery import THUMBNAIL, Gallery, ImageFeatures, TextFeatures, Viewer
 from filip.explore.packing import base64_of
-from filip.explore.pictures import thumbnail
+from filip.sets.pictures import thumbnail
 
 MOST_RANKED = 60  # as many as the page can show
 WITH_MAPS = 12  # as many as it shows first

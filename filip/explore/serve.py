@@ -16,9 +16,9 @@ from filip.command import option, run_command
 from filip.errors import UserError
 from filip.explore.app import application, is_loopback
 from filip.explore.gallery import GalleryOptions
-from filip.explore.pictures import MAX_BYTES, MAX_PIXELS
 from filip.explore.search import Search, warm
 from filip.progress import say
+from filip.sets.pictures import MAX_BYTES, MAX_PIXELS
 
 SHORTEST_TOKEN = 16
 

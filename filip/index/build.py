@@ -19,10 +19,10 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
-from filip.explore.pictures import SetPictures
 from filip.files import digest, locked, sha256_of
 from filip.index.store import DTYPES, About, Index
 from filip.progress import Progress, say
+from filip.sets.pictures import SetPictures
 
 FORGOTTEN, FEW = 0.1, 10  # share of the images, and how many: if more are gone, their disk may be missing
 _WEIGHTS = (".safetensors", ".bin", ".pt", ".pth", ".onnx")

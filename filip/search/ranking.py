@@ -12,8 +12,8 @@ from torch import Tensor
 
 from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts
-from filip.explore.pictures import read_image
 from filip.index.store import Index
+from filip.sets.pictures import read_image
 
 ENOUGH = 20  # pictures that a mean and a deviation need
 

@@ -26,9 +26,10 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.app import application
 from filip.explore.gallery import Gallery, load_viewers
-from filip.explore.pictures import open_pictures, read_image
+from filip.explore.pictures import open_pictures
 from filip.explore.search import Search
 from filip.explore.serve import Serve, check, listen
+from filip.sets.pictures import read_image
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, Prepared
 

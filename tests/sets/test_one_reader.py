@@ -25,6 +25,7 @@ from filip.explore.pictures import open_pictures
 from filip.rgb import IMAGE_FILES
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_TRAINING, Reading
+from filip.sets.pictures import SetPictures
 from tests.data import own_images
 from tests.data.own_images import CAPTIONS, COLOURS, picture, write_images
 from tests.data.test_ingest import card, stored
@@ -48,12 +49,16 @@ def evaluated(place: str) -> Seen:
 
 
 def explored(place: str) -> Seen:
-    """Read it as explorer and index do: `filip index build` takes the same pictures."""
     return {colour(one.image): one.captions for one in open_pictures(place, None, None) if one.captions}
 
 
+def indexed(place: str) -> Seen:
+    """Read the pictures that `filip index build` encodes."""
+    return {colour(one.image): one.captions for one in SetPictures(Path(place), None) if one.captions}
+
+
 def answers(place: str, out: Path) -> list[Seen]:
-    return [ingested(place, out), evaluated(place), explored(place)]
+    return [ingested(place, out), evaluated(place), explored(place), indexed(place)]
 
 
 # ---- further layouts than ingest's own tests have ----------------------------------------------------
@@ -147,10 +152,10 @@ LAYOUTS: dict[str, Callable[[Path], str]] = {
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_ingest_evaluation_and_explorer_see_the_same(tmp_path: Path, layout: str) -> None:
+def test_ingest_evaluation_explorer_and_index_see_the_same(tmp_path: Path, layout: str) -> None:
     expected = {COLOURS[name]: captions for name, captions in CAPTIONS.items()}
     place = LAYOUTS[layout](tmp_path / "own")
-    assert answers(place, tmp_path / "shards") == [expected] * 3
+    assert answers(place, tmp_path / "shards") == [expected] * 4
 
 
 # ---- what is not used is counted ---------------------------------------------------------------------
