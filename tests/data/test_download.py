@@ -146,6 +146,13 @@ def test_writer_reports_what_img2dataset_would_swallow(tmp_path: Path) -> None:
     assert (first["__key__"], first["jpg"], first["txt"]) == ("a", b"image a", b"")
     assert (second["__key__"], second["txt"]) == ("b", b"second")
     assert pq.read_table(tmp_path / "00003.parquet")["key"].to_pylist() == ["a", "b", "c"]
+    # webdataset's writer gives the same bytes, and zeros that fill the last 10,240
+    theirs = io.BytesIO()
+    with wds.TarWriter(theirs, mtime=0) as tar:
+        for sample in (first, second):
+            tar.write({name: sample[name] for name in ("__key__", "jpg", "json", "txt")})
+    ours = (tmp_path / "00003.tar").read_bytes()
+    assert theirs.getvalue() == ours + bytes(-len(ours) % 10_240)
     writer = OrderedWriter(4, str(tmp_path), True, 5, schema, "jpg")
     with pytest.raises(TypeError):
         writer.write(b"x", "a", "c", {"key": "a", "when": io.BytesIO()})
