@@ -17,7 +17,6 @@ LONGEST_FIRST = (
     "tests/cluster/test_two_hosts.py",
     "tests/data/test_cluster_download.py",
     "tests/workflow/test_run.py",
-    "tests/workflow/test_own_images_study.py",
     "tests/data/test_kill_lists.py",
     "tests/data/test_ingest.py",
     "tests/bench/test_gpu_check.py",
