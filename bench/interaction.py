@@ -38,7 +38,11 @@ MEMORY_OF = ("native", "tiled", "einsum", "einsum_quarter")
 # (ratio, numerator, denominator, better than, whether more is better): the targets on two cores at MAIN_SHAPE
 TIME_RATIOS = [
     ("native_over_product", "native", "product", 1.0, False),
+    ("native_ragged_over_native", "native_ragged", "native", 1.05, False),
+    ("smooth_over_native", "smooth", "native", 3.0, False),
+    ("smooth_ragged_over_smooth", "smooth_ragged", "smooth", 1.05, False),
     ("einsum_over_native_time", "einsum", "native", 30, True),
+    ("einsum_longest_over_native_time", "einsum_longest", "native", None, True),
     ("native_all_over_einsum_quarter_time", "native", "einsum_quarter", 0.75, False),
     ("einsum_over_tiled_time", "einsum", "tiled", 4, True),
     ("maxsim_cpu_over_native_forward", "maxsim_cpu", "native_forward", 5, True),
@@ -140,7 +144,7 @@ def _best_product(problem: Problem, seconds_each: float) -> Step:
 
 def _fits(name: str, images: int, patches: int) -> bool:
     """Return whether a form fits: the padded one holds four copies of the similarity; over 8 GB is not worth a wait."""
-    return name != "einsum" or images**2 * patches * 77 * 4 * 4 < 8e9
+    return name not in ("einsum", "einsum_longest") or images**2 * patches * 77 * 4 * 4 < 8e9
 
 
 def _print_ratios(targets: list, ratios: dict[str, float]) -> None:

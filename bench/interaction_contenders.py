@@ -10,7 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Similarity, contrastive_loss, late_interaction, pooled_similarity
+from filip.interaction import (
+    Similarity,
+    SmoothMaximum,
+    contrastive_loss,
+    late_interaction,
+    pooled_similarity,
+)
+from filip.interaction.backends import Backend
 
 TEXT_POSITIONS = 77  # the length to which the padded version pads
 SCALE = torch.tensor(1 / 0.07)
@@ -57,7 +64,22 @@ def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor)
     return step
 
 
-def ours(problem: Problem, backend: str, dtype: torch.dtype = torch.float32) -> Step:
+def ragged(problem: Problem, backend: str | Backend) -> Step:
+    """Return the step on as many image tokens, unequally divided: images have 1 to 2 n1 - 1, packed."""
+    b, n1, d = problem.image.shape
+    generator = torch.Generator().manual_seed(1)
+    half = torch.randint(1, 2 * n1, (b // 2,), generator=generator)
+    counts = torch.cat([half, 2 * n1 - half, torch.full((b % 2,), n1)])
+    image = problem.image.view(-1, d).detach().requires_grad_()
+    text = problem.text.detach().requires_grad_()
+    return _loss_step(
+        lambda: late_interaction(image, text, problem.lengths, image_lengths=counts, backend=backend),
+        image,
+        text,
+    )
+
+
+def ours(problem: Problem, backend: str | Backend, dtype: torch.dtype = torch.float32) -> Step:
     image = problem.image.to(dtype).detach().requires_grad_()
     text = problem.text.to(dtype).detach().requires_grad_()
     return _loss_step(lambda: late_interaction(image, text, problem.lengths, backend=backend), image, text)
@@ -67,6 +89,13 @@ def einsum(problem: Problem) -> Step:
     """Return a step of the public re-implementations (x-clip and others): [b, b, n1, 77] in memory, padding masked,
     autograd."""
     image, text = problem.image.detach().requires_grad_(), problem.padded().requires_grad_()
+    return _masked_einsum(image, text, problem.lengths)
+
+
+def einsum_longest(problem: Problem) -> Step:
+    """Return the same step with captions padded to the batch's longest, as a careful user writes it."""
+    image = problem.image.detach().requires_grad_()
+    text = problem.padded()[:, : int(problem.lengths.max())].contiguous().requires_grad_()
     return _masked_einsum(image, text, problem.lengths)
 
 
@@ -155,8 +184,12 @@ def maxsim_cpu(problem: Problem) -> Step:
 CONTENDERS: dict[str, Callable[[Problem], Step]] = {
     "native": lambda problem: ours(problem, "native"),
     "native_bf16": lambda problem: ours(problem, "native", torch.bfloat16),
+    "native_ragged": lambda problem: ragged(problem, "native"),
+    "smooth": lambda problem: ours(problem, SmoothMaximum(0.05)),
+    "smooth_ragged": lambda problem: ragged(problem, SmoothMaximum(0.05)),
     "tiled": lambda problem: ours(problem, "tiled"),
     "einsum": einsum,
+    "einsum_longest": einsum_longest,
     "einsum_quarter": einsum_quarter,
     "clip_loss": clip_loss,
     "native_forward": lambda problem: forward_only(problem, "native"),

@@ -25,15 +25,17 @@ def first_derivative_only(backward: Callable[..., Gradients]) -> Callable[..., G
             found = backward(ctx, *grads)
         if not torch.is_grad_enabled():  # enabled by create_graph=True
             return found
-        anchor = torch.zeros((), requires_grad=True)
-        return tuple(g if g is None else _SecondDerivative.apply(g, anchor) for g in found)
+        # Anchored on the tokens, so that a derivative with respect to them is refused however it is asked for.
+        anchors = [tensor for tensor in (*ctx.saved_tensors, *grads) if tensor.requires_grad]
+        anchors = anchors or [torch.zeros((), requires_grad=True)]
+        return tuple(g if g is None else _SecondDerivative.apply(g, *anchors) for g in found)
 
     return once
 
 
 class _SecondDerivative(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, gradient: Tensor, anchor: Tensor) -> Tensor:
+    def forward(ctx: Any, gradient: Tensor, *anchors: Tensor) -> Tensor:
         return gradient.view_as(gradient)
 
     @staticmethod

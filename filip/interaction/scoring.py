@@ -39,11 +39,14 @@ def score(
     image_rows = list(range(count + 1)) if of_images is None else offsets_of(of_images)
     i2t: Tensor | None = None
     t2i: Tensor | None = None
-    for first in range(0, len(lengths), _BLOCK_TEXTS):
-        last = min(first + _BLOCK_TEXTS, len(lengths))
+    # On a GPU a block's products must outlast its launches; two matrices of 8 MB are a block's results there.
+    larger = 1 if image_tokens.device.type == "cpu" else 8
+    images_at_once, texts_at_once = larger * BLOCK_IMAGES, larger * _BLOCK_TEXTS
+    for first in range(0, len(lengths), texts_at_once):
+        last = min(first + texts_at_once, len(lengths))
         texts, block_lengths = text_tokens[offsets[first] : offsets[last]], text_lengths[first:last]
-        for row in range(0, count, BLOCK_IMAGES):
-            rows = slice(row, min(row + BLOCK_IMAGES, count))
+        for row in range(0, count, images_at_once):
+            rows = slice(row, min(row + images_at_once, count))
             block = late_interaction(
                 image_tokens[image_rows[rows.start] : image_rows[rows.stop]],
                 texts,

@@ -91,6 +91,9 @@ def test_a_second_derivative_is_refused_in_words(backend: str) -> None:
     tokens = problem.image_tokens.requires_grad_(), problem.text_tokens.requires_grad_()
     similarity = late_interaction(*tokens, problem.text_lengths, backend=backend)
     (gradient,) = torch.autograd.grad(similarity.i2t.sum(), tokens[0], create_graph=True)
+    for side in tokens:  # was None in silence
+        with pytest.raises(NotImplementedError, match="no second derivative"):
+            torch.autograd.grad(gradient.square().sum(), side, allow_unused=True, retain_graph=True)
     with pytest.raises(NotImplementedError, match="no second derivative"):
         gradient.square().sum().backward()
 
