@@ -29,17 +29,12 @@ def fp16_settings(folder: Path, power: int) -> tuple[str, ...]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_killed_three_times_ends_bit_identical(precision: str, squares: Path, tmp_path: Path) -> None:
-    settings = {
-        "fp32": ("precision=fp32", "zero_stage=2"),
-        "bf16": ("precision=bf16", "zero_stage=1"),
-        "fp16": fp16_settings(tmp_path, 12),
-    }
-    common = (*settings[precision], "max_steps=40", "checkpoint.every_steps=3", "data.workers=1")
+def test_killed_three_times_ends_bit_identical(squares: Path, tmp_path: Path) -> None:
+    """The other precisions and ZeRO stages resume as exactly, see the test with a signal."""
+    common = ("zero_stage=2", "max_steps=40", "checkpoint.every_steps=3", "data.workers=1")
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert run_many(2, [train_arguments(squares, undisturbed, *common)], tmp_path / "log") == [0]
-    choice, saves = random.Random(precision), killed / "checkpoints"
+    choice, saves = random.Random(0), killed / "checkpoints"
     for attempt in range(3):
         before = complete_checkpoints(saves)
         ranks = Ranks(2, train_arguments(squares, killed, *common), tmp_path / f"log{attempt}")

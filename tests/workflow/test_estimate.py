@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +11,6 @@ import pytest
 from filip.errors import UserError
 from workflow import estimate
 from workflow.estimate import Recording, about, asks_for_one, job_seconds, read_costs, run_seconds
-from workflow.study import ROOT
 
 
 def measured(compute: float, plain: float, jobs: dict[str, float], seconds: float = 60.0) -> dict[str, Any]:
@@ -77,20 +74,13 @@ def test_a_run_that_only_continued_another_is_not_recorded(
     estimate.main(Recording(str(results), cpu="A CPU"))
     estimate.main(Recording(str(results), cpu="A CPU"))  # replaces what it said of this CPU
     (entry,) = read_costs(tmp_path / "costs/small.json")
-    assert entry["cpu"] == "A CPU" and entry["speed"]["compute"] > 0 and entry["jobs"] == whole["jobs"]
+    assert entry["cpu"] == "A CPU" and entry["jobs"] == whole["jobs"]
+    speed = entry["speed"]  # measured by workflow.speed, a process that prints a line of JSON
+    assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
     del whole["jobs"]["corpus"]
     (results / "times.json").write_text(json.dumps(whole))
     with pytest.raises(UserError, match="corpus did not run"):
         estimate.main(Recording(str(results)))
-
-
-@pytest.mark.slow
-def test_the_speed_is_one_line_of_json() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "workflow.speed"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    speed = json.loads(done.stdout)
-    assert speed["compute"] > 0 and speed["plain"] > 0 and speed["precision"] in ("fp32", "bf16")
 
 
 def test_a_run_that_counts_its_jobs_twice_is_estimated_once(capsys: pytest.CaptureFixture[str]) -> None:
