@@ -44,7 +44,7 @@ if workflow.is_main_process and asks_for_one(sys.argv):
     BARS.estimate = Estimate(config["study"], lambda: workflow.resource_settings.cores)
 
 try:
-    STUDY = WorkflowStudy(config)
+    STUDY = WorkflowStudy(config, checked=not workflow.is_main_process)  # jobs of a cluster read it again
     if workflow.is_main_process and one_run.HELD in os.environ:
         # Of workflow.run alone: a dry run shows the DAG of a study whose data are elsewhere.
         require(STUDY, STUDY.name)

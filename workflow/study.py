@@ -50,10 +50,9 @@ class WorkflowStudy(StudyEvaluations):
         "translate",
     )  # for a source that has its images, without a list of URLs
 
-    def __init__(self, config: dict[str, Any]) -> None:
+    def __init__(self, config: dict[str, Any], checked: bool = False) -> None:
+        """Read a study. checked: another process has checked the trainings, which takes seconds to import PyTorch."""
         super().__init__(config)
-        # Here and not in Study: it imports PyTorch, which the commands of the report do without.
-        check_accuracy_of(self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"]))
         self.data_dir: str = config.get("data_dir", f"{self.results}/data")
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
@@ -63,7 +62,12 @@ class WorkflowStudy(StudyEvaluations):
         selected = config.get("select")
         self.selection = Selection(self, selected) if selected else None
         self._images_states: dict[str, str] = {}
-        self._check_batches()
+        if not checked:
+            # Here and not in Study: it imports PyTorch, which the commands of the report do without.
+            check_accuracy_of(
+                self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"])
+            )
+            self._check_batches()
 
     # ---- sources -------------------------------------------------------------------------------------
 
