@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Mapping
 from pathlib import Path
 
 from workflow.study import ROOT
@@ -44,13 +44,15 @@ def write_clone(target: Path) -> Path:
     return target
 
 
-def dry_runs(studies: Iterable[str], cwd: Path, out: Path) -> dict[str, subprocess.CompletedProcess[str]]:
-    """Do ``snakemake -n`` for studies of the repository; what it imports is imported once for all of them."""
+def dry_runs(
+    studies: Mapping[str, list[str]], cwd: Path, out: Path
+) -> dict[str, subprocess.CompletedProcess[str]]:
+    """Do ``snakemake -n`` with the options of each study; what it imports is imported once for all of them."""
     _, environment = snakemake_command(cwd=cwd, config=cwd)
     local = ["--profile", "workflow/profiles/local", "--cores", "2", "-n"]
-    runs = {str(out / name): ["--configfile", f"workflow/config/{name}.yaml", *local] for name in studies}
+    runs = {str(out / name): [*options, *local] for name, options in studies.items()}
     command = [sys.executable, str(Path(__file__).with_name("forked_snakemake.py")), json.dumps(runs)]
-    subprocess.run(command, cwd=cwd, env=environment, check=True, timeout=500)
+    subprocess.run(command, cwd=cwd, env=environment, check=True, timeout=1500)
     found = {}
     for file, arguments in runs.items():
         printed, _, code = Path(file).read_text().rstrip().rpartition("\n")

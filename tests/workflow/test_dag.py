@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from filip.data.cards import load_source
-from tests.support.snakemake_runs import dry_runs, run_snakemake
+from tests.support.snakemake_runs import dry_runs
 from workflow.study import ROOT
 
 STUDIES = sorted(path.stem for path in (ROOT / "workflow" / "config").glob("*.yaml"))
@@ -20,10 +20,45 @@ def job_counts(printed: str) -> dict[str, int]:
     return {line[0]: int(line[1]) for line in lines if len(line) == 2 and line[1].isdigit()}
 
 
+def study(name: str) -> dict:
+    return yaml.safe_load((ROOT / f"workflow/config/{name}.yaml").read_text())
+
+
+def many_shards(folder: Path) -> list[str]:
+    """Write the study base with 34,000 shards of each of two sources, all downloaded; return how to plan it."""
+    config = study("base")
+    config |= {"data_dir": str(folder / "datasets"), "sources": config["sources"][:2]}
+    config |= {"fine_tune": {}, "tables": {"retrieval": list(config["runs"])}}
+    for source in config["sources"]:
+        stages = folder / "datasets" / source
+        (stages / "funnel").mkdir(parents=True)
+        fragment = json.dumps({"notes": {"shards": 34_000}})
+        for name in (
+            "list.parquet",
+            "funnel/prepare.json",
+            "kept.parquet",
+            "funnel/text_rules.json",
+            "funnel/download.json",
+        ):
+            (stages / name).write_text(fragment)
+    (folder / "base.yaml").write_text(yaml.safe_dump(config))
+    return ["--configfile", str(folder / "base.yaml"), "--rerun-triggers", "mtime"]
+
+
+def broken(folder: Path) -> list[str]:
+    """Write a study that breaks the schema; return how to plan it."""
+    config = study("demo")
+    config["demo"]["port"] = "eighty"
+    (folder / "broken.yaml").write_text(yaml.safe_dump(config))
+    return ["--configfile", str(folder / "broken.yaml")]
+
+
 @pytest.fixture(scope="module")
 def plans(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, CompletedProcess[str]]:
-    """Do a dry run of every study of the repository."""
-    return dry_runs(STUDIES, clone, tmp_path_factory.mktemp("plans"))
+    """Do a dry run of every study of the repository, and of two that are written here."""
+    folder = tmp_path_factory.mktemp("plans")
+    studies = {name: ["--configfile", f"workflow/config/{name}.yaml"] for name in STUDIES}
+    return dry_runs({**studies, "MANY_SHARDS": many_shards(folder), "BROKEN": broken(folder)}, clone, folder)
 
 
 @pytest.mark.slow
@@ -64,38 +99,19 @@ def test_dry_run_prints_the_complete_dag_without_data(
 
 
 @pytest.mark.slow
-def test_34_000_shards_of_each_source_are_few_jobs(clone: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load((clone / "workflow/config/base.yaml").read_text())
-    config["data_dir"] = str(tmp_path / "datasets")
-    sources = {*config["sources"], *(tune["source"] for tune in config["fine_tune"].values())}
-    for source in sources:
-        folder = tmp_path / "datasets" / source
-        (folder / "funnel").mkdir(parents=True)
-        fragment = json.dumps({"notes": {"shards": 34_000}})
-        for name in (
-            "list.parquet",
-            "funnel/prepare.json",
-            "kept.parquet",
-            "funnel/text_rules.json",
-            "funnel/download.json",
-        ):
-            (folder / name).write_text(fragment)
-    (tmp_path / "base.yaml").write_text(yaml.safe_dump(config))
-    done = run_snakemake("-n", "--rerun-triggers", "mtime", cwd=clone, config=tmp_path / "base.yaml")
-    assert done.returncode == 0, done.stdout + done.stderr
-    counts = job_counts(done.stdout + done.stderr)
-    assert counts["translate_part"] == 256 * len(sources) and counts["translate_plan"] == len(sources)
-    assert "download" not in counts and counts["total"] < 300 * len(sources)
+def test_34_000_shards_of_each_source_are_few_jobs(plans: dict[str, CompletedProcess[str]]) -> None:
+    done = plans["MANY_SHARDS"]
+    assert done.returncode == 0, done.stdout
+    counts = job_counts(done.stdout)
+    assert counts["translate_part"] == 2 * 256 and counts["translate_plan"] == 2
+    assert "download" not in counts and counts["total"] < 2 * 300
 
 
 @pytest.mark.slow
-def test_a_config_that_breaks_the_schema_stops_with_one_sentence(clone: Path, tmp_path: Path) -> None:
-    config = yaml.safe_load((clone / "workflow/config/demo.yaml").read_text())
-    config["demo"]["port"] = "eighty"
-    broken = tmp_path / "broken.yaml"
-    broken.write_text(yaml.safe_dump(config))
-    done = run_snakemake("-n", cwd=clone, config=broken)
+def test_a_config_that_breaks_the_schema_stops_with_one_sentence(
+    plans: dict[str, CompletedProcess[str]],
+) -> None:
+    done = plans["BROKEN"]
     assert done.returncode != 0
-    output = done.stdout + done.stderr
-    assert "demo.port" in output and "eighty" in output
-    assert "Traceback" not in output and "Building DAG" not in output
+    assert "demo.port" in done.stdout and "eighty" in done.stdout
+    assert "Traceback" not in done.stdout and "Building DAG" not in done.stdout
