@@ -38,8 +38,9 @@ ImageLike: TypeAlias = "str | PathLike[str] | Image.Image | Tensor"
 def load(path: str | PathLike[str], *, device: str = "auto", image_size: int | None = None) -> Model:
     """Load a trained model, ready to encode, on ``device`` (a torch device; "auto" = a GPU where there is one).
 
-    path: a ``.safetensors`` file that training or ``filip export`` wrote, FILIP or its CLIP baseline; or
-    ``open_clip:ARCHITECTURE:WEIGHTS``. image_size: side of the input in pixels, if it is to differ from the training's.
+    path: "emoji", the model that comes with the package; a ``.safetensors`` file that training or ``filip export``
+    wrote, FILIP or its CLIP baseline; or ``open_clip:ARCHITECTURE:WEIGHTS``.
+    image_size: side of the input in pixels, if it is to differ from the training's.
     Raises UserError if the model or device does not exist, or the image size is not a multiple of the model's patches.
     """
     if not isinstance(path, str | PathLike):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from filip.eval.encoders import Encoder, FilipEncoder
 from filip.explore.packing import base64_of
+from filip.models.taught import taught
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import BOS, EOS, MERGES, tokenize
 
@@ -50,7 +51,7 @@ def own_model(encoder: Encoder) -> DualEncoder:
 
 
 def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
-    """Return the text tower. texts: captions whose tokens are kept whatever :func:`taught` says of them."""
+    """Return the text tower. texts: captions whose tokens are kept whatever :mod:`filip.models.taught` says of them."""
     model = own_model(encoder)
     tower: Any = model.text  # the parts of its blocks are tensors or modules to mypy
     config = model.config
@@ -77,24 +78,6 @@ def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
         "rows": base64_of(tokens.numpy().astype(np.uint16)),
         "tensors": _stored(tensors),
     }
-
-
-def taught(embedding: Tensor) -> Tensor:
-    """Return bool ``[tokens]``: which rows of a token embedding differ from what they were initialised with.
-
-    Most tokens of CLIP's vocabulary never occur in a small training, and an optimiser scales their rows at most, all by
-    one factor (weight decay). So they are still draws from one normal distribution, whose norms spread by
-    1 / sqrt(2 width) of their mean; a row that has been trained lies outside. If most rows are not alike in this way,
-    as in a model trained on everything, all count as taught.
-    """
-    norms = embedding.detach().float().norm(dim=1)
-    spread = (2 * embedding.shape[1]) ** -0.5
-    distance = (norms / norms.median().clamp(min=1e-12) - 1).abs()
-    alike = distance < 4.5 * spread
-    measured = float(distance[alike].square().mean().sqrt())
-    if alike.float().mean() < 0.5 or not 0.7 * spread < measured < 1.4 * spread:
-        return torch.ones(len(norms), dtype=torch.bool)
-    return ~alike
 
 
 def image_tower(encoder: Encoder) -> tuple[dict[str, Any], dict[str, Any] | None]:

@@ -29,7 +29,9 @@ class Export:
         MISSING,
         "a .safetensors file that training wrote, a run folder (its newest state), or one checkpoint folder",
     )
-    out: str = option(MISSING, "what to write: a file (safetensors), else a folder that does not exist yet")
+    out: str = option(
+        MISSING, "what to write: a file (safetensors, compact), else a folder that does not exist yet"
+    )
     to: str = option("safetensors", f"format: {', '.join(FORMATS)}", choices=tuple(FORMATS))
     variants: list[str] = option(
         [], f"with to=onnx: smaller graphs in addition to the float32 ones: {', '.join(VARIANTS)}"

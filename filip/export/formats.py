@@ -9,7 +9,7 @@ from filip.export.hf_folder import write_hf
 from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
-from filip.export.safetensors_file import write_safetensors
+from filip.export.safetensors_file import write_compact, write_safetensors
 from filip.runs.source import Source
 
 
@@ -27,6 +27,7 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(write_safetensors, "file"),
+    "compact": Format(write_compact, "file"),
     "hf": Format(write_hf),
     "mv": Format(write_multi_vector),
     "onnx": Format(write_onnx),

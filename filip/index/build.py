@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.fit import FITS
@@ -108,6 +109,7 @@ def update(index: Index, scorer: Scorer, pictures: SetPictures, batch_size: int,
 
 def weights_of(model: str) -> str:
     """Return the SHA-256 of a model's file, or of the files of weights in a model's folder; else the name itself."""
+    model = resources.weights(model)
     if Path(model).is_dir():
         return digest([sha256_of(file) for file in sorted(Path(model).iterdir()) if file.suffix in _WEIGHTS])
     return sha256_of(model) if Path(model).is_file() else model

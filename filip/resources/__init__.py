@@ -36,6 +36,7 @@ KINDS = {
     "published": Kind("file of published numbers", "eval", include="published*"),
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
+WEIGHTS = ("emoji",)  # models that come with the package; NAME.md beside the file is its card
 _LISTED = 12  # names in a message; of more it says where they lie
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -86,6 +87,11 @@ def shipped(folder: str) -> Path:
     """``data``, ``eval`` or ``ds_configs`` as the package has it: inside a wheel, or at the top of a checkout."""
     inside = _PACKAGE / folder
     return inside if inside.is_dir() else _CHECKOUT / folder
+
+
+def weights(model: str) -> str:
+    """Return the file of a model that comes with the package, if it is the name of one; else ``model`` itself."""
+    return str(_PACKAGE / f"{model}.safetensors") if model in WEIGHTS and not Path(model).exists() else model
 
 
 def _candidates(kind: Kind, name: Path) -> Iterator[Path]:

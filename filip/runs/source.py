@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from filip import resources
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.models import DualEncoder, build_model, config_from_dict, load_model, read_extra
@@ -36,7 +37,7 @@ def read_source(path: str) -> Source:
     A run folder stands for the weights of the finished run, or else for its newest intact checkpoint.
     Raises UserError if there is none.
     """
-    place = Path(path)
+    place = Path(resources.weights(path))
     if place.is_file():
         return _of_file(place)
     if (place / STATE).is_file():

@@ -19,6 +19,7 @@ from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
 from filip.eval.fit import FITS
 from filip.eval.scorer import Scorer, load_scorer
+from filip.eval.text_tokens import CHOICES
 from filip.files import nothing_at, write_json
 from filip.index.build import Build, up_to_date, weights_of
 from filip.index.store import Index
@@ -47,6 +48,11 @@ class Search:
         f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)",
     )
     tokens: bool = option(False, "score a pooled model token-wise, so that words have places")
+    text_tokens: str = option(
+        "content",
+        "tokens that count: content = of words that name something, without_ends, all",
+        choices=CHOICES,
+    )
     fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=FITS)
     index: str | None = option(
         None, "where the index of a folder is kept (default: in the user's cache)", writes="folder"
@@ -65,8 +71,8 @@ def main(config: Search) -> None:
         index, scorer = _opened(config)
     else:
         index, scorer = _of_folder(config)
-    query = query_of(scorer, config.text)
-    ranking = rank(index, scorer, query, config.without)
+    query = query_of(scorer, config.text, config.text_tokens)
+    ranking = rank(index, scorer, query, config.without, config.text_tokens)
     hits = [
         hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least
     ]

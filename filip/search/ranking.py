@@ -51,11 +51,14 @@ class Ranking:
         )
 
 
-def query_of(scorer: Scorer, text: str) -> Texts:
-    """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words."""
+def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
+    """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words.
+
+    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`.
+    """
     file = Path(text)
     if not is_picture(text):
-        return scorer.encode_texts([text]).to("cpu")
+        return _counting(scorer, text, tokens)
     try:
         image = read_image(file.read_bytes(), max_bytes=None)
     except OSError as error:
@@ -76,7 +79,14 @@ def is_picture(text: str) -> bool:
         return False
 
 
-def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = ()) -> Ranking:
+def _counting(scorer: Scorer, text: str, tokens: str) -> Texts:
+    encoded = scorer.encode_texts([text]).to("cpu")
+    return scorer.with_tokens([text], encoded, tokens) if scorer.token_wise else encoded
+
+
+def rank(
+    index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = (), tokens: str = "content"
+) -> Ranking:
     """Rank all pictures of an index.
 
     A picture in which a text of ``without`` stands out (is above the mean of all pictures) loses as many standard
@@ -85,9 +95,8 @@ def rank(index: Index, scorer: Scorer, query: Texts, without: Sequence[str] = ()
     scores = index.scores(scorer, query)
     distance = _standard(scores)
     for text in without:
-        distance = distance - _standard(index.scores(scorer, scorer.encode_texts([text]).to("cpu"))).clamp(
-            min=0
-        )
+        unwanted = _standard(index.scores(scorer, _counting(scorer, text, tokens)))
+        distance = distance - unwanted.clamp(min=0)
     places = sorted(range(len(scores)), key=lambda n: (-float(distance[n]), index.paths[n]))
     hits = [Ranked(index.paths[n], float(scores[n]), float(distance[n])) for n in places]
     return Ranking(hits, _surprising(len(hits)))

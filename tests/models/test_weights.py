@@ -24,6 +24,8 @@ from filip.models import (
     read_extra,
     save_model,
 )
+from filip.models.taught import taught
+from filip.models.weights import save_compact
 from filip.tokenizer import tokenize
 
 
@@ -108,3 +110,28 @@ def test_unknown_keys_and_presets_are_named() -> None:
         config_from_dict({"image": {"widht": 3}})
     with pytest.raises(UserError, match=r"'huge'.*base"):
         load_preset("huge")
+
+
+def test_a_compact_file_leaves_out_what_no_training_has_touched(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model = build_model(load_preset("tiny")).eval()
+    seen, lengths = tokenize(["a red cat", "two zeppelins"])
+    with torch.no_grad():
+        model.text.token_embedding.weight *= 0.7  # weight decay
+        model.text.token_embedding.weight[seen.unique()] *= 3
+    save_model(tmp_path / "whole.safetensors", model)
+    save_compact(tmp_path / "compact.safetensors", model, {"run": "r"})
+    whole, compact = (tmp_path / f"{name}.safetensors" for name in ("whole", "compact"))
+    assert compact.stat().st_size < whole.stat().st_size / 3
+    loaded = load_model(compact)
+    assert read_extra(compact) == {"run": "r"} and loaded.text.token_embedding.weight.dtype == torch.float32
+    rows = loaded.text.token_embedding.weight.abs().sum(1).nonzero()[:, 0]
+    assert set(seen.unique().tolist()) <= set(rows.tolist()) and len(rows) < 30, (
+        "and next to nothing else has a value"
+    )
+    assert torch.equal(taught(loaded.text.token_embedding.weight).nonzero()[:, 0], rows)
+    with torch.no_grad():
+        expected = model.encode_text(seen, lengths).tokens
+        torch.testing.assert_close(loaded.encode_text(seen, lengths).tokens, expected, atol=2e-3, rtol=0)
+    norms = torch.rand(100, 1) + 0.2
+    assert taught(norms * torch.randn(100, 64)).all(), "rows that are not alike have all been trained"

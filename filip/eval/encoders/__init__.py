@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 
+from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError
 from filip.eval.fit import FITS, Padded
@@ -129,7 +130,9 @@ BACKENDS = {
     ),
 }
 OWN_PROJECTIONS = "of every patch and word, by the pooled model's own projections"
-FORMS = "a .safetensors file, a run folder, a checkpoint, " + ", ".join(b.form for b in BACKENDS.values())
+FORMS = "emoji (it comes with the package), a .safetensors file, a run folder, a checkpoint, " + ", ".join(
+    b.form for b in BACKENDS.values()
+)
 
 
 def load_encoder(
@@ -165,6 +168,7 @@ def load_encoder(
 
 
 def _load(model: str, loading: Loading) -> Encoder:
+    model = resources.weights(model)
     prefix, colon, name = model.partition(":")
     if colon and prefix in BACKENDS:
         if not name:
