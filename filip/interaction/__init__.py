@@ -8,7 +8,7 @@ beyond the memory, and the scorer for evaluation. The package imports nothing el
 with its flops and bytes for the paper's setting: docs/interaction_cost.md, ``python -m filip.interaction.cost``.
 """
 
-from filip.interaction.blockwise import Blockwise, smooth_maximum, top_k_mean
+from filip.interaction.blockwise import Blockwise, smooth_maximum, softmax_mean, top_k_mean
 from filip.interaction.collectives import use_host_group
 from filip.interaction.dispatch import late_interaction, late_interaction_padded
 from filip.interaction.distributed import (
@@ -59,6 +59,7 @@ __all__ = [
     "select_tokens",
     "sigmoid_loss",
     "smooth_maximum",
+    "softmax_mean",
     "straight_through",
     "take_tokens",
     "token_scores",

@@ -95,8 +95,7 @@ def smooth_maximum(temperature: float) -> Score:
     (towards 0), so that every token gets a gradient. The mean instead of the sum inside the logarithm keeps a long
     caption from scoring log(n) * temperature higher.
     """
-    if not (math.isfinite(temperature) and temperature > 0):
-        raise ValueError(f"temperature must be positive, got {temperature}")
+    _check_temperature(temperature)
 
     def maximum(similarity: Tensor, dim: int) -> Tensor:
         total = torch.logsumexp(similarity / temperature, dim=dim)
@@ -114,6 +113,25 @@ def top_k_mean(k: int) -> Score:
         return similarity.topk(min(k, similarity.shape[dim]), dim=dim).values.mean(dim=dim)
 
     return functools.partial(_token_wise, maximum)
+
+
+def softmax_mean(temperature: float) -> Score:
+    """Make the mean of the similarities weighted by their softmax, ``sum_r softmax(s / temperature)_r s_r``.
+
+    Like the smooth maximum it lies between the mean and the maximum, but it falls where a similarity that is small
+    enough rises. Suresh et al., "Spike Hijacking in Late-Interaction Retrieval" (2026), compare it with the maximum.
+    """
+    _check_temperature(temperature)
+
+    def maximum(similarity: Tensor, dim: int) -> Tensor:
+        return (torch.softmax(similarity / temperature, dim=dim) * similarity).sum(dim=dim)
+
+    return functools.partial(_token_wise, maximum)
+
+
+def _check_temperature(temperature: float) -> None:
+    if not (math.isfinite(temperature) and temperature > 0):
+        raise ValueError(f"temperature must be positive, got {temperature}")
 
 
 def _token_wise(

@@ -194,10 +194,11 @@ class TrainConfig:
     )
     token_maximum: str = option(
         "hard",
-        "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; top_k = "
-        "mean of the token_top_k largest. Both are slower and for training only: evaluation takes the largest",
+        "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; softmax = "
+        "mean weighted by a softmax of that temperature; top_k = mean of the token_top_k largest. They are slower and "
+        "for training only: evaluation takes the largest",
     )
-    token_temperature: float = option(0.05, "of token_maximum=smooth; towards 0 it is the maximum")
+    token_temperature: float = option(0.05, "of token_maximum=smooth or softmax; towards 0 it is the maximum")
     token_temperature_schedule: str | None = option(
         None,
         "instead of one token_temperature for the whole run: 'linear from A to B in steps F to L', cosine or switch; "
@@ -240,7 +241,7 @@ class TrainConfig:
         _choice("backend", self.backend, backend_names())
         _choice("token_score", self.token_score, SCORES)
         _check_keeping(self)
-        _choice("token_maximum", self.token_maximum, ("hard", "smooth", "top_k"))
+        _choice("token_maximum", self.token_maximum, ("hard", "smooth", "softmax", "top_k"))
         _check_annealing(self)
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:

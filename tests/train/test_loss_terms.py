@@ -110,6 +110,7 @@ MAXIMA: dict[str, tuple[dict[str, Any], Maximum]] = {
         {"token_temperature": 0.2},
         lambda s: 0.2 * torch.log(torch.exp(s / 0.2).mean(dim=-1)),
     ),
+    "softmax": ({"token_temperature": 0.2}, lambda s: ((s / 0.2).softmax(dim=-1) * s).sum(dim=-1)),
     "top_k": ({"token_top_k": 3}, lambda s: s.sort(dim=-1, descending=True).values[..., :3].mean(dim=-1)),
 }
 

@@ -5,8 +5,8 @@
 and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
 place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
-the maximum itself; or ``top_k``, the mean of the ``token_top_k`` largest. Neither is in the paper; evaluation uses the
-maximum.
+the maximum itself; ``softmax``, the mean weighted by a softmax; or ``top_k``, the mean of the ``token_top_k`` largest.
+None is in the paper; evaluation uses the maximum.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from filip.citations import FILIP
 from filip.interaction import (
     Blockwise,
     Similarity,
@@ -25,6 +26,7 @@ from filip.interaction import (
     TokenScorers,
     choose_tokens,
     distributed_late_interaction,
+    softmax_mean,
     take_tokens,
     top_k_mean,
 )
@@ -102,6 +104,8 @@ def backend(settings: LossSettings, temperature: float) -> str | Backend:
     """Return the backend that takes the maximum, or what takes its place; a ``temperature`` of 0 is the maximum."""
     if settings.token_maximum == "smooth" and temperature > 0:
         return SmoothMaximum(temperature)
+    if settings.token_maximum == "softmax":
+        return Blockwise(softmax_mean(temperature))
     if settings.token_maximum == "top_k":
         return Blockwise(top_k_mean(settings.token_top_k))
     return settings.backend
@@ -140,4 +144,12 @@ def memory(shape: BatchShape) -> float:
     return tokens + fused(shape.setting, shape.exchange).memory
 
 
-TOKEN_WISE = Term(compute, "tokens", math.log, memory, "token-wise maximum similarity", exchanged=("tokens",))
+TOKEN_WISE = Term(
+    compute,
+    "tokens",
+    math.log,
+    memory,
+    "token-wise maximum similarity",
+    exchanged=("tokens",),
+    citation=(FILIP,),
+)
