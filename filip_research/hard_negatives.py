@@ -74,4 +74,5 @@ HARD_NEGATIVES = Term(
     "token-wise similarity with a margin for similar captions",
     exchanged=("tokens", "vectors"),
     settings=Margin,
+    citation=("HN-CLIP: Which negatives matter? Ask your text encoder, 2026",),
 )

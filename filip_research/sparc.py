@@ -27,6 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip import citations
 from filip.interaction.packing import accumulation_dtype
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, sum_of
 
@@ -93,4 +94,11 @@ def memory(shape: BatchShape) -> float:
     return tokens + shape.pairs * shape.words * (8 * shape.patches + 6 * shape.words) * 4
 
 
-SPARC = Term(compute, "tokens", chance, memory, "words and what they gather from their own image")
+SPARC = Term(
+    compute,
+    "tokens",
+    chance,
+    memory,
+    "words and what they gather from their own image",
+    citation=(citations.SPARC,),
+)

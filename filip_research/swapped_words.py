@@ -17,6 +17,7 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip import citations
 from filip.errors import UserError
 from filip.models import TextFeatures
 from filip.models.dual_encoder import without_ends
@@ -96,4 +97,9 @@ SWAPPED_WORDS = Term(
     exchanged=("tokens",),
     check=check,
     captions=with_noun_exchanged,
+    citation=(
+        citations.BAGS_OF_WORDS,
+        "Zhang et al., Contrasting Intra-Modal and Ranking Cross-Modal Hard Negatives to Enhance Visio-Linguistic "
+        "Compositional Understanding, CVPR 2024 (arXiv 2306.08832)",
+    ),
 )

@@ -110,4 +110,8 @@ TEXT_CONDITIONED = Term(
     "sigmoid of captions and what they attend to",
     initial,
     exchanged=("vectors",),
+    citation=(
+        "Xiao et al., FLAIR: VLM with Fine-grained Language-informed Image Representations, CVPR 2025 "
+        "(arXiv 2412.03561)",
+    ),
 )

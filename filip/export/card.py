@@ -10,6 +10,7 @@ import filip
 from filip.runs.source import Source
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import NOT_LEARNING, flat
+from filip.train.losses import TERMS, resolve_weights
 
 
 def model_card(source: Source, library: str, use: str) -> str:
@@ -52,11 +53,21 @@ def model_card(source: Source, library: str, use: str) -> str:
         "",
         *_data(result),
         *_recipe(result),
+        *_citations(result, config.interaction),
     ]
     if source.tables:
         parts += ["## Results", "", "Tables of the study that this model belongs to.", ""]
         parts += [part for table in source.tables.values() for part in (table.strip(), "")]
     return "\n".join(parts).rstrip() + "\n"
+
+
+def _citations(result: dict[str, Any], interaction: str) -> list[str]:
+    """Return the papers of what the model compares by, and of the terms of its loss."""
+    loss = result.get("config", {}).get("loss", {})
+    known = {name: value for name, value in loss.items() if name in TERMS}
+    trained = resolve_weights(known, interaction) if known else {}
+    papers = [paper for name in (interaction, *trained) for paper in TERMS[name].citation]
+    return ["## Citations", "", *(f"- {paper}" for paper in dict.fromkeys(papers)), ""]
 
 
 def _data(result: dict[str, Any]) -> list[str]:

@@ -165,6 +165,13 @@ def test_a_vocabulary_without_a_tokenizer_is_refused(saved: Callable[..., str], 
         export(Export(model=file, out=str(tmp_path / "out"), to="hf"))
 
 
+def test_learned_queries_are_refused(saved: Callable[..., str], tmp_path: Path) -> None:
+    file = saved(lambda config: setattr(config, "pooling", "queries"))
+    for to in ("hf", "mv", "onnx"):
+        with pytest.raises(UserError, match=r"model\.pooling=queries.*to=safetensors holds it"):
+            export(Export(model=file, out=str(tmp_path / to), to=to))
+
+
 def test_a_table_that_no_file_holds_is_refused(saved: Callable[..., str]) -> None:
     model = load_model(saved())
     refuse_computed_tables(model, "hf")
@@ -178,6 +185,7 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
     config = {
         "run": "squares",
         "optimizer": {"name": "adamw", "base_lr": 0.5},
+        "loss": {"token_wise": 1.0, "pooled": 0.0, "sparc": 0.5, "of another package": 1.0},
         "data": {"sources": [{"shards": "results/cc3m/shards", "weight": 2.0}]},
     }
     result = {"run": "squares", "config": config, "steps": 12, "pairs": 3456, "epochs": 1.5, "commit": "abc"}
@@ -193,5 +201,8 @@ def test_the_card_tells_of_the_training_beside_the_weights(saved: Callable[..., 
         "| `optimizer.base_lr` | 0.5 |",
         "commit abc",
         "| CIFAR-10 |",
+        "arXiv 2111.07783",
+        "arXiv 2401.09865",
     ):
         assert part in card, part
+    assert "arXiv 2103.00020" not in card  # CLIP's loss had no weight

@@ -75,7 +75,7 @@ class Protocol:
     is among the numbers. note: one line on what is measured. prepare: reads what a card needs, such as its prompts, so
     that a mistake is known before a model is loaded. settle: fills in settings that depend on the model. on_request:
     only where ``protocols=`` names it. in_parts: goes through images in batches that several jobs can share
-    (``shard=``).
+    (``shard=``). citation: the papers that it comes from, for docs/related.md.
     """
 
     title: str
@@ -90,6 +90,7 @@ class Protocol:
     on_request: bool = False
     in_parts: bool = False
     reads_prompts: bool = False
+    citation: tuple[str, ...] = ()
 
     def measured(self, numbers: Numbers) -> list[Measured]:
         """Return the columns that a benchmark's numbers fill, in order."""

@@ -14,6 +14,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from filip import citations
 from filip.command import option
 from filip.eval.cards import KINDS, BenchmarkCard, match_classes
 from filip.eval.context import Context
@@ -96,4 +97,5 @@ PROTOCOL = Protocol(
     size="pointing.n",
     on_request=True,
     reads_prompts=True,
+    citation=(citations.FILIP, citations.EXCITATION_BACKPROP),
 )

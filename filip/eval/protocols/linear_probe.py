@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
@@ -127,4 +128,5 @@ PROTOCOL = Protocol(
     note="A logistic regression on the mean patch token of the frozen encoder.",
     on_request=True,  # it trains
     in_parts=True,
+    citation=(citations.CLIP, citations.FILIP),
 )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
@@ -73,4 +74,5 @@ PROTOCOL = Protocol(
         Column("among things", "among_things.value", "among_things.chance", "among_things.ci95"),
     ),
     note="The patch most similar to any token of a name belongs to the thing of that name.",
+    citation=(citations.EXCITATION_BACKPROP,),
 )

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
@@ -220,4 +221,5 @@ PROTOCOL = Protocol(
     note="Each patch takes its best class, each pixel the class of its patch: mean intersection over union.",
     prepare=prompts_of,
     reads_prompts=True,
+    citation=(citations.SPARC,),
 )

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from filip import citations
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
@@ -190,4 +191,5 @@ PROTOCOL = Protocol(
     ),
     note="The true caption has the highest similarity to its image.",
     in_parts=True,
+    citation=(citations.WINOGROUND, citations.BAGS_OF_WORDS, citations.HALF_TRUTHS),
 )

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from filip import citations
 from filip.command import option
 from filip.errors import UserError
 from filip.eval.cards import BenchmarkCard, match_classes
@@ -122,4 +123,5 @@ PROTOCOL = Protocol(
     settle=settle,
     in_parts=True,
     reads_prompts=True,
+    citation=(citations.CLIP, citations.FILIP),
 )

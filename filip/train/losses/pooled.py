@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
+from filip.citations import CLIP
 from filip.interaction import distributed_pooled_similarity
 from filip.interaction.cost import clip
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
@@ -24,4 +25,12 @@ def memory(shape: BatchShape) -> float:
     return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
 
 
-POOLED = Term(compute, "vectors", math.log, memory, "cosine of [CLS] and [EOS]", exchanged=("vectors",))
+POOLED = Term(
+    compute,
+    "vectors",
+    math.log,
+    memory,
+    "cosine of [CLS] and [EOS]",
+    exchanged=("vectors",),
+    citation=(CLIP,),
+)

@@ -15,6 +15,7 @@ import math
 import torch
 from torch import Tensor
 
+from filip.citations import FILIP, SIGLIP
 from filip.interaction import distributed_sigmoid_loss, sigmoid_loss
 from filip.train.losses import token_wise
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
@@ -83,6 +84,7 @@ SIGMOID = Term(
     "sigmoid of the cosine of [CLS] and [EOS]",
     lambda dim: {"sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     exchanged=("vectors",),
+    citation=(SIGLIP,),
 )
 TOKEN_WISE_SIGMOID = Term(
     compute_token_wise,
@@ -92,4 +94,5 @@ TOKEN_WISE_SIGMOID = Term(
     "sigmoid of the token-wise maximum similarity",
     lambda dim: {"token_wise_sigmoid_bias": torch.tensor([INITIAL_BIAS])},
     exchanged=("tokens",),
+    citation=(SIGLIP, FILIP),
 )

@@ -168,6 +168,7 @@ class Term:
     captions   further captions, one or none for each pair, which the text tower encodes with those of the batch: from
                the loader's batch and a key that decides every random choice, ids [b, n] and lengths [b], 0 for none.
                ``compute`` finds their tokens in ``batch.encoded.further``. One term of a loss may have them
+    citation   the papers that it comes from, for docs/related.md and the cards of models that it trained
     """
 
     compute: Callable[[LossInput], TermOutput]
@@ -180,6 +181,7 @@ class Term:
     settings: type | None = None
     check: Callable[[LossSettings], None] = no_conditions
     captions: Callable[[Mapping[str, Any], str], tuple[Tensor, Tensor]] | None = None
+    citation: tuple[str, ...] = ()
 
 
 def transport_dtype(settings: LossSettings) -> torch.dtype | None:
