@@ -46,7 +46,7 @@ export FILIP_NATIVE_ISA := avx2
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-dev lock demo run study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
+.PHONY: help setup setup-dev lock demo run speedrun study-exists test test-quick gpu-check lint docs clean clean-results dry-run tensorboard \
         snakemake-report
 
 help:  ## list the targets
@@ -75,6 +75,10 @@ run: study-exists setup  ## run any study: make run STUDY=own_images
 	@test ! -f $(RESULTS)/explore.html || echo "explorer     $(RESULTS)/explore.html   (which word looks at which patch: open it in a browser)"
 	@echo "tables       $(RESULTS)/tables/"
 	@echo "TensorBoard  $(RESULTS)/runs   (look at it with: make tensorboard)"
+
+speedrun: setup-dev  ## the demo's scenes, half of them found in the least processor time: records/README.md. OUT=records/… keeps the log
+	@$(SNAKEMAKE) --quiet all -- results/demo/data/demo/manifest.json
+	@OMP_NUM_THREADS=1 $(VENV)/bin/python -m bench.speedrun $(if $(OUT),out=$(OUT))
 
 study-exists:
 	@if [ ! -f "workflow/config/$(STUDY).yaml" ]; then \

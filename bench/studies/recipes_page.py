@@ -1,4 +1,4 @@
-"""The two tables of docs/recipes.md, from the results of the study demo_recipes.
+"""The two tables of terms in docs/token_wise.md, from the results of the study demo_recipes.
 
     make run STUDY=demo_recipes SEEDS=3
     python -m bench.studies.recipes_page
@@ -39,7 +39,7 @@ HEADS = {  # columns of the table "recipes", and the page's names for them
 @dataclass
 class RecipesPage:
     results: str = option("results/demo_recipes", "results of the study")
-    page: str = option("docs/recipes.md", "file with the two marks, rewritten in place")
+    page: str = option("docs/token_wise.md", "file with the two marks, rewritten in place")
 
 
 def main(config: RecipesPage) -> None:

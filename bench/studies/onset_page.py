@@ -1,0 +1,172 @@
+"""Table and figure of the study "onset": from records/onset into docs/token_wise.md and docs/images/onset.svg."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from scipy.special import stdtrit
+
+from filip.errors import UserError
+from filip.files import replacing
+from filip.report.plots import INK, MUTED, grid
+from filip.report.readme import put_between_marks
+
+PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/onset.svg")
+MARKS = ("<!-- onset:begin -->", "<!-- onset:end -->")
+SEARCH = (100, 101)  # seeds that choose a rate and are not reported
+PASSES = 20.0  # percent
+COLOURS = {
+    "hard": INK,
+    "smooth 0.05": "#b4603f",
+    "top 2": "#4a6b8a",
+    "annealed": "#7a9a3a",
+    "softmax 0.05": "#8a5fa0",
+}
+
+Point = dict[str, Any]
+
+
+@dataclass
+class Curves:
+    """The trainings of a row at its rate: the points of each seed, in the order of steps."""
+
+    row: str
+    rate: str
+    searched: list[str]  # the rates that were tried
+    seeds: list[list[Point]]
+
+
+def write_page(folder: Path) -> None:
+    """Write the table between the marks of the page, and the figure."""
+    rows = read(folder)
+    if not rows:
+        raise UserError(f"{folder} holds no training yet: python -m bench.studies.onset")
+    block = table(rows)
+    text = put_between_marks(PAGE.read_text(encoding="utf-8"), block, str(PAGE), MARKS)
+    with replacing(PAGE) as part:
+        part.write_text(text, encoding="utf-8")
+    draw(rows)
+    print(block)
+
+
+def read(folder: Path) -> list[Curves]:
+    """Return the reported trainings of each row at the rate that its search chose, hard first."""
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
+    rows = []
+    for row in dict.fromkeys(one["row"] for one in found):
+        own = [one for one in found if one["row"] == row]
+        searched = sorted({one["rate"] for one in own if one["seed"] in SEARCH}, key=float)
+        rate = max(searched, key=lambda r: _searched(own, r)) if searched else own[0]["rate"]
+        seeds = [one["points"] for one in own if one["rate"] == rate and one["seed"] not in SEARCH]
+        if seeds:
+            rows.append(Curves(row, rate, searched, seeds))
+    return sorted(rows, key=lambda one: (one.row != "hard", one.row))
+
+
+def _searched(own: list[dict[str, Any]], rate: str) -> float:
+    return fmean(
+        mean_recall(one["points"][-1]) for one in own if one["rate"] == rate and one["seed"] in SEARCH
+    )
+
+
+def mean_recall(point: Point, by: str = "hard") -> float:
+    """Return the mean of both directions at a point, in percent."""
+    return fmean(point[by].values())
+
+
+def passing(points: list[Point], along: str) -> float:
+    """Return at how many steps or seconds the recall passes PASSES, between two measurements linearly; inf: never."""
+    before = {along: 0.0, "recall": 0.0}
+    for point in points:
+        here = {along: float(point[along]), "recall": mean_recall(point)}
+        if here["recall"] >= PASSES:
+            share = (PASSES - before["recall"]) / (here["recall"] - before["recall"])
+            return before[along] + share * (here[along] - before[along])
+        before = here
+    return math.inf
+
+
+def at_seconds(points: list[Point], seconds: float) -> float:
+    """Return the recall after so many processor seconds, between two measurements linearly; NaN beyond the last."""
+    before = (0.0, 0.0)
+    for point in points:
+        here = (float(point["seconds"]), mean_recall(point))
+        if here[0] >= seconds:
+            return before[1] + (seconds - before[0]) / (here[0] - before[0]) * (here[1] - before[1])
+        before = here
+    return math.nan
+
+
+def table(rows: list[Curves]) -> str:
+    """Return the Markdown table: a row for each maximum."""
+    equal = min(min(points[-1]["seconds"] for points in one.seeds) for one in rows)
+    steps = rows[0].seeds[0][-1]["step"]
+    columns: list[tuple[str, Callable[[list[Point]], float]]] = [
+        (f"step at {PASSES:.0f} %", lambda p: passing(p, "step")),
+        (f"CPU seconds at {PASSES:.0f} %", lambda p: passing(p, "seconds")),
+        (f"R@1 after {equal:.0f} CPU seconds", lambda p: at_seconds(p, equal)),
+        (f"R@1 after {steps} steps", lambda p: mean_recall(p[-1])),
+        ("the same, scored smooth", lambda p: mean_recall(p[-1], "smooth")),
+        ("CPU seconds", lambda p: p[-1]["seconds"]),
+        ("Gini of patches", lambda p: 100 * p[-1]["gini"]["patches"]),
+    ]
+    head = ["maximum in training", "rate", "seeds", *(title for title, _ in columns)]
+    lines = [f"| {' | '.join(head)} |", f"| --- | --- | ---: {'| ---: ' * len(columns)}|"]
+    for one in rows:
+        rate = (
+            f"{one.rate} of {', '.join(one.searched)}"
+            if len(one.searched) > 1
+            else f"{one.rate}, not searched"
+        )
+        cells = [with_interval([value(points) for points in one.seeds]) for _, value in columns]
+        lines.append(f"| {one.row} | {rate} | {len(one.seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def with_interval(values: Iterable[float]) -> str:
+    """Return the mean with half the width of its 95 % interval (Student's t); – if a training has no value."""
+    found = list(values)
+    if not all(math.isfinite(value) for value in found):
+        reached = sum(math.isfinite(value) for value in found)
+        return f"{reached} of {len(found)}"
+    if len(found) < 3:
+        return f"{fmean(found):.1f}"
+    half = float(stdtrit(len(found) - 1, 0.975)) * stdev(found) / math.sqrt(len(found))
+    return f"{fmean(found):.1f} ±{half:.1f}"
+
+
+def draw(rows: list[Curves]) -> None:
+    """Draw recall against steps and against processor seconds: the mean of the seeds, and each of them faintly."""
+    figure, axes = grid(1, 2, 11, 4.2)
+    for axis, along, label in zip(
+        axes, ("step", "seconds"), ("steps of 128 pairs", "CPU seconds"), strict=True
+    ):
+        for one in rows:
+            colour = COLOURS.get(one.row, MUTED)
+            for points in one.seeds:
+                axis.plot(
+                    [p[along] for p in points],
+                    [mean_recall(p) for p in points],
+                    color=colour,
+                    lw=0.6,
+                    alpha=0.3,
+                )
+            together = list(zip(*one.seeds, strict=False))
+            xs = [fmean(p[along] for p in points) for points in together]
+            ys = [fmean(mean_recall(p) for p in points) for points in together]
+            axis.plot(xs, ys, color=colour, lw=1.8, label=one.row)
+            axis.annotate(
+                one.row, (xs[-1], ys[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=8
+            )
+        axis.axhline(PASSES, color=MUTED, lw=0.6, ls=":")
+        axis.set(xlabel=label, ylim=(0, None), xlim=(0, None))
+        axis.grid(axis="y")
+    axes[0].set_title("R@1 in %, mean of both directions, by the maximum")
+    with replacing(FIGURE) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})

@@ -1,0 +1,88 @@
+"""The speedrun's verdict, and what the study of the onset makes of its curves."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from scipy import stats
+
+from bench.speedrun import Place, chance_that_below, configure, recall
+from bench.studies.canary import ROWS as CANARIES
+from bench.studies.canary import scaled_down
+from bench.studies.onset import ROWS, gini
+from bench.studies.onset_page import at_seconds, passing, read, table
+from filip.interaction import Similarity
+
+
+def test_a_goal_is_reached_by_a_one_sided_t_test() -> None:
+    values = [51.0, 53.5, 52.0, 50.5, 54.0]
+    expected = stats.ttest_1samp(values, 50, alternative="greater").pvalue
+    assert chance_that_below(values, 50) == pytest.approx(expected)
+    assert chance_that_below([49.0, 50.0, 48.0], 50) > 0.5
+    assert math.isnan(chance_that_below([60.0], 50))
+
+
+def test_recall_ranks_texts_by_one_similarity_and_images_by_the_other() -> None:
+    i2t = torch.tensor([[0.9, 0.1, 0.0], [0.8, 0.2, 0.1], [0.0, 0.1, 0.5]])
+    t2i = torch.tensor([[0.9, 0.0, 0.0], [0.1, 0.9, 0.0], [0.0, 0.1, 0.5]])
+    found = recall(Similarity(i2t, t2i))
+    assert found == {"i2t": pytest.approx(200 / 3), "t2i": 100.0}
+
+
+def test_the_gini_coefficient_of_equal_amounts_is_0_and_of_one_that_has_all_1_less_its_share() -> None:
+    found = gini(torch.tensor([[2.0, 2, 2, 2], [0, 0, 5, 0], [0, 0, 0, 0], [1, 3, 0, 0]]))
+    pairs = sum(abs(a - b) for a in (1, 3, 0, 0) for b in (1, 3, 0, 0)) / (2 * 16 * 1)
+    assert found.tolist() == pytest.approx([0, 0.75, 0, pairs])
+
+
+def test_the_schedules_of_the_studies_rows_are_settings_of_a_training() -> None:
+    for settings in (ROWS["annealed"], CANARIES["a quarter from step 200, slow temperature"]):
+        configure(Place(), "demo_speedrun", settings).check()
+
+
+def test_the_canary_has_the_papers_peak_rate() -> None:
+    config = configure(Place(), "demo_speedrun", scaled_down("base"))
+    assert config.optimizer.name == "lamb" and config.model.init_temperature == 0.07
+    assert config.optimizer.base_lr * math.sqrt(128 / 512) == pytest.approx(
+        2e-3 * math.sqrt(40960 / 512), rel=1e-3
+    )
+
+
+def points(*recalls: float) -> list[dict]:
+    return [
+        {
+            "step": 50 * (i + 1),
+            "seconds": 5.0 * (i + 1),
+            "hard": {"i2t": value - 1, "t2i": value + 1},
+            "smooth": {"i2t": value, "t2i": value},
+            "gini": {"patches": 0.5, "words": 0.6},
+        }
+        for i, value in enumerate(recalls)
+    ]
+
+
+def test_a_curve_is_read_between_its_measurements() -> None:
+    curve = points(10, 30, 40)
+    assert passing(curve, "step") == 75 and passing(curve, "seconds") == 7.5
+    assert passing(points(1, 2), "step") == math.inf
+    assert at_seconds(curve, 12.5) == 35 and math.isnan(at_seconds(curve, 16))
+
+
+def test_the_rate_of_a_row_is_that_of_its_search_and_the_searchs_seeds_are_not_reported(
+    tmp_path: Path,
+) -> None:
+    for row, rate, seed, end in [
+        ("hard", "2e-3", 100, 30), ("hard", "4e-3", 100, 40), ("hard", "2e-3", 0, 99), ("hard", "4e-3", 0, 41),
+        ("hard", "4e-3", 1, 43), ("top 2", "4e-3", 0, 50),
+    ]:  # fmt: skip
+        content = {"row": row, "rate": rate, "seed": seed, "points": points(5, end)}
+        (tmp_path / f"{row}-{rate}-{seed}.json").write_text(json.dumps(content))
+    hard, top = read(tmp_path)
+    assert (hard.row, hard.rate, len(hard.seeds)) == ("hard", "4e-3", 2) and len(top.seeds) == 1
+    lines = table([hard, top]).splitlines()
+    assert lines[2].startswith("| hard | 4e-3 of 2e-3, 4e-3 | 2 |") and "| 42.0 |" in lines[2]
+    assert lines[3].startswith("| top 2 | 4e-3, not searched | 1 | 66.7 |")
