@@ -19,7 +19,10 @@ KARPATHY = (
     "Karpathy and Fei-Fei, Deep Visual-Semantic Alignments for Generating Image Descriptions, CVPR 2015 "
     "(arXiv 1412.2306)"
 )
-EXCITATION_BACKPROP = "Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016 (arXiv 1608.00507), the pointing game"
+EXCITATION_BACKPROP = (
+    "Zhang et al., Top-down Neural Attention by Excitation Backprop, ECCV 2016 "
+    "(arXiv 1608.00507), the pointing game"
+)
 WINOGROUND = (
     "Thrush et al., Winoground: Probing Vision and Language Models for Visio-Linguistic Compositionality, CVPR 2022 "
     "(arXiv 2204.03162)"
