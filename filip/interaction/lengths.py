@@ -102,3 +102,10 @@ def _image_blocks(lengths: list[int], waste: float, width: int, rows: int) -> li
             first, tokens = last, 0
         tokens += length
     return [*blocks, slice(first, len(lengths))]
+
+
+def index_dtype(size: int) -> torch.dtype:
+    """Return the smallest integer type for indices below ``size``."""
+    if size <= 256:
+        return torch.uint8
+    return torch.int16 if size <= 1 << 15 else torch.int32

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.lengths import Order, by_length, tiles
+from filip.interaction.lengths import Order, by_length, index_dtype, tiles
 from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, product
 
 # Rows of either side in one block of the backward on a CPU: 1,024 rows of 256 floats are a megabyte.
@@ -68,8 +68,8 @@ def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Resid
     residuals: Residuals = ()
     if save_for_backward:
         residuals = Maps(
-            image.new_empty(len(image), len(texts_by.lengths), dtype=_index_dtype(texts_by.lengths[-1])),
-            image.new_empty(len(images_by.lengths), len(text), dtype=_index_dtype(images_by.lengths[-1])),
+            image.new_empty(len(image), len(texts_by.lengths), dtype=index_dtype(texts_by.lengths[-1])),
+            image.new_empty(len(images_by.lengths), len(text), dtype=index_dtype(images_by.lengths[-1])),
         )
     blocks = functools.cache(functools.partial(_block, images_by, device))
     for images, texts in tiles(images_by.lengths, texts_by.lengths, device):
@@ -291,10 +291,3 @@ def _runs(offsets: list[int], rows: int) -> Iterator[tuple[slice, slice]]:
         last = max(first + 1, bisect.bisect_right(offsets, offsets[first] + rows) - 1)
         yield slice(first, last), slice(offsets[first], offsets[last])
         first = last
-
-
-def _index_dtype(size: int) -> torch.dtype:
-    """Return the smallest integer type for indices below ``size``."""
-    if size <= 256:
-        return torch.uint8
-    return torch.int16 if size <= 1 << 15 else torch.int32

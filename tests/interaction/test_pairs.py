@@ -43,6 +43,19 @@ def test_pairs_are_those_among_all(name: str, masked: bool, monkeypatch: pytest.
     torch.testing.assert_close(results[0], results[1])
 
 
+def test_between_the_passes_only_winners_are_kept() -> None:
+    image, text, lengths = random_problem(4, 6, [3, 1, 5, 3, 3], 16)
+    kept: list[int] = []
+    tokens = image.bfloat16().requires_grad_(), text.bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(
+        lambda tensor: kept.append(tensor.numel() * tensor.element_size()) or tensor, lambda tensor: tensor
+    ):
+        found = late_interaction_pairs(*tokens, lengths, *PAIRS["candidates of each image"])
+    assert sum(kept) == 2 * (image.numel() + text.numel()) + 4 * (3 * 6 + 3 + 5 + 3)
+    gradients = torch.autograd.grad(found.i2t.sum() + found.t2i.sum(), tokens)
+    assert all(gradient.dtype == torch.bfloat16 for gradient in gradients)
+
+
 def test_of_equal_maxima_the_first_takes_the_gradient() -> None:
     problem = tied_problem(3, 5, [4, 4, 4], 3)
     both = []
