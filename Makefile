@@ -89,7 +89,7 @@ snakemake-report: study-exists setup  ## Snakemake's own report of STUDY: the DA
 
 dry-run: study-exists setup  ## print the DAG of STUDY=demo|ablation|base|large without running it
 	@$(SNAKEMAKE) -n
-	@$(VENV)/bin/python -m workflow.sources workflow/config/$(STUDY).yaml
+	@$(VENV)/bin/python -m filip.study.check $(STUDY)
 
 tensorboard: setup  ## show the training curves of STUDY=demo in a browser
 	@echo "TensorBoard  http://localhost:$(PORT)   (Ctrl-C ends it; another port: make tensorboard PORT=6007)"

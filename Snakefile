@@ -33,7 +33,6 @@ from filip.study import PROTOCOLS
 from workflow import one_run
 from workflow.estimate import Estimate, asks_for_one
 from workflow.gpus import visible
-from workflow.sources import require
 from workflow.study import WorkflowStudy
 
 if "study" not in config:
@@ -45,9 +44,6 @@ if workflow.is_main_process and asks_for_one(sys.argv):
 
 try:
     STUDY = WorkflowStudy(config, checked=not workflow.is_main_process)  # jobs of a cluster read it again
-    if workflow.is_main_process and one_run.HELD in os.environ:
-        # Of workflow.run alone: a dry run shows the DAG of a study whose data are elsewhere.
-        require(STUDY, STUDY.name)
 except UserError as error:
     # One plain sentence: an exception would come with the Snakefile's name and line.
     print(f"error: {error}", file=sys.stderr, flush=True)
@@ -105,6 +101,15 @@ if workflow.is_main_process:
 
 
 onstart:
+    # Not in a dry run, which shows the DAG of a study whose data are elsewhere; and imported here, since jobs need it not.
+    from filip.study.check import require
+
+    try:
+        for sentence in require(STUDY, {job.rule.name for job in workflow.dag.needrun_jobs()}):
+            say(sentence)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr, flush=True)
+        sys.exit(2)
     if workflow.local_exec:  # jobs of a cluster outlive Snakemake, and continue on other machines
         one_run.mark(RESULTS)
     if one_run.HELD not in os.environ:
@@ -113,3 +118,8 @@ onstart:
 
 onsuccess:
     BARS.say_times(f"{RESULTS}/times.json")
+
+
+onerror:
+    for sentence in STUDY.failures():
+        say(sentence)

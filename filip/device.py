@@ -6,7 +6,7 @@ import ctypes
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +20,7 @@ from filip.errors import UserError
 __all__ = [
     "best_device", "best_precision", "bf16_slowdown", "choose_attention", "evaluation_precision", "keep_freed_memory",
     "machine", "memory_mb", "multiplies_bf16", "name", "own_device", "peak_memory_mb", "pins_memory", "random_state",
-    "reset_peak_memory", "resolve", "restore_random_state", "synchronize",
+    "reset_peak_memory", "resolve", "restore_random_state", "runs_on", "synchronize", "why_no_kernels",
 ]  # fmt: skip
 
 MB = 2**20
@@ -124,6 +124,42 @@ def resolve(wanted: str) -> torch.device:
     built = " (this PyTorch was built without CUDA)" if kind == "cuda" and torch.version.cuda is None else ""
     raise UserError(
         f"device={wanted}: this machine has no such device{built}; choose one of auto, {', '.join(here)}"
+    )
+
+
+def runs_on(capability: tuple[int, int], built: Sequence[str]) -> bool:
+    """Return whether a PyTorch ``built`` for these architectures has kernels for a GPU of this compute capability.
+
+    Machine code (sm_75) runs on later GPUs of its generation, and PTX (compute_75) on all later GPUs. An "a" or "f" at
+    the end binds either to that GPU, or to its family.
+    """
+    major, minor = capability
+    for name in built:
+        kind, _, number = name.partition("_")
+        digits = number.rstrip("af")
+        own = (int(digits[:-1]), int(digits[-1]))
+        if number.endswith("a"):
+            found = own == capability
+        elif number.endswith("f") or kind == "sm":
+            found = own[0] == major and own[1] <= minor
+        else:
+            found = own <= capability
+        if found:
+            return True
+    return False
+
+
+def why_no_kernels(device: torch.device) -> str | None:
+    """Say that this PyTorch was not built for a GPU, and what to do; None if it was. Starts no kernel."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return None
+    capability, built = torch.cuda.get_device_capability(device), torch.cuda.get_arch_list()
+    if not built or runs_on(capability, built):
+        return None
+    where = "docs/training.md says under V100 which" if capability[0] == 7 else "see pytorch.org"
+    return (
+        f"{torch.cuda.get_device_name(device)} has compute capability {capability[0]}.{capability[1]}, and PyTorch "
+        f"{torch.__version__} has no kernels for it ({' '.join(built)}); install a build that has: {where}"
     )
 
 

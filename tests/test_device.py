@@ -53,3 +53,21 @@ def test_a_kind_of_device_is_one_entry() -> None:
 
 def test_the_figures_of_a_model_do_not_depend_on_the_cpu() -> None:
     assert evaluation_precision(torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize(
+    ("capability", "built", "runs"),
+    [
+        ((7, 0), "sm_75 sm_80 sm_90 sm_120 compute_120", False),  # PyTorch 2.11 and later on a V100
+        ((7, 0), "sm_70 sm_80", True),
+        ((8, 6), "sm_80", True),
+        ((8, 0), "sm_86", False),
+        ((9, 0), "sm_80 compute_80", True),
+        ((12, 1), "sm_120f", True),
+        ((9, 1), "sm_90a", False),
+    ],
+)
+def test_a_pytorch_without_code_for_a_gpu_is_known_before_its_first_kernel(
+    capability: tuple[int, int], built: str, runs: bool
+) -> None:
+    assert device.runs_on(capability, built.split()) == runs

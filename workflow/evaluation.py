@@ -25,7 +25,6 @@ class StudyEvaluations(Study):
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__(config)
-        self.results = f"results/{self.name}"
         self.per_card: bool = self.evaluation.get("per_card", False)
 
     def weights(self, run: str) -> str:

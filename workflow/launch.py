@@ -40,16 +40,20 @@ class Launch:
         elsewhere = self.launcher == "srun" or self.hostfile or {"gres", "gpu"} & set(self.resources)
         return 0 if elsewhere or self.accelerator == "cpu" else self.ranks_per_node
 
-    def command(self, run_dir: str, module: str = "filip.train") -> str:
+    @property
+    def requeues(self) -> str:
+        """Return whether a training's job may put itself back into the queue, for ``filip train job requeue=…``."""
+        return "true" if self.launcher == "srun" else "false"
+
+    def command(self, module: str = "filip.train") -> str:
         """Return the launcher's part of the command line, up to and without the arguments of ``module``."""
         accelerator = f"DS_ACCELERATOR={self.accelerator} " if self.accelerator else ""
         if self.launcher == "srun":
             # One task per GPU, so that signals reach every rank. Snakemake's job step removes Slurm's variables: srun
             # knows only what is spelled out here, and would otherwise start one task per node.
             return (
-                f"{accelerator}python -m filip.train.slurm_job run_dir={run_dir} -- srun --nodes={self.nodes}"
-                f" --ntasks-per-node={self.ranks_per_node} --cpus-per-task={self.cpus_per_rank}"
-                f" --kill-on-bad-exit=1 python -m {module}"
+                f"{accelerator}srun --nodes={self.nodes} --ntasks-per-node={self.ranks_per_node}"
+                f" --cpus-per-task={self.cpus_per_rank} --kill-on-bad-exit=1 python -m {module}"
             )
         own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":

@@ -17,7 +17,6 @@ from typing import Any
 
 from filip.data.cards import SourceCard, load_source
 from filip.data.ingest import state_of_images
-from filip.data.lists.reading import list_files
 from filip.data.loading.config import Source
 from filip.data.plan import translation_jobs
 from filip.errors import UserError
@@ -53,7 +52,6 @@ class WorkflowStudy(StudyEvaluations):
     def __init__(self, config: dict[str, Any], checked: bool = False) -> None:
         """Read a study. checked: another process has checked the trainings, which takes seconds to import PyTorch."""
         super().__init__(config)
-        self.data_dir: str = config.get("data_dir", f"{self.results}/data")
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
@@ -126,25 +124,6 @@ class WorkflowStudy(StudyEvaluations):
             path for named in (card.list, card.subset, card.uids) if named for path in sorted(glob(named))
         ]
         return self.built_list(source) or found
-
-    def missing_sources(self) -> dict[str, str]:
-        """Return the sources whose list or images are missing and not yet read.
-
-        Each comes with a sentence that says what to do.
-        """
-        missing = {}
-        for source, card in self.source_cards.items():
-            if card.built_by or Path(self.data_dir, source, "list.parquet").exists():
-                continue
-            try:
-                if not self.has_images(source):
-                    list_files(card)
-                elif not Path(self.images(source)).exists():
-                    how = f". {' '.join(card.obtain.split())}" if card.obtain else ""
-                    missing[source] = f"no images at {self.images(source)}, as {card.path} says{how}"
-            except UserError as error:
-                missing[source] = str(error)
-        return missing
 
     def settings(self, source: str, stage: str) -> str:
         """Return a hash of what a stage reads of a source's card.
@@ -309,7 +288,19 @@ class WorkflowStudy(StudyEvaluations):
         return offsets
 
     def launch_command(self, run: str) -> str:
-        return self.launch(run).command(self.run_dir(run))
+        return self.launch(run).command()
+
+    def failures(self) -> list[str]:
+        """Return a sentence for each training whose newest start failed: where, and the first error of its output."""
+        from filip.train.job import last_failure
+
+        folders = {
+            run: Path(self.run_dir(run)) for run in self.trained if not Path(self.weights(run)).exists()
+        }
+        if self.efficiency:
+            folders["efficiency"] = Path(self.results, "efficiency")
+        found = {name: last_failure(folder) for name, folder in folders.items()}
+        return [f"training {name} failed: {sentence}" for name, sentence in found.items() if sentence]
 
     # The rows of the efficiency ablation are measured by one command, started as the first of them says.
 
@@ -318,7 +309,7 @@ class WorkflowStudy(StudyEvaluations):
         return self.launch(next(iter(self.efficiency)))
 
     def efficiency_command(self) -> str:
-        return self.efficiency_launch.command(f"{self.results}/efficiency", "filip.study.efficiency")
+        return self.efficiency_launch.command("filip.study.efficiency")
 
     @property
     def gathered(self) -> str:

@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 import torch
 
 from bench.gpu.finding import FAIL, PASS, Finding, Place
+from filip.device import runs_on
 
 
 def check(place: Place) -> Finding:
@@ -38,17 +39,10 @@ def check(place: Place) -> Finding:
                 f"{card.multi_processor_count} processors",
             }
         )
-        # A kernel runs on later cards of its generation, and PTX (compute_…) on all later ones.
-        runs = [
-            a
-            for a in built
-            if a.startswith(f"sm_{card.major}") and int(a[4:].rstrip("af")) % 10 <= card.minor
-        ]
-        ptx = [a for a in built if a.startswith("compute_")]
-        if not runs and not ptx:
+        if not runs_on((card.major, card.minor), built):
             missing.append(f"{card.name} ({card.major}.{card.minor})")
     if missing:
         return Finding(
-            FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/interaction_how.md", rows
+            FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/training.md", rows
         )
     return Finding(PASS, f"{torch.cuda.device_count()} x {place.name}, torch {torch.__version__}", rows)

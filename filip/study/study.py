@@ -43,6 +43,8 @@ class Study:
         self.peers: dict[str, dict[str, Any]] = config.get("peers", {})
         self.evaluation: dict[str, Any] = config["eval"]
         self._replicas: dict[str, list[str]] = seeded["replicas"]
+        self.results: str = f"results/{self.name}"
+        self.data_dir: str = config.get("data_dir", f"{self.results}/data")
 
     # ---- training ------------------------------------------------------------------------------------
 

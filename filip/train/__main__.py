@@ -3,16 +3,24 @@
 from __future__ import annotations
 
 import os
+import signal
+import socket
 import sys
 import time
 import traceback
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING
 
 # timm imports wandb where it is installed (img2dataset brings it), which costs every rank a second for nothing.
 sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]
 
-from filip.train.launcher_env import EXIT_CODE_FILE, environment_rank, lost_contact  # noqa: E402
+from filip.train.launcher_env import (  # noqa: E402
+    EXIT_CODE_FILE,
+    STOPPED_BY_SIGNAL,
+    environment_rank,
+    lost_contact,
+)
 
 if TYPE_CHECKING:
     from filip.train.config import TrainConfig
@@ -46,20 +54,32 @@ def main(arguments: list[str]) -> None:
         raise
 
 
-def leave(code: int) -> None:
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """Leave at a signal that comes during the start-up, when there is nothing to save and a step may be far away.
+
+    filip.train.loop takes the signals over before the first step.
+    """
+    os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: stopped before the first step\n".encode())
+    leave(STOPPED_BY_SIGNAL, flush=False)
+
+
+def leave(code: int, flush: bool = True) -> None:
     """Exit without tearing down threads and process groups, which may hang or complain after the work is done.
 
     A launcher kills the other ranks at the first failure and then returns some signal's code. So the first rank also
     writes its exit code to the file that ``FILIP_EXIT_CODE_FILE`` names.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    if flush:  # not in a signal handler, which may have interrupted it
+        sys.stdout.flush()
+        sys.stderr.flush()
     if (place := os.environ.get(EXIT_CODE_FILE)) and environment_rank() == 0:
         Path(place).write_text(str(code))
     os._exit(code)
 
 
 if __name__ == "__main__":
+    for stopping in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(stopping, stop_at_once)
     try:
         main(sys.argv[1:])
         exit_code = 0
@@ -67,9 +87,10 @@ if __name__ == "__main__":
         exit_code = stopped.code if isinstance(stopped.code, int) else 1
     except BaseException as error:  # no waiting for threads of a broken process group
         sentence = lost_contact(error)
-        if sentence is None:  # a bug of ours
+        if sentence is None:  # a bug of ours, or a device that fails
             traceback.print_exc()
-        else:
-            print(f"error: {sentence}", file=sys.stderr)
+            said = (str(error).strip() or "no message").splitlines()[0]
+            sentence = f"rank {environment_rank()} on {socket.gethostname()}: {type(error).__name__}: {said}"
+        print(f"error: {sentence}", file=sys.stderr)
         exit_code = 1
     leave(exit_code)

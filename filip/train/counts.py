@@ -16,9 +16,6 @@ from filip.models import DualEncoder
 from filip.models.stem import Stem
 from filip.train.config import TrainConfig
 
-# In every step, whatever the sizes: counts, layouts and ids of the batch, metrics, LAMB's norms, overflow.
-SMALL_MESSAGES = 11
-
 
 def encoder_flops(
     model: DualEncoder, words: float, columns: int, captions_per_image: int = 1, stem_computes: bool = True
@@ -92,10 +89,6 @@ class Message:
         share = {"all_reduce": 2.0, "ring_and_back": ranks / max(1, ranks - 1)}.get(self.kind, 1.0)
         return self.times * share * self.size * (ranks - 1) / ranks
 
-    def hops(self, ranks: int) -> int:
-        """Count the messages that follow one another, in the tree or the ring that NCCL would use."""
-        return self.times * (ranks if self.kind.startswith("ring") else max(1, (ranks - 1).bit_length()))
-
 
 def loss_messages(
     setting: Setting, exchanged: set[str], exchange: str, dim: int, times: int
@@ -123,16 +116,17 @@ def loss_messages(
 def zero_messages(parameters: int, config: TrainConfig, micro_steps: int) -> list[Message]:
     """List the messages of DeepSpeed's ZeRO stages as it sends them (0.19).
 
-    Stages 1 and 2 reduce whole buckets on every rank.
+    Stages 1 and 2 reduce whole buckets on every rank. Gradients travel in float32 whatever the precision.
     """
-    size = parameters * (2 if config.precision == "fp16" else 4)
-    weights = Message("gradients", "all_gather", size)
+    held = parameters * (2 if config.precision == "fp16" else 4)
+    size = parameters * 4
+    weights = Message("gradients", "all_gather", held)
     return {
         0: [Message("gradients", "all_reduce", size)],
         1: [Message("gradients", "all_reduce", size), weights],
         2: [Message("gradients", "all_reduce", size, micro_steps), weights],
         3: [
             Message("gradients", "reduce_scatter", size, micro_steps),
-            Message("gradients", "all_gather", size, micro_steps),
+            Message("gradients", "all_gather", held, micro_steps),
         ],
     }[config.zero_stage]

@@ -78,15 +78,21 @@ def settings_path(config: TrainConfig) -> Path:
     return resources.find("deepspeed", config.deepspeed or f"zero{config.zero_stage}_{config.precision}")
 
 
-def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
-    """Return the DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
-    path = settings_path(config)
+def read_settings(path: Path) -> dict[str, Any]:
+    """Read a file of DeepSpeed settings, as it stands there. Raises UserError if it is none."""
     try:
         settings: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read the DeepSpeed settings {path}: {error.strerror}") from error
     except json.JSONDecodeError as error:
         raise UserError(f"the DeepSpeed settings {path} are not JSON: {error}") from error
+    return settings
+
+
+def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int) -> dict[str, Any]:
+    """Return the DeepSpeed config of a run: its JSON file, checked, with the batch sizes filled in."""
+    path = settings_path(config)
+    settings = read_settings(path)
     _check_settings(settings, config, path)
     micro_steps = batching.accumulation * batching.chunks
     settings |= {
@@ -141,6 +147,8 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
     saved: the precision of the checkpoint that the run continues from, which it keeps. Returns a sentence for the log,
     or "". Raises UserError if this machine cannot train so.
     """
+    if absent := device.why_no_kernels(ranks.device):
+        raise UserError(absent)
     places = ranks.gather(device.best_precision(ranks.device))
     sentence = ""
     if config.precision == "auto":
@@ -152,6 +160,11 @@ def settle_precision(config: TrainConfig, ranks: Ranks, saved: str | None = None
         sentence = f"precision {config.precision}, {why}{raised}"
     require_precision(config)
     if config.precision == "bf16" and not device.multiplies_bf16(ranks.device):
+        if ranks.device.type == "cuda":
+            raise UserError(
+                f"precision=bf16: {device.name(ranks.device)} has no bf16, and PyTorch would only emulate it; use "
+                "precision=fp16, or precision=auto"
+            )
         sentence = (
             f"warning: precision=bf16, and this {ranks.device.type} only emulates it: convolutions take "
             f"{device.bf16_slowdown(ranks.device):.0f} times as long as in fp32 (measured now); use precision=auto"

@@ -8,6 +8,7 @@ from typing import Any
 
 from filip.files import digest
 from filip.train.config import TrainConfig
+from filip.train.engine import read_settings, settings_path
 
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
@@ -19,13 +20,32 @@ NOT_LEARNING = (
 )  # fmt: skip
 
 
+# Of a DeepSpeed file, what changes speed, memory or reporting alone.
+NOT_LEARNING_IN_DEEPSPEED = (
+    "zero_optimization", "zero_allow_untested_optimizer", "steps_per_print", "wall_clock_breakdown",
+    "communication_data_type", "comms_logger", "flops_profiler", "dump_state", "memory_breakdown",
+)  # fmt: skip
+
+
 def learning_settings(config: TrainConfig) -> dict[str, Any]:
-    """Return the settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}."""
-    return {
+    """Return the settings that decide what is learned, flat: {"optimizer.base_lr": 0.006, …}.
+
+    ``deepspeed`` is the content of the file that it names: what is edited there is learned from, too.
+    """
+    settings = {
         name: value
         for name, value in flat(asdict(config))
         if not any(name == other or name.startswith(f"{other}.") for other in NOT_LEARNING)
     }
+    if config.deepspeed is not None:
+        settings["deepspeed"] = digest(deepspeed_file(config))
+    return settings
+
+
+def deepspeed_file(config: TrainConfig) -> dict[str, Any]:
+    """Return what the DeepSpeed file of a training says about learning. Raises UserError if it cannot be read."""
+    said = read_settings(settings_path(config))
+    return {key: value for key, value in said.items() if key not in NOT_LEARNING_IN_DEEPSPEED}
 
 
 def settings_hash(config: TrainConfig) -> str:
@@ -46,6 +66,7 @@ def resumable_settings(config: TrainConfig) -> dict[str, Any]:
     """
     settings = learning_settings(config)
     settings.pop("init_from")
+    settings["deepspeed"] = deepspeed_file(config)
     settings["data.sources"] = [source.weight for source in config.data.sources]
     return settings
 

@@ -18,6 +18,8 @@ _SIGNS_OF_LOST_CONTACT = (
     "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout",
     "No route to host", "Network is unreachable", "operation timeout", "NCCL communicator was aborted",
 )  # fmt: skip
+# Below Linux's ephemeral ports (from 32768 on), of which any process may hold one at the moment.
+FIRST_PORT, PORTS = 20000, 12000
 EXIT_CODE_FILE = "FILIP_EXIT_CODE_FILE"  # where the first rank leaves its exit code, if that is set
 
 
@@ -42,7 +44,9 @@ def fill_environment(expected: int | None = None, environment: MutableMapping[st
         environment["LOCAL_RANK"] = environment["SLURM_LOCALID"]
         environment.setdefault("LOCAL_WORLD_SIZE", _tasks_here(environment))
         environment.setdefault("MASTER_ADDR", first_host(environment["SLURM_STEP_NODELIST"]))
-        environment.setdefault("MASTER_PORT", str(20000 + int(environment.get("SLURM_JOB_ID", "0")) % 20000))
+        environment.setdefault(
+            "MASTER_PORT", str(FIRST_PORT + int(environment.get("SLURM_JOB_ID", "0")) % PORTS)
+        )
     elif "RANK" not in environment:
         tasks = int(environment.get("SLURM_NTASKS", "1"))
         if tasks > 1:

@@ -41,7 +41,7 @@ from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
-from filip.train.provenance import put_in_place, record_finish, record_start
+from filip.train.provenance import code_hash, put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, timings, write_result
 from filip.train.resume import choose_checkpoint, continue_from, saved_precision, training_hash
@@ -61,7 +61,6 @@ def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
     ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes, config.patience_minutes)
-    stop = StopSignal()
     with raise_together(ranks):
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
             say(chosen)
@@ -76,6 +75,7 @@ def train(config: TrainConfig) -> None:
         check_evaluation(config.eval)
         loader = training_loader(config, model, batching, ranks)
         schedule = run_schedule(config, batching, loader)
+        stop = StopSignal()  # until now a signal ends the process at once: nothing would be saved
         if isinstance(loader, PairLoader):
             fill(loader.stream, model, config.precision, ranks.device, stop)
     if ranks.maximum(stop.received is not None):
@@ -382,7 +382,8 @@ def finish(run: Run) -> None:
         final = {**progress.final_metrics(run.last_record), **run.evaluated}
         run.telemetry.hparams(run.state.step, progress.shown_settings(run.config), final)
         results = (run.config.out, run.config.result)
-        record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results)
+        code = code_hash(run.config)
+        record_finish(run.folder, run.state.step, run.commit, training_hash(run.state), results, code)
         run.telemetry.event(run.state.step, "done", f"wrote {run.config.out} and {run.config.result}")
     run.telemetry.close()
     barrier(run.ranks)

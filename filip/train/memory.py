@@ -92,7 +92,7 @@ def state_bytes(
         "gradients": size * own[1],
         "master weights": 4 * own[0] if stage else 0,
         "moments": moments * own[0],
-        "reduction buffer": size * min(parameters, REDUCE_BUCKET) if stage else 0,
+        "reduction buffer": 4 * min(parameters, REDUCE_BUCKET) if stage else 0,
     }
 
 

@@ -42,8 +42,6 @@ class OptimizerKind:
 
     build           from parameter groups; it must clamp each group's weights to ``maximum`` (None: no clamp)
     state_bytes     bytes of state per parameter, for the memory plan
-    step_bytes      bytes of device memory that a step reads and writes per parameter, for the fleet plan. None: those
-                    of one fused kernel, which reads weight, gradient and state and writes weight and state
     eps             added outside the root, unless the configuration gives another
     attach          called with DeepSpeed's engine and the optimiser, after ``initialize`` and after each load
     check_settings  raises UserError for DeepSpeed settings under which it would be wrong
@@ -52,16 +50,10 @@ class OptimizerKind:
 
     build: Callable[[Groups, OptimizerSettings], Optimizer]
     state_bytes: int
-    step_bytes: int | None = None
     eps: float = 1e-8
     attach: Callable[[Any, Any], None] = _nothing
     check_settings: Callable[[dict[str, Any]], None] = _nothing
     norms: Callable[[Any], Norms] = _no_norms
-
-    @property
-    def traffic(self) -> int:
-        """Return the bytes of device memory that a step reads and writes per parameter."""
-        return 4 * 3 + 2 * self.state_bytes if self.step_bytes is None else self.step_bytes
 
 
 def _eps(o: OptimizerSettings, name: str) -> float:
@@ -80,7 +72,6 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
     "lamb": OptimizerKind(
         _lamb,
         state_bytes=8,
-        step_bytes=4 * 26,  # float32 tensors read or written in filip/train/lamb.py
         eps=1e-4,
         attach=bind_lamb,
         check_settings=check_deepspeed_settings,

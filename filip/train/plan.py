@@ -1,7 +1,7 @@
-"""What a training takes before any of it is allocated: memory per rank, or a whole fleet's time, traffic and cost.
+"""What a training takes before any of it is allocated: memory per rank, or a whole fleet's arithmetic and traffic.
 
 filip train plan experiment=large ranks=[8,128,192]
-filip train plan experiment=large gpus=192 gpu=h100 network=ndr_8
+filip train plan experiment=large gpus=192 gpu=h100 pairs=340e6
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from filip.errors import UserError
 from filip.files import readable
 from filip.train.config import TrainConfig
 from filip.train.engine import resolve_batching
-from filip.train.fleet import simulate
-from filip.train.hardware import GPUS, NETWORKS, FleetConfig
+from filip.train.fleet import Fleet, plan_fleet
+from filip.train.hardware import GPUS
 from filip.train.memory import memory_plan
 
 
@@ -46,39 +46,24 @@ def table(config: TrainConfig, world_sizes: list[int]) -> list[str]:
 
 
 @dataclass
-class Plan(TrainConfig):
+class Plan(Fleet, TrainConfig):
     run_dir: str = option("-", "not used: nothing is written")
     out: str = option("-", "not used")
     result: str = option("-", "not used")
     ranks: list[int] = option([8, 128, 192], "numbers of ranks to plan the memory for", at_least=1)
-    gpus: int | None = option(
-        None, "plan a whole fleet of so many GPUs instead; the options below describe it", at_least=1
-    )
-    fleet: FleetConfig = option(FleetConfig(), "what the fleet is assumed to reach")
-    gpu: str = option("h100", f"kind of GPU: {', '.join(GPUS)}", choices=tuple(GPUS))
-    network: str = option("ndr_8", f"between the nodes: {', '.join(NETWORKS)}", choices=tuple(NETWORKS))
-    price: float | None = option(
-        None, "USD per GPU and hour; null = the list price in filip/train/hardware.py, if any", at_least=0
-    )
 
 
 def main(config: Plan) -> None:
-    """Memory per rank, or, with gpus=N, a fleet's time per step, traffic, memory, days and cost."""
+    """Memory per rank, or, with gpus=N, a fleet's arithmetic, traffic, memory and steps; days from a measured log."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")  # nothing is run: DeepSpeed need not look for a device
     if not config.ranks:
         raise UserError("ranks=[]: the list is empty; give numbers of ranks, such as [8,128]")
     config.check()
     config.model.image.image_size = config.image_size or config.model.image.image_size
-    if config.precision == "auto" and config.gpu in GPUS:
-        config.precision = "bf16" if GPUS[config.gpu].triton else "fp16"
-    if config.gpus is None:
-        print("\n".join(table(config, config.ranks)))
-        return
-    print(
-        "\n".join(
-            simulate(config, config.gpus, config.gpu, config.network, config.fleet, config.price).lines()
-        )
-    )
+    if config.precision == "auto":
+        config.precision = "bf16" if GPUS[config.gpu].bf16 else "fp16"
+    lines = table(config, config.ranks) if config.gpus is None else plan_fleet(config, config).lines()
+    print("\n".join(lines))
 
 
 if __name__ == "__main__":

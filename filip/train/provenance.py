@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import json
 import os
 import platform
@@ -19,6 +21,8 @@ from filip.device import machine
 from filip.files import digest, replacing, sha256_of, write_json
 from filip.runs.checkpoint import FINISHED
 from filip.train.config import TrainConfig
+from filip.train.losses import TERMS, resolve_weights
+from filip.train.optimizers import OPTIMIZERS
 
 STARTS = "starts.jsonl"
 KEPT = "finished"  # folder with copies of the results
@@ -49,29 +53,34 @@ def record_start(
 
 
 def record_finish(
-    run_dir: Path, step: int, commit: str | None, training: str | None = None, files: Sequence[str] = ()
+    run_dir: Path,
+    step: int,
+    commit: str | None,
+    training: str | None = None,
+    files: Sequence[str] = (),
+    code: str | None = None,
 ) -> None:
     """Mark the run as finished: its checkpoints are not continued by the next start.
 
     training: hash of what a later start must have in common with this run to be given its result.
-    files: the results, of which the run keeps copies.
+    files: the results, of which the run keeps copies. code: :func:`code_hash` of this training.
     """
     kept = run_dir / KEPT
     for file in files:
         kept.mkdir(exist_ok=True)
         copy_or_link(Path(file), kept / Path(file).name)
-    record = {"time": now(), "step": step, "commit": commit, "code": code_hash(), "training": training}
+    record = {"time": now(), "step": step, "commit": commit, "code": code, "training": training}
     write_json(run_dir / FINISHED, record)
 
 
-def kept_result(run_dir: Path, training: str, files: Sequence[str]) -> Path | None:
+def kept_result(run_dir: Path, training: str, files: Sequence[str], code: str) -> Path | None:
     """Return the folder with copies of a finished run's ``files``, or None.
 
     None if the run was not this ``training`` with this code. Otherwise another training would only repeat it. A
     workflow whose Snakemake died asks for one: it deletes the results before it starts the training anew.
     """
     record, kept = json.loads((run_dir / FINISHED).read_text(encoding="utf-8")), run_dir / KEPT
-    if (record.get("training"), record.get("code")) != (training, code_hash()):
+    if (record.get("training"), record.get("code")) != (training, code):
         return None
     return kept if all((kept / Path(file).name).is_file() for file in files) else None
 
@@ -92,13 +101,39 @@ def copy_or_link(source: Path, target: Path) -> None:
             shutil.copyfile(source, part)
 
 
-def code_hash() -> str:
-    """Return a SHA-256 over the code that decides what is learned, committed or not."""
+def code_hash(config: TrainConfig) -> str:
+    """Return a SHA-256 over the code that decides what is learned, committed or not.
+
+    That is ours, and of other packages those whose terms or optimiser this training uses.
+    """
     root = Path(filip.__file__).resolve().parent
     files = [root / name for name in ("device.py", "tokenizer.py")]
     for folder in ("train", "models", "interaction", "data/loading"):
         files += [file for file in (root / folder).rglob("*") if file.suffix in SOURCES]
-    return digest({str(file.relative_to(root)): sha256_of(file) for file in sorted(files)})
+    found = {str(file.relative_to(root)): sha256_of(file) for file in sorted(files)}
+    used = [TERMS[name].compute for name in resolve_weights(config.loss, config.model.interaction)]
+    for package in sorted(
+        {_package(function) for function in (*used, OPTIMIZERS[config.optimizer.name].build)}
+    ):
+        if package != "filip":
+            found |= {f"{package}:{name}": content for name, content in _sources(package).items()}
+    return digest(found)
+
+
+def _package(function: Any) -> str:
+    while isinstance(function, functools.partial):
+        function = function.func
+    return str(getattr(function, "__module__", type(function).__module__)).partition(".")[0]
+
+
+def _sources(package: str) -> dict[str, str]:
+    """Return the hash of each source file of an importable package, or of the one file of a module."""
+    spec = importlib.util.find_spec(package)
+    folders = [Path(folder) for folder in (spec and spec.submodule_search_locations) or []]
+    places = {str(file.relative_to(folder)): file for folder in folders for file in folder.rglob("*.py")}
+    if not folders and spec is not None and spec.origin is not None and Path(spec.origin).is_file():
+        places = {Path(spec.origin).name: Path(spec.origin)}
+    return {name: sha256_of(file) for name, file in sorted(places.items())}
 
 
 def versions() -> dict[str, str]:

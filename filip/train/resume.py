@@ -20,7 +20,7 @@ from filip.train.config import TrainConfig
 from filip.train.engine import Engine
 from filip.train.fingerprint import changed_settings
 from filip.train.manifests import refuse_changed_data
-from filip.train.provenance import kept_result
+from filip.train.provenance import code_hash, kept_result
 from filip.train.ranks import Ranks, from_main, raise_together
 
 
@@ -98,7 +98,8 @@ def _choose(config: TrainConfig, state: LoopState) -> Resumption:
                 f"this run has finished: its result is {config.result}. Delete that file or give resume=never to train "
                 "again, or resume=PATH to continue from a checkpoint"
             )
-        if (kept := kept_result(run_dir, training_hash(state), (config.out, config.result))) is not None:
+        results = (config.out, config.result)
+        if (kept := kept_result(run_dir, training_hash(state), results, code_hash(config))) is not None:
             return Resumption(
                 kept=kept,
                 notes=(

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from filip.train.config import WatchdogConfig
-from filip.train.stragglers import FleetReport
+from filip.train.stragglers import FleetReport, Slowest
 
 STUCK_TOLERANCE = 0.01  # relative to the loss of chance
 HISTORY = 100  # steps whose losses a spike is compared with
@@ -33,7 +33,15 @@ class Limits:
     collapse_rank: float = 2.0  # the embeddings' effective rank; 1 = one direction
     collapse_checks: int = 5  # looks at the embeddings in a row, one per log_every
     grad_norm_spread: float = 1e-3  # relative difference of the ranks' gradient norms, which should be 0
-    straggler_factor: float = 1.5  # a rank's seconds for encoding its batch, over those of the median rank
+    straggler_factor: float = (
+        1.5  # a rank's seconds for encoding its batch, over those of the median rank ...
+    )
+    straggler_share: float = (
+        0.1  # ... and the seconds above those, as a share of the step that everybody waits ...
+    )
+    straggler_seconds: float = (
+        0.02  # ... and at least so many: below that the scheduler of a busy host decides
+    )
 
 
 def at_clamp(logit_scale: float, largest: float) -> bool:
@@ -254,7 +262,7 @@ class Watchdog:
         found = []
         for kind, slowest, slow in (
             ("slow data", data, data.seconds - data.median > DATA_SHARE * seconds),
-            ("straggler", encoding, encoding.seconds > self.limits.straggler_factor * encoding.median),
+            ("straggler", encoding, self._straggles(encoding, seconds)),
         ):
             seen = self._stragglers.setdefault(kind, [])
             if not slow or (seen and seen[-1][0] != slowest.rank):
@@ -265,6 +273,12 @@ class Watchdog:
                 what = "waiting for its data" if kind == "slow data" else "encoding its batch"
                 found.append(Alert(kind, seen[0][1], step, f"{what}, {slowest}"))
         return found
+
+    def _straggles(self, encoding: Slowest, seconds: float) -> bool:
+        late = encoding.seconds - encoding.median
+        return encoding.seconds > self.limits.straggler_factor * encoding.median and late > max(
+            self.limits.straggler_share * seconds, self.limits.straggler_seconds
+        )
 
     def _is_spike(self, status: StepStatus) -> bool:
         """Return True far above the median of the steps before: by eight times their spread, and by a tenth of it."""

@@ -1,32 +1,17 @@
-"""A one-host Slurm, a folder that a person would work in, and Snakemake in it."""
+"""A one-host Slurm, and a folder that a person would work in."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-import yaml
 
-from filip.data.manifest import shard_entries
-from filip.files import digest, write_json
+from tests.cluster.desk import Desk, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
-from tests.support.squares import write_shards, write_test_set
-from tests.support.training import records
-from workflow.study import ROOT
 
 NODES = 24
-STEPS = 160  # steps of a training
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,199 +29,18 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHostSlurm]:
         yield cluster
 
 
-@dataclass
-class Desk:
-    """A working folder with a study of trainings on squares, each on two nodes x two ranks of a tiny model, and of the
-    table of their retrieval.
-    """
-
-    folder: Path
-    slurm: OneHostSlurm
-    study: dict
-    started: list[subprocess.Popen[str]] = field(default_factory=list)
-
-    def snakemake(self, *arguments: str) -> list[str]:
-        """Return the command line of Snakemake with the Slurm profile, for the tables."""
-        (self.folder / "study.yaml").write_text(yaml.safe_dump(self.study))
-        command = [
-            sys.executable,
-            str(ROOT / "tests/cluster/eager_snakemake.py"),
-            "--configfile",
-            "study.yaml",
-        ]
-        command += ["--profile", "workflow/profiles/slurm", *arguments]
-        command += ["--slurm-init-seconds-before-status-checks", "1"]  # after each submission; 40 by default
-        return [*command, "--", str(self.tables)]
-
-    def start(self) -> subprocess.Popen[str]:
-        # the data are here already
-        rules = ("pretrain", "retrieval", "study_config", "tables")
-        command = self.snakemake("--latency-wait", "5", "--allowed-rules", *rules)
-        with open(self.folder / "snakemake.log", "a") as log:
-            environment = self.environment()
-            self.started.append(
-                subprocess.Popen(command, cwd=self.folder, env=environment, stdout=log, stderr=log, text=True)
-            )
-        return self.started[-1]
-
-    def environment(self) -> dict[str, str]:
-        mine = {name: value for name, value in os.environ.items() if not name.startswith("SLURM_")}
-        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-        # all virtual nodes are this machine, and their names are in no hosts file
-        more = {"PYTHONPATH": str(self.folder), "MASTER_ADDR": "127.0.0.1", "OMP_NUM_THREADS": "1"}
-        return {**mine, "PATH": path, **more}
-
-    def unlock(self) -> None:
-        """Unlock the folder as a person does after Snakemake was killed."""
-        environment = self.environment()
-        subprocess.run(
-            self.snakemake("--unlock"), cwd=self.folder, env=environment, check=True, capture_output=True
-        )
-
-    # ---- questions -----------------------------------------------------------------------------------
-
-    @property
-    def results(self) -> Path:
-        return Path("results") / self.study["study"]
-
-    @property
-    def tables(self) -> Path:
-        return self.results / "tables/tables.json"
-
-    def weights(self, run: str) -> Path:
-        return self.results / f"models/{run}.safetensors"
-
-    def result(self, run: str) -> dict:
-        return json.loads((self.folder / self.weights(run)).with_suffix(".json").read_text())
-
-    def outcomes(self, run: str) -> dict[str, list]:
-        """Return the outcome of each image and caption in the evaluation."""
-        with np.load(self.folder / self.results / f"eval/{run}/retrieval.npz") as arrays:
-            return {name: arrays[name].tolist() for name in arrays.files}
-
-    def cells(self, run: str) -> dict[str, dict]:
-        """Return {table: {column: cell}} of the row of this run, without its difference from the first row."""
-        tables = json.loads((self.folder / self.tables).read_text())["tables"]
-        rows = {name: row for name, table in tables.items() for row in table["rows"] if row["run"] == run}
-        return {
-            name: {key: {**cell, "less": None} for key, cell in row["cells"].items()}
-            for name, row in rows.items()
-        }
-
-    def first_node(self, job: str) -> int:
-        """Return the number of the node that runs the job's batch script."""
-        return int(self.slurm.ask("squeue", "-h", "-j", job, "-o", "%B").removeprefix("node"))
-
-    def jobs(self, run: str) -> dict[str, str]:
-        """Return {job: state} of this training, as Slurm has them; rule and wildcards are in the plugin's comment."""
-        lines = self.slurm.ask("squeue", "-h", "--states=all", "-o", "%i %T %k").splitlines()
-        return {
-            words[0]: words[1]
-            for words in map(str.split, lines)
-            if words[2].endswith(f"pretrain_wildcards_{run}")
-        }
-
-    def records(self, run: str) -> list[dict]:
-        """Return the lines of the log in the run's folder, of all starts of the training."""
-        log = next((self.folder / self.results / "runs").glob(f"{run}-*/log.jsonl"), None)
-        return records(log.parent) if log else []
-
-    def step(self, run: str) -> int:
-        """Return the last step in the log; a training that has lost steps repeats them."""
-        return next((line["step"] for line in reversed(self.records(run)) if "step" in line), 0)
-
-    def said(self, run: str, words: str) -> int:
-        """Return how many messages of the training have these words."""
-        return sum(words in line.get("text", "") for line in self.records(run))
-
-    def wait(self, true: Callable[[], bool], timeout: float = 600) -> None:
-        """Wait until it is true; raise an error if Snakemake ends before."""
-
-        def checked() -> bool:
-            assert self.started[-1].poll() is None, self.explain()
-            return true()
-
-        self.slurm.wait_until(checked, timeout, self.explain)
-
-    def wait_for_steps(self, run: str, count: int) -> None:
-        """Wait until the training has made this many more steps."""
-        reached = self.step(run)
-        self.wait(lambda: self.step(run) >= reached + count)
-
-    def ends(self, snakemake: subprocess.Popen[str], timeout: float = 900) -> int:
-        try:
-            return snakemake.wait(timeout)
-        except subprocess.TimeoutExpired:
-            pytest.fail(self.explain())
-
-    def explain(self) -> str:
-        jobs = self.slurm.ask("squeue", "--states=all", "-o", "%i %T %r %E %k")
-        logs = [self.folder / "snakemake.log", *(self.folder / self.results / "logs/train").glob("*.log")]
-        return "\n".join([jobs, *(log.read_text()[-3000:] for log in logs if log.exists())])
-
-
 @pytest.fixture(scope="session")
 def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the files of the repository that a study needs, the data set of squares as the stages of the data leave
-    it, and a benchmark of squares.
-    """
     folder = tmp_path_factory.mktemp("desk")
-    for name in ("filip", "workflow", "data", "eval", "ds_configs"):
-        shutil.copytree(ROOT / name, folder / name, ignore=shutil.ignore_patterns("*.pyc.*", "_*.so"))
-    shutil.copy(ROOT / "Snakefile", folder)
-    source = folder / "squares" / "cc3m"
-    write_shards(source, shards=2, per_shard=64)
-    for tar in sorted((source / "shards").glob("*.tar")):
-        keys = pq.read_table(source / "captions" / f"{tar.stem}.parquet")["key"]
-        status = pa.array(["success"] * len(keys))
-        pq.write_table(pa.table({"key": keys, "status": status}), tar.with_suffix(".parquet"))
-    shards, captions = source / "shards", source / "captions"
-    entries = shard_entries(shards, captions)
-    folders = {"shards": str(shards), "captions": str(captions)}
-    write_json(source / "manifest.json", {"sha256": digest(entries), "shards": entries, "folders": folders})
-    write_test_set(folder / "benchmarks/squares", range(0, 224, 3))
-    card = yaml.safe_load((folder / "eval/demo_test.yaml").read_text())
-    card |= {"name": "squares", "layouts": {"webdataset": {"path": "squares", "split": "test"}}}
-    (folder / "eval/squares.yaml").write_text(yaml.safe_dump(card))
+    make_checkout(folder)
     return folder
 
 
 @pytest.fixture
 def desk(checkout: Path, slurm: OneHostSlurm, request: pytest.FixtureRequest) -> Iterator[Desk]:
     name = "".join(c for c in request.node.name if c.isalnum())[-40:].lower()
-    study = {
-        "study": name,
-        "title": "squares",
-        "data_dir": "squares",
-        "sources": ["cc3m"],
-        "launch": {
-            **{"launcher": "srun", "nodes": 2, "ranks_per_node": 2, "accelerator": "cpu", "cpus_per_rank": 1},
-            "resources": {"runtime": 60, "mem_mb": 4000, "slurm_extra": "--exclusive"},
-        },
-        "train": {
-            "experiment": "demo",
-            "overrides": [
-                *("model=tiny", "backend=tiled", "global_batch=32", "data.workers=1", f"max_steps={STEPS}"),
-                *("optimizer.warmup_steps=4", "log_every=1"),
-                *("checkpoint.every_minutes=0", "checkpoint.every_steps=20"),
-            ],
-        },
-        "runs": {run: {"label": run} for run in ("calm", "shaken")},
-        "eval": {"root": "benchmarks", "threads": 1, "zero_shot": [], "retrieval": ["squares"]},
-        "tables": {"retrieval": ["calm", "shaken"]},
-    }
-    found = Desk(checkout, slurm, study)
+    found = Desk(checkout, slurm, make_study(name))
     yield found
-    for process in found.started:
-        process.kill()
-    for job, state in slurm.jobs().items():
-        if state not in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"):
-            slurm.ask("scancel", job)
+    found.leave()
     shutil.rmtree(checkout / ".snakemake", ignore_errors=True)
     (checkout / "snakemake.log").unlink(missing_ok=True)
-
-
-def kill(process: subprocess.Popen[str]) -> None:
-    """Kill a process as ``kill -9`` does: nothing is tidied up."""
-    process.send_signal(signal.SIGKILL)
-    process.wait()

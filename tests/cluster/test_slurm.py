@@ -17,16 +17,14 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.cluster.conftest import STEPS, Desk, kill
+from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.training import same_weights
 from workflow.launch import Launch
 from workflow.study import ROOT
 
 pytestmark = pytest.mark.timeout(1500)
-RUNS = ("calm", "shaken")
 STUB = ROOT / "tests" / "cluster" / "stub_trainer.py"
-DONE = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
 
 # ---- jobs: the study's own launch line, with a stub in place of the trainer --------------------------
@@ -42,7 +40,7 @@ class Submitted:
     folder: Path
 
     def ends(self, timeout: float = 300) -> str:
-        return self.slurm.wait_for(self.job, *DONE, timeout=timeout)
+        return self.slurm.wait_for(self.job, *ENDED, timeout=timeout)
 
     @property
     def starts(self) -> list[dict]:
@@ -63,9 +61,10 @@ def submit(
 ) -> Submitted:
     """Submit the launch line of a study as Snakemake's job step runs it, with the stub and its behaviour."""
     launch = Launch("srun", nodes, ranks_per_node, None, None, 29500, 1, 1, {})
-    command = launch.command(str(folder)).replace("-m filip.train ", f"{STUB} ")
+    command = launch.command()
     assert command.endswith("python -m filip.train")
     command = command.removesuffix("-m filip.train") + f"{STUB} {behaviour} {folder}"
+    command = f"python -m filip.train.job run_dir={folder} requeue={launch.requeues} -- {command}"
     # the plugin's job step removes what Slurm says of the allocation, except for a few names
     stripped = (
         "for v in $(env | grep -o '^SLURM_[A-Z_]*'); do case $v in SLURM_JOB_ID) ;; *) unset $v;; esac; done"
@@ -118,7 +117,7 @@ def test_a_user_s_mistake_ends_the_job_at_once(together: dict[str, Submitted]) -
 def test_a_rank_that_always_dies_gives_up_after_three_starts(together: dict[str, Submitted]) -> None:
     found = together["one_rank_dies"]
     assert found.ends() == "FAILED", found.log
-    assert len(found.starts) == 3 and "crash 3 " in found.log
+    assert len(found.starts) == 3 and "crashed 3 times" in found.log
 
 
 # ---- a study: Snakemake's own plugin, sbatch and srun, nodes, signals, kills, daemons that die -------
@@ -154,26 +153,13 @@ def set_time_limit(desk: Desk, job: str, minutes: int) -> None:
     desk.slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
 
-def ranks(desk: Desk, run: str) -> list[psutil.Process]:
-    """Return the ranks of a training of this study, in order, without the workers of their loaders."""
-    found = {}
-    for process in psutil.process_iter(["cmdline"]):
-        command = process.info["cmdline"] or []
-        if command[1:3] == ["-m", "filip.train"] and f"out={desk.weights(run)}" in command:
-            with contextlib.suppress(psutil.NoSuchProcess):  # it, or its parent, has just ended
-                parent = process.parent()
-                if parent is None or parent.cmdline()[1:3] != ["-m", "filip.train"]:
-                    found[int(process.environ()["SLURM_PROCID"])] = process
-    return [found[rank] for rank in sorted(found)]
-
-
 def suspend(desk: Desk, run: str) -> None:
-    for process in ranks(desk, run):
+    for process in desk.ranks(run):
         process.suspend()
 
 
 def resume(desk: Desk, run: str) -> None:
-    for process in ranks(desk, run):
+    for process in desk.ranks(run):
         with contextlib.suppress(psutil.NoSuchProcess):
             process.resume()
 
@@ -199,7 +185,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     second = kill_and_start_again(desk, first)
     resume(desk, "calm")
 
-    desk.wait(lambda: all(has_been_sent(process, signal.SIGUSR1) for process in ranks(desk, "shaken")))
+    desk.wait(lambda: all(has_been_sent(process, signal.SIGUSR1) for process in desk.ranks("shaken")))
     set_time_limit(desk, job, minutes=60)  # time limit of its next start
     resume(desk, "shaken")
     desk.wait(lambda: desk.said("shaken", "resumed from") == 1)
@@ -217,7 +203,7 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     desk.slurm.start_controller()
     desk.slurm.wait_for(job, "RUNNING")
 
-    _, second_rank, *_ = ranks(desk, "shaken")
+    _, second_rank, *_ = desk.ranks("shaken")
     second_rank.kill()
     resume(desk, "shaken")
     desk.wait(lambda: desk.said("shaken", "resumed from") == 3)

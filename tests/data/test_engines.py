@@ -93,9 +93,10 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"set models=FOLDER.*fetch_translation pivots=\[ru\]"):
         load_engine("marian", "ru")
-    with pytest.raises(UserError, match=r"no folder .*en-ru with a Marian model"):
+    with pytest.raises(UserError, match=r"no folder .*en-ru and none .*ru-en with a Marian model"):
         load_engine("marian", "ru", str(tmp_path))
     (tmp_path / "en-ru").mkdir()
+    (tmp_path / "ru-en").mkdir()
     with pytest.raises(UserError, match=r"neither model\.bin .* nor decoder\.yml"):
         load_engine("marian", "ru", str(tmp_path))
     (tmp_path / "en-ru" / "decoder.yml").write_text("models: [model.npz]\nvocabs: [a.yml, b.yml]\n")

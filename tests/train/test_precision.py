@@ -9,6 +9,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from filip.resources import shipped
+from tests.support.launched_ranks import Ranks
 from tests.support.training import records, run_many, series, train_arguments
 
 
@@ -79,3 +80,12 @@ def watched_in_tensorboard(run_dir: Path) -> None:
     }  # fmt: skip
     assert wanted <= set(tags["scalars"])
     assert any("watchdog" in tag for tag in tags["tensors"])
+
+
+@pytest.mark.slow
+def test_the_smallest_gradient_of_fp16_reaches_the_optimiser(tmp_path: Path) -> None:
+    """DeepSpeed divides gradients by the number of ranks before it sums them, by default in fp16."""
+    ranks = Ranks(2, [str(Path(__file__).parent / "fp16_reduction.py")], tmp_path / "log")
+    assert ranks.wait(200) == [0, 0], ranks.text()[-3000:]
+    line = next(line for line in ranks.text().splitlines() if line.startswith("RESULT"))
+    assert json.loads(line.removeprefix("RESULT")) == {"1": 1.0, "3": 1.0}

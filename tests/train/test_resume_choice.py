@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -11,14 +12,17 @@ import torch
 
 from filip.errors import UserError
 from filip.runs.checkpoint import LoopState, is_finished, newest_intact
-from filip.train import provenance
+from filip.train import provenance, resume
 from filip.train.checkpoint import prepare_folder
 from filip.train.config import TrainConfig
 from filip.train.fingerprint import learning_settings, resumable_settings, settings_hash
+from filip.train.losses import TERMS
 from filip.train.provenance import put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks
 from filip.train.resume import Resumption, choose_checkpoint, training_hash
 from tests.support.training import compose
+
+ROOT = Path(__file__).parents[2]
 
 ALONE = Ranks(0, 1, 0, 1, torch.device("cpu"))
 
@@ -139,7 +143,8 @@ def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differ
     files[0].parent.mkdir()
     for file in files:
         file.write_text(file.name)
-    record_finish(run, 30, None, training_hash(state_of(config, **SAME)), [str(file) for file in files])
+    code = provenance.code_hash(config)
+    record_finish(run, 30, None, training_hash(state_of(config, **SAME)), [str(file) for file in files], code)
     found = choose(run, **SAME)
     assert found.kept == run / "finished" and not found.start_again and "taken from" in found.notes[0]
     for file in files:
@@ -154,7 +159,7 @@ def test_a_finished_run_whose_result_is_gone_gets_it_back_unless_anything_differ
         choose(run, resume="never", **SAME),
     ):
         assert again.kept is None and again.start_again
-    monkeypatch.setattr(provenance, "code_hash", lambda: "of a later version")
+    monkeypatch.setattr(resume, "code_hash", lambda _: "of a later version")
     assert choose(run, **SAME).kept is None
 
 
@@ -227,3 +232,36 @@ def test_a_setting_at_its_default_does_not_enter_the_hash(monkeypatch: pytest.Mo
     with_more = lambda config: {**learning_settings(config), "field.of_tomorrow": 0}  # noqa: E731
     monkeypatch.setattr(fingerprint, "learning_settings", with_more)
     assert settings_hash(compose("model=tiny")) == before
+
+
+def test_what_is_edited_in_a_deepspeed_file_is_a_change_of_the_training(tmp_path: Path) -> None:
+    file = tmp_path / "mine.json"
+    shipped = json.loads((ROOT / "ds_configs/zero1_fp32.json").read_text())
+
+    def said(**changes: object) -> tuple[str, dict]:
+        file.write_text(json.dumps({**shipped, **changes}))
+        config = compose("model=tiny", f"deepspeed={file}")
+        return settings_hash(config), resumable_settings(config)
+
+    before = said()
+    assert said(steps_per_print=7, zero_optimization={"stage": 1}) == before, "speed and reporting alone"
+    clipped = said(gradient_clipping=0.001)
+    assert clipped[0] != before[0] and clipped[1]["deepspeed"] != before[1]["deepspeed"]
+
+
+def test_the_code_of_a_term_of_another_package_is_code_of_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A change of it would otherwise be answered with the weights of before."""
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "outside_terms.py").write_text("def compute(batch): return 1\n")
+    import outside_terms
+
+    term = replace(TERMS["pooled"], compute=partial(outside_terms.compute))
+    monkeypatch.setitem(TERMS, "outside", term)
+    config, plain = compose("model=tiny"), provenance.code_hash(compose("model=tiny"))
+    config.loss = {"token_wise": 1.0, "outside": 0.5}
+    used = provenance.code_hash(config)
+    (tmp_path / "outside_terms.py").write_text("def compute(batch): return 2\n")
+    assert len({plain, used, provenance.code_hash(config)}) == 3
+    assert provenance.code_hash(compose("model=tiny")) == plain

@@ -50,6 +50,14 @@ def test_a_straggler_is_reported_once_it_has_lasted() -> None:
     assert found == [[], [], []]  # never the same rank three times in a row
 
 
+def test_a_few_milliseconds_are_no_straggler() -> None:
+    """Nor is a share of the step that nobody notices."""
+    dog = watchdog(straggler_intervals=1)
+    assert dog.observe_fleet(10, 0.02, fleet_report(reports(0.0050, 0.0051, 0.0079))) == []
+    assert dog.observe_fleet(20, 40.0, fleet_report(reports(1.0, 1.0, 2.0))) == []
+    assert dog.observe_fleet(30, 0.2, fleet_report(reports(0.05, 0.05, 0.08)))
+
+
 def test_a_rank_with_slow_data_is_reported() -> None:
     dog = watchdog(straggler_intervals=2)
     report = fleet_report(reports(1.0, 1.0, 1.0, data_wait=1.2))

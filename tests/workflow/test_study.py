@@ -7,8 +7,7 @@ import pytest
 import yaml
 
 from filip.errors import UserError
-from filip.study import PROTOCOLS, load_study, resolve
-from workflow.sources import check as check_sources
+from filip.study import PROTOCOLS, check, load_study, resolve
 from workflow.study import ROOT, WorkflowStudy
 
 CONFIGS = sorted((ROOT / "workflow" / "config").glob("*.yaml"))
@@ -30,22 +29,30 @@ def test_every_card_that_the_rules_wait_for_exists(path: Path) -> None:
     assert cards and all((ROOT / card).is_file() for card in cards)
 
 
-@pytest.mark.parametrize("study", ["ablation", "base", "large"])
-def test_reproductions_keep_the_paper_s_quarter_of_the_tokens_and_show_all_tokens_beside_it(
-    study: str,
+@pytest.mark.parametrize(
+    ("study", "run", "all_tokens"),
+    [
+        ("ablation", "filip", ("ablation", "filip_all_tokens")),
+        ("base", "filip_base", ("base_all_tokens", "filip_base_all_tokens")),
+        ("large", "filip_large", ("large_all_tokens", "filip_large_all_tokens")),
+    ],
+)
+def test_the_paper_s_quarter_of_the_tokens_is_the_experiment_s_and_all_tokens_are_a_run_of_ours(
+    study: str, run: str, all_tokens: tuple[str, str]
 ) -> None:
-    study = load_study(ROOT / f"workflow/config/{study}.yaml")
-    ratios = {run: study.resolved(run).token_keep_ratio for run in study.evaluated}
-    variants = {run: own["variant_of"] for run, own in study.runs.items() if "variant_of" in own}
-    assert len(variants) == 1
-    for run, ratio in ratios.items():
-        assert ratio == (1.0 if run in variants else 0.25)
-    for variant, base in variants.items():
-        for table in study.tables:
-            assert (variant in study.rows(table)) == (base in study.rows(table))
-        ours, theirs = study.resolved(variant), study.resolved(base)
-        ours.token_keep_ratio = theirs.token_keep_ratio
-        assert ours == theirs
+    theirs = load_study(ROOT / f"workflow/config/{study}.yaml").resolved(run)
+    assert theirs.token_keep_ratio == resolve(f"experiment={study}").token_keep_ratio == 0.25
+    ours = load_study(ROOT / f"workflow/config/{all_tokens[0]}.yaml").resolved(all_tokens[1])
+    assert ours.token_keep_ratio == 1
+    ours.token_keep_ratio = 0.25
+    assert ours == theirs
+
+
+@pytest.mark.parametrize(("study", "gpus"), [("base", 128), ("large", 192)])
+def test_the_paper_s_studies_train_one_model_on_its_gpus(study: str, gpus: int) -> None:
+    found = WorkflowStudy(yaml.safe_load((ROOT / f"workflow/config/{study}.yaml").read_text()))
+    assert [found.launch(run).world_size for run in found.runs] == [gpus]
+    assert {found.resolved(name).token_keep_ratio for name in found.fine_tunes} == {0.25}
 
 
 def test_the_run_folder_follows_what_is_trained_and_nothing_else(demo: dict) -> None:
@@ -107,35 +114,45 @@ def test_the_config_beside_the_results_is_the_same_study(demo: dict, tmp_path: P
     assert read.replicas("filip") == ["filip", "filip_s1", "filip_s2"]
 
 
-def test_a_source_whose_list_is_not_there_is_named_before_anything_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_what_a_study_lacks_is_named_before_its_first_job(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A plan is drawn without the list, so that nothing but this says that the study cannot run."""
+    """A plan is drawn without lists, models and data, and a week of download would precede what fails for them."""
     (tmp_path / "data").mkdir()
-    card = "name: mine\nlist: pairs.csv\nobtain: Ask for it.\n"
-    (tmp_path / "data/mine.yaml").write_text(card)
-    study = yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text()) | {
-        "sources": ["mine", "cc3m"]
-    }
+    (tmp_path / "data/mine.yaml").write_text("name: mine\nlist: pairs.csv\nobtain: Ask for it.\n")
+    study = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
+    study |= {"sources": ["mine", "cc3m"], "data_dir": "datasets"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError) as refused:
-        check_sources(Path("study.yaml"))
-    assert "2 of its 2 sources cannot be read" in str(refused.value)
-    assert (
-        "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it."
-        in str(refused.value)
-    )
-    assert "cc3m: source 'cc3m'" in str(refused.value) and "`list: PATH` in data/NAME.yaml" in str(
-        refused.value
-    )
+    with pytest.raises(SystemExit):
+        check.main(check.Check("study.yaml"))
+    page = " ".join(capsys.readouterr().out.split())
+    for words in (
+        "mine: no list of URLs: there is no file or folder 'pairs.csv'. How to obtain it: Ask for it.",
+        "cc3m: source 'cc3m'", "`list: PATH` in data/NAME.yaml",
+        "mine, captions through 'de': the engine marian needs its weights",
+        "cc3m, captions through 'ru': no folder models/opus-mt/en-ru and none models/opus-mt/ru-en",
+        "14 of 14 are not below results/benchmarks: cifar10 (wds_vtab-cifar10)",
+        "that of mine, whose cards state no expected_count",
+        "there is no sbatch here",
+    ):  # fmt: skip
+        assert words in page, words
 
+    loaded = load_study("study.yaml")
+    with pytest.raises(UserError, match="lists: mine: no list"):
+        check.require(loaded, {"url_list"})
+    with pytest.raises(UserError, match="engines: mine, captions"):
+        check.require(loaded, {"translate"})
+    assert "14 of 14" in check.require(loaded, {"zero_shot"})[0], "it stops nothing: the cells stay empty"
     (tmp_path / "pairs.csv").write_text("url,caption\n")
-    read = tmp_path / study.get("data_dir", f"results/{study['study']}/data") / "cc3m"
-    read.mkdir(parents=True)
-    (read / "list.parquet").touch()  # read before, and gone since
-    check_sources(Path("study.yaml"))
+    for source in ("cc3m", "coco", "flickr30k"):
+        (tmp_path / "datasets" / source).mkdir(parents=True)
+        (tmp_path / "datasets" / source / "list.parquet").touch()  # read before, and gone since
+    assert {finding.kind for finding in check.findings(loaded, ["lists"])} == set()
 
     (tmp_path / "data/mine.yaml").write_text("name: mine\nimages: photos\n")
-    with pytest.raises(UserError, match=r"mine: no images at photos, as data/mine\.yaml says"):
-        check_sources(Path("study.yaml"))
+    (finding,) = check.findings(loaded, ["lists"])
+    assert finding.text.startswith("mine: no images at photos, as data/mine.yaml says")
+    (tmp_path / "datasets/mine").mkdir()
+    (tmp_path / "datasets/mine/manifest.json").touch()  # its data are complete
+    assert not any("mine" in finding.text for finding in check.findings(loaded, ["lists", "engines"]))

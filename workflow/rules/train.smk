@@ -1,7 +1,7 @@
-# Training. Outputs are only the small final files, which the trainer writes last and atomically. Checkpoints lie
-# in a run folder that Snakemake does not own (it would delete them with a failed job); its name carries a hash of
-# the resolved config. flock keeps a second job from starting on a run that is in progress. Exit code 85 means
-# "saved because of a signal": a rerun continues from there.
+# Training. Outputs are only the small final files, which the trainer writes last and atomically. Checkpoints, and a log
+# of every start, lie in a run folder that Snakemake does not own (it would delete them with a failed job); its name
+# carries a hash of the resolved config. filip/train/job.py keeps a second job from starting on a run that is in
+# progress, and starts a Slurm job again where that helps; the rule's log is a link to the log of the newest start.
 
 
 rule pretrain:
@@ -17,22 +17,23 @@ rule pretrain:
         ranks=lambda wildcards: STUDY.launch(wildcards.run).ranks_of_a_start,
         arguments=lambda wildcards: STUDY.quoted_arguments(wildcards.run),
         run_dir=lambda wildcards: STUDY.run_dir(wildcards.run),
+        requeue=lambda wildcards: STUDY.launch(wildcards.run).requeues,
     log:
         f"{RESULTS}/logs/train/{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/train/{{run}}.tsv"
     threads: lambda wildcards: STUDY.launch(wildcards[0]).threads(lambda: workflow.cores)
-    retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/slurm_job.py
+    retries: 0  # only Slurm starts a training again, and only where that helps: filip/train/job.py
     resources:
         **STUDY.train_resources(lambda: workflow.non_local_exec),
     conda:
         "../envs/filip.yaml"
     shell:
-        "mkdir -p {params.run_dir} && flock --nonblock --conflict-exit-code 75 {params.run_dir}/lock"
+        "python -m filip.train.job run_dir={params.run_dir} log={log} requeue={params.requeue} --"
         # Snakemake gives every process as many threads as the job has: shared by its ranks here
         " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
         " {params.launch} {params.arguments} run_dir={params.run_dir}"
-        " out={output.weights} result={output.result} > {log} 2>&1"
+        " out={output.weights} result={output.result}"
 
 
 use rule pretrain as fine_tune with:
@@ -53,6 +54,7 @@ if STUDY.efficiency:
             ranks=STUDY.efficiency_launch.ranks_of_a_start,
             out=lambda wildcards, output: Path(output[0]).parent,
             gathered=STUDY.gathered,
+            requeue=STUDY.efficiency_launch.requeues,
         log:
             f"{RESULTS}/logs/efficiency.log",
         benchmark:
@@ -64,5 +66,6 @@ if STUDY.efficiency:
         conda:
             "../envs/filip.yaml"
         shell:
-            "env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
-            " {params.launch} study={input.study} out={params.out} gathered={params.gathered} > {log} 2>&1"
+            "python -m filip.train.job run_dir={params.out} log={log} requeue={params.requeue} --"
+            " env OMP_NUM_THREADS=$(( {threads} > {params.ranks} ? {threads} / {params.ranks} : 1 ))"
+            " {params.launch} study={input.study} out={params.out} gathered={params.gathered}"

@@ -26,6 +26,10 @@ class Engine(Protocol):
         Raises UserError when the engine is not installed or cannot serve the pivot.
         """
 
+    @staticmethod
+    def missing(pivot: str, models: str | None) -> str | None:
+        """Return what is not here that this engine needs for a pivot, and what to do; loads nothing."""
+
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
         """Translate English → pivot: one translation per text, in order. The caller sorts by length."""
 
@@ -73,10 +77,15 @@ def load_engine(name: str, pivot: str, models: str | None = None) -> Engine:
     """Load the engine ``name`` for one pivot language.
 
     Raises UserError when the engine does not exist or does not know the pivot."""
+    return engine_class(name)(pivot, models)
+
+
+def engine_class(name: str) -> type[Engine]:
+    """Return the class of the engine ``name``. Raises UserError if there is none."""
     if name not in ENGINES:
         raise UserError(
             f"back_translation.engine is '{name}', but the engines are {', '.join(ENGINES)} and none"
         )
     module, _, attribute = ENGINES[name].partition(":")
-    engine: Engine = getattr(importlib.import_module(module), attribute)(pivot, models)
-    return engine
+    found: type[Engine] = getattr(importlib.import_module(module), attribute)
+    return found

@@ -13,10 +13,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from filip.errors import UserError
+from filip.extras import how_to_install
 from filip.files import locked, sha256_of
 
 BEAM = 2
@@ -34,13 +36,26 @@ class Marian:
     """Engine for a round trip through one pivot language; 100 to 300 captions a second and core, thousands on a GPU."""
 
     def __init__(self, pivot: str, models: str | None) -> None:
-        if not models:
-            raise UserError(
-                f"the engine marian needs its weights: set models=FOLDER. {HELP.format(pivot=pivot)}"
-            )
+        if absent := self.missing(pivot, models):
+            raise UserError(absent)
+        assert models is not None
         self._there = _Direction(models, "en", pivot)
         self._back = _Direction(models, pivot, "en")
         self.model = f"{self._there.identity}+{self._back.identity}+beam{BEAM}"
+
+    @staticmethod
+    def missing(pivot: str, models: str | None) -> str | None:
+        packages = [name for name in ("ctranslate2", "sentencepiece") if find_spec(name) is None]
+        if packages:
+            return f"the engine marian needs {' and '.join(packages)}: {how_to_install('marian')}"
+        help = HELP.format(pivot=pivot)
+        if not models:
+            return f"the engine marian needs its weights: set models=FOLDER. {help}"
+        if models.startswith("hub:"):  # that it can be reached is known only once it is asked
+            return None
+        folders = [Path(models, f"en-{pivot}"), Path(models, f"{pivot}-en")]
+        absent = [str(folder) for folder in folders if not folder.is_dir()]
+        return f"no folder {' and none '.join(absent)} with a Marian model. {help}" if absent else None
 
     def to_pivot(self, texts: Sequence[str]) -> list[str]:
         return self._there.translate(texts)
@@ -51,15 +66,11 @@ class Marian:
 
 class _Direction:
     def __init__(self, models: str, source: str, target: str) -> None:
-        try:
-            import ctranslate2
-            import sentencepiece
-        except ImportError as error:
-            raise UserError(
-                f"the engine marian needs {error.name}: pip install ctranslate2 sentencepiece"
-            ) from error
+        import ctranslate2
+        import sentencepiece
+
         pivot = target if source == "en" else source
-        ready = ready_folder(_folder(models, source, target, HELP.format(pivot=pivot)), pivot)
+        ready = ready_folder(_folder(models, source, target), pivot)
         self._source, self._target = (
             sentencepiece.SentencePieceProcessor(model_file=str(ready / name))
             for name in ("source.spm", "target.spm")
@@ -93,7 +104,8 @@ class _Direction:
         return out
 
 
-def _folder(models: str, source: str, target: str, help: str) -> Path:
+def _folder(models: str, source: str, target: str) -> Path:
+    """Return the folder of a direction, which Marian.missing has looked for; fetch it if it is on the hub."""
     if models.startswith("hub:"):
         try:
             from huggingface_hub import snapshot_download
@@ -104,10 +116,7 @@ def _folder(models: str, source: str, target: str, help: str) -> Path:
             return Path(snapshot_download(name))
         except Exception as error:
             raise UserError(f"cannot get {name} from the hub: {error}") from error
-    folder = Path(models) / f"{source}-{target}"
-    if not folder.is_dir():
-        raise UserError(f"no folder {folder} with a Marian model. {help}")
-    return folder
+    return Path(models) / f"{source}-{target}"
 
 
 def ready_folder(folder: Path, pivot: str) -> Path:

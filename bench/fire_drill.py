@@ -1,0 +1,262 @@
+"""Strike a training on a real Slurm in every way that a cluster has, and look whether it ends as if left alone.
+
+    python -m bench.fire_drill folder=/tmp/drill              # as root; Debian's packages of Slurm are installed
+    python -m bench.fire_drill folder=/tmp/drill kinds=[dead_rank,held_lock]
+
+A study of two equal trainings (two ranks of a tiny model each) runs through Snakemake's Slurm plugin on virtual nodes
+of this machine. One is struck, the other is not, and nobody acts but as told at each kind. In the end weights, outcomes
+and tables of the two are equal, or the exit code is 1. Printed: what each strike did, the steps lost, the first
+error that its start has kept, and the goodput (seconds of the steps that counted over those of the training's life).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import statistics
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+
+import psutil
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.runs.checkpoint import newest_intact
+from filip.train.job import attempts
+from tests.cluster.desk import RUNS, Desk, kill, make_checkout, make_study
+from tests.cluster.one_host_slurm import OneHostSlurm, why_not
+from tests.support.training import same_weights
+
+STRUCK = "shaken"
+LOCKED_SECONDS, SLOW_SECONDS = 20, 15
+BETWEEN = 4  # steps between two strikes
+
+
+@dataclass
+class FireDrill:
+    folder: str = option(MISSING, "where Slurm, the study and its logs live; must not exist", writes="folder")
+    kinds: list[str] = option(["all"], "of the kinds below, in turn")
+    nodes: int = option(4, "virtual nodes", at_least=2)
+
+
+class Drill:
+    """The desk with its study, and the strikes on one of its trainings."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk, self.slurm = desk, desk.slurm
+        self.rows: list[tuple[str, str, int, float, str]] = []
+
+    # ---- strikes: each returns what was done, and nothing else acts until steps are taken again -----------
+
+    def start_up_pre_emption(self) -> str:
+        """TERM while the ranks import, after a crash that made them start."""
+        self._kill_rank(0)
+        begun = self._starts()
+        self.desk.wait(lambda: self._starts() > begun and len(self.desk.ranks(STRUCK)) == 2)
+        self.slurm.ask("scancel", "--signal=TERM", self._job())
+        return "rank 0 killed, and SIGTERM before the next start's first step"
+
+    def time_limit(self) -> str:
+        """The signal that comes ten minutes before the limit."""
+        job = self._job()
+        self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+        self._wait_for_end()
+        self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        return "SIGUSR1 ten minutes before the limit"
+
+    def pre_emption(self) -> str:
+        self.slurm.ask("scancel", "--signal=TERM", self._job())
+        return "SIGTERM to every rank"
+
+    def dead_rank(self) -> str:
+        self._kill_rank(1)
+        return "rank 1 killed"
+
+    def dead_node(self) -> str:
+        """A power cut of the node that runs the batch script; its daemon comes back later."""
+        node = self.desk.first_node(self._job())
+        self.slurm.kill_node(node)
+        begun = self._starts()
+        self.desk.wait(lambda: self._starts() > begun)
+        self.slurm.start_node(node)
+        return f"node{node} without power"
+
+    def held_lock(self) -> str:
+        """The lock of the dead start lives on, as on NFS or Lustre."""
+        place = self._folder() / "lock"
+        taken = threading.Event()
+
+        def hold() -> None:
+            with open(place, "r+") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)  # comes once the holder is dead
+                taken.set()
+                time.sleep(LOCKED_SECONDS)
+
+        threading.Thread(target=hold, daemon=True).start()
+        time.sleep(1)
+        self._kill_rank(1)
+        taken.wait(120)
+        return f"rank 1 killed, its lock held for {LOCKED_SECONDS} s more"
+
+    def slow_rank(self) -> str:
+        ranks = self.desk.ranks(STRUCK)
+        ranks[1].suspend()
+        time.sleep(SLOW_SECONDS)
+        ranks[1].resume()
+        return f"rank 1 stands still for {SLOW_SECONDS} s"
+
+    def dead_controller(self) -> str:
+        self.slurm.kill_controller()
+        self.desk.wait_for_steps(STRUCK, 1)
+        self.slurm.start_controller()
+        return "slurmctld killed, started again a step later"
+
+    def dead_snakemake(self) -> str:
+        """A person unlocks the folder and starts it again, as docs/cluster.md says."""
+        kill(self.desk.started[-1])
+        self.desk.unlock()
+        self.desk.start()
+        return "Snakemake killed, unlocked and started again"
+
+    def corrupt_checkpoint(self) -> str:
+        """The newest checkpoint loses a file's second half while the training is down."""
+        newest, _ = newest_intact(self._folder() / "checkpoints")
+        if newest is None:
+            raise UserError("no checkpoint yet to corrupt: strike later")
+        file = max(newest.iterdir(), key=lambda path: path.stat().st_size)
+        self._kill_rank(0)
+        with open(file, "r+b") as damaged:
+            damaged.truncate(file.stat().st_size // 2)
+        return f"rank 0 killed, {newest.name}/{file.name} cut in half"
+
+    # ---- around a strike ----------------------------------------------------------------------------------
+
+    def strike(self, kind: str) -> None:
+        """Do one kind, wait until the training takes steps beyond where it was, and note what it cost."""
+        self.desk.wait_for_steps(STRUCK, BETWEEN)
+        before, starts, begun = self._most(), self._starts(), time.monotonic()
+        what = getattr(self, kind)()
+        self.desk.wait(lambda: self.desk.step(STRUCK) > before and self._most() > before)
+        seconds = time.monotonic() - begun
+        again = [
+            line["step"] for line in self.desk.records(STRUCK) if "step" in line and "loss/total" in line
+        ]
+        lost = (
+            before - min(again[again.index(before) + 1 :], default=before) + 1
+            if self._starts() > starts
+            else 0
+        )
+        errors = [
+            line.get("error", "")
+            for line in attempts(self._folder())
+            if starts <= line["attempt"] < self._starts() and line.get("error")
+        ]
+        self.rows.append((kind, what, max(lost, 0), seconds, errors[0] if errors else ""))
+        print(f"{kind}: {what}; steps again after {seconds:.0f} s, {max(lost, 0)} lost", flush=True)
+
+    def _folder(self) -> Path:
+        folder = self.desk.run_folder(STRUCK)
+        assert folder is not None
+        return folder
+
+    def _job(self) -> str:
+        jobs = [job for job, state in self.desk.jobs(STRUCK).items() if state == "RUNNING"]
+        return jobs[0] if jobs else next(iter(self.desk.jobs(STRUCK)))
+
+    def _starts(self) -> int:
+        return max((line["attempt"] for line in attempts(self._folder())), default=0)
+
+    def _most(self) -> int:
+        return max((line["step"] for line in self.desk.records(STRUCK) if "loss/total" in line), default=0)
+
+    def _kill_rank(self, number: int) -> None:
+        self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
+        with contextlib.suppress(psutil.NoSuchProcess):
+            self.desk.ranks(STRUCK)[number].kill()
+
+    def _wait_for_end(self) -> None:
+        """Wait until the start that is at work has ended."""
+        now = self._starts()
+        self.desk.wait(
+            lambda: any("outcome" in line and line["attempt"] == now for line in attempts(self._folder()))
+        )
+
+
+KINDS = (
+    "dead_rank", "slow_rank", "pre_emption", "held_lock", "time_limit", "dead_controller", "start_up_pre_emption",
+    "dead_snakemake", "corrupt_checkpoint", "dead_node",
+)  # fmt: skip
+
+
+def main(config: FireDrill) -> None:
+    """Strike a training on a one-host Slurm in every way that a cluster has; compare it with one that is left alone."""
+    kinds = list(KINDS) if config.kinds == ["all"] else config.kinds
+    if unknown := [kind for kind in kinds if kind not in KINDS]:
+        raise UserError(f"kinds: there is no {unknown[0]!r}; there are {', '.join(KINDS)}")
+    if reason := why_not():
+        raise UserError(f"no Slurm can be started here: {reason}")
+    folder = Path(config.folder).resolve()
+    folder.mkdir(parents=True)
+    make_checkout(folder)
+    with OneHostSlurm(folder, nodes=config.nodes) as slurm:
+        desk = Desk(folder, slurm, make_study("drill", nodes=1))
+        desk.study["train"]["overrides"].append(f"max_steps={40 + 20 * len(kinds)}")
+        drill = Drill(desk)
+        try:
+            desk.start()
+            desk.wait_for_steps(STRUCK, 22)  # behind a checkpoint
+            for kind in kinds:
+                drill.strike(kind)
+            code = desk.ends(desk.started[-1], timeout=3600)
+        finally:
+            desk.leave()
+        equal = code == 0 and report(drill)
+    sys.exit(not equal)
+
+
+def report(drill: Drill) -> bool:
+    """Print the table, the goodput and the comparison; return whether the two trainings are equal."""
+    desk = drill.desk
+    print(
+        "\n| kind | what happened | steps lost | steps again after | first error kept |\n|---|---|---|---|---|"
+    )
+    for kind, what, lost, seconds, error in drill.rows:
+        print(f"| {kind} | {what} | {lost} | {seconds:.0f} s | {error or '–'} |")
+    for run in RUNS:
+        print(f"{run}: {goodput(desk, run)}")
+    same = {
+        "weights": same_weights(*(desk.folder / desk.weights(run) for run in RUNS)),
+        "outcomes": desk.outcomes(RUNS[0]) == desk.outcomes(RUNS[1]),
+        "tables": desk.cells(RUNS[0]) == desk.cells(RUNS[1]),
+    }
+    print(", ".join(f"{name} {'equal' if yes else 'DIFFER'}" for name, yes in same.items()), flush=True)
+    return all(same.values())
+
+
+def goodput(desk: Desk, run: str) -> str:
+    """Say which share of a training's life went into steps that counted."""
+    steps: dict[int, float] = {}
+    taken = 0
+    for line in desk.records(run):
+        if "speed/seconds_per_step" in line:
+            steps[line["step"]] = line["speed/seconds_per_step"]  # the last time that a step was taken counts
+            taken += 1
+    folder = desk.run_folder(run)
+    assert folder is not None
+    lines = attempts(folder)
+    begin, end = (datetime.fromisoformat(lines[index]["time"]) for index in (0, -1))
+    life = (end - begin).total_seconds()
+    good = sum(steps.values())
+    starts = len({line["attempt"] for line in lines})
+    return (
+        f"{len(steps)} steps, {taken - len(steps)} repeated, {starts} starts, {life:.0f} s; goodput {good / life:.0%} "
+        f"(a step {statistics.median(steps.values()):.2f} s)"
+    )
+
+
+if __name__ == "__main__":
+    run_command(main, FireDrill)

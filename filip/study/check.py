@@ -1,0 +1,269 @@
+"""Look for everything that a study will need, before its first job: a missing model shows after a week of download.
+
+filip study check base                       # workflow/config/base.yaml; a path works too
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import textwrap
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from filip.command import MISSING, option, run_command
+from filip.data.cards import SourceCard, load_source
+from filip.data.engines import engine_class
+from filip.data.lists.reading import list_files
+from filip.data.plan import PlanConfig, stages
+from filip.errors import UserError
+from filip.eval.cards import load_card
+from filip.extras import how_to_install
+from filip.files import readable
+from filip.study.study import Study, load_study
+from filip.study.tables import PROTOCOLS
+
+# Kinds of needs, and the rules of the workflow that have them.
+KINDS = {
+    "lists": ("url_list", "ingest"),
+    "engines": ("translate", "translate_part"),
+    "extras": ("url_list", "ingest", "pretrain", "fine_tune", "efficiency"),
+    "benchmarks": PROTOCOLS,
+    "disk": ("download", "ingest"),
+    "GPUs": ("pretrain", "fine_tune", "efficiency"),
+}  # fmt: skip
+ASKS_FOR = 30.0  # seconds for an answer of the scheduler
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A thing that is missing. stops: a job would fail for it; otherwise cells stay empty, or it is an estimate."""
+
+    kind: str
+    text: str
+    stops: bool = True
+
+
+@dataclass
+class Check:
+    study: str = option(MISSING, "a study of workflow/config by its name, or the path of its YAML")
+
+
+def main(config: Check) -> None:
+    """Print what a study needs and this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
+    named = Path("workflow/config", f"{config.study}.yaml")
+    study = load_study(named if named.is_file() else config.study)
+    found = findings(study)
+    print("\n".join(page(study, found)))
+    if any(finding.stops for finding in found):
+        sys.exit(2)
+
+
+def page(study: Study, found: list[Finding]) -> list[str]:
+    """Return the findings as lines, the kinds in their order."""
+    lines = [f"study {study.name}: {study.title}"]
+    for kind in KINDS:
+        own = [finding for finding in found if finding.kind == kind]
+        lines += [f"{kind:<11} all here"] if not own else []
+        for number, finding in enumerate(own):
+            head = f"{'' if number else kind:<11} {'! ' if finding.stops else '- '}"
+            lines += textwrap.wrap(
+                finding.text, 120, initial_indent=head, subsequent_indent=" " * 14, break_on_hyphens=False
+            )
+    stopping = sum(finding.stops for finding in found)
+    note = f"{stopping} (!) would stop the study; look again after each, the others (-) would not"
+    return [*lines, note if found else "nothing is missing"]
+
+
+def require(study: Study, rules: Collection[str]) -> list[str]:
+    """Check what these rules of the workflow need; return sentences about what stops none of them.
+
+    Raises UserError with everything that would stop one.
+    """
+    kinds = [kind for kind, of in KINDS.items() if set(of) & set(rules)]
+    found = findings(study, kinds)
+    if stopping := [finding for finding in found if finding.stops]:
+        missing = "\n".join(f"  {finding.kind}: {finding.text}" for finding in stopping)
+        raise UserError(f"the study {study.name} lacks what its jobs need:\n{missing}")
+    return [finding.text for finding in found]
+
+
+def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Finding]:
+    """Return all that is missing of these kinds."""
+    cards = {source: load_source(source) for source in study.sources}
+    open_ = {
+        source: card
+        for source, card in cards.items()
+        if not Path(study.data_dir, source, "manifest.json").exists()  # else its data are complete
+    }
+    looks = {
+        "lists": lambda: _lists(study, open_),
+        "engines": lambda: _engines(open_),
+        "extras": lambda: _extras(study, open_),
+        "benchmarks": lambda: _benchmarks(study, cards),
+        "disk": lambda: _disk(study, open_),
+        "GPUs": lambda: _gpus(study),
+    }
+    return [finding for kind in kinds for finding in looks[kind]()]
+
+
+def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    named = "In a study a list is named by the source's card: `list: PATH` in data/NAME.yaml."
+    for source, card in cards.items():
+        if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
+            continue
+        try:
+            if card.images is None:
+                list_files(card)
+            elif not Path(card.images).exists():
+                how = f". {' '.join(card.obtain.split())}" if card.obtain else ""
+                yield Finding("lists", f"{source}: no images at {card.images}, as {card.path} says{how}")
+        except UserError as error:
+            yield Finding("lists", f"{source}: {str(error).rstrip('.')}. {named}")
+            named = ""
+
+
+def _engines(cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    wanted: dict[tuple[str, str, str | None], list[str]] = {}
+    for source, card in cards.items():
+        if (own := card.back_translation) and own.engine != "none":
+            for pivot in own.pivots:
+                wanted.setdefault((own.engine, pivot, own.models), []).append(source)
+    for (engine, pivot, models), sources in wanted.items():
+        if absent := engine_class(engine).missing(pivot, models):
+            yield Finding("engines", f"{', '.join(sources)}, captions through '{pivot}': {absent}")
+
+
+def _extras(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    launchers = {study.launch_settings(name)["launcher"] for name in study.trained}
+    tuned = [study.resolved(name).warm_start for name in study.trained]
+    wanted = {
+        "data": bool(cards),
+        "demo": any(card.built_by for card in cards.values()),
+        "train": True,
+        "eval": True,
+        "report": True,
+        "workflow": True,
+        "slurm": "srun" in launchers,
+        "spark": study.config.get("distributor") == "pyspark"
+        or any(card.download.distributor == "pyspark" for card in cards.values()),
+        "lora": any("lora" in (one.image, one.text) for one in tuned),
+    }
+    for extra, needed in wanted.items():
+        if needed and (absent := absent_packages(extra)):
+            yield Finding("extras", f"{', '.join(absent)} of the extra '{extra}': {how_to_install(extra)}")
+
+
+def absent_packages(extra: str) -> list[str]:
+    """Return the packages of an extra of this project that are not installed; those of extras inside it left out."""
+    from filip_command import this_project
+
+    project = this_project()
+    absent = []
+    for line in (project.requires or []) if project else []:
+        requirement, _, marker = line.partition(";")
+        name = re.split(r"[^\w.-]", requirement.strip(), maxsplit=1)[0]
+        if re.search(rf"extra == ['\"]{extra}['\"]", marker) and "python_version" not in marker:
+            try:
+                version(name)
+            except PackageNotFoundError:
+                absent.append(name)
+    return absent
+
+
+def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    if any(card.built_by for card in cards.values()):
+        return  # they are made with the corpus
+    root, loaders = Path(study.evaluation["root"]), study.evaluation.get("loaders", {})
+    places = {name: load_card(name, loaders.get(name)).path for name in study.all_benchmarks}
+    absent = [f"{name} ({place})" for name, place in places.items() if not (root / place).exists()]
+    if absent:
+        per_card = study.evaluation.get("per_card", False)
+        effect = "Their cells stay empty" if per_card else "Their evaluations will fail"
+        yield Finding(
+            "benchmarks",
+            f"{len(absent)} of {len(places)} are not below {root}: {', '.join(absent)}. {effect}; docs/evaluation.md "
+            "says how to obtain each",
+            stops=not per_card,
+        )
+
+
+def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    place = Path(study.data_dir).absolute()
+    free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
+    needs, unknown = 0.0, []
+    for source, card in cards.items():
+        if card.expected_count is None:
+            unknown += [] if card.built_by else [source]
+            continue
+        planned = [one for one in stages(PlanConfig(rows=card.expected_count), card) if "(" not in one.name]
+        needs += sum(one.disk for one in planned) + max(one.scratch for one in planned)
+    if needs > free or unknown:
+        more = f", and that of {', '.join(unknown)}, whose cards state no expected_count" if unknown else ""
+        yield Finding(
+            "disk",
+            f"{readable(free)} are free for {study.data_dir}; the sources take about {readable(needs)}{more}. An "
+            "estimate: `filip data plan source=NAME rows=N` shows it by stage",
+            stops=False,
+        )
+
+
+def _gpus(study: Study) -> Iterator[Finding]:
+    import torch
+
+    from filip.device import why_no_kernels
+
+    launches = [study.launch_settings(name) for name in (*study.trained, *study.efficiency)]
+    launches = [one for one in launches if one.get("accelerator") != "cpu"]
+    if not launches:
+        return
+    on_slurm = [one for one in launches if one["launcher"] == "srun"]
+    ranks = max((one["ranks_per_node"] for one in launches if one["launcher"] != "srun"), default=0)
+    if torch.version.cuda is None and torch.version.hip is None:
+        advice = (
+            "install PyTorch's build for your GPUs (docs/installation.md), or set launch.accelerator: cpu"
+        )
+        yield Finding(
+            "GPUs", f"this PyTorch, {torch.__version__}, computes on CPUs only; {advice}", bool(on_slurm)
+        )
+    elif 0 < (count := torch.cuda.device_count()) < ranks:
+        yield Finding("GPUs", f"launch.ranks_per_node={ranks}, and this machine has {count} GPUs")
+    elif not count and ranks:
+        yield Finding("GPUs", f"launch.ranks_per_node={ranks}, and this machine has no GPU", stops=False)
+    for number in range(min(ranks, torch.cuda.device_count())):
+        if why := why_no_kernels(torch.device("cuda", number)):
+            yield Finding("GPUs", why)
+    if on_slurm:
+        nodes = max(one.get("nodes", 1) for one in on_slurm)
+        gres = any("gpu" in str(one.get("resources", {}).get("gres", "")) for one in on_slurm)
+        yield from _slurm(nodes, gres)
+
+
+def _slurm(nodes: int, gres: bool) -> Iterator[Finding]:
+    if shutil.which("sbatch") is None:
+        yield Finding(
+            "GPUs",
+            "launch.launcher is srun, and there is no sbatch here: run it on a login node of a cluster",
+        )
+        return
+    try:
+        asked = ["sinfo", "-h", "-N", "-o", "%N %G"]
+        listed = subprocess.run(asked, capture_output=True, text=True, timeout=ASKS_FOR, check=True).stdout
+    except (subprocess.SubprocessError, OSError):
+        yield Finding(
+            "GPUs", f"sinfo gives no answer within {ASKS_FOR:.0f} s, so the nodes are unknown", stops=False
+        )
+        return
+    able = {line.split()[0] for line in listed.splitlines() if not gres or "gpu" in line}
+    if len(able) < nodes:
+        kind = "nodes with GPUs" if gres else "nodes"
+        yield Finding("GPUs", f"launch.nodes={nodes}, and sinfo lists {len(able)} {kind}", stops=False)
+
+
+if __name__ == "__main__":
+    given = [f"study={word}" if "=" not in word and word[:1] != "-" else word for word in sys.argv[1:]]
+    run_command(main, Check, argv=given)

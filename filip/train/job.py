@@ -1,0 +1,292 @@
+"""One start of a training: its lock, its log, and what becomes of it when the training ends early.
+
+    python -m filip.train.job run_dir=DIR -- deepspeed ... --module filip.train run_dir=DIR ...
+    python -m filip.train.job run_dir=DIR requeue=true -- srun --nodes=16 ... python -m filip.train run_dir=DIR ...
+
+Every start has a log of its own in ``DIR/logs`` and two lines in ``DIR/attempts.jsonl``, so that what a start said
+outlives the next one. What srun returns says little: when one task fails it kills the others, and its own exit code
+is then that of a signal. The first rank therefore leaves its exit code in ``$FILIP_EXIT_CODE_FILE``.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import IO, Any
+
+from filip.command import MISSING, option, run_command
+from filip.errors import UserError
+from filip.train.launcher_env import EXIT_CODE_FILE, STOPPED_BY_SIGNAL, USERS_MISTAKE
+
+ATTEMPTS = "attempts.jsonl"
+LOCKED = 75  # exit code: another start holds the run's folder
+STOPS = 20  # so many signals in a row before a checkpoint say that the time of a job is too short
+SECONDS_BETWEEN_LOOKS, SECONDS_BETWEEN_SENTENCES = 1.0, 60.0
+# How a failure begins in the output of ranks, launchers, NCCL and Slurm.
+_ERROR = re.compile(
+    r"(\[rank\d+\]: ?)?(error: |[\w.]*(Error|Exception|Interrupt)(: |$)|(srun|slurmstepd): error|\[E\d{4} )"
+    r"|.*(NCCL WARN|Segmentation fault|Bus error|[Oo]ut of memory|oom.kill|exits with return code|Signal \d+ \(SIG)"
+)
+# How Slurm tells of tasks that it has stopped, or that have stopped because of a signal.
+_STOPPED = re.compile(rf"(srun|slurmstepd): error: .*(exit code {STOPPED_BY_SIGNAL}\b|CANCELLED|Terminated)")
+
+
+@dataclass
+class Attempt:
+    """A start of the training in ``run_dir``: number, log, and its lines in ``attempts.jsonl``."""
+
+    run_dir: Path
+    number: int
+    log: IO[str]
+    echo: bool  # sentences go to the standard error, too
+
+    @classmethod
+    def begin(cls, run_dir: Path, link: Path | None = None) -> Attempt:
+        """Open the log of the next start; ``link`` becomes a link to it."""
+        (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+        number = 1 + max((int(path.stem) for path in (run_dir / "logs").glob("[0-9]*.log")), default=0)
+        while True:
+            try:
+                (run_dir / "logs" / f"{number:03d}.log").touch(exist_ok=False)
+                break
+            except FileExistsError:  # another start, at the same moment
+                number += 1
+        # the training appends to it, too
+        log = open(run_dir / "logs" / f"{number:03d}.log", "a", encoding="utf-8")  # noqa: SIM115
+        if link is not None:
+            link.parent.mkdir(parents=True, exist_ok=True)
+            link.unlink(missing_ok=True)
+            link.symlink_to(os.path.relpath(log.name, link.parent))
+        attempt = cls(run_dir, number, log, link is None)
+        attempt.record(**_here(), log=f"logs/{number:03d}.log")
+        return attempt
+
+    def record(self, **values: Any) -> None:
+        """Append a line about this start; on a full disk it is lost, and the training is not."""
+        line = {"attempt": self.number, "time": datetime.now().astimezone().isoformat(timespec="seconds")}
+        with suppress(OSError), open(self.run_dir / ATTEMPTS, "a", encoding="utf-8") as file:
+            file.write(json.dumps(line | values) + "\n")
+
+    def output(self) -> str:
+        return Path(self.log.name).read_text(encoding="utf-8", errors="replace")
+
+    def say(self, sentence: str) -> None:
+        with suppress(OSError):
+            print(f"training job: {sentence}", file=self.log, flush=True)
+        if self.echo:
+            print(f"training job: {sentence}", file=sys.stderr, flush=True)
+
+    def ends(self, code: int, outcome: str, newest: str, why: str = "") -> int:
+        """Record how it ended, repeat the first error as the last line, and return ``code``."""
+        if outcome not in ("finished", "saved"):
+            error = why or first_error(self.output())
+            self.record(code=code, outcome=outcome, checkpoint=newest, error=error)
+            self.say(f"start {self.number} on {socket.gethostname()} failed first with: {error}")
+        else:
+            self.record(code=code, outcome=outcome, checkpoint=newest)
+        return code
+
+
+def first_error(output: str) -> str:
+    """Return the first line of ``output`` that tells of a failure; of a Python trace its last line."""
+    lines = [line.strip() for line in output.splitlines() if not line.startswith("training job: ")]
+    found = next((line for line in lines if _ERROR.match(line)), None)
+    return found or next(
+        (f"no error in its output, which ends in: {line}" for line in reversed(lines) if line), ""
+    )
+
+
+def was_stopped(output: str) -> bool:
+    """Return whether nothing in ``output`` tells of another failure than that tasks were stopped.
+
+    srun ends the other tasks of one that has crashed by a signal, too, and they answer it as they answer pre-emption.
+    """
+    errors = [line.strip() for line in output.splitlines() if _ERROR.match(line.strip())]
+    return all(_STOPPED.match(line) for line in errors)
+
+
+def last_failure(run_dir: Path) -> str | None:
+    """Return a sentence about how the newest start of a run failed; None if it did not, or is still at work."""
+    found = attempts(run_dir)
+    if not found or found[-1].get("outcome") in (None, "finished", "saved"):
+        return None
+    begun = next(line for line in found if line["attempt"] == found[-1]["attempt"])
+    return f"start {begun['attempt']} on {begun['host']}: {found[-1]['error']} (see {run_dir / begun['log']})"
+
+
+def attempts(run_dir: Path) -> list[dict[str, Any]]:
+    """Return the lines of ``attempts.jsonl``: one for the begin of each start, and one for its end if it came to it."""
+    file = run_dir / ATTEMPTS
+    lines = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
+    return [json.loads(line) for line in lines if line.endswith("}")]
+
+
+def hold(attempt: Attempt, minutes: float) -> int | None:
+    """Lock the run's folder for this process and its children; return the lock, or None if others hold it all along.
+
+    The host of the last start may have died: the file system then frees its lock only after a lease, or when it has
+    given the host up. On a file system without such locks a sentence says so, and the training goes on.
+    """
+    place = attempt.run_dir / "lock"
+    deadline, spoken = time.monotonic() + 60 * minutes, -SECONDS_BETWEEN_SENTENCES
+    while True:
+        lock = os.open(place, os.O_CREAT | os.O_RDWR, 0o644)  # anew each time: a person may have removed it
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(lock, 1000).decode(errors="replace").strip() or "a process that left no name"
+            os.close(lock)
+            if time.monotonic() > deadline:
+                attempt.say(f"{place} is still held after {minutes:g} minutes, by {holder}")
+                return None
+            if time.monotonic() - spoken >= SECONDS_BETWEEN_SENTENCES:
+                spoken = time.monotonic()
+                attempt.say(
+                    f"waiting for {place}, held by {holder}; at most {minutes:g} minutes. If that process is gone for "
+                    f"good and its file system has not noticed, remove {place}"
+                )
+            time.sleep(SECONDS_BETWEEN_LOOKS)
+            continue
+        except OSError as error:
+            attempt.say(
+                f"the file system of {place} has no locks (flock: {error.strerror}), so nothing here keeps a second "
+                "training out of this folder; Slurm's --dependency=singleton with one job name does, and so does a "
+                "mount with -o flock (Lustre)"
+            )
+        me = _here()
+        os.ftruncate(lock, 0)
+        os.pwrite(
+            lock, f"start {attempt.number}, {', '.join(f'{k} {v}' for k, v in me.items())}\n".encode(), 0
+        )
+        os.set_inheritable(lock, True)
+        return lock
+
+
+def _here() -> dict[str, Any]:
+    """Return what identifies this process to a person."""
+    job = os.environ.get("SLURM_JOB_ID")
+    return {"host": socket.gethostname(), "process": os.getpid()} | ({"job": job} if job else {})
+
+
+def supervise(
+    attempt: Attempt, command: Sequence[str], crashes: int, patience: float, requeue: Callable[[], str | None]
+) -> int:
+    """Run ``command`` and return its exit code, or ask for another start of the job where that helps.
+
+    - 85, stopped by a signal (pre-emption, the time limit): ``requeue``; what came before a first step is lost.
+    - 2, a user's mistake, or numbers that are no longer finite: a person has to decide.
+    - anything else is a crash (a dead node, GPU or process): ``requeue``, unless it was the ``crashes``-th one since
+      the newest checkpoint, which then is not an accident.
+
+    ``requeue`` returns why it did not, or None.
+    """
+    run_dir = attempt.run_dir
+    lock = hold(attempt, patience)
+    if lock is None:
+        held = f"another start holds {run_dir}/lock"
+        return _again(attempt, LOCKED, "locked", crashes, requeue, held)
+    before = newest_checkpoint(run_dir)
+    place = (run_dir / "exit_code").resolve()
+    place.unlink(missing_ok=True)
+    environment = {**os.environ, EXIT_CODE_FILE: str(place)}
+    try:
+        out = attempt.log
+        returned = subprocess.Popen(command, env=environment, stdout=out, stderr=out, pass_fds=[lock]).wait()
+    except OSError as error:
+        raise UserError(f"cannot start {command[0]}: {error.strerror}") from error
+    finally:
+        os.close(lock)  # what the training has left behind still holds it
+    reported = int(place.read_text()) if place.is_file() else None
+    code = reported or returned
+    if code == 0:
+        return attempt.ends(0, "finished", newest_checkpoint(run_dir))
+    if reported == USERS_MISTAKE:
+        attempt.say("the training was refused or its numbers are no longer finite: not started again")
+        return attempt.ends(USERS_MISTAKE, "refused", newest_checkpoint(run_dir))
+    saved = newest_checkpoint(run_dir) != before
+    if reported == STOPPED_BY_SIGNAL and (saved or was_stopped(attempt.output())):
+        return _again(attempt, code, "saved", STOPS, requeue)
+    return _again(attempt, code, "crashed", crashes, requeue)
+
+
+def _again(
+    attempt: Attempt, code: int, outcome: str, limit: int, requeue: Callable[[], str | None], why: str = ""
+) -> int:
+    """Start the job again, unless this outcome came ``limit`` times since the newest checkpoint."""
+    newest = newest_checkpoint(attempt.run_dir)
+    ends = [line for line in attempts(attempt.run_dir) if "outcome" in line]
+    times = 1 + sum(line["outcome"] == outcome and line["checkpoint"] == newest for line in ends)
+    attempt.ends(code, outcome, newest, why)
+    count = f"{outcome} {times} times since {newest} (exit code {code})"
+    if times >= limit and outcome == "saved":
+        why = "a job's time must cover the start and a step, so give it more (launch.resources.runtime)"
+    elif times >= limit:
+        why = f"{limit} times are no accident"
+    elif (refused := requeue()) is not None:
+        why = refused
+    else:
+        attempt.say(f"{count}: the job goes back into the queue and continues from there")
+        return wait_for_the_end(code)
+    attempt.say(f"{count}, not started again: {why}")
+    return code
+
+
+def newest_checkpoint(run_dir: Path) -> str:
+    return max((path.name for path in run_dir.glob("checkpoints/step*")), default="the start")
+
+
+def requeue_job() -> str | None:
+    """Put this Slurm job back into the queue, to start again from its first line; return why not, or None."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return "SLURM_JOB_ID is not set, so no scheduler starts it again"
+    state = subprocess.run(["squeue", "-h", "-j", job, "-o", "%T"], capture_output=True, text=True)
+    if state.stdout.strip() != "RUNNING":
+        return f"job {job} is {state.stdout.strip() or 'unknown to squeue'}"
+    done = subprocess.run(["scontrol", "requeue", job], capture_output=True, text=True)
+    return f"Slurm refuses to requeue job {job}: {done.stderr.strip()}" if done.returncode else None
+
+
+def wait_for_the_end(code: int, seconds: float = 120) -> int:
+    """Wait for Slurm to end this process: until then the job must not look finished. Return ``code`` if it does not."""
+    time.sleep(seconds)
+    return code
+
+
+@dataclass
+class Job:
+    run_dir: str = option(MISSING, "the training's run_dir")
+    log: str | None = option(None, "a file that becomes a link to the log of this start, in run_dir/logs")
+    requeue: bool = option(False, "inside a Slurm job: put it back into the queue where that helps")
+    crashes: int = option(3, "give up at that many crashes since the newest checkpoint", at_least=1)
+    patience_minutes: float = option(15, "wait so long for a start that still holds the folder", at_least=0)
+
+
+def main(config: Job, command: list[str]) -> None:
+    """Start a training once, with lock and log; with requeue=true in a Slurm job: ``run_dir=DIR -- srun ...``."""
+    if not command:
+        raise UserError("no command; give run_dir=DIR -- srun ... python -m filip.train ...")
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(
+            number, lambda *_: None
+        )  # meant for the ranks, which get them too: wait for their answer
+    attempt = Attempt.begin(Path(config.run_dir), Path(config.log) if config.log else None)
+    requeue = requeue_job if config.requeue else lambda: "the same command continues"
+    sys.exit(supervise(attempt, command, config.crashes, config.patience_minutes, requeue))
+
+
+if __name__ == "__main__":
+    split = sys.argv.index("--") if "--" in sys.argv else len(sys.argv)
+    run_command(lambda config: main(config, sys.argv[split + 1 :]), Job, argv=sys.argv[1:split])

@@ -1,0 +1,209 @@
+"""What becomes of a training's start: lock, log, evidence, another start. tests/cluster does it with a real Slurm."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from filip.train import job
+from filip.train.job import Attempt, attempts, first_error, last_failure, requeue_job, supervise
+
+
+@pytest.fixture
+def requeues(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    monkeypatch.setattr(job, "wait_for_the_end", lambda code: code)
+    monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
+    return []
+
+
+def run(folder: Path, requeues: list[bool], script: str, patience: float = 0) -> int:
+    """Return the exit code of a job whose training is a line of shell."""
+    attempt = Attempt.begin(folder, folder / "rule.log")
+    return supervise(attempt, ["sh", "-c", script], 3, patience, lambda: requeues.append(True))
+
+
+SAVED = "mkdir -p checkpoints/step0000000%d; echo 85 > $FILIP_EXIT_CODE_FILE; exit 143"
+
+
+def test_a_training_that_finishes_or_is_refused_is_not_started_again(
+    tmp_path: Path, requeues: list[bool]
+) -> None:
+    assert run(tmp_path, requeues, "exit 0") == 0
+    assert last_failure(tmp_path) is None
+    # srun kills the other ranks and returns the code of that
+    refused = "echo 'error: the list is empty'; echo 2 > $FILIP_EXIT_CODE_FILE; exit 143"
+    assert run(tmp_path, requeues, refused) == 2
+    assert "error: the list is empty" in str(last_failure(tmp_path))
+    assert not requeues
+
+
+def test_a_training_that_saved_is_started_again_as_often_as_it_takes(
+    tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for step in range(1, 6):
+        assert run(tmp_path, requeues, SAVED % step) == 85
+    assert len(requeues) == 5
+
+
+@pytest.mark.parametrize("crash", ["exit 1", "kill -9 $$"])
+def test_the_third_crash_since_a_checkpoint_is_the_last(
+    tmp_path: Path, requeues: list[bool], crash: str
+) -> None:
+    for _ in range(2):
+        run(tmp_path, requeues, crash)
+    (tmp_path / "checkpoints" / "step00000009").mkdir(parents=True)  # progress: counting starts again
+    for _ in range(3):
+        assert run(tmp_path, requeues, crash) != 0
+    assert len(requeues) == 4
+    assert "crashed 3 times since step00000009" in (tmp_path / "rule.log").read_text()
+
+
+def test_pre_emption_during_the_start_up_is_no_crash(tmp_path: Path, requeues: list[bool]) -> None:
+    """Imports and the index of a large data set take minutes, in which a job may be pre-empted again and again."""
+    for _ in range(job.STOPS):
+        assert run(tmp_path, requeues, "echo 85 > $FILIP_EXIT_CODE_FILE; exit 143") == 85
+    assert len(requeues) == job.STOPS - 1  # a time that never suffices ends with advice
+    assert "launch.resources.runtime" in (tmp_path / "rule.log").read_text()
+
+
+def test_a_crash_during_the_start_up_is_one_although_srun_stops_the_other_tasks(
+    tmp_path: Path, requeues: list[bool]
+) -> None:
+    """They answer its SIGTERM as they answer pre-emption."""
+    stopped = "SIGTERM: stopped before the first step\nslurmstepd: error: *** STEP 5.0 ON n3 CANCELLED AT 12:00 ***\n"
+    assert job.was_stopped(stopped + "srun: error: node3: tasks 0-1: Exited with exit code 85")
+    died = "srun: error: node4: task 1: Killed\n" + stopped
+    for _ in range(3):
+        run(tmp_path, requeues, f"echo '{died}'; echo 85 > $FILIP_EXIT_CODE_FILE; exit 137")
+    assert len(requeues) == 2
+    assert "crashed 3 times" in (tmp_path / "rule.log").read_text()
+
+
+def test_every_start_keeps_its_output_and_its_first_error(tmp_path: Path, requeues: list[bool]) -> None:
+    run(tmp_path, requeues, "echo step 1; echo 'srun: error: node7: task 3: Killed' >&2; echo late; exit 1")
+    run(tmp_path, requeues, "echo resumed; kill -9 $$")
+    assert "resumed" in (tmp_path / "rule.log").read_text()  # a link to the newest
+    first = (tmp_path / "logs/001.log").read_text()
+    assert "step 1" in first and first.splitlines()[3].endswith(
+        "failed first with: srun: error: node7: task 3: Killed"
+    )
+    ends = [line for line in attempts(tmp_path) if "outcome" in line]
+    assert [line["error"] for line in ends] == [
+        "srun: error: node7: task 3: Killed",
+        "no error in its output, which ends in: resumed",
+    ]
+    begun = attempts(tmp_path)[0]
+    assert begun["host"] == os.uname().nodename and begun["log"] == "logs/001.log"
+    assert str(last_failure(tmp_path)).startswith("start 2 on ")
+
+
+@pytest.mark.parametrize(
+    ("output", "found"),
+    [
+        ("Traceback (most recent call last):\n  File x\n    raise Error(1)\nValueError: 1\nb", "ValueError: 1"),
+        ("[rank3]:[E1128 12:00:00 x.cpp:6] Watchdog\nerror: later", "[rank3]:[E1128 12:00:00 x.cpp:6] Watchdog"),
+        ("node1:1:2 [0] NCCL WARN Call failed", "node1:1:2 [0] NCCL WARN Call failed"),
+        ("torch.OutOfMemoryError: CUDA out of memory. Tried", "torch.OutOfMemoryError: CUDA out of memory. Tried"),
+        ("UserWarning: no error: fine\n0 errors so far", "no error in its output, which ends in: 0 errors so far"),
+        ("", ""),
+    ],
+)  # fmt: skip
+def test_the_first_error_is_found_in_what_ranks_and_launchers_say(output: str, found: str) -> None:
+    assert first_error(output) == found
+
+
+def test_a_lock_that_is_still_held_is_waited_for(tmp_path: Path, requeues: list[bool]) -> None:
+    """As that of a dead node, which a network file system frees after its lease."""
+    with open(tmp_path / "lock", "w+") as other:
+        other.write("start 1, host node3, process 77\n")
+        other.flush()
+        fcntl.flock(other, fcntl.LOCK_EX)
+        holder = subprocess.Popen(
+            [sys.executable, "-c", "input()"], stdin=subprocess.PIPE, pass_fds=[other.fileno()]
+        )
+    try:
+        assert run(tmp_path, requeues, "exit 0") == job.LOCKED and len(requeues) == 1
+        said = (tmp_path / "logs/001.log").read_text()
+        assert "by start 1, host node3, process 77" in said and "another start holds" in said
+        release = f"import os, time; time.sleep(1); os.kill({holder.pid}, 9)"
+        later = subprocess.Popen([sys.executable, "-c", release])
+        assert run(tmp_path, requeues, "echo works", patience=1) == 0 and later.wait() == 0
+    finally:
+        holder.kill()
+        holder.wait()
+    assert "works" in (tmp_path / "rule.log").read_text()
+    assert (tmp_path / "lock").read_text().startswith("start 2, host ")
+
+
+def test_children_hold_the_lock_when_the_job_s_own_process_is_killed(
+    tmp_path: Path, requeues: list[bool]
+) -> None:
+    command = [sys.executable, "-m", "filip.train.job", f"run_dir={tmp_path}", "--"]
+    first = subprocess.Popen([*command, "sh", "-c", f"touch {tmp_path}/up; exec sleep 60"])
+    while not (tmp_path / "up").exists():
+        assert first.poll() is None
+    first.kill()
+    first.wait()
+    try:
+        assert run(tmp_path, requeues, "exit 0") == job.LOCKED
+    finally:
+        with open(f"/proc/{_of_the_lock(tmp_path)}/comm") as name:
+            assert name.read() == "sleep\n"
+        os.kill(_of_the_lock(tmp_path), 9)
+
+
+def _of_the_lock(folder: Path) -> int:
+    """Return the process that has the lock file open."""
+    for place in Path("/proc").glob("[0-9]*/fd/*"):
+        try:
+            if place.resolve() == (folder / "lock").resolve():
+                return int(place.parts[2])
+        except OSError:
+            continue
+    raise AssertionError("nobody has the lock open")
+
+
+def test_a_file_system_without_locks_gets_a_sentence(
+    tmp_path: Path, requeues: list[bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(file: int, how: int) -> None:
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
+
+    monkeypatch.setattr(fcntl, "flock", refuse)  # as Lustre mounted without -o flock
+    assert run(tmp_path, requeues, "exit 0") == 0
+    assert "has no locks (flock: Function not implemented)" in (tmp_path / "rule.log").read_text()
+
+
+def test_outside_of_a_slurm_job_nothing_is_requeued(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLURM_JOB_ID", raising=False)
+    assert "SLURM_JOB_ID is not set" in str(requeue_job())
+
+
+def test_lines_that_a_power_cut_has_torn_are_left_out(tmp_path: Path) -> None:
+    (tmp_path / job.ATTEMPTS).write_text(json.dumps({"attempt": 1}) + '\n{"attempt": 2, "ti')
+    assert [line["attempt"] for line in attempts(tmp_path)] == [1]
+
+
+def test_a_signal_during_the_start_up_ends_a_training_at_once(tmp_path: Path) -> None:
+    """Without a handler it would look like a crash: nobody had said 85."""
+    code = """\
+import os, runpy, signal, sys
+class Importing:
+    def find_spec(self, name, *_):
+        if name == "filip.command":
+            os.kill(os.getpid(), signal.SIGTERM)
+sys.meta_path.insert(0, Importing())
+runpy.run_module("filip.train", run_name="__main__")
+"""
+    environment = {**os.environ, job.EXIT_CODE_FILE: str(tmp_path / "code")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (done.returncode, (tmp_path / "code").read_text()) == (85, "85")
+    assert done.stderr == "SIGTERM: stopped before the first step\n"
