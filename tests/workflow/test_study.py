@@ -124,6 +124,7 @@ def test_what_a_study_lacks_is_named_before_its_first_job(
     study |= {"sources": ["mine", "cc3m"], "data_dir": "datasets"}
     (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PATH", str(tmp_path))  # without Slurm, wherever this runs
     with pytest.raises(SystemExit):
         check.main(check.Check("study.yaml"))
     page = " ".join(capsys.readouterr().out.split())
