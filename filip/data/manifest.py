@@ -100,15 +100,12 @@ def make_manifest(
         for key, value in asdict(card).items()
         if key in ("text_rules", "image_rules", "download", "back_translation", "group_column")
     }
-    pictures = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "encode_quality")
-    content = [{key: rules["download"][key] for key in pictures}, entries]
     return {
         "source": card.name,
         "title": card.title,
         "license": card.license,
-        "sha256": digest(
-            content
-        ),  # hash of what training sees: not of paths, time-outs, or rules that changed nothing
+        # hash of what training sees: not of paths, time-outs, or rules that changed nothing
+        "sha256": digest([_pictures(rules), entries]),
         "inputs": {"list": _input(list_path), "kept": _input(kept), "settings_sha256": digest(rules)},
         "settings": rules,
         "stages": stages,
@@ -120,6 +117,30 @@ def make_manifest(
         "shards": entries,
         "folders": {"shards": str(shards.resolve()), "captions": str(captions.resolve())},
     }
+
+
+def sign_again(path: Path, forgotten: int, reason: str) -> None:
+    """Describe a data set anew after images were removed from it; its funnel gets a stage that says how many."""
+    manifest = read_manifest(path)
+    folders = {name: Path(place) for name, place in manifest["folders"].items()}
+    entries = shard_entries(folders["shards"], folders["captions"])
+    before, count = manifest["images"]["count"], sum(entry["images"] for entry in entries)
+    sidecars = [folders["captions"] / f"{entry['name']}.parquet" for entry in entries]
+    with scratch_folder(path) as spill:
+        con = duckdb_io.connect(2, "1GB", spill)
+        manifest["captions"] = caption_statistics(con, sidecars)
+        con.close()
+    manifest["sha256"] = digest([_pictures(manifest["settings"]), entries])
+    manifest["shards"] = entries
+    manifest["images"] = {"count": count, "bytes": sum(entry["tar_bytes"] for entry in entries)}
+    for name in ("list", "kept"):
+        listed = Path(manifest["inputs"][name]["path"])
+        if listed.exists():
+            manifest["inputs"][name] = _input(listed)
+    manifest.setdefault("forgotten", []).append(
+        {"asked": forgotten, "images": before - count, "reason": reason}
+    )
+    write_json(path, manifest)
 
 
 def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[dict[str, Any]]:
@@ -137,6 +158,12 @@ def shard_entries(shards: Path, captions: Path, read_tars: bool = True) -> list[
     with ThreadPoolExecutor(THREADS) as pool:
         entries = list(pool.map(lambda tar: _entry(tar, captions / f"{tar.stem}.parquet", read_tars), tars))
     return [{**entry, "images": entry["images"] - aside.get(entry["name"], 0)} for entry in entries]
+
+
+def _pictures(rules: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that decide how an image is stored."""
+    names = ("image_size", "resize_mode", "only_if_bigger", "encode_format", "encode_quality")
+    return {name: rules["download"][name] for name in names}
 
 
 def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from filip.data.fetching.access import Access
 from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
+from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.revision import RETRIED
@@ -83,6 +84,7 @@ class ShardDownloader(img2dataset.downloader.Downloader):
     def __init__(self, final_folder: Path, access: Access, **options: Any) -> None:
         super().__init__(output_folder="", **options)
         self.final_folder, self.access = final_folder, access
+        self.forgotten = Forgotten.load(final_folder)
         self.decoder = options["resizer"]
         self.retried: dict[
             int, set[int]
@@ -125,7 +127,11 @@ class ShardDownloader(img2dataset.downloader.Downloader):
             return row[0], None, "other: the shard was given up"  # a fetched image could not be stored
         if row[0] in self.skipped:
             return row[0], None, f"{RETRIED}in a later pass"
+        if self.forgotten.refuses(row[1]):
+            return row[0], None, f"{FORGOTTEN}: on request"
         key, data, problem = fetch(row, access=self.access, **options)
+        if data is not None and self.forgotten.refuses("", data.getvalue()):
+            data, problem = None, f"{FORGOTTEN}: on request"
         return key, None if data is None else Body(key, data.getvalue()), problem
 
 

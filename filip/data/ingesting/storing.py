@@ -18,6 +18,7 @@ from PIL import Image
 
 from filip.data.cards import SourceCard
 from filip.data.fetching.fetch import MAX_BYTES
+from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.img2dataset_setup import make_resizer
 from filip.data.fetching.in_progress import CRASHED, InProgress
@@ -95,14 +96,15 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
         rows, card
     )  # before the files are read: one that changes meanwhile is read again next time
     progress = InProgress(folder / "_work" / f"{shard:05d}.progress")
+    forgotten = Forgotten.load(folder)
     staging = folder / "_work" / f"{shard:05d}.{os.uname().nodename}.{os.getpid()}"
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
     complete = False
     try:
-        described = _link(rows, kept, shard, staging, card, layout)
+        described = None if forgotten.path.exists() else _link(rows, kept, shard, staging, card, layout)
         if described is None:
-            described = _write(rows, kept, shard, staging, card, layout, progress)
+            described = _write(rows, kept, shard, staging, card, layout, progress, forgotten)
         successes = sum(row["status"] == "success" for row in described)
         stats = {
             "count": len(described),
@@ -157,6 +159,7 @@ def _write(
     card: SourceCard,
     layout: str,
     progress: InProgress,
+    forgotten: Forgotten,
 ) -> list[Row]:
     """Resize and encode as the download does; return the rows with their outcome."""
     resizer, encode_format = make_resizer(card), card.download.encode_format
@@ -165,6 +168,8 @@ def _write(
         described = _described(row, f"{shard:05d}{number:06d}")
         data, problem = _read(row, layout)
         image = None
+        if forgotten.refuses(row["url"], data):
+            data, problem = None, f"{FORGOTTEN}: on request"
         if data is not None and not progress.survives(number, resizer, io.BytesIO(data)):
             data, problem = None, CRASHED
         if data is None:

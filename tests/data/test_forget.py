@@ -1,0 +1,139 @@
+"""What is forgotten is nowhere any more, does not come back, and the rest is as it was."""
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from filip.data.cards import parse_card
+from filip.data.fetching.forgotten import Forgotten, hash_of_url
+from filip.data.forget import ForgetConfig, forget
+from filip.data.funnel import write_fragment
+from filip.data.ingest import IngestConfig, ingest
+from filip.data.loading.config import Source
+from filip.data.loading.pair_index import index_source
+from filip.data.manifest import make_manifest, read_manifest
+from filip.data.score import ScoreConfig, score
+from filip.data.scoring.measuring import perceptual_hash, shard_images
+from filip.data.translate import Job, translate
+from filip.data.verify import verify
+from filip.errors import UserError
+from filip.files import write_json
+from tests.data.test_score import scene
+
+COUNT = 9
+CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": False}}
+CARD |= {"download": {"samples_per_shard": 3, "processes": 1}}
+
+
+def write_data_set(root: Path) -> Any:
+    """Ingest nine pictures, in three shards, with side-cars, scores and a manifest; return the card."""
+    (root / "own").mkdir()
+    for n in range(COUNT):
+        scene(n).save(root / "own" / f"{n}.jpg", quality=95)
+        (root / "own" / f"{n}.txt").write_text(f"a picture of thing {n}")
+    card = parse_card({**CARD, "images": str(root / "own")}, root / "mine.yaml")
+    ingested(card, root)
+    translate(Job(card=card, shards=root / "shards", out=root / "captions", engine="none", pivots=[], models=None,
+                  cache=root / "captions" / "_cache"))  # fmt: skip
+    (root / "mine.yaml").write_text("title: T\n")
+    score(ScoreConfig(str(root / "mine.yaml"), str(root / "shards"), str(root / "captions"), str(root / "scored"),
+                      processes=1))  # fmt: skip
+    lists = [root / "shards" / "_work" / name for name in ("list.parquet", "kept.parquet")]
+    described = make_manifest(card, *lists, root / "shards", root / "captions", [], scratch=root / "m.json")
+    write_json(root / "m.json", described)
+    return card
+
+
+def ingested(card: Any, root: Path) -> dict[str, int]:
+    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards")))
+    write_fragment(root / "ingest.json", funnel)
+    return dict(funnel.dropped)
+
+
+def config(root: Path, **asked: str) -> ForgetConfig:
+    folders = [str(root / name) for name in ("captions", "scored")]
+    return ForgetConfig(str(root / "shards"), folders, manifests=[str(root / "m.json")], **asked)
+
+
+def everything(root: Path) -> bytes:
+    """Return the bytes of all files of a data set; those of Parquet files unpacked, as JSON."""
+    pieces = []
+    for folder in ("shards", "captions", "scored"):
+        for path in sorted((root / folder).rglob("*")):
+            if path.suffix in (".parquet", ".index"):
+                pieces.append(json.dumps(pq.read_table(path).to_pylist(), default=str).encode())
+            elif path.is_file():
+                pieces.append(path.read_bytes())
+    return b"\n".join([*pieces, (root / "m.json").read_bytes()])
+
+
+def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
+    card = write_data_set(tmp_path)
+    stored = {}
+    for tar in sorted((tmp_path / "shards").glob("*.tar")):
+        urls = {row["key"]: row["url"] for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()}
+        stored |= {urls[key]: data for key, data in shard_images(tar)}
+    hashes = {row["url"]: row["sha256"] for path in (tmp_path / "shards").glob("*.parquet")
+              for row in pq.read_table(path).to_pylist()}  # fmt: skip
+    looks = perceptual_hash(Image.open(io.BytesIO(stored["4.jpg"])))
+    (tmp_path / "urls.txt").write_text("0.jpg\nnever-there.jpg\n")
+    (tmp_path / "sha.txt").write_text(hashes["8.jpg"].upper() + "\n")
+    (tmp_path / "phash.txt").write_text(f"{looks & (1 << 64) - 1:016x}\n")
+    before = everything(tmp_path)
+    assert all(data in before for data in stored.values()) and before.count(b"thing 4") > 3
+    old = read_manifest(tmp_path / "m.json")
+
+    asked = {"urls": "urls.txt", "sha256": "sha.txt", "phash": "phash.txt"}
+    asked = {name: str(tmp_path / file) for name, file in asked.items()}
+    found = forget(config(tmp_path, **asked))
+    assert (found["images"], found["copies"]) == (3, 0)
+    assert found["not_found"] == {"urls": 1, "sha256": 0, "phash": 0}
+
+    def check() -> None:
+        after = everything(tmp_path)
+        for n in range(COUNT):
+            gone = n in (0, 4, 8)
+            assert (stored[f"{n}.jpg"] in after) != gone
+            assert (f"a picture of thing {n}".encode() in after) != gone
+            assert (f'"{n}.jpg"'.encode() in after) != gone
+
+    check()
+    new = read_manifest(tmp_path / "m.json")
+    assert new["images"]["count"] == COUNT - 3 and new["sha256"] != old["sha256"]
+    assert verify(tmp_path / "m.json") == []
+    index = index_source(Source(str(tmp_path / "shards"), str(tmp_path / "captions")))
+    assert len(index) == COUNT - 3 and not index.problems, "training continues"
+    assert forget(config(tmp_path, **asked))["images"] == 0, "a second time there is nothing left"
+    # the pictures are still in the user's own folder, and do not come back
+    assert ingested(card, tmp_path) == {"forgotten": 3}
+    remade = [data for tar in (tmp_path / "shards").glob("*.tar") for _, data in shard_images(tar)]
+    assert sorted(remade) == sorted(stored[f"{n}.jpg"] for n in range(COUNT) if n not in (0, 4, 8))
+
+
+def test_a_download_refuses_what_was_forgotten(tmp_path: Path) -> None:
+    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/1.jpg")}, {"0" * 64})
+    Forgotten.load(tmp_path).add({hash_of_url("https://a.org/2.jpg")}, set())
+    forgotten = Forgotten.load(tmp_path)
+    assert forgotten.refuses("https://a.org/1.jpg") and forgotten.refuses("https://a.org/2.jpg")
+    assert not forgotten.refuses("https://a.org/3.jpg", b"other bytes")
+
+
+def test_what_cannot_be_forgotten(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    pq.write_table(pa.table({"url": ["a"], "key": ["0"]}), tmp_path / "shards" / "00000.parquet")
+    (tmp_path / "short.txt").write_text("abc\n")
+    given = {"shards": str(tmp_path / "shards"), "captions": []}
+    for options, said in (
+        ({}, "nothing to forget"),
+        ({"sha256": str(tmp_path / "short.txt")}, "the line 'abc'"),
+        ({"urls": str(tmp_path / "none.txt")}, "no file or folder"),
+        ({"urls": str(tmp_path / "short.txt"), "lists": ["nowhere.parquet"]}, "name all places"),
+    ):
+        with pytest.raises(UserError, match=said):
+            forget(ForgetConfig(**{**given, **options}))
