@@ -83,9 +83,9 @@ def write_data_set(root: Path, count: int) -> None:
         write_sidecar(root / "captions" / f"{shard:05d}.parquet", rows)
     urls = [url_of(number) for number in range(count)]
     pq.write_table(pa.table({"url": urls, "caption": urls}), root / "list.parquet")
-    lists = [root / "list.parquet"] * 2
+    listed, shards, captions = root / "list.parquet", root / "shards", root / "captions"
     described = make_manifest(
-        SourceCard("bench"), *lists, root / "shards", root / "captions", [], scratch=root / "m.json"
+        SourceCard("bench"), listed, listed, shards, captions, [], scratch=root / "m.json"
     )
     write_json(root / "m.json", described)
 

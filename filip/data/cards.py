@@ -30,7 +30,7 @@ CLEANING = ("url_encoded", "html_tags")
 class TextRuleSettings:
     """Rules that a caption must satisfy before its URL is fetched (see :mod:`filip.data.text_rules`)."""
 
-    language: bool = True  # English only
+    language: Any = True  # English only; a list of fastText's codes takes several, [en, de]; false = any
     meaningless: bool = True  # file names, hashes, dates, camera names, numbers, URLs, HTML ...
     switched_off: list[str] = field(default_factory=list)  # names of single "meaningless" rules to leave out
     # pairs whose caption occurs more often in the whole list are dropped; 0 = off; null = 10 for a list of URLs, off
@@ -67,6 +67,7 @@ class DownloadSettings:
     processes: int = 2
     threads: int = 32  # per process
     samples_per_shard: int = 10_000
+    verify_sha256: bool = True  # an image whose bytes are not those of the list's column sha256 is dropped
     distributor: str = "multiprocessing"  # or pyspark: an existing cluster
     normal_success_rate: float | None = (
         None  # images / URLs as others report it; a much lower rate is warned about
@@ -220,6 +221,14 @@ def _check_values(card: SourceCard, path: Path) -> None:
     if card.back_translation is not None:
         share = card.back_translation.share
         check(0 < share <= 1, "back_translation.share", share, "above 0 and at most 1")
+    language = card.text_rules.language
+    codes = isinstance(language, list) and language and all(isinstance(one, str) for one in language)
+    check(
+        isinstance(language, bool) or bool(codes),
+        "text_rules.language",
+        language,
+        "true, false or a list: [en, de]",
+    )
     repeats = card.text_rules.max_repeats
     check(repeats is None or repeats >= 0, "text_rules.max_repeats", repeats, "0 (off) or more")
 

@@ -94,14 +94,14 @@ def forget(config: ForgetConfig) -> dict[str, Any]:
         )
         by_shard: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            by_shard.setdefault(row["shard"], []).append(row)
+            by_shard.setdefault(str(row["shard"]), []).append(row)
         captions = {text for row in rows for text in row["captions"] if text}
         for place in config.captions:
             for cached in Path(place).glob("_cache/*/*.parquet"):
                 _without(cached, "text", captions)
         urls = {row["url"] for row in rows}
-        for path in [*config.lists, *work.glob("*.parquet"), *work.glob("found/*.parquet")]:
-            _without(Path(path), "url", urls)
+        for listed in [*map(Path, config.lists), *work.glob("*.parquet"), *work.glob("found/*.parquet")]:
+            _without(listed, "url", urls)
         for shard in track(sorted(by_shard), "forget", "shards", total=len(by_shard)):
             _forget_in_shard(folder, shard, by_shard[shard], [Path(place) for place in config.captions])
         for manifest in config.manifests:
@@ -246,9 +246,9 @@ def _copy_tar(tar: Path, part: Path, keys: set[str]) -> None:
                 target.addfile(member, source.extractfile(member) if member.isreg() else None)
 
 
-def _members(tar: tarfile.TarFile) -> Iterator[tarfile.TarInfo]:
+def _members(tar: Any) -> Iterator[tarfile.TarInfo]:
     while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[assignment]  # or all of them stay in memory
+        tar.members = []  # or all of them stay in memory
         yield member
 
 

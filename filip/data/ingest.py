@@ -201,7 +201,7 @@ def _list_images(
     for path in folder.glob("*.parquet"):
         if path not in files:
             path.unlink()
-    processes = min(card.download.processes, len(todo))
+    processes = min(card.download.processes, len(todo) - 1)  # one lists the files that belong to no part
     run_blocks(find_part, todo, processes, what="ingest: listing", unit="files", total=len(todo))
     group = ""
     if card.group_column:

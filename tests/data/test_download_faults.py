@@ -1,5 +1,6 @@
 """The download when a worker, the run or the disk fails: at any moment interruptible, and the rest is not lost."""
 
+import hashlib
 import os
 import signal
 import subprocess
@@ -219,6 +220,34 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         downloader.download_shard(row)
     assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".parquet", "_stats.json"}
     assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
+
+
+@pytest.mark.parametrize("verify", [True, False])
+def test_bytes_that_are_not_those_of_the_list_are_dropped(tmp_path: Path, verify: bool) -> None:
+    """A list's sha256 tells whether a URL still gives what it gave: domains expire, and others buy them."""
+    from filip.data.fetching.img2dataset_setup import make_downloader
+    from filip.data.fetching.shards import ListReader
+
+    settings = {"image_size": 32, "samples_per_shard": 9, "threads": 2, "verify_sha256": verify}
+    rules = {"image_rules": {"min_side": 0}, "image_root": str(tmp_path)}
+    card = parse_card({"download": settings, **rules}, Path("c.yaml"))
+    (tmp_path / "a.jpg").write_bytes(hostile.plain())
+    right = hashlib.sha256(hostile.plain()).hexdigest()
+    url = (tmp_path / "a.jpg").as_uri()
+    source = write_list(tmp_path / "l.parquet", [url] * 3, source_sha256=[right.upper(), "0" * 64, None])
+    out, columns = tmp_path / "shards", ["url", "caption", "source_sha256"]
+    out.mkdir()
+    reader = ListReader(source, 9, 0, columns, out / "_work")
+    reader.wanted = {0}
+    (row,) = reader
+    make_downloader(card, out, columns, []).download_shard(row)
+    table = pq.read_table(out / "00000.parquet").to_pylist()
+    assert [row["status"] for row in table] == [
+        "success",
+        "failed_to_download" if verify else "success",
+        "success",
+    ]
+    assert verify == str(table[1]["error_message"]).startswith("hash_mismatch: the list says 000")
 
 
 class OneAfterTheOther:

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from email.message import Message
 from functools import partial
 from pathlib import Path
 
@@ -20,6 +21,7 @@ import pytest
 
 from filip.data.fetching.access import PUBLIC, Access, is_public
 from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
+from filip.data.fetching.opt_out import opt_out
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -353,3 +355,47 @@ def test_a_file_has_to_be_in_the_cards_folder(tmp_path: Path) -> None:
     access = Access(folder=str(tmp_path / "images"))
     for name in ("../secret.jpg", "%2e%2e/secret.jpg"):
         assert get(f"{url}/{name}", access=access)[1] == "outside"
+
+
+def test_urls_of_a_busy_host_are_put_off_and_others_do_not_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 of 464 URLs on such a host made a download three times as long: its threads slept."""
+    monkeypatch.setattr("filip.data.fetching.fetch._hosts", _Hosts())
+
+    class Busy(socketserver.StreamRequestHandler):
+        asked = 0
+
+        def handle(self) -> None:
+            type(self).asked += 1
+            self.wfile.write(b"HTTP/1.1 429 Too Many\r\nRetry-After: 3\r\nContent-Length: 0\r\n\r\n")
+
+    with socketserver.ThreadingTCPServer(("127.0.0.1", 0), Busy) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{server.server_address[1]}/a.jpg"
+        options = {"access": Access(private_hosts=True), "patient": False}
+        answers = [fetch((n, url), TIMEOUT, 3, None, None, **options)[2] for n in range(5)]
+        server.shutdown()
+    assert all(str(answer).startswith("put_off: ") for answer in answers)
+    assert Busy.asked == 1, "the first answer told"
+
+
+@pytest.mark.parametrize(
+    ("headers", "found"),
+    [
+        ([("X-Robots-Tag", "noai")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "noarchive"), ("X-Robots-Tag", "NoImageAI, nofollow")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "img2dataset: noindex")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "*: noai")], "X-Robots-Tag"),
+        ([("X-Robots-Tag", "googlebot: noai, noindex")], None),
+        ([("X-Robots-Tag", "unavailable_after: 25 Jun 2030 15:00:00 PST")], None),
+        ([("X-Robots-Tag", "noai, unavailable_after: 25 Jun 2030 15:00:00 PST")], "X-Robots-Tag"),
+        ([("TDM-Reservation", "1")], "tdm-reservation"),
+        ([("tdm-reservation", "0")], None),
+        ([], None),
+    ],
+)
+def test_headers_that_forbid_the_use_of_an_image(headers: list[tuple[str, str]], found: str | None) -> None:
+    message = Message()
+    for name, value in headers:
+        message[name] = value
+    assert opt_out(message, "img2dataset", {"noai", "noimageai", "noindex", "noimageindex"}) == found
+    assert opt_out(message, "img2dataset", ()) is None

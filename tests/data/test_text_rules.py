@@ -12,7 +12,7 @@ from bench.caption_rules import rule_accuracy
 from filip.data.cards import SourceCard, TextRuleSettings, parse_card
 from filip.data.lists import python_rules
 from filip.data.lists.caption_rules import MEANINGLESS
-from filip.data.lists.language import are_english
+from filip.data.lists.language import are_english, are_in
 from filip.data.lists.word_frequencies import zipf
 from filip.data.prepare import prepare
 from filip.data.text_rules import TextRulesConfig, apply_text_rules, main, with_rules
@@ -158,6 +158,25 @@ def test_a_caption_of_another_script_is_not_english() -> None:
     ]
     assert are_english(foreign) == [False] * len(foreign)
     assert are_english(["a view of Tokyo Tower (東京タワー)", "α-helix of a protein"]) == [True, True]
+
+
+def test_several_languages(tmp_path: Path) -> None:
+    captions = [
+        "ein roter Hund läuft durch den Park",
+        "a red dog runs in the park",
+        "un perro rojo en el parque",
+    ]
+    captions += ["собака бежит по парку"]
+    assert are_in(captions, ["en", "de"]) == [True, True, False, False]
+    assert are_in(captions, ["ru"]) == [False, False, False, True]
+    source, out = write_list(tmp_path / "l.parquet", captions), tmp_path / "k.parquet"
+    fragment = apply_text_rules(source, out, rules(language=["de", "ru"]))
+    assert pq.read_table(out)["caption"].to_pylist() == [captions[0], captions[3]]
+    assert {k: v for k, v in fragment.dropped.items() if v} == {"other_language": 2}
+    with pytest.raises(UserError, match="names xx, but knows"):
+        are_in(captions, ["xx"])
+    with pytest.raises(UserError, match=r"'text_rules.language' is \[1\]"):
+        parse_card({"text_rules": {"language": [1]}}, Path("c.yaml"))
 
 
 def test_a_name_is_of_no_language() -> None:

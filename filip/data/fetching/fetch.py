@@ -4,7 +4,7 @@ img2dataset's own fetch has a timeout per read, so that a server sending a byte 
 forever, and reads a body of any size. Here the whole exchange has a deadline (a thread shuts its connections
 down, from the first byte on, which also ends a header or a proxy that drips), and the body has a limit, that of a
 redirection included. Errors that another attempt cannot fix are not retried.
-Opt-outs are honoured exactly as in img2dataset: by its code that reads the X-Robots-Tag header.
+A host that asks for patience gets it: its URLs are put off (``patient=False``), and other hosts do not wait for it.
 """
 
 from __future__ import annotations
@@ -24,21 +24,20 @@ from email.utils import parsedate_to_datetime
 from functools import cache, partial
 from typing import Any
 
-from img2dataset.downloader import is_disallowed
-
 from filip.data.fetching.access import PUBLIC, Access, Refused
-from filip.data.fetching.outcomes import TRANSIENT
+from filip.data.fetching.opt_out import opt_out
+from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT
 
-MAX_BYTES = 64 << 20
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 # Seconds to wait at once for a host that asks for patience; longer waits are left to a later pass.
 LONGEST_WAIT = 30.0
+SHORT_WAIT = 0.5
 BUSY = (429, 503)  # answers that may say Retry-After
 CHUNK = 1 << 16
 USER_AGENT = (
     "Mozilla/5.0 (X11; Linux x86_64) filip (compatible; {token}; +https://github.com/rom1504/img2dataset)"
 )
-OPTED_OUT = "Use of image disallowed by X-Robots-Tag directive"  # img2dataset's words
+PUT_OFF = "put_off"  # reason of a URL that was not asked for: its host wants to be left alone
 
 
 class _Deadlines:
@@ -211,30 +210,37 @@ def fetch(
     disallowed_header_directives: set[str] | None,
     *,
     access: Access = PUBLIC,
+    patient: bool = True,
 ) -> tuple[int, io.BytesIO | None, str | None]:
     """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
 
-    The signature and result are those of ``img2dataset.downloader.download_image_with_retry``.
+    patient: wait for a host that asks for it, else return the reason PUT_OFF at once.
     """
     key, url = row
     try:
         data, problem = _attempts(
-            url, timeout, retries, user_agent_token, disallowed_header_directives, access
+            url, timeout, retries, user_agent_token, disallowed_header_directives, access, patient
         )
-    except (
-        Exception
-    ) as error:  # raised by readers of the headers: img2dataset waits forever for a thread that raised
+    except Exception as error:  # raised by readers of the headers
         data, problem = None, explain(error)
     return key, data, problem or None
 
 
 def _attempts(
-    url: str, timeout: float, retries: int, token: str | None, directives: set[str] | None, access: Access
+    url: str,
+    timeout: float,
+    retries: int,
+    token: str | None,
+    directives: set[str] | None,
+    access: Access,
+    patient: bool,
 ) -> tuple[io.BytesIO | None, str]:
     """Return the bytes and "", or None and the reason of the last attempt."""
     problem = "other: not tried"
     host = url.partition("://")[2].partition("/")[0]  # not urlsplit, which raises for some
     for attempt in range(retries + 1):
+        if not patient and _hosts.is_busy(host):
+            return None, f"{PUT_OFF}: {host} asked for patience"
         _hosts.wait(host)
         started = time.monotonic()
         try:
@@ -263,6 +269,10 @@ class _Hosts:
 
     def pause(self, host: str, seconds: float) -> None:
         self._until[host] = max(self._until.get(host, 0.0), time.monotonic() + min(seconds, LONGEST_WAIT))
+
+    def is_busy(self, host: str) -> bool:
+        """Return whether the host asked for more patience than is worth a thread's time."""
+        return self._until.get(host, 0.0) - time.monotonic() > SHORT_WAIT
 
     def wait(self, host: str) -> None:
         if self._until:
@@ -293,8 +303,9 @@ def _fetch_once(
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
     with _opener(access).open(request, timeout=timeout) as response:
-        if directives and is_disallowed(response.headers, token, directives):
-            return None, f"opted_out: {OPTED_OUT}"
+        forbidding = opt_out(response.headers, token, directives or ())
+        if forbidding:
+            return None, f"opted_out: by {forbidding}"
         promised = getattr(response, "length", None) or 0  # Content-Length, as http.client reads it
         if promised > MAX_BYTES:
             return None, f"too_many_bytes: {promised}"

@@ -1,4 +1,4 @@
-"""Assemble img2dataset's parts from a source card, as its ``download()`` does."""
+"""Make a downloader, and img2dataset's resizer, from a source card."""
 
 from __future__ import annotations
 
@@ -10,8 +10,7 @@ from urllib.request import url2pathname
 from filip.data.cards import SourceCard
 from filip.data.fetching.access import Access
 from filip.data.fetching.image_rules import MAX_PIXELS, CheckedResizer
-from filip.data.fetching.ordered_writer import OrderedWriter
-from filip.data.fetching.shards import SHARD_DIGITS, ShardDownloader
+from filip.data.fetching.shards import ShardDownloader
 
 
 def make_downloader(
@@ -22,21 +21,15 @@ def make_downloader(
     return ShardDownloader(
         final_folder=folder,
         access=Access(card.allow_private_hosts, local_root(card)),
-        sample_writer_class=OrderedWriter,
         resizer=make_resizer(card),
-        thread_count=load.threads,
-        save_caption=True,
-        extract_exif=False,
-        column_list=columns,
+        columns=columns,
+        threads=load.threads,
         timeout=load.timeout,
-        number_sample_per_shard=load.samples_per_shard,
-        oom_shard_count=SHARD_DIGITS,
-        compute_hash="sha256",
-        verify_hash_type=None,
-        encode_format=load.encode_format,
         retries=load.retries,
-        user_agent_token="img2dataset",
-        disallowed_header_directives=opt_outs,
+        rows_per_shard=load.samples_per_shard,
+        encode_format=load.encode_format,
+        opt_outs=frozenset(opt_outs),
+        verify_sha256=load.verify_sha256,
     )
 
 

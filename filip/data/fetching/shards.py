@@ -1,6 +1,6 @@
-"""Make img2dataset's shards atomic, ordered and robust against killed workers.
+"""Download one shard after the other: img2dataset's files, atomic, ordered and robust against killed workers.
 
-img2dataset's ``Downloader`` does the work of a shard, on whatever its distributors run on. Around it:
+Images are resized by img2dataset; its own loop over a shard can neither put a busy host off nor lose a worker.
 
 - a reader that cuts shards out of the list one by one (img2dataset's own reads the whole list into memory),
 - a writer with the same layout, but with samples in the order of the list and without time stamps: the same
@@ -14,30 +14,33 @@ img2dataset's ``Downloader`` does the work of a shard, on whatever its distribut
 from __future__ import annotations
 
 import errno
+import hashlib
 import io
-import json
+import math
 import os
 import shutil
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass
+import time
+from collections import Counter
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
+from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
-import img2dataset.downloader
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from filip.data.fetching.access import Access
-from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, fetch
+from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, PUT_OFF, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
 from filip.data.fetching.revision import RETRIED
 from filip.data.lists.parquet_rows import tables
-from filip.files import publish
+from filip.files import publish, write_json
 from filip.progress import say
 
 SHARD_DIGITS = 5  # img2dataset's oom_shard_count
@@ -46,6 +49,9 @@ WORK = "_work"  # folder inside the shards' folder: plan, lists of retries, half
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS)
 SECONDS_PER_IMAGE = 1.0  # in addition to the network: far more than decoding and writing take
 SECONDS_PER_SHARD = 600.0
+AGENT = "img2dataset"  # our name in X-Robots-Tag: whoever forbids it to img2dataset means us
+LIST_SHA256 = "source_sha256"  # column in which a list says what the bytes of an image are
+MOST_OUTCOMES = 200  # that the statistics of a shard tell apart
 
 
 def shard_name(shard: int) -> str:
@@ -78,75 +84,181 @@ class ListReader:
                 yield shard, str(path)
 
 
-class ShardDownloader(img2dataset.downloader.Downloader):
-    """img2dataset's Downloader with the bounded fetch; a shard is moved to its place when complete."""
+@dataclass
+class ShardDownloader:
+    """Downloader of whole shards; a shard is moved to its place when complete. It can be pickled to any worker."""
 
-    def __init__(self, final_folder: Path, access: Access, **options: Any) -> None:
-        super().__init__(output_folder="", **options)
-        self.final_folder, self.access = final_folder, access
-        self.forgotten = Forgotten.load(final_folder)
-        self.decoder = options["resizer"]
-        self.retried: dict[
-            int, set[int]
-        ] = {}  # shard: rows that a later pass has; they are not fetched again
+    final_folder: Path
+    access: Access
+    resizer: Any  # bytes → (encoded, width, height, original width and height, error or None)
+    columns: list[str]
+    threads: int
+    timeout: float
+    retries: int  # immediate ones
+    rows_per_shard: int
+    encode_format: str
+    opt_outs: frozenset[str]  # directives that forbid the use of an image
+    verify_sha256: bool = True  # compare with the list's hash, where it has one
+    retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
 
     def download_shard(self, row: tuple[int, str]) -> None:
         """Download one shard. Raises when it could not be completed, and leaves nothing behind."""
-        shard = row[0]
-        name = shard_name(shard)
+        shard, name = row[0], shard_name(row[0])
         staging = self.final_folder / WORK / f"{name}.{os.uname().nodename}.{os.getpid()}"
         shutil.rmtree(staging, ignore_errors=True)  # left by a killed worker with the same shard
         staging.mkdir(parents=True)
-        self.output_folder = str(staging)
         progress = InProgress(progress_file(self.final_folder, shard))
-        self.resizer = partial(_decode, self.decoder, progress)
-        self.sample_writer_class = self._writer
-        self.skipped = self.retried.get(shard, set())
         complete = False
         try:
-            # the one function that has to be replaced inside the module: download_shard looks it up there
-            with mock.patch.object(img2dataset.downloader, "download_image_with_retry", self._fetch):
-                super().download_shard(row)
-            stats = json.loads((staging / f"{name}_stats.json").read_text())
+            stats = self._fill(shard, Path(row[1]), staging, progress)
+            write_json(staging / f"{name}_stats.json", stats)
             rows = pq.read_metadata(staging / f"{name}.parquet").num_rows
             if rows != stats["count"]:
                 raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
             for suffix in (".tar", ".index", ".parquet", "_stats.json"):
                 publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
+            Path(row[1]).unlink(missing_ok=True)
             complete = True
         finally:
             progress.close(complete)
             shutil.rmtree(staging, ignore_errors=True)
 
-    def _writer(self, *arguments: Any) -> OrderedWriter:
-        self.writer = OrderedWriter(*arguments)
-        return self.writer
+    def _fill(self, shard: int, listed: Path, staging: Path, progress: InProgress) -> dict[str, Any]:
+        """Write tar, index and Parquet of a shard into ``staging``; return its statistics, as img2dataset has them."""
+        started = time.time()
+        with pa.OSFile(str(listed), "rb") as source:
+            table = pa.ipc.open_file(source).read_all().select(self.columns)
+        rows = table.to_pylist()
+        digits = math.ceil(math.log10(self.rows_per_shard))
+        writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(table), self.encode_format)
+        counts: Counter[str] = Counter()
+        outcomes: Counter[str] = Counter()
+        with closing(self._fetched(shard, [row["url"] for row in rows])) as fetched:
+            for number, data, problem in fetched:
+                outcome = Stored(status="failed_to_download", error_message=problem)
+                if data is not None:
+                    outcome = self._stored(number, rows[number], data, progress)
+                key = f"{10**digits * shard + number:0{digits + SHARD_DIGITS}d}"
+                about = {**rows[number], "key": key, **{n: getattr(outcome, n) for n in OUTCOME.names}}
+                writer.write(outcome.image, key, rows[number].get("caption"), about)
+                counts[outcome.status] += 1
+                if len(outcomes) < MOST_OUTCOMES or outcome.name in outcomes:
+                    outcomes[outcome.name] += 1
+        writer.close()
+        return {
+            "count": len(rows),
+            "successes": counts["success"],
+            "failed_to_download": counts["failed_to_download"],
+            "failed_to_resize": counts["failed_to_resize"],
+            "duration": time.time() - started,
+            "start_time": started,
+            "end_time": time.time(),
+            "status_dict": dict(outcomes),
+        }
 
-    def _fetch(self, row: tuple[int, str], **options: Any) -> tuple[int, io.BytesIO | None, str | None]:
-        if self.writer.failure:
-            return row[0], None, "other: the shard was given up"  # a fetched image could not be stored
-        if row[0] in self.skipped:
-            return row[0], None, f"{RETRIED}in a later pass"
-        if self.forgotten.refuses(row[1]):
-            return row[0], None, f"{FORGOTTEN}: on request"
-        key, data, problem = fetch(row, access=self.access, **options)
-        if data is not None and self.forgotten.refuses("", data.getvalue()):
-            data, problem = None, f"{FORGOTTEN}: on request"
-        return key, None if data is None else Body(key, data.getvalue()), problem
+    def _fetched(
+        self, shard: int, urls: list[str]
+    ) -> Generator[tuple[int, bytes | None, str | None], None, None]:
+        """Yield (row, bytes or None, problem) as they come; URLs of busy hosts are asked for after all others."""
+        skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
+        given_up = threading.Event()  # the rest is not asked for
+        ask = partial(self._fetch, forgotten, given_up)
+        waiting = threading.Semaphore(2 * self.threads)  # no more images than this wait to be resized
+        put_off: list[tuple[int, str]] = []
+
+        def bounded(rows: Iterable[tuple[int, str]]) -> Iterator[tuple[int, str]]:
+            for row in rows:
+                waiting.acquire()
+                if given_up.is_set():
+                    return
+                yield row
+
+        wanted = [(number, url) for number, url in enumerate(urls) if number not in skipped]
+        for number in sorted(skipped):
+            yield number, None, f"{RETRIED}in a later pass"
+        with ThreadPool(self.threads) as pool:
+            try:
+                for number, data, problem in pool.imap_unordered(
+                    partial(ask, patient=False), bounded(wanted)
+                ):
+                    waiting.release()
+                    if problem is not None and problem.startswith(PUT_OFF):
+                        put_off.append((number, urls[number]))
+                    else:
+                        yield number, data, problem
+                for number, data, problem in pool.imap_unordered(
+                    partial(ask, patient=True), bounded(put_off)
+                ):
+                    waiting.release()
+                    yield number, data, problem
+            finally:
+                given_up.set()
+                waiting.release(2)  # a pool waits for its feeding thread, which may wait here
+
+    def _fetch(
+        self, forgotten: Forgotten, given_up: threading.Event, row: tuple[int, str], patient: bool
+    ) -> tuple[int, bytes | None, str | None]:
+        number, url = row
+        if given_up.is_set():
+            return number, None, "other: the shard was given up"
+        if forgotten.refuses(url):
+            return number, None, f"{FORGOTTEN}: on request"
+        retries = 0 if patient else self.retries  # a busy host is asked once more; then a later pass has it
+        directives = set(self.opt_outs)
+        _, body, problem = fetch(
+            row, self.timeout, retries, AGENT, directives, access=self.access, patient=patient
+        )
+        data = None if body is None else body.getvalue()
+        if data is not None and forgotten.refuses("", data):
+            return number, None, f"{FORGOTTEN}: on request"
+        return number, data, problem
+
+    def _stored(self, number: int, row: dict[str, Any], data: bytes, progress: InProgress) -> Stored:
+        """Check, resize and encode an image that was fetched."""
+        sha256 = hashlib.sha256(data).hexdigest()
+        expected = row.get(LIST_SHA256) if self.verify_sha256 else None
+        if expected and str(expected).lower() != sha256:
+            problem = f"hash_mismatch: the list says {expected}"
+            return Stored(status="failed_to_download", error_message=problem)
+        if not progress.survives(number, self.resizer, io.BytesIO(data)):
+            return Stored(status="failed_to_resize", error_message=CRASHED)
+        image, width, height, original_width, original_height, problem = self.resizer(io.BytesIO(data))
+        if problem is not None:
+            return Stored(status="failed_to_resize", error_message=problem)
+        return Stored(image, "success", None, width, height, original_width, original_height, sha256)
 
 
-class Body(io.BytesIO):
-    """Bytes of an image that know its number in the shard, as img2dataset passes nothing else to the resizer."""
+@dataclass
+class Stored:
+    """What became of a row: columns of the shard's Parquet file, and the encoded image."""
 
-    def __init__(self, number: int, data: bytes) -> None:
-        super().__init__(data)
-        self.number = number
+    image: bytes | None = None
+    status: str = ""
+    error_message: str | None = None
+    width: int | None = None
+    height: int | None = None
+    original_width: int | None = None
+    original_height: int | None = None
+    sha256: str | None = None  # of the file as it was fetched
+
+    @property
+    def name(self) -> str:
+        return self.error_message or self.status
 
 
-def _decode(resizer: Any, progress: InProgress, body: Body, blurring: Any = None) -> tuple[Any, ...]:
-    if not progress.survives(body.number, resizer, io.BytesIO(body.getvalue())):
-        return None, None, None, None, None, CRASHED
-    return tuple(resizer(body, blurring))
+OUTCOME = pa.schema(
+    [
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        *((name, pa.int32()) for name in ("width", "height", "original_width", "original_height")),
+        ("sha256", pa.string()),
+    ]
+)
+
+
+def _schema(listed: pa.Table) -> pa.Schema:
+    """Return the columns of a shard's Parquet file: those of the list, and the outcome."""
+    return pa.schema([*listed.schema, ("key", pa.string()), *OUTCOME])
 
 
 def progress_file(folder: Path, shard: int) -> Path:
@@ -155,8 +267,8 @@ def progress_file(folder: Path, shard: int) -> Path:
 
 def longest_time(downloader: ShardDownloader) -> float:
     """Return an upper bound on the seconds that a shard takes; a worker that exceeds it is considered stuck."""
-    rows = downloader.number_sample_per_shard
-    rounds = -(-rows // downloader.thread_count) * (downloader.retries + 1)
+    rows = downloader.rows_per_shard
+    rounds = -(-rows // downloader.threads) * (downloader.retries + 2)
     return (
         SECONDS_PER_SHARD + SECONDS_PER_IMAGE * rows + rounds * (DEADLINE * downloader.timeout + LONGEST_WAIT)
     )

@@ -17,12 +17,12 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from filip.data.cards import SourceCard
-from filip.data.fetching.fetch import MAX_BYTES
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.image_rules import inspect
 from filip.data.fetching.img2dataset_setup import make_resizer
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.outcomes import MAX_BYTES
 from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from filip.data.lists.word_frequencies import UNKNOWN, zipf
+from filip.errors import UserError
 from filip.tokenizer import is_one_token
 
 CANDIDATES = 5  # languages looked at per caption
@@ -82,6 +83,32 @@ def are_english(captions: Sequence[str]) -> list[bool]:
         answers = (predict(form, k=CANDIDATES, threshold=LEAST) for form in asked)
         verdicts.append(any(_is_english(text, words, labels, scores) for labels, scores in answers))
     return verdicts
+
+
+def are_in(captions: Sequence[str], languages: Sequence[str]) -> list[bool]:
+    """Return whether each caption is in one of the languages (codes of fastText). Raises UserError for unknown codes.
+
+    English by its rule, others by fastText alone.
+    """
+    known = {label.removeprefix("__label__") for label in _model().predict("a", k=1000, threshold=-1.0)[0]}
+    unknown = [code for code in languages if code not in known]
+    if unknown:
+        raise UserError(
+            f"text_rules.language names {', '.join(unknown)}, but knows {', '.join(sorted(known))}"
+        )
+    english = are_english(captions) if "en" in languages else [False] * len(captions)
+    return [found or _is_among(caption, languages) for found, caption in zip(english, captions, strict=True)]
+
+
+def _is_among(caption: str, languages: Sequence[str]) -> bool:
+    text = " ".join(caption.lower().split())
+    labels, scores = _model().predict(text, k=CANDIDATES, threshold=LEAST)
+    chances = {
+        label.removeprefix("__label__"): float(score) for label, score in zip(labels, scores, strict=True)
+    }
+    chance = sum(chances.get(code, 0.0) for code in languages if code != "en")
+    least = SHORT_SCORE if text.count(" ") < 2 else SCORE
+    return chance >= least and chance >= RATIO_5 * max(chances.values(), default=0.0)
 
 
 def _is_of_another_script(caption: str) -> bool:

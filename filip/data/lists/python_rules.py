@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from filip.data.cards import TextRuleSettings
-from filip.data.lists.language import are_english
+from filip.data.lists.language import are_english, are_in
 from filip.data.lists.word_lists import read_word_list
 
 Drops = Callable[[Sequence[str], TextRuleSettings], Sequence[bool]]
@@ -46,9 +46,14 @@ def active_rules(settings: TextRuleSettings) -> dict[str, PythonRule]:
     return {name: rule for name, rule in PYTHON_RULES.items() if rule.applies(settings)}
 
 
-@python_rule("not_english", applies=lambda settings: settings.language)
+@python_rule("not_english", applies=lambda settings: settings.language in (True, ["en"]))
 def not_english(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
     return [not english for english in are_english(captions)]
+
+
+@python_rule("other_language", applies=lambda settings: settings.language not in (True, False, ["en"]))
+def other_language(captions: Sequence[str], settings: TextRuleSettings) -> list[bool]:
+    return [not wanted for wanted in are_in(captions, settings.language)]
 
 
 @python_rule("sensitive", applies=lambda settings: bool(settings.sensitive_words))
