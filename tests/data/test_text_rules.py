@@ -170,7 +170,7 @@ def test_several_languages(tmp_path: Path) -> None:
     assert are_in(captions, ["en", "de"]) == [True, True, False, False]
     assert are_in(captions, ["ru"]) == [False, False, False, True]
     source, out = write_list(tmp_path / "l.parquet", captions), tmp_path / "k.parquet"
-    fragment = apply_text_rules(source, out, rules(language=["de", "ru"]))
+    fragment = apply_text_rules(source, out, rules(language=["de", "ru"]), processes=1)
     assert pq.read_table(out)["caption"].to_pylist() == [captions[0], captions[3]]
     assert {k: v for k, v in fragment.dropped.items() if v} == {"other_language": 2}
     with pytest.raises(UserError, match="names xx, but knows"):
