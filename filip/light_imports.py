@@ -98,7 +98,7 @@ def light_imports() -> Iterator[None]:
     Modules imported before stay as they are, and after the block the real ones are used. Functions that the block
     compiles are compiled when they are first called, after the block.
     """
-    torch.compile = _compile
+    torch.compile = _compile  # type: ignore[assignment]
     hides_wandb = "wandb" not in sys.modules
     if hides_wandb:
         sys.modules["wandb"] = None  # type: ignore[assignment]

@@ -40,7 +40,7 @@ Paths = list[str]  # inside ManifestConfig the name `list` is a field
 class ManifestConfig:
     source: str = option(MISSING, "source card (name or path)")
     list: str = option(MISSING, "the whole URL list, Parquet")
-    kept: str = option(MISSING, "what the text rules kept, Parquet")
+    kept: str = option(MISSING, "list that the text rules kept, Parquet")
     shards: str = option(MISSING, "folder of the shards")
     captions: str = option(MISSING, "folder of the side-cars")
     funnels: Paths = option([], "funnel fragments in the order of the stages")

@@ -49,7 +49,7 @@ class EvaluationOptions(DataOptions, ModelOptions):
     )
     protocols: list[str] = option(
         [name for name, protocol in protocols().items() if not protocol.on_request],
-        f"of those that fit the data; on request also "
+        f"which of those that fit the data; on request also "
         f"{' and '.join(name for name, protocol in protocols().items() if protocol.on_request)}",
         choices=tuple(protocols()),
     )

@@ -67,7 +67,7 @@ class Batch:
     labels: Tensor
     captions: list[list[str]]
     keys: list[str]
-    clusters: list[str]  # see Sample; a sample that is alone has its key here
+    clusters: list[str]  # as in Sample; the key of a sample that shares its cluster with none
     undecodable: list[str]  # keys of images that could not be read: not among the b
     truths: list[int] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)

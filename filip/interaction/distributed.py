@@ -341,7 +341,7 @@ class _AllRows(torch.autograd.Function):
 
 
 class _Exchange(torch.autograd.Function):
-    """Function that returns a rank's rows and, exchanged, its columns: one node, so its collective runs in any case."""
+    """Return a rank's rows and its exchanged columns from one node, so that the collective always runs."""
 
     @staticmethod
     def forward(

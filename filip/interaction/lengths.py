@@ -1,4 +1,4 @@
-"""Put items in order of length and cut them into tiles; whoever needs captions or images by length asks here."""
+"""Sort captions or images by their length and cut them into tiles."""
 
 from __future__ import annotations
 

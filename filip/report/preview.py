@@ -30,7 +30,7 @@ class Preview:
     out: str = option(MISSING, "picture to write, .png", writes="file")
     count: int = option(24, "samples", at_least=1)
     image_size: int = option(128, "pixels at which images are augmented", at_least=1)
-    seed: int = option(0, "of the augmentations", at_least=0)
+    seed: int = option(0, "seed of the augmentations", at_least=0)
 
 
 def main(config: Preview) -> None:

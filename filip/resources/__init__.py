@@ -1,4 +1,4 @@
-"""The files that a person edits: source cards, benchmark cards, prompts, published numbers, DeepSpeed settings.
+"""Find the files that a person edits: source cards, benchmark cards, prompts, published numbers, DeepSpeed settings.
 
 They lie in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders beside
 this file (``setup.py`` maps them there), so that an installed FILIP knows every card from any working directory.

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ParquetImages(Layout):
-    """Layout of such Parquet files; ``position`` is the row number, and a row group is read once for all its images."""
+    """Layout of Parquet files that hold images; ``position`` is the row, a row group is read once for its images."""
 
     about = "Parquet with the images' bytes in a column (Hugging Face)"
     in_order = True

@@ -54,7 +54,7 @@ def decoded(data: bytes) -> str | None:
 
 
 def _narrow(data: bytes) -> str | None:
-    """Return the text in bytes that are UTF-8, or else what Windows wrote in the west."""
+    """Decode bytes as UTF-8, or else as Windows' western code page."""
     try:
         return data.removeprefix(codecs.BOM_UTF8).decode("utf-8")
     except UnicodeDecodeError:

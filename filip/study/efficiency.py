@@ -59,7 +59,7 @@ class Efficiency:
     )
     steps: int = option(11, "timed steps of each row", at_least=1)
     warmup: int = option(2, "steps of each row before, which are not timed", at_least=0)
-    seed: int = option(0, "of the weights, the data and the order of the rows", at_least=0)
+    seed: int = option(0, "seed of the weights, the data and the order of the rows", at_least=0)
 
 
 def main(config: Efficiency) -> None:

@@ -56,12 +56,12 @@ class OptimizerConfig:
 
 @dataclass
 class WarmStartConfig:
-    """The settings for the model that a training starts from (``init_from``); see docs/models.md."""
+    """Settings for the model that a training starts from (``init_from``); see docs/models.md."""
 
     interaction: str | None = option(
         None,
-        "of a .safetensors to start from: null = its own; token_wise sends every patch and word of a pooled model "
-        "through the projections of [CLS] and [EOS]",
+        "how a .safetensors to start from compares: null = as before; token_wise sends every patch and word of a "
+        "pooled model through the projections of [CLS] and [EOS]",
     )
     projection_steps: int = option(0, "first steps, in which only the projections and the temperature learn")
     layer_decay: float = option(1.0, "learning rate of a block over that of the block above it")
@@ -70,8 +70,8 @@ class WarmStartConfig:
         "what of the image tower learns: full = all; frozen = nothing but its projection (LiT); lora = low-rank "
         "adapters in its blocks, and its projection; frozen_stem = all but model.image.stem",
     )
-    text: str = option("full", "what of the text tower learns: full, frozen or lora")
-    lora_rank: int = option(16, "of the adapters")
+    text: str = option("full", "which weights of the text tower learn: full, frozen or lora")
+    lora_rank: int = option(16, "rank of the adapters")
     lora_alpha: int = option(32, "adapters count alpha / rank times")
 
 
@@ -198,13 +198,15 @@ class TrainConfig:
         "mean weighted by a softmax of that temperature; top_k = mean of the token_top_k largest. They are slower and "
         "for training only: evaluation takes the largest",
     )
-    token_temperature: float = option(0.05, "of token_maximum=smooth or softmax; towards 0 it is the maximum")
+    token_temperature: float = option(
+        0.05, "temperature of token_maximum=smooth or softmax; towards 0 it is the maximum"
+    )
     token_temperature_schedule: str | None = option(
         None,
         "instead of one token_temperature for the whole run: 'linear from A to B in steps F to L', cosine or switch; "
         "where it is 0 the loss takes the maximum itself",
     )
-    token_top_k: int = option(2, "of token_maximum=top_k")
+    token_top_k: int = option(2, "tokens that token_maximum=top_k takes the mean of")
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
@@ -305,7 +307,7 @@ POSITIVE = (
     "token_keep_minimum", "token_temperature", "token_top_k",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
     "optimizer.eps", "checkpoint.keep",
-    "data.prefetch", "data.shuffle_window_shards", "data.reader_groups", "data.captions_per_image",
+    "data.shuffle_window_shards", "data.reader_groups", "data.captions_per_image",
     "watchdog.non_finite_steps", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (

@@ -15,7 +15,7 @@ NOT_LEARNING = (
     "run", "run_dir", "out", "result", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes", "patience_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache",
-    "data.workers", "data.prefetch", "data.index_folder", "data.feature_cache",
+    "data.workers", "data.index_folder", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 
-from filip.data.loading.config import DataConfig
+from filip.data.loading.config import PREFETCH, DataConfig
 
 PAIRS_PER_SHARD = 10_000  # as img2dataset writes them
 INDEX_BYTES = 16  # a pair: offset, size and row, see filip.data.loading.pair_index
@@ -45,7 +45,7 @@ def node_bytes(
     opened = min(shards, windows * (data.shuffle_window_shards + 1))
     batch = batch_per_rank // data.captions_per_image * 3 * image_size * image_size
     # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
-    batches = data.workers * (data.prefetch + 1) + 2
+    batches = data.workers * (PREFETCH + 1) + 2
     return {
         "index": INDEX_BYTES * pairs,
         "names": (ranks + ranks * data.workers) * shards * (NAME_BYTES + 5 * 8),

@@ -48,7 +48,7 @@ class Narrow:
     batch_size: int = option(64, "images at a time", at_least=1)
     workers: int = option(0, "processes that decode images", at_least=0)
     device: str = option("auto", "torch device; auto = a GPU where there is one")
-    seed: int = option(0, "of the draw", at_least=0)
+    seed: int = option(0, "seed of the draw", at_least=0)
 
 
 @dataclass

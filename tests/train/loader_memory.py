@@ -69,7 +69,6 @@ if __name__ == "__main__":
     data = DataConfig(
         sources=[Source(f"{folder}/shards", f"{folder}/captions")],
         workers=workers,
-        prefetch=2,
         auto_augment=False,
     )
     before = held()

@@ -29,7 +29,7 @@ def test_a_loader_holds_what_was_planned(tmp_path: Path) -> None:
         lines = [line for line in done.stdout.splitlines() if line.startswith("RESULT")]
         assert lines, done.stderr[-3000:]
         measured = json.loads(lines[0].removeprefix("RESULT"))
-        data = DataConfig(sources=[pairs.source], workers=workers, prefetch=2)
+        data = DataConfig(sources=[pairs.source], workers=workers)
         shape = {"batch_per_rank": batch, "image_size": size, "parameters": 0, "pairs": 300}
         planned = node_bytes(data, ranks=1, world_size=1, gpu=False, **shape)
         # For the rank itself only what the loader adds; a worker that has prepared its batches makes no other.
@@ -44,7 +44,7 @@ def test_the_index_has_the_planned_size(tmp_path: Path) -> None:
 
 
 def test_a_node_of_the_paper_s_base_run() -> None:
-    data = DataConfig(sources=[Source("a")] * 4, workers=6, prefetch=4, reader_groups=16)
+    data = DataConfig(sources=[Source("a")] * 4, workers=6, reader_groups=16)
     parts = node_bytes(data, **FILIP340M, parameters=150_000_000)
     assert parts["index"] == 5.44e9  # once, whatever the number of processes
     assert parts["pixels"] == 8 * (6 * 5 + 2) * 320 * 3 * 224 * 224

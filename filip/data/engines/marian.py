@@ -80,7 +80,7 @@ class _Direction:
             str(ready), device=device, compute_type="default", inter_threads=1, intra_threads=1
         )
         # Marian was trained on sentences that end in </s>; a model in the hub's format does not add it.
-        settings = ready / "config.json"  # that of the CTranslate2 model, not of transformers
+        settings = ready / "config.json"  # CTranslate2's, not transformers'
         ends = not settings.exists() or json.loads(settings.read_text()).get("add_source_eos")
         self._end = [] if ends else ["</s>"]
         self.identity = f"{source}-{target}:{sha256_of(ready / 'model.bin')[:16]}"

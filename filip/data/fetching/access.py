@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Not of the internet, whatever this version of Python's tables say: clouds serve credentials and settings there.
+# Refused whatever this Python's tables say of them: clouds serve credentials and settings there.
 RESERVED = [
     ipaddress.ip_network(network)
     for network in (

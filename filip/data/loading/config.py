@@ -7,6 +7,8 @@ from pathlib import Path
 
 from filip.command import MISSING, option
 
+PREFETCH = 4  # batches that each worker prepares ahead: more cost memory and even out nothing that lasts
+
 
 @dataclass
 class Source:
@@ -58,7 +60,6 @@ class DataConfig(AugmentConfig):
         "captions of the image; a batch of 512 pairs with 2 has 256 images",
     )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
-    prefetch: int = option(4, "batches that each worker prepares ahead")
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader"
     )

@@ -28,7 +28,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip import tokenizer
-from filip.data.loading.config import StreamConfig
+from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
 from filip.data.loading.pair_index import ShardCaptions, SourceIndex, index_source, sidecar_path
@@ -264,7 +264,7 @@ class PairLoader:
             batch_size=None,
             sampler=_Rest(self._at, self._batches),
             num_workers=workers,
-            prefetch_factor=config.data.prefetch if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             worker_init_fn=prepare_worker,

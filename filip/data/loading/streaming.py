@@ -31,7 +31,7 @@ from webdataset.shardlists import expand_urls
 from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from filip import tokenizer
-from filip.data.loading.config import Source, StreamConfig, is_streamed
+from filip.data.loading.config import PREFETCH, Source, StreamConfig, is_streamed
 from filip.data.loading.loader import Batch, PairLoader, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.pair_index import ShardCaptions
 from filip.data.loading.transforms import TrainTransform
@@ -292,7 +292,7 @@ class ShardStream(IterableDataset[Batch]):
         key = hash_of(self.config.seed, place.visit, place.source, place.url, sample["__key__"])
         rng = random.Random(key)
         draw = rng.random()  # always drawn: back-translation must not change the image
-        # of several images with one key the last counts, as in the index of local shards
+        # the last of several images with one key counts, as in the index of local shards
         pixels = torch.from_numpy(self.transform.pixels(images[-1], rng)).permute(2, 0, 1)
         data = self.config.data
         if captions is None:
@@ -325,7 +325,7 @@ class StreamLoader:
             stream,
             batch_size=None,
             num_workers=workers,
-            prefetch_factor=config.data.prefetch if workers else None,
+            prefetch_factor=PREFETCH if workers else None,
             pin_memory=pin_memory,
             worker_init_fn=prepare_worker,
             generator=torch.Generator(),  # otherwise its start would draw from torch's global one

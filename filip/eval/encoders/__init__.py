@@ -227,7 +227,7 @@ class FilipEncoder:
         self.details: dict[str, str] = {} if trained_so == self.token_wise else {"tokens": OWN_PROJECTIONS}
         self._projects_all = self.token_wise and not trained_so
         self.image_size = int(self.model.image_size)
-        # what learned queries choose lies on no patch
+        # the vectors of learned queries have no place in the image
         self.grid: tuple[int, int] = (
             (0, 0) if self.model.config.pooling == "queries" else self.model.image.grid
         )

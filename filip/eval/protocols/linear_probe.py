@@ -36,7 +36,7 @@ class LinearProbeSettings:
         1.0, "scikit-learn's C, the inverse strength of the L2 penalty (paper: open)"
     )
     iterations: int = option(1000, "at most this many of L-BFGS", at_least=1)
-    folds: int = option(5, "of the cross-validation where there is no training split", at_least=2)
+    folds: int = option(5, "folds of the cross-validation where there is no training split", at_least=2)
 
 
 def run(
