@@ -28,7 +28,7 @@ import psutil
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from workflow import one_run
-from workflow.run import SNAKEMAKE, config_file, study_name
+from workflow.run import SNAKEMAKE, config_file, read_study
 
 # Where to strike: the module that is at work, and, if it matters how far it is, what its log then says.
 PLACES = {
@@ -70,7 +70,7 @@ def main(config: Kills) -> None:
         raise UserError(f"places: no place {unknown[0]!r}; there are {', '.join(PLACES)}")
     if unknown := [number for number in config.signals if number not in SIGNALS]:
         raise UserError(f"signals: no signal {unknown[0]!r}; there are {', '.join(SIGNALS)}")
-    results = Path("results") / study_name(config_file(config.study))
+    results = Path("results") / read_study(config_file(config.study))[0]
     reference = Path(config.reference or f"{results}-alone.json")
     if not reference.is_file():
         finish(config, results)

@@ -55,6 +55,8 @@ class Launch:
                 f"{accelerator}srun --nodes={self.nodes} --ntasks-per-node={self.ranks_per_node}"
                 f" --cpus-per-task={self.cpus_per_rank} --kill-on-bad-exit=1 python -m {module}"
             )
+        if self.ranks_per_node == 1 and self.accelerator == "cpu" and not self.hostfile:
+            return f"{accelerator}python -m workflow.warm {module}"  # one process needs no launcher
         own = f"{accelerator}python -m workflow.gpus {self.local_gpus} port={self.master_port} -- "
         if self.launcher == "torchrun":
             own = own if self.local_gpus else accelerator

@@ -7,10 +7,12 @@ machine carries the study's folder in its environment, and is found by it.
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import os
 import shutil
 import signal
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,7 @@ from filip.errors import UserError
 
 MARK = "FILIP_RUN"  # in the environment of a run's processes: the study's results, as an absolute path
 HELD = "FILIP_RUN_HELD"  # in Snakemake's: the process that started it holds the locks
+PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
 SNAKEMAKE_LOCKS = Path(".snakemake/locks")
 FOLDER = Path(".snakemake")
 
@@ -108,3 +111,9 @@ def end(find: Callable[[], list[psutil.Process]], patience: float) -> int:
         if time.monotonic() > deadline + 10:
             break  # stuck in the kernel
     return len(ended)
+
+
+def die_with_parent() -> None:
+    """Arrange to be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -9,13 +9,14 @@ SIGTERM and a closed terminal end all processes within five seconds, and the sam
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -28,6 +29,7 @@ import psutil
 from filip.errors import UserError
 from filip.progress import clock
 from workflow import one_run
+from workflow.warm import SERVER
 
 CONFIGS = Path(__file__).resolve().parent / "config"
 LOCAL = "workflow/profiles/local"
@@ -36,7 +38,6 @@ LAST_PATIENCE = 1.0  # more, for Snakemake itself; it then waits for no job
 CLUSTER_PATIENCE = 60.0  # to cancel the jobs of a cluster
 SILENCE = 2.5  # seconds until Snakemake has to be seen to start
 SILENCE_IN_A_LOG = 30.0
-PR_SET_PDEATHSIG = 1  # a constant of Linux's prctl
 SNAKEMAKE = "--snakemake"  # stands before Snakemake's arguments: be the child
 STARTED = "FILIP_RUN_STARTED"  # in Snakemake's environment: the number of a pipe that it closes once it shows something
 
@@ -50,25 +51,30 @@ def config_file(study: str) -> Path:
     return found[0]
 
 
-def study_name(config: Path) -> str:
-    """Return the name under which a study keeps its results.
+def read_study(config: Path) -> tuple[str, bool]:
+    """Return the name under which a study keeps its results, and whether it runs on the CPUs of this machine alone.
 
     What is wrong with its config is for the Snakefile to say.
     """
     import yaml
 
     try:
-        return str(yaml.safe_load(config.read_text(encoding="utf-8"))["study"])
-    except (yaml.YAMLError, KeyError, TypeError):
-        return config.stem
+        study = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return str(study["study"]), study["launch"].get("accelerator") == "cpu"
+    except (yaml.YAMLError, KeyError, TypeError, AttributeError):
+        return config.stem, False
 
 
 class Runner:
     """Snakemake as a child in a separate process group, which the terminal's Ctrl-C does not reach."""
 
     def __init__(self, config: Path, arguments: list[str]) -> None:
-        self.results = Path("results") / study_name(config)
+        from workflow.estimate import asks_for_one
+
+        name, on_cpus = read_study(config)
+        self.results = Path("results") / name
         self.local = "--profile" not in arguments
+        self.warms_up = self.local and on_cpus and asks_for_one(arguments)
         profile = ["--profile", LOCAL] if self.local else []
         python = [sys.executable, "-m", "workflow.run", SNAKEMAKE]
         self.command = [*python, "--configfile", str(config), *profile, *arguments]
@@ -77,6 +83,13 @@ class Runner:
 
     def run(self) -> int:
         """Run Snakemake; return its exit code, or 128 and the number of the signal that ended it."""
+        self.folder = tempfile.mkdtemp(prefix="filip-")  # for the socket, whose path has to be short
+        try:
+            return self._run()
+        finally:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _run(self) -> int:
         locks = one_run.take(self.results.name)
         if left := one_run.end(self._left, PATIENCE):
             _say(f"ended {left} processes that a killed run had left")
@@ -86,9 +99,13 @@ class Runner:
         # the jobs are commands of this environment, whether it was activated or not
         path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
         environment = {**os.environ, "PATH": path, one_run.HELD: "1", STARTED: str(writing)}
+        if self.warms_up:
+            environment[SERVER] = str(Path(self.folder, "server"))
         self.child = subprocess.Popen(
             self.command, env=environment, pass_fds=(*locks, writing), process_group=0
         )
+        if self.warms_up:
+            self._warm_up(environment)
         signal.signal(signal.SIGTSTP, self._pause)
         os.close(writing)
         threading.Thread(target=_show_start, args=(reading,), daemon=True).start()
@@ -103,6 +120,12 @@ class Runner:
         if code < 0:
             _say(f"\nSnakemake was ended by {signal.Signals(-code).name}; the same command continues")
         return code if code >= 0 else 128 - code
+
+    def _warm_up(self, environment: dict[str, str]) -> None:
+        """Start the process that the jobs are forked from; it loads PyTorch while Snakemake is loaded."""
+        mark = {one_run.MARK: str(self.results.resolve()), "OMP_NUM_THREADS": "1", "DS_ACCELERATOR": "cpu"}
+        command = [sys.executable, "-m", "workflow.warm_server", environment[SERVER]]
+        subprocess.Popen(command, env={**environment, **mark}, process_group=0)
 
     def _left(self) -> list[psutil.Process]:
         """Return the processes of this run other than Snakemake."""
@@ -149,15 +172,9 @@ def _show_start(pipe: int) -> None:
     os.close(pipe)
 
 
-def _die_with_parent() -> None:
-    """Arrange to be killed if ``workflow.run`` is: it alone ends the jobs, and its next start finds them."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-
-
 def snakemake(arguments: list[str]) -> NoReturn:
     """Run Snakemake, and leave without taking the imported libraries apart, which takes seconds."""
-    _die_with_parent()
+    one_run.die_with_parent()
     sys.argv = ["snakemake", *arguments]
     code: int | str | None = 1
     try:

@@ -19,7 +19,16 @@ from typing import Any, TextIO
 
 from filip.files import write_json
 from filip.progress import clock
-from workflow.stages import Job, Stage, benchmark_of, log_lines, terminal_lines, times_table, usual_seconds
+from workflow.stages import (
+    Job,
+    Stage,
+    benchmark_of,
+    log_lines,
+    terminal_lines,
+    times_table,
+    usual_seconds,
+    warm_seconds,
+)
 
 DEFAULT = "DefaultStreamHandler"  # Snakemake's name for the handler that prints its lines
 STOPPING = "Terminating processes on user request"  # Snakemake's message after Ctrl-C
@@ -123,6 +132,7 @@ class StageBars(logging.Handler):
             seconds, cpu = time.monotonic() - job.started, None
             if job.benchmark and (measured := benchmark_of(job.benchmark)):
                 seconds, cpu = measured
+                cpu = None if cpu is None else cpu + warm_seconds(job.log)
             stage.seconds += seconds
             stage.cpu_seconds = None if cpu is None or stage.cpu_seconds is None else stage.cpu_seconds + cpu
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import csv
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import glob
 from pathlib import Path
 from statistics import fmean
 
 from filip.progress import ProgressLine, clock, read_progress
+from workflow.warm import CPU_SECONDS
 
 BAR = 20  # letters
 NEARLY = 0.97  # how full the bar of a job gets that takes longer than it did before
@@ -138,6 +140,15 @@ def benchmark_of(file: Path) -> tuple[float, float | None] | None:
         return seconds, (None if "NA" in cpu else fmean(map(float, cpu)))
     except (OSError, KeyError, ValueError):
         return None
+
+
+def warm_seconds(log: Path | None) -> float:
+    """Return the CPU seconds of a job that ``workflow.warm`` ran, as its log ends; Snakemake does not see them."""
+    with suppress(OSError, ValueError):
+        last = log.read_text(encoding="utf-8", errors="replace").rstrip().rpartition("\n")[2] if log else ""
+        if last.startswith(CPU_SECONDS):
+            return float(last.removeprefix(CPU_SECONDS).split()[0])
+    return 0.0
 
 
 def usual_seconds(pattern: str) -> float | None:

@@ -24,6 +24,10 @@ from workflow.study import ROOT, WorkflowStudy
             "DS_ACCELERATOR=cpu deepspeed --num_gpus 2 --master_port 30251 --no_local_rank --module filip.train",
         ),
         (
+            {"launcher": "deepspeed", "ranks_per_node": 1, "accelerator": "cpu"},
+            "DS_ACCELERATOR=cpu python -m workflow.warm filip.train",
+        ),
+        (
             {"launcher": "deepspeed", "nodes": 2, "ranks_per_node": 8, "hostfile": "hosts"},
             "deepspeed --hostfile hosts --num_nodes 2 --num_gpus 8 --master_port 30251 --no_local_rank "
             "--module filip.train",
@@ -42,7 +46,7 @@ from workflow.study import ROOT, WorkflowStudy
             "srun --nodes=16 --ntasks-per-node=8 --cpus-per-task=5 --kill-on-bad-exit=1 python -m filip.train",
         ),
     ],
-    ids=["deepspeed", "deepspeed on two nodes", "torchrun", "deepspeed on GPUs", "srun"],
+    ids=["deepspeed", "one process", "deepspeed on two nodes", "torchrun", "deepspeed on GPUs", "srun"],
 )
 def test_the_launcher_decides_how_a_training_starts(demo: dict, launch: dict, command: str) -> None:
     assert WorkflowStudy({**demo, "launch": launch}).launch("filip").command() == command

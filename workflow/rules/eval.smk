@@ -25,7 +25,7 @@ for PROTOCOL in PROTOCOLS:
         conda:
             "../envs/filip.yaml"
         shell:
-            "{params.gpu}python -m filip.eval {params.study} out={output.result} > {log} 2>&1"
+            "{params.gpu}python -m workflow.warm filip.eval {params.study} out={output.result} > {log} 2>&1"
 
 
 if STUDY.per_card:
@@ -48,7 +48,7 @@ if STUDY.per_card:
         conda:
             "../envs/filip.yaml"
         shell:
-            "python -m filip.eval.merge 'parts=[{params.parts}]' out={output.result} > {log} 2>&1"
+            "python -m workflow.warm filip.eval.merge 'parts=[{params.parts}]' out={output.result} > {log} 2>&1"
 
 
 # The paper's alignment figure for one model.
@@ -74,7 +74,7 @@ rule alignment_sheet:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
+        "{params.gpu}python -m workflow.warm filip.eval.picture kind=alignment {params.study} out={output} > {log} 2>&1"
 
 
 # Scenes of several things, and where each model's names point: the picture of README.
@@ -106,7 +106,7 @@ rule scene_sheet:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
+        "{params.gpu}python -m workflow.warm filip.eval.picture kind=scenes 'models={params.models}' {params.labels}"
         " root={params.root} card={params.card} out={output.picture} parts={output.parts} > {log} 2>&1"
 
 
@@ -139,7 +139,7 @@ rule compare:
     conda:
         "../envs/filip.yaml"
     shell:
-        "{params.gpu}python -m filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
+        "{params.gpu}python -m workflow.warm filip.eval.picture kind=compare 'models={params.models}' {params.labels}"
         " root={params.root} card={params.card} prompts={input.prompts} out={output} > {log} 2>&1"
 
 
@@ -168,5 +168,5 @@ if STUDY.explorer:
         conda:
             "../envs/filip.yaml"
         shell:
-            "{params.gpu}python -m filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
+            "{params.gpu}python -m workflow.warm filip.explore.export 'models={params.models}' {params.labels} images={input.card}"
             " root={params.root} count={params.most} out={output} > {log} 2>&1"

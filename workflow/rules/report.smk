@@ -49,7 +49,7 @@ rule tables:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.tables study={input.study} results={params.results}"
+        "python -m workflow.warm filip.report.tables study={input.study} results={params.results}"
         " published={input.published} out_dir={params.out_dir} > {log} 2>&1"
 
 
@@ -75,7 +75,7 @@ rule figures:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.figures study={input.study} results={params.results} data_dir={params.data_dir}"
+        "python -m workflow.warm filip.report.figures study={input.study} results={params.results} data_dir={params.data_dir}"
         " out_dir={params.out_dir} > {log} 2>&1"
 
 
@@ -93,7 +93,7 @@ rule summary:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
+        "python -m workflow.warm filip.report.summary study={input.study} results={params.results} out={output} > {log} 2>&1"
 
 
 rule page:
@@ -121,5 +121,5 @@ rule page:
     conda:
         "../envs/filip.yaml"
     shell:
-        "python -m filip.report.page study={input.study} results={params.results} figures={params.figures}"
+        "python -m workflow.warm filip.report.page study={input.study} results={params.results} figures={params.figures}"
         " out={output} > {log} 2>&1"
