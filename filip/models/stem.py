@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from copy import deepcopy
 from functools import partial
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.utils import fuse_conv_bn_weights
 
 from filip.errors import UserError
+from filip.files import replacing
 from filip.light_imports import light_imports
 from filip.pixels import CLIP_MEAN, CLIP_STD
 
@@ -35,6 +38,7 @@ class Stem(nn.Module):
 
     factor: Tensor
     shift: Tensor
+    kept: Path | None = None  # see keep_maps
 
     def __init__(self, name: str, stride: int) -> None:
         super().__init__()
@@ -95,9 +99,34 @@ class Stem(nn.Module):
                 before = child
         return copy
 
+    def keep_maps(self, folder: Path) -> None:
+        """Keep the maps of every batch below ``folder``: no model above the same network computes them again.
+
+        A file is named by the pixels of its batch and the precision, its folder by the network's weights.
+        """
+        weights = hashlib.blake2b(digest_size=8)
+        for name, value in self.state_dict().items():
+            weights.update(name.encode() + value.detach().cpu().numpy().tobytes())
+        self.kept = folder / weights.hexdigest()
+
     def forward(self, pixels: Tensor) -> Tensor:
         if pixels.shape[1] == self.num_features:
             return pixels
+        if self.kept is None:
+            return self._all_features(pixels)
+        autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixels.dtype
+        content = hashlib.blake2b(f"{pixels.shape} {autocast}".encode(), digest_size=16)
+        content.update(pixels.contiguous().numpy())
+        file = self.kept / f"{content.hexdigest()}.npy"
+        try:
+            return torch.from_numpy(np.load(file))
+        except (OSError, ValueError, EOFError):  # not there, or half there after a power cut
+            maps = self._all_features(pixels)
+        with replacing(file, shared=True) as part, open(part, "wb") as target:
+            np.save(target, maps.float().numpy())
+        return maps.float()
+
+    def _all_features(self, pixels: Tensor) -> Tensor:
         if pixels.device.type == "cpu" and len(pixels) > CPU_IMAGES:
             return torch.cat([self._features(part) for part in pixels.split(CPU_IMAGES)])
         return self._features(pixels)

@@ -22,7 +22,7 @@ def evaluation_options(config: Mapping[str, Any], model: str, protocol: str) -> 
     ``eval.<protocol>``.
     """
     evaluation, peer = config["eval"], config.get("peers", {}).get(model)
-    given: list[str] = []
+    given = [f"stem_maps={evaluation['stem_maps']}"] if "stem_maps" in evaluation and peer is None else []
     if protocol in ("zero_shot", "retrieval", "alignment", "segmentation"):
         given.append(f"prompts={evaluation.get('prompts', PROMPTS if peer is None else AUTO)}")
     overrides = evaluation.get("overrides", {}).get(protocol, [])

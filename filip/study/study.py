@@ -60,9 +60,13 @@ class Study:
         tuned = [tune["source"] for tune in self.fine_tunes.values()]
         return list(dict.fromkeys([*self.config["sources"], *own, *tuned]))
 
-    def replicas(self, run: str) -> list[str]:
-        """Return a run and its repetitions with other seeds; the run alone if it has none."""
-        return [run, *self._replicas.get(run, [])]
+    def replicas(self, run: str, *protocols: str) -> list[str]:
+        """Return a run and its repetitions with other seeds; the run alone if it has none.
+
+        protocols: evaluations that all of them go through; those of ``eval.one_seed`` see the first training only.
+        """
+        one = set(protocols) & set(self.evaluation.get("one_seed", []))
+        return [run] if one else [run, *self._replicas.get(run, [])]
 
     def is_replica(self, run: str) -> bool:
         """Return True for a run that only repeats another one with another seed."""
@@ -168,7 +172,7 @@ class Study:
         for name in self.tables:
             if protocol in TABLES[name].protocols:
                 rows = self.rows(name) if TABLES[name].rows == "listed" else self._accuracies()
-                models += [member for row in rows for member in self.replicas(row)]
+                models += [member for row in rows for member in self.replicas(row, protocol)]
         return list(dict.fromkeys(models))
 
     def _accuracies(self) -> list[str]:

@@ -18,7 +18,15 @@ def test_every_seed_is_evaluated(demo: dict) -> None:
     study = WorkflowStudy({**demo, "seeds": 3})
     for protocol in ("zero_shot", "retrieval"):
         assert {"filip", "filip_s1", "filip_s2"} <= set(study.evaluated_by(protocol))
-    assert study.evaluated_by("alignment") == ["clip", "clip_s1", "clip_s2", "filip", "filip_s1", "filip_s2"]
+    assert study.evaluated_by("alignment")[:4] == ["clip", "clip_s1", "clip_s2", "filip"]
+
+
+def test_a_protocol_of_one_seed_evaluates_the_first_training_of_each_run(demo: dict) -> None:
+    demo["eval"]["one_seed"] = ["alignment"]
+    study = WorkflowStudy({**demo, "seeds": 3})
+    assert study.evaluated_by("alignment") == list(demo["runs"])
+    assert study.replicas("filip", "alignment", "retrieval") == ["filip"]
+    assert study.replicas("filip", "retrieval") == ["filip", "filip_s1", "filip_s2"]
 
 
 def test_a_run_whose_accuracy_is_shown_is_evaluated(demo: dict) -> None:
@@ -87,6 +95,7 @@ def test_peers_are_evaluated_by_open_clip_and_wait_for_no_training(demo: dict) -
 
 def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     demo["eval"] |= {
+        "stem_maps": "maps",
         "overrides": {"zero_shot": ["workers=3", "precision=bf16"]},
         "prompts": "eval/prompts.yaml",
     }
@@ -101,7 +110,7 @@ def test_a_study_sets_the_options_of_its_evaluations(demo: dict) -> None:
     ours = shlex.split(study.evaluation_arguments("clip", "zero_shot"))
     assert ours[:2] == ["protocols=[zero_shot]", "model=results/demo/models/clip.safetensors"]
     assert ours[3].startswith("data=[eval/")
-    assert ours[4:] == ["prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
+    assert ours[4:] == ["stem_maps=maps", "prompts=eval/prompts.yaml", "workers=3", "precision=bf16"]
     theirs = shlex.split(study.evaluation_arguments("b32", "zero_shot"))
     assert theirs[4:] == ["prompts=eval/prompts.yaml", "workers=1", "precision=bf16"]
     assert shlex.split(study.evaluation_arguments("b32", "selection"))[4:] == ["tokens=true"]
@@ -128,7 +137,7 @@ def test_labels_reach_the_commands_that_draw_models_beside_each_other(demo: dict
     demo["runs"]["clip"]["label"] = "CLIP, the baseline's"
     (argument,) = shlex.split(WorkflowStudy(demo).quoted_labels("scene_pointing"))
     config = compose_config(SceneSheet, ["models=[a,b]", "root=x", "out=y", argument])
-    assert config.labels == ["CLIP, the baseline's", "FILIP"]
+    assert config.labels == ["CLIP, the baseline's", "FILIP", "FILIP, smooth"]
 
 
 def test_the_explorer_shows_runs_and_a_card_that_exist(demo: dict) -> None:

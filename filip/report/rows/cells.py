@@ -61,7 +61,7 @@ class Inputs:
 
     def task_cell(self, run: str, task: str, protocol: str = "zero_shot") -> Cell:
         """Return the accuracy of a run on a classification benchmark."""
-        return combine([self._task(member, task, protocol) for member in self.study.replicas(run)])
+        return combine([self._task(m, task, protocol) for m in self.study.replicas(run, protocol)])
 
     def _task(self, run: str, task: str, protocol: str) -> Cell:
         found = (self.results.evaluation(run, protocol) or {}).get("benchmarks", {}).get(task)
@@ -72,12 +72,13 @@ class Inputs:
     def average_cell(self, run: str, protocol: str = "zero_shot") -> Cell:
         """Return the plain mean over the protocol's classification benchmarks; over seeds, the mean of their means."""
         tasks = self.study.benchmarks(protocol)
-        members = self.study.replicas(run)
+        members = self.study.replicas(run, protocol)
         return combine([average([self._task(m, task, protocol) for task in tasks], "task") for m in members])
 
     def recall_cell(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
         """Return the recall of a run on a retrieval benchmark."""
-        return combine([self._recall(m, benchmark, direction, rank) for m in self.study.replicas(run)])
+        members = self.study.replicas(run, "retrieval")
+        return combine([self._recall(m, benchmark, direction, rank) for m in members])
 
     def _recall(self, run: str, benchmark: str, direction: str, rank: str) -> Cell:
         found = (self.results.evaluation(run, "retrieval") or {}).get("benchmarks", {}).get(benchmark)
@@ -171,7 +172,7 @@ def parts_table(
     ]
     rows = []
     for run in inputs.study.rows(protocol) if runs is None else runs:
-        members = inputs.study.replicas(run)
+        members = inputs.study.replicas(run, protocol)
         cells = {f"{name}_{part}": combine([cell(m, name, part) for m in members]) for name, part in figures}
         rows.append(inputs.row(run, cells))
     return columns, rows

@@ -73,7 +73,7 @@ def _resampled(table: Table, inputs: Inputs, protocols: Sequence[str], resamples
 def _outcomes(inputs: Inputs, run: str, protocols: Sequence[str]) -> list[Record]:
     """Return the outcomes of each training of a run in all protocols; none if one of them lacks some."""
     records = []
-    for member in inputs.study.replicas(run):
+    for member in inputs.study.replicas(run, *protocols):
         found = [inputs.results.outcomes(member, protocol) for protocol in protocols]
         if any(record is None for record in found):
             return []
