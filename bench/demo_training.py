@@ -78,6 +78,8 @@ def run(study: Study, overrides: list[str], choose: Choose | None = None) -> Out
          f"optimizer.warmup_steps={warmup}", *study.overrides, *overrides],
         "train",
     )  # fmt: skip
+    if config.precision == "auto":
+        config.precision = device.best_precision(torch.device("cpu"))
     torch.set_num_threads(1)
     device.choose_attention(torch.device("cpu"), config.precision)
     device.keep_freed_memory()
