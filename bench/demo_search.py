@@ -37,8 +37,8 @@ class Search(Study):
     """The combinations to try; ``only``: names of models."""
 
     experiment: str = option("demo_small", "as the demo; demo: patches, from scratch")
-    steps: int = option(450, "steps of each training")
-    warmup_steps: int | None = option(150, "of them with a rising rate, as the demo; null = a tenth")
+    steps: int = option(300, "steps of each training")
+    warmup_steps: int | None = option(100, "of them with a rising rate, as the demo; null = a tenth")
     optimizers: list[str] = option(["adamw"], f"to try, of {', '.join(OPTIMIZERS)}")
     temperatures: list[str] = option(["0.03"], "to start from")
     seeds: list[int] = option([100, 101], "of each combination")

@@ -1,7 +1,7 @@
 """The findings of a study: a row for each headline column of its tables, with its difference from the baseline.
 
-Rows that are compared are the first and the last of ours in the first section of a table: the baseline and the whole
-recipe. A difference holds or does not as the table says (:mod:`filip.report.rows.pairs`).
+The first of our rows in the first section of a table is the baseline. One or two others are compared with it; of more
+the last one, the whole recipe. A difference holds or does not as the table says (:mod:`filip.report.rows.pairs`).
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ HEADLINES = (
     ("component_ablation", "Component ablation", ""),
     ("recipes", "Recipes, R@1", "_r1"),
 )
-ALL_ROWS = ("component_ablation", "recipes")  # compare all rows with the first, not only the last
+ALL_ROWS = ("component_ablation", "recipes")  # compare all rows with the first, however many there are
+FEW_ROWS = 3
 COLUMNS = (
     *("area", "measure", "chance", "base", "base_run", "base_value", "row", "run", "value", "low", "high"),
     *("difference", "difference_low", "difference_high", "p", "holds", "trainings", "finding"),
@@ -56,7 +57,9 @@ def _findings(table: Table, area: str, ending: str) -> Iterator[dict[str, Any]]:
     ours = [row for row in ours if row.section == ours[0].section]
     percent = [column for column in table.columns if column.unit == "percent"]
     base, compared = (
-        (ours[0], ours[1:] if table.name in ALL_ROWS else ours[-1:]) if len(ours) > 1 else (None, ours)
+        (ours[0], ours[1:] if table.name in ALL_ROWS or len(ours) <= FEW_ROWS else ours[-1:])
+        if len(ours) > 1
+        else (None, ours)
     )
     for column in [c for c in percent if c.key.endswith(ending)] or percent:
         for row in compared:

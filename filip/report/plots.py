@@ -90,6 +90,34 @@ def curves(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Loo
     return figure
 
 
+def learning(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: Looks) -> Figure:
+    """Draw the share of a batch's images whose text is found, over steps and over seconds; arguments as ``curves``."""
+    figure, axes = grid(1, 2, 9, 3.2)
+    for label, seeds in logs.items():
+        look = looks.get(label, Look())
+        series = [
+            {line["step"]: 100 * line["accuracy/i2t"] for line in lines if _number(line.get("accuracy/i2t"))}
+            for lines in seeds
+        ]
+        if series := [points for points in series if points]:
+            _curve(axes[0], series, look, label, noisy=True)
+            key = "speed/seconds_per_step"
+            speeds = [line[key] for lines in seeds for line in lines[1:] if _number(line.get(key))]
+            if speeds:
+                mean = float(
+                    np.median(speeds)
+                )  # one for all seeds, which are drawn at the steps that all have
+                timed = [{step * mean: value for step, value in points.items()} for points in series]
+                _curve(axes[1], timed, look, label, noisy=True)
+    for axis, what in zip(axes, ("step", "seconds of one core"), strict=True):
+        axis.set_xlabel(what)
+        axis.set_ylim(0, 100)
+        axis.grid(True, axis="y")
+    axes[0].set_ylabel("% of a batch of 128 found")
+    axes[0].legend(loc="upper left")
+    return figure
+
+
 def _curve(axis: Axes, series: list[dict[int, float]], look: Look, label: str, noisy: bool) -> None:
     """Draw one run: the mean over its seeds, smoothed where it is noisy, with the measured values faintly behind it."""
     if noisy or len(series) > 1:

@@ -1,23 +1,29 @@
-"""The first table and the picture of README.md, from the demo: ``python -m filip.report.readme results=results/demo``.
+"""The first table and the pictures of README.md, from the demo: ``python -m filip.report.readme results=results/demo``.
 
-Writes what stands between the two marks in README.md, so that no figure there is typed by hand, and copies the sheet of
-scenes to ``picture``.
+Writes what stands between the two marks in README.md, so that no figure there is typed by hand, copies the sheet of
+scenes to ``picture``, and draws how the models learn into ``curves``.
 """
 
 from __future__ import annotations
 
 import shutil
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.files import replacing
+from filip.report import plots
 from filip.report.differences import FEWEST
+from filip.report.figures import training_logs
 from filip.report.results import Results
 from filip.report.rows import build_tables
+from filip.report.style import looks
 from filip.report.table import Cell, Table, chance_text, difference, interval_text, value_text
 from filip.report.tables import load_published
 from filip.study import Study, load_study
@@ -58,27 +64,41 @@ class Readme:
     picture: str = option(
         "docs/images/alignment.png", "where the sheet of scenes goes, which README shows at its top"
     )
-    baseline: str = option("clip", "run of the first column")
-    run: str = option(
-        "filip", "run of the second column; the last one compares it with the first row of its table"
+    curves: str = option(
+        "docs/images/learning.png", "where the learning curves go, which README shows below the table"
+    )
+    runs: list[str] = option(
+        ["clip", "filip", "smooth"], "the columns; each is compared with the one before it"
     )
     published: str = option("eval/published.yaml", "published numbers")
 
 
 def main(config: Readme) -> None:
     """Write the demo's results into README.md."""
-    study = load_study(None, config.results)
-    tables = build_tables(study, Results(config.results), load_published(config.published))
+    study, results = load_study(None, config.results), Results(config.results)
+    published = load_published(config.published)
+    steps = [build_tables(_only(study, pair), results, published) for pair in pairwise(config.runs)]
     path = Path(config.readme)
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
-    block = results_block(study, tables, (config.baseline, config.run), config.results)
+    block = results_block(study, steps, config.runs, results)
     sheet = Path(config.results) / SHEET
     if sheet.is_file():
         with replacing(config.picture) as part:
             shutil.copyfile(sheet, part)
+    logs = training_logs(study, results)
+    labels = {study.label(run): look for run, look in looks(study).items() if run in config.runs}
+    if shown := {label: logs[label] for label in labels if label in logs}:
+        with replacing(config.curves) as part:
+            plots.learning(shown, labels).savefig(part, format="png", dpi=110)
     with replacing(path) as part:
         part.write_text(put_between_marks(text, block, str(path)), encoding="utf-8")
     print(block)
+
+
+def _only(study: Study, runs: Sequence[str]) -> Study:
+    """Return the study with tables of these runs alone, so that the first is what the others are compared with."""
+    tables = {name: [run for run in runs if run in listed] for name, listed in study.config["tables"].items()}
+    return Study({**study.config, "tables": tables})
 
 
 def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] = (BEGIN, END)) -> str:
@@ -91,27 +111,63 @@ def put_between_marks(text: str, block: str, name: str, marks: tuple[str, str] =
     return f"{before}{first}\n{block}\n{last}{after}"
 
 
-def results_block(study: Study, tables: Mapping[str, Table], runs: tuple[str, str], results: str) -> str:
-    """Return the table and the sentences below it, in GitHub's Markdown."""
+def results_block(
+    study: Study, steps: Sequence[Mapping[str, Table]], runs: Sequence[str], results: Results
+) -> str:
+    """Return the table and the sentences below it, in GitHub's Markdown.
+
+    steps: the tables of each run but the first, with the one before it.
+    """
     lines, trainings, compared = [], 1, False
     for heading, name, column in ROWS:
-        if name in tables:
-            base, ours = (_cell(tables[name], column, run) for run in runs)
-            trainings, compared = max(trainings, ours.seeds), compared or ours.less is not None
+        if name in steps[0]:
+            base = _cell(steps[0][name], column, runs[0])
+            ours = [_cell(tables[name], column, run) for tables, run in zip(steps, runs[1:], strict=True)]
+            trainings = max(trainings, *(cell.seeds for cell in ours))
+            compared = compared or any(cell.less is not None for cell in ours)
             chance = Shown("" if base.chance is None else chance_text(base.chance))
-            lines.append(Line(heading, [chance, _shown(base), _shown(ours), _difference(ours)]))
-    heads = [Head(head) for head in ("chance", *(study.label(run) for run in runs), "difference")]
+            shown = [chance, *map(_shown, [base, *ours]), *map(_difference, ours)]
+            lines.append(Line(heading, shown))
+    labels = [study.label(run) for run in runs]
+    less = [f"{ours} less {base}" for base, ours in pairwise(labels)]
+    heads = [Head(head) for head in ("chance", *labels, *less)]
     spread = (
         f"means of {trainings} trainings of each model, with 95 % intervals of the mean over trainings."
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
-    note = [f"From `make demo{f' SEEDS={trainings}' if trainings > 1 else ''}`, in percent: {spread}"]
+    usual = study.config.get("seeds", 1)
+    option = f" SEEDS={trainings}" if trainings != usual else ""
+    note = [f"From `make demo{option}`, in percent: {spread}"]
     if compared:
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
-    note.append(f"`{results}/tables/` has all columns and rows.")
+    note += _prices(study, runs, results)
+    note.append(f"`{results.folder}/tables/` has all columns and rows.")
     table = render(Grid(heads, lines, whole=True), "markdown")
     return "\n".join([table, *textwrap.wrap(" ".join(note), 118, break_long_words=False)])
+
+
+def _prices(study: Study, runs: Sequence[str], results: Results) -> list[str]:
+    """Return a sentence with the seconds of a training and the bytes of an image of each run, as far as known."""
+    found = []
+    for run in runs:
+        trained = [entry for member in study.replicas(run) if (entry := results.training(member))]
+        seconds = [entry["training_seconds"] for entry in trained if "training_seconds" in entry]
+        size = _image_bytes(trained[0].get("config", {}).get("model", {})) if trained else None
+        if seconds and size:
+            found.append(f"{study.label(run)}: {fmean(seconds):.0f} s, {size:,} bytes")
+    return [f"Steps of a training on one core, and an image in float32: {'; '.join(found)}."] if found else []
+
+
+def _image_bytes(model: Mapping[str, Any]) -> int | None:
+    image, dim = model.get("image", {}), model.get("embed_dim")
+    side, patch = (
+        image.get("image_size"),
+        image.get("stem_stride") if image.get("stem") else image.get("patch_size"),
+    )
+    if not (dim and side and patch):
+        return None
+    return 4 * int(dim) * (1 if model.get("interaction") == "pooled" else (side // patch) ** 2)
 
 
 def _cell(table: Table, column: str, run: str) -> Cell:

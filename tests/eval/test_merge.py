@@ -75,7 +75,7 @@ def test_a_missing_data_set_costs_its_cell_and_no_other(root: Path, tmp_path: Pa
     run_command(merge, Merge, argv=[f"parts=[{parts}]", f"out={folder}/zero_shot.json"])
     config = yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())
     config["eval"]["zero_shot"], config["tables"] = TASKS, {"zero_shot": ["filip"]}
-    config["efficiency"] = {}
+    config["efficiency"], config["seeds"] = {}, 1
     tables = build_tables(Study(config), Results(tmp_path / "results"), {})
     cells = tables["zero_shot"].rows[0].cells
     assert [cells[card].value is not None for card in TASKS] == [True, True, False]

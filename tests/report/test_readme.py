@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -10,6 +12,7 @@ import pytest
 from filip.command import run_command
 from filip.errors import UserError
 from filip.report.readme import BEGIN, END, ROWS, Readme, main, put_between_marks, results_block
+from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study
 
@@ -20,17 +23,21 @@ VALUE = re.compile(rf"not run|{NUMBER}( \[{NUMBER}, {NUMBER}\])?")
 DIFFERENCE = re.compile(rf"|[+−-]\d+\.\d \[{NUMBER}, {NUMBER}\]( \\\*)?")
 
 
-def tables(seeds: int = 1, compared: bool = True) -> dict[str, Table]:
-    """Make tables whose differences all hold, except the last one's."""
+RUNS = ("clip", "filip", "smooth")
+
+
+def tables(pair: tuple[str, str], seeds: int = 1, compared: bool = True) -> dict[str, Table]:
+    """Make tables of two runs whose differences all hold, except the last one's."""
     columns: dict[str, list[Column]] = {}
     for _, name, key in ROWS:
         columns.setdefault(name, []).append(Column(key, ""))
     found = {}
     for name, keys in columns.items():
         rows = []
-        for run, value in (("clip", 0.013), ("filip", 0.107)):
+        for run in pair:
+            value = {"clip": 0.013, "filip": 0.107, "smooth": 0.201}[run]
             cells = {c.key: Cell(value, 0.001, 1000, [value - 0.004, value + 0.004], seeds) for c in keys}
-            if compared and run == "filip":
+            if compared and run == pair[1]:
                 for cell in cells.values():
                     cell.less = Less(0.094, [0.08, 0.11], 0.001, seeds >= 3)
             rows.append(Row(run, "ours", cells, run=run))
@@ -41,7 +48,8 @@ def tables(seeds: int = 1, compared: bool = True) -> dict[str, Table]:
 
 
 def block(seeds: int = 1, compared: bool = True) -> str:
-    return results_block(STUDY, tables(seeds, compared), ("clip", "filip"), "results/demo")
+    steps = [tables(pair, seeds, compared) for pair in pairwise(RUNS)]
+    return results_block(STUDY, steps, RUNS, Results("results/none"))
 
 
 def cells(line: str) -> list[str]:
@@ -52,13 +60,15 @@ def rows(text: str) -> list[list[str]]:
     return [cells(line) for line in text.splitlines() if line.startswith("|")]
 
 
-def test_the_table_has_chance_both_runs_and_their_difference() -> None:
+def test_the_table_has_chance_all_runs_and_each_less_the_one_before() -> None:
     head, _, *lines = rows(block())
-    assert head == ["", "chance", "CLIP", "FILIP", "difference"]
+    labels = ["CLIP", "FILIP", "FILIP, smooth"]
+    assert head == ["", "chance", *labels, "FILIP less CLIP", "FILIP, smooth less FILIP"]
     assert [line[0] for line in lines] == [heading for heading, *_ in ROWS]
-    assert lines[0][1:] == ["0.1", "1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "+9.4 [8.0, 11.0]"]
+    values = ["1.3 [0.9, 1.7]", "10.7 [10.3, 11.1]", "20.1 [19.7, 20.5]"]
+    assert lines[0][1:] == ["0.1", *values, *["+9.4 [8.0, 11.0]"] * 2]
     assert lines[-1][-1] == "+0.1 [−2.0, 3.0]"
-    assert "one training of each model" in block() and "SEEDS" not in block()
+    assert "one training of each model" in block() and "SEEDS=1" in block()
 
 
 def test_of_one_training_nothing_is_called_significant_and_of_three_what_is_not_is_marked() -> None:
@@ -67,13 +77,24 @@ def test_of_one_training_nothing_is_called_significant_and_of_three_what_is_not_
 
 
 def test_several_seeds_are_said() -> None:
-    assert "`make demo SEEDS=3`" in block(3) and "means of 3 trainings" in block(3)
+    assert "From `make demo`, in percent: means of 3 trainings" in block(3) and "SEEDS=5" in block(5)
 
 
 def test_without_outcomes_there_are_no_differences() -> None:
-    assert all(row[-1] == "" for row in rows(block(compared=False))[2:]) and "paired" not in block(
-        compared=False
-    )
+    without = block(compared=False)
+    assert all(row[-2:] == ["", ""] for row in rows(without)[2:]) and "paired" not in without
+
+
+def test_seconds_and_bytes_of_each_run_are_said(tmp_path: Path) -> None:
+    image = {"image_size": 96, "stem": "a", "stem_stride": 16}
+    (tmp_path / "models").mkdir()
+    for run, interaction in zip(RUNS[:2], ("pooled", "token_wise"), strict=True):
+        model = {"embed_dim": 128, "interaction": interaction, "image": image}
+        result = {"training_seconds": 40.2, "config": {"model": model}}
+        (tmp_path / "models" / f"{run}.json").write_text(json.dumps(result))
+    steps = [tables(pair) for pair in pairwise(RUNS)]
+    text = results_block(STUDY, steps, RUNS, Results(tmp_path)).replace("\n", " ")
+    assert "CLIP: 40 s, 512 bytes; FILIP: 40 s, 18,432 bytes." in text
 
 
 def test_the_block_goes_between_the_marks_and_leaves_the_rest_alone() -> None:
@@ -92,23 +113,30 @@ def test_readme_s_table_is_one_that_the_command_writes() -> None:
     assert found[:2] == expected[:2], "run `filip report readme` after `make demo`"
     assert [row[0] for row in found] == [row[0] for row in expected]
     for row in found[2:]:
-        assert all(VALUE.fullmatch(cell) for cell in row[2:4]), row
-        assert all(DIFFERENCE.fullmatch(cell) for cell in row[4:]), row
+        assert all(VALUE.fullmatch(cell) for cell in row[2:5]), row
+        assert all(DIFFERENCE.fullmatch(cell) for cell in row[5:]), row
 
 
 def test_the_command_writes_table_and_picture(folder: Path, tmp_path: Path) -> None:
     readme, picture = tmp_path / "README.md", tmp_path / "docs" / "alignment.png"
     readme.write_text(f"# Title\n{BEGIN}\n{END}\n")
-    arguments = [f"results={folder}", f"readme={readme}", f"picture={picture}"]
+    curves = tmp_path / "docs" / "learning.png"
+    arguments = [
+        f"results={folder}",
+        f"readme={readme}",
+        f"picture={picture}",
+        f"curves={curves}",
+        "runs=[clip,filip]",
+    ]
     run_command(main, Readme, argv=arguments)
     assert not picture.exists()
     (folder / "eval" / "scenes_compared.png").write_bytes(b"a picture")
     run_command(main, Readme, argv=arguments)
-    assert picture.read_bytes() == b"a picture"
+    assert picture.read_bytes() == b"a picture" and curves.stat().st_size
     assert rows(readme.read_text())[0] == [
         "",
         "chance",
         "baseline (CLIP)",
         "FILIP (all) 100 % & more",
-        "difference",
+        "FILIP (all) 100 % & more less baseline (CLIP)",
     ]

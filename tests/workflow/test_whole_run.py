@@ -17,7 +17,7 @@ from workflow.study import ROOT
 
 def reduced(config: dict) -> dict:
     """Return the demo with few concepts, a tiny model and a handful of steps; every stage and every table."""
-    config["study"] = "reduced"
+    config |= {"study": "reduced", "seeds": 1}
     config["demo"] = {"port": free_port(), "limit": 48, "cache": str(ROOT / ".cache" / "demo")}
     config["demo"] |= {"scenes": 200, "test_scenes": 40}
     few_steps = ["global_batch=32", "max_steps=6", "log_every=2"]

@@ -59,7 +59,7 @@ class Corpus:
         at_most=65535,
     )
     limit: int | None = option(None, "keep only this many concepts (tests); null = all", at_least=1)
-    scenes: int = option(36_000, "training scenes to compose of the drawings", at_least=0)
+    scenes: int = option(26_000, "training scenes to compose of the drawings", at_least=0)
     test_scenes: int = option(1000, "scenes in each test set of scenes", at_least=1)
     cache: str = option(".cache/demo", "folder where the npm packages are kept")
     processes: int = option(0, "processes that render; 0 = one per core", at_least=0)
