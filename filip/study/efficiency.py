@@ -57,8 +57,8 @@ class Efficiency:
     gathered: int | None = option(
         None, "texts that a rank's pairs are scored against; null = those of all ranks", at_least=1
     )
-    steps: int = option(11, "timed steps of each row", at_least=1)
-    warmup: int = option(2, "steps of each row before, which are not timed", at_least=0)
+    steps: int = option(7, "timed steps of each row", at_least=1)
+    warmup: int = option(1, "steps of each row before, which are not timed", at_least=0)
     seed: int = option(0, "seed of the weights, the data and the order of the rows", at_least=0)
 
 
