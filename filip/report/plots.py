@@ -114,7 +114,7 @@ def learning(logs: Mapping[str, Sequence[Sequence[Mapping[str, Any]]]], looks: L
         axis.set_ylim(0, 100)
         axis.grid(True, axis="y")
     axes[0].set_ylabel("% of a batch of 128 found")
-    axes[0].legend(loc="upper left")
+    axes[1].legend(loc="lower right")
     return figure
 
 

@@ -136,9 +136,7 @@ def results_block(
         if trainings > 1
         else "one training of each model, with 95 % intervals over the test images."
     )
-    usual = study.config.get("seeds", 1)
-    option = f" SEEDS={trainings}" if trainings != usual else ""
-    note = [f"From `make demo{option}`, in percent: {spread}"]
+    note = [f"From `make demo SEEDS={trainings}`, in percent: {spread}"]
     if compared:
         note.append(TOO_FEW if trainings < FEWEST else STARRED)
     note += _prices(study, runs, results)
