@@ -116,7 +116,7 @@ class Stem(nn.Module):
             return self._all_features(pixels)
         autocast = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else pixels.dtype
         content = hashlib.blake2b(f"{pixels.shape} {autocast}".encode(), digest_size=16)
-        content.update(pixels.contiguous().numpy())
+        content.update(pixels.contiguous().numpy().data)
         file = self.kept / f"{content.hexdigest()}.npy"
         try:
             return torch.from_numpy(np.load(file))
