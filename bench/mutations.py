@@ -85,7 +85,7 @@ MUTATIONS = [
     ),
     Mutation(
         "tiled: tiles on a GPU are bounded as on a CPU",
-        f"{ENGINE}/tiled.py",
+        f"{ENGINE}/lengths.py",
         "(_TILE_ACCELERATOR, 1 << 13)",
         "(_TILE_ACCELERATOR, 512)",
         f"{TESTS}/test_tiled.py::tiles_cover",
