@@ -14,6 +14,7 @@ from filip.models.stem import Stem, stem_layer
 
 with light_imports():
     import timm
+    from timm.models.eva import Eva
     from timm.models.vision_transformer import VisionTransformer
 
 
@@ -39,7 +40,7 @@ class ImageTower(nn.Module):
 
     @property
     def has_cls(self) -> bool:
-        return bool(self.trunk.has_class_token)
+        return self.trunk.cls_token is not None
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -96,7 +97,7 @@ class ImageTower(nn.Module):
         self.trunk.set_input_size(img_size=(image_size, image_size))
 
 
-def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
+def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
     arguments: dict[str, Any] = dict(config.options)
     sizes = {
         "patch_size": config.patch_size,
@@ -117,10 +118,10 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
         raise UserError(
             f"timm cannot build model.image.timm={config.timm!r} with {arguments}: {error}"
         ) from error
-    if not isinstance(trunk, VisionTransformer):
+    if not isinstance(trunk, VisionTransformer | Eva):
         raise UserError(
-            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}, not a VisionTransformer with a "
-            "grid of patch tokens; choose one of timm.list_models('vit_*')"
+            f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer or an Eva "
+            "(DINOv3, PE-Core), which give a grid of patch tokens: most of timm.list_models('vit_*')"
         )
     rows, columns = trunk.patch_embed.feat_ratio(as_scalar=False)
     if config.image_size % rows or config.image_size % columns:
@@ -132,7 +133,7 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer:
 
 
 @torch.no_grad()
-def _init_as_clip(trunk: VisionTransformer) -> None:
+def _init_as_clip(trunk: VisionTransformer | Eva) -> None:
     """Initialise as CLIP's vision tower: embeddings from N(0, 1/width), the rest as torch's layers do.
 
     CLIP's GPT-2 style scaling of the blocks is applied to its text tower only. torch's MultiheadAttention

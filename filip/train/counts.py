@@ -31,16 +31,17 @@ def encoder_flops(
     patch_rows, patch_columns = model.image.patch_size
     tokens = rows + model.image.prefix_tokens
     first: Any = model.image.trunk.blocks[0]
-    hidden = int(first.mlp.fc1.out_features)
+    layers = [layer for layer in first.mlp.modules() if isinstance(layer, torch.nn.Linear)]
+    mlp = sum(layer.in_features * layer.out_features for layer in layers)
     stem = model.image.stem
     image = 2.0 * rows * patch_rows * patch_columns * 3 * width
     if stem is not None:  # a convolution of one px makes its cells wide enough
         image = 2.0 * rows * stem.num_features * width
         if stem_computes:
             image += stem_flops(stem, model.image_size)
-    image += depth * _block(tokens, tokens, width, hidden) + 2 * tokens * width * config.embed_dim
+    image += depth * _block(tokens, tokens, width, mlp) + 2 * tokens * width * config.embed_dim
     text_width = config.text.width
-    text = float(config.text.layers) * _block(words, columns, text_width, 4 * text_width)
+    text = float(config.text.layers) * _block(words, columns, text_width, 8 * text_width**2)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
     return {"image": image / captions_per_image, "text": text}
 
@@ -54,9 +55,9 @@ def stem_flops(stem: Stem, image_size: int) -> float:
     return float(counter.get_total_flops())
 
 
-def _block(tokens: float, columns: float, width: int, hidden: int) -> float:
-    """Count four attention matrices and two of the MLP for each token; scores and their sums over ``columns``."""
-    return tokens * 2 * (4 * width * width + 2 * width * hidden) + 4 * columns * columns * width
+def _block(tokens: float, columns: float, width: int, mlp: int) -> float:
+    """Count the attention's four matrices and the MLP's weights for each token; scores and sums over ``columns``."""
+    return tokens * 2 * (4 * width * width + mlp) + 4 * columns * columns * width
 
 
 def passes(checkpointing: bool, chunks: int) -> int:

@@ -238,28 +238,39 @@ def test_gradient_checkpointing_changes_nothing_but_memory() -> None:
         torch.testing.assert_close(actual[name], gradient, atol=1e-6, rtol=1e-5)
 
 
-def test_any_vit_of_timm_gives_its_patches() -> None:
-    """Try a ViT with registers, LayerScale and no class position: 4 registers and [CLS] are not patches."""
+@pytest.mark.parametrize(
+    ("name", "side", "prefix"),
+    [
+        ("vit_small_patch14_reg4_dinov2", 56, 5),  # registers, LayerScale and no class position
+        ("vit_small_patch16_dinov3", 64, 5),  # rotary positions
+        ("vit_pe_core_tiny_patch16_384", 64, 1),  # both kinds of positions
+        ("vit_base_patch16_siglip_224", 64, 0),
+    ],
+)
+def test_any_vit_of_timm_gives_its_patches(name: str, side: int, prefix: int) -> None:
+    """[CLS] and registers are not patches, and a tower that was made for another size is as timm makes it."""
+    sizes = {"depth": 2, "embed_dim": 96, "num_heads": 2}
     config = small_config()
     config.image = ImageTowerConfig(
-        timm="vit_small_patch16_dinov3", image_size=64, width=96, layers=2, heads=2, activation=None
-    )
-    with pytest.raises(UserError, match="VisionTransformer"):
-        build_model(config)
-    config.image = ImageTowerConfig(
-        timm="vit_small_patch14_reg4_dinov2", image_size=56, layers=2, width=96, heads=2, activation=None
+        timm=name, image_size=2 * side, layers=2, width=96, heads=2, activation=None
     )
     model = build_model(config).eval()
+    model.resize_images(side)
     with torch.no_grad():
-        tokens = model.encode_image(some_pixels(2, 56))
-        trunk = timm.create_model(
-            "vit_small_patch14_reg4_dinov2", img_size=56, depth=2, embed_dim=96, num_heads=2, num_classes=0
-        ).eval()
+        tokens = model.encode_image(some_pixels(2, side))
+        trunk = timm.create_model(name, img_size=side, **sizes, num_classes=0, global_pool="").eval()
         trunk.load_state_dict(model.image.trunk.state_dict())
-        states = trunk.forward_features(some_pixels(2, 56))[:, 5:]
+        states = trunk.forward_features(some_pixels(2, side))[:, prefix:]
     expected = torch.nn.functional.normalize(states @ model.image.projection.weight.T, dim=-1)
-    assert tokens.shape == (2, 16, 24)
+    assert tokens.shape == (2, 16, 24) and model.image.has_cls == (prefix > 0)
     torch.testing.assert_close(tokens, expected)
+
+
+def test_a_network_that_is_no_vit_is_refused() -> None:
+    config = small_config()
+    config.image = ImageTowerConfig(timm="naflexvit_base_patch16_gap", image_size=64, activation=None)
+    with pytest.raises(UserError, match="DINOv3, PE-Core"):
+        build_model(config)
 
 
 def test_resized_positions_are_timms() -> None:
