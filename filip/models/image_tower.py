@@ -51,7 +51,8 @@ class ImageTower(nn.Module):
     @property
     def patch_size(self) -> tuple[int, int]:
         """Return height and width of a patch in pixels."""
-        height, width = self.trunk.patch_embed.feat_ratio(as_scalar=False)
+        patches: Any = self.trunk.patch_embed
+        height, width = patches.feat_ratio(as_scalar=False)
         return int(height), int(width)
 
     @property
@@ -123,7 +124,8 @@ def _create_trunk(config: ImageTowerConfig) -> VisionTransformer | Eva:
             f"model.image.timm={config.timm!r} is a {type(trunk).__name__}; choose a VisionTransformer or an Eva "
             "(DINOv3, PE-Core), which give a grid of patch tokens: most of timm.list_models('vit_*')"
         )
-    rows, columns = trunk.patch_embed.feat_ratio(as_scalar=False)
+    patches: Any = trunk.patch_embed
+    rows, columns = patches.feat_ratio(as_scalar=False)
     if config.image_size % rows or config.image_size % columns:
         raise UserError(
             f"model.image.image_size={config.image_size} is not a multiple of the patch size {rows}; "
