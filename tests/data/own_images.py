@@ -7,12 +7,15 @@ import io
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pyarrow as pa
 import pyarrow.parquet as pq
 import webdataset as wds
 from PIL import Image
+
+if TYPE_CHECKING:
+    import datasets
 
 # Names as people give them: `%25` is four characters here, not a percent sign.
 CAPTIONS = {
@@ -85,6 +88,8 @@ def parquet_bytes(root: Path) -> str:
 
 
 def _hugging_face(root: Path) -> datasets.Dataset:
+    import datasets
+
     images = write_images(root.with_name("for_datasets"))
     features = datasets.Features(
         {"image": datasets.Image(), "caption": datasets.List(datasets.Value("string"))}
@@ -94,6 +99,8 @@ def _hugging_face(root: Path) -> datasets.Dataset:
 
 
 def saved_to_disk(root: Path) -> str:
+    import datasets
+
     made = datasets.DatasetDict({"train": _hugging_face(root)})
     made.save_to_disk(root)
     return str(root)

@@ -16,7 +16,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from qdrant_client import QdrantClient
 
 from filip import load
 from filip.command import compose_config, run_command
@@ -201,6 +200,8 @@ def exported(built: tuple[Path, str]) -> Path:
 def test_qdrant_finds_with_the_documented_code_what_the_index_finds(
     exported: Path, built: tuple[Path, str], text: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from qdrant_client import QdrantClient
+
     _, model = built
     page = (Path(__file__).resolve().parents[2] / "docs/search.md").read_text()
     block = next(b for b in re.findall(r"^```python\n(.*?)^```$", page, re.M | re.S) if "QdrantClient" in b)

@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from torch import Tensor
-from torch._dynamo.testing import CompileCounterWithBackend
 
 from filip.interaction import (
     LateInteractionLoss,
@@ -41,6 +40,8 @@ def loss_and_gradients(
 
 @pytest.mark.parametrize("backend", ["auto", "tiled"])
 def test_a_compiled_loss_is_the_eager_one_whatever_the_lengths(backend: str) -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
     def loss(image: Tensor, text: Tensor, lengths: Tensor) -> Tensor:
         similarity = late_interaction(2 * image, 3 * text, lengths, backend=backend)
         return contrastive_loss(similarity, SCALE).loss
