@@ -3,7 +3,7 @@
     python -m bench.studies.canary_pictures      # ten CPU seconds a row: the table of docs/token_wise.md
 
 A picture has three of 48 patterns on noise, its caption names them between words that every caption has. With all
-tokens LAMB finds every picture; with the paper's quarter it stays at log(batch) and takes the temperature with it.
+tokens LAMB found every picture in one training of two; with the paper's quarter it stayed at log(batch).
 """
 
 from __future__ import annotations
