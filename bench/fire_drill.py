@@ -33,7 +33,8 @@ from tests.support.training import same_weights
 
 STRUCK = "shaken"
 LOCKED_SECONDS, SLOW_SECONDS = 20, 15
-BETWEEN = 4  # steps between two strikes
+SAVE_EVERY = 5  # steps
+BETWEEN = 7  # steps between two strikes: a checkpoint lies there, or the third crash would be the last
 
 
 @dataclass
@@ -88,19 +89,21 @@ class Drill:
     def held_lock(self) -> str:
         """The lock of the dead start lives on, as on NFS or Lustre."""
         place = self._folder() / "lock"
-        taken = threading.Event()
+        begun, taken = self._starts(), threading.Event()
 
         def hold() -> None:
             with open(place, "r+") as lock:
                 fcntl.flock(lock, fcntl.LOCK_EX)  # comes once the holder is dead
                 taken.set()
+                while self._starts() == begun:
+                    time.sleep(0.5)
                 time.sleep(LOCKED_SECONDS)
 
         threading.Thread(target=hold, daemon=True).start()
         time.sleep(1)
         self._kill_rank(1)
-        taken.wait(120)
-        return f"rank 1 killed, its lock held for {LOCKED_SECONDS} s more"
+        self.desk.wait(taken.is_set)
+        return f"rank 1 killed, its lock held until {LOCKED_SECONDS} s after the next start"
 
     def slow_rank(self) -> str:
         ranks = self.desk.ranks(STRUCK)
@@ -138,18 +141,14 @@ class Drill:
     def strike(self, kind: str) -> None:
         """Do one kind, wait until the training takes steps beyond where it was, and note what it cost."""
         self.desk.wait_for_steps(STRUCK, BETWEEN)
-        before, starts, begun = self._most(), self._starts(), time.monotonic()
+        starts, begun = self._starts(), time.monotonic()
         what = getattr(self, kind)()
-        self.desk.wait(lambda: self.desk.step(STRUCK) > before and self._most() > before)
+        if kind in ENDS_A_START:
+            self.desk.wait(lambda: self._starts() > starts)
+        reached, taken = self._most(), len(self._steps())
+        self.desk.wait(lambda: len(self._steps()) > taken and self._most() > reached)
         seconds = time.monotonic() - begun
-        again = [
-            line["step"] for line in self.desk.records(STRUCK) if "step" in line and "loss/total" in line
-        ]
-        lost = (
-            before - min(again[again.index(before) + 1 :], default=before) + 1
-            if self._starts() > starts
-            else 0
-        )
+        lost = reached - min(self._steps()[taken:]) + 1
         errors = [
             line.get("error", "")
             for line in attempts(self._folder())
@@ -170,8 +169,12 @@ class Drill:
     def _starts(self) -> int:
         return max((line["attempt"] for line in attempts(self._folder())), default=0)
 
+    def _steps(self) -> list[int]:
+        """Return the steps in the order in which they were logged; lost ones come twice."""
+        return [line["step"] for line in self.desk.records(STRUCK) if "loss/total" in line]
+
     def _most(self) -> int:
-        return max((line["step"] for line in self.desk.records(STRUCK) if "loss/total" in line), default=0)
+        return max(self._steps(), default=0)
 
     def _kill_rank(self, number: int) -> None:
         self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
@@ -191,6 +194,8 @@ KINDS = (
     "dead_snakemake", "corrupt_checkpoint", "dead_node",
 )  # fmt: skip
 
+ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake"}
+
 
 def main(config: FireDrill) -> None:
     """Strike a training on a one-host Slurm in every way that a cluster has; compare it with one that is left alone."""
@@ -204,11 +209,12 @@ def main(config: FireDrill) -> None:
     make_checkout(folder)
     with OneHostSlurm(folder, nodes=config.nodes) as slurm:
         desk = Desk(folder, slurm, make_study("drill", nodes=1))
-        desk.study["train"]["overrides"].append(f"max_steps={40 + 20 * len(kinds)}")
+        desk.study["train"]["overrides"] += [
+            f"max_steps={40 + 15 * len(kinds)}", f"checkpoint.every_steps={SAVE_EVERY}"
+        ]  # fmt: skip
         drill = Drill(desk)
         try:
             desk.start()
-            desk.wait_for_steps(STRUCK, 22)  # behind a checkpoint
             for kind in kinds:
                 drill.strike(kind)
             code = desk.ends(desk.started[-1], timeout=3600)

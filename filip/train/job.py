@@ -108,13 +108,15 @@ def first_error(output: str) -> str:
     )
 
 
-def was_stopped(output: str) -> bool:
-    """Return whether nothing in ``output`` tells of another failure than that tasks were stopped.
+def was_stopped(output: str, answered: bool) -> bool:
+    """Return whether ``output`` tells of tasks that were stopped, and of no other failure.
 
     srun ends the other tasks of one that has crashed by a signal, too, and they answer it as they answer pre-emption.
+    answered: the first rank has answered the signal. One that comes while Python starts ends it without an answer, and
+    then Slurm alone tells of it.
     """
     errors = [line.strip() for line in output.splitlines() if _ERROR.match(line.strip())]
-    return all(_STOPPED.match(line) for line in errors)
+    return all(_STOPPED.match(line) for line in errors) and (answered or bool(errors))
 
 
 def last_failure(run_dir: Path) -> str | None:
@@ -185,7 +187,7 @@ def supervise(
 ) -> int:
     """Run ``command`` and return its exit code, or ask for another start of the job where that helps.
 
-    - 85, stopped by a signal (pre-emption, the time limit): ``requeue``; what came before a first step is lost.
+    - stopped by a signal (pre-emption, the time limit), which ranks answer with 85: ``requeue``.
     - 2, a user's mistake, or numbers that are no longer finite: a person has to decide.
     - anything else is a crash (a dead node, GPU or process): ``requeue``, unless it was the ``crashes``-th one since
       the newest checkpoint, which then is not an accident.
@@ -215,8 +217,9 @@ def supervise(
     if reported == USERS_MISTAKE:
         attempt.say("the training was refused or its numbers are no longer finite: not started again")
         return attempt.ends(USERS_MISTAKE, "refused", newest_checkpoint(run_dir))
-    saved = newest_checkpoint(run_dir) != before
-    if reported == STOPPED_BY_SIGNAL and (saved or was_stopped(attempt.output())):
+    answered, saved = reported == STOPPED_BY_SIGNAL, newest_checkpoint(run_dir) != before
+    stopped = reported in (None, STOPPED_BY_SIGNAL) and was_stopped(attempt.output(), answered)
+    if (answered and saved) or stopped:
         return _again(attempt, code, "saved", STOPS, requeue)
     return _again(attempt, code, "crashed", crashes, requeue)
 

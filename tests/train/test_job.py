@@ -79,12 +79,24 @@ def test_a_crash_during_the_start_up_is_one_although_srun_stops_the_other_tasks(
 ) -> None:
     """They answer its SIGTERM as they answer pre-emption."""
     stopped = "SIGTERM: stopped before the first step\nslurmstepd: error: *** STEP 5.0 ON n3 CANCELLED AT 12:00 ***\n"
-    assert job.was_stopped(stopped + "srun: error: node3: tasks 0-1: Exited with exit code 85")
+    assert job.was_stopped(stopped + "srun: error: node3: tasks 0-1: Exited with exit code 85", answered=True)
     died = "srun: error: node4: task 1: Killed\n" + stopped
     for _ in range(3):
         run(tmp_path, requeues, f"echo '{died}'; echo 85 > $FILIP_EXIT_CODE_FILE; exit 137")
     assert len(requeues) == 2
     assert "crashed 3 times" in (tmp_path / "rule.log").read_text()
+
+
+def test_a_signal_before_python_has_started_is_no_crash(tmp_path: Path, requeues: list[bool]) -> None:
+    """No rank can answer it: Slurm alone tells of it."""
+    ended = (
+        "slurmstepd: error: *** STEP 2.0 ON n1 CANCELLED AT 10:33 ***\nsrun: error: node1: task 0: Terminated\n"
+        "srun: error: node1: task 1: Exited with exit code 85"
+    )
+    for _ in range(4):
+        assert run(tmp_path, requeues, f"echo '{ended}'; exit 143") == 143
+    assert len(requeues) == 4
+    assert not job.was_stopped("", answered=False)
 
 
 def test_every_start_keeps_its_output_and_its_first_error(tmp_path: Path, requeues: list[bool]) -> None:
