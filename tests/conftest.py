@@ -56,6 +56,8 @@ def pytest_configure() -> None:
     # As in the Makefile, for tests that are run without it: what processes import is to be compiled once.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     sys.dont_write_bytecode = False
+    # Threads of processes that tests start should not spin while they wait: the other tests need the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     if gone := [file for file in LONGEST_FIRST if not (ROOT / file).is_file()]:
         raise pytest.UsageError(f"tests/conftest.py names files that are not there: {', '.join(gone)}")
 
