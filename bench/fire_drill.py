@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import re
 import statistics
 import sys
 import threading
@@ -148,14 +149,14 @@ class Drill:
         reached, taken = self._most(), len(self._steps())
         self.desk.wait(lambda: len(self._steps()) > taken and self._most() > reached)
         seconds = time.monotonic() - begun
-        lost = reached - min(self._steps()[taken:]) + 1
+        lost = self._lost(range(starts, self._starts()))
         errors = [
             line.get("error", "")
             for line in attempts(self._folder())
             if starts <= line["attempt"] < self._starts() and line.get("error")
         ]
-        self.rows.append((kind, what, max(lost, 0), seconds, errors[0] if errors else ""))
-        print(f"{kind}: {what}; steps again after {seconds:.0f} s, {max(lost, 0)} lost", flush=True)
+        self.rows.append((kind, what, lost, seconds, errors[0] if errors else ""))
+        print(f"{kind}: {what}; steps again after {seconds:.0f} s, {lost} lost", flush=True)
 
     def _folder(self) -> Path:
         folder = self.desk.run_folder(STRUCK)
@@ -169,8 +170,18 @@ class Drill:
     def _starts(self) -> int:
         return max((line["attempt"] for line in attempts(self._folder())), default=0)
 
+    def _lost(self, ended: range) -> int:
+        """Count the steps that these starts have taken beyond their newest checkpoint: the next start repeats them."""
+        lost = 0
+        for line in attempts(self._folder()):
+            if line["attempt"] in ended and "outcome" in line:
+                output = (self._folder() / f"logs/{line['attempt']:03d}.log").read_text(encoding="utf-8")
+                taken = [int(number) for number in re.findall(r"training: (\d+) of", output)]
+                saved = re.search(r"\d+", line["checkpoint"])
+                lost += max([0, *taken]) - int(saved[0]) if saved and taken else 0
+        return lost
+
     def _steps(self) -> list[int]:
-        """Return the steps in the order in which they were logged; lost ones come twice."""
         return [line["step"] for line in self.desk.records(STRUCK) if "loss/total" in line]
 
     def _most(self) -> int:
@@ -245,21 +256,17 @@ def report(drill: Drill) -> bool:
 
 def goodput(desk: Desk, run: str) -> str:
     """Say which share of a training's life went into steps that counted."""
-    steps: dict[int, float] = {}
-    taken = 0
-    for line in desk.records(run):
-        if "speed/seconds_per_step" in line:
-            steps[line["step"]] = line["speed/seconds_per_step"]  # the last time that a step was taken counts
-            taken += 1
+    lines = [line for line in desk.records(run) if "speed/seconds_per_step" in line]
+    steps = {line["step"]: line["speed/seconds_per_step"] for line in lines}  # a start drops what it repeats
     folder = desk.run_folder(run)
     assert folder is not None
-    lines = attempts(folder)
-    begin, end = (datetime.fromisoformat(lines[index]["time"]) for index in (0, -1))
-    life = (end - begin).total_seconds()
+    begun = attempts(folder)
+    first, last = (datetime.fromisoformat(begun[index]["time"]) for index in (0, -1))
+    life = (last - first).total_seconds()
     good = sum(steps.values())
-    starts = len({line["attempt"] for line in lines})
+    starts = len({line["attempt"] for line in begun})
     return (
-        f"{len(steps)} steps, {taken - len(steps)} repeated, {starts} starts, {life:.0f} s; goodput {good / life:.0%} "
+        f"{len(steps)} steps, {starts} starts, {life:.0f} s; goodput {good / life:.0%} "
         f"(a step {statistics.median(steps.values()):.2f} s)"
     )
 
