@@ -85,12 +85,18 @@ def found(model: DualEncoder) -> float:
 
 
 SLOW = ("optimizer.temperature_lr_factor", 0.1)
+SIX, CONTRAST = ("token_keep_minimum", 6), ("token_score", "contrast")
 ALL, QUARTER = (("token_keep_ratio", share) for share in (1.0, 0.25))
 ROWS: dict[str, tuple[tuple[str, object], ...]] = {
     "all tokens": (ALL,),
     "all tokens, temperature_lr_factor=0.1": (ALL, SLOW),
     "a quarter": (QUARTER,),
     "a quarter, temperature_lr_factor=0.1": (QUARTER, SLOW),
+    "a quarter, token_keep_minimum=6": (QUARTER, SIX),
+    "a quarter, token_keep_minimum=6, temperature_lr_factor=0.1": (QUARTER, SIX, SLOW),
+    "a quarter, token_score=contrast": (QUARTER, CONTRAST),
+    "a quarter, token_score=contrast, token_keep_minimum=6": (QUARTER, CONTRAST, SIX),
+    "a quarter from step 100": (ALL, ("token_keep_schedule", "switch from 1 to 0.25 at step 100")),
 }
 
 
