@@ -53,8 +53,8 @@ def trained(paper: TrainConfig, *changes: tuple[str, object]) -> tuple[float, fl
     for name, value in changes:
         *path, last = name.split(".")
         place: object = config
-        for step in path:
-            place = getattr(place, step)
+        for part in path:
+            place = getattr(place, part)
         setattr(place, last, value)
     o = config.optimizer
     base_lr = o.base_lr * math.sqrt((paper.global_batch or 0) / BATCH)  # the paper's peak
