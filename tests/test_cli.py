@@ -115,16 +115,20 @@ def test_help_before_a_command_is_help_behind_it(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(sys, "argv", sys.argv)
-    run(["help", "index", "search"])
-    assert "text=REQUIRED" in capsys.readouterr().out
+    run(["help", "index", "build"])
+    assert "images=REQUIRED" in capsys.readouterr().out
     run(["help"])
     assert "report tables" in capsys.readouterr().out
 
 
 def test_a_plain_argument_of_a_command_is_no_mistyped_command() -> None:
-    for typed in (["eval", "table", "results"], ["index", "search", "photos"], ["report", "show", "results"]):
+    for typed, words in (
+        (["eval", "table", "results"], 2),
+        (["search", "photos", "a dog"], 1),
+        (["report", "show", "results"], 2),
+    ):
         command, rest = choose(typed, commands())
-        assert (command.words, rest) == (tuple(typed[:2]), typed[2:])
+        assert (command.words, rest) == (tuple(typed[:words]), typed[words:])
     with pytest.raises(UserError, match=r"^there is no command 'eval results'"):
         choose(["eval", "results"], commands())
     with pytest.raises(

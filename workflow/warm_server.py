@@ -8,6 +8,7 @@ Nothing runs in the server itself: no thread, no process group, no random number
 from __future__ import annotations
 
 import gc
+import importlib
 import json
 import os
 import runpy
@@ -27,9 +28,9 @@ from workflow.warm import LENGTH, PASSED_ON
 def import_everything() -> None:
     """Import what trainings, evaluations and the report do, in the order of a training."""
     sys.modules.setdefault("wandb", None)  # type: ignore[arg-type]  # as filip.train.__main__
-    import deepspeed  # noqa: F401
-    import tensorboard  # noqa: F401
-    from torch.utils.tensorboard import SummaryWriter  # noqa: F401
+    for name in ("deepspeed", "torch.utils.tensorboard"):
+        with suppress(ImportError):  # the job that needs it says what to install
+            importlib.import_module(name)
 
     from filip.eval.protocols import protocols
 

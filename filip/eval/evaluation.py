@@ -9,6 +9,7 @@ from typing import Any
 from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.encoders import Encoder
+from filip.eval.families import AUTO, FAMILIES
 from filip.eval.outcomes import Record
 from filip.eval.protocols import Numbers, Protocol, protocol_of, shown
 from filip.progress import say
@@ -34,6 +35,8 @@ def evaluate(
         benchmarks[card.name] = found = protocol.run(encoder, card, settings, of_card, record)
         prompts.append(of_card.prompts)
         say(f"{card.name}: {summary(protocol, found)}")
+    if not prompts:  # nothing was there to evaluate
+        prompts = [FAMILIES[encoder.family].prompts if context.prompts == AUTO else context.prompts]
     part = {} if context.text_tokens == "all" else {"text_tokens": context.text_tokens}
     return {
         "protocol": name,

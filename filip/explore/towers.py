@@ -15,7 +15,6 @@ from torch import Tensor, nn
 
 from filip.eval.encoders import Encoder, FilipEncoder
 from filip.explore.packing import base64_of
-from filip.models.taught import taught
 from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.tokenizer import BOS, EOS, MERGES, tokenize
 
@@ -55,6 +54,10 @@ def text_tower(encoder: Encoder, texts: Iterable[str]) -> dict[str, Any]:
     model = own_model(encoder)
     tower: Any = model.text  # the parts of its blocks are tensors or modules to mypy
     config = model.config
+    from filip.models.taught import (
+        taught,  # filip.models imports timm, which whoever has a model has imported
+    )
+
     ids, lengths = tokenize(list(texts), tower.context_length)
     spoken = ids[torch.arange(ids.shape[1]) < lengths[:, None]]
     rows = taught(tower.token_embedding.weight)

@@ -18,9 +18,7 @@ from typing import Any
 from filip.command import option, run_command
 from filip.errors import UserError
 from filip.files import replacing
-from filip.report import plots
 from filip.report.differences import FEWEST
-from filip.report.figures import training_logs
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import looks
@@ -85,6 +83,9 @@ def main(config: Readme) -> None:
     if sheet.is_file():
         with replacing(config.picture) as part:
             shutil.copyfile(sheet, part)
+    from filip.report import plots  # drawing and its libraries are for this picture alone
+    from filip.report.figures import training_logs
+
     logs = training_logs(study, results)
     labels = {study.label(run): look for run, look in looks(study).items() if run in config.runs}
     if shown := {label: logs[label] for label in labels if label in logs}:

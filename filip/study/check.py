@@ -18,8 +18,6 @@ from pathlib import Path
 from filip.command import MISSING, option, run_command
 from filip.data.cards import SourceCard, load_source
 from filip.data.engines import engine_class
-from filip.data.lists.reading import list_files
-from filip.data.plan import PlanConfig, stages
 from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.extras import how_to_install
@@ -112,6 +110,8 @@ def findings(study: Study, kinds: Collection[str] = tuple(KINDS)) -> list[Findin
 
 
 def _lists(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    from filip.data.lists.reading import list_files  # reads them with DuckDB
+
     named = "In a study a list is named by the source's card: `list: PATH` in data/NAME.yaml."
     for source, card in cards.items():
         if card.built_by or Path(study.data_dir, source, "list.parquet").exists():
@@ -193,6 +193,8 @@ def _benchmarks(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]
 
 
 def _disk(study: Study, cards: dict[str, SourceCard]) -> Iterator[Finding]:
+    from filip.data.plan import PlanConfig, stages
+
     place = Path(study.data_dir).absolute()
     free = shutil.disk_usage(next(folder for folder in (place, *place.parents) if folder.exists())).free
     needs, unknown = 0.0, []

@@ -153,18 +153,10 @@ def commands(folder: Path) -> dict[str, Command]:
             "TranslateConfig",
             [card, shards, "out=OUT/captions", "funnel=OUT/f.json", *single.values()],
         ),
-        "filter": Command(
-            "filter",
-            "FilterConfig",
-            [
-                card,
-                shards,
-                sidecars,
-                "out=OUT/filtered",
-                "max_distance=3",
-                "funnel=OUT/f.json",
-                *single.values(),
-            ],
+        "score": Command(
+            "score",
+            "ScoreConfig",
+            [card, shards, sidecars, "out=OUT/scored", "max_distance=3", *single.values()],
         ),
         "manifest": Command("manifest", "ManifestConfig", [*made, "out=OUT/manifest.json"]),
         "funnel": Command("funnel", "FunnelConfig", [f"fragments=[{funnels}]", "out=OUT/funnel.json"]),
@@ -177,7 +169,7 @@ STAGES = [
     "ingest",
     pytest.param("download", marks=pytest.mark.slow),
     "translate",
-    "filter",
+    "score",
     "manifest",
     "funnel",
 ]

@@ -154,7 +154,7 @@ def test_a_tar_from_elsewhere_reaches_no_file_outside_of_it(tmp_path: Path) -> N
 BROKEN = {
     "text_rules": ["l.parquet"],
     "translate": ["shards/00000.parquet", "shards/00001.parquet"],
-    "filter": ["captions/00000.parquet"],
+    "score": ["captions/00000.parquet"],
     "manifest": ["l.parquet", "shards/00001.parquet", "captions/00001.parquet", "download.json"],
     "funnel": ["translate.json"],
 }

@@ -243,7 +243,7 @@ def test_tokens_are_kept_in_the_precision_that_was_asked_for(tmp_path: Path) -> 
         ("mv:/nowhere/at/all", "sentence-transformers cannot load mv:/nowhere/at/all"),
         (
             "none.safetensors",
-            "there is no file or folder 'none.safetensors': give a model: a .safetensors file, a run folder",
+            "there is no file or folder 'none.safetensors': give a model: emoji",
         ),
     ],
 )

@@ -97,7 +97,7 @@ def test_one_command_measures_all_that_fits_and_prints_one_table(
     rows = said.out.splitlines()
     assert rows[0].split() == ["benchmark", "measure", "images", "chance", "tiny"]
     assert [row.split("  ")[0] for row in rows[2:]][:2] == ["pictures (zero-shot)", "pairs (retrieval)"]
-    assert sum("pairs (retrieval)" in row for row in rows) == 6 and "by their mean" in said.out
+    assert sum("pairs (retrieval)" in row for row in rows) == 8 and "by their mean" in said.out
     out = tmp_path / "results" / "eval" / "tiny"
     assert sorted(p.relative_to(out).as_posix() for p in out.rglob("*.json")) == [
         "retrieval/pairs.json",

@@ -83,7 +83,7 @@ def test_another_architecture_than_the_file_says_is_refused(tmp_path: Path) -> N
     )
 
 
-@pytest.mark.parametrize("to", sorted(set(FORMATS) - {"safetensors"}))
+@pytest.mark.parametrize("to", sorted(set(FORMATS) - {"safetensors", "compact"}))
 def test_a_vocabulary_that_no_tokenizer_has_is_refused(to: str, saved: Callable[..., str]) -> None:
     def change(config: ModelConfig) -> None:
         config.text.vocab_size = 50000

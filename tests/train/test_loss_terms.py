@@ -13,7 +13,8 @@ from open_clip.loss import ClipLoss, SigLipLoss
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from filip.interaction import cached_backward, tiled
+from filip.interaction import cached_backward
+from filip.interaction import lengths as interaction_lengths
 from filip.interaction.cost import Setting
 from filip.models import ModelConfig
 from filip.train.losses import TERMS, BatchShape, Loss, LossOutput
@@ -190,7 +191,7 @@ def test_no_tensor_holds_all_tokens_against_all_tokens(term: str) -> None:
 
     limit = 1 << 12
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tiled, "_TILE_CPU", limit)
+        patch.setattr(interaction_lengths, "_TILE_CPU", limit)
         with Sizes():
             run(term, batch, token_maximum="smooth").loss.backward()
     tokens = max(batch.image.numel(), batch.text.numel())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 from dataclasses import asdict, replace
 from functools import partial
@@ -255,7 +256,7 @@ def test_the_code_of_a_term_of_another_package_is_code_of_the_training(
     """A change of it would otherwise be answered with the weights of before."""
     monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "outside_terms.py").write_text("def compute(batch): return 1\n")
-    import outside_terms
+    outside_terms = importlib.import_module("outside_terms")
 
     term = replace(TERMS["pooled"], compute=partial(outside_terms.compute))
     monkeypatch.setitem(TERMS, "outside", term)

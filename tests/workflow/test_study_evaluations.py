@@ -67,6 +67,8 @@ def test_a_job_evaluates_all_cards_of_a_protocol_or_one(demo: dict) -> None:
 def test_data_that_appear_later_become_an_input_and_are_named_until_then(tmp_path: Path) -> None:
     config = yaml.safe_load((ROOT / "workflow/config/base.yaml").read_text())
     config["eval"]["root"] = str(tmp_path)
+    config["runs"]["again"] = config["runs"]["filip_base"]
+    config["tables"]["alignment"] = ["filip_base", "again"]
     (tmp_path / "wds_vtab-cifar10").mkdir()
     study = WorkflowStudy(config)
     assert "cifar10" not in study.missing_data() and "imagenet" in study.missing_data()
