@@ -75,7 +75,7 @@ def test_dry_run_prints_the_complete_dag_without_data(
     counts = job_counts(printed)
     built = {"demo", "own_images"} & set(config["sources"])
     tuned = {tune["source"] for tune in config.get("fine_tune", {}).values()}
-    assert counts["pretrain"] == len(config["runs"])
+    assert counts["pretrain"] == len(config["runs"]) * config.get("seeds", 1)
     assert counts.get("fine_tune", 0) == len(config.get("fine_tune", {}))
     assert counts.get("efficiency", 0) == bool(config.get("efficiency"))
     sources = {*config["sources"], *tuned}
