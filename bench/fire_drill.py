@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import signal
 import statistics
 import sys
 import threading
@@ -28,7 +29,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.runs.checkpoint import newest_intact
 from filip.train.job import attempts
-from tests.cluster.desk import RUNS, Desk, kill, make_checkout, make_study
+from tests.cluster.desk import RUNS, Desk, has_been_sent, kill, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
 from tests.support.training import same_weights
 
@@ -63,9 +64,12 @@ class Drill:
         return "rank 0 killed, and SIGTERM before the next start's first step"
 
     def time_limit(self) -> str:
-        """The signal that comes ten minutes before the limit."""
+        """The signal that comes ten minutes before the limit; the ranks stand still until Slurm has looked at it."""
         job = self._job()
+        self.desk.suspend(STRUCK)
         self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
+        self.desk.wait(lambda: all(has_been_sent(rank, signal.SIGUSR1) for rank in self.desk.ranks(STRUCK)))
+        self.desk.resume(STRUCK)
         self._wait_for_end()
         self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
         return "SIGUSR1 ten minutes before the limit"
@@ -221,7 +225,7 @@ def main(config: FireDrill) -> None:
     with OneHostSlurm(folder, nodes=config.nodes) as slurm:
         desk = Desk(folder, slurm, make_study("drill", nodes=1))
         desk.study["train"]["overrides"] += [
-            f"max_steps={40 + 15 * len(kinds)}", f"checkpoint.every_steps={SAVE_EVERY}"
+            f"max_steps={100 + 40 * len(kinds)}", f"checkpoint.every_steps={SAVE_EVERY}"
         ]  # fmt: skip
         drill = Drill(desk)
         try:

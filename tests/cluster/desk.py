@@ -176,6 +176,15 @@ class Desk:
                         found[int(process.environ()["SLURM_PROCID"])] = process
         return [found[rank] for rank in sorted(found)]
 
+    def suspend(self, run: str) -> None:
+        for process in self.ranks(run):
+            process.suspend()
+
+    def resume(self, run: str) -> None:
+        for process in self.ranks(run):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.resume()
+
     def leave(self) -> None:
         """End what was started here, and its jobs."""
         for process in self.started:
@@ -243,3 +252,10 @@ def kill(process: subprocess.Popen[str]) -> None:
     """Kill a process as ``kill -9`` does: nothing is tidied up."""
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def has_been_sent(process: psutil.Process, number: signal.Signals) -> bool:
+    """Return whether this signal waits for a suspended process."""
+    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+    pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
+    return bool(int(pending, 16) >> (number - 1) & 1)

@@ -5,7 +5,6 @@ All in one file, so that one process runs it: this Slurm's names are those of th
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import signal
@@ -14,10 +13,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 
-from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
+from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, has_been_sent, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.training import same_weights
 from workflow.launch import Launch
@@ -153,24 +151,6 @@ def set_time_limit(desk: Desk, job: str, minutes: int) -> None:
     desk.slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
 
 
-def suspend(desk: Desk, run: str) -> None:
-    for process in desk.ranks(run):
-        process.suspend()
-
-
-def resume(desk: Desk, run: str) -> None:
-    for process in desk.ranks(run):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            process.resume()
-
-
-def has_been_sent(process: psutil.Process, number: signal.Signals) -> bool:
-    """Return whether this signal waits for a suspended process."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
-    return bool(int(pending, 16) >> (number - 1) & 1)
-
-
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, is pre-empted, goes on without a controller and under
@@ -179,15 +159,15 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     first = start_with_a_node_down(desk)
     for run in RUNS:
         desk.wait_for_steps(run, 5)
-        suspend(desk, run)  # until the second Snakemake has submitted its jobs
+        desk.suspend(run)  # until the second Snakemake has submitted its jobs
     (job,) = desk.jobs("shaken")
     set_time_limit(desk, job, minutes=10)  # ten minutes before it comes the signal: now
     second = kill_and_start_again(desk, first)
-    resume(desk, "calm")
+    desk.resume("calm")
 
     desk.wait(lambda: all(has_been_sent(process, signal.SIGUSR1) for process in desk.ranks("shaken")))
     set_time_limit(desk, job, minutes=60)  # time limit of its next start
-    resume(desk, "shaken")
+    desk.resume("shaken")
     desk.wait(lambda: desk.said("shaken", "resumed from") == 1)
     desk.wait_for_steps("shaken", 5)
 
@@ -195,17 +175,17 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
     desk.wait(lambda: desk.said("shaken", "resumed from") == 2)
     assert desk.said("shaken", "stopped by a signal") == 2
 
-    suspend(desk, "shaken")  # it has few steps left to be disturbed in
+    desk.suspend("shaken")  # it has few steps left to be disturbed in
     desk.slurm.kill_controller()
-    resume(desk, "shaken")
+    desk.resume("shaken")
     desk.wait_for_steps("shaken", 5)
-    suspend(desk, "shaken")
+    desk.suspend("shaken")
     desk.slurm.start_controller()
     desk.slurm.wait_for(job, "RUNNING")
 
     _, second_rank, *_ = desk.ranks("shaken")
     second_rank.kill()
-    resume(desk, "shaken")
+    desk.resume("shaken")
     desk.wait(lambda: desk.said("shaken", "resumed from") == 3)
     desk.wait_for_steps("shaken", 5)
 
