@@ -1,4 +1,4 @@
-"""What forgetting images takes: `filip data forget` by SHA-256, then a search of all files for their bytes.
+"""Measure how long forgetting images takes: `filip data forget` by SHA-256, then a search of all files for their bytes.
 
     python -m bench.forget images=100000 forgotten=1000
 

@@ -143,7 +143,7 @@ def configure(place: Place, experiment: str, overrides: list[str]) -> TrainConfi
 
 @dataclass
 class Corpus:
-    """What is made once and kept: batches of feature maps, words, and a test set."""
+    """Hold what is made once: batches of feature maps, words, and a test set."""
 
     loader: PairLoader
     words: Tensor  # [49408] int64: the row of each token's vector, UNKNOWN for those that no caption has
