@@ -5,7 +5,7 @@
     python -m bench.studies.onset page=true             # write table and figure from what is there
 
 Every training is that of the speedrun (bench/speedrun.py) with another maximum. Its recall, by the maximum and by the
-smooth one, is kept in one small file, DATA/<row>-<rate>-<seed>.json, so that a later call adds to what is there.
+smooth one, is kept in one small file, DATA/<row>-<rate>-<steps>-<seed>.json, so that a later call adds to what is there.
 Rates are chosen on two seeds that the table does not use, by the last recall; a best rate at the edge of RATES is said.
 """
 
@@ -42,7 +42,7 @@ ROWS: dict[str, list[str]] = {
     "softmax 0.05": ["token_maximum=softmax", "token_temperature=0.05"],
     "softmax 1": ["token_maximum=softmax", "token_temperature=1"],
     "top 2": ["token_maximum=top_k"],
-    "annealed": [*SMOOTH, "token_temperature_schedule='linear from 0.1 to 0 in steps 0 to 350'"],
+    "annealed": [*SMOOTH, "token_temperature_schedule='linear from 0.1 to 0 in steps 0 to {half}'"],
 }
 SEARCHED = ("hard", "smooth 0.05")  # the others take the rate of the one that they are nearer to
 
@@ -54,7 +54,7 @@ class Onset(Place):
     only: list[str] = option([], f"rows, of {', '.join(ROWS)}; empty = all")
     seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")
     rates: list[str] = option(["4e-3"], "base rates to train with")
-    steps: int = option(700, "steps of each training")
+    steps: int = option(400, "steps of each training")
     every: int = option(50, "steps between two measurements")
     page: bool = option(False, "write table and figure, and train nothing")
 
@@ -67,7 +67,7 @@ def main(study: Onset) -> None:
     for seed in study.seeds:
         for row in study.only or ROWS:
             for rate in study.rates:
-                file = DATA / f"{row.replace(' ', '-')}-{rate}-{seed}.json"
+                file = DATA / f"{row.replace(' ', '-')}-{rate}-{study.steps}-{seed}.json"
                 if file.exists():
                     continue
                 say(f"{row}, {rate}, seed {seed}")
@@ -76,7 +76,8 @@ def main(study: Onset) -> None:
 
 def curve(study: Onset, row: str, rate: str, seed: int) -> dict[str, Any]:
     """Train ``row`` once and return its recall, processor seconds and the concentration of its gradient by step."""
-    settings = [*ROWS[row], f"optimizer.base_lr={rate}", f"max_steps={study.steps}", f"seed={seed}"]
+    changes = [setting.format(half=study.steps // 2) for setting in ROWS[row]]
+    settings = [*changes, f"optimizer.base_lr={rate}", f"max_steps={study.steps}", f"seed={seed}"]
     config = configure(study, "demo_speedrun", settings)
     corpus = prepare(config, study)
     points = []
