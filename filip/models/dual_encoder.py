@@ -109,15 +109,11 @@ class DualEncoder(nn.Module):
     ) -> Encoded:
         """Run both encoders and the scale in one call, so that engines that hook ``forward`` see every parameter.
 
-        If there are more captions than ``pixels``, equally many in a row belong to each image, whose embeddings then
-        appear once for each of them.
         ``tokens_and_vectors`` requests both, whatever the interaction; ``model.pooling=ends`` needs a [CLS] token.
         ``further_ids`` and ``further_lengths``: further captions, as wide as ``ids``, of which some may be empty.
         """
         token_wise = tokens_and_vectors or self.config.interaction == "token_wise"
         states, further = self.image(pixels), None
-        if len(ids) != len(pixels):
-            states = states.repeat_interleave(len(ids) // len(pixels), dim=0)
         text: TextFeatures | Tensor
         vectors = None
         if token_wise:

@@ -191,12 +191,11 @@ class Step:
 def random_batch(row: TrainConfig, shape: tuple[int, int, int], pairs: int, seed: int) -> dict[str, Tensor]:
     """Return images or feature maps of noise and captions of random tokens, as the loader would give them."""
     generator = torch.Generator().manual_seed(seed)
-    images = pairs // row.data.captions_per_image
     low, high = CAPTION_TOKENS
     lengths = torch.randint(low, min(high, row.model.text.context_length) + 1, (pairs,), generator=generator)
     ids = torch.randint(1000, 40_000, (pairs, int(lengths.max())), generator=generator)
     return {
-        "pixels": torch.randn(images, *shape, generator=generator),
+        "pixels": torch.randn(pairs, *shape, generator=generator),
         "ids": ids,
         "lengths": lengths,
         "group": torch.arange(pairs) + pairs * seed,

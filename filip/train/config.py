@@ -259,11 +259,6 @@ class TrainConfig:
         if self.epochs is None and self.max_steps is None:
             raise UserError("neither epochs nor max_steps is given, so the run would never end")
         _check_numbers(self)
-        if self.data.captions_per_image > 1 and not self.soft_targets:
-            raise UserError(
-                f"data.captions_per_image={self.data.captions_per_image} needs soft_targets=true: without, the "
-                "captions of an image would be negatives of each other"
-            )
         if self.init_from is not None:
             if weights_exist:
                 check_init_from(self.init_from)
@@ -307,7 +302,7 @@ POSITIVE = (
     "token_keep_minimum", "token_temperature", "token_top_k",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
     "optimizer.eps", "checkpoint.keep",
-    "data.shuffle_window_shards", "data.reader_groups", "data.captions_per_image",
+    "data.shuffle_window_shards", "data.reader_groups",
     "watchdog.non_finite_steps", "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (

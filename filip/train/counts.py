@@ -18,13 +18,12 @@ from filip.train.config import TrainConfig
 
 
 def encoder_flops(
-    model: DualEncoder, words: float, columns: int, captions_per_image: int = 1, stem_computes: bool = True
+    model: DualEncoder, words: float, columns: int, stem_computes: bool = True
 ) -> dict[str, float]:
     """Count the floating-point operations of one pair's forward pass, by tower: two per product.
 
     words: tokens of its caption, which all linear layers compute with. columns: tokens of the longest caption of the
-    batch, to which the attention alone is padded. captions_per_image: pairs that share an image's forward pass.
-    stem_computes: false with data.feature_cache.
+    batch, to which the attention alone is padded. stem_computes: false with data.feature_cache.
     """
     config = model.config
     rows, width, depth = model.image.grid[0] * model.image.grid[1], model.image.width, model.image.depth
@@ -43,7 +42,7 @@ def encoder_flops(
     text_width = config.text.width
     text = float(config.text.layers) * _block(words, columns, text_width, 8 * text_width**2)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
-    return {"image": image / captions_per_image, "text": text}
+    return {"image": image, "text": text}
 
 
 def stem_flops(stem: Stem, image_size: int) -> float:

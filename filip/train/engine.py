@@ -62,12 +62,6 @@ def resolve_batching(config: TrainConfig, world_size: int) -> Batching:
             f"gradient_cache={chunk} must divide the {per_rank} pairs of a rank (global_batch / ranks); "
             "choose a divisor"
         )
-    captions = config.data.captions_per_image
-    if chunk % captions:
-        raise UserError(
-            f"data.captions_per_image={captions} must divide the {chunk} pairs of a rank's forward pass "
-            "(gradient_cache, or global_batch / ranks); choose a divisor"
-        )
     return Batching(per_rank * world_size, per_rank, config.gradient_accumulation, chunk)
 
 

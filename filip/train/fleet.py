@@ -99,7 +99,6 @@ class FleetPlan:
         )
         crossing = sum(self.node_bytes(message) for message in self.messages)
         where = f"{self.nodes} nodes" if self.nodes > 1 else "one node"
-        images = batch.pairs_per_step // self.config.data.captions_per_image
         return [
             f"fleet       {self.ranks} x {gpu.title}, {min(self.fleet.gpus_per_node, self.ranks)} a node; {where}",
             f"batch       {batch.global_batch} pairs = {batch.per_rank} x {self.ranks}"
@@ -107,7 +106,7 @@ class FleetPlan:
             f"encoders    {self.flops / 1e12:,.1f} TFLOP a step and GPU, forward and backward",
             f"links       a GPU receives {readable(self.received())} a step ({sent}); a node {readable(crossing)} over "
             "the network",
-            f"files       {images:,} reads of about {readable(IMAGE_BYTES)} a step",
+            f"files       {batch.pairs_per_step:,} reads of about {readable(IMAGE_BYTES)} a step",
             f"{self.memory.lines()[1]} ({fits} in {readable(gpu.memory)})",
             *self._host_lines(),
             *self._run_lines(),
@@ -168,8 +167,8 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
     messages = loss_messages(setting, sent, config.exchange, config.model.embed_dim, batches)
     messages += zero_messages(parameters, config, batches * batching.chunks)
     columns = config.model.text.context_length
-    words, captions = min(CAPTION_TOKENS, columns), config.data.captions_per_image
-    of_a_pair = encoder_flops(model, words, columns, captions, config.data.feature_cache is None)
+    words = min(CAPTION_TOKENS, columns)
+    of_a_pair = encoder_flops(model, words, columns, config.data.feature_cache is None)
     return FleetPlan(
         config,
         fleet,

@@ -43,7 +43,7 @@ def node_bytes(
     windows = reader_groups_of_a_rank(data.reader_groups, world_size) * sources  # those of one rank
     window = min(pairs, data.shuffle_window_shards * PAIRS_PER_SHARD)
     opened = min(shards, windows * (data.shuffle_window_shards + 1))
-    batch = batch_per_rank // data.captions_per_image * 3 * image_size * image_size
+    batch = batch_per_rank * 3 * image_size * image_size
     # each worker has prepared `prefetch` batches and makes another; the rank holds one, pinned, and receives the next
     batches = data.workers * (PREFETCH + 1) + 2
     return {

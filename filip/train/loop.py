@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from filip import device
+from filip.data.loading.batches import Batch
 from filip.data.loading.config import StreamConfig, is_streamed
-from filip.data.loading.loader import Batch, PairLoader, build_loader
+from filip.data.loading.loader import PairLoader, build_loader
 from filip.data.loading.streaming import Loader, build_stream_loader
 from filip.errors import UserError
 from filip.light_imports import put_off_compiler

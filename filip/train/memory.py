@@ -69,9 +69,7 @@ def memory_plan(model: ModelConfig, config: TrainConfig, batching: Batching, wor
     sizes = state_bytes(learning, config.precision, config.zero_stage, world_size, moments, frozen)
     loss = Loss(resolve_weights(config.loss, built.config.interaction), config)
     captions = 2 if loss.reads_further_captions else 1
-    of_image = config.data.captions_per_image
-    images = batching.chunk // of_image
-    sizes["activations"] = activation_bytes(built, config.precision, images, of_image * captions)
+    sizes["activations"] = activation_bytes(built, config.precision, batching.chunk, captions)
     sizes["loss"] = loss_bytes(built, config, batching, world_size)
     return MemoryPlan(parts, sizes, learning)
 

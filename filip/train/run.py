@@ -54,7 +54,7 @@ class Run:
         columns = self.engine.model.config.text.context_length
         data, words = self.config.data, min(CAPTION_TOKENS, columns)
         stem_computes = data.feature_cache is None
-        found = encoder_flops(self.engine.model, words, columns, data.captions_per_image, stem_computes)
+        found = encoder_flops(self.engine.model, words, columns, stem_computes)
         return sum(found.values())
 
     @property

@@ -111,5 +111,5 @@ def from_names(tensors: dict[str, Tensor]) -> Encoded:
 
 def _chunks(batch: dict[str, Tensor], size: int) -> list[dict[str, Tensor]]:
     count = len(batch["group"]) // size
-    parts = {name: value.chunk(count) for name, value in batch.items()}  # an image may have several captions
+    parts = {name: value.chunk(count) for name, value in batch.items()}
     return [{name: part[i] for name, part in parts.items()} for i in range(count)]

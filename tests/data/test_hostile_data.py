@@ -56,7 +56,7 @@ def test_captions_of_any_characters_go_through_all_stages(tmp_path: Path) -> Non
     sidecars = sorted((tmp_path / "captions").glob("*.parquet"))
     rows = [row for path in sidecars for row in read_sidecar(path)]
     assert {row["captions"][0] for row in rows} <= set(kept) and len(rows) >= 4
-    assert all(ShardCaptions.from_sidecar(path).texts(0, 0.0, True)[0] for path in sidecars)
+    assert all(ShardCaptions.from_sidecar(path).text(0, 0.0, True) for path in sidecars)
 
 
 def test_the_name_of_a_folder_or_column_changes_nothing(tmp_path: Path) -> None:

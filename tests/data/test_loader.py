@@ -105,38 +105,6 @@ def test_back_translation_draws_uniformly_and_leaves_the_image_alone(pairs: Pair
     assert chi_squared < 13.8  # p = 0.001 at two degrees of freedom
 
 
-def test_an_image_comes_with_several_of_its_captions(tmp_path: Path) -> None:
-    """The images, their order and their pixels are those of one caption each; the captions follow in a circle."""
-    three = write_pairs(tmp_path / "three", [10, 7], captions=3)
-    plain = EvalTransform(16)
-    one = loader(three, transform=plain)
-    several = loader(three, batch_size=8, captions_per_image=2, transform=plain)
-    assert (one.pairs, several.pairs) == (17, 34)
-    for _ in range(2):
-        for alone, batch in zip(one, several, strict=True):
-            assert torch.equal(batch["pixels"], alone["pixels"])
-            assert batch["key"] == [key for key in alone["key"] for _ in range(2)]
-            assert batch["group"].tolist() == [group for group in alone["group"].tolist() for _ in range(2)]
-            for i in range(0, 8, 2):
-                n = number_of(batch["pixels"][i // 2], 17)
-                texts = [tokenize(f"thing {n} {c}")[0][0].tolist() for c in range(3)]
-                first, second = (
-                    texts.index(batch["ids"][j, : batch["lengths"][j]].tolist()) for j in (i, i + 1)
-                )
-                assert second == (first + 1) % 3
-    resumed = loader(three, batch_size=8, captions_per_image=2, transform=plain)
-    next(iter(several))
-    resumed.load_state_dict(several.state_dict())
-    assert_same(list(resumed), list(several))
-
-
-def test_an_image_of_fewer_captions_gives_some_again(pairs: Pairs) -> None:
-    batch = next(iter(loader(pairs, batch_size=12, captions_per_image=3)))
-    for i in range(0, 12, 3):
-        rows = [batch["ids"][j, : batch["lengths"][j]].tolist() for j in range(i, i + 3)]
-        assert rows[0] == rows[2] != rows[1]
-
-
 def test_augmentation_differs_by_epoch_and_visit(pairs: Pairs) -> None:
     by_epoch = []
     for epoch in range(2):

@@ -115,7 +115,7 @@ def test_captions_from_the_tar(tmp_path: Path) -> None:
     index = index_source(Source(pairs.source.shards))
     captions = ShardCaptions.from_tar(index.tars[1])
     rows = index.row[3:]
-    assert [captions.texts(r, 0.9, True)[0] for r in rows] == ["thing 3 0", "thing 4 0"]
+    assert [captions.text(r, 0.9, True) for r in rows] == ["thing 3 0", "thing 4 0"]
     assert [captions.key(int(r)) for r in rows] == [key_of(1, 0), key_of(1, 1)]
     assert captions.group[rows[0]] == group_id("THING  3 0.")
     assert captions.group[rows[0]] != captions.group[rows[1]]

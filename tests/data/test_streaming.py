@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from filip.data.loading import streaming
+from filip.data.loading import remote_shards, streaming
 from filip.data.loading.config import DataConfig, Source, StreamConfig
 from filip.data.loading.streaming import StreamLoader, build_stream_loader
 from filip.errors import UserError
@@ -124,13 +124,13 @@ def test_captions_of_the_tars_come_through_a_command(pairs: Pairs) -> None:
 def test_a_shard_that_breaks_off_is_read_again_and_one_that_is_missing_is_named(
     web: str, pairs: Pairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streaming, "PAUSE", 0)
+    monkeypatch.setattr(remote_shards, "PAUSE", 0)
     tar, once = pairs.tar(0), tmp_path / "once"
     broken = f"if mkdir {once} 2>/dev/null; then head -c 4000 {tar}; else cat {tar}; fi"
     problems = Counter[str]()
-    assert [s["__key__"] for s in streaming.samples_in(f"pipe:{broken}", problems)] == pairs.keys[:6]
+    assert [s["__key__"] for s in remote_shards.samples_in(f"pipe:{broken}", problems)] == pairs.keys[:6]
     assert once.exists() and not problems
-    some = list(streaming.samples_in(f"pipe:head -c 4000 {tar}", problems))
+    some = list(remote_shards.samples_in(f"pipe:head -c 4000 {tar}", problems))
     assert 0 < len(some) < 6 and problems == {"shards_truncated": 1}
     for shards, why in (
         (f"{web}/shards/{{00007..00008}}.tar", r"there is no http://\S+/00008.tar"),

@@ -54,11 +54,6 @@ class DataConfig(AugmentConfig):
 
     sources: list[Source] = option([], "list of {shards, captions, weight, manifest, pairs}")
     back_translation: bool = option(True, "draw the caption uniformly from the original and its translations")
-    captions_per_image: int = option(
-        1,
-        "captions of each image in a batch, all of which are its positives: the original and translations, or further "
-        "captions of the image; a batch of 512 pairs with 2 has 256 images",
-    )
     workers: int = option(2, "loader processes per rank; 0 = load in the training process")
     shuffle_window_shards: int = option(
         16, "shards whose samples are shuffled among each other, and kept open by a reader"
@@ -85,7 +80,7 @@ class StreamConfig:
     """Settings of one rank's stream of batches."""
 
     data: DataConfig
-    batch_size: int  # pairs per rank; data.captions_per_image in a row share an image
+    batch_size: int  # pairs per rank
     image_size: int  # pixels
     context_length: int = 77  # tokens, [BOS] and [EOS] included
     seed: int = 0
@@ -97,13 +92,3 @@ class StreamConfig:
     def global_batch(self) -> int:
         """Return the pairs per contrastive batch over all ranks."""
         return self.batch_size * self.world_size
-
-    @property
-    def images(self) -> int:
-        """Return the images of this rank in a batch."""
-        return self.batch_size // self.data.captions_per_image
-
-    @property
-    def global_images(self) -> int:
-        """Return the images per contrastive batch over all ranks."""
-        return self.images * self.world_size

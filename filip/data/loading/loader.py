@@ -6,17 +6,12 @@ of ranks (at the same global batch size) change nothing, and the state to save i
 
 from __future__ import annotations
 
-import atexit
-import gc
 import hashlib
 import json
 import logging
-import multiprocessing
 import os
 import random
 import resource
-import signal
-import traceback
 from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +23,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from filip import tokenizer
+from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, StreamConfig
 from filip.data.loading.epoch_order import EpochOrder, group_length
 from filip.data.loading.feature_maps import features_of, map_path, open_maps
@@ -39,8 +35,6 @@ from filip.rgb import UNDECODABLE
 
 log = logging.getLogger(__name__)
 _NEARBY, _ATTEMPTS = 5, 50  # images tried for one slot: within its shard, and before giving up
-
-Batch = dict[str, Any]
 
 
 class _OpenShard(NamedTuple):
@@ -65,18 +59,18 @@ class PairStream(Dataset[Batch]):
         self._open: OrderedDict[tuple[int, int], _OpenShard] = OrderedDict()
 
     def group_lengths(self) -> list[int]:
-        """Return the images per reader group and epoch."""
+        """Return the pairs per reader group and epoch."""
         groups = self.config.data.reader_groups
         return [group_length(self._counts, self._weights, group, groups) for group in range(groups)]
 
     @property
     def group_share(self) -> int:
-        """Return how many images of a global batch come from one reader group."""
-        return self.config.global_images // self.config.data.reader_groups
+        """Return how many pairs of a global batch come from one reader group."""
+        return self.config.global_batch // self.config.data.reader_groups
 
     def _groups(self) -> Iterator[tuple[int, int, int]]:
         """Return the reader groups of this rank, each with the part from … to of its share of a batch."""
-        share, size = self.group_share, self.config.images
+        share, size = self.group_share, self.config.batch_size
         first, end = self.config.rank * size, (self.config.rank + 1) * size
         for group in range(first // share, (end - 1) // share + 1):
             yield group, max(first - group * share, 0), min(end - group * share, share)
@@ -90,7 +84,7 @@ class PairStream(Dataset[Batch]):
         return max(1, min(wanted, descriptors // 2))
 
     def slots(self, epoch: int, batch: int) -> list[tuple[int, int, int]]:
-        """Return (source, sample, visit) of each image in this rank's part of global batch ``batch``."""
+        """Return (source, sample, visit) of each pair in this rank's part of global batch ``batch``."""
         if self._order is None or self._order.epoch != epoch:
             data = self.config.data
             self._order = EpochOrder(
@@ -111,23 +105,11 @@ class PairStream(Dataset[Batch]):
     def __getitem__(self, item: tuple[int, int]) -> Batch:
         epoch, batch = item
         problems: Counter[str] = Counter()
-        captions = self.config.data.captions_per_image
-        images: list[torch.Tensor] = []
-        texts: list[str] = []
-        group: list[int] = []
-        keys: list[str] = []
-        for slot in self.slots(epoch, batch):
-            image, of_image, group_id, key = self._image(epoch, *slot, problems)
-            images.append(image)
-            texts += of_image
-            group += [group_id] * captions
-            keys += [key] * captions
-        return batch_of(images, texts, group, keys, problems, self.config.context_length)
+        pairs = [self._pair(epoch, *slot, problems) for slot in self.slots(epoch, batch)]
+        return batch_of(pairs, problems, self.config.context_length)
 
-    def _image(
-        self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]
-    ) -> tuple[torch.Tensor, list[str], int, str]:
-        """Return an image or its feature map, and its captions.
+    def _pair(self, epoch: int, source: int, sample: int, visit: int, problems: Counter[str]) -> Pair:
+        """Return an image or its feature map, with a caption.
 
         One that cannot be decoded is replaced by another, and both facts are counted.
 
@@ -152,11 +134,9 @@ class PairStream(Dataset[Batch]):
                     )
                     # bytes, normalised on the device: a quarter of the shared memory and of the copying
                     pixels = torch.from_numpy(self.transform.pixels(data, rng)).permute(2, 0, 1)
-                texts = captions.texts(
-                    row, draw, self.config.data.back_translation, self.config.data.captions_per_image
-                )
+                text = captions.text(row, draw, self.config.data.back_translation)
                 problems["substituted"] += attempt > 0
-                return pixels, texts, int(captions.group[row]), key
+                return Pair(pixels, text, int(captions.group[row]), key)
             except UNDECODABLE as error:
                 problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", key, index.tars[shard], error)
@@ -193,35 +173,6 @@ class PairStream(Dataset[Batch]):
         return opened
 
 
-def batch_of(
-    images: Sequence[torch.Tensor],
-    texts: list[str],
-    group: list[int],
-    keys: list[str],
-    problems: Mapping[str, int],
-    context_length: int,
-) -> Batch:
-    """Collate a batch; see :func:`build_loader`. ``problems``: what was wrong with samples since the last one."""
-    ids, lengths = tokenizer.tokenize(texts, context_length)
-    return {
-        "pixels": torch.stack(list(images)),
-        "ids": ids,
-        "lengths": lengths,
-        "group": torch.tensor(group, dtype=torch.int64),
-        "key": list(keys),
-        "problems": dict(problems),
-    }
-
-
-def sentence_of(error: UserError) -> str:
-    """Return the sentence of a worker's UserError, before which torch puts a traceback.
-
-    torch keeps the error in a reference cycle, and with it the iterator, whose workers could not end: it is cut.
-    """
-    traceback.clear_frames(error.__traceback__)
-    return str(error).rsplit("UserError: ", 1)[-1].strip()
-
-
 def read_image(file: int, size: int, offset: int, tar: Path) -> bytes:
     """Read an image's bytes. A disk error is a UserError, not a broken image that another one replaces."""
     try:
@@ -251,7 +202,7 @@ class PairLoader:
         if self.counters:
             log.warning("not all of the data is usable: %s", dict(self.counters))
         lengths, config = stream.group_lengths(), stream.config
-        self.pairs = sum(lengths) * config.data.captions_per_image
+        self.pairs = sum(lengths)
         self._batches = min(lengths) // stream.group_share
         if not self._batches:
             raise UserError(
@@ -299,7 +250,7 @@ class PairLoader:
         """Return where the stream stands after the last batch, in plain values; only the counters differ by rank."""
         return {
             "epoch": self.epoch,
-            "pairs_done": self.batch * self.stream.config.global_images,  # the order counts images
+            "pairs_done": self.batch * self.stream.config.global_batch,
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
         }
@@ -325,11 +276,11 @@ class PairLoader:
                 "the checkpoint's loader state belongs to other data (shards, side-cars, weights or seed); "
                 "resume with the same data.sources and seed, or start afresh with resume=never"
             )
-        done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_images)
+        done, remainder = divmod(int(state["pairs_done"]), self.stream.config.global_batch)
         if remainder:
             raise UserError(
-                f"the checkpoint stands after {state['pairs_done']} images of the epoch, not a multiple of the "
-                f"global batch {self.stream.config.global_images} (images); resume with the same global batch"
+                f"the checkpoint stands after {state['pairs_done']} pairs of the epoch, not a multiple of the "
+                f"global batch {self.stream.config.global_batch}; resume with the same global batch"
             )
         self._at.epoch, self._at.batch = int(state["epoch"]), done
         self.counters = Counter(state["counters"])
@@ -363,27 +314,6 @@ class _Rest(Sampler[tuple[int, int]]):
         return self.batches - self.at.batch
 
 
-def prepare_worker(_: int) -> None:
-    """Prepare a worker: ignore signals, and share the memory of the training process for as long as possible.
-
-    Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
-
-    A worker starts with the pages of the process that it was forked from, and gets a copy of those that it writes to.
-    A full garbage collection writes to all that hold Python objects, some 75 MB; it leaves frozen objects out.
-    """
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(number, signal.SIG_IGN)
-    gc.freeze()
-
-
-@atexit.register  # registered after multiprocessing's handler, so it runs before that
-def _end_workers() -> None:
-    """Kill the workers: at exit multiprocessing sends its daemons SIGTERM, which they ignore, and waits for ever."""
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
 def build_loader(
     config: StreamConfig,
     *,
@@ -392,11 +322,10 @@ def build_loader(
 ) -> PairLoader:
     """Build the training stream of one rank.
 
-    Yields ``dict(pixels [i, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
-    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank, of which ``data.captions_per_image`` in
-    a row share one of i images; if ``config.feature_maps`` is given, ``pixels`` are these, float16. Every rank gets
-    the same number of full batches; an epoch has ``loader.pairs`` pairs over all ranks, each image once (times its
-    source's weight).
+    Yields ``dict(pixels [b, 3, S, S] uint8, ids [b, n2] int64 padded with 0, lengths [b] int64, group [b]
+    int64, key list[str])`` with b = ``config.batch_size`` pairs of this rank; if ``config.feature_maps`` is given,
+    ``pixels`` are these, float16. Every rank gets the same number of full batches; an epoch has ``loader.pairs`` pairs
+    over all ranks, each image once (times its source's weight).
     ``transform`` replaces the training transform. ``loader.counters`` names what was missing or broken so far.
     Raises UserError when there is nothing to train on.
     """
@@ -408,20 +337,11 @@ def build_loader(
     for source in data.sources:
         if source.weight < 0:
             raise UserError(f"data.sources: weight {source.weight} of {source.shards} must not be negative")
-    if config.batch_size % data.captions_per_image:
+    if config.global_batch % data.reader_groups:
         raise UserError(
-            f"data.captions_per_image={data.captions_per_image} does not divide the {config.batch_size} pairs of a rank"
-        )
-    if config.global_images % data.reader_groups:
-        raise UserError(
-            f"data.reader_groups={data.reader_groups} does not divide the {config.global_images} images of a global "
-            "batch"
+            f"data.reader_groups={data.reader_groups} does not divide the {config.global_batch} pairs of a global batch"
         )
     tokenizer.prepare()
     indices = [index_source(source, data.index_folder, max(1, data.workers)) for source in data.sources]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)
-
-
-def hash_of(*parts: object) -> int:
-    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")

@@ -236,14 +236,10 @@ class ShardCaptions:
     def key(self, row: int) -> str:
         return self.keys[row].as_py()
 
-    def texts(self, row: int, draw: float, translated: bool, count: int = 1) -> list[str]:
-        """Return ``count`` captions in a row from the one at the share ``draw`` (0 <= draw < 1), translated or not.
-
-        After the last comes the first; a row that has fewer repeats some of them.
-        """
+    def text(self, row: int, draw: float, translated: bool) -> str:
+        """Return the caption at the share ``draw`` (0 <= draw < 1) of a row's captions, or of its originals."""
         candidates = int((self.counts if translated else self.originals)[row])
-        first, captions = int(draw * candidates), self.captions[row]
-        return [captions[(first + i) % candidates].as_py() or "" for i in range(count)]
+        return self.captions[row][int(draw * candidates)].as_py() or ""
 
     @staticmethod
     def from_sidecar(path: Path, content: BinaryIO | None = None) -> ShardCaptions:

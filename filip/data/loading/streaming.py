@@ -16,37 +16,32 @@ import json
 import logging
 import random
 import re
-import tarfile
-import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import fsspec
 import torch
 import webdataset
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
-from webdataset.shardlists import expand_urls
-from webdataset.tariterators import group_by_keys, tar_file_expander
 
 from filip import tokenizer
+from filip.data.loading.batches import Batch, Pair, batch_of, hash_of, prepare_worker, sentence_of
 from filip.data.loading.config import PREFETCH, Source, StreamConfig, is_streamed
-from filip.data.loading.loader import Batch, PairLoader, batch_of, hash_of, prepare_worker, sentence_of
+from filip.data.loading.loader import PairLoader
 from filip.data.loading.pair_index import ShardCaptions
+from filip.data.loading.remote_shards import explained, samples_in, shard_urls
 from filip.data.loading.transforms import TrainTransform
 from filip.data.preprocessing import EvalTransform
 from filip.data.sidecar import group_id
-from filip.errors import UserError, first_line
+from filip.errors import UserError
 from filip.rgb import UNDECODABLE
 from filip.sets.tar_index import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 BUFFER = 2_000  # encoded samples that a worker shuffles among each other: some 100 MB at 256 px
-ATTEMPTS = 4  # at a shard, whose connection may break
-PAUSE = 1.0  # seconds before the second attempt, doubled before each further one
 USELESS = 1_000  # samples, or shards, in a row without a pair end the run
-PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp"}
 
 
 class Place(NamedTuple):
@@ -56,88 +51,6 @@ class Place(NamedTuple):
     visit: int  # the pass
     source: int
     url: str
-
-
-def shard_urls(source: Source) -> list[str]:
-    """Return the addresses of a source's shards: braces expanded, or the tars in a bucket's folder."""
-    urls = list(expand_urls(source.shards))
-    if len(urls) > 1 or urls[0].startswith("pipe:") or urls[0].endswith(".tar"):
-        return urls
-    folder = urls[0].rstrip("/")
-    try:
-        files, path = fsspec.core.url_to_fs(folder)
-        urls = sorted(files.unstrip_protocol(tar) for tar in files.glob(f"{path}/*.tar"))
-    except Exception as error:
-        raise _explained(folder, error) from error
-    if not urls:
-        raise UserError(
-            f"no shards: {folder} lists no *.tar; give the shards themselves, e.g. {folder}/{{00000..00099}}.tar"
-        )
-    return urls
-
-
-def samples_in(url: str, problems: Counter[str]) -> Iterator[dict[str, Any]]:
-    """Yield the samples of a tar as webdataset groups them: ``__key__``, and the bytes of each suffix.
-
-    A connection that breaks is made again, and the samples that were given are skipped. A tar that always breaks off
-    is counted in ``problems``. Raises UserError if there is no such shard, or it cannot be read.
-    """
-    given = 0
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with _opened(url) as opened:
-                stream = _Whole(opened)
-                files = tar_file_expander([{"url": url, "stream": stream}])
-                for sample in itertools.islice(group_by_keys(files), given, None):
-                    given += 1
-                    yield sample
-                stream.check_end()
-            return
-        except Exception as error:
-            sentence = _explained(url, error)
-            if isinstance(error, tarfile.ReadError) and given and attempt == ATTEMPTS:
-                problems["shards_truncated"] += 1  # as the index of local shards counts it
-                log.warning("%s; what there is of it is used", sentence)
-                return
-            if isinstance(error, FileNotFoundError | ImportError) or attempt == ATTEMPTS:
-                raise sentence from error
-            log.warning("%s, after %d samples; trying again", sentence, given)
-            time.sleep(PAUSE * 2 ** (attempt - 1))
-
-
-def _opened(url: str) -> BinaryIO:
-    opened = webdataset.gopen(url) if url.startswith("pipe:") else fsspec.open(url, "rb").open()
-    return cast("BinaryIO", opened)
-
-
-class _Whole:
-    """A stream that knows whether it was a whole tar, which ends with zeros: ``tarfile`` takes any end for one."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self.stream, self.last = stream, b""
-
-    def read(self, size: int = -1) -> bytes:
-        data = self.stream.read(size)
-        self.last = (self.last + data)[-512:]
-        return data
-
-    def check_end(self) -> None:
-        """Read the rest. Raises tarfile.ReadError if the end is not that of a tar."""
-        while self.read(1 << 20):
-            pass
-        if not self.last or self.last.strip(b"\0"):
-            raise tarfile.ReadError("the tar breaks off")
-
-
-def _explained(url: str, error: Exception) -> UserError:
-    if isinstance(error, FileNotFoundError):
-        return UserError(
-            f"there is no {url}; does data.sources name the shards as they are, and all of them?"
-        )
-    if isinstance(error, ImportError):
-        package = PACKAGES.get(url.partition(":")[0], error.name or "")
-        return UserError(f"{url} needs the package {package}: pip install {package}")
-    return UserError(f"cannot read {url}: {first_line(error)}")
 
 
 def _captions(source: Source, url: str) -> ShardCaptions | None:
@@ -157,7 +70,7 @@ def _captions(source: Source, url: str) -> ShardCaptions | None:
     except UserError:
         raise
     except Exception as error:
-        raise _explained(file, error) from error
+        raise explained(file, error) from error
 
 
 class ShardStream(IterableDataset[Batch]):
@@ -243,39 +156,31 @@ class ShardStream(IterableDataset[Batch]):
 
     def _batches(self, samples: Iterator[dict[str, Any]]) -> Iterator[Batch]:
         """Yield full batches. ``read``: samples that were taken of each place, ``ended``: how many it has."""
-        count, read, useless = self.config.data.captions_per_image, Counter[int](), 0
-        images: list[torch.Tensor] = []
-        texts: list[str] = []
-        groups: list[int] = []
-        keys: list[str] = []
+        read, useless = Counter[int](), 0
+        pairs: list[Pair] = []
         for sample in samples:
             read[sample["place"].number] += 1
             try:
-                pixels, of_image, group = self._pair(sample)
+                pairs.append(self._pair(sample))
                 useless = 0
             except UNDECODABLE as error:
                 self._problems["undecodable"] += 1
                 log.debug("undecodable image %s in %s: %s", sample["__key__"], sample["place"].url, error)
             except KeyError as error:
                 self._problems[error.args[0]] += 1
-            else:
-                images.append(pixels)
-                texts += of_image
-                groups += [group] * count
-                keys += [sample["__key__"]] * count
-            useless += not images or keys[-1] != sample["__key__"]
+            useless += not pairs or pairs[-1].key != sample["__key__"]
             if useless == USELESS:
                 raise UserError(
                     f"{useless} samples in a row are no pairs ({dict(self._problems)}): {sample['place'].url}"
                 )
-            if len(images) == self.config.images:
-                batch = batch_of(images, texts, groups, keys, self._problems, self.config.context_length)
+            if len(pairs) == self.config.batch_size:
+                batch = batch_of(pairs, self._problems, self.config.context_length)
                 yield {**batch, "read": dict(read), "ended": dict(self._ended)}
-                for collection in (images, texts, groups, keys, read, self._problems, self._ended):
+                for collection in (pairs, read, self._problems, self._ended):
                     collection.clear()
 
-    def _pair(self, sample: dict[str, Any]) -> tuple[torch.Tensor, list[str], int]:
-        """Return image, captions and group of a sample. Raises KeyError(what is missing), or one of UNDECODABLE."""
+    def _pair(self, sample: dict[str, Any]) -> Pair:
+        """Return the pair of a sample. Raises KeyError(what is missing), or one of UNDECODABLE."""
         place, captions, row = sample["place"], sample["captions"], sample["row"]
         images = [data for suffix, data in sample.items() if suffix in IMAGE_SUFFIXES]
         if not images:
@@ -294,12 +199,11 @@ class ShardStream(IterableDataset[Batch]):
         draw = rng.random()  # always drawn: back-translation must not change the image
         # the last of several images with one key counts, as in the index of local shards
         pixels = torch.from_numpy(self.transform.pixels(images[-1], rng)).permute(2, 0, 1)
-        data = self.config.data
         if captions is None:
             text = sample["txt"].decode("utf-8", "replace")
-            return pixels, [text] * data.captions_per_image, group_id(text)
-        texts = captions.texts(row, draw, data.back_translation, data.captions_per_image)
-        return pixels, texts, int(captions.group[row])
+            return Pair(pixels, text, group_id(text), sample["__key__"])
+        text = captions.text(row, draw, self.config.data.back_translation)
+        return Pair(pixels, text, int(captions.group[row]), sample["__key__"])
 
 
 class StreamLoader:
@@ -309,9 +213,8 @@ class StreamLoader:
         self.stream, self.epoch, self.batch = stream, 0, 0
         self.counters: Counter[str] = Counter()
         config = stream.config
-        images = sum(round(source.weight * (source.pairs or 0)) for source in stream.sources)
-        self.pairs = images * config.data.captions_per_image
-        self._batches = images // config.global_images
+        self.pairs = sum(round(source.weight * (source.pairs or 0)) for source in stream.sources)
+        self._batches = self.pairs // config.global_batch
         if not self._batches:
             raise UserError(
                 f"{self.pairs} pairs (data.sources.pairs) do not fill one global batch of {config.global_batch} "
@@ -369,7 +272,7 @@ class StreamLoader:
         now = {place for place, samples in self._ended.items() if self._read[place] == samples}
         return {
             "epoch": self.epoch,
-            "pairs_done": self.batch * self.stream.config.global_images,
+            "pairs_done": self.batch * self.stream.config.global_batch,
             "fingerprint": self.fingerprint(),
             "counters": dict(self.counters),
             "first": self.stream.first,
@@ -397,7 +300,7 @@ class StreamLoader:
                 "resume with the same data.sources and seed, or start afresh with resume=never"
             )
         self.epoch = int(state["epoch"])
-        self.batch = min(int(state["pairs_done"]) // self.stream.config.global_images, self._batches)
+        self.batch = min(int(state["pairs_done"]) // self.stream.config.global_batch, self._batches)
         self.counters = Counter(state["counters"])
         self.stream.first, self.stream.finished = int(state["first"]), set(state["finished"])
         self._read, self._ended, self._endless = Counter(), {}, None

@@ -1,0 +1,75 @@
+"""Make batches in worker processes: what local and streamed shards have in common."""
+
+from __future__ import annotations
+
+import atexit
+import gc
+import hashlib
+import multiprocessing
+import signal
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from filip import tokenizer
+from filip.errors import UserError
+
+Batch = dict[str, Any]
+
+
+class Pair(NamedTuple):
+    """An image (or its feature map) and a caption, as a batch takes them."""
+
+    pixels: torch.Tensor
+    text: str
+    group: int
+    key: str
+
+
+def batch_of(pairs: Sequence[Pair], problems: Mapping[str, int], context_length: int) -> Batch:
+    """Collate a batch; see :func:`build_loader`. ``problems``: what was wrong with samples since the last one."""
+    ids, lengths = tokenizer.tokenize([pair.text for pair in pairs], context_length)
+    return {
+        "pixels": torch.stack([pair.pixels for pair in pairs]),
+        "ids": ids,
+        "lengths": lengths,
+        "group": torch.tensor([pair.group for pair in pairs], dtype=torch.int64),
+        "key": [pair.key for pair in pairs],
+        "problems": dict(problems),
+    }
+
+
+def sentence_of(error: UserError) -> str:
+    """Return the sentence of a worker's UserError, before which torch puts a traceback.
+
+    torch keeps the error in a reference cycle, and with it the iterator, whose workers could not end: it is cut.
+    """
+    traceback.clear_frames(error.__traceback__)
+    return str(error).rsplit("UserError: ", 1)[-1].strip()
+
+
+def prepare_worker(_: int) -> None:
+    """Prepare a worker: ignore signals, and share the memory of the training process for as long as possible.
+
+    Schedulers signal every process of a job. A worker that died of SIGTERM would end the training before its save.
+
+    A worker starts with the pages of the process that it was forked from, and gets a copy of those that it writes to.
+    A full garbage collection writes to all that hold Python objects, some 75 MB; it leaves frozen objects out.
+    """
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+    gc.freeze()
+
+
+@atexit.register  # registered after multiprocessing's handler, so it runs before that
+def _end_workers() -> None:
+    """Kill the workers: at exit multiprocessing sends its daemons SIGTERM, which they ignore, and waits for ever."""
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+def hash_of(*parts: object) -> int:
+    return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest(), "big")
