@@ -1,33 +1,45 @@
 """A canary that takes seconds: the optimiser of ``base.yaml`` at its peak rate, on pictures of patterns.
 
-    python -m bench.studies.canary_pictures      # ten CPU seconds a row: the table of docs/token_wise.md
+    python -m bench.studies.canary_pictures              # what is missing: twelve CPU seconds a training
+    python -m bench.studies.canary_pictures table=true   # the table of docs/token_wise.md, from what is there
 
-A picture has three of 48 patterns on noise, its caption names them between words that every caption has. With all
-tokens LAMB finds nearly every picture; with the paper's quarter it stays at log(batch).
+A picture has three of 48 patterns among 25 patches of noise, its caption names them between words that every caption
+has. With all tokens LAMB finds nearly every picture; with the paper's quarter it stays at log(batch). Every training
+is kept in DATA.
 """
 
 from __future__ import annotations
 
-import copy
+import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from filip.command import compose_config, run_command
+from bench.studies.onset_page import with_interval
+from filip.command import compose_config, option, run_command
 from filip.eval.metrics import retrieval_hits
+from filip.files import write_json
 from filip.interaction import score
 from filip.models import DualEncoder, TextFeatures, build_model
 from filip.models.dual_encoder import without_ends
+from filip.progress import say
 from filip.train.config import TrainConfig
 from filip.train.engine import make_optimizer
 from filip.train.losses import Loss, resolve_weights
 from filip.train.param_groups import set_lr
+from filip.train.provenance import commit
 from filip.train.schedule import make_schedule
+from workflow.estimate import cpu_name
 
+DATA = Path("records/canary")
 PATTERNS, BATCH, STEPS = 48, 64, 300
+SIDE = 5  # patches
 BOS, EOS, A, AND, COMMA = range(PATTERNS, PATTERNS + 5)
 
 
@@ -36,44 +48,57 @@ def pictures(seed: int, size: int) -> Iterator[dict[str, Tensor]]:
     draw = torch.Generator().manual_seed(seed)
     patterns = torch.randn(PATTERNS, 3, 8, 8, generator=draw)
     while True:
-        places = torch.rand(size, 16, generator=draw).argsort(1)[:, :3]
+        places = torch.rand(size, SIDE * SIDE, generator=draw).argsort(1)[:, :3]
         shown = torch.rand(size, PATTERNS, generator=draw).argsort(1)[:, :3]
-        cells = 0.5 * torch.randn(size, 16, 3, 8, 8, generator=draw)
+        cells = 0.5 * torch.randn(size, SIDE * SIDE, 3, 8, 8, generator=draw)
         cells[torch.arange(size)[:, None], places] += patterns[shown]
-        pixels = cells.view(size, 4, 4, 3, 8, 8).permute(0, 3, 1, 4, 2, 5).reshape(size, 3, 32, 32)
+        pixels = (
+            cells.view(size, SIDE, SIDE, 3, 8, 8)
+            .permute(0, 3, 1, 4, 2, 5)
+            .reshape(size, 3, 8 * SIDE, 8 * SIDE)
+        )
         words = torch.tensor([BOS, A, -1, COMMA, A, -1, AND, A, -1, EOS]).repeat(size, 1)
         words[words < 0] = shown.flatten()
         group = (shown.sort(1).values * torch.tensor([PATTERNS**2, PATTERNS, 1])).sum(1)
         yield {"pixels": pixels, "ids": words, "lengths": torch.full((size,), 10), "group": group}
 
 
-def trained(paper: TrainConfig, *changes: tuple[str, object]) -> tuple[float, float]:
-    """Train by the optimiser of ``paper``; return R@1 of 256 in percent, the mean of both ways, and the scale."""
-    config = copy.deepcopy(paper)
-    for name, value in changes:
-        *path, last = name.split(".")
-        place: object = config
-        for part in path:
-            place = getattr(place, part)
-        setattr(place, last, value)
-    o = config.optimizer
-    base_lr = o.base_lr * math.sqrt((paper.global_batch or 0) / BATCH)  # the paper's peak
-    torch.manual_seed(0)
+def scaled_down(paper: str, *changes: str) -> TrainConfig:
+    """Return the settings of the experiment ``paper`` with towers of one layer of 32."""
+    sizes = [
+        "model=tiny", "model.image.layers=1", "model.text.layers=1", "model.embed_dim=32",
+        f"model.image.image_size={8 * SIDE}", f"model.text.vocab_size={PATTERNS + 5}", "optimizer.eps=1e-4",
+    ]  # fmt: skip
+    nowhere = ["run_dir=-", "out=-", "result=-"]
+    return compose_config(TrainConfig, [f"experiment={paper}", *sizes, *nowhere, *changes], "train")
+
+
+def trained(config: TrainConfig, seed: int, steps: int = STEPS) -> dict[str, Any]:
+    """Train at the peak rate of ``config``; return the loss every hundred steps, the scale, and R@1 in percent."""
+    base_lr = config.optimizer.base_lr * math.sqrt((config.global_batch or 0) / BATCH)
+    torch.manual_seed(seed)
     model = build_model(config.model)
     loss, optimizer = Loss(resolve_weights({}, "token_wise"), config), make_optimizer(model, config)
-    schedule = make_schedule(base_lr, BATCH, STEPS // 3, STEPS)
-    for step, batch in zip(range(STEPS), pictures(0, BATCH), strict=False):
+    schedule, losses = make_schedule(base_lr, BATCH, steps // 3, steps), []
+    for step, batch in zip(range(steps), pictures(seed, BATCH), strict=False):
         set_lr(optimizer.param_groups, schedule.at(step), step)
         output = loss(model(batch["pixels"], batch["ids"], batch["lengths"]), batch["group"], step)
         optimizer.zero_grad()
         output.loss.backward()
         optimizer.step()
-    return found(model.eval()), float(model.scale().detach())
+        if (step + 1) % 100 == 0:
+            losses.append(round(float(output.loss.detach()), 2))
+    return {
+        "losses": losses,
+        "scale": round(float(model.scale().detach()), 1),
+        "recall": found(model.eval(), seed),
+    }
 
 
 @torch.no_grad()
-def found(model: DualEncoder) -> float:
-    stream = pictures(0, 256)
+def found(model: DualEncoder, seed: int) -> float:
+    """Return R@1 of 256 pictures that were not trained on, in percent, the mean of both directions."""
+    stream = pictures(seed, 256)
     next(stream)
     batch = next(stream)
     texts = model.encode_text(batch["ids"], batch["lengths"])
@@ -84,38 +109,66 @@ def found(model: DualEncoder) -> float:
     return 50 * sum(float(retrieval_hits(one, own, own, [1]).mean()) for one in ways)
 
 
-SLOW = ("optimizer.temperature_lr_factor", 0.1)
-SIX, CONTRAST = ("token_keep_minimum", 6), ("token_score", "contrast")
-ALL, QUARTER = (("token_keep_ratio", share) for share in (1.0, 0.25))
-ROWS: dict[str, tuple[tuple[str, object], ...]] = {
+SLOW = "optimizer.temperature_lr_factor=0.1"
+SIX, CONTRAST = "token_keep_minimum=6", "token_score=contrast"
+ALL, QUARTER = "token_keep_ratio=1", "token_keep_ratio=0.25"
+LATER = "token_keep_schedule='switch from 1 to 0.25 at step 100'"
+ROWS: dict[str, tuple[str, ...]] = {
     "all tokens": (ALL,),
-    "all tokens, temperature_lr_factor=0.1": (ALL, SLOW),
+    "all tokens, slow temperature": (ALL, SLOW),
     "a quarter": (QUARTER,),
-    "a quarter, temperature_lr_factor=0.1": (QUARTER, SLOW),
-    "a quarter, token_keep_minimum=6": (QUARTER, SIX),
-    "a quarter, token_keep_minimum=6, temperature_lr_factor=0.1": (QUARTER, SIX, SLOW),
-    "a quarter, token_score=contrast": (QUARTER, CONTRAST),
-    "a quarter, token_score=contrast, token_keep_minimum=6": (QUARTER, CONTRAST, SIX),
-    "a quarter from step 100": (ALL, ("token_keep_schedule", "switch from 1 to 0.25 at step 100")),
+    "a quarter, slow temperature": (QUARTER, SLOW),
+    "a quarter, at least 6": (QUARTER, SIX),
+    "a quarter, at least 6, slow temperature": (QUARTER, SIX, SLOW),
+    "a quarter, contrast": (QUARTER, CONTRAST),
+    "a quarter, contrast, at least 6": (QUARTER, CONTRAST, SIX),
+    "a quarter, contrast, at least 6, slow temperature": (QUARTER, CONTRAST, SIX, SLOW),
+    "a quarter from step 100": (ALL, LATER),
+    "a quarter from step 100, at least 6, slow temperature": (ALL, LATER, SIX, SLOW),
 }
 
 
 @dataclass
 class CanaryPictures:
-    """There is nothing to set."""
+    """The trainings to add."""
+
+    only: list[str] = option([], "rows; empty = all")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")
+    table: bool = option(False, "print the table, and train nothing")
 
 
-def main(_: CanaryPictures) -> None:
-    """Train each row and print what it found."""
-    sizes = ["model=tiny", "model.image.layers=1", "model.text.layers=1", "model.embed_dim=32"]
-    nowhere = ["run_dir=-", "out=-", "result=-"]
-    paper = compose_config(TrainConfig, ["experiment=base", *sizes, *nowhere], "train")
-    paper.model.text.vocab_size = PATTERNS + 5
-    paper.optimizer.eps = 1e-4
+def main(canary: CanaryPictures) -> None:
+    """Train what is missing, seed by seed and row by row."""
+    if canary.table:
+        print(table())
+        return
     torch.set_num_threads(1)
-    for row, changes in ROWS.items():
-        recall, scale = trained(paper, *changes)
-        print(f"| {row} | {recall:.1f} | {scale:.1f} |", flush=True)
+    for seed in canary.seeds:
+        for row in canary.only or ROWS:
+            file = DATA / f"{row.replace(',', '').replace(' ', '-')}-{seed}.json"
+            if not file.exists():
+                outcome = trained(scaled_down("base", *ROWS[row]), seed)
+                say(f"{row}, seed {seed}: {outcome}")
+                where = {"commit": commit(), "cpu": cpu_name()}
+                write_json(file, {"row": row, "seed": seed, **outcome, **where})
+
+
+def table() -> str:
+    """Return the Markdown table: loss by step, scale and recall of each row."""
+    kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(DATA.glob("*.json"))]
+    lines = [
+        f"| tokens | seeds | loss at steps 100, 200, 300 (chance {math.log(BATCH):.2f}) | scale | R@1 |",
+        "| --- | ---: | --- | ---: | ---: |",
+    ]
+    for row in ROWS:
+        own = [one for one in kept if one["row"] == row]
+        if own:
+            losses = ", ".join(f"{fmean(at):.2f}" for at in zip(*(one["losses"] for one in own), strict=True))
+            recall = with_interval(one["recall"] for one in own)
+            lines.append(
+                f"| {row} | {len(own)} | {losses} | {fmean(one['scale'] for one in own):.1f} | {recall} |"
+            )
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@
     python -m bench.studies.onset page=true             # write table and figure from what is there
 
 Every training is that of the speedrun (bench/speedrun.py) with another maximum. Its recall, by the maximum and by the
-smooth one, is kept in one small file, DATA/<row>-<rate>-<steps>-<seed>.json, so that a later call adds to what is there.
+smooth one, is kept in a small file, DATA/<row>-<rate>-<steps>-<seed>.json, so that a later call adds to what is there.
 Rates are chosen on two seeds that the table does not use, by the last recall; a best rate at the edge of RATES is said.
 """
 
