@@ -28,6 +28,7 @@ TEMPLATES: dict[int, list[str]] = {
         "here we see {list}",
     ],
 }
+MORE = ["{list}", "{names}", "a picture of {list}", "here we see {list}"]  # of any number of things
 RELATION_SHARE = (
     0.2  # share of the captions of two or more things that say where one thing is relative to another
 )
@@ -51,7 +52,7 @@ def caption(draw: random.Random, things: Sequence[Placed]) -> str:
         sentence = relation_caption(order, draw)
         if sentence:
             return sentence
-    return fill(draw.choice(TEMPLATES[len(things)]), [thing.label for thing in order])
+    return fill(draw.choice(TEMPLATES.get(len(things), MORE)), [thing.label for thing in order])
 
 
 def fill(template: str, names: Sequence[str]) -> str:

@@ -26,6 +26,10 @@ SIZES = {
     2: (0.38, 0.58),
     3: (0.34, 0.5),
     4: (0.3, 0.46),
+    5: (0.26, 0.4),  # more than four: bench/studies/dose.py only
+    6: (0.24, 0.36),
+    7: (0.22, 0.33),
+    8: (0.2, 0.3),
 }  # longer side, as a share of the scene's
 AVOIDING = 50  # attempts at a scene without a pair that another set shows
 TRIES = 40  # places that are tried for a thing before it is drawn smaller

@@ -1,0 +1,208 @@
+"""What more things in a scene, and more bytes an image, are worth: the figure of docs/token_wise.md.
+
+    python -m bench.studies.dose      # after `make demo`; three CPU minutes
+
+The demo's models on scenes that are composed here, DOSES things each, by the training's artists and without held-out
+pairs, so that only the number of things differs from the training list. Bytes are bought by averaging neighbouring
+patches of an image, of models that were not trained so.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bench.speedrun import recall
+from filip import tokenizer
+from filip.command import option, run_command
+from filip.data.demo.artists import ARTISTS
+from filip.data.demo.catalogue import Catalogue
+from filip.data.demo.corpus import train_and_test
+from filip.data.demo.packages import fetch_packages
+from filip.data.demo.scenes import (
+    Scene,
+    Sprites,
+    compose,
+    in_scenes,
+    load_sprites,
+    pair_share,
+    training_concepts,
+)
+from filip.data.preprocessing import eval_transform
+from filip.files import replacing
+from filip.interaction import pooled_similarity, score
+from filip.models import DualEncoder, TextFeatures, load_model
+from filip.report.plots import INK, MUTED, grid
+from filip.report.readme import put_between_marks
+
+PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/dose.svg")
+MARKS = ("<!-- dose:begin -->", "<!-- dose:end -->")
+SEED = 77  # of no set of the demo
+DOSES = range(1, 9)
+TRAINED = 4  # things in a training scene, at most
+SIDES = (6, 3, 2, 1)  # of the grid of patches that an image keeps
+COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": "#b4603f"}
+
+
+@dataclass
+class Dose:
+    """What is encoded."""
+
+    results: str = option("results/demo", "results of the demo")
+    cache: str = option(".cache/demo", "folder of the npm packages")
+    scenes: int = option(500, "scenes of each number of things")
+
+
+@dataclass
+class Doses:
+    """Scenes of one number of things."""
+
+    maps: Tensor  # [scenes, channels, rows, columns]: the stem's, which all models share
+    captions: list[str]
+
+
+Found = dict[str, list[dict[tuple[int, int], float]]]  # model, seed, (things, side of the grid): R@1
+
+
+def main(study: Dose) -> None:
+    """Write the page's table and the figure."""
+    torch.set_num_threads(1)
+    files = {
+        "CLIP": ["clip", "clip_s1"],
+        "FILIP": ["filip", "filip_s1"],
+        "FILIP, smooth": ["smooth", "smooth_s1"],
+    }
+    models = {
+        name: [load_model(f"{study.results}/models/{file}.safetensors").eval() for file in own]
+        for name, own in files.items()
+    }
+    doses = {count: encoded(scenes, models["CLIP"][0]) for count, scenes in composed(study)}
+    found = {name: [scored(model, doses) for model in own] for name, own in models.items()}
+    block = table(
+        found, study.scenes, {count: truncated(dose, models["CLIP"][0]) for count, dose in doses.items()}
+    )
+    text = put_between_marks(PAGE.read_text(encoding="utf-8"), block, str(PAGE), MARKS)
+    with replacing(PAGE) as part:
+        part.write_text(text, encoding="utf-8")
+    draw(found)
+    print(block)
+
+
+def composed(study: Dose) -> Iterator[tuple[int, Iterator[Scene]]]:
+    """Yield scenes of 1, 2, … things, no two of the same things."""
+    corpus = Path(study.results) / "corpus"
+    catalogue = Catalogue(fetch_packages(study.cache))
+    training, _ = train_and_test(catalogue, {artist.key: catalogue.drawings(artist) for artist in ARTISTS})
+    sprites = load_sprites([d for d in training if in_scenes(d.emoji)], corpus / "sprites")
+    for count in DOSES:
+        yield count, _scenes(sprites, count, study.scenes)
+
+
+def _scenes(sprites: Sprites, count: int, scenes: int) -> Iterator[Scene]:
+    draw, concepts = random.Random(f"dose {count}"), sorted(sprites)
+    taken: set[frozenset[str]] = set()
+    while len(taken) < scenes:
+        chosen = training_concepts(draw, concepts, count, pair_share(len(concepts)))
+        if len(chosen) == count and frozenset(chosen) not in taken:
+            taken.add(frozenset(chosen))
+            yield compose(sprites, chosen, SEED + count, len(taken))
+
+
+def encoded(scenes: Iterator[Scene], model: DualEncoder) -> Doses:
+    """Return the stem's maps of the scenes, and their captions."""
+    assert model.image.stem is not None
+    stem, transform = model.image.stem.folded(), eval_transform(model.image_size)
+    maps, captions = [], []
+    with torch.no_grad():
+        for scene in scenes:
+            maps.append(stem(transform(scene.image)[None]))
+            captions.append(scene.caption)
+    return Doses(torch.cat(maps), captions)
+
+
+@torch.no_grad()
+def scored(model: DualEncoder, doses: dict[int, Doses]) -> dict[tuple[int, int], float]:
+    """Return R@1 in percent, the mean of both directions, by number of things and side of the grid that is kept.
+
+    Of a model of one vector the side is 0.
+    """
+    found = {}
+    for count, dose in doses.items():
+        texts = model.encode_text(*tokenizer.tokenize(dose.captions, model.config.text.context_length))
+        images = torch.cat([model.encode_image(part) for part in dose.maps.split(100)])
+        if isinstance(texts, TextFeatures):
+            for side in SIDES:
+                found[count, side] = fmean(recall(score(averaged(images, side), *texts)).values())
+        else:
+            found[count, 0] = fmean(recall(pooled_similarity(images, texts)).values())
+    return found
+
+
+def averaged(images: Tensor, side: int) -> Tensor:
+    """Return unit patches [b, side * side, d]: means over squares of the patches [b, SIDES[0] ** 2, d]."""
+    b, _, d = images.shape
+    rows = images.transpose(1, 2).reshape(b, d, SIDES[0], SIDES[0])
+    return F.normalize(F.adaptive_avg_pool2d(rows, side).flatten(2).transpose(1, 2), dim=-1)
+
+
+def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
+    """Return the Markdown table: a row for each model and number of vectors."""
+    lines = [
+        f"| R@1 of {scenes:,} | vectors, bytes an image | {' | '.join(map(str, DOSES))} |",
+        f"| --- | ---: {'| ---: ' * len(DOSES)}|",
+        f"| *chance* | | {' | '.join(f'*{100 / scenes:.1f}*' for _ in DOSES)} |",
+    ]
+    for name, seeds in found.items():
+        for side in dict.fromkeys(side for _, side in seeds[0]):
+            vectors = max(1, side**2)
+            cells = [" / ".join(f"{seed[count, side]:.1f}" for seed in seeds) for count in DOSES]
+            lines.append(f"| {name} | {vectors}, {bytes_of(vectors):,} | {' | '.join(cells)} |")
+    lines.append(f"| captions cut, % | | {' | '.join(f'{cut[count]:.0f}' for count in DOSES)} |")
+    return "\n".join(lines)
+
+
+def bytes_of(vectors: int) -> int:
+    """Return what so many vectors of 128 numbers take in float16."""
+    return vectors * 128 * 2
+
+
+def truncated(dose: Doses, model: DualEncoder) -> float:
+    """Return the share of captions, in percent, that are longer than the model's context."""
+    _, lengths = tokenizer.tokenize(dose.captions, 77)
+    return 100 * float((lengths > model.config.text.context_length).float().mean())
+
+
+def draw(found: Found) -> None:
+    """Draw R@1 against the number of things, and against bytes an image at three things; each seed is a line."""
+    figure, (left, right) = grid(1, 2, 10, 4)
+    for name, seeds in found.items():
+        for number, seed in enumerate(seeds):
+            sides = sorted({side for _, side in seed})
+            label = "" if number else name
+            ys = [seed[count, sides[-1]] for count in DOSES]
+            left.plot(DOSES, ys, color=COLOURS[name], marker="o", ms=3, lw=1.2, label=label)
+            bought = [bytes_of(max(1, side**2)) for side in sides]
+            right.plot(
+                bought, [seed[3, side] for side in sides], color=COLOURS[name], marker="o", ms=3, lw=1.2
+            )
+    left.axvline(TRAINED + 0.5, color=MUTED, lw=0.6, ls=":")
+    left.annotate("no training scene has more", (TRAINED + 0.6, 2), color=MUTED, fontsize=8)
+    left.set(xlabel="things in the scene", ylim=(0, None))
+    right.set(xlabel="bytes an image in float16, scenes of three things", xscale="log", ylim=(0, None))
+    left.set_title("R@1 in %, mean of both directions")
+    left.legend()
+    for axis in (left, right):
+        axis.grid(axis="y")
+    with replacing(FIGURE) as part:
+        figure.savefig(part, format="svg", metadata={"Date": None})
+
+
+if __name__ == "__main__":
+    run_command(main, Dose)
