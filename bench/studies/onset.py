@@ -74,10 +74,19 @@ def main(study: Onset) -> None:
                 write_json(file, {"row": row, "rate": rate, "seed": seed, **curve(study, row, rate, seed)})
 
 
+def settings_of(row: str, steps: int) -> list[str]:
+    """Return the settings of a row's maximum in a training of so many steps."""
+    return [setting.format(half=steps // 2) for setting in ROWS[row]]
+
+
 def curve(study: Onset, row: str, rate: str, seed: int) -> dict[str, Any]:
     """Train ``row`` once and return its recall, processor seconds and the concentration of its gradient by step."""
-    changes = [setting.format(half=study.steps // 2) for setting in ROWS[row]]
-    settings = [*changes, f"optimizer.base_lr={rate}", f"max_steps={study.steps}", f"seed={seed}"]
+    settings = [
+        *settings_of(row, study.steps),
+        f"optimizer.base_lr={rate}",
+        f"max_steps={study.steps}",
+        f"seed={seed}",
+    ]
     config = configure(study, "demo_speedrun", settings)
     corpus = prepare(config, study)
     points = []

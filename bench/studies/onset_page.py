@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 from collections.abc import Callable, Iterable
@@ -10,10 +11,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+import numpy as np
 from scipy.special import stdtrit
 
 from filip.errors import UserError
 from filip.files import replacing
+from filip.report.differences import FEWEST, holm, over_trainings
 from filip.report.plots import INK, MUTED, grid
 from filip.report.readme import put_between_marks
 
@@ -27,6 +30,8 @@ COLOURS = {
     "top 2": "#4a6b8a",
     "annealed": "#7a9a3a",
     "softmax 0.05": "#8a5fa0",
+    "smooth 0.2": "#d99a6c",
+    "smooth 1": "#c9b458",
 }
 
 Point = dict[str, Any]
@@ -34,12 +39,13 @@ Point = dict[str, Any]
 
 @dataclass
 class Curves:
-    """The trainings of a row at its rate: the points of each seed, in the order of steps."""
+    """The trainings of a row at its rate, of so many steps: the points of each seed, in the order of steps."""
 
     row: str
+    steps: int
     rate: str
     searched: list[str]  # the rates that were tried
-    seeds: list[list[Point]]
+    seeds: dict[int, list[Point]]
 
 
 def write_page(folder: Path) -> None:
@@ -47,26 +53,31 @@ def write_page(folder: Path) -> None:
     rows = read(folder)
     if not rows:
         raise UserError(f"{folder} holds no training yet: python -m bench.studies.onset")
-    block = table(rows)
+    lengths = [[one for one in rows if one.steps == steps] for steps in sorted({one.steps for one in rows})]
+    block = "\n\n".join(f"{table(own)}\n\n{differences(own)}" for own in lengths)
     text = put_between_marks(PAGE.read_text(encoding="utf-8"), block, str(PAGE), MARKS)
     with replacing(PAGE) as part:
         part.write_text(text, encoding="utf-8")
-    draw(rows)
+    draw(lengths)
     print(block)
 
 
 def read(folder: Path) -> list[Curves]:
-    """Return the reported trainings of each row at the rate that its search chose, hard first."""
+    """Return the reported trainings of each row and length at the rate that the row's search chose, hard first."""
     found = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(folder.glob("*.json"))]
     rows = []
-    for row in dict.fromkeys(one["row"] for one in found):
+    for row, steps in dict.fromkeys((one["row"], one["steps"]) for one in found):
         own = [one for one in found if one["row"] == row]
         searched = sorted({one["rate"] for one in own if one["seed"] in SEARCH}, key=float)
         rate = max(searched, key=lambda r: _searched(own, r)) if searched else own[0]["rate"]
-        seeds = [one["points"] for one in own if one["rate"] == rate and one["seed"] not in SEARCH]
+        seeds = {
+            one["seed"]: one["points"]
+            for one in own
+            if (one["rate"], one["steps"]) == (rate, steps) and one["seed"] not in SEARCH
+        }
         if seeds:
-            rows.append(Curves(row, rate, searched, seeds))
-    return sorted(rows, key=lambda one: (one.row != "hard", one.row))
+            rows.append(Curves(row, steps, rate, searched, seeds))
+    return sorted(rows, key=lambda one: (one.row != "hard", one.row, one.steps))
 
 
 def _searched(own: list[dict[str, Any]], rate: str) -> float:
@@ -103,17 +114,27 @@ def at_seconds(points: list[Point], seconds: float) -> float:
     return math.nan
 
 
-def table(rows: list[Curves]) -> str:
-    """Return the Markdown table: a row for each maximum."""
-    equal = min(min(points[-1]["seconds"] for points in one.seeds) for one in rows)
-    steps = rows[0].seeds[0][-1]["step"]
-    columns: list[tuple[str, Callable[[list[Point]], float]]] = [
+Column = tuple[str, Callable[[list[Point]], float]]
+
+
+def compared(rows: list[Curves]) -> list[Column]:
+    """Return the columns in which rows of one length are compared with the hard maximum."""
+    equal = min(points[-1]["seconds"] for one in rows for points in one.seeds.values())
+    return [
         (f"step at {PASSES:.0f} %", lambda p: passing(p, "step")),
         (f"CPU seconds at {PASSES:.0f} %", lambda p: passing(p, "seconds")),
         (f"R@1 after {equal:.0f} CPU seconds", lambda p: at_seconds(p, equal)),
-        (f"R@1 after {steps} steps", lambda p: mean_recall(p[-1])),
+        (f"R@1 after {rows[0].steps:,} steps", lambda p: mean_recall(p[-1])),
+    ]
+
+
+def table(rows: list[Curves]) -> str:
+    """Return the Markdown table of the trainings of one length: a row for each maximum."""
+    columns: list[Column] = [
+        *compared(rows),
         ("the same, scored smooth", lambda p: mean_recall(p[-1], "smooth")),
         ("CPU seconds", lambda p: p[-1]["seconds"]),
+        ("scale", lambda p: p[-1]["scale"]),
         ("Gini of patches", lambda p: 100 * p[-1]["gini"]["patches"]),
     ]
     head = ["maximum in training", "rate", "seeds", *(title for title, _ in columns)]
@@ -124,8 +145,39 @@ def table(rows: list[Curves]) -> str:
             if len(one.searched) > 1
             else f"{one.rate}, not searched"
         )
-        cells = [with_interval([value(points) for points in one.seeds]) for _, value in columns]
+        cells = [with_interval(value(points) for points in one.seeds.values()) for _, value in columns]
         lines.append(f"| {one.row} | {rate} | {len(one.seeds)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def differences(rows: list[Curves]) -> str:
+    """Return the Markdown table of what each row has over the hard maximum: a paired t over the seeds of both.
+
+    A star stands where p < 0.05 after Holm's correction for all cells of the table.
+    """
+    columns = compared(rows)
+    hard = next(one for one in rows if one.row == "hard")
+    cells: dict[tuple[str, str], tuple[float, float, float]] = {}
+    for one in rows:
+        shared = [seed for seed in one.seeds if seed in hard.seeds]
+        for title, value in columns:
+            pairs = np.array([[value(one.seeds[seed]) - value(hard.seeds[seed])] for seed in shared])
+            if one is not hard and len(shared) >= FEWEST and np.isfinite(pairs).all():
+                low, high, p = over_trainings(pairs, np.zeros(1), np.ones(1))
+                cells[one.row, title] = float(low[0]), float(high[0]), float(p[0])
+    corrected = dict(zip(cells, holm([p for _, _, p in cells.values()]), strict=True))
+    lines = [f"| less the hard maximum | {' | '.join(title for title, _ in columns)} |"]
+    lines.append(f"| --- {'| ---: ' * len(columns)}|")
+    for one in rows:
+        if one is not hard:
+            shown = []
+            for title, _ in columns:
+                low, high, _ = cells.get((one.row, title), (math.nan,) * 3)
+                star = "*" if corrected.get((one.row, title), 1.0) < 0.05 else ""
+                shown.append(
+                    "–" if math.isnan(low) else f"{(low + high) / 2:+.1f} [{low:.1f}, {high:.1f}]{star}"
+                )
+            lines.append(f"| {one.row} | {' | '.join(shown)} |")
     return "\n".join(lines)
 
 
@@ -141,32 +193,24 @@ def with_interval(values: Iterable[float]) -> str:
     return f"{fmean(found):.1f} ±{half:.1f}"
 
 
-def draw(rows: list[Curves]) -> None:
-    """Draw recall against steps and against processor seconds: the mean of the seeds, and each of them faintly."""
-    figure, axes = grid(1, 2, 11, 4.2)
-    for axis, along, label in zip(
-        axes, ("step", "seconds"), ("steps of 128 pairs", "CPU seconds"), strict=True
-    ):
+def draw(lengths: list[list[Curves]]) -> None:
+    """Draw recall against steps and against CPU seconds, a line for each length: the mean of the seeds, and each."""
+    figure, axes = grid(len(lengths), 2, 11, 3.8 * len(lengths))
+    labels = {"step": "steps of 128 pairs", "seconds": "CPU seconds"}
+    for axis, (rows, along) in zip(axes, itertools.product(lengths, labels), strict=True):
         for one in rows:
             colour = COLOURS.get(one.row, MUTED)
-            for points in one.seeds:
-                axis.plot(
-                    [p[along] for p in points],
-                    [mean_recall(p) for p in points],
-                    color=colour,
-                    lw=0.6,
-                    alpha=0.3,
-                )
-            together = list(zip(*one.seeds, strict=False))
+            for points in one.seeds.values():
+                recalls = [mean_recall(p) for p in points]
+                axis.plot([p[along] for p in points], recalls, color=colour, lw=0.6, alpha=0.3)
+            together = list(zip(*one.seeds.values(), strict=False))
             xs = [fmean(p[along] for p in points) for points in together]
             ys = [fmean(mean_recall(p) for p in points) for points in together]
             axis.plot(xs, ys, color=colour, lw=1.8, label=one.row)
-            axis.annotate(
-                one.row, (xs[-1], ys[-1]), xytext=(4, 0), textcoords="offset points", color=colour, fontsize=8
-            )
         axis.axhline(PASSES, color=MUTED, lw=0.6, ls=":")
-        axis.set(xlabel=label, ylim=(0, None), xlim=(0, None))
+        axis.set(xlabel=labels[along], ylim=(0, None), xlim=(0, None))
         axis.grid(axis="y")
+        axis.legend(fontsize=8)
     axes[0].set_title("R@1 in %, mean of both directions, by the maximum")
     with replacing(FIGURE) as part:
         figure.savefig(part, format="svg", metadata={"Date": None})

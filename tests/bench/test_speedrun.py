@@ -13,8 +13,8 @@ from scipy import stats
 from bench.speedrun import Place, chance_that_below, configure, recall
 from bench.studies.canary import ROWS as CANARIES
 from bench.studies.canary import scaled_down
-from bench.studies.onset import ROWS, gini
-from bench.studies.onset_page import at_seconds, passing, read, table
+from bench.studies.onset import gini, settings_of
+from bench.studies.onset_page import Curves, at_seconds, differences, passing, read, table
 from filip.interaction import Similarity
 
 
@@ -40,7 +40,7 @@ def test_the_gini_coefficient_of_equal_amounts_is_0_and_of_one_that_has_all_1_le
 
 
 def test_the_schedules_of_the_studies_rows_are_settings_of_a_training() -> None:
-    for settings in (ROWS["annealed"], CANARIES["a quarter from step 200, slow temperature"]):
+    for settings in (settings_of("annealed", 400), CANARIES["a quarter from step 200, slow temperature"]):
         configure(Place(), "demo_speedrun", settings).check()
 
 
@@ -59,6 +59,7 @@ def points(*recalls: float) -> list[dict]:
             "seconds": 5.0 * (i + 1),
             "hard": {"i2t": value - 1, "t2i": value + 1},
             "smooth": {"i2t": value, "t2i": value},
+            "scale": 70.0,
             "gini": {"patches": 0.5, "words": 0.6},
         }
         for i, value in enumerate(recalls)
@@ -79,10 +80,21 @@ def test_the_rate_of_a_row_is_that_of_its_search_and_the_searchs_seeds_are_not_r
         ("hard", "2e-3", 100, 30), ("hard", "4e-3", 100, 40), ("hard", "2e-3", 0, 99), ("hard", "4e-3", 0, 41),
         ("hard", "4e-3", 1, 43), ("top 2", "4e-3", 0, 50),
     ]:  # fmt: skip
-        content = {"row": row, "rate": rate, "seed": seed, "points": points(5, end)}
+        content = {"row": row, "rate": rate, "seed": seed, "steps": 100, "points": points(5, end)}
         (tmp_path / f"{row}-{rate}-{seed}.json").write_text(json.dumps(content))
     hard, top = read(tmp_path)
-    assert (hard.row, hard.rate, len(hard.seeds)) == ("hard", "4e-3", 2) and len(top.seeds) == 1
+    assert (hard.row, hard.rate, set(hard.seeds), set(top.seeds)) == ("hard", "4e-3", {0, 1}, {0})
     lines = table([hard, top]).splitlines()
     assert lines[2].startswith("| hard | 4e-3 of 2e-3, 4e-3 | 2 |") and "| 42.0 |" in lines[2]
     assert lines[3].startswith("| top 2 | 4e-3, not searched | 1 | 66.7 |")
+
+
+def test_a_row_is_compared_with_the_hard_maximum_by_a_paired_t_over_the_seeds_of_both() -> None:
+    ends = {"hard": [40, 44, 41], "smooth 0.05": [49, 54, 52]}
+    hard, smooth = (
+        Curves(row, 100, "4e-3", [], {seed: points(5, end) for seed, end in enumerate(own)})
+        for row, own in ends.items()
+    )
+    low, high = stats.ttest_rel(ends["smooth 0.05"], ends["hard"]).confidence_interval()
+    line = differences([hard, smooth]).splitlines()[2]
+    assert line.startswith("| smooth 0.05 |") and line.endswith(f"| +10.0 [{low:.1f}, {high:.1f}]* |")
