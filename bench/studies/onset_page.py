@@ -163,8 +163,9 @@ def differences(rows: list[Curves]) -> str:
         for title, value in columns:
             pairs = np.array([[value(one.seeds[seed]) - value(hard.seeds[seed])] for seed in shared])
             if one is not hard and len(shared) >= FEWEST and np.isfinite(pairs).all():
-                low, high, p = over_trainings(pairs, np.zeros(1), np.ones(1))
-                cells[one.row, title] = float(low[0]), float(high[0]), float(p[0])
+                found = over_trainings(pairs, np.zeros(1), np.ones(1))
+                low, high, p = (float(value[0]) for value in found)
+                cells[one.row, title] = low, high, p
     corrected = dict(zip(cells, holm([p for _, _, p in cells.values()]), strict=True))
     lines = [f"| less the hard maximum | {' | '.join(title for title, _ in columns)} |"]
     lines.append(f"| --- {'| ---: ' * len(columns)}|")
