@@ -48,6 +48,12 @@ def tokenize_numpy(texts: Sequence[str], context_length: int = 77) -> tuple[np.n
     ) + 1  # the first one: a caption may have the token's name in it
 
 
+def token_names(text: str, context_length: int = 77) -> list[str]:
+    """Return the tokens of one text as a person reads them (:func:`decode_token`), cut as :func:`tokenize` cuts."""
+    ids = [*_ids_of([text])[0][: context_length - 2], EOS]
+    return [decode_token(token) for token in (BOS, *ids[: ids.index(EOS) + 1])]
+
+
 def _ids_of(texts: Iterable[str]) -> list[list[int]]:
     """Return each text's ids, uncut, without [BOS] and [EOS]. No piece spans a space, so each word is encoded once."""
     rows = [clean(text).lower().split() for text in texts]

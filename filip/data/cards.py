@@ -11,7 +11,6 @@ from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, cast
 
-import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -154,11 +153,7 @@ def load_source(name_or_path: str | Path) -> SourceCard:
     Raises UserError, naming the key, when the card does not exist or a key is unknown, missing or ill-typed.
     """
     path = resources.find("source", name_or_path)
-    try:
-        raw = yaml.safe_load(path.read_text())
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    return parse_card(raw, path)
+    return parse_card(resources.read_yaml(path), path)
 
 
 def parse_card(raw: Any, path: Path) -> SourceCard:

@@ -23,8 +23,6 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from filip import resources
 from filip.errors import UserError
 from filip.eval.benchmark import HAVE_CAPTIONS, BenchmarkCard, Layout
@@ -38,9 +36,6 @@ KINDS = {
     "pointing": ("accuracy",),  # a caption that names things whose places are known
 }
 FROM_DATA = "from the data set"
-
-# Ten times as fast where PyYAML was built with it, as wheels are; a study reads a hundred cards with all their classes.
-_Loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 def load_cards(paths: list[str], loader: str | None = None) -> list[BenchmarkCard]:
@@ -62,10 +57,7 @@ def load_card(path: str | Path, loader: str | None = None) -> BenchmarkCard:
     there, unknown or missing keys, and values that do not fit, naming the key and the file.
     """
     file = resources.find("benchmark", path)
-    try:
-        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"{file} is not valid YAML: {error}") from error
+    raw = resources.read_yaml(file)
     if not isinstance(raw, dict):
         raise UserError(f"{file} should hold `key: value` lines, see any other card in eval/")
     known = {f.name for f in fields(BenchmarkCard)} - {"layout"} | {"loader", "layouts"}

@@ -19,10 +19,16 @@ from torch.utils.data import DataLoader, Dataset
 
 @dataclass
 class Thing:
-    """Something in an image that the captions call ``label``. mask: mode L, 0 or 255, the image's size."""
+    """Something in an image that the captions call ``label``: the pixels of ``shown`` (mode L) of value ``number``."""
 
     label: str
-    mask: Image.Image
+    shown: Image.Image  # the image's size; decoded when a mask is asked for, which most protocols do not
+    number: int = 255
+
+    @property
+    def mask(self) -> Image.Image:
+        """Return where it is: mode L, 0 or 255."""
+        return Image.fromarray(np.where(np.asarray(self.shown) == self.number, np.uint8(255), np.uint8(0)))
 
 
 @dataclass

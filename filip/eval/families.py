@@ -7,12 +7,13 @@ that are published for it. A card names its entry in a prompt file; the file is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from filip import resources
+from filip.errors import UserError
+from filip.files import file_state
 
 if TYPE_CHECKING:
     from filip.eval.benchmark import BenchmarkCard
@@ -45,12 +46,22 @@ FAMILIES = {
 def prompts_for(family: str, card: BenchmarkCard) -> str:
     """Return the prompt file of a card for a family of models; :data:`PROMPTS` if the family's lacks the card."""
     own = FAMILIES[family].prompts
-    content = _content(own)
+    content = prompt_file(own)
     known = card.prompts in content or card.prompts in content.get("retrieval", {})
     return own if card.prompts is None or known else PROMPTS
 
 
-@cache
-def _content(file: str) -> dict[str, Any]:
-    found: dict[str, Any] = yaml.safe_load(resources.find("prompts", file).read_text(encoding="utf-8"))
-    return found
+def prompt_file(path: str | Path) -> dict[str, Any]:
+    """Return the content of a prompt file, read once and not to be changed. UserError if it cannot be used."""
+    file = resources.find("prompts", path)
+    return _content(file, file_state(file))
+
+
+@lru_cache(maxsize=8)
+def _content(file: Path, state: tuple[int, int] | None) -> dict[str, Any]:
+    content = resources.read_yaml(file)
+    if not isinstance(content, dict):
+        raise UserError(
+            f"{file} has no prompts: it should hold `key: value` lines, as eval/prompts.yaml does"
+        )
+    return content

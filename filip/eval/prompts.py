@@ -11,11 +11,9 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from filip import resources
 from filip.errors import UserError
-from filip.eval.families import AUTO, PROMPTS
+from filip.eval.families import AUTO, PROMPTS, prompt_file
 
 
 @dataclass(frozen=True)
@@ -109,8 +107,7 @@ def alignment_template(prompts: str, card: str) -> str:
     if "{c}" in prompts:
         return prompts
     file = PROMPTS if prompts == AUTO else prompts  # no other family has prompts for alignments
-    content = yaml.safe_load(resources.find("prompts", file).read_text(encoding="utf-8")) or {}
-    entries = content.get("alignment", {})
+    entries = prompt_file(file).get("alignment", {})
     return str(entries.get(card, entries.get("default", DEFAULT)))
 
 
@@ -124,14 +121,11 @@ def _single(path: str | Path, key: str, entry: dict[str, Any], direction: str) -
 
 
 def _entry(path: str | Path, key: str) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(resources.find("prompts", path).read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is not valid YAML: {error}") from error
-    if not isinstance(content, dict) or not isinstance(content.get(key), dict):
-        known = ", ".join(sorted(content)) if isinstance(content, dict) else "nothing"
-        raise UserError(f"{path} has no prompts '{key}'; it has {known}")
-    return content[key]
+    content = prompt_file(path)
+    if not isinstance(content.get(key), dict):
+        raise UserError(f"{path} has no prompts '{key}'; it has {', '.join(sorted(content))}")
+    entry: dict[str, Any] = content[key]
+    return entry
 
 
 def _from_template(path: str | Path, key: str, template: str) -> Prompt:

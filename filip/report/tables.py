@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.files import replacing, write_json
@@ -59,7 +57,7 @@ def main(config: Tables) -> None:
 
 def load_published(path: str | Path) -> dict[str, Any]:
     """Read the paper's numbers, in percent: a file, or ``published``: ``eval/published.yaml``. UserError if missing."""
-    return dict(yaml.safe_load(resources.find("published", path).read_text(encoding="utf-8")))
+    return dict(resources.read_yaml(resources.find("published", path)))
 
 
 if __name__ == "__main__":

@@ -296,9 +296,9 @@ class FilipEncoder:
         return F.normalize(tokens[:, self.model.image.prefix_tokens :].float(), dim=-1)
 
     def tokens(self, text: str) -> list[str]:
-        from filip.tokenizer import decode_token, tokenize
+        from filip.tokenizer import token_names
 
-        return [decode_token(i) for i in tokenize([text], self.context_length)[0][0].tolist()]
+        return token_names(text, self.context_length)
 
     def words(self, texts: Sequence[str]) -> list[Tensor]:
         vectors, lengths = self._words(texts)

@@ -25,7 +25,7 @@ from filip.errors import UserError, first_line
 from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder
 from filip.files import nothing_at
-from filip.tokenizer import BOS, decode_token, token_counts, tokenize
+from filip.tokenizer import BOS, token_counts, token_names, tokenize
 
 CONTEXT, MASK_TOKENS = 77, 1
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -80,8 +80,7 @@ class DeclipEncoder(TwoTowerEncoder):
         return self.text_map(tower.ln_final(tower.transformer(states, attn_mask=tower.attn_mask)))
 
     def tokens(self, text: str) -> list[str]:
-        ids, lengths = tokenize([text], CONTEXT)
-        found = [decode_token(i) for i in ids[0, : int(lengths[0])].tolist()]
+        found = token_names(text, CONTEXT)
         return found + ["[PAD]"] * (CONTEXT - len(found)) if self.all_positions else found
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:

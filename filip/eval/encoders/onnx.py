@@ -94,9 +94,9 @@ class OnnxEncoder:
         return list(vectors.split(lengths.tolist()))
 
     def tokens(self, text: str) -> list[str]:
-        from filip.tokenizer import decode_token, tokenize
+        from filip.tokenizer import token_names
 
-        return [decode_token(i) for i in tokenize([text], self.context_length)[0][0].tolist()]
+        return token_names(text, self.context_length)
 
     def token_counts(self, texts: Sequence[str]) -> list[int]:
         from filip.tokenizer import token_counts

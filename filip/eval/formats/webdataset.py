@@ -6,6 +6,7 @@ import io
 import json
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ class WebdatasetFolder(EvalSet):
         if self.cluster is not None:
             sample.cluster = self._cluster(key, members)
         if "mask.png" in members:
-            sample.mask = Image.open(io.BytesIO(self._read(members["mask.png"]))).convert("L")
+            sample.mask = _grey(self._read(members["mask.png"]))
         if "things.png" in members and "json" in members:
             sample.things = self._things(members)
         return sample
@@ -111,12 +112,9 @@ class WebdatasetFolder(EvalSet):
 
     def _things(self, members: dict[str, _Member]) -> list[Thing]:
         """Return a scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
-        shown = Image.open(io.BytesIO(self._read(members["things.png"]))).convert("L")
+        shown = _grey(self._read(members["things.png"]))
         described = json.loads(self._read(members["json"]))["things"]
-        return [
-            Thing(thing["label"], shown.point([255 * (value == number) for value in range(256)]))
-            for number, thing in enumerate(described, 1)
-        ]
+        return [Thing(thing["label"], shown, number) for number, thing in enumerate(described, 1)]
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"
@@ -149,8 +147,20 @@ class WebdatasetFolder(EvalSet):
         return {**self.__dict__, "_open": {}}  # workers open the tars themselves
 
 
+def _grey(content: bytes) -> Image.Image:
+    """Open an image in mode L, which is decoded when its pixels are asked for if it is stored so."""
+    image = Image.open(io.BytesIO(content))
+    return image if image.mode == "L" else image.convert("L")
+
+
 def _index(number: int, shard: Path) -> list[tuple[str, dict[str, _Member]]]:
     """Return (key, {extension: its place}) for each sample of a tar, in the tar's order."""
+    state = shard.stat()
+    return _index_of(number, shard, state.st_size, state.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # each set is opened to be checked, and again to be read
+def _index_of(number: int, shard: Path, size: int, changed: int) -> list[tuple[str, dict[str, _Member]]]:
     members, defect = scan_tar(shard)
     if defect:
         raise UserError(f"{shard} is not a readable tar ({defect}); fetch it again")

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-import yaml
-
-from filip import resources
 from filip.errors import UserError
+from filip.eval.families import prompt_file
 from filip.report.rows.cells import Inputs
 from filip.report.table import Cell, Column, Row, Table, text_cell
 
@@ -22,7 +20,7 @@ def build(inputs: Inputs) -> Table:
     """Build one row per zero-shot benchmark with an entry in the study's prompt file, two per retrieval benchmark."""
     place = inputs.study.prompts
     try:
-        content = yaml.safe_load(resources.find("prompts", place).read_text(encoding="utf-8")) or {}
+        content = prompt_file(place)
     except UserError:  # one prompt on the command line, or a file that is not here
         content = {}
     columns = [Column("count", "prompts", unit="text")]
