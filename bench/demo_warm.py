@@ -30,7 +30,7 @@ def main(study: DemoWarm) -> None:
         rows["tuned stem"] = STEM[:2]
     for start, settings in rows.items():
         for label, interaction in (("FILIP", "token_wise"), ("CLIP", "pooled")):
-            overrides = [f"model.interaction={interaction}", "data.auto_augment=false", *settings]
+            overrides = [f"model.interaction={interaction}", "data.auto_augment=0", *settings]
             print(row(f"{label}, {start}", run(study, overrides)), flush=True)
 
 

@@ -102,7 +102,7 @@ def main(study: Mixtures) -> None:
         if study.only and label not in study.only:
             continue
         say(label)
-        outcome = run(study, ["loss.token_wise=1", "data.auto_augment=false", *settings])
+        outcome = run(study, ["loss.token_wise=1", "data.auto_augment=0", *settings])
         print(row(label, outcome), flush=True)
         last = outcome.metrics[study.steps]
         scales = [f"{name} {value:.1f}" for name, value in last.items() if "scale" in name]

@@ -116,7 +116,7 @@ def pretraining_steps(study: WarmStart) -> int:
 def continued(study: WarmStart, clip: str, seed: int, rate: str, settings: list[str]) -> Found:
     """Return the recall after going on from ``clip``."""
     say(f"{clip}, {study.steps} steps, rate {rate}, {settings}")
-    start = [f"init_from={clip}", f"seed={seed}", f"optimizer.base_lr={rate}", "data.auto_augment=false"]
+    start = [f"init_from={clip}", f"seed={seed}", f"optimizer.base_lr={rate}", "data.auto_augment=0"]
     outcome = run(study, [*start, *settings])
     seconds = outcome.seconds / study.steps
     say(f"  {seconds:.3f} s a step, recall {outcome.recall}")  # the table comes last

@@ -102,7 +102,7 @@ def augmentation_sheet(
         words = [(text, INK if i == 0 else MUTED) for i, text in enumerate(sample.captions[1:3])]
         words = [(f"→ {text}", MUTED) for text, _ in words]
         cells.append(Cell(strip, sample.captions[0] if sample.captions else sample.key, words))
-    policy = f"AutoAugment (on {100 * augment.auto_augment_probability:.0f} % of the images)"
+    policy = f"AutoAugment (on {100 * augment.auto_augment:.0f} % of the images)"
     note = (
         f"Left: as downloaded. Then {augmented} draws of random resized crop ({100 * augment.crop_scale_min:.0f} to "
         f"100 % of the image), flip and {policy} at {size} px. "

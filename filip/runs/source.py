@@ -80,7 +80,7 @@ def _of_checkpoint(checkpoint: Path) -> Source:
     if damage := find_damage(checkpoint):
         raise UserError(f"{checkpoint} is damaged: {damage}; give another checkpoint of its run")
     state = read_state(checkpoint)
-    weights = merged(checkpoint_weights(checkpoint, state), state.settings.get("warm_start.lora_alpha", 1.0))
+    weights = merged(checkpoint_weights(checkpoint, state))
     pop_loss_parameters(weights)
     model = build_model(config_from_dict(state.model))
     expected = {name: tuple(value.shape) for name, value in model.state_dict().items()}

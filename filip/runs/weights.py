@@ -13,6 +13,9 @@ from torch import Tensor
 from filip.runs.checkpoint import LoopState
 
 _ADAPTER = ".lora_{}.default.weight"  # as peft names them
+ADAPTER_SCALE = (
+    2  # what adapters count: alpha / rank of LoRA. Another scale is another learning rate of theirs
+)
 
 
 def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
@@ -32,7 +35,7 @@ def checkpoint_weights(checkpoint: Path, state: LoopState) -> dict[str, Tensor]:
     return whole | {name: value.detach().float().contiguous() for name, value in weights.items()}
 
 
-def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
+def merged(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of the equivalent model without adapters; ``state`` itself if it has none."""
     plain = {}
     for name, value in state.items():
@@ -43,6 +46,6 @@ def merged(state: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
             continue
         if kind == "weight":
             down, up = (state[layer + _ADAPTER.format(side)].float() for side in "AB")
-            value = value.float() + (alpha / len(down)) * (up @ down)
+            value = value.float() + ADAPTER_SCALE * (up @ down)
         plain[f"{layer}.{kind}"] = value
     return plain

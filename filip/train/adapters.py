@@ -13,6 +13,7 @@ from torch import nn
 from filip.errors import UserError
 from filip.extras import how_to_install
 from filip.models import DualEncoder
+from filip.runs.weights import ADAPTER_SCALE
 from filip.train.config import WarmStartConfig
 
 
@@ -50,7 +51,10 @@ def _inject(tower: nn.Module, settings: WarmStartConfig) -> None:
         if isinstance(module, nn.Linear) and "blocks." in name and "backbone" not in name
     ]
     inject_adapter_in_model(
-        LoraConfig(r=settings.lora_rank, lora_alpha=settings.lora_alpha, target_modules=layers), tower
+        LoraConfig(
+            r=settings.lora_rank, lora_alpha=ADAPTER_SCALE * settings.lora_rank, target_modules=layers
+        ),
+        tower,
     )
 
 

@@ -72,7 +72,6 @@ class WarmStartConfig:
     )
     text: str = option("full", "which weights of the text tower learn: full, frozen or lora")
     lora_rank: int = option(16, "rank of the adapters")
-    lora_alpha: int = option(32, "adapters count alpha / rank times")
 
 
 @dataclass
@@ -90,12 +89,10 @@ class WatchdogConfig:
     """The watchdog's reactions to an alert. :class:`filip.train.watchdog.Limits` says when it raises one."""
 
     non_finite: str = option(
-        "stop", "after non_finite_steps: stop, or rollback = last checkpoint, skip that data"
+        "stop",
+        "after three consecutive steps with a loss or gradient that is not finite (scaler aside): stop, or rollback = "
+        "last checkpoint, skip that data",
     )
-    non_finite_steps: int = option(
-        3, "consecutive steps with a loss or gradient that is not finite (scaler aside)"
-    )
-    max_rollbacks: int = option(3, "rollbacks of a run; after them it stops")
     straggler_intervals: int = option(
         3, "logged intervals with the same slow rank before it is reported; raise it on a shared machine"
     )
@@ -106,13 +103,11 @@ class EvalConfig:
     """The settings of evaluations while training, with the cards and commands of filip.eval."""
 
     every_steps: int = option(0, "evaluate every N steps and at the end; 0 = never")
-    batch_size: int = option(64, "images per forward pass; ranks take turns with the batches")
     root: str = option("results/benchmarks", "folder below which the test sets lie")
-    zero_shot: list[str] = option([], "classification cards, e.g. [eval/cifar10.yaml]")
-    retrieval: list[str] = option([], "retrieval cards")
-    alignment: list[str] = option([], "cards whose images get word-patch alignment pictures")
-    scenes: list[str] = option(
-        [], "pointing cards whose best, median and worst scene is drawn, as in the report"
+    data: list[str] = option(
+        [],
+        "cards, e.g. [cifar10, flickr30k]: of classification, retrieval or selection, which are measured, or of "
+        "pointing, whose best, median and worst scene is drawn as in the report",
     )
     prompts: str = option("eval/prompts.yaml", "prompt ensembles")
 
@@ -222,11 +217,6 @@ class TrainConfig:
         30.0,
         "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable",
     )
-    patience_minutes: float = option(
-        240.0,
-        "how long ranks wait for what some of them do alone: comparing data and converting checkpoints (the first "
-        "rank), writing to disk, evaluating",
-    )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
@@ -278,15 +268,13 @@ class TrainConfig:
         return self
 
 
-_WHOLE_IMAGES = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
+_WHOLE_IMAGES = {"auto_augment": 0.0, "crop_scale_min": 1.0, "flip_probability": 0.0}
 
 
 def _check_feature_cache(data: DataConfig) -> None:
     """Refuse to augment images whose feature maps are kept: they have to be the same every time."""
     changed = [
-        f"data.{name}={str(value).lower()}"
-        for name, value in _WHOLE_IMAGES.items()
-        if getattr(data, name) != value
+        f"data.{name}={value}" for name, value in _WHOLE_IMAGES.items() if getattr(data, name) != value
     ]
     if data.feature_cache is not None and changed:
         raise UserError(
@@ -298,22 +286,20 @@ def _check_feature_cache(data: DataConfig) -> None:
 POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "world_size",
-    "log_every", "timeout_minutes", "patience_minutes", "eval.batch_size",
+    "log_every", "timeout_minutes",
     "token_keep_minimum", "token_temperature", "token_top_k",
-    "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank", "warm_start.lora_alpha",
+    "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank",
     "optimizer.eps", "checkpoint.keep",
     "data.shuffle_window_shards", "data.reader_groups",
-    "watchdog.non_finite_steps", "watchdog.straggler_intervals",
+    "watchdog.straggler_intervals",
 )  # fmt: skip
 NOT_NEGATIVE = (
     "seed", "optimizer.weight_decay",
     "optimizer.warmup_steps", "optimizer.clip_grad_norm", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_every_steps", "watchdog.max_rollbacks", "eval.every_steps",
+    "checkpoint.keep_every_steps", "eval.every_steps",
     "data.workers", "warm_start.projection_steps",
 )  # fmt: skip
-SHARES = (
-    "token_keep_ratio", "data.auto_augment_probability", "data.crop_scale_min", "warm_start.layer_decay",
-)  # fmt: skip
+SHARES = ("token_keep_ratio", "data.crop_scale_min", "warm_start.layer_decay")
 
 
 def _check_numbers(config: TrainConfig) -> None:
@@ -328,6 +314,7 @@ def _check_numbers(config: TrainConfig) -> None:
     refuse(POSITIVE, lambda value: value > 0, "positive")
     refuse(NOT_NEGATIVE, lambda value: value >= 0, "0 or positive")
     refuse(SHARES, lambda value: 0 < value <= 1, "above 0 and at most 1")
+    refuse(("data.auto_augment",), lambda value: 0 <= value <= 1, "at least 0 and at most 1")
     betas = config.optimizer.betas
     if not all(0 <= beta < 1 for beta in betas):
         raise UserError(f"optimizer.betas={list(betas)} must be two numbers from 0 to below 1")

@@ -7,7 +7,6 @@ import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,15 +15,13 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.cards import load_card, load_cards
 from filip.eval.context import Context
-from filip.eval.encoders import Encoder
 from filip.eval.evaluation import evaluate as evaluate_cards
 from filip.eval.formats import open_set
 from filip.eval.options import ModelOptions, result_header
 from filip.eval.outcomes import write_outcomes
-from filip.eval.pictures import alignment, scenes
-from filip.eval.pictures.alignment import AlignmentSheet
+from filip.eval.pictures import scenes
 from filip.eval.prompts import load_ensemble
-from filip.eval.protocols.alignment import AlignmentSettings
+from filip.eval.protocols import Numbers, Protocol, protocols
 from filip.eval.sharing import Share
 from filip.files import write_json
 from filip.models import save_model
@@ -39,15 +36,24 @@ def check_evaluation(config: EvalConfig) -> None:
     """Raise UserError now rather than after hours if a card or a test set is missing."""
     if not config.every_steps:
         return
-    paths = list(dict.fromkeys([*config.zero_shot, *config.retrieval, *config.alignment, *config.scenes]))
-    if not paths:
-        raise UserError(
-            "eval.every_steps is set, but eval.zero_shot, eval.retrieval, eval.alignment and eval.scenes name no card"
-        )
-    for card in load_cards(paths):
+    if not config.data:
+        raise UserError("eval.every_steps is set, but eval.data names no card")
+    for card in load_cards(config.data):
+        if card.kind not in (
+            "pointing",
+            *(kind for protocol in _shared().values() for kind in protocol.kinds),
+        ):
+            raise UserError(
+                f"eval.data: {card.name} is of {card.kind}, which nothing measures while training"
+            )
         open_set(card, config.root)
-    for card in load_cards(config.zero_shot):
-        load_ensemble(config.prompts, str(card.prompts))
+        if card.kind == "classification":
+            load_ensemble(config.prompts, str(card.prompts))
+
+
+def _shared() -> dict[str, Protocol]:
+    """Return the protocols that all ranks measure together."""
+    return {name: p for name, p in protocols().items() if p.in_parts and not p.on_request}
 
 
 def evaluate(run: Run) -> None:
@@ -90,58 +96,32 @@ def _measure(run: Run, weights: dict[str, torch.Tensor]) -> dict[str, float]:
             encoder = own.encoder()
         header = result_header(own, encoder, run.config.run)
         share = Share(run.ranks.rank, run.ranks.world_size, run.ranks.gather)
-        context = Context(c.root, c.prompts, c.batch_size, share=share)
-
-        def measured(protocol: str, cards: list[str]) -> dict[str, Any]:
-            """Return the numbers by benchmark, which the first rank also writes."""
-            result, record = evaluate_cards(protocol, encoder, load_cards(cards), context)
-            out = folder / f"{protocol}-{step:08d}.json"
+        context, cards = Context(c.root, c.prompts, share=share), load_cards(c.data)
+        for name, protocol in _shared().items():
+            if not (fitting := [card for card in cards if card.kind in protocol.kinds]):
+                continue
+            result, record = evaluate_cards(name, encoder, fitting, context)
+            out = folder / f"{name}-{step:08d}.json"
             with _alone(run.ranks):
                 if run.ranks.is_main:
                     write_outcomes(out, record)
                     write_json(out, header | result)
-            found: dict[str, Any] = result["benchmarks"]
-            return found
-
-        if c.zero_shot:
-            for name, found in measured("zero_shot", c.zero_shot).items():
-                values[f"eval/{name}"] = found["value"]
-        if c.retrieval:
-            for name, found in measured("retrieval", c.retrieval).items():
-                for way in ("i2t", "t2i"):
-                    values[f"eval/{name}_{way}_r1"] = found[way]["r1"]
-        if c.alignment:
+            for benchmark, numbers in result["benchmarks"].items():
+                values |= {f"eval/{benchmark}{tag}": value for tag, value in _scalars(numbers).items()}
+        for path, card in zip(c.data, cards, strict=True):
             with _alone(run.ranks):
-                if run.ranks.is_main:
-                    _align(run, c.alignment, encoder, header, folder)
-        for card in c.scenes:
-            with _alone(run.ranks):
-                if run.ranks.is_main:
-                    _draw_scenes(run, card, str(model), folder)
+                if run.ranks.is_main and card.kind == "pointing":
+                    _draw_scenes(run, path, str(model), folder)
     return values
 
 
-def _align(run: Run, cards: list[str], encoder: Encoder, header: dict[str, Any], folder: Path) -> None:
-    """Measure the alignment on this rank alone, and draw its sheet."""
-    c, step = run.config.eval, run.state.step
-    result, record = evaluate_cards(
-        "alignment", encoder, load_cards(cards), Context(c.root, c.prompts), AlignmentSettings(200, 20)
-    )
-    out, picture = (folder / f"alignment-{step:08d}.{suffix}" for suffix in ("json", "png"))
-    write_outcomes(out, record)
-    write_json(out, header | result)
-    sheet = AlignmentSheet(
-        model=str(folder / "model.safetensors"),
-        data=cards,
-        root=c.root,
-        prompts=c.prompts,
-        run=run.config.run,
-        device=str(run.ranks.device),
-        measure=200,
-        out=str(picture),
-    )
-    alignment.draw(sheet)
-    run.telemetry.images(step, "eval/alignment", np.asarray(Image.open(picture).convert("RGB")))
+def _scalars(numbers: Numbers) -> dict[str, float]:
+    """Return what TensorBoard shows of a benchmark: its one value, R@1 each way, or the value by each ranking."""
+    if "value" in numbers:
+        return {"": numbers["value"]}
+    parts = {name: part for name, part in numbers.items() if isinstance(part, dict)}
+    recalls = {f"_{way}_r1": part["r1"] for way, part in parts.items() if "r1" in part}
+    return recalls | {f"_{by}": part["value"] for by, part in parts.items() if "value" in part}
 
 
 def _draw_scenes(run: Run, card: str, model: str, folder: Path) -> None:

@@ -13,9 +13,9 @@ from filip.train.engine import read_settings, settings_path
 # These settings, and everything below them, change speed, place or reporting, but not what is learned (up to rounding).
 NOT_LEARNING = (
     "run", "run_dir", "out", "result", "resume", "log_every", "checkpoint", "watchdog", "eval",
-    "timeout_minutes", "patience_minutes",
+    "timeout_minutes",
     "threads", "world_size", "backend", "exchange", "zero_stage", "fp16_on_cpu", "gradient_cache",
-    "data.workers", "data.index_folder", "data.feature_cache",
+    "data.workers", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip
 

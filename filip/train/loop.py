@@ -55,13 +55,14 @@ from filip.train.warm_start import content_hash, load_initial
 from filip.train.watchdog import Limits, StepStatus, Watchdog
 
 UNTIMED_STEPS = 5  # the first of every start: memory is allocated and kernels are chosen in them
+MAX_ROLLBACKS = 3  # of a run (watchdog.non_finite=rollback); after them it stops
 TIMED_STEPS = 1000  # the result's median is over the seconds of that many recent steps
 
 
 def train(config: TrainConfig) -> None:
     """Train to the end, or until a signal; resumes by itself. Raises UserError, SystemExit(85) after a signal."""
     config.check()
-    ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes, config.patience_minutes)
+    ranks = start_ranks(config.threads, config.world_size, config.timeout_minutes)
     with raise_together(ranks):
         if (chosen := settle_precision(config, ranks, saved_precision(config, ranks))) and ranks.is_main:
             say(chosen)
@@ -338,7 +339,7 @@ def recover(run: Run, why: str) -> None:
     good = from_main(run.ranks, newest_intact(run.checkpoints)[0])
     named = f"the last good checkpoint is {good}" if good else "there is no checkpoint yet"
     settings = run.config.watchdog
-    if settings.non_finite == "stop" or good is None or run.state.rollbacks >= settings.max_rollbacks:
+    if settings.non_finite == "stop" or good is None or run.state.rollbacks >= MAX_ROLLBACKS:
         run.telemetry.close()
         raise UserError(
             f"{why}. Stopped; {named}. Resume from it (resume=PATH) with a larger optimizer.weight_decay or a lower "
@@ -360,7 +361,7 @@ def recover(run: Run, why: str) -> None:
 
 def finish(run: Run) -> None:
     """Write the weights, then the result, then the mark that the run has finished."""
-    weights = merged(gather_to_main(run.engine, run.ranks), run.config.warm_start.lora_alpha)
+    weights = merged(gather_to_main(run.engine, run.ranks))
     peak = run.ranks.maximum(device.peak_memory_mb(run.ranks.device))
     run.stalls.close()
     problems = progress.data_problems(run)

@@ -21,6 +21,8 @@ from filip.interaction import use_host_group
 from filip.train.launcher_env import fill_environment
 
 T = TypeVar("T")
+# How long ranks wait for what some of them do alone: comparing data, converting checkpoints, writing, evaluating.
+PATIENCE = timedelta(hours=4)
 
 
 @dataclass(frozen=True)
@@ -64,14 +66,13 @@ def start_ranks(
     threads: int | None = None,
     expected: int | None = None,
     timeout_minutes: float = 30,
-    patience_minutes: float = 240,
 ) -> Ranks:
     """Join the process group that the launcher's environment describes, or be a group of one.
 
     Understands deepspeed and torchrun (RANK, WORLD_SIZE, …), and srun with one task per GPU (SLURM_PROCID, …).
     Sets this process's threads so that the ranks of one host share its cores. Raises UserError, before anybody waits
     for anybody, if the launcher started another number of ranks than ``expected``. timeout_minutes: limit of a
-    collective; patience_minutes: limit of what ranks wait for between steps.
+    collective.
     """
     fill_environment(expected)
     rank, world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
@@ -101,7 +102,7 @@ def start_ranks(
     if world_size > 1 and device.type != "cpu":
         use_host_group(dist.new_group(backend="gloo", timeout=timedelta(minutes=timeout_minutes)))
     if world_size > 1:
-        side = dist.new_group(backend="gloo", timeout=timedelta(minutes=patience_minutes))
+        side = dist.new_group(backend="gloo", timeout=PATIENCE)
     return Ranks(rank, world_size, local_rank, local_world_size, device, side)
 
 
@@ -163,7 +164,7 @@ class StopSignal:
 
 
 def barrier(ranks: Ranks) -> None:
-    """Wait for all ranks, for ``patience_minutes`` at most."""
+    """Wait for all ranks, for :data:`PATIENCE` at most."""
     if ranks.world_size > 1:
         dist.barrier(group=ranks.side)
 

@@ -27,6 +27,7 @@ class Limits:
     stuck_steps: int = 500  # with the loss within 1 % of log(batch): every training begins there
     window_steps: int = 200  # over which the shares are taken
     saturated_share: float = 0.5  # share of batches with a loss under 1e-3
+    non_finite_steps: int = 3  # in a row, with a loss or gradient that is not finite
     skipped_share: float = 0.25  # share of steps that fp16's loss scaler discards; a few are normal
     data_share: float = 0.5  # share of time spent waiting for data
     collapse_share: float = 0.9  # share of words with one best patch, or of patches choosing [BOS] or [EOS]
@@ -148,7 +149,7 @@ class Watchdog:
             _Condition(
                 "non-finite",
                 bad,
-                self.settings.non_finite_steps,
+                s.non_finite_steps,
                 "loss or gradients are not finite; a larger weight decay helps",
             ),
             _Condition(

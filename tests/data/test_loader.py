@@ -90,8 +90,8 @@ def test_workers_change_nothing(pairs: Pairs, workers: int) -> None:
 def test_back_translation_draws_uniformly_and_leaves_the_image_alone(pairs: Pairs, tmp_path: Path) -> None:
     three = write_pairs(tmp_path / "three", [40], captions=3)
     drawn: Counter[int] = Counter()
-    stream = loader(three, batch_size=40, auto_augment=False)
-    plain = loader(three, batch_size=40, auto_augment=False, back_translation=False)
+    stream = loader(three, batch_size=40, auto_augment=0)
+    plain = loader(three, batch_size=40, auto_augment=0, back_translation=False)
     for _ in range(15):
         (batch,), (original,) = list(stream), list(plain)
         assert torch.equal(batch["pixels"], original["pixels"])
@@ -108,7 +108,7 @@ def test_back_translation_draws_uniformly_and_leaves_the_image_alone(pairs: Pair
 def test_augmentation_differs_by_epoch_and_visit(pairs: Pairs) -> None:
     by_epoch = []
     for epoch in range(2):
-        batches = list(loader([pairs.source], batch_size=30, epoch=epoch, auto_augment=True))
+        batches = list(loader([pairs.source], batch_size=30, epoch=epoch, auto_augment=1))
         by_epoch.append({k: p for b in batches for k, p in zip(b["key"], b["pixels"], strict=True)})
     changed = [not torch.equal(by_epoch[0][k], by_epoch[1][k]) for k in pairs.keys]
     assert sum(changed) > 15

@@ -69,7 +69,7 @@ def bucket(pairs: Pairs) -> Iterator[str]:
 
 def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, **source: Any) -> StreamLoader:
     given = {"shards": f"{root}/shards", "captions": f"{root}/captions", "pairs": 48} | source
-    data = DataConfig(sources=[Source(**given)], workers=workers, auto_augment=False)
+    data = DataConfig(sources=[Source(**given)], workers=workers, auto_augment=0)
     config = StreamConfig(data, batch_size=3, image_size=16, seed=3, rank=rank, world_size=ranks)
     return build_stream_loader(config)
 

@@ -276,7 +276,7 @@ def test_draft_decoding_shows_the_same_picture() -> None:
 def test_augment_share_of_the_images_are_augmented() -> None:
     noise = np.random.default_rng(0).integers(0, 256, (48, 48, 3), np.uint8)
     image = Image.fromarray(noise)
-    plain = TrainTransform(48, AugmentConfig(False, 1.0, 1.0, 0.0), crop_ratio=(1.0, 1.0))(image, seed=0)
-    some = TrainTransform(48, AugmentConfig(True, 0.25, 1.0, 0.0), crop_ratio=(1.0, 1.0))
+    plain = TrainTransform(48, AugmentConfig(0.0, 1.0, 0.0), crop_ratio=(1.0, 1.0))(image, seed=0)
+    some = TrainTransform(48, AugmentConfig(0.25, 1.0, 0.0), crop_ratio=(1.0, 1.0))
     untouched = sum(torch.equal(some(image, seed=seed), plain) for seed in range(400))
     assert 0.70 * 400 < untouched < 0.85 * 400  # three quarters, and where a policy happens to do nothing

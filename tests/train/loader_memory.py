@@ -69,7 +69,7 @@ if __name__ == "__main__":
     data = DataConfig(
         sources=[Source(f"{folder}/shards", f"{folder}/captions")],
         workers=workers,
-        auto_augment=False,
+        auto_augment=0,
     )
     before = held()
     loader = build_loader(StreamConfig(data, batch, size))

@@ -63,21 +63,16 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     write_scenes(tmp_path / "sets" / "scenes")
     common = ("max_steps=6", "zero_stage=3")
     measured = (
-        *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}", f"eval.zero_shot=[{colours}]"),
+        *("eval.every_steps=3", f"eval.root={tmp_path / 'sets'}"),
         *(
-            f"eval.retrieval=[{captions}]",
-            f"eval.alignment=[{colours}]",
-            f"eval.scenes=[{card_file(tmp_path / 'sets', 'pointing')}]",
+            f"eval.data=[{colours},{captions},{card_file(tmp_path / 'sets', 'pointing')}]",
             f"eval.prompts={tmp_path}/sets/prompts.yaml",
-            "eval.batch_size=6",  # six batches of 32 images for two ranks, the last one short
         ),
     )
     runs = [
         train_arguments(squares, tmp_path / "without", *common),
         train_arguments(squares, tmp_path / "with", *common, *measured),
-        train_arguments(
-            squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.zero_shot=[{colours}]"
-        ),
+        train_arguments(squares, tmp_path / "bad", *common, "eval.every_steps=3", f"eval.data=[{colours}]"),
     ]
     assert run_many(2, runs, tmp_path / "log") == [0, 0, 2], (tmp_path / "log").read_text()[-3000:]
     assert same_weights(tmp_path / "without" / "model.safetensors", tmp_path / "with" / "model.safetensors")
@@ -86,7 +81,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     wanted = {"eval/colours", "eval/captions_i2t_r1", "eval/captions_t2i_r1"}
     assert wanted <= set(board.Tags()["scalars"])
     assert [e.step for e in board.Scalars("eval/colours")] == [3, 6]
-    assert {"eval/alignment", "eval/my_pointing_all", "data/augmented"} <= set(board.Tags()["images"])
+    assert {"eval/my_pointing_all", "data/augmented"} <= set(board.Tags()["images"])
     result = json.loads((tmp_path / "with" / "eval" / "zero_shot-00000006.json").read_text())
     assert result["benchmarks"]["colours"]["n"] == 32
     assert board.Scalars("eval/colours")[-1].value == pytest.approx(result["benchmarks"]["colours"]["value"])
@@ -96,7 +91,7 @@ def test_evaluations_are_shown_and_change_nothing(squares: Path, tmp_path: Path)
     # what the ranks found together is what one process finds in the same weights
     folder = tmp_path / "with" / "eval"
     encoder = load_encoder(str(folder / "model.safetensors"))
-    context = Context(str(tmp_path / "sets"), f"{tmp_path}/sets/prompts.yaml", batch_size=6)
+    context = Context(str(tmp_path / "sets"), f"{tmp_path}/sets/prompts.yaml")
     alone, _ = evaluate("zero_shot", encoder, load_cards([colours]), context)
     assert alone["benchmarks"] == result["benchmarks"]
     shared = json.loads((folder / "retrieval-00000006.json").read_text())["benchmarks"]

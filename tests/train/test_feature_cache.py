@@ -29,7 +29,7 @@ from tests.support.launched_ranks import Ranks
 from tests.support.training import compose, losses, run_many, train_arguments
 
 NAME = "tf_efficientnet_lite0"
-WHOLE: dict[str, Any] = {"auto_augment": False, "crop_scale_min": 1.0, "flip_probability": 0.0}
+WHOLE: dict[str, Any] = {"auto_augment": 0, "crop_scale_min": 1.0, "flip_probability": 0.0}
 STEM = (
     "model=tiny",
     f"model.image.stem={NAME}",
@@ -170,7 +170,7 @@ def test_a_folder_belongs_to_one_network_size_and_precision(model: DualEncoder, 
 @pytest.mark.parametrize(
     ("overrides", "reason"),
     [
-        (("data.auto_augment=true",), "give data.auto_augment=false"),
+        (("data.auto_augment=1",), "give data.auto_augment=0"),
         (("data.crop_scale_min=0.8",), "data.crop_scale_min=1.0"),
         (("data.flip_probability=0.5",), "data.flip_probability=0.0"),
     ],

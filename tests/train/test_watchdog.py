@@ -16,11 +16,8 @@ GOOD = {
 }
 
 
-def kinds(
-    steps: list[dict], fp16: bool = False, non_finite_steps: int = 3, limits: Limits | None = None
-) -> list[tuple[str, int, int]]:
-    settings = WatchdogConfig(non_finite_steps=non_finite_steps)
-    watchdog = Watchdog(settings, 128, max_logit_scale=100.0, fp16=fp16, limits=limits)
+def kinds(steps: list[dict], fp16: bool = False, limits: Limits | None = None) -> list[tuple[str, int, int]]:
+    watchdog = Watchdog(WatchdogConfig(), 128, max_logit_scale=100.0, fp16=fp16, limits=limits)
     found = []
     for i, changes in enumerate(steps, start=1):
         found += watchdog.observe(StepStatus(step=i, **{**GOOD, **changes}))
@@ -48,13 +45,13 @@ def test_overflows_that_the_scaler_skips_are_no_alert_until_the_scale_has_collap
     assert kinds([overflow] * 20, fp16=True) == []
     collapsed = {**overflow, "loss_scale": 1.0}
     assert kinds([overflow, collapsed, collapsed], fp16=True) == [("loss scale collapsed", 2, 2)]
-    assert kinds([overflow, collapsed, collapsed], fp16=True, non_finite_steps=2)[1:] == [
+    assert kinds([overflow, collapsed, collapsed], fp16=True, limits=Limits(non_finite_steps=2))[1:] == [
         ("non-finite", 2, 3)
     ]
 
 
 def test_a_discarded_step_is_bad_where_no_scaler_is_at_work() -> None:
-    assert kinds([{}, *[{"skipped": True, "grad_norm": None}] * 3], non_finite_steps=2) == [
+    assert kinds([{}, *[{"skipped": True, "grad_norm": None}] * 3], limits=Limits(non_finite_steps=2)) == [
         ("non-finite", 2, 3)
     ]
 

@@ -36,9 +36,10 @@ def is_streamed(shards: str) -> bool:
 class AugmentConfig:
     """Random resized crop, flip and AutoAugment."""
 
-    auto_augment: bool = option(True, "AutoAugment (ImageNet policy) after random resized crop and flip")
-    auto_augment_probability: float = option(
-        1.0, "share of the images that auto_augment applies to; short trainings need less"
+    auto_augment: float = option(
+        1.0,
+        "share of the images that AutoAugment (ImageNet policy) applies to, after crop and flip; 0 = none; "
+        "short trainings need less",
     )
     crop_scale_min: float = option(
         0.5, "smallest share of the image that random resized crop keeps (paper: open)"
@@ -62,11 +63,6 @@ class DataConfig(AugmentConfig):
         1,
         "groups of ranks that share no shards: 1 on one machine, else the number of ranks or a divisor of it, so "
         "that a rank does not read from every shard; the order of pairs depends on it",
-    )
-    index_folder: str | None = option(
-        None,
-        "folder for the index of all shards, which the ranks of a machine share; null = next to the side-cars, or in "
-        "the machine's temporary folder if those are read-only",
     )
     feature_cache: str | None = option(
         None,

@@ -342,6 +342,6 @@ def build_loader(
             f"data.reader_groups={data.reader_groups} does not divide the {config.global_batch} pairs of a global batch"
         )
     tokenizer.prepare()
-    indices = [index_source(source, data.index_folder, max(1, data.workers)) for source in data.sources]
+    indices = [index_source(source, processes=max(1, data.workers)) for source in data.sources]
     stream = PairStream(indices, config, transform or TrainTransform(config.image_size, data))
     return PairLoader(stream, pin_memory)

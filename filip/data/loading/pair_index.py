@@ -101,7 +101,7 @@ def _writable_folder(source: Source, folder: str | Path | None) -> Path:
     kept = Path(folder)
     kept.mkdir(mode=0o700, parents=True, exist_ok=True)
     if kept.stat().st_uid != os.getuid():
-        raise UserError(f"{kept} belongs to another user: give a folder of your own by data.index_folder=")
+        raise UserError(f"{kept} belongs to another user: give a TMPDIR that is yours")
     return kept
 
 

@@ -42,8 +42,7 @@ class TrainTransform:
     ) -> None:
         augment = augment or AugmentConfig()
         self.image_size = image_size
-        self.auto_augment = AutoAugment(image_size, _FILL) if augment.auto_augment else None
-        self.auto_augment_probability = augment.auto_augment_probability
+        self.auto_augment, self.auto_augment_share = AutoAugment(image_size, _FILL), augment.auto_augment
         self.crop_scale, self.crop_ratio = (augment.crop_scale_min, 1.0), crop_ratio
         self.flip_probability = augment.flip_probability
 
@@ -84,9 +83,8 @@ class TrainTransform:
         cropped = _resize(array[top : top + height, left : left + width], self.image_size)
         if flip:
             cropped = np.ascontiguousarray(cropped[:, ::-1])
-        if self.auto_augment is not None and (
-            self.auto_augment_probability >= 1 or rng.random() < self.auto_augment_probability
-        ):
+        share = self.auto_augment_share
+        if share and (share >= 1 or rng.random() < share):
             cropped = np.array(self.auto_augment(Image.fromarray(cropped), rng))
         return cropped
 
