@@ -1,4 +1,4 @@
-"""Models of transformers (CLIP, SigLIP, SigLIP 2), from a folder or the hub, with their own tokenizer and transform."""
+"""Models of transformers, from a folder or the hub, with their own tokenizer and transform."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from filip.eval.encoders import Loading
 from filip.eval.encoders.two_tower import TwoTowerEncoder, one_by_one, readable_token
 from filip.hub import hub_asked
 
-KINDS = ("clip", "siglip")  # SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer
+# SigLIP 2 of a fixed resolution is a SigLIP with another tokenizer, MetaCLIP 2 a CLIP with another.
+KINDS = ("clip", "metaclip_2", "siglip", "tipsv2")
 
 
 class HuggingFaceEncoder(TwoTowerEncoder):
@@ -41,11 +42,14 @@ class HuggingFaceEncoder(TwoTowerEncoder):
         try:
             model = AutoModel.from_pretrained(where, dtype=torch.float32)
             # Pillow's resizing, with which the models were trained and published, not torchvision's.
-            processor = AutoImageProcessor.from_pretrained(where, backend="pil")
+            backend = (
+                {} if config.model_type == "tipsv2" else {"backend": "pil"}
+            )  # which has torchvision's only
+            processor = AutoImageProcessor.from_pretrained(where, **backend)
             tokenizer = AutoTokenizer.from_pretrained(where)
         except (OSError, ValueError) as error:
             raise UserError(f"transformers cannot load hf:{where}: {_first_line(error)}") from error
-        self.siglip = config.model_type == "siglip"
+        self.siglip, self.tips = config.model_type == "siglip", config.model_type == "tipsv2"
         super().__init__(f"hf {where}", loading, "siglip" if self.siglip else "clip")
         self.model = model.eval().to(loading.device)
         self.tokenizer: Any = tokenizer
@@ -68,35 +72,49 @@ class HuggingFaceEncoder(TwoTowerEncoder):
             return cls(name, loading)
 
     def image_vectors(self, pixels: Tensor) -> Tensor:
-        seen = self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
-        return seen.pooler_output if self.siglip else self.model.visual_projection(seen.pooler_output)
+        pooled = self._see(pixels).pooler_output
+        return pooled if self.siglip or self.tips else self.model.visual_projection(pooled)
 
     def image_tokens(self, pixels: Tensor) -> Tensor:
         tower = self.model.vision_model
-        states = tower(pixels, interpolate_pos_encoding=self.interpolate).last_hidden_state
+        states = self._see(pixels).last_hidden_state
         if self.siglip:
             return one_by_one(tower.head, states)
+        if self.tips:  # it has no projection: patches and texts were trained in one space
+            return states[:, 1 + tower.config.num_register_tokens :]
         return self.model.visual_projection(tower.post_layernorm(states[:, 1:]))  # without [CLS]
+
+    def _see(self, pixels: Tensor) -> Any:
+        if self.tips:  # which interpolates the places of its patches by itself
+            return self.model.vision_model(pixels)
+        return self.model.vision_model(pixels, interpolate_pos_encoding=self.interpolate)
 
     def token_ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         found = self.tokenizer(
             list(texts),
-            padding="max_length" if self.siglip else True,  # SigLIP was trained to read its padding
+            # SigLIP was trained to read its padding; of an empty text TIPS, without special tokens, has nothing else
+            padding="max_length" if self.siglip or self.tips else True,
             truncation=True,
             max_length=self.context_length,
             return_attention_mask=True,
             return_tensors="pt",
         )
-        return found["input_ids"], found["attention_mask"].sum(1)
+        return found["input_ids"], found["attention_mask"].sum(1).clamp(min=1)
 
     def text_vectors(self, ids: Tensor) -> Tensor:
-        read = self.model.text_model(ids)  # CLIP's mask is causal: padding behind the text changes nothing
-        return read.pooler_output if self.siglip else self.model.text_projection(read.pooler_output)
+        pooled = self._read(ids).pooler_output
+        return pooled if self.siglip or self.tips else self.model.text_projection(pooled)
 
     def text_tokens(self, ids: Tensor) -> Tensor:
-        tower = self.model.text_model
-        states = tower(ids).last_hidden_state
-        return tower.head(states) if self.siglip else self.model.text_projection(states)
+        states = self._read(ids).last_hidden_state
+        if self.tips:
+            return states
+        return self.model.text_model.head(states) if self.siglip else self.model.text_projection(states)
+
+    def _read(self, ids: Tensor) -> Any:
+        if self.tips:  # its text tower looks both ways: padding has to be masked
+            return self.model.text_model(ids, attention_mask=(ids != self.tokenizer.pad_token_id).long())
+        return self.model.text_model(ids)  # CLIP's mask is causal: padding behind the text changes nothing
 
     def tokens(self, text: str) -> list[str]:
         ids, lengths = self.token_ids([text])
