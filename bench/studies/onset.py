@@ -42,7 +42,7 @@ ROWS: dict[str, list[str]] = {
     "softmax 0.05": ["token_maximum=softmax", "token_temperature=0.05"],
     "softmax 1": ["token_maximum=softmax", "token_temperature=1"],
     "top 2": ["token_maximum=top_k"],
-    "annealed": [*SMOOTH, "token_temperature_schedule='linear from 0.1 to 0 in steps 0 to {half}'"],
+    "annealed": [*SMOOTH, "token_temperature='linear from 0.1 to 0 in steps 0 to {half}'"],
 }
 SEARCHED = ("hard", "smooth 0.05")  # the others take the rate of the one that they are nearer to
 

@@ -17,7 +17,7 @@ from filip.models import ModelConfig
 from filip.models.config import INTERACTIONS
 from filip.plugins import load_plugins
 from filip.train.losses import TERMS, Term, check_terms, resolve_weights
-from filip.train.losses.weights import FORMS, parse_schedule
+from filip.train.losses.weights import FORMS, parse_schedule, parse_setting
 from filip.train.optimizers import OPTIMIZERS, OptimizerKind
 from filip.train.warm_start import check_init_from
 
@@ -159,9 +159,6 @@ class TrainConfig:
     deepspeed: str | None = option(
         None, "a name in ds_configs or a JSON file; null = zero<stage>_<precision>"
     )
-    fp16_on_cpu: bool = option(
-        False, "run the fp16 block on a CPU without fp16 support: for tests, very slow"
-    )
     world_size: int | None = option(
         None, "ranks that the launcher should start; another number is refused, null accepts any"
     )
@@ -193,13 +190,10 @@ class TrainConfig:
         "mean weighted by a softmax of that temperature; top_k = mean of the token_top_k largest. They are slower and "
         "for training only: evaluation takes the largest",
     )
-    token_temperature: float = option(
-        0.05, "temperature of token_maximum=smooth or softmax; towards 0 it is the maximum"
-    )
-    token_temperature_schedule: str | None = option(
-        None,
-        "instead of one token_temperature for the whole run: 'linear from A to B in steps F to L', cosine or switch; "
-        "where it is 0 the loss takes the maximum itself",
+    token_temperature: Any = option(
+        0.05,
+        "temperature of token_maximum=smooth or softmax: a number; towards 0 it is the maximum. For smooth also a "
+        "schedule, as for the weights of the loss; where it is 0 the loss takes the maximum itself",
     )
     token_top_k: int = option(2, "tokens that token_maximum=top_k takes the mean of")
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
@@ -287,7 +281,7 @@ POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "world_size",
     "log_every", "timeout_minutes",
-    "token_keep_minimum", "token_temperature", "token_top_k",
+    "token_keep_minimum", "token_top_k",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank",
     "optimizer.eps", "checkpoint.keep",
     "data.shuffle_window_shards", "data.reader_groups",
@@ -334,12 +328,14 @@ def _check_keeping(config: TrainConfig) -> None:
 
 
 def _check_annealing(config: TrainConfig) -> None:
-    """Raise UserError if the value is not a schedule of temperatures, or nothing has a temperature."""
-    schedule = parse_schedule("token_temperature_schedule", config.token_temperature_schedule)
-    if schedule is not None and config.token_maximum != "smooth":
+    """Raise UserError if the temperature is neither positive nor a schedule, or nothing follows the schedule."""
+    temperature = parse_setting("token_temperature", config.token_temperature)
+    if temperature == 0:
+        raise UserError("token_temperature=0 must be positive; token_maximum=hard is the maximum itself")
+    if not isinstance(temperature, float) and config.token_maximum != "smooth":
         raise UserError(
-            f"token_temperature_schedule={config.token_temperature_schedule!r} is for token_maximum=smooth, and "
-            f"token_maximum={config.token_maximum} has no temperature; give token_maximum=smooth as well"
+            f"token_temperature={config.token_temperature!r} is for token_maximum=smooth, and "
+            f"token_maximum={config.token_maximum} follows no schedule; give token_maximum=smooth as well"
         )
 
 

@@ -176,19 +176,12 @@ def use_precision(config: TrainConfig, precision: str) -> str:
 
 
 def require_precision(config: TrainConfig) -> None:
-    """Raise UserError if this machine cannot train in ``config.precision``.
-
-    ``fp16_on_cpu`` patches DeepSpeed to allow it.
-    """
+    """Raise UserError if this machine cannot train in ``config.precision``."""
     accelerator = deepspeed_accelerator()
-    if config.precision != "fp16" or accelerator.is_fp16_supported():
-        return
-    if accelerator.device_name() != "cpu" or not config.fp16_on_cpu:
+    if config.precision == "fp16" and not accelerator.is_fp16_supported():
         raise UserError(
-            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=bf16 or fp32 "
-            "(fp16_on_cpu=true runs it all the same, 6 to 40 times slower: for tests)"
+            f"precision=fp16: this {accelerator.device_name()} has no fp16 instructions; use precision=bf16 or fp32"
         )
-    type(accelerator).is_fp16_supported = lambda self: True
 
 
 @dataclass

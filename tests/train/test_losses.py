@@ -219,7 +219,7 @@ def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
 
 def test_the_temperature_of_the_smooth_maximum_follows_its_schedule_to_the_maximum() -> None:
     group = torch.arange(4)
-    falling = "token_temperature_schedule=linear from 0.2 to 0 in steps 0 to 4"
+    falling = "token_temperature=linear from 0.2 to 0 in steps 0 to 4"
     loss, batch = Loss({"token_wise": 1.0}, compose("token_maximum=smooth", falling)), encoded()
     for step, fixed in (
         (0, ("token_maximum=smooth", "token_temperature=0.2")),
@@ -230,8 +230,8 @@ def test_the_temperature_of_the_smooth_maximum_follows_its_schedule_to_the_maxim
         torch.testing.assert_close(found.loss, Loss({"token_wise": 1.0}, compose(*fixed))(batch, group).loss)
     assert float(found.metrics["tokens/temperature"]) == 0
     for overrides, reason in (
-        (("token_maximum=smooth", "token_temperature_schedule=falling"), "is no schedule"),
-        ((falling,), "token_maximum=hard has no temperature"),
+        (("token_maximum=smooth", "token_temperature=falling"), "neither a number nor a schedule"),
+        ((falling,), "token_maximum=hard follows no schedule"),
     ):
         with pytest.raises(UserError, match=reason):
             compose(*overrides)

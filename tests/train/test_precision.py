@@ -18,7 +18,7 @@ def test_loss_scale_and_non_finite_numbers(squares: Path, tmp_path: Path) -> Non
     settings = json.loads((shipped("ds_configs") / "zero2_fp16.json").read_text())
     settings["fp16"] |= {"initial_scale_power": 16, "hysteresis": 1, "loss_scale_window": 4}
     (tmp_path / "fp16.json").write_text(json.dumps(settings))
-    fp16 = ("precision=fp16", "fp16_on_cpu=true", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
+    fp16 = ("precision=fp16", "fp16_on_cpu=1", "zero_stage=2", f"deepspeed={tmp_path}/fp16.json")
     settings["fp16"] |= {"initial_scale_power": 24, "min_loss_scale": 2**24}  # overflows, and cannot go down
     (tmp_path / "floor.json").write_text(json.dumps(settings))
     saving = ("max_steps=14", "checkpoint.every_steps=4", "poison_at=7")

@@ -13,7 +13,7 @@ from filip.interaction import ContrastiveOutput, Similarity, contrastive_loss
 from filip.interaction.cost import Setting
 from filip.models import Encoded, ModelConfig, PooledFeatures, TextFeatures
 from filip.models.dual_encoder import without_ends
-from filip.train.losses.weights import parse_schedule
+from filip.train.losses.weights import parse_schedule, parse_setting, weight_at
 
 T = TypeVar("T")
 
@@ -31,8 +31,7 @@ class LossSettings(Protocol):
     backend: str
     soft_targets: bool
     token_maximum: str
-    token_temperature: float
-    token_temperature_schedule: str | None
+    token_temperature: Any  # a number or a schedule
     token_top_k: int
     loss: dict[str, Any]
     model: ModelConfig
@@ -74,8 +73,7 @@ class LossInput:
     @property
     def token_temperature(self) -> float:
         """Return the temperature of the smooth maximum in this step; 0 stands for the maximum itself."""
-        schedule = parse_schedule("token_temperature_schedule", self.settings.token_temperature_schedule)
-        return self.settings.token_temperature if schedule is None else schedule.at(self.step)
+        return weight_at(parse_setting("token_temperature", self.settings.token_temperature), self.step)
 
     @property
     def tokens(self) -> tuple[Tensor, TextFeatures]:

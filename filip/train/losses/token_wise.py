@@ -54,7 +54,7 @@ def token_wise_similarity(batch: LossInput) -> tuple[Similarity, dict[str, Tenso
     keep_ratio = batch.keep_ratio
     if settings.token_keep_schedule is not None:
         metrics["tokens/keep_ratio"] = torch.tensor(keep_ratio, device=image.device)
-    if settings.token_temperature_schedule is not None:
+    if isinstance(settings.token_temperature, str):
         metrics["tokens/temperature"] = torch.tensor(batch.token_temperature, device=image.device)
     if keep_ratio < 1:
         scorers = token_scorers(settings, batch.parameters)

@@ -67,11 +67,19 @@ def as_setting(weight: Weight) -> float | str:
 
 def parse_weight(name: str, value: object) -> Weight | None:
     """Parse ``value`` of ``loss.<name>``. Raise UserError if it is neither one of :data:`FORMS` nor null."""
-    if value is None:
-        return None
+    return None if value is None else _weight(f"loss.{name}", value, f"no weight; write {FORMS}")
+
+
+@lru_cache
+def parse_setting(name: str, value: object) -> Weight:
+    """Parse the number or schedule in the key ``name`` of the configuration. Raise UserError if it is neither."""
+    return _weight(name, value, f"neither a number nor a schedule; write {FORMS}")
+
+
+def _weight(name: str, value: object, complaint: str) -> Weight:
     if isinstance(value, int | float) and not isinstance(value, bool):
-        return _number(f"loss.{name}", value, value)
-    return _schedule(f"loss.{name}", value, f"no weight; write {FORMS}")
+        return _number(name, value, value)
+    return _schedule(name, value, complaint)
 
 
 @lru_cache
