@@ -89,7 +89,7 @@ def test_each_direction_is_ranked_by_the_similarity_that_was_asked_for(root, tex
     """The ranks equal those of the definition, pair by pair in float64, and a sort."""
     model = write_model(root / "m.safetensors", seed=3)
     options = [f"retrieval.rank_texts_by={texts_by}", f"retrieval.rank_images_by={images_by}"]
-    options.append("retrieval.compare_text_tokens=true")
+    options.append("retrieval.compare_text_tokens=[all]")
     run_protocol("retrieval", [*arguments(root, ["demo_fluent"], model), *options])
     found = json.loads((root / "out.json").read_text())["benchmarks"]["demo_fluent"]
     scorer = load_scorer(model)

@@ -47,9 +47,10 @@ class RetrievalSettings:
     rank_images_by: str = option(
         "text", "text to image ranks by: image (s^I), text (s^T) or mean of both", choices=RANKINGS
     )
-    compare_text_tokens: bool = option(
-        False,
-        "token-wise models: also rank without [BOS] and [EOS], and by the words that name something alone",
+    compare_text_tokens: list[str] = option(
+        [],
+        "token-wise models: benchmarks that are ranked without [BOS] and [EOS] and by the words that name something "
+        "alone, too; [all] = each",
     )
     shortlist: int = option(
         0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0
@@ -117,7 +118,7 @@ def retrieval_benchmark(
     if not settings.shortlist or settings.compare:
         exact, by = _exact(scorer, found, for_texts, for_images, settings)
         result |= by
-        if settings.compare_text_tokens and scorer.token_wise:
+        if scorer.token_wise and {card.name, "all"} & set(settings.compare_text_tokens):
             result["text_tokens"] = _by_text_tokens(scorer, found, prompts, texts, settings)
     if not settings.shortlist:
         assert exact is not None

@@ -16,8 +16,15 @@ TOKENS = {
 
 
 def build(inputs: Inputs) -> Table:
-    """Build R@1 by s^I, s^T and their mean: a row for a run, and one for each choice of tokens that was evaluated."""
-    benchmarks = inputs.study.benchmarks("retrieval")
+    """Build R@1 by s^I, s^T and their mean: a row for a run, and one for each choice of tokens that was evaluated.
+
+    Of the benchmarks for which tokens were compared, where there are any.
+    """
+    benchmarks = [
+        name
+        for name in inputs.study.benchmarks("retrieval")
+        if any(_found(inputs, run, name).get("text_tokens") for run in inputs.study.rows("rankings"))
+    ] or inputs.study.benchmarks("retrieval")
     keys = [(name, way, by) for name in benchmarks for way in DIRECTIONS for by in RANKINGS]
     columns = [
         Column(f"{name}_{way}_{by}", RANKINGS[by], f"{inputs.title(name)}, {DIRECTIONS[way]}")
@@ -46,13 +53,18 @@ def _cell(inputs: Inputs, run: str, key: tuple[str, str, str], tokens: str) -> C
 
 def _of_member(inputs: Inputs, run: str, key: tuple[str, str, str], tokens: str) -> Cell:
     name, way, by = key
-    found: dict[str, Any] | None = (
-        (inputs.results.evaluation(run, "retrieval") or {}).get("benchmarks", {}).get(name)
-    )
-    if found is None:
+    found = _found(inputs, run, name)
+    if not found:
         return Cell(reason=inputs.why_empty(run, "retrieval", name))
     tables = found.get("by") if tokens == "all" else found.get("text_tokens", {}).get(tokens)
     if tables is None and tokens != "all":
-        return Cell(reason="not evaluated: retrieval.compare_text_tokens=true")
-    recall = (tables or {}).get(by, found)  # a pooled model's similarities are the same
+        return Cell(reason=f"not evaluated: retrieval.compare_text_tokens=[{name}]")
+    recall: dict[str, Any] = (tables or {}).get(by, found)  # a pooled model's similarities are the same
     return Cell(recall[way]["r1"], found["chance"][way]["r1"], found["images"], recall["ci95"][way]["r1"])
+
+
+def _found(inputs: Inputs, run: str, benchmark: str) -> dict[str, Any]:
+    """Return the result of a training on a benchmark; empty if there is none."""
+    result = inputs.results.evaluation(run, "retrieval") or {}
+    found: dict[str, Any] = result.get("benchmarks", {}).get(benchmark, {})
+    return found
