@@ -91,7 +91,7 @@ def test_marian_from_shards_to_side_cars(marian_models: Path, tmp_path: Path, mo
 
 
 def test_marian_says_what_is_missing(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"set models=FOLDER.*fetch_translation pivots=\[ru\]"):
+    with pytest.raises(UserError, match=r"set models=FOLDER.*hf download Helsinki-NLP/opus-mt-en-ru"):
         load_engine("marian", "ru")
     with pytest.raises(UserError, match=r"no folder .*en-ru and none .*ru-en with a Marian model"):
         load_engine("marian", "ru", str(tmp_path))

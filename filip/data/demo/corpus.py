@@ -2,7 +2,8 @@
 
 Below ``out``: ``images/<artist>/<slug>.png``, ``images/scenes/NNNNNN.png`` and ``planted/…`` (what the server
 serves), ``list.parquet`` (url, caption, group, artist, concept, label, planted; a scene names the artists, concepts
-and labels of its things, joined by ";"), ``held_out/…`` (drawings of the test sets), ``sprites/…`` (drawings cut
+and labels of its things, joined by ";"), ``captions.csv`` (path, caption, group: the same images without URLs),
+``held_out/…`` (drawings of the test sets), ``sprites/…`` (drawings cut
 out, for scenes), ``eval/<dataset>/…``, ``attribution.json`` and, last, ``corpus.json``. A second build finds its
 images and only rewrites the lists; equal settings give equal bytes.
 """
@@ -41,7 +42,7 @@ from filip.data.demo.packages import fetch_packages
 from filip.data.demo.render import SIDE, Job, render_all, svg_document
 from filip.data.demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
 from filip.data.demo.scenes import in_scenes, load_sprites
-from filip.data.demo.training_list import training_table, write_table
+from filip.data.demo.training_list import training_table, write_captions, write_table
 from filip.errors import UserError
 from filip.files import write_json
 
@@ -102,6 +103,7 @@ def main(config: Corpus) -> None:
     write_planted(planted, out / "images", out)
     table = training_table(training, scenes, planted, f"http://127.0.0.1:{config.port}")
     write_table(table, out / "list.parquet")
+    write_captions(table, out / "captions.csv")
     for benchmark in sets:
         write_benchmark(benchmark, out / "held_out", out / "eval", catalogue.held_out)
     write_json(out / "attribution.json", attribution(modules, training, scenes, sets, scene_counts))

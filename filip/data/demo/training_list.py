@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import csv
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -65,3 +67,12 @@ def training_table(
 def write_table(table: pa.Table, path: Path) -> None:
     with replacing(path) as part:
         pq.write_table(table, part)
+
+
+def write_captions(table: pa.Table, path: Path) -> None:
+    """Write the images of the URL list as a person's own: a CSV of their paths and captions."""
+    with replacing(path) as part, open(part, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(["path", "caption", "group"])
+        for row in table.select(["url", "caption", "group"]).to_pylist():
+            rows.writerow([urlsplit(row["url"]).path.lstrip("/"), row["caption"], row["group"]])

@@ -3,7 +3,7 @@
 ``models`` names a folder with one folder per direction, ``en-de`` and ``de-en`` for the pivot ``de``. Each is
 either a CTranslate2 model (model.bin with source.spm and target.spm) or a Marian model as OPUS-MT publishes it
 (decoder.yml, *.npz, vocabulary, source.spm, target.spm), or one in the hub's format (config.json, vocab.json,
-model.safetensors or pytorch_model.bin, source.spm, target.spm), as ``filip data fetch_translation`` leaves it. The
+model.safetensors or pytorch_model.bin, source.spm, target.spm), as ``hf download`` leaves it. The
 latter two are converted once, in place, to int8. ``models: hub:ORG/opus-mt-{source}-{target}`` takes the two folders
 from the Hugging Face hub by its own library.
 """
@@ -27,8 +27,8 @@ MAX_LENGTH = 128  # tokens; captions are short, and a loop should end
 CONVERTED = "ctranslate2"  # folder of the converted model, inside the model's folder
 QUANTIZATION = "int8"  # weights of the converted model
 HELP = (
-    "`filip data fetch_translation pivots=[{pivot}] out=FOLDER` fetches OPUS-MT models from the hub; or unpack those "
-    "of https://github.com/Helsinki-NLP/Opus-MT into FOLDER/en-{pivot} and FOLDER/{pivot}-en"
+    "`hf download Helsinki-NLP/opus-mt-en-{pivot} --local-dir FOLDER/en-{pivot}`, and the same for {pivot}-en, fetch "
+    "OPUS-MT models from the hub; or unpack those of https://github.com/Helsinki-NLP/Opus-MT into these folders"
 )
 
 
