@@ -1,16 +1,17 @@
-"""The late-interaction loss against its alternatives: time and memory, forward and backward, on this machine.
+"""The late-interaction loss against its alternatives, on every instruction set that this CPU can be limited to.
 
-    python -m bench.interaction [--quick] [--json PATH]
+    python -m bench.interaction [--quick] [--isa NAME ...] [--json PATH]
 
-Time is CPU time of the process, all cores together, so that other load on the machine matters little; the contenders
-take turns, and medians over the rounds are reported. Waiting threads sleep (OMP_WAIT_POLICY=passive), because spinning
-would count as work.
+Each instruction set has a process, in which PyTorch, oneDNN and the native kernels all stop at it; the contenders take
+turns, and one contender's processes run directly after one another. Time is CPU time, all cores together; a ratio is
+the median of the ratios within a round, so that other work on the machine strikes both sides of it. Threads that wait
+sleep (OMP_WAIT_POLICY=passive), because spinning would count as work. The last shape is one GPU's share of the paper's
+batch, 16 own pairs against 8,192 captions, next to the encoders of these pairs (bench/interaction_slice.py).
 Memory is the growth of the resident set over the inputs, gradients included, at its high-water mark in a fresh process
-(bench/interaction_memory.py). Captions have 20 tokens on average; d = 256. `--quick` measures only B = 256 with 49
-image tokens, in about a minute on two idle cores.
+(bench/interaction_memory.py). Captions have 20 tokens on average; d = 256.
 
-The JSON is one flat object. `native_over_product` and the other ratios are those of B = 256 and 49 image tokens; with a
-prefix, as in `B64_n49/native_over_product`, those of that shape.
+A shape is measured for so many seconds, and two rounds at least. ``--quick``, 96 pairs alone, ends within a minute.
+The JSON is one flat object, its keys are ``ISA/B256_n49/NAME`` for ratios and ``.../NAME_ms`` for contenders.
 """
 
 from __future__ import annotations
@@ -19,144 +20,205 @@ import argparse
 import json
 import os
 import statistics
+import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")  # before torch loads OpenMP
 
 import torch
 
-from bench.interaction_contenders import CONTENDERS, PRODUCT_BLOCKS, Problem, Step, product, random_problem
 from bench.interaction_memory import peak_megabytes
-from bench.interaction_slice import measure_slice
 from filip.interaction import native
 
-MAIN_SHAPE = (256, 49)
-SHAPES = [(64, 49), (128, 49), MAIN_SHAPE, (512, 49), (64, 256), (128, 256), (256, 256)]
-MEMORY_OF = ("native", "tiled", "einsum", "einsum_quarter")
-# (ratio, numerator, denominator, better than, whether more is better): the targets on two cores at MAIN_SHAPE
-TIME_RATIOS = [
-    ("native_over_product", "native", "product", 1.0, False),
-    ("native_ragged_over_native", "native_ragged", "native", 1.05, False),
-    ("smooth_over_native", "smooth", "native", 3.0, False),
-    ("smooth_ragged_over_smooth", "smooth_ragged", "smooth", 1.05, False),
-    ("einsum_over_native_time", "einsum", "native", 30, True),
-    ("einsum_longest_over_native_time", "einsum_longest", "native", None, True),
-    ("native_all_over_einsum_quarter_time", "native", "einsum_quarter", 0.75, False),
-    ("einsum_over_tiled_time", "einsum", "tiled", 4, True),
-    ("maxsim_cpu_over_native_forward", "maxsim_cpu", "native_forward", 5, True),
-    ("fp32_over_bf16_time", "native", "native_bf16", None, True),
-    ("native_bf16_over_product_bf16", "native_bf16", "product_bf16", None, False),
+QUICK, MAIN_SHAPE, SLICE = (96, 49), (256, 49), (16, 49)
+SHAPES = [(64, 49), MAIN_SHAPE, (512, 49), (64, 256), (256, 256), SLICE]
+MEMORY_OF = ("native", "smooth", "tiled", "einsum", "einsum_longest", "einsum_quarter")
+EACH_SHAPE, QUICK_SHAPE = 120.0, 25.0  # seconds
+# What limits the other libraries to an instruction set. The portable kernels have no rival to compare with.
+LIMITS = {
+    "avx512_bf16": {},
+    "avx512": {"ONEDNN_MAX_CPU_ISA": "AVX512_CORE_VNNI", "ATEN_CPU_CAPABILITY": "avx512"},
+    "avx2": {
+        "ONEDNN_MAX_CPU_ISA": "AVX2",
+        "ATEN_CPU_CAPABILITY": "avx2",
+        "MKL_ENABLE_INSTRUCTIONS": "AVX2",
+    },
+}
+
+
+class Ratio(NamedTuple):
+    """How many times the time of ``below`` is that of ``above``. ``goal``: the bound, upper unless ``more``."""
+
+    above: str
+    below: str
+    goal: float | None = None
+    more: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.above}_over_{self.below}"
+
+    def missed(self, found: float) -> bool:
+        """Return whether ``found`` is on the wrong side of the goal."""
+        return self.goal is not None and (found < self.goal if self.more else found > self.goal)
+
+
+RATIOS = [
+    Ratio("native", "product", 1.0),
+    Ratio("native_bf16", "product_bf16"),
+    Ratio("native", "native_bf16"),
+    Ratio("native_ragged", "native", 1.05),
+    Ratio("smooth", "native", 3.0),
+    Ratio("smooth_bf16", "native_bf16", 3.0),
+    Ratio("smooth_ragged", "smooth", 1.05),
+    Ratio("einsum_longest", "native", 8.0, more=True),
+    Ratio("einsum", "native"),
+    Ratio("native", "einsum_quarter", 0.75),
+    Ratio("einsum_longest", "tiled"),
+    Ratio("maxsim_cpu", "native_forward", 5.0, more=True),
+    Ratio("filip_step", "clip_step", 1.15),
 ]
-MEMORY_RATIOS = [
-    ("einsum_over_native_memory", "einsum", "native", 80, True),
-    ("einsum_over_tiled_memory", "einsum", "tiled", None, True),
-    ("native_all_over_einsum_quarter_memory", "native", "einsum_quarter", 0.2, False),
-]
+# The loss of CLIP or FILIP and the encoders of the pairs, which are the same
+STEPS = {"filip_step": ("encoders", "filip_loss"), "clip_step": ("encoders", "clip_loss")}
+Seconds = dict[str, dict[int, float]]  # of each contender, by round
+
+
+class Worker:
+    """A process limited to an instruction set, in which contenders run one at a time."""
+
+    def __init__(self, isa: str, images: int, patches: int) -> None:
+        command = [sys.executable, "-m", "bench.interaction_contenders", str(images), str(patches)]
+        environment = {**os.environ, **LIMITS[isa], native.ISA_VARIABLE: isa}
+        self._process = subprocess.Popen(
+            command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+
+    def seconds(self, name: str) -> float:
+        """Return the CPU seconds of a step of that contender."""
+        assert self._process.stdin and self._process.stdout
+        print(name, file=self._process.stdin, flush=True)
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"the process of {name} has ended: exit code {self._process.wait()}")
+        return float(answer)
+
+    def end(self) -> None:
+        assert self._process.stdin
+        self._process.stdin.close()
+        self._process.wait()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
+    parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="all that this CPU has by default")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
     if reason := native.unavailable_reason():
         sys.exit(f"nothing to measure: {reason}")
-    torch.manual_seed(0)
-    threads, isa = torch.get_num_threads(), os.environ.get(native.ISA_VARIABLE) or native.isas()[0]
-    print(f"torch {torch.__version__}, {threads} threads, native kernels: {isa}")
-    result: dict[str, float | str] = {"threads": threads, "isa": isa, "torch": torch.__version__}
-    for images, patches in [MAIN_SHAPE] if options.quick else SHAPES:
-        ratios = measure_shape(images, patches, options.quick)
-        result |= {f"B{images}_n{patches}/{name}": value for name, value in ratios.items()}
-        if (images, patches) == MAIN_SHAPE:
-            result |= ratios
-    part = measure_slice(2 if options.quick else 5, progress)
-    print("\nThe paper's geometry, 16 local pairs of a global batch of 8,192 (CPU seconds):")
-    for name, value in part.items():
-        print(f"  {name:42} {value:8.3f}")
-    result |= part
-    images, patches = MAIN_SHAPE
-    encoders = 1e3 * images * part["encoder_seconds_per_pair"]
-    result["loss_over_step"] = float(result["native_ms"]) / (encoders + float(result["native_ms"]))
-    print(f"Share of the loss in a step of {images} pairs on one process: {result['loss_over_step']:.2%}")
-    if options.json:
-        options.json.write_text(json.dumps(result, indent=1) + "\n")
+    isas = [isa for isa in native.isas() if isa in (options.isa or LIMITS)]
+    if not isas:
+        sys.exit(f"nothing to measure: this CPU has {', '.join(native.isas())}")
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
+    result: dict[str, float] = {}
+    for shape in [QUICK] if options.quick else SHAPES:
+        result |= measure_shape(shape, isas, QUICK_SHAPE if options.quick else EACH_SHAPE)
+        if options.json:
+            options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure_shape(images: int, patches: int, quick: bool) -> dict[str, float]:
-    """Print the table of one shape and return its ratios (those that its size allows)."""
-    problem = random_problem(images, patches)
-    print(
-        f"\nB = {images}, {patches} image tokens, captions of {problem.lengths.double().mean():.1f} tokens, d = 256"
-    )
-    names = [name for name in CONTENDERS if _fits(name, images, patches)]
-    best = _best_product(problem, seconds_each=0.3 if quick else 1)
-    steps = {"product": best, "product_bf16": product(problem, dtype=torch.bfloat16)} | {
-        name: CONTENDERS[name](problem) for name in names
+def measure_shape(shape: tuple[int, int], isas: list[str], seconds: float) -> dict[str, float]:
+    """Print the tables of one shape and return its figures."""
+    names = contenders_of(shape)
+    workers = {isa: Worker(isa, *shape) for isa in isas}
+    try:
+        taken = take_turns(workers, names, seconds)
+    finally:
+        for worker in workers.values():
+            worker.end()
+    ratios = {isa: ratios_of(of_isa) for isa, of_isa in taken.items()}
+    milliseconds = {
+        isa: {name: 1e3 * statistics.median(rounds.values()) for name, rounds in of_isa.items()}
+        for isa, of_isa in taken.items()
     }
-    milliseconds = measure_time(steps, *((2, 1) if quick else (8, 2)))
-    memory = {}
-    for name in MEMORY_OF:
-        if name in steps and not (quick and name == "tiled"):  # its memory has no target
-            progress(f"memory of {name}")
-            memory[name] = peak_megabytes(name, images, patches)
-    print(f"  {'':18}{'CPU ms':>10}{'/ product':>11}{'peak MB':>10}")
-    for name, value in milliseconds.items():
-        extra = f"{memory[name]:10.1f}" if name in memory else ""
-        print(f"  {name:18}{value:10.1f}{value / milliseconds['product']:11.2f}{extra}")
-    ratios = {
-        n: milliseconds[a] / milliseconds[b] for n, a, b, *_ in TIME_RATIOS if a in steps and b in steps
+    images, patches = shape
+    texts = " against 8,192 captions" if shape == SLICE else ""
+    rounds = min(len(of_isa[names[0]]) for of_isa in taken.values())
+    print(f"\n{images} pairs of {patches} image tokens{texts}, {rounds} rounds. CPU milliseconds:\n")
+    print_table(names, {isa: [f"{found[n]:,.1f}" for n in names] for isa, found in milliseconds.items()})
+    kept = [ratio for ratio in RATIOS if ratio.name in ratios[isas[0]]]
+    print("\nRatios; ! misses its goal:\n")
+    rows = {
+        isa: [f"{found[r.name]:.2f}{' !' if r.missed(found[r.name]) else ''}" for r in kept]
+        for isa, found in ratios.items()
     }
-    ratios |= {n: memory[a] / memory[b] for n, a, b, *_ in MEMORY_RATIOS if a in memory and b in memory}
-    _print_ratios(TIME_RATIOS + MEMORY_RATIOS if (images, patches) == MAIN_SHAPE else [], ratios)
-    ratios |= {f"{name}_ms": value for name, value in milliseconds.items()}
-    return ratios | {f"{name}_peak_mb": value for name, value in memory.items()}
+    rows["goal"] = ["" if r.goal is None else f"at {'least' if r.more else 'most'} {r.goal:g}" for r in kept]
+    print_table([r.name for r in kept], rows)
+    prefix = f"B{images}_n{patches}"
+    found = {f"{isa}/{prefix}/{name}": value for isa in isas for name, value in ratios[isa].items()}
+    found |= {f"{isa}/{prefix}/{n}_ms": value for isa in isas for n, value in milliseconds[isa].items()}
+    if shape == MAIN_SHAPE:
+        memory = {name: peak_megabytes(name, *shape) for name in MEMORY_OF if name in names}
+        print("\nMegabytes at the peak above the inputs, gradients included:\n")
+        print_table(list(memory), {"MB": [f"{value:,.1f}" for value in memory.values()]})
+        found |= {f"{prefix}/{name}_peak_mb": value for name, value in memory.items()}
+    return found
 
 
-def measure_time(steps: dict[str, Step], seconds_each: float, at_least: int = 2) -> dict[str, float]:
-    """Measure median CPU milliseconds of contenders that take turns: up to 15 rounds each, fewer for slow ones."""
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for current in range(16):
-        for name, step in steps.items():
-            taken = seconds[name]
-            if len(taken) >= at_least and sum(taken) > seconds_each and current % 5:
-                continue  # a slow one takes part only in the first rounds and in every fifth
-            if len(taken) >= at_least and sum(taken) + taken[-1] > 2 * seconds_each:
+def contenders_of(shape: tuple[int, int]) -> list[str]:
+    """Return the contenders of a shape: without padded forms that hold over 8 GB, four copies of the similarity."""
+    from bench.interaction_contenders import CONTENDERS, SLICE_CONTENDERS
+
+    if shape == SLICE:
+        return list(SLICE_CONTENDERS)
+    images, patches = shape
+    fits = images**2 * patches * 77 * 4 * 4 < 8e9
+    return [name for name in CONTENDERS if fits or not name.startswith("einsum")]
+
+
+def take_turns(workers: dict[str, Worker], names: list[str], seconds: float) -> dict[str, Seconds]:
+    """Return the CPU seconds of all contenders in every round: two at least, the slow ones in each fourth."""
+    taken: dict[str, Seconds] = {isa: {name: {} for name in names} for isa in workers}
+    started = time.monotonic()
+    for current in range(60):
+        for name in names:
+            first = next(iter(taken[next(iter(workers))][name].values()), 0.0)
+            if current % 4 and first > seconds / 100:
                 continue
-            started = time.process_time()
-            step()
-            if current > 0 or name.startswith(
-                "einsum"
-            ):  # the first is a warm-up, which matters little to the slowest
-                taken.append(time.process_time() - started)
-        progress(f"round {current} of 15")
-    return {name: 1e3 * statistics.median(taken) for name, taken in seconds.items()}
+            for isa, worker in workers.items():
+                taken[isa][name][current] = worker.seconds(name)
+        print(f"\rround {current + 1}", end="\r", file=sys.stderr, flush=True)
+        if current and time.monotonic() - started > seconds:
+            break
+    return taken
 
 
-def _best_product(problem: Problem, seconds_each: float) -> Step:
-    """Return the product in the block size that is fastest on this machine."""
-    candidates = [product(problem, block) for block in PRODUCT_BLOCKS]
-    cost = measure_time({str(i): step for i, step in enumerate(candidates)}, seconds_each)
-    return candidates[min(range(len(candidates)), key=lambda i: cost[str(i)])]
+def ratios_of(taken: Seconds) -> dict[str, float]:
+    """Return the medians of the ratios within the rounds in which both sides took part."""
+    sums = dict(taken)
+    for name, parts in STEPS.items():
+        if all(part in taken for part in parts):
+            common = set.intersection(*(set(taken[part]) for part in parts))
+            sums[name] = {r: sum(taken[part][r] for part in parts) for r in common}
+    return {
+        ratio.name: statistics.median(
+            sums[ratio.above][r] / sums[ratio.below][r] for r in sums[ratio.above].keys() & sums[ratio.below]
+        )
+        for ratio in RATIOS
+        if ratio.above in sums and ratio.below in sums
+    }
 
 
-def _fits(name: str, images: int, patches: int) -> bool:
-    """Return whether a form fits: the padded one holds four copies of the similarity; over 8 GB is not worth a wait."""
-    return name not in ("einsum", "einsum_longest") or images**2 * patches * 77 * 4 * 4 < 8e9
-
-
-def _print_ratios(targets: list, ratios: dict[str, float]) -> None:
-    for name, _, _, target, more in targets:
-        if name in ratios and target is not None:
-            met = ratios[name] >= target if more else ratios[name] <= target
-            bound = f"{'at least' if more else 'at most'} {target}"
-            print(f"  {name:42} {ratios[name]:8.3f}   target: {bound:14} {'' if met else '  MISSED'}")
-
-
-def progress(message: str) -> None:
-    print(f"\r{message:40}", end="\r", file=sys.stderr, flush=True)
+def print_table(head: Iterable[str], rows: dict[str, list[str]]) -> None:
+    """Print Markdown, a row for each instruction set."""
+    names = [name.replace("_over_", " / ").replace("_", " ") for name in head]
+    print(f"| | {' | '.join(names)} |\n|---|{'--:|' * len(names)}")
+    for label, cells in rows.items():
+        print(f"| {label} | {' | '.join(cells)} |", flush=True)
 
 
 if __name__ == "__main__":

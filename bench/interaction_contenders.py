@@ -1,15 +1,22 @@
-"""The contenders of bench.interaction: each turns one problem into a step to be timed."""
+"""The contenders of bench.interaction: each turns one problem into a step to be timed.
+
+``python -m bench.interaction_contenders IMAGES PATCHES`` reads names of contenders from its input, runs a step
+of each and prints its CPU seconds.
+"""
 
 from __future__ import annotations
 
 import math
+import sys
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench import interaction_slice
+from bench.interaction_problem import TEXT_POSITIONS, Problem, Step, random_problem
 from filip.interaction import (
     Similarity,
     SmoothMaximum,
@@ -19,37 +26,7 @@ from filip.interaction import (
 )
 from filip.interaction.backends import Backend
 
-TEXT_POSITIONS = 77  # the length to which the padded version pads
 SCALE = torch.tensor(1 / 0.07)
-Step = Callable[[], object]
-
-
-@dataclass
-class Problem:
-    """Unit tokens: image [b, n1, d], packed text [T, d], lengths [b]; padded text is built on demand."""
-
-    image: Tensor
-    text: Tensor
-    lengths: Tensor
-
-    def padded(self) -> Tensor:
-        padded = self.text.new_zeros(len(self.lengths), TEXT_POSITIONS, self.text.shape[1])
-        padded[(torch.arange(TEXT_POSITIONS) < self.lengths[:, None]).to(padded.device)] = self.text
-        return padded
-
-
-def random_problem(
-    images: int, patches: int, dim: int = 256, texts: int | None = None, seed: int = 0
-) -> Problem:
-    """Make captions of 20 tokens on average, [BOS] and [EOS] included, between 4 and 77."""
-    generator = torch.Generator().manual_seed(seed)
-    count = texts or images
-    lengths = (20 + 6 * torch.randn(count, generator=generator)).round().long().clamp(4, TEXT_POSITIONS)
-    image = torch.randn(images, patches, dim, generator=generator)
-    text = torch.randn(int(lengths.sum()), dim, generator=generator)
-    for tokens in (image, text):  # in place, so that no temporary is still allocated when memory is measured
-        tokens.div_(tokens.norm(dim=-1, keepdim=True))
-    return Problem(image, text, lengths)
 
 
 def _loss_step(similarity: Callable[[], tuple[Tensor, Tensor]], *inputs: Tensor) -> Step:
@@ -151,6 +128,12 @@ def product(
 PRODUCT_BLOCKS = ((1 << 30, 1 << 30), (3200, 1152), (1600, 1280), (3200, 5120), (800, 5120), (6400, 1152))
 
 
+def best_product(problem: Problem, dtype: torch.dtype = torch.float32) -> Step:
+    """Return the product in the block size that is fastest on this machine, of two runs of each."""
+    candidates = [product(problem, block, dtype) for block in PRODUCT_BLOCKS]
+    return min(candidates, key=lambda step: min(seconds_of(step), seconds_of(step)))
+
+
 def forward_only(problem: Problem, backend: str) -> Step:
     return lambda: late_interaction(problem.image, problem.text, problem.lengths, backend=backend)
 
@@ -182,10 +165,13 @@ def maxsim_cpu(problem: Problem) -> Step:
 
 
 CONTENDERS: dict[str, Callable[[Problem], Step]] = {
+    "product": best_product,
+    "product_bf16": lambda problem: best_product(problem, torch.bfloat16),
     "native": lambda problem: ours(problem, "native"),
     "native_bf16": lambda problem: ours(problem, "native", torch.bfloat16),
     "native_ragged": lambda problem: ragged(problem, "native"),
     "smooth": lambda problem: ours(problem, SmoothMaximum(0.05)),
+    "smooth_bf16": lambda problem: ours(problem, SmoothMaximum(0.05), torch.bfloat16),
     "smooth_ragged": lambda problem: ragged(problem, SmoothMaximum(0.05)),
     "tiled": lambda problem: ours(problem, "tiled"),
     "einsum": einsum,
@@ -195,3 +181,33 @@ CONTENDERS: dict[str, Callable[[Problem], Step]] = {
     "native_forward": lambda problem: forward_only(problem, "native"),
     "maxsim_cpu": maxsim_cpu,
 }
+SLICE_CONTENDERS: dict[str, Callable[[Problem], Step]] = {
+    "encoders": lambda _: interaction_slice.encoders(),
+    "clip_loss": lambda _: interaction_slice.clip_loss(),
+    "filip_loss": interaction_slice.filip_loss,
+}
+LARGE = ("einsum", "einsum_longest", "encoders")  # so slow that a warm-up matters little
+
+
+def seconds_of(step: Step) -> float:
+    started = time.process_time()
+    step()
+    return time.process_time() - started
+
+
+def main(images: int, patches: int) -> None:
+    """Answer the names on the standard input."""
+    of_slice = images == interaction_slice.PAIRS
+    problem = random_problem(images, patches, texts=interaction_slice.GLOBAL_PAIRS if of_slice else None)
+    known, steps = SLICE_CONTENDERS if of_slice else CONTENDERS, {}
+    for line in sys.stdin:
+        name = line.strip()
+        if name not in steps:
+            steps[name] = known[name](problem)
+            if name not in LARGE:
+                steps[name]()
+        print(seconds_of(steps[name]), flush=True)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]))

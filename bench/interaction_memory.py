@@ -52,7 +52,8 @@ def growth(step: Callable[[], object]) -> float:
 
 
 def main(name: str, images: int, patches: int) -> None:
-    from bench.interaction_contenders import CONTENDERS, random_problem
+    from bench.interaction_contenders import CONTENDERS
+    from bench.interaction_problem import random_problem
 
     CONTENDERS[name](random_problem(4, 5))()
     print(growth(CONTENDERS[name](random_problem(images, patches))))

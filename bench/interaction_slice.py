@@ -8,48 +8,18 @@ transformer at 77 tokens.
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bench.interaction_contenders import Problem, Step, random_problem
+from bench.interaction_problem import Problem, Step
 from filip.interaction import late_interaction
 from filip.models import build_model, load_preset
 
 PAIRS, GLOBAL_PAIRS = 16, 8192
 
 
-def measure_slice(rounds: int, progress: Callable[[str], None]) -> dict[str, float]:
-    """Measure CPU seconds of each part (medians) and the ratios of FILIP's step to CLIP's."""
-    steps: dict[str, Step] = {
-        "encoders": _encoders(),
-        "clip_loss": _clip_loss(),
-        "filip_loss": filip_loss(random_problem(PAIRS, 49, texts=GLOBAL_PAIRS)),
-    }
-    seconds: dict[str, list[float]] = {name: [] for name in steps}
-    for done in range(rounds + 1):  # the first round warms up; the encoders need no second one
-        for name, step in steps.items():
-            if done == 0 and name == "encoders":
-                continue
-            started = time.process_time()
-            step()
-            if done > 0:
-                seconds[name].append(time.process_time() - started)
-        progress(f"slice: {done} of {rounds} rounds")
-    cost = {name: statistics.median(values) for name, values in seconds.items()}
-    clip = cost["encoders"] + cost["clip_loss"]
-    return {
-        "step_over_clip_slice": (cost["encoders"] + cost["filip_loss"]) / clip,
-        "encoder_seconds_per_pair": cost["encoders"] / PAIRS,
-        "slice_filip_loss_seconds": cost["filip_loss"],
-    }
-
-
-def _encoders() -> Step:
+def encoders() -> Step:
     torch.manual_seed(0)
     model = build_model(load_preset("base"))
     pixels = torch.randn(PAIRS, 3, 224, 224)
@@ -64,7 +34,7 @@ def _encoders() -> Step:
     return step
 
 
-def _clip_loss() -> Step:
+def clip_loss() -> Step:
     """Return a step of CLIP's share: 16 rows of either soft-max over 8,192, with gradients for all vectors."""
     own = [F.normalize(torch.randn(PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]
     remote = [F.normalize(torch.randn(GLOBAL_PAIRS, 512), dim=-1).requires_grad_() for _ in range(2)]

@@ -16,7 +16,8 @@ from pathlib import Path
 
 import torch
 
-from bench.interaction_contenders import Step, product, random_problem
+from bench.interaction_contenders import product
+from bench.interaction_problem import Step, random_problem
 from bench.interaction_slice import filip_loss
 from filip.interaction import native
 

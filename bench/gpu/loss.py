@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bench.gpu.finding import FAIL, PASS, Finding, Place, seconds_and_bytes
-from bench.interaction_contenders import Problem, masked_einsum_similarity, random_problem
+from bench.interaction_contenders import masked_einsum_similarity
+from bench.interaction_problem import Problem, random_problem
 from filip.interaction import late_interaction
 from filip.train.hardware import peak_flops
 
