@@ -33,13 +33,12 @@ from filip.interaction import (
     Blockwise,
     Similarity,
     SmoothMaximum,
-    distributed_sigmoid_loss,
     late_interaction,
     pooled_similarity,
-    sigmoid_loss,
     top_k_mean,
 )
 from filip.interaction.backends import Backend
+from filip.train.losses.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
 from filip_research.sparc import local_loss
 from filip_research.text_conditioned import attended_similarity, initial
 

@@ -28,8 +28,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction import Blockwise, distributed_late_interaction, sigmoid_loss
+from filip.interaction import Blockwise, distributed_late_interaction
 from filip.train.losses.sigmoid import INITIAL_BIAS, chance
+from filip.train.losses.sigmoid_loss import sigmoid_loss
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput, transport_dtype
 
 INITIAL_TEMPERATURE = 0.1  # temperature of the attention by cosine

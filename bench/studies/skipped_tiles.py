@@ -19,7 +19,8 @@ from filip.command import option, run_command
 from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.interaction import Similarity, contrastive_loss, score
-from filip.interaction.triton_layout import LARGEST, NEGLIGIBLE, active_tiles, lay_out, scaled_weights
+from filip.interaction.packing import LARGEST_WEIGHT
+from filip.interaction.triton_layout import NEGLIGIBLE, active_tiles, lay_out, scaled_weights
 from filip.models import load_model
 from filip.train.narrow import Narrow, encode
 
@@ -62,7 +63,7 @@ def active(upstream: tuple[Tensor, Tensor], lengths: list[int], side: int) -> li
     layout = lay_out(lengths, torch.device("cpu"))
     weights, _ = scaled_weights(upstream, side, layout, torch.float32)
     shares = []
-    for bound in (NEGLIGIBLE, LARGEST * 2.0**-28):
+    for bound in (NEGLIGIBLE, LARGEST_WEIGHT * 2.0**-28):
         above = tuple(weight * (weight.abs() > bound) for weight in weights)
         tiles = active_tiles((above[0], above[1]), 2 if side == 1 else 1)
         either = ((above[0] != 0) | (above[1] != 0)).sum() / (len(above[0]) * len(lengths))

@@ -22,7 +22,6 @@ from filip.interaction.module import LateInteractionLoss
 from filip.interaction.packing import Similarity, pack_tokens
 from filip.interaction.pairs import late_interaction_pairs
 from filip.interaction.scoring import score
-from filip.interaction.sigmoid import SigmoidOutput, distributed_sigmoid_loss, sigmoid_loss
 from filip.interaction.smooth import SmoothMaximum
 from filip.interaction.token_selection import (
     TokenChoice,
@@ -38,7 +37,6 @@ __all__ = [
     "Blockwise",
     "ContrastiveOutput",
     "LateInteractionLoss",
-    "SigmoidOutput",
     "Similarity",
     "SmoothMaximum",
     "TokenChoice",
@@ -48,7 +46,6 @@ __all__ = [
     "contrastive_loss",
     "distributed_late_interaction",
     "distributed_pooled_similarity",
-    "distributed_sigmoid_loss",
     "gather_ids",
     "late_interaction",
     "late_interaction_padded",
@@ -57,7 +54,6 @@ __all__ = [
     "pooled_similarity",
     "score",
     "select_tokens",
-    "sigmoid_loss",
     "smooth_maximum",
     "softmax_mean",
     "straight_through",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,8 +12,10 @@ from filip.interaction.backends import Backend, choose_backend, run_backward, ru
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.packing import (
     Pair,
+    Residuals,
     Similarity,
     Tokens,
+    check_each_has_a_token,
     check_tokens,
     longest_of,
     pack_images,
@@ -78,6 +80,7 @@ def late_interaction_padded(
         packed, text_lengths = pack_masked(text_tokens, text_lengths)
     else:
         packed = pack_tokens(text_tokens, text_lengths)
+    check_each_has_a_token("text", text_lengths.tolist())  # which are no cumulative lengths here
     images: dict[str, Tensor | None] = {"image_lengths": image_lengths, "image_mask": image_mask}
     return late_interaction(image_tokens, packed, text_lengths, **images, backend=backend)
 
@@ -109,7 +112,8 @@ def interact(
     if not wants_gradient(image_tokens, text_tokens):
         tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
         return Similarity(*run_forward(module, tokens, save_for_backward=False)[0])
-    return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, lengths, module, dtype, recompute))
+    plan = Plan(module, dtype, recompute, *lengths)
+    return Similarity(*_LateInteraction.apply(image_tokens, text_tokens, plan))
 
 
 def wants_gradient(*tensors: Tensor) -> bool:
@@ -117,36 +121,51 @@ def wants_gradient(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
+class Plan(NamedTuple):
+    """What an autograd Function of late interaction takes in addition to the tokens of both sides."""
+
+    module: Backend
+    dtype: torch.dtype  # the dtype that tokens are rounded to
+    recompute: bool
+    lengths: list[int]  # of the texts that the images meet
+    image_lengths: list[int] | None
+
+    def tokens(self, image_tokens: Tensor, text_tokens: Tensor) -> Tokens:
+        """Return the tokens as they are multiplied."""
+        sides = image_tokens.to(self.dtype), text_tokens.to(self.dtype)
+        return Tokens(*sides, self.lengths, self.image_lengths)
+
+    def score(self, tokens: Tokens) -> tuple[Pair, Residuals]:
+        """Return both similarities, and what the backward is to keep of them."""
+        found, residuals = run_forward(self.module, tokens, save_for_backward=not self.recompute)
+        return found, () if self.recompute else residuals
+
+    def gradients(self, tokens: Tokens, grads: Pair, kept: Residuals, needs: tuple[bool, bool]) -> Pair:
+        """Return the gradients of both sides, in the accumulation dtype."""
+        residuals = run_forward(self.module, tokens)[1] if self.recompute else kept
+        return run_backward(self.module, tokens, grads, residuals, needs)
+
+
 class _LateInteraction(torch.autograd.Function):
+    # The tokens are saved as they came: a second derivative with respect to them is then seen, and refused.
     @staticmethod
-    def forward(
-        ctx: Any,
-        image_tokens: Tensor,
-        text_tokens: Tensor,
-        lengths: tuple[list[int], list[int] | None],
-        module: Backend,
-        dtype: torch.dtype,
-        recompute: bool,
-    ) -> Pair:
-        tokens = Tokens(image_tokens.to(dtype), text_tokens.to(dtype), *lengths)
-        found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
-        ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))
-        ctx.lengths, ctx.module, ctx.recompute = lengths, module, recompute
-        ctx.dtypes = image_tokens.dtype, text_tokens.dtype
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan) -> Pair:
+        found, residuals = plan.score(plan.tokens(image_tokens, text_tokens))
+        ctx.save_for_backward(image_tokens, text_tokens, *residuals)
+        ctx.plan = plan
         return found
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        image, text, *saved = ctx.saved_tensors
-        tokens, needs = Tokens(image, text, *ctx.lengths), ctx.needs_input_grad[:2]
-        residuals = run_forward(ctx.module, tokens)[1] if ctx.recompute else tuple(saved)
-        found = run_backward(ctx.module, tokens, (grads[0], grads[1]), residuals, needs)
-        return *as_input_gradients(found, needs, ctx.dtypes), None, None, None, None
+        image, text, *kept = ctx.saved_tensors
+        needs = ctx.needs_input_grad[:2]
+        found = ctx.plan.gradients(ctx.plan.tokens(image, text), grads, tuple(kept), needs)
+        return *as_input_gradients(found, needs, (image, text)), None
 
 
 def as_input_gradients(
-    found: Pair, needs: tuple[bool, bool], dtypes: tuple[torch.dtype, torch.dtype]
+    found: Pair, needs: tuple[bool, bool], tokens: tuple[Tensor, Tensor]
 ) -> tuple[Tensor | None, ...]:
-    """Return what an autograd Function returns for the tokens: each in its dtype, None where no gradient is needed."""
-    return tuple(g.to(dtype) if need else None for g, need, dtype in zip(found, needs, dtypes, strict=True))
+    """Return what an autograd Function returns for ``tokens``: each in its dtype, None where no gradient is needed."""
+    return tuple(g.to(t.dtype) if need else None for g, need, t in zip(found, needs, tokens, strict=True))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from filip.interaction.agreement import EXCHANGES, FUNCTIONS, Call, describe, exchange_calls
-from filip.interaction.backends import Backend, choose_backend, run_backward, run_forward
+from filip.interaction.backends import Backend, choose_backend
 from filip.interaction.collectives import (
     Group,
     all_to_all_blocks,
@@ -32,14 +32,12 @@ from filip.interaction.collectives import (
     world_size,
 )
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
-from filip.interaction.dispatch import as_input_gradients, interact, wants_gradient
+from filip.interaction.dispatch import Plan, as_input_gradients, interact, wants_gradient
 from filip.interaction.lengths import Lengths
 from filip.interaction.loss import check_vectors, pooled_similarity
 from filip.interaction.packing import (
     Pair,
-    Residuals,
     Similarity,
-    Tokens,
     accumulation_dtype,
     check_tokens,
     longest_of,
@@ -133,8 +131,8 @@ def score_ranks(
     module = choose_backend(image_tokens[:0].to(dtype), longest, backend)
     function = _Gathered if exchange == "gather" else _Ring
     recompute = recompute or not wants_gradient(image_tokens, text_tokens)  # no backward, so no maps
-    both = function.apply(image_tokens, text_tokens, _Plan(layout, module, dtype, recompute, of_images))
-    return Similarity(*both), layout.texts
+    plan = Plan(module, dtype, recompute, layout.all_lengths, of_images)
+    return Similarity(*function.apply(image_tokens, text_tokens, plan, layout)), layout.texts
 
 
 def unknown_exchange(exchange: str) -> ValueError:
@@ -217,73 +215,51 @@ def row_layout(calls: list[Call], group: Group) -> Layout:
     )
 
 
-class _Plan(NamedTuple):
-    """The arguments that the two Functions below take in addition to the tokens."""
-
-    layout: Layout
-    module: Backend
-    dtype: torch.dtype  # the dtype that tokens are rounded to
-    recompute: bool
-    image_lengths: list[int] | None
-
-
-def _keep(
-    ctx: Any, plan: _Plan, tokens: tuple[Tensor, Tensor], rounded: list[Tensor], maps: Residuals
-) -> None:
-    """Save ``tokens`` as they came and as they were ``rounded``, and the maps, for the backward pass."""
-    ctx.save_for_backward(*rounded, *maps)
-    ctx.plan, ctx.needs = plan, ctx.needs_input_grad[:2]
-    ctx.dtypes = tokens[0].dtype, tokens[1].dtype
-
-
 class _Gathered(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
-        layout, module, dtype, recompute, image_lengths = plan
-        texts = gather_rows(text_tokens.to(dtype), layout.tokens, layout.group)
-        tokens = Tokens(image_tokens.to(dtype), texts, layout.all_lengths, image_lengths)
-        (i2t, own_t2i), residuals = run_forward(module, tokens, save_for_backward=not recompute)
-        rounded = [tokens.image, tokens.text]
-        _keep(ctx, plan, (image_tokens, text_tokens), rounded, () if recompute else residuals)
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan, layout: Layout) -> Pair:
+        texts = gather_rows(text_tokens.to(plan.dtype), layout.tokens, layout.group)
+        (i2t, own_t2i), residuals = plan.score(plan.tokens(image_tokens, texts))
+        ctx.save_for_backward(image_tokens, text_tokens, texts, *residuals)
+        ctx.plan, ctx.layout = plan, layout
+        return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        image, text, texts, *kept = ctx.saved_tensors
+        plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad[:2]
+        grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
+        own, remote = plan.gradients(plan.tokens(image, texts), (grads[0], grad_t2i), tuple(kept), needs)
+        if needs[1]:  # the same on all ranks
+            remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
+        return *as_input_gradients((own, remote), needs, (image, text)), None, None
+
+
+class _Ring(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: Plan, layout: Layout) -> Pair:
+        images, texts = plan.tokens(image_tokens, text_tokens)[:2]
+        i2t = images.new_empty(
+            layout.images[layout.rank], sum(layout.texts), dtype=accumulation_dtype(plan.dtype)
+        )
+        own_t2i = torch.empty_like(i2t)
+        saved: list[Tensor] = []
+        for owner, block in ring_blocks(texts.detach(), layout):
+            columns = layout.columns(owner)
+            of_owner = plan._replace(lengths=layout.lengths[owner])
+            (i2t[:, columns], own_t2i[:, columns]), residuals = of_owner.score(of_owner.tokens(images, block))
+            saved += residuals
+        ctx.save_for_backward(image_tokens, text_tokens, *saved)
+        ctx.plan, ctx.layout = plan, layout
         return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
 
     @staticmethod
     @first_derivative_only
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
         image, text, *saved = ctx.saved_tensors
-        (layout, module, _, recompute, image_lengths), needs = ctx.plan, ctx.needs
-        tokens = Tokens(image, text, layout.all_lengths, image_lengths)
-        grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
-        residuals = run_forward(module, tokens)[1] if recompute else tuple(saved)
-        own, remote = run_backward(module, tokens, (grads[0], grad_t2i), residuals, needs)
-        if needs[1]:  # the same on all ranks
-            remote = reduce_scatter_rows(remote, layout.tokens, layout.group)
-        return *as_input_gradients((own, remote), needs, ctx.dtypes), None
-
-
-class _Ring(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, image_tokens: Tensor, text_tokens: Tensor, plan: _Plan) -> Pair:
-        layout, module, dtype, recompute, image_lengths = plan
-        images, texts = image_tokens.to(dtype), text_tokens.to(dtype)
-        wide = accumulation_dtype(dtype)
-        i2t = images.new_empty(layout.images[layout.rank], sum(layout.texts), dtype=wide)
-        own_t2i = torch.empty_like(i2t)
-        saved: list[Tensor] = []
-        for owner, block in ring_blocks(texts.detach(), layout):
-            columns = layout.columns(owner)
-            tokens = Tokens(images, block, layout.lengths[owner], image_lengths)
-            found, residuals = run_forward(module, tokens, save_for_backward=not recompute)
-            i2t[:, columns], own_t2i[:, columns] = found
-            saved += () if recompute else residuals
-        _keep(ctx, plan, (image_tokens, text_tokens), [images, texts], tuple(saved))
-        return i2t, all_to_all_blocks(own_t2i, layout.images, layout.texts, layout.group)
-
-    @staticmethod
-    @first_derivative_only
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        images, texts, *saved = ctx.saved_tensors
-        (layout, module, _, recompute, image_lengths), needs = ctx.plan, ctx.needs
+        plan, layout, needs = ctx.plan, ctx.layout, ctx.needs_input_grad[:2]
+        images, texts = plan.tokens(image, text)[:2]
         per_step = len(saved) // layout.ranks
         grad_t2i = all_to_all_blocks(grads[1].T, layout.texts, layout.images, layout.group).T
         grad_images = torch.zeros_like(images, dtype=grads[0].dtype)
@@ -291,11 +267,10 @@ class _Ring(torch.autograd.Function):
         handles: list[Any] = []
         for step, (owner, block) in enumerate(ring_blocks(texts, layout)):
             columns = layout.columns(owner)
-            tokens = Tokens(images, block, layout.lengths[owner], image_lengths)
+            of_owner = plan._replace(lengths=layout.lengths[owner])
             kept = tuple(saved[step * per_step : (step + 1) * per_step])
-            residuals = run_forward(module, tokens)[1] if recompute else kept
             both = (grads[0][:, columns], grad_t2i[:, columns])
-            own, remote = run_backward(module, tokens, both, residuals, needs)
+            own, remote = of_owner.gradients(of_owner.tokens(images, block), both, kept, needs)
             if needs[0]:
                 grad_images += own
             if not needs[1]:  # the same on all ranks
@@ -305,7 +280,7 @@ class _Ring(torch.autograd.Function):
             following = layout.tokens[(owner - 1) % layout.ranks]
             total, handles = ring_send_recv(summed, (following, summed.shape[1]), layout.group)
         wait_all(handles)  # after the last hop each gradient is with its owner
-        return *as_input_gradients((grad_images, total), needs, ctx.dtypes), None
+        return *as_input_gradients((grad_images, total), needs, (image, text)), None, None
 
 
 def ring_blocks(block: Tensor, layout: Layout) -> Iterator[tuple[int, Tensor]]:

@@ -69,6 +69,15 @@ def offsets_of(lengths: Sequence[int]) -> list[int]:
     return [0, *itertools.accumulate(lengths)]
 
 
+def equal_runs(ascending: Iterable[int]) -> Iterator[tuple[int, int, int]]:
+    """Yield each length with the start and the end of the items that have it."""
+    start = 0
+    for length, run in itertools.groupby(ascending):
+        end = start + sum(1 for _ in run)
+        yield length, start, end
+        start = end
+
+
 def tiles(
     images: list[int], texts: list[int], device: torch.device, *, waste: float = 0.25, width: int = 1
 ) -> Iterator[tuple[slice, slice]]:
@@ -80,15 +89,12 @@ def tiles(
     # Roughly square tiles: as many text tokens at most, then as many images as fit with them.
     limit, widest = (_TILE_CPU, 512) if device.type == "cpu" else (_TILE_ACCELERATOR, 1 << 13)
     blocks_of = functools.cache(functools.partial(_image_blocks, images, waste, width))
-    start = 0
-    for length, run in itertools.groupby(texts):
-        end = start + sum(1 for _ in run)
+    for length, start, end in equal_runs(texts):
         most = max(1, min(widest, limit // max(images[-1], width)) // length)
         for first in range(start, end, most):
             last = min(first + most, end)
             for block in blocks_of(limit // (length * (last - first))):
                 yield block, slice(first, last)
-        start = end
 
 
 def _image_blocks(lengths: list[int], waste: float, width: int, rows: int) -> list[slice]:

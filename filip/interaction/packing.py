@@ -111,17 +111,22 @@ def _check_lengths(side: str, rows: Tensor, given: Tensor) -> Lengths:
         raise ValueError(
             f"{name} {_shortened(lengths)} looks like cumulative lengths (cu_seqlens); pass cu_seqlens.diff()"
         )
-    if min(lengths) < 1:
-        raise ValueError(
-            f"every {side} needs at least one token, got {name} with minimum {min(lengths)} "
-            f"({lengths.count(0)} of {len(lengths)} have none)"
-        )
+    check_each_has_a_token(side, lengths)
     if sum(lengths) != len(rows):
         raise ValueError(
             f"{name} sum to {sum(lengths)} but {side}_tokens has {len(rows)} rows; "
             f"{side}_tokens must hold the valid tokens only, one {side} after the other (see pack_tokens)"
         )
     return lengths
+
+
+def check_each_has_a_token(side: str, lengths: list[int]) -> None:
+    """Raise ValueError if a length is below 1."""
+    if lengths and min(lengths) < 1:
+        raise ValueError(
+            f"every {side} needs at least one token, got {side}_lengths with minimum {min(lengths)} "
+            f"({lengths.count(0)} of {len(lengths)} have none)"
+        )
 
 
 def _shortened(lengths: list[int]) -> str:
@@ -193,6 +198,20 @@ def check_mask(image_tokens: Tensor, image_mask: Tensor) -> None:
         )
     if not bool(image_mask.any(dim=1).all()):
         raise ValueError("image_mask leaves an image without a token")
+
+
+# The largest weight of an item after scaling: where an entry wins both ways two are added, and float16 ends at 65,504.
+LARGEST_WEIGHT = 2.0**14
+
+
+def scaled_by_item(weights: Pair, dim: int) -> tuple[Pair, Tensor]:
+    """Scale both directions' weights [images, texts] so that 16 bits hold them: item by item along ``dim``.
+
+    Return them and the scales, by which a gradient is multiplied in the end.
+    """
+    largest = torch.maximum(weights[0].abs(), weights[1].abs()).amax(dim=dim, keepdim=True)
+    scale = (largest / LARGEST_WEIGHT).clamp_min(torch.finfo(torch.float32).tiny)
+    return (weights[0] / scale, weights[1] / scale), scale
 
 
 def accumulation_dtype(dtype: torch.dtype) -> torch.dtype:

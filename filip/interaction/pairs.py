@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ from torch import Tensor
 
 from filip.interaction.differentiation import first_derivative_only, refuse_transforms
 from filip.interaction.dispatch import wants_gradient
-from filip.interaction.lengths import index_dtype, offsets_of
+from filip.interaction.lengths import by_length, equal_runs, index_dtype, offsets_of
 from filip.interaction.packing import Similarity, accumulation_dtype, check_mask, check_tokens, full_precision
 
 _TILE_ELEMENTS = 1 << 22
@@ -64,11 +63,11 @@ class _Chosen(NamedTuple):
         """Yield blocks of pairs whose texts are equally long."""
         starts = torch.tensor(offsets_of(self.lengths)[:-1])
         images, texts = self.images.flatten().cpu(), self.texts.flatten().cpu()
-        per_pair = torch.tensor(self.lengths)[texts]
-        order = per_pair.argsort(stable=True)
-        for places, length in _blocks(order, per_pair[order].tolist(), n1):
-            rows = starts[texts[places]][:, None] + torch.arange(length)
-            yield _Block(*(part.to(device) for part in (places, images[places], rows)))
+        order = by_length(torch.tensor(self.lengths)[texts].tolist(), texts.device)
+        for length, start, end in equal_runs(order.lengths):
+            for places in order.items[start:end].split(max(1, _TILE_ELEMENTS // (n1 * length))):
+                rows = starts[texts[places]][:, None] + torch.arange(length)
+                yield _Block(*(part.to(device) for part in (places, images[places], rows)))
 
 
 class _Block(NamedTuple):
@@ -146,19 +145,6 @@ def _score(
                 ]
     shape = chosen.images.shape
     return i2t.view(shape), t2i.view(shape), winners
-
-
-def _blocks(order: Tensor, lengths: list[int], n1: int) -> Iterator[tuple[Tensor, int]]:
-    """Yield (places, length) of blocks of pairs whose texts are equally long.
-
-    ``lengths`` ascend, as ``order`` puts them.
-    """
-    start = 0
-    for length, run in itertools.groupby(lengths):
-        end = start + sum(1 for _ in run)
-        for places in order[start:end].split(max(1, _TILE_ELEMENTS // (n1 * length))):
-            yield places, length
-        start = end
 
 
 def _check_indices(image_tokens: Tensor, lengths: list[int], images: Tensor, texts: Tensor) -> None:

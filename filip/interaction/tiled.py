@@ -27,7 +27,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from filip.interaction.lengths import Order, by_length, index_dtype, tiles
-from filip.interaction.packing import Pair, Residuals, Tokens, accumulation_dtype, product
+from filip.interaction.packing import (
+    Pair,
+    Residuals,
+    Tokens,
+    accumulation_dtype,
+    product,
+    scaled_by_item,
+)
 
 # Rows of either side in one block of the backward on a CPU: 1,024 rows of 256 floats are a megabyte.
 _ROWS = 1 << 10
@@ -211,8 +218,7 @@ def _by_products(
 ) -> Pair:
     """Compute the result of :func:`_by_sums` by two products of dense tiles of weights in the tokens' dtype.
 
-    So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled to at most
-    2^14, where the sum of two is still below float16's end.
+    So that 16 bits lose no small weight, each image's (and for the other gradient each text's) are scaled.
     """
     wide, dtype, device = accumulation_dtype(image.dtype), image.dtype, image.device
     images_by, texts_by = orders
@@ -220,10 +226,9 @@ def _by_products(
         torch.zeros(len(side) if need else 0, side.shape[1], dtype=wide, device=device)
         for side, need in zip((image, text), needs, strict=True)
     )
-    largest = torch.maximum(weights[0].abs(), weights[1].abs())
-    tiny = torch.finfo(torch.float32).tiny
-    scales = [(largest.amax(dim=side, keepdim=True) * 2**-14).clamp_min(tiny) for side in (1, 0)]
-    scaled = [[(weight / scale).to(dtype) for weight in weights] for scale in scales]
+    by_item = [scaled_by_item(weights, dim) for dim in (1, 0)]
+    scales = [scale for _, scale in by_item]
+    scaled = [[weight.to(dtype) for weight in pair] for pair, _ in by_item]
     blocks = functools.cache(functools.partial(_block, images_by, device))
     for images, texts in tiles(images_by.lengths, texts_by.lengths, device):
         span = slice(texts_by.offsets[texts.start], texts_by.offsets[texts.stop])

@@ -20,42 +20,22 @@ program owns what it writes, and the result has the same bits each time.
 
 from __future__ import annotations
 
-import os
-
 import torch
-import triton
 from torch import Tensor
 
+from filip.interaction import triton_launch
 from filip.interaction.packing import Pair, Residuals, Tokens
 from filip.interaction.triton_kernels import forward_kernel, image_gradient_kernel, text_gradient_kernel
-from filip.interaction.triton_layout import (
-    GROUP,
-    active_tiles,
-    index_dtype,
-    lay_out,
-    listed,
-    power_of_two,
-    scaled_weights,
-)
-
-INTERPRETED = os.environ.get("TRITON_INTERPRET", "0") == "1"
-PROGRAMS = 1024  # per launch, where there is work for them, so that 132 processors are evenly busy
+from filip.interaction.triton_launch import Kernels, Options, block_rows
+from filip.interaction.triton_layout import Layout, index_dtype, power_of_two
 
 
 def unavailable_reason(image_tokens: Tensor, longest: int) -> str:
     """Return why these kernels cannot compute this problem; "" if they can."""
-    if image_tokens.dim() == 2:
-        return "the Triton kernels take images of equally many tokens"
-    if image_tokens.dtype not in (torch.float16, torch.bfloat16, torch.float32):
-        return f"the Triton kernels take float16, bfloat16 and float32, not {image_tokens.dtype}"
-    if INTERPRETED and image_tokens.device.type == "cpu":
-        return ""
-    if image_tokens.device.type != "cuda":
-        return f"the Triton kernels run on CUDA devices, not on {image_tokens.device.type}"
-    return ""
+    return triton_launch.unavailable_reason(image_tokens)
 
 
-def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict[str, dict[str, int | bool]]:
+def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Options:
     """Return block sizes, warps and pipeline stages of the three kernels.
 
     They are for a GPU of compute ``capability`` (90 = 9.0).
@@ -81,101 +61,44 @@ def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> dict
     block_d = min(features, 256 if resident else 32 if wide and not large else 128)
     backward = {"BLOCK_D": block_d, "num_warps": 8, "num_stages": 2}
     return {
-        "forward": {**_rows(n1, 128), **forward},
-        "image": {**_rows(n1, 128), **backward},
-        "text": {**_rows(n1, 64), **backward},
+        "forward": {**block_rows(n1, 128), **forward},
+        "image": {**block_rows(n1, 128), **backward},
+        "text": {**block_rows(n1, 64), **backward},
     }
 
 
-def _rows(n1: int, most: int) -> dict[str, int]:
-    """Return the rows of an image in a block of ``most`` rows, and the images next to one another in it."""
-    rows = min(power_of_two(n1), most)
-    return {"ROWS": rows, "IMAGES": most // rows}
+def _allocate(
+    tokens: Tokens, layout: Layout, rows: int, save: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Make the arg-max maps [images, n1, slots] and [images, entries], and the maximum of rows scored so far."""
+    images, (b, n1, _) = tokens.image, tokens.image.shape
+    entries, kept = len(layout.row), b if save else 0
+    maps = (
+        images.new_empty(kept, n1, len(layout.text), dtype=index_dtype(max(tokens.lengths))),
+        images.new_empty(kept, entries, dtype=index_dtype(n1)),
+    )
+    best = images.new_empty(b if n1 > rows else 0, entries, dtype=torch.float32)
+    return maps, (best, torch.empty_like(best, dtype=torch.int32))
+
+
+KERNELS = Kernels(
+    forward_kernel,
+    image_gradient_kernel,
+    text_gradient_kernel,
+    launch_options,
+    _allocate,
+    multiplies_again=False,
+    text_tiles=2,
+)
 
 
 def forward(tokens: Tokens, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] float32 and the arg-max maps [images, n1, slots] and [images, entries]."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    layout = lay_out(lengths, images.device)
-    slots, entries, groups = len(layout.text), len(layout.row), len(layout.first)
-    i2t = images.new_empty(b, len(lengths), dtype=torch.float32)
-    t2i = torch.empty_like(i2t)
-    kept = b if save_for_backward else 0
-    image_map = images.new_empty(kept, n1, slots, dtype=index_dtype(max(lengths)))
-    text_map = images.new_empty(kept, entries, dtype=index_dtype(n1))
-    options = launch_options(images.dtype, n1, d, _capability(images.device))["forward"]
-    rows, blocks = options["ROWS"], triton.cdiv(b, options["IMAGES"])
-    # The maximum over the rows scored so far, for images that take several launches, and its row
-    best = images.new_empty(b if n1 > rows else 0, entries, dtype=torch.float32)
-    best_row = torch.empty_like(best, dtype=torch.int32)
-    with torch.cuda.device_of(images):  # Triton launches on the current device
-        for start in range(0, n1, rows):
-            forward_kernel[(blocks, groups)](
-                images, texts, *layout[:4], layout.row, i2t, t2i, image_map, text_map, best, best_row,
-                n1, d, start, b, len(lengths), groups, entries // GROUP,
-                FIRST=start == 0, LAST=start + rows >= n1, SAVE=save_for_backward, GROUP=GROUP,
-                WIDEN=_widen(images), **options,
-            )  # fmt: skip
-    return (i2t, t2i), (image_map, text_map) if save_for_backward else ()
+    return triton_launch.forward(KERNELS, tokens, save_for_backward)
 
 
 def backward(
     tokens: Tokens, grads: Pair, residuals: Residuals, needs: tuple[bool, bool] = (True, True)
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    device = images.device
-    layout = lay_out(lengths, device)
-    options = launch_options(images.dtype, n1, d, _capability(device))
-    per_text = torch.tensor(lengths, device=device)
-    upstream = grads[0].float() / n1, grads[1].float() / per_text
-    shared = (*residuals, n1, d, b, len(layout.first), len(layout.row) // GROUP)
-    grad_images = images.new_empty(0, n1, d, dtype=torch.float32)
-    grad_texts = texts.new_empty(0, d, dtype=torch.float32)
-    with torch.cuda.device_of(images):
-        if needs[0]:
-            weights, scale = scaled_weights(upstream, 1, layout, images.dtype)
-            option = options["image"]
-            active = active_tiles(weights, option["IMAGES"])  # [blocks of images, groups]
-            chunks = triton.cdiv(n1, option["ROWS"])
-            programs = len(active) * chunks
-            partial = images.new_empty(_splits(programs, active.shape[1]), b, n1, d, dtype=torch.float32)
-            image_gradient_kernel[(programs, len(partial), triton.cdiv(d, option["BLOCK_D"]))](
-                texts, partial, layout.first, layout.positions, layout.row, *weights, *listed(active), *shared,
-                len(partial), GROUP=GROUP, WIDEN=_widen(images), **option,
-            )  # fmt: skip
-            grad_images = partial.sum(dim=0) * scale[:, :, None]
-        if needs[1]:
-            weights, scale = scaled_weights(upstream, 0, layout, images.dtype)
-            option = options["text"]
-            of_groups = active_tiles(weights, option["IMAGES"]).T  # [groups, blocks of images]
-            active = of_groups[layout.group[::2].long()]  # a program has two tiles of one group
-            partial = images.new_empty(
-                _splits(len(active), active.shape[1]), len(texts), d, dtype=torch.float32
-            )
-            text_gradient_kernel[(len(active), len(partial), triton.cdiv(d, option["BLOCK_D"]))](
-                images, partial, layout.length, layout.group, layout.position, layout.row, *weights, *listed(active),
-                *shared, len(texts), len(partial), GROUP=GROUP, WIDEN=_widen(images), **option,
-            )  # fmt: skip
-            of_rows = scale.flatten().repeat_interleave(per_text, output_size=len(texts))
-            grad_texts = partial.sum(dim=0) * of_rows[:, None]
-    return grad_images, grad_texts
-
-
-def _splits(programs: int, steps: int) -> int:
-    """Return among how many programs to divide the ``steps`` of each of ``programs``, by the shapes alone."""
-    return min(steps, triton.cdiv(PROGRAMS, programs))
-
-
-def _capability(device: torch.device) -> int:
-    if device.type != "cuda":  # the interpreter
-        return 90
-    major, minor = torch.cuda.get_device_capability(device)
-    return 10 * major + minor
-
-
-def _widen(tokens: Tensor) -> bool:
-    # Triton's interpreter holds bfloat16 as integers and multiplies those; a GPU needs no detour.
-    return INTERPRETED and tokens.dtype == torch.bfloat16
+    return triton_launch.backward(KERNELS, tokens, grads, residuals, needs)

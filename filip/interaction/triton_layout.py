@@ -13,14 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from filip.interaction.lengths import derived
-from filip.interaction.packing import Pair
+from filip.interaction.lengths import by_length, derived
+from filip.interaction.packing import Pair, scaled_by_item
 
 GROUP = 64  # captions in a group: the text rows of a tile
-# Weights of 16-bit tokens are scaled, item by item, to at most 2^14: where an entry wins both ways two are added, and
-# float16 ends at 65,504. What is below 2^-24 then is 0 in float16 and dropped in all types, 2^-38 of the largest: less
-# than float32's rounding of the sum, for up to 30,000 captions even if every one is dropped.
-LARGEST, NEGLIGIBLE = 2.0**14, 2.0**-24
+# A scaled weight below this is 0 in float16 and dropped in all types, 2^-38 of the largest: less than float32's
+# rounding of the sum, for up to 30,000 captions even if every one is dropped.
+NEGLIGIBLE = 2.0**-24
 
 
 class Layout(NamedTuple):
@@ -45,11 +44,12 @@ def lay_out(lengths: list[int], device: torch.device) -> Layout:
 
 
 def _lay_out(lengths: list[int], device: torch.device) -> Layout:
-    per_text = torch.tensor(lengths, dtype=torch.int32)
-    length, text = per_text.sort(stable=True)
-    before = (per_text.cumsum(0) - per_text)[text]
+    order = by_length(lengths, torch.device("cpu"))
     missing = -len(lengths) % GROUP
-    length, before = F.pad(length, (0, missing)), F.pad(before, (0, missing))
+    length = F.pad(torch.tensor(order.lengths), (0, missing))
+    before = F.pad(
+        order.rows[order.offsets[:-1]], (0, missing)
+    )  # the caller's row of each caption's first token
     positions = length.view(-1, GROUP).amax(dim=1)
     tiles = positions + positions % 2
     first = tiles.cumsum(0) - tiles
@@ -57,17 +57,24 @@ def _lay_out(lengths: list[int], device: torch.device) -> Layout:
     position = torch.arange(len(group)) - first[group]
     slot = group[:, None] * GROUP + torch.arange(GROUP)
     row = before[slot] + torch.minimum(position[:, None], (length[slot] - 1).clamp_min(0))
-    found = (F.pad(text, (0, missing), value=-1), length, first, positions, group, position, row.flatten())
+    found = (
+        F.pad(order.items, (0, missing), value=-1),
+        length,
+        first,
+        positions,
+        group,
+        position,
+        row.flatten(),
+    )
     return Layout(*(part.to(device, torch.int32) for part in found))
 
 
 def scaled_weights(upstream: Pair, dim: int, layout: Layout, dtype: torch.dtype) -> tuple[Pair, Tensor]:
     """Return both weights [images, slots] in the tokens' dtype, scaled item by item along ``dim``; and the scales."""
-    largest = torch.maximum(upstream[0].abs(), upstream[1].abs()).amax(dim=dim, keepdim=True)
-    scale = (largest / LARGEST).clamp_min(torch.finfo(torch.float32).tiny)
+    by_item, scale = scaled_by_item(upstream, dim)
     weights = []
-    for weight in upstream:
-        scaled = (weight / scale)[:, layout.text.long()]
+    for weight in by_item:
+        scaled = weight[:, layout.text.long()]
         negligible = (scaled.abs() <= NEGLIGIBLE) | (layout.length == 0)
         weights.append(scaled.masked_fill(negligible, 0).to(dtype))
     return (weights[0], weights[1]), scale

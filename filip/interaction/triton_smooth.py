@@ -15,13 +15,12 @@ from __future__ import annotations
 import math
 
 import torch
-import triton
 from torch import Tensor
 
+from filip.interaction import triton_launch
 from filip.interaction.packing import Pair, Residuals, Tokens
-from filip.interaction.triton_backend import _splits, _widen
-from filip.interaction.triton_backend import unavailable_reason as reason_of_the_maximum
-from filip.interaction.triton_layout import GROUP, active_tiles, lay_out, listed, power_of_two, scaled_weights
+from filip.interaction.triton_launch import Kernels, Options, block_rows
+from filip.interaction.triton_layout import Layout, power_of_two
 from filip.interaction.triton_smooth_kernels import (
     smooth_forward_kernel,
     smooth_image_gradient_kernel,
@@ -33,7 +32,7 @@ RANGE = 75.0  # the largest |x| |y| / t whose exponentials, and sums of thousand
 
 def unavailable_reason(tokens: Tokens, temperature: float) -> str:
     """Return why these kernels cannot compute this problem; "" if they can. It waits for a GPU to compute norms."""
-    if reason := reason_of_the_maximum(tokens.image, max(tokens.lengths)):
+    if reason := triton_launch.unavailable_reason(tokens.image):
         return reason
     longest = _longest(tokens.image) * _longest(tokens.text)
     if longest <= RANGE * temperature:
@@ -46,43 +45,40 @@ def _longest(tokens: Tensor) -> float:
     return float(torch.linalg.vector_norm(tokens.detach(), dim=-1, dtype=torch.float32).max())
 
 
-def launch_options(dtype: torch.dtype, n1: int, d: int) -> dict[str, dict[str, int]]:
-    """Return block sizes, warps and pipeline stages of the three kernels."""
+def launch_options(dtype: torch.dtype, n1: int, d: int, capability: int) -> Options:
+    """Return block sizes, warps and pipeline stages of the three kernels, the same for every ``capability``."""
     wide, features = dtype == torch.float32, power_of_two(d)
     pieces = {"BLOCK_K": min(features, 32 if wide else 64), "num_warps": 8, "num_stages": 2}
     # A program multiplies the tile again for each block of features that it owns: all of them, where registers allow.
-    backward = {**_rows(n1, 64), **pieces, "BLOCK_D": min(features, 64 if wide else 256)}
-    return {"forward": {**_rows(n1, 128), **pieces}, "image": backward, "text": backward}
+    backward = {**block_rows(n1, 64), **pieces, "BLOCK_D": min(features, 64 if wide else 256)}
+    return {"forward": {**block_rows(n1, 128), **pieces}, "image": backward, "text": backward}
 
 
-def _rows(n1: int, most: int) -> dict[str, int]:
-    rows = min(power_of_two(n1), most)
-    return {"ROWS": rows, "IMAGES": most // rows}
+def _allocate(
+    tokens: Tokens, layout: Layout, rows: int, save: bool
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, ...]]:
+    """Make the sums R [images, n1, slots] and C [images, entries]; the latter also hold the sums over rows so far."""
+    images, (b, n1, _) = tokens.image, tokens.image.shape
+    row_sums = images.new_empty(b if save else 0, n1, len(layout.text), dtype=torch.float32)
+    entry_sums = images.new_empty(b if save or n1 > rows else 0, len(layout.row), dtype=torch.float32)
+    return (row_sums, entry_sums), ()
+
+
+KERNELS = Kernels(
+    smooth_forward_kernel,
+    smooth_image_gradient_kernel,
+    smooth_text_gradient_kernel,
+    launch_options,
+    _allocate,
+    multiplies_again=True,
+    text_tiles=1,
+)
 
 
 def forward(tokens: Tokens, temperature: float, save_for_backward: bool = True) -> tuple[Pair, Residuals]:
     """Return s^I, s^T [images, texts] float32 and the sums R [images, n1, slots] and C [images, entries]."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    layout = lay_out(lengths, images.device)
-    slots, entries, groups = len(layout.text), len(layout.row), len(layout.first)
-    options = launch_options(images.dtype, n1, d)["forward"]
-    rows, blocks = options["ROWS"], triton.cdiv(b, options["IMAGES"])
-    i2t = images.new_empty(b, len(lengths), dtype=torch.float32)
-    t2i = torch.empty_like(i2t)
-    row_sums = images.new_empty(b if save_for_backward else 0, n1, slots, dtype=torch.float32)
-    # Also the sums over the rows so far, for images that take several launches.
-    entry_sums = images.new_empty(b if save_for_backward or n1 > rows else 0, entries, dtype=torch.float32)
-    with torch.cuda.device_of(images):  # Triton launches on the current device
-        for start in range(0, n1, rows):
-            smooth_forward_kernel[(blocks, groups)](
-                images, texts, *layout[:4], layout.row, i2t, t2i, row_sums, entry_sums,
-                n1, d, start, b, len(lengths), groups, entries // GROUP,
-                1 / (temperature * math.log(2)), temperature * math.log(2),
-                FIRST=start == 0, LAST=start + rows >= n1, SAVE=save_for_backward, GROUP=GROUP,
-                WIDEN=_widen(images), **options,
-            )  # fmt: skip
-    return (i2t, t2i), (row_sums, entry_sums) if save_for_backward else ()
+    numbers = 1 / (temperature * math.log(2)), temperature * math.log(2)
+    return triton_launch.forward(KERNELS, tokens, save_for_backward, numbers)
 
 
 def backward(
@@ -93,43 +89,6 @@ def backward(
     needs: tuple[bool, bool] = (True, True),
 ) -> Pair:
     """Return float32 gradients of both inputs; one that is not needed is an empty tensor."""
-    images, texts, lengths = tokens.image.contiguous(), tokens.text.contiguous(), tokens.lengths
-    b, n1, d = images.shape
-    layout = lay_out(lengths, images.device)
-    options = launch_options(images.dtype, n1, d)
-    per_text = torch.tensor(lengths, device=images.device)
-    upstream = grads[0].float() / n1, grads[1].float() / per_text
-    shared = (*residuals, n1, d, b, len(layout.first), len(layout.row) // GROUP)
-    to_exponent = 1 / (temperature * math.log(2))
-    grad_images = images.new_empty(0, n1, d, dtype=torch.float32)
-    grad_texts = texts.new_empty(0, d, dtype=torch.float32)
-    with torch.cuda.device_of(images):
-        if needs[0]:
-            weights, scale = scaled_weights(upstream, 1, layout, images.dtype)
-            option = options["image"]
-            active = active_tiles(weights, option["IMAGES"])  # [blocks of images, groups]
-            programs = len(active) * triton.cdiv(n1, option["ROWS"])
-            partial = images.new_empty(_splits(programs, active.shape[1]), b, n1, d, dtype=torch.float32)
-            smooth_image_gradient_kernel[(programs, len(partial), triton.cdiv(d, option["BLOCK_D"]))](
-                images, texts, partial, layout.length, layout.first, layout.positions, layout.row, *weights,
-                *listed(active), *shared, len(partial), to_exponent, GROUP=GROUP, WIDEN=_widen(images), **option,
-            )  # fmt: skip
-            grad_images = partial.sum(dim=0) * scale[:, :, None]
-        if needs[1]:
-            weights, scale = scaled_weights(upstream, 0, layout, images.dtype)
-            option = options["text"]
-            of_groups = active_tiles(weights, option["IMAGES"]).T  # [groups, blocks of images]
-            active = of_groups[layout.group.long()]  # a program has a tile
-            partial = _partial_texts(active, texts)
-            smooth_text_gradient_kernel[(len(active), len(partial), triton.cdiv(d, option["BLOCK_D"]))](
-                images, texts, partial, layout.length, layout.group, layout.position, layout.row, *weights,
-                *listed(active), *shared, len(texts), len(partial), to_exponent, GROUP=GROUP, WIDEN=_widen(images),
-                **option,
-            )  # fmt: skip
-            of_rows = scale.flatten().repeat_interleave(per_text, output_size=len(texts))
-            grad_texts = partial.sum(dim=0) * of_rows[:, None]
-    return grad_images, grad_texts
-
-
-def _partial_texts(active: Tensor, texts: Tensor) -> Tensor:
-    return texts.new_empty(_splits(len(active), active.shape[1]), *texts.shape, dtype=torch.float32)
+    return triton_launch.backward(
+        KERNELS, tokens, grads, residuals, needs, (1 / (temperature * math.log(2)),)
+    )

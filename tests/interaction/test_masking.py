@@ -120,6 +120,8 @@ def test_image_lengths_that_do_not_fit_are_named() -> None:
 def test_texts_without_a_token_anywhere_are_no_cumulative_lengths() -> None:
     with pytest.raises(ValueError, match=r"every text needs at least one token.*3 of 3 have none"):
         late_interaction_padded(torch.ones(2, 3, 8), torch.ones(3, 4, 8), torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"every text needs at least one token.*1 of 2 have none"):
+        late_interaction_padded(torch.ones(2, 3, 8), torch.ones(2, 4, 8), torch.tensor([0, 3]))
 
 
 def test_pack_tokens_refuses_a_text_that_does_not_fit() -> None:

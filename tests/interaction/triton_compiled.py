@@ -68,12 +68,8 @@ def count(names: str, code: list[str]) -> int:
 
 def report(name: str, capability: int, dtype: torch.dtype, n1: int) -> dict[str, object]:
     kernel, short = KERNELS[name], name.removeprefix("smooth_")
-    found = (
-        triton_backend.launch_options(dtype, n1, D, capability)
-        if short == name
-        else triton_smooth.launch_options(dtype, n1, D)
-    )
-    options = dict(found[short])
+    module = triton_backend if short == name else triton_smooth
+    options = dict(module.launch_options(dtype, n1, D, capability)[short])
     launch = {key: options.pop(key) for key in ("num_warps", "num_stages", "maxnreg") if key in options}
     constants = {**options, "GROUP": GROUP, "WIDEN": False, "SAVE": True, "FIRST": True, "LAST": n1 <= 128}
     constants = {key: value for key, value in constants.items() if key in kernel.arg_names}

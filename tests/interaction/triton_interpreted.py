@@ -15,6 +15,7 @@ from filip.interaction import (
     reference,
     triton_backend,
     triton_kernels,
+    triton_launch,
     triton_layout,
     triton_smooth,
     triton_smooth_kernels,
@@ -65,7 +66,7 @@ def test_errors_stay_within_their_bounds(dtype: str) -> None:
 @pytest.mark.parametrize("capability", [80, 90])
 def test_16_bit(dtype: torch.dtype, capability: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """On 9.0 the image tokens stay in shared memory, on 8.0 they are read in pieces."""
-    monkeypatch.setattr(triton_backend, "_capability", lambda device: capability)
+    monkeypatch.setattr(triton_launch, "capability_of", lambda device: capability)
     problem = random_problem(2, 49, [2, 7, 7, 10], 80)
     rounded = Problem(problem.image_tokens.to(dtype), problem.text_tokens.to(dtype), problem.text_lengths)
     expected = solve(rounded, "reference", torch.float64)

@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from filip.citations import FILIP, SIGLIP
-from filip.interaction import distributed_sigmoid_loss, sigmoid_loss
 from filip.train.losses import token_wise
+from filip.train.losses.sigmoid_loss import distributed_sigmoid_loss, sigmoid_loss
 from filip.train.losses.term import BatchShape, LossInput, Term, TermOutput
 
 INITIAL_BIAS = -10.0
