@@ -41,7 +41,7 @@ ROWS: dict[str, list[str]] = {
     ],
     "a quarter, slow temperature, without [BOS] and [EOS]": [QUARTER, SLOW, "model.exclude_special_tokens=true"],
     "a quarter from step 200, slow temperature": [
-        SLOW, "token_keep_schedule='switch from 1 to 0.25 at step 200'",
+        QUARTER, SLOW, "token_keep_schedule='switch from 1 to 0.25 at step 200'",
     ],
 }  # fmt: skip
 

@@ -123,9 +123,15 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a quarter, contrast": (QUARTER, CONTRAST),
     "a quarter, contrast, at least 6": (QUARTER, CONTRAST, SIX),
     "a quarter, contrast, at least 6, slow temperature": (QUARTER, CONTRAST, SIX, SLOW),
-    "a quarter from step 100": (ALL, LATER),
-    "a quarter from step 100, at least 6, slow temperature": (ALL, LATER, SIX, SLOW),
-}
+    "a quarter, at least 8, slow temperature": (QUARTER, "token_keep_minimum=8", SLOW),
+    "a quarter, at least 6, slow temperature, without [BOS] and [EOS]": (
+        QUARTER, SIX, SLOW, "model.exclude_special_tokens=true",
+    ),
+    "a quarter from step 100": (QUARTER, LATER),
+    "a quarter from step 100, slow temperature": (QUARTER, LATER, SLOW),
+    "a quarter from step 100, at least 6": (QUARTER, LATER, SIX),
+    "a quarter from step 100, at least 6, slow temperature": (QUARTER, LATER, SIX, SLOW),
+}  # fmt: skip
 
 
 @dataclass

@@ -171,8 +171,8 @@ class TrainConfig:
     )
     token_keep_schedule: str | None = option(
         None,
-        "instead of one token_keep_ratio for the whole run: 'linear from A to B in steps F to L', cosine or switch, as "
-        "for the weights of the loss. Memory is planned for token_keep_ratio, so leave that at the largest of it",
+        "on the way to token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for the weights of "
+        "the loss, where B is token_keep_ratio; 'switch from 1 to B at step L' keeps all tokens until step L",
     )
     token_score: str = option(
         "maximum",
@@ -320,11 +320,17 @@ def _check_keeping(config: TrainConfig) -> None:
     if schedule is None:
         return
     for value in (schedule.start, schedule.end):
-        if not 0 < value <= config.token_keep_ratio:
+        if not 0 < value <= 1:
             raise UserError(
                 f"token_keep_schedule={config.token_keep_schedule!r} keeps {value:g}; shares must be above 0 and at "
-                f"most token_keep_ratio={config.token_keep_ratio:g}, which memory is planned for"
+                "most 1"
             )
+    if schedule.end != config.token_keep_ratio:
+        raise UserError(
+            f"token_keep_schedule={config.token_keep_schedule!r} ends at {schedule.end:g}, and token_keep_ratio="
+            f"{config.token_keep_ratio:g}; let it end there, or give token_keep_schedule=null to keep that share "
+            "from the first step"
+        )
 
 
 def _check_annealing(config: TrainConfig) -> None:

@@ -160,7 +160,7 @@ def plan_fleet(config: TrainConfig, fleet: Fleet) -> FleetPlan:
     batching = resolve_batching(config, gpus)
     with torch.device("meta"):
         model = build_model(config.model)
-    setting = interaction_setting(model, config, batching, gpus)
+    setting = interaction_setting(model, config, batching, gpus, config.token_keep_ratio)
     sent = exchanged(resolve_weights(config.loss, config.model.interaction))
     parameters = sum(p.numel() for p in model.parameters())
     batches = batching.accumulation

@@ -17,6 +17,7 @@ from filip.train.engine import Batching, resolve_batching
 from filip.train.host_memory import node_bytes
 from filip.train.losses import BatchShape, Loss, resolve_weights
 from filip.train.losses.term import transport_dtype
+from filip.train.losses.weights import parse_schedule
 from filip.train.optimizers import OPTIMIZERS
 
 # Values per token and channel that autograd keeps of one pre-norm block (counted with saved-tensor hooks): both norms'
@@ -149,22 +150,24 @@ def loss_bytes(model: DualEncoder, config: TrainConfig, batching: Batching, worl
     """
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
-    setting = interaction_setting(model, config, batching, world_size)
+    schedule = parse_schedule("token_keep_schedule", config.token_keep_schedule)
+    most = config.token_keep_ratio if schedule is None else max(schedule.start, schedule.end)
+    setting = interaction_setting(model, config, batching, world_size, most)
     shape = BatchShape(batching.per_rank, patches, words, model.config.embed_dim, config.exchange, setting)
     return Loss(resolve_weights(config.loss, model.config.interaction), config).memory(shape)
 
 
 def interaction_setting(
-    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int
+    model: DualEncoder, config: TrainConfig, batching: Batching, world_size: int, kept: float
 ) -> Setting:
-    """Return one contrastive batch after token selection, for filip.interaction.cost."""
+    """Return one contrastive batch of which the share ``kept`` of the tokens is left, for filip.interaction.cost."""
     patches = model.image.grid[0] * model.image.grid[1]
     words = min(CAPTION_TOKENS, model.config.text.context_length)
     return Setting(
         global_batch=batching.global_batch,
         gpus=world_size,
-        n1=math.ceil(patches * config.token_keep_ratio),
-        n2=math.ceil(words * config.token_keep_ratio),
+        n1=math.ceil(patches * kept),
+        n2=math.ceil(words * kept),
         dim=model.config.embed_dim,
         token_bytes=4 if transport_dtype(config) is None else 2,
     )

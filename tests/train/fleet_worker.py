@@ -80,7 +80,7 @@ def steps(ranks: Ranks) -> dict[str, Any]:
         model = build_model(config.model)
         parameters = sum(p.numel() for p in model.parameters())
         engine = make_engine(model, config, batching, ranks.world_size, loss)
-        setting = interaction_setting(model, config, batching, ranks.world_size)
+        setting = interaction_setting(model, config, batching, ranks.world_size, config.token_keep_ratio)
         messages = loss_messages(setting, {"tokens"}, exchange, config.model.embed_dim, 1)
         messages += zero_messages(parameters, config, 1)
         side, b = config.model.image.image_size, batching.per_rank

@@ -201,7 +201,10 @@ def test_the_selection_reports_only_where_it_selects() -> None:
 def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     group = torch.arange(4)
     falling = "token_keep_schedule=linear from 1 to 0.25 in steps 0 to 4"
-    loss, batch = Loss({"token_wise": 1.0}, compose("backend=reference", falling)), encoded()
+    loss, batch = (
+        Loss({"token_wise": 1.0}, compose("backend=reference", "token_keep_ratio=0.25", falling)),
+        encoded(),
+    )
     for step, ratio in ((0, 1.0), (2, 0.625), (4, 0.25), (9, 0.25)):
         fixed = Loss({"token_wise": 1.0}, compose("backend=reference", f"token_keep_ratio={ratio}"))
         found = loss(batch, group, step)
@@ -213,7 +216,9 @@ def test_the_share_of_kept_tokens_follows_its_schedule() -> None:
     ):
         with pytest.raises(UserError, match=reason):
             compose(override)
-    with pytest.raises(UserError, match=r"at most token_keep_ratio=0\.5"):
+    with pytest.raises(
+        UserError, match=r"ends at 0\.25, and token_keep_ratio=0\.5; .*token_keep_schedule=null"
+    ):
         compose("token_keep_ratio=0.5", falling)
 
 
