@@ -11,7 +11,7 @@ if not (3, 11) <= HERE < (3, 15):  # said at once: pip would first look through 
 SHIPPED = {f"filip.resources.{folder}": folder for folder in ("data", "eval", "ds_configs")}
 
 setup(
-    packages=[*find_packages(include=["filip", "filip.*", "filip_research"]), *SHIPPED],
+    packages=[*find_packages(include=["filip", "filip.*", "filip_demo", "filip_research"]), *SHIPPED],
     package_dir=SHIPPED,
     py_modules=["filip_command"],
 )

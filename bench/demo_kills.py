@@ -32,7 +32,7 @@ from workflow.run import SNAKEMAKE, config_file, read_study
 
 # Where to strike: the module that is at work, and, if it matters how far it is, what its log then says.
 PLACES = {
-    "corpus": ("filip.data.demo.corpus", "", ""),
+    "corpus": ("filip_demo.corpus", "", ""),
     "ingest": ("filip.data.ingest", "", ""),
     "download": ("filip.data.download", "", ""),
     "translate": ("filip.data.translate", "", ""),

@@ -27,7 +27,6 @@ GROUPS = {
     "report": "Tables, figures and pages of a study",
     "explore": "A page to look at what models see, as a file or served",
     "index": "Search a folder of images by text",
-    "data demo": "The embedded demo corpus",
     "": "Other",
 }
 HELP = ("-h", "--help")

@@ -11,7 +11,7 @@ from filip.errors import UserError
 # The longest prefix of a module's name counts. tests/test_extras.py checks every import against pyproject.toml.
 EXTRAS = {
     "filip.data": "data",
-    "filip.data.demo": "demo",
+    "filip_demo": "demo",
     "filip.data.loading": "train",
     "filip.eval": "eval",
     "filip.explore": "explore",

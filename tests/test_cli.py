@@ -21,7 +21,7 @@ def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line()
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files
     } - {"filip.command"}
     assert {command.module for command in commands()} == modules
-    assert {"train", "train plan", "data download", "data demo corpus", "eval picture", "export"} <= set(
+    assert {"train", "train plan", "data download", "eval picture", "export"} <= set(
         NAMES
     )
     text = overview(commands())
@@ -97,7 +97,7 @@ def test_a_typo_is_answered_with_the_command_that_was_meant() -> None:
 
 @pytest.mark.parametrize(
     "typed",
-    ["index", "index --help", "index -h", "data --help", "help index", "help data demo", "data demo -h"],
+    ["index", "index --help", "index -h", "data --help", "help index"],
 )
 def test_a_group_lists_its_commands_however_it_is_asked(
     typed: str, capsys: pytest.CaptureFixture[str]

@@ -19,8 +19,8 @@ from filip.extras import EXTRAS, extra_of
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-FILES = sorted((ROOT / "filip").rglob("*.py"))
-OURS = {"filip", "filip_command", "filip_research", "workflow", "bench", "tests"}
+FILES = sorted([*(ROOT / "filip").rglob("*.py"), *(ROOT / "filip_demo").rglob("*.py")])
+OURS = {"filip", "filip_command", "filip_demo", "filip_research", "workflow", "bench", "tests"}
 # Imported only where the user has chosen it, with an error that names what to install.
 OPTIONAL = {
     "ctranslate2",
@@ -210,7 +210,7 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "flask",  # by moto's server
         "flask-cors",
     }
-    files = [f for folder in ("filip", "workflow", "bench", "tests") for f in (ROOT / folder).rglob("*.py")]
+    files = [f for folder in ("filip", "filip_demo", "workflow", "bench", "tests") for f in (ROOT / folder).rglob("*.py")]
     files += [*(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
     text = "\n".join(file.read_text() for file in files)
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))

@@ -70,6 +70,7 @@ def test_the_wheel_carries_every_card_and_setting_and_nothing_of_the_repository_
     assert {name.partition("/")[0] for name in inside} == {
         "filip",
         "filip_command.py",
+        "filip_demo",
         "filip_research",
         f"filip_pretraining-{filip.__version__}.dist-info",
     }

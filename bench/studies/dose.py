@@ -22,11 +22,17 @@ from torch import Tensor
 from bench.speedrun import recall
 from filip import tokenizer
 from filip.command import option, run_command
-from filip.data.demo.artists import ARTISTS
-from filip.data.demo.catalogue import Catalogue
-from filip.data.demo.corpus import train_and_test
-from filip.data.demo.packages import fetch_packages
-from filip.data.demo.scenes import (
+from filip.data.preprocessing import eval_transform
+from filip.files import replacing
+from filip.interaction import pooled_similarity, score
+from filip.models import DualEncoder, TextFeatures, load_model
+from filip.report.plots import INK, MUTED, grid
+from filip.report.readme import put_between_marks
+from filip_demo.artists import ARTISTS
+from filip_demo.catalogue import Catalogue
+from filip_demo.corpus import train_and_test
+from filip_demo.packages import fetch_packages
+from filip_demo.scenes import (
     Scene,
     Sprites,
     compose,
@@ -35,12 +41,6 @@ from filip.data.demo.scenes import (
     pair_share,
     training_concepts,
 )
-from filip.data.preprocessing import eval_transform
-from filip.files import replacing
-from filip.interaction import pooled_similarity, score
-from filip.models import DualEncoder, TextFeatures, load_model
-from filip.report.plots import INK, MUTED, grid
-from filip.report.readme import put_between_marks
 
 PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/dose.svg")
 MARKS = ("<!-- dose:begin -->", "<!-- dose:end -->")

@@ -17,16 +17,16 @@ from PIL import Image
 
 from filip.command import compose_config
 from filip.data.cards import load_source
-from filip.data.demo import packages
-from filip.data.demo.artists import ARTISTS, PACKAGES
-from filip.data.demo.captions import MAX_TAGS, caption_of, informative_tags
-from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
-from filip.data.demo.corpus import Corpus, choose_concepts, main, train_and_test
-from filip.data.demo.evaluation import TONES, Benchmark, benchmarks, without_copies
-from filip.data.demo.faulty_rows import PLANTED, plant, spoil
-from filip.data.demo.render import SIDE, png_bytes
-from filip.data.demo.training_list import training_table
 from filip.errors import UserError
+from filip_demo import packages
+from filip_demo.artists import ARTISTS, PACKAGES
+from filip_demo.captions import MAX_TAGS, caption_of, informative_tags
+from filip_demo.catalogue import Catalogue, Drawing, Emoji, normalise, slugify
+from filip_demo.corpus import Corpus, choose_concepts, main, train_and_test
+from filip_demo.evaluation import TONES, Benchmark, benchmarks, without_copies
+from filip_demo.faulty_rows import PLANTED, plant, spoil
+from filip_demo.render import SIDE, png_bytes
+from filip_demo.training_list import training_table
 
 CACHE = Path(__file__).parents[2] / ".cache" / "demo"  # shared with `make demo`
 LIMIT = 24

@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from filip.command import compose_config
-from filip.data.demo.catalogue import Emoji
-from filip.data.demo.corpus import Corpus, main
-from filip.data.demo.distractors import (
+from filip_demo.catalogue import Emoji
+from filip_demo.corpus import Corpus, main
+from filip_demo.distractors import (
     WRONG_NAMES,
     half_name_choices,
     half_relation_choices,
@@ -25,9 +25,9 @@ from filip.data.demo.distractors import (
     name_choices,
     relation_choices,
 )
-from filip.data.demo.scene_captions import TEMPLATES, article, fill, relation_of
-from filip.data.demo.scene_sets import SEARCH, SceneFacts, scene_makers, write_scene_sets
-from filip.data.demo.scenes import (
+from filip_demo.scene_captions import TEMPLATES, article, fill, relation_of
+from filip_demo.scene_sets import SEARCH, SceneFacts, scene_makers, write_scene_sets
+from filip_demo.scenes import (
     SIDE,
     Sprite,
     compose,

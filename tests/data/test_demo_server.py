@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from filip.data.demo.serving import CorpusServer
+from filip_demo.serving import CorpusServer
 from tests.support.ports import free_port
 
 PIXELS = bytes(range(256)) * 8
@@ -22,7 +22,7 @@ def start(root, port, *command):
     arguments = [
         sys.executable,
         "-m",
-        "filip.data.demo.serving",
+        "filip_demo.serving",
         f"root={root}",
         f"port={port}",
         "--",
@@ -160,4 +160,4 @@ def test_a_taken_port_and_a_missing_corpus_are_said_in_plain_words(server, root,
     third = start(tmp_path / "nothing", 0, "true")
     assert third.wait(30) == 2
     message = third.stderr.read()
-    assert "filip.data.demo.corpus" in message and "Traceback" not in message
+    assert "filip_demo.corpus" in message and "Traceback" not in message

@@ -14,12 +14,9 @@ from workflow.study import ROOT, WorkflowStudy
 def test_only_a_source_whose_card_says_so_is_built_and_served_here(demo: dict) -> None:
     study = WorkflowStudy({**demo, "sources": ["demo", "cc3m"]})
     assert study.built_list("demo") == ["results/demo/corpus/list.parquet"] and study.built_list("cc3m") == []
-    assert (
-        study.while_served("demo")
-        == "python -m filip.data.demo.serving root=results/demo/corpus port=8765 -- "
-    )
+    assert study.while_served("demo") == "python -m filip_demo.serving root=results/demo/corpus port=8765 -- "
     assert study.while_served("cc3m") == ""
-    assert study.corpus_builder == "filip.data.demo.corpus"
+    assert study.corpus_builder == "filip_demo.corpus"
     assert (
         WorkflowStudy(yaml.safe_load((ROOT / "workflow/config/one_gpu.yaml").read_text())).corpus_builder
         is None

@@ -10,9 +10,9 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping, Sequence
 
-from filip.data.demo.catalogue import Emoji
-from filip.data.demo.scene_captions import fill, relation_of, relation_sentence
-from filip.data.demo.scenes import Scene
+from filip_demo.catalogue import Emoji
+from filip_demo.scene_captions import fill, relation_of, relation_sentence
+from filip_demo.scenes import Scene
 
 WRONG_NAMES = 4  # false captions in addition to the true one
 LIST = "{list}"

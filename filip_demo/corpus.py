@@ -23,9 +23,11 @@ from typing import Any
 import pyarrow as pa
 
 from filip.command import MISSING, option, run_command
-from filip.data.demo.artists import ARTISTS, PACKAGES, Artist
-from filip.data.demo.catalogue import Catalogue, Drawing, hash_of
-from filip.data.demo.evaluation import (
+from filip.errors import UserError
+from filip.files import write_json
+from filip_demo.artists import ARTISTS, PACKAGES, Artist
+from filip_demo.catalogue import Catalogue, Drawing, hash_of
+from filip_demo.evaluation import (
     FLAT,
     FLUENT,
     NAMED,
@@ -37,14 +39,12 @@ from filip.data.demo.evaluation import (
     without_copies,
     write_benchmark,
 )
-from filip.data.demo.faulty_rows import PLANTED, plant, write_planted
-from filip.data.demo.packages import fetch_packages
-from filip.data.demo.render import SIDE, Job, render_all, svg_document
-from filip.data.demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
-from filip.data.demo.scenes import in_scenes, load_sprites
-from filip.data.demo.training_list import training_table, write_captions, write_table
-from filip.errors import UserError
-from filip.files import write_json
+from filip_demo.faulty_rows import PLANTED, plant, write_planted
+from filip_demo.packages import fetch_packages
+from filip_demo.render import SIDE, Job, render_all, svg_document
+from filip_demo.scene_sets import SceneFacts, scene_makers, write_scene_sets, write_training_scenes
+from filip_demo.scenes import in_scenes, load_sprites
+from filip_demo.training_list import training_table, write_captions, write_table
 
 # Skin tones kept per artist and concept, next to the plain drawing; with all, 56 % of the drawings would be people.
 TONES_PER_CONCEPT = 2
@@ -55,7 +55,7 @@ class Corpus:
     out: str = option(MISSING, "folder that will hold the corpus", writes="folder")
     port: int = option(
         8765,
-        "port of the server (filip.data.demo.serving): it is part of the URLs in the list",
+        "port of the server (filip_demo.serving): it is part of the URLs in the list",
         at_least=1,
         at_most=65535,
     )

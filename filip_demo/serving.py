@@ -131,7 +131,7 @@ def serve_while(root: Path, port: int, command: list[str]) -> int:
 
     Raises UserError if the port is taken."""
     if not (root / "images").is_dir():
-        raise UserError(f"no corpus in {root}: build it with 'python -m filip.data.demo.corpus out={root}'")
+        raise UserError(f"no corpus in {root}: build it with 'python -m filip_demo.corpus out={root}'")
     server = CorpusServer(root, port)
     threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.1}, daemon=True).start()
     child = subprocess.Popen(command)

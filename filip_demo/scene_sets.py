@@ -3,7 +3,7 @@
 A test set is written in CLIP_benchmark's webdataset layout. In addition to image and caption a sample has
 ``.things.png`` (mode L: pixels of the n-th thing are n, of the background 0), ``.json`` (the things in that
 order: concept, label, artist, box) and, where there are any, ``.names.txt``, ``.relation.txt``, ``.half_name.txt`` and
-``.half_relation.txt`` (captions to select from, the true one first; see :mod:`filip.data.demo.distractors`).
+``.half_relation.txt`` (captions to select from, the true one first; see :mod:`filip_demo.distractors`).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from filip.data.demo.catalogue import Emoji
-from filip.data.demo.distractors import (
+from filip.progress import track
+from filip_demo.catalogue import Emoji
+from filip_demo.distractors import (
     half_name_choices,
     half_relation_choices,
     name_choices,
     relation_choices,
 )
-from filip.data.demo.evaluation import add_member
-from filip.data.demo.render import is_written, png_bytes, write_atomically
-from filip.data.demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
-from filip.progress import track
+from filip_demo.evaluation import add_member
+from filip_demo.render import is_written, png_bytes, write_atomically
+from filip_demo.scenes import Scene, Sprites, new_scene, pairs_of, training_scene
 
 SEARCH = "demo_scenes_search"
 SETS = ("demo_scenes_new", "demo_scenes_artist", "demo_scenes_concepts", SEARCH)  # their seeds are 1, 2, 3, 4

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from PIL import Image
 
-from filip.data.demo.artists import NAMES_PACKAGE
-from filip.data.demo.captions import informative_tags
-from filip.data.demo.catalogue import Catalogue, Drawing, Emoji, hash_of, read_emoji
-from filip.data.demo.render import png_bytes, write_atomically
+from filip_demo.artists import NAMES_PACKAGE
+from filip_demo.captions import informative_tags
+from filip_demo.catalogue import Catalogue, Drawing, Emoji, hash_of, read_emoji
+from filip_demo.render import png_bytes, write_atomically
 
 PLANTED = {
     "not_found": 12,  # 404

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from filip.data.demo.catalogue import Drawing, Emoji
+from filip_demo.catalogue import Drawing, Emoji
 
 MAX_TAGS = 2
 NOT_ENGLISH = (

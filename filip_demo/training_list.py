@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from filip.data.demo.captions import caption_of
-from filip.data.demo.catalogue import Drawing, hash_of
-from filip.data.demo.faulty_rows import PlantedRow
-from filip.data.demo.scene_sets import SceneFacts
 from filip.files import replacing
+from filip_demo.captions import caption_of
+from filip_demo.catalogue import Drawing, hash_of
+from filip_demo.faulty_rows import PlantedRow
+from filip_demo.scene_sets import SceneFacts
 
 BETWEEN = ";"  # the artists, concepts and labels of a scene
 

@@ -16,8 +16,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from filip.data.demo.catalogue import Catalogue, Drawing, hash_of
-from filip.data.demo.render import write_atomically
+from filip_demo.catalogue import Catalogue, Drawing, hash_of
+from filip_demo.render import write_atomically
 
 FLUENT, FLAT = "fluent-emoji", "fluent-emoji-flat"
 OWN = "demo_test"

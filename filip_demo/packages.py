@@ -10,10 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-from filip.data.demo.artists import PACKAGES
 from filip.errors import UserError
 from filip.files import locked
 from filip.progress import Progress, say
+from filip_demo.artists import PACKAGES
 
 ATTEMPTS = 3
 

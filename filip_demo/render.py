@@ -12,10 +12,10 @@ from pathlib import Path
 import resvg_py
 from PIL import Image
 
-from filip.data.demo.catalogue import Drawing
 from filip.files import naming
 from filip.progress import track
 from filip.rgb import to_rgb
+from filip_demo.catalogue import Drawing
 
 SIDE = 96  # pixels
 OPAQUE = 128  # from this alpha on, a pixel belongs to the thing

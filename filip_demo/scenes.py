@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from filip.data.demo.catalogue import Drawing, Emoji, hash_of
-from filip.data.demo.render import OPAQUE, SIDE
-from filip.data.demo.scene_captions import caption
+from filip_demo.catalogue import Drawing, Emoji, hash_of
+from filip_demo.render import OPAQUE, SIDE
+from filip_demo.scene_captions import caption
 
 GROUPS = ("animals-nature", "food-drink", "travel-places", "activities", "objects")
 MAX_NAME_WORDS = 3

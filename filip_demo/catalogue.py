@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from filip.data.demo.artists import NAMES_PACKAGE, Artist
+from filip_demo.artists import NAMES_PACKAGE, Artist
 
 HELD_OUT_SHARE = 0.1  # share of the concepts that no training drawing shows, whoever drew it
 SHORTCODES = ("joypixels", "iamcal", "github", "emojibase")  # the chat names that emoji sets took slugs from
