@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bench.readme import put_between_marks
 from filip.command import option, run_command
 from filip.eval.protocols import protocols
 from filip.files import replacing
-from filip.report.readme import put_between_marks
 from filip.train.config import TERMS  # with those of filip_research
 
 BEGIN, END = "<!-- citations:begin -->", "<!-- citations:end -->"

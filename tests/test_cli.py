@@ -12,7 +12,7 @@ from filip.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
 NAMES = [" ".join(command.words) for command in commands()]
-WITHOUT_REQUIRED = ("interaction cost", "report readme", "train plan")  # each of their keys has a default
+WITHOUT_REQUIRED = ("interaction cost", "train plan")  # each of their keys has a default
 
 
 def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line() -> None:
@@ -21,9 +21,7 @@ def test_every_module_that_runs_a_command_is_listed_in_its_group_with_one_line()
         ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__main__") for file in files
     } - {"filip.command"}
     assert {command.module for command in commands()} == modules
-    assert {"train", "train plan", "data download", "eval picture", "export"} <= set(
-        NAMES
-    )
+    assert {"train", "train plan", "data download", "eval picture", "export"} <= set(NAMES)
     text = overview(commands())
     for command in commands():
         line = next(

@@ -210,7 +210,8 @@ def test_nothing_is_declared_that_nobody_imports() -> None:
         "flask",  # by moto's server
         "flask-cors",
     }
-    files = [f for folder in ("filip", "filip_demo", "workflow", "bench", "tests") for f in (ROOT / folder).rglob("*.py")]
+    folders = ("filip", "filip_demo", "workflow", "bench", "tests")
+    files = [file for folder in folders for file in (ROOT / folder).rglob("*.py")]
     files += [*(ROOT / "workflow").rglob("*.smk"), ROOT / "Snakefile"]
     text = "\n".join(file.read_text() for file in files)
     imported = set(re.findall(r"^\s*(?:from|import) (\w+)", text, re.MULTILINE))

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from bench.readme import put_between_marks
 from bench.speedrun import recall
 from filip import tokenizer
 from filip.command import option, run_command
@@ -27,7 +28,6 @@ from filip.files import replacing
 from filip.interaction import pooled_similarity, score
 from filip.models import DualEncoder, TextFeatures, load_model
 from filip.report.plots import INK, MUTED, grid
-from filip.report.readme import put_between_marks
 from filip_demo.artists import ARTISTS
 from filip_demo.catalogue import Catalogue
 from filip_demo.corpus import train_and_test

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from scipy.special import stdtrit
 
+from bench.readme import put_between_marks
 from filip.errors import UserError
 from filip.files import replacing
 from filip.report.differences import FEWEST, holm, over_trainings
 from filip.report.plots import INK, MUTED, grid
-from filip.report.readme import put_between_marks
 
 PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/onset.svg")
 MARKS = ("<!-- onset:begin -->", "<!-- onset:end -->")

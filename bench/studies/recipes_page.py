@@ -12,10 +12,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from bench.readme import put_between_marks
 from filip.command import option, run_command
 from filip.files import replacing
 from filip.report.differences import FEWEST
-from filip.report.readme import put_between_marks
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Row, Table, chance_text, difference, value_text
 from filip.table_writer import Grid, Head, Line, Shown, render, words

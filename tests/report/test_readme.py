@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
+from bench.readme import BEGIN, END, ROWS, Readme, main, put_between_marks, results_block
 from filip.command import run_command
 from filip.errors import UserError
-from filip.report.readme import BEGIN, END, ROWS, Readme, main, put_between_marks, results_block
 from filip.report.results import Results
 from filip.report.table import Cell, Column, Less, Row, Table
 from filip.study import load_study
@@ -110,7 +110,7 @@ def test_readme_s_table_is_one_that_the_command_writes() -> None:
     inside = text.partition(BEGIN)[2].partition(END)[0]
     found = rows(inside)
     expected = rows(block())
-    assert found[:2] == expected[:2], "run `filip report readme` after `make demo`"
+    assert found[:2] == expected[:2], "run `python -m bench.readme` after `make demo`"
     assert [row[0] for row in found] == [row[0] for row in expected]
     for row in found[2:]:
         assert all(VALUE.fullmatch(cell) for cell in row[2:5]), row

@@ -1,4 +1,4 @@
-"""The first table and the pictures of README.md, from the demo: ``python -m filip.report.readme results=results/demo``.
+"""The first table and the pictures of README.md, from the demo: ``python -m bench.readme results=results/demo``.
 
 Writes what stands between the two marks in README.md, so that no figure there is typed by hand, copies the sheet of
 scenes to ``picture``, and draws how the models learn into ``curves``.
