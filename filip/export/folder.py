@@ -26,6 +26,8 @@ def new_folder(out: str | Path) -> Iterator[Path]:
     with naming(out):
         try:
             yield part
+            for file in part.rglob("*"):  # safetensors lets only the owner read what it writes
+                file.chmod(0o755 if file.is_dir() else 0o644)
             if out.is_dir():
                 out.rmdir()
             part.rename(out)

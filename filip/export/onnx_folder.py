@@ -1,4 +1,4 @@
-"""Write both towers as ONNX graphs with token outputs, for any batch and any length of text."""
+"""Write both towers and their similarity as ONNX graphs with token outputs, for any batch and any length of text."""
 
 from __future__ import annotations
 
@@ -24,15 +24,22 @@ from filip.pixels import CLIP_MEAN, CLIP_STD
 from filip.runs.source import Source
 from filip.tokenizer import BOS
 
-USE = """    import onnxruntime
-    from transformers import AutoTokenizer
-    from filip_inputs import clean, to_pixels            # next to the graphs
-    image, text = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") for name in ("image", "text"))
-    tokenizer = AutoTokenizer.from_pretrained("FOLDER")
-    ids = tokenizer([clean("a photo of a cat")], padding=True, truncation=True, return_tensors="np")
-    text.run(None, dict(ids))                            # text_embeds [b, n2, d]
-    image.run(None, {"pixel_values": to_pixels(picture, SIZE)[None].numpy()})
+USE = """    import numpy, onnxruntime
+    from PIL import Image
+    from tokenizers import Tokenizer
+    from filip_inputs import clean, to_pixels            # next to the graphs; needs numpy, Pillow and ftfy
+    image, text, score = (onnxruntime.InferenceSession(f"FOLDER/{name}.onnx") for name in ("image", "text", "score"))
+    tokenizer = Tokenizer.from_file("FOLDER/tokenizer.json")
+    tokenizer.enable_padding()
+    read = tokenizer.encode_batch([clean("a photo of a cat"), clean("two dogs")])
+    ids, mask = (numpy.array([getattr(one, name) for one in read]) for name in ("ids", "attention_mask"))
+    pixels = numpy.stack([to_pixels(Image.open("cat.jpg"), SIZE)])
+    images = image.run(None, {"pixel_values": pixels})[0]
+    texts = text.run(None, {"input_ids": ids, "attention_mask": mask})[0]
+    # logits per image and per text
+    score.run(None, {"image_embeds": images, "text_embeds": texts, "attention_mask": mask})
 """
+USE_POOLED = USE.replace('"text_embeds": texts, "attention_mask": mask})', '"text_embeds": texts})')
 TOLERANCE = 1e-4
 ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 
@@ -40,7 +47,7 @@ ONE_FILE = 1_500_000_000  # bytes of weights; ONNX's own file may not pass 2 GB
 def write_onnx(
     source: Source, out: str, variants: Sequence[str] = (), data: str | None = None, root: str = "."
 ) -> None:
-    """Write ``image.onnx``, ``text.onnx``, tokenizer, ``inputs.json`` (pixels) and the code that prepares inputs.
+    """Write the graphs ``image``, ``text`` and ``score``, tokenizer, ``inputs.json`` and the code for inputs.
 
     Each graph is run in onnxruntime on shapes that it was not traced with; RuntimeError if it then differs from the
     model by more than 1e-4. variants: further graphs, see :mod:`filip.export.onnx_variants`. data: pictures with
@@ -58,6 +65,7 @@ def write_onnx(
         _write(_Images(towers), folder / "image.onnx", [_pixels(n, size) for n in (2, 1, 3)], ({0: batch},))
         texts = [_texts(2, longest // 2), _texts(1, longest), _texts(3, 2)]
         _write(_Texts(towers), folder / "text.onnx", texts, ({0: batch, 1: length}, {0: batch, 1: length}))
+        _write_scores(towers, folder / "score.onnx", size, longest)
         tokenizer.save_pretrained(folder)
         copy_code(folder, ("filip_inputs.py",))
         write_json(folder / "inputs.json", _inputs(source))
@@ -65,7 +73,8 @@ def write_onnx(
             for graph in ("image", "text"):
                 file = folder / f"{graph}.onnx"
                 write_variant(file, variant, external=file.with_name(f"{file.name}.data").exists())
-        card = model_card(source, "onnx", USE.replace("SIZE", str(size)))
+        use = USE_POOLED if towers.pooled else USE
+        card = model_card(source, "onnx", use.replace("SIZE", str(size)))
         if data is not None:
             card += f"\n## Variants\n\n{recall_table(folder, variants, data, root)}"
         (folder / "README.md").write_text(card, encoding="utf-8")
@@ -85,8 +94,8 @@ def _inputs(source: Source) -> dict[str, Any]:
 
 
 class _Images(nn.Module):
-    inputs = ("pixel_values",)
-    output = "image_embeds"
+    inputs: tuple[str, ...] = ("pixel_values",)
+    outputs: tuple[str, ...] = ("image_embeds",)
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
@@ -97,8 +106,8 @@ class _Images(nn.Module):
 
 
 class _Texts(nn.Module):
-    inputs = ("input_ids", "attention_mask")
-    output = "text_embeds"
+    inputs: tuple[str, ...] = ("input_ids", "attention_mask")
+    outputs: tuple[str, ...] = ("text_embeds",)
 
     def __init__(self, towers: Towers) -> None:
         super().__init__()
@@ -108,8 +117,40 @@ class _Texts(nn.Module):
         return self.towers.encode_text(input_ids, attention_mask)
 
 
+class _Scores(nn.Module):
+    outputs: tuple[str, ...] = ("logits_per_image", "logits_per_text")
+
+    def __init__(self, towers: Towers) -> None:
+        super().__init__()
+        self.towers = towers
+        self.inputs: tuple[str, ...] = ("image_embeds", "text_embeds")
+        if not towers.pooled:
+            self.inputs += ("attention_mask",)
+
+    def forward(self, image: Tensor, text: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self.towers.logits(image, text, text if mask is None else mask)
+
+
+def _write_scores(towers: Towers, file: Path, size: int, longest: int) -> None:
+    """Write the graph of the similarities of any number of images and texts, as the other graphs encode them."""
+    images, texts = torch.export.Dim("images"), torch.export.Dim("texts")
+    length = torch.export.Dim("length", min=2, max=longest)
+    with torch.no_grad():
+        seen = [towers.encode_image(*_pixels(n, size)) for n in (2, 1, 3)]
+        read = [_texts(n, tokens) for n, tokens in ((3, longest // 2), (1, longest), (2, 2))]
+        examples = [(a, towers.encode_text(*b), b[1]) for a, b in zip(seen, read, strict=True)]
+    if towers.pooled:
+        _write(_Scores(towers), file, [example[:2] for example in examples], ({0: images}, {0: texts}))
+    else:
+        dynamic = ({0: images}, {0: texts, 1: length}, {0: texts, 1: length})
+        _write(_Scores(towers), file, list(examples), dynamic)
+
+
 def _write(
-    graph: _Images | _Texts, file: Path, examples: list[tuple[Tensor, ...]], dynamic: tuple[Any, ...]
+    graph: _Images | _Texts | _Scores,
+    file: Path,
+    examples: list[tuple[Tensor, ...]],
+    dynamic: tuple[Any, ...],
 ) -> None:
     """Trace with the first example, and compare on the others."""
     import onnxruntime
@@ -124,7 +165,7 @@ def _write(
             examples[0],
             str(file),
             input_names=graph.inputs,
-            output_names=[graph.output],
+            output_names=graph.outputs,
             dynamic_shapes=dynamic,
             dynamo=True,
             verbose=False,
@@ -135,7 +176,10 @@ def _write(
         named = dict(zip(graph.inputs, (one.numpy() for one in example), strict=True))
         with torch.no_grad():
             expected = graph(*example)
-        difference = float((torch.from_numpy(session.run(None, named)[0]) - expected).abs().max())
+        pairs = zip(
+            session.run(None, named), (expected,) if isinstance(expected, Tensor) else expected, strict=True
+        )
+        difference = max(float((torch.from_numpy(found) - wanted).abs().max()) for found, wanted in pairs)
         if not difference <= TOLERANCE:
             raise RuntimeError(f"{file.name} differs from the model by {difference:.1e} in onnxruntime")
 

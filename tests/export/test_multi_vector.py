@@ -27,6 +27,7 @@ sys.modules["filip"] = None  # an editable install would bring it back
 import torch
 from PIL import Image
 from sentence_transformers import MultiVectorEncoder
+from sentence_transformers.multi_vector_encoder.interpretability import get_n_patches, maxsim_heatmap
 from sentence_transformers.multi_vector_encoder.modules import HierarchicalTokenPooling
 model = MultiVectorEncoder({folder!r}, trust_remote_code=True, device="cpu", local_files_only=True)
 paths = [f"{here}/{{i}}.png" for i in range({images})]
@@ -36,7 +37,12 @@ assert all(torch.equal(a, b) for a, b in zip(images, model.encode_document(paths
 pooled = model.encode_document(paths, token_pooling=HierarchicalTokenPooling(pool_factor=4))
 model.save({folder!r} + "-again")
 again = MultiVectorEncoder({folder!r} + "-again", trust_remote_code=True, device="cpu", local_files_only=True)
+half = MultiVectorEncoder({folder!r}, trust_remote_code=True, device="cpu", model_kwargs={{"dtype": torch.bfloat16}})
+grid = get_n_patches(model, (32, 32))
+mask = torch.arange(len(images[0])) > 0  # without [CLS]
+heat = maxsim_heatmap(Image.open(paths[0]).convert("RGB"), torch.as_tensor(texts[0]), images[0], grid, image_mask=mask)
 torch.save({{
+    "grid": grid, "heat": heat.size, "half": half.encode(paths[:1])[0],
     "images": images, "texts": texts, "i2t": model.similarity(images, texts), "t2i": model.similarity(texts, images),
     "pooled": [len(one) for one in pooled], "again": again.encode(captions), "similarity": again.similarity_fn_name,
 }}, "{here}/found.pt")
@@ -81,6 +87,9 @@ def test_sentence_transformers_gives_our_tokens_and_scores(
     # in batches of another size, which round differently
     torch.testing.assert_close(torch.cat(found["again"]), text.values, atol=1e-6, rtol=0)
     assert found["similarity"] == "meanmaxsim"
+    assert found["grid"] == (4, 4) and found["heat"] == pictures[0].size
+    torch.testing.assert_close(found["half"].float(), found["images"][0], atol=0.05, rtol=0)
+    assert {file.stat().st_mode & 0o777 for file in folder.rglob("*") if file.is_file()} == {0o644}
 
 
 def test_a_pooled_model_is_refused(saved: Callable[..., str], tmp_path: Path) -> None:

@@ -14,14 +14,14 @@ import pytest
 import torch
 from onnx import numpy_helper
 from PIL import Image
-from transformers import AutoTokenizer
+from tokenizers import Tokenizer
 
 import filip
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
 from filip.export.standalone.filip_inputs import clean, to_pixels
-from filip.models import ModelConfig
+from filip.models import ModelConfig, load_model
 from tests.support.captions import UNTIDY_CAPTIONS
 
 
@@ -49,20 +49,30 @@ def test_onnxruntime_gives_our_embeddings(
     file = saved(change)
     export(Export(model=file, out=str(tmp_path / "out"), to="onnx"))
     model = filip.load(file, device="cpu")
-    image, text = (
+    image, text, score = (
         onnxruntime.InferenceSession(tmp_path / "out" / f"{name}.onnx", providers=["CPUExecutionProvider"])
-        for name in ("image", "text")
+        for name in ("image", "text", "score")
     )
-    pixels = torch.stack([to_pixels(picture, 32) for picture in pictures]).numpy()
+    pixels = np.stack([to_pixels(picture, 32) for picture in pictures])
     for n in (1, 4):
         found = image.run(None, {"pixel_values": pixels[:n]})[0]
         np.testing.assert_allclose(found, model.encode_images(pictures[:n]).numpy(), atol=1e-4)
-    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "out")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "out" / "tokenizer.json"))
+    tokenizer.enable_padding()
+    images = image.run(None, {"pixel_values": pixels})[0]
     for texts in (UNTIDY_CAPTIONS, UNTIDY_CAPTIONS[:1]):
-        inputs = dict(
-            tokenizer([clean(one) for one in texts], padding=True, truncation=True, return_tensors="np")
-        )
+        read = tokenizer.encode_batch([clean(one) for one in texts])
+        inputs = {
+            name: np.array([getattr(one, key) for one in read])
+            for name, key in (("input_ids", "ids"), ("attention_mask", "attention_mask"))
+        }
         found = text.run(None, inputs)[0]
+        mask = {} if interaction == "pooled" else {"attention_mask": inputs["attention_mask"]}
+        logits = score.run(None, {"image_embeds": images, "text_embeds": found, **mask})
+        expected = model.similarity(model.encode_images(pictures), model.encode_texts(texts))
+        scale = float(load_model(file).scale())
+        np.testing.assert_allclose(logits[0], scale * expected.i2t.numpy(), atol=1e-3)
+        np.testing.assert_allclose(logits[1].T, scale * expected.t2i.numpy(), atol=1e-3)
         if interaction == "token_wise":
             found = found[inputs["attention_mask"].astype(bool)]
         np.testing.assert_allclose(found, model.encode_texts(texts).values.numpy(), atol=1e-4)

@@ -1,4 +1,4 @@
-"""Prepare pixels and texts as FILIP's evaluation does."""
+"""Prepare pixels and texts as FILIP's evaluation does, without PyTorch."""
 
 from __future__ import annotations
 
@@ -6,12 +6,10 @@ import html
 
 import ftfy
 import numpy as np
-import torch
 from PIL import ExifTags, Image, ImageOps
-from torch import Tensor
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
+MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32).reshape(3, 1, 1)
+STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32).reshape(3, 1, 1)
 
 
 def clean(text: str) -> str:
@@ -19,7 +17,7 @@ def clean(text: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split()).lower()
 
 
-def to_pixels(image: Image.Image, size: int) -> Tensor:
+def to_pixels(image: Image.Image, size: int) -> np.ndarray:
     """Return float32 ``[3, size, size]``: shorter side to ``size`` (bicubic), centre crop, CLIP's normalisation."""
     image = _rgb(_upright(image))
     width, height = image.size
@@ -27,9 +25,8 @@ def to_pixels(image: Image.Image, size: int) -> Tensor:
     if new != image.size:
         image = image.resize(new, Image.Resampling.BICUBIC)
     left, top = round((new[0] - size) / 2), round((new[1] - size) / 2)
-    planes = torch.from_numpy(np.array(image.crop((left, top, left + size, top + size)))).permute(2, 0, 1)
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
-    return planes.float() * (1 / 255 / std) - mean / std
+    planes = np.asarray(image.crop((left, top, left + size, top + size)), np.float32).transpose(2, 0, 1)
+    return planes * (np.float32(1 / 255) / STD) - MEAN / STD
 
 
 def _upright(image: Image.Image) -> Image.Image:

@@ -169,6 +169,18 @@ class Towers(nn.Module):
             return _unit(tokens.gather(1, last[:, None, None].expand(-1, 1, tokens.shape[2]))[:, 0])
         return _unit(tokens) * mask.unsqueeze(-1)
 
+    def logits(self, image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the scaled similarities per image ``[b1, b2]`` and per text ``[b2, b1]`` of what was encoded.
+
+        mask ``[b2, n2]``: of the texts; a pooled model does not look at it.
+        """
+        scale = self.logit_scale.float().exp()
+        if self.pooled:
+            per_image = scale * (image @ text.T)
+            return per_image, per_image.T
+        i2t, t2i = late_interaction(image, text, mask)
+        return scale * i2t, scale * t2i.T
+
 
 def late_interaction(image: Tensor, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Return FILIP's similarities ``[b1, b2]``, image to text and text to image.

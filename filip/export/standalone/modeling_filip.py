@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from transformers.utils import ModelOutput
 
 from .configuration_filip import FilipConfig
-from .filip_towers import Towers, late_interaction
+from .filip_towers import Towers
 
 
 @dataclass
@@ -77,12 +77,7 @@ class FilipModel(PreTrainedModel):
             if image is None and text is None:
                 raise ValueError("neither pixel_values nor input_ids are given")
             return FilipOutput(image_embeds=image, text_embeds=text)
-        if self.towers.pooled:
-            i2t = t2i = image @ text.T
-        else:
-            i2t, t2i = late_interaction(image, text, _mask(input_ids, attention_mask))
-        scale = self.towers.logit_scale.float().exp()
-        per_image, per_text = scale * i2t, scale * t2i.T
+        per_image, per_text = self.towers.logits(image, text, _mask(input_ids, attention_mask))
         loss = None
         if return_loss:
             pairs = torch.arange(len(per_image), device=per_image.device)

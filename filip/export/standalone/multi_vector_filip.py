@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from sentence_transformers.base.modality import infer_modality
@@ -35,6 +37,11 @@ class FilipMultiVector(InputModule):
         return ["text", "image"]
 
     @property
+    def processor(self) -> SimpleNamespace:
+        """Return what ``get_n_patches`` asks for: how many patches an image has, [CLS] not among them."""
+        return SimpleNamespace(image_seq_length=self.towers.image.trunk.patch_embed.num_patches)
+
+    @property
     def max_seq_length(self) -> int:
         return self.config["text"]["context_length"]
 
@@ -46,9 +53,8 @@ class FilipMultiVector(InputModule):
         images = [_image(one) for one in inputs]
         if any(image is not None for image in images):
             size = self.config["image"]["image_size"]
-            return {
-                "pixel_values": torch.stack([to_pixels(image, size) for image in images if image is not None])
-            }
+            pixels = [to_pixels(image, size) for image in images if image is not None]
+            return {"pixel_values": torch.from_numpy(np.stack(pixels))}
         texts = [clean((prompt or "") + _text(one)) for one in inputs]
         return dict(
             self.tokenizer(
@@ -59,7 +65,7 @@ class FilipMultiVector(InputModule):
     def forward(self, features: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
         """Add ``token_embeddings [b, n, d]`` and the ``attention_mask [b, n]`` of its tokens."""
         if "pixel_values" in features:
-            tokens = self.towers.encode_image(features["pixel_values"])
+            tokens = self.towers.encode_image(features["pixel_values"].to(self.towers.logit_scale.dtype))
             mask = torch.ones(tokens.shape[:2], dtype=torch.int64, device=tokens.device)
             return {**features, "token_embeddings": tokens, "attention_mask": mask}
         tokens = self.towers.encode_text(features["input_ids"], features["attention_mask"])
@@ -80,8 +86,14 @@ class FilipMultiVector(InputModule):
         revision: str | None = None,
         local_files_only: bool = False,
         init_defaults: dict[str, Any] | None = None,
+        model_kwargs: dict[str, Any] | None = None,
+        backend: str = "torch",
         **kwargs: Any,
     ) -> FilipMultiVector:
+        if backend != "torch":
+            raise ValueError(
+                f"backend={backend!r}: this model runs in torch; FILIP's ONNX export runs elsewhere"
+            )
         where: dict[str, Any] = {
             "subfolder": subfolder,
             "token": token,
@@ -93,7 +105,11 @@ class FilipMultiVector(InputModule):
             config, AutoTokenizer.from_pretrained(model_name_or_path, cache_dir=cache_folder, **where)
         )
         cls.load_torch_weights(model_name_or_path, cache_folder=cache_folder, model=model, **where)
-        return model
+        given = model_kwargs or {}
+        dtype = given.get("dtype", given.get("torch_dtype"))
+        if isinstance(dtype, str):  # "auto" is that of the file
+            dtype = getattr(torch, dtype, None)
+        return model if dtype is None else model.to(dtype)
 
 
 def _text(one: Any) -> str:

@@ -35,7 +35,8 @@ class FilipImageProcessor(BaseImageProcessor):
             raise ValueError(
                 f"{', '.join(kwargs)}: FILIP's images are prepared in one way; only size can be given"
             )
-        pixels = torch.stack([to_pixels(_picture(image), size or self.size) for image in _flat(images)])
+        prepared = [to_pixels(_picture(image), size or self.size) for image in _flat(images)]
+        pixels = torch.from_numpy(np.stack(prepared))
         return BatchFeature({"pixel_values": pixels}, tensor_type=return_tensors)
 
 
