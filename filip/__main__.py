@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from filip.errors import UserError
+from filip.errors import UserError, reader_may_leave
 from filip.extras import missing_extra
 
 PACKAGE = Path(__file__).resolve().parent
@@ -150,7 +150,8 @@ def run(arguments: list[str]) -> None:
 def main() -> None:
     """Run the entry point ``filip``: a UserError becomes one plain message and exit code 2."""
     try:
-        run(sys.argv[1:])
+        with reader_may_leave():
+            run(sys.argv[1:])
     except UserError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         sys.exit(2)

@@ -33,7 +33,7 @@ from hydra.errors import HydraException
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from filip.errors import UserError
+from filip.errors import UserError, reader_may_leave
 from filip.extras import missing_extra
 from filip.files import check_output, disk_error, explained
 from filip.overrides import (
@@ -122,7 +122,13 @@ def run_command(
 
     schema, config_name: as for :func:`compose_config`. quiet: print neither help nor message (ranks beyond the first).
     """
-    arguments = list(sys.argv[1:] if argv is None else argv)
+    with reader_may_leave():
+        _run(main, schema, config_name, list(sys.argv[1:] if argv is None else argv), quiet)
+
+
+def _run(
+    main: Callable[[T], Any], schema: type[T], config_name: str | None, arguments: list[str], quiet: bool
+) -> None:
     if "-h" in arguments or "--help" in arguments:
         if not quiet:
             print(help_text(main, schema))

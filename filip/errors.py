@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+import select
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 
 class UserError(Exception):
@@ -52,3 +56,18 @@ def nearest(typed: str, known: Iterable[str], count: int = 1) -> list[str]:
     found = difflib.get_close_matches(typed, names, count)
     found = found or [folded[name] for name in difflib.get_close_matches(typed.lower(), folded, count)]
     return found or [name for name in names if len(typed) > 2 and name.startswith(typed)][:count]
+
+
+@contextmanager
+def reader_may_leave() -> Iterator[None]:
+    """End the process quietly if who reads its output, such as ``head``, has closed the pipe."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        of_output = select.poll()
+        of_output.register(sys.stdout.fileno(), 0)  # errors are told in any case
+        if not any(event & select.POLLERR for _, event in of_output.poll(0)):
+            raise  # another pipe
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for what is buffered still
+        sys.exit(0)

@@ -183,3 +183,21 @@ assert dict(os.environ) == before
         check=True,
     )
     assert found.stdout == "['__main__', 'filip']\n"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["interaction", "cost", "--help"], ["interaction", "cost"]]
+)
+def test_a_reader_that_leaves_is_no_error(arguments: list[str]) -> None:
+    """As with ``filip … | head -1``: no trace, whatever is still to be printed."""
+    program = [
+        sys.executable,
+        "-c",
+        "import time, filip.__main__ as m; time.sleep(0.2); m.main()",
+        *arguments,
+    ]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b""
+    assert process.returncode == 0

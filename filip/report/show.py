@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,11 +23,7 @@ class Show:
 
 def main(config: Show) -> None:
     """Print the summary of a study in the terminal: times, funnel, tables, runs."""
-    try:
-        print(text(load(config.results), shutil.get_terminal_size((110, 40)).columns))
-        sys.stdout.flush()
-    except BrokenPipeError:  # the reader, such as `head`, has closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    print(text(load(config.results), shutil.get_terminal_size((110, 40)).columns))
 
 
 def load(where: str) -> dict[str, Any]:
