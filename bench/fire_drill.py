@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
-import signal
 import statistics
 import sys
 import threading
@@ -29,7 +28,7 @@ from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.runs.checkpoint import newest_intact
 from filip.train.job import attempts
-from tests.cluster.desk import RUNS, Desk, has_been_sent, kill, make_checkout, make_study
+from tests.cluster.desk import RUNS, Desk, kill, make_checkout, make_study
 from tests.cluster.one_host_slurm import OneHostSlurm, why_not
 from tests.support.training import same_weights
 
@@ -64,14 +63,7 @@ class Drill:
         return "rank 0 killed, and SIGTERM before the next start's first step"
 
     def time_limit(self) -> str:
-        """The signal that comes ten minutes before the limit; the ranks stand still until Slurm has looked at it."""
-        job = self._job()
-        self.desk.suspend(STRUCK)
-        self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=10")
-        self.desk.wait(lambda: all(has_been_sent(rank, signal.SIGUSR1) for rank in self.desk.ranks(STRUCK)))
-        self.desk.resume(STRUCK)
-        self._wait_for_end()
-        self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")
+        self.desk.reach_time_limit(STRUCK, self._job())
         return "SIGUSR1 ten minutes before the limit"
 
     def pre_emption(self) -> str:
@@ -195,13 +187,6 @@ class Drill:
         self.desk.wait(lambda: len(self.desk.ranks(STRUCK)) == 2)
         with contextlib.suppress(psutil.NoSuchProcess):
             self.desk.ranks(STRUCK)[number].kill()
-
-    def _wait_for_end(self) -> None:
-        """Wait until the start that is at work has ended."""
-        now = self._starts()
-        self.desk.wait(
-            lambda: any("outcome" in line and line["attempt"] == now for line in attempts(self._folder()))
-        )
 
 
 KINDS = (

@@ -94,6 +94,17 @@ class DualEncoder(nn.Module):
         self.image.trunk.set_grad_checkpointing(enable)
         self.text.grad_checkpointing = enable
 
+    def compile_blocks(self, **options: Any) -> None:
+        """Let torch compile every transformer block where it stands; weights and their names stay as they are.
+
+        Blocks of a tower share their code, so that each tower is compiled once. What depends on the data, the layout of
+        packed captions, is computed outside of the blocks: no graph breaks, and no new graph for other lengths.
+        """
+        for block in self.image.trunk.blocks:
+            block.compile(**options)
+        for block in self.text.blocks:
+            block.compile(dynamic=True, **options)
+
     @property
     def image_size(self) -> int:
         return self.config.image.image_size

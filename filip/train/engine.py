@@ -300,6 +300,8 @@ def make_engine(
             import deepspeed.runtime.zero.muon.muon_optimizer
 
     model.set_loss_parameters(loss.parameters(model))
+    if config.compile:
+        model.compile_blocks()
     settings = deepspeed_settings(config, batching, world_size)
     optimizer = make_optimizer(model, config)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

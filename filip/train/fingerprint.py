@@ -14,7 +14,7 @@ from filip.train.engine import read_settings, settings_path
 NOT_LEARNING = (
     "run", "run_dir", "out", "result", "resume", "log_every", "checkpoint", "watchdog", "eval",
     "timeout_minutes",
-    "threads", "world_size", "backend", "exchange", "zero_stage", "gradient_cache",
+    "threads", "world_size", "backend", "exchange", "zero_stage", "compile", "gradient_cache",
     "data.workers", "data.feature_cache",
     "model.name", "model.gradient_checkpointing",
 )  # fmt: skip

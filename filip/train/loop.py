@@ -69,7 +69,8 @@ def train(config: TrainConfig) -> None:
         device.choose_attention(ranks.device, config.precision)
         if ranks.device.type == "cpu":
             device.keep_freed_memory()
-            put_off_compiler()
+            if not config.compile:
+                put_off_compiler()
         batching = resolve_batching(config, ranks.world_size)
         manifests = read_manifests(config)
         model = initial_model(config)
@@ -282,7 +283,7 @@ def one_batch(run: Run, batch: Batch, number: int, inspect: bool) -> StepOutput:
     batch = run.loss.with_further_captions(batch, key)
     dtype = torch.float16 if run.engine.is_fp16 else None
     tensors = to_device(batch, run.ranks.device, dtype)
-    loss = partial(run.loss, step=run.state.step)
+    loss = partial(run.loss, step=run.state.step, captions=(tensors["ids"], tensors["lengths"]))
     return backward(run.engine, tensors, loss, monitors.inspect if inspect else None)
 
 

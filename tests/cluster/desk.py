@@ -185,6 +185,17 @@ class Desk:
             with contextlib.suppress(psutil.NoSuchProcess):
                 process.resume()
 
+    def reach_time_limit(self, run: str, job: str) -> None:
+        """Let Slurm send the signal that comes ten minutes before the limit, and wait until the training has saved.
+
+        The ranks stand still until then, or they might finish; Slurm sends SIGCONT as well.
+        """
+        saved = self.said(run, "stopped by a signal")
+        self.suspend(run)
+        self.slurm.ask("scontrol", "update", f"JobId={job}", "EndTime=now+10minutes")
+        self.wait(lambda: self.said(run, "stopped by a signal") > saved)
+        self.slurm.ask("scontrol", "update", f"JobId={job}", "TimeLimit=60")  # of its next start
+
     def leave(self) -> None:
         """End what was started here, and its jobs."""
         for process in self.started:
@@ -252,10 +263,3 @@ def kill(process: subprocess.Popen[str]) -> None:
     """Kill a process as ``kill -9`` does: nothing is tidied up."""
     process.send_signal(signal.SIGKILL)
     process.wait()
-
-
-def has_been_sent(process: psutil.Process, number: signal.Signals) -> bool:
-    """Return whether this signal waits for a suspended process."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    pending = next(line.split()[1] for line in lines if line.startswith("ShdPnd"))
-    return bool(int(pending, 16) >> (number - 1) & 1)

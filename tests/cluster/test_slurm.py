@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, has_been_sent, kill
+from tests.cluster.desk import ENDED, RUNS, STEPS, Desk, kill
 from tests.cluster.one_host_slurm import OneHostSlurm
 from tests.support.training import same_weights
 from workflow.launch import Launch
@@ -147,14 +146,6 @@ def kill_and_start_again(desk: Desk, first: subprocess.Popen[str]) -> subprocess
     return second
 
 
-def set_time_limit(desk: Desk, job: str, minutes: int) -> None:
-    desk.slurm.ask("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-
-
-@pytest.mark.xfail(
-    strict=False,
-    reason="not seen to pass since each start of a job has its log; run it on a quiet machine, then remove this",
-)
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, is pre-empted, goes on without a controller and under
@@ -165,13 +156,10 @@ def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk:
         desk.wait_for_steps(run, 5)
         desk.suspend(run)  # until the second Snakemake has submitted its jobs
     (job,) = desk.jobs("shaken")
-    set_time_limit(desk, job, minutes=10)  # ten minutes before it comes the signal: now
     second = kill_and_start_again(desk, first)
     desk.resume("calm")
 
-    desk.wait(lambda: all(has_been_sent(process, signal.SIGUSR1) for process in desk.ranks("shaken")))
-    set_time_limit(desk, job, minutes=60)  # time limit of its next start
-    desk.resume("shaken")
+    desk.reach_time_limit("shaken", job)
     desk.wait(lambda: desk.said("shaken", "resumed from") == 1)
     desk.wait_for_steps("shaken", 5)
 

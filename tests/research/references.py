@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -76,9 +77,26 @@ def swapped_words(batch: Batch) -> Tensor:
     return (total / len(i2t) + of_captions) / 2
 
 
+def caption_words(batch: Batch) -> Tensor:
+    """Compute SuperCLIP's classification (Zhao et al., 2025) token by token; no weight is below 0."""
+    captions = [set(ids[:n].tolist()) for ids, n in zip(batch.ids, batch.lengths, strict=True)]
+    count = len(captions)
+    total = torch.zeros((), dtype=torch.float64)
+    for patches, caption in zip(batch.image, captions, strict=True):
+        shares = F.log_softmax(batch.parameters["caption_words"][0] @ patches.mean(dim=0), dim=0)
+        weights = {
+            c: max(0.0, math.log(count / (1 + sum(c in other for other in captions)))) for c in caption
+        }
+        for token, weight in weights.items():
+            share = weight / sum(weights.values()) if weight else 0.0
+            total = total - share * shares[token]
+    return total / count
+
+
 RESEARCH: dict[str, Callable[[Batch], Tensor]] = {
     "sparc": sparc,
     "text_conditioned": text_conditioned,
     "hard_negatives": hard_negatives,
     "swapped_words": swapped_words,
+    "caption_words": caption_words,
 }

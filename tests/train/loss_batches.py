@@ -37,6 +37,7 @@ class Batch:
     counts: list[int]
     further: Tensor  # [S, D]: a further caption of some
     further_lengths: Tensor  # [N]
+    ids: Tensor  # [N, longest] int64: few different ones, so that captions share them
 
     def leaves(self) -> dict[str, Tensor]:
         own = {f"parameters.{name}": value for name, value in self.parameters.items()}
@@ -111,9 +112,11 @@ def random_batch(
         counts,
         torch.empty(0),
         torch.empty(0),
+        torch.empty(0),
     )
     batch.further_lengths = torch.randint(0, longest + 1, (total,), generator=generator)
     batch.further = draw(int(batch.further_lengths.sum()))
+    batch.ids = torch.randint(0, 9, (total, longest), generator=generator)
     for leaf in batch.leaves().values():
         leaf.requires_grad_()
     return batch
@@ -121,5 +124,6 @@ def random_batch(
 
 def run(term: str, batch: Batch, rank: int | None = None, **changes: Any) -> LossOutput:
     """Compute the term alone, on one process or as ``rank`` of many."""
-    group = batch.group if rank is None else batch.group[batch.rows(rank)[0]]
-    return Loss({term: 1.0}, settings(**changes))(batch.encoded(rank), group)
+    pairs = slice(None) if rank is None else batch.rows(rank)[0]
+    captions = batch.ids[pairs], batch.lengths[pairs]
+    return Loss({term: 1.0}, settings(**changes))(batch.encoded(rank), batch.group[pairs], captions=captions)

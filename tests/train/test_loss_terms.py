@@ -210,7 +210,8 @@ def test_gradient_caching_changes_nothing(term: str, changes: dict[str, Any]) ->
 
     def loss(*tensors: Tensor) -> LossOutput:
         encoded = from_names(dict(zip(names, tensors, strict=True)))
-        return Loss({term: 1.0}, settings(**changes))(encoded, batch.group)
+        captions = batch.ids, batch.lengths
+        return Loss({term: 1.0}, settings(**changes))(encoded, batch.group, captions=captions)
 
     found = cached_backward([0, 1, 2], encode, loss, Tensor.backward)
     expected = run(term, batch, **changes).loss

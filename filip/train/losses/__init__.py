@@ -59,7 +59,7 @@ class LossOutput(NamedTuple):
 class Loss:
     """The weighted sum of terms. ``loss(encoded, group, step)`` compares this rank's pairs with those of all ranks.
 
-    ``group``: [b] int64.
+    ``group``: [b] int64. ``captions``: ids [b, n] and lengths [b], for terms that read the words themselves.
     """
 
     def __init__(self, weights: Mapping[str, Weight], settings: LossSettings) -> None:
@@ -75,11 +75,19 @@ class Loss:
         found = {name: weight_at(weight, step) for name, weight in self.weights.items()}
         return {name: weight for name, weight in found.items() if weight}
 
-    def __call__(self, encoded: Encoded, group: Tensor, step: int = 0) -> LossOutput:
+    def __call__(
+        self, encoded: Encoded, group: Tensor, step: int = 0, captions: tuple[Tensor, Tensor] | None = None
+    ) -> LossOutput:
         all_groups, offset = gather_ids(group)
         soft = self.settings.soft_targets
         batch = LossInput(
-            encoded, group if soft else None, all_groups if soft else None, offset, self.settings, step
+            encoded,
+            group if soft else None,
+            all_groups if soft else None,
+            offset,
+            self.settings,
+            step,
+            captions,
         )
         weights = self.weights_at(step)
         outputs = {name: TERMS[name].compute(replace(batch, own=self.own[name])) for name in weights}

@@ -49,6 +49,7 @@ class LossInput:
     offset: int  # position of this rank's first pair among the N
     settings: LossSettings
     step: int = 0  # optimiser steps before this one
+    captions: tuple[Tensor, Tensor] | None = None  # ids [b, n] int64, padded after [EOS], and lengths [b]
     own: Any = None  # the settings of the term that computes, an instance of its Term.settings
     shared: dict[str, Any] = field(default_factory=dict)
 

@@ -1,0 +1,55 @@
+"""Blocks of both towers in torch's compiler: one graph for any length of captions, and the numbers of eager blocks."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from filip.models import DualEncoder, TextFeatures, build_model, load_preset
+
+
+def one_step(model: DualEncoder, seed: int) -> list[torch.Tensor]:
+    """Return the embeddings of a batch whose captions have other lengths with each seed, and all gradients."""
+    generator = torch.Generator().manual_seed(seed)
+    lengths = torch.randint(3, 9 + seed, (4,), generator=generator)
+    ids = torch.randint(1, 1000, (4, int(lengths.max())), generator=generator)
+    size = model.image_size
+    encoded = model(torch.randn(4, 3, size, size, generator=generator), ids, lengths)
+    assert isinstance(encoded.text, TextFeatures)
+    model.zero_grad()
+    (encoded.image.mean(1) @ encoded.text.tokens.T).square().sum().backward()
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    return [encoded.image, encoded.text.tokens, *gradients]
+
+
+def test_other_lengths_need_no_other_graph_and_nothing_breaks_one() -> None:
+    from torch._dynamo.testing import CompileCounterWithBackend
+
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = build_model(load_preset("tiny")).train()
+    compiled = copy.deepcopy(eager)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled.compile_blocks(backend=counter, fullgraph=True)
+    assert list(compiled.state_dict()) == list(eager.state_dict())
+    graphs = set()
+    for seed in range(5):
+        for ours, theirs in zip(one_step(compiled, seed), one_step(eager, seed), strict=True):
+            assert torch.equal(ours, theirs)
+        graphs.add(counter.frame_count)
+    assert len(graphs) == 1
+
+
+@pytest.mark.slow
+def test_compiled_kernels_are_close_to_eager_ones() -> None:
+    torch._dynamo.reset()
+    torch.manual_seed(0)
+    eager = build_model(load_preset("tiny")).train()
+    eager.set_gradient_checkpointing(True)
+    compiled = copy.deepcopy(eager)
+    compiled.compile_blocks()
+    for seed in range(3):
+        for ours, theirs in zip(one_step(compiled, seed), one_step(eager, seed), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
