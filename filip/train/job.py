@@ -232,7 +232,7 @@ def _again(
     ends = [line for line in attempts(attempt.run_dir) if "outcome" in line]
     times = 1 + sum(line["outcome"] == outcome and line["checkpoint"] == newest for line in ends)
     attempt.ends(code, outcome, newest, why)
-    count = f"{outcome} {times} times since {newest} (exit code {code})"
+    count = f"{outcome} {times} time{'s' * (times > 1)} since {newest} (exit code {code})"
     if times >= limit and outcome == "saved":
         why = "a job's time must cover the start and a step, so give it more (launch.resources.runtime)"
     elif times >= limit:

@@ -112,6 +112,7 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
     [
         (["precision=fp8"], "precision='fp8' is unknown"),
         (["zero_stage=4"], "zero_stage=4"),
+        (["zero_stage=3", "compile=true"], "compile=true with zero_stage=3"),
         (["token_keep_ratio=0"], "token_keep_ratio=0"),
         (["token_keep_minimum=0"], "token_keep_minimum=0"),
         (["token_score=own"], "maximum, contrast"),
