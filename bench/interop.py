@@ -1,22 +1,26 @@
-"""The loss of sentence-transformers with its own scorer and with ours: time and memory, forward and backward.
+"""Losses of other libraries with their own scorers and with ours: time and memory, forward and backward.
 
-    python -m bench.interop [--queries 128] [--rounds 9] [--json PATH]
+    python -m bench.interop [--queries 128] [--rounds 9] [--isa avx512_bf16 avx2] [--json PATH]
 
-``MultiVectorMultipleNegativesRankingLoss`` is called as its trainer calls it; the encoder is replaced by fixed unit
-tokens of 128 features, float32. Three kinds of batches: text retrieval with ColBERT's lengths (queries of 32, documents
-of 60 to 180), the same with a hard negative, and captions of 20 tokens on average against 196 patches. Time is the
-process's CPU time, all cores together; the two take turns, and what is printed are medians over the rounds, of the
-ratios too. Memory is the growth of the resident set at its high-water mark in a process of its own, gradients included.
+sentence-transformers' ``MultiVectorMultipleNegativesRankingLoss`` and, where it is installed, PyLate's ``Contrastive``
+are called as their trainers call them; fixed unit tokens of 128 features, float32, take the place of the encoder. Three
+kinds of batches: text retrieval with ColBERT's lengths (queries of 32, documents of 60 to 180), the same with a hard
+negative, and captions of 20 tokens on average against 196 patches. Time is the process's CPU time, all cores together;
+the two scorers take turns, and what is printed are medians over the rounds, of the ratios too. Each instruction set has
+a process that all libraries stop at (bench.interaction). Memory is the growth of the resident set at its high-water
+mark in a fresh process, gradients included.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +32,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bench.interaction import LIMITS
 from bench.interaction_memory import ENVIRONMENT, growth
+from filip.interaction import native
 from filip.interaction.adapters import colbert_scores
 
 DIM = 128
@@ -42,8 +48,14 @@ SCORERS = {"theirs": None, "ours": colbert_scores}
 Step = Callable[[], object]
 
 
+LOSSES = ("sentence-transformers", "PyLate")
+
+
 class Given(nn.Module):
     """A stand-in for an encoder: a batch is its embeddings."""
+
+    skiplist: tuple[int, ...] = ()
+    do_query_expansion = False
 
     def forward(self, features: dict[str, Tensor], **_: Any) -> dict[str, Tensor]:
         return features
@@ -63,10 +75,17 @@ def batch(name: str, queries: int) -> list[dict[str, Tensor]]:
     return [column(*lengths_of_queries)] + [column(*lengths_of_documents) for _ in range(ways)]
 
 
-def step_of(scorer: str, features: list[dict[str, Tensor]]) -> Step:
+def loss_of(library: str, scorer: str) -> Callable[[list[dict[str, Tensor]]], Tensor]:
+    if library == "PyLate":
+        contrastive = importlib.import_module("pylate.losses").Contrastive
+        return contrastive(Given(), score_metric=SCORERS[scorer])  # type: ignore[no-any-return]
     from sentence_transformers.multi_vector_encoder.losses import MultiVectorMultipleNegativesRankingLoss
 
-    loss = MultiVectorMultipleNegativesRankingLoss(Given(), similarity_fct=SCORERS[scorer])  # type: ignore[arg-type]
+    return MultiVectorMultipleNegativesRankingLoss(Given(), similarity_fct=SCORERS[scorer])  # type: ignore[arg-type]
+
+
+def step_of(library: str, scorer: str, features: list[dict[str, Tensor]]) -> Step:
+    loss = loss_of(library, scorer)
 
     def step() -> object:
         for column in features:
@@ -78,9 +97,9 @@ def step_of(scorer: str, features: list[dict[str, Tensor]]) -> Step:
     return step
 
 
-def measure(name: str, queries: int, rounds: int) -> dict[str, float]:
+def measure(library: str, name: str, queries: int, rounds: int) -> dict[str, float]:
     features = batch(name, queries)
-    steps = {scorer: step_of(scorer, features) for scorer in SCORERS}
+    steps = {scorer: step_of(library, scorer, features) for scorer in SCORERS}
     seconds: dict[str, list[float]] = {scorer: [] for scorer in SCORERS}
     for turn in range(rounds + 1):
         for scorer, step in steps.items():
@@ -89,7 +108,7 @@ def measure(name: str, queries: int, rounds: int) -> dict[str, float]:
             if turn:  # the first warms up
                 seconds[scorer].append(time.process_time() - started)
     ratios = [theirs / ours for theirs, ours in zip(seconds["theirs"], seconds["ours"], strict=True)]
-    memory = {scorer: _peak_megabytes(name, queries, scorer) for scorer in SCORERS}
+    memory = {scorer: _peak_megabytes(library, name, queries, scorer) for scorer in SCORERS}
     return {
         **{f"{scorer}_ms": 1e3 * statistics.median(taken) for scorer, taken in seconds.items()},
         "faster": statistics.median(ratios),
@@ -99,17 +118,34 @@ def measure(name: str, queries: int, rounds: int) -> dict[str, float]:
     }
 
 
-def _peak_megabytes(name: str, queries: int, scorer: str) -> float:
-    command = [sys.executable, "-m", "bench.interop", "--memory-of", name, scorer, "--queries", str(queries)]
+def _peak_megabytes(library: str, name: str, queries: int, scorer: str) -> float:
+    of = ["--memory-of", library, name, scorer]
+    command = [sys.executable, "-m", "bench.interop", *of, "--queries", str(queries)]
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT}, check=True, stdout=subprocess.PIPE, text=True
     )
     return float(done.stdout.split()[-1])
 
 
-def print_peak(name: str, queries: int, scorer: str) -> None:
-    step_of(scorer, batch(name, 4))()  # starts threads and libraries
-    print(growth(step_of(scorer, batch(name, queries))))
+def print_peak(library: str, name: str, queries: int, scorer: str) -> None:
+    step_of(library, scorer, batch(name, 4))()  # starts threads and libraries
+    print(growth(step_of(library, scorer, batch(name, queries))))
+
+
+def print_rows(isa: str, queries: int, rounds: int) -> dict[str, dict[str, float]]:
+    """Measure in this process, which is limited to ``isa``."""
+    found = {}
+    for library in LOSSES:
+        if library == "PyLate" and importlib.util.find_spec("pylate") is None:
+            continue
+        for name in BATCHES:
+            f = found[f"{isa}/{library}/{name}"] = measure(library, name, queries, rounds)
+            print(
+                f"| {isa} | {library} | {name} | {f['theirs_ms']:,.0f} | {f['ours_ms']:,.0f} | {f['faster']:.1f} "
+                f"({f['faster_least']:.1f}) | {f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |",
+                flush=True,
+            )
+    return found
 
 
 def main() -> None:
@@ -117,26 +153,35 @@ def main() -> None:
     parser.add_argument("--queries", type=int, default=128, help="queries of a batch")
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
-    parser.add_argument("--memory-of", nargs=2, metavar=("BATCH", "SCORER"), help=argparse.SUPPRESS)
+    parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="instruction sets; default: the best")
+    parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--rows-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.memory_of:
-        name, scorer = options.memory_of
-        return print_peak(name, options.queries, scorer)
+        library, name, scorer = options.memory_of
+        print_peak(library, name, options.queries, scorer)
+        return
+    if options.rows_of:
+        found = print_rows(options.rows_of, options.queries, options.rounds)
+        options.json.write_text(json.dumps(found))
+        return
     print(
         f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.queries} queries a batch, d = {DIM}"
     )
     print(
-        "| batch | theirs, CPU ms | ours, CPU ms | times faster (least) | theirs, MB | ours, MB | times smaller |"
+        "| | loss of | batch | theirs, CPU ms | ours, CPU ms | times faster (least) | theirs, MB | ours, MB "
+        "| times smaller |\n|---|---|---|--:|--:|--:|--:|--:|--:|",
+        flush=True,
     )
-    print("|---|--:|--:|--:|--:|--:|--:|")
-    result = {}
-    for name in BATCHES:
-        f = result[name] = measure(name, options.queries, options.rounds)
-        print(
-            f"| {name} | {f['theirs_ms']:,.0f} | {f['ours_ms']:,.0f} | {f['faster']:.1f} ({f['faster_least']:.1f}) "
-            f"| {f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |",
-            flush=True,
-        )
+    result: dict[str, Any] = {}
+    for isa in options.isa or native.isas()[:1]:
+        with tempfile.NamedTemporaryFile(suffix=".json") as file:
+            own = ["--rows-of", isa, "--json", file.name]
+            command = [sys.executable, "-m", "bench.interop", *own]
+            command += ["--queries", str(options.queries), "--rounds", str(options.rounds)]
+            environment = {**os.environ, **LIMITS[isa], native.ISA_VARIABLE: isa}
+            subprocess.run(command, env=environment, check=True)
+            result |= json.loads(Path(file.name).read_text())
     if options.json:
         options.json.write_text(json.dumps(result, indent=1) + "\n")
 

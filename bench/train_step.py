@@ -5,7 +5,8 @@
 Same images and captions, precision, threads and optimiser (torch's AdamW), steps interleaved so that other load on
 the machine affects both. Each side gets its captions as its own pipeline produces them: open_clip pads to 77 tokens,
 ours to the longest of the batch; ``equal_padding=true`` pads ours to 77 as well. Times are wall clock and
-CPU time of this process; the ratio that counts is FILIP / open_clip.
+CPU time of this process; the ratios that count are those of FILIP to open_clip, and of FILIP with the smooth maximum to
+FILIP.
 """
 
 from __future__ import annotations
@@ -24,7 +25,8 @@ from torch import Tensor
 
 from filip import device as devices
 from filip.command import option, run_command
-from filip.interaction import contrastive_loss, late_interaction, pooled_similarity
+from filip.interaction import SmoothMaximum, contrastive_loss, late_interaction, pooled_similarity
+from filip.interaction.backends import Backend
 from filip.models import ModelConfig, TextFeatures, build_model, load_preset
 
 CPU = torch.device("cpu")
@@ -73,6 +75,10 @@ class Times:
     def median(self) -> tuple[float, float]:
         return statistics.median(self.wall), statistics.median(self.cpu)
 
+    def over(self, other: Times) -> float:
+        """Return the median of the ratios of CPU time within a round."""
+        return statistics.median(a / b for a, b in zip(self.cpu, other.cpu, strict=True))
+
 
 def captions(count: int, words: int) -> list[str]:
     generator = torch.Generator().manual_seed(0)
@@ -90,7 +96,11 @@ def autocast(options: TrainStep) -> torch.autocast:
 
 
 def filip_step(
-    config: ModelConfig, options: TrainStep, pixels: Tensor, texts: list[str]
+    config: ModelConfig,
+    options: TrainStep,
+    pixels: Tensor,
+    texts: list[str],
+    backend: str | Backend,
 ) -> Callable[[], Tensor]:
     """Return a closure that does one step and returns the loss."""
     from filip.tokenizer import tokenize
@@ -107,7 +117,7 @@ def filip_step(
         with autocast(options):
             image, text = model.encode_image(pixels), model.encode_text(ids, lengths)
         if isinstance(text, TextFeatures):
-            similarity = late_interaction(image, *text, backend=options.backend)
+            similarity = late_interaction(image, *text, backend=backend)
         else:
             similarity = pooled_similarity(image, text)
         loss = contrastive_loss(similarity, model.scale()).loss
@@ -176,7 +186,7 @@ def measure(
 
 
 def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
-    """Return the three sides: open_clip's step, ours, and ours with one vector per image and text."""
+    """Return the sides: open_clip's step, ours with either maximum, and ours with one vector per image and text."""
     torch.manual_seed(0)
     config, baseline = load_preset(options.model), load_preset(options.model)
     config.gradient_checkpointing = baseline.gradient_checkpointing = False
@@ -186,8 +196,9 @@ def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
     texts = captions(options.batch, options.words)
     return {
         "open_clip": open_clip_step(config, options, pixels, texts),
-        "filip": filip_step(config, options, pixels, texts),
-        "our clip": filip_step(baseline, options, pixels, texts),
+        "filip": filip_step(config, options, pixels, texts, options.backend),
+        "smooth": filip_step(config, options, pixels, texts, SmoothMaximum(0.05)),
+        "our clip": filip_step(baseline, options, pixels, texts, options.backend),
     }
 
 
@@ -196,16 +207,15 @@ def main(options: TrainStep) -> None:
     torch.set_num_threads(options.threads)
     sides = steps_of(options)
     times = measure(sides, options.steps, torch.device(options.device))
-    reference = times["open_clip"].median()
     print(
-        f"{options.model}, batch {options.batch}, {options.precision}, {options.threads} threads, "
-        f"{options.steps} steps, median seconds per step (ratio to open_clip)"
+        f"{options.model}, batch {options.batch}, {options.precision}, {options.threads} threads, {options.steps} "
+        "steps: median seconds per step, and medians of the ratios within a round"
     )
+    print("| | wall | CPU | CPU / open_clip | CPU / filip |\n|---|--:|--:|--:|--:|")
     for name, taken in times.items():
         wall, cpu = taken.median()
-        print(
-            f"{name:10s} wall {wall:7.3f} ({wall / reference[0]:.2f})   cpu {cpu:7.3f} ({cpu / reference[1]:.2f})"
-        )
+        ratios = " | ".join(f"{taken.over(times[other]):.2f}" for other in ("open_clip", "filip"))
+        print(f"| {name} | {wall:.3f} | {cpu:.3f} | {ratios} |")
     if options.json:
         numbers = {name: {"wall": t.wall, "cpu": t.cpu} for name, t in times.items()}
         Path(options.json).write_text(json.dumps({"options": vars(options), "seconds": numbers}, indent=2))
