@@ -1,6 +1,6 @@
 """The late-interaction loss against its alternatives, on every instruction set that this CPU can be limited to.
 
-    python -m bench.interaction [--quick] [--isa NAME ...] [--json PATH]
+    python -m bench.interaction [--quick] [--isa NAME ...] [--only CONTENDER ...] [--seconds 120] [--json PATH]
 
 Each instruction set has a process, in which PyTorch, oneDNN and the native kernels all stop at it; the contenders take
 turns, and one contender's processes run directly after one another. Time is CPU time, all cores together; a ratio is
@@ -116,6 +116,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--quick", action="store_true", help="one shape, about a minute")
     parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="all that this CPU has by default")
+    parser.add_argument("--only", nargs="+", default=[], help="contenders; all by default")
+    parser.add_argument("--seconds", type=float, help="for a shape; 120, with --quick 25")
     parser.add_argument("--json", type=Path, help="write the ratios to this file")
     options = parser.parse_args()
     if reason := native.unavailable_reason():
@@ -125,15 +127,19 @@ def main() -> None:
         sys.exit(f"nothing to measure: this CPU has {', '.join(native.isas())}")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads")
     result: dict[str, float] = {}
+    seconds = options.seconds or (QUICK_SHAPE if options.quick else EACH_SHAPE)
     for shape in [QUICK] if options.quick else SHAPES:
-        result |= measure_shape(shape, isas, QUICK_SHAPE if options.quick else EACH_SHAPE)
+        names = [name for name in contenders_of(shape) if not options.only or name in options.only]
+        if names:
+            result |= measure_shape(shape, isas, names, seconds)
         if options.json:
             options.json.write_text(json.dumps(result, indent=1) + "\n")
 
 
-def measure_shape(shape: tuple[int, int], isas: list[str], seconds: float) -> dict[str, float]:
+def measure_shape(
+    shape: tuple[int, int], isas: list[str], names: list[str], seconds: float
+) -> dict[str, float]:
     """Print the tables of one shape and return its figures."""
-    names = contenders_of(shape)
     workers = {isa: Worker(isa, *shape) for isa in isas}
     try:
         taken = take_turns(workers, names, seconds)
