@@ -11,6 +11,17 @@ from bench.gpu.finding import FAIL, PASS, Finding, Place
 from filip.device import runs_on
 
 
+def without_code() -> list[str]:
+    """Return the GPUs for which this PyTorch has no machine code; PTX, which compiles at run time, is not enough."""
+    built = [name for name in torch.cuda.get_arch_list() if name.startswith("sm_")]
+    cards = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+    return [
+        f"{card.name} ({card.major}.{card.minor})"
+        for card in cards
+        if not runs_on((card.major, card.minor), built)
+    ]
+
+
 def check(place: Place) -> Finding:
     rows = [
         {"what": "Python", "found": platform.python_version()},
@@ -29,7 +40,6 @@ def check(place: Place) -> Finding:
         {"what": "NCCL", "found": ".".join(map(str, torch.cuda.nccl.version()))},
         {"what": "kernels for", "found": " ".join(built)},
     ]
-    missing = []
     for index in range(torch.cuda.device_count()):
         card = torch.cuda.get_device_properties(index)
         rows.append(
@@ -39,9 +49,7 @@ def check(place: Place) -> Finding:
                 f"{card.multi_processor_count} processors",
             }
         )
-        if not runs_on((card.major, card.minor), built):
-            missing.append(f"{card.name} ({card.major}.{card.minor})")
-    if missing:
+    if missing := without_code():
         return Finding(
             FAIL, f"this PyTorch has no kernels for {', '.join(missing)}: see docs/training.md", rows
         )

@@ -20,7 +20,7 @@ from filip.train.hardware import peak_flops
 SQUARES = [(256, 49), (512, 49), (1024, 49), (2048, 49), (4096, 49)]
 SLICES = [(320, 49, 40_960), (160, 256, 30_720)]
 COMPILED = "einsum, padded, torch.compile"
-GOAL = 1.5  # times the product of all tokens, forward only
+GOAL = 1.5  # times three products of all tokens: one forward, one for each side's gradient
 Similarity = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
@@ -60,15 +60,16 @@ def check(place: Place) -> Finding:
             product = seconds if name == "product, forward" else product
             row |= {"ms": 1e3 * seconds, "MB": size / 1e6, "TFLOP/s of packed tokens": flops / seconds / 1e12}
             row["of peak"] = f"{flops / seconds / peak:.1%}" if peak else "unknown"
-            row["of the product's time"] = seconds / product if product else ""
+            row["of three products' time"] = seconds / (3 * product) if product else ""
             rows.append(row)
             del step
-    ours = [row["of the product's time"] for row in rows if row["contender"] == "auto" and "ms" in row]
+    ours = [row["of three products' time"] for row in rows if row["contender"] == "auto" and "ms" in row]
     if len(ours) < len(shapes):
         return Finding(FAIL, "this engine did not run in every shape", rows)
-    reached = f"goal {GOAL}: {sum(ratio <= GOAL for ratio in ours)} of {len(ours)} shapes"
-    said = f"{dtype}; {min(ours):.2f} to {max(ours):.2f} times the forward product of all tokens ({reached})"
-    return Finding(PASS, said, rows)
+    met = sum(ratio <= GOAL for ratio in ours)
+    reached = f"goal {GOAL}: {met} of {len(ours)} shapes"
+    said = f"{dtype}; {min(ours):.2f} to {max(ours):.2f} times three products of all tokens ({reached})"
+    return Finding(PASS if met == len(ours) or place.tiny else FAIL, said, rows)
 
 
 def loss_step(similarity: Similarity, image: Tensor, text: Tensor) -> Callable[[], None]:

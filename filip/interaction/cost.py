@@ -33,6 +33,7 @@ class Setting:
     image_width: int = _option(768, "width of the image encoder")
     text_layers: int = _option(12, "layers of the text encoder")
     text_width: int = _option(512, "width of the text encoder")
+    patch_side: int = _option(32, "px of a patch's side")
 
     @property
     def local(self) -> int:
@@ -47,20 +48,31 @@ class Cost(NamedTuple):
     traffic: float  # bytes received from other GPUs
 
 
-def encoder_flops(s: Setting) -> float:
-    """Count both encoders' flops for the local batch, forward and backward.
+def block_flops(tokens: float, columns: float, width: int, mlp: int) -> float:
+    """Count a transformer block's forward pass for one sequence: two flops per product.
 
-    These are 3 x 2 flops per weight and token, and attention.
+    Every token meets the attention's four matrices and the ``mlp`` weights of the MLP; scores and sums are computed
+    over ``columns``, the length to which the attention alone is padded.
     """
+    return tokens * 2 * (4 * width * width + mlp) + 4 * columns * columns * width
 
-    def tower(layers: int, width: int, tokens: int) -> float:
-        weights = 12 * width * width  # four attention and two MLP matrices (4x) of a block
-        return layers * tokens * (2 * weights + 4 * width * tokens)
 
-    per_pair = tower(s.image_layers, s.image_width, s.n1 + 1) + tower(
-        s.text_layers, s.text_width, s.n2_padded
-    )
-    return 3 * per_pair * s.local
+def encoder_flops(s: Setting) -> float:
+    """Count both encoders' flops for the local batch, forward and backward, as this project computes them.
+
+    Captions are packed, so that only the attention is padded. tests/train/test_fleet.py compares it with the counter
+    of ``filip train plan``, and that one with PyTorch's.
+    """
+    patch = 2 * s.n1 * s.patch_side**2 * 3 * s.image_width
+    blocks = s.image_layers * block_flops(s.n1 + 1, s.n1 + 1, s.image_width, 8 * s.image_width**2)
+    text = s.text_layers * block_flops(s.n2, s.n2_padded, s.text_width, 8 * s.text_width**2)
+    projections = 2 * s.dim * ((s.n1 + 1) * s.image_width + s.n2 * s.text_width)
+    return 3 * (patch + blocks + text + projections) * s.local
+
+
+def dense_products(s: Setting) -> float:
+    """Count the three products of an exact loss without padding: one forward, one for each side's gradient."""
+    return 3 * 2 * s.local * s.global_batch * s.n1 * s.n2 * s.dim
 
 
 def clip(s: Setting) -> Cost:
@@ -118,8 +130,7 @@ def tiled_on_gpu(s: Setting) -> Cost:
 
     It has one product forward, and one of a dense tile for each side's gradient.
     """
-    product = 2 * s.local * s.global_batch * s.n1 * s.n2 * s.dim
-    return fused(s)._replace(flops=3 * product)
+    return fused(s)._replace(flops=dense_products(s))
 
 
 def triton(s: Setting) -> Cost:
@@ -180,6 +191,9 @@ def _selected(tokens: int, keep_ratio: float) -> int:
     return max(1, -int(-tokens * keep_ratio // 1))
 
 
+BATCHES = (4096, 8192, 16_384, 40_960)
+
+
 def table(s: Setting) -> str:
     """Return one line of costs for each form of the loss, with the encoders' flops for comparison."""
     encoders = encoder_flops(s)
@@ -205,6 +219,12 @@ def table(s: Setting) -> str:
             f"{name:34s}{cost.flops / 1e12:9.2f}{100 * cost.flops / encoders:15.1f}"
             f"{cost.memory / 1e9:11.2f}{cost.traffic / 1e9:13.2f}"
         )
+    shares = (
+        f"{n:,}: {dense_products(r) / encoder_flops(r):.0%}"
+        for n in BATCHES
+        for r in [replace(s, global_batch=n, gpus=1)]
+    )
+    lines += ["", f"Three exact dense products over the encoders, by global batch: {', '.join(shares)}."]
     return "\n".join(lines)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from filip.interaction.cost import Setting
+from filip.interaction.cost import Setting, block_flops
 from filip.models import DualEncoder
 from filip.models.stem import Stem
 from filip.train.config import TrainConfig
@@ -38,9 +38,9 @@ def encoder_flops(
         image = 2.0 * rows * stem.num_features * width
         if stem_computes:
             image += stem_flops(stem, model.image_size)
-    image += depth * _block(tokens, tokens, width, mlp) + 2 * tokens * width * config.embed_dim
+    image += depth * block_flops(tokens, tokens, width, mlp) + 2 * tokens * width * config.embed_dim
     text_width = config.text.width
-    text = float(config.text.layers) * _block(words, columns, text_width, 8 * text_width**2)
+    text = float(config.text.layers) * block_flops(words, columns, text_width, 8 * text_width**2)
     text += 2 * (words if config.interaction == "token_wise" else 1) * text_width * config.embed_dim
     return {"image": image, "text": text}
 
@@ -52,11 +52,6 @@ def stem_flops(stem: Stem, image_size: int) -> float:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         copy.deepcopy(stem).to("meta")(torch.zeros(1, 3, image_size, image_size, device="meta"))
     return float(counter.get_total_flops())
-
-
-def _block(tokens: float, columns: float, width: int, mlp: int) -> float:
-    """Count the attention's four matrices and the MLP's weights for each token; scores and sums over ``columns``."""
-    return tokens * 2 * (4 * width * width + mlp) + 4 * columns * columns * width
 
 
 def passes(checkpointing: bool, chunks: int) -> int:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from bench import gpu_check
-from bench.gpu import run
-from bench.gpu.finding import FAIL, PASS, SKIPPED
+from bench.gpu import loss, paper, run
+from bench.gpu.finding import FAIL, PASS, SKIPPED, Place
 from bench.gpu_check import GpuCheck
 from filip.command import compose_config
 from filip.errors import UserError
@@ -24,6 +25,41 @@ def test_without_a_gpu_it_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         gpu_check.main(GpuCheck(out=str(tmp_path)))
     with pytest.raises(UserError, match="should be among environment, backends"):
         gpu_check.main(GpuCheck(out=str(tmp_path), device="cpu", only=["speed"]))
+
+
+@pytest.mark.parametrize(
+    ("built", "runs"),
+    [
+        (["sm_80", "sm_90", "compute_90"], False),
+        (["sm_80", "compute_100"], False),
+        (["sm_90", "sm_100"], True),
+    ],
+)
+def test_a_gpu_without_machine_code_is_refused(
+    built: list[str], runs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PTX of the card's own family or of an older one compiles at run time, and its times would be those of that."""
+    card = SimpleNamespace(name="B200", major=10, minor=0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: card)
+    monkeypatch.setattr(torch.cuda, "get_arch_list", lambda: built)
+    with pytest.raises(UserError, match="sizes=x" if runs else r"no machine code for B200 \(10\.0\)"):
+        gpu_check.main(GpuCheck(out=str(tmp_path), sizes="x"))
+
+
+@pytest.mark.parametrize(("seconds", "verdict"), [(4.4, PASS), (4.6, FAIL)])
+def test_a_loss_that_takes_too_long_fails(
+    seconds: float, verdict: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loss, "SQUARES", [(2, 3)])
+    monkeypatch.setattr(loss, "SLICES", [])
+    taken = {"product, forward": 1.0, "auto": seconds}
+    monkeypatch.setattr(loss, "CONTENDERS", {name: lambda problem, name=name: name for name in taken})
+    monkeypatch.setattr(loss, "seconds_and_bytes", lambda name, *_: (taken[name], 0))
+    found = loss.check(Place(torch.device("cpu"), False, tmp_path))
+    assert found.verdict == verdict, found.said
+    assert "1.47 times" in found.said or "1.53 times" in found.said
 
 
 def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(
@@ -56,6 +92,11 @@ def test_a_check_that_fails_or_hangs_does_not_stop_the_rest(
     assert "not done after 0.02 minutes" in found["hangs"]["said"]
     report = (tmp_path / "out" / "gpu_check.md").read_text()
     assert "| environment | pass | a \\| b |" in report and "| 1.235 |  |" in report
+
+
+def test_the_page_of_costs_quotes_what_is_counted() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "interaction_cost.md").read_text()
+    assert paper.table() in page
 
 
 def test_the_demo_is_trained_and_evaluated_by_commands_that_exist() -> None:

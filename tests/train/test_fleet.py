@@ -18,6 +18,7 @@ from filip.command import compose_config, run_command
 from filip.errors import UserError
 from filip.interaction import tiled
 from filip.interaction.cost import Setting, fused
+from filip.interaction.cost import encoder_flops as loss_encoder_flops
 from filip.interaction.packing import Tokens
 from filip.models import build_model, load_preset
 from filip.train.counts import Message, encoder_flops, loss_messages, passes, zero_messages
@@ -50,6 +51,13 @@ def test_encoders_take_the_flops_that_torch_counts(name: str, interaction: str) 
     no_gradient_of_pixels = patches * model.image.patch_size[0] * model.image.patch_size[1]
     assert backward.get_total_flops() == 2 * planned - no_gradient_of_pixels
     assert (passes(False, 1), passes(True, 1), passes(True, 4)) == (3, 4, 5)
+
+
+def test_the_costs_of_the_loss_are_compared_with_the_same_encoders() -> None:
+    with torch.device("meta"):
+        model = build_model(load_preset("base"))
+    one = Setting(global_batch=1, gpus=1)
+    assert loss_encoder_flops(one) == 3 * sum(encoder_flops(model, one.n2, one.n2_padded).values())
 
 
 def test_scoring_takes_the_flops_that_torch_counts() -> None:

@@ -1,0 +1,104 @@
+"""The loss on an H100 on paper: python -m bench.gpu.paper
+
+Counts, and no measurement. What the kernels take beyond their products comes from their machine code
+(``python -m tests.interaction.triton_compiled 90 bfloat16 49``, whose figures are repeated here).
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from filip.interaction.cost import Setting, caption_lengths, dense_products, encoder_flops, triton_flops
+
+PEAK, PROCESSORS = 989e12, 132  # dense bfloat16 flops a second
+CLOCK = PEAK / PROCESSORS / 4096  # of which a processor multiplies 4,096 a cycle
+ENCODERS_OF_PEAK = 0.4  # an assumption: the share of the peak that encoders reach
+TILE_FLOPS, TILE_BYTES = 2 * 128 * 64 * 256, 64 * 256 * 2  # a product, and the operand that it reads anew
+LOAD_CYCLES = 700  # an assumption: a tile of text comes from the second-level cache
+BASE, LARGE = Setting(), replace(
+    Setting(), global_batch=30_720, gpus=192, n1=256, image_layers=24, image_width=1024, patch_side=14,
+    text_width=768,
+)  # fmt: skip
+
+
+class Kernel(NamedTuple):
+    """A kernel's inner loop: instructions of half rate in a tile, of which a processor takes 64 lanes a cycle."""
+
+    half_rate: int
+    threads: int
+    product: int = TILE_FLOPS // 4096  # cycles of the tensor cores
+
+    @property
+    def cycles(self) -> float:
+        return self.half_rate * self.threads / 64
+
+
+FORWARD, IMAGE, TEXT = Kernel(596, 128), Kernel(270, 256), Kernel(332, 256)
+
+
+def seconds_of_kernels(s: Setting, overlapped: bool) -> float:
+    """Return the least time of the three kernels: instructions hidden behind products, or as the code is compiled.
+
+    As compiled, a block of the forward loads, multiplies and compares one after the other, and two blocks share a
+    processor; in a gradient half of a product overlaps with the next tile's instructions.
+    """
+    if overlapped:
+        cycles = sum(max(kernel.product, kernel.cycles) for kernel in (FORWARD, IMAGE, TEXT))
+    else:
+        cycles = (LOAD_CYCLES + FORWARD.product + FORWARD.cycles) / 2
+        cycles += sum(kernel.cycles + kernel.product / 2 for kernel in (IMAGE, TEXT))
+    return tiles(s) / PROCESSORS * cycles / CLOCK
+
+
+def tiles(s: Setting) -> float:
+    """Return the tiles of one of the three products, padded as the kernels pad."""
+    return triton_flops(s.local, s.n1, s.dim, caption_lengths(s)) / 3 / TILE_FLOPS
+
+
+def table(s: Setting = BASE) -> str:
+    """Write the table of docs/interaction_cost.md."""
+    encoders, three = encoder_flops(s), dense_products(s)
+    padded = 3 * tiles(s) * TILE_FLOPS
+    lines = [
+        "| one GPU's share of the base model | TFLOP | ms | of the encoders' time | of three products |",
+        "|---|--:|--:|--:|--:|",
+    ]
+    for name, flops, seconds in (
+        ("encoders, forward and backward, at 40 % of the peak (an assumption)", encoders,
+         encoders / ENCODERS_OF_PEAK / PEAK),
+        ("forward product alone, nothing padded, at the peak", three / 3, three / 3 / PEAK),
+        ("all three products, nothing padded, at the peak", three, three / PEAK),
+        ("… the bound: one and a half times that", 1.5 * three, 1.5 * three / PEAK),
+        ("these kernels' three products, padded, at the peak", padded, padded / PEAK),
+        ("… with the other instructions, all hidden behind the products or the reverse", padded,
+         seconds_of_kernels(s, True)),
+        ("… with the other instructions, overlapped as the code is compiled", padded,
+         seconds_of_kernels(s, False)),
+        ("two products, if 2:4 sparse tensor cores halved both gradients' (not written)", 2 * three / 3,
+         2 * three / 3 / PEAK),
+    ):  # fmt: skip
+        share = seconds / (encoders / ENCODERS_OF_PEAK / PEAK)
+        lines.append(
+            f"| {name} | {flops / 1e12:.1f} | {1e3 * seconds:.1f} | {100 * share:.0f} % "
+            f"| {seconds * PEAK / three:.2f} |"
+        )
+    return "\n".join(lines)
+
+
+def large() -> str:
+    """Write the same bound for the paper's large model."""
+    kernels = seconds_of_kernels(LARGE, False)
+    encoders = encoder_flops(LARGE) / ENCODERS_OF_PEAK / PEAK
+    return f"large: {1e3 * kernels:.0f} ms as compiled, encoders {1e3 * encoders:.0f} ms: {kernels / encoders:.0%}"
+
+
+def second_level_cache() -> str:
+    """Write what the kernels read at the products' peak."""
+    read = 3 * tiles(BASE) * TILE_BYTES
+    seconds = 3 * tiles(BASE) * TILE_FLOPS / PEAK
+    return f"second-level cache: {read / 1e9:.0f} GB, {read / seconds / 1e12:.1f} TB/s at the products' peak"
+
+
+if __name__ == "__main__":
+    print(table(), large(), second_level_cache(), sep="\n")
