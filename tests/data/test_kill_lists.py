@@ -87,18 +87,16 @@ def test_prepare_and_text_rules_survive_kill_9(tmp_path: Path) -> None:
             "processes=1",
         )
 
-    took = timed(prepare, "list.parquet")
+    timed(prepare, "list.parquet")
     work = tmp_path / ".again.parquet.work"
     kill_when(prepare("again.parquet"), work.exists)
     assert not (tmp_path / "again.parquet").exists()
-    kill_at_random(prepare("again.parquet"), took)
     timed(prepare, "again.parquet")
 
     took = timed(rules, "kept.parquet")
     judged = tmp_path / ".kept_again.parquet.work" / "judged"
     moments = [
         lambda: (judged.parent / "unique.parquet").exists(),
-        lambda: len(list(judged.glob("[!.]*"))) >= 3,
         lambda: len(list(judged.glob("[!.]*"))) >= 9,
     ]
     for moment in moments:

@@ -10,7 +10,10 @@ import pytest
 from filip.resources import shipped
 from tests.support.training import largest_difference, losses, run_many, train_arguments
 
-WAYS = {"whole": (), "cached": ("gradient_cache=4",), "accumulated": ("gradient_accumulation=2",)}
+WAYS = {
+    "cached": ("gradient_cache=4",),
+    "accumulated": ("gradient_accumulation=2",),
+}  # both hold a whole batch
 
 
 @pytest.mark.slow

@@ -143,13 +143,13 @@ def ranks_of(process: subprocess.Popen, run: str) -> list[psutil.Process]:
 def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tmp_path: Path) -> None:
     clone, config = finished
     study = yaml.safe_load(config.read_text())
-    longer = ["max_steps=120", "log_every=5", "checkpoint.every_steps=20"]
+    longer = ["max_steps=60", "log_every=5", "checkpoint.every_steps=10"]
     study["runs"]["long"] = {"label": "long", "overrides": [*study["runs"]["filip"]["overrides"], *longer]}
     study["runs"]["long"]["launch"] = {"ranks_per_node": 2, "side_by_side": 1}
     config = tmp_path / "longer.yaml"
     config.write_text(yaml.safe_dump(study))
     target = clone / "results/reduced/models/long.json"
-    for number, steps in ((signal.SIGUSR1, 10), (signal.SIGKILL, 45)):
+    for number, steps in ((signal.SIGUSR1, 5), (signal.SIGKILL, 25)):
         command, environment = snakemake_command(str(target.relative_to(clone)), cwd=clone, config=config)
         running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
@@ -160,7 +160,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
         assert running.wait(120) != 0 and not target.exists()
     done = run_snakemake(str(target.relative_to(clone)), cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
-    assert json.loads(target.read_text())["steps"] == 120
+    assert json.loads(target.read_text())["steps"] == 60
     (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
     text = log.read_text()
     assert "stopped by a signal after step" in text and text.count("resumed from") == 2, text
