@@ -8,8 +8,9 @@ With y_c = 1 if token c is in the caption, N captions of which n_c have c, and t
 
 The paper adds L to CLIP's loss, here ``loss.pooled`` or ``loss.token_wise``. It counts n_c over the data set; here they
 are counted over the contrastive batch of all ranks, so that a resumed run needs no memory of what came before. A token
-of all captions, such as [BOS], would weigh a little less than nothing: it weighs nothing. v is the mean of unit tokens
-behind the projection, as every term's; the paper takes the features before it.
+of all captions, such as [BOS], would weigh a little less than nothing: it weighs nothing. v is the mean of the
+unit tokens behind the projection, as every term's, times sqrt(d), the length that a LayerNorm gives; the paper takes the
+features before the projection.
 """
 
 from __future__ import annotations
@@ -38,10 +39,11 @@ def compute(batch: LossInput) -> TermOutput:
     with torch.autocast(image.device.type, enabled=False):
         weights = own * rarity(ids[own], len(ids)).to(wide)[ids]
         targets = weights / weights.sum(dim=1, keepdim=True).clamp(min=1e-6)
-        scores = image.to(wide).mean(dim=1) @ batch.parameters[NAME][0].to(wide).T
+        seen = math.sqrt(image.shape[2]) * image.to(wide).mean(dim=1)
+        scores = seen @ batch.parameters[NAME][0].to(wide).T
         log_shares = scores.gather(1, ids) - scores.logsumexp(dim=1, keepdim=True)
         loss = -(targets * log_shares).sum(dim=1).mean()
-    best = (ids == scores.argmax(dim=1, keepdim=True)) & own
+    best = (ids == scores.argmax(dim=1, keepdim=True)) & (weights > 0)
     return TermOutput(loss, {"accuracy/caption_word": best.any(dim=1).to(wide).mean()})
 
 
@@ -63,8 +65,10 @@ def rarity(tokens: Tensor, captions: int) -> Tensor:
 
 
 def initial(dim: int) -> dict[str, Tensor]:
-    """Return W; zero, which names all tokens alike."""
-    return {NAME: torch.zeros(1, VOCABULARY, dim)}
+    """Return W, with the spread of a linear layer's weights: LAMB would hardly ever leave 0."""
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(1, VOCABULARY, dim, generator=generator, device="cpu")
+    return {NAME: drawn * dim**-0.5}
 
 
 def chance(pairs: int) -> float:

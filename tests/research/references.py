@@ -83,7 +83,8 @@ def caption_words(batch: Batch) -> Tensor:
     count = len(captions)
     total = torch.zeros((), dtype=torch.float64)
     for patches, caption in zip(batch.image, captions, strict=True):
-        shares = F.log_softmax(batch.parameters["caption_words"][0] @ patches.mean(dim=0), dim=0)
+        seen = patches.shape[1] ** 0.5 * patches.mean(dim=0)
+        shares = F.log_softmax(batch.parameters["caption_words"][0] @ seen, dim=0)
         weights = {
             c: max(0.0, math.log(count / (1 + sum(c in other for other in captions)))) for c in caption
         }
