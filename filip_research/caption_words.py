@@ -8,8 +8,8 @@ With y_c = 1 if token c is in the caption, N captions of which n_c have c, and t
 
 The paper adds L to CLIP's loss, here ``loss.pooled`` or ``loss.token_wise``. It counts n_c over the data set; here they
 are counted over the contrastive batch of all ranks, so that a resumed run needs no memory of what came before. A token
-of all captions, such as [BOS], would weigh a little less than nothing: it weighs nothing. v is the mean of the
-unit tokens behind the projection, as every term's, times sqrt(d), the length that a LayerNorm gives; the paper takes the
+of all captions, such as [BOS], would weigh a little less than nothing: it weighs nothing. v is the mean of the unit
+tokens behind the projection, as every term's, times sqrt(d), the length that a LayerNorm gives; the paper takes the
 features before the projection.
 """
 
