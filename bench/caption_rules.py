@@ -1,4 +1,4 @@
-"""How right the text rules are, on captions of many kinds that no threshold was chosen by.
+"""Measure how right the text rules are, on captions of many kinds that no threshold was chosen by.
 
     python -m bench.caption_rules             # tables
     python -m bench.caption_rules wrong=true  # and the captions that are judged wrongly

@@ -73,7 +73,7 @@ class BenchConfig:
         None, "only these; those before them are made, too, where the folder lacks them"
     )
     folder: str | None = option(None, "keep everything in this folder; default: a temporary one")
-    rows_per_shard: int = option(ROWS_PER_SHARD, "few make many shards, each of which takes time of its own")
+    rows_per_shard: int = option(ROWS_PER_SHARD, "few make many shards, each of which takes time")
     threads: int = option(2, "DuckDB threads, and processes")
     memory: str = option("1GB", "DuckDB's memory limit")
     language: bool = option(

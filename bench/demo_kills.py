@@ -54,10 +54,10 @@ class Kills:
         ["corpus", "download", "translate", "feature maps", "evaluation"], f"of {', '.join(PLACES)}"
     )
     signals: list[str] = option(
-        ["INT", "TERM", "KILL"], "of INT, TERM, KILL and CRASH; at each place each of them"
+        ["INT", "TERM", "KILL"], "signals among INT, TERM, KILL and CRASH, each at each place"
     )
     in_turn: bool = option(False, "one signal at each place instead, in turn")
-    cores: int = option(2, "of Snakemake")
+    cores: int = option(2, "cores of Snakemake")
     after: float = option(3.0, "seconds at the place, at most")
     limit: float = option(5.0, "seconds in which all of it has to have ended")
     target: list[str] = option([], "files to make; all of the study if empty")

@@ -52,7 +52,7 @@ class Study:
     batch: int = option(128, "pairs per step")
     experiment: str = option("demo", "what every row trains: demo from scratch, demo_stem as the demo does")
     steps: int = option(400, "steps of each training")
-    warmup_steps: int | None = option(None, "of them with a rising rate; null = a tenth, at most 60")
+    warmup_steps: int | None = option(None, "steps of warm-up; null = a tenth, at most 60")
     overrides: list[str] = option([], "further settings of every row, as for filip.train")
     only: list[str] = option([], "labels of the rows to run; empty = all")
 

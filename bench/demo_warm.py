@@ -1,4 +1,4 @@
-"""What a pre-trained image tower does for FILIP and CLIP on the demo's scenes: the table of docs/models.md.
+"""Measure what a pre-trained image tower does for FILIP and CLIP on the demo's scenes: the table of docs/models.md.
 
     python -m bench.demo_warm                     # after `make demo`; seven minutes of one core
 

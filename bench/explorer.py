@@ -1,4 +1,4 @@
-"""How fast the explorer answers, and whether its page ranks as the models do: ``python -m bench.explorer``.
+"""Measure how fast the explorer answers, and whether its page ranks as the models do: ``python -m bench.explorer``.
 
 Live: FILIP and CLIP of one preset with random weights, random unit tokens for 5,000 images, a real server on loopback,
 and texts that it has not seen; milliseconds from request to parsed answer, both models scored in each.

@@ -41,7 +41,7 @@ BETWEEN = 7  # steps between two strikes: a checkpoint lies there, or the third 
 @dataclass
 class FireDrill:
     folder: str = option(MISSING, "where Slurm, the study and its logs live; must not exist", writes="folder")
-    kinds: list[str] = option(["all"], "of the kinds below, in turn")
+    kinds: list[str] = option(["all"], "kinds of trouble, in turn")
     nodes: int = option(4, "virtual nodes", at_least=2)
 
 

@@ -4,7 +4,7 @@
     python -m bench.gpu_check out=gpu-check only=[backends,loss]   # some
     python -m bench.gpu_check out=try device=cpu sizes=tiny        # the checks themselves, on a machine without one
 
-Each check runs in a process of its own with a time-out, so that one that fails, hangs or runs out of memory does not
+Each check runs in its own process with a time-out, so that one that fails, hangs or runs out of memory does not
 stop the others. ``out/gpu_check.md`` and ``out/gpu_check.json`` are written anew after each.
 """
 

@@ -1,4 +1,4 @@
-"""What an index costs and finds: milliseconds a query, and recall against bytes an image.
+"""Measure what an index costs and finds: milliseconds a query, and recall against bytes an image.
 
     python -m bench.index      # after `make demo`; a few minutes on two cores
 

@@ -1,4 +1,4 @@
-"""What storing an image costs: checked, resized and encoded as in `ingest` and `download`, per core.
+"""Measure the cost of storing an image, per core: checked, resized and encoded as in `ingest` and `download`.
 
     python -m bench.ingest images=200
 

@@ -51,7 +51,7 @@ LIMITS = {
 
 
 class Ratio(NamedTuple):
-    """How many times the time of ``below`` is that of ``above``. ``goal``: the bound, upper unless ``more``."""
+    """Return how many times the time of ``below`` is that of ``above``. ``goal``: the bound, upper unless ``more``."""
 
     above: str
     below: str

@@ -1,6 +1,6 @@
 """Error bounds of every backend of the late interaction: python -m bench.interaction_errors
 
-Prints the table of docs/interaction_how.md, and beside each bound the largest error that was found on this machine.
+Prints the table of docs/interaction_how.md, and next to each bound the largest error that was found on this machine.
 tests/interaction/test_errors.py holds the bounds. The Triton kernels need TRITON_INTERPRET=1, or a GPU (device=cuda).
 """
 

@@ -1,4 +1,4 @@
-"""Peak memory of one contender's step, in a process of its own: python -m bench.interaction_memory NAME IMAGES PATCHES
+"""Peak memory of one contender's step, in its own process: python -m bench.interaction_memory NAME IMAGES PATCHES
 
 Prints megabytes of resident memory beyond what was resident before the step, i.e. beyond the inputs and the loaded
 libraries; the gradients are included. The kernel's high-water mark (VmHWM) is reset before the step, after the

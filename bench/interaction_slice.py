@@ -1,4 +1,4 @@
-"""One device's slice of the paper's batch: what the loss adds to a training step.
+"""Time one device's slice of the paper's batch: what the loss adds to a training step.
 
 A global batch of 8,192 over 512 devices leaves 16 pairs on each. A device's part of the loss is 16 own images against
 8,192 captions, forward and backward, in both directions: the owner of the image scores a pair once for both (see

@@ -1,4 +1,4 @@
-"""How the native kernels scale with threads: python -m bench.interaction_threads [threads=1,2,4]
+"""Measure how the native kernels scale with threads: python -m bench.interaction_threads [threads=1,2,4]
 
 Wall time of a forward and backward pass, medians of interleaved rounds, so that other load on the machine strikes all
 alike: the paper's slice, 16 images against 8,192 captions, and a batch of 256 pairs. PyTorch's float32 product of the

@@ -84,7 +84,7 @@ class Batch:
 
 
 def ours(batch: Batch) -> dict[str, Loss]:
-    """Return the terms as they are trained with."""
+    """Return the terms with the settings of a training."""
 
     def token_wise(backend: str | Backend = "auto") -> Tensor:
         return batch.own(late_interaction(batch.image, batch.text, batch.lengths, backend=backend))

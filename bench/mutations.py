@@ -2,7 +2,7 @@
 
     python -m bench.mutations [only=WORD]
 
-Each is applied to a copy of the sources, and the tests named beside it run there; first they must pass without it.
+Each is applied to a copy of the sources, and the tests named with it run there; first they must pass without it.
 Prints a line per fault and exits with 1 if one went unnoticed.
 """
 

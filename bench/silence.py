@@ -1,4 +1,4 @@
-"""How long a recording of a terminal is silent: the longest gaps between two outputs, and what stood there before.
+"""Find how long a recording of a terminal is silent: the longest gaps between two outputs, and what stood there before.
 
     script -q -f --log-out demo.out --log-timing demo.timing -c 'make demo'                  # a terminal
     script -q -f --log-out demo.out --log-timing demo.timing -c 'make demo 2>&1 | cat'       # no terminal

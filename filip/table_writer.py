@@ -1,6 +1,6 @@
 """Write a table as Markdown, LaTeX, HTML, plain text or CSV: the report's, those of ``filip eval`` and README's alike.
 
-A :class:`Grid` is what a table shows, cell by cell. It is no data frame, so that ``filip eval`` prints without pandas.
+A :class:`Grid` is what a table shows, cell by cell: not a data frame, so that ``filip eval`` prints without pandas.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Shown:
 
 @dataclass
 class Head:
-    """The head of a column. words: its cells are words, which start at the left."""
+    """The head of a column. words: its cells hold text, aligned left."""
 
     title: str
     group: str = ""

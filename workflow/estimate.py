@@ -1,4 +1,4 @@
-"""How long a study will take on this computer, and the measurements that say so: ``workflow/costs/<study>.json``.
+"""Estimate how long a study will take on this computer, from measurements: ``workflow/costs/<study>.json``.
 
     python -m workflow.estimate results=results/demo     # adds the run that has just ended to the study's measurements
 

@@ -1,4 +1,4 @@
-"""What the rules of the evaluation ask of a study: which jobs there are, their files and command lines."""
+"""Answer the evaluation rules about a study: its jobs, their files and command lines."""
 
 from __future__ import annotations
 

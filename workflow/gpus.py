@@ -1,4 +1,4 @@
-"""Gives a command GPUs of its own: ``python -m workflow.gpus COUNT [port=29500] -- COMMAND …``.
+"""Give a command its own GPUs: ``python -m workflow.gpus COUNT [port=29500] -- COMMAND …``.
 
 Trainings and evaluations of a study, and of two studies on one machine, would otherwise all take the first GPUs. A lock
 per GPU is held for as long as the command and its children live, whatever ends them; a command that finds too few free

@@ -1,4 +1,4 @@
-"""Make .venv and install the project into it: what `make setup` and every other target of the Makefile begin with.
+"""Make .venv and install the project into it; every target of the Makefile begins with this.
 
     python3.12 workflow/install.py demo      # what `make demo` runs
     python3.12 workflow/install.py dev       # and what `make test`, `make lint` and `make docs` need

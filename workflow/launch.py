@@ -1,4 +1,4 @@
-"""How a training is started: the command line of its launcher, and the threads that it takes of Snakemake."""
+"""Build the command that starts a training: its launcher, and the threads that it takes of Snakemake."""
 
 from __future__ import annotations
 

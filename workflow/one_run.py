@@ -1,4 +1,4 @@
-"""One run at a time for a study: who is at work, what a killed run has left, and how all of a run's processes end.
+"""Allow one run at a time for a study: who is at work, what a killed run has left, and how all its processes end.
 
 A run holds two advisory locks, which the kernel frees when its last process with them dies: one on its study, and a
 shared one on the checkout, without which no other run is at work here. Every process that a run starts on this

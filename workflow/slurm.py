@@ -1,4 +1,4 @@
-"""What Snakemake's Slurm plugin does not do: find the jobs that an earlier, dead Snakemake left behind."""
+"""Find the Slurm jobs that an earlier, dead Snakemake left behind, which its plugin does not do."""
 
 from __future__ import annotations
 

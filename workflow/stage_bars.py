@@ -1,4 +1,4 @@
-"""What a person sees of a run: bars in a terminal, which move every second, and lines in a log, every half a minute.
+"""Show the progress of a run: bars in a terminal, which move every second, and lines in a log, every half a minute.
 
 A handler on Snakemake's own logger, attached by the Snakefile: a logger plugin would have to be a distribution of its
 own, and every profile would have to name it. In a terminal the bars take the place of Snakemake's lines, but for

@@ -1,4 +1,4 @@
-"""How far the jobs of a run are, by Snakemake's events, by the logs of the jobs and by what earlier runs took."""
+"""Follow the jobs of a run by Snakemake's events, by the logs of the jobs and by what earlier runs took."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the Snakemake rules need to know of a study beyond the study itself: paths, command lines, resources.
+"""Answer the Snakemake rules about a study: paths, command lines, resources.
 
 The rules hold no logic of their own; they ask this module, which knows nothing of Snakemake and is tested without it.
 """
@@ -225,7 +225,7 @@ class WorkflowStudy(StudyEvaluations):
             except UserError as error:
                 raise UserError(
                     f"study config, '{name}' on {launch.nodes} x {launch.ranks_per_node} ranks: {error}; a run, a "
-                    "fine-tuning or efficiency_train may have a launch of its own, e.g. launch: {nodes: 2}"
+                    "fine-tuning or efficiency_train may have its own launch, e.g. launch: {nodes: 2}"
                 ) from error
 
     def quoted_arguments(self, run: str) -> str:

@@ -1,4 +1,4 @@
-"""The demo's two trainings on the GPU, and their recall beside that of the models that ``make demo`` trained."""
+"""The demo's two trainings on the GPU, and their recall next to that of the models that ``make demo`` trained."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An evaluation on the device: similarities and ranks beside the CPU's, and the time of MSCOCO's 125 million pairs."""
+"""Evaluate on the device: similarities and ranks against the CPU's, and the time of MSCOCO's 125 million pairs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check has found, how it is timed, and how the report shows it."""
+"""Time a check, keep its result, and show it in the report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Time and memory of the loss, forward and backward, beside the product alone and other implementations."""
+"""Compare time and memory of the loss, forward and backward, with the product alone and other implementations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One check in this process: ``python -m bench.gpu.run NAME DEVICE full|tiny FOLDER`` writes FOLDER/finding.json."""
+"""Run one check here: ``python -m bench.gpu.run NAME DEVICE full|tiny FOLDER`` writes FOLDER/finding.json."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training steps of the paper's two models beside open_clip's of the same size, and the share of the card's peak."""
+"""Compare steps of the paper's two models with open_clip's of the same size, and with the card's peak."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""What a narrower embedding costs: recall after two fits of lower rank, on pictures that they were not fitted to.
+"""Measure the cost of a narrower embedding: recall after two fits of lower rank, on held-out pictures.
 
     python -m bench.studies.low_rank      # after `make demo`; a minute
 
 ``filip train narrow`` takes the principal directions of all tokens, shared by both towers. The other fit is the best
 one to the products f . g of image tokens f and text tokens g. With A and B their second moments it is, of all
 matrices of rank k, A^-1/2 [A^1/2 B^1/2]_k B^-1/2 (Eckart and Young; [.]_k keeps the k largest singular values), which
-gives each side a map of its own.
+gives each side its own map.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a pooled term beside the token-wise one does on the demo's scenes, and what of it is the shared temperature.
+"""Measure what a pooled term adds to the token-wise one on the demo's scenes, and what of it is the shared temperature.
 
     python -m bench.studies.mixtures                  # after `make demo`; 90 s a row on one core (below: from scratch)
     python -m bench.studies.mixtures experiment=demo steps=600 warmup_steps=60 init_temperature=0.07 overrides=[]
@@ -84,7 +84,7 @@ class Mixtures(Study):
         "demo_stem", "what every row trains: demo from scratch, demo_stem as the demo does"
     )
     steps: int = option(300, "steps of each training")
-    warmup_steps: int | None = option(100, "of them with a rising rate: the demo's third")
+    warmup_steps: int | None = option(100, "steps of warm-up: a third, as the demo")
     overrides: list[str] = option(
         ["optimizer.base_lr=4e-3"], "further settings of every row, as for filip.train"
     )

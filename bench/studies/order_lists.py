@@ -1,4 +1,4 @@
-"""What the host does before the first kernel of a pass: the order of the captions, in the tiled and Triton backends.
+"""Time the host's work before the first kernel of a pass: the order of the captions, in the tiled and Triton backends.
 
     python -m bench.studies.order_lists
 

@@ -1,4 +1,4 @@
-"""What the checks of a back-translation see of a wrong pivot text, on captions with one known error each.
+"""Count the wrong pivot texts that the checks of a back-translation find, on captions with one known error each.
 
     python -m bench.studies.pivot_check
 
@@ -27,8 +27,8 @@ KINDS = ("flag", "number", "negation", "thing")
 
 @dataclass
 class BenchConfig:
-    limits: list[float] = option([0.7, 0.75, 0.8, 0.85], "of the cosine of caption and pivot text")
-    min_similarity: float = option(0.8, "of the cosine of caption and back-translation")
+    limits: list[float] = option([0.7, 0.75, 0.8, 0.85], "thresholds on the cosine of caption and pivot text")
+    min_similarity: float = option(0.8, "threshold on the cosine of caption and back-translation")
 
 
 def main(config: BenchConfig) -> None:

@@ -24,9 +24,9 @@ RATES, SEEDS = ("2e-3", "4e-3", "8e-3"), (100, 101)
 @dataclass
 class RecipesSearch(Study):
     recipes: str = option("workflow/config/demo_recipes.yaml", "the study whose runs are searched")
-    experiment: str = option("demo_small", "as the study's")
+    experiment: str = option("demo_small", "experiment of every training, as in the study")
     steps: int = option(450, "steps of each training")
-    warmup_steps: int | None = option(150, "of them with a rising rate: the demo's third")
+    warmup_steps: int | None = option(150, "steps of warm-up: a third, as the demo")
 
 
 def main(search: RecipesSearch) -> None:

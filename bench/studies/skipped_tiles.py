@@ -1,4 +1,4 @@
-"""How many tiles of its backward the Triton backend may skip, because all their weights are negligible.
+"""Count the tiles of its backward that the Triton backend may skip, because all their weights are negligible.
 
     python -m bench.studies.skipped_tiles          # after `make demo`; a minute
 

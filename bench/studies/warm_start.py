@@ -3,7 +3,7 @@
     python -m bench.studies.warm_start                    # after `make run STUDY=demo_warm SEEDS=3`; nine minutes
     python -m bench.studies.warm_start search=true        # the rates and recipes that were tried, one seed each
 
-The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; beside it the FILIP of that seed,
+The demo's CLIP of each seed goes on for a tenth of its steps, as CLIP or token-wise; next to it the FILIP of that seed,
 from scratch. What a row cost in all is counted in processor time, pre-training included: its steps times what a step
 of that model takes here.
 """
@@ -59,7 +59,7 @@ class Found:
 
 
 def main(study: WarmStart) -> None:
-    """Print recall of each way to go on."""
+    """Print the recall of each way to continue."""
     (try_all if study.search else table)(study)
 
 

@@ -55,9 +55,9 @@ class DownloadConfig:
     retry_passes: int | None = option(
         None, "passes over transient failures; a higher number later adds passes", at_least=0
     )
-    processes: int | None = option(None, "default: the card's", at_least=1)
-    threads: int | None = option(None, "per process; default: the card's", at_least=1)
-    timeout: int | None = option(None, "seconds; default: the card's", at_least=1)
+    processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
+    threads: int | None = option(None, "threads of each process; default: the card's", at_least=1)
+    timeout: int | None = option(None, "seconds for an image; default: the card's", at_least=1)
     distributor: str | None = option(
         None, "multiprocessing or pyspark; default: the card's", choices=DISTRIBUTORS
     )

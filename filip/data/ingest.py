@@ -68,7 +68,7 @@ class IngestConfig:
     )
     shuffle: bool | None = option(None, "default: yes, but tars, Parquet and Arrow files keep their order")
     seed: int = option(0, "seed of the shuffle")
-    processes: int | None = option(None, "default: the card's", at_least=1)
+    processes: int | None = option(None, "processes that download; default: the card's", at_least=1)
     threads: int = option(2, "DuckDB threads", at_least=1)
     memory: str = option("1GB", "DuckDB memory; the rest spills to disk next to `list`")
 

@@ -22,7 +22,7 @@ class Thing:
     """Something in an image that the captions call ``label``: the pixels of ``shown`` (mode L) of value ``number``."""
 
     label: str
-    shown: Image.Image  # the image's size; decoded when a mask is asked for, which most protocols do not
+    shown: Image.Image  # of the image's size; decoded on first access, which most protocols never make
     number: int = 255
 
     @property

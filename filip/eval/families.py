@@ -1,4 +1,4 @@
-"""How the authors of a family of models evaluate it: with which prompts, and what they average over them.
+"""Evaluate a family of models as its authors do: with which prompts, and what they average over them.
 
 A model is scored by its own protocol unless the command line says otherwise, so that a CLIP's row holds the numbers
 that are published for it. A card names its entry in a prompt file; the file is the family's.

@@ -1,7 +1,7 @@
 """Puts result files together: ``filip eval merge parts=[cifar10.json,dtd.json] out=zero_shot.json``.
 
 The parts are of one model and protocol and of different benchmarks, as a study with ``eval.per_card`` or several jobs
-of a cluster write them. The merged file, and the outcomes beside it, are those of one command over all the benchmarks.
+of a cluster write them. The merged file, and the outcomes next to it, are those of one command over all the benchmarks.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def merged(parts: list[Path]) -> tuple[dict[str, Any], Record]:
         if outcomes_file(part).is_file():
             record |= read_outcomes(part)
         elif found.get("benchmarks"):
-            raise UserError(f"{part} has no outcomes beside it ({outcomes_file(part)}); evaluate it again")
+            raise UserError(f"{part} has no outcomes next to it ({outcomes_file(part)}); evaluate it again")
     return result, record
 
 

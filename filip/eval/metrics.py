@@ -62,7 +62,7 @@ def retrieval_hits(
         own = query_group[start : start + rows, None] == candidate_group[None, :]
         if not bool(own.any(1).all()):
             lost = start + int((~own.any(1)).nonzero()[0])
-            raise ValueError(f"query {lost} has no candidate of its own")
+            raise ValueError(f"query {lost} has no own candidate")
         best_own = part.masked_fill(~own, -torch.inf).amax(1)
         found.append(hits_at_k(best_own, part, own, ks))
     return torch.cat(found) if found else torch.zeros(0, len(ks), dtype=torch.float64)

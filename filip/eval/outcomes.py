@@ -1,4 +1,4 @@
-"""What happened to each image or caption of a benchmark, kept beside the result file so that runs compare in pairs.
+"""Keep the outcome of each image or caption of a benchmark next to the result file, so that runs compare in pairs.
 
 A result file ``zero_shot.json`` has its outcomes in ``zero_shot.npz``: for each group of queries (a benchmark, or one
 direction of it) the arrays ``<group>/key``, ``<group>/cluster`` and ``<group>/<measure>``.

@@ -96,7 +96,7 @@ def _hugging_face(folder: Path, split: str) -> Records:
     except ImportError as error:
         raise UserError(f"{folder} needs `pip install datasets`") from error
     if not any((folder / name).is_file() for name in ("dataset_info.json", "dataset_dict.json")):
-        raise UserError(f"{folder} is no folder of Hugging Face's datasets (save_to_disk writes one)")
+        raise UserError(f"{folder} is not a folder of Hugging Face's datasets (save_to_disk writes one)")
     data: Any = load_from_disk(str(folder))
     if isinstance(data, DatasetDict):
         if split not in data:

@@ -1,4 +1,4 @@
-"""One table of loose result files: ``filip eval table results/*.json``, whichever command of the evaluation wrote them.
+"""Make one table of loose result files: ``filip eval table results/*.json``, whichever command wrote them.
 
 Lines are benchmarks and what is measured on them, columns are models; a cell is a percentage with its 95 % interval.
 """

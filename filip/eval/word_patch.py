@@ -1,4 +1,4 @@
-"""Which word each image patch looks at: the paper's word-patch alignment, computed (drawing is elsewhere)."""
+"""Find which word each image patch looks at: the paper's word-patch alignment (drawing is elsewhere)."""
 
 from __future__ import annotations
 

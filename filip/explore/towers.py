@@ -150,7 +150,7 @@ class _Convolutions:
             or layer.kernel_size[0] != layer.kernel_size[1]
             or layer.dilation != (1, 1)
         ):
-            raise NotInPage(f"a {type(layer).__name__} that is no plain convolution")
+            raise NotInPage(f"a {type(layer).__name__} that is not a plain convolution")
         if layer.groups not in (1, layer.in_channels) or activation not in ACTIVATIONS:
             raise NotInPage(f"a convolution in {layer.groups} groups before {activation}")
         depthwise = layer.groups > 1

@@ -122,7 +122,7 @@ def wants_gradient(*tensors: Tensor) -> bool:
 
 
 class Plan(NamedTuple):
-    """What an autograd Function of late interaction takes in addition to the tokens of both sides."""
+    """The arguments of an autograd Function of late interaction, apart from the tokens of both sides."""
 
     module: Backend
     dtype: torch.dtype  # the dtype that tokens are rounded to

@@ -65,7 +65,7 @@ class Page:
     out: str | None = option(None, "the page; null = RESULTS/report.html", writes="file")
     figures: str | None = option(None, "folder of the figures; null = RESULTS/figures")
     explorer: str | None = option(
-        None, "page that the report links to; null = explore.html beside it, if it is there"
+        None, "page that the report links to; null = explore.html next to it, if it is there"
     )
 
 

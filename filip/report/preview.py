@@ -1,4 +1,4 @@
-"""Samples of a source's shards, augmented as the loader does, with their candidate captions: what training sees.
+"""Draw samples of a source's shards as training sees them: augmented, with their candidate captions.
 
 filip report preview shards=SHARDS captions=CAPTIONS out=sheet.png
 """

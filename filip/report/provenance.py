@@ -1,4 +1,4 @@
-"""Where a study's results come from: code, versions, machine, and the time of each stage in the order of the DAG."""
+"""Collect where a study's results come from: code, versions, machine, the time of each stage in order."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies below ``results/<study>``: what was trained, evaluated and measured, and why something is missing."""
+"""Read ``results/<study>``: what was trained, evaluated and measured, and why something is missing."""
 
 from __future__ import annotations
 

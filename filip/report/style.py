@@ -1,4 +1,4 @@
-"""How everything of the report looks: one colour per model in every figure and on the page, and the frame of a page."""
+"""Set the look of the report: one colour per model in every figure and on the page, and the frame of a page."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One summary of a study: ``python -m filip.report.summary results=results/demo``, after ``filip.report.tables``.
+"""Write one summary of a study: ``python -m filip.report.summary results=results/demo``, after ``filip.report.tables``.
 
 ``summary.json`` has ``stages`` (seconds by stage), ``funnel`` (by stage: in, out, dropped by reason), ``tables``
 (each cell with value, chance, n) and ``runs`` (config, commit, samples per second). ``filip report page`` and

@@ -1,6 +1,6 @@
 """Find the files that a person edits: source cards, benchmark cards, prompts, published numbers, DeepSpeed settings.
 
-They lie in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders beside
+They lie in ``data/``, ``eval/`` and ``ds_configs/`` at the top of the repository. A wheel carries these folders next to
 this file (``setup.py`` maps them there), so that an installed FILIP knows every card from any working directory.
 """
 
@@ -37,7 +37,7 @@ KINDS = {
     "published": Kind("file of published numbers", "eval", include="published*"),
     "deepspeed": Kind("DeepSpeed settings file", "ds_configs", suffix=".json"),
 }
-WEIGHTS = ("emoji",)  # models that come with the package; NAME.md beside the file is its card
+WEIGHTS = ("emoji",)  # models that come with the package; NAME.md next to the file is its card
 _LISTED = 12  # names in a message; of more it says where they lie
 _PACKAGE = Path(__file__).resolve().parent
 _CHECKOUT = _PACKAGE.parents[1]
@@ -86,13 +86,13 @@ def read_yaml(file: Path) -> Any:
 
 
 def names(kind: str) -> list[str]:
-    """All names of a kind that :func:`find` finds from the working directory, sorted."""
+    """Return all names of a kind that :func:`find` finds from the working directory, sorted."""
     of = KINDS[kind]
     return sorted({f.stem for folder in folders(kind) for f in folder.glob(f"*{of.suffix}") if f.stem in of})
 
 
 def folders(kind: str) -> list[Path]:
-    """Where names of a kind are looked for, in this order: below the working directory, then in the package."""
+    """Return the folders in which names are looked for: below the working directory, then in the package."""
     folder = KINDS[kind].folder
     return [Path(folder), shipped(folder)]
 
@@ -114,7 +114,7 @@ def _candidates(kind: Kind, name: Path) -> Iterator[Path]:
         if name.parent == Path(kind.folder):
             yield shipped(kind.folder) / name.name
         return
-    if name.is_file():  # a file with a name of its own choosing
+    if name.is_file():  # a file that the user has named
         yield name
         return
     yield Path(kind.folder) / f"{name}{kind.suffix}"

@@ -47,7 +47,9 @@ class Search:
         None,
         f"any model that the evaluation takes, e.g. hf:FOLDER (default: {DEFAULT_MODEL}, or the index's)",
     )
-    tokens: bool = option(False, "score a pooled model token-wise, so that words have places")
+    tokens: bool = option(
+        False, "score a pooled model token-wise, so that words have positions in the pictures"
+    )
     text_tokens: str = option(
         "content",
         "tokens that count: content = of words that name something, without_ends, all",

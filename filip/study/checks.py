@@ -81,7 +81,8 @@ def _check_launches(config: dict[str, Any]) -> None:
         for resource in own.get("resources", {}):
             if resource not in {*shared.get("resources", {}), "slurm_extra"}:
                 _refuse(
-                    f"{name}.launch.resources.{resource}", "is no resource of launch; state it there as well"
+                    f"{name}.launch.resources.{resource}",
+                    "is not a resource of launch; state it there as well",
                 )
 
 

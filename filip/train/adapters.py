@@ -1,4 +1,4 @@
-"""What of a pre-trained tower learns: all of it, nothing (as in LiT), or low-rank adapters beside its weights (LoRA).
+"""Choose what a pre-trained tower learns: all of it, nothing (as in LiT), or low-rank adapters (LoRA).
 
 LoRA (Hu et al., 2022) replaces the output W x of a linear layer by W x + (alpha / rank) B A x, in which A [rank, in]
 and B [out, rank] learn and W does not. B starts at 0, so that a training starts from the model as it was. The layers

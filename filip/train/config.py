@@ -175,8 +175,8 @@ class TrainConfig:
     )
     token_keep_schedule: str | None = option(
         None,
-        "on the way to token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for the weights of "
-        "the loss, where B is token_keep_ratio; 'switch from 1 to B at step L' keeps all tokens until step L",
+        "schedule that ends at token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for "
+        "the weights of the loss, where B is token_keep_ratio; 'switch from 1 to B at step L' keeps all tokens until step L",
     )
     token_score: str = option(
         "maximum",
@@ -202,7 +202,9 @@ class TrainConfig:
     token_top_k: int = option(2, "tokens that token_maximum=top_k takes the mean of")
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
-    transport_dtype: str = option("auto", "of tokens on the wire: auto = as precision; fp32, bf16, fp16")
+    transport_dtype: str = option(
+        "auto", "dtype of tokens sent to other ranks: auto = as precision; fp32, bf16, fp16"
+    )
     loss: dict[str, Any] = option(
         dict.fromkeys(TERMS),
         f"weight of each term: {FORMS}; null = 1 for the one that model.interaction names, 0 for the others (the "

@@ -1,4 +1,4 @@
-"""What one training step computes and sends, counted from the configuration: flops of the encoders, and collectives.
+"""Count what one training step computes and sends, from the configuration: flops of the encoders, and collectives.
 
 The tests compare the flops with those that torch counts, and the bytes with those that ranks put on the wire.
 """

@@ -1,4 +1,4 @@
-"""What makes two trainings the same: the settings that the learning depends on, apart from where and how it runs."""
+"""Identify a training by the settings that its learning depends on, apart from where and how it runs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much host memory the ranks of one node take, part by part: what a training asks the scheduler for.
+"""Plan the host memory that the ranks of one node take, part by part: what a training asks the scheduler for.
 
 Everything but the index grows with the loader's workers, of which a node has ranks x data.workers.
 """

@@ -1,9 +1,9 @@
-"""One start of a training: its lock, its log, and what becomes of it when the training ends early.
+"""Supervise one start of a training: its lock, its log, and the next start when it ends early.
 
     python -m filip.train.job run_dir=DIR -- deepspeed ... --module filip.train run_dir=DIR ...
     python -m filip.train.job run_dir=DIR requeue=true -- srun --nodes=16 ... python -m filip.train run_dir=DIR ...
 
-Every start has a log of its own in ``DIR/logs`` and two lines in ``DIR/attempts.jsonl``, so that what a start said
+Every start has its own log in ``DIR/logs`` and two lines in ``DIR/attempts.jsonl``, so that what a start said
 outlives the next one. What srun returns says little: when one task fails it kills the others, and its own exit code
 is then that of a signal. The first rank therefore leaves its exit code in ``$FILIP_EXIT_CODE_FILE``.
 """

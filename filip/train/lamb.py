@@ -22,7 +22,7 @@ _CHUNK = 1 << 16
 
 @dataclass(frozen=True)
 class Layout:
-    """The contents of an optimiser tensor of ``sum(sizes)`` elements.
+    """Say which parameters lie where in an optimiser tensor of ``sum(sizes)`` elements.
 
     ``sizes[k]`` consecutive elements belong to parameter ``owners[k]``, an index into ``names``, or to none (-1:
     padding). ``names`` is the same on all ranks of ``group``; a rank may hold no piece of a parameter.

@@ -1,4 +1,4 @@
-"""What goes wrong in contrastive training without the loss saying so, as scalars of the embeddings of a batch.
+"""Monitor the embeddings of a batch for what goes wrong in contrastive training without showing in the loss.
 
 docs/monitors.md says what each looks like when it is ill, and what to try; filip.train.watchdog turns them into alerts.
 """

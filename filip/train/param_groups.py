@@ -1,4 +1,4 @@
-"""Which parameters decay: decided by the kind of module a parameter belongs to, not by its name or shape."""
+"""Choose which parameters decay: by the kind of module a parameter belongs to, not by its name or shape."""
 
 from __future__ import annotations
 

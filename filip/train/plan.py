@@ -1,4 +1,4 @@
-"""What a training takes before any of it is allocated: memory per rank, or a whole fleet's arithmetic and traffic.
+"""Plan a training before any of it is allocated: memory per rank, or a whole fleet's arithmetic and traffic.
 
 filip train plan experiment=large ranks=[8,128,192]
 filip train plan experiment=large gpus=192 gpu=h100 pairs=340e6

@@ -1,4 +1,4 @@
-"""Where a run comes from: code, versions, and every start of it with its settings."""
+"""Record where a run comes from: code, versions, and every start of it with its settings."""
 
 from __future__ import annotations
 

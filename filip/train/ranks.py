@@ -1,4 +1,4 @@
-"""The processes of a training: rank, threads and device of each, and how all ranks fail or stop together."""
+"""Start the ranks of a training with their threads and devices, and let them fail or stop together."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ FEWEST = 5  # steps from which a median is taken
 
 
 class StallDetector:
-    """A watcher of one rank's steps, in a separate thread. The first rank reports; so does one that waits for data.
+    """Watch one rank's steps from a separate thread. The first rank reports; so does one that waits for data.
 
     A rank that waits for its data keeps all others in a collective, so its line names the cause.
     """

@@ -1,4 +1,4 @@
-"""What each rank says of itself once per logged interval, and what follows: sums, the slowest, and who it is.
+"""Collect statistics of each rank once per logged interval: their sums, and the slowest rank with its host.
 
 Collectives make every rank's step as long as the slowest rank's, so a step's duration names nobody. What a rank does
 without the others does: waiting for its data, and encoding its batch.

@@ -15,7 +15,7 @@ from filip.progress import clock, say
 LOG = "log.jsonl"
 # TensorBoard's tab "Custom Scalars": what all runs below --logdir have, in one chart each, side by side.
 LAYOUT = {
-    "Runs beside each other": {
+    "Runs side by side": {
         "loss": ["Multiline", [r"^loss/total$"]],
         "in-batch accuracy, image to text": ["Multiline", [r"^accuracy/i2t$"]],
         "in-batch accuracy, text to image": ["Multiline", [r"^accuracy/t2i$"]],

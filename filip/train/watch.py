@@ -1,6 +1,6 @@
-"""How a run is doing, from its folder, on a plain terminal: ``filip train watch run_dir=results/demo/runs/filip-…``.
+"""Show the state of a run from its folder, on a terminal: ``filip train watch run_dir=results/demo/runs/filip-…``.
 
-It reads ``log.jsonl`` and what lies beside it, so it works on any machine that sees the folder, on a cluster without a
+It reads ``log.jsonl`` and what lies next to it, so it works on any machine that sees the folder, on a cluster without a
 browser too, and does not disturb the run.
 """
 

@@ -90,7 +90,7 @@ class _Condition(NamedTuple):
 
 
 class Watchdog:
-    """An observer of every step that returns new alerts; the same status gives the same alerts on all ranks."""
+    """Observe every step and return new alerts; the same status gives the same alerts on all ranks."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Which stretch of DeepSpeed's flat optimiser tensors belongs to which parameter.
+"""Find which stretch of DeepSpeed's flat optimiser tensors belongs to which parameter.
 
 The only place that reads DeepSpeed's private attributes (hence deepspeed<0.20, and the parity tests of every stage).
 """

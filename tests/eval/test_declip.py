@@ -135,7 +135,7 @@ def test_another_checkpoint_is_refused_in_a_sentence(theirs, tmp_path):
         f"module.{name}": value for name, value in theirs[0].state_dict().items() if "mapping" not in name
     }
     torch.save({"model": state}, tmp_path / "clip.pth.tar")
-    with pytest.raises(UserError, match="is no FILIP of DeCLIP's authors: it has no image_mapping"):
+    with pytest.raises(UserError, match="is not a FILIP of DeCLIP's authors: it has no image_mapping"):
         load_encoder(f"declip:{tmp_path}/clip.pth.tar")
     (tmp_path / "text.pth.tar").write_text("not a checkpoint")
     with pytest.raises(UserError, match="torch cannot read"):

@@ -293,7 +293,7 @@ def test_a_wrong_name_is_one_sentence(name: str, message: str, monkeypatch: pyte
 
 
 def test_what_has_no_tokens_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no patch tokens, its image tower is no vision transformer"):
+    with pytest.raises(UserError, match="no patch tokens, its image tower is not a vision transformer"):
         load_encoder("open_clip:RN50", tokens=True)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "bert"}))
     with pytest.raises(UserError, match="is a 'bert', and hf: takes clip, metaclip_2, siglip"):

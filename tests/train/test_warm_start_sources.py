@@ -193,7 +193,7 @@ def test_the_weights_are_known_by_content_wherever_they_lie(tmp_path: Path) -> N
             "vision tower alone may do as init_from=timm:vit_base_patch16_siglip_224",
         ),
         ("open_clip:RN50:openai", r"layers=\[3"),
-        ("hf:no/such/folder/here", "no model of transformers"),
+        ("hf:no/such/folder/here", "not a model of transformers"),
         ("timm:vit_base_patch33", "no model 'vit_base_patch33'"),
         ("timm:vit_tiny_patch16_224:no.pt", "no file no.pt"),
     ],

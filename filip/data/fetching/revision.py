@@ -53,7 +53,7 @@ def images_set_aside(folder: Path) -> dict[int, int]:
 
 
 def counted_only(folder: Path, shards: str) -> str:
-    """Return SQL of ``shards`` (a relation with the columns shard, as text, and key) without what is set aside."""
+    """Return SQL for the rows of ``shards`` (columns: shard, as text, and key) that are not set aside."""
     path = set_aside_file(folder)
     if not path.exists():
         return shards

@@ -230,7 +230,7 @@ class ShardDownloader:
 
 @dataclass
 class Stored:
-    """What became of a row: columns of the shard's Parquet file, and the encoded image."""
+    """The outcome of a row: columns of the shard's Parquet file, and the encoded image."""
 
     image: bytes | None = None
     status: str = ""

@@ -15,7 +15,7 @@ from filip.data.lists import duckdb_io
 from filip.errors import UserError, first_line
 from filip.files import nothing_at
 
-LOOKED_AT = 100_000  # values of a text column by which it is recognised as one of numbers
+LOOKED_AT = 100_000  # values that decide whether a text column holds numbers
 UIDS_AT_ONCE = 1 << 20
 
 
@@ -23,7 +23,7 @@ def where_condition(con: duckdb.DuckDBPyConnection, where: str, types: dict[str,
     """Return SQL of the card's ``where`` for the relation ``listed``, as a truth value without unknowns.
 
     is_text: the list is a text file, whose columns are all text: those that hold numbers are compared as numbers.
-    Raises UserError, before any work, for what is no condition on these columns.
+    Raises UserError, before any work, for anything that is not a condition on these columns.
     """
     condition = _with_numbers(where, _numeric(con, list(types))) if is_text else where
     try:

@@ -102,7 +102,7 @@ def _read(file: str) -> dict[str, Tensor]:
         f"{name}.weight" for name in ("image_mapping", "text_mapping") if f"{name}.weight" not in state
     ]:
         raise UserError(
-            f"{file} is no FILIP of DeCLIP's authors: it has no {missing[0]}, nor have their CLIP, SLIP and DeCLIP"
+            f"{file} is not a FILIP of DeCLIP's authors: it has no {missing[0]}, nor have their CLIP, SLIP and DeCLIP"
         )
     return state
 
@@ -133,7 +133,7 @@ def _towers(state: dict[str, Tensor], file: str) -> Any:
         del own["text_projection.bias"]  # of the pooled vector, which no token-wise score reads
         model.load_state_dict(own)
     except (KeyError, ValueError, RuntimeError) as error:
-        raise UserError(f"{file} is no ViT of DeCLIP's authors: {first_line(error)}") from error
+        raise UserError(f"{file} is not a ViT of DeCLIP's authors: {first_line(error)}") from error
     return model
 
 

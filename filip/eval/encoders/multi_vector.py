@@ -37,7 +37,7 @@ class MultiVectorEncoder:
             )
         code = any(Path(folder).glob("*.py"))
         if code and not loading.trust_remote_code:
-            raise UserError(f"{folder} holds code of its own; add trust_remote_code=true if you trust it")
+            raise UserError(f"{folder} holds its own code; add trust_remote_code=true if you trust it")
         try:
             model = Loaded(folder, device=loading.device, trust_remote_code=loading.trust_remote_code)
         except (OSError, ValueError, ImportError) as error:
@@ -119,8 +119,8 @@ class _Preprocess:
             {name for name, value in made.items() if isinstance(value, Tensor)} - {"pixel_values"}
         ):
             raise UserError(
-                f"this MultiVectorEncoder makes {', '.join(further)} of an image besides pixels, which only its own "
-                "commands know"
+                f"this MultiVectorEncoder turns an image into {', '.join(further)} as well as pixels, and only its own "
+                "methods can use these"
             )
         pixels: Tensor = made["pixel_values"][0]
         return pixels

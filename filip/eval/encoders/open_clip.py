@@ -88,7 +88,7 @@ class OpenClipEncoder(TwoTowerEncoder):
         """Raise UserError now if the towers do not have a vector per patch and word."""
         if self.grid == (0, 0):
             raise UserError(
-                f"tokens=true: {self.name} has no patch tokens, its image tower is no vision transformer"
+                f"tokens=true: {self.name} has no patch tokens, its image tower is not a vision transformer"
             )
         if getattr(self.model.visual, "attn_pool", None) is not None:
             raise UserError(

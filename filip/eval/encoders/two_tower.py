@@ -1,4 +1,4 @@
-"""What the models of other projects have in common: pooled vectors, and on request a vector per patch and word.
+"""Share the code of encoders for models of other projects: pooled vectors, and on request a vector per patch and word.
 
 Token-wise (``tokens=true``) every patch and word goes through what makes the model's pooled vector of the pooled token:
 the last norm and the projection, or, in a model that pools by attention, the pooling head with that one token to attend
@@ -80,7 +80,7 @@ class TwoTowerEncoder:
     @torch.inference_mode()
     def _unit_patches(self, pixels: Tensor) -> Tensor:
         if self.grid == (0, 0):
-            raise UserError(f"{self.name} has no patch tokens: its image tower is no vision transformer")
+            raise UserError(f"{self.name} has no patch tokens: its image tower is not a vision transformer")
         with autocast(self.device, self.dtype):
             tokens = self.image_tokens(pixels.to(self.device))
         return F.normalize(tokens.float(), dim=-1)

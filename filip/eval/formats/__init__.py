@@ -1,4 +1,4 @@
-"""How test sets lie on disk: one module per format, with the name that a card's ``layouts`` give it.
+"""Read test sets from disk: one module per format, with the name that a card's ``layouts`` give it.
 
 A module has ``open_set(card, root)``, which returns an :class:`filip.eval.datasets.EvalSet` or raises UserError.
 A new format is a new file here.

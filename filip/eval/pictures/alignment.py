@@ -1,4 +1,4 @@
-"""Which token each patch is most similar to: ``filip eval picture kind=alignment model=M root=DIR data=[…] out=P.png``.
+"""Draw each patch's nearest token: ``filip eval picture kind=alignment model=M root=DIR data=[…] out=P.png``.
 
 Draws, as the paper's Figure 3, the index of the most similar text token on each patch of some images: label tokens red
 on opaque patches, others white on dimmed ones. How often a label points at its object is measured by the protocol

@@ -1,4 +1,4 @@
-"""Where each word of a caption looks: ``filip eval picture kind=heatmap model=M image=cat.jpg caption=… out=P.png``.
+"""Draw where each word looks: ``filip eval picture kind=heatmap model=M image=cat.jpg caption=… out=P.png``.
 
 One heat map per token of any caption on any image, all on one scale, next to the word-patch alignment.
 """

@@ -55,7 +55,9 @@ class RetrievalSettings:
     shortlist: int = option(
         0, "two-stage: exact scores for this many candidates only; 0 = all, exact", at_least=0
     )
-    compare: bool = option(True, "with a shortlist: also rank exactly, and report the recall that it loses")
+    compare: bool = option(
+        True, "also rank exactly, where there is a shortlist, and report the recall that it loses"
+    )
 
 
 def run(

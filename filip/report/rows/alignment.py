@@ -1,4 +1,4 @@
-"""How often a label points at its object: what the paper's alignment pictures show, as a number."""
+"""Table of how often a label points at its object: what the paper's alignment pictures show, as a number."""
 
 from __future__ import annotations
 

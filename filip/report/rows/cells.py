@@ -1,4 +1,4 @@
-"""What the tables are made of: the study, its results and the published numbers, and the cells that they give."""
+"""Turn a study, its results and the published numbers into the cells of tables."""
 
 from __future__ import annotations
 

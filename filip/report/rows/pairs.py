@@ -1,4 +1,4 @@
-"""What of a table holds: paired differences between its rows, and intervals of averages over shared images."""
+"""Test the rows of a table: paired differences, and intervals of averages over shared images."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def _fill(table: Table, members: list[int], found: dict[tuple[int, int], dict[st
 
 
 def _average_intervals(table: Table, resampled: Resampled) -> None:
-    """Give averages over benchmarks that share concepts an interval for which these are drawn for all of them together.
+    """Give averages over benchmarks an interval that draws the concepts that they share for all of them at once.
 
     With several seeds a cell keeps its interval over trainings.
     """

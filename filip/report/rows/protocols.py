@@ -1,4 +1,4 @@
-"""How the rows of a table were evaluated, said below it where they differ."""
+"""Say below a table how its rows were evaluated, where they differ."""
 
 from __future__ import annotations
 

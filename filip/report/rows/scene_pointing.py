@@ -1,4 +1,4 @@
-"""How often a name points at its own thing in a scene of several."""
+"""Table of how often a name points at its own thing in a scene of several."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How often a model picks the true caption of an image among false ones."""
+"""Table of how often a model picks the true caption of an image among false ones."""
 
 from __future__ import annotations
 

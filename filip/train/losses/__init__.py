@@ -1,4 +1,4 @@
-"""The training loss: a weighted sum of named terms, each in a file of its own.
+"""The training loss: a weighted sum of named terms, each in its own file.
 
 A new term is one file with a :class:`Term` and one line in :data:`TERMS`. Its weight is then ``loss.<name>`` in the
 configuration; TensorBoard, log, result, watchdog and memory plan take it from here. A term of another package is found

@@ -1,4 +1,4 @@
-"""What a term of the loss is given, and what it returns."""
+"""The interface of a loss term: its input, its output, and the facts that others ask of it."""
 
 from __future__ import annotations
 

@@ -107,7 +107,7 @@ def _number(name: str, text: object, value: object) -> float:
     try:
         number = float(str(text))
     except ValueError:
-        raise UserError(f"{name}={value!r}: {text!r} is no number") from None
+        raise UserError(f"{name}={value!r}: {text!r} is not a number") from None
     if not (math.isfinite(number) and number >= 0):
         raise UserError(f"{name}={value!r} must be 0 or positive")
     return number

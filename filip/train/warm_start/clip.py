@@ -1,4 +1,4 @@
-"""What the CLIP sources share: our configuration of their architecture, and refusing what our towers are not."""
+"""Share the code of the CLIP sources: map their architecture to our configuration, or refuse it."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
     try:
         known = AutoConfig.from_pretrained(name, trust_remote_code=False)
     except Exception as error:
-        raise UserError(f"init_from=hf:{name} is no model of transformers: {first_line(error)}") from error
+        raise UserError(f"init_from=hf:{name} is not a model of transformers: {first_line(error)}") from error
     if known.model_type in siglip.TYPES:
         return siglip.from_siglip(name, known, config)
     if known.model_type != "clip":
@@ -48,7 +48,7 @@ def from_hf(name: str, config: ModelConfig) -> DualEncoder:
         processor = CLIPImageProcessor.from_pretrained(name)
     except Exception as error:
         raise UserError(
-            f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it beside "
+            f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it next to "
             "the model (CLIPImageProcessor().save_pretrained for OpenAI's)"
         ) from error
     refuse_normalisation(name, processor.image_mean, processor.image_std)

@@ -4,7 +4,7 @@ Vectors f of unit length are replaced by P f, with orthonormal rows in P [k, d],
 principal directions of the sample: of all such P, those that lose the least of f, E |f - P'P f|^2 (Eckart and Young).
 Both towers share P, so an image token and a word that were equal stay so.
 
-The best fit of rank k to the *products* f . g of images with texts gives each side a map of its own. It is worse
+The best fit of rank k to the *products* f . g of images with texts gives each side its own map. It is worse
 (bench/studies/low_rank.py measures both): its maps stretch, and what is compared are vectors that were normalised
 again.
 """

@@ -39,7 +39,7 @@ def from_open_clip(name: str, config: ModelConfig) -> DualEncoder:
         source: Any = open_clip.create_model(
             architecture, pretrained=weights, force_quick_gelu=activation == "quickgelu", device="cpu"
         )
-    except Exception as error:  # from a download, an archive, a pickle or a shape
+    except Exception as error:  # a failed download, a broken archive or pickle, other shapes
         raise UserError(
             f"init_from: open_clip cannot load {weights} into {architecture}: {first_line(error)}"
         ) from error

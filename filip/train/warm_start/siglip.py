@@ -41,7 +41,7 @@ def from_siglip(name: str, known: Any, config: ModelConfig) -> DualEncoder:
         processor = SiglipImageProcessor.from_pretrained(name)
     except Exception as error:
         raise UserError(
-            f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it beside "
+            f"init_from=hf:{name} has no image processor, so how its pixels are normalised is unknown; save it next to "
             "the model (SiglipImageProcessor().save_pretrained for Google's)"
         ) from error
     try:

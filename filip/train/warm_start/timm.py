@@ -61,7 +61,7 @@ def from_timm(name: str, config: ModelConfig) -> DualEncoder:
             **image.options,
         )
         model.image.trunk.load_state_dict(source.state_dict())
-    except Exception as error:  # from a download, an archive, a pickle or a shape
+    except Exception as error:  # a failed download, a broken archive or pickle, other shapes
         raise UserError(
             f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
         ) from error
@@ -83,7 +83,7 @@ def _load_stem(model: DualEncoder, name: str) -> None:
         network.load_state_dict({key: known[key] for key in network.state_dict()})
     except UserError:
         raise
-    except Exception as error:  # from a download, an archive, a pickle or a shape
+    except Exception as error:  # a failed download, a broken archive or pickle, other shapes
         raise UserError(
             f"init_from=timm:{name}: its weights cannot be loaded: {first_line(error)}"
         ) from error
