@@ -193,7 +193,7 @@ def take_turns(workers: dict[str, Worker], names: list[str], seconds: float) -> 
     for current in range(60):
         for name in names:
             first = next(iter(taken[next(iter(workers))][name].values()), 0.0)
-            if current % 4 and first > seconds / 100:
+            if current > 1 and current % 4 and first > seconds / 30:
                 continue
             for isa, worker in workers.items():
                 taken[isa][name][current] = worker.seconds(name)

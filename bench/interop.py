@@ -97,7 +97,7 @@ def step_of(library: str, scorer: str, features: list[dict[str, Tensor]]) -> Ste
     return step
 
 
-def measure(library: str, name: str, queries: int, rounds: int) -> dict[str, float]:
+def measure(library: str, name: str, queries: int, rounds: int, memory: bool) -> dict[str, float]:
     features = batch(name, queries)
     steps = {scorer: step_of(library, scorer, features) for scorer in SCORERS}
     seconds: dict[str, list[float]] = {scorer: [] for scorer in SCORERS}
@@ -108,14 +108,16 @@ def measure(library: str, name: str, queries: int, rounds: int) -> dict[str, flo
             if turn:  # the first warms up
                 seconds[scorer].append(time.process_time() - started)
     ratios = [theirs / ours for theirs, ours in zip(seconds["theirs"], seconds["ours"], strict=True)]
-    memory = {scorer: _peak_megabytes(library, name, queries, scorer) for scorer in SCORERS}
-    return {
+    found = {
         **{f"{scorer}_ms": 1e3 * statistics.median(taken) for scorer, taken in seconds.items()},
         "faster": statistics.median(ratios),
         "faster_least": min(ratios),
-        **{f"{scorer}_mb": megabytes for scorer, megabytes in memory.items()},
-        "smaller": memory["theirs"] / memory["ours"],
     }
+    if memory:
+        peaks = {scorer: _peak_megabytes(library, name, queries, scorer) for scorer in SCORERS}
+        found |= {f"{scorer}_mb": megabytes for scorer, megabytes in peaks.items()}
+        found["smaller"] = peaks["theirs"] / peaks["ours"]
+    return found
 
 
 def _peak_megabytes(library: str, name: str, queries: int, scorer: str) -> float:
@@ -132,17 +134,24 @@ def print_peak(library: str, name: str, queries: int, scorer: str) -> None:
     print(growth(step_of(library, scorer, batch(name, queries))))
 
 
-def print_rows(isa: str, queries: int, rounds: int) -> dict[str, dict[str, float]]:
+def print_rows(isa: str, options: argparse.Namespace) -> dict[str, dict[str, float]]:
     """Measure in this process, which is limited to ``isa``."""
     found = {}
-    for library in LOSSES:
+    for library in options.losses:
         if library == "PyLate" and importlib.util.find_spec("pylate") is None:
             continue
         for name in BATCHES:
-            f = found[f"{isa}/{library}/{name}"] = measure(library, name, queries, rounds)
+            f = found[f"{isa}/{library}/{name}"] = measure(
+                library, name, options.queries, options.rounds, not options.time_only
+            )
+            memory = (
+                "| |"
+                if options.time_only
+                else f"{f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |"
+            )
             print(
                 f"| {isa} | {library} | {name} | {f['theirs_ms']:,.0f} | {f['ours_ms']:,.0f} | {f['faster']:.1f} "
-                f"({f['faster_least']:.1f}) | {f['theirs_mb']:,.0f} | {f['ours_mb']:,.0f} | {f['smaller']:.1f} |",
+                f"({f['faster_least']:.1f}) | {memory}",
                 flush=True,
             )
     return found
@@ -154,6 +163,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     parser.add_argument("--isa", nargs="+", choices=list(LIMITS), help="instruction sets; default: the best")
+    parser.add_argument("--losses", nargs="+", choices=LOSSES, default=LOSSES, help="libraries")
+    parser.add_argument("--time-only", action="store_true", help="leave the memory out")
     parser.add_argument("--memory-of", nargs=3, help=argparse.SUPPRESS)
     parser.add_argument("--rows-of", help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -162,7 +173,7 @@ def main() -> None:
         print_peak(library, name, options.queries, scorer)
         return
     if options.rows_of:
-        found = print_rows(options.rows_of, options.queries, options.rounds)
+        found = print_rows(options.rows_of, options)
         options.json.write_text(json.dumps(found))
         return
     print(
@@ -179,6 +190,7 @@ def main() -> None:
             own = ["--rows-of", isa, "--json", file.name]
             command = [sys.executable, "-m", "bench.interop", *own]
             command += ["--queries", str(options.queries), "--rounds", str(options.rounds)]
+            command += ["--losses", *options.losses, *(["--time-only"] if options.time_only else [])]
             environment = {**os.environ, **LIMITS[isa], native.ISA_VARIABLE: isa}
             subprocess.run(command, env=environment, check=True)
             result |= json.loads(Path(file.name).read_text())
