@@ -1,6 +1,6 @@
 """Every term of the loss against its naive form: time and memory of forward and backward, on this machine.
 
-    python -m bench.losses [--pairs 128] [--texts 0] [--json PATH]
+    python -m bench.losses [--pairs 128] [--texts 0] [--only TERM ...] [--json PATH]
 
 The naive form is what public forks do: captions padded to the longest, one einsum over all images and texts, the
 padding masked, and PyTorch's own differentiation, which keeps every intermediate tensor. Time is CPU time of the
@@ -239,14 +239,15 @@ def main() -> None:
         "--texts", type=int, default=0, help="texts that they are scored against; 0: their own"
     )
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--only", nargs="+", default=[], help="terms; all by default")
     parser.add_argument("--json", type=Path, help="write the figures to this file")
     options = parser.parse_args()
     pairs, texts = options.pairs, options.texts or options.pairs
     return_freed_memory()
     batch = Batch(pairs, texts)
     found: dict[str, Any] = {}
-    own = ours(batch)
-    kept = {name: loss for name, loss in naive(batch).items() if fits(name, pairs, texts)}
+    own = {name: loss for name, loss in ours(batch).items() if name in (options.only or [name])}
+    kept = {name: loss for name, loss in naive(batch).items() if name in own and fits(name, pairs, texts)}
     times = {"ours": seconds(batch, own, options.rounds), "naive": seconds(batch, kept, 1)}
     threads = torch.get_num_threads()
     print(
