@@ -49,7 +49,7 @@ MOST_BYTES = 6e9  # a naive form that would hold more is left out
 
 
 class Batch:
-    """The images of a rank and the texts that they are scored against, of which the first are the images' own."""
+    """The images of a rank and the texts that they are scored against; the images' own come first."""
 
     def __init__(self, pairs: int, texts: int) -> None:
         generator = torch.Generator().manual_seed(0)

@@ -48,7 +48,7 @@ ROWS: dict[str, list[str]] = {
 
 @dataclass
 class Canary(Place):
-    """The trainings to add."""
+    """Options: which trainings to add."""
 
     only: list[str] = option([], "rows; empty = all")
     seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")

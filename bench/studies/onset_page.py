@@ -92,7 +92,7 @@ def mean_recall(point: Point, by: str = "hard") -> float:
 
 
 def passing(points: list[Point], along: str) -> float:
-    """Return at how many steps or seconds the recall passes PASSES, between two measurements linearly; inf: never."""
+    """Return the steps or seconds at which the recall passes PASSES, interpolated between measurements; inf: never."""
     before = {along: 0.0, "recall": 0.0}
     for point in points:
         here = {along: float(point[along]), "recall": mean_recall(point)}
@@ -104,7 +104,7 @@ def passing(points: list[Point], along: str) -> float:
 
 
 def at_seconds(points: list[Point], seconds: float) -> float:
-    """Return the recall after so many processor seconds, between two measurements linearly; NaN beyond the last."""
+    """Return the recall after so many processor seconds, interpolated between measurements; NaN beyond the last."""
     before = (0.0, 0.0)
     for point in points:
         here = (float(point["seconds"]), mean_recall(point))

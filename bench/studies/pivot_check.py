@@ -64,7 +64,7 @@ def main(config: BenchConfig) -> None:
 
 
 def report(name: str, rows: list[dict[str, str]], dropped: dict[str, np.ndarray]) -> None:
-    """Print a line of JSON; dropped: by side, whether each row is."""
+    """Print a line of JSON. dropped: for each side, whether it drops each row."""
     shares = {
         kind: round(float(dropped["wrong"][[row["kind"] == kind for row in rows]].mean()), 2)
         for kind in KINDS

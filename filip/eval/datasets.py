@@ -27,7 +27,7 @@ class Thing:
 
     @property
     def mask(self) -> Image.Image:
-        """Return where it is: mode L, 0 or 255."""
+        """Return the mask of its place: mode L, 0 or 255."""
         return Image.fromarray(np.where(np.asarray(self.shown) == self.number, np.uint8(255), np.uint8(0)))
 
 

@@ -28,7 +28,7 @@ class Layout(NamedTuple):
 
     @staticmethod
     def of(lengths: Tensor, columns: int) -> Layout:
-        """Return the layout of captions with ``lengths`` [b]in rows of ``columns`` tokens, on their device."""
+        """Return the layout of captions with ``lengths`` [b] in rows of ``columns`` tokens, on their device."""
         valid = torch.arange(columns, device=lengths.device) < lengths[:, None]
         return Layout(len(lengths), columns, valid.flatten().nonzero().squeeze(1))
 

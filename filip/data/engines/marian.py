@@ -51,7 +51,7 @@ class Marian:
         help = HELP.format(pivot=pivot)
         if not models:
             return f"the engine marian needs its weights: set models=FOLDER. {help}"
-        if models.startswith("hub:"):  # that it can be reached is known only once it is asked
+        if models.startswith("hub:"):  # only asking the hub shows whether it can be reached
             return None
         folders = [Path(models, f"en-{pivot}"), Path(models, f"{pivot}-en")]
         absent = [str(folder) for folder in folders if not folder.is_dir()]

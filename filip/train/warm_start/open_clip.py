@@ -95,7 +95,7 @@ def _refuse_other_architectures(architecture: str, known: dict[str, Any]) -> Non
         trunk = known["vision_cfg"].get("timm_model_name")
         alone = f"; its vision tower alone may do as init_from=timm:{trunk}" if trunk else ""
         raise UserError(
-            f"init_from: open_clip's {architecture} has {name}={value}, which this project's towers have not; they are "
+            f"init_from: open_clip's {architecture} has {name}={value}, which our towers do not have; they are "
             f"CLIP's ViT and causal text transformer{alone}"
         )
 
