@@ -20,7 +20,7 @@ from filip.data.loading.config import AugmentConfig
 from filip.eval.pictures.drawing import Cell, sheet
 from filip.files import replacing
 from filip.progress import say
-from filip.report import plots
+from filip.report import plots, table_plots
 from filip.report.preview import augmentation_sheet, read_samples
 from filip.report.results import Results
 from filip.report.style import looks
@@ -60,13 +60,13 @@ def main(config: Figures) -> None:
         "funnel": plots.funnel(results.funnel()),
     }
     if "component_ablation" in tables:
-        figures["component_ablation"] = plots.benchmark_dots(tables["component_ablation"], look)
+        figures["component_ablation"] = table_plots.benchmark_dots(tables["component_ablation"], look)
     if "efficiency_ablation" in tables:
-        figures["efficiency"] = plots.efficiency_scatter(tables["efficiency_ablation"], look)
+        figures["efficiency"] = table_plots.efficiency_scatter(tables["efficiency_ablation"], look)
     recalls = tables.get("retrieval") or tables.get("component_ablation") or Table("recall", "", [], [])
-    figures["recall"] = plots.recall_curves(recalls, look)
+    figures["recall"] = table_plots.recall_curves(recalls, look)
     if "zero_shot" in tables:
-        figures["zero_shot"] = plots.benchmark_dots(tables["zero_shot"], look)
+        figures["zero_shot"] = table_plots.benchmark_dots(tables["zero_shot"], look)
     figures["confusion"] = _confusion(study, results, tables)
     for name, figure in figures.items():
         _save(figure, out / name, config.png)
@@ -84,8 +84,8 @@ def _confusion(study: Study, results: Results, tables: Mapping[str, Table]) -> F
                 name: titles.get(name) or titles.get(f"{name}_top1", name) for name in entry["benchmarks"]
             }
             shown = {named[name]: task for name, task in entry["benchmarks"].items()}
-            return plots.confusions(shown, label, looks(study)[run])
-    return plots.confusions({}, "")
+            return table_plots.confusions(shown, label, looks(study)[run])
+    return table_plots.confusions({}, "")
 
 
 def training_logs(study: Study, results: Results) -> dict[str, list[list[dict[str, Any]]]]:

@@ -26,12 +26,13 @@ from filip.command import MISSING, option, run_command
 from filip.files import replacing
 from filip.progress import say
 from filip.report.findings import NOTE, cost, findings, findings_grid
-from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, forest, stage_bars
+from filip.report.plots import DROPPED, INK, KEPT, LINE, MUTED, stage_bars
 from filip.report.provenance import duration, facts, stage_groups
 from filip.report.results import Results
 from filip.report.style import COLOURS, TEMPLATES, looks, style
 from filip.report.summary import funnel_grid, runs_grid, stages_grid, summary
 from filip.report.table import Table
+from filip.report.table_plots import forest
 from filip.study import Study, load_study
 from filip.table_writer import Grid, render
 

@@ -176,7 +176,7 @@ class TrainConfig:
     token_keep_schedule: str | None = option(
         None,
         "schedule that ends at token_keep_ratio: 'linear from A to B in steps F to L', cosine or switch, as for "
-        "weights of the loss, where B is token_keep_ratio; 'switch from 1 to B at step L' keeps all tokens until step L",
+        "weights of the loss, where B is token_keep_ratio; 'switch from 1 to B at step L' keeps all until step L",
     )
     token_score: str = option(
         "maximum",

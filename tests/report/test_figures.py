@@ -10,7 +10,7 @@ from PIL import Image
 from filip.command import run_command
 from filip.data.loading.config import AugmentConfig
 from filip.errors import UserError
-from filip.report import plots
+from filip.report import plots, table_plots
 from filip.report.figures import Figures, main, training_logs
 from filip.report.preview import Preview, ShardSample, augmentation_sheet, read_samples
 from filip.report.preview import main as preview
@@ -109,7 +109,7 @@ def test_funnel_bars_are_shares_that_add_up():
 
 def test_the_ablation_is_a_line_per_column_with_the_values_and_the_intervals(folder):
     table = tables_of(folder)["component_ablation"]
-    (axis,) = plots.benchmark_dots(table, {}).axes
+    (axis,) = table_plots.benchmark_dots(table, {}).axes
     dots = {line.get_label(): line.get_xdata() for line in axis.lines if not line.get_label().startswith("_")}
     assert list(dots) == [
         "baseline (CLIP)",
@@ -125,7 +125,7 @@ def test_the_ablation_is_a_line_per_column_with_the_values_and_the_intervals(fol
 
 def test_recall_curves_show_every_benchmark_with_its_chance(folder):
     table = tables_of(folder)["retrieval"]
-    to_text, to_image = plots.recall_curves(table, {}).axes
+    to_text, to_image = table_plots.recall_curves(table, {}).axes
     assert to_text.get_title("left") == "Fluent emoji, image → text"
     assert to_image.get_title("left") == "Fluent emoji, text → image"
     shown = [line for line in to_text.lines if not line.get_label().startswith("_")]  # without the bars' ends
@@ -138,13 +138,13 @@ def test_recall_curves_show_every_benchmark_with_its_chance(folder):
 
 def test_a_study_without_a_retrieval_table_has_the_recalls_of_its_ablation(folder):
     table = tables_of(folder)["component_ablation"]
-    figure = plots.recall_curves(table, {})
+    figure = table_plots.recall_curves(table, {})
     assert [[round(x) for x in axis.lines[0].get_xdata()] for axis in figure.axes] == [[1, 5], [1, 5]]
 
 
 def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_the_panel(folder):
     table = tables_of(folder)["efficiency_ablation"]
-    figure = plots.efficiency_scatter(table, {})
+    figure = table_plots.efficiency_scatter(table, {})
     memory, accuracy, _ = figure.axes
     points = [tuple(mark.get_offsets()[0]) for mark in memory.collections]
     assert points[:2] == [(1.0, 1.0), (pytest.approx(1.5), pytest.approx(1.5))] and len(points) == 2 + 6
@@ -158,7 +158,7 @@ def test_efficiency_has_each_row_that_was_measured_once_and_noise_does_not_fill_
 def test_mistakes_are_pairs_or_where_none_stands_out_what_others_are_taken_for():
     pairs = {"value": 0.5, "confused": [["cat", "dog", 3], ["owl", "bat", 1]], "overpredicted": [["dog", 4]]}
     flat = {**pairs, "confused": [["cat", "dog", 2], ["owl", "bat", 2]]}
-    one, other = plots.confusions({"A": pairs, "B": flat}, "some run").axes[:2]
+    one, other = table_plots.confusions({"A": pairs, "B": flat}, "some run").axes[:2]
     assert [t.get_text() for t in one.get_yticklabels()] == ["cat → dog", "owl → bat"]
     assert [t.get_text() for t in other.get_yticklabels()] == ["dog"]
     assert [bar.get_width() for bar in other.patches] == [4]

@@ -23,12 +23,13 @@ from filip.report.figures import Figures
 from filip.report.figures import main as draw
 from filip.report.findings import cost, findings
 from filip.report.page import Page, inline_svg, main
-from filip.report.plots import MUTED, forest
+from filip.report.plots import MUTED
 from filip.report.provenance import stage_groups
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.style import COLOURS, looks
 from filip.report.summary import summary
+from filip.report.table_plots import forest
 from filip.study import Study, load_study
 from tests.report.results import (
     STUDY,

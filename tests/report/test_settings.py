@@ -10,11 +10,11 @@ import timm
 import torch
 import yaml
 
-from filip.report.plots import benchmark_dots
 from filip.report.results import Results
 from filip.report.rows import build_tables
 from filip.report.rows.settings import VITS, sizes
 from filip.report.table import Column, Row, Table
+from filip.report.table_plots import benchmark_dots
 from filip.report.tables import load_published
 from filip.study import Study
 from tests.report.results import write
