@@ -1,7 +1,7 @@
 """A canary that takes seconds: the optimiser of ``base.yaml`` at its peak rate, on pictures of patterns.
 
     python -m bench.studies.canary_pictures              # what is missing: twelve CPU seconds a training
-    python -m bench.studies.canary_pictures table=true   # the table of docs/token_wise.md, from what is there
+    python -m bench.studies.canary_pictures table=true   # the tables of docs/token_wise.md, from what is there
 
 A picture has three of 48 patterns among 25 patches of noise, its caption names them between words that every caption
 has. With all tokens LAMB finds nearly every picture; with the paper's quarter it stays at log(batch). Every training
@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.studies.onset_page import with_interval
+from bench.studies.onset_page import SEARCH, with_interval
 from filip.command import compose_config, option, run_command
 from filip.eval.metrics import retrieval_hits
 from filip.files import write_json
@@ -153,13 +153,13 @@ class CanaryPictures:
 
     only: list[str] = option([], "rows; empty = all")
     seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")
-    table: bool = option(False, "print the table, and train nothing")
+    table: bool = option(False, "print the tables of the search and of the other seeds, and train nothing")
 
 
 def main(canary: CanaryPictures) -> None:
     """Train what is missing, seed by seed and row by row."""
     if canary.table:
-        print(table())
+        print(table(reported=False), table(reported=True), sep="\n\n")
         return
     torch.set_num_threads(1)
     for seed in canary.seeds:
@@ -172,21 +172,20 @@ def main(canary: CanaryPictures) -> None:
                 write_json(file, {"row": row, "seed": seed, **outcome, **where})
 
 
-def table() -> str:
-    """Return the Markdown table: loss by step, scale and recall of each row."""
+def table(reported: bool) -> str:
+    """Return the Markdown table of each row's loss, scale and recall, over the seeds of the search or the others."""
     kept = [json.loads(file.read_text(encoding="utf-8")) for file in sorted(DATA.glob("*.json"))]
     lines = [
         f"| tokens | seeds | loss at steps 100, 200, 300 (chance {math.log(BATCH):.2f}) | scale | R@1 |",
-        "| --- | ---: | --- | ---: | ---: |",
+        "| --- | --- | --- | ---: | ---: |",
     ]
     for row in ROWS:
-        own = [one for one in kept if one["row"] == row]
+        own = [one for one in kept if one["row"] == row and (one["seed"] not in SEARCH) is reported]
         if own:
+            seeds = ", ".join(str(one["seed"]) for one in own)
             losses = ", ".join(f"{fmean(at):.2f}" for at in zip(*(one["losses"] for one in own), strict=True))
-            recall = with_interval(one["recall"] for one in own)
-            lines.append(
-                f"| {row} | {len(own)} | {losses} | {fmean(one['scale'] for one in own):.1f} | {recall} |"
-            )
+            scale, recall = fmean(one["scale"] for one in own), with_interval(one["recall"] for one in own)
+            lines.append(f"| {row} | {seeds} | {losses} | {scale:.1f} | {recall} |")
     return "\n".join(lines)
 
 
