@@ -144,6 +144,7 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a quarter from the end of the warm-up, at least 6": (*PAPER, LATER, SIX),
     "a quarter from the end of the warm-up, at least 6, slow temperature": (*PAPER, LATER, SIX, SLOW),
     "a quarter from the end of the warm-up, at least 8": (*PAPER, LATER, EIGHT),
+    "a quarter from the end of the warm-up, at least 8, slow temperature": (*PAPER, LATER, EIGHT, SLOW),
 }  # fmt: skip
 
 
