@@ -21,8 +21,7 @@ from filip.eval.cards import load_card
 from filip.eval.formats import open_set
 from filip.eval.scorer import Texts
 from filip.models import load_model
-from filip.train.narrow import Narrow, Pairs, encode, fit, recalls
-from filip.train.warm_start.low_rank import second_moment
+from filip.train.narrow import Narrow, Pairs, encode, fit, recalls, second_moment
 
 
 @dataclass

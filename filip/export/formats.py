@@ -9,7 +9,8 @@ from filip.export.hf_folder import write_hf
 from filip.export.multi_vector_folder import write_multi_vector
 from filip.export.onnx_folder import write_onnx
 from filip.export.open_clip_folder import write_open_clip
-from filip.export.safetensors_file import write_compact, write_safetensors
+from filip.models import save_model
+from filip.models.weights import save_compact
 from filip.runs.source import Source
 
 
@@ -23,6 +24,16 @@ class Format:
 
     write: Callable[[Source, str], None]
     out: str = "folder"
+
+
+def write_safetensors(source: Source, out: str) -> None:
+    """Write one file for ``filip.load``, ``filip eval`` and ``init_from=``, as a finished training does."""
+    save_model(out, source.model, source.extra)
+
+
+def write_compact(source: Source, out: str) -> None:
+    """Write the same in float16, without the embeddings of tokens that the training never saw."""
+    save_compact(out, source.model, source.extra)
 
 
 FORMATS: dict[str, Format] = {

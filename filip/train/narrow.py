@@ -4,8 +4,15 @@
     filip train experiment=warm_start init_from=clip256.safetensors …
 
 The towers stay as they are; their projections become narrower, by the best fit of that rank to a sample of one's own
-pictures and captions (:mod:`filip.train.warm_start.low_rank`). Half of the sample is for the fit, the other half shows
-what recall it costs.
+pictures and captions. Half of the sample is for the fit, the other half shows what recall it costs.
+
+Vectors f of unit length are replaced by P f, with orthonormal rows in P [k, d], and normalised again. P holds the k
+principal directions of the sample: of all such P, those that lose the least of f, E |f - P'P f|^2 (Eckart and Young).
+Both towers share P, so an image token and a word that were equal stay so.
+
+The best fit of rank k to the *products* f . g of images with texts gives each side its own map. It is worse
+(bench/studies/low_rank.py measures both): its maps stretch, and what is compared are vectors that were normalised
+again.
 """
 
 from __future__ import annotations
@@ -30,7 +37,6 @@ from filip.interaction import pooled_similarity, score
 from filip.models import DualEncoder, ModelConfig, save_model
 from filip.progress import say
 from filip.train.warm_start import SOURCES, check_init_from, load_initial
-from filip.train.warm_start.low_rank import principal_directions, second_moment
 
 
 @dataclass
@@ -214,6 +220,23 @@ class _Sample(EvalSet):
 
 def _percent(values: list[float]) -> str:
     return " / ".join(f"{100 * value:.1f}" for value in values)
+
+
+def second_moment(tokens: Tensor) -> Tensor:
+    """Return the mean of f f' [d, d] over ``tokens`` [n, d], float64.
+
+    It is not centred: a projection without bias keeps no mean.
+    """
+    wide = tokens.double()
+    return wide.T @ wide / len(wide)
+
+
+def principal_directions(moment: Tensor, rank: int) -> Tensor:
+    """Return the ``rank`` eigenvectors of a second moment [d, d] with the largest eigenvalues.
+
+    They are rows [rank, d], float64.
+    """
+    return torch.linalg.eigh(moment).eigenvectors.T.flip(0)[:rank].contiguous()
 
 
 if __name__ == "__main__":
