@@ -20,6 +20,19 @@ def run_snakemake(
     return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
 
 
+def run_study(
+    *arguments: str, cwd: Path, config: Path, timeout: int = 300
+) -> subprocess.CompletedProcess[str]:
+    """Run a study as ``make run`` does: its jobs are forked from a process that has PyTorch loaded."""
+    command, environment = study_command(*arguments, cwd=cwd, config=config)
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout)
+
+
+def study_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
+    _, environment = snakemake_command(cwd=cwd, config=config)
+    return [sys.executable, "-m", "workflow.run", str(config), "--cores", "2", *arguments], environment
+
+
 def snakemake_command(*arguments: str, cwd: Path, config: Path) -> tuple[list[str], dict[str, str]]:
     environment = {
         **os.environ,

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from tests.support.ports import free_port
-from tests.support.snakemake_runs import run_snakemake, snakemake_command
+from tests.support.snakemake_runs import run_snakemake, run_study, study_command
 from workflow.study import ROOT
 
 
@@ -50,7 +50,7 @@ def finished(clone: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     config.write_text(
         yaml.safe_dump(reduced(yaml.safe_load((ROOT / "workflow/config/demo.yaml").read_text())))
     )
-    done = run_snakemake("--show-failed-logs", cwd=clone, config=config, timeout=1500)
+    done = run_study("--show-failed-logs", cwd=clone, config=config, timeout=1500)
     assert done.returncode == 0, (done.stdout + done.stderr)[-6000:]
     return clone, config
 
@@ -150,7 +150,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
     config.write_text(yaml.safe_dump(study))
     target = clone / "results/reduced/models/long.json"
     for number, steps in ((signal.SIGUSR1, 5), (signal.SIGKILL, 25)):
-        command, environment = snakemake_command(str(target.relative_to(clone)), cwd=clone, config=config)
+        command, environment = study_command(str(target.relative_to(clone)), cwd=clone, config=config)
         running = subprocess.Popen(command, cwd=clone, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 120
         while last_step(clone) < steps and time.monotonic() < deadline and running.poll() is None:
@@ -158,7 +158,7 @@ def test_a_pre_empted_or_killed_training_resumes(finished: tuple[Path, Path], tm
         for rank in ranks_of(running, "long"):
             rank.send_signal(number)
         assert running.wait(120) != 0 and not target.exists()
-    done = run_snakemake(str(target.relative_to(clone)), cwd=clone, config=config)
+    done = run_study(str(target.relative_to(clone)), cwd=clone, config=config)
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
     assert json.loads(target.read_text())["steps"] == 60
     (log,) = clone.glob("results/reduced/runs/long-*/log.jsonl")
