@@ -28,6 +28,8 @@ from filip.report.table import Table
 from filip.study import Study, load_study
 from filip.train.telemetry import read_log
 
+PREVIEWS = 8  # samples in the augmentation preview: one row
+
 
 @dataclass
 class Figures:
@@ -42,7 +44,6 @@ class Figures:
     image_size: int | None = option(
         None, "side of the augmented previews; the training's if null", at_least=1
     )
-    previews: int = option(8, "samples in the augmentation preview", at_least=1)
     png: bool = option(False, "write the plots as PNG too")
 
 
@@ -105,7 +106,7 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
     base = Path(config.data_dir) if config.data_dir else results.folder / "data"
     samples = []
     for source in study.sources:
-        samples += read_samples(base / source / "shards", base / source / "captions", config.previews)
+        samples += read_samples(base / source / "shards", base / source / "captions", PREVIEWS)
     if not samples:
         empty = Cell(Image.new("RGB", (640, 40), "white"), f"no shards below {base}")
         return sheet([empty], 1, "What training sees", cell_width=640)
@@ -118,7 +119,7 @@ def _preview(study: Study, results: Results, config: Figures) -> Image.Image:
         "auto_augment"
     }  # a preview shows it in any case
     augment = AugmentConfig(**{name: value for name, value in data.items() if name in names})
-    return augmentation_sheet(samples[: config.previews], size, augment=augment)
+    return augmentation_sheet(samples[:PREVIEWS], size, augment=augment)
 
 
 def _trained(study: Study, results: Results) -> dict[str, Any]:

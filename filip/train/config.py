@@ -191,7 +191,7 @@ class TrainConfig:
     token_maximum: str = option(
         "hard",
         "hard = the largest similarity (the paper); smooth = log-mean-exp of temperature token_temperature; softmax = "
-        "mean weighted by a softmax of that temperature; top_k = mean of the token_top_k largest. They are slower and "
+        "mean weighted by a softmax of that temperature; top_k = mean of the two largest. They are slower and "
         "for training only: evaluation takes the largest",
     )
     token_temperature: Any = option(
@@ -199,7 +199,6 @@ class TrainConfig:
         "temperature of token_maximum=smooth or softmax: a number; towards 0 it is the maximum. For smooth also a "
         "schedule, as for the weights of the loss; where it is 0 the loss takes the maximum itself",
     )
-    token_top_k: int = option(2, "tokens that token_maximum=top_k takes the mean of")
     exchange: str = option("gather", "gather or ring: how this rank gets the tokens of the others")
     backend: str = option("auto", "auto, reference, tiled, native, ...: see docs/interaction.md")
     transport_dtype: str = option(
@@ -292,7 +291,7 @@ POSITIVE = (
     "global_batch", "batch_per_rank", "gradient_accumulation", "gradient_cache", "epochs", "max_steps", "threads",
     "world_size",
     "log_every", "timeout_minutes",
-    "token_keep_minimum", "token_top_k",
+    "token_keep_minimum",
     "optimizer.base_lr", "optimizer.temperature_lr_factor", "warm_start.lora_rank",
     "optimizer.eps", "checkpoint.keep",
     "data.shuffle_window_shards", "data.reader_groups",

@@ -32,7 +32,6 @@ class LossSettings(Protocol):
     soft_targets: bool
     token_maximum: str
     token_temperature: Any  # a number or a schedule
-    token_top_k: int
     loss: dict[str, Any]
     model: ModelConfig
 

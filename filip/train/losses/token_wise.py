@@ -5,7 +5,7 @@
 and CLIP's cross-entropy over both, each in its own direction. Public re-implementations often count padding as words,
 use the transpose of s^I for s^T, or sum where the paper takes the mean. ``token_maximum`` puts something softer in
 place of the maximum: ``smooth``, a log-mean-exp of temperature ``token_temperature``, which a schedule may lower to 0,
-the maximum itself; ``softmax``, the mean weighted by a softmax; or ``top_k``, the mean of the ``token_top_k`` largest.
+the maximum itself; ``softmax``, the mean weighted by a softmax; or ``top_k``, the mean of the two largest.
 None is in the paper; evaluation uses the maximum.
 """
 
@@ -34,6 +34,8 @@ from filip.interaction.backends import Backend
 from filip.interaction.cost import fused
 from filip.models import TextFeatures
 from filip.train.losses.term import BatchShape, LossInput, LossSettings, Term, TermOutput, transport_dtype
+
+TOP_K = 2  # similarities that token_maximum=top_k takes the mean of: the one number that was trained with
 
 
 def compute(batch: LossInput) -> TermOutput:
@@ -107,7 +109,7 @@ def backend(settings: LossSettings, temperature: float) -> str | Backend:
     if settings.token_maximum == "softmax":
         return Blockwise(softmax_mean(temperature))
     if settings.token_maximum == "top_k":
-        return Blockwise(top_k_mean(settings.token_top_k))
+        return Blockwise(top_k_mean(TOP_K))
     return settings.backend
 
 
