@@ -18,7 +18,7 @@ from torch import Tensor
 from filip import resources
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
-from filip.eval.fit import FITS
+from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import digest, locked, sha256_of
 from filip.index.store import DTYPES, About, Index
@@ -40,7 +40,9 @@ class Build:
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
     tokens: bool = option(False, "index a pooled model token-wise: every patch by its own projection")
-    fit: str = option("crop", "pictures that are not square: crop = their centre, pad = whole", choices=FITS)
+    fit: str = option(
+        "crop", "pictures that are not square: crop = their centre, pad = whole", choices=WITH_A_GRID
+    )
     forget: bool = option(
         False,
         f"forget images that are gone even if they are more than {FEW} and {FORGOTTEN:.0%} of the index",

@@ -17,7 +17,7 @@ from PIL import Image
 from filip.command import MISSING, option, run_command
 from filip.errors import UserError
 from filip.eval.encoders import FilipEncoder
-from filip.eval.fit import FITS
+from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.files import nothing_at, write_json
@@ -55,7 +55,9 @@ class Search:
         "tokens that count: content = of words that name something, without_ends, all",
         choices=CHOICES,
     )
-    fit: str = option("pad", "pictures that are not square: pad = whole, crop = their centre", choices=FITS)
+    fit: str = option(
+        "pad", "pictures that are not square: pad = whole, crop = their centre", choices=WITH_A_GRID
+    )
     index: str | None = option(
         None, "where the index of a folder is kept (default: in the user's cache)", writes="folder"
     )

@@ -10,6 +10,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.eval.pointing import coverage
+from filip.eval.scorer import load_scorer
 from tests.eval.miniature import SIDE, picture, write_model
 
 
@@ -42,5 +43,28 @@ def test_masks_go_through_the_same_borders(tmp_path):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"fit=stretch: .* by crop or pad"):
+    with pytest.raises(UserError, match=r"fit=stretch: .* by crop, pad, tiles"):
         load_encoder(write_model(tmp_path / "m.safetensors"), fit="stretch")
+
+
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_tiles_see_every_part_and_a_square_as_the_model_alone_does(tmp_path, interaction):
+    file = write_model(tmp_path / "m.safetensors", interaction)
+    alone, tiled = load_scorer(file), load_scorer(file, fit="tiles")
+    pictures, texts = [picture(i) for i in range(3)], ["a cat", "two dogs on a sofa"]
+    seen = [s.encode_images(torch.stack([s.transform(one) for one in pictures])) for s in (alone, tiled)]
+    found = [
+        s.similarity(images, s.encode_texts(texts)) for s, images in zip((alone, tiled), seen, strict=True)
+    ]
+    torch.testing.assert_close(found[0].i2t, found[1].i2t, atol=1e-6, rtol=0)
+    torch.testing.assert_close(found[0].t2i, found[1].t2i, atol=1e-6, rtol=0)
+    parts = [tiled.encoder.encoder.encode_images(alone.transform(picture(i))[None])[0] for i in range(3)]
+    page = Image.new("RGB", (3 * SIDE, SIDE))
+    for n in range(3):
+        page.paste(picture(n), (n * SIDE, 0))
+    whole = tiled.encode_images(tiled.transform(page)[None])[0]
+    expected = torch.cat(parts) if interaction == "token_wise" else torch.stack(parts).mean(0)
+    torch.testing.assert_close(whole, torch.nn.functional.normalize(expected, dim=-1), atol=1e-6, rtol=0)
+    assert tiled.encoder.details["fit"] == "tiles" and tiled.encoder.grid == (0, 0)
+    with pytest.raises(UserError, match="no picture of patches can be drawn"):
+        tiled.encoder.patches(torch.zeros(1, 9, SIDE, SIDE))

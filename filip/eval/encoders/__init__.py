@@ -21,7 +21,7 @@ from torch import Tensor
 from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError
-from filip.eval.fit import FITS, Padded
+from filip.eval.fit import FITS, Padded, Tiled
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
 
@@ -113,7 +113,7 @@ BACKENDS = {
     "hf": Backend(
         "filip.eval.encoders.hugging_face",
         "HuggingFaceEncoder",
-        "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, SigLIP 2)",
+        "hf:FOLDER or hf:OWNER/NAME (transformers: CLIP, SigLIP, TIPSv2, …)",
     ),
     "mv": Backend(
         "filip.eval.encoders.multi_vector",
@@ -154,20 +154,20 @@ def load_encoder(
     prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code, stem_maps: see :class:`Loading`. fit: "crop": pictures that are not square as
-    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders.
+    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
         raise UserError(f"image_size={image_size}: a side of the input in pixels must be at least 1")
     if fit not in FITS:
-        raise UserError(f"fit={fit}: a picture that is not square is fitted by {' or '.join(FITS)}")
+        raise UserError(f"fit={fit}: a picture that is not square is fitted by {', '.join(FITS)}")
     device = str(resolve(device))
     loading = Loading(image_size, device, dtype_of(precision, device), tokens, trust_remote_code, stem_maps)
     encoder = _load(model, loading)
     if fit == "pad":
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
-    return encoder
+    return Tiled(encoder) if fit == "tiles" else encoder
 
 
 def _load(model: str, loading: Loading) -> Encoder:
