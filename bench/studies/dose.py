@@ -153,7 +153,7 @@ def averaged(images: Tensor, side: int) -> Tensor:
 
 
 def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
-    """Return the Markdown table: a row for each model and number of vectors."""
+    """Return the Markdown table: a row for each model and number of vectors, means over the seeds."""
     lines = [
         f"| R@1 of {scenes:,} | vectors, bytes an image | {' | '.join(map(str, DOSES))} |",
         f"| --- | ---: {'| ---: ' * len(DOSES)}|",
@@ -162,7 +162,7 @@ def table(found: Found, scenes: int, cut: dict[int, float]) -> str:
     for name, seeds in found.items():
         for side in dict.fromkeys(side for _, side in seeds[0]):
             vectors = max(1, side**2)
-            cells = [" / ".join(f"{seed[count, side]:.1f}" for seed in seeds) for count in DOSES]
+            cells = [f"{fmean(seed[count, side] for seed in seeds):.1f}" for count in DOSES]
             lines.append(f"| {name} | {vectors}, {bytes_of(vectors):,} | {' | '.join(cells)} |")
     lines.append(f"| captions cut, % | | {' | '.join(f'{cut[count]:.0f}' for count in DOSES)} |")
     return "\n".join(lines)
