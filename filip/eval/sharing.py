@@ -5,8 +5,6 @@ Parts are whole batches and blocks, the same as for one process, so that every n
 
 from __future__ import annotations
 
-import contextlib
-import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -17,7 +15,6 @@ import torch.distributed as dist
 
 from filip.device import best_device, own_device
 from filip.errors import UserError
-from filip.eval.outcomes import Record
 
 T = TypeVar("T")
 
@@ -85,17 +82,3 @@ def launched() -> Share:
 def device_of(share: Share) -> str:
     """Return the accelerator of this process: where several share a machine with several, its own."""
     return str(own_device(int(os.environ.get("LOCAL_RANK", "0"))) if share.ranks > 1 else best_device())
-
-
-def shared_main(
-    config: Any, evaluate: Callable[[Any], tuple[dict[str, Any], Record]], write: Callable[..., None]
-) -> None:
-    """Evaluate with all launched processes; the first one speaks and calls ``write(result, record)``."""
-    share = launched()
-    quiet = contextlib.redirect_stderr(io.StringIO()) if share.rank else contextlib.nullcontext()
-    with quiet:
-        result, record = evaluate(config)
-    if share.rank == 0:
-        write(result, record)
-    if share.ranks > 1:
-        dist.barrier()

@@ -37,11 +37,6 @@ def pack(vectors: Tensor, against: Tensor | None = None) -> tuple[Tensor, Tensor
     return left.to(torch.int8), scales.float()
 
 
-def unpack(integers: Tensor, scales: Tensor) -> Tensor:
-    """Return float32 ``[n, d]`` from the result of :func:`pack`."""
-    return integers.float() * scales[:, None]
-
-
 def base64_of(array: Tensor | np.ndarray) -> str:
     """Return the bytes of an array, little-endian, as base64."""
     values = np.ascontiguousarray(array.cpu().numpy() if isinstance(array, Tensor) else array)

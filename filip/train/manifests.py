@@ -2,30 +2,18 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
-from filip.data.manifest import changed_since
+from filip.data.manifest import changed_since, manifest_hash
 from filip.errors import UserError
 from filip.train.config import TrainConfig
 
 
 def read_manifests(config: TrainConfig) -> dict[str, str]:
     """Return {shards folder: hash in its manifest}. Raise UserError for a given manifest that cannot be read."""
-    hashes = {}
-    for source in config.data.sources:
-        if source.manifest is None:
-            continue
-        try:
-            hashes[source.shards] = str(
-                json.loads(Path(source.manifest).read_text(encoding="utf-8"))["sha256"]
-            )
-        except (OSError, ValueError, KeyError) as error:
-            raise UserError(
-                f"cannot read the manifest {source.manifest} of {source.shards}: {error}; "
-                "write it with python -m filip.data.manifest, or leave manifest out"
-            ) from error
-    return hashes
+    return {
+        source.shards: manifest_hash(source.manifest)
+        for source in config.data.sources
+        if source.manifest is not None
+    }
 
 
 def refuse_changed_data(config: TrainConfig) -> None:

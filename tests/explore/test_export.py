@@ -19,10 +19,15 @@ from filip.explore.export import Export
 from filip.explore.export import main as export
 from filip.explore.gallery import Viewer
 from filip.explore.names import named_things
-from filip.explore.packing import pack, unpack
+from filip.explore.packing import pack
 from filip.interaction import score
 from tests.eval.miniature import picture, write_model
 from tests.explore.conftest import CAPTIONS, Prepared
+
+
+def unpack(integers: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
+    """Return what the page computes from the result of ``pack``."""
+    return integers.float() * scales[:, None]
 
 
 def data_of(page: Path) -> dict:

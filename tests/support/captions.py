@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 
 from filip.data.captions.acceptance import rejection
 from filip.data.cards import SourceCard, TextRuleSettings
-from filip.data.engines import Engine, back_translate
+from filip.data.engines import Engine, round_trips
 from filip.data.lists.language import are_english
 from filip.data.text_rules import apply_text_rules
 
@@ -130,7 +130,7 @@ def quality(engine: Engine, pivot: str, captions: int | None = None) -> dict[str
     corpus = parallel_captions()
     english = corpus["en"][:captions]
     there = engine.to_pivot(english)
-    back = back_translate(engine, english)
+    back = round_trips(engine, english)[1]
     chrf = CHRF(word_order=2, lowercase=True)
     human = corpus.get(pivot, [])[:captions]
     verdicts = Counter(rejection(a, b) or "accepted" for a, b in zip(english, back, strict=True))

@@ -63,11 +63,6 @@ def round_trips(engine: Engine, texts: Sequence[str]) -> tuple[list[str], list[s
     return pivots, english
 
 
-def back_translate(engine: Engine, texts: Sequence[str]) -> list[str]:
-    """Translate back: the second half of :func:`round_trips`."""
-    return round_trips(engine, texts)[1]
-
-
 def _printable(line: str) -> str:
     """Remove control and format characters, which an engine may read as markers or as the end of its input."""
     return line if line.isprintable() else "".join(c for c in line if c.isprintable()).strip()
