@@ -72,7 +72,7 @@ class Speedrun(Place):
 
     experiment: str = option("demo_speedrun", "the settings of the training")
     overrides: list[str] = option([], "further settings, as for filip.train")
-    seeds: list[int] = option([0, 1, 2, 3, 4], "a training each; a record needs five or more")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "seeds, one training each; a record needs five or more")
     goal: float = option(50.0, "R@1 in percent, mean of both directions")
     out: str | None = option(
         None, "folder for a log of each seed, e.g. records/NAME; seeds that it has are not trained again"

@@ -1,4 +1,4 @@
-"""Allow one run at a time for a study: who is at work, what a killed run has left, and how all its processes end.
+"""Allow one run of a study at a time: lock it, find what a killed run has left, and end all processes of a run.
 
 A run holds two advisory locks, which the kernel frees when its last process with them dies: one on its study, and a
 shared one on the checkout, without which no other run is at work here. Every process that a run starts on this

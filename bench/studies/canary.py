@@ -154,7 +154,7 @@ class Canary:
     """Options: which trainings to add."""
 
     only: list[str] = option([], "rows; empty = all")
-    seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "seeds, one training each")
     table: bool = option(False, "print the tables of the search and of the other seeds, and train nothing")
 
 

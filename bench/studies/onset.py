@@ -52,7 +52,7 @@ class Onset(Place):
     """The trainings to add."""
 
     only: list[str] = option([], f"rows, of {', '.join(ROWS)}; empty = all")
-    seeds: list[int] = option([0, 1, 2, 3, 4], "a training each")
+    seeds: list[int] = option([0, 1, 2, 3, 4], "seeds, one training each")
     rates: list[str] = option(["4e-3"], "base rates to train with")
     steps: int = option(400, "steps of each training")
     every: int = option(50, "steps between two measurements")

@@ -26,7 +26,7 @@ from filip.worker_pool import run_blocks
 SMALLEST_BLOCK, MEDIUM_BLOCK, LARGEST_BLOCK = 256, 2048, 20_000
 FEW_BLOCKS, MANY_BLOCKS = 32, 2000
 SCHEMA = pa.schema([("text", pa.string()), ("pivot_text", pa.string()), ("back", pa.string())])
-BLOCKS_AT_ONCE = 16  # that a process takes if there are many
+BLOCKS_AT_ONCE = 16  # blocks that a process takes at a time, where there are many
 _engines: list[Engine] = []  # a worker process loads them once
 
 

@@ -72,7 +72,7 @@ def are_english(captions: Sequence[str]) -> list[bool]:
             continue
         named = _NAMED.fullmatch(caption)
         if named and all(word != word.lower() for word in _WORDS.findall(named[2])):
-            caption = named[1]  # names are of no language
+            caption = named[1]  # names say nothing about the language
         # Lower case: the model was trained on sentences, and Title Case loses a tenth of the English.
         lower = caption.lower()
         text = " ".join((lower if lower.isascii() else lower.translate(_TYPOGRAPHIC)).split())

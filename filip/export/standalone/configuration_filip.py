@@ -8,7 +8,7 @@ from transformers import PretrainedConfig
 
 
 class FilipConfig(PretrainedConfig):
-    """Configuration; image and text: the towers, in the terms of FILIP's configuration."""
+    """The model's configuration. image, text: those of the towers, with the keys of FILIP's own configuration."""
 
     model_type = "filip"
 
