@@ -132,9 +132,8 @@ MUTATIONS = [
     Mutation(
         "maps are saved although they are to be recomputed",
         f"{ENGINE}/dispatch.py",
-        "save_for_backward=not recompute)\n        "
-        "ctx.save_for_backward(*tokens[:2], *(() if recompute else residuals))",
-        "save_for_backward=True)\n        ctx.save_for_backward(*tokens[:2], *residuals)",
+        "save_for_backward=not self.recompute)\n        return found, () if self.recompute else residuals",
+        "save_for_backward=True)\n        return found, residuals",
         f"{TESTS}/test_saved_work.py::recomputed",
     ),
     Mutation(
@@ -161,8 +160,8 @@ MUTATIONS = [
     Mutation(
         "gradients are rounded to 16 bits with the tokens",
         f"{ENGINE}/dispatch.py",
-        "tuple(g.to(dtype) if need",
-        "tuple(g.half().to(dtype) if need",
+        "tuple(g.to(t.dtype) if need",
+        "tuple(g.half().to(t.dtype) if need",
         f"{TESTS}/test_distributed.py::not_rounded",
     ),
     Mutation(
