@@ -311,11 +311,6 @@ class WorkflowStudy(StudyEvaluations):
     def efficiency_command(self) -> str:
         return self.efficiency_launch.command("filip.study.efficiency")
 
-    @property
-    def gathered(self) -> str:
-        """Return the argument of filip.study.efficiency that says how many texts a rank's pairs are scored against."""
-        return str(self.config.get("efficiency_train", {}).get("gathered", "null"))
-
     def efficiency_resources(self, submits: Callable[[], bool]) -> dict[str, Callable[[Any], Any]]:
         return self.train_resources(submits, next(iter(self.efficiency)))
 
@@ -404,16 +399,3 @@ class WorkflowStudy(StudyEvaluations):
 
     def config_text(self) -> str:
         return json.dumps(self.config, indent=1, sort_keys=False)
-
-    @property
-    def figures(self) -> list[str]:
-        """Return the file names of the figures, as filip.report.figures writes them."""
-        ablation = ["component_ablation"] if self.rows("component_ablation") else []
-        efficiency = ["efficiency"] if self.rows("efficiency_ablation") else []
-        zero_shot = ["zero_shot"] if self.rows("zero_shot") else []
-        plots = ["loss_curves", "funnel", "recall", "confusion", *zero_shot, *ablation, *efficiency]
-        return [*(f"{name}.svg" for name in plots), "augmentation.png"]
-
-    def report_cards(self) -> list[str]:
-        """Return the cards of all benchmarks: tables take titles and metrics from them."""
-        return [f"eval/{name}.yaml" for name in self.all_benchmarks]
