@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -13,9 +13,6 @@ from torch import Tensor
 from filip.errors import UserError
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
-
-if TYPE_CHECKING:
-    from filip.eval.encoders import Encoder
 
 WITH_A_GRID = ("crop", "pad")  # after which patches have a place in the picture
 FITS = (*WITH_A_GRID, "tiles")
@@ -55,7 +52,7 @@ class Tiled:
 
     grid = (0, 0)
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: Any) -> None:  # an Encoder, whose module imports this one
         self.encoder = encoder
         self.details = {**encoder.details, "fit": "tiles"}
         self.transform: Callable[[Image.Image], Tensor] = _TiledTransform(encoder.transform)
