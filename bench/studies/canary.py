@@ -133,7 +133,6 @@ ROWS: dict[str, tuple[str, ...]] = {
     "all tokens": ALL,
     "all tokens, slow temperature": (*ALL, SLOW),
     "a quarter": PAPER,
-    "a quarter, slow temperature": (*PAPER, SLOW),
     "a quarter, at least 6, slow temperature": (*PAPER, SIX, SLOW),
     "a quarter, at least 8": (*PAPER, EIGHT),
     "a quarter, at least 8, slow temperature": (*PAPER, EIGHT, SLOW),
