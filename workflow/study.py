@@ -23,6 +23,7 @@ from filip.errors import UserError
 from filip.files import digest
 from filip.study import resolve
 from filip.study.checks import check_accuracy_of
+from filip.study.evaluation import check_evaluation_options
 from workflow.evaluation import StudyEvaluations
 from workflow.launch import Launch
 from workflow.selection import Selection
@@ -61,7 +62,8 @@ class WorkflowStudy(StudyEvaluations):
         self.selection = Selection(self, selected) if selected else None
         self._images_states: dict[str, str] = {}
         if not checked:
-            # Here and not in Study: it imports PyTorch, which the commands of the report do without.
+            # Here and not in Study: these import PyTorch, which the commands of the report do without.
+            check_evaluation_options(config)
             check_accuracy_of(
                 self.efficiency, lambda name: (self.resolved(name), self.training(name)["sources"])
             )

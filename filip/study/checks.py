@@ -12,7 +12,6 @@ import yaml
 from filip.data.cards import load_source
 from filip.errors import UserError
 from filip.eval.cards import load_card
-from filip.study.evaluation import check_evaluation_options
 from filip.study.tables import PROTOCOLS, TABLES
 
 if TYPE_CHECKING:
@@ -49,7 +48,6 @@ def check_config(config: dict[str, Any]) -> dict[str, Any]:
     _check_runs(config)
     _check_tables(config)
     _check_cards(config)
-    check_evaluation_options(config)
     return config
 
 
