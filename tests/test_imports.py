@@ -30,9 +30,7 @@ STARTED = {
     "filip.train.plan": HEAVY,
     "filip.train.loop": HEAVY,
 }
-REPORT = {
-    f"filip.report.{name}": {"torch"} | HEAVY - {"pandas"} for name in ("tables", "summary", "show", "readme")
-}
+REPORT = {f"filip.report.{name}": {"torch"} | HEAVY - {"pandas"} for name in ("tables", "summary", "show")}
 REPORT["filip.report.page"] = {"torch"} | HEAVY - {"pandas", "matplotlib"}
 IMPORTED = """
 import importlib, json, sys
