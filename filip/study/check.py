@@ -22,6 +22,7 @@ from filip.errors import UserError
 from filip.eval.cards import load_card
 from filip.extras import how_to_install
 from filip.files import readable
+from filip.study.evaluation import check_evaluation_options
 from filip.study.study import Study, load_study
 from filip.study.tables import PROTOCOLS
 
@@ -55,6 +56,7 @@ def main(config: Check) -> None:
     """Print what a study needs and this machine lacks: lists, engines, extras, benchmarks, disk, GPUs."""
     named = Path("workflow/config", f"{config.study}.yaml")
     study = load_study(named if named.is_file() else config.study)
+    check_evaluation_options(study.config)
     found = findings(study)
     print("\n".join(page(study, found)))
     if any(finding.stops for finding in found):

@@ -1,9 +1,12 @@
 """What a study's config is refused for, before any job."""
 
+from pathlib import Path
+
 import pytest
 import yaml
 
 from filip.errors import UserError
+from filip.study import check
 from filip.study.checks import NOT_COMPARED, check_config
 from filip.train.fingerprint import learning_settings
 from workflow.study import ROOT, WorkflowStudy
@@ -124,11 +127,14 @@ def test_a_batch_that_its_ranks_cannot_share_is_refused_before_any_job(
     ],
 )
 def test_an_option_that_an_evaluation_does_not_have_is_refused(
-    demo: dict, change: dict, message: str
+    demo: dict, change: dict, message: str, tmp_path: Path
 ) -> None:
     demo["eval"] |= change
     with pytest.raises(UserError, match=message):
         WorkflowStudy(demo)
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(demo))
+    with pytest.raises(UserError, match=message):  # and before the workflow is started
+        check.main(check.Check(str(tmp_path / "study.yaml")))
 
 
 def test_a_peer_may_not_have_the_name_of_a_run(demo: dict) -> None:
