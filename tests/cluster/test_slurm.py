@@ -146,7 +146,6 @@ def kill_and_start_again(desk: Desk, first: subprocess.Popen[str]) -> subprocess
     return second
 
 
-@pytest.mark.xfail(strict=False, reason="not seen to pass since each start of a job has its log")
 def test_a_training_that_is_disturbed_in_every_way_ends_in_the_same_tables(desk: Desk) -> None:
     """Two trainings with the same settings, side by side. A node is down when they are submitted, and Snakemake is
     killed. Then one of them, ``shaken``, comes to its time limit, is pre-empted, goes on without a controller and under
