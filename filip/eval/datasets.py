@@ -12,9 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
+
+from filip.errors import UserError, first_line
+from filip.rgb import UNDECODABLE
 
 
 @dataclass
@@ -64,6 +67,29 @@ class EvalSet(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         raise NotImplementedError
 
+    def name_of(self, index: int) -> str:
+        """Return what a message calls an image that may not be readable."""
+        return f"number {index}"
+
+    def read(self, index: int) -> tuple[Sample | None, str]:
+        """Return a sample, or None and a message if its image cannot be read."""
+        try:
+            return self[index], ""
+        except UNDECODABLE as error:  # none of them is a UserError
+            return None, self.problem(index, error)
+
+    def needed(self, index: int) -> Sample:
+        """Return a sample. Raises UserError if its image cannot be read."""
+        sample, problem = self.read(index)
+        if sample is None:
+            raise UserError(f"the test set has an unreadable image, {problem}; fetch it again")
+        return sample
+
+    def problem(self, index: int, error: Exception) -> str:
+        """Say which image cannot be read, and why."""
+        unknown = isinstance(error, UnidentifiedImageError)  # its text names an address in memory
+        return f"{self.name_of(index)}: {'it is not an image' if unknown else first_line(error)}"
+
 
 @dataclass
 class Batch:
@@ -87,11 +113,13 @@ class _Transformed(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: int) -> tuple[Tensor | None, Sample | str]:
+        sample, problem = self.data.read(index)
+        if sample is None:
+            return None, problem
         try:
-            sample = self.data[index]
             pixels = self.transform(sample.image)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            return None, f"number {index}: {error}"
+        except UNDECODABLE as error:
+            return None, self.data.problem(index, error)
         bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None)
         return pixels, bare
 

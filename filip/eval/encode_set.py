@@ -139,6 +139,9 @@ class _SomeBatches(EvalSet):
     def __getitem__(self, index: int) -> Sample:
         return self.data[self.places[index]]
 
+    def name_of(self, index: int) -> str:
+        return self.data.name_of(self.places[index])
+
 
 def _all_batches(
     data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int

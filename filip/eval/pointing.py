@@ -18,12 +18,14 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from filip.errors import UserError
 from filip.eval.datasets import EvalSet
 from filip.eval.encoders import Encoder
 from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
 from filip.eval.prompts import Prompt
 from filip.eval.word_patch import WordPatch, align, label_tokens, word_patches
+from filip.progress import say
 
 
 @dataclass
@@ -48,16 +50,22 @@ def labelled(
 ) -> list[Labelled]:
     """Return up to ``limit`` samples evenly spread over the set; the label is the class or the first caption.
 
-    kept: finds the patches that were kept of an image, by its number in the set and its key.
+    An image that cannot be read is left out, and named; UserError if none can. kept: finds the patches that were kept
+    of an image, by its number in the set and its key.
     """
     count = min(limit, len(data))
     chosen = [number * len(data) // count for number in range(count)]
     items = []
     for index in chosen:
-        sample = data[index]
+        sample, problem = data.read(index)
+        if sample is None:
+            say(f"left out an unreadable image, {problem}")
+            continue
         label = names[sample.label] if names is not None else sample.captions[0]
         patches = None if kept is None else kept(index, sample.key)
         items.append(Labelled(sample.image, label, sample.mask, sample.key, patches))
+    if not items:
+        raise UserError("the test set has no readable image")
     return items
 
 

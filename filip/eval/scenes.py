@@ -99,7 +99,7 @@ def pointed_scenes(
     total = len(data) if count is None else min(count, len(data))
     with Progress(card.name, "scenes", total) as progress:
         for start in range(0, total, batch):
-            samples = [data[index] for index in range(start, min(start + batch, total))]
+            samples = [data.needed(index) for index in range(start, min(start + batch, total))]
             for sample in samples:
                 if not sample.things:
                     raise UserError(

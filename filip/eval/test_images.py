@@ -10,7 +10,6 @@ from PIL import Image
 from filip.eval.cards import BenchmarkCard, load_cards
 from filip.eval.formats import open_set
 from filip.files import digest, file_state
-from filip.rgb import UNDECODABLE
 
 
 def _card(name: str) -> BenchmarkCard:
@@ -30,8 +29,6 @@ def test_images(card: str, root: str) -> Iterator[tuple[str, Image.Image]]:
     Raises UserError if its data set is not below ``root``."""
     data = open_set(_card(card), root)
     for number in range(len(data)):
-        try:
-            sample = data[number]
-        except UNDECODABLE:
-            continue
-        yield sample.key, sample.image
+        sample, _ = data.read(number)
+        if sample is not None:
+            yield sample.key, sample.image

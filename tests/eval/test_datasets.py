@@ -11,6 +11,7 @@ from filip.data.preprocessing import eval_transform
 from filip.errors import UserError
 from filip.eval.datasets import batches
 from filip.eval.formats.webdataset import WebdatasetFolder
+from filip.eval.pointing import labelled
 from tests.eval.miniature import picture, write_webdataset
 from tests.support.shards import encoded, write_tar
 
@@ -69,7 +70,7 @@ def test_workers_change_neither_order_nor_content(tmp_path):
         assert torch.equal(one.pixels, other.pixels) and torch.equal(one.labels, other.labels)
 
 
-def test_an_unreadable_image_is_left_out_and_named(tmp_path):
+def test_an_unreadable_image_is_left_out_and_named(tmp_path, capsys):
     good = encoded(picture(0))
     members = [
         ("s0.png", good),
@@ -82,10 +83,16 @@ def test_an_unreadable_image_is_left_out_and_named(tmp_path):
     write_tar(tmp_path / "test" / "0.tar", members)
     (tmp_path / "test" / "nshards.txt").write_text("1")
     (tmp_path / "classnames.txt").write_text("a\nb\n")
-    (batch,) = batches(WebdatasetFolder(tmp_path), eval_transform(16), 8)
-    assert (
-        batch.keys == ["s0"] and len(batch.undecodable) == 2 and batch.undecodable[0].startswith("number 1")
-    )
+    data = WebdatasetFolder(tmp_path)
+    (batch,) = batches(data, eval_transform(16), 8)
+    assert batch.keys == ["s0"] and len(batch.undecodable) == 2
+    assert batch.undecodable[0].startswith("number 1 (s1): ")
+    assert batch.undecodable[1] == "number 2 (s2): it is not an image"
+    assert [item.key for item in labelled(data, ["a", "b"], 3)] == ["s0"]  # for alignments, too
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == 2 and said[1] == "left out an unreadable image, number 2 (s2): it is not an image"
+    with pytest.raises(UserError, match=r"unreadable image, number 1 \(s1\): .*; fetch it again"):
+        data.needed(1)
 
 
 def test_faults_of_a_copy_are_named(tmp_path):

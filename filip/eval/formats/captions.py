@@ -79,3 +79,6 @@ class Captions(EvalSet):
         item = self.images.items[index]
         image = to_rgb(upright(Image.open(io.BytesIO(self.images.read(item)), formats=FORMATS)))
         return Sample(item.name, image, captions=list(item.captions))
+
+    def name_of(self, index: int) -> str:
+        return str(self.images.items[index].name)

@@ -45,7 +45,10 @@ class ImageFolder(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         path, label = self.items[index]
-        return Sample(path.relative_to(self.folder).as_posix(), Image.open(path).convert("RGB"), label)
+        return Sample(self.name_of(index), Image.open(path).convert("RGB"), label)
+
+    def name_of(self, index: int) -> str:
+        return self.items[index][0].relative_to(self.folder).as_posix()
 
 
 def images_below(folder: Path) -> list[Path]:

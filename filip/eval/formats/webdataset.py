@@ -98,6 +98,9 @@ class WebdatasetFolder(EvalSet):
             sample.things = self._things(members)
         return sample
 
+    def name_of(self, index: int) -> str:
+        return f"number {index} ({self.samples[index][0]})"
+
     def member(self, index: int, extension: str) -> bytes:
         """Return the content of a file of a sample. Raises KeyError if there is none with this extension."""
         return self._read(self.samples[index][1][extension])

@@ -75,7 +75,7 @@ def segment(
     keys = []
     with Progress(card.name, "images", len(data)) as progress:
         for start in range(0, len(data), batch_size):
-            samples = [data[index] for index in range(start, min(start + batch_size, len(data)))]
+            samples = [data.needed(index) for index in range(start, min(start + batch_size, len(data)))]
             scored = class_scores(encoder, samples, vectors, len(ensemble))
             for sample, scores in zip(samples, scored, strict=True):
                 shares = class_shares(encoder, sample)
