@@ -1,4 +1,4 @@
-"""What more things in a scene, and more bytes an image, are worth: the figure of docs/token_wise.md.
+"""Measure recall by the number of things in a scene and by bytes an image: the figure of docs/token_wise.md.
 
     python -m bench.studies.dose      # after `make demo`; three CPU minutes
 
@@ -44,7 +44,7 @@ from filip_demo.scenes import (
 
 PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/dose.svg")
 MARKS = ("<!-- dose:begin -->", "<!-- dose:end -->")
-SEED = 77  # of no set of the demo
+SEED = 77  # no set of the demo has it
 DOSES = range(1, 9)
 TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # of the grid of patches that an image keeps
@@ -53,7 +53,7 @@ COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": "#b4603f"}
 
 @dataclass
 class Dose:
-    """What is encoded."""
+    """Where the models are, and how many scenes to make."""
 
     results: str = option("results/demo", "results of the demo")
     cache: str = option(".cache/demo", "folder of the npm packages")

@@ -1,4 +1,4 @@
-"""What each ``fit`` finds in pictures of 3:1: the table of docs/evaluation.md.
+"""Compare the values of ``fit`` on pictures of 3:1: the table of docs/evaluation.md.
 
     python -m bench.studies.wide                    # after `make demo`; a minute of one core
 
