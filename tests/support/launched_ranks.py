@@ -12,8 +12,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-
-from tests.support.ports import free_port
+from torch.distributed import TCPStore
 
 
 def environment(**more: str) -> dict[str, str]:
@@ -70,17 +69,28 @@ def forker() -> subprocess.Popen[bytes]:
 
 
 class Ranks:
-    """Processes with a launcher's environment, but no launcher: quick to start, and signals reach each."""
+    """Processes with a launcher's environment, but no launcher: quick to start, and signals reach each.
 
-    def __init__(self, world_size: int, arguments: list[str], log: Path, **more: str) -> None:
+    This process holds the store at which they meet, as torchrun's agent does, at a port that the system gives: a port
+    that was only found free may be another's connection by the time a rank listens there. Ranks that form several
+    process groups in turn need a store for each (``groups``): MASTER_PORT is the first, and NEXT_PORTS has the others.
+    """
+
+    def __init__(
+        self, world_size: int, arguments: list[str], log: Path, groups: int = 1, **more: str
+    ) -> None:
         self.log = log
         log.write_bytes(b"")
-        port = str(free_port())
+        self.stores = [
+            TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False) for _ in range(groups)
+        ]
+        port, *others = (str(store.port) for store in self.stores)
         self.processes = []
         for rank in range(world_size):
             variables = {
                 "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world_size),
                 "LOCAL_WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port,
+                "NEXT_PORTS": ",".join(others), "TORCHELASTIC_USE_AGENT_STORE": "True",
             }  # fmt: skip
             self.processes.append(Process(arguments, environment(**variables, **more), log))
 

@@ -67,7 +67,10 @@ def run(overrides: list[str]) -> int:
 
 
 if __name__ == "__main__":
+    ports = iter(os.environ["NEXT_PORTS"].split(","))
     for number, arguments in enumerate(json.loads(sys.argv[1])):
+        if number:
+            os.environ["MASTER_PORT"] = next(ports)
         # One write for text and line end: those of two ranks must not mix, as print's two writes can.
         os.write(1, f"run {number} exit {run(arguments)}\n".encode())
     if "sympy" in sys.modules:

@@ -61,7 +61,7 @@ def run_many(
 
     light: they may not import torch's compiler, which takes seconds of every rank. (Adapters and stems do.)
     """
-    ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log)
+    ranks = Ranks(world_size, [str(HERE / "many_runs.py"), json.dumps(runs)], log, groups=len(runs))
     assert ranks.wait(timeout) == [0] * world_size, ranks.text()[-3000:]
     text = ranks.text()
     assert not light or "torch's compiler was imported" not in text

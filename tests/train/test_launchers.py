@@ -18,7 +18,8 @@ from filip.errors import UserError
 from filip.runs.checkpoint import complete_checkpoints
 from filip.train.launcher_env import FIRST_PORT, PORTS, environment_rank, fill_environment, first_host
 from filip.train.ranks import own_device
-from tests.support.launched_ranks import Process, environment, free_port
+from tests.support.launched_ranks import Process, environment
+from tests.support.ports import free_port
 from tests.support.training import train_arguments
 
 BIN = Path(sys.executable).parent
@@ -70,7 +71,7 @@ def test_stopped_under_deepspeed_and_finished_under_torchrun(squares: Path, tmp_
 @pytest.mark.slow
 def test_tasks_of_srun_find_each_other(squares: Path, tmp_path: Path) -> None:
     """One process runs per task, with Slurm's variables and none of a launcher's; the port follows from the job."""
-    port = next(p for p in iter(free_port, None) if FIRST_PORT <= p < FIRST_PORT + PORTS)
+    port = free_port(FIRST_PORT, FIRST_PORT + PORTS)
     job = {
         **step(2, "2"),
         "SLURM_JOB_ID": f"{7 * PORTS + port - FIRST_PORT}",
