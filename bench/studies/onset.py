@@ -6,7 +6,8 @@
 
 Every training is that of the speedrun (bench/speedrun.py) with another maximum. Its recall, by the maximum and by the
 smooth one, is kept in a small file, DATA/<row>-<rate>-<steps>-<seed>.json, so that a later call adds to what is there.
-Rates are chosen on two seeds that the table does not use, by the last recall; a best rate at the edge of RATES is said.
+Rates are chosen on two seeds that the table does not use and on scenes that it does not use (SEARCH_CARD), by the last
+recall.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from torch import Tensor
 
 from bench.speedrun import Corpus, Place, configure, evaluate, prepare, training
-from bench.studies.onset_page import write_page
+from bench.studies.onset_page import SEARCH, write_page
 from filip.command import option, run_command
 from filip.files import write_json
 from filip.interaction import SmoothMaximum
@@ -30,6 +31,7 @@ from filip.train.provenance import commit
 from workflow.estimate import cpu_name
 
 DATA = Path("records/onset")
+SEARCH_CARD, CARD = "eval/demo_scenes_search.yaml", "eval/demo_scenes_new.yaml"
 SMOOTH = ["token_maximum=smooth"]
 ROWS: dict[str, list[str]] = {
     "hard": ["token_maximum=hard"],
@@ -44,7 +46,6 @@ ROWS: dict[str, list[str]] = {
     "top 2": ["token_maximum=top_k"],
     "annealed": [*SMOOTH, "token_temperature='linear from 0.1 to 0 in steps 0 to {half}'"],
 }
-SEARCHED = ("hard", "smooth 0.05")  # the others take the rate of the one that they are nearer to
 
 
 @dataclass
@@ -70,7 +71,8 @@ def main(study: Onset) -> None:
                 file = DATA / f"{row.replace(' ', '-')}-{rate}-{study.steps}-{seed}.json"
                 if file.exists():
                     continue
-                say(f"{row}, {rate}, seed {seed}")
+                study.card = SEARCH_CARD if seed in SEARCH else CARD
+                say(f"{row}, {rate}, seed {seed}, {study.card}")
                 write_json(file, {"row": row, "rate": rate, "seed": seed, **curve(study, row, rate, seed)})
 
 
@@ -103,7 +105,7 @@ def curve(study: Onset, row: str, rate: str, seed: int) -> dict[str, Any]:
                 }
             )
             say(json.dumps(points[-1]))
-    return {"steps": study.steps, "commit": commit(), "cpu": cpu_name(), "points": points}
+    return {"card": study.card, "steps": study.steps, "commit": commit(), "cpu": cpu_name(), "points": points}
 
 
 def recalls(model: DualEncoder, corpus: Corpus, last: bool) -> dict[str, dict[str, float]]:
