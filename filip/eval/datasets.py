@@ -50,6 +50,8 @@ class Sample:
     segments: np.ndarray | None = None  # [height, width] int: the class of each pixel, negative = unlabelled
     truths: int = 1  # in sets to select from: the captions that are true, which come first
     category: str = ""  # a category for which the results are also reported separately, "" = none
+    whole: Image.Image | None = None  # where ``image`` is a box cut out of another: that one, RGB
+    box: tuple[float, float, float, float] | None = None  # of it: left, top, right, bottom in pixels
 
     def mask_of(self, number: int) -> Image.Image:
         """Return where the pixels of a class are (mode L, 0 or 255)."""
@@ -117,10 +119,11 @@ class _Transformed(Dataset[Any]):
         if sample is None:
             return None, problem
         try:
-            pixels = self.transform(sample.image)
+            of_sample = getattr(self.transform, "of_sample", None)  # of filip.eval.fit.Boxed
+            pixels = self.transform(sample.image) if of_sample is None else of_sample(sample)
         except UNDECODABLE as error:
             return None, self.data.problem(index, error)
-        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None)
+        bare = replace(sample, image=_NO_IMAGE, mask=None, things=[], segments=None, whole=None)
         return pixels, bare
 
 

@@ -1,4 +1,7 @@
-"""Fit a picture that is not square to a model that sees squares: by its centre, whole with borders, or in tiles."""
+"""Fit a picture that is not square to a model that sees squares: by its centre, whole with borders, or in tiles.
+
+Or see the whole of it, and keep of its features those of a box.
+"""
 
 from __future__ import annotations
 
@@ -9,13 +12,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
+from torchvision.ops import roi_align
 
 from filip.errors import UserError
 from filip.pixels import CLIP_MEAN
 from filip.rgb import to_rgb
 
 WITH_A_GRID = ("crop", "pad")  # after which patches have a place in the picture
-FITS = (*WITH_A_GRID, "tiles")
+FITS = (*WITH_A_GRID, "tiles", "box")
+CELLS = 3  # rows and columns of a box's tokens, for a token-wise model
 TILES = 3  # squares of the shorter side, from one end to the other: they show all of a picture up to 3:1
 _GREY = tuple(round(255 * mean) for mean in CLIP_MEAN)  # normalised, it is nought
 
@@ -98,3 +103,69 @@ def tiles(image: Image.Image) -> Sequence[Image.Image]:
         for n in range(TILES)
     ]
     return [image.crop((left, top, left + side, top + side)) for left, top in steps]
+
+
+class Boxed:
+    """An encoder that sees the whole picture, squeezed to a square, and pools its patches inside a box by RoIAlign.
+
+    A pooled model gets one vector a box, as FG-CLIP's evaluation (arXiv 2505.05071, ``fgovd_eval.py``: 1 x 1 cells,
+    aligned), a token-wise one a token for each of CELLS x CELLS cells. Pixels are [b, 4, S, S]: the first four numbers
+    of the fourth channel are left, top, right and bottom, as shares of the picture. An image without a box is its own.
+    """
+
+    grid = (0, 0)
+
+    def __init__(self, encoder: Any) -> None:
+        if encoder.grid == (0, 0):
+            raise UserError(f"fit=box: {encoder.name} has no patches to pool in a box; use fit=crop")
+        self.encoder = encoder
+        self.details = {**encoder.details, "fit": "box"}
+        self.transform: Callable[[Image.Image], Tensor] = _BoxTransform(encoder.transform, encoder.image_size)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.encoder, name)
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """Encode to [b, d], or [b, CELLS * CELLS, d] if token-wise; unit length."""
+        rows, columns = self.encoder.grid
+        boxes = pixels[:, 3, 0, :4].float() * torch.tensor(
+            [columns, rows, columns, rows], device=pixels.device
+        )
+        features = self.encoder.patches(pixels[:, :3]).float().transpose(1, 2).unflatten(2, (rows, columns))
+        numbered = torch.cat([torch.arange(len(boxes), device=boxes.device)[:, None], boxes], dim=1)
+        cells = CELLS if self.encoder.token_wise else 1
+        found = roi_align(features, numbered.to(features.device), cells, sampling_ratio=-1, aligned=True)
+        found = F.normalize(found.flatten(2).transpose(1, 2), dim=-1)
+        return found if self.encoder.token_wise else found[:, 0]
+
+    def probe_features(self, pixels: Tensor) -> Tensor:
+        """Refuse: raises UserError."""
+        raise UserError("fit=box: a linear probe sees whole pictures; use fit=crop")
+
+    def image_and_probe(self, pixels: Tensor) -> None:
+        """Return None: there is no probe."""
+
+    def patches(self, pixels: Tensor) -> Tensor:
+        """Refuse: raises UserError."""
+        raise UserError("fit=box: patches are of the whole picture; use fit=crop")
+
+
+class _BoxTransform:
+    """A transform of a sample to the pixels of its whole picture and its box. A class, so that workers can have it."""
+
+    def __init__(self, transform: Callable[[Image.Image], Tensor], side: int) -> None:
+        self.transform, self.side = transform, side
+
+    def __call__(self, image: Image.Image) -> Tensor:
+        return self._of(image, (0.0, 0.0, *image.size))
+
+    def of_sample(self, sample: Any) -> Tensor:  # a Sample, whose module needs no transforms
+        if sample.whole is None:
+            return self(sample.image)
+        return self._of(sample.whole, sample.box)
+
+    def _of(self, image: Image.Image, box: Sequence[float]) -> Tensor:
+        square = to_rgb(image).resize((self.side, self.side), Image.Resampling.BICUBIC)
+        place = torch.zeros(1, self.side, self.side)
+        place[0, 0, :4] = torch.tensor(box) / torch.tensor([*image.size, *image.size])
+        return torch.cat([self.transform(square), place])

@@ -36,8 +36,8 @@ class ModelOptions:
     )
     fit: str = option(
         "crop",
-        "pictures that are not square: crop (their centre, as in published numbers), pad (whole, with borders) or "
-        "tiles (three squares, whose tokens are all compared)",
+        "pictures that are not square: crop (their centre, as in published numbers), pad (whole, with borders), "
+        "tiles (three squares, whose tokens are all compared); box: boxes are not cut out, features are pooled in them",
         choices=FITS,
     )
     trust_remote_code: bool = option(False, "run code that lies in the model's folder (mv: models)")

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from filip.errors import UserError
+from filip.eval.datasets import batches
 from filip.eval.encoders import load_encoder
+from filip.eval.formats.records import RecordSet
 from filip.eval.pointing import coverage
 from filip.eval.scorer import load_scorer
 from tests.eval.miniature import SIDE, picture, write_model
@@ -43,7 +47,7 @@ def test_masks_go_through_the_same_borders(tmp_path):
 
 
 def test_another_word_is_refused(tmp_path):
-    with pytest.raises(UserError, match=r"fit=stretch: .* by crop, pad, tiles"):
+    with pytest.raises(UserError, match=r"fit=stretch: .* by crop, pad, tiles, box"):
         load_encoder(write_model(tmp_path / "m.safetensors"), fit="stretch")
 
 
@@ -68,3 +72,44 @@ def test_tiles_see_every_part_and_a_square_as_the_model_alone_does(tmp_path, int
     assert tiled.encoder.details["fit"] == "tiles" and tiled.encoder.grid == (0, 0)
     with pytest.raises(UserError, match="no picture of patches can be drawn"):
         tiled.encoder.patches(torch.zeros(1, 9, SIDE, SIDE))
+
+
+def write_boxes(folder, boxes):
+    """Write a picture and a table to select from, a row for each box [x, y, width, height] of it."""
+    Image.merge("RGB", [picture(n).getchannel(0) for n in range(3)]).resize((64, 32)).save(folder / "a.png")
+    rows = [{"file": "a.png", "bbox": box, "yes": "a cat", "no": ["a dog", "two birds"]} for box in boxes]
+    (folder / "boxes.json").write_text(json.dumps(rows))
+    options = {
+        "annotations": "boxes.json",
+        "image": "file",
+        "positive": "yes",
+        "negative": "no",
+        "crop": "bbox",
+    }
+    return RecordSet(folder, "test", "selection", options)
+
+
+@pytest.mark.parametrize("interaction", ["token_wise", "pooled"])
+def test_features_of_a_box_are_those_of_the_patches_in_it(tmp_path, interaction):
+    """The model has 4 x 4 patches, each of 16 x 8 pixels of the picture: boxes along their edges pool whole patches."""
+    found = write_boxes(tmp_path, [[16, 8, 48, 24], [16, 0, 32, 16], [3, 1, 5, 4]])
+    encoder = load_encoder(write_model(tmp_path / "m.safetensors", interaction), fit="box")
+    (batch,) = batches(found, encoder.transform, 8)
+    features = encoder.encode_images(batch.pixels)
+    plain = encoder.encoder
+    squeezed = Image.open(tmp_path / "a.png").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+    patches = plain.patches(plain.transform(squeezed)[None])[0].unflatten(0, (4, 4))
+    if interaction == "token_wise":
+        torch.testing.assert_close(features[0], patches[1:4, 1:4].flatten(0, 1), atol=1e-6, rtol=0)
+        assert features.shape == (3, 9, 16)
+    else:
+        expected = torch.stack(
+            [patches[1:4, 1:4].flatten(0, 1).mean(0), patches[:2, 1:3].flatten(0, 1).mean(0)]
+        )
+        expected = torch.nn.functional.normalize(expected, dim=-1)
+        torch.testing.assert_close(features[:2], expected, atol=1e-6, rtol=0)
+    assert features.norm(dim=-1) == pytest.approx(1, abs=1e-5) and encoder.details["fit"] == "box"
+    crop = load_encoder(str(tmp_path / "m.safetensors"))
+    assert found[1].image.size == (32, 16) and crop.transform(found[1].image).shape == (3, SIDE, SIDE)
+    with pytest.raises(UserError, match="fit=box: patches are of the whole picture"):
+        encoder.patches(batch.pixels)

@@ -21,7 +21,7 @@ from torch import Tensor
 from filip import resources
 from filip.device import keep_freed_memory, resolve
 from filip.errors import UserError
-from filip.eval.fit import FITS, Padded, Tiled
+from filip.eval.fit import FITS, Boxed, Padded, Tiled
 from filip.eval.precision import autocast, dtype_of
 from filip.files import nothing_at
 
@@ -154,7 +154,8 @@ def load_encoder(
     prefix of :data:`BACKENDS`. A folder that sentence-transformers saved needs no prefix.
     device: a torch device, or "auto": a GPU where there is one. precision: "fp32", "bf16", "fp16", "auto".
     image_size, tokens, trust_remote_code, stem_maps: see :class:`Loading`. fit: "crop": pictures that are not square as
-    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares.
+    the model's authors do, mostly by their centre; "pad": whole, in a square with grey borders; "tiles": three squares;
+    "box": the whole picture, of which the features in each sample's box are pooled.
     Raises UserError, one sentence, if there is no such model or device, or it cannot be loaded that way.
     """
     if image_size is not None and image_size < 1:
@@ -167,6 +168,8 @@ def load_encoder(
     if fit == "pad":
         encoder.transform = Padded(encoder.transform)
         encoder.details = {**encoder.details, "fit": "pad"}
+    if fit == "box":
+        return Boxed(encoder)
     return Tiled(encoder) if fit == "tiles" else encoder
 
 

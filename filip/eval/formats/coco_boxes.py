@@ -57,7 +57,7 @@ class CocoBoxes(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         path, (x, y, width, height), label, number = self.boxes[index]
-        image = (
-            Image.open(path).convert("RGB").crop((round(x), round(y), round(x + width), round(y + height)))
-        )
-        return Sample(str(number), image, label, cluster=path.stem)
+        whole, box = Image.open(path).convert("RGB"), (x, y, x + width, y + height)
+        left, top, right, bottom = (round(edge) for edge in box)
+        image = whole.crop((left, top, right, bottom))
+        return Sample(str(number), image, label, cluster=path.stem, whole=whole, box=box)

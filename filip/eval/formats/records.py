@@ -115,19 +115,21 @@ class RecordSet(EvalSet):
         if isinstance(cell, str):
             cell = self.options.get("prefix", "") + cell + self.options.get("suffix", "")
         name = records.image_name(cell, numbers[0])
-        image = _cropped(records.read_image(cell, self.folder), row, self.options.get("crop"))
+        image, boxed = _cropped(records.read_image(cell, self.folder), row, self.options.get("crop"))
         if self.kind == "classification":
             value = row[self.label]
             label = self.number[value if self.rows.names else str(value)]  # type: ignore[index]
-            return Sample(name, image, label)
+            return Sample(name, image, label, **boxed)
         if self.kind == "retrieval":
             captions = [caption for n in numbers for caption in _texts(self.rows[n], self.caption)]
-            return Sample(name, image, captions=captions)
+            return Sample(name, image, captions=captions, **boxed)
         true, false = self._choices(row)
         category = str(row[self.options["category"]]) if "category" in self.options else ""
         # Several rows may show one image: the number makes the key unique, the name is the cluster.
         key = f"{numbers[0]} {name}"
-        return Sample(key, image, captions=true + false, truths=len(true), cluster=name, category=category)
+        return Sample(
+            key, image, captions=true + false, cluster=name, truths=len(true), category=category, **boxed
+        )
 
     def _choices(self, row: dict[str, Any]) -> tuple[list[str], list[str]]:
         if "options" in self.options:
@@ -142,8 +144,13 @@ def _texts(row: dict[str, Any], columns: str | list[str]) -> list[str]:
     return [str(text) for cell in cells for text in ([cell] if isinstance(cell, str) else cell)]
 
 
-def _cropped(image: Image.Image, row: dict[str, Any], crop: str | list[str] | None) -> Image.Image:
+def _cropped(
+    image: Image.Image, row: dict[str, Any], crop: str | list[str] | None
+) -> tuple[Image.Image, dict[str, Any]]:
+    """Return what is shown, and what else a sample says of it if that is a box."""
     if crop is None:
-        return image
+        return image, {}
     x, y, width, height = row[crop] if isinstance(crop, str) else [row[name] for name in crop]
-    return image.crop((int(x), int(y), int(x + width), int(y + height)))
+    box = (x, y, x + width, y + height)
+    left, top, right, bottom = (int(edge) for edge in box)
+    return image.crop((left, top, right, bottom)), {"whole": image, "box": tuple(map(float, box))}
