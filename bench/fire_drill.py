@@ -14,8 +14,11 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import re
+import shutil
 import statistics
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from dataclasses import dataclass
@@ -51,6 +54,13 @@ class Drill:
     def __init__(self, desk: Desk) -> None:
         self.desk, self.slurm = desk, desk.slurm
         self.rows: list[tuple[str, str, int, float, str]] = []
+        self.mounts: list[Path] = []
+
+    def leave(self) -> None:
+        """End what was started, and take the small disk away again."""
+        self.desk.leave()
+        for place in self.mounts:
+            subprocess.run(["umount", "--lazy", place], check=False)
 
     # ---- strikes: each returns what was done, and nothing else acts until steps are taken again -----------
 
@@ -133,6 +143,35 @@ class Drill:
             damaged.truncate(file.stat().st_size // 2)
         return f"rank 0 killed, {newest.name}/{file.name} cut in half"
 
+    def cut_network(self) -> str:
+        """The connections of both ranks are closed by the kernel, as a switch that forgets them does."""
+        ports = {
+            connection.laddr.port
+            for rank in self.desk.ranks(STRUCK)
+            for connection in rank.net_connections("tcp")
+            if connection.status == psutil.CONN_ESTABLISHED
+        }
+        for port in sorted(ports):
+            subprocess.run(["ss", "--kill", "sport", "=", str(port)], check=True, capture_output=True)
+        return f"{len(ports)} connections of the ranks cut"
+
+    def full_disk(self) -> str:
+        """The file system of the checkpoints has no room for a further one: a person makes some, and starts again."""
+        place = self._folder() / "checkpoints"
+        self.desk.suspend(STRUCK)
+        with tempfile.TemporaryDirectory() as kept:
+            shutil.copytree(place, kept, dirs_exist_ok=True)
+            size = sum(file.stat().st_size + 4096 for file in Path(kept).rglob("*")) + 65536
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "drill", place], check=True)
+            self.mounts.append(place)
+            shutil.copytree(kept, place, dirs_exist_ok=True)
+        self.desk.resume(STRUCK)
+        if not self.desk.ends(self.desk.started[-1]):
+            raise UserError("Snakemake has ended well although no checkpoint could be written")
+        subprocess.run(["mount", "-o", "remount,size=1g", place], check=True)
+        self.desk.start()
+        return f"no room beyond {size >> 10} KiB; Snakemake ended, room made, started again"
+
     # ---- around a strike ----------------------------------------------------------------------------------
 
     def strike(self, kind: str) -> None:
@@ -191,7 +230,7 @@ class Drill:
 
 KINDS = (
     "dead_rank", "slow_rank", "pre_emption", "held_lock", "time_limit", "dead_controller", "start_up_pre_emption",
-    "dead_snakemake", "corrupt_checkpoint", "dead_node",
+    "dead_snakemake", "corrupt_checkpoint", "dead_node", "cut_network", "full_disk",
 )  # fmt: skip
 
 ENDS_A_START = {*KINDS} - {"slow_rank", "dead_controller", "dead_snakemake"}
@@ -219,7 +258,7 @@ def main(config: FireDrill) -> None:
                 drill.strike(kind)
             code = desk.ends(desk.started[-1], timeout=3600)
         finally:
-            desk.leave()
+            drill.leave()
         equal = code == 0 and report(drill)
     sys.exit(not equal)
 

@@ -15,7 +15,8 @@ USERS_MISTAKE = 2  # also: numbers no longer finite
 # Phrases in the messages of gloo, TCP stores and NCCL.
 _SIGNS_OF_LOST_CONTACT = (
     "Timed out waiting", "Application timeout caused pair closure",
-    "Connection closed by peer", "Connection reset by peer", "Broken pipe", "Socket Timeout",
+    "Connection closed by peer", "Connection reset by peer", "Software caused connection abort", "Broken pipe",
+    "Socket Timeout",
     "No route to host", "Network is unreachable", "operation timeout", "NCCL communicator was aborted",
 )  # fmt: skip
 # Below Linux's ephemeral ports (from 32768 on), of which any process may hold one at the moment.

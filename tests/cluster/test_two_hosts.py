@@ -125,6 +125,9 @@ def test_a_pulled_cable_is_survived_or_ends_all_ranks_with_a_sentence(
 
 def test_other_errors_are_not_taken_for_lost_contact() -> None:
     assert lost_contact(RuntimeError("mat1 and mat2 shapes cannot be multiplied")) is None
+    assert lost_contact(
+        RuntimeError("Read error [127.0.0.1]:1: Software caused connection abort")
+    )  # ss --kill
     assert lost_contact(ValueError("Connection reset by peer")) is None
     found = lost_contact(RuntimeError("[tcp.cc:1] Timed out waiting 24000ms for recv operation\nmore"))
     assert found is not None and found.endswith("[tcp.cc:1] Timed out waiting 24000ms for recv operation")

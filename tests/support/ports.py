@@ -6,7 +6,6 @@ import random
 import socket
 from pathlib import Path
 
-# Linux gives connections ports from 32768 on, gVisor (some CI runners) from 16000 on.
 _GIVEN_TO_CONNECTIONS = Path("/proc/sys/net/ipv4/ip_local_port_range")
 
 
