@@ -5,8 +5,8 @@
 Same images and captions, precision, threads and optimiser (torch's AdamW), steps interleaved so that other load on
 the machine affects both. Each side gets its captions as its own pipeline produces them: open_clip pads to 77 tokens,
 ours to the longest of the batch; ``equal_padding=true`` pads ours to 77 as well. Times are wall clock and
-CPU time of this process; the ratios that count are those of FILIP to open_clip, and of FILIP with the smooth maximum to
-FILIP.
+CPU time of this process; the ratios that count are those of FILIP to open_clip, and of FILIP with the smooth maximum,
+or compiled, to FILIP.
 """
 
 from __future__ import annotations
@@ -62,6 +62,9 @@ class TrainStep:
     words: int = option(14, "mean words per caption; lengths vary from half to one and a half times that")
     equal_padding: bool = option(False, "pad our captions to open_clip's length too")
     backend: str = option("auto", "backend of the late interaction")
+    compiled: bool = option(
+        False, "also a FILIP whose blocks are compiled; the first step takes a minute or more"
+    )
     json: str | None = option(None, "also write the numbers to this file")
 
 
@@ -101,12 +104,15 @@ def filip_step(
     pixels: Tensor,
     texts: list[str],
     backend: str | Backend,
+    compiled: bool = False,
 ) -> Callable[[], Tensor]:
     """Return a closure that does one step and returns the loss."""
     from filip.tokenizer import tokenize
 
     model = build_model(config).train()
     model.to(pixels.device)
+    if compiled:
+        model.compile_blocks()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4)
     ids, lengths = (tensor.to(pixels.device) for tensor in tokenize(texts, config.text.context_length))
     if options.equal_padding:
@@ -199,6 +205,11 @@ def steps_of(options: TrainStep) -> dict[str, Callable[[], Tensor]]:
         "filip": filip_step(config, options, pixels, texts, options.backend),
         "smooth": filip_step(config, options, pixels, texts, SmoothMaximum(0.05)),
         "our clip": filip_step(baseline, options, pixels, texts, options.backend),
+        **(
+            {"compiled": filip_step(config, options, pixels, texts, options.backend, True)}
+            if options.compiled
+            else {}
+        ),
     }
 
 

@@ -145,6 +145,12 @@ ROWS: dict[str, tuple[str, ...]] = {
     "a quarter from the end of the warm-up, at least 6, slow temperature": (*PAPER, LATER, SIX, SLOW),
     "a quarter from the end of the warm-up, at least 8": (*PAPER, LATER, EIGHT),
     "a quarter from the end of the warm-up, at least 8, slow temperature": (*PAPER, LATER, EIGHT, SLOW),
+    "a quarter from the end of the warm-up, contrast, at least 8, slow temperature": (
+        *PAPER, LATER, CONTRAST, EIGHT, SLOW,
+    ),
+    "a quarter from the end of the warm-up, at least 8, slow temperature, without [BOS] and [EOS]": (
+        *PAPER, LATER, EIGHT, SLOW, "model.exclude_special_tokens=true",
+    ),
 }  # fmt: skip
 
 
