@@ -217,6 +217,9 @@ class TrainConfig:
         "a step's collective that takes longer ends the run with an error: a rank is dead or unreachable",
     )
     log_every: int = option(10, "steps per line, TensorBoard point and log.jsonl entry")
+    profile_steps: list[int] | None = option(
+        None, "[first, last]: the first rank's operations in these steps, as a trace in run_dir/profile"
+    )
     checkpoint: CheckpointConfig = option(CheckpointConfig(), "cadence and retention")
     watchdog: WatchdogConfig = option(WatchdogConfig(), "the watchdog")
     eval: EvalConfig = option(EvalConfig(), "evaluation while training")
@@ -237,6 +240,12 @@ class TrainConfig:
         _choice("optimizer.name", self.optimizer.name, tuple(OPTIMIZERS))
         if self.optimizer.eps is None:
             self.optimizer.eps = OPTIMIZERS[self.optimizer.name].eps
+        if self.profile_steps is not None and not (
+            len(self.profile_steps) == 2 and 1 <= self.profile_steps[0] <= self.profile_steps[1]
+        ):
+            raise UserError(
+                f"profile_steps={self.profile_steps}: give the first and the last step, e.g. [100,110]"
+            )
         _choice("watchdog.non_finite", self.watchdog.non_finite, ("stop", "rollback"))
         if self.zero_stage not in (0, 1, 2, 3):
             raise UserError(f"zero_stage={self.zero_stage} must be 0, 1, 2 or 3")

@@ -42,6 +42,7 @@ from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
 from filip.train.manifests import read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
+from filip.train.profiling import profiled
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start
 from filip.train.ranks import Ranks, StopSignal, barrier, from_main, raise_together, start_ranks
 from filip.train.result import gather_to_main, timings, write_result
@@ -225,32 +226,42 @@ def take_steps(run: Run) -> None:
     """Take optimiser steps until the schedule ends or a signal comes."""
     config, interval, batches = run.config, Interval(), endless(run.loader)
     run.stop.promise = "saving at the next step boundary"
-    while not run.is_over:
-        started = time.perf_counter()
-        due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
-        run.stalls.step_begins()
-        run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
-        run.engine.time_encoding(due)
-        skipped = run.engine.skipped_steps
-        metrics = one_step(run, batches, inspect=due)
-        run.stalls.step_ends()
-        seconds = time.perf_counter() - started
-        run.state.seconds += seconds
-        discarded = run.engine.skipped_steps > skipped
-        interval.add(metrics, seconds, discarded)
-        status = step_status(run, metrics, discarded, due, seconds)
-        if len(interval.all_seconds) > min(UNTIMED_STEPS, run.schedule.steps // 2):
-            run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
-        if due:
-            run.last_record = progress.write_interval(run, interval)
-        for alert in run.watchdog.observe(status):
-            run.telemetry.event(run.state.step, "watchdog", str(alert))
-            if alert.kind == "non-finite":
-                recover(run, str(alert))
-        every = config.eval.every_steps
-        if every and (run.state.step % every == 0 or run.is_over) and not metrics.stop:
-            evaluate(run)
-        save_if_due(run, metrics)
+    window = config.profile_steps if run.ranks.is_main else None
+    with profiled(window, run.state.step, Path(config.run_dir) / "profile", say) as profiler:
+        while not run.is_over:
+            take_step(run, batches, interval)
+            if profiler is not None:
+                profiler.step()
+
+
+def take_step(run: Run, batches: Iterator[Batch], interval: Interval) -> None:
+    """Take one optimiser step, and what is due after it: a line of the log, an evaluation, a checkpoint."""
+    config = run.config
+    started = time.perf_counter()
+    due = (run.state.step + 1) % config.log_every == 0 or run.state.step + 1 == run.schedule.steps
+    run.stalls.step_begins()
+    run.engine.set_lr(run.schedule.at(run.state.step), run.state.step)
+    run.engine.time_encoding(due)
+    skipped = run.engine.skipped_steps
+    metrics = one_step(run, batches, inspect=due)
+    run.stalls.step_ends()
+    seconds = time.perf_counter() - started
+    run.state.seconds += seconds
+    discarded = run.engine.skipped_steps > skipped
+    interval.add(metrics, seconds, discarded)
+    status = step_status(run, metrics, discarded, due, seconds)
+    if len(interval.all_seconds) > min(UNTIMED_STEPS, run.schedule.steps // 2):
+        run.state.step_seconds = [*run.state.step_seconds[1 - TIMED_STEPS :], round(seconds, 6)]
+    if due:
+        run.last_record = progress.write_interval(run, interval)
+    for alert in run.watchdog.observe(status):
+        run.telemetry.event(run.state.step, "watchdog", str(alert))
+        if alert.kind == "non-finite":
+            recover(run, str(alert))
+    every = config.eval.every_steps
+    if every and (run.state.step % every == 0 or run.is_over) and not metrics.stop:
+        evaluate(run)
+    save_if_due(run, metrics)
 
 
 def one_step(run: Run, batches: Iterator[Batch], inspect: bool) -> StepMetrics:
