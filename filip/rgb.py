@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterable
 from os import PathLike
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from PIL import ExifTags, Image, ImageOps
@@ -73,6 +74,13 @@ def upright(image: Image.Image) -> Image.Image:
     if image.getexif().get(ORIENTATION, 1) == 1:
         return image
     return ImageOps.exif_transpose(image)
+
+
+def read_rgb(file: str | PathLike[str] | IO[bytes]) -> Image.Image:
+    """Read a picture as models see it: upright, as 8-bit RGB on white. Raises one of :data:`UNDECODABLE`."""
+    image = Image.open(file, formats=FORMATS)
+    image.load()  # and let go of the file
+    return to_rgb(upright(image))
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

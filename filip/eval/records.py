@@ -12,6 +12,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.files import nothing_at
 from filip.progress import say
+from filip.rgb import FORMATS
 from filip.sets.columns import LABEL_COLUMNS
 from filip.sets.tables import Broken, read_table
 from filip.sets.text import read_file
@@ -119,14 +120,16 @@ def find_column(records: Records, known: Sequence[str], what: str, place: Path) 
 
 
 def read_image(value: Any, folder: Path) -> Image.Image:
-    """Read the picture in a cell: a path below ``folder``, bytes, Hugging Face's {bytes, path}, or a PIL image."""
+    """Open the picture in a cell, as it is stored: a path below ``folder``, bytes, Hugging Face's {bytes, path}, or
+    a PIL image.
+    """
     if isinstance(value, Image.Image):
-        return value.convert("RGB")
+        return value
     if isinstance(value, dict):
         value = value.get("bytes") or value.get("path")
-    if isinstance(value, bytes):
-        return Image.open(io.BytesIO(value)).convert("RGB")
-    return Image.open(io.BytesIO(read_file(folder / str(value)))).convert("RGB")
+    if not isinstance(value, bytes):
+        value = read_file(folder / str(value))
+    return Image.open(io.BytesIO(value), formats=FORMATS)
 
 
 def image_name(value: Any, index: int) -> str:

@@ -21,6 +21,7 @@ from filip.data.sidecar import read_sidecar
 from filip.errors import UserError
 from filip.eval.pictures.drawing import INK, MUTED, Cell, sheet
 from filip.files import replacing
+from filip.rgb import read_rgb
 
 
 @dataclass
@@ -74,7 +75,7 @@ def read_samples(shards: Path, captions: Path, count: int) -> list[ShardSample]:
     with tar.open("rb") as file:
         for key in keys[:: max(1, len(keys) // max(1, count))][:count]:
             file.seek(index.offsets[images[key]])
-            image = Image.open(io.BytesIO(file.read(index.sizes[images[key]]))).convert("RGB")
+            image = read_rgb(io.BytesIO(file.read(index.sizes[images[key]])))
             samples.append(ShardSample(key, image, texts[key]))
     return samples
 

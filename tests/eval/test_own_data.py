@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +19,14 @@ from filip.eval.__main__ import Evaluation
 from filip.eval.__main__ import main as evaluate
 from filip.eval.cards import load_card
 from filip.eval.context import Context
+from filip.eval.datasets import EvalSet
 from filip.eval.formats import open_set
+from filip.eval.formats.class_maps import ClassMaps
+from filip.eval.formats.coco_boxes import CocoBoxes
+from filip.eval.formats.imagefolder import ImageFolder
+from filip.eval.formats.text_pairs import TextPairs
+from filip.eval.formats.webdataset import WebdatasetFolder
+from filip.eval.formats.winoground import Winoground
 from filip.eval.outcomes import read_outcomes
 from filip.eval.own_data import cards_of
 from filip.eval.prompts import Prompt
@@ -160,16 +170,87 @@ def test_a_card_with_an_option_that_its_loader_does_not_have_is_refused(tmp_path
         select(PooledScorer(Reader()), load_card(tmp_path / "card.yaml"), Context(str(tmp_path)))  # type: ignore[arg-type]
 
 
-def test_one_s_own_photographs_are_seen_upright(tmp_path: Path) -> None:
-    """As ingest turns them: a model is evaluated on what it was trained on."""
+def lying(path: Path, number: int = 0) -> np.ndarray:
+    """Store a picture on its side, as phones do; return it upright."""
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
-    stored = picture(3, 48).crop((0, 0, 48, 40))
-    stored.save(tmp_path / "a.png", exif=exif)
-    (tmp_path / "a.txt").write_text("a turned picture")
-    (card,) = cards_of(str(tmp_path))
-    shown = open_set(card, ".")[0].image
-    assert shown.size == (40, 48)
-    assert np.array_equal(
-        np.asarray(shown), np.asarray(ImageOps.exif_transpose(Image.open(tmp_path / "a.png")))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(number, 48).crop((0, 0, 48, 40)).save(path, exif=exif)
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+
+def own_photographs(root: Path) -> EvalSet:
+    (root / "a.txt").write_text("a turned picture")
+    return open_set(cards_of(str(root))[0], ".")
+
+
+def class_folders(root: Path) -> EvalSet:
+    for name in ("0", "1"):
+        (root / name).mkdir()
+        shutil.copy(root / "a.png", root / name)
+    return ImageFolder(root, "")
+
+
+def pairs_of_files(root: Path) -> EvalSet:
+    (root / "a.txt").write_text("a turned picture")
+    return TextPairs(root)
+
+
+def pairs_of_images(root: Path) -> EvalSet:
+    row = {"id": 0, "image_0": "a.png", "image_1": "a.png", "caption_0": "a b", "caption_1": "b a"}
+    (root / "examples.jsonl").write_text(json.dumps(row))
+    return Winoground(root, images=".")
+
+
+def tars(root: Path) -> EvalSet:
+    (root / "test").mkdir()
+    (root / "test" / "nshards.txt").write_text("1")
+    (root / "dataset_type.txt").write_text("retrieval")
+    (root / "a.txt").write_text("a turned picture")
+    with tarfile.open(root / "test" / "0.tar", "w") as tar:
+        tar.add(root / "a.png", "s0.png")
+        tar.add(root / "a.txt", "s0.txt")
+    return WebdatasetFolder(root, "test", None, None)
+
+
+def table_of_images(root: Path) -> EvalSet:
+    (root / "rows.json").write_text(json.dumps([{"image": "a.png", "caption": "a turned picture"}]))
+    columns = "{path: rows.json, split: test, image: image, caption: caption}"
+    (root / "card.yaml").write_text(
+        f"name: c\ntitle: c\nkind: retrieval\nmetric: recall\nloader: records\nlayouts: {{records: {columns}}}\n"
     )
+    return open_set(load_card(root / "card.yaml"), root)
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [own_photographs, class_folders, pairs_of_files, pairs_of_images, tars, table_of_images],
+    ids=lambda f: f.__name__,
+)
+def test_pictures_are_seen_upright_in_every_layout(layout: Callable[[Path], EvalSet], tmp_path: Path) -> None:
+    """As ingest turns them: a model is evaluated on what it was trained on."""
+    upright = lying(tmp_path / "a.png")
+    assert upright.shape == (48, 40, 3)
+    assert np.array_equal(np.asarray(layout(tmp_path)[0].image), upright)
+
+
+def test_places_in_a_picture_are_those_of_its_stored_pixels(tmp_path: Path) -> None:
+    """Benchmarks' boxes and maps are; what they show is upright all the same."""
+    upright = lying(tmp_path / "images" / "a.png")
+    lying(tmp_path / "images" / "a.jpg")
+    top = upright[:, 20:]  # the upper half as it is stored is the right one upright
+    coco = {
+        "images": [{"id": 1, "file_name": "a.png"}],
+        "categories": [{"id": 1, "name": "dog"}],
+        "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 48, 20]}],
+    }
+    (tmp_path / "boxes.json").write_text(json.dumps(coco))
+    assert np.array_equal(np.asarray(CocoBoxes(tmp_path, "boxes.json", "images")[0].image), top)
+    values = np.ones((40, 48), np.uint8)
+    values[:20] = 2
+    (tmp_path / "maps").mkdir()
+    for kind in (values, np.rot90(values, -1)):  # of the stored picture, and of the upright one
+        Image.fromarray(kind).save(tmp_path / "maps" / "a.png")
+        sample = ClassMaps(tmp_path, ["one", "two"], "card", "images", "maps")[0]
+        assert sample.image.size == (40, 48) and sample.segments.shape == (48, 40)
+        assert (sample.segments[:, 20:] == 1).all() and (sample.segments[:, :20] == 0).all()

@@ -17,13 +17,11 @@ import io
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
-from filip.rgb import FORMATS, to_rgb, upright
+from filip.rgb import read_rgb
 from filip.sets.image_set import open_images
 from filip.sets.layout import FOR_EVALUATION, Reading
 
@@ -77,7 +75,7 @@ class Captions(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         item = self.images.items[index]
-        image = to_rgb(upright(Image.open(io.BytesIO(self.images.read(item)), formats=FORMATS)))
+        image = read_rgb(io.BytesIO(self.images.read(item)))
         return Sample(item.name, image, captions=list(item.captions))
 
     def name_of(self, index: int) -> str:

@@ -10,6 +10,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
+from filip.rgb import ORIENTATION, read_rgb, upright
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -61,6 +62,13 @@ class ClassMaps(EvalSet):
         image, shown = self.images / f"{name}.jpg", self.maps / f"{name}.png"
         if not image.is_file() or not shown.is_file():
             raise UserError(f"{image if not image.is_file() else shown} is missing")
-        values = np.asarray(Image.open(shown)).astype(np.int64) - self.first
+        values = np.asarray(_turned_like(Image.open(image), Image.open(shown))).astype(np.int64) - self.first
         values[values >= len(self.classes or [])] = -1
-        return Sample(name, Image.open(image).convert("RGB"), segments=values)
+        return Sample(name, read_rgb(image), segments=values)
+
+
+def _turned_like(picture: Image.Image, classes: Image.Image) -> Image.Image:
+    """Turn a map of the pixels as they are stored as its picture is turned; other maps are of the upright picture."""
+    if classes.size == picture.size:
+        classes.getexif()[ORIENTATION] = picture.getexif().get(ORIENTATION, 1)
+    return upright(classes)

@@ -10,6 +10,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
+from filip.rgb import upright
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -59,5 +60,5 @@ class CocoBoxes(EvalSet):
         path, (x, y, width, height), label, number = self.boxes[index]
         whole, box = Image.open(path).convert("RGB"), (x, y, x + width, y + height)
         left, top, right, bottom = (round(edge) for edge in box)
-        image = whole.crop((left, top, right, bottom))
+        image = upright(whole.crop((left, top, right, bottom)))
         return Sample(str(number), image, label, cluster=path.stem, whole=whole, box=box)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.progress import say
-from filip.rgb import not_read
+from filip.rgb import not_read, read_rgb
 from filip.sets.layout import is_picture, walk
 
 
@@ -45,7 +43,7 @@ class ImageFolder(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         path, label = self.items[index]
-        return Sample(self.name_of(index), Image.open(path).convert("RGB"), label)
+        return Sample(self.name_of(index), read_rgb(path), label)
 
     def name_of(self, index: int) -> str:
         return self.items[index][0].relative_to(self.folder).as_posix()

@@ -31,6 +31,7 @@ from filip.errors import UserError
 from filip.eval import records
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
+from filip.rgb import to_rgb, upright
 from filip.sets import columns
 
 KEYS = (
@@ -147,10 +148,11 @@ def _texts(row: dict[str, Any], columns: str | list[str]) -> list[str]:
 def _cropped(
     image: Image.Image, row: dict[str, Any], crop: str | list[str] | None
 ) -> tuple[Image.Image, dict[str, Any]]:
-    """Return what is shown, and what else a sample says of it if that is a box."""
+    """Return what is shown, upright, and what else a sample says of it if that is a box in the stored pixels."""
     if crop is None:
-        return image, {}
+        return to_rgb(upright(image)), {}
     x, y, width, height = row[crop] if isinstance(crop, str) else [row[name] for name in crop]
     box = (x, y, x + width, y + height)
     left, top, right, bottom = (int(edge) for edge in box)
-    return image.crop((left, top, right, bottom)), {"whole": image, "box": tuple(map(float, box))}
+    image = to_rgb(image)
+    return upright(image.crop((left, top, right, bottom))), {"whole": image, "box": tuple(map(float, box))}

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from PIL import Image
-
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.formats.imagefolder import images_below
+from filip.rgb import read_rgb
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -58,4 +57,4 @@ class TextPairs(EvalSet):
         if file.suffix == ".json":
             content = json.loads(text)
             text = " ".join(str(content.get(name) or "") for name in self.fields)
-        return Sample(path.stem, Image.open(path).convert("RGB"), captions=[" ".join(text.split())])
+        return Sample(path.stem, read_rgb(path), captions=[" ".join(text.split())])

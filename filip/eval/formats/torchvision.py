@@ -9,6 +9,7 @@ from typing import Any
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
+from filip.rgb import to_rgb, upright
 
 
 def open_set(card: BenchmarkCard, root: str | Path) -> EvalSet:
@@ -74,7 +75,7 @@ class TorchvisionSet(EvalSet):
 
     def __getitem__(self, index: int) -> Sample:
         image, label = self.data[self.chosen[index]]
-        return Sample(str(self.chosen[index]), image.convert("RGB"), int(label))
+        return Sample(str(self.chosen[index]), to_rgb(upright(image)), int(label))
 
 
 def _class_names(kind: str, data: Any) -> list[str]:

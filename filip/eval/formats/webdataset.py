@@ -15,6 +15,7 @@ from PIL import Image
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample, Thing
+from filip.rgb import read_rgb
 from filip.sets.samples import lines_of
 from filip.sets.tar_index import scan_tar
 from filip.sets.tars import samples_of
@@ -73,7 +74,7 @@ class WebdatasetFolder(EvalSet):
         extension = next((e for e in IMAGE_EXTENSIONS if e in members), None)
         if extension is None:
             raise UserError(f"sample {key} in {self.folder} has no image ({', '.join(IMAGE_EXTENSIONS)})")
-        sample = Sample(key, Image.open(io.BytesIO(self._read(members[extension]))).convert("RGB"))
+        sample = Sample(key, read_rgb(io.BytesIO(self._read(members[extension]))))
         wanted = self.captions if self.retrieval else "cls"
         if wanted not in members:
             raise UserError(f"sample {key} in {self.folder} has no .{wanted}")

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from PIL import Image
-
 from filip.errors import UserError
 from filip.eval.benchmark import BenchmarkCard
 from filip.eval.datasets import EvalSet, Sample
 from filip.eval.records import read_records
+from filip.rgb import read_rgb
 
 COLUMNS = ("id", "image_0", "image_1", "caption_0", "caption_1")
 
@@ -43,6 +42,4 @@ class Winoground(EvalSet):
             raise UserError(f"Winoground's image {path} is missing (unpack images.zip there)")
         captions = [str(row[f"caption_{side}"]), str(row[f"caption_{1 - side}"])]
         example = str(row["id"])
-        return Sample(
-            f"{example} {side}", Image.open(path).convert("RGB"), captions=captions, cluster=example
-        )
+        return Sample(f"{example} {side}", read_rgb(path), captions=captions, cluster=example)

@@ -30,7 +30,7 @@ from filip.eval.prompts import Prompt
 from filip.eval.word_patch import word_patches
 from filip.files import nothing_at
 from filip.progress import say
-from filip.rgb import to_rgb, unreadable, upright
+from filip.rgb import read_rgb, unreadable
 
 
 @dataclass
@@ -49,7 +49,7 @@ def draw(config: Heatmap) -> None:
         raise UserError(nothing_at(config.image, "give an image file"))
     encoder = config.encoder()
     try:
-        image = to_rgb(upright(Image.open(config.image)))
+        image = read_rgb(config.image)
     except OSError as error:
         raise unreadable(config.image, error) from error
     cells = heat_cells(encoder, image, config.caption, config.width)
