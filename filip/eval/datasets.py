@@ -22,15 +22,27 @@ from filip.rgb import UNDECODABLE
 
 @dataclass
 class Thing:
-    """Something in an image that the captions call ``label``: the pixels of ``shown`` (mode L) of value ``number``."""
+    """Something in an image that the captions call ``label``: the pixels of ``shown`` (mode L) of value ``number``.
+
+    number: None if ``shown`` is the mask of its place. file: that of ``shown``, for messages.
+    """
 
     label: str
     shown: Image.Image  # of the image's size; decoded on first access, which most protocols never make
-    number: int = 255
+    number: int | None = None
+    file: str = ""
 
     @property
     def mask(self) -> Image.Image:
-        """Return the mask of its place: mode L, 0 or 255."""
+        """Return the mask of its place: mode L, 0 or 255. Raises UserError if its picture is broken."""
+        try:
+            self.shown.load()
+        except UNDECODABLE as error:
+            raise UserError(
+                f"{self.file} cannot be read ({first_line(error)}); fetch the test set again"
+            ) from error
+        if self.number is None:
+            return self.shown
         return Image.fromarray(np.where(np.asarray(self.shown) == self.number, np.uint8(255), np.uint8(0)))
 
 

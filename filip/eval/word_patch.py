@@ -48,11 +48,6 @@ def word_patches(encoder: Encoder, pixels: Tensor, labels: Sequence[str], prompt
     pixels: [b, 3, H, W], transformed for ``encoder``; labels: b strings. A pooled model's patch and word
     vectors are those of its projections applied to every token, which its training never used.
     """
-    return align(encoder, encoder.patches(pixels), labels, prompt)
-
-
-def align(encoder: Encoder, patches: Tensor, labels: Sequence[str], prompt: Prompt) -> list[WordPatch]:
-    """Do :func:`word_patches` for images whose patches [b, rows * columns, d] are there already."""
     words = encoder.words([prompt.fill(label) for label in labels])
     return [
         WordPatch(
@@ -61,7 +56,7 @@ def align(encoder: Encoder, patches: Tensor, labels: Sequence[str], prompt: Prom
             label_tokens(encoder, prompt, label),
             encoder.grid,
         )
-        for image, text, label in zip(patches, words, labels, strict=True)
+        for image, text, label in zip(encoder.patches(pixels), words, labels, strict=True)
     ]
 
 

@@ -8,8 +8,8 @@ from typing import Any
 
 from filip.errors import UserError
 from filip.eval.encoders import Encoder
+from filip.eval.pointing import name_prompts
 from filip.eval.prompts import Prompt
-from filip.eval.scenes import name_prompts
 from filip.eval.word_patch import label_tokens
 from filip.words import FUNCTION_WORDS
 

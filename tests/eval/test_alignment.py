@@ -171,7 +171,8 @@ def test_coverage_follows_the_transform_s_crop():
 
 
 def test_composite_places_both_with_their_masks():
-    page, (left, right) = composite(square("red", 0, 0), square("blue", 16, 16))
+    found, _ = composite(square("red", 0, 0), square("blue", 16, 16))
+    page, (left, right) = found.image, [thing.mask for thing in found.things]
     assert page.getpixel((3, 11)) == (255, 0, 0) and page.getpixel((28, 20)) == (0, 0, 255)
     assert left.getpixel((3, 11)) == 255 and left.getpixel((28, 20)) == 0
     assert right.getpixel((28, 20)) == 255 and right.getpixel((3, 11)) == 0

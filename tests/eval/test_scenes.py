@@ -22,8 +22,8 @@ from filip.eval.outcomes import read_outcomes
 from filip.eval.pictures.drawing import INK
 from filip.eval.pictures.scenes import COLOURS as COLOURS_OF_NAMES
 from filip.eval.pictures.scenes import PATCH, SceneSheet, chosen, coloured_caption, draw, margin, tinted
+from filip.eval.pointing import BACKGROUND, name_prompts, point, pointed_scenes
 from filip.eval.protocols.selection import select
-from filip.eval.scenes import BACKGROUND, name_prompts, point
 from filip.interaction import Similarity
 from tests.eval.miniature import run_protocol, write_model, write_webdataset
 from tests.eval.test_alignment import COLOURS, ColourBlind
@@ -42,13 +42,14 @@ def scene(names: tuple[str, ...] = ("red", "green", "blue")) -> tuple[Image.Imag
     return image, shown
 
 
-def write_scenes(folder: Path, count: int = 6) -> None:
+def write_scenes(folder: Path, count: int = 6, cut: int | None = None) -> None:
+    """Write scenes; of each map of the things only the first ``cut`` bytes."""
     image, shown = scene()
     members: list[tuple[str, bytes]] = []
     for number in range(count):
         key = f"s{number:07d}"
         members += [(f"{key}.png", encoded(image)), (f"{key}.txt", CAPTION.encode())]
-        members += [(f"{key}.things.png", encoded(shown))]
+        members += [(f"{key}.things.png", encoded(shown)[:cut])]
         members += [(f"{key}.json", json.dumps({"things": [{"label": n} for n in PLACES]}).encode())]
         members += [(f"{key}.names.txt", b"a red and a blue\na red and a bus\na bus and a blue")]
         if number % 2:
@@ -211,6 +212,15 @@ def test_scene_pointing_as_a_command(root: Path) -> None:
     assert len(set(outcomes.cluster)) == 6
     assert found["chance"] == pytest.approx(1 / 4) and found["among_things"]["chance"] == pytest.approx(1 / 3)
     assert 0 <= found["value"] <= found["among_things"]["value"] <= 1 or found["value"] == 0
+
+
+def test_a_broken_map_of_the_things_is_named(root: Path) -> None:
+    write_scenes(
+        root / "scenes", count=1, cut=60
+    )  # its header is whole: it breaks when its pixels are asked for
+    card = load_card(card_file(root, "pointing"))
+    with pytest.raises(UserError, match=r"s0000000\.things\.png of .*scenes cannot be read.*fetch"):
+        list(pointed_scenes(ColourBlind(), card, open_set(card, root)))  # type: ignore[arg-type]
 
 
 def test_a_card_of_another_kind_is_refused_in_a_sentence(

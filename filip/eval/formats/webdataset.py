@@ -96,7 +96,7 @@ class WebdatasetFolder(EvalSet):
         if "mask.png" in members:
             sample.mask = _grey(self._read(members["mask.png"]))
         if "things.png" in members and "json" in members:
-            sample.things = self._things(members)
+            sample.things = self._things(key, members)
         return sample
 
     def name_of(self, index: int) -> str:
@@ -114,11 +114,12 @@ class WebdatasetFolder(EvalSet):
             )
         return str(about[self.cluster])
 
-    def _things(self, members: dict[str, _Member]) -> list[Thing]:
+    def _things(self, key: str, members: dict[str, _Member]) -> list[Thing]:
         """Return a scene's things: pixels of the n-th of the JSON's ``things`` have the value n in ``.things.png``."""
         shown = _grey(self._read(members["things.png"]))
         described = json.loads(self._read(members["json"]))["things"]
-        return [Thing(thing["label"], shown, number) for number, thing in enumerate(described, 1)]
+        file = f"{key}.things.png of {self.folder}"
+        return [Thing(thing["label"], shown, number, file) for number, thing in enumerate(described, 1)]
 
     def _find_shards(self, split: str) -> list[Path]:
         count = self.folder / split / "nshards.txt"

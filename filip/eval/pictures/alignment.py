@@ -19,9 +19,9 @@ from filip.eval.families import PROMPTS
 from filip.eval.formats import open_set
 from filip.eval.options import DataOptions, ModelOptions
 from filip.eval.pictures.drawing import Cell, PictureOptions, alignment_cell, save_png, sheet
-from filip.eval.pointing import aligned, composite_alignment, labelled
+from filip.eval.pointing import composite, labelled, point
 from filip.eval.prompts import alignment_template
-from filip.eval.word_patch import alignment_prompt
+from filip.eval.word_patch import alignment_prompt, word_patches
 
 NOTE = (
     "The number on a patch is the position of the text token it is most similar to (0 = [BOS]). "
@@ -57,7 +57,7 @@ def _cells(encoder: Encoder, card: BenchmarkCard, config: AlignmentSheet) -> lis
     cells = []
     for item in labelled(data, names, config.examples):
         pixels = encoder.transform(item.image)
-        found = aligned(encoder, [item], prompt)[0]
+        found = word_patches(encoder, pixels.unsqueeze(0), [item.label], prompt)[0]
         cells.append(alignment_cell(Image.fromarray(denormalize(pixels)), found, item.label, 320))
     if not config.composites:
         return cells
@@ -66,6 +66,7 @@ def _cells(encoder: Encoder, card: BenchmarkCard, config: AlignmentSheet) -> lis
         step = max(1, len(with_mask) // (2 * config.composites))
         left = with_mask[2 * number * step % len(with_mask)]
         right = with_mask[(2 * number + 1) * step % len(with_mask)]
-        page, found, _ = composite_alignment(encoder, left, right)
-        cells.append(alignment_cell(page, found, f"{left.label} and {right.label}", 320))
+        page, prompts = composite(left, right)
+        found = point(encoder, [page], [prompts])[0].alignment
+        cells.append(alignment_cell(page.image, found, page.captions[0], 320))
     return cells

@@ -20,7 +20,7 @@ from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures.alignment import NOTE
 from filip.eval.pictures.drawing import PictureOptions, alignment_cell, save_png, sheet
-from filip.eval.pointing import composite_alignment, labelled
+from filip.eval.pointing import composite, labelled, point
 from filip.eval.prompts import alignment_template
 from filip.eval.word_patch import alignment_prompt, word_patches
 
@@ -59,13 +59,14 @@ def draw(config: Compare) -> None:
             cells.append(alignment_cell(_seen(pixels), found, f"{title}: {item.label}", 300))
     rest = items[config.examples :]
     for left, right in zip(rest[::2], rest[1::2], strict=False):
+        page, prompts = composite(left, right)
         for encoder, title in zip(encoders, titles, strict=True):
-            image, found, _ = composite_alignment(encoder, left, right)
-            both = f"{title}: {left.label} and {right.label}"
-            cells.append(alignment_cell(_seen(encoder.transform(image)), found, both, 300))
+            found = point(encoder, [page], [prompts])[0].alignment
+            both = f"{title}: {page.captions[0]}"
+            cells.append(alignment_cell(_seen(encoder.transform(page.image)), found, both, 300))
     columns = len(encoders) * max(1, 4 // len(encoders))  # whole comparisons in a row
-    page = sheet(cells, columns, f"Word-patch alignment on {card.title}", NOTE, cell_width=300)
-    save_png(page, config.out)
+    title = f"Word-patch alignment on {card.title}"
+    save_png(sheet(cells, columns, title, NOTE, cell_width=300), config.out)
 
 
 def _seen(pixels: Tensor) -> Image.Image:

@@ -25,7 +25,7 @@ from filip.eval.datasets import Sample
 from filip.eval.encoders import load_encoder
 from filip.eval.formats import open_set
 from filip.eval.pictures.drawing import INK, Cell, PictureOptions, save_png, sheet
-from filip.eval.scenes import PointedScene, point, pointed_scenes
+from filip.eval.pointing import PointedScene, point, pointed_scenes
 from filip.files import write_json
 
 Colour = tuple[int, int, int]

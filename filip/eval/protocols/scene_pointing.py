@@ -1,13 +1,11 @@
 """Pointing in scenes.
 
 A name points at the patch that is most similar to any of its tokens, and is right if that patch belongs to its thing;
-see :mod:`filip.eval.scenes`. Chance is the share of patches that are right. ``among_things`` asks the same of the
+see :mod:`filip.eval.pointing`. Chance is the share of patches that are right. ``among_things`` asks the same of the
 patches of things alone: the first number is also lost to the background, the second only to another thing.
 """
 
 from __future__ import annotations
-
-import numpy as np
 
 from filip import citations
 from filip.errors import UserError
@@ -15,10 +13,9 @@ from filip.eval.cards import BenchmarkCard
 from filip.eval.context import Context
 from filip.eval.encoders import Encoder
 from filip.eval.formats import open_set
-from filip.eval.metrics import mean_interval
 from filip.eval.outcomes import Outcomes, Record
+from filip.eval.pointing import BACKGROUND, pointed_scenes, rate
 from filip.eval.protocols import Column, NoSettings, Numbers, Protocol
-from filip.eval.scenes import BACKGROUND, pointed_scenes
 
 
 def run(
@@ -28,38 +25,22 @@ def run(
 
     The outcome of each name is put into ``record`` under the card's name, the names of a scene as one cluster.
     """
-    outcomes: dict[str, list[bool]] = {"right": [], "right_among_things": []}
-    chance: dict[str, list[float]] = {name: [] for name in outcomes}
-    keys: list[str] = []
-    scenes: list[str] = []
-    for scene in pointed_scenes(encoder, card, open_set(card, context.root)):
-        for n in scene.counted:
-            own = (scene.owner == n).sum()
-            chance["right"].append(own / scene.owner.size)
-            chance["right_among_things"].append(own / (scene.owner != BACKGROUND).sum())
-            keys.append(f"{scene.sample.key} {n}")
-            scenes.append(scene.sample.key)
-        outcomes["right"] += scene.right
-        outcomes["right_among_things"] += scene.right_among_things()
-    if not keys:
+    found = list(pointed_scenes(encoder, card, open_set(card, context.root)))
+    scenes = [scene.sample.key for scene in found for _ in scene.counted]
+    if not scenes:
         raise UserError(
             f"{card.name}: no name of any scene has a patch to point at; are its patches too large?"
         )
-    record[card.name] = Outcomes.of(keys, outcomes, scenes)
-    clusters = np.unique(scenes, return_inverse=True)[1]
-    rates = {
-        name: {
-            "value": float(np.mean(right)),
-            "chance": float(np.mean(chance[name])),
-            "ci95": list(mean_interval(np.array(right, float), clusters=clusters)),
-        }
-        for name, right in outcomes.items()
-    }
+    keys = [f"{scene.sample.key} {n}" for scene in found for n in scene.counted]
+    right = [hit for scene in found for hit in scene.right]
+    among = [hit for scene in found for hit in scene.right_among_things()]
+    record[card.name] = Outcomes.of(keys, {"right": right, "right_among_things": among}, scenes)
+    chance_among = [value for scene in found for value in scene.chance(of=(scene.owner != BACKGROUND).sum())]
     return {
         "n": len(keys),
         "images": len(set(scenes)),
-        **rates["right"],
-        "among_things": rates["right_among_things"],
+        **rate(right, [value for scene in found for value in scene.chance()], scenes),
+        "among_things": rate(among, chance_among, scenes),
         "split": card.split,
     }
 
