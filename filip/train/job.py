@@ -228,6 +228,7 @@ def _again(
     attempt: Attempt, code: int, outcome: str, limit: int, requeue: Callable[[], str | None], why: str = ""
 ) -> int:
     """Start the job again, unless this outcome came ``limit`` times since the newest checkpoint."""
+    _signals.clear()  # what comes after the request is its answer
     newest = newest_checkpoint(attempt.run_dir)
     ends = [line for line in attempts(attempt.run_dir) if "outcome" in line]
     times = 1 + sum(line["outcome"] == outcome and line["checkpoint"] == newest for line in ends)
@@ -262,9 +263,24 @@ def requeue_job() -> str | None:
     return f"Slurm refuses to requeue job {job}: {done.stderr.strip()}" if done.returncode else None
 
 
+_signals: list[int] = []
+
+
+def note_signal(number: int, _: object = None) -> None:
+    """Handle a signal that is meant for the ranks, which get it too: go on, to hear their answer."""
+    _signals.append(number)
+
+
 def wait_for_the_end(code: int, seconds: float = 120) -> int:
-    """Wait for Slurm to end this process: until then the job must not look finished. Return ``code`` if it does not."""
-    time.sleep(seconds)
+    """Wait for Slurm to end this process: until then the job must not look finished. Return ``code`` if it does not.
+
+    Slurm first sends a signal. Where it then loses sight of a process whose parents have died (any ``ProctrackType``
+    but cgroup), nothing else comes. To live on would be harmful: a Snakemake that is still there deletes the outputs of
+    its failed job, which by then may be those of the next start.
+    """
+    deadline = time.monotonic() + seconds
+    while not _signals and time.monotonic() < deadline:
+        time.sleep(SECONDS_BETWEEN_LOOKS)
     return code
 
 
@@ -282,9 +298,7 @@ def main(config: Job, command: list[str]) -> None:
     if not command:
         raise UserError("no command; give run_dir=DIR -- srun ... python -m filip.train ...")
     for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
-        signal.signal(
-            number, lambda *_: None
-        )  # meant for the ranks, which get them too: wait for their answer
+        signal.signal(number, note_signal)
     attempt = Attempt.begin(Path(config.run_dir), Path(config.log) if config.log else None)
     requeue = requeue_job if config.requeue else lambda: "the same command continues"
     sys.exit(supervise(attempt, command, config.crashes, config.patience_minutes, requeue))

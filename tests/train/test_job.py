@@ -6,8 +6,10 @@ import errno
 import fcntl
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,29 @@ def run(folder: Path, requeues: list[bool], script: str, patience: float = 0) ->
     """Return the exit code of a job whose training is a line of shell."""
     attempt = Attempt.begin(folder, folder / "rule.log")
     return supervise(attempt, ["sh", "-c", script], 3, patience, lambda: requeues.append(True))
+
+
+def test_a_signal_after_the_request_for_another_start_ends_the_wait(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A process that lived on would end after the next start, and Snakemake then deletes what that one has made."""
+    monkeypatch.setattr(job, "SECONDS_BETWEEN_LOOKS", 0.01)
+    before = signal.signal(signal.SIGUSR2, job.note_signal)
+    waited: list[float] = []
+
+    def requeue() -> None:
+        assert not job._signals, "the signal before the request is no answer to it"
+        subprocess.Popen(["sh", "-c", f"sleep 0.2; kill -USR2 {os.getpid()}"])
+
+    try:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        begun = time.monotonic()
+        attempt = Attempt.begin(tmp_path)
+        assert supervise(attempt, ["sh", "-c", "exit 9"], 3, 0, requeue) == 9
+        waited.append(time.monotonic() - begun)
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+    assert waited[0] < 100, "it waited for Slurm to end it, two minutes, in spite of the signal"
 
 
 SAVED = "mkdir -p checkpoints/step0000000%d; echo 85 > $FILIP_EXIT_CODE_FILE; exit 143"
