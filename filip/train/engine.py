@@ -93,7 +93,6 @@ def deepspeed_settings(config: TrainConfig, batching: Batching, world_size: int)
         "train_micro_batch_size_per_gpu": batching.chunk,
         "gradient_accumulation_steps": micro_steps,
         "train_batch_size": batching.chunk * micro_steps * world_size,
-        "gradient_clipping": config.optimizer.clip_grad_norm or settings["gradient_clipping"],
     }
     return settings
 

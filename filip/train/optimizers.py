@@ -23,7 +23,6 @@ class OptimizerSettings(Protocol):
     """The fields of the training configuration's ``optimizer`` that are read here."""
 
     base_lr: float
-    betas: tuple[float, float]
     eps: float | None  # None: the kind's own
     weight_decay: float
 
@@ -61,11 +60,11 @@ def _eps(o: OptimizerSettings, name: str) -> float:
 
 
 def _lamb(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return Lamb(groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "lamb"), o.weight_decay)
+    return Lamb(groups, o.base_lr, eps=_eps(o, "lamb"), weight_decay=o.weight_decay)
 
 
 def _adamw(groups: Groups, o: OptimizerSettings) -> Optimizer:
-    return ClampedAdamW(groups, o.base_lr, (o.betas[0], o.betas[1]), _eps(o, "adamw"), o.weight_decay)
+    return ClampedAdamW(groups, o.base_lr, eps=_eps(o, "adamw"), weight_decay=o.weight_decay)
 
 
 OPTIMIZERS: dict[str, OptimizerKind] = {

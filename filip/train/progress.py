@@ -151,7 +151,7 @@ def print_banner(run: Run) -> None:
     )
     say(
         f"optimiser   {optimizer.name}, weight decay {optimizer.weight_decay:g} on matrices, "
-        f"gradient clipping {optimizer.clip_grad_norm or 'off'}"
+        f"gradient clipping {run.engine.deepspeed.gradient_clipping() or 'off'}"
     )
     say(f"loss        {run.loss.describe()}")
     for line in memory_plan(run.engine.model.config, c, b, run.ranks.world_size).lines():

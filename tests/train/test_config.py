@@ -52,9 +52,7 @@ def test_the_papers_settings() -> None:
     assert [c.optimizer.weight_decay for c in (ablation, base, large)] == [3e-2, 3e-3, 3e-3]
     for config in (ablation, base, large):
         o = config.optimizer
-        assert (o.name, o.eps, tuple(o.betas), o.warmup_steps, o.clip_grad_norm) == (
-            "lamb", 1e-4, (0.9, 0.999), 3000, 0.0,
-        )  # fmt: skip
+        assert (o.name, o.eps, o.warmup_steps) == ("lamb", 1e-4, 3000)
         assert config.precision == "fp16" and config.epochs == 30
     for name in ("finetune_coco", "finetune_flickr30k"):
         tuned = compose(f"experiment={name}")
@@ -123,7 +121,6 @@ def test_settings_that_deepspeed_would_accept_and_do_wrongly_are_refused(
         (["threads=0"], "threads=0 must be positive"),
         (["data.workers=-1"], "data.workers=-1 must be 0 or positive"),
         (["optimizer.weight_decay=-0.1"], r"optimizer\.weight_decay=-0\.1 must be 0 or positive"),
-        (["optimizer.betas=[0.9,1]"], r"optimizer\.betas=\[0\.9, 1\.0\]"),
         (["data.crop_scale_min=2"], r"data\.crop_scale_min=2\.0 must be above 0 and at most 1"),
         (["backend=fast"], "backend='fast' is unknown"),
         (["init_from=/no/such/model.safetensors"], "init_from: there is no file or folder '/no/such/model"),

@@ -47,7 +47,6 @@ class Column:
     chance: str = "chance"
     interval: str = "ci95"
     unit: str = "%"
-    higher_is_better: bool = True
 
 
 @dataclass(frozen=True)
