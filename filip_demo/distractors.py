@@ -60,15 +60,12 @@ def may_be_called(shown: Emoji, other: Emoji) -> bool:
 
 def relation_choices(scene: Scene) -> list[str]:
     """Return a true relation of two things, then the same with the two exchanged; [] if no relation is clear."""
-    draw = random.Random(f"wrong relation {scene.caption} {scene.index}")
-    first, second, *others = draw.sample(scene.things, len(scene.things))
-    relation = relation_of(first, second, draw)
+    (first, second, *rest), relation = _related("wrong relation", scene)
     if relation is None:
         return []
-    rest = [thing.label for thing in others]
     return [
-        relation_sentence(first.label, relation, second.label, rest),
-        relation_sentence(second.label, relation, first.label, rest),
+        relation_sentence(first, relation, second, rest),
+        relation_sentence(second, relation, first, rest),
     ]
 
 
@@ -85,15 +82,17 @@ def half_name_choices(scene: Scene, emoji: Mapping[str, Emoji], names: Sequence[
 
 def half_relation_choices(scene: Scene) -> list[str]:
     """Return two things of the scene, then the two with a relation that is wrong; [] if no relation is clear."""
-    draw = random.Random(f"half-truth, relation {scene.caption} {scene.index}")
-    first, second, *_ = draw.sample(scene.things, len(scene.things))
-    relation = relation_of(first, second, draw)
+    (first, second, *_), relation = _related("half-truth, relation", scene)
     if relation is None:
         return []
-    return [
-        fill(LIST, [first.label, second.label]),
-        relation_sentence(first.label, OPPOSITE[relation], second.label, []),
-    ]
+    return [fill(LIST, [first, second]), relation_sentence(first, OPPOSITE[relation], second, [])]
+
+
+def _related(purpose: str, scene: Scene) -> tuple[list[str], str | None]:
+    """Return the labels of the things in a drawn order, and the relation of the first two, if it is clear."""
+    draw = random.Random(f"{purpose} {scene.caption} {scene.index}")
+    things = draw.sample(scene.things, len(scene.things))
+    return [thing.label for thing in things], relation_of(things[0], things[1], draw)
 
 
 def _words(text: str) -> frozenset[str]:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from bench.readme import put_between_marks
 from bench.speedrun import recall
+from bench.studies.onset_page import SMOOTH
 from filip import tokenizer
 from filip.command import option, run_command
 from filip.data.preprocessing import eval_transform
@@ -48,7 +49,7 @@ SEED = 77  # no set of the demo has it
 DOSES = range(1, 9)
 TRAINED = 4  # things in a training scene, at most
 SIDES = (6, 3, 2, 1)  # of the grid of patches that an image keeps
-COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": "#b4603f"}
+COLOURS = {"CLIP": MUTED, "FILIP": INK, "FILIP, smooth": SMOOTH}
 
 
 @dataclass

@@ -24,9 +24,10 @@ PAGE, FIGURE = Path("docs/token_wise.md"), Path("docs/images/onset.svg")
 MARKS = ("<!-- onset:begin -->", "<!-- onset:end -->")
 SEARCH = (100, 101)  # seeds that choose a rate and are not reported
 PASSES = 20.0  # percent
+SMOOTH = "#b4603f"
 COLOURS = {
     "hard": INK,
-    "smooth 0.05": "#b4603f",
+    "smooth 0.05": SMOOTH,
     "top 2": "#4a6b8a",
     "annealed": "#7a9a3a",
     "softmax 0.05": "#8a5fa0",
