@@ -78,7 +78,7 @@ class Batch:
         return torch.zeros(*mask.shape, D).masked_scatter(mask[..., None], self.text), mask
 
     def own(self, similarity: Similarity) -> Tensor:
-        """Return the cross-entropy of the own rows, in both directions, also with more texts than images."""
+        """Return the cross-entropy of this rank's rows, in both directions, even with more texts than images."""
         i2t = F.cross_entropy(SCALE * similarity.i2t, torch.arange(self.pairs))
         return (i2t + F.cross_entropy(SCALE * similarity.t2i, torch.arange(self.pairs))) / 2
 

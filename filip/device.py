@@ -195,7 +195,7 @@ def _cpu_multiplies_bf16() -> bool:
 
 
 def bf16_slowdown(device: torch.device) -> float:
-    """Measure how many times as long a block of convolutions takes in bfloat16 as in float32; below a second."""
+    """Measure how many times as long a block of convolutions takes in bfloat16 as in float32, in under a second."""
     pixels = torch.randn(8, 32, 32, 32, device=device)
     block = torch.nn.Sequential(
         torch.nn.Conv2d(32, 96, 1), torch.nn.Conv2d(96, 96, 3, groups=96), torch.nn.Conv2d(96, 32, 1)

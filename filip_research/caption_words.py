@@ -77,7 +77,7 @@ def chance(pairs: int) -> float:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of the scores and their gradients, of W as the loss reads it, and of own patches."""
+    """Return the bytes of the scores and their gradients, of W as the loss reads it, and of this rank's patches."""
     return VOCABULARY * (shape.pairs * 12 + shape.dim * 8) + shape.pairs * shape.patches * shape.dim * 8
 
 

@@ -86,7 +86,7 @@ def chance(pairs: int) -> float:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of own tokens and their gradients in float32, and of the similarities per pair.
+    """Return the bytes of this rank's tokens and their gradients in float32, and of the similarities per pair.
 
     The latter are those of words with patches and of words with words, each several times.
     """

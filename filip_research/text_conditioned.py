@@ -16,8 +16,8 @@ output layer and random initial weights; here it has one head and starts as atte
 the identity, V the identity), so that it means something at the first step. Its text vector has a projection of its
 own; ours is [EOS] through the projection of all tokens.
 
-Captions of all ranks meet own images one block at a time, forward and backward, gathered or around the ring: what is
-sent are the query and the vector of each caption.
+Captions of all ranks meet this rank's images one block at a time, forward and backward, gathered or around the ring:
+what is sent are the query and the vector of each caption.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def initial(dim: int) -> dict[str, Tensor]:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes for own tokens twice as wide, with float32 gradients.
+    """Return the bytes for this rank's tokens, twice as wide, with float32 gradients.
 
     Added are queries and vectors of all ranks, and the matrix of logits.
     """

@@ -87,7 +87,7 @@ def _features_of(
     store: FeatureStore | None,
     kind: str,
 ) -> Iterator[tuple[Tensor, Batch]]:
-    """Yield every batch with its features, also batches of which no image can be read."""
+    """Yield every batch with its features, including batches without a readable image."""
     device = "cpu" if kind == "probe" else scorer.encoder.device
     kept = (
         None
@@ -146,7 +146,7 @@ class _SomeBatches(EvalSet):
 def _all_batches(
     data: EvalSet, transform: Callable[[Image.Image], Tensor], title: str, batch_size: int, workers: int
 ) -> Iterator[Batch]:
-    """Yield every batch, also those of which no image can be read."""
+    """Yield every batch, including those without a readable image."""
     with Progress(title, "images", len(data)) as progress:
         for batch in batches(data, transform, batch_size, workers):
             for problem in batch.undecodable:

@@ -159,7 +159,7 @@ class Step:
         tokens, lengths = gathered_texts(text, self.gathered)
         found = late_interaction(image, tokens, lengths, backend=self.row.backend)
         scale = encoded.logit_scale.float()
-        # s^T of own images and all texts goes to the texts' owners: here it counts with the same kind of gradient
+        # s^T of this rank's images and all texts goes to the texts' owners: here it counts with such gradients
         return (
             F.cross_entropy(found.i2t.float() * scale, targets)
             + F.cross_entropy(found.t2i.float() * scale, targets)
@@ -226,7 +226,7 @@ def kept_tokens(
 
 
 def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:
-    """Return own texts and as many copies as make ``count``; packed tokens [T, d] and lengths [count]."""
+    """Return this rank's texts and as many copies as make ``count``; packed tokens [T, d] and lengths [count]."""
     copies, rest = divmod(count, len(text.lengths))
     some = int(text.lengths[:rest].sum())
     other = torch.cat([*[text.tokens.detach()] * (copies - 1), text.tokens.detach()[:some]])
@@ -236,7 +236,7 @@ def gathered_texts(text: TextFeatures, count: int) -> tuple[Tensor, Tensor]:
 
 
 def gathered_rows(vectors: Tensor, count: int) -> Tensor:
-    """Return own vectors and copies of them, [count, d]."""
+    """Return this rank's vectors, repeated to [count, d]."""
     other = vectors.detach().repeat(-(-count // len(vectors)), 1)[len(vectors) : count]
     return torch.cat([vectors, other.requires_grad_()])
 

@@ -1,6 +1,6 @@
 """Check optionally, by the cosine of two sentence embeddings, that a translation means what the caption means.
 
-The back-translation is compared by an English model, about sixty captions a second and core; the text in the pivot
+The back-translation is compared by an English model, about sixty captions per second and core; the text in the pivot
 language by a small multilingual one, thousands a second. A mistake on the way there (another flag, another number, a
 lost "no") often comes back as good English, so that the second sees what the first and the rules cannot.
 

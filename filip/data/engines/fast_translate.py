@@ -9,7 +9,7 @@ from filip.errors import UserError
 
 
 class FastTranslate:
-    """Engine with a round trip through Portuguese, about 50 captions a second and core."""
+    """Engine with a round trip through Portuguese, about 50 captions per second and core."""
 
     def __init__(self, pivot: str, models: str | None = None) -> None:
         if absent := self.missing(pivot, models):

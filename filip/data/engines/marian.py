@@ -33,7 +33,7 @@ HELP = (
 
 
 class Marian:
-    """Engine for a round trip through one pivot language; 100 to 300 captions a second and core, thousands on a GPU."""
+    """Engine for a round trip through one pivot language; 100 to 300 captions per second and core, a GPU thousands."""
 
     def __init__(self, pivot: str, models: str | None) -> None:
         if absent := self.missing(pivot, models):

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# Refused whatever this Python's tables say of them: clouds serve credentials and settings there.
+# Refused whatever this Python's tables say about them: clouds serve credentials and settings there.
 RESERVED = [
     ipaddress.ip_network(network)
     for network in (
@@ -80,7 +80,7 @@ PUBLIC = Access()
 
 
 def is_public(address: str) -> bool:
-    """Return whether an IP address is one of the public internet, also if another address is wrapped in it."""
+    """Return whether an IP address is one of the public internet, even if another address is wrapped in it."""
     ip: Any = ipaddress.ip_address(address.partition("%")[0])
     if ip.version == 6:
         wrapped = ip.ipv4_mapped or ip.sixtofour or (ip.teredo and ip.teredo[1])

@@ -63,7 +63,7 @@ def _model() -> Any:
 
 
 def are_english(captions: Sequence[str]) -> list[bool]:
-    """Return whether each caption counts as English; tens of thousands a second and core."""
+    """Return whether each caption counts as English; tens of thousands per second and core."""
     predict = _model().predict
     verdicts = []
     for caption in captions:

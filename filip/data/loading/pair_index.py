@@ -275,7 +275,7 @@ class ShardCaptions:
 
 
 def _originals(origins: pa.ListArray) -> np.ndarray:
-    """Return how many of each row's captions are originals: at least one, also if the origins do not say."""
+    """Return how many of each row's captions are originals: at least one, even if the origins do not say."""
     rows = pc.list_parent_indices(origins).to_numpy()
     original = pc.equal(pc.list_flatten(origins), "original").fill_null(False).to_numpy(zero_copy_only=False)
     return np.maximum(np.bincount(rows[original], minlength=len(origins)), 1)

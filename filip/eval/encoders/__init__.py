@@ -311,7 +311,7 @@ class FilipEncoder:
     def _words(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:
         ids, lengths = self._ids(texts)
         with autocast(self.device, self.dtype):
-            vectors = self.model.text(ids, lengths)  # every token, also if pooled
+            vectors = self.model.text(ids, lengths)  # every token, even of a pooled model
         return F.normalize(vectors.float(), dim=-1), lengths
 
     def _ids(self, texts: Sequence[str]) -> tuple[Tensor, Tensor]:

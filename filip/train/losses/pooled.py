@@ -21,7 +21,7 @@ def compute(batch: LossInput) -> TermOutput:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of own vectors and their gradients in float32, and of two matrices of logits with gradients."""
+    """Return the bytes of this rank's vectors with gradients in float32, and of two matrices of logits with theirs."""
     return shape.pairs * 2 * shape.dim * 8 + clip(replace(shape.setting, dim=shape.dim // 2)).memory
 
 

@@ -71,7 +71,7 @@ def chance(pairs: int) -> float:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of own vectors and gradients in float32, all ranks' texts and two blocks of similarities."""
+    """Return the bytes of this rank's vectors with gradients in float32, all texts and two blocks of similarities."""
     texts = shape.setting.global_batch if shape.exchange == "gather" else 4 * shape.pairs
     return shape.pairs * 2 * shape.dim * 8 + texts * shape.dim * 8 + 2 * 4 * shape.pairs**2
 

@@ -80,7 +80,7 @@ def distributed_sigmoid_loss(
 ) -> SigmoidOutput:
     """Compute :func:`sigmoid_loss` of one vector per side, ``image`` and ``text`` [b, d], against all ranks'.
 
-    Only the similarities of own images with one rank's texts are held at a time; the backward computes them
+    Only the similarities of this rank's images with one rank's texts are held at a time; the backward computes them
     again. ``exchange``: "gather" brings all texts to every rank at once, "ring" two ranks' at a time. Each pair counts
     once, on the rank of its image. It equals open_clip's ``SigLipLoss`` where every rank has as many pairs and only the
     own pair is positive. Every rank calls it, and its backward, in the same order. Raises ValueError on all ranks for a
@@ -190,7 +190,7 @@ def _blocks(text: Tensor, layout: Layout | None, exchange: str) -> Iterator[tupl
 
 
 def _positives(columns: slice, rows: int, targets: Targets, device: torch.device) -> Tensor:
-    """Return [rows, columns] boolean: which of these texts belong to which of the own images."""
+    """Return [rows, columns] boolean: which of these texts belong to which of this rank's images."""
     offset, ids, all_ids = targets
     if ids is None:
         own = torch.arange(offset, offset + rows, device=device)

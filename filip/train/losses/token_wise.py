@@ -141,7 +141,7 @@ def _mean_cosine(unit: Tensor) -> Tensor:
 
 
 def memory(shape: BatchShape) -> float:
-    """Return the bytes of own tokens and their gradients in float32, and of what the interaction allocates."""
+    """Return the bytes of this rank's tokens and their gradients in float32, and of what the interaction allocates."""
     tokens = shape.pairs * (shape.patches + shape.words) * shape.dim * 8
     return tokens + fused(shape.setting, shape.exchange).memory
 
