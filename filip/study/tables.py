@@ -31,14 +31,14 @@ TABLES: dict[str, TableKind] = {
     "linear_probe": TableKind("linear_probe:build", ("linear_probe",)),
     "retrieval": TableKind("retrieval:build", ("retrieval",), with_peers=True),
     "rankings": TableKind("rankings:build", ("retrieval",), with_peers=True),
-    "scene_pointing": TableKind("scene_pointing:build", ("scene_pointing",)),
+    "scene_pointing": TableKind("pointing:build_scenes", ("scene_pointing",)),
     "selection": TableKind("selection:build", ("selection",), with_peers=True),
     "segmentation": TableKind("segmentation:build", ("segmentation",), with_peers=True),
     "component_ablation": TableKind("component_ablation:build", ("zero_shot", "retrieval")),
     "recipes": TableKind(
         "recipes:build", ("retrieval", "selection", "scene_pointing", "segmentation", "zero_shot")
     ),
-    "alignment": TableKind("alignment:build", ("alignment",)),
+    "alignment": TableKind("pointing:build_labels", ("alignment",)),
     "efficiency_ablation": TableKind("efficiency:build", ("zero_shot",), rows="efficiency"),
     "model_sizes": TableKind("settings:build_models", (), rows="runs"),
     "training_settings": TableKind("settings:build_trainings", (), rows="trained"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from filip.report.rows import scene_pointing, segmentation, selection
+from filip.report.rows import pointing, segmentation, selection
 from filip.report.rows.cells import DIRECTIONS, Inputs, parts_table, recall_columns, task_outcomes
 from filip.report.rows.efficiency import add_ratios, step_cells
 from filip.report.table import Cell, Column, Table
@@ -13,7 +13,7 @@ from filip.report.table import Cell, Column, Table
 # One figure of each protocol: its key there and its title here, the cell it is, and its outcome.
 HEADLINES: tuple[tuple[str, dict[str, str], Callable[[dict[str, Any], str], Cell], dict[str, str]], ...] = (
     ("selection", {"mean": "selection"}, selection.cell, {"mean": "/mean"}),
-    ("scene_pointing", {"all": "pointing"}, scene_pointing.cell, {"all": scene_pointing.OUTCOMES["all"]}),
+    ("scene_pointing", {"all": "pointing"}, pointing.scene_cell, {"all": "/right"}),
     ("segmentation", {"miou": "segmentation, mIoU"}, segmentation.cell, {}),
 )
 COST = [

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from filip.report.rows.cells import Inputs, task_table
-from filip.report.rows.notes import warnings
-from filip.report.rows.protocols import differences
+from filip.report.rows.notes import differences, warnings
 from filip.report.table import Cell, Row, Table, published_cell
 
 
