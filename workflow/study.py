@@ -56,6 +56,7 @@ class WorkflowStudy(StudyEvaluations):
         data = config.get("data", {})
         self.data_threads: int = data.get("threads", 2)
         self.data_memory: str = data.get("memory", "1GB")
+        self.tars: str | None = config.get("tars")  # None: in data_dir
         self.distributor: str | None = config.get("distributor")  # None: as the source's card says
         self.source_cards: dict[str, SourceCard] = {source: load_source(source) for source in self.sources}
         selected = config.get("select")
@@ -188,6 +189,10 @@ class WorkflowStudy(StudyEvaluations):
             *self.source_fragments(source),
             *([self.selection.fragment(source)] if self.selection else []),
         ]
+
+    def tars_of(self, source: str) -> str:
+        """Return the option that sends a source's tars to a bucket, "" if they stay local."""
+        return f"tars={self.tars.rstrip('/')}/{source}" if self.tars else ""
 
     def funnel_fragments(self) -> list[str]:
         return [path for source in self.sources for path in self.funnel_of(source)]

@@ -35,6 +35,7 @@ from filip.data.fetching.revision import set_aside
 from filip.data.funnel import Fragment, write_fragment
 from filip.data.lists.columns import RESERVED
 from filip.data.lists.parquet_rows import whole_file
+from filip.data.remote_tars import claim
 from filip.data.text_rules import check_list
 from filip.errors import UserError, counted
 from filip.files import locked
@@ -50,6 +51,10 @@ class DownloadConfig:
     list: str = option(MISSING, "Parquet file with the columns url and caption; the others are carried along")
     out: str = option(
         MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
+    )
+    tars: str | None = option(
+        None,
+        "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them",
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON", writes="file")
     retry_passes: int | None = option(
@@ -72,7 +77,7 @@ def main(config: DownloadConfig) -> None:
     for key in ("retry_passes", "processes", "threads", "timeout", "distributor"):
         if getattr(config, key) is not None:
             setattr(card.download, key, getattr(config, key))
-    fragment = download(config.list, config.out, card, config.memory)
+    fragment = download(config.list, config.out, card, config.memory, config.tars)
     if config.funnel:
         write_fragment(config.funnel, fragment)
     print(
@@ -82,8 +87,12 @@ def main(config: DownloadConfig) -> None:
         print(f"  {reason:<16} {count:>10,}  {fragment.notes['examples'][reason][0][:90]}")
 
 
-def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB") -> Fragment:
+def download(
+    list_path: str | Path, out: str | Path, card: SourceCard, memory: str = "1GB", tars: str | None = None
+) -> Fragment:
     """Fill the folder ``out`` with the images of ``list_path`` and account for every URL.
+
+    tars: folder of a bucket to which each finished tar is sent; see :mod:`filip.data.remote_tars`.
 
     A folder that was filled from another list, or with other image rules, keeps the images that are still wanted.
     Raises UserError when it was filled with other settings of the images, when another process is filling it, when a
@@ -101,9 +110,11 @@ def download(list_path: str | Path, out: str | Path, card: SourceCard, memory: s
     with locked(folder / "_work" / "lock", busy):
         plan = make_plan(Path(list_path), folder, card, columns, memory)
         sweep(folder / "_work")
+        if tars is not None:
+            claim(tars, folder)
         number = 0
         while number < len(plan["passes"]):
-            _run_pass(plan, number, folder, card, columns)
+            _run_pass(plan, number, folder, card, columns, tars)
             number += 1
             if number == len(plan["passes"]) and retries_at_the_end(plan) < card.download.retry_passes:
                 add_retry_pass(plan, folder, columns)
@@ -128,7 +139,9 @@ def sweep(work: Path, finished: bool = False) -> None:
             path.unlink()
 
 
-def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str]) -> None:
+def _run_pass(
+    plan: dict[str, Any], number: int, folder: Path, card: SourceCard, columns: list[str], tars: str | None
+) -> None:
     """Download the incomplete shards of one pass. Raises UserError when one cannot be completed."""
     this = plan["passes"][number]
     shards = shards_of(this)
@@ -150,7 +163,7 @@ def _run_pass(plan: dict[str, Any], number: int, folder: Path, card: SourceCard,
         Path(this["list"]), load.samples_per_shard, this["first_shard"], columns, folder / "_work"
     )
     reader.wanted = todo
-    downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES)
+    downloader = img2dataset_setup.make_downloader(card, folder, columns, OPT_OUT_DIRECTIVES, tars)
     downloader.retried = {shard: rows for shard, rows in retried_rows(plan, number) if shard in todo}
     workers: Workers
     if load.distributor == "multiprocessing":

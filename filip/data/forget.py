@@ -31,6 +31,7 @@ from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading, whole_file
 from filip.data.loading.shard_index import shard_index
 from filip.data.manifest import sign_again
+from filip.data.remote_tars import address, local, send
 from filip.data.sidecar import write_sidecar
 from filip.data.translate import shard_files
 from filip.errors import UserError
@@ -217,10 +218,16 @@ def _forget_in_shard(folder: Path, shard: str, rows: list[dict[str, Any]], capti
             table = whole_file(path)
             write_sidecar(path, table.filter(pc.invert(pc.is_in(table["key"], names))))
     tar = folder / f"{shard}.tar"
-    with replacing(tar) as part:
-        _copy_tar(tar, part, keys)
+    bucket = address(tar)
+    with local(tar, folder / "_work") as before, replacing(tar) as part:
+        _copy_tar(before, part, keys)
     shard_index(tar)  # written anew: the tar has changed
-    described = tar.with_suffix(".parquet")
+    answers = tar.with_suffix(".answers")  # of a download: what the servers said
+    if answers.exists():
+        told = whole_file(answers)
+        with replacing(answers) as part:
+            pq.write_table(told.filter(pc.invert(pc.is_in(told["key"], names))), part, compression="zstd")
+    described, stats_file = tar.with_suffix(".parquet"), folder / f"{shard}_stats.json"
     table = whole_file(described)
     forgotten = pc.is_in(table["key"], names)
     values = {"status": "failed_to_download", "error_message": f"{FORGOTTEN}: on request"}
@@ -229,11 +236,12 @@ def _forget_in_shard(folder: Path, shard: str, rows: list[dict[str, Any]], capti
     metadata = {**(table.schema.metadata or {}), TAR_SHA256: sha256_of(tar).encode()}
     with replacing(described) as part:
         pq.write_table(emptied.replace_schema_metadata(metadata), part, compression="zstd")
-    stats_file = folder / f"{shard}_stats.json"
     stats = json.loads(stats_file.read_text())
     stats["successes"] -= stored
     stats["failed_to_download"] += stored
     write_json(stats_file, stats)
+    if bucket is not None:
+        send(tar, bucket.rpartition("/")[0], described, stats_file)
 
 
 def _copy_tar(tar: Path, part: Path, keys: set[str]) -> None:

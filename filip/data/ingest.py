@@ -32,6 +32,7 @@ from filip.data.ingesting.group_captions import group_captions
 from filip.data.ingesting.row_files import find_part
 from filip.data.lists import duckdb_io
 from filip.data.lists.columns import cleaned
+from filip.data.remote_tars import address, claim
 from filip.data.text_rules import apply_text_rules
 from filip.errors import UserError, counted
 from filip.files import digest, file_state, locked, replacing, scratch_folder, write_json
@@ -49,6 +50,10 @@ class IngestConfig:
     images: str | None = option(None, "folder or file with the images; default: the card's")
     out: str = option(
         MISSING, "folder of the shards: NNNNN.tar, NNNNN.parquet, NNNNN_stats.json", writes="folder"
+    )
+    tars: str | None = option(
+        None,
+        "folder of a bucket (s3://…, gs://…, hf://…) that takes the tars; `out` keeps what describes them",
     )
     funnel: str | None = option(None, "funnel fragment to write, JSON (unit: images)", writes="file")
     text_funnel: str | None = option(
@@ -125,10 +130,12 @@ def ingest(card: SourceCard, config: IngestConfig) -> tuple[Fragment, Fragment]:
     kept = Path(config.kept) if config.kept else work / "kept.parquet"
     with locked(work / "lock", f"{folder} is being filled by another process: wait for it or stop it"):
         _claim(folder, card)
+        if config.tars is not None:
+            claim(config.tars, folder)
         _list_images(card, reading, layout, parts, listed, work, config)
         shuffle = config.shuffle if config.shuffle is not None else not LAYOUTS[layout].in_order
         texts = _apply_rules(card, LAYOUTS[layout], listed, kept, shuffle, config)
-        shards = _store(card, layout, kept, folder)
+        shards = _store(card, layout, kept, folder, config.tars)
         return texts, _account(card, layout, listed, folder, shards)
 
 
@@ -318,7 +325,7 @@ def _write_by_shard(images: Iterator[pa.Table], path: Path) -> None:
         flush()
 
 
-def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
+def _store(card: SourceCard, layout: str, kept: Path, folder: Path, tars: str | None) -> range:
     """Make the shards that are missing, or differ from what the rows and settings now say."""
     from filip.data.ingesting.storing import is_current, store_shard, sweep
 
@@ -328,7 +335,7 @@ def _store(card: SourceCard, layout: str, kept: Path, folder: Path) -> range:
     todo = [shard for shard in shards if not is_current(folder, shard, kept, card)]
     rows = sum(parquet.metadata.row_group(shard).num_rows for shard in todo)
     parquet.close()
-    blocks = [(kept, shard, folder, card, layout) for shard in todo]
+    blocks = [(kept, shard, folder, card, layout, tars) for shard in todo]
     run_blocks(store_shard, blocks, card.download.processes, what="ingest", unit="images", total=rows)
     return shards
 
@@ -352,7 +359,8 @@ def _account(card: SourceCard, layout: str, listed: Path, folder: Path, shards: 
         described = pq.read_table(
             folder / f"{shard:05d}.parquet", columns=["url", "status", "error_message"]
         ).to_pylist()
-        linked += (folder / f"{shard:05d}.tar").is_symlink()
+        tar = folder / f"{shard:05d}.tar"
+        linked += tar.is_symlink() and address(tar) is None
         for row in described:
             seen += 1
             reason, detail = reason_of(row["status"], row["error_message"])

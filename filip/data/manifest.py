@@ -29,6 +29,7 @@ from filip.data.fetching.revision import images_set_aside
 from filip.data.funnel import merge, read_fragment
 from filip.data.lists import duckdb_io
 from filip.data.lists.parquet_rows import reading
+from filip.data.remote_tars import hash_of, size_of
 from filip.errors import UserError
 from filip.files import digest, nothing_at, scratch_folder, sha256_of, write_json
 
@@ -179,8 +180,8 @@ def _entry(tar: Path, sidecar: Path, read_tar: bool) -> dict[str, Any]:
     return {
         "name": tar.stem,
         "images": int(pc.sum(pc.equal(status, "success")).as_py() or 0),
-        "tar_bytes": tar.stat().st_size,
-        **({"tar_sha256": written.decode() if written else sha256_of(tar)} if written or read_tar else {}),
+        "tar_bytes": size_of(tar),
+        **({"tar_sha256": written.decode() if written else hash_of(tar)} if written or read_tar else {}),
         "images_sha256": sha256_of(described),
         "captions_sha256": sha256_of(sidecar),
     }

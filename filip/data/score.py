@@ -139,7 +139,10 @@ def _named(folder: Path, tars: list[Path], captions: Path | None = None) -> list
     """Return a file per shard, SHARD-IDENTITY.parquet, whose name changes with the shard (or its side-car)."""
     names = []
     for tar in tars:
-        states = [file_state(tar)] + ([file_state(captions / f"{tar.stem}.parquet")] if captions else [])
+        # a tar in a bucket has no time here; what describes it changes with it
+        states = [file_state(tar) or file_state(tar.with_suffix(".parquet"))] + (
+            [file_state(captions / f"{tar.stem}.parquet")] if captions else []
+        )
         names.append(f"{tar.stem}-{digest(states)[:12]}.parquet")
     return [folder / name for name in names]
 

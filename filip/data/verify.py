@@ -14,8 +14,8 @@ from pathlib import Path
 
 from filip.command import MISSING, option, run_command
 from filip.data.manifest import changed_since, read_manifest
+from filip.data.remote_tars import hash_of, is_there
 from filip.errors import UserError
-from filip.files import sha256_of
 from filip.progress import Progress
 
 SHOWN = 20
@@ -51,13 +51,23 @@ def verify(manifest: str | Path, threads: int = 4) -> list[str]:
         (Path(described["folders"]["shards"]) / f"{s['name']}.tar", s["tar_sha256"])
         for s in described["shards"]
     ]
-    there = [(tar, wanted) for tar, wanted in tars if tar.exists()]
+    there = [(tar, wanted) for tar, wanted in tars if is_there(tar)]
     with Progress("verify", "tars", len(there)) as progress, ThreadPoolExecutor(threads) as pool:
-        for (tar, wanted), found in zip(there, pool.map(lambda one: sha256_of(one[0]), there), strict=True):
-            if found != wanted:
-                faults.append(f"shard {tar.stem}: the bytes of {tar} are not those that were written")
+        for fault in pool.map(lambda one: _fault_of(*one), there):
+            faults += [fault] if fault else []
             progress.add()
     return faults
+
+
+def _fault_of(tar: Path, wanted: str) -> str | None:
+    """Return what is wrong with a tar that should have this hash, or None."""
+    try:
+        found = hash_of(tar)
+    except UserError as error:  # in a bucket, which has it no longer or does not answer
+        return f"shard {tar.stem}: {error}"
+    return (
+        None if found == wanted else f"shard {tar.stem}: the bytes of {tar} are not those that were written"
+    )
 
 
 if __name__ == "__main__":

@@ -40,7 +40,7 @@ from filip.train.feature_cache import cache_folder, fill
 from filip.train.fingerprint import resumable_settings
 from filip.train.launcher_env import STOPPED_BY_SIGNAL
 from filip.train.losses import Loss, check_model, resolve_weights, resolved_settings
-from filip.train.manifests import read_manifests
+from filip.train.manifests import as_they_lie, read_manifests
 from filip.train.metrics import Interval, StepMetrics, over_ranks
 from filip.train.profiling import profiled
 from filip.train.provenance import code_hash, put_in_place, record_finish, record_start
@@ -118,8 +118,9 @@ def initial_model(config: TrainConfig) -> DualEncoder:
 
 def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching, ranks: Ranks) -> Loader:
     """Return this rank's stream of contrastive batches."""
+    data = as_they_lie(config.data)
     stream = StreamConfig(
-        config.data,
+        data,
         batch_size=batching.per_rank,
         image_size=model.image_size,
         context_length=model.config.text.context_length,
@@ -128,7 +129,7 @@ def training_loader(config: TrainConfig, model: DualEncoder, batching: Batching,
         world_size=ranks.world_size,
         feature_maps=cache_folder(config.data.feature_cache, model, config.precision),
     )
-    streamed = any(is_streamed(source.shards) for source in config.data.sources)
+    streamed = any(is_streamed(source.shards) for source in data.sources)
     build = build_stream_loader if streamed else build_loader
     return build(stream, pin_memory=device.pins_memory(ranks.device))
 

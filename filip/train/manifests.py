@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from filip.data.manifest import changed_since, manifest_hash
+from dataclasses import replace
+from pathlib import Path
+
+from filip.data.loading.config import DataConfig, Source, is_streamed
+from filip.data.manifest import changed_since, manifest_hash, read_manifest
+from filip.data.remote_tars import address
 from filip.errors import UserError
 from filip.train.config import TrainConfig
 
@@ -14,6 +19,22 @@ def read_manifests(config: TrainConfig) -> dict[str, str]:
         for source in config.data.sources
         if source.manifest is not None
     }
+
+
+def as_they_lie(data: DataConfig) -> DataConfig:
+    """Return the settings with the address of shards whose tars are in a bucket, and with their number of pairs."""
+    return replace(data, sources=[_as_it_lies(source) for source in data.sources])
+
+
+def _as_it_lies(source: Source) -> Source:
+    if not is_streamed(source.shards):
+        bucket = address(min(Path(source.shards).glob("*.tar"), default=Path()))
+        if bucket is None:
+            return source
+        source = replace(source, shards=bucket.rpartition("/")[0])
+    if source.pairs is None and source.manifest is not None:
+        source = replace(source, pairs=read_manifest(source.manifest)["captions"]["images"])
+    return source
 
 
 def refuse_changed_data(config: TrainConfig) -> None:

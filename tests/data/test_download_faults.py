@@ -218,7 +218,13 @@ def test_a_full_disk_fails_the_shard_and_leaves_nothing_half_done(tmp_path: Path
         assert {path.suffix for path in out.rglob("*") if path.is_file()} <= {".feather", ".progress"}
         (row,) = reader
         downloader.download_shard(row)
-    assert {path.name[5:] for path in out.glob("0*")} == {".tar", ".index", ".parquet", "_stats.json"}
+    assert {path.name[5:] for path in out.glob("0*")} == {
+        ".tar",
+        ".index",
+        ".answers",
+        ".parquet",
+        "_stats.json",
+    }
     assert len(list(wds.WebDataset(str(out / "00000.tar"), shardshuffle=False))) == 20
 
 

@@ -22,6 +22,7 @@ import pytest
 from filip.data.fetching.access import PUBLIC, Access, is_public
 from filip.data.fetching.fetch import _Hosts, _HTTPSHandler, _opener, _retry_after, ascii_url, fetch
 from filip.data.fetching.opt_out import opt_out
+from filip.data.fetching.outcomes import Answer
 from tests.data import hostile
 
 TIMEOUT = 0.6
@@ -66,6 +67,17 @@ def get(url: str, retries: int = 0, **options) -> tuple[bytes | None, str | None
 )
 def test_reasons(server: hostile.Hostile, path: str, reason: str) -> None:
     assert get(server.url(path))[:2] == (None, reason)
+
+
+def test_what_a_server_said_is_told(server: hostile.Hostile) -> None:
+    for path, status, tag in (("opted_out", 200, "noai"), ("status_410", 410, None), ("jpeg", 200, None)):
+        answer = Answer()
+        get(server.url(path), answer=answer)
+        assert (answer.status, answer.x_robots_tag, answer.tdm_reservation) == (status, tag, None)
+        assert answer.time is not None and abs(answer.time - time.time()) < 60
+    answer = Answer()
+    get(f"http://127.0.0.1:{closed_port()}/a.jpg", answer=answer)
+    assert answer == Answer()
 
 
 @pytest.mark.parametrize("path", ["hang", "drip", "drip_header"])

@@ -31,14 +31,14 @@ CARD = {"name": "mine", "back_translation": None, "text_rules": {"language": Fal
 CARD |= {"download": {"samples_per_shard": 3, "processes": 1}}
 
 
-def write_data_set(root: Path) -> Any:
+def write_data_set(root: Path, tars: str | None = None) -> Any:
     """Ingest nine pictures, in three shards, with side-cars, scores and a manifest; return the card."""
     (root / "own").mkdir()
     for n in range(COUNT):
         scene(n).save(root / "own" / f"{n}.jpg", quality=95)
         (root / "own" / f"{n}.txt").write_text(f"a picture of thing {n}")
     card = parse_card({**CARD, "images": str(root / "own")}, root / "mine.yaml")
-    ingested(card, root)
+    ingested(card, root, tars)
     translate(Job(card=card, shards=root / "shards", out=root / "captions", engine="none", pivots=[], models=None,
                   cache=root / "captions" / "_cache"))  # fmt: skip
     (root / "mine.yaml").write_text("title: T\n")
@@ -50,8 +50,8 @@ def write_data_set(root: Path) -> Any:
     return card
 
 
-def ingested(card: Any, root: Path) -> dict[str, int]:
-    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards")))
+def ingested(card: Any, root: Path, tars: str | None = None) -> dict[str, int]:
+    _, funnel = ingest(card, IngestConfig(card.name, out=str(root / "shards"), tars=tars))
     write_fragment(root / "ingest.json", funnel)
     return dict(funnel.dropped)
 

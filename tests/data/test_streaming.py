@@ -12,14 +12,28 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import fsspec
+import pyarrow.parquet as pq
 import pytest
 
+from filip.data.cards import parse_card
+from filip.data.fetching.img2dataset_setup import make_downloader
+from filip.data.fetching.shards import ListReader, is_complete
+from filip.data.forget import forget
+from filip.data.ingest import IngestConfig, ingest
 from filip.data.loading import remote_shards, streaming
 from filip.data.loading.config import DataConfig, Source, StreamConfig
+from filip.data.loading.pair_index import index_source
 from filip.data.loading.streaming import StreamLoader, build_stream_loader
+from filip.data.remote_tars import address
+from filip.data.verify import verify
 from filip.errors import UserError
+from filip.train.manifests import as_they_lie
+from tests.data.downloads import write_list
 from tests.data.loaders import keys
+from tests.data.own_images import CAPTIONS, write_images
 from tests.data.pair_shards import Pairs, number_of, write_pairs
+from tests.data.test_forget import COUNT, config, ingested, write_data_set
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*worker processes in total")
 
@@ -65,6 +79,61 @@ def bucket(pairs: Pairs) -> Iterator[str]:
             client.upload_file(str(path), "pairs", str(path.relative_to(pairs.root)))
         yield "s3://pairs"
     server.stop()
+
+
+def test_a_data_set_in_a_bucket_is_scored_verified_streamed_and_forgotten_from(
+    bucket: str, tmp_path: Path
+) -> None:
+    card = write_data_set(tmp_path, f"{bucket}/mine")
+    shards, manifest = tmp_path / "shards", tmp_path / "m.json"
+    tars = sorted(shards.glob("*.tar"))
+    assert [address(tar) for tar in tars] == [f"{bucket}/mine/0000{n}.tar" for n in range(3)]
+    assert verify(manifest) == []
+    before = [tar.lstat().st_mtime_ns for tar in tars]
+    ingested(card, tmp_path, f"{bucket}/mine")
+    assert [tar.lstat().st_mtime_ns for tar in tars] == before, "nothing is made again"
+
+    (tmp_path / "urls.txt").write_text("3.jpg\n")
+    assert forget(config(tmp_path, urls=str(tmp_path / "urls.txt")))["images"] == 1
+    assert verify(manifest) == []
+
+    source = Source(str(shards), str(tmp_path / "captions"), manifest=str(manifest))
+    data = as_they_lie(DataConfig(sources=[source], workers=0, auto_augment=0))
+    assert (data.sources[0].shards, data.sources[0].pairs) == (f"{bucket}/mine", COUNT - 1)
+    (batch,) = build_stream_loader(StreamConfig(data, batch_size=COUNT - 1, image_size=16))
+    rows = [row for tar in tars for row in pq.read_table(tar.with_suffix(".parquet")).to_pylist()]
+    assert sorted(keys([batch])) == sorted(row["key"] for row in rows if row["url"] not in (None, "3.jpg"))
+    with pytest.raises(UserError, match=r"00000.tar leads to s3://pairs/mine/00000.tar"):
+        index_source(source)
+
+    for tars_of, why in (
+        (f"{bucket}/mine", r"tars=s3://pairs/mine is filled from \S+/shards: give another"),
+        ("s3://nobody/mine", "there is no s3://nobody/mine, or no bucket of this name"),
+        ("bucket/mine", "not an address of a bucket"),
+    ):
+        with pytest.raises(UserError, match=why):
+            ingest(card, IngestConfig("mine", out=str(tmp_path / "others"), tars=tars_of))
+    fsspec.filesystem("s3").rm(f"{bucket}/mine/00001.tar")
+    assert any("there is no s3://pairs/mine/00001.tar" in fault for fault in verify(manifest))
+
+
+def test_a_downloaded_shard_goes_to_the_bucket_with_what_describes_it(bucket: str, tmp_path: Path) -> None:
+    write_images(tmp_path / "own")
+    urls = [(tmp_path / "own" / name).as_uri() for name in CAPTIONS]
+    listed, folder = write_list(tmp_path / "list.parquet", urls), tmp_path / "shards"
+    card = parse_card({"name": "web", "image_root": str(tmp_path / "own")}, tmp_path / "web.yaml")
+    (folder / "_work").mkdir(parents=True)
+    reader = ListReader(listed, 10, 0, ["url", "caption"], folder / "_work")
+    reader.wanted = {0}
+    (row,) = reader
+    make_downloader(card, folder, reader.columns, [], f"{bucket}/web").download_shard(row)
+    assert is_complete(folder, 0) and address(folder / "00000.tar") == f"{bucket}/web/00000.tar"
+    names = {path.rpartition("/")[2] for path in fsspec.filesystem("s3").ls(f"{bucket}/web")}
+    assert names == {"00000.tar", "00000.parquet", "00000_stats.json"}
+    answers = pq.read_table(folder / "00000.answers").to_pylist()
+    assert len(answers) == len(urls) and all(answer["time"] for answer in answers)
+    samples = remote_shards.samples_in(f"{bucket}/web/00000.tar", Counter())
+    assert [sample["txt"].decode() for sample in samples] == [f"caption {n}" for n in range(len(urls))]
 
 
 def stream(root: str, rank: int = 0, ranks: int = 1, workers: int = 0, **source: Any) -> StreamLoader:

@@ -68,6 +68,7 @@ checkpoint download:
         # its consumer fails, Snakemake 9 waits forever for the service to end.
         while_served=lambda wildcards: STUDY.while_served(wildcards.source),
         shards=f"{DATA}/{{source}}/shards",
+        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
         distributor=f"distributor={STUDY.distributor}" if STUDY.distributor else "",
     wildcard_constraints:
         source=STUDY.pattern(with_images=False),
@@ -80,7 +81,8 @@ checkpoint download:
         "../envs/filip.yaml"
     shell:
         "{params.while_served}python -m filip.data.download source={params.card:q} list={input.kept:q}"
-        " out={params.shards:q} funnel={output.funnel:q} {params.distributor} memory={params.memory:q} > {log:q} 2>&1"
+        " out={params.shards:q} funnel={output.funnel:q} {params.distributor} {params.tars} "
+        "memory={params.memory:q} > {log:q} 2>&1"
 
 
 # For a source that has its images, in place of the three rules above. Like the download, it says how many shards there are.
@@ -97,6 +99,7 @@ checkpoint ingest:
         card="data/{source}.yaml",
         settings=lambda wildcards: STUDY.settings(wildcards.source, "ingest"),
         state=lambda wildcards: STUDY.images_state(wildcards.source),
+        tars=lambda wildcards: STUDY.tars_of(wildcards.source),
         images=lambda wildcards: f"images={STUDY.images(wildcards.source)}",
         shards=f"{DATA}/{{source}}/shards",
     wildcard_constraints:
@@ -111,7 +114,7 @@ checkpoint ingest:
     shell:
         "python -m filip.data.ingest source={params.card:q} {params.images:q} out={params.shards:q} list={output.list:q}"
         " kept={output.kept:q} text_funnel={output.texts:q} funnel={output.funnel:q}"
-        " processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
+        " {params.tars} processes={threads} threads={threads} memory={params.memory:q} > {log:q} 2>&1"
 
 
 # What is to be translated, once for all parts.

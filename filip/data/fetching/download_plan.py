@@ -112,7 +112,7 @@ def _revise(
         complete += [shard for shard in shards_of(one_pass) if shard not in missing]
         one_pass["given_up"] = sorted({*one_pass.get("given_up", []), *missing})
         for shard in missing:
-            for part in (".tar", ".index", ".parquet", "_stats.json"):
+            for part in (".tar", ".index", ".answers", ".parquet", "_stats.json"):
                 (folder / f"{shard:05d}{part}").unlink(missing_ok=True)
     plan["passes"][0]["list"] = None
     added = folder / "_work" / f"added_{len(plan['passes'])}.parquet"

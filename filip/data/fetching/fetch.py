@@ -26,7 +26,7 @@ from typing import Any
 
 from filip.data.fetching.access import PUBLIC, Access, Refused
 from filip.data.fetching.opt_out import opt_out
-from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT
+from filip.data.fetching.outcomes import MAX_BYTES, TRANSIENT, Answer
 
 DEADLINE = 3  # times the timeout: from the first connection to the last byte, redirects included
 # Seconds to wait at once for a host that asks for patience; longer waits are left to a later pass.
@@ -211,15 +211,24 @@ def fetch(
     *,
     access: Access = PUBLIC,
     patient: bool = True,
+    answer: Answer | None = None,
 ) -> tuple[int, io.BytesIO | None, str | None]:
     """Fetch ``(key, url)`` → ``(key, bytes, None)`` or ``(key, None, "reason: detail")``; never raise, never hang.
 
     patient: wait for a host that asks for it, else return the reason PUT_OFF at once.
+    answer: is told what the server said.
     """
     key, url = row
     try:
         data, problem = _attempts(
-            url, timeout, retries, user_agent_token, disallowed_header_directives, access, patient
+            url,
+            timeout,
+            retries,
+            user_agent_token,
+            disallowed_header_directives,
+            access,
+            patient,
+            answer or Answer(),
         )
     except Exception as error:  # raised by readers of the headers
         data, problem = None, explain(error)
@@ -234,6 +243,7 @@ def _attempts(
     directives: set[str] | None,
     access: Access,
     patient: bool,
+    answer: Answer,
 ) -> tuple[io.BytesIO | None, str]:
     """Return the bytes and "", or None and the reason of the last attempt."""
     problem = "other: not tried"
@@ -245,12 +255,14 @@ def _attempts(
         started = time.monotonic()
         try:
             with _deadlines().deadline(DEADLINE * timeout):
-                data, problem = _fetch_once(url, timeout, token, directives, access)
+                data, problem = _fetch_once(url, timeout, token, directives, access, answer)
             if data is not None:
                 return data, ""
         except Exception as error:  # anything may be raised here; one URL must not stop a shard
             late = time.monotonic() - started > DEADLINE * timeout
             problem = "timeout: too slow as a whole" if late else explain(error)
+            if isinstance(error, urllib.error.HTTPError):
+                answer.note(error.code, error.headers)
             if isinstance(error, urllib.error.HTTPError) and error.code in BUSY:
                 pause = _retry_after(error, 2.0**attempt)
                 _hosts.pause(host, pause)
@@ -297,12 +309,18 @@ def _retry_after(error: urllib.error.HTTPError, default: float) -> float:
 
 
 def _fetch_once(
-    url: str, timeout: float, token: str | None, directives: set[str] | None, access: Access
+    url: str,
+    timeout: float,
+    token: str | None,
+    directives: set[str] | None,
+    access: Access,
+    answer: Answer,
 ) -> tuple[io.BytesIO | None, str]:
     agent = USER_AGENT.format(token=token or "img2dataset")
     request = urllib.request.Request(ascii_url(url), headers={"User-Agent": agent})
     started = time.monotonic()
     with _opener(access).open(request, timeout=timeout) as response:
+        answer.note(getattr(response, "status", None), response.headers)
         forbidding = opt_out(response.headers, token, directives or ())
         if forbidding:
             return None, f"opted_out: by {forbidding}"

@@ -14,9 +14,12 @@ from filip.data.fetching.shards import ShardDownloader
 
 
 def make_downloader(
-    card: SourceCard, folder: Path, columns: list[str], opt_outs: list[str]
+    card: SourceCard, folder: Path, columns: list[str], opt_outs: list[str], tars: str | None = None
 ) -> ShardDownloader:
-    """Return a Downloader with a card's settings that writes into ``folder``; it can be pickled to any worker."""
+    """Return a Downloader with a card's settings that writes into ``folder``; it can be pickled to any worker.
+
+    tars: folder of a bucket that takes the tars.
+    """
     load = card.download
     return ShardDownloader(
         final_folder=folder,
@@ -30,6 +33,7 @@ def make_downloader(
         encode_format=load.encode_format,
         opt_outs=frozenset(opt_outs),
         verify_sha256=load.verify_sha256,
+        tars=tars,
     )
 
 

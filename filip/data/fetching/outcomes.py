@@ -2,12 +2,34 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass
+from typing import Any
+
 # Transient reasons, worth another try: at once in fetch, in a separate pass in download.
 TRANSIENT = ("timeout", "connection", "dns", "cut_off", "http_408", "http_429", "http_5xx")
 
 MAX_BYTES = 64 << 20  # of an image as it is fetched or found
 
 TAR_SHA256 = b"tar_sha256"  # key in the metadata of NNNNN.parquet for the hash of NNNNN.tar as it was written
+
+MOST_OF_A_HEADER = 1000  # characters that are kept
+
+
+@dataclass
+class Answer:
+    """The last answer to a URL: when it came, its status, and what it says of the image's use."""
+
+    time: float | None = None  # Unix time, seconds; None: nothing answered
+    status: int | None = None  # of HTTP
+    x_robots_tag: str | None = None
+    tdm_reservation: str | None = None
+
+    def note(self, status: int | None, headers: Any) -> None:
+        self.time, self.status = time.time(), status
+        for name in ("x_robots_tag", "tdm_reservation"):
+            values = headers.get_all(name.replace("_", "-"), []) if headers else []
+            setattr(self, name, ", ".join(map(str, values))[:MOST_OF_A_HEADER] or None)
 
 
 def reason_of(status: str, error: str | None) -> tuple[str | None, str]:

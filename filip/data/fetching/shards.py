@@ -24,7 +24,7 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
@@ -38,8 +38,10 @@ from filip.data.fetching.fetch import DEADLINE, LONGEST_WAIT, PUT_OFF, fetch
 from filip.data.fetching.forgotten import FORGOTTEN, Forgotten
 from filip.data.fetching.in_progress import CRASHED, InProgress
 from filip.data.fetching.ordered_writer import OrderedWriter
+from filip.data.fetching.outcomes import Answer
 from filip.data.fetching.revision import RETRIED
 from filip.data.lists.parquet_rows import tables
+from filip.data.remote_tars import is_there, send
 from filip.files import publish, write_json
 from filip.progress import say
 
@@ -99,6 +101,7 @@ class ShardDownloader:
     encode_format: str
     opt_outs: frozenset[str]  # directives that forbid the use of an image
     verify_sha256: bool = True  # compare with the list's hash, where it has one
+    tars: str | None = None  # folder of a bucket that takes the tars
     retried: dict[int, set[int]] = field(default_factory=dict)  # shard: rows that a later pass has
 
     def download_shard(self, row: tuple[int, str]) -> None:
@@ -115,7 +118,14 @@ class ShardDownloader:
             rows = pq.read_metadata(staging / f"{name}.parquet").num_rows
             if rows != stats["count"]:
                 raise OSError(f"{stats['count'] - rows} of {stats['count']} samples were not written")
-            for suffix in (".tar", ".index", ".parquet", "_stats.json"):
+            if self.tars is not None:
+                send(
+                    staging / f"{name}.tar",
+                    self.tars,
+                    staging / f"{name}.parquet",
+                    staging / f"{name}_stats.json",
+                )
+            for suffix in (".tar", ".index", ".answers", ".parquet", "_stats.json"):
                 publish(staging / f"{name}{suffix}", self.final_folder / f"{name}{suffix}")
             Path(row[1]).unlink(missing_ok=True)
             complete = True
@@ -133,18 +143,21 @@ class ShardDownloader:
         writer = OrderedWriter(shard, str(staging), True, SHARD_DIGITS, _schema(table), self.encode_format)
         counts: Counter[str] = Counter()
         outcomes: Counter[str] = Counter()
+        answers: list[dict[str, Any]] = []
         with closing(self._fetched(shard, [row["url"] for row in rows])) as fetched:
-            for number, data, problem in fetched:
+            for number, data, problem, answer in fetched:
                 outcome = Stored(status="failed_to_download", error_message=problem)
                 if data is not None:
                     outcome = self._stored(number, rows[number], data, progress)
                 key = f"{10**digits * shard + number:0{digits + SHARD_DIGITS}d}"
                 about = {**rows[number], "key": key, **{n: getattr(outcome, n) for n in OUTCOME.names}}
+                answers.append({"key": key, **asdict(answer)})
                 writer.write(outcome.image, key, rows[number].get("caption"), about)
                 counts[outcome.status] += 1
                 if len(outcomes) < MOST_OUTCOMES or outcome.name in outcomes:
                     outcomes[outcome.name] += 1
         writer.close()
+        _write_answers(staging / f"{shard_name(shard)}.answers", answers)
         return {
             "count": len(rows),
             "successes": counts["success"],
@@ -158,7 +171,7 @@ class ShardDownloader:
 
     def _fetched(
         self, shard: int, urls: list[str]
-    ) -> Generator[tuple[int, bytes | None, str | None], None, None]:
+    ) -> Generator[tuple[int, bytes | None, str | None, Answer], None, None]:
         """Yield (row, bytes or None, problem) as they come; URLs of busy hosts are asked for after all others."""
         skipped, forgotten = self.retried.get(shard, set()), Forgotten.load(self.final_folder)
         given_up = threading.Event()  # the rest is not asked for
@@ -175,43 +188,44 @@ class ShardDownloader:
 
         wanted = [(number, url) for number, url in enumerate(urls) if number not in skipped]
         for number in sorted(skipped):
-            yield number, None, f"{RETRIED}in a later pass"
+            yield number, None, f"{RETRIED}in a later pass", Answer()
         with ThreadPool(self.threads) as pool:
             try:
-                for number, data, problem in pool.imap_unordered(
+                for number, data, problem, answer in pool.imap_unordered(
                     partial(ask, patient=False), bounded(wanted)
                 ):
                     waiting.release()
                     if problem is not None and problem.startswith(PUT_OFF):
                         put_off.append((number, urls[number]))
                     else:
-                        yield number, data, problem
-                for number, data, problem in pool.imap_unordered(
+                        yield number, data, problem, answer
+                for number, data, problem, answer in pool.imap_unordered(
                     partial(ask, patient=True), bounded(put_off)
                 ):
                     waiting.release()
-                    yield number, data, problem
+                    yield number, data, problem, answer
             finally:
                 given_up.set()
                 waiting.release(2)  # a pool waits for its feeding thread, which may wait here
 
     def _fetch(
         self, forgotten: Forgotten, given_up: threading.Event, row: tuple[int, str], patient: bool
-    ) -> tuple[int, bytes | None, str | None]:
+    ) -> tuple[int, bytes | None, str | None, Answer]:
         number, url = row
+        answer = Answer()
         if given_up.is_set():
-            return number, None, "other: the shard was given up"
+            return number, None, "other: the shard was given up", answer
         if forgotten.refuses(url):
-            return number, None, f"{FORGOTTEN}: on request"
+            return number, None, f"{FORGOTTEN}: on request", answer
         retries = 0 if patient else self.retries  # a busy host is asked once more; then a later pass has it
         directives = set(self.opt_outs)
         _, body, problem = fetch(
-            row, self.timeout, retries, AGENT, directives, access=self.access, patient=patient
+            row, self.timeout, retries, AGENT, directives, access=self.access, patient=patient, answer=answer
         )
         data = None if body is None else body.getvalue()
         if data is not None and forgotten.refuses("", data):
-            return number, None, f"{FORGOTTEN}: on request"
-        return number, data, problem
+            return number, None, f"{FORGOTTEN}: on request", answer
+        return number, data, problem, answer
 
     def _stored(self, number: int, row: dict[str, Any], data: bytes, progress: InProgress) -> Stored:
         """Check, resize and encode an image that was fetched."""
@@ -254,6 +268,25 @@ OUTCOME = pa.schema(
         ("sha256", pa.string()),
     ]
 )
+
+
+ANSWERS = pa.schema(
+    [
+        ("key", pa.string()),
+        ("time", pa.timestamp("ms", tz="UTC")),
+        ("status", pa.int16()),
+        ("x_robots_tag", pa.string()),
+        ("tdm_reservation", pa.string()),
+    ]
+)
+
+
+def _write_answers(path: Path, answers: list[dict[str, Any]]) -> None:
+    """Write what the servers said, in a file of its own: the shard's other files do not depend on the time."""
+    rows = sorted(answers, key=lambda row: str(row["key"]))
+    for row in rows:
+        row["time"] = row["time"] and round(1000 * row["time"])
+    pq.write_table(pa.Table.from_pylist(rows, ANSWERS), path, compression="zstd")
 
 
 def _schema(listed: pa.Table) -> pa.Schema:
@@ -306,6 +339,5 @@ def _give_up(shard: int) -> None:
 
 
 def is_complete(folder: Path, shard: int) -> bool:
-    return all(
-        (folder / f"{shard_name(shard)}{suffix}").exists() for suffix in (".tar", ".parquet", "_stats.json")
-    )
+    described = (folder / f"{shard_name(shard)}{suffix}" for suffix in (".parquet", "_stats.json"))
+    return is_there(folder / f"{shard_name(shard)}.tar") and all(path.exists() for path in described)

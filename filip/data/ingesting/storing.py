@@ -26,6 +26,7 @@ from filip.data.fetching.outcomes import MAX_BYTES
 from filip.data.fetching.shards import SHARD_DIGITS
 from filip.data.lists.parquet_rows import row_group
 from filip.data.loading.shard_index import shard_index
+from filip.data.remote_tars import is_there, send
 from filip.errors import UserError
 from filip.files import digest, file_state, publish, write_json
 from filip.sets.layouts import LAYOUTS
@@ -72,7 +73,9 @@ def is_current(folder: Path, shard: int, kept: Path, card: SourceCard) -> bool:
         stats = json.loads((folder / f"{shard:05d}_stats.json").read_text())
     except (FileNotFoundError, json.JSONDecodeError):
         return False
-    complete = all((folder / f"{shard:05d}{suffix}").exists() for suffix in SUFFIXES)
+    complete = is_there(folder / f"{shard:05d}.tar") and all(
+        (folder / f"{shard:05d}{suffix}").exists() for suffix in SUFFIXES[1:]
+    )
     # rows, settings, and the files themselves: a missing one may be in its place by now
     return complete and bool(stats.get("made_from") == _identity(_rows(kept, shard), card))
 
@@ -89,8 +92,13 @@ def _identity(rows: list[Row], card: SourceCard) -> str:
     return digest([rows, files, asdict(card.image_rules), pictures])
 
 
-def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: str) -> int:
-    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker."""
+def store_shard(
+    kept: Path, shard: int, folder: Path, card: SourceCard, layout: str, tars: str | None = None
+) -> int:
+    """Make a shard from a row group of ``kept``; return how many images it was asked for. Runs in a worker.
+
+    tars: folder of a bucket to which the tar is sent.
+    """
     rows = _rows(kept, shard)
     made_from = _identity(
         rows, card
@@ -114,6 +122,9 @@ def store_shard(kept: Path, shard: int, folder: Path, card: SourceCard, layout: 
             "made_from": made_from,
         }
         write_json(staging / f"{shard:05d}_stats.json", stats)
+        if tars is not None:
+            name = f"{shard:05d}"
+            send(staging / f"{name}.tar", tars, staging / f"{name}.parquet", staging / f"{name}_stats.json")
         # remove the mark of completeness first: while a shard is replaced, none must look complete
         (folder / f"{shard:05d}_stats.json").unlink(missing_ok=True)
         for suffix in SUFFIXES:

@@ -24,7 +24,10 @@ class Source:
     manifest: str | None = option(
         None, "its manifest.json; the hash goes into the run and is compared on resume"
     )
-    pairs: int | None = option(None, "pairs in all shards, if they are streamed; local shards are counted")
+    pairs: int | None = option(
+        None,
+        "pairs in all shards, if they are streamed; default: as its manifest says. Local shards are counted",
+    )
 
 
 def is_streamed(shards: str) -> bool:

@@ -177,6 +177,10 @@ def _find_tars(source: Source) -> list[Path]:
             f"no shards: {folder} {'has no *.tar' if folder.is_dir() else 'is not a folder'}; "
             "give the folder that the download stage wrote (data.sources=[{shards: …, captions: …}])"
         )
+    if not tars[0].exists() and tars[0].is_symlink():
+        raise UserError(
+            f"{tars[0]} leads to {os.readlink(tars[0])}, and this reads local shards only: fetch them"
+        )
     if source.captions is not None and not any(Path(source.captions).glob("*.parquet")):
         raise UserError(
             f"no caption side-cars: {source.captions} has no *.parquet; give the folder that the translation "

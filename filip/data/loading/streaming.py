@@ -335,7 +335,7 @@ def build_stream_loader(
         if source.pairs is None:
             raise UserError(
                 f"data.sources: {source.shards} is streamed, and a stream cannot be counted: give the number of pairs "
-                "in all its shards, {shards: …, pairs: N}"
+                "in all its shards, {shards: …, pairs: N}, or its manifest"
             )
     if config.feature_maps is not None or data.reader_groups != 1:
         name = "feature_cache" if config.feature_maps is not None else "reader_groups"

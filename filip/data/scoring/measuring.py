@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from hydra.utils import get_method
 
 from filip.data.loading.shard_index import shard_index
+from filip.data.remote_tars import local
 from filip.data.sidecar import read_sidecar
 from filip.files import replacing
 from filip.rgb import UNDECODABLE
@@ -24,13 +25,14 @@ _scorers: list[Any] = []  # loaded once in each worker process
 
 def shard_images(tar: Path) -> Iterator[tuple[str, bytes]]:
     """Yield (key, encoded image) of every sample of a shard, in its order."""
-    index = shard_index(tar)
-    file = os.open(tar, os.O_RDONLY)
-    try:
-        for key, n in index.images().items():
-            yield key, os.pread(file, index.sizes[n], index.offsets[n])
-    finally:
-        os.close(file)
+    with local(tar) as here:
+        index = shard_index(here)
+        file = os.open(here, os.O_RDONLY)
+        try:
+            for key, n in index.images().items():
+                yield key, os.pread(file, index.sizes[n], index.offsets[n])
+        finally:
+            os.close(file)
 
 
 def perceptual_hash(image: Any) -> int:

@@ -1,0 +1,128 @@
+"""Keep the tars of a data set in a bucket (``s3://``, ``gs://``, ``hf://``), and its small files in a local folder.
+
+A finished shard is sent, and in the place of its tar stays a link to the address: ``00000.tar -> s3://…/00000.tar``. So
+every stage that reads only descriptions and captions works as it does with local tars, the few that read images fetch
+one tar at a time, and a training streams (:mod:`filip.data.loading.streaming`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import fsspec
+
+from filip.data.loading.remote_shards import PACKAGES
+from filip.errors import UserError, first_line
+from filip.files import sha256_of, write_json
+
+OWNER = "filip.json"  # in the bucket: which folder fills it
+
+
+def address(tar: Path) -> str | None:
+    """Return where the tar of a shard lies if it is in a bucket; None for a file, or if there is none."""
+    target = os.readlink(tar) if tar.is_symlink() else ""
+    return target if "://" in target else None
+
+
+def is_there(tar: Path) -> bool:
+    """Return whether a shard has a tar, here or in a bucket."""
+    return tar.exists() or address(tar) is not None
+
+
+def claim(tars: str, folder: Path) -> None:
+    """Claim a bucket's folder for the shards of ``folder``, before anything is fetched for it.
+
+    Raises UserError if it cannot be written to, or another folder's shards are sent there.
+    """
+    if "://" not in tars:
+        raise UserError(
+            f"tars={tars} is not an address of a bucket, as s3://bucket/folder; out= is the local folder"
+        )
+    owner, mine = f"{tars.rstrip('/')}/{OWNER}", f"{os.uname().nodename}:{folder}"
+    kept = folder / "_work" / "tars.json"
+    try:
+        files, path = fsspec.core.url_to_fs(owner)
+        found = files.cat_file(path).decode() if files.exists(path) else None
+        # the folder may have moved since it began to fill the bucket
+        if found is not None and found != mine and not (kept.exists() and found in kept.read_text()):
+            raise UserError(
+                f"tars={tars} is filled from {found}: give another folder of the bucket, or delete {owner}"
+            )
+        if found is None:
+            files.pipe_file(path, mine.encode())
+    except UserError:
+        raise
+    except Exception as error:
+        raise _explained(tars, error) from error
+    write_json(kept, {"tars": tars, "owner": found or mine})
+
+
+def send(tar: Path, tars: str, *more: Path) -> None:
+    """Send a finished tar, and then the files ``more``, to the bucket; a link to it takes the tar's place.
+
+    An object of a bucket appears when all of its bytes are there, so a killed worker leaves none that is cut off.
+    """
+    for path in (tar, *more):
+        url = f"{tars.rstrip('/')}/{path.name}"
+        files, place = fsspec.core.url_to_fs(url)
+        files.put_file(str(path), place)
+    tar.unlink()
+    tar.symlink_to(f"{tars.rstrip('/')}/{tar.name}")
+
+
+def size_of(tar: Path) -> int:
+    """Return the bytes of a shard's tar, here or in a bucket. Raises UserError if it is not in its bucket."""
+    url = address(tar)
+    if url is None:
+        return tar.stat().st_size
+    try:
+        files, place = fsspec.core.url_to_fs(url)
+        return int(files.info(place)["size"])
+    except Exception as error:
+        raise _explained(url, error) from error
+
+
+def hash_of(tar: Path) -> str:
+    """Return the SHA-256 of a shard's tar, as hex digits; one in a bucket is read there.
+
+    Raises UserError if the bucket has none.
+    """
+    url = address(tar)
+    if url is None:
+        return sha256_of(tar)
+    try:
+        with fsspec.open(url, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except Exception as error:
+        raise _explained(url, error) from error
+
+
+@contextmanager
+def local(tar: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Yield a file with the bytes of a shard's tar; one from a bucket is fetched into ``folder``, and removed again."""
+    url = address(tar)
+    if url is None:
+        yield tar
+        return
+    with tempfile.TemporaryDirectory(dir=folder) as scratch:
+        copy = Path(scratch) / tar.name
+        try:
+            files, place = fsspec.core.url_to_fs(url)
+            files.get_file(place, str(copy))
+        except Exception as error:
+            raise _explained(url, error) from error
+        yield copy
+
+
+def _explained(url: str, error: Exception) -> UserError:
+    if isinstance(error, ImportError):
+        package = PACKAGES.get(url.partition(":")[0], error.name or "")
+        return UserError(f"{url} needs the package {package}: pip install {package}")
+    if isinstance(error, FileNotFoundError):
+        return UserError(f"there is no {url}, or no bucket of this name")
+    return UserError(f"cannot use {url}: {type(error).__name__}: {first_line(error)}")
