@@ -26,7 +26,6 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from scipy.cluster.hierarchy import fcluster, linkage
 from torch import Tensor
 
 from filip.command import option, run_command
@@ -35,6 +34,8 @@ from filip.eval.formats import open_set
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import replacing
 from filip.index.store import About, Index
+from filip.index.tokens import pooled as tokens_pooled
+from filip.index.tokens import restored, rounded
 from filip.progress import Progress, say, track
 
 
@@ -154,9 +155,7 @@ def recall_by_bytes(
 
 
 def int8(tokens: Tensor) -> Tensor:
-    """Round to 255 levels, with one scale per token."""
-    scale = tokens.abs().amax(-1, keepdim=True) / 127
-    return (tokens / scale).round() * scale
+    return restored(rounded(tokens, "int8"))
 
 
 def kept(tokens: Tensor, count: int) -> Tensor:
@@ -167,13 +166,7 @@ def kept(tokens: Tensor, count: int) -> Tensor:
 
 
 def pooled(tokens: Tensor, count: int) -> Tensor:
-    """Return ``count`` unit means of clusters of each image's tokens; images with fewer clusters repeat some."""
-    found = torch.empty(len(tokens), count, tokens.shape[2])
-    for n, image in enumerate(tokens.numpy()):
-        label = torch.from_numpy(fcluster(linkage(image, "ward"), count, "maxclust")).long() - 1
-        sums = torch.zeros(int(label.max()) + 1, image.shape[1]).index_add_(0, label, tokens[n])
-        found[n] = F.normalize(sums, dim=-1)[torch.arange(count) % len(sums)]
-    return found.half().float()
+    return tokens_pooled(tokens, count)[0].half().float()
 
 
 def draw(rows: list[tuple[str, int, float, float, float]], path: Path) -> None:

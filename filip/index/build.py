@@ -21,7 +21,8 @@ from filip.errors import UserError
 from filip.eval.fit import WITH_A_GRID
 from filip.eval.scorer import Scorer, load_scorer
 from filip.files import digest, locked, sha256_of
-from filip.index.store import DTYPES, About, Index
+from filip.index.store import About, Index
+from filip.index.tokens import DTYPES
 from filip.progress import Progress, say
 from filip.sets.pictures import SetPictures
 
@@ -34,8 +35,9 @@ class Build:
     model: str = option(MISSING, "a .safetensors file, or any other model that the evaluation takes")
     images: str = option(MISSING, "folder of images, searched recursively; or a set with captions")
     out: str = option(MISSING, "folder of the index", writes="folder")
-    dtype: str = option(
-        "float32", "type of the stored tokens: float32, or float16 for half the bytes", choices=tuple(DTYPES)
+    dtype: str = option("int8", "type of the stored tokens: float32, float16 or int8", choices=DTYPES)
+    pool: int = option(
+        4, "average similar tokens of an image until one in so many is left; 1 = keep all", at_least=1
     )
     batch_size: int = option(64, "images encoded, and written, at a time", at_least=1)
     threads: int = option(2, "threads that decode images", at_least=1)
@@ -130,6 +132,7 @@ def _opened(config: Build, scorer: Scorer, out: Path) -> Index:
         images=str(Path(config.images).resolve()),
         tokens=config.tokens,
         fit=config.fit,
+        pool=config.pool,
     )
     if not (out / "about.json").is_file():
         return Index.create(out, about)
@@ -146,7 +149,7 @@ def _difference(old: About, new: About) -> str:
         if old.model != new.model:
             return f"was made by the model {old.model}, not {new.model}"
         return f"was made by {old.model} as it was then, and the file has changed since"
-    for key in ("image_size", "dtype", "images", "tokens", "fit"):
+    for key in ("image_size", "dtype", "pool", "images", "tokens", "fit"):
         if getattr(old, key) != getattr(new, key):
             return f"was made with {key}={getattr(old, key)}, not {getattr(new, key)}"
     return ""

@@ -42,7 +42,8 @@ def main(config: Export) -> None:
 
 def to_qdrant(index: Index, out: Path, progress: Progress) -> None:
     vectors = {"size": index.about.dim, "distance": "Dot", "multivector_config": {"comparator": "max_sim"}}
-    vectors |= {"datatype": index.about.dtype, "on_disk": True, "hnsw_config": {"m": 0}}  # exact search
+    datatype = "float32" if index.about.dtype == "float32" else "float16"
+    vectors |= {"datatype": datatype, "on_disk": True, "hnsw_config": {"m": 0}}  # exact search
     write_json(out / "collection.json", {"vectors": {TOKENS: vectors}})
 
     def lines() -> Iterator[Any]:

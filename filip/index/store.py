@@ -1,7 +1,8 @@
 """Store image tokens on disk and rank them by late interaction: a file of tokens, and an SQLite table of its images.
 
 A text's score for an image is s^T, the mean over its tokens of the largest cosine with any token of the image (equation
-5 of the paper; a pooled model has one token). Every search scores all images, exactly, with the project's own engine.
+5 of the paper; a pooled model has one token). Every search scores all images with the project's own engine; of large
+indexes in int8 it scores the best :data:`RERANKED` of a product in integers.
 
 Any number of processes may read while one writes. Tokens are appended and then entered in the table in one transaction;
 a reader sees the table as it was when it opened the index, and no token that it may read is ever overwritten. What
@@ -25,13 +26,14 @@ from torch import Tensor
 from filip.errors import UserError, first_line
 from filip.eval.scorer import Scorer, Texts
 from filip.files import naming, nothing_at, write_json
+from filip.index.tokens import DTYPES, pooled, quick_scores, restored, rounded, token_type
 
-FORMAT = 2
-DTYPES = ("float32", "float16")
+FORMAT = 3
 PATIENCE = 30.0  # seconds to wait for another process to end its transaction
 BLOCK = 64 << 20  # bytes of float32 tokens that are scored at a time
+RERANKED = 1000  # images that are scored exactly, if there are more and their tokens are int8
 TABLES = """
-CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE images (path TEXT PRIMARY KEY, stamp TEXT NOT NULL, row INTEGER NOT NULL, places BLOB) WITHOUT ROWID;
 CREATE TABLE tokens (file TEXT NOT NULL, rows INTEGER NOT NULL, an_image INTEGER NOT NULL);
 INSERT INTO tokens VALUES ('tokens-0.bin', 0, 0);
 """
@@ -42,7 +44,8 @@ class About:
     """How an index was made.
 
     weights: SHA-256 of the model's file or files, or its name if it is neither. tokens: of a pooled model, token-wise.
-    fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`.
+    fit: how pictures that are not square were made so, see :mod:`filip.eval.fit`. pool: similar tokens of an image
+    are averaged until one in so many is left.
     """
 
     model: str
@@ -54,6 +57,7 @@ class About:
     images: str
     tokens: bool = False
     fit: str = "crop"
+    pool: int = 1
     format: int = FORMAT
 
 
@@ -154,14 +158,15 @@ class Index:
             ) from error
 
     def _mapped(self) -> np.ndarray:
-        """Return the tokens on disk, ``[rows, n1, d]``."""
-        shape = (self._rows, self._an_image, self.about.dim)
-        size, needed = self._file.stat().st_size, int(np.prod(shape)) * np.dtype(self.about.dtype).itemsize
+        """Return the tokens on disk, ``[rows, n1]``, see :func:`filip.index.tokens.token_type`."""
+        shape, kind = (self._rows, self._an_image), token_type(self.about.dtype, self.about.dim)
+        size, needed = self._file.stat().st_size, int(np.prod(shape)) * kind.itemsize
         if size < needed:
             raise _damaged(self.folder, ValueError(f"{self._file.name} has {size:,} of {needed:,} bytes"))
         if not needed:
-            return np.empty(shape, self.about.dtype)
-        return np.memmap(self._file, self.about.dtype, "r", shape=shape)
+            return np.empty(shape, kind)
+        # copied where it is written to, which it never is: PyTorch warns of arrays that are read-only
+        return np.memmap(self._file, kind, "c", shape=shape)
 
     def __len__(self) -> int:
         return len(self._images)
@@ -177,18 +182,23 @@ class Index:
         return {path: stamp for path, (stamp, _) in self._images.items()}
 
     def tokens(self) -> Iterator[tuple[str, Tensor]]:
-        """Yield path and tokens [n1, d] float32 of every image."""
+        """Yield path and stored tokens [n1, d] float32 of every image."""
         for path, (_, row) in self._images.items():
-            yield path, torch.from_numpy(self._tokens[row].astype(np.float32))
+            yield path, restored(self._tokens[row])
 
     def add(self, paths: Sequence[str], stamps: Sequence[str], features: Tensor) -> None:
         """Add images, or replace those with the same path, and write them to disk.
 
         features: [n, n1, d], or [n, d] from a pooled model; unit vectors.
         """
-        values = features.float().cpu().numpy().astype(self.about.dtype)
-        if values.ndim == 2:
-            values = values[:, None]
+        features = features.float().cpu()
+        if features.ndim == 2:
+            features = features[:, None]
+        places: list[bytes | None] = [None] * len(features)
+        if self.about.pool > 1 and features.shape[1] > 1:
+            features, clusters = pooled(features, max(1, features.shape[1] // self.about.pool))
+            places = [one.tobytes() for one in clusters]
+        values = rounded(features, self.about.dtype)
         if self._rows and values.shape[1] != self._an_image:
             raise ValueError(f"{values.shape[1]} tokens an image, not {self._an_image}")
         with naming(self._file), open(self._file, "r+b") as file:
@@ -199,7 +209,8 @@ class Index:
         rows = range(self._rows, self._rows + len(values))
         with self._transaction():
             self._table.executemany(
-                "INSERT OR REPLACE INTO images VALUES (?, ?, ?)", zip(paths, stamps, rows, strict=True)
+                "INSERT OR REPLACE INTO images VALUES (?, ?, ?, ?)",
+                zip(paths, stamps, rows, places, strict=True),
             )
             self._table.execute("UPDATE tokens SET rows = ?, an_image = ?", (rows.stop, values.shape[1]))
         self._images.update(zip(paths, zip(stamps, rows, strict=True), strict=True))
@@ -239,8 +250,14 @@ class Index:
         return list(self._images)
 
     def tokens_of(self, path: str) -> Tensor:
-        """Return the tokens of one image, [n1, d] float32."""
-        return torch.from_numpy(self._tokens[self._images[path][1]].astype(np.float32))
+        """Return the tokens of one image, [n1, d] float32; pooled ones at each place that they stand for."""
+        tokens = restored(self._tokens[self._images[path][1]])
+        (places,) = self._table.execute("SELECT places FROM images WHERE path = ?", (path,)).fetchone()
+        return (
+            tokens
+            if places is None
+            else tokens[torch.from_numpy(np.frombuffer(places, np.uint16).astype(int))]
+        )
 
     def search(self, scorer: Scorer, text: str, count: int = 10) -> list[Hit]:
         """Return the ``count`` images with the largest s^T for a text, best first; equal ones by path."""
@@ -250,11 +267,19 @@ class Index:
 
     def scores(self, scorer: Scorer, texts: Texts) -> Tensor:
         """Return s^T of every image for one encoded text, float32 [images]."""
-        rows = np.array([row for _, row in self._images.values()])
+        rows = np.array([row for _, row in self._images.values()], int)
+        if self.about.dtype != "int8" or len(rows) <= RERANKED:
+            return self._exact(scorer, texts, rows)
+        scores = quick_scores(self._tokens, texts.values.float().cpu())[torch.from_numpy(rows)]
+        best = scores.topk(RERANKED).indices
+        scores[best] = self._exact(scorer, texts, rows[best.numpy()])
+        return scores
+
+    def _exact(self, scorer: Scorer, texts: Texts, rows: np.ndarray) -> Tensor:
         step = max(1, BLOCK // max(1, self._an_image * self.about.dim * 4))
         scores: list[float] = []
         for start in range(0, len(rows), step):
-            features = torch.from_numpy(self._tokens[rows[start : start + step]].astype(np.float32))
+            features = restored(self._tokens[rows[start : start + step]])
             if not self.about.token_wise:
                 features = features[:, 0]
             scores += scorer.similarity(features, texts).t2i[:, 0].tolist()

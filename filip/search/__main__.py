@@ -22,7 +22,7 @@ from filip.eval.scorer import Scorer, load_scorer
 from filip.eval.text_tokens import CHOICES
 from filip.files import nothing_at, write_json
 from filip.index.build import Build, up_to_date, weights_of
-from filip.index.store import Index
+from filip.index.store import FORMAT, Index
 from filip.progress import say
 from filip.rgb import ORIENTATION, UNDECODABLE
 from filip.search.boxes import boxes
@@ -75,7 +75,7 @@ def main(config: Search) -> None:
         index, scorer = _opened(config)
     else:
         index, scorer = _of_folder(config)
-    query = query_of(scorer, config.text, config.text_tokens)
+    query = query_of(scorer, config.text, config.text_tokens, index.about.pool)
     ranking = rank(index, scorer, query, config.without, config.text_tokens)
     hits = [
         hit for hit in ranking.hits[: config.count] if config.least is None or hit.stands_out >= config.least
@@ -134,9 +134,7 @@ def _of_folder(config: Search) -> tuple[Index, Scorer]:
     out = Path(config.index) if config.index else place_of(config, model)
     if not config.update and (out / "about.json").is_file():
         return Index.open(out), scorer
-    build = Build(
-        model, config.images, str(out), "float16", tokens=config.tokens, fit=config.fit, device=config.device
-    )
+    build = Build(model, config.images, str(out), tokens=config.tokens, fit=config.fit, device=config.device)
     try:
         up_to_date(build, scorer).close()
     except UserError as error:
@@ -150,7 +148,7 @@ def place_of(config: Search, model: str) -> Path:
     """Return the folder of the user's cache in which the index of a folder lies."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     images = Path(config.images).resolve()
-    key = json.dumps([str(images), weights_of(model), config.tokens, config.fit])
+    key = json.dumps([str(images), weights_of(model), config.tokens, config.fit, FORMAT])
     return (
         cache
         / "filip"

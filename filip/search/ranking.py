@@ -13,6 +13,7 @@ from torch import Tensor
 from filip.errors import UserError, plain
 from filip.eval.scorer import Scorer, Texts
 from filip.index.store import Index
+from filip.index.tokens import pooled
 from filip.sets.pictures import read_image
 
 ENOUGH = 20  # pictures that a mean and a deviation need
@@ -51,10 +52,11 @@ class Ranking:
         )
 
 
-def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
+def query_of(scorer: Scorer, text: str, tokens: str = "content", pool: int = 1) -> Texts:
     """Encode a query: a text, or the picture in the file of that name, whose patches then take the place of words.
 
-    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`.
+    tokens: those of a text that count, see :mod:`filip.eval.text_tokens`. pool: a picture's patches are averaged as
+    those of the index were.
     """
     file = Path(text)
     if not is_picture(text):
@@ -68,6 +70,8 @@ def query_of(scorer: Scorer, text: str, tokens: str = "content") -> Texts:
     features = scorer.encode_images(scorer.transform(image)[None]).float().cpu()
     if not scorer.token_wise:
         return Texts(features, None)
+    if pool > 1:
+        features, _ = pooled(features, max(1, features.shape[1] // pool))
     return Texts(features[0], torch.tensor([features.shape[1]]))
 
 
@@ -97,8 +101,8 @@ def rank(
     for text in without:
         unwanted = _standard(index.scores(scorer, _counting(scorer, text, tokens)))
         distance = distance - unwanted.clamp(min=0)
-    places = sorted(range(len(scores)), key=lambda n: (-float(distance[n]), index.paths[n]))
-    hits = [Ranked(index.paths[n], float(scores[n]), float(distance[n])) for n in places]
+    hits = [Ranked(*one) for one in zip(index.paths, scores.tolist(), distance.tolist(), strict=True)]
+    hits.sort(key=lambda hit: (-hit.stands_out, hit.path))
     return Ranking(hits, _surprising(len(hits)))
 
 

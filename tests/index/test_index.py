@@ -23,8 +23,9 @@ from filip.errors import UserError
 from filip.eval.scorer import load_scorer
 from filip.explore.gallery import Gallery, load_viewers
 from filip.explore.pictures import open_pictures
-from filip.index import build, export
-from filip.index.store import Index
+from filip.index import build, export, store
+from filip.index import tokens as tokens_module
+from filip.index.store import About, Index
 from filip.rgb import IMAGE_FILES
 from filip.search import __main__ as search
 from tests.eval.miniature import write_model
@@ -39,9 +40,12 @@ def write_images(folder: Path, count: int, first: int = 0) -> None:
         Image.fromarray(pixels).resize((60, 48), Image.Resampling.NEAREST).save(folder / f"photo #{n}.png")
 
 
+EXACT = ("dtype=float32", "pool=1")
+
+
 def build_index(folder: Path, model: str, *more: str) -> None:
     arguments = [f"model={model}", f"images={folder / 'photos'}", f"out={folder / 'index'}", "device=cpu"]
-    run_command(build.main, build.Build, argv=[*arguments, "batch_size=8", *more])
+    run_command(build.main, build.Build, argv=[*arguments, "batch_size=8", *EXACT, *more])
 
 
 def exact(model: str, paths: list[Path], text: str) -> list[tuple[str, float]]:
@@ -142,6 +146,54 @@ def test_half_precision_takes_half_the_bytes_and_finds_nearly_the_same(tmp_path:
     index.close()
 
 
+def test_by_default_similar_patches_are_averaged_and_rounded_and_keep_their_places(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model.safetensors", "token_wise", seed=1)
+    write_images(tmp_path / "photos", 10)
+    build_index(tmp_path, model, "dtype=int8", "pool=4")
+    index = Index.open(tmp_path / "index")
+    (path, tokens), *_ = index.tokens()
+    whole = load(model, device="cpu").encode_images([str(tmp_path / "photos" / path)])[0]
+    assert len(tokens) == len(whole) // 4
+    assert torch.allclose(tokens.norm(dim=-1), torch.ones(len(tokens)), atol=1e-5)
+    placed = index.tokens_of(path)
+    assert placed.shape == whole.shape
+    assert float((placed * whole).sum(-1).mean()) > float((tokens[0] * whole).sum(-1).mean())
+    scorer = load_scorer(model)
+    texts = scorer.encode_texts(["a lamp"])
+    by_place = torch.stack(
+        [scorer.similarity(index.tokens_of(p)[None], texts).t2i[0, 0] for p in index.paths]
+    )
+    assert torch.allclose(index.scores(scorer, texts), by_place, atol=1e-5)
+    index.close()
+
+
+def test_of_many_pictures_the_best_by_integers_are_scored_exactly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = load_scorer(write_model(tmp_path / "model.safetensors", "token_wise", seed=1))
+    texts = scorer.encode_texts(["a red dog on the beach"])
+    dim = texts.values.shape[1]
+    near = texts.values[
+        torch.randint(len(texts.values), (400, 5), generator=torch.Generator().manual_seed(0))
+    ]
+    noise = torch.randn(400, 5, dim, generator=torch.Generator().manual_seed(1))
+    tokens = torch.nn.functional.normalize(near + noise / 3, dim=-1)
+    about = About("-", "-", 32, True, dim, "int8", "-")
+    index = Index.create(tmp_path / "index", about)
+    index.add([f"{n:03}" for n in range(400)], ["-"] * 400, tokens)
+    index.remove(["007"])
+    exact = index.scores(scorer, texts)
+    found = index.search(scorer, "a red dog on the beach", 30)
+    monkeypatch.setattr(store, "RERANKED", 40)
+    monkeypatch.setattr(tokens_module, "BLOCK", 4096)
+    quick = index.scores(scorer, texts)
+    best = exact.topk(30).indices
+    assert torch.equal(quick[best], exact[best])
+    assert 0 < float((quick - exact).abs().max()) < 0.01
+    assert index.search(scorer, "a red dog on the beach", 30) == found
+    index.close()
+
+
 def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path) -> None:
     folder, _ = built
     other = write_model(tmp_path / "other.safetensors", "token_wise", seed=9)
@@ -165,8 +217,8 @@ def test_mistakes_are_told_in_a_sentence(built: tuple[Path, str], tmp_path: Path
 @pytest.mark.parametrize(
     ("file", "content"),
     [
-        ("about.json", '{"format": 2'),
-        ("about.json", '{"format": 2}'),
+        ("about.json", '{"format": 3'),
+        ("about.json", '{"format": 3}'),
         ("images.sqlite", None),
         ("images.sqlite", "no database, however long it may be" * 99),
         ("tokens-0.bin", None),
@@ -286,7 +338,9 @@ import sys
 from pathlib import Path
 from filip.index.store import Index
 last, opened = -1, 0
-while not Path(sys.argv[2]).exists():
+ended = False
+while not ended:
+    ended = Path(sys.argv[2]).exists()
     index = Index.open(sys.argv[1])
     count = sum(1 for _, tokens in index.tokens() if abs(tokens.norm(dim=-1) - 1).max() < 1e-3)
     assert count == len(index) >= last, (count, len(index), last)
@@ -345,7 +399,8 @@ import os, random, sys, threading, time
 from filip.index import build
 random.seed(int(sys.argv[4]))
 threading.Timer(random.uniform(0.0, 0.4), os.kill, (os.getpid(), 9)).start()
-build.main(build.Build(model=sys.argv[1], images=sys.argv[2], out=sys.argv[3], batch_size=1, device="cpu"))
+model, images, out = sys.argv[1:4]
+build.main(build.Build(model, images, out, dtype="float32", pool=1, batch_size=1, device="cpu"))
 """
 
 
@@ -378,7 +433,12 @@ def test_a_disk_that_is_not_there_makes_it_forget_nothing(tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"15 of the 20 images .* if a disk is missing, mount it"):
         build.main(
             build.Build(
-                model=model, images=str(tmp_path / "photos"), out=str(tmp_path / "index"), device="cpu"
+                model=model,
+                images=str(tmp_path / "photos"),
+                out=str(tmp_path / "index"),
+                dtype="float32",
+                pool=1,
+                device="cpu",
             )
         )
     (tmp_path / "unmounted").rename(tmp_path / "photos/disk")
@@ -417,7 +477,7 @@ def test_a_full_disk_is_a_sentence_and_keeps_the_index(tmp_path: Path) -> None:
     write_images(tmp_path / "photos", 6)
     build_index(tmp_path, model)
     index = Index.open(tmp_path / "index")
-    features = torch.nn.functional.normalize(torch.randn(3, *index._tokens.shape[1:]), dim=-1)
+    features = torch.nn.functional.normalize(torch.randn(3, index._an_image, index.about.dim), dim=-1)
     index._table.execute("PRAGMA max_page_count = 1")
     many = [f"{n:03}-{'x' * 900}" for n in range(3 * 40)]
     with pytest.raises(
