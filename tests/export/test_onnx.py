@@ -20,6 +20,7 @@ import filip
 from filip.errors import UserError
 from filip.eval.encoders import load_encoder
 from filip.export.__main__ import Export, export
+from filip.export.onnx_variants import write_variant
 from filip.export.standalone.filip_inputs import clean, to_pixels
 from filip.models import ModelConfig, load_model
 from tests.support.captions import UNTIDY_CAPTIONS
@@ -160,3 +161,20 @@ def test_a_folder_without_the_variant_is_told_in_a_sentence(tmp_path: Path) -> N
         load_encoder(f"onnx:{tmp_path}")
     with pytest.raises(UserError, match=r"runs on the CPU, at its own 32 px"):
         load_encoder(f"onnx:{tmp_path}", image_size=64)
+
+
+def test_int8_of_convolutions_is_as_small_as_fp16(tmp_path: Path) -> None:
+    """Their weights used to stay in float32: int8 of a convolutional stem was larger than fp16."""
+    import onnxruntime
+
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 64, 3), torch.nn.ReLU(), torch.nn.Conv2d(64, 64, 3))
+    pixels = torch.randn(1, 3, 16, 16)
+    file = tmp_path / "image.onnx"
+    torch.onnx.export(network, (pixels,), str(file), input_names=["pixels"], dynamo=False)
+    for variant in ("fp16", "int8"):
+        write_variant(file, variant, external=False)
+    sizes = {name: (tmp_path / f"image_{name}.onnx").stat().st_size for name in ("fp16", "int8")}
+    assert sizes["int8"] < 1.1 * sizes["fp16"] < 0.7 * file.stat().st_size
+    session = onnxruntime.InferenceSession(str(tmp_path / "image_int8.onnx"))
+    (found,) = session.run(None, {"pixels": pixels.numpy()})
+    assert torch.allclose(torch.from_numpy(found), network(pixels), atol=1e-2)
