@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import json
 import subprocess
 import sys
 import time
@@ -12,28 +12,37 @@ import pytest
 
 from filip.interaction import native_build
 
-_ASK = "from filip.interaction import native as n; print(n.unavailable_reason())"
+# Each environment has a process that has asked nothing before; PyTorch is imported once for all.
+_ASK = """
+import json, os, sys
+from filip.interaction import native
+for environment in json.loads(sys.argv[1]):
+    if not os.fork():
+        os.environ.update(environment)
+        print(native.unavailable_reason(), flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
 
 
-def _ask(**environment: str) -> str:
+def _ask(*environments: dict[str, str]) -> list[str]:
     process = subprocess.run(
-        [sys.executable, "-c", _ASK],
-        env={**os.environ, **environment},
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [sys.executable, "-c", _ASK, json.dumps(environments)], capture_output=True, text=True, timeout=120
     )
     assert process.returncode == 0, process.stderr
-    return process.stdout
+    return process.stdout.splitlines()
 
 
 def test_without_a_compiler_there_is_one_line_and_no_crash(tmp_path: Path) -> None:
-    reason = _ask(CXX="/nonexistent/c++", FILIP_NATIVE_CACHE=str(tmp_path))
-    assert "no C++ compiler ('/nonexistent/c++'" in reason
-    reason = _ask(PATH="", FILIP_NATIVE_CACHE=str(tmp_path))
-    assert "no C++ compiler ('c++'" in reason
-    reason = _ask(CXX="false", FILIP_NATIVE_CACHE=str(tmp_path))  # it is there, but compiles nothing
-    assert "compilation failed" in reason
+    cache = {"FILIP_NATIVE_CACHE": str(tmp_path)}
+    absent, no_path, useless = _ask(
+        {"CXX": "/nonexistent/c++", **cache},
+        {"PATH": "", **cache},
+        {"CXX": "false", **cache},  # it is there, but compiles nothing
+    )
+    assert "no C++ compiler ('/nonexistent/c++'" in absent
+    assert "no C++ compiler ('c++'" in no_path
+    assert "compilation failed" in useless
     assert not list(tmp_path.rglob("*.so")) and not list(tmp_path.rglob("build-*"))
 
 
