@@ -10,6 +10,7 @@ import re
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import Enum
+from functools import cache
 from importlib import resources
 from types import NoneType, UnionType
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -148,7 +149,7 @@ def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
     field = next((field for field in _fields(schema) if field.name == name), None)
     if field is None:
         return None
-    declared, optional = get_type_hints(schema)[name], False
+    declared, optional = _types(schema)[name], False
     if get_origin(declared) in (Union, UnionType):
         alternatives = [a for a in get_args(declared) if a is not NoneType]
         optional = NoneType in get_args(declared)
@@ -161,6 +162,12 @@ def _declared(schema: type, key: str) -> tuple[Any, bool] | None:
         known = _default(field)
         return (Any, True) if not known or rest.partition(".")[0] in known else None
     return (Any, True) if get_origin(declared) is list else None
+
+
+@cache
+def _types(schema: type) -> dict[str, Any]:
+    """Return the types of a schema's fields, which Python evaluates from their text each time that it is asked."""
+    return get_type_hints(schema)
 
 
 def _takes_new_names(schema: type, key: str) -> bool:
